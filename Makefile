@@ -1,0 +1,55 @@
+# make serve   set up and serve the bundled model at http://127.0.0.1:8000
+# make test    set up, lint, and run all tests
+# make bench   measure the running stack beside bare vLLM and an empty handler
+
+PORT ?= 8000
+STATE ?= .narrowgate
+VENV ?= .venv
+BENCH_ARGS ?=
+
+.PHONY: serve test unit integration lint bench lock clean
+.DEFAULT_GOAL := serve
+
+$(VENV)/.cpu: requirements/cpu.txt requirements/torch-cpu.txt requirements/install pyproject.toml
+	requirements/install $(VENV) requirements/cpu.txt
+	@touch $@
+
+$(VENV)/.cpu-dev: requirements/cpu-dev.txt requirements/torch-cpu.txt requirements/install pyproject.toml
+	requirements/install $(VENV) requirements/cpu-dev.txt
+	@touch $@ $(VENV)/.cpu
+
+# exec: signals sent to the recipe reach the program itself.
+serve: $(VENV)/.cpu
+	@exec $(VENV)/bin/narrowgate serve --port $(PORT) --state $(STATE)
+
+test: lint unit integration
+
+lint: $(VENV)/.cpu-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+unit: $(VENV)/.cpu-dev
+	$(VENV)/bin/pytest tests/unit
+
+integration: $(VENV)/.cpu-dev
+	$(VENV)/bin/pytest tests/integration
+
+bench: $(VENV)/.cpu
+	$(VENV)/bin/narrowgate bench --state $(STATE) $(BENCH_ARGS)
+
+# One resolution a target. Hosts are left out on purpose: indexes belong to the machine.
+UV_COMPILE = $(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
+lock:
+	test -x $(VENV)/bin/uv || requirements/install $(VENV) requirements/cpu-dev.txt
+	$(UV_COMPILE) $(addprefix --find-links ,$(shell $(VENV)/bin/python -m pip config get global.find-links 2>/dev/null)) \
+		--overrides requirements/overrides-cpu.txt --no-emit-package torch \
+		--extra cpu -o requirements/cpu.txt
+	$(UV_COMPILE) $(addprefix --find-links ,$(shell $(VENV)/bin/python -m pip config get global.find-links 2>/dev/null)) \
+		--overrides requirements/overrides-cpu.txt --no-emit-package torch --constraints requirements/cpu.txt \
+		--extra cpu --extra dev -o requirements/cpu-dev.txt
+	$(UV_COMPILE) --python-platform x86_64-manylinux_2_28 --extra gpu -o requirements/gpu.txt
+
+clean:
+	rm -rf $(VENV) $(STATE) build *.egg-info

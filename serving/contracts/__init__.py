@@ -1,0 +1,1 @@
+"""Frozen types that every package may import. Imports nothing of ours outside this package."""

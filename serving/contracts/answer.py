@@ -1,0 +1,90 @@
+"""Requests to a task and the answers to them."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """One input to one task.
+
+    source_language, target_language: ISO 639-1 codes, for translations only.
+    """
+
+    task: str
+    text: str
+    source_language: str | None = None
+    target_language: str | None = None
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Entity(_Frozen):
+    """A span of the input: `input[start:end] == text`, in Unicode code points."""
+
+    text: str
+    type: str
+    start: int = Field(ge=0)
+    end: int = Field(gt=0)
+
+
+class Translation(_Frozen):
+    """A translated text and the direction it was translated in."""
+
+    text: str
+    source_language: str
+    target_language: str
+    source_detected: bool = Field(description="the source language was detected, not given")
+
+
+Value = str | tuple[Entity, ...] | Translation
+
+
+class Usage(_Frozen):
+    """Tokens by exclusive class."""
+
+    uncached_input_tokens: int = Field(ge=0)
+    cache_read_tokens: int = Field(ge=0)
+    output_tokens: int = Field(ge=0)
+
+
+class Prediction(_Frozen):
+    """What a task read from an engine's output.
+
+    confidence: in [0, 1], raw; docs/confidence.md has the formula for each kind of task.
+    valid: the output could be read as an answer in full.
+    notes: what had to be left out of the answer and why, for people.
+    """
+
+    value: Value
+    label_probabilities: dict[str, float] | None = None
+    confidence: float = Field(ge=0.0, le=1.0)
+    valid: bool = True
+    notes: tuple[str, ...] = ()
+
+
+Route = Literal["local", "cache", "frontier"]
+
+
+class Answer(_Frozen):
+    """The answer to one input, whichever way it took."""
+
+    task: str
+    value: Value
+    label_probabilities: dict[str, float] | None
+    confidence: float = Field(ge=0.0, le=1.0, description="raw confidence")
+    calibrated_confidence: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="probability of being right, where attested"
+    )
+    valid: bool
+    notes: tuple[str, ...]
+    route: Route
+    model: str
+    usage: Usage
+    cost_usd: Decimal | None = Field(default=None, description="null where no price is configured")
+    request_id: str

@@ -1,0 +1,203 @@
+"""Every error this system raises on purpose.
+
+    NarrowgateError
+    |- InvalidRequest                the caller must change the request
+    |  |- EmptyInput
+    |  |- InputTooLong
+    |  |- UnknownLanguage
+    |  |- UnsupportedParameter
+    |  |- BodyTooLarge
+    |  `- TooManyInputs
+    |- NotFound
+    |  |- UnknownTask
+    |  `- UnknownModel
+    |- Unavailable                   a retry may help
+    |  |- QueueFull
+    |  |- ModelStarting
+    |  |- ModelUnavailable
+    |  `- ShuttingDown
+    |- DeadlineExceeded
+    |- EngineFailure                 the model ran and failed
+    `- ConfigurationError            the process must not start
+       |- InvalidSettings
+       |- InvalidTaskSpec
+       `- MaterializationFailed
+
+Each class has a `code` (stable, for programs) and says whether the same request may succeed
+later (`retryable`). The gateway holds the one table that maps classes to HTTP.
+"""
+
+from typing import Any, ClassVar, Self
+
+
+class NarrowgateError(Exception):
+    """Base of the tree.
+
+    message: what failed and the value. field: the request field or setting at fault, dotted.
+    fix: what to change. retry_after_s: seconds to wait before a retry, where known.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        fix: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.fix = fix
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions pickle by positional arguments alone; these cross Ray's process borders.
+        return (_rebuild, (type(self), self.message, self.field, self.fix, self.retry_after_s))
+
+    @classmethod
+    def _make(
+        cls, message: str, field: str | None, fix: str | None, retry_after_s: float | None
+    ) -> Self:
+        return cls(message, field=field, fix=fix, retry_after_s=retry_after_s)
+
+
+def _rebuild(
+    cls: type[NarrowgateError],
+    message: str,
+    field: str | None,
+    fix: str | None,
+    retry_after_s: float | None,
+) -> NarrowgateError:
+    return cls._make(message, field, fix, retry_after_s)
+
+
+class InvalidRequest(NarrowgateError):
+    """The request cannot be answered as it stands."""
+
+    code = "invalid_request"
+
+
+class EmptyInput(InvalidRequest):
+    """The text to work on is empty or only white space."""
+
+    code = "empty_input"
+
+
+class InputTooLong(InvalidRequest):
+    """Prompt and bounded output together do not fit the model's window."""
+
+    code = "context_length_exceeded"
+
+
+class UnknownLanguage(InvalidRequest):
+    """A language that the task does not offer, or one that could not be detected."""
+
+    code = "unknown_language"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A request field that this server refuses rather than ignores."""
+
+    code = "unsupported_parameter"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The HTTP body exceeds the configured size."""
+
+    code = "body_too_large"
+
+
+class TooManyInputs(InvalidRequest):
+    """More inputs in one request than the configured number."""
+
+    code = "too_many_inputs"
+
+
+class NotFound(NarrowgateError):
+    """The named thing does not exist here."""
+
+    code = "not_found"
+
+
+class UnknownTask(NotFound):
+    """No task of that name is configured."""
+
+    code = "unknown_task"
+
+
+class UnknownModel(NotFound):
+    """No model of that name is served."""
+
+    code = "model_not_found"
+
+
+class Unavailable(NarrowgateError):
+    """The request is fine and this server cannot take it now."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class QueueFull(Unavailable):
+    """As many requests wait as the settings allow."""
+
+    code = "queue_full"
+
+
+class ModelStarting(Unavailable):
+    """The model has not finished loading."""
+
+    code = "model_starting"
+
+
+class ModelUnavailable(Unavailable):
+    """No healthy replica of the model is left for now."""
+
+    code = "model_unavailable"
+
+
+class ShuttingDown(Unavailable):
+    """The server drains and takes no new requests."""
+
+    code = "shutting_down"
+
+
+class DeadlineExceeded(NarrowgateError):
+    """The request's time ran out before its answer was ready."""
+
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class EngineFailure(NarrowgateError):
+    """The engine accepted the work and failed on it."""
+
+    code = "engine_failure"
+
+
+class ConfigurationError(NarrowgateError):
+    """What was configured cannot be served; raised before anything starts."""
+
+    code = "configuration_error"
+
+
+class InvalidSettings(ConfigurationError):
+    """A setting is missing, out of range, or known to do harm."""
+
+    code = "invalid_settings"
+
+
+class InvalidTaskSpec(ConfigurationError):
+    """A task file does not describe a task."""
+
+    code = "invalid_task_spec"
+
+
+class MaterializationFailed(ConfigurationError):
+    """The model files could not be produced or found."""
+
+    code = "materialization_failed"

@@ -1,0 +1,226 @@
+"""The one settings model of a process: built at the entry point, frozen, passed down.
+
+Sources, the first wins: command-line flags, environment (`NARROWGATE_` and `__` between levels),
+the YAML file. Unknown keys are refused.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from serving.contracts.errors import InvalidSettings
+from serving.contracts.task_spec import Name
+
+ENV_PREFIX = "NARROWGATE_"
+BUNDLED_MODEL = "bundled:smollm2-135m-instruct"
+
+ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
+EngineArg = str | int | float | bool
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CpuAccelerator(_Frozen):
+    """The engine on the processor, through the CPU build of vLLM."""
+
+    kind: Literal["cpu"]
+    cores: int = Field(default=1, ge=1, description="CPU resources a replica reserves in Ray")
+    kv_cache_gib: int = Field(
+        default=1, ge=1, le=512, description="memory for the KV cache, GiB (VLLM_CPU_KVCACHE_SPACE)"
+    )
+
+
+class GpuAccelerator(_Frozen):
+    """The engine on NVIDIA GPUs."""
+
+    kind: Literal["gpu"]
+    type: str = Field(default="A10G", description="Ray accelerator type: A10G, L4, A100, H100, ...")
+    count: int = Field(default=1, ge=1, le=16, description="GPUs a replica (tensor parallel)")
+    memory_utilization: float = Field(
+        default=0.90, gt=0.1, le=0.98, description="share of GPU memory for weights and KV cache"
+    )
+
+
+class Replicas(_Frozen):
+    """How many replicas, and when to add one.
+
+    min == max keeps the number fixed. target_ongoing_requests: calls in progress a replica that
+    autoscaling aims at; a call carries up to `max_batch_size` inputs.
+    """
+
+    min: int = Field(default=1, ge=1, le=1000)
+    max: int = Field(default=1, ge=1, le=1000)
+    target_ongoing_requests: float = Field(default=4.0, gt=0.0)
+    max_ongoing_requests: int = Field(default=32, ge=1)
+    max_surge_percent: int = Field(
+        default=100, ge=0, le=100, description="extra replicas during a rolling update, percent"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is above max ({self.max})")
+        return self
+
+
+class ModelSettings(_Frozen):
+    """One served model; each is a deployment of its own."""
+
+    id: ModelId = Field(description="name that clients use")
+    source: str = Field(
+        description=f"local folder, hub id, or {BUNDLED_MODEL!r} (made at the first start)"
+    )
+    revision: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{40}$", description="commit of a hub id, 40 hex digits"
+    )
+    accelerator: Annotated[CpuAccelerator | GpuAccelerator, Field(discriminator="kind")]
+    replicas: Replicas = Replicas()
+    max_model_len: int = Field(default=2048, ge=256, description="window, tokens")
+    max_num_seqs: int = Field(default=64, ge=1, description="sequences in one engine step")
+    dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    max_batch_size: int = Field(
+        default=32, ge=1, le=256, description="inputs that travel to the engine in one call"
+    )
+    concurrent_batches: int = Field(
+        default=2, ge=1, le=64, description="scoring calls in flight, a gateway replica"
+    )
+    engine_args: dict[str, EngineArg] = Field(
+        default_factory=dict, description="further vLLM engine arguments; linted"
+    )
+
+
+class GatewaySettings(_Frozen):
+    """The HTTP side."""
+
+    replicas: int = Field(default=1, ge=1, le=100)
+    num_cpus: float = Field(default=0.0, ge=0.0, description="CPU resources reserved in Ray")
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
+    max_inputs: int = Field(default=256, ge=1, le=4096, description="inputs in one request")
+    max_concurrent_inputs: int = Field(
+        default=256, ge=1, description="inputs being worked on, a gateway replica"
+    )
+    max_queued_inputs: int = Field(
+        default=1024, ge=0, description="inputs waiting beyond those; more get 429"
+    )
+    request_timeout_s: float = Field(default=120.0, gt=0.0, le=3600.0)
+    drain_timeout_s: float = Field(
+        default=10.0, ge=0.0, le=600.0, description="time for requests in flight at shutdown"
+    )
+
+
+class Settings(_Frozen):
+    """Everything a serving process is told."""
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=1, le=65535)
+    state: Path = Field(default=Path(".narrowgate"), description="folder for everything written")
+    tasks_dir: Path | None = Field(default=None, description="folder with task files of your own")
+    models: tuple[ModelSettings, ...] = Field(
+        default=(
+            ModelSettings(
+                id="smollm2-135m-instruct",
+                source=BUNDLED_MODEL,
+                accelerator=CpuAccelerator(kind="cpu"),
+                engine_args={"enforce_eager": True},
+            ),
+        ),
+        min_length=1,
+    )
+    task_models: dict[Name, ModelId] = Field(
+        default_factory=dict, description="model of a task; the first model where unnamed"
+    )
+    gateway: GatewaySettings = GatewaySettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ids = [model.id for model in self.models]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"models: ids must be distinct, found {ids}")
+        for task, model in self.task_models.items():
+            if model not in ids:
+                raise ValueError(f"task_models.{task}: {model!r} is none of the models {ids}")
+        return self
+
+    def model_for(self, task: str) -> str:
+        """Return the id of the model that answers a task."""
+        return self.task_models.get(task, self.models[0].id)
+
+
+def load_settings(file: Path | None, overrides: Mapping[str, Any]) -> Settings:
+    """Return the settings of a file, the environment and the command line together.
+
+    overrides: top-level fields given on the command line; None means not given.
+    Raises InvalidSettings, which names the fields at fault.
+    """
+    if file is not None and not file.is_file():
+        raise InvalidSettings(f"no settings file at {str(file)!r}", field="config")
+    _refuse_unknown_environment()
+
+    class Sources(BaseSettings, Settings):
+        model_config = SettingsConfigDict(
+            env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                init_settings,
+                env_settings,
+                YamlConfigSettingsSource(settings_cls, yaml_file=file),
+            )
+
+    given = {key: value for key, value in overrides.items() if value is not None}
+    try:
+        return Settings.model_validate(Sources(**given).model_dump())
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+        raise InvalidSettings(
+            "settings do not hold: "
+            + "; ".join(f"{_dotted(item['loc'])}: {item['msg']}" for item in problems),
+            field=_dotted(problems[0]["loc"]),
+            fix="docs/settings.md lists every field with its unit and range",
+        ) from error
+    except yaml.YAMLError as error:
+        raise InvalidSettings(f"{str(file)!r} is not YAML: {error}", field="config") from error
+    except (TypeError, ValueError) as error:
+        # What pydantic-settings raises for a document that is a list or a scalar.
+        raise InvalidSettings(
+            f"{str(file)!r} does not hold a mapping of settings", field="config"
+        ) from error
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "settings"
+
+
+def _refuse_unknown_environment() -> None:
+    known = tuple(f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields)
+    for variable in os.environ:
+        upper = variable.upper()
+        if upper.startswith(ENV_PREFIX) and not any(
+            upper == name or upper.startswith(name + "__") for name in known
+        ):
+            raise InvalidSettings(
+                f"the environment sets {variable!r}, which is no setting",
+                field=variable,
+                fix="unset it or correct the name; levels are joined by two underscores",
+            )
