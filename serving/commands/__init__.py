@@ -1,0 +1,1 @@
+"""The subcommands of this package. One thin module each: parse, call, print."""

@@ -94,4 +94,3 @@ class EngineInfo:
     max_model_len: int
     quantization: str | None
     dtype: str
-    kernels: tuple[str, ...]

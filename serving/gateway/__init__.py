@@ -1,0 +1,1 @@
+"""The HTTP side: task endpoints, OpenAI-compatible endpoints, errors, limits, health, metrics."""

@@ -46,6 +46,4 @@ class ClassificationTask:
             for label, probability in zip(self.spec.labels, probabilities, strict=True)
         }
         best = max(named, key=named.__getitem__)
-        return Prediction(
-            value=best, label_probabilities=named, confidence=min(named[best], 1.0)
-        )
+        return Prediction(value=best, label_probabilities=named, confidence=min(named[best], 1.0))

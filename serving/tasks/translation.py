@@ -75,7 +75,9 @@ class TranslationTask:
             )
         if source not in self.spec.languages:
             raise UnknownLanguage(
-                f"no language {source!r} here", field="source_language", fix=f"use one of: {offered}"
+                f"no language {source!r} here",
+                field="source_language",
+                fix=f"use one of: {offered}",
             )
         if source == target:
             raise UnknownLanguage(

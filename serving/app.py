@@ -1,0 +1,132 @@
+"""Builds the Ray Serve application from settings: the only place that wires the parts."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import disable_created_metrics
+from ray import serve
+from ray.serve.deployment import Application
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+
+from serving.contracts.settings import Settings
+from serving.contracts.task_spec import TaskSpec
+from serving.gateway.admission import Admission
+from serving.gateway.context import GatewayContext
+from serving.gateway.http import build_http
+from serving.gateway.metrics import Metrics
+from serving.local.checkpoint import Checkpoint
+from serving.local.client import EngineClient
+from serving.local.deployment import llm_config_arguments
+from serving.pipeline import BoundTask, Stack
+from serving.tasks.prompt import CheckpointTokenizer
+from serving.tasks.task import bind
+
+# Admission is the gateway's own and says why it refuses; Serve's must not step in before it.
+_GATEWAY_MAX_ONGOING = 100_000
+
+
+class Gateway:
+    """The HTTP replica: tokenizes, plans, batches, parses. No model weights."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        specs: Mapping[str, TaskSpec],
+        checkpoints: Mapping[str, Checkpoint],
+        handles: dict[str, DeploymentHandle],
+    ) -> None:
+        _log_through_serve()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._context = _build_context(settings, specs, checkpoints, handles)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook
+        """Return the ASGI application; called by Ray Serve after the constructor."""
+        return build_http(self._context)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests from now on and return when those in progress are done.
+
+        timeout_s: the longest to wait for them.
+        """
+        await self._context.admission.drain(timeout_s)
+
+
+def build(
+    settings: Settings, specs: Mapping[str, TaskSpec], checkpoints: Mapping[str, Checkpoint]
+) -> Application:
+    """Return the application: one deployment a model, and the gateway in front of them.
+
+    settings: linted. specs: tasks by name. checkpoints: by model id.
+    """
+    # Here and not above: gateway replicas import this module and have no use for vLLM, which takes
+    # 10 s and 500 MB to import.
+    from ray.serve.llm import LLMConfig, build_llm_deployment
+
+    from serving.local.engine import EngineServer
+
+    engines: dict[str, Any] = {
+        model.id: build_llm_deployment(
+            LLMConfig(
+                **llm_config_arguments(
+                    model, checkpoints[model.id], settings.gateway.drain_timeout_s
+                )
+            ),
+            name_prefix="Engine:",
+            deployment_cls=EngineServer,
+        )
+        for model in settings.models
+    }
+    application: Application = serve.deployment(
+        name="Gateway",
+        max_ongoing_requests=_GATEWAY_MAX_ONGOING,
+        # The gateway writes its own line for each request.
+        logging_config=LoggingConfig(enable_access_log=False),
+        num_replicas=settings.gateway.replicas,
+        ray_actor_options={"num_cpus": settings.gateway.num_cpus},
+        graceful_shutdown_timeout_s=settings.gateway.drain_timeout_s,
+        graceful_shutdown_wait_loop_s=0.2,
+    )(serve.ingress()(Gateway)).bind(settings, specs, checkpoints, engines)
+    return application
+
+
+def _build_context(
+    settings: Settings,
+    specs: Mapping[str, TaskSpec],
+    checkpoints: Mapping[str, Checkpoint],
+    handles: Mapping[str, DeploymentHandle],
+) -> GatewayContext:
+    metrics = Metrics()
+    models = {model.id: model for model in settings.models}
+    engines = {
+        model_id: EngineClient(model, handles[model_id], metrics)
+        for model_id, model in models.items()
+    }
+    tokenizers = {
+        model_id: CheckpointTokenizer.load(checkpoint.source, checkpoint.revision)
+        for model_id, checkpoint in checkpoints.items()
+    }
+    tasks = {}
+    for name, spec in specs.items():
+        model = models[settings.model_for(name)]
+        task = bind(spec, tokenizers[model.id], model.max_model_len)
+        tasks[name] = BoundTask(task, engines[model.id])
+    return GatewayContext(
+        settings=settings.gateway,
+        stack=Stack(tasks, exits=metrics),
+        engines=engines,
+        admission=Admission(
+            settings.gateway.max_concurrent_inputs, settings.gateway.max_queued_inputs
+        ),
+        metrics=metrics,
+    )
+
+
+def _log_through_serve() -> None:
+    # Ray Serve's logger has the handlers: the replica's log file, with replica and request id.
+    ours = logging.getLogger("serving")
+    ours.handlers = logging.getLogger("ray.serve").handlers
+    ours.setLevel(logging.INFO)
+    ours.propagate = False

@@ -1,0 +1,156 @@
+"""Bare vLLM for comparison: the offline engine in a process of its own, driven over pipes.
+
+The parent (`BareEngine`) sends one pickled command, the child answers with seconds.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from serving.contracts.engine import EngineWork, GenerateWork, ScoreWork
+
+
+@dataclass(frozen=True, slots=True)
+class BareRun:
+    """Works to run: all at once, or one after the other."""
+
+    works: Sequence[EngineWork]
+    sequential: bool
+    # Generate one of these under a grammar instead of scoring them; for the comparison of both.
+    choices: tuple[str, ...] | None = None
+
+
+class BareEngine:
+    """The parent's side."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+
+    @classmethod
+    def start(cls, engine_kwargs: dict[str, Any], environment: dict[str, str]) -> Self:
+        """Start the child and wait until the model is loaded. Blocking, up to minutes."""
+        process = subprocess.Popen(  # our own module
+            [sys.executable, "-m", "serving.bench.bare"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
+        engine = cls(process)
+        engine._send(engine_kwargs)
+        engine._receive()
+        return engine
+
+    def run(self, run: BareRun) -> list[float]:
+        """Return seconds: one for the whole when at once, one a work when sequential."""
+        self._send(run)
+        seconds: list[float] = self._receive()
+        return seconds
+
+    def stop(self) -> None:
+        """End the child; it shuts its engine down cleanly when its input closes."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def _send(self, item: object) -> None:
+        assert self._process.stdin is not None
+        pickle.dump(item, self._process.stdin)
+        self._process.stdin.flush()
+
+    def _receive(self) -> Any:
+        assert self._process.stdout is not None
+        return pickle.load(self._process.stdout)  # noqa: S301  # from our own child
+
+
+def _child() -> None:
+    # The engine writes to standard output as it likes; answers go out on a copy.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    commands = sys.stdin.buffer
+    kwargs = pickle.load(commands)  # noqa: S301  # from our own parent
+
+    from vllm import LLM
+
+    engine = LLM(**kwargs)
+    pickle.dump(None, answers)
+    answers.flush()
+    while True:
+        try:
+            run: BareRun = pickle.load(commands)  # noqa: S301  # from our own parent
+        except EOFError:
+            break
+        pickle.dump(_timed(engine, run), answers)
+        answers.flush()
+    engine.llm_engine.engine_core.shutdown()
+
+
+def _timed(engine: Any, run: BareRun) -> list[float]:
+    requests = [pair for work in run.works for pair in _requests(work, run.choices)]
+    if not run.sequential:
+        started = time.perf_counter()
+        prompts, params = zip(*requests, strict=True)
+        engine.generate(list(prompts), list(params), use_tqdm=False)
+        return [time.perf_counter() - started]
+    seconds = []
+    for prompt, params in requests:
+        started = time.perf_counter()
+        engine.generate([prompt], [params], use_tqdm=False)
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _requests(work: EngineWork, choices: tuple[str, ...] | None) -> list[tuple[Any, Any]]:
+    """Return prompts and the very parameters that serving.local.engine uses for the work."""
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+    from vllm.sampling_params import StructuredOutputsParams
+
+    def prompt(ids: Sequence[int]) -> Any:
+        return TokensPrompt(prompt_token_ids=list(ids))
+
+    match work:
+        case ScoreWork(prompt_token_ids=ids) if choices is not None:
+            constraint = StructuredOutputsParams(choice=list(choices))
+            return [
+                (
+                    prompt(ids),
+                    SamplingParams(max_tokens=32, temperature=0.0, structured_outputs=constraint),
+                )
+            ]
+        case ScoreWork(prompt_token_ids=ids, points=points):
+            return [
+                (
+                    prompt((*ids, *point.suffix)),
+                    SamplingParams(
+                        max_tokens=1,
+                        temperature=0.0,
+                        logprob_token_ids=list(point.candidates),
+                        detokenize=False,
+                    ),
+                )
+                for point in points
+            ]
+        case GenerateWork(prompt_token_ids=ids, json_schema=schema):
+            structured = None
+            if schema is not None:
+                structured = StructuredOutputsParams(json=schema, disable_any_whitespace=True)
+            params = SamplingParams(
+                max_tokens=work.max_tokens,
+                temperature=0.0,
+                stop=list(work.stop),
+                logprobs=0,
+                structured_outputs=structured,
+            )
+            return [(prompt(ids), params)]
+
+
+if __name__ == "__main__":
+    _child()

@@ -1,0 +1,181 @@
+"""`narrowgate bench`: start the stack and bare vLLM, measure both in turn, report the ratios."""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.commands.options import add_settings_options, settings_from
+from serving.commands.progress import step
+
+if TYPE_CHECKING:
+    from serving.bench.bare import BareEngine
+    from serving.bench.plan import Cell
+    from serving.bench.report import Rounds
+    from serving.contracts.engine import EngineWork
+    from serving.contracts.settings import Settings
+    from serving.tasks.task import Task
+
+HELP = "measure the stack beside bare vLLM and an empty handler, interleaved in one run"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_settings_options(parser)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of every measurement (3)")
+    parser.add_argument("--quick", action="store_true", help="fewer clients and requests")
+    parser.add_argument("--out", type=Path, help="report (STATE/bench.json)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report. Exit status 0; figures are reported, not judged."""
+    from serving.bench import report
+    from serving.bench.plan import cells
+    from serving.commands.serve import prepare
+    from serving.lifecycle import StopRequested, local_stack, signals_raise
+
+    settings = settings_from(args)
+    prepared = prepare(settings)
+    with signals_raise():
+        try:
+            with local_stack(settings, prepared.build) as start:
+                with step("starting the stack"):
+                    url = start()
+                model = settings.models[0]
+                checkpoint = prepared.checkpoints()[model.id]
+                with step("starting bare vLLM"):
+                    bare = _start_bare(settings, checkpoint)
+                try:
+                    tasks = _tasks(settings, prepared.specs, checkpoint)
+                    plan = cells(quick=args.quick)
+                    rounds = _measure(url, bare, tasks, plan, args.rounds)
+                finally:
+                    bare.stop()
+        except StopRequested:
+            return 1
+    rows = [report.row(item) for item in rounds]
+    machine = _machine()
+    workload = {"model": model.id, "rounds": args.rounds, "prompts": "built-in tasks",
+                "inputs": "20 to 35 words, all different"}  # fmt: skip
+    document = report.as_json(rows, machine, workload)
+    out = args.out or settings.state / "bench.json"
+    out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    if args.json:
+        print(json.dumps(document))
+    else:
+        report.print_table(rows, machine, workload)
+        print(f"written to {out}", file=sys.stderr)
+    return 0
+
+
+def _start_bare(settings: "Settings", checkpoint: Any) -> "BareEngine":
+    from serving.bench.bare import BareEngine
+    from serving.local.deployment import llm_config_arguments
+
+    arguments = llm_config_arguments(settings.models[0], checkpoint, 0.0)
+    engine_kwargs = {"model": checkpoint.source, **arguments["engine_kwargs"]}
+    # An argument of the HTTP layer, which the offline engine does not have.
+    engine_kwargs.pop("enable_prompt_tokens_details")
+    return BareEngine.start(engine_kwargs, arguments["runtime_env"]["env_vars"])
+
+
+def _tasks(settings: "Settings", specs: Any, checkpoint: Any) -> dict[str, "Task"]:
+    from serving.bench.plan import TASKS
+    from serving.tasks.prompt import CheckpointTokenizer
+    from serving.tasks.task import bind
+
+    tokenizer = CheckpointTokenizer.load(checkpoint.source, checkpoint.revision)
+    window = settings.models[0].max_model_len
+    return {name: bind(specs[name], tokenizer, window) for name in TASKS}
+
+
+def _measure(
+    url: str, bare: "BareEngine", tasks: dict[str, "Task"], plan: list["Cell"], rounds: int
+) -> list["Rounds"]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from serving.bench.report import Rounds
+
+    measured = [Rounds(cell) for cell in plan]
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        total = progress.add_task("measuring", total=len(plan) * (rounds + 1))
+        # Round 0 warms caches and is not counted.
+        for number in range(rounds + 1):
+            for item in measured:
+                _one_round(url, bare, tasks, item, number)
+                progress.advance(total)
+    return measured
+
+
+def _one_round(
+    url: str, bare: "BareEngine", tasks: dict[str, "Task"], item: "Rounds", number: int
+) -> None:
+    from serving.bench.bare import BareRun
+    from serving.bench.load import run_load
+    from serving.bench.plan import SCORED_TASKS
+    from serving.bench.texts import texts
+
+    cell = item.cell
+    sequential = cell.clients == 1
+    # Each engine sees a text once, so prefix caches help both with the task's prompt alone.
+    inputs = texts(cell.requests, seed=1000 * number + cell.clients)
+    bodies = [_body(cell.task, text) for text in inputs]
+    works = [_work(tasks[cell.task], cell.task, text) for text in inputs]
+
+    stack = asyncio.run(run_load(f"{url}/v1/tasks/{cell.task}", bodies, cell.clients))
+    bare_s = bare.run(BareRun(works, sequential))
+    empty = asyncio.run(run_load(f"{url}/healthz", [None] * cell.requests, cell.clients))
+    constrained_s = None
+    if cell.task in SCORED_TASKS:
+        spec: Any = tasks[cell.task].spec
+        choices = tuple(label.verbalizer for label in spec.labels)
+        others = texts(cell.requests, seed=1000 * number + cell.clients + 500)
+        works = [_work(tasks[cell.task], cell.task, text) for text in others]
+        constrained_s = bare.run(BareRun(works, sequential, choices))
+    if number == 0:
+        return
+    item.stack.append(stack)
+    item.bare_s.append(bare_s)
+    item.empty.append(empty)
+    if constrained_s is not None:
+        item.constrained_s.append(constrained_s)
+
+
+def _body(task: str, text: str) -> dict[str, Any]:
+    if task == "translation":
+        return {"input": text, "source_language": "en", "target_language": "de"}
+    return {"input": text}
+
+
+def _work(task: "Task", name: str, text: str) -> "EngineWork":
+    from serving.contracts.answer import TaskRequest
+
+    return task.plan(TaskRequest(name, text, source_language="en", target_language="de"))
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

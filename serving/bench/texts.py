@@ -1,0 +1,28 @@
+"""Inputs for the benchmark: seeded, no two alike, so that only the task's prompt can be cached."""
+
+import random
+
+_WHO = ("The manager", "A customer", "Dr. Elena Novak", "My neighbour", "The committee",
+        "A spokesman for Brightwell Ltd", "The coach", "Our team in Porto", "Samuel Okoye",
+        "The museum in Leeds")  # fmt: skip
+_DID = ("reviewed", "praised", "cancelled", "announced", "complained about", "repaired",
+        "postponed", "recommended", "inspected", "sold")  # fmt: skip
+_WHAT = ("the new contract", "a broken dishwasher", "last night's concert", "the quarterly report",
+         "a set of garden chairs", "the bus line to Salzburg", "an old software licence",
+         "the training schedule", "two boxes of samples", "the reading lamp")  # fmt: skip
+_HOW = ("without any delay", "after a long discussion", "to everyone's surprise", "much too late",
+        "with great care", "for the second time this month", "before the holidays",
+        "in front of the whole staff", "at half the usual price", "rather reluctantly")  # fmt: skip
+
+
+def texts(count: int, seed: int) -> list[str]:
+    """Return that many distinct English texts of 20 to 35 words."""
+    rng = random.Random(seed)  # noqa: S311  # not for secrets
+    made = []
+    for number in range(count):
+        sentences = [
+            f"{rng.choice(_WHO)} {rng.choice(_DID)} {rng.choice(_WHAT)} {rng.choice(_HOW)}."
+            for _ in range(2)
+        ]
+        made.append(f"Item {seed}-{number}: " + " ".join(sentences))
+    return made

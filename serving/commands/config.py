@@ -1,0 +1,28 @@
+"""`narrowgate config`: check settings and print them in full."""
+
+import argparse
+import json
+
+from serving.commands.options import add_settings_options, settings_from
+
+HELP = "check the settings and print them with every default"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_settings_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the settings; anything that does not hold or does harm is an error."""
+    import yaml
+
+    from serving.local.linter import lint
+    from serving.tasks.catalog import load_specs
+
+    settings = settings_from(args)
+    lint(settings)
+    load_specs(settings.tasks_dir)
+    content = settings.model_dump(mode="json")
+    print(json.dumps(content) if args.json else yaml.safe_dump(content, sort_keys=False), end="")
+    return 0

@@ -1,0 +1,26 @@
+"""Arguments that several subcommands share."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from serving.contracts.settings import Settings
+
+
+def add_settings_options(parser: argparse.ArgumentParser) -> None:
+    """Add --config, --host, --port, --state and --tasks-dir."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings (YAML)")
+    parser.add_argument("--host", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (8000)")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="folder for everything written")
+    parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="folder with task files")
+
+
+def settings_from(args: argparse.Namespace) -> "Settings":
+    """Return the settings that the arguments, the environment and the file add up to."""
+    # Here and not above: `narrowgate --help` imports every subcommand and must not load pydantic.
+    from serving.contracts.settings import load_settings
+
+    names = ("host", "port", "state", "tasks_dir")
+    return load_settings(args.config, {name: getattr(args, name) for name in names})

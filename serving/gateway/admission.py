@@ -1,0 +1,108 @@
+"""How much work a gateway replica takes on at once, counted in inputs."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from serving.contracts.deadline import Deadline, deadline_exceeded
+from serving.contracts.errors import QueueFull, ShuttingDown
+
+_RATE_WINDOW_S = 10.0
+_LONGEST_RETRY_AFTER_S = 60.0
+
+
+class Admission:
+    """First come, first served; beyond the queue's bound, refused at once.
+
+    max_concurrent, max_queued: inputs worked on and inputs waiting.
+    """
+
+    def __init__(self, max_concurrent: int, max_queued: int) -> None:
+        self._max_concurrent = max_concurrent
+        self._max_queued = max_queued
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._finished: deque[tuple[float, int]] = deque()
+        self._idle = asyncio.Event()
+        self.active = 0
+        self.queued = 0
+        self.draining = False
+
+    @asynccontextmanager
+    async def admit(self, inputs: int, deadline: Deadline) -> AsyncIterator[None]:
+        """Hold room for a request of that many inputs.
+
+        Raises ShuttingDown, QueueFull with the time to wait, or DeadlineExceeded in the queue.
+        """
+        if self.draining:
+            raise ShuttingDown(
+                "this server is shutting down", fix="retry on another replica", retry_after_s=5
+            )
+        await self._enter(inputs, deadline)
+        try:
+            yield
+        finally:
+            self.active -= inputs
+            self._finished.append((time.monotonic(), inputs))
+            self._wake()
+            self._note_idle()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse whatever comes from now on; return when nothing is left or the time is up."""
+        self.draining = True
+        self._note_idle()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+
+    async def _enter(self, inputs: int, deadline: Deadline) -> None:
+        if not self._waiting and self.active + inputs <= self._max_concurrent:
+            self.active += inputs
+            return
+        if self.queued + inputs > self._max_queued:
+            raise QueueFull(
+                f"{self.queued} inputs wait already and {self._max_queued} may",
+                fix="retry after the time in Retry-After",
+                retry_after_s=self._retry_after_s(),
+            )
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((inputs, turn))
+        self.queued += inputs
+        try:
+            await asyncio.wait_for(turn, deadline.remaining_s())
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                # Admitted in the very moment of leaving: give the room back.
+                self.active -= inputs
+            else:
+                self._waiting = deque(item for item in self._waiting if item[1] is not turn)
+                self.queued -= inputs
+            self._wake()
+            self._note_idle()
+            if isinstance(error, TimeoutError):
+                raise deadline_exceeded() from error
+            raise
+
+    def _note_idle(self) -> None:
+        if self.draining and not self.active and not self.queued:
+            self._idle.set()
+
+    def _wake(self) -> None:
+        while self._waiting:
+            inputs, turn = self._waiting[0]
+            if self.active + inputs > self._max_concurrent:
+                return
+            self._waiting.popleft()
+            self.queued -= inputs
+            if not turn.done():
+                self.active += inputs
+                turn.set_result(None)
+
+    def _retry_after_s(self) -> float:
+        now = time.monotonic()
+        while self._finished and self._finished[0][0] < now - _RATE_WINDOW_S:
+            self._finished.popleft()
+        rate = sum(inputs for _, inputs in self._finished) / _RATE_WINDOW_S
+        if rate == 0.0:
+            return _RATE_WINDOW_S
+        return min(_LONGEST_RETRY_AFTER_S, max(1.0, self.queued / rate))

@@ -1,0 +1,130 @@
+"""The one table from errors to HTTP, and the OpenAI error shape."""
+
+import math
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from serving.contracts import errors
+
+STATUS: dict[type[errors.NarrowgateError], int] = {
+    errors.NarrowgateError: 500,
+    errors.InvalidRequest: 400,
+    errors.EmptyInput: 400,
+    errors.InputTooLong: 400,
+    errors.UnknownLanguage: 400,
+    errors.UnsupportedParameter: 400,
+    errors.BodyTooLarge: 413,
+    errors.TooManyInputs: 413,
+    errors.NotFound: 404,
+    errors.UnknownTask: 404,
+    errors.UnknownModel: 404,
+    errors.Unavailable: 503,
+    errors.QueueFull: 429,
+    errors.ModelStarting: 503,
+    errors.ModelUnavailable: 503,
+    errors.ShuttingDown: 503,
+    errors.DeadlineExceeded: 504,
+    errors.EngineFailure: 500,
+    errors.ConfigurationError: 500,
+    errors.InvalidSettings: 500,
+    errors.InvalidTaskSpec: 500,
+    errors.MaterializationFailed: 500,
+}
+
+# The names that OpenAI's API gives its error types.
+_TYPES = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def status_of(error: errors.NarrowgateError) -> int:
+    """Return the HTTP status of an error."""
+    return STATUS[type(error)]
+
+
+def error_body(error: errors.NarrowgateError) -> dict[str, Any]:
+    """Return the inner error object: message, type, param, code, fix."""
+    status = status_of(error)
+    return {
+        "message": error.message,
+        "type": _type(status),
+        "param": error.field,
+        "code": error.code,
+        "fix": error.fix,
+    }
+
+
+def error_response(error: errors.NarrowgateError) -> Response:
+    """Return the whole HTTP response for an error."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    return JSONResponse({"error": error_body(error)}, status_of(error), headers)
+
+
+async def on_narrowgate_error(request: Request, exc: Exception) -> Response:
+    """Answer an error of our own tree."""
+    assert isinstance(exc, errors.NarrowgateError)
+    return error_response(exc)
+
+
+async def on_validation_error(request: Request, exc: Exception) -> Response:
+    """Answer a body that does not have the documented shape."""
+    assert isinstance(exc, RequestValidationError)
+    problem = exc.errors()[0]
+    place = [str(part) for part in problem["loc"] if part != "body"]
+    if problem["type"] == "json_invalid":
+        return error_response(
+            errors.InvalidRequest(
+                f"the body is not JSON: {problem['ctx']['error']} at character {place[0]}",
+                fix="send a JSON object",
+            )
+        )
+    field = ".".join(place) or None
+    return error_response(
+        errors.InvalidRequest(
+            problem["msg"] if field is None else f"{field}: {problem['msg']}",
+            field=field,
+            fix="/docs shows the shape of every request",
+        )
+    )
+
+
+async def on_http_exception(request: Request, exc: Exception) -> Response:
+    """Answer what the framework itself refuses: unknown paths, methods, unreadable bodies."""
+    assert isinstance(exc, HTTPException)
+    if exc.status_code == 400:
+        # FastAPI raises this one for a body that is not text, or nested beyond reason.
+        return error_response(
+            errors.InvalidRequest(
+                "the body cannot be read as JSON in UTF-8", fix="send a JSON object in UTF-8"
+            )
+        )
+    body = {
+        "message": f"{request.method} {request.url.path}: {exc.detail}",
+        "type": _type(exc.status_code),
+        "param": None,
+        "code": {404: "not_found", 405: "method_not_allowed"}.get(
+            exc.status_code, "invalid_request"
+        ),
+        "fix": "/docs lists every path and method",
+    }
+    return JSONResponse({"error": body}, exc.status_code, exc.headers)
+
+
+async def on_unexpected_error(request: Request, exc: Exception) -> Response:
+    """Answer a bug: the client learns the request id and nothing else; the log has the trace."""
+    body = {
+        "message": "internal error; the request id leads to the log entry",
+        "type": _type(500),
+        "param": None,
+        "code": "internal_error",
+        "fix": None,
+    }
+    return JSONResponse({"error": body}, 500)
+
+
+def _type(status: int) -> str:
+    return _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")

@@ -1,0 +1,72 @@
+"""/healthz, /readyz and /metrics."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from serving.contracts.errors import NarrowgateError
+from serving.gateway.context import Context
+
+router = APIRouter(tags=["operations"])
+
+_SCRAPE_TIMEOUT_S = 2.0
+_EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """Say that this process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(context: Context) -> Response:
+    """Say whether every model is loaded: 200, or 503 with what is missing."""
+    models: dict[str, Any] = {}
+    for model_id, engine in context.engines.items():
+        info = engine.health.info
+        models[model_id] = {
+            "state": engine.health.state,
+            "engine": f"{info.engine} {info.engine_version}" if info else None,
+            "max_model_len": info.max_model_len if info else None,
+            "quantization": info.quantization if info else None,
+            "dtype": info.dtype if info else None,
+            "tasks": sorted(
+                name
+                for name, bound in context.stack.tasks.items()
+                if bound.engine.model_id == model_id
+            ),
+        }
+    ready = not context.admission.draining and all(
+        model["state"] == "ready" for model in models.values()
+    )
+    status = "draining" if context.admission.draining else "ready" if ready else "not_ready"
+    headers = {} if ready else {"retry-after": "5"}
+    return JSONResponse({"status": status, "models": models}, 200 if ready else 503, headers)
+
+
+@router.get("/metrics")
+async def metrics(context: Context) -> Response:
+    """Return this gateway replica's metrics, and those of one replica of each engine."""
+    context.metrics.active.set(context.admission.active)
+    context.metrics.queued.labels("admission").set(context.admission.queued)
+    for model_id, engine in context.engines.items():
+        context.metrics.ready.labels(model_id).set(engine.health.state == "ready")
+        context.metrics.queued.labels(f"scoring:{model_id}").set(engine.queue_depth)
+    texts = await asyncio.gather(*(_engine_metrics(context, name) for name in context.engines))
+    engines = {name: text for name, text in zip(context.engines, texts, strict=True) if text}
+    return Response(context.metrics.exposition(engines), media_type=_EXPOSITION_TYPE)
+
+
+async def _engine_metrics(context: Context, model_id: str) -> str | None:
+    engine = context.engines[model_id]
+    if engine.health.state != "ready":
+        return None
+    try:
+        return await engine.metrics(_SCRAPE_TIMEOUT_S)
+    except NarrowgateError:
+        # Metrics are an optional part: a scrape without the engine's is better than none.
+        context.metrics.scrape_failed(model_id)
+        return None

@@ -1,0 +1,50 @@
+"""The ASGI application."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from serving.contracts.errors import NarrowgateError
+from serving.gateway import errors, health_api, openai_api, tasks_api
+from serving.gateway.context import GatewayContext
+from serving.gateway.middleware import BodyLimit, RequestScope
+
+
+def build_http(context: GatewayContext) -> FastAPI:
+    """Return the application; its lifespan watches the engines' health."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            watches = [
+                group.create_task(engine.health.watch()) for engine in context.engines.values()
+            ]
+            yield
+            for watch in watches:
+                watch.cancel()
+
+    app = FastAPI(
+        title="narrowgate",
+        summary="Narrow NLP tasks on local models",
+        lifespan=lifespan,
+        middleware=[
+            Middleware(RequestScope, finished=context.metrics.http_finished),
+            Middleware(BodyLimit, max_body_bytes=context.settings.max_body_bytes),
+        ],
+        exception_handlers={
+            NarrowgateError: errors.on_narrowgate_error,
+            RequestValidationError: errors.on_validation_error,
+            HTTPException: errors.on_http_exception,
+            Exception: errors.on_unexpected_error,
+        },
+    )
+    app.state.context = context
+    app.include_router(tasks_api.router)
+    app.include_router(openai_api.router)
+    app.include_router(health_api.router)
+    return app

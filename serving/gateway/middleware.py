@@ -1,0 +1,124 @@
+"""What every HTTP request passes: an id, a route header, one log line, a bound on its body."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.contracts.errors import BodyTooLarge
+from serving.gateway.errors import error_response
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID = "x-request-id"
+ROUTE = "x-narrowgate-route"
+
+_LOGGED_ID_CHARS = 128
+
+Finished = Callable[[str, str, int, float], None]
+
+
+class RequestScope:
+    """Gives each request an id, and reports it when its last byte is out or its client is gone.
+
+    finished: told the path template, method, status and seconds. A client that hung up before
+    the response began has status 499.
+    """
+
+    def __init__(self, app: ASGIApp, finished: Finished) -> None:
+        self._app = app
+        self._finished = finished
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # Ray Serve takes the id from the request or makes one, and puts it on the response.
+        request_id = Headers(scope=scope).get(REQUEST_ID) or uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = time.monotonic()
+        status = 499
+
+        async def send_with_route(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.setdefault(ROUTE, "none")
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_route)
+        finally:
+            elapsed_s = time.monotonic() - started
+            route = scope.get("route")
+            endpoint = getattr(route, "path", "unmatched")
+            self._finished(endpoint, scope["method"], status, elapsed_s)
+            logger.info(
+                "request_finished id=%s endpoint=%s method=%s status=%d seconds=%.4f",
+                request_id[:_LOGGED_ID_CHARS],
+                endpoint,
+                scope["method"],
+                status,
+                elapsed_s,
+            )
+
+
+class BodyLimit:
+    """Refuses a body over the bound, by its declared length or as it arrives."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._max_body_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        received = 0
+        started = False
+
+        async def receive_bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._max_body_bytes:
+                    raise _BodyOverflow
+            return message
+
+        async def send_tracked(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive_bounded, send_tracked)
+        except _BodyOverflow:
+            if started:
+                raise
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = error_response(
+            BodyTooLarge(
+                f"the body exceeds {self._max_body_bytes} bytes",
+                fix="send fewer or shorter inputs, or raise gateway.max_body_bytes",
+            )
+        )
+        # What is left of the body is not read: the connection cannot be used again.
+        response.headers["connection"] = "close"
+        await response(scope, receive, send)
+
+
+class _BodyOverflow(Exception):  # a signal between two functions of this module
+    pass

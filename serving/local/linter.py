@@ -1,0 +1,152 @@
+"""Settings that are valid and known to do harm, refused with the reason before anything starts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from serving.contracts.errors import InvalidSettings
+from serving.contracts.settings import (
+    BUNDLED_MODEL,
+    CpuAccelerator,
+    ModelSettings,
+    Settings,
+)
+
+# engine argument -> why it is not the user's to set
+_OWNED_ARGUMENTS = {
+    "model": "it comes from models.source",
+    "served_model_name": "it comes from models.id",
+    "tokenizer": "the gateway tokenizes with the checkpoint's own tokenizer",
+    "revision": "it comes from models.revision",
+    "tokenizer_revision": "it comes from models.revision",
+    "max_model_len": "it comes from models.max_model_len",
+    "max_num_seqs": "it comes from models.max_num_seqs",
+    "dtype": "it comes from models.dtype",
+    "tensor_parallel_size": "it comes from models.accelerator.count",
+    "gpu_memory_utilization": "it comes from models.accelerator.memory_utilization",
+    "logprobs_mode": "confidences are computed from raw log-probabilities",
+    "max_logprobs": "it must cover the largest label set",
+    "generation_config": "a checkpoint's sampling defaults must not change greedy decoding",
+    "quantization": "the method is found in the checkpoint; another one would serve other weights",
+    "enable_prefix_caching": "on classification it is worth more than any quantization",
+    "disable_log_stats": "/metrics and /readyz read the engine's statistics",
+    "trust_remote_code": "it runs code from the checkpoint",
+    "enable_log_requests": "it writes prompts into the log",
+    "enable_prompt_embeds": "it lets clients send tensors to the engine",
+    "distributed_executor_backend": "ray.serve.llm sets it",
+}
+
+_LARGEST_SENSIBLE_ONGOING = 4096
+
+
+def lint(settings: Settings) -> None:
+    """Raise InvalidSettings for the first setting that is known to do harm, with the reason."""
+    for problem in problems(settings):
+        raise problem
+
+
+def problems(settings: Settings) -> Iterator[InvalidSettings]:
+    """Yield everything that is wrong with the settings, in the order of the file."""
+    for index, model in enumerate(settings.models):
+        where = f"models.{index}"
+        yield from _source(where, model)
+        yield from _scaling(where, model)
+        yield from _engine(where, model)
+        yield from _memory(where, model)
+    yield from _gateway(settings)
+
+
+def _source(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:
+    local = model.source == BUNDLED_MODEL or Path(model.source).expanduser().is_dir()
+    looks_like_path = model.source.startswith((".", "/", "~")) or model.source.count("/") != 1
+    if local:
+        if model.revision is not None:
+            yield InvalidSettings(
+                f"{model.source!r} is local and has no revision",
+                field=f"{where}.revision",
+                fix="remove it",
+            )
+    elif looks_like_path:
+        yield InvalidSettings(
+            f"{model.source!r} is neither a folder nor a hub id",
+            field=f"{where}.source",
+            fix=f"name a folder with a checkpoint, an owner/name on the hub, or {BUNDLED_MODEL}",
+        )
+    elif model.revision is None:
+        yield InvalidSettings(
+            f"hub id {model.source!r} has no revision: what it serves could change under you",
+            field=f"{where}.revision",
+            fix="pin the commit, 40 hex digits",
+        )
+
+
+def _scaling(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:
+    replicas = model.replicas
+    if replicas.max_ongoing_requests > _LARGEST_SENSIBLE_ONGOING:
+        yield InvalidSettings(
+            f"max_ongoing_requests is {replicas.max_ongoing_requests}: a replica would never push "
+            "back and its queue would grow until requests time out",
+            field=f"{where}.replicas.max_ongoing_requests",
+            fix=f"use at most {_LARGEST_SENSIBLE_ONGOING}",
+        )
+    if replicas.target_ongoing_requests >= replicas.max_ongoing_requests:
+        yield InvalidSettings(
+            f"target_ongoing_requests ({replicas.target_ongoing_requests}) is not below "
+            f"max_ongoing_requests ({replicas.max_ongoing_requests}): autoscaling would never act",
+            field=f"{where}.replicas.target_ongoing_requests",
+            fix="use a third of max_ongoing_requests or less",
+        )
+    if replicas.min == 1 and replicas.max_surge_percent == 0:
+        yield InvalidSettings(
+            "max_surge_percent is 0 with one replica: every update would be an outage",
+            field=f"{where}.replicas.max_surge_percent",
+            fix="use 100, and a machine with room for a second replica during updates",
+        )
+    if model.concurrent_batches > replicas.max_ongoing_requests:
+        yield InvalidSettings(
+            f"concurrent_batches ({model.concurrent_batches}) is above max_ongoing_requests "
+            f"({replicas.max_ongoing_requests}): batches would wait where they cannot be retried",
+            field=f"{where}.concurrent_batches",
+            fix="lower concurrent_batches",
+        )
+
+
+def _engine(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:
+    for name in model.engine_args:
+        if name in _OWNED_ARGUMENTS:
+            yield InvalidSettings(
+                f"engine argument {name!r} is not yours to set: {_OWNED_ARGUMENTS[name]}",
+                field=f"{where}.engine_args.{name}",
+                fix="remove it",
+            )
+    if isinstance(model.accelerator, CpuAccelerator) and model.dtype == "float16":
+        yield InvalidSettings(
+            "float16 on a processor is emulated and slow",
+            field=f"{where}.dtype",
+            fix="use bfloat16 or auto",
+        )
+
+
+def _memory(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:
+    if not isinstance(model.accelerator, CpuAccelerator):
+        return
+    total_gib = psutil.virtual_memory().total / 2**30
+    wanted = model.accelerator.kv_cache_gib * model.replicas.max
+    if wanted > total_gib / 2:
+        yield InvalidSettings(
+            f"the KV caches take {wanted} GiB and this machine has {total_gib:.0f} GiB in all",
+            field=f"{where}.accelerator.kv_cache_gib",
+            fix="lower kv_cache_gib or the number of replicas",
+        )
+
+
+def _gateway(settings: Settings) -> Iterator[InvalidSettings]:
+    gateway = settings.gateway
+    if gateway.max_inputs > gateway.max_concurrent_inputs:
+        yield InvalidSettings(
+            f"max_inputs ({gateway.max_inputs}) is above max_concurrent_inputs "
+            f"({gateway.max_concurrent_inputs}): the largest request could never start",
+            field="gateway.max_concurrent_inputs",
+            fix="raise it to max_inputs or more",
+        )

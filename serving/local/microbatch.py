@@ -1,0 +1,125 @@
+"""Gathers waiting inputs so that many travel to the engine in one call.
+
+No timer: a batch leaves as soon as fewer than `concurrent_batches` are under way, with everything
+that waits by then. One client alone waits for nobody; many clients fill the batches by themselves.
+"""
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from serving.contracts.deadline import Deadline, deadline_exceeded
+from serving.contracts.engine import ScoreOutput, ScoreWork
+from serving.contracts.errors import NarrowgateError
+
+Send = Callable[[Sequence[ScoreWork], Deadline], Awaitable[Sequence[ScoreOutput | NarrowgateError]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    work: ScoreWork
+    deadline: Deadline
+    result: asyncio.Future[ScoreOutput]
+
+
+class MicroBatcher:
+    """Sends works in batches and hands each submitter its own result.
+
+    send: delivers a batch and returns outputs in its order.
+    max_batch_size: works in one batch. concurrent_batches: batches under way at once.
+    observe: told the size of each batch that leaves.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        *,
+        max_batch_size: int,
+        concurrent_batches: int,
+        observe: Callable[[int], None],
+    ) -> None:
+        self._send = send
+        self._max_batch_size = max_batch_size
+        self._free_slots = concurrent_batches
+        self._observe = observe
+        self._waiting: deque[_Waiting] = deque()
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    @property
+    def depth(self) -> int:
+        """Return how many works wait for a batch."""
+        return len(self._waiting)
+
+    async def submit(self, work: ScoreWork, deadline: Deadline) -> ScoreOutput:
+        """Return the output of a work.
+
+        Cancelling the caller takes the work out of the queue; a batch that nobody waits for any
+        more is cancelled as a whole. Raises DeadlineExceeded and whatever the engine reports.
+        """
+        result: asyncio.Future[ScoreOutput] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(work, deadline, result))
+        self._dispatch()
+        try:
+            return await asyncio.wait_for(result, deadline.remaining_s())
+        except TimeoutError as error:
+            raise deadline_exceeded() from error
+
+    def _dispatch(self) -> None:
+        while self._free_slots > 0 and (batch := self._next_batch()):
+            self._free_slots -= 1
+            # An empty context: Ray Serve cancels the calls made in the context of an HTTP request
+            # when its client hangs up, and this batch belongs to other clients too.
+            task = asyncio.get_running_loop().create_task(
+                self._deliver(batch), context=contextvars.Context()
+            )
+            self._under_way.add(task)
+            task.add_done_callback(self._delivered)
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        while self._waiting and len(batch) < self._max_batch_size:
+            waiting = self._waiting.popleft()
+            if not waiting.result.done():
+                batch.append(waiting)
+        return batch
+
+    def _delivered(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self._free_slots += 1
+        self._dispatch()
+
+    async def _deliver(self, batch: list[_Waiting]) -> None:
+        self._observe(len(batch))
+        latest = Deadline(max(waiting.deadline.at_s for waiting in batch))
+        sending = asyncio.ensure_future(self._send([w.work for w in batch], latest))
+        left = len(batch)
+
+        def on_done(_: asyncio.Future[ScoreOutput]) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                sending.cancel()
+
+        for waiting in batch:
+            waiting.result.add_done_callback(on_done)
+        try:
+            for waiting, output in zip(batch, await sending, strict=True):
+                _settle(waiting.result, output)
+        except NarrowgateError as error:
+            for waiting in batch:
+                _settle(waiting.result, error)
+        finally:
+            # Nobody may wait for ever, whatever went wrong above.
+            for waiting in batch:
+                waiting.result.cancel()
+
+
+def _settle(result: asyncio.Future[ScoreOutput], output: ScoreOutput | NarrowgateError) -> None:
+    if result.done():
+        return
+    if isinstance(output, NarrowgateError):
+        result.set_exception(output)
+    else:
+        result.set_result(output)
