@@ -69,19 +69,27 @@ class Admission:
         self._waiting.append((inputs, turn))
         self.queued += inputs
         try:
-            await asyncio.wait_for(turn, deadline.remaining_s())
+            # Not wait_for, which in Python 3.11 can swallow a cancellation.
+            async with asyncio.timeout(deadline.remaining_s()):
+                await turn
         except BaseException as error:
-            if turn.done() and not turn.cancelled():
+            if turn.cancelled():
+                self._forget(turn)
+            else:
                 # Admitted in the very moment of leaving: give the room back.
                 self.active -= inputs
-            else:
-                self._waiting = deque(item for item in self._waiting if item[1] is not turn)
-                self.queued -= inputs
             self._wake()
             self._note_idle()
             if isinstance(error, TimeoutError):
                 raise deadline_exceeded() from error
             raise
+
+    def _forget(self, turn: asyncio.Future[None]) -> None:
+        for item in self._waiting:
+            if item[1] is turn:
+                self._waiting.remove(item)
+                self.queued -= item[0]
+                return
 
     def _note_idle(self) -> None:
         if self.draining and not self.active and not self.queued:
@@ -90,13 +98,13 @@ class Admission:
     def _wake(self) -> None:
         while self._waiting:
             inputs, turn = self._waiting[0]
-            if self.active + inputs > self._max_concurrent:
-                return
-            self._waiting.popleft()
-            self.queued -= inputs
-            if not turn.done():
+            if not turn.cancelled():
+                if self.active + inputs > self._max_concurrent:
+                    return
                 self.active += inputs
                 turn.set_result(None)
+            self._waiting.popleft()
+            self.queued -= inputs
 
     def _retry_after_s(self) -> float:
         now = time.monotonic()

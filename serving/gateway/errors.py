@@ -102,6 +102,8 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
                 "the body cannot be read as JSON in UTF-8", fix="send a JSON object in UTF-8"
             )
         )
+    if exc.status_code == 413:
+        return error_response(body_too_large(exc.detail))
     body = {
         "message": f"{request.method} {request.url.path}: {exc.detail}",
         "type": _type(exc.status_code),
@@ -112,6 +114,13 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
         "fix": "/docs lists every path and method",
     }
     return JSONResponse({"error": body}, exc.status_code, exc.headers)
+
+
+def body_too_large(message: str) -> errors.BodyTooLarge:
+    """Return the error of a body over the configured size."""
+    return errors.BodyTooLarge(
+        message, fix="send fewer or shorter inputs, or raise gateway.max_body_bytes"
+    )
 
 
 async def on_unexpected_error(request: Request, exc: Exception) -> Response:

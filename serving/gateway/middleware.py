@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.contracts.errors import BodyTooLarge
-from serving.gateway.errors import error_response
+from serving.gateway.errors import body_too_large, error_response
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class BodyLimit:
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._message = f"the body exceeds {max_body_bytes} bytes"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -85,7 +86,6 @@ class BodyLimit:
             await self._refuse(scope, receive, send)
             return
         received = 0
-        started = False
 
         async def receive_bounded() -> Message:
             nonlocal received
@@ -93,32 +93,14 @@ class BodyLimit:
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > self._max_body_bytes:
-                    raise _BodyOverflow
+                    # The one kind of error that FastAPI lets through while it reads a body.
+                    raise HTTPException(413, self._message)
             return message
 
-        async def send_tracked(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive_bounded, send_tracked)
-        except _BodyOverflow:
-            if started:
-                raise
-            await self._refuse(scope, receive, send)
+        await self._app(scope, receive_bounded, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = error_response(
-            BodyTooLarge(
-                f"the body exceeds {self._max_body_bytes} bytes",
-                fix="send fewer or shorter inputs, or raise gateway.max_body_bytes",
-            )
-        )
+        response = error_response(body_too_large(self._message))
         # What is left of the body is not read: the connection cannot be used again.
         response.headers["connection"] = "close"
         await response(scope, receive, send)
-
-
-class _BodyOverflow(Exception):  # a signal between two functions of this module
-    pass

@@ -8,6 +8,7 @@ must be kept apart. They are rare; scoring goes on as soon as the last of them h
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,7 +22,7 @@ class ExclusiveKinds:
     def __init__(self) -> None:
         self._kind: str | None = None
         self._holders = 0
-        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
     async def hold(self, kind: str) -> AsyncIterator[None]:
@@ -42,11 +43,11 @@ class ExclusiveKinds:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._leave()
-            else:
-                self._waiting = [waiter for waiter in self._waiting if waiter[1] is not turn]
+            if turn.cancelled():
                 self._admit()
+            else:
+                # Admitted in the very moment of being cancelled.
+                self._leave()
             raise
 
     def _leave(self) -> None:
@@ -56,8 +57,14 @@ class ExclusiveKinds:
             self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._kind in (None, self._waiting[0][0]):
-            kind, turn = self._waiting.pop(0)
-            self._kind = kind
-            self._holders += 1
-            turn.set_result(None)
+        while self._waiting:
+            kind, turn = self._waiting[0]
+            if turn.cancelled():
+                self._waiting.popleft()
+            elif self._kind in (None, kind):
+                self._waiting.popleft()
+                self._kind = kind
+                self._holders += 1
+                turn.set_result(None)
+            else:
+                return

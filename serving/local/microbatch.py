@@ -62,7 +62,8 @@ class MicroBatcher:
         self._waiting.append(_Waiting(work, deadline, result))
         self._dispatch()
         try:
-            return await asyncio.wait_for(result, deadline.remaining_s())
+            async with asyncio.timeout(deadline.remaining_s()):
+                return await result
         except TimeoutError as error:
             raise deadline_exceeded() from error
 

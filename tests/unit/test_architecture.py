@@ -1,0 +1,55 @@
+"""The import direction of DESIGN: inward, and nothing online imports the offline packages."""
+
+import grimp
+import pytest
+
+# Who may import whom inside `serving`; every package may import contracts and itself.
+ALLOWED = {
+    "contracts": set(),
+    "tasks": set(),
+    "local": {"tasks"},
+    "pipeline": {"tasks"},
+    "gateway": {"tasks", "local", "pipeline"},
+    "app": {"tasks", "local", "pipeline", "gateway"},
+    "lifecycle": set(),
+    "commands": {"tasks", "local", "app", "lifecycle"},
+    "bench": {"tasks", "local", "commands", "lifecycle"},
+    "cli": set(),
+}
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("serving")
+
+
+def _part(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_part_of_serving_is_covered(graph: grimp.ImportGraph) -> None:
+    parts = {_part(module) for module in graph.modules} - {""}
+    assert parts == set(ALLOWED)
+
+
+def test_imports_point_inward(graph: grimp.ImportGraph) -> None:
+    wrong = [
+        f"{module} imports {imported}"
+        for module in graph.modules
+        for imported in graph.find_modules_directly_imported_by(module)
+        if _part(imported) not in ALLOWED.get(_part(module), set()) | {_part(module), "contracts"}
+    ]
+    assert wrong == []
+
+
+def test_serving_does_not_import_the_offline_packages() -> None:
+    graph = grimp.build_graph("serving", include_external_packages=True)
+    assert not graph.modules & {"quantize", "evals"}
+
+
+def test_tasks_are_pure(graph: grimp.ImportGraph) -> None:
+    full = grimp.build_graph("serving", include_external_packages=True)
+    for module in full.modules:
+        if module.startswith(("serving.tasks", "serving.contracts")):
+            imported = full.find_modules_directly_imported_by(module)
+            assert not imported & {"ray", "vllm", "torch", "fastapi", "httpx"}, module

@@ -1,0 +1,44 @@
+"""Where model files are: folders, pinned hub ids, finished and unfinished copies."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serving.contracts.errors import InvalidSettings
+from serving.contracts.settings import ModelSettings
+from serving.local.checkpoint import Checkpoint, is_materialized, locate
+
+
+def model(source: str, revision: str | None = None) -> ModelSettings:
+    return ModelSettings.model_validate(
+        {"id": "m", "source": source, "revision": revision, "accelerator": {"kind": "cpu"}}
+    )
+
+
+def test_a_folder_is_taken_with_the_quantization_it_names(tmp_path: Path) -> None:
+    config = {"quantization_config": {"quant_method": "compressed-tensors"}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    found = locate(model(str(tmp_path)), tmp_path)
+    assert found == Checkpoint(str(tmp_path), None, "compressed-tensors")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    assert locate(model(str(tmp_path)), tmp_path).quantization is None
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"no config\.json"):
+        locate(model(str(tmp_path)), tmp_path)
+
+
+def test_a_hub_id_keeps_its_revision(tmp_path: Path) -> None:
+    found = locate(model("owner/name", "b" * 40), tmp_path)
+    assert found == Checkpoint("owner/name", "b" * 40, None)
+
+
+def test_an_unfinished_copy_of_the_bundled_model_does_not_count(tmp_path: Path) -> None:
+    folder = tmp_path / "smollm2-135m-instruct"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"half")
+    assert not is_materialized(tmp_path)
+    (folder / "narrowgate.json").write_text('{"format": 0}', encoding="utf-8")
+    assert not is_materialized(tmp_path)

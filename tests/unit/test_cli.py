@@ -1,0 +1,71 @@
+"""The program: subcommands found, nothing heavy loaded for help, errors with their fix."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serving.cli import main
+
+HEAVY = ["ray", "vllm", "torch", "transformers", "pydantic", "fastapi", "yaml", "rich", "numpy"]
+
+
+def test_help_lists_the_subcommands_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom serving.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    for command in ("bench", "config", "materialize", "serve", "tasks"):
+        assert command in done.stdout
+
+
+def test_an_unknown_subcommand_is_a_usage_error() -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fly"])
+    assert caught.value.code == 2
+
+
+def test_config_prints_settings_that_can_be_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "--port", "9000"]) == 0
+    first = capsys.readouterr().out
+    file = tmp_path / "settings.yaml"
+    file.write_text(first, encoding="utf-8")
+    assert main(["config", "--config", str(file)]) == 0
+    assert capsys.readouterr().out == first
+    assert yaml.safe_load(first)["port"] == 9000
+
+
+def test_an_error_says_where_and_how_to_mend_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("models: [{id: a, source: x/y, accelerator: {kind: gpu}}]", encoding="utf-8")
+    assert main(["config", "--config", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert "models.0.revision" in error
+    assert "fix: pin the commit" in error
+    assert main(["config", "--config", str(file), "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["error"]["code"] == "invalid_settings"
+
+
+def test_tasks_lists_and_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == ["ner", "sentiment", "topic", "translation"]
+    assert main(["tasks", "show", "topic"]) == 0
+    shown = capsys.readouterr().out
+    (tmp_path / "topic.yaml").write_text(shown, encoding="utf-8")
+    assert main(["tasks", "--json", "--tasks-dir", str(tmp_path)]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == rows
+    assert main(["tasks", "show", "nothing"]) == 2
+    assert "use one of" in capsys.readouterr().err

@@ -1,0 +1,444 @@
+"""The HTTP application with a scripted engine: shapes, limits, errors, and no 5xx for bad input."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.contracts.deadline import Deadline
+from serving.contracts.engine import (
+    EngineInfo,
+    EngineOutput,
+    EngineWork,
+    GenerateOutput,
+    ScoreOutput,
+    ScoreWork,
+    TokenCounts,
+)
+from serving.contracts.errors import EngineFailure, NarrowgateError
+from serving.contracts.openai import OpenAIReply
+from serving.contracts.settings import GatewaySettings
+from serving.contracts.task_spec import TaskSpec
+from serving.gateway.admission import Admission
+from serving.gateway.context import GatewayContext
+from serving.gateway.http import build_http
+from serving.gateway.metrics import Metrics
+from serving.local.health import EngineHealth
+from serving.pipeline import BoundTask, Stack
+from serving.tasks.catalog import load_specs
+from serving.tasks.task import bind
+
+from .conftest import CharacterTokenizer
+
+MODEL = "tiny"
+WINDOW = 4096
+INFO = EngineInfo(MODEL, "vllm", "0.29.0", WINDOW, None, "bfloat16")
+
+
+class ScriptedEngine:
+    """Stands where serving.local.client does; the first candidate or label always wins."""
+
+    def __init__(self) -> None:
+        self.model_id = MODEL
+        self.queue_depth = 0
+        self.health = EngineHealth(MODEL, self._ping)
+        self.release = asyncio.Event()
+        self.release.set()
+        self.bodies: list[dict[str, Any]] = []
+        self.events = ['data: {"choices": [{"delta": {"content": "hi"}}]}\n\n']
+        self.fail_after_events: NarrowgateError | None = None
+
+    async def _ping(self, timeout_s: float) -> EngineInfo:
+        return INFO
+
+    async def run(
+        self, works: Sequence[EngineWork], deadline: Deadline
+    ) -> list[EngineOutput | NarrowgateError]:
+        self.health.require_ready()
+        await self.release.wait()
+        return [self._output(work) for work in works]
+
+    def _output(self, work: EngineWork) -> EngineOutput | NarrowgateError:
+        tokens = TokenCounts(7, 3, 0)
+        if isinstance(work, ScoreWork):
+            if ord("☠") in work.prompt_token_ids:
+                return EngineFailure("the engine failed: ValueError")
+            points = [(0.0, *(-2.0 for _ in point.candidates[1:])) for point in work.points]
+            return ScoreOutput(tuple(points), tokens)
+        return GenerateOutput("[]" if work.json_schema else "Hallo", (-0.1,), "stop", tokens)
+
+    async def openai(
+        self, endpoint: str, body: dict[str, Any], request_id: str, deadline: Deadline
+    ) -> tuple[OpenAIReply, AsyncIterator[str]]:
+        self.health.require_ready()
+        self.bodies.append(body)
+
+        async def events() -> AsyncIterator[str]:
+            for event in self.events:
+                yield event
+            if self.fail_after_events:
+                raise self.fail_after_events
+
+        if body.get("stream"):
+            return OpenAIReply(200, None), events()
+        usage = {"prompt_tokens": 5, "completion_tokens": 2}
+        return OpenAIReply(200, {"id": "x", "usage": usage}), events()
+
+    async def metrics(self, timeout_s: float) -> str:
+        return (
+            "# HELP vllm:num_requests_running Running.\n"
+            "# TYPE vllm:num_requests_running gauge\n"
+            'vllm:num_requests_running{engine="0"} 3.0\n'
+            "# HELP python_info x\n# TYPE python_info gauge\npython_info 1.0\n"
+        )
+
+
+class Server:
+    """The application under test with its engine and a client."""
+
+    def __init__(self, specs: dict[str, TaskSpec], **limits: Any) -> None:
+        self.engine = ScriptedEngine()
+        config = GatewaySettings(**limits)
+        tokenizer = CharacterTokenizer()
+        tasks = {
+            name: BoundTask(bind(spec, tokenizer, WINDOW), self.engine)
+            for name, spec in specs.items()
+        }
+        metrics = Metrics()
+        self.context = GatewayContext(
+            settings=config,
+            stack=Stack(tasks, exits=metrics),
+            engines={MODEL: self.engine},  # type: ignore[dict-item]
+            admission=Admission(config.max_concurrent_inputs, config.max_queued_inputs),
+            metrics=metrics,
+        )
+        transport = httpx.ASGITransport(build_http(self.context), raise_app_exceptions=False)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    async def ready(self) -> "Server":
+        await self.engine.health.confirm()
+        return self
+
+    async def post(self, path: str, **kwargs: Any) -> httpx.Response:
+        return await self.client.post(path, **kwargs)
+
+
+@pytest.fixture
+async def server(specs: dict[str, TaskSpec]) -> Server:
+    return await Server(specs).ready()
+
+
+def assert_error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error"}
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code", "fix"}
+    assert error["code"] == code
+    assert "Traceback" not in response.text
+    return error
+
+
+async def test_one_input(server: Server) -> None:
+    response = await server.post("/v1/tasks/sentiment", json={"input": "Fine."})
+    assert response.status_code == 200
+    assert response.headers["x-narrowgate-route"] == "local"
+    answer = response.json()
+    assert answer["value"] == "negative"
+    assert answer["route"] == "local"
+    assert answer["model"] == MODEL
+    assert sum(answer["label_probabilities"].values()) == pytest.approx(1.0)
+    assert answer["confidence"] == answer["label_probabilities"]["negative"]
+    assert answer["usage"] == {
+        "uncached_input_tokens": 7, "cache_read_tokens": 3, "output_tokens": 0,
+    }  # fmt: skip
+    assert answer["cost_usd"] is None
+    assert answer["calibrated_confidence"] is None
+
+
+async def test_bad_inputs_do_not_spoil_the_good_ones(server: Server) -> None:
+    inputs = ["good", " ", 5, None, "also good", "x" * 5000, "☠"]
+    response = await server.post("/v1/tasks/sentiment", json={"inputs": inputs})
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert [item["index"] for item in results] == list(range(7))
+    codes = [item["error"]["code"] if item["error"] else "answered" for item in results]
+    assert codes == [
+        "answered", "empty_input", "invalid_request", "invalid_request", "answered",
+        "context_length_exceeded", "engine_failure",
+    ]  # fmt: skip
+    assert results[2]["error"]["param"] == "inputs.2"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "param"),
+    [
+        ("/v1/tasks/nope", {"input": "x"}, 404, "unknown_task", "task"),
+        ("/v1/tasks/sentiment", {}, 400, "invalid_request", "input"),
+        ("/v1/tasks/sentiment", {"input": "a", "inputs": ["b"]}, 400, "invalid_request", "input"),
+        ("/v1/tasks/sentiment", {"inputs": []}, 400, "invalid_request", "inputs"),
+        ("/v1/tasks/sentiment", {"inputs": ["x"] * 257}, 413, "too_many_inputs", "inputs"),
+        ("/v1/tasks/sentiment", {"input": 3}, 400, "invalid_request", "input"),
+        ("/v1/tasks/sentiment", {"input": ""}, 400, "empty_input", "input"),
+        ("/v1/tasks/sentiment", {"input": "x", "colour": 1}, 400, "invalid_request", "colour"),
+        ("/v1/tasks/sentiment", [1], 400, "invalid_request", None),
+        ("/v1/tasks/sentiment", {"input": "y" * 5000}, 400, "context_length_exceeded", "input"),
+        ("/v1/tasks/translation", {"input": "Hi"}, 400, "unknown_language", "target_language"),
+        ("/v1/tasks/translation", {"input": "Hi", "target_language": "xx"}, 400,
+         "unknown_language", "target_language"),
+        ("/v1/chat/completions", {"model": "gpt-9", "messages": [{"role": "user"}]}, 404,
+         "model_not_found", "model"),
+        ("/v1/chat/completions", {"model": MODEL, "messages": []}, 400, "invalid_request",
+         "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "user"}]}, 400, "invalid_request", "model"),
+        ("/v1/chat/completions",
+         {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "chat_template": "{}"},
+         400, "unsupported_parameter", "chat_template"),
+        ("/v1/chat/completions",
+         {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "n": 17}, 400,
+         "invalid_request", "n"),
+        ("/v1/chat/completions",
+         {"model": MODEL, "messages": [{"role": "user", "content": [
+             {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}]}]},
+         400, "invalid_request", "messages.0.content"),
+        ("/v1/completions", {"model": MODEL}, 400, "invalid_request", "prompt"),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_named(
+    server: Server, path: str, body: object, status: int, code: str, param: str | None
+) -> None:
+    error = assert_error(await server.post(path, json=body), status, code)
+    assert error["param"] == param
+    assert server.engine.bodies == []
+
+
+async def test_an_unknown_task_lists_the_tasks(server: Server) -> None:
+    error = assert_error(await server.post("/v1/tasks/nope", json={}), 404, "unknown_task")
+    assert error["fix"] == "use one of: ner, sentiment, topic, translation"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"input": }', b"\xff\xfe", b'{"input": "\xff"}', b"[" * 100_000, b"null",
+     b'{"input": "\\ud800"}', b'{"input": NaN}', b'"text"'],
+)  # fmt: skip
+async def test_a_body_that_is_not_json_is_a_400(server: Server, content: bytes) -> None:
+    response = await server.post(
+        "/v1/tasks/sentiment", content=content, headers={"content-type": "application/json"}
+    )
+    assert_error(response, 400, "invalid_request")
+
+
+async def test_unknown_paths_and_methods_have_the_same_shape(server: Server) -> None:
+    assert_error(await server.client.get("/nope"), 404, "not_found")
+    assert_error(await server.client.get("/v1/tasks/sentiment"), 405, "method_not_allowed")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(
+    ["input", "inputs", "target_language", "source_language", "model", "messages", "prompt",
+     "stream", "stop", "n", "stream_options", "logprobs"]
+)  # fmt: skip
+PATHS = st.sampled_from(
+    ["/v1/tasks/sentiment", "/v1/tasks/translation", "/v1/tasks/ner", "/v1/chat/completions",
+     "/v1/completions"]
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(PATHS, st.dictionaries(FIELDS, JSON, max_size=4))
+def test_no_body_gets_a_5xx(path: str, body: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        server = await Server(dict(load_specs(None))).ready()
+        content = json.dumps(body).encode("utf-8", "surrogatepass")
+        response = await server.post(
+            path, content=content, headers={"content-type": "application/json"}
+        )
+        assert response.status_code < 500, response.text
+
+    asyncio.run(scenario())
+
+
+async def test_a_body_over_the_limit_is_refused_declared_or_not(
+    specs: dict[str, TaskSpec],
+) -> None:
+    server = await Server(specs, max_body_bytes=2000).ready()
+    declared = await server.post("/v1/tasks/sentiment", json={"input": "x" * 3000})
+    assert_error(declared, 413, "body_too_large")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b'{"input": "'
+        for _ in range(30):
+            yield b"x" * 100
+        yield b'"}'
+
+    headers = {"content-type": "application/json"}
+    chunked = await server.post("/v1/tasks/sentiment", content=chunks(), headers=headers)
+    assert_error(chunked, 413, "body_too_large")
+
+
+async def test_a_full_queue_is_429_with_retry_after(specs: dict[str, TaskSpec]) -> None:
+    server = await Server(specs, max_concurrent_inputs=1, max_queued_inputs=1, max_inputs=1).ready()
+    server.engine.release.clear()
+    taken = [
+        asyncio.create_task(server.post("/v1/tasks/sentiment", json={"input": f"t{i}"}))
+        for i in range(2)
+    ]
+    while server.context.admission.queued < 1:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    refused = await server.post("/v1/tasks/sentiment", json={"input": "late"})
+    assert_error(refused, 429, "queue_full")
+    assert int(refused.headers["retry-after"]) >= 1
+    server.engine.release.set()
+    assert [response.status_code for response in await asyncio.gather(*taken)] == [200, 200]
+
+
+async def test_before_the_model_is_loaded(specs: dict[str, TaskSpec]) -> None:
+    server = Server(specs)
+    response = await server.post("/v1/tasks/sentiment", json={"input": "x"})
+    assert_error(response, 503, "model_starting")
+    assert response.headers["retry-after"] == "5"
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
+    assert_error(await server.post("/v1/chat/completions", json=body), 503, "model_starting")
+    ready = await server.client.get("/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (503, "not_ready")
+    assert (await server.client.get("/healthz")).status_code == 200
+
+
+async def test_a_request_has_a_deadline(specs: dict[str, TaskSpec]) -> None:
+    server = await Server(
+        specs, request_timeout_s=0.05, max_concurrent_inputs=1, max_inputs=1
+    ).ready()
+    server.engine.release.clear()
+    first = asyncio.create_task(server.post("/v1/tasks/sentiment", json={"input": "a"}))
+    await asyncio.sleep(0)
+    while server.context.admission.active < 1:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    second = await server.post("/v1/tasks/sentiment", json={"input": "b"})
+    assert_error(second, 504, "deadline_exceeded")
+    server.engine.release.set()
+    await first
+
+
+async def test_a_draining_server_says_so(server: Server) -> None:
+    await server.context.admission.drain(0.01)
+    refused = await server.post("/v1/tasks/sentiment", json={"input": "x"})
+    assert_error(refused, 503, "shutting_down")
+    assert (await server.client.get("/readyz")).json()["status"] == "draining"
+
+
+async def test_a_bug_shows_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> list[object]:
+        raise KeyError("secret prompt")
+
+    monkeypatch.setattr(server.engine, "run", broken)
+    response = await server.post("/v1/tasks/sentiment", json={"input": "x"})
+    assert_error(response, 500, "internal_error")
+    assert "secret" not in response.text
+
+
+async def test_models(server: Server) -> None:
+    models = (await server.client.get("/v1/models")).json()
+    assert [model["id"] for model in models["data"]] == [MODEL]
+    one = (await server.client.get(f"/v1/models/{MODEL}")).json()
+    assert one["max_model_len"] == WINDOW
+    assert one["tasks"] == ["ner", "sentiment", "topic", "translation"]
+    assert_error(await server.client.get("/v1/models/other"), 404, "model_not_found")
+
+
+async def test_fields_without_effect_do_not_reach_the_engine(server: Server) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "user": "u", "top_p": 1}
+    assert (await server.post("/v1/chat/completions", json=body)).status_code == 200
+    assert set(server.engine.bodies[0]) == {"model", "messages", "top_p"}
+
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "stream": True}
+USAGE = (
+    'data: {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4, '
+    '"prompt_tokens_details": {"cached_tokens": 6}}}\n\n'
+)
+
+
+async def test_a_streams_usage_is_counted_and_shown_only_on_request(server: Server) -> None:
+    server.engine.events = [*server.engine.events, USAGE, "data: [DONE]\n\n"]
+    hidden = await server.post("/v1/chat/completions", json=CHAT)
+    assert "usage" not in hidden.text
+    assert hidden.text.endswith("data: [DONE]\n\n")
+    assert server.engine.bodies[0]["stream_options"] == {"include_usage": True}
+    shown = await server.post(
+        "/v1/chat/completions", json={**CHAT, "stream_options": {"include_usage": True}}
+    )
+    assert USAGE in shown.text
+    text = (await server.client.get("/metrics")).text
+    for name, count in (("uncached_input", 6.0), ("cache_read", 12.0), ("output", 8.0)):
+        assert (
+            f'narrowgate_tokens_total{{class="{name}",endpoint="chat",model="tiny"}} {count}'
+            in text
+        )
+
+
+async def test_a_stream_that_breaks_ends_in_an_error_event(server: Server) -> None:
+    server.engine.fail_after_events = EngineFailure("the engine failed: OSError")
+    response = await server.post("/v1/chat/completions", json=CHAT)
+    assert response.status_code == 200
+    last = response.text.strip().split("\n\n")[-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_failure"
+    assert server.context.admission.active == 0
+
+
+async def test_metrics_hold_the_gateways_and_the_engines(server: Server) -> None:
+    await server.post("/v1/tasks/sentiment", json={"input": "x"})
+    await server.post("/v1/tasks/sentiment", json={"input": ""})
+    text = (await server.client.get("/metrics")).text
+    assert 'narrowgate_inputs_total{outcome="answered",route="local",task="sentiment"} 1.0' in text
+    assert (
+        'narrowgate_inputs_total{outcome="empty_input",route="none",task="sentiment"} 1.0' in text
+    )
+    assert (
+        'narrowgate_http_requests_total{endpoint="/v1/tasks/{task}",method="POST",status="200"} 1.0'
+        in text
+    )
+    assert 'vllm:num_requests_running{engine="0",model="tiny"} 3.0' in text
+    assert 'narrowgate_model_ready{model="tiny"} 1.0' in text
+    assert "python_info" not in text
+
+
+async def test_the_documentation_is_served(server: Server) -> None:
+    paths = (await server.client.get("/openapi.json")).json()["paths"]
+    assert {"/v1/tasks/{task}", "/v1/chat/completions", "/v1/models", "/metrics"} <= set(paths)
+    assert (await server.client.get("/docs")).status_code == 200
+
+
+async def test_tokenizing_a_long_input_does_not_hold_the_event_loop(
+    specs: dict[str, TaskSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await Server(specs).ready()
+    task = server.context.stack.tasks["sentiment"].task
+    loop = asyncio.get_running_loop()
+    threads: list[bool] = []
+    plan = task.plan
+
+    def watched(request: Any) -> EngineWork:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            threads.append(True)
+        else:
+            threads.append(False)
+        return plan(request)
+
+    monkeypatch.setattr(task, "plan", watched)
+    assert loop is asyncio.get_running_loop()
+    await server.post("/v1/tasks/sentiment", json={"input": "short"})
+    await server.post("/v1/tasks/sentiment", json={"input": "long " * 2000})
+    assert threads == [False, True]

@@ -1,0 +1,80 @@
+"""Every trap is refused with its reason, and sound settings pass."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.contracts.errors import InvalidSettings
+from serving.contracts.settings import GatewaySettings, ModelSettings, Settings
+from serving.local.linter import lint, problems
+
+REVISION = "0" * 40
+GPU: dict[str, Any] = {
+    "id": "llama-3-8b",
+    "source": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "revision": REVISION,
+    "accelerator": {"kind": "gpu", "type": "A10G"},
+    "max_model_len": 8192,
+}
+
+
+def settings(**model: Any) -> Settings:
+    return Settings(models=(ModelSettings.model_validate({**GPU, **model}),))
+
+
+def test_the_defaults_and_a_plain_gpu_model_are_sound() -> None:
+    lint(Settings())
+    lint(settings())
+    lint(settings(replicas={"min": 1, "max": 4}))
+
+
+def test_a_local_folder_needs_no_revision(tmp_path: Path) -> None:
+    lint(settings(source=str(tmp_path), revision=None))
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "reason"),
+    [
+        ({"revision": None}, "revision", "could change under you"),
+        ({"source": "bundled:smollm2-135m-instruct"}, "revision", "has no revision"),
+        ({"source": "./nowhere", "revision": None}, "source", "neither a folder nor a hub id"),
+        ({"source": "/no/such/folder"}, "source", "neither a folder nor a hub id"),
+        ({"replicas": {"max_ongoing_requests": 10**9}}, "replicas.max_ongoing_requests",
+         "never push back"),
+        ({"replicas": {"target_ongoing_requests": 32, "max_ongoing_requests": 32}},
+         "replicas.target_ongoing_requests", "autoscaling would never act"),
+        ({"replicas": {"max_surge_percent": 0}}, "replicas.max_surge_percent", "an outage"),
+        ({"concurrent_batches": 33}, "concurrent_batches", "above max_ongoing_requests"),
+        ({"engine_args": {"logprobs_mode": "processed_logits"}}, "engine_args.logprobs_mode",
+         "raw log-probabilities"),
+        ({"engine_args": {"enable_prefix_caching": False}}, "engine_args.enable_prefix_caching",
+         "worth more than any quantization"),
+        ({"engine_args": {"trust_remote_code": True}}, "engine_args.trust_remote_code",
+         "runs code from the checkpoint"),
+        ({"engine_args": {"quantization": "fp8"}}, "engine_args.quantization",
+         "found in the checkpoint"),
+        ({"accelerator": {"kind": "cpu"}, "dtype": "float16"}, "dtype", "slow"),
+        ({"accelerator": {"kind": "cpu", "kv_cache_gib": 500}}, "accelerator.kv_cache_gib",
+         "this machine has"),
+    ],
+)  # fmt: skip
+def test_a_trap_is_refused_with_its_reason(model: dict[str, Any], field: str, reason: str) -> None:
+    with pytest.raises(InvalidSettings, match=reason) as caught:
+        lint(settings(**model))
+    assert caught.value.field == f"models.0.{field}"
+    assert caught.value.fix
+
+
+def test_a_request_that_could_never_start_is_refused() -> None:
+    gateway = GatewaySettings(max_inputs=256, max_concurrent_inputs=255)
+    with pytest.raises(InvalidSettings, match="could never start"):
+        lint(Settings(gateway=gateway))
+
+
+def test_all_problems_are_found_in_one_pass() -> None:
+    found = list(problems(settings(revision=None, replicas={"max_surge_percent": 0})))
+    assert [problem.field for problem in found] == [
+        "models.0.revision",
+        "models.0.replicas.max_surge_percent",
+    ]

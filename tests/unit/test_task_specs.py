@@ -1,0 +1,138 @@
+"""Task files: validated with the field's name, digests that follow content and nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.contracts.errors import InvalidTaskSpec
+from serving.contracts.task_spec import MAX_LABELS, TaskSpec, parse_task_spec
+from serving.tasks.catalog import load_specs
+
+MINIMAL: dict[str, Any] = {
+    "name": "spam",
+    "kind": "classification",
+    "instruction": "Is this spam?",
+    "labels": ["yes", "no"],
+    "floor": 0.5,
+    "target_error": 0.1,
+}
+
+
+def test_the_built_in_tasks(specs: dict[str, TaskSpec]) -> None:
+    assert sorted(specs) == ["ner", "sentiment", "topic", "translation"]
+    assert [label.name for label in specs["sentiment"].labels] == [
+        "negative", "neutral", "positive",
+    ]  # fmt: skip
+    assert [label.name for label in specs["topic"].labels] == [
+        "World", "Sports", "Business", "Sci-Tech",
+    ]  # fmt: skip
+    assert [item.name for item in specs["ner"].entity_types] == [
+        "person", "organization", "location", "miscellaneous",
+    ]  # fmt: skip
+    assert set(specs["translation"].languages) == {"en", "de", "fr", "es"}
+
+
+def test_the_int4_margin_has_no_default(specs: dict[str, TaskSpec]) -> None:
+    assert all(spec.margins.int4 is None for spec in specs.values())
+
+
+@given(st.permutations(sorted(MINIMAL)))
+def test_the_digest_does_not_depend_on_key_order(order: list[str]) -> None:
+    shuffled = {key: MINIMAL[key] for key in order}
+    assert parse_task_spec(shuffled, "a").digest() == parse_task_spec(MINIMAL, "b").digest()
+
+
+def test_the_digest_does_not_depend_on_yaml_style() -> None:
+    flow = yaml.safe_load("# a comment\n" + yaml.safe_dump(MINIMAL, default_flow_style=True))
+    assert parse_task_spec(flow, "a").digest() == parse_task_spec(MINIMAL, "b").digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"instruction": "Is this spam? "},
+        {"labels": ["yes", "nope"]},
+        {"labels": ["no", "yes"]},
+        {"labels": [{"name": "yes", "verbalizer": "Yes"}, "no"]},
+        {"examples": [{"text": "buy now", "label": "yes"}]},
+        {"floor": 0.51},
+        {"target_error": 0.05},
+        {"margins": {"int8": 0.02, "int4": 0.05}},
+        {"max_output_tokens": 31},
+    ],
+)
+def test_the_digest_follows_every_value(change: dict[str, Any]) -> None:
+    changed = parse_task_spec({**MINIMAL, **change}, "a")
+    assert changed.digest() != parse_task_spec(MINIMAL, "a").digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"kind": "ranking"}, "kind"),
+        ({"name": "Spam!"}, "name"),
+        ({"labels": ["yes"]}, "labels"),
+        ({"labels": ["yes", "yes"]}, "repeated: ['yes']"),
+        ({"labels": [f"label {i}" for i in range(MAX_LABELS + 1)]}, "labels"),
+        ({"examples": [{"text": "x", "label": "maybe"}]}, "'maybe'"),
+        ({"floor": 1.5}, "floor"),
+        ({"target_error": 0}, "target_error"),
+        ({"metric": "bleu"}, "metric"),
+        ({"colour": "red"}, "colour"),
+        ({"labels": None}, "labels"),
+    ],
+)
+def test_a_wrong_spec_is_refused_with_the_field(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidTaskSpec, match=r"mytask\.yaml is not a task") as caught:
+        parse_task_spec({**MINIMAL, **change}, "mytask.yaml")
+    assert named in caught.value.message
+    assert caught.value.field == "mytask.yaml"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: (
+    st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+), max_leaves=8))  # fmt: skip
+def test_any_document_is_a_task_or_a_clear_error(document: object) -> None:
+    with pytest.raises(InvalidTaskSpec):
+        parse_task_spec(document, "x.yaml")
+
+
+def test_an_entity_of_an_example_must_occur_in_it() -> None:
+    with pytest.raises(InvalidTaskSpec, match="'Rome' does not occur"):
+        parse_task_spec(
+            {
+                "name": "places", "kind": "extraction", "instruction": "Find places.",
+                "max_output_tokens": 64, "floor": 0.1, "target_error": 0.1,
+                "entity_types": [{"name": "place", "description": "places"}],
+                "examples": [{"text": "Paris", "entities": [{"text": "Rome", "type": "place"}]}],
+            },
+            "places.yaml",
+        )  # fmt: skip
+
+
+def test_a_users_folder_adds_and_replaces(tmp_path: Path) -> None:
+    (tmp_path / "spam.yaml").write_text(yaml.safe_dump(MINIMAL), encoding="utf-8")
+    mine = {**MINIMAL, "name": "sentiment"}
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump(mine), encoding="utf-8")
+    specs = load_specs(tmp_path)
+    assert sorted(specs) == ["ner", "sentiment", "spam", "topic", "translation"]
+    assert specs["sentiment"].instruction == "Is this spam?"
+
+
+def test_two_files_for_one_task_are_refused(tmp_path: Path) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text(yaml.safe_dump(MINIMAL), encoding="utf-8")
+    with pytest.raises(InvalidTaskSpec, match=r"b\.yaml and a\.yaml both describe task 'spam'"):
+        load_specs(tmp_path)
+
+
+def test_broken_yaml_and_a_missing_folder_are_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("name: [", encoding="utf-8")
+    with pytest.raises(InvalidTaskSpec, match=r"bad\.yaml is not YAML"):
+        load_specs(tmp_path)
+    with pytest.raises(InvalidTaskSpec, match="not a folder"):
+        load_specs(tmp_path / "nowhere")
