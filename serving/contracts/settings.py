@@ -62,8 +62,8 @@ class Replicas(_Frozen):
 
     min: int = Field(default=1, ge=1, le=1000)
     max: int = Field(default=1, ge=1, le=1000)
-    target_ongoing_requests: float = Field(default=4.0, gt=0.0)
-    max_ongoing_requests: int = Field(default=32, ge=1)
+    target_ongoing_requests: float = Field(default=32.0, gt=0.0)
+    max_ongoing_requests: int = Field(default=128, ge=1)
     max_surge_percent: int = Field(
         default=100, ge=0, le=100, description="extra replicas during a rolling update, percent"
     )

@@ -38,6 +38,7 @@ def _engine_arguments(model: ModelSettings, checkpoint: Checkpoint) -> dict[str,
     arguments: dict[str, Any] = {
         "max_model_len": model.max_model_len,
         "max_num_seqs": model.max_num_seqs,
+        **_block_size(model),
         "dtype": model.dtype,
         "enable_prefix_caching": True,
         # One scoring point may ask for every label.
@@ -58,6 +59,13 @@ def _engine_arguments(model: ModelSettings, checkpoint: Checkpoint) -> dict[str,
         arguments["tensor_parallel_size"] = model.accelerator.count
         arguments["gpu_memory_utilization"] = model.accelerator.memory_utilization
     return arguments
+
+
+def _block_size(model: ModelSettings) -> dict[str, int]:
+    # The prefix cache keeps whole blocks. On a processor vLLM's default block has 128 tokens, so up
+    # to 127 tokens of a task's prompt were computed again for every request: 13.6 requests/s of
+    # label scoring, against 35 with blocks of 32, the smallest that its kernels take.
+    return {"block_size": 32} if isinstance(model.accelerator, CpuAccelerator) else {}
 
 
 def _deployment_options(model: ModelSettings, drain_timeout_s: float) -> dict[str, Any]:

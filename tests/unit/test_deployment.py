@@ -30,7 +30,7 @@ def test_ray_accepts_them() -> None:
 
 def test_push_back_surge_and_draining_are_explicit() -> None:
     options = arguments()["deployment_config"]
-    assert options["max_ongoing_requests"] == 32
+    assert options["max_ongoing_requests"] == 128
     assert options["max_surge_percent"] == 100
     assert options["num_replicas"] == 1
     assert options["graceful_shutdown_timeout_s"] == 7.0

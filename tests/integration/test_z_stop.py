@@ -1,0 +1,94 @@
+"""Stopping: drained, within 20 s, nothing left behind; last, since it ends the session's stack."""
+
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from .conftest import MODEL, STOP_DEADLINE_S, Stack, start, stop_hard
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+
+
+def left_over(processes: list[psutil.Process]) -> list[psutil.Process]:
+    _, alive = psutil.wait_procs(processes, timeout=1)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_sigterm_drains_and_leaves_nothing(stack: Stack) -> None:
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Tell me something."}],
+        "max_tokens": 100,
+        "ignore_eos": True,
+    }
+    answers: list[httpx.Response] = []
+    request = threading.Thread(
+        target=lambda: answers.append(
+            httpx.post(f"{stack.url}/v1/chat/completions", json=body, timeout=60)
+        )
+    )
+    request.start()
+    while not stack.metric("narrowgate_active_inputs"):
+        time.sleep(0.05)
+    processes = stack.descendants()
+    assert len(processes) > 5
+    stack.process.send_signal(signal.SIGTERM)
+    signalled_at = time.monotonic()
+    time.sleep(0.3)
+    if not answers:
+        refused = httpx.post(f"{stack.url}/v1/tasks/sentiment", json={"input": "late"}, timeout=10)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "shutting_down"
+        assert refused.headers["retry-after"]
+    stack.process.wait(timeout=STOP_DEADLINE_S)
+    print(f"\nstopped after {time.monotonic() - signalled_at:.1f} s")
+    request.join(timeout=5)
+    assert answers[0].status_code == 200
+    assert answers[0].json()["usage"]["completion_tokens"] == 100
+    assert left_over(processes) == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{stack.url}/healthz", timeout=2)
+
+
+def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path) -> None:
+    starting = start(tmp_path / "serve.log")
+    try:
+        deadline = time.monotonic() + 120
+        while not any("raylet" in p.name() for p in starting.descendants()):
+            assert time.monotonic() < deadline, starting.log.read_text()
+            time.sleep(0.2)
+        time.sleep(2)
+        processes = starting.descendants()
+        # As a terminal does it: to every process of the foreground group.
+        subprocess.run(["kill", "-INT", "--", f"-{starting.process.pid}"], check=True)
+        starting.process.wait(timeout=STOP_DEADLINE_S)
+        assert left_over(processes) == []
+    finally:
+        if starting.process.poll() is None:
+            stop_hard(starting)
+
+
+def test_a_taken_port_is_named_at_once(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            ["make", "--no-print-directory", "serve", f"PORT={port}"],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode != 0
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "PORT=8001" in done.stderr
