@@ -114,6 +114,8 @@ def ray_environment(sockets: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         # Draining is done before Serve is told to stop.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        # Ray gives its workers a niceness of 15: everything else on the machine would go first.
+        "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Self
 
 from serving.contracts.engine import EngineWork, GenerateWork, ScoreWork
@@ -17,10 +18,10 @@ from serving.contracts.engine import EngineWork, GenerateWork, ScoreWork
 
 @dataclass(frozen=True, slots=True)
 class BareRun:
-    """Works to run: all at once, or one after the other."""
+    """Works to run, and how many of them the engine has at any time."""
 
     works: Sequence[EngineWork]
-    sequential: bool
+    in_flight: int
     # Generate one of these under a grammar instead of scoring them; for the comparison of both.
     choices: tuple[str, ...] | None = None
 
@@ -46,7 +47,7 @@ class BareEngine:
         return engine
 
     def run(self, run: BareRun) -> list[float]:
-        """Return seconds: one for the whole when at once, one a work when sequential."""
+        """Return seconds: one a work with one in flight, else one for the whole."""
         self._send(run)
         seconds: list[float] = self._receive()
         return seconds
@@ -93,18 +94,40 @@ def _child() -> None:
 
 
 def _timed(engine: Any, run: BareRun) -> list[float]:
-    requests = [pair for work in run.works for pair in _requests(work, run.choices)]
-    if not run.sequential:
-        started = time.perf_counter()
-        prompts, params = zip(*requests, strict=True)
-        engine.generate(list(prompts), list(params), use_tqdm=False)
-        return [time.perf_counter() - started]
-    seconds = []
-    for prompt, params in requests:
-        started = time.perf_counter()
-        engine.generate([prompt], [params], use_tqdm=False)
-        seconds.append(time.perf_counter() - started)
-    return seconds
+    requests = [_requests(work, run.choices) for work in run.works]
+    if run.in_flight == 1:
+        return [_closed_loop(engine.llm_engine, [request], 1) for request in requests]
+    return [_closed_loop(engine.llm_engine, requests, run.in_flight)]
+
+
+def _closed_loop(
+    engine: Any, requests: Sequence[Sequence[tuple[Any, Any]]], in_flight: int
+) -> float:
+    """Return the seconds for all requests with at most `in_flight` works in the engine at once.
+
+    As the clients do: the next work enters when one is done. A work with several scoring points
+    is several engine requests, done when all of them are.
+    """
+    started = time.perf_counter()
+    waiting = iter(enumerate(requests))
+    left: dict[str, int] = {}
+
+    def enter() -> None:
+        for number, parts in islice(waiting, in_flight - len(left)):
+            left[str(number)] = len(parts)
+            for part, (prompt, params) in enumerate(parts):
+                engine.add_request(f"{number}/{part}", prompt, params)
+
+    enter()
+    while left:
+        for output in engine.step():
+            if output.finished:
+                number = output.request_id.partition("/")[0]
+                left[number] -= 1
+                if left[number] == 0:
+                    del left[number]
+        enter()
+    return time.perf_counter() - started
 
 
 def _requests(work: EngineWork, choices: tuple[str, ...] | None) -> list[tuple[Any, Any]]:

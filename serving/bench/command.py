@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.bench.plan import CLIENTS, SCORED_TASKS, TASKS, cells
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
 
@@ -28,14 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_settings_options(parser)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of every measurement (3)")
-    parser.add_argument("--quick", action="store_true", help="fewer clients and requests")
+    parser.add_argument("--quick", action="store_true", help="half the requests")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
+    parser.add_argument("--clients", nargs="+", type=int, choices=CLIENTS, default=CLIENTS)
     parser.add_argument("--out", type=Path, help="report (STATE/bench.json)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
     from serving.bench import report
-    from serving.bench.plan import cells
     from serving.commands.serve import prepare
     from serving.lifecycle import StopRequested, local_stack, signals_raise
 
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
                     bare = _start_bare(settings, checkpoint)
                 try:
                     tasks = _tasks(settings, prepared.specs, checkpoint)
-                    plan = cells(quick=args.quick)
+                    plan = cells(args.tasks, args.clients, quick=args.quick)
                     rounds = _measure(url, bare, tasks, plan, args.rounds)
                 finally:
                     bare.stop()
@@ -85,7 +87,6 @@ def _start_bare(settings: "Settings", checkpoint: Any) -> "BareEngine":
 
 
 def _tasks(settings: "Settings", specs: Any, checkpoint: Any) -> dict[str, "Task"]:
-    from serving.bench.plan import TASKS
     from serving.tasks.prompt import CheckpointTokenizer
     from serving.tasks.task import bind
 
@@ -119,18 +120,16 @@ def _one_round(
 ) -> None:
     from serving.bench.bare import BareRun
     from serving.bench.load import run_load
-    from serving.bench.plan import SCORED_TASKS
     from serving.bench.texts import texts
 
     cell = item.cell
-    sequential = cell.clients == 1
     # Each engine sees a text once, so prefix caches help both with the task's prompt alone.
     inputs = texts(cell.requests, seed=1000 * number + cell.clients)
     bodies = [_body(cell.task, text) for text in inputs]
     works = [_work(tasks[cell.task], cell.task, text) for text in inputs]
 
     stack = asyncio.run(run_load(f"{url}/v1/tasks/{cell.task}", bodies, cell.clients))
-    bare_s = bare.run(BareRun(works, sequential))
+    bare_s = bare.run(BareRun(works, cell.clients))
     empty = asyncio.run(run_load(f"{url}/healthz", [None] * cell.requests, cell.clients))
     constrained_s = None
     if cell.task in SCORED_TASKS:
@@ -138,7 +137,7 @@ def _one_round(
         choices = tuple(label.verbalizer for label in spec.labels)
         others = texts(cell.requests, seed=1000 * number + cell.clients + 500)
         works = [_work(tasks[cell.task], cell.task, text) for text in others]
-        constrained_s = bare.run(BareRun(works, sequential, choices))
+        constrained_s = bare.run(BareRun(works, cell.clients, choices))
     if number == 0:
         return
     item.stack.append(stack)

@@ -94,7 +94,7 @@ class ModelSettings(_Frozen):
         default=32, ge=1, le=256, description="inputs that travel to the engine in one call"
     )
     concurrent_batches: int = Field(
-        default=2, ge=1, le=64, description="scoring calls in flight, a gateway replica"
+        default=4, ge=1, le=64, description="scoring calls in flight, a gateway replica"
     )
     engine_args: dict[str, EngineArg] = Field(
         default_factory=dict, description="further vLLM engine arguments; linted"

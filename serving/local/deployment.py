@@ -78,6 +78,8 @@ def _deployment_options(model: ModelSettings, drain_timeout_s: float) -> dict[st
         "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,
         "graceful_shutdown_timeout_s": drain_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.2,
+        # A line for every call costs as much as the call; the gateway logs requests.
+        "logging_config": {"enable_access_log": False},
         # The placement group's bundle carries the resources; the server itself is light.
         "ray_actor_options": {"num_cpus": 0},
     }
