@@ -28,6 +28,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # The promise is 20 s from signal to last process; draining takes its part of it.
 _SERVE_SHUTDOWN_S = 5.0
 _TERMINATE_S = 2.0
+_REAP_PERIOD_S = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -62,12 +63,23 @@ def _install_handlers() -> None:
 
 
 def wait_for_signal() -> str:
-    """Return the name of the signal that asked to stop. Under signals_raise only."""
+    """Return the name of the signal that asked to stop. Under signals_raise only.
+
+    Reaps adopted processes meanwhile: an engine core whose replica was killed would stay a zombie.
+    """
+    own = {child.pid for child in psutil.Process().children()}
     try:
         while True:
-            signal.pause()
+            time.sleep(_REAP_PERIOD_S)
+            _reap_adopted(own)
     except StopRequested as stop:
         return str(stop)
+
+
+def _reap_adopted(own: set[int]) -> None:
+    for child in psutil.Process().children():
+        if child.pid not in own and child.status() == psutil.STATUS_ZOMBIE:
+            os.waitpid(child.pid, os.WNOHANG)
 
 
 @contextmanager
@@ -167,6 +179,8 @@ async def _stop_serve(drain_timeout_s: float) -> None:
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return
+    # Ray tells the driver of every actor that ends from here on; that is what is wanted.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     if drain_timeout_s:
         await _drain(drain_timeout_s)
     with suppress(TimeoutError):

@@ -56,7 +56,7 @@ class Usage(_Frozen):
 class Prediction(_Frozen):
     """What a task read from an engine's output.
 
-    confidence: in [0, 1], raw; docs/confidence.md has the formula for each kind of task.
+    confidence: in [0, 1], raw; docs/tasks.md has the formula for each kind of task.
     valid: the output could be read as an answer in full.
     notes: what had to be left out of the answer and why, for people.
     """

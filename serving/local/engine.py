@@ -4,6 +4,7 @@ Runs inside a replica. The gateway reaches it through serving.local.client.
 """
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -13,11 +14,7 @@ import vllm
 from prometheus_client import REGISTRY, generate_latest
 from pydantic import ValidationError
 from ray.serve.llm import LLMServer
-from ray.serve.llm.openai_api_models import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    ErrorResponse,
-)
+from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -104,14 +101,18 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
             started = False
             try:
                 async for item in run(request):
-                    if isinstance(item, ErrorResponse):
-                        yield OpenAIReply(int(item.error.code), {"error": item.error.model_dump()})
+                    # By its attribute: the engine yields a base class of the public ErrorResponse.
+                    if (refused := getattr(item, "error", None)) is not None:
+                        yield OpenAIReply(int(refused.code), {"error": refused.model_dump()})
                         return
                     if not isinstance(item, str):
                         yield OpenAIReply(200, item.model_dump(exclude_none=False))
                         return
                     if not started:
                         started = True
+                        if (reply := _refusal(item)) is not None:
+                            yield reply
+                            return
                         yield OpenAIReply(200, None)
                     yield item
             except EngineDeadError as error:
@@ -228,6 +229,15 @@ def _asks_alternatives(body: dict[str, Any]) -> bool:
     # top_logprobs in a chat completion, logprobs in a completion; 0 asks for sampled tokens alone.
     top = body.get("top_logprobs") if "messages" in body else body.get("logprobs")
     return isinstance(top, int) and top > 0
+
+
+def _refusal(event: str) -> OpenAIReply | None:
+    # What vLLM finds wrong once a stream is set up comes as its first event; nothing has been sent
+    # by then, so the client can still have a proper status.
+    if not event.startswith('data: {"error"'):
+        return None
+    error = json.loads(event.removeprefix("data: "))["error"]
+    return OpenAIReply(int(error["code"]), {"error": error})
 
 
 def _dead() -> ModelUnavailable:

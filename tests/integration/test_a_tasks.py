@@ -88,9 +88,10 @@ def test_label_scores_are_those_of_the_model(
             values.append([float(scores[token]) for token in point.candidates])
         expected = bound._trie.probabilities(values)
         answer = ask(client, task, input=text)
-        # bfloat16 logits of this size are 0.06 to 0.12 apart; two engines may round either way.
+        # bfloat16 logits of this size are 0.06 to 0.12 apart and two engines round either way; a
+        # wrong prompt or a wrong token moves probabilities by far more.
         for got, want in zip(answer["label_probabilities"].values(), expected, strict=True):
-            assert math.isclose(got, want, abs_tol=0.08), (answer, expected)
+            assert math.isclose(got, want, abs_tol=0.15), (answer, expected)
 
 
 def test_entities_are_substrings_at_their_offsets(client: httpx.Client) -> None:

@@ -1,0 +1,77 @@
+"""The documentation names every setting with its default, and its examples hold."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from serving.contracts.settings import (
+    CpuAccelerator,
+    GatewaySettings,
+    GpuAccelerator,
+    ModelSettings,
+    Replicas,
+    Settings,
+    load_settings,
+)
+from serving.contracts.task_spec import parse_task_spec
+from serving.local.linter import lint
+
+DOCS = Path(__file__).parents[2] / "docs"
+SETTINGS = (DOCS / "settings.md").read_text(encoding="utf-8")
+
+GROUPS: list[tuple[str, type[BaseModel]]] = [
+    ("", Settings),
+    ("models.", ModelSettings),
+    ("models.accelerator.", CpuAccelerator),
+    ("models.accelerator.", GpuAccelerator),
+    ("models.replicas.", Replicas),
+    ("gateway.", GatewaySettings),
+]
+
+
+def documented() -> dict[str, str]:
+    rows = re.findall(r"^\| (`[^|]+`) \|\s*([^|]*?)\s*\|", SETTINGS, re.MULTILINE)
+    found = {}
+    for names, default in rows:
+        first, *others = re.findall(r"`([^`]+)`", names)
+        parent = first.rpartition(".")[0]
+        values = [value.strip() for value in default.split(",")]
+        keys = [first, *(parent + other for other in others)]
+        found.update(zip(keys, values * (len(keys) if len(values) == 1 else 1), strict=True))
+    return found
+
+
+def fields() -> dict[str, Any]:
+    """Return every setting that is a value and not a group of its own, with its default."""
+    return {
+        f"{prefix}{name}": field.default
+        for prefix, model in GROUPS
+        for name, field in model.model_fields.items()
+        if name not in {"accelerator", "replicas", "gateway"} or prefix == "gateway."
+    }
+
+
+def test_every_setting_is_documented_and_none_besides() -> None:
+    assert set(documented()) == set(fields())
+
+
+@pytest.mark.parametrize("name", [n for n, d in fields().items() if isinstance(d, int | float)])
+def test_the_documented_default_is_the_default(name: str) -> None:
+    assert float(documented()[name]) == fields()[name]
+
+
+def test_the_gpu_settings_hold(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", SETTINGS, re.DOTALL)
+    file = tmp_path / "gpu.yaml"
+    file.write_text(block, encoding="utf-8")
+    lint(load_settings(file, {}))
+
+
+def test_the_example_task_holds() -> None:
+    text = (DOCS / "tasks.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert parse_task_spec(yaml.safe_load(block), "urgency.yaml").name == "urgency"
