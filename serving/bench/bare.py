@@ -131,10 +131,12 @@ def _closed_loop(
 
 
 def _requests(work: EngineWork, choices: tuple[str, ...] | None) -> list[tuple[Any, Any]]:
-    """Return prompts and the very parameters that serving.local.engine uses for the work."""
+    """Return prompts and the very parameters that the stack's engine uses for the work."""
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
     from vllm.sampling_params import StructuredOutputsParams
+
+    from serving.local.sampling import generation_params, scoring_params
 
     def prompt(ids: Sequence[int]) -> Any:
         return TokensPrompt(prompt_token_ids=list(ids))
@@ -142,37 +144,12 @@ def _requests(work: EngineWork, choices: tuple[str, ...] | None) -> list[tuple[A
     match work:
         case ScoreWork(prompt_token_ids=ids) if choices is not None:
             constraint = StructuredOutputsParams(choice=list(choices))
-            return [
-                (
-                    prompt(ids),
-                    SamplingParams(max_tokens=32, temperature=0.0, structured_outputs=constraint),
-                )
-            ]
-        case ScoreWork(prompt_token_ids=ids, points=points):
-            return [
-                (
-                    prompt((*ids, *point.suffix)),
-                    SamplingParams(
-                        max_tokens=1,
-                        temperature=0.0,
-                        logprob_token_ids=list(point.candidates),
-                        detokenize=False,
-                    ),
-                )
-                for point in points
-            ]
-        case GenerateWork(prompt_token_ids=ids, json_schema=schema):
-            structured = None
-            if schema is not None:
-                structured = StructuredOutputsParams(json=schema, disable_any_whitespace=True)
-            params = SamplingParams(
-                max_tokens=work.max_tokens,
-                temperature=0.0,
-                stop=list(work.stop),
-                logprobs=0,
-                structured_outputs=structured,
-            )
+            params = SamplingParams(max_tokens=32, temperature=0.0, structured_outputs=constraint)
             return [(prompt(ids), params)]
+        case ScoreWork(prompt_token_ids=ids, points=points):
+            return [(prompt((*ids, *point.suffix)), scoring_params(point)) for point in points]
+        case GenerateWork(prompt_token_ids=ids):
+            return [(prompt(ids), generation_params(work))]
 
 
 if __name__ == "__main__":

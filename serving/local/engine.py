@@ -17,7 +17,6 @@ from ray.serve.llm import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
-from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from serving.contracts.engine import (
@@ -32,6 +31,7 @@ from serving.contracts.engine import (
 from serving.contracts.errors import EngineFailure, ModelUnavailable, NarrowgateError
 from serving.contracts.openai import OpenAIReply
 from serving.local.exclusion import ExclusiveKinds
+from serving.local.sampling import generation_params, scoring_params
 
 _SCORING = "label scoring"
 _ALTERNATIVES = "top alternatives"
@@ -159,33 +159,13 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
     async def _score_point(
         self, prompt: tuple[int, ...], point: ScoringPoint
     ) -> tuple[tuple[float, ...], TokenCounts]:
-        params = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            logprob_token_ids=list(point.candidates),
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        output = await self._run((*prompt, *point.suffix), params)
+        output = await self._run((*prompt, *point.suffix), scoring_params(point))
         step = output.outputs[0].logprobs[0]
         return tuple(step[token].logprob for token in point.candidates), _tokens(output)
 
     async def _generate(self, work: GenerateWork) -> GenerateOutput | NarrowgateError:
-        schema = work.json_schema
-        params = SamplingParams(
-            max_tokens=work.max_tokens,
-            temperature=0.0,
-            stop=list(work.stop),
-            # The sampled token's own log-probability and nothing else.
-            logprobs=0,
-            structured_outputs=None
-            if schema is None
-            # Free white space lets a small model fill its bound with line breaks.
-            else StructuredOutputsParams(json=schema, disable_any_whitespace=True),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
         try:
-            output = await self._run(work.prompt_token_ids, params)
+            output = await self._run(work.prompt_token_ids, generation_params(work))
         except EngineFailure as error:
             return error
         done = output.outputs[0]

@@ -121,7 +121,7 @@ def locate(mentions: list[tuple[str, str]], text: str) -> tuple[list[Entity], li
         searched[mention] = end
         entities.append(Entity(text=mention, type=entity_type, start=start, end=end))
     entities.sort(key=lambda entity: (entity.start, entity.end))
-    notes = [f"left out {missing} named entities that are not in the input"] if missing else []
+    notes = [f"entities left out because they are not in the input: {missing}"] if missing else []
     return entities, notes
 
 

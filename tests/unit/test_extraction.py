@@ -46,7 +46,7 @@ def test_the_second_mention_is_the_second_occurrence() -> None:
 def test_what_is_not_in_the_input_is_left_out_and_noted() -> None:
     entities, notes = locate([("Bob", "person"), ("Ann", "person")], "Ann met nobody.")
     assert [entity.text for entity in entities] == ["Ann"]
-    assert notes == ["left out 1 named entities that are not in the input"]
+    assert notes == ["entities left out because they are not in the input: 1"]
 
 
 @given(st.text())
