@@ -36,7 +36,7 @@ integration: $(VENV)/.cpu-dev
 	$(VENV)/bin/pytest tests/integration
 
 bench: $(VENV)/.cpu
-	$(VENV)/bin/narrowgate bench --state $(STATE) $(BENCH_ARGS)
+	$(VENV)/bin/narrowgate bench --port $(PORT) --state $(STATE) $(BENCH_ARGS)
 
 # One resolution a target. Hosts are left out on purpose: indexes belong to the machine.
 UV_COMPILE = $(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \

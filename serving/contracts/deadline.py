@@ -21,11 +21,6 @@ class Deadline:
         """Return the seconds left, at least 0."""
         return max(0.0, self.at_s - time.monotonic())
 
-    def check(self) -> None:
-        """Raise DeadlineExceeded when no time is left."""
-        if self.remaining_s() <= 0.0:
-            raise deadline_exceeded()
-
 
 def deadline_exceeded() -> DeadlineExceeded:
     """Return the error of a request whose time ran out."""

@@ -36,7 +36,7 @@ class CpuAccelerator(_Frozen):
     """The engine on the processor, through the CPU build of vLLM."""
 
     kind: Literal["cpu"]
-    cores: int = Field(default=1, ge=1, description="CPU resources a replica reserves in Ray")
+    cores: float = Field(default=1, gt=0, description="CPU resources a replica reserves in Ray")
     kv_cache_gib: int = Field(
         default=1, ge=1, le=512, description="memory for the KV cache, GiB (VLLM_CPU_KVCACHE_SPACE)"
     )

@@ -13,6 +13,7 @@ from serving.contracts.errors import NarrowgateError
 _LATENCY_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -96,7 +97,9 @@ class Metrics:
 
     def http_finished(self, endpoint: str, method: str, status: int, elapsed_s: float) -> None:
         """Record one HTTP request. endpoint: the route's path template."""
-        self._http.labels(endpoint, method, str(status)).inc()
+        # Clients choose the method; an unbounded label would let them fill the memory.
+        known = method if method in _METHODS else "other"
+        self._http.labels(endpoint, known, str(status)).inc()
         self._http_seconds.labels(endpoint).observe(elapsed_s)
 
     def answered(self, answer: Answer, elapsed_s: float) -> None:

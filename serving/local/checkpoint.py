@@ -23,7 +23,6 @@ class Checkpoint:
 
     source: str
     revision: str | None
-    quantization: str | None
 
 
 def locate(model: ModelSettings, state: Path) -> Checkpoint:
@@ -34,7 +33,7 @@ def locate(model: ModelSettings, state: Path) -> Checkpoint:
     """
     if model.source == BUNDLED_MODEL:
         folder = materialize_bundled(state / "models")
-        return Checkpoint(str(folder), None, quantization_of(folder))
+        return Checkpoint(str(folder), None)
     folder = Path(model.source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -43,15 +42,8 @@ def locate(model: ModelSettings, state: Path) -> Checkpoint:
                 field="models.source",
                 fix="name a folder with a Hugging Face checkpoint",
             )
-        return Checkpoint(str(folder.resolve()), None, quantization_of(folder))
-    return Checkpoint(model.source, model.revision, None)
-
-
-def quantization_of(folder: Path) -> str | None:
-    """Return the quantization method that a checkpoint's config names, or None at 16 bits."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    return None if method is None else str(method)
+        return Checkpoint(str(folder.resolve()), None)
+    return Checkpoint(model.source, model.revision)
 
 
 def materialize_bundled(models: Path) -> Path:

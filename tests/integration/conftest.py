@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -31,7 +31,6 @@ class Stack:
     url: str
     process: "subprocess.Popen[bytes]"
     log: Path
-    seen: dict[int, float] = field(default_factory=dict)
 
     def descendants(self) -> list[psutil.Process]:
         try:

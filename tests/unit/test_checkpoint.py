@@ -1,6 +1,5 @@
 """Where model files are: folders, pinned hub ids, finished and unfinished copies."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,9 @@ def model(source: str, revision: str | None = None) -> ModelSettings:
     )
 
 
-def test_a_folder_is_taken_with_the_quantization_it_names(tmp_path: Path) -> None:
-    config = {"quantization_config": {"quant_method": "compressed-tensors"}}
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    found = locate(model(str(tmp_path)), tmp_path)
-    assert found == Checkpoint(str(tmp_path), None, "compressed-tensors")
+def test_a_folder_with_a_checkpoint_is_taken(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    assert locate(model(str(tmp_path)), tmp_path).quantization is None
+    assert locate(model(str(tmp_path)), tmp_path) == Checkpoint(str(tmp_path), None)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -32,7 +27,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_a_hub_id_keeps_its_revision(tmp_path: Path) -> None:
     found = locate(model("owner/name", "b" * 40), tmp_path)
-    assert found == Checkpoint("owner/name", "b" * 40, None)
+    assert found == Checkpoint("owner/name", "b" * 40)
 
 
 def test_an_unfinished_copy_of_the_bundled_model_does_not_count(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ CPU = Settings().models[0]
 
 def arguments(model: ModelSettings = CPU, revision: str | None = None) -> dict[str, Any]:
     source = "owner/name" if revision else "some-folder"
-    return llm_config_arguments(model, Checkpoint(source, revision, None), 7.0)
+    return llm_config_arguments(model, Checkpoint(source, revision), 7.0)
 
 
 def gpu(**changes: Any) -> ModelSettings:
