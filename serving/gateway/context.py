@@ -23,6 +23,11 @@ class GatewayContext:
     admission: Admission
     metrics: Metrics
 
+    def tasks_of(self, model_id: str) -> list[str]:
+        """Return the names of the tasks that a model answers, sorted."""
+        tasks = self.stack.tasks.items()
+        return sorted(name for name, bound in tasks if bound.engine.model_id == model_id)
+
 
 def _context(request: Request) -> GatewayContext:
     context: GatewayContext = request.app.state.context

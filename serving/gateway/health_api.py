@@ -33,11 +33,7 @@ async def readyz(context: Context) -> Response:
             "max_model_len": info.max_model_len if info else None,
             "quantization": info.quantization if info else None,
             "dtype": info.dtype if info else None,
-            "tasks": sorted(
-                name
-                for name, bound in context.stack.tasks.items()
-                if bound.engine.model_id == model_id
-            ),
+            "tasks": context.tasks_of(model_id),
         }
     ready = not context.admission.draining and all(
         model["state"] == "ready" for model in models.values()

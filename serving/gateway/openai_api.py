@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest, NarrowgateError, UnknownModel
@@ -115,12 +116,23 @@ async def _complete(
             return JSONResponse(_ours(reply.body), reply.status, {ROUTE: "local"})
         # The room stays taken until the stream's last byte.
         staying = held.pop_all()
-    stream = _stream(events, usage, context, endpoint, engine, staying)
-    return StreamingResponse(
-        stream,
-        media_type="text/event-stream",
-        headers={ROUTE: "local", "cache-control": "no-cache"},
-    )
+    return _HeldStream(_stream(events, usage, context, endpoint, engine), staying)
+
+
+class _HeldStream(StreamingResponse):
+    """A stream that gives its room back even where its client leaves before the first event.
+
+    A generator that was never started runs no clean-up, so the room cannot be the generator's.
+    """
+
+    def __init__(self, stream: AsyncIterator[str], held: AsyncExitStack) -> None:
+        headers = {ROUTE: "local", "cache-control": "no-cache"}
+        super().__init__(stream, media_type="text/event-stream", headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
 
 
 async def _stream(
@@ -129,18 +141,16 @@ async def _stream(
     context: GatewayContext,
     endpoint: str,
     engine: EngineClient,
-    held: AsyncExitStack,
 ) -> AsyncIterator[str]:
-    async with held:
-        try:
-            async for event in events:
-                if passed := usage.passed(event):
-                    yield passed
-        except NarrowgateError as error:
-            # The status line is out: the break is an event, which the SDKs raise as an error.
-            yield f"data: {json.dumps({'error': error_body(error)})}\n\n"
-        finally:
-            _count(context, endpoint, engine, usage.found)
+    try:
+        async for event in events:
+            if passed := usage.passed(event):
+                yield passed
+    except NarrowgateError as error:
+        # The status line is out: the break is an event, which the SDKs raise as an error.
+        yield f"data: {json.dumps({'error': error_body(error)})}\n\n"
+    finally:
+        _count(context, endpoint, engine, usage.found)
 
 
 def _engine(context: GatewayContext, model_id: str) -> EngineClient:
@@ -161,9 +171,7 @@ def _card(context: GatewayContext, model_id: str) -> ModelCard:
         created=_STARTED_AT,
         max_model_len=health.info.max_model_len if health.info else None,
         state=health.state,
-        tasks=sorted(
-            name for name, bound in context.stack.tasks.items() if bound.engine.model_id == model_id
-        ),
+        tasks=context.tasks_of(model_id),
     )
 
 

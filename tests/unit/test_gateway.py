@@ -396,6 +396,27 @@ async def test_a_stream_that_breaks_ends_in_an_error_event(server: Server) -> No
     assert server.context.admission.active == 0
 
 
+async def test_a_client_that_leaves_before_the_first_event_gives_its_room_back(
+    server: Server,
+) -> None:
+    app = build_http(server.context)
+    body = json.dumps(CHAT).encode()
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [
+        (b"content-type", b"application/json")], "query_string": b"", "http_version": "1.1",
+        "scheme": "http", "asgi": {"spec_version": "2.4"}}  # fmt: skip
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        assert server.context.admission.active == 1
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await app(scope, receive, send)
+    assert server.context.admission.active == 0
+
+
 async def test_metrics_hold_the_gateways_and_the_engines(server: Server) -> None:
     await server.post("/v1/tasks/sentiment", json={"input": "x"})
     await server.post("/v1/tasks/sentiment", json={"input": ""})
