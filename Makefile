@@ -52,4 +52,4 @@ lock:
 	$(UV_COMPILE) --python-platform x86_64-manylinux_2_28 --extra gpu -o requirements/gpu.txt
 
 clean:
-	rm -rf $(VENV) $(STATE) build *.egg-info
+	rm -rf $(VENV) $(VENV)-quantize $(VENV)-quantize.lock $(STATE) build *.egg-info

@@ -6,11 +6,13 @@ import sys
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
-from serving.contracts.errors import NarrowgateError
+from serving.contracts.errors import EngineFailure, NarrowgateError, QuantizationFailed
 
 GROUP = "narrowgate.commands"
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+# Of the errors, those that no other arguments would have avoided.
+_RAN_AND_FAILED = (EngineFailure, QuantizationFailed)
 
 
 class Command(Protocol):
@@ -48,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(commands[args.command].run(args))
     except NarrowgateError as error:
         _report(error, as_json=args.json)
-        return EXIT_USAGE
+        return EXIT_FAILED if isinstance(error, _RAN_AND_FAILED) else EXIT_USAGE
     except BrokenPipeError:
         # The reader has gone (`narrowgate tasks | head`): nothing to report, nobody to tell.
         sys.stderr.close()

@@ -1,17 +1,10 @@
-"""Bare vLLM for comparison: the offline engine in a process of its own, driven over pipes.
+"""Bare vLLM for comparison: what runs in the offline engine's process."""
 
-The parent (`BareEngine`) sends one pickled command, the child answers with seconds.
-"""
-
-import os
-import pickle
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Self
+from typing import Any
 
 from serving.contracts.engine import EngineWork, GenerateWork, ScoreWork
 
@@ -26,74 +19,8 @@ class BareRun:
     choices: tuple[str, ...] | None = None
 
 
-class BareEngine:
-    """The parent's side."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self._process = process
-
-    @classmethod
-    def start(cls, engine_kwargs: dict[str, Any], environment: dict[str, str]) -> Self:
-        """Start the child and wait until the model is loaded. Blocking, up to minutes."""
-        process = subprocess.Popen(  # our own module
-            [sys.executable, "-m", "serving.bench.bare"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **environment},
-        )
-        engine = cls(process)
-        engine._send(engine_kwargs)
-        engine._receive()
-        return engine
-
-    def run(self, run: BareRun) -> list[float]:
-        """Return seconds: one a work with one in flight, else one for the whole."""
-        self._send(run)
-        seconds: list[float] = self._receive()
-        return seconds
-
-    def stop(self) -> None:
-        """End the child; it shuts its engine down cleanly when its input closes."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-
-    def _send(self, item: object) -> None:
-        assert self._process.stdin is not None
-        pickle.dump(item, self._process.stdin)
-        self._process.stdin.flush()
-
-    def _receive(self) -> Any:
-        assert self._process.stdout is not None
-        return pickle.load(self._process.stdout)  # noqa: S301  # from our own child
-
-
-def _child() -> None:
-    # The engine writes to standard output as it likes; answers go out on a copy.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    commands = sys.stdin.buffer
-    kwargs = pickle.load(commands)  # noqa: S301  # from our own parent
-
-    from vllm import LLM
-
-    engine = LLM(**kwargs)
-    pickle.dump(None, answers)
-    answers.flush()
-    while True:
-        try:
-            run: BareRun = pickle.load(commands)  # noqa: S301  # from our own parent
-        except EOFError:
-            break
-        pickle.dump(_timed(engine, run), answers)
-        answers.flush()
-    engine.llm_engine.engine_core.shutdown()
-
-
-def _timed(engine: Any, run: BareRun) -> list[float]:
+def timed(engine: Any, run: BareRun) -> list[float]:
+    """Return seconds: one a work with one in flight, else one for the whole. Runs in the child."""
     requests = [_requests(work, run.choices) for work in run.works]
     if run.in_flight == 1:
         return [_closed_loop(engine.llm_engine, [request], 1) for request in requests]
@@ -150,7 +77,3 @@ def _requests(work: EngineWork, choices: tuple[str, ...] | None) -> list[tuple[A
             return [(prompt((*ids, *point.suffix)), scoring_params(point)) for point in points]
         case GenerateWork(prompt_token_ids=ids):
             return [(prompt(ids), generation_params(work))]
-
-
-if __name__ == "__main__":
-    _child()

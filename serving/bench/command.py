@@ -15,11 +15,11 @@ from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
 
 if TYPE_CHECKING:
-    from serving.bench.bare import BareEngine
     from serving.bench.plan import Cell
     from serving.bench.report import Rounds
     from serving.contracts.engine import EngineWork
     from serving.contracts.settings import Settings
+    from serving.local.offline import OfflineEngine
     from serving.tasks.task import Task
 
 HELP = "measure the stack beside bare vLLM and an empty handler, interleaved in one run"
@@ -75,15 +75,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _start_bare(settings: "Settings", checkpoint: Any) -> "BareEngine":
-    from serving.bench.bare import BareEngine
+def _start_bare(settings: "Settings", checkpoint: Any) -> "OfflineEngine":
     from serving.local.deployment import llm_config_arguments
+    from serving.local.offline import OfflineEngine
 
     arguments = llm_config_arguments(settings.models[0], checkpoint, 0.0)
     engine_kwargs = {"model": checkpoint.source, **arguments["engine_kwargs"]}
     # An argument of the HTTP layer, which the offline engine does not have.
     engine_kwargs.pop("enable_prompt_tokens_details")
-    return BareEngine.start(engine_kwargs, arguments["runtime_env"]["env_vars"])
+    return OfflineEngine.start(engine_kwargs, arguments["runtime_env"]["env_vars"])
 
 
 def _tasks(settings: "Settings", specs: Any, checkpoint: Any) -> dict[str, "Task"]:
@@ -96,7 +96,7 @@ def _tasks(settings: "Settings", specs: Any, checkpoint: Any) -> dict[str, "Task
 
 
 def _measure(
-    url: str, bare: "BareEngine", tasks: dict[str, "Task"], plan: list["Cell"], rounds: int
+    url: str, bare: "OfflineEngine", tasks: dict[str, "Task"], plan: list["Cell"], rounds: int
 ) -> list["Rounds"]:
     from rich.console import Console
     from rich.progress import Progress
@@ -116,9 +116,9 @@ def _measure(
 
 
 def _one_round(
-    url: str, bare: "BareEngine", tasks: dict[str, "Task"], item: "Rounds", number: int
+    url: str, bare: "OfflineEngine", tasks: dict[str, "Task"], item: "Rounds", number: int
 ) -> None:
-    from serving.bench.bare import BareRun
+    from serving.bench.bare import BareRun, timed
     from serving.bench.load import run_load
     from serving.bench.texts import texts
 
@@ -129,7 +129,7 @@ def _one_round(
     works = [_work(tasks[cell.task], cell.task, text) for text in inputs]
 
     stack = asyncio.run(run_load(f"{url}/v1/tasks/{cell.task}", bodies, cell.clients))
-    bare_s = bare.run(BareRun(works, cell.clients))
+    bare_s = bare.call(timed, BareRun(works, cell.clients))
     empty = asyncio.run(run_load(f"{url}/healthz", [None] * cell.requests, cell.clients))
     constrained_s = None
     if cell.task in SCORED_TASKS:
@@ -137,7 +137,7 @@ def _one_round(
         choices = tuple(label.verbalizer for label in spec.labels)
         others = texts(cell.requests, seed=1000 * number + cell.clients + 500)
         works = [_work(tasks[cell.task], cell.task, text) for text in others]
-        constrained_s = bare.run(BareRun(works, cell.clients, choices))
+        constrained_s = bare.call(timed, BareRun(works, cell.clients, choices))
     if number == 0:
         return
     item.stack.append(stack)

@@ -18,10 +18,19 @@
     |  `- ShuttingDown
     |- DeadlineExceeded
     |- EngineFailure                 the model ran and failed
+    |- QuantizationFailed            the quantization ran and failed
     `- ConfigurationError            the process must not start
        |- InvalidSettings
        |- InvalidTaskSpec
-       `- MaterializationFailed
+       |- MaterializationFailed
+       |- InvalidRecipe
+       |- InvalidCalibration
+       |  `- CalibrationOverlap
+       |- UnsuitableModel            of this model no such artifact can be made
+       |- UnsuitableTarget           the artifact would not run (fast) where it is to be served
+       |- InsufficientResources
+       |- OutputInUse
+       `- EnvironmentUnavailable
 
 Each class has a `code` (stable, for programs) and says whether the same request may succeed
 later (`retryable`). The gateway holds the one table that maps classes to HTTP.
@@ -179,6 +188,12 @@ class EngineFailure(NarrowgateError):
     code = "engine_failure"
 
 
+class QuantizationFailed(NarrowgateError):
+    """Everything was checked and the quantization failed all the same."""
+
+    code = "quantization_failed"
+
+
 class ConfigurationError(NarrowgateError):
     """What was configured cannot be served; raised before anything starts."""
 
@@ -201,3 +216,51 @@ class MaterializationFailed(ConfigurationError):
     """The model files could not be produced or found."""
 
     code = "materialization_failed"
+
+
+class InvalidRecipe(ConfigurationError):
+    """A recipe file does not describe a quantization."""
+
+    code = "invalid_recipe"
+
+
+class InvalidCalibration(ConfigurationError):
+    """The calibration data are missing, unreadable or too few."""
+
+    code = "invalid_calibration"
+
+
+class CalibrationOverlap(InvalidCalibration):
+    """Calibration data hold examples on which the gate tests."""
+
+    code = "calibration_overlap"
+
+
+class UnsuitableModel(ConfigurationError):
+    """The model is not one that the recipe can be applied to."""
+
+    code = "unsuitable_model"
+
+
+class UnsuitableTarget(ConfigurationError):
+    """The hardware or engine that is to serve the artifact cannot run it, or not fast."""
+
+    code = "unsuitable_target"
+
+
+class InsufficientResources(ConfigurationError):
+    """Too little memory or disk space for what was asked."""
+
+    code = "insufficient_resources"
+
+
+class OutputInUse(ConfigurationError):
+    """The output folder holds something, or another run writes to it."""
+
+    code = "output_in_use"
+
+
+class EnvironmentUnavailable(ConfigurationError):
+    """The environment that a step runs in is not there and could not be made."""
+
+    code = "environment_unavailable"

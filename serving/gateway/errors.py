@@ -29,10 +29,19 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.ShuttingDown: 503,
     errors.DeadlineExceeded: 504,
     errors.EngineFailure: 500,
+    errors.QuantizationFailed: 500,
     errors.ConfigurationError: 500,
     errors.InvalidSettings: 500,
     errors.InvalidTaskSpec: 500,
     errors.MaterializationFailed: 500,
+    errors.InvalidRecipe: 500,
+    errors.InvalidCalibration: 500,
+    errors.CalibrationOverlap: 500,
+    errors.UnsuitableModel: 500,
+    errors.UnsuitableTarget: 500,
+    errors.InsufficientResources: 500,
+    errors.OutputInUse: 500,
+    errors.EnvironmentUnavailable: 500,
 }
 
 # The names that OpenAI's API gives its error types.

@@ -47,6 +47,32 @@ def test_serving_does_not_import_the_offline_packages() -> None:
     assert not graph.modules & {"quantize", "evals"}
 
 
+def test_quantize_imports_of_serving_the_inner_parts_alone() -> None:
+    graph = grimp.build_graph("quantize", "serving")
+    allowed = {"contracts", "tasks", "local"}
+    wrong = [
+        f"{module} imports {imported}"
+        for module in graph.modules
+        if module.startswith("quantize")
+        for imported in graph.find_modules_directly_imported_by(module)
+        if imported.startswith("serving") and _part(imported) not in allowed
+    ]
+    assert wrong == []
+
+
+def test_only_the_worker_imports_the_quantization_libraries() -> None:
+    graph = grimp.build_graph("quantize", include_external_packages=True)
+    libraries = {"llmcompressor", "compressed_tensors", "gptqmodel", "bitsandbytes", "loguru"}
+    wrong = [
+        module
+        for module in graph.modules
+        if not module.startswith("quantize.worker")
+        and graph.find_modules_directly_imported_by(module) & libraries
+    ]
+    assert "llmcompressor" in graph.modules
+    assert sorted(set(wrong) - libraries) == []
+
+
 def test_tasks_are_pure(graph: grimp.ImportGraph) -> None:
     full = grimp.build_graph("serving", include_external_packages=True)
     for module in full.modules:

@@ -1,0 +1,1 @@
+"""Evaluation: the suites on which a gate tests. No calibration may use any of their examples."""

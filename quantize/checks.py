@@ -1,0 +1,82 @@
+"""What can be known before expensive work: refused here, each with the fix."""
+
+from importlib import metadata
+from pathlib import Path
+
+from quantize.hardware import Machine, free_disk_bytes
+from quantize.plan import Plan
+from quantize.recipe import BitsAndBytesRecipe, Recipe
+from quantize.targets import Target
+from serving.contracts.errors import InsufficientResources, OutputInUse, UnsuitableTarget
+
+_GIB = 2**30
+# Tokenizer, description and a temporary copy of the header.
+_DISK_SLACK = 64 * 2**20
+_BNB_PLUGIN = "vllm-bnb-plugin"
+
+
+def refuse_used_output(out: Path) -> None:
+    """Refuse an output folder that holds something. Raises OutputInUse."""
+    if out.is_file():
+        raise OutputInUse(f"{str(out)!r} is a file", field="out")
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputInUse(
+            f"{str(out)!r} is not empty",
+            field="out",
+            fix="choose another folder; nothing is ever overwritten",
+        )
+
+
+def refuse_too_little_room(plan: Plan, machine: Machine, out: Path) -> None:
+    """Refuse a run that the machine has no memory or disk for. Raises InsufficientResources."""
+    needed, free = plan.size_after + _DISK_SLACK, free_disk_bytes(out)
+    if needed > free:
+        raise InsufficientResources(
+            f"the artifact takes {_gib(needed)} and {_gib(free)} are free for {str(out)!r}",
+            field="out",
+            fix="free disk space or write elsewhere",
+        )
+    if plan.peak_memory > machine.available_bytes:
+        raise InsufficientResources(
+            f"the run takes about {_gib(plan.peak_memory)} of memory and "
+            f"{_gib(machine.available_bytes)} are available",
+            field="memory",
+            fix="use a machine with more memory, or fewer or shorter calibration samples",
+        )
+    if machine.gpu is not None and plan.peak_accelerator_memory > machine.gpu.free_bytes:
+        raise InsufficientResources(
+            f"the run takes about {_gib(plan.peak_accelerator_memory)} of GPU memory and "
+            f"{_gib(machine.gpu.free_bytes)} are free on {machine.gpu.name}",
+            field="device",
+            fix="stop what else uses the GPU, or pass --device cpu",
+        )
+
+
+def refuse_unservable(recipe: Recipe, target: Target, plan: Plan) -> None:
+    """Refuse what the serving engine could not load. Raises UnsuitableTarget."""
+    if isinstance(recipe, BitsAndBytesRecipe) and not _installed(_BNB_PLUGIN):
+        raise UnsuitableTarget(
+            f"recipe {recipe.name!r}: vLLM 0.29 has no bitsandbytes of its own and the package "
+            f"{_BNB_PLUGIN}, which adds it, is not installed here",
+            field="recipe",
+            fix=f"install {_BNB_PLUGIN} where the artifact is to be served",
+        )
+    if target.memory_gib is not None and plan.size_after > 0.9 * target.memory_gib * _GIB:
+        raise UnsuitableTarget(
+            f"the artifact's {_gib(plan.size_after)} leave no room for the KV cache in the "
+            f"{target.memory_gib:.0f} GiB of target {target.name!r}",
+            field="target",
+            fix="use a recipe with fewer bits, or a larger GPU",
+        )
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f} GiB"

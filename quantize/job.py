@@ -1,0 +1,74 @@
+"""What the command tells the worker, and what the worker reports while it runs.
+
+The two are separate processes in separate environments. The job is a JSON file; reports are JSON
+lines on the worker's standard output.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from quantize.recipe import Recipe
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Job(_Frozen):
+    """One quantization. group_size, layers_16bit, layers_8bit: the recipe resolved for the model.
+
+    sequences: token ids in the order in which they are fed; empty without calibration.
+    """
+
+    recipe: Recipe
+    base: Path
+    out: Path
+    group_size: int | None
+    layers_16bit: tuple[str, ...]
+    layers_8bit: tuple[str, ...]
+    sequences: tuple[tuple[int, ...], ...]
+    batch_tokens: int
+    device: Literal["cpu", "cuda"]
+    threads: int
+    seed: int
+
+
+class Stage(_Frozen):
+    """A step has begun."""
+
+    event: Literal["stage"] = "stage"
+    name: Literal["load", "quantize", "save"]
+
+
+class Layer(_Frozen):
+    """A decoder block is done. loss: its summed rounding error, where the library tells it."""
+
+    event: Literal["layer"] = "layer"
+    index: int
+    total: int
+    loss: float | None = None
+    memory_bytes: int
+
+
+class Done(_Frozen):
+    """The checkpoint is written. Peaks in bytes; accelerator: 0 without one."""
+
+    event: Literal["done"] = "done"
+    libraries: dict[str, str]
+    accelerator_name: str | None
+    peak_memory_bytes: int
+    peak_accelerator_bytes: int
+    losses: dict[str, float]
+
+
+class Failed(_Frozen):
+    """The library raised; the log has its stack trace."""
+
+    event: Literal["failed"] = "failed"
+    message: str
+
+
+Report = Annotated[Stage | Layer | Done | Failed, Field(discriminator="event")]
+REPORT: TypeAdapter[Stage | Layer | Done | Failed] = TypeAdapter(Report)

@@ -1,0 +1,229 @@
+"""What a checkpoint is made of, read from its config and the headers of its weight files.
+
+No weight is loaded: a plan for 8 billion parameters takes milliseconds and no memory.
+"""
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantize.source import ModelSource
+from serving.contracts.errors import UnsuitableModel
+
+ARCHITECTURES = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+)
+"""Dense decoders whose layer names SmoothQuant, AWQ, GPTQModel and vLLM all know."""
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+# A safetensors header larger than this is damage, not a model.
+_MAX_HEADER_BYTES = 100 * 2**20
+_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+_DECODER_LINEAR = re.compile(r"^model\.layers\.(\d+)\.(self_attn|mlp)\.\w+_proj\.weight$")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LinearLayer:
+    """One linear layer of a decoder block. weight: (out_features, in_features)."""
+
+    name: str
+    out_features: int
+    in_features: int
+
+    @property
+    def weights(self) -> int:
+        """Return the number of weights."""
+        return self.out_features * self.in_features
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLayout:
+    """Shapes and sizes of a checkpoint. other_bytes: everything that is not a linear layer."""
+
+    architecture: str
+    linear: tuple[LinearLayer, ...]
+    other_bytes: int
+    total_bytes: int
+    blocks: int
+    hidden_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    kv_bytes_per_token: int
+
+    @property
+    def linear_weights(self) -> int:
+        """Return the number of weights in linear layers."""
+        return sum(layer.weights for layer in self.linear)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One entry of a safetensors header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the size in the file."""
+        return math.prod(self.shape) * _BYTES.get(self.dtype, 1)
+
+
+def read_layout(source: ModelSource) -> ModelLayout:
+    """Return the layout of a checkpoint. Reads headers, or asks the hub for them.
+
+    Raises UnsuitableModel for architectures that the recipes do not cover, quantized inputs,
+    missing or damaged files.
+    """
+    folder = source.fetch_description()
+    config = _config(folder, source.id)
+    tensors = _hub_tensors(source) if source.on_hub else folder_tensors(folder)
+    return layout_of(config, tensors, source.id)
+
+
+def layout_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: str) -> ModelLayout:
+    """Return the layout for a config.json's content and a checkpoint's tensors. Pure.
+
+    Raises UnsuitableModel.
+    """
+    architecture = _architecture(config, model)
+    linear = []
+    for name, tensor in tensors.items():
+        if _DECODER_LINEAR.match(name):
+            if len(tensor.shape) != 2:
+                raise UnsuitableModel(f"{model!r}: {name} has shape {tensor.shape}, not a matrix")
+            linear.append(LinearLayer(name.removesuffix(".weight"), *tensor.shape))
+    blocks = {_block_of(layer.name) for layer in linear}
+    wanted = int(config["num_hidden_layers"])
+    if blocks != set(range(wanted)):
+        raise UnsuitableModel(
+            f"{model!r}: config.json says {wanted} decoder blocks, the weight files hold "
+            f"{len(blocks)}",
+            fix="the checkpoint is incomplete or of an unknown layout; fetch it again",
+        )
+    total = sum(tensor.size_bytes for tensor in tensors.values())
+    in_linear = sum(tensors[f"{layer.name}.weight"].size_bytes for layer in linear)
+    heads = int(config["num_attention_heads"])
+    head_size = int(config.get("head_dim") or config["hidden_size"] // heads)
+    return ModelLayout(
+        architecture=architecture,
+        linear=tuple(sorted(linear, key=lambda layer: (_block_of(layer.name), layer.name))),
+        other_bytes=total - in_linear,
+        total_bytes=total,
+        blocks=wanted,
+        hidden_size=int(config["hidden_size"]),
+        vocab_size=int(config["vocab_size"]),
+        max_position_embeddings=int(config["max_position_embeddings"]),
+        kv_bytes_per_token=2 * 2 * wanted * head_size * int(config["num_key_value_heads"]),
+    )
+
+
+def matching(layers: Iterable[LinearLayer], patterns: Sequence[str]) -> list[LinearLayer]:
+    """Return the layers whose name one of the patterns occurs in."""
+    return [layer for layer in layers if any(re.search(p, layer.name) for p in patterns)]
+
+
+def folder_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a local checkpoint by name, from headers alone.
+
+    Raises UnsuitableModel for missing or damaged files.
+    """
+    index = folder / _INDEX
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    elif (folder / _SINGLE).is_file():
+        files = [_SINGLE]
+    else:
+        raise UnsuitableModel(
+            f"{folder.name!r} has no {_SINGLE} and no {_INDEX}",
+            field="model",
+            fix="convert the weights to safetensors (transformers: save_pretrained)",
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        for tensor, entry in _header(folder / name).items():
+            tensors[tensor] = Tensor(entry["dtype"], tuple(entry["shape"]))
+    return tensors
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            # Damage can claim any length; json then complains of what was read.
+            header: dict[str, Any] = json.loads(file.read(min(size, _MAX_HEADER_BYTES)))
+    except (OSError, ValueError, struct.error) as error:
+        raise UnsuitableModel(
+            f"{path.name} of {path.parent.name!r} cannot be read: {error}",
+            field="model",
+            fix="fetch the checkpoint again",
+        ) from error
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    missing = 8 + size + end - path.stat().st_size
+    if missing > 0:
+        raise UnsuitableModel(
+            f"{path.name} of {path.parent.name!r} is cut short by {missing} bytes",
+            field="model",
+            fix="fetch the checkpoint again",
+        )
+    return header
+
+
+def _hub_tensors(source: ModelSource) -> dict[str, Tensor]:
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
+
+    try:
+        metadata = get_safetensors_metadata(source.id, revision=source.revision)
+    except (HfHubHTTPError, NotASafetensorsRepoError) as error:
+        raise UnsuitableModel(
+            f"the hub gives no safetensors headers for {source.id!r}: {error}", field="model"
+        ) from error
+    return {
+        name: Tensor(info.dtype, tuple(info.shape))
+        for file in metadata.files_metadata.values()
+        for name, info in file.tensors.items()
+    }
+
+
+def _config(folder: Path, model: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsuitableModel(
+            f"{model!r} has no readable config.json: {error}",
+            field="model",
+            fix="name a folder with a Hugging Face checkpoint",
+        ) from error
+    return content
+
+
+def _architecture(config: Mapping[str, Any], model: str) -> str:
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "an unknown method")
+        raise UnsuitableModel(
+            f"{model!r} is already quantized ({method})",
+            field="model",
+            fix="name the 16-bit checkpoint it was made from",
+        )
+    named = (config.get("architectures") or ["none"])[0]
+    if named not in ARCHITECTURES:
+        raise UnsuitableModel(
+            f"{model!r} has architecture {named!r}",
+            field="model",
+            fix="covered are: " + ", ".join(sorted(ARCHITECTURES)),
+        )
+    return str(named)
+
+
+def _block_of(name: str) -> int:
+    found = _DECODER_LINEAR.match(f"{name}.weight")
+    assert found is not None
+    return int(found.group(1))

@@ -1,0 +1,229 @@
+"""What a recipe is: one YAML file, validated, with a stable digest.
+
+A recipe says how precise the weights and activations are and how they are rounded. It names one
+library; what that library cannot do is refused here and not after an hour of work.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from serving.contracts.errors import InvalidRecipe
+
+Bits = Literal[4, 8]
+GroupSize = Annotated[int, Field(ge=16, le=1024, multiple_of=8)]
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return pattern
+
+
+Pattern = Annotated[
+    str, Field(min_length=1, max_length=200, pattern=r"^[^:]*$"), AfterValidator(_compiles)
+]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CalibrationNeed(_Frozen):
+    """What the recipe wants of the calibration set."""
+
+    samples: int = Field(default=256, ge=1, le=100_000, description="sequences")
+    max_tokens: int = Field(default=512, ge=16, le=32_768, description="longer ones are left out")
+    plain_share: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="share of texts fed as a user's turn, without a task's prompt",
+    )
+
+
+class _Recipe(_Frozen):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    description: str = Field(min_length=1, max_length=1000)
+    keep_16bit: tuple[Pattern, ...] = Field(
+        default=(), description="layers left alone: regular expressions on module names"
+    )
+
+    def digest(self) -> str:
+        """Return `sha256:` and the hex digest of the recipe's canonical JSON."""
+        content = self.model_dump(mode="json")
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class LlmCompressorRecipe(_Recipe):
+    """Linear layers through llm-compressor, written in the compressed-tensors format.
+
+    smoothing moves outliers between activations and weights before rounding: SmoothQuant (Xiao et
+    al., 2023) or AWQ (Lin et al., 2024). rounding: GPTQ (Frantar et al., 2023) or to the nearest.
+    """
+
+    library: Literal["llm-compressor"]
+    weight_bits: Bits
+    weight_type: Literal["int", "float"] = "int"
+    symmetric: bool = True
+    group_size: tuple[GroupSize, ...] | None = Field(
+        default=None,
+        description="in order of preference, the first that divides every layer; none: per channel",
+    )
+    activations: Literal["16-bit", "8-bit dynamic per token"] = "16-bit"
+    smoothing: Literal["none", "smoothquant", "awq"] = "none"
+    smoothing_strength: float = Field(default=0.5, ge=0.0, le=1.0, description="SmoothQuant alpha")
+    awq_grid: int = Field(default=20, ge=2, le=100, description="AWQ: scales tried for each layer")
+    rounding: Literal["gptq", "nearest"] = "gptq"
+    scale_search: Literal["minmax", "mse"] = Field(
+        default="minmax", description="how a group's scale is found from its weights"
+    )
+    act_order: Literal["none", "static", "group"] = Field(
+        default="static", description="GPTQ: columns of large activations are rounded first"
+    )
+    dampening: float = Field(default=0.01, gt=0.0, le=1.0, description="GPTQ, of the mean diagonal")
+    eight_bit: tuple[Pattern, ...] = Field(
+        default=(), description="layers rounded to 8 bits with 8-bit activations instead"
+    )
+    calibration: CalibrationNeed | None = CalibrationNeed()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        needs_data = self.rounding == "gptq" or self.smoothing != "none"
+        if needs_data and self.calibration is None:
+            raise ValueError("GPTQ, SmoothQuant and AWQ need calibration data")
+        if self.weight_type == "float" and (self.weight_bits != 8 or self.group_size is not None):
+            raise ValueError("floating-point weights are 8 bits wide (FP8) and have no groups")
+        if self.activations != "16-bit" and self.weight_bits != 8:
+            raise ValueError("8-bit activations go with 8-bit weights")
+        if self.activations != "16-bit" and not self.symmetric:
+            raise ValueError("the kernels for 8-bit activations take symmetric weights alone")
+        if self.weight_bits == 8 and not self.symmetric:
+            raise ValueError("vLLM's 8-bit weight-only kernels take symmetric weights alone")
+        if self.eight_bit and self.weight_bits != 4:
+            raise ValueError("eight_bit raises the precision of 4-bit recipes alone")
+        return self
+
+
+class GptqModelRecipe(_Recipe):
+    """GPTQ through GPTQModel, written in AutoGPTQ's format.
+
+    AutoGPTQ ended in 2024; GPTQModel is its maintained successor and writes the same files.
+    """
+
+    library: Literal["gptqmodel"]
+    weight_bits: Bits = 4
+    symmetric: bool = True
+    group_size: tuple[GroupSize, ...] = (128, 64, 32)
+    act_order: Literal["none", "full", "group"] = Field(
+        default="group", description="group: reordered within groups, free at run time"
+    )
+    dampening: float = Field(default=0.05, gt=0.0, lt=1.0, description="of the mean diagonal")
+    scale_search_norm: float = Field(
+        default=0.0, ge=0.0, le=4.0, description="norm of the search for a group's scale; 0: none"
+    )
+    calibration: CalibrationNeed = CalibrationNeed()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.keep_16bit:
+            raise ValueError("AutoGPTQ's format has no layers in another precision")
+        return self
+
+
+class BitsAndBytesRecipe(_Recipe):
+    """NF4 (Dettmers et al., 2023) or LLM.int8() (2022) by bitsandbytes, without calibration."""
+
+    library: Literal["bitsandbytes"]
+    format: Literal["nf4", "int8"]
+    double_quantization: bool = Field(default=False, description="NF4: quantize the scales as well")
+    calibration: None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.format == "int8" and self.double_quantization:
+            raise ValueError("double_quantization is for nf4 alone")
+        return self
+
+    @property
+    def weight_bits(self) -> Bits:
+        """Return the width of a weight."""
+        return 4 if self.format == "nf4" else 8
+
+
+Recipe = Annotated[
+    LlmCompressorRecipe | GptqModelRecipe | BitsAndBytesRecipe, Field(discriminator="library")
+]
+_ADAPTER: TypeAdapter[LlmCompressorRecipe | GptqModelRecipe | BitsAndBytesRecipe] = TypeAdapter(
+    Recipe
+)
+_SUFFIX = ".yaml"
+
+
+def parse_recipe(text: str, source: str) -> Recipe:
+    """Return the recipe of a YAML text. source: the file's name, for messages.
+
+    Raises InvalidRecipe, which names the field.
+    """
+    try:
+        return _ADAPTER.validate_python(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise InvalidRecipe(f"{source} is not YAML: {error}", field=source) from error
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'recipe'}: {item['msg']}"
+            for item in error.errors(include_url=False, include_context=False)
+        ]
+        raise InvalidRecipe(
+            f"{source} is not a recipe: " + "; ".join(problems),
+            field=source,
+            fix="docs/quantize.md lists every field",
+        ) from error
+
+
+def built_in_recipes() -> Mapping[str, Recipe]:
+    """Return the shipped recipes by name. Reads files."""
+    found = [
+        parse_recipe(entry.read_text(encoding="utf-8"), entry.name)
+        for entry in resources.files("quantize.recipes").iterdir()
+        if entry.name.endswith(_SUFFIX)
+    ]
+    return {recipe.name: recipe for recipe in sorted(found, key=lambda recipe: recipe.name)}
+
+
+def load_recipe(name_or_file: str) -> Recipe:
+    """Return a shipped recipe by its name or a user's by its file.
+
+    Raises InvalidRecipe.
+    """
+    path = Path(name_or_file).expanduser()
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise InvalidRecipe(f"no recipe file {name_or_file!r}", field="recipe")
+        return parse_recipe(path.read_text(encoding="utf-8"), path.name)
+    recipes = built_in_recipes()
+    if name_or_file not in recipes:
+        raise InvalidRecipe(
+            f"no recipe {name_or_file!r}",
+            field="recipe",
+            fix="use one of: " + ", ".join(recipes) + "; or name a YAML file of your own",
+        )
+    return recipes[name_or_file]

@@ -1,0 +1,247 @@
+"""One quantization from checks to the published artifact."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from quantize import calibration as calibration_data
+from quantize.artifact import Workspace, partial_folder, workspace
+from quantize.calibration import CalibrationSet, batches
+from quantize.checks import refuse_too_little_room, refuse_unservable, refuse_used_output
+from quantize.environment import quantize_python
+from quantize.hardware import Machine, this_machine
+from quantize.job import REPORT, Done, Failed, Job
+from quantize.layout import ModelLayout, read_layout
+from quantize.plan import Plan, Workload, make_plan
+from quantize.progress import Progress
+from quantize.provenance import FILE, Run, model_card, provenance
+from quantize.recipe import Recipe
+from quantize.source import ModelSource
+from quantize.targets import Target, find_target, refuse_unsuitable
+from quantize.verify import verify_checkpoint
+from serving.contracts.errors import NarrowgateError, QuantizationFailed, UnsuitableTarget
+from serving.contracts.task_spec import TaskSpec
+from serving.local.manifest import Manifest, file_manifest
+from serving.tasks.prompt import CheckpointTokenizer
+
+# Tokens in one forward pass of calibration: enough to keep the machine busy.
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+_LOG_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for. calibration: a file, None for the built-in texts."""
+
+    source: ModelSource
+    recipe: Recipe
+    out: Path
+    specs: Mapping[str, TaskSpec]
+    calibration: Path | None
+    held_out: Sequence[Path]
+    target: str | None
+    device: str
+    seed: int
+    python: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request checked and resolved; nothing has been spent yet."""
+
+    request: Request
+    layout: ModelLayout
+    machine: Machine
+    gpu: bool
+    target: Target
+    calibration: CalibrationSet | None
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A published artifact."""
+
+    folder: Path
+    manifest: Manifest
+    provenance: dict[str, Any]
+
+
+def prepare(request: Request) -> Prepared:
+    """Check everything that can be known before the run. Blocking, seconds.
+
+    Raises a ConfigurationError that names what is wrong and the fix.
+    """
+    refuse_used_output(request.out)
+    layout = read_layout(request.source)
+    machine = this_machine()
+    gpu = _uses_gpu(request.device, machine)
+    target = _target(request.target, machine)
+    used = _calibration(request)
+    plan = make_plan(request.recipe, layout, _workload(used, gpu=gpu), cores=machine.cores, gpu=gpu)
+    refuse_unsuitable(request.recipe, plan.group_size, target)
+    refuse_unservable(request.recipe, target, plan)
+    refuse_too_little_room(plan, machine, request.out)
+    return Prepared(request, layout, machine, gpu, target, used, plan)
+
+
+def carry_out(prepared: Prepared, progress: Progress) -> Artifact:
+    """Quantize, check what was written and publish it. Blocking, minutes to hours.
+
+    Raises QuantizationFailed with the library's last words; the whole log stays beside the output.
+    """
+    request = prepared.request
+    started = time.monotonic()
+    python = quantize_python(gpu=prepared.gpu, given=request.python, announce=progress.say)
+    base = request.source.fetch()
+    with workspace(request.out, keep=True) as space:
+        space.checkpoint.mkdir()
+        space.job.write_text(_job(prepared, base, space).model_dump_json(), encoding="utf-8")
+        done = _work(python, space, progress)
+        progress.say("checking and digesting what was written")
+        space.copy_description(base)
+        size = verify_checkpoint(space.checkpoint, request.recipe, prepared.plan)
+        facts = Run(
+            source=request.source,
+            base=file_manifest(base),
+            recipe=request.recipe,
+            plan=prepared.plan,
+            calibration=prepared.calibration,
+            target=prepared.target,
+            machine=prepared.machine,
+            seed=request.seed,
+            done=done,
+            duration_s=time.monotonic() - started,
+            size_bytes=size,
+            version=metadata.version("narrowgate"),
+            date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        )
+        document = provenance(facts)
+        _write(space.checkpoint / FILE, json.dumps(document, indent=1, ensure_ascii=False))
+        _write(space.checkpoint / "README.md", model_card(facts))
+        manifest = file_manifest(space.checkpoint)
+        _write(space.checkpoint / "manifest.json", manifest.to_json())
+        space.publish()
+    return Artifact(request.out, manifest, document)
+
+
+def _calibration(request: Request) -> CalibrationSet | None:
+    need = request.recipe.calibration
+    if need is None:
+        return None
+    if request.calibration is None:
+        source = "built-in texts"
+        examples = calibration_data.built_in_examples(request.specs, request.seed)
+    else:
+        source = request.calibration.name
+        examples = calibration_data.read_examples(request.calibration)
+    suites = [*calibration_data.built_in_suites(), *request.held_out]
+    calibration_data.refuse_overlap(examples, calibration_data.held_out_digests(suites))
+    tokenizer = CheckpointTokenizer.load(request.source.fetch_description())
+    return calibration_data.build_calibration(
+        examples, need, request.specs, tokenizer, source=source, seed=request.seed
+    )
+
+
+def _workload(used: CalibrationSet | None, *, gpu: bool) -> Workload:
+    if used is None:
+        return Workload(0, 0, 0)
+    limit = _BATCH_TOKENS["cuda" if gpu else "cpu"]
+    longest = max(len(batch) * len(batch[0]) for batch in batches(used.sequences, limit))
+    return Workload(len(used.sequences), used.tokens, longest)
+
+
+def _uses_gpu(device: str, machine: Machine) -> bool:
+    if device == "cuda" and machine.gpu is None:
+        raise UnsuitableTarget(
+            "--device cuda, and this machine shows no NVIDIA GPU",
+            field="device",
+            fix="use --device cpu, or check the driver with nvidia-smi",
+        )
+    return device == "cuda" or (device == "auto" and machine.gpu is not None)
+
+
+def _target(name: str | None, machine: Machine) -> Target:
+    if name is not None:
+        return find_target(name)
+    if machine.gpu is None:
+        return find_target("cpu")
+    return Target(machine.gpu.name, machine.gpu.capability, machine.gpu.total_bytes / 2**30)
+
+
+def _job(prepared: Prepared, base: Path, space: Workspace) -> Job:
+    request = prepared.request
+    device = "cuda" if prepared.gpu else "cpu"
+    lifted = request.recipe.weight_bits == 4
+    return Job(
+        recipe=request.recipe,
+        base=base,
+        out=space.checkpoint.resolve(),
+        group_size=prepared.plan.group_size,
+        layers_16bit=prepared.plan.names(16),
+        layers_8bit=prepared.plan.names(8) if lifted else (),
+        sequences=prepared.calibration.sequences if prepared.calibration else (),
+        batch_tokens=_BATCH_TOKENS[device],
+        device=device,
+        threads=prepared.machine.cores,
+        seed=request.seed,
+    )
+
+
+def _work(python: Path, space: Workspace, progress: Progress) -> Done:
+    """Run the worker to its end and return its last report."""
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    failure = "it ended without a word"
+    with (
+        space.log.open("wb") as log,
+        subprocess.Popen(  # noqa: S603  # our own module
+            [python, "-m", "quantize.worker", space.job],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+        ) as worker,
+    ):
+        assert worker.stdout is not None
+        done = None
+        try:
+            for line in worker.stdout:
+                report = REPORT.validate_json(line)
+                progress.report(report)
+                if isinstance(report, Done):
+                    done = report
+                elif isinstance(report, Failed):
+                    failure = report.message
+        except BaseException:
+            worker.kill()
+            raise
+    # Libraries may die while they shut down, with everything written: the files are judged next.
+    if done is None:
+        raise _failed(space, f"{failure} (status {worker.returncode})")
+    return done
+
+
+def _failed(space: Workspace, message: str) -> NarrowgateError:
+    lines = space.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+    return QuantizationFailed(
+        f"the quantization failed: {message}\n" + "\n".join(lines),
+        fix=f"the whole log is {space.log}",
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
+
+
+def leftovers(out: Path) -> Path | None:
+    """Return what a killed or failed run has left beside an output, if anything."""
+    folder = partial_folder(out)
+    return folder if folder.is_dir() else None

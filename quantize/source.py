@@ -1,0 +1,93 @@
+"""Where the 16-bit checkpoint comes from: a local folder, a hub revision, or the bundled model."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.contracts.errors import UnsuitableModel
+from serving.contracts.settings import BUNDLED_MODEL
+from serving.local.checkpoint import materialize_bundled
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+# Weights in another format, images and the like stay where they are.
+_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+_DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A checkpoint by name. revision: a commit of 40 hex digits, for hub ids alone."""
+
+    id: str
+    revision: str | None = None
+    folder: Path | None = None
+
+    @property
+    def on_hub(self) -> bool:
+        """Return whether the files must be fetched."""
+        return self.folder is None
+
+    def fetch(self) -> Path:
+        """Return the folder of the whole checkpoint, fetched where need be. Blocking.
+
+        Raises UnsuitableModel when the hub does not have it.
+        """
+        return self.folder or _snapshot(self.id, self.revision, _FILES)
+
+    def fetch_description(self) -> Path:
+        """Return a folder with everything but the weights. Blocking. Raises UnsuitableModel."""
+        return self.folder or _snapshot(self.id, self.revision, _DESCRIPTION)
+
+
+def parse_source(model: str, revision: str | None, state: Path) -> ModelSource:
+    """Return the source that a command line names.
+
+    Blocking: the bundled model is made on the first call. Raises UnsuitableModel.
+    """
+    if model == BUNDLED_MODEL:
+        return ModelSource(model, folder=materialize_bundled(state / "models"))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UnsuitableModel(
+                f"{model!r} is a folder and has no revisions", field="revision", fix="leave it out"
+            )
+        return ModelSource(folder.resolve().name, folder=folder.resolve())
+    if not _HUB_ID.match(model):
+        raise UnsuitableModel(
+            f"{model!r} is neither a folder nor a hub id (owner/name)", field="model"
+        )
+    if revision is None or not _COMMIT.match(revision):
+        raise UnsuitableModel(
+            f"{model!r} is a hub id and revision is {revision!r}: a branch or tag can move",
+            field="revision",
+            fix="pass --revision with the commit, 40 hex digits",
+        )
+    return ModelSource(model, revision=revision)
+
+
+def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError) as error:
+        raise UnsuitableModel(
+            f"the hub does not give {repo!r} at {revision}: {error}",
+            field="model",
+            fix="check id, revision, access (HF_TOKEN) and network, or download it and name the "
+            "folder",
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise UnsuitableModel(
+            f"{repo!r} is not in the local cache and HF_HUB_OFFLINE is set",
+            field="model",
+            fix="unset it, or name a local folder",
+        ) from error

@@ -1,0 +1,149 @@
+"""vLLM's offline engine in a process of its own, driven over pipes.
+
+For measurements and evaluations: what runs in the engine's process is a function that the caller
+names. The parent (`OfflineEngine`) sends pickled calls, the child answers with pickled results.
+"""
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Concatenate, ParamSpec, Self, TypeVar
+
+from serving.contracts.errors import EngineFailure
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_STOP_S = 30
+
+
+class OfflineEngine:
+    """The parent's side. Not for use from several threads."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", model: str) -> None:
+        self._process = process
+        self._model = model
+        self.load_s = 0.0
+        """Seconds from the arguments to a model ready to answer, without imports."""
+
+    @classmethod
+    def start(
+        cls, engine_kwargs: dict[str, Any], environment: dict[str, str], log: Path | None = None
+    ) -> Self:
+        """Start the child and wait until the model is loaded. Blocking, up to minutes.
+
+        engine_kwargs: of vllm.LLM. environment: added to this process's. log: file for what the
+        engine prints; this process's standard error without one.
+        Raises EngineFailure when the model cannot be loaded.
+        """
+        stderr: IO[bytes] | None = log.open("wb") if log else None
+        try:
+            process = subprocess.Popen(  # our own module
+                [sys.executable, "-m", "serving.local.offline"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={**os.environ, **environment},
+            )
+        finally:
+            if stderr is not None:
+                stderr.close()
+        engine = cls(process, str(engine_kwargs["model"]))
+        try:
+            engine._send(engine_kwargs)
+            engine.load_s = engine._receive()
+        except BaseException:
+            engine.stop()
+            raise
+        return engine
+
+    def call(
+        self, function: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Return what a module-level function returns for the vllm.LLM and the arguments.
+
+        Blocking. Raises EngineFailure when it raises there or the engine dies.
+        """
+        self._send((function, args, kwargs))
+        result: R = self._receive()
+        return result
+
+    def stop(self) -> None:
+        """End the child; it shuts its engine down cleanly when its input closes."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _send(self, item: object) -> None:
+        assert self._process.stdin is not None
+        try:
+            pickle.dump(item, self._process.stdin)
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._died() from error
+
+    def _receive(self) -> Any:
+        assert self._process.stdout is not None
+        try:
+            failure, result = pickle.load(self._process.stdout)  # noqa: S301  # our own child's
+        except (EOFError, pickle.UnpicklingError) as error:
+            raise self._died() from error
+        if failure is not None:
+            raise EngineFailure(f"vLLM with {self._model!r}: {failure}")
+        return result
+
+    def _died(self) -> EngineFailure:
+        return EngineFailure(
+            f"vLLM's process for {self._model!r} ended with status {self._process.wait(_STOP_S)}",
+            fix="its own words are in the log; too little memory is the most frequent cause",
+        )
+
+
+def _child() -> None:
+    # The engine writes to standard output as it likes; answers go out on a copy.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    commands = sys.stdin.buffer
+    kwargs = pickle.load(commands)  # noqa: S301  # from our own parent
+    engine: Any = None
+
+    def answer(function: Callable[[], Any]) -> None:
+        try:
+            reply: tuple[str | None, Any] = (None, function())
+        except Exception as error:  # noqa: BLE001  # the process's edge: told to the parent
+            traceback.print_exc()
+            reply = (f"{type(error).__name__}: {error}", None)
+        pickle.dump(reply, answers)
+        answers.flush()
+
+    def load() -> float:
+        nonlocal engine
+        from vllm import LLM
+
+        started = time.perf_counter()
+        engine = LLM(**kwargs)
+        return time.perf_counter() - started
+
+    answer(load)
+    while engine is not None:
+        try:
+            function, args, named = pickle.load(commands)  # noqa: S301  # from our own parent
+        except EOFError:
+            break
+        answer(lambda: function(engine, *args, **named))  # noqa: B023  # called at once
+    if engine is not None:
+        engine.llm_engine.engine_core.shutdown()
+
+
+if __name__ == "__main__":
+    _child()
