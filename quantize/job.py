@@ -17,8 +17,9 @@ class _Frozen(BaseModel):
 
 
 class Job(_Frozen):
-    """One quantization. group_size, layers_16bit, layers_8bit: the recipe resolved for the model.
+    """One quantization. group_size and the layers: the recipe resolved for the model.
 
+    linear: every linear layer of the decoder blocks, by name.
     sequences: token ids in the order in which they are fed; empty without calibration.
     """
 
@@ -26,6 +27,7 @@ class Job(_Frozen):
     base: Path
     out: Path
     group_size: int | None
+    linear: tuple[str, ...]
     layers_16bit: tuple[str, ...]
     layers_8bit: tuple[str, ...]
     sequences: tuple[tuple[int, ...], ...]
@@ -40,6 +42,13 @@ class Stage(_Frozen):
 
     event: Literal["stage"] = "stage"
     name: Literal["load", "quantize", "save"]
+
+
+class Outliers(_Frozen):
+    """Layers left in 16 bits because rounding would hurt them most, with how many times more."""
+
+    event: Literal["outliers"] = "outliers"
+    layers: dict[str, float]
 
 
 class Layer(_Frozen):
@@ -70,5 +79,5 @@ class Failed(_Frozen):
     message: str
 
 
-Report = Annotated[Stage | Layer | Done | Failed, Field(discriminator="event")]
-REPORT: TypeAdapter[Stage | Layer | Done | Failed] = TypeAdapter(Report)
+Report = Stage | Outliers | Layer | Done | Failed
+REPORT: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator="event")])

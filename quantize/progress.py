@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 from pydantic import BaseModel
 
-from quantize.job import Done, Failed, Layer, Stage
+from quantize.job import Layer, Outliers, Report, Stage
 
 _STAGES = {"load": "loading the model", "quantize": "quantizing", "save": "writing the checkpoint"}
 
@@ -32,7 +32,7 @@ class Progress(Protocol):
         """Show that a step of our own has begun."""
         ...
 
-    def report(self, report: Stage | Layer | Done | Failed) -> None:
+    def report(self, report: Report) -> None:
         """Show a report of the worker."""
         ...
 
@@ -76,12 +76,16 @@ class Bar:
         """Show that a step of our own has begun."""
         self._bar.update(self._task, description=sentence, total=None, detail="")
 
-    def report(self, report: Stage | Layer | Done | Failed) -> None:
+    def report(self, report: Report) -> None:
         """Show a report of the worker."""
         match report:
             case Stage(name=name):
                 self._quantizing_since = time.monotonic()
                 self.say(_STAGES[name])
+            case Outliers(layers=layers):
+                named = ", ".join(layers) or "none"
+                if self._bar.console.is_terminal:
+                    self._bar.console.print(f"kept in 16 bits: {named}", highlight=False)
             case Layer(index=index, total=total):
                 self._bar.update(
                     self._task, total=total, completed=index, detail=self._detail(report)

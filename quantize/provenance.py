@@ -24,6 +24,7 @@ class Run:
     base: Manifest
     recipe: Recipe
     plan: Plan
+    outliers: dict[str, float]
     calibration: CalibrationSet | None
     target: Target
     machine: Machine
@@ -55,6 +56,7 @@ def provenance(run: Run) -> dict[str, Any]:
             "group_size": run.plan.group_size,
             "layers_by_bits": precision,
             "layers_16bit": list(run.plan.names(16)),
+            "outliers": run.outliers,
             "losses": run.done.losses,
         },
         "calibration": _calibration(run.calibration),

@@ -100,6 +100,12 @@ class LlmCompressorRecipe(_Recipe):
         default="static", description="GPTQ: columns of large activations are rounded first"
     )
     dampening: float = Field(default=0.01, gt=0.0, le=1.0, description="GPTQ, of the mean diagonal")
+    keep_outliers: float | None = Field(
+        default=None,
+        gt=1.0,
+        description="layers that rounding hurts this many times more than the median of their kind "
+        "stay in 16 bits; measured at the start of the run",
+    )
     eight_bit: tuple[Pattern, ...] = Field(
         default=(), description="layers rounded to 8 bits with 8-bit activations instead"
     )
@@ -110,6 +116,8 @@ class LlmCompressorRecipe(_Recipe):
         needs_data = self.rounding == "gptq" or self.smoothing != "none"
         if needs_data and self.calibration is None:
             raise ValueError("GPTQ, SmoothQuant and AWQ need calibration data")
+        if self.keep_outliers is not None and self.calibration is None:
+            raise ValueError("keep_outliers needs calibration data")
         if self.weight_type == "float" and (self.weight_bits != 8 or self.group_size is not None):
             raise ValueError("floating-point weights are 8 bits wide (FP8) and have no groups")
         if self.activations != "16-bit" and self.weight_bits != 8:

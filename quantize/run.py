@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from quantize import calibration as calibration_data
-from quantize.artifact import Workspace, partial_folder, workspace
+from quantize.artifact import Workspace, workspace
 from quantize.calibration import CalibrationSet, batches
 from quantize.checks import refuse_too_little_room, refuse_unservable, refuse_used_output
 from quantize.environment import quantize_python
 from quantize.hardware import Machine, this_machine
-from quantize.job import REPORT, Done, Failed, Job
+from quantize.job import REPORT, Done, Failed, Job, Outliers
 from quantize.layout import ModelLayout, read_layout
-from quantize.plan import Plan, Workload, make_plan
+from quantize.plan import Plan, Workload, keeping, make_plan
 from quantize.progress import Progress
 from quantize.provenance import FILE, Run, model_card, provenance
 from quantize.recipe import Recipe
@@ -32,8 +32,9 @@ from serving.local.manifest import Manifest, file_manifest
 from serving.tasks.prompt import CheckpointTokenizer
 
 # Tokens in one forward pass of calibration: enough to keep the machine busy.
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 4096}
 _LOG_LINES = 20
+_NOTHING = Workload(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,16 @@ def prepare(request: Request) -> Prepared:
     machine = this_machine()
     gpu = _uses_gpu(request.device, machine)
     target = _target(request.target, machine)
+
+    def plan_for(workload: Workload) -> Plan:
+        return make_plan(request.recipe, layout, workload, cores=machine.cores, gpu=gpu)
+
+    # Shapes and target first: rendering the calibration set is the slowest of the checks.
+    shapes = plan_for(_NOTHING)
+    refuse_unsuitable(request.recipe, shapes.group_size, target)
+    refuse_unservable(request.recipe, target, shapes)
     used = _calibration(request)
-    plan = make_plan(request.recipe, layout, _workload(used, gpu=gpu), cores=machine.cores, gpu=gpu)
-    refuse_unsuitable(request.recipe, plan.group_size, target)
-    refuse_unservable(request.recipe, target, plan)
+    plan = plan_for(_workload(used, gpu=gpu))
     refuse_too_little_room(plan, machine, request.out)
     return Prepared(request, layout, machine, gpu, target, used, plan)
 
@@ -98,26 +105,29 @@ def carry_out(prepared: Prepared, progress: Progress) -> Artifact:
     Raises QuantizationFailed with the library's last words; the whole log stays beside the output.
     """
     request = prepared.request
-    started = time.monotonic()
     python = quantize_python(gpu=prepared.gpu, given=request.python, announce=progress.say)
+    progress.say("fetching the checkpoint")
     base = request.source.fetch()
+    started = time.monotonic()
     with workspace(request.out, keep=True) as space:
         space.checkpoint.mkdir()
         space.job.write_text(_job(prepared, base, space).model_dump_json(), encoding="utf-8")
-        done = _work(python, space, progress)
+        worked = _work(python, space, progress)
+        plan = keeping(prepared.plan, worked.outliers)
         progress.say("checking and digesting what was written")
         space.copy_description(base)
-        size = verify_checkpoint(space.checkpoint, request.recipe, prepared.plan)
+        size = verify_checkpoint(space.checkpoint, request.recipe, plan)
         facts = Run(
             source=request.source,
             base=file_manifest(base),
             recipe=request.recipe,
-            plan=prepared.plan,
+            plan=plan,
+            outliers=worked.outliers,
             calibration=prepared.calibration,
             target=prepared.target,
             machine=prepared.machine,
             seed=request.seed,
-            done=done,
+            done=worked.done,
             duration_s=time.monotonic() - started,
             size_bytes=size,
             version=metadata.version("narrowgate"),
@@ -152,7 +162,7 @@ def _calibration(request: Request) -> CalibrationSet | None:
 
 def _workload(used: CalibrationSet | None, *, gpu: bool) -> Workload:
     if used is None:
-        return Workload(0, 0, 0)
+        return _NOTHING
     limit = _BATCH_TOKENS["cuda" if gpu else "cpu"]
     longest = max(len(batch) * len(batch[0]) for batch in batches(used.sequences, limit))
     return Workload(len(used.sequences), used.tokens, longest)
@@ -185,6 +195,7 @@ def _job(prepared: Prepared, base: Path, space: Workspace) -> Job:
         base=base,
         out=space.checkpoint.resolve(),
         group_size=prepared.plan.group_size,
+        linear=tuple(item.layer.name for item in prepared.plan.layers),
         layers_16bit=prepared.plan.names(16),
         layers_8bit=prepared.plan.names(8) if lifted else (),
         sequences=prepared.calibration.sequences if prepared.calibration else (),
@@ -195,8 +206,14 @@ def _job(prepared: Prepared, base: Path, space: Workspace) -> Job:
     )
 
 
-def _work(python: Path, space: Workspace, progress: Progress) -> Done:
-    """Run the worker to its end and return its last report."""
+@dataclass(frozen=True, slots=True)
+class _Worked:
+    done: Done
+    outliers: dict[str, float]
+
+
+def _work(python: Path, space: Workspace, progress: Progress) -> _Worked:
+    """Run the worker to its end and return what it reported."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     failure = "it ended without a word"
     with (
@@ -211,13 +228,15 @@ def _work(python: Path, space: Workspace, progress: Progress) -> Done:
         ) as worker,
     ):
         assert worker.stdout is not None
-        done = None
+        done, outliers = None, {}
         try:
             for line in worker.stdout:
                 report = REPORT.validate_json(line)
                 progress.report(report)
                 if isinstance(report, Done):
                     done = report
+                elif isinstance(report, Outliers):
+                    outliers = report.layers
                 elif isinstance(report, Failed):
                     failure = report.message
         except BaseException:
@@ -226,7 +245,7 @@ def _work(python: Path, space: Workspace, progress: Progress) -> Done:
     # Libraries may die while they shut down, with everything written: the files are judged next.
     if done is None:
         raise _failed(space, f"{failure} (status {worker.returncode})")
-    return done
+    return _Worked(done, outliers)
 
 
 def _failed(space: Workspace, message: str) -> NarrowgateError:
@@ -239,9 +258,3 @@ def _failed(space: Workspace, message: str) -> NarrowgateError:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
-
-
-def leftovers(out: Path) -> Path | None:
-    """Return what a killed or failed run has left beside an output, if anything."""
-    folder = partial_folder(out)
-    return folder if folder.is_dir() else None

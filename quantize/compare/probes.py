@@ -10,12 +10,14 @@ import numpy as np
 from quantize.compare.divergence import Divergence, summarize
 from serving.contracts.engine import ScoreOutput, ScoreWork, TokenCounts
 
+# Tokens of a prompt that is there to be continued.
+_SHORT = 16
 _NO_TOKENS = TokenCounts(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """prefill: prompts of the given length read a second; decode: tokens generated a second."""
+    """Prompts read a second, and tokens generated a second (short prompts' reading included)."""
 
     prompts_per_s: float
     decoded_tokens_per_s: float
@@ -92,7 +94,6 @@ def throughput(
         return time.perf_counter() - started
 
     read_s = seconds(prompts, 1)
-    short = [list(ids)[:16] for ids in prompts[:concurrency]]
-    # Less the time to read the short prompts and the first token: what is left is decoding.
-    decode_s = seconds(short, decode_tokens + 1) - seconds(short, 1)
+    short = [list(ids)[:_SHORT] for ids in prompts[:concurrency]]
+    decode_s = seconds(short, decode_tokens)
     return Throughput(len(prompts) / read_s, len(short) * decode_tokens / decode_s)

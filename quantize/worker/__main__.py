@@ -41,7 +41,9 @@ def main(job_file: Path) -> int:
 
 def _end_with_parent() -> None:
     # The parent holds the other end of standard input; it closes with the parent, however it dies.
-    sys.stdin.buffer.read()
+    # Not sys.stdin: a thread inside its buffer makes the interpreter abort when it ends.
+    while os.read(0, 4096):
+        pass
     os._exit(1)
 
 

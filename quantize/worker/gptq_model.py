@@ -27,7 +27,7 @@ def run(job: Job, reporter: Reporter) -> dict[str, float]:
         device=job.device,
         offload_to_disk=False,
     )
-    model = GPTQModel.load(str(job.base), config, device=job.device)
+    model = GPTQModel.load(str(job.base), config)
     reporter.send(Stage(name="quantize"))
     calibration = [
         {"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in job.sequences

@@ -1,6 +1,7 @@
 """Recipes carried out by llm-compressor, layer by layer, on a processor or a GPU."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quantize.calibration import batches
-from quantize.job import Job, Layer, Stage
+from quantize.job import Job, Layer, Outliers, Stage
 from quantize.recipe import LlmCompressorRecipe
 from quantize.worker.reporter import Reporter
+from quantize.worker.sensitivity import outlier_layers
 
 _LOSS = re.compile(r"^error ([\d.]+(?:e[+-]?\d+)?)")
 _LAYERS = re.compile(r"^Quantizing \d+ module\(s\): (.+)")
@@ -37,13 +39,18 @@ def run(job: Job, reporter: Reporter) -> dict[str, float]:
     # On a GPU too the model stays in main memory: the pipeline brings one block at a time over.
     model = AutoModelForCausalLM.from_pretrained(job.base, dtype="auto", local_files_only=True)
     reporter.send(Stage(name="quantize"))
+    kept = job.layers_16bit
+    if recipe.keep_outliers is not None:
+        outliers = _outliers(model, recipe, job)
+        reporter.send(Outliers(layers=outliers))
+        kept = (*kept, *outliers)
     losses = Losses()
     sink = logger.add(losses.read, level="INFO", format="{message}")
     try:
         oneshot(
             model=model,
             tokenizer=AutoTokenizer.from_pretrained(job.base, local_files_only=True),
-            recipe=[*_modifiers(recipe, job), _progress(model, losses, reporter)],
+            recipe=[*_modifiers(recipe, job, kept), _progress(model, losses, reporter)],
             **_data(job),
         )
     finally:
@@ -53,6 +60,21 @@ def run(job: Job, reporter: Reporter) -> dict[str, float]:
     # It repeats provenance.json's recipe in another program's terms, and names our progress hook.
     (job.out / "recipe.yaml").unlink(missing_ok=True)
     return losses.by_layer
+
+
+def _outliers(model: Any, recipe: LlmCompressorRecipe, job: Job) -> dict[str, float]:
+    assert recipe.keep_outliers is not None
+    # Layers with a precision of their own take no part, not even in the median.
+    settled = {*job.layers_16bit, *job.layers_8bit}
+    return outlier_layers(
+        model,
+        [name for name in job.linear if name not in settled],
+        job.sequences,
+        bits=recipe.weight_bits,
+        group_size=job.group_size,
+        symmetric=recipe.symmetric,
+        multiple=recipe.keep_outliers,
+    )
 
 
 def _data(job: Job) -> dict[str, Any]:
@@ -71,7 +93,7 @@ def _data(job: Job) -> dict[str, Any]:
     }
 
 
-def _modifiers(recipe: LlmCompressorRecipe, job: Job) -> list[Modifier]:
+def _modifiers(recipe: LlmCompressorRecipe, job: Job, kept: Sequence[str]) -> list[Modifier]:
     modifiers: list[Modifier] = []
     match recipe.smoothing:
         case "smoothquant":
@@ -82,7 +104,7 @@ def _modifiers(recipe: LlmCompressorRecipe, job: Job) -> list[Modifier]:
             pass
     scheme: dict[str, Any] = {
         "config_groups": _groups(recipe, job),
-        "ignore": ["lm_head", *job.layers_16bit],
+        "ignore": ["lm_head", *kept],
     }
     if recipe.rounding == "nearest":
         modifiers.append(QuantizationModifier(**scheme))

@@ -8,6 +8,14 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from quantize.calibration import read_examples
+from quantize.recipe import (
+    BitsAndBytesRecipe,
+    CalibrationNeed,
+    GptqModelRecipe,
+    LlmCompressorRecipe,
+    built_in_recipes,
+)
 from serving.contracts.settings import (
     CpuAccelerator,
     GatewaySettings,
@@ -69,6 +77,24 @@ def test_the_gpu_settings_hold(tmp_path: Path) -> None:
     file = tmp_path / "gpu.yaml"
     file.write_text(block, encoding="utf-8")
     lint(load_settings(file, {}))
+
+
+def test_every_recipe_and_every_field_of_one_is_documented() -> None:
+    text = (DOCS / "quantize.md").read_text(encoding="utf-8")
+    recipes = text.partition("## Recipes")[2].partition("### Fields")[0]
+    assert set(re.findall(r"^\| `([a-z0-9-]+)`", recipes, re.MULTILINE)) == set(built_in_recipes())
+    fields = text.partition("### Fields of a recipe")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", fields))
+    for model in (LlmCompressorRecipe, GptqModelRecipe, BitsAndBytesRecipe, CalibrationNeed):
+        assert set(model.model_fields) <= named
+
+
+def test_the_example_calibration_lines_hold(tmp_path: Path) -> None:
+    text = (DOCS / "quantize.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    file = tmp_path / "mine.jsonl"
+    file.write_text(block, encoding="utf-8")
+    assert len(read_examples(file)) == 4
 
 
 def test_the_example_task_holds() -> None:

@@ -134,7 +134,7 @@ def test_a_llama_3_8b_fits_a_card_of_24_gib_block_by_block() -> None:
     described = {**config(**sizes), "num_attention_heads": 32, "num_key_value_heads": 8,
                  "vocab_size": 128_256}  # fmt: skip
     model = layout_of(described, tensors(**sizes), "llama")
-    workload = Workload(256, 60_000, 16_384)
+    workload = Workload(256, 60_000, 4096)
     for name in ("int8-w8a8", "int4-w4a16-gptq", "int4-w4a16-awq"):
         plan = make_plan(built_in_recipes()[name], model, workload, cores=8, gpu=True)
         assert plan.peak_accelerator_memory < 24 * 2**30, name
