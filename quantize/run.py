@@ -112,7 +112,7 @@ def carry_out(prepared: Prepared, progress: Progress) -> Artifact:
     with workspace(request.out, keep=True) as space:
         space.checkpoint.mkdir()
         space.job.write_text(_job(prepared, base, space).model_dump_json(), encoding="utf-8")
-        worked = _work(python, space, progress)
+        worked = _work(python, space, progress, gpu=prepared.gpu)
         plan = keeping(prepared.plan, worked.outliers)
         progress.say("checking and digesting what was written")
         space.copy_description(base)
@@ -212,9 +212,12 @@ class _Worked:
     outliers: dict[str, float]
 
 
-def _work(python: Path, space: Workspace, progress: Progress) -> _Worked:
+def _work(python: Path, space: Workspace, progress: Progress, *, gpu: bool) -> _Worked:
     """Run the worker to its end and return what it reported."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    if not gpu:
+        # The libraries take a GPU wherever they see one.
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     failure = "it ended without a word"
     with (
         space.log.open("wb") as log,

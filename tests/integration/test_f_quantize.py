@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -247,6 +248,17 @@ def test_vllm_answers_on_the_right_kernels_beside_the_baseline(
         assert model["prompts_per_s_ratio"] > 0
         assert model["decoded_tokens_per_s"] > 0
         assert model["perplexity"] < 3 * models["baseline"]["perplexity"]
+
+
+def test_the_readme_shows_commands_that_hold() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\.venv/bin/narrowgate quantize (.+)$", readme, re.MULTILINE)
+    assert [line.split()[0] for line in lines] == [BUNDLED, "--compare"]
+    done = subprocess.run(
+        command(*lines[0].split(), "--dry-run", "--json"),
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
 
 
 def test_artifacts_of_another_model_are_not_compared(int4: Path, tmp_path: Path) -> None:
