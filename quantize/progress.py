@@ -2,8 +2,9 @@
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from pydantic import BaseModel
 
@@ -12,12 +13,12 @@ from quantize.job import Layer, Outliers, Report, Stage
 _STAGES = {"load": "loading the model", "quantize": "quantizing", "save": "writing the checkpoint"}
 
 
-class Progress(Protocol):
-    """Takes the worker's reports as they come."""
+class Progress(ABC):
+    """Takes the worker's reports as they come. A context manager."""
 
     def __enter__(self) -> Self:
         """Begin."""
-        ...
+        return self
 
     def __exit__(
         self,
@@ -26,18 +27,18 @@ class Progress(Protocol):
         trace: TracebackType | None,
     ) -> None:
         """End."""
-        ...
+        return
 
+    @abstractmethod
     def say(self, sentence: str) -> None:
         """Show that a step of our own has begun."""
-        ...
 
+    @abstractmethod
     def report(self, report: Report) -> None:
         """Show a report of the worker."""
-        ...
 
 
-class Bar:
+class Bar(Progress):
     """A bar with blocks, loss, memory and time left on a terminal; silent elsewhere."""
 
     def __init__(self) -> None:
@@ -103,27 +104,18 @@ class Bar:
         )
 
 
-class JsonLines:
+class JsonLines(Progress):
     """One JSON object a report."""
-
-    def __enter__(self) -> Self:
-        """Begin."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End."""
 
     def say(self, sentence: str) -> None:
         """Show that a step of our own has begun."""
-        self.report(_Said(message=sentence))
+        self._print(_Said(message=sentence))
 
-    def report(self, report: BaseModel) -> None:
+    def report(self, report: Report) -> None:
         """Show a report of the worker."""
+        self._print(report)
+
+    def _print(self, report: BaseModel) -> None:
         print(report.model_dump_json(exclude={"losses"}), file=sys.stderr, flush=True)
 
 
