@@ -39,17 +39,19 @@ bench: $(VENV)/.cpu
 	$(VENV)/bin/narrowgate bench --port $(PORT) --state $(STATE) $(BENCH_ARGS)
 
 # One resolution a target. Hosts are left out on purpose: indexes belong to the machine.
+FIND_LINKS = $(addprefix --find-links ,$(shell $(VENV)/bin/python -m pip config get global.find-links 2>/dev/null))
 UV_COMPILE = $(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
+UV_COMPILE_CPU = $(UV_COMPILE) $(FIND_LINKS) --overrides requirements/overrides-cpu.txt --no-emit-package torch
+UV_COMPILE_GPU = $(UV_COMPILE) --python-platform x86_64-manylinux_2_28
 lock:
 	test -x $(VENV)/bin/uv || requirements/install $(VENV) requirements/cpu-dev.txt
-	$(UV_COMPILE) $(addprefix --find-links ,$(shell $(VENV)/bin/python -m pip config get global.find-links 2>/dev/null)) \
-		--overrides requirements/overrides-cpu.txt --no-emit-package torch \
-		--extra cpu -o requirements/cpu.txt
-	$(UV_COMPILE) $(addprefix --find-links ,$(shell $(VENV)/bin/python -m pip config get global.find-links 2>/dev/null)) \
-		--overrides requirements/overrides-cpu.txt --no-emit-package torch --constraints requirements/cpu.txt \
-		--extra cpu --extra dev -o requirements/cpu-dev.txt
-	$(UV_COMPILE) --python-platform x86_64-manylinux_2_28 --extra gpu -o requirements/gpu.txt
+	$(UV_COMPILE_CPU) --extra cpu -o requirements/cpu.txt
+	$(UV_COMPILE_CPU) --constraints requirements/cpu.txt --extra cpu --extra evals --extra dev \
+		-o requirements/cpu-dev.txt
+	$(UV_COMPILE_GPU) --extra gpu -o requirements/gpu.txt
+	$(UV_COMPILE_CPU) --extra quantize -o requirements/quantize-cpu.txt
+	$(UV_COMPILE_GPU) --extra quantize -o requirements/quantize-gpu.txt
 
 clean:
 	rm -rf $(VENV) $(VENV)-quantize $(VENV)-quantize.lock $(STATE) build *.egg-info

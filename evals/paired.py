@@ -1,0 +1,110 @@
+"""Is the candidate no worse than the baseline? Differences on the same examples, with bounds.
+
+Pure: arrays in, numbers out. Every bound is one-sided at the given confidence, so that a lower and
+an upper bound at 95 % together make an interval of 90 %.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """candidate - baseline, in units of the metric. lower, upper: one-sided bounds."""
+
+    estimate: float
+    lower: float
+    upper: float
+    method: str
+
+    def __post_init__(self) -> None:
+        """Assert the order."""
+        assert self.lower <= self.estimate <= self.upper
+
+
+def accuracy_difference(
+    baseline: NDArray[np.bool_], candidate: NDArray[np.bool_], confidence: float = 0.95
+) -> Difference:
+    """Return the difference of two accuracies with Tango's score bounds.
+
+    baseline, candidate: (n,), whether each answered right. Only examples that exactly one of them
+    answered right carry information. Source: T. Tango, "Equivalence test and confidence interval
+    for the difference in proportions for the paired-sample design", Statistics in Medicine 17,
+    1998, equation 5; it keeps its level where normal approximations do not, also without any
+    discordant example. Raises ValueError for no examples or unequal lengths.
+    """
+    if len(baseline) != len(candidate) or len(baseline) == 0:
+        raise ValueError(f"{len(baseline)} and {len(candidate)} answers cannot be paired")
+    n = len(baseline)
+    gained = int(np.sum(candidate & ~baseline))
+    lost = int(np.sum(baseline & ~candidate))
+    estimate = (gained - lost) / n
+    z = float(norm.ppf(confidence))
+    lower = _score_bound(gained, lost, n, z)
+    # The same bound seen from the baseline's side.
+    upper = -_score_bound(lost, gained, n, z)
+    return Difference(estimate, min(lower, estimate), max(upper, estimate), "Tango score")
+
+
+def _score_bound(gained: int, lost: int, n: int, z: float) -> float:
+    """Return the smallest difference that a one-sided score test at z does not reject."""
+
+    def excess(difference: float) -> float:
+        return _score(gained, lost, n, difference) - z
+
+    least, estimate = -1.0 + 1e-12, (gained - lost) / n
+    if estimate <= least or excess(least) <= 0:
+        return -1.0
+    return float(brentq(excess, least, estimate, xtol=1e-10))
+
+
+def _score(gained: int, lost: int, n: int, difference: float) -> float:
+    # The probability of a loss under the restriction that gains exceed losses by `difference`.
+    a = 2.0 * n
+    b = -gained - lost + (2.0 * n - gained + lost) * difference
+    c = -lost * difference * (1.0 - difference)
+    loss = (math.sqrt(max(b * b - 4.0 * a * c, 0.0)) - b) / (2.0 * a)
+    variance = n * (2.0 * loss + difference * (1.0 - difference))
+    above = gained - lost - n * difference
+    if variance <= 0.0:
+        return 0.0 if above == 0 else math.copysign(math.inf, above)
+    return above / math.sqrt(variance)
+
+
+def bootstrap_difference(
+    metric: Callable[[Indices], tuple[float, float]],
+    n: int,
+    *,
+    seed: int,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+) -> Difference:
+    """Return the difference of any metric with paired percentile-bootstrap bounds.
+
+    metric: for indices of examples (repeats allowed), the baseline's value and the candidate's; the
+    same resample for both keeps the pairing. Raises ValueError for no examples.
+    """
+    if n == 0:
+        raise ValueError("there is nothing to resample")
+    baseline, candidate = metric(np.arange(n))
+    estimate = candidate - baseline
+    random = np.random.default_rng(seed)
+    differences = np.empty(resamples)
+    for number in range(resamples):
+        one, other = metric(random.integers(0, n, size=n))
+        differences[number] = other - one
+    lower, upper = np.quantile(differences, [1.0 - confidence, confidence])
+    return Difference(
+        estimate,
+        min(float(lower), estimate),
+        max(float(upper), estimate),
+        f"paired bootstrap, {resamples} resamples, seed {seed}",
+    )
