@@ -12,7 +12,7 @@ from llmcompressor.core import Event, State
 from llmcompressor.modifiers import Modifier
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
-from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.modifiers.transform.awq import AWQMapping, AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
 from loguru import logger
@@ -26,6 +26,13 @@ from quantize.recipe import LlmCompressorRecipe
 from quantize.worker.reporter import Reporter
 from quantize.worker.sensitivity import outlier_layers
 
+_AWQ_PAIRS = (
+    ("input_layernorm", ("q_proj", "k_proj", "v_proj")),
+    ("v_proj", ("o_proj",)),
+    ("post_attention_layernorm", ("gate_proj", "up_proj")),
+    ("up_proj", ("down_proj",)),
+)
+_BLOCK = re.compile(r"\blayers\.(\d+)\.")
 _LOSS = re.compile(r"^error ([\d.]+(?:e[+-]?\d+)?)")
 _LAYERS = re.compile(r"^Quantizing \d+ module\(s\): (.+)")
 
@@ -99,7 +106,7 @@ def _modifiers(recipe: LlmCompressorRecipe, job: Job, kept: Sequence[str]) -> li
         case "smoothquant":
             modifiers.append(SmoothQuantModifier(smoothing_strength=recipe.smoothing_strength))
         case "awq":
-            modifiers.append(AWQModifier(n_grid=recipe.awq_grid))
+            modifiers.append(AWQModifier(n_grid=recipe.awq_grid, mappings=awq_mappings(kept)))
         case "none":
             pass
     scheme: dict[str, Any] = {
@@ -112,6 +119,23 @@ def _modifiers(recipe: LlmCompressorRecipe, job: Job, kept: Sequence[str]) -> li
         order = None if recipe.act_order == "none" else recipe.act_order
         modifiers.append(GPTQModifier(**scheme, dampening_frac=recipe.dampening, actorder=order))
     return modifiers
+
+
+def awq_mappings(kept: Sequence[str]) -> list[AWQMapping]:
+    """Return which layer's scale evens out which others', without those that are not rounded.
+
+    The pairs are the Llama family's. Left to itself AWQ also searches scales for layers that stay
+    in 16 bits, and then divides by the number of rounded ones, which is none.
+    """
+    mappings = []
+    for smooth, balanced in _AWQ_PAIRS:
+        found = [_BLOCK.search(name) for name in kept if name.endswith(balanced)]
+        blocks = [match.group(1) for match in found if match]
+        others = rf"(?!(?:{'|'.join(blocks)})\.)" if blocks else ""
+        prefix = rf"re:.*layers\.{others}\d+\..*"
+        targets = [f"{prefix}{name}$" for name in balanced]
+        mappings.append(AWQMapping(f"{prefix}{smooth}$", targets))
+    return mappings
 
 
 def _groups(recipe: LlmCompressorRecipe, job: Job) -> dict[str, QuantizationScheme]:
