@@ -20,11 +20,15 @@ ARCHITECTURES = frozenset(
 )
 """Dense decoders whose layer names SmoothQuant, AWQ, GPTQModel and vLLM all know."""
 
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Projections that vLLM runs as one matrix product: they must be in one precision."""
+
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 # A safetensors header larger than this is damage, not a model.
 _MAX_HEADER_BYTES = 100 * 2**20
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+_SIXTEEN_BITS = frozenset({"BF16", "F16"})
 _DECODER_LINEAR = re.compile(r"^model\.layers\.(\d+)\.(self_attn|mlp)\.\w+_proj\.weight$")
 
 
@@ -98,6 +102,12 @@ def layout_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: s
         if _DECODER_LINEAR.match(name):
             if len(tensor.shape) != 2:
                 raise UnsuitableModel(f"{model!r}: {name} has shape {tensor.shape}, not a matrix")
+            if tensor.dtype not in _SIXTEEN_BITS:
+                raise UnsuitableModel(
+                    f"{model!r}: {name} is stored as {tensor.dtype}, not in 16 bits",
+                    field="model",
+                    fix="name the 16-bit checkpoint, or save this one in bfloat16 first",
+                )
             linear.append(LinearLayer(name.removesuffix(".weight"), *tensor.shape))
     blocks = {_block_of(layer.name) for layer in linear}
     wanted = int(config["num_hidden_layers"])

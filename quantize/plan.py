@@ -8,12 +8,10 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from quantize.layout import LinearLayer, ModelLayout, matching
+from quantize.layout import FUSED, LinearLayer, ModelLayout, matching
 from quantize.recipe import BitsAndBytesRecipe, GptqModelRecipe, LlmCompressorRecipe, Recipe
 from serving.contracts.errors import UnsuitableModel
 
-# Projections that vLLM runs as one matrix product must be in one precision.
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _NF4_BLOCK = 64
 _NF4_SCALES_BLOCK = 256
 _GROUPS_TO_PROPOSE = (16, 32, 64, 128, 256)
@@ -176,7 +174,7 @@ def _matched(patterns: Sequence[str], layout: ModelLayout, field: str) -> set[st
 def _refuse_split_fusions(bits: dict[str, int]) -> None:
     for name, mine in bits.items():
         prefix, _, last = name.rpartition(".")
-        for fused in _FUSED:
+        for fused in FUSED:
             if last in fused:
                 split = [part for part in fused if bits.get(f"{prefix}.{part}", mine) != mine]
                 if split:

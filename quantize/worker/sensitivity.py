@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+from quantize.layout import FUSED
+
 # Sequences are enough to see magnitudes; this pass runs on the processor in any case.
 _SEQUENCES = 16
 
@@ -41,7 +42,7 @@ def outlier_layers(
     found = {name for name, ratio in ratios.items() if ratio > multiple}
     for name in list(found):
         prefix, _, last = name.rpartition(".")
-        for fused in _FUSED:
+        for fused in FUSED:
             if last in fused:
                 found |= {f"{prefix}.{part}" for part in fused}
     return {name: ratios[name] for name in names if name in found}

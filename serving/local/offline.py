@@ -20,6 +20,7 @@ from serving.contracts.errors import EngineFailure
 P = ParamSpec("P")
 R = TypeVar("R")
 _STOP_S = 30
+_LOG_LINES = 15
 
 
 class OfflineEngine:
@@ -57,6 +58,9 @@ class OfflineEngine:
         try:
             engine._send(engine_kwargs)
             engine.load_s = engine._receive()
+        except EngineFailure as error:
+            engine.stop()
+            raise EngineFailure(f"{error.message}{_tail(log)}", fix=error.fix) from error
         except BaseException:
             engine.stop()
             raise
@@ -83,6 +87,8 @@ class OfflineEngine:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def _send(self, item: object) -> None:
         assert self._process.stdin is not None
@@ -105,8 +111,15 @@ class OfflineEngine:
     def _died(self) -> EngineFailure:
         return EngineFailure(
             f"vLLM's process for {self._model!r} ended with status {self._process.wait(_STOP_S)}",
-            fix="its own words are in the log; too little memory is the most frequent cause",
+            fix="its own last words say why; too little memory is the most frequent cause",
         )
+
+
+def _tail(log: Path | None) -> str:
+    if log is None:
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+    return "\n" + "\n".join(lines)
 
 
 def _child() -> None:

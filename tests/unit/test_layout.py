@@ -97,6 +97,13 @@ def test_a_matrix_that_is_none_is_refused() -> None:
         layout_of(config(), content, "tiny")
 
 
+@pytest.mark.parametrize("dtype", ["F32", "I8", "F8_E4M3"])
+def test_weights_that_are_not_in_16_bits_are_refused(dtype: str) -> None:
+    content = {**tensors(), "model.layers.0.mlp.up_proj.weight": Tensor(dtype, (192, 64))}
+    with pytest.raises(UnsuitableModel, match=f"stored as {dtype}"):
+        layout_of(config(), content, "tiny")
+
+
 def test_a_source_is_a_folder_or_a_pinned_hub_id(tmp_path: Path) -> None:
     folder = write(tmp_path / "tiny")
     assert parse_source(str(folder), None, tmp_path).fetch() == folder
