@@ -69,10 +69,10 @@ class Workspace:
 
 
 @contextmanager
-def workspace(out: Path, *, keep: bool = False) -> Iterator[Workspace]:
+def workspace(out: Path) -> Iterator[Workspace]:
     """Lock the output and give an empty workspace; remove it at the end.
 
-    keep: leave it where it is after a failure, for its log.
+    After a failure it stays where it is, for its log.
     Raises OutputInUse when the output holds something or another run writes to it.
     """
     refuse_used_output(out)
@@ -89,12 +89,7 @@ def workspace(out: Path, *, keep: bool = False) -> Iterator[Workspace]:
             # What a killed run has left.
             if path.name != _LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        try:
-            yield Workspace(folder, out)
-        except BaseException:
-            if not keep:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+        yield Workspace(folder, out)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from serving.local.processor import processor_name
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -34,7 +36,7 @@ class Machine:
 def this_machine() -> Machine:
     """Return what is here now. Runs nvidia-smi where there is one."""
     return Machine(
-        cpu=_cpu_name(),
+        cpu=processor_name(),
         cores=len(os.sched_getaffinity(0)),
         available_bytes=min(psutil.virtual_memory().available, _container_room()),
         gpu=_first_gpu(),
@@ -85,12 +87,3 @@ def parse_gpu(listing: str) -> Gpu:
     major, _, minor = capability.partition(".")
     mib = 2**20
     return Gpu(name, 10 * int(major) + int(minor), int(total) * mib, int(free) * mib)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "unknown"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"

@@ -162,6 +162,11 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def weight_bytes(folder: Path) -> int:
+    """Return the size of a local checkpoint's tensors. Raises UnsuitableModel."""
+    return sum(tensor.size_bytes for tensor in folder_tensors(folder).values())
+
+
 def _header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:

@@ -109,7 +109,7 @@ def carry_out(prepared: Prepared, progress: Progress) -> Artifact:
     progress.say("fetching the checkpoint")
     base = request.source.fetch()
     started = time.monotonic()
-    with workspace(request.out, keep=True) as space:
+    with workspace(request.out) as space:
         space.checkpoint.mkdir()
         space.job.write_text(_job(prepared, base, space).model_dump_json(), encoding="utf-8")
         worked = _work(python, space, progress, gpu=prepared.gpu)

@@ -3,17 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from quantize.compare import probes
 from quantize.compare.divergence import Divergence
 from quantize.compare.probes import Throughput
 from quantize.compare.workload import WINDOW, Inputs, Passages
 from quantize.hardware import Machine
-from quantize.layout import folder_tensors
+from quantize.layout import weight_bytes
 from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSettings
 from serving.local.checkpoint import Checkpoint
-from serving.local.deployment import llm_config_arguments
+from serving.local.deployment import offline_arguments
 from serving.local.offline import OfflineEngine
 
 PROMPT_TOKENS = 128
@@ -113,7 +112,7 @@ def _quality(
             labels.append(str(materials.inputs.tasks[request.task].read(request, output).value))
     return Measured(
         name=subject.name,
-        size_bytes=sum(tensor.size_bytes for tensor in folder_tensors(subject.folder).values()),
+        size_bytes=weight_bytes(subject.folder),
         load_s=engine.load_s,
         kernels=engine.call(probes.kernels),
         divergence=engine.call(
@@ -141,30 +140,17 @@ def _start(subject: Subject, machine: Machine, scratch: Path, *, share: float) -
         },
     )
     checkpoint = Checkpoint(str(subject.folder.resolve()), None)
-    arguments = llm_config_arguments(settings, checkpoint, 0.0)
-    engine_kwargs: dict[str, Any] = {
-        **arguments["engine_kwargs"],
-        "model": checkpoint.source,
-        # Rounds repeat their prompts, and reading them is what is measured.
-        "enable_prefix_caching": False,
-        "worker_extension_cls": "quantize.compare.recorder.LogitsRecorder",
-    }
-    # An argument of the HTTP layer, which the offline engine does not have.
-    engine_kwargs.pop("enable_prompt_tokens_details")
-    environment = {
-        **arguments["runtime_env"]["env_vars"],
-        # The recorder and the engine in one process: distributions do not travel.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    }
+    engine_kwargs, environment = offline_arguments(settings, checkpoint)
+    # Rounds repeat their prompts, and reading them is what is measured.
+    engine_kwargs["enable_prefix_caching"] = False
+    engine_kwargs["worker_extension_cls"] = "quantize.compare.recorder.LogitsRecorder"
+    # The recorder and the engine in one process: distributions do not travel.
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return OfflineEngine.start(engine_kwargs, environment, scratch / "engine.log")
 
 
 def _fit_together(subjects: Sequence[Subject], machine: Machine) -> bool:
-    weights = sum(
-        tensor.size_bytes
-        for subject in subjects
-        for tensor in folder_tensors(subject.folder).values()
-    )
+    weights = sum(weight_bytes(subject.folder) for subject in subjects)
     needed = weights + len(subjects) * (_ENGINE_BYTES + _KV_GIB * 2**30)
     free = machine.available_bytes if machine.gpu is None else machine.gpu.free_bytes
     return needed < 0.9 * free

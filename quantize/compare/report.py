@@ -83,7 +83,8 @@ def print_table(measured: Sequence[Measured], materials: Materials) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    rows = as_document(measured, materials)["models"]
+    document = as_document(measured, materials)
+    rows, workload = document["models"], document["workload"]
     table = Table(title="beside the 16-bit baseline")
     columns: list[tuple[str, str, str]] = [
         ("MiB", "size_bytes", "mib"),
@@ -110,7 +111,6 @@ def print_table(measured: Sequence[Measured], materials: Materials) -> None:
         console.print(
             f"{row['name']}: " + ", ".join(f"{k} x {n}" for k, n in row["kernels"].items())
         )
-    workload = as_document(measured, materials)["workload"]
     console.print(
         f"passages: {workload['passages']}, {workload['passage_tokens']} tokens; KL in nats\n"
         f"speed: {materials.rounds} interleaved rounds of {PROMPTS} prompts of {PROMPT_TOKENS} "

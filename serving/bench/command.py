@@ -76,14 +76,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _start_bare(settings: "Settings", checkpoint: Any) -> "OfflineEngine":
-    from serving.local.deployment import llm_config_arguments
+    from serving.local.deployment import offline_arguments
     from serving.local.offline import OfflineEngine
 
-    arguments = llm_config_arguments(settings.models[0], checkpoint, 0.0)
-    engine_kwargs = {"model": checkpoint.source, **arguments["engine_kwargs"]}
-    # An argument of the HTTP layer, which the offline engine does not have.
-    engine_kwargs.pop("enable_prompt_tokens_details")
-    return OfflineEngine.start(engine_kwargs, arguments["runtime_env"]["env_vars"])
+    return OfflineEngine.start(*offline_arguments(settings.models[0], checkpoint))
 
 
 def _tasks(settings: "Settings", specs: Any, checkpoint: Any) -> dict[str, "Task"]:
@@ -162,19 +158,12 @@ def _work(task: "Task", name: str, text: str) -> "EngineWork":
 def _machine() -> dict[str, Any]:
     import psutil
 
+    from serving.local.processor import processor_name
+
     return {
-        "cpu": _cpu_name(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -34,6 +34,20 @@ def llm_config_arguments(
     return arguments
 
 
+def offline_arguments(
+    model: ModelSettings, checkpoint: Checkpoint
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return vllm.LLM's keyword arguments and the environment that serve the model offline. Pure.
+
+    The same engine as the deployment's, for measurements beside it.
+    """
+    arguments = llm_config_arguments(model, checkpoint, 0.0)
+    engine_kwargs = {"model": checkpoint.source, **arguments["engine_kwargs"]}
+    # An argument of the HTTP layer, which the offline engine does not have.
+    engine_kwargs.pop("enable_prompt_tokens_details")
+    return engine_kwargs, arguments["runtime_env"]["env_vars"]
+
+
 def _engine_arguments(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "max_model_len": model.max_model_len,

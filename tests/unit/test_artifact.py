@@ -41,7 +41,7 @@ def test_a_failed_run_leaves_nothing_that_looks_finished(tmp_path: Path) -> None
     out = tmp_path / "artifact"
 
     def fail() -> None:
-        with workspace(out, keep=True) as space:
+        with workspace(out) as space:
             fill(space.checkpoint)
             raise RuntimeError
 
