@@ -1,13 +1,16 @@
 # make serve   set up and serve the bundled model at http://127.0.0.1:8000
 # make test    set up, lint, and run all tests
+# make gate    test INT8 and INT4 models against the 16-bit one and show the verdicts
 # make bench   measure the running stack beside bare vLLM and an empty handler
+# make bench-gate   measure evaluations beside bare lm-eval
 
 PORT ?= 8000
 STATE ?= .narrowgate
 VENV ?= .venv
 BENCH_ARGS ?=
+GATE_ARGS ?=
 
-.PHONY: serve test unit integration lint bench lock clean
+.PHONY: serve test unit integration lint gate bench bench-gate lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -28,6 +31,7 @@ lint: $(VENV)/.cpu-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/zizmor --offline --no-progress --quiet .github/workflows
 
 unit: $(VENV)/.cpu-dev
 	$(VENV)/bin/pytest tests/unit
@@ -38,6 +42,24 @@ integration: $(VENV)/.cpu-dev
 bench: $(VENV)/.cpu
 	$(VENV)/bin/narrowgate bench --port $(PORT) --state $(STATE) $(BENCH_ARGS)
 
+bench-gate: $(VENV)/.cpu
+	$(VENV)/bin/narrowgate bench-gate --state $(STATE) $(BENCH_ARGS)
+
+# A verdict is no error here; what could not be run is. The loss that is acceptable in 4 bits has no
+# default: for this demonstration it is 0.05.
+BUNDLED = smollm2-135m-instruct
+MARGINS_int4-w4a16-gptq = $(foreach task,sentiment topic ner translation,--margin $(task)=0.05)
+gate: $(VENV)/.cpu $(foreach recipe,int8-w8a8 int4-w4a16-gptq,gate-$(recipe))
+
+gate-%: $(VENV)/.cpu
+	@$(VENV)/bin/narrowgate materialize --state $(STATE)
+	@test -f $(STATE)/keys/development || $(VENV)/bin/narrowgate keygen --out $(STATE)/keys/development
+	@test -f $(STATE)/artifacts/$(BUNDLED)-$*/config.json || $(VENV)/bin/narrowgate quantize \
+		bundled:$(BUNDLED) --recipe $* --out $(STATE)/artifacts/$(BUNDLED)-$* --state $(STATE)
+	@$(VENV)/bin/narrowgate gate --baseline $(STATE)/models/$(BUNDLED) \
+		--candidate $(STATE)/artifacts/$(BUNDLED)-$* --suite builtin --key $(STATE)/keys/development \
+		$(MARGINS_$*) $(GATE_ARGS); case $$? in 0|1|3) ;; *) exit 2;; esac
+
 # One resolution a target. Hosts are left out on purpose: indexes belong to the machine.
 FIND_LINKS = $(addprefix --find-links ,$(shell $(VENV)/bin/python -m pip config get global.find-links 2>/dev/null))
 UV_COMPILE = $(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
@@ -46,10 +68,10 @@ UV_COMPILE_CPU = $(UV_COMPILE) $(FIND_LINKS) --overrides requirements/overrides-
 UV_COMPILE_GPU = $(UV_COMPILE) --python-platform x86_64-manylinux_2_28
 lock:
 	test -x $(VENV)/bin/uv || requirements/install $(VENV) requirements/cpu-dev.txt
-	$(UV_COMPILE_CPU) --extra cpu -o requirements/cpu.txt
+	$(UV_COMPILE_CPU) --extra cpu --extra evals -o requirements/cpu.txt
 	$(UV_COMPILE_CPU) --constraints requirements/cpu.txt --extra cpu --extra evals --extra dev \
 		-o requirements/cpu-dev.txt
-	$(UV_COMPILE_GPU) --extra gpu -o requirements/gpu.txt
+	$(UV_COMPILE_GPU) --extra gpu --extra evals -o requirements/gpu.txt
 	$(UV_COMPILE_CPU) --extra quantize -o requirements/quantize-cpu.txt
 	$(UV_COMPILE_GPU) --extra quantize -o requirements/quantize-gpu.txt
 

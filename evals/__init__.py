@@ -1,1 +1,4 @@
-"""Evaluation: the suites on which a gate tests. No calibration may use any of their examples."""
+"""Evaluation: suites, the gate that compares a model with its baseline on them, and attestations.
+
+No calibration may use any example of a suite.
+"""

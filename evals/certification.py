@@ -5,38 +5,25 @@ candidate thresholds are fixed; on the other the thresholds are tested. Pure.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.stats import beta
 
+from serving.contracts.attestation import CalibrationMap, Certificate
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationMap:
-    """A non-decreasing map from raw confidence to the probability of being right.
-
-    knots: raw confidences, increasing. values: probabilities at the knots; between them linear,
-    outside constant.
-    """
-
-    knots: tuple[float, ...]
-    values: tuple[float, ...]
-
-    def __call__(self, raw: Floats) -> Floats:
-        """Return the calibrated confidences. raw: any shape."""
-        return np.asarray(np.interp(raw, self.knots, self.values), dtype=np.float64)
 
 
 def fit_calibration(raw: Floats, right: Bools) -> CalibrationMap:
     """Return the isotonic regression of being right on the raw confidence.
 
     raw, right: (n,). Equal confidences are pooled first, so the order of the examples does not
-    matter. Raises ValueError for no examples.
+    matter. Each level is drawn towards one half by one right and one wrong answer (Laplace's rule
+    of succession): no finite number of right answers makes a certainty. Raises ValueError for no
+    examples.
     """
     if len(raw) == 0:
         raise ValueError("there is nothing to calibrate on")
@@ -44,10 +31,21 @@ def fit_calibration(raw: Floats, right: Bools) -> CalibrationMap:
     weights = np.bincount(where).astype(np.float64)
     means = np.bincount(where, weights=right.astype(np.float64)) / weights
     fitted = isotonic_regression(means, weights=weights).x
+    _, level = np.unique(fitted, return_inverse=True)
+    size = np.bincount(level, weights=weights)[level]
+    # Small levels are drawn further than large ones, which may undo the order.
+    drawn = isotonic_regression((fitted * size + 1.0) / (size + 2.0), weights=weights).x
+    # Equal levels may come out a rounding error apart, and a threshold would fall between them.
+    drawn = np.round(drawn, 12)
     # Of a run of equal values the two ends say everything.
     inner = np.ones(len(knots), dtype=bool)
-    inner[1:-1] = (fitted[1:-1] != fitted[:-2]) | (fitted[1:-1] != fitted[2:])
-    return CalibrationMap(tuple(knots[inner].tolist()), tuple(fitted[inner].tolist()))
+    inner[1:-1] = (drawn[1:-1] != drawn[:-2]) | (drawn[1:-1] != drawn[2:])
+    return CalibrationMap(knots=tuple(knots[inner].tolist()), values=tuple(drawn[inner].tolist()))
+
+
+def calibrated(mapping: CalibrationMap, raw: Floats) -> Floats:
+    """Return the calibrated confidences. raw: (n,)."""
+    return np.array([mapping.calibrated(value) for value in raw.tolist()])
 
 
 def expected_calibration_error(confidence: Floats, right: Bools, bins: int = 10) -> float:
@@ -76,23 +74,6 @@ def error_bound(errors: int, accepted: int, confidence: float = 0.95) -> float:
 def accepted_needed(target_error: float, confidence: float = 0.95) -> int:
     """Return how many accepted examples, all right, certify the target error."""
     return int(np.ceil(np.log(1.0 - confidence) / np.log(1.0 - target_error)))
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """The most permissive threshold that holds. Shares in [0, 1].
-
-    threshold: calibrated confidence from which answers are accepted; None where none holds.
-    bound: the error among accepted answers is at most this, at the confidence. coverage: share of
-    the test half that is accepted. errors, accepted: what was counted there.
-    """
-
-    threshold: float | None
-    bound: float
-    coverage: float
-    errors: int
-    accepted: int
-    tested: int
 
 
 def candidate_thresholds(confidence: Floats, right: Bools, steps: int = 20) -> list[float]:
@@ -130,7 +111,11 @@ def certify(
     threshold is certified only if the first wrong one passes, which happens in at most 1 - level of
     all cases (fixed-sequence testing; Bauer, 1991).
     """
-    best = Certificate(None, 1.0, 0.0, 0, 0, len(confidence))
+    tested = len(confidence)
+    best = Certificate(
+        threshold=None, target_error=target_error, bound=1.0, coverage=0.0, errors=0, accepted=0,
+        tested=tested,
+    )  # fmt: skip
     for threshold in thresholds:
         taken = confidence >= threshold
         accepted = int(taken.sum())
@@ -138,7 +123,10 @@ def certify(
         bound = error_bound(errors, accepted, level)
         if bound > target_error:
             break
-        best = Certificate(
-            threshold, bound, accepted / len(confidence), errors, accepted, len(confidence)
-        )
+        best = best.model_copy(
+            update={
+                "threshold": threshold, "bound": bound, "coverage": accepted / tested,
+                "errors": errors, "accepted": accepted,
+            }
+        )  # fmt: skip
     return best

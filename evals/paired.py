@@ -6,33 +6,20 @@ an upper bound at 95 % together make an interval of 90 %.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from serving.contracts.attestation import Interval
+
 Indices = NDArray[np.intp]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """candidate - baseline, in units of the metric. lower, upper: one-sided bounds."""
-
-    estimate: float
-    lower: float
-    upper: float
-    method: str
-
-    def __post_init__(self) -> None:
-        """Assert the order."""
-        assert self.lower <= self.estimate <= self.upper
 
 
 def accuracy_difference(
     baseline: NDArray[np.bool_], candidate: NDArray[np.bool_], confidence: float = 0.95
-) -> Difference:
+) -> Interval:
     """Return the difference of two accuracies with Tango's score bounds.
 
     baseline, candidate: (n,), whether each answered right. Only examples that exactly one of them
@@ -51,7 +38,12 @@ def accuracy_difference(
     lower = _score_bound(gained, lost, n, z)
     # The same bound seen from the baseline's side.
     upper = -_score_bound(lost, gained, n, z)
-    return Difference(estimate, min(lower, estimate), max(upper, estimate), "Tango score")
+    return Interval(
+        estimate=estimate,
+        lower=min(lower, estimate),
+        upper=max(upper, estimate),
+        method="Tango score",
+    )
 
 
 def _score_bound(gained: int, lost: int, n: int, z: float) -> float:
@@ -79,32 +71,32 @@ def _score(gained: int, lost: int, n: int, difference: float) -> float:
     return above / math.sqrt(variance)
 
 
-def bootstrap_difference(
-    metric: Callable[[Indices], tuple[float, float]],
+def bootstrap_interval(
+    value: Callable[[Indices], float],
     n: int,
     *,
     seed: int,
     resamples: int = 10_000,
     confidence: float = 0.95,
-) -> Difference:
-    """Return the difference of any metric with paired percentile-bootstrap bounds.
+) -> Interval:
+    """Return any figure of n examples with percentile-bootstrap bounds.
 
-    metric: for indices of examples (repeats allowed), the baseline's value and the candidate's; the
-    same resample for both keeps the pairing. Raises ValueError for no examples.
+    value: the figure for indices of examples, repeats allowed; for a difference, of both models on
+    the same resample, which keeps the pairing. The bounds are never closer than n examples allow
+    that all agree (Tango's bounds without a discordant one): resamples of examples none of which
+    differs would promise certainty. Raises ValueError for no examples.
     """
     if n == 0:
         raise ValueError("there is nothing to resample")
-    baseline, candidate = metric(np.arange(n))
-    estimate = candidate - baseline
+    estimate = value(np.arange(n))
     random = np.random.default_rng(seed)
-    differences = np.empty(resamples)
-    for number in range(resamples):
-        one, other = metric(random.integers(0, n, size=n))
-        differences[number] = other - one
-    lower, upper = np.quantile(differences, [1.0 - confidence, confidence])
-    return Difference(
-        estimate,
-        min(float(lower), estimate),
-        max(float(upper), estimate),
-        f"paired bootstrap, {resamples} resamples, seed {seed}",
+    found = np.array([value(random.integers(0, n, size=n)) for _ in range(resamples)])
+    lower, upper = np.quantile(found, [1.0 - confidence, confidence])
+    z_squared = float(norm.ppf(confidence)) ** 2
+    least = z_squared / (n + z_squared)
+    return Interval(
+        estimate=estimate,
+        lower=min(float(lower), estimate - least),
+        upper=max(float(upper), estimate + least),
+        method=f"bootstrap, {resamples} resamples, seed {seed}",
     )

@@ -1,80 +1,162 @@
-"""Pass, fail or inconclusive: what the bounds of a task's metrics say. Pure; rounds nothing."""
+"""Pass, fail or inconclusive: what a task's numbers say. Pure; rounds nothing before comparing."""
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
-from evals.paired import Difference
+from evals.certification import accepted_needed
+from serving.contracts.attestation import Certificate, Interval, Speed, Verdict
 
-
-class Verdict(StrEnum):
-    """What a gate says of one task."""
-
-    PASS = "pass"  # noqa: S105  # not a password
-    FAIL = "fail"
-    INCONCLUSIVE = "inconclusive"
+_SEVERITY = {Verdict.PASS: 0, Verdict.INCONCLUSIVE: 1, Verdict.FAIL: 2}
+# More than this is not worth collecting: the estimate lies at the border itself.
+_MOST_TIMES_N = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict with its reason in words. more_examples: how many would decide; 0 where decided."""
+    """A verdict with its reasons in words. more_examples: how many would decide, 0 if decided."""
 
     verdict: Verdict
-    reason: str
+    reasons: tuple[str, ...]
     more_examples: int = 0
 
 
-def judge(
-    difference: Difference | None,
-    candidate_lower: float | None,
-    *,
-    n: int,
-    margin: float | None,
-    floor: float,
-) -> Judgement:
-    """Return the verdict of one task.
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What one task is judged on, in the metric's units.
 
-    difference: candidate - baseline with its bounds; None where the metric could not be computed.
-    candidate_lower: lower bound of the candidate's own metric. margin: largest acceptable loss;
-    None where nobody has stated one, which is no permission. floor: lowest acceptable metric.
-    All in the metric's units.
+    difference: candidate - baseline; None where the metric could not be computed. own: the
+    candidate's metric with its bounds. margin: largest acceptable loss; None where nobody has
+    stated one, which is no permission. floor: lowest acceptable metric. slices: differences within
+    parts of the suite. certificate: None where there was nothing to certify on. wrong_at_best:
+    lower bound of the error rate among the surest answers. speed: None where it was not measured.
     """
-    if difference is None or candidate_lower is None or math.isnan(difference.estimate):
-        return Judgement(Verdict.FAIL, "the metric could not be computed")
+
+    n: int
+    difference: Interval | None
+    own: Interval | None
+    margin: float | None
+    floor: float
+    slices: Mapping[str, Interval]
+    certificate: Certificate | None
+    wrong_at_best: float
+    speed: Speed | None
+
+
+def judge(evidence: Evidence) -> Judgement:
+    """Return the verdict of one task: the worst of its checks, with the reasons of those."""
+    return _worst(list(_checks(evidence)))
+
+
+def judge_loss(difference: Interval | None, n: int, margin: float | None) -> Judgement:
+    """Return the verdict on the loss against the baseline alone."""
+    if difference is None or math.isnan(difference.estimate):
+        return _fail("the metric could not be computed")
     if margin is None:
-        return Judgement(Verdict.FAIL, "no margin is stated for this precision")
+        return _fail("no margin is stated for this precision (--margin TASK=LOSS)")
     if difference.upper < -margin:
-        return Judgement(
-            Verdict.FAIL, f"worse by at least {-difference.upper:.4f}, and {margin} is acceptable"
-        )
-    if candidate_lower < floor:
-        return Judgement(
-            Verdict.FAIL, f"its own metric may be as low as {candidate_lower:.4f}, below {floor}"
-        )
+        return _fail(f"worse by at least {-difference.upper:.4f}, and {margin} is acceptable")
     if difference.lower >= -margin:
-        return Judgement(
-            Verdict.PASS, f"worse by at most {max(-difference.lower, 0.0):.4f} of {margin}"
-        )
+        return _pass(f"worse by at most {max(-difference.lower, 0.0):.4f}; {margin} is acceptable")
     return Judgement(
         Verdict.INCONCLUSIVE,
-        f"the loss is between {-difference.upper:.4f} and {-difference.lower:.4f}, and {margin} is "
-        "acceptable",
-        examples_to_decide(difference, n, margin) - n,
+        (
+            f"the loss is between {-difference.upper:.4f} and {-difference.lower:.4f}, and "
+            f"{margin} is acceptable",
+        ),
+        _more_examples(difference, -margin, n),
     )
 
 
-def examples_to_decide(difference: Difference, n: int, margin: float) -> int:
-    """Return how many examples would decide if the estimate stayed as it is; at least n + 1.
+def _checks(evidence: Evidence) -> Iterator[Judgement]:
+    yield judge_loss(evidence.difference, evidence.n, evidence.margin)
+    for name, difference in evidence.slices.items():
+        if evidence.margin is not None and difference.upper < -evidence.margin:
+            yield _fail(
+                f"{name} is worse by at least {-difference.upper:.4f}, and {evidence.margin} is "
+                "acceptable"
+            )
+    if evidence.own is not None:
+        yield _floor(evidence.own, evidence.floor, evidence.n)
+    yield _certified(evidence.certificate, evidence.wrong_at_best)
+    if evidence.speed is not None:
+        yield _fast_enough(evidence.speed)
 
-    Bounds narrow with the square root of the number of examples. An estimate at the margin itself
-    is never decided: the answer is then 100 times n.
+
+def _floor(own: Interval, floor: float, n: int) -> Judgement:
+    if own.upper < floor:
+        return _fail(f"its own metric is at most {own.upper:.4f}, and {floor} is needed")
+    if own.lower >= floor:
+        return _pass(f"its own metric is at least {own.lower:.4f}; {floor} is needed")
+    return Judgement(
+        Verdict.INCONCLUSIVE,
+        (f"its own metric is between {own.lower:.4f} and {own.upper:.4f}, and {floor} is needed",),
+        _more_examples(own, floor, n),
+    )
+
+
+def _certified(certificate: Certificate | None, wrong_at_best: float) -> Judgement:
+    if certificate is None:
+        return Judgement(
+            Verdict.INCONCLUSIVE, ("there were no examples to certify an error bound on",), 1
+        )
+    target = certificate.target_error
+    if certificate.threshold is not None:
+        return _pass(
+            f"at most {certificate.bound:.4f} of the answers from confidence "
+            f"{certificate.threshold:.3f} on are wrong; {target} is the target"
+        )
+    if wrong_at_best > target:
+        return _fail(
+            f"even of its surest answers at least {wrong_at_best:.4f} are wrong, and {target} is "
+            "the target"
+        )
+    # Both halves grow together, and half of them at best are accepted.
+    more = max(4 * accepted_needed(target) - 2 * certificate.tested, 2 * accepted_needed(target))
+    return Judgement(
+        Verdict.INCONCLUSIVE,
+        (f"no threshold is certified for an error of {target}: too few examples",),
+        more,
+    )
+
+
+def _fast_enough(speed: Speed) -> Judgement:
+    measured = (
+        f"{speed.lowest:.2f} to {speed.highest:.2f} of the baseline's (median {speed.ratio:.2f})"
+    )
+    # Unlike quality, speed is measured beside whatever else the machine does: only what is slower
+    # in every turn is called slower.
+    if speed.highest < speed.required:
+        return _fail(f"its throughput is {measured}, and {speed.required} is needed")
+    return _pass(f"its throughput is {measured}; {speed.required} is needed")
+
+
+def _more_examples(interval: Interval, border: float, n: int) -> int:
+    """Return how many more examples would decide if the estimate stayed as it is.
+
+    Bounds narrow with the square root of the number of examples.
     """
-    distance = difference.estimate + margin
+    distance = abs(interval.estimate - border)
     half_width = (
-        difference.estimate - difference.lower
-        if distance > 0
-        else difference.upper - difference.estimate
+        interval.estimate - interval.lower
+        if interval.estimate > border
+        else interval.upper - interval.estimate
     )
-    if abs(distance) * 10 < half_width:
-        return 100 * n
-    return max(math.ceil(n * (half_width / abs(distance)) ** 2), n + 1)
+    if half_width >= distance * math.sqrt(_MOST_TIMES_N):
+        return (_MOST_TIMES_N - 1) * n
+    return max(math.ceil(n * (half_width / distance) ** 2) - n, 1)
+
+
+def _worst(judgements: Sequence[Judgement]) -> Judgement:
+    verdict = max((item.verdict for item in judgements), key=_SEVERITY.__getitem__)
+    decisive = [item for item in judgements if item.verdict == verdict]
+    more = max(item.more_examples for item in decisive)
+    return Judgement(verdict, tuple(r for item in decisive for r in item.reasons), more)
+
+
+def _fail(reason: str) -> Judgement:
+    return Judgement(Verdict.FAIL, (reason,))
+
+
+def _pass(reason: str) -> Judgement:
+    return Judgement(Verdict.PASS, (reason,))

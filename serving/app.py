@@ -11,7 +11,7 @@ from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from serving.contracts.settings import Settings
+from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 from serving.gateway.admission import Admission
 from serving.gateway.context import GatewayContext
@@ -20,6 +20,7 @@ from serving.gateway.metrics import Metrics
 from serving.local.checkpoint import Checkpoint
 from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
+from serving.local.load_check import CONFIG_KEY, Granted, LoadCheck
 from serving.pipeline import BoundTask, Stack
 from serving.tasks.prompt import CheckpointTokenizer
 from serving.tasks.task import bind
@@ -63,17 +64,13 @@ def build(
     """
     # Here and not above: gateway replicas import this module and have no use for vLLM, which takes
     # 10 s and 500 MB to import.
-    from ray.serve.llm import LLMConfig, build_llm_deployment
+    from ray.serve.llm import build_llm_deployment
 
     from serving.local.engine import EngineServer
 
     engines: dict[str, Any] = {
         model.id: build_llm_deployment(
-            LLMConfig(
-                **llm_config_arguments(
-                    model, checkpoints[model.id], settings.gateway.drain_timeout_s
-                )
-            ),
+            _llm_config(settings, model, checkpoints[model.id]),
             name_prefix="Engine:",
             deployment_cls=EngineServer,
         )
@@ -92,6 +89,15 @@ def build(
     return application
 
 
+def _llm_config(settings: Settings, model: ModelSettings, checkpoint: Checkpoint) -> Any:
+    from ray.serve.llm import LLMConfig
+
+    arguments = llm_config_arguments(model, checkpoint, settings.gateway.drain_timeout_s)
+    # The one place for what is not Ray's; the replica takes it out before it loads anything.
+    arguments["experimental_configs"][CONFIG_KEY] = LoadCheck.of(settings, model, checkpoint)
+    return LLMConfig(**arguments)
+
+
 def _build_context(
     settings: Settings,
     specs: Mapping[str, TaskSpec],
@@ -100,8 +106,12 @@ def _build_context(
 ) -> GatewayContext:
     metrics = Metrics()
     models = {model.id: model for model in settings.models}
+    granted = {
+        model_id: Granted.of(LoadCheck.of(settings, model, checkpoints[model_id]), specs)
+        for model_id, model in models.items()
+    }
     engines = {
-        model_id: EngineClient(model, handles[model_id], metrics)
+        model_id: EngineClient(model, handles[model_id], metrics, granted[model_id].enforced)
         for model_id, model in models.items()
     }
     tokenizers = {
@@ -111,8 +121,9 @@ def _build_context(
     tasks = {}
     for name, spec in specs.items():
         model = models[settings.model_for(name)]
-        task = bind(spec, tokenizers[model.id], model.max_model_len)
-        tasks[name] = BoundTask(task, engines[model.id])
+        grant = granted[model.id].tasks[name]
+        task = bind(spec, tokenizers[model.id], model.max_model_len, grant.label_offsets)
+        tasks[name] = BoundTask(task, engines[model.id], grant)
     return GatewayContext(
         settings=settings.gateway,
         stack=Stack(tasks, exits=metrics),
@@ -121,6 +132,7 @@ def _build_context(
             settings.gateway.max_concurrent_inputs, settings.gateway.max_queued_inputs
         ),
         metrics=metrics,
+        development=settings.attestation.development,
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Protocol
 
 from serving.contracts.errors import EngineFailure, NarrowgateError, QuantizationFailed
 
@@ -29,14 +29,14 @@ class Command(Protocol):
         ...
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the program and return its exit status: 0 pass, 1 fail, 2 usage, 3 inconclusive."""
+def build_parser() -> tuple[argparse.ArgumentParser, dict[str, Command]]:
+    """Return the parser of every subcommand that is installed, and the subcommands by name."""
     parser = argparse.ArgumentParser(
         prog="narrowgate",
         description="Serve narrow NLP tasks on local models, each behind its evaluation gate.",
     )
     subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands: dict[str, Any] = {}
+    commands: dict[str, Command] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         command = entry.load()
         commands[entry.name] = command
@@ -45,9 +45,15 @@ def main(argv: list[str] | None = None) -> int:
             "--json", action="store_true", help="print one JSON document, errors included"
         )
         command.configure(subparser)
+    return parser, commands
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status: 0 pass, 1 fail, 2 usage, 3 inconclusive."""
+    parser, commands = build_parser()
     args = parser.parse_args(argv)
     try:
-        return int(commands[args.command].run(args))
+        return commands[args.command].run(args)
     except NarrowgateError as error:
         _report(error, as_json=args.json)
         return EXIT_FAILED if isinstance(error, _RAN_AND_FAILED) else EXIT_USAGE

@@ -92,7 +92,7 @@ def local_stack(settings: Settings, build: Callable[[], Any]) -> Iterator[Callab
     Requests in flight at the end get `gateway.drain_timeout_s` to finish.
     Raises InvalidSettings when the port is taken, EngineFailure when the application cannot start.
     """
-    _refuse_taken_port(settings)
+    refuse_taken_port(settings)
     _adopt_orphans()
     sockets = Path(tempfile.mkdtemp(prefix="narrowgate-"))
     os.environ.update(ray_environment(sockets))
@@ -242,7 +242,8 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _refuse_taken_port(settings: Settings) -> None:
+def refuse_taken_port(settings: Settings) -> None:
+    """Raise InvalidSettings where something listens on the address already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

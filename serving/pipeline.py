@@ -10,6 +10,7 @@ from serving.contracts.answer import Answer, Prediction, TaskRequest, Usage
 from serving.contracts.deadline import Deadline
 from serving.contracts.engine import EngineOutput, EngineWork
 from serving.contracts.errors import NarrowgateError, UnknownTask
+from serving.tasks.grant import Grant
 from serving.tasks.task import Task
 
 # Above this many characters, tokenizing takes longer than the event loop may be held (about 1 ms).
@@ -42,10 +43,11 @@ class Exits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BoundTask:
-    """A task and the engine that answers it."""
+    """A task, the engine that answers it, and what the engine's model is attested for."""
 
     task: Task
     engine: Engine
+    grant: Grant
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,10 @@ async def answer(
     """Answer the inputs of one client request, which all name the same task.
 
     Answers and errors are in the inputs' order; one input's error does not touch the others.
-    Raises UnknownTask, and Unavailable where the whole request cannot be taken.
+    Raises UnknownTask, TaskNotAttested, and Unavailable where the whole request cannot be taken.
     """
     started = time.monotonic()
-    bound = find(stack, requests[0].task)
+    bound = attested(stack, requests[0].task)
     plans = await _planned(bound.task, requests)
     works = [plan for plan in plans if not isinstance(plan, NarrowgateError)]
     outputs = iter(await bound.engine.run(works, deadline) if works else [])
@@ -78,7 +80,7 @@ async def answer(
             results.append(outcome)
         else:
             prediction = bound.task.read(request, outcome)
-            local = _local_answer(request, prediction, outcome, bound.engine.model_id, request_id)
+            local = _local_answer(bound, request, prediction, outcome, request_id)
             stack.exits.answered(local, elapsed_s)
             results.append(local)
     return results
@@ -94,6 +96,14 @@ def find(stack: Stack, name: str) -> BoundTask:
             field="task",
             fix="use one of: " + ", ".join(sorted(stack.tasks)),
         ) from None
+
+
+def attested(stack: Stack, name: str) -> BoundTask:
+    """Return a task that its model may serve. Raises UnknownTask, TaskNotAttested."""
+    bound = find(stack, name)
+    if bound.grant.refusal is not None:
+        raise bound.grant.refusal
+    return bound
 
 
 async def _planned(
@@ -115,10 +125,10 @@ def _plan(task: Task, request: TaskRequest) -> EngineWork | NarrowgateError:
 
 
 def _local_answer(
+    bound: BoundTask,
     request: TaskRequest,
     prediction: Prediction,
     output: EngineOutput,
-    model: str,
     request_id: str,
 ) -> Answer:
     return Answer(
@@ -126,10 +136,12 @@ def _local_answer(
         value=prediction.value,
         label_probabilities=prediction.label_probabilities,
         confidence=prediction.confidence,
+        calibrated_confidence=bound.grant.calibrated(prediction),
+        below_threshold=bound.grant.below_threshold(prediction),
         valid=prediction.valid,
         notes=prediction.notes,
         route="local",
-        model=model,
+        model=bound.engine.model_id,
         usage=Usage(
             uncached_input_tokens=output.tokens.uncached_input,
             cache_read_tokens=output.tokens.cache_read,

@@ -2,16 +2,14 @@
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from serving.commands.first_start import Origin, prepare_bundled
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
-from serving.contracts.errors import MaterializationFailed
 
 if TYPE_CHECKING:
     from serving.contracts.settings import Settings
@@ -46,62 +44,82 @@ class Prepared:
         return build(self.settings, self.specs, self.checkpoints())
 
 
-def prepare(settings: "Settings") -> Prepared:
-    """Check the settings and tasks, and write the bundled model where it is wanted and missing."""
+def prepare(settings: "Settings", origin: Origin) -> Prepared:
+    """Check the settings and tasks, and make what bundled models are missing.
+
+    Blocking: ten minutes on two cores at the first start with a bundled model.
+    Raises ConfigurationError, and AttestationRefused before anything is started.
+    """
     from serving.local.linter import lint
     from serving.tasks.catalog import load_specs
 
     lint(settings)
-    specs = load_specs(settings.tasks_dir)
-    _materialize(settings)
-    return Prepared(settings, specs)
+    specs = dict(load_specs(settings.tasks_dir))
+    prepared = Prepared(prepare_bundled(settings, specs, origin), specs)
+    _refuse_unattested(prepared)
+    return prepared
 
 
 def run(args: argparse.Namespace) -> int:
     """Check the settings, produce what is missing, start, wait for a signal, stop."""
-    from serving.lifecycle import StopRequested, local_stack, signals_raise, wait_for_signal
+    from serving.lifecycle import (
+        StopRequested,
+        local_stack,
+        refuse_taken_port,
+        signals_raise,
+        wait_for_signal,
+    )
 
     settings = settings_from(args)
+    # Before ten minutes of a first start, not after.
+    refuse_taken_port(settings)
     with signals_raise():
         try:
-            prepared = prepare(settings)
-            with local_stack(settings, prepared.build) as start:
+            prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
+            with local_stack(prepared.settings, prepared.build) as start:
                 with step("starting Ray Serve and loading the models"):
                     url = start()
-                _announce(url, sorted(prepared.specs), as_json=args.json)
+                _announce(url, prepared, as_json=args.json)
                 print(f"{wait_for_signal()}: draining", file=sys.stderr)
         except StopRequested as stop:
             print(f"{stop}: stopped before the start was complete", file=sys.stderr)
     return 0
 
 
-def _materialize(settings: "Settings") -> None:
-    from serving.contracts.settings import BUNDLED_MODEL
-    from serving.local.checkpoint import is_materialized
+def _refuse_unattested(prepared: Prepared) -> None:
+    """Read every attestation once, here: a replica's refusal would be found in a log file."""
+    from serving.local.load_check import Granted, LoadCheck
 
-    if all(model.source != BUNDLED_MODEL for model in settings.models):
-        return
-    if is_materialized(settings.state / "models"):
-        return
-    # In a process of its own: torch and the weights would stay in this one for good.
-    with step("first start: dequantizing the bundled model to bf16"):
-        done = subprocess.run(  # noqa: S603  # our own program
-            [sys.executable, "-m", "serving.cli", "materialize", "--state", str(settings.state)],
-            env={**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode != 0:
-        raise MaterializationFailed(
-            "the bundled model could not be written:\n" + done.stderr.strip()[-2000:],
-            fix="narrowgate materialize shows the whole error",
-        )
+    checkpoints = prepared.checkpoints()
+    for model in prepared.settings.models:
+        check = LoadCheck.of(prepared.settings, model, checkpoints[model.id])
+        Granted.of(check, prepared.specs)
 
 
-def _announce(url: str, tasks: list[str], *, as_json: bool) -> None:
+def _announce(url: str, prepared: Prepared, *, as_json: bool) -> None:
+    from serving.local.load_check import Granted, LoadCheck
+
+    settings, checkpoints = prepared.settings, prepared.checkpoints()
+    granted = {
+        model.id: Granted.of(LoadCheck.of(settings, model, checkpoints[model.id]), prepared.specs)
+        for model in settings.models
+    }
+    grants = {name: granted[settings.model_for(name)].tasks[name] for name in prepared.specs}
+    served = sorted(name for name, grant in grants.items() if grant.refusal is None)
+    refused = {n: g.refusal.message for n, g in sorted(grants.items()) if g.refusal is not None}
     if as_json:
-        print(json.dumps({"url": url, "tasks": tasks}), flush=True)
+        document = {
+            "url": url,
+            "tasks": served,
+            "refused": refused,
+            "development": settings.attestation.development,
+        }
+        print(json.dumps(document), flush=True)
         return
-    print(f"ready at {url}  (docs: {url}/docs)", flush=True)
-    print(f"tasks: {', '.join(tasks)}", flush=True)
+    print(f"ready at {url}  (docs: {url}/docs)")
+    print(f"tasks served: {', '.join(served) or 'none'}")
+    for reason in refused.values():
+        print(f"refused: {reason}")
+    if settings.attestation.development:
+        print("DEVELOPMENT: attestations are not enforced; every task is served")
+    sys.stdout.flush()

@@ -81,6 +81,9 @@ class Answer(_Frozen):
     calibrated_confidence: float | None = Field(
         default=None, ge=0.0, le=1.0, description="probability of being right, where attested"
     )
+    below_threshold: bool | None = Field(
+        default=None, description="outside the certified error bound; null where none is attested"
+    )
     valid: bool
     notes: tuple[str, ...]
     route: Route

@@ -86,7 +86,7 @@ EngineOutput = ScoreOutput | GenerateOutput
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a running engine says of itself."""
+    """What a running engine says of itself. attestation: digest of the envelope it verified."""
 
     model_id: str
     engine: str
@@ -94,3 +94,4 @@ class EngineInfo:
     max_model_len: int
     quantization: str | None
     dtype: str
+    attestation: str | None = None

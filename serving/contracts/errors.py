@@ -19,6 +19,8 @@
     |- DeadlineExceeded
     |- EngineFailure                 the model ran and failed
     |- QuantizationFailed            the quantization ran and failed
+    |- EvaluationFailed              a gate could not be run to its end, so it says nothing
+    |- TaskNotAttested               the model has no signed proof that it is fit for the task
     `- ConfigurationError            the process must not start
        |- InvalidSettings
        |- InvalidTaskSpec
@@ -30,7 +32,10 @@
        |- UnsuitableTarget           the artifact would not run (fast) where it is to be served
        |- InsufficientResources
        |- OutputInUse
-       `- EnvironmentUnavailable
+       |- EnvironmentUnavailable
+       |- InvalidSuite
+       |- InvalidKey
+       `- AttestationRefused          the model must not be served
 
 Each class has a `code` (stable, for programs) and says whether the same request may succeed
 later (`retryable`). The gateway holds the one table that maps classes to HTTP.
@@ -194,6 +199,18 @@ class QuantizationFailed(NarrowgateError):
     code = "quantization_failed"
 
 
+class EvaluationFailed(NarrowgateError):
+    """A gate's run broke off: no verdict, neither pass nor fail."""
+
+    code = "evaluation_failed"
+
+
+class TaskNotAttested(NarrowgateError):
+    """No attestation covers this task on the model that would answer it."""
+
+    code = "task_not_attested"
+
+
 class ConfigurationError(NarrowgateError):
     """What was configured cannot be served; raised before anything starts."""
 
@@ -264,3 +281,21 @@ class EnvironmentUnavailable(ConfigurationError):
     """The environment that a step runs in is not there and could not be made."""
 
     code = "environment_unavailable"
+
+
+class InvalidSuite(ConfigurationError):
+    """An evaluation suite is missing, unreadable or unfit for a gate."""
+
+    code = "invalid_suite"
+
+
+class InvalidKey(ConfigurationError):
+    """A key file is missing, unreadable or of another kind than Ed25519."""
+
+    code = "invalid_key"
+
+
+class AttestationRefused(ConfigurationError):
+    """The model has no attestation, or one that is not valid for its files and this engine."""
+
+    code = "attestation_refused"

@@ -23,6 +23,7 @@ from serving.contracts.task_spec import Name
 
 ENV_PREFIX = "NARROWGATE_"
 BUNDLED_MODEL = "bundled:smollm2-135m-instruct"
+"""In 16 bits. With @RECIPE it is quantized, gated and signed at the first start."""
 
 ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
 EngineArg = str | int | float | bool
@@ -80,10 +81,14 @@ class ModelSettings(_Frozen):
 
     id: ModelId = Field(description="name that clients use")
     source: str = Field(
-        description=f"local folder, hub id, or {BUNDLED_MODEL!r} (made at the first start)"
+        description="local folder, hub id, or bundled:smollm2-135m-instruct[@RECIPE] (made, and "
+        "with a recipe gated, at the first start)"
     )
     revision: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{40}$", description="commit of a hub id, 40 hex digits"
+    )
+    attestation: Path | None = Field(
+        default=None, description="DSSE envelope; attestation.json in the model's folder if absent"
     )
     accelerator: Annotated[CpuAccelerator | GpuAccelerator, Field(discriminator="kind")]
     replicas: Replicas = Replicas()
@@ -120,6 +125,24 @@ class GatewaySettings(_Frozen):
     )
 
 
+class AttestationSettings(_Frozen):
+    """Whose word is needed for a model to serve a task."""
+
+    trusted_keys: tuple[Path, ...] = Field(
+        default=(), description="Ed25519 public keys (PEM); a signature of any of them suffices"
+    )
+    max_age_days: float | None = Field(
+        default=None, gt=0.0, description="refuse older attestations at load; none: any age"
+    )
+    strict: bool = Field(
+        default=False, description="read every byte at every load, trusting no cached digest"
+    )
+    development: bool = Field(
+        default=False,
+        description="serve without valid attestations; said in the log and in every response",
+    )
+
+
 class Settings(_Frozen):
     """Everything a serving process is told."""
 
@@ -131,7 +154,7 @@ class Settings(_Frozen):
         default=(
             ModelSettings(
                 id="smollm2-135m-instruct",
-                source=BUNDLED_MODEL,
+                source=f"{BUNDLED_MODEL}@int8-w8a8",
                 accelerator=CpuAccelerator(kind="cpu"),
                 engine_args={"enforce_eager": True},
             ),
@@ -142,6 +165,7 @@ class Settings(_Frozen):
         default_factory=dict, description="model of a task; the first model where unnamed"
     )
     gateway: GatewaySettings = GatewaySettings()
+    attestation: AttestationSettings = AttestationSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -156,6 +180,12 @@ class Settings(_Frozen):
     def model_for(self, task: str) -> str:
         """Return the id of the model that answers a task."""
         return self.task_models.get(task, self.models[0].id)
+
+
+def bundled_recipe(source: str) -> str | None:
+    """Return the recipe in a bundled model's source, None for any other source."""
+    name, _, recipe = source.partition("@")
+    return recipe if name == BUNDLED_MODEL and recipe else None
 
 
 def load_settings(file: Path | None, overrides: Mapping[str, Any]) -> Settings:

@@ -163,6 +163,9 @@ class TranslationSpec(_Spec):
     examples: tuple[dict[LanguageCode, Text], ...] = ()
     output_tokens_per_input_token: float = Field(default=2.0, gt=0.0, le=8.0)
     metric: Literal["chrf", "bleu"] = "chrf"
+    acceptable: Share = Field(
+        default=0.5, description="chrF++ from which one translation counts as right, in [0, 1]"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

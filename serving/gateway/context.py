@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from serving.contracts.settings import GatewaySettings
 from serving.gateway.admission import Admission
+from serving.gateway.attested import TaskState
 from serving.gateway.metrics import Metrics
 from serving.local.client import EngineClient
 from serving.pipeline import Stack
@@ -15,18 +16,26 @@ from serving.pipeline import Stack
 
 @dataclass(frozen=True, slots=True)
 class GatewayContext:
-    """Settings, the pipeline's stack, the engines by model id, admission and metrics."""
+    """Settings, the pipeline's stack, the engines by model id, admission and metrics.
+
+    development: attestations are not enforced, which every response must say.
+    """
 
     settings: GatewaySettings
     stack: Stack
     engines: Mapping[str, EngineClient]
     admission: Admission
     metrics: Metrics
+    development: bool = False
 
-    def tasks_of(self, model_id: str) -> list[str]:
-        """Return the names of the tasks that a model answers, sorted."""
-        tasks = self.stack.tasks.items()
-        return sorted(name for name, bound in tasks if bound.engine.model_id == model_id)
+    def tasks_of(self, model_id: str) -> dict[str, TaskState]:
+        """Return the tasks that a model is to answer, by name, with what is attested of each."""
+        tasks = sorted(self.stack.tasks.items())
+        return {
+            name: TaskState.of(bound.grant)
+            for name, bound in tasks
+            if bound.engine.model_id == model_id
+        }
 
 
 def _context(request: Request) -> GatewayContext:

@@ -30,6 +30,8 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.DeadlineExceeded: 504,
     errors.EngineFailure: 500,
     errors.QuantizationFailed: 500,
+    errors.EvaluationFailed: 500,
+    errors.TaskNotAttested: 409,
     errors.ConfigurationError: 500,
     errors.InvalidSettings: 500,
     errors.InvalidTaskSpec: 500,
@@ -42,10 +44,18 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.InsufficientResources: 500,
     errors.OutputInUse: 500,
     errors.EnvironmentUnavailable: 500,
+    errors.InvalidSuite: 500,
+    errors.InvalidKey: 500,
+    errors.AttestationRefused: 500,
 }
 
 # The names that OpenAI's API gives its error types.
-_TYPES = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
 
 
 def status_of(error: errors.NarrowgateError) -> int:

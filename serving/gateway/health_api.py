@@ -33,14 +33,20 @@ async def readyz(context: Context) -> Response:
             "max_model_len": info.max_model_len if info else None,
             "quantization": info.quantization if info else None,
             "dtype": info.dtype if info else None,
-            "tasks": context.tasks_of(model_id),
+            "attestation": info.attestation if info else None,
+            "tasks": {
+                name: state.model_dump(mode="json")
+                for name, state in context.tasks_of(model_id).items()
+            },
         }
     ready = not context.admission.draining and all(
         model["state"] == "ready" for model in models.values()
     )
     status = "draining" if context.admission.draining else "ready" if ready else "not_ready"
     headers = {} if ready else {"retry-after": "5"}
-    return JSONResponse({"status": status, "models": models}, 200 if ready else 503, headers)
+    enforced = "not enforced (development)" if context.development else "enforced"
+    document = {"status": status, "attestation": enforced, "models": models}
+    return JSONResponse(document, 200 if ready else 503, headers)
 
 
 @router.get("/metrics")

@@ -33,7 +33,11 @@ def build_http(context: GatewayContext) -> FastAPI:
         summary="Narrow NLP tasks on local models",
         lifespan=lifespan,
         middleware=[
-            Middleware(RequestScope, finished=context.metrics.http_finished),
+            Middleware(
+                RequestScope,
+                finished=context.metrics.http_finished,
+                development=context.development,
+            ),
             Middleware(BodyLimit, max_body_bytes=context.settings.max_body_bytes),
         ],
         exception_handlers={

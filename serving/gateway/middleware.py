@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
 ROUTE = "x-narrowgate-route"
+ATTESTATION = "x-narrowgate-attestation"
+DEVELOPMENT = "x-narrowgate-development"
 
 _LOGGED_ID_CHARS = 128
 
@@ -25,12 +27,14 @@ class RequestScope:
     """Gives each request an id, and reports it when its last byte is out or its client is gone.
 
     finished: told the path template, method, status and seconds. A client that hung up before
-    the response began has status 499.
+    the response began has status 499. development: every response says that attestations are not
+    enforced.
     """
 
-    def __init__(self, app: ASGIApp, finished: Finished) -> None:
+    def __init__(self, app: ASGIApp, finished: Finished, *, development: bool = False) -> None:
         self._app = app
         self._finished = finished
+        self._development = development
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -49,6 +53,8 @@ class RequestScope:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.setdefault(ROUTE, "none")
+                if self._development:
+                    headers[DEVELOPMENT] = "attestation not enforced"
             await send(message)
 
         try:

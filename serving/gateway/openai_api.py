@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest, NarrowgateError, UnknownModel
+from serving.gateway.attested import TaskState
 from serving.gateway.context import Context, GatewayContext, RequestId
 from serving.gateway.errors import error_body
 from serving.gateway.middleware import ROUTE
@@ -63,7 +64,8 @@ class ModelCard(BaseModel):
     owned_by: str = "narrowgate"
     max_model_len: int | None
     state: str
-    tasks: list[str]
+    attestation: str | None
+    tasks: dict[str, TaskState]
 
 
 class ModelList(BaseModel):
@@ -171,6 +173,7 @@ def _card(context: GatewayContext, model_id: str) -> ModelCard:
         created=_STARTED_AT,
         max_model_len=health.info.max_model_len if health.info else None,
         state=health.state,
+        attestation=health.info.attestation if health.info else None,
         tasks=context.tasks_of(model_id),
     )
 

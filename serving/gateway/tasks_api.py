@@ -10,9 +10,10 @@ from serving import pipeline
 from serving.contracts.answer import Answer, TaskRequest
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest, NarrowgateError, TooManyInputs
+from serving.gateway.attested import TaskState
 from serving.gateway.context import Context, RequestId
 from serving.gateway.errors import error_body
-from serving.gateway.middleware import ROUTE
+from serving.gateway.middleware import ATTESTATION, ROUTE
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
@@ -59,20 +60,21 @@ class AnswerList(BaseModel):
 
 
 class TaskCard(BaseModel):
-    """A served task."""
+    """A task, served or refused."""
 
     name: str
     kind: str
     description: str
     digest: str
     model: str
+    attested: TaskState
     labels: list[str] | None = None
     entity_types: list[str] | None = None
     languages: dict[str, str] | None = None
 
 
 class TaskList(BaseModel):
-    """Every served task."""
+    """Every task there is."""
 
     object: str = "list"
     data: list[TaskCard]
@@ -80,7 +82,7 @@ class TaskList(BaseModel):
 
 @router.get("")
 async def list_tasks(context: Context) -> TaskList:
-    """List the tasks that are served."""
+    """List the tasks, with what is attested of each."""
     cards = []
     for name in sorted(context.stack.tasks):
         bound = context.stack.tasks[name]
@@ -94,6 +96,7 @@ async def list_tasks(context: Context) -> TaskList:
                 description=spec.description,
                 digest=spec.digest(),
                 model=bound.engine.model_id,
+                attested=TaskState.of(bound.grant),
                 labels=[label.name for label in labels] if labels else None,
                 entity_types=[item.name for item in types] if types else None,
                 languages=getattr(spec, "languages", None),
@@ -105,7 +108,7 @@ async def list_tasks(context: Context) -> TaskList:
 @router.post("/{task}", response_model=Answer | AnswerList)
 async def run_task(task: str, body: TaskBody, context: Context, request_id: RequestId) -> Response:
     """Answer one input (an answer) or several (a list of answers and errors, in order)."""
-    pipeline.find(context.stack, task)
+    bound = pipeline.attested(context.stack, task)
     single = body.inputs is None
     texts = _texts(body, context.settings.max_inputs)
     deadline = Deadline.after(context.settings.request_timeout_s)
@@ -122,7 +125,10 @@ async def run_task(task: str, body: TaskBody, context: Context, request_id: Requ
             answered = await pipeline.answer(requests, context.stack, deadline, request_id)
         for i, outcome in zip(valid, answered, strict=True):
             outcomes[i] = outcome
-    return _single(outcomes[0]) if single else _several(task, outcomes, request_id)
+    response = _single(outcomes[0]) if single else _several(task, outcomes, request_id)
+    if bound.grant.attestation is not None:
+        response.headers[ATTESTATION] = bound.grant.attestation
+    return response
 
 
 def _texts(body: TaskBody, max_inputs: int) -> list[Any]:

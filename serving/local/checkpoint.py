@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.contracts.errors import InvalidSettings, MaterializationFailed
-from serving.contracts.settings import BUNDLED_MODEL, ModelSettings
+from serving.contracts.errors import InvalidSettings, MaterializationFailed, UnsuitableModel
+from serving.contracts.settings import BUNDLED_MODEL, ModelSettings, bundled_recipe
 
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FOLDER = "smollm2-135m-instruct"
@@ -24,6 +24,32 @@ class Checkpoint:
     source: str
     revision: str | None
 
+    def folder(self) -> Path:
+        """Return the folder with every file, fetching a hub revision that is not on this machine.
+
+        Blocking. vLLM loads a hub revision from this very folder.
+        """
+        if self.revision is None:
+            return Path(self.source)
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(self.source, revision=self.revision))
+
+    def description(self, name: str) -> Path:
+        """Return the folder in which one file is, if the model has it; fetches that file alone.
+
+        Blocking.
+        """
+        if self.revision is None:
+            return Path(self.source)
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.source, name, revision=self.revision)).parent
+        except EntryNotFoundError:
+            return Path(self.source)
+
 
 def locate(model: ModelSettings, state: Path) -> Checkpoint:
     """Return the model's checkpoint, making the bundled one on the first call.
@@ -31,6 +57,9 @@ def locate(model: ModelSettings, state: Path) -> Checkpoint:
     Blocking: up to a minute for the bundled model the first time.
     Raises InvalidSettings for a folder that is none, MaterializationFailed.
     """
+    recipe = bundled_recipe(model.source)
+    if recipe is not None:
+        return Checkpoint(str(bundled_artifact(state, recipe)), None)
     if model.source == BUNDLED_MODEL:
         folder = materialize_bundled(state / "models")
         return Checkpoint(str(folder), None)
@@ -44,6 +73,21 @@ def locate(model: ModelSettings, state: Path) -> Checkpoint:
             )
         return Checkpoint(str(folder.resolve()), None)
     return Checkpoint(model.source, model.revision)
+
+
+def bundled_artifact(state: Path, recipe: str) -> Path:
+    """Return where the bundled model quantized with a recipe is, or will be."""
+    return (state / "artifacts" / f"{_FOLDER}-{recipe}").resolve()
+
+
+def refuse_no_checkpoint(folder: Path, *, field: str) -> None:
+    """Raise UnsuitableModel where a folder holds no Hugging Face checkpoint."""
+    if not (folder / "config.json").is_file():
+        raise UnsuitableModel(
+            f"{str(folder)!r} has no config.json",
+            field=field,
+            fix="name a folder with a Hugging Face checkpoint",
+        )
 
 
 def materialize_bundled(models: Path) -> Path:

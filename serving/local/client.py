@@ -54,7 +54,11 @@ class EngineClient:
     """One model's engine, as the pipeline and the OpenAI endpoints use it."""
 
     def __init__(
-        self, model: ModelSettings, handle: DeploymentHandle, events: EngineEvents
+        self,
+        model: ModelSettings,
+        handle: DeploymentHandle,
+        events: EngineEvents,
+        attestation: str | None = None,
     ) -> None:
         self.model_id = model.id
         self._handle = handle
@@ -67,7 +71,7 @@ class EngineClient:
             concurrent_batches=model.concurrent_batches,
             observe=lambda size: events.batch_sent(model.id, size),
         )
-        self.health = EngineHealth(model.id, self._describe)
+        self.health = EngineHealth(model.id, self._describe, attestation)
 
     @property
     def queue_depth(self) -> int:

@@ -31,6 +31,7 @@ from serving.contracts.engine import (
 from serving.contracts.errors import EngineFailure, ModelUnavailable, NarrowgateError
 from serving.contracts.openai import OpenAIReply
 from serving.local.exclusion import ExclusiveKinds
+from serving.local.load_check import CONFIG_KEY
 from serving.local.sampling import generation_params, scoring_params
 
 _SCORING = "label scoring"
@@ -43,6 +44,10 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
     # Ray Serve awaits constructors.
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
         self._kinds = ExclusiveKinds()
+        config = args[0] if args else kwargs["llm_config"]
+        check = config.experimental_configs[CONFIG_KEY]
+        # Before the weights are loaded, in a thread: reading gigabytes must not hold the loop.
+        self._attestation = await asyncio.to_thread(check.verify, "vllm", vllm.__version__)
         await super().__init__(*args, **kwargs)
         await self._warm_up()
 
@@ -60,6 +65,7 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
             max_model_len=config.model_config.max_model_len,
             quantization=config.model_config.quantization,
             dtype=str(config.model_config.dtype).removeprefix("torch."),
+            attestation=self._attestation,
         )
 
     async def score(self, works: Sequence[ScoreWork]) -> list[ScoreOutput | NarrowgateError]:

@@ -25,11 +25,14 @@ class EngineHealth:
 
     ping: asks any healthy replica to describe itself, within the seconds given; it waits for a
     replica where there is none, so the first ping returns as soon as the model has loaded.
+    attestation: digest of the envelope that this gateway reads; a replica that verified another
+    one is not ready for it, as thresholds and answers would not belong together. None: any.
     """
 
-    def __init__(self, model_id: str, ping: Ping) -> None:
+    def __init__(self, model_id: str, ping: Ping, attestation: str | None = None) -> None:
         self._model_id = model_id
         self._ping = ping
+        self._attestation = attestation
         self._missed = 0
         self._waiting: set[asyncio.Future[None]] = set()
         self.state: State = "starting"
@@ -87,6 +90,19 @@ class EngineHealth:
                 await asyncio.sleep(_READY_PERIOD_S)
 
     def _seen(self, info: EngineInfo) -> None:
+        if self._attestation is not None and info.attestation != self._attestation:
+            if self._missed == 0:
+                logger.error(
+                    "attestation_mismatch model=%s engine=%s gateway=%s",
+                    self._model_id, info.attestation, self._attestation,
+                )  # fmt: skip
+                self._missed = 1
+            raise ModelUnavailable(
+                f"a replica of model {self._model_id!r} verified attestation {info.attestation}, "
+                f"and this gateway has {self._attestation}",
+                fix="restart the one that started before the attestation was replaced",
+                retry_after_s=10,
+            )
         self._missed = 0
         self.info = info
         if self.state != "ready":

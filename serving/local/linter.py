@@ -11,6 +11,7 @@ from serving.contracts.settings import (
     CpuAccelerator,
     ModelSettings,
     Settings,
+    bundled_recipe,
 )
 
 # engine argument -> why it is not the user's to set
@@ -46,19 +47,31 @@ def lint(settings: Settings) -> None:
         raise problem
 
 
+def lint_engines(settings: Settings) -> None:
+    """Raise InvalidSettings for the first harmful setting of a model, whoever runs its engine."""
+    for problem in _models(settings):
+        raise problem
+
+
 def problems(settings: Settings) -> Iterator[InvalidSettings]:
     """Yield everything that is wrong with the settings, in the order of the file."""
+    yield from _models(settings)
+    yield from _gateway(settings)
+    yield from _attestation(settings)
+
+
+def _models(settings: Settings) -> Iterator[InvalidSettings]:
     for index, model in enumerate(settings.models):
         where = f"models.{index}"
         yield from _source(where, model)
         yield from _scaling(where, model)
         yield from _engine(where, model)
         yield from _memory(where, model)
-    yield from _gateway(settings)
 
 
 def _source(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:
-    local = model.source == BUNDLED_MODEL or Path(model.source).expanduser().is_dir()
+    bundled = model.source == BUNDLED_MODEL or bundled_recipe(model.source) is not None
+    local = bundled or Path(model.source).expanduser().is_dir()
     looks_like_path = model.source.startswith((".", "/", "~")) or model.source.count("/") != 1
     if local:
         if model.revision is not None:
@@ -150,3 +163,22 @@ def _gateway(settings: Settings) -> Iterator[InvalidSettings]:
             field="gateway.max_concurrent_inputs",
             fix="raise it to max_inputs or more",
         )
+
+
+def _attestation(settings: Settings) -> Iterator[InvalidSettings]:
+    rules = settings.attestation
+    # A bundled model is signed at the first start, with a key of this state folder's own.
+    foreign = [model.id for model in settings.models if bundled_recipe(model.source) is None]
+    if foreign and not rules.trusted_keys and not rules.development:
+        yield InvalidSettings(
+            f"no key is trusted, so no attestation of model {foreign[0]!r} can be verified",
+            field="attestation.trusted_keys",
+            fix="name the public key of whoever runs your gates; docs/gate.md shows the way",
+        )
+    for index, key in enumerate(rules.trusted_keys):
+        if not key.is_file():
+            yield InvalidSettings(
+                f"no file {str(key)!r}",
+                field=f"attestation.trusted_keys.{index}",
+                fix="name the .pub file that narrowgate keygen wrote",
+            )

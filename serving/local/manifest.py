@@ -7,10 +7,14 @@ chat template makes it another model.
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from serving.local.digest_cache import DigestCache
 
 SIDECARS = ("manifest.json", "attestation.json", "report.html", "report.md")
 """Files that lie in an artifact's folder and speak of it: no part of what is digested."""
+# What repositories and download tools add to a folder; no engine reads it.
+_BOOKKEEPING = (".git", ".gitattributes", ".gitignore", ".github", ".cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +33,41 @@ class Manifest:
         return json.dumps({"algorithm": "sha256", "root": self.root, "files": self.files}, indent=1)
 
 
-def file_manifest(folder: Path) -> Manifest:
-    """Digest a folder, except its sidecars. Blocking, reads every byte.
+def file_manifest(folder: Path, cache: DigestCache | None = None) -> Manifest:
+    """Digest a folder, except its sidecars. Blocking; files are read in parallel.
 
-    Symbolic links are followed: the hub's cache is made of them.
+    Symbolic links are followed: the hub's cache is made of them. cache: digests of files that
+    have not changed since they were read; every byte is read without one. Raises OSError.
     """
+    paths = {path.relative_to(folder).as_posix(): path for path in _served(folder)}
+    known: dict[str, str] = {}
+    if cache is not None:
+        found = {name: cache.find(path) for name, path in paths.items()}
+        known = {name: digest for name, digest in found.items() if digest is not None}
+    unread = {name: path for name, path in paths.items() if name not in known}
+    before = {name: DigestCache.identity(path) for name, path in unread.items()}
+    read = _digests(folder, list(unread.values())) if unread else {}
+    if cache is not None and read:
+        cache.store({path: (before[name], read[name]) for name, path in unread.items()})
+    files = dict(sorted({**known, **read}.items(), key=lambda item: PurePosixPath(item[0])))
+    root = hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in files.values()))
+    return Manifest(root.hexdigest(), files)
+
+
+def _served(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.relative_to(folder).parts[0] not in _BOOKKEEPING
+        and path.relative_to(folder).as_posix() not in SIDECARS
+    ]
+
+
+def _digests(folder: Path, paths: list[Path]) -> dict[str, str]:
     # Here and not above: it brings in the libraries of every way to sign.
     from model_signing import hashing
 
-    config = hashing.Config().set_ignored_paths(paths=SIDECARS).set_allow_symlinks(True)
-    files: dict[str, str] = {}
-    root = hashlib.sha256()
-    for descriptor in config.hash(folder).resource_descriptors():
-        files[descriptor.identifier] = descriptor.digest.digest_hex
-        root.update(descriptor.digest.digest_value)
-    return Manifest(root.hexdigest(), files)
+    config = hashing.Config().set_allow_symlinks(True)
+    descriptors = config.hash(folder, files_to_hash=paths).resource_descriptors()
+    return {descriptor.identifier: descriptor.digest.digest_hex for descriptor in descriptors}

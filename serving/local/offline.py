@@ -90,6 +90,11 @@ class OfflineEngine:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
+    def kill(self) -> None:
+        """End the child at once, whatever it is doing."""
+        self._process.kill()
+        self.stop()
+
     def _send(self, item: object) -> None:
         assert self._process.stdin is not None
         try:

@@ -1,5 +1,8 @@
 """Classification: the label's probability read from the logits, without generating."""
 
+import math
+from collections.abc import Mapping, Sequence
+
 from serving.contracts.answer import Prediction, TaskRequest
 from serving.contracts.engine import EngineOutput, ScoreOutput, ScoreWork
 from serving.contracts.task_spec import ClassificationSpec
@@ -9,12 +12,21 @@ from serving.tasks.window import refuse_frame_over_window
 
 
 class ClassificationTask:
-    """One label for a text. Raw confidence: the probability of the chosen label."""
+    """One label for a text. Raw confidence: the probability of the chosen label.
+
+    label_offsets: subtracted from the labels' log-probabilities, nats. A model prefers some labels
+    whatever the text; a gate measures by how much (`label_offsets`) and attests it.
+    """
 
     def __init__(
-        self, spec: ClassificationSpec, tokenizer: PromptTokenizer, max_model_len: int
+        self,
+        spec: ClassificationSpec,
+        tokenizer: PromptTokenizer,
+        max_model_len: int,
+        label_offsets: Mapping[str, float] | None = None,
     ) -> None:
         self.spec = spec
+        self._offsets = label_offsets
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
         verbalizers = {label.name: label.verbalizer for label in spec.labels}
@@ -45,5 +57,39 @@ class ClassificationTask:
             label.name: probability
             for label, probability in zip(self.spec.labels, probabilities, strict=True)
         }
+        if self._offsets is not None:
+            named = without_offsets(named, self._offsets)
         best = max(named, key=named.__getitem__)
         return Prediction(value=best, label_probabilities=named, confidence=min(named[best], 1.0))
+
+
+def label_offsets(predictions: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return each label's mean log-probability over predictions for balanced texts, in nats.
+
+    predictions: label probabilities without offsets; their true labels are not needed. Source:
+    Zhou et al., "Batch Calibration", ICLR 2024, with the mean of logarithms. Raises ValueError for
+    no predictions.
+    """
+    if not predictions:
+        raise ValueError("there is nothing to average")
+    return {
+        label: sum(log_probability(found[label]) for found in predictions) / len(predictions)
+        for label in predictions[0]
+    }
+
+
+def without_offsets(
+    probabilities: Mapping[str, float], offsets: Mapping[str, float]
+) -> dict[str, float]:
+    """Return label probabilities with the offsets taken out, summing to 1."""
+    shifted = {label: log_probability(p) - offsets[label] for label, p in probabilities.items()}
+    highest = max(shifted.values())
+    weights = {label: math.exp(value - highest) for label, value in shifted.items()}
+    total = sum(weights.values())
+    return {label: weight / total for label, weight in weights.items()}
+
+
+def log_probability(probability: float) -> float:
+    """Return the natural logarithm of a probability, bounded below."""
+    # A probability may have been rounded down to nothing.
+    return math.log(max(probability, 1e-12))

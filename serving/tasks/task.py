@@ -1,5 +1,6 @@
 """The protocol of a task, and which class implements which kind of spec."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from serving.contracts.answer import Prediction, TaskRequest
@@ -37,15 +38,20 @@ class Task(Protocol):
         ...
 
 
-def bind(spec: TaskSpec, tokenizer: PromptTokenizer, max_model_len: int) -> Task:
+def bind(
+    spec: TaskSpec,
+    tokenizer: PromptTokenizer,
+    max_model_len: int,
+    label_offsets: Mapping[str, float] | None = None,
+) -> Task:
     """Return the task of a spec for a model.
 
-    max_model_len: the model's window in tokens.
+    max_model_len: the model's window in tokens. label_offsets: for classifications, as attested.
     Raises InvalidTaskSpec when the spec cannot work with this tokenizer or window.
     """
     match spec:
         case ClassificationSpec():
-            return ClassificationTask(spec, tokenizer, max_model_len)
+            return ClassificationTask(spec, tokenizer, max_model_len, label_offsets)
         case ExtractionSpec():
             return ExtractionTask(spec, tokenizer, max_model_len)
         case TranslationSpec():

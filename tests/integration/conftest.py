@@ -1,4 +1,8 @@
-"""One real stack for the whole session: `make serve` as a user runs it, on a free port."""
+"""Real stacks, started by `make serve` as a user does it, each on a free port.
+
+One for the whole session with the development flag, so that every task can be tried; one more, for
+what needs it, that enforces attestations.
+"""
 
 import contextlib
 import os
@@ -17,7 +21,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2-135m-instruct"
-START_DEADLINE_S = 420
+# The first start writes, quantizes and gates the bundled model.
+START_DEADLINE_S = 1200
 STOP_DEADLINE_S = 20
 
 # Labels that begin alike, one that begins another: the collisions of label scoring.
@@ -123,9 +128,20 @@ def tasks_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, tasks_dir: Path) -> Iterator[Stack]:
-    running = start(
-        tmp_path_factory.mktemp("stack") / "serve.log", NARROWGATE_TASKS_DIR=str(tasks_dir)
+    log = tmp_path_factory.mktemp("stack") / "serve.log"
+    yield from served(
+        log, NARROWGATE_TASKS_DIR=str(tasks_dir), NARROWGATE_ATTESTATION__DEVELOPMENT="true"
     )
+
+
+@pytest.fixture(scope="session")
+def attested_stack(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack that serves what passed its gate; the first one has made everything it needs."""
+    yield from served(tmp_path_factory.mktemp("attested") / "serve.log")
+
+
+def served(log: Path, **environment: str) -> Iterator[Stack]:
+    running = start(log, **environment)
     try:
         wait_ready(running)
         yield running

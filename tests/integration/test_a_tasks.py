@@ -16,7 +16,8 @@ from serving.tasks.prompt import CheckpointTokenizer
 
 from .conftest import COLLIDING, MODEL, ROOT, Stack
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+# The first of them waits for the first start of all.
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
 
 CHECKPOINT = ROOT / ".narrowgate" / "models" / "smollm2-135m-instruct"
 

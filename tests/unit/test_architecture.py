@@ -47,13 +47,22 @@ def test_serving_does_not_import_the_offline_packages() -> None:
     assert not graph.modules & {"quantize", "evals"}
 
 
-def test_quantize_imports_of_serving_the_inner_parts_alone() -> None:
-    graph = grimp.build_graph("quantize", "serving")
+@pytest.mark.parametrize("package", ["quantize", "evals"])
+def test_the_offline_packages_import_of_serving_the_inner_parts_alone(package: str) -> None:
+    graph = grimp.build_graph("quantize", "evals", "serving")
     allowed = {"contracts", "tasks", "local"}
+    other = {"quantize": "evals", "evals": "quantize"}[package]
     wrong = [
         f"{module} imports {imported}"
         for module in graph.modules
-        if module.startswith("quantize")
+        if module.startswith(package)
+        for imported in graph.find_modules_directly_imported_by(module)
+        if imported.startswith(other)
+    ]
+    wrong += [
+        f"{module} imports {imported}"
+        for module in graph.modules
+        if module.startswith(package)
         for imported in graph.find_modules_directly_imported_by(module)
         if imported.startswith("serving") and _part(imported) not in allowed
     ]

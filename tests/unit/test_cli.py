@@ -21,7 +21,18 @@ def test_help_lists_the_subcommands_and_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
-    for command in ("bench", "config", "materialize", "quantize", "serve", "tasks"):
+    for command in (
+        "bench",
+        "config",
+        "gate",
+        "keygen",
+        "materialize",
+        "quantize",
+        "serve",
+        "suite",
+        "tasks",
+        "verify",
+    ):
         assert command in done.stdout
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.contracts.attestation import Verdict
 from serving.contracts.deadline import Deadline
 from serving.contracts.engine import (
     EngineInfo,
@@ -20,7 +21,7 @@ from serving.contracts.engine import (
     ScoreWork,
     TokenCounts,
 )
-from serving.contracts.errors import EngineFailure, NarrowgateError
+from serving.contracts.errors import EngineFailure, NarrowgateError, TaskNotAttested
 from serving.contracts.openai import OpenAIReply
 from serving.contracts.settings import GatewaySettings
 from serving.contracts.task_spec import TaskSpec
@@ -31,8 +32,10 @@ from serving.gateway.metrics import Metrics
 from serving.local.health import EngineHealth
 from serving.pipeline import BoundTask, Stack
 from serving.tasks.catalog import load_specs
+from serving.tasks.grant import Grant
 from serving.tasks.task import bind
 
+from .attested import result
 from .conftest import CharacterTokenizer
 
 MODEL = "tiny"
@@ -101,12 +104,23 @@ class ScriptedEngine:
 class Server:
     """The application under test with its engine and a client."""
 
-    def __init__(self, specs: dict[str, TaskSpec], **limits: Any) -> None:
+    def __init__(
+        self,
+        specs: dict[str, TaskSpec],
+        grants: dict[str, Grant] | None = None,
+        *,
+        development: bool = False,
+        **limits: Any,
+    ) -> None:
         self.engine = ScriptedEngine()
         config = GatewaySettings(**limits)
         tokenizer = CharacterTokenizer()
         tasks = {
-            name: BoundTask(bind(spec, tokenizer, WINDOW), self.engine)
+            name: BoundTask(
+                bind(spec, tokenizer, WINDOW),
+                self.engine,
+                (grants or {}).get(name, Grant(None, None, None)),
+            )
             for name, spec in specs.items()
         }
         metrics = Metrics()
@@ -116,6 +130,7 @@ class Server:
             engines={MODEL: self.engine},  # type: ignore[dict-item]
             admission=Admission(config.max_concurrent_inputs, config.max_queued_inputs),
             metrics=metrics,
+            development=development,
         )
         transport = httpx.ASGITransport(build_http(self.context), raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
@@ -352,7 +367,7 @@ async def test_models(server: Server) -> None:
     assert [model["id"] for model in models["data"]] == [MODEL]
     one = (await server.client.get(f"/v1/models/{MODEL}")).json()
     assert one["max_model_len"] == WINDOW
-    assert one["tasks"] == ["ner", "sentiment", "topic", "translation"]
+    assert list(one["tasks"]) == ["ner", "sentiment", "topic", "translation"]
     assert_error(await server.client.get("/v1/models/other"), 404, "model_not_found")
 
 
@@ -463,3 +478,59 @@ async def test_tokenizing_a_long_input_does_not_hold_the_event_loop(
     await server.post("/v1/tasks/sentiment", json={"input": "short"})
     await server.post("/v1/tasks/sentiment", json={"input": "long " * 2000})
     assert threads == [False, True]
+
+
+@pytest.fixture
+async def attested(specs: dict[str, TaskSpec]) -> "Server":
+    refusal = TaskNotAttested("model 'tiny' does not serve task 'ner': a reason", fix="gate it")
+    grants = {
+        "topic": Grant(result(specs["topic"]), "sha256:abc", None),
+        "ner": Grant(result(specs["ner"], Verdict.FAIL), "sha256:abc", refusal),
+    }
+    return await Server(specs, grants).ready()
+
+
+async def test_an_unattested_task_answers_409_with_the_reason(attested: Server) -> None:
+    response = await attested.post("/v1/tasks/ner", json={"input": "Ann lives in Oslo."})
+    error = assert_error(response, 409, "task_not_attested")
+    assert "a reason" in error["message"]
+    several = await attested.post("/v1/tasks/ner", json={"inputs": ["x", 1]})
+    assert_error(several, 409, "task_not_attested")
+    assert attested.context.admission.active == 0
+
+
+async def test_answers_carry_what_is_attested(attested: Server) -> None:
+    response = await attested.post("/v1/tasks/topic", json={"input": "A text."})
+    answer = response.json()
+    # One of three letters leads on: e^0 / (e^0 + 2 e^-2), which the map takes to its last value.
+    assert answer["confidence"] == pytest.approx(0.787, abs=0.001)
+    assert answer["calibrated_confidence"] == 0.95
+    assert answer["below_threshold"] is False
+    assert response.headers["x-narrowgate-attestation"] == "sha256:abc"
+    assert "x-narrowgate-development" not in response.headers
+
+
+async def test_models_tasks_and_readiness_show_what_is_attested(attested: Server) -> None:
+    ready = (await attested.client.get("/readyz")).json()
+    assert ready["attestation"] == "enforced"
+    (model,) = (await attested.client.get("/v1/models")).json()["data"]
+    assert ready["models"][MODEL]["tasks"] == model["tasks"]
+    topic, ner = model["tasks"]["topic"], model["tasks"]["ner"]
+    assert topic == {
+        "served": True, "verdict": "pass", "reason": None, "metric": "macro_f1", "value": 0.8,
+        "threshold": 0.9, "bound": 0.08, "coverage": 0.5, "attestation": "sha256:abc",
+    }  # fmt: skip
+    assert (ner["served"], ner["verdict"]) == (False, "fail")
+    tasks = (await attested.client.get("/v1/tasks")).json()["data"]
+    assert {task["name"]: task["attested"]["served"] for task in tasks}["ner"] is False
+
+
+async def test_a_development_server_says_so_on_every_response(specs: dict[str, TaskSpec]) -> None:
+    server = await Server(specs, development=True).ready()
+    for path in ("/healthz", "/readyz", "/v1/tasks", "/metrics", "/nowhere"):
+        response = await server.client.get(path)
+        assert response.headers["x-narrowgate-development"] == "attestation not enforced"
+    assert "not enforced" in (await server.client.get("/readyz")).json()["attestation"]
+    answer = (await server.post("/v1/tasks/topic", json={"input": "A text."})).json()
+    assert answer["calibrated_confidence"] is None
+    assert answer["below_threshold"] is None

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from serving.contracts.errors import InvalidSettings
-from serving.contracts.settings import GatewaySettings, ModelSettings, Settings
-from serving.local.linter import lint, problems
+from serving.contracts.settings import AttestationSettings, GatewaySettings, ModelSettings, Settings
+from serving.local.linter import lint, lint_engines, problems
 
 REVISION = "0" * 40
 GPU: dict[str, Any] = {
@@ -19,8 +19,12 @@ GPU: dict[str, Any] = {
 }
 
 
+# Any file: whether it holds a key is found out when it is read.
+TRUST = AttestationSettings(trusted_keys=(Path(__file__),))
+
+
 def settings(**model: Any) -> Settings:
-    return Settings(models=(ModelSettings.model_validate({**GPU, **model}),))
+    return Settings(models=(ModelSettings.model_validate({**GPU, **model}),), attestation=TRUST)
 
 
 def test_the_defaults_and_a_plain_gpu_model_are_sound() -> None:
@@ -80,3 +84,14 @@ def test_all_problems_are_found_in_one_pass() -> None:
         "models.0.revision",
         "models.0.replicas.max_surge_percent",
     ]
+
+
+def test_without_a_trusted_key_nothing_could_be_verified(tmp_path: Path) -> None:
+    model = ModelSettings.model_validate(GPU)
+    (found,) = problems(Settings(models=(model,)))
+    assert found.field == "attestation.trusted_keys"
+    lint(Settings(models=(model,), attestation=AttestationSettings(development=True)))
+    missing = AttestationSettings(trusted_keys=(tmp_path / "none.pub",))
+    (found,) = problems(Settings(models=(model,), attestation=missing))
+    assert found.field == "attestation.trusted_keys.0"
+    lint_engines(Settings(models=(model,)))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.paired import accuracy_difference, bootstrap_difference
+from evals.paired import accuracy_difference, bootstrap_interval
 
 counts = st.tuples(st.integers(0, 60), st.integers(0, 30), st.integers(0, 30), st.integers(0, 60))
 
@@ -97,12 +97,12 @@ def test_the_bootstrap_repeats_with_its_seed_and_keeps_pairs() -> None:
     candidate = baseline.copy()
     candidate[:10] = ~candidate[:10]
 
-    def metric(chosen):  # type: ignore[no-untyped-def]
-        return float(baseline[chosen].mean()), float(candidate[chosen].mean())
+    def gain(chosen):  # type: ignore[no-untyped-def]
+        return float(candidate[chosen].mean() - baseline[chosen].mean())
 
-    one = bootstrap_difference(metric, 200, seed=3, resamples=2000)
-    assert one == bootstrap_difference(metric, 200, seed=3, resamples=2000)
-    assert one != bootstrap_difference(metric, 200, seed=4, resamples=2000)
+    one = bootstrap_interval(gain, 200, seed=3, resamples=2000)
+    assert one == bootstrap_interval(gain, 200, seed=3, resamples=2000)
+    assert one != bootstrap_interval(gain, 200, seed=4, resamples=2000)
     # Unpaired resampling of two accuracies near 0.7 would give bounds some 0.075 away.
     assert one.upper - one.lower < 0.07
     score = accuracy_difference(baseline, candidate)
@@ -110,8 +110,29 @@ def test_the_bootstrap_repeats_with_its_seed_and_keeps_pairs() -> None:
     assert one.upper == pytest.approx(score.upper, abs=0.01)
 
 
-def test_the_bootstrap_of_identical_copies_has_no_width() -> None:
-    found = bootstrap_difference(lambda chosen: (0.5, 0.5), 10, seed=0, resamples=50)
-    assert (found.lower, found.estimate, found.upper) == (0.0, 0.0, 0.0)
+def test_the_bootstrap_of_identical_copies_is_as_wide_as_their_number_allows() -> None:
+    for n in (20, 312):
+        found = bootstrap_interval(lambda chosen: 0.0, n, seed=0, resamples=50)
+        same = accuracy_difference(*answers(n, 0, 0, 0))
+        assert found.lower == pytest.approx(same.lower, abs=1e-6)
+        assert found.upper == pytest.approx(same.upper, abs=1e-6)
     with pytest.raises(ValueError, match="nothing to resample"):
-        bootstrap_difference(lambda chosen: (0.0, 0.0), 0, seed=0)
+        bootstrap_interval(lambda chosen: 0.0, 0, seed=0)
+
+
+def test_by_the_bootstrap_a_candidate_at_the_margin_passes_in_at_most_five_percent() -> None:
+    random = np.random.default_rng(5)
+    n, margin, flips, trials = 300, 0.03, 0.10, 600
+    lost, gained = (flips + margin) / 2, (flips - margin) / 2
+    passed = 0
+    for number, draw in enumerate(
+        random.multinomial(n, [1 - lost - gained, gained, lost], size=trials)
+    ):
+        change = np.repeat([0.0, 1.0, -1.0], draw)
+        found = bootstrap_interval(
+            lambda chosen, change=change: float(change[chosen].mean()), n, seed=number,
+            resamples=400,
+        )  # fmt: skip
+        passed += found.lower >= -margin
+    print(f"bootstrap, n={n} margin={margin}: false passes {passed / trials:.4f}")
+    assert passed / trials <= 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5

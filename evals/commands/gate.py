@@ -1,0 +1,209 @@
+"""`narrowgate gate`: test a candidate against its 16-bit baseline and sign what was found."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evals.findings import Findings
+    from evals.gate import Request
+    from evals.suite import Suite
+    from serving.contracts.settings import ModelSettings, Settings
+    from serving.contracts.task_spec import TaskSpec
+
+HELP = "test a model against its 16-bit baseline, task by task, and sign the verdicts"
+BUILT_IN = "builtin"
+_EXITS = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--baseline", type=Path, required=True, metavar="DIR", help="the 16-bit checkpoint"
+    )
+    parser.add_argument(
+        "--candidate", type=Path, required=True, metavar="DIR", help="the checkpoint to be served"
+    )
+    parser.add_argument(
+        "--suite", action="append", required=True, metavar="DIR|builtin",
+        help="a suite, a folder of suites, or the built-in ones; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--key", required=True, metavar="FILE", help="private key (narrowgate keygen); - for stdin"
+    )
+    parser.add_argument(
+        "--task", action="append", default=[], metavar="NAME", help="only this task; repeatable"
+    )
+    parser.add_argument(
+        "--margin", action="append", default=[], metavar="TASK=LOSS",
+        help="largest acceptable loss of a task, in its metric (0.02); INT4 has no default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--general", action="append", default=[], metavar="LM_EVAL_TASK",
+        help="also check for general damage on a public task of lm-eval; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--general-margin", type=float, default=0.02, metavar="LOSS", help="its margin (0.02)"
+    )
+    parser.add_argument("--include-path", type=Path, metavar="DIR", help="task files for --general")
+    parser.add_argument(
+        "--min-speed", type=float, default=0.9, metavar="RATIO",
+        help="lowest throughput against the baseline's (0.9: as fast, with room for noise); "
+        "0 accepts any",
+    )  # fmt: skip
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only the first N examples of each suite"
+    )
+    parser.add_argument(
+        "--stop-early", action="store_true",
+        help="do not go on with a task that is clearly below its floor",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the resampling (0)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for attestation and report (the candidate)"
+    )
+    parser.add_argument(
+        "--no-texts", action="store_true", help="no text of any example in the report"
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings of the engine (YAML)")
+    parser.add_argument("--model", metavar="ID", help="which of the settings' models (the first)")
+    parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="folder with task files")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the gate, write attestation and report, print the verdicts."""
+    # As Ctrl-C: the engines are ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print("narrowgate: stopped; nothing was signed", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    # Before transformers is imported: bars of its own would break into ours and into pipes.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from evals.gate import overall, run_gate
+    from evals.output import write_results
+    from evals.progress import Bar, JsonLines
+    from evals.signing import load_signer, read_key
+    from serving.contracts.errors import EngineFailure, EvaluationFailed
+    from serving.local.checkpoint import refuse_no_checkpoint
+
+    pem = sys.stdin.buffer.read() if args.key == "-" else read_key(Path(args.key))
+    signer = load_signer(pem, "standard input" if args.key == "-" else repr(args.key))
+    for name in ("baseline", "candidate"):
+        refuse_no_checkpoint(getattr(args, name), field=name)
+    request = _request(args)
+    with JsonLines() if args.json else Bar() as progress:
+        try:
+            findings = run_gate(request, progress)
+        except EngineFailure as error:
+            # Its exit status would be that of a candidate that failed its tests.
+            raise EvaluationFailed(f"no verdict: {error.message}", fix=error.fix) from error
+        progress.step("signing and writing the report", 1, 1)
+        out = args.out or args.candidate
+        digest = write_results(findings, signer, out, texts=not args.no_texts)
+    verdict = overall(findings.predicate)
+    if args.json:
+        document = {
+            "verdict": verdict.value,
+            "attestation": digest,
+            "folder": str(out),
+            "predicate": json.loads(findings.predicate.model_dump_json()),
+        }
+        print(json.dumps(document))
+    else:
+        _print(findings, digest, out)
+    return _EXITS[verdict.value]
+
+
+def _request(args: argparse.Namespace) -> "Request":
+    from evals.gate import Request
+    from evals.harness import General
+    from serving.contracts.settings import load_settings
+    from serving.tasks.catalog import load_specs
+
+    settings = load_settings(args.config, {"tasks_dir": args.tasks_dir})
+    specs = load_specs(settings.tasks_dir)
+    return Request(
+        baseline=args.baseline,
+        candidate=args.candidate,
+        suites=_suites(args, dict(specs)),
+        settings=_model(settings, args.model),
+        margins=dict(_margin(text) for text in args.margin),
+        general=General(tuple(args.general), args.include_path, args.general_margin),
+        required_speed=args.min_speed,
+        stop_early=args.stop_early,
+        seed=args.seed,
+    )
+
+
+def _suites(args: argparse.Namespace, specs: "dict[str, TaskSpec]") -> "list[Suite]":
+    from evals.suite import built_in_suites, load_suites
+    from evals.suite_check import refuse_unfit
+    from serving.contracts.errors import InvalidSuite
+
+    found: dict[str, Suite] = {}
+    for name in args.suite:
+        for suite in built_in_suites(specs) if name == BUILT_IN else load_suites(Path(name)):
+            if suite.name in found:
+                raise InvalidSuite(
+                    f"two suites test task {suite.name!r}", field="suite", fix="name one of them"
+                )
+            found[suite.name] = suite
+    for name in args.task:
+        if name not in found:
+            raise InvalidSuite(
+                f"no suite tests task {name!r}",
+                field="task",
+                fix="use one of: " + ", ".join(sorted(found)),
+            )
+    chosen = [suite for name, suite in found.items() if not args.task or name in args.task]
+    for suite in chosen:
+        refuse_unfit(suite)
+    return [suite.first(args.limit) for suite in chosen] if args.limit else chosen
+
+
+def _model(settings: "Settings", model_id: str | None) -> "ModelSettings":
+    from serving.contracts.errors import UnknownModel
+    from serving.local.linter import lint_engines
+
+    lint_engines(settings)
+    for model in settings.models:
+        if model_id in (None, model.id):
+            return model
+    raise UnknownModel(
+        f"the settings have no model {model_id!r}",
+        field="model",
+        fix="use one of: " + ", ".join(model.id for model in settings.models),
+    )
+
+
+def _margin(text: str) -> tuple[str, float]:
+    from serving.contracts.errors import InvalidSuite
+
+    name, _, loss = text.partition("=")
+    try:
+        value = float(loss)
+    except ValueError:
+        value = -1.0
+    if not name or not 0.0 <= value <= 1.0:
+        raise InvalidSuite(
+            f"--margin {text!r} is no TASK=LOSS with a loss between 0 and 1",
+            field="margin",
+            fix="for example --margin sentiment=0.03",
+        )
+    return name, value
+
+
+def _print(findings: "Findings", digest: str, out: Path) -> None:
+    from evals.report.markdown import render_markdown
+
+    print(render_markdown(findings))
+    print(f"\nattestation {digest}\nreport      {out / 'report.html'}")

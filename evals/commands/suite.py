@@ -1,0 +1,163 @@
+"""`narrowgate suite`: check what gates test on, or make a suite of a public data set."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from evals.suite_check import ErrorBound, SuiteReport
+    from serving.contracts.task_spec import TaskSpec
+
+HELP = "check a test suite, or make one of a public data set"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "action", choices=["check", "fetch", "list"],
+        help="check a suite; fetch a public data set; list the sets that are known",
+    )  # fmt: skip
+    parser.add_argument(
+        "what", nargs="?", metavar="DIR|builtin|NAME",
+        help="check: a suite's folder, a folder of such, or builtin; fetch: a data set's name",
+    )  # fmt: skip
+    parser.add_argument("--revision", metavar="COMMIT", help="on the hub, 40 hex digits")
+    parser.add_argument(
+        "--file", type=Path, nargs="+", default=[], metavar="PATH",
+        help="parquet, JSON, JSONL or CSV instead of the hub",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the new suite's folder")
+    parser.add_argument("--limit", type=int, metavar="N", help="examples to draw (all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    parser.add_argument("--task", metavar="NAME", help="check or fetch for this task alone")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings (YAML)")
+    parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="folder with task files")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments say and print it: 0 for fit suites, 1 for unfit ones."""
+    from serving.contracts.errors import InvalidSuite
+
+    if args.action == "list":
+        return _list(as_json=args.json)
+    if args.what is None:
+        raise InvalidSuite(f"nothing to {args.action} was named", field="what", fix="see --help")
+    return _check(args) if args.action == "check" else _fetch(args)
+
+
+def _list(*, as_json: bool) -> int:
+    from evals.public_sets import SETS
+
+    rows = [
+        {"name": found.name, "task": found.task, "hub_id": found.hub_id, "split": found.split}
+        for found in SETS.values()
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        print(f"{row['name']:<12} {row['task']:<12} {row['hub_id']:<34} {row['split']}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from evals.suite import built_in_suites, load_suites
+    from evals.suite_check import check
+    from serving.contracts.errors import InvalidSuite
+
+    builtin = args.what == "builtin"
+    suites = built_in_suites(_specs(args)) if builtin else load_suites(Path(args.what))
+    reports = [check(suite) for suite in suites if args.task in (None, suite.name)]
+    if not reports:
+        raise InvalidSuite(f"{args.what!r} has no suite for task {args.task!r}", field="task")
+    if args.json:
+        print(json.dumps([as_document(report) for report in reports], ensure_ascii=False))
+    else:
+        print("\n\n".join(as_text(report) for report in reports))
+    return 0 if all(report.fit for report in reports) else 1
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from evals.public_sets import SETS, fetch, origin_of, refuse_in_use, write_suite
+    from evals.suite import load_suites
+    from evals.suite_check import check
+    from serving.contracts.errors import OutputInUse, UnknownTask
+
+    if args.out is None:
+        raise OutputInUse("no --out was named", field="out", fix="name a folder to write")
+    # Before what may take minutes.
+    refuse_in_use(args.out)
+    _quiet_in_a_pipe()
+    draw = {"revision": args.revision, "files": args.file, "limit": args.limit, "seed": args.seed}
+    origin = origin_of(args.what, **draw)
+    task = args.task or SETS[args.what].task
+    specs = _specs(args)
+    if task not in specs:
+        raise UnknownTask(f"no task {task!r}", field="task", fix="see narrowgate tasks")
+    rows = fetch(args.what, specs[task], **draw)
+    write_suite(rows, specs[task], args.out, origin)
+    (suite,) = load_suites(args.out)
+    report = check(suite)
+    if args.json:
+        print(json.dumps({"out": str(args.out), **as_document(report)}, ensure_ascii=False))
+    else:
+        print(f"{args.out}\n{as_text(report)}")
+    return 0 if report.fit else 1
+
+
+def _specs(args: argparse.Namespace) -> "Mapping[str, TaskSpec]":
+    from serving.contracts.settings import load_settings
+    from serving.tasks.catalog import load_specs
+
+    return load_specs(load_settings(args.config, {"tasks_dir": args.tasks_dir}).tasks_dir)
+
+
+def _quiet_in_a_pipe() -> None:
+    if not sys.stderr.isatty():
+        from datasets import disable_progress_bars
+
+        disable_progress_bars()
+
+
+def as_document(report: "SuiteReport") -> dict[str, Any]:
+    """Return a report as JSON values."""
+    from dataclasses import asdict
+
+    return {**asdict(report), "fit": report.fit}
+
+
+def as_text(report: "SuiteReport") -> str:
+    """Return a report for people, lines without an end."""
+    texts = "" if report.groups == report.examples else f" of {report.groups} texts"
+    counts = ", ".join(f"{name} {count}" for name, count in report.counts.items())
+    words = report.words
+    reachable = [bound for bound in report.bounds if bound.reachable]
+    best = reachable[0] if reachable else report.target
+    losses = ", ".join(f"{r.margin:.3f} at {r.flips:.0%} flips" for r in report.resolutions)
+    lines = [
+        f"{report.name} ({report.source}): {'fit' if report.fit else 'UNFIT'}",
+        f"  examples   {report.examples}{texts}; {counts}",
+        f"  words      {words.fewest} to {words.most}, median {words.median:g}",
+        f"  certifies  {_bound(report.target)} (the task's target)",
+    ]
+    if report.without_entities is not None:
+        lines.insert(2, f"  empty      {report.without_entities:.0%} have no entity")
+    if best.alpha < report.target.alpha:
+        lines.append(f"             {_bound(best)} (the best of its size)")
+    lines.append(f"  decides    a loss of {losses}")
+    lines += [f"  problem    {sentence}" for sentence in report.problems]
+    lines += [f"  warning    {sentence}" for sentence in report.warnings]
+    return "\n".join(lines)
+
+
+def _bound(bound: "ErrorBound") -> str:
+    if bound.coverage is None:
+        return f"no error of {bound.alpha:g}: {bound.needed} accepted texts are too many"
+    return (
+        f"an error of {bound.alpha:g} with {bound.needed} accepted texts, all right "
+        f"({bound.coverage:.0%} of its half)"
+    )

@@ -1,0 +1,54 @@
+"""What a gate run found, example by example: what reports are made from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from serving.contracts.attestation import GatePredicate, TaskResult
+from serving.contracts.task_spec import TaskSpec
+
+Half = Literal["calibration", "certification"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One example and what both models made of it.
+
+    expected, baseline, candidate: as people read them. raw: the candidate's raw confidence;
+    calibrated: through the map, None where there is none. half: which half it belongs to.
+    """
+
+    id: str
+    text: str
+    slice: str | None
+    expected: str
+    baseline: str
+    candidate: str
+    baseline_right: bool
+    candidate_right: bool
+    raw: float
+    calibrated: float | None
+    half: Half
+
+    @property
+    def flipped(self) -> bool:
+        """Return whether the answer changed, right or wrong."""
+        return self.baseline != self.candidate
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFindings:
+    """One task: its spec, the signed numbers, and the examples behind them."""
+
+    spec: TaskSpec
+    result: TaskResult
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """A whole gate run. subject: the artifact's name; digest: its root, hex."""
+
+    subject: str
+    digest: str
+    predicate: GatePredicate
+    tasks: dict[str, TaskFindings]

@@ -1,0 +1,235 @@
+"""One gate run: both models on every suite, a verdict for each task, one signed statement."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from evals.answers import Answered
+from evals.assessment import Rules, assess, hopeless
+from evals.findings import Findings, TaskFindings
+from evals.harness import General, HarnessResult, run_harness
+from evals.pair import SIDES, Futile, Narrator, Side
+from evals.pair import Pair as SubjectPair
+from evals.paired import Indices, bootstrap_interval
+from evals.subject import (
+    Precision,
+    Subject,
+    calibration_digests,
+    precision_of,
+    recipe_of,
+    weight_bytes,
+)
+from evals.suite import Suite
+from evals.verdict import judge_loss
+from serving.contracts.attestation import (
+    Artifact,
+    Engine,
+    GatePredicate,
+    GeneralResult,
+    Pair,
+    Verdict,
+)
+from serving.contracts.errors import (
+    AttestationRefused,
+    CalibrationOverlap,
+    EngineFailure,
+    InvalidSuite,
+)
+from serving.contracts.settings import ModelSettings
+from serving.local.manifest import Manifest, file_manifest
+from serving.local.offline_work import device_name
+
+_TOOLS = ("lm-eval", "numpy", "sacrebleu", "scipy", "transformers", "model-signing")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for. margins: stated for this run, by task; the specs' own otherwise.
+
+    settings: how both models are served; their source is not looked at. stop_early: do not go on
+    with a task that can only fail.
+    """
+
+    baseline: Path
+    candidate: Path
+    suites: Sequence[Suite]
+    settings: ModelSettings
+    margins: Mapping[str, float]
+    general: General
+    required_speed: float
+    stop_early: bool = False
+    seed: int = 0
+
+
+def run_gate(request: Request, narrator: Narrator) -> Findings:
+    """Evaluate and judge. Blocking, minutes. Signs and writes nothing.
+
+    Raises ConfigurationError before anything is spent, EngineFailure when a model does not run.
+    """
+    _refuse_unknown_margins(request)
+    precision = precision_of(request.candidate)
+    _refuse_overlap(request)
+    narrator.step("digesting both models", 0, 1)
+    manifests: dict[Side, Manifest] = {
+        "baseline": file_manifest(request.baseline),
+        "candidate": file_manifest(request.candidate),
+    }
+    subjects: dict[Side, Subject] = {
+        "baseline": Subject("baseline", request.baseline, request.settings),
+        "candidate": Subject("candidate", request.candidate, request.settings),
+    }
+    with SubjectPair(subjects, request.suites, narrator, _futile(request)).running() as pair:
+        if request.stop_early:
+            # The harness must know how many examples there are to be.
+            pair.run()
+        suites = list(pair.suites.values())
+        reported = {side: run_harness(pair, side, suites, request.general) for side in SIDES}
+        hardware = pair.call("candidate", device_name)
+        pair.measure_memory()
+        tasks = {}
+        for suite in suites:
+            narrator.step(f"{suite.name}: judging", 1, 1)
+            tasks[suite.name] = assess(
+                suite,
+                pair.answered("baseline", suite.name),
+                pair.answered("candidate", suite.name),
+                pair.turns[suite.name],
+                _rules(request, suite, precision),
+            )
+    _refuse_disagreement(tasks, reported)
+    _refuse_changed(request.candidate, manifests["candidate"])
+    predicate = GatePredicate(
+        narrowgate=metadata.version("narrowgate"),
+        date=datetime.now(UTC).replace(microsecond=0),
+        artifact=Artifact(
+            files=manifests["candidate"].files,
+            precision=precision,
+            recipe=recipe_of(request.candidate),
+            weight_bytes=Pair(
+                baseline=weight_bytes(request.baseline), candidate=weight_bytes(request.candidate)
+            ),
+            memory_bytes=Pair(
+                baseline=subjects["baseline"].memory_bytes,
+                candidate=subjects["candidate"].memory_bytes,
+            ),
+        ),
+        baseline=manifests["baseline"].root,
+        engine=Engine(
+            name="vllm",
+            version=subjects["candidate"].version,
+            max_model_len=request.settings.max_model_len,
+            hardware=hardware,
+        ),
+        tools={"python": platform.python_version(), **{t: metadata.version(t) for t in _TOOLS}},
+        seed=request.seed,
+        tasks={name: found.result for name, found in tasks.items()},
+        general={name: _general(name, reported, request) for name in request.general.names},
+    )
+    name = request.candidate.resolve().name
+    return Findings(name, manifests["candidate"].root, predicate, tasks)
+
+
+def overall(predicate: GatePredicate) -> Verdict:
+    """Return the worst verdict of a run."""
+    verdicts = {item.verdict for item in predicate.tasks.values()}
+    verdicts |= {item.verdict for item in predicate.general.values()}
+    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
+        if verdict in verdicts:
+            return verdict
+    return Verdict.PASS
+
+
+def _futile(request: Request) -> Futile | None:
+    if not request.stop_early:
+        return None
+
+    def futile(seen: Suite, baseline: Answered, candidate: Answered) -> bool:
+        return hopeless(seen, candidate, _rules(request, seen, "16-bit"))
+
+    return futile
+
+
+def _rules(request: Request, suite: Suite, precision: Precision) -> Rules:
+    return Rules(
+        margin=_margin(request, suite, precision),
+        required_speed=request.required_speed,
+        seed=request.seed,
+    )
+
+
+def _margin(request: Request, suite: Suite, precision: Precision) -> float | None:
+    if suite.name in request.margins:
+        return request.margins[suite.name]
+    margins = suite.spec.margins
+    return margins.int4 if precision == "int4" else margins.int8
+
+
+def _general(name: str, reported: Mapping[Side, HarnessResult], request: Request) -> GeneralResult:
+    old = np.array(reported["baseline"].general[name])
+    new = np.array(reported["candidate"].general[name])
+
+    def gain(chosen: Indices) -> float:
+        return float(new[chosen].mean() - old[chosen].mean())
+
+    difference = bootstrap_interval(gain, len(old), seed=request.seed)
+    judgement = judge_loss(difference, len(old), request.general.margin)
+    return GeneralResult(
+        verdict=judgement.verdict,
+        reasons=judgement.reasons,
+        more_examples=judgement.more_examples,
+        n=len(old),
+        baseline=float(old.mean()),
+        difference=difference,
+        margin=request.general.margin,
+    )
+
+
+def _refuse_unknown_margins(request: Request) -> None:
+    names = {suite.name for suite in request.suites}
+    for name in request.margins:
+        if name not in names:
+            raise InvalidSuite(
+                f"a margin is stated for {name!r}, which is not tested",
+                field="margin",
+                fix="use one of: " + ", ".join(sorted(names)),
+            )
+
+
+def _refuse_overlap(request: Request) -> None:
+    tuned_on = calibration_digests(request.candidate)
+    for suite in request.suites:
+        shared = [name for digest, name in suite.text_digests().items() if digest in tuned_on]
+        if shared:
+            raise CalibrationOverlap(
+                f"the candidate was calibrated on {len(shared)} examples of suite "
+                f"{suite.name!r}; the first is {shared[0]!r}",
+                field="suite",
+                fix="quantize again with --held-out naming the suite, or test on other examples",
+            )
+
+
+def _refuse_disagreement(
+    tasks: Mapping[str, TaskFindings], reported: Mapping[Side, HarnessResult]
+) -> None:
+    """Compare our metric with what lm-eval made of the same answers: one of two would be wrong."""
+    for name, found in tasks.items():
+        assert found.result.candidate is not None
+        ours = {"baseline": found.result.baseline, "candidate": found.result.candidate.estimate}
+        for side in SIDES:
+            if abs((ours[side] or 0.0) - reported[side].metrics[name]) > 1e-9:
+                raise EngineFailure(
+                    f"{name}: lm-eval reports {reported[side].metrics[name]!r} for the {side}, "
+                    f"and the gate computes {ours[side]!r}"
+                )
+
+
+def _refuse_changed(folder: Path, before: Manifest) -> None:
+    if file_manifest(folder).files != before.files:
+        raise AttestationRefused(
+            f"{str(folder)!r} changed while it was evaluated", fix="run the gate again"
+        )

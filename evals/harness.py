@@ -1,0 +1,98 @@
+"""One run of lm-eval over one side of a pair."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals.metrics import metric_of
+from evals.pair import Side
+from evals.suite import Suite
+from serving.contracts.errors import InvalidSuite
+
+if TYPE_CHECKING:
+    from evals.adapter import Models
+
+
+@dataclass(frozen=True, slots=True)
+class General:
+    """Public tasks of lm-eval that are run beside the suites.
+
+    include_path: folder with further task files. margin: largest acceptable loss of each.
+    """
+
+    names: tuple[str, ...] = ()
+    include_path: Path | None = None
+    margin: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessResult:
+    """What lm-eval reports. metrics: of the suites, by name. general: each document's score."""
+
+    metrics: dict[str, float]
+    general: dict[str, list[float]]
+
+
+def run_harness(
+    models: "Models", side: Side, suites: Sequence[Suite], general: General
+) -> HarnessResult:
+    """Evaluate one model through lm-eval. Blocking, minutes.
+
+    Raises InvalidSuite for a general task that lm-eval does not know or cannot load.
+    """
+    # Before lm-eval is imported: bars of its own would break into ours and into pipes.
+    os.environ["TQDM_DISABLE"] = "1"
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from evals.adapter import ServedModel
+    from evals.definition import PREFIX, SuiteTask
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    included = str(general.include_path) if general.include_path else None
+    manager = TaskManager(include_path=included) if general.names else None
+    tasks: list[Any] = [SuiteTask(suite) for suite in suites]
+    try:
+        found = simple_evaluate(
+            model=ServedModel(models, side),
+            tasks=[*tasks, *general.names],
+            task_manager=manager,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    except (KeyError, FileNotFoundError, ConnectionError) as error:
+        raise InvalidSuite(
+            f"lm-eval could not run {', '.join(general.names) or 'the suites'}: {error}",
+            field="general",
+            fix="name tasks that lm_eval ls tasks lists, with their data within reach",
+        ) from error
+    assert found is not None
+    return HarnessResult(
+        metrics={
+            suite.name: float(
+                found["results"][PREFIX + suite.name][f"{metric_of(suite.spec).name},none"]
+            )
+            for suite in suites
+        },
+        general={name: _scores(found, name) for name in general.names},
+    )
+
+
+def _scores(found: Any, name: str) -> list[float]:
+    samples = sorted(found["samples"].get(name, []), key=lambda sample: int(sample["doc_id"]))
+    scores = []
+    for sample in samples:
+        values = [sample[metric] for metric in sample["metrics"]]
+        if not values or not isinstance(values[0], int | float):
+            raise InvalidSuite(
+                f"lm-eval's task {name!r} gives no number for each document",
+                field="general",
+                fix="use tasks with accuracy or another score of single documents",
+            )
+        scores.append(float(values[0]))
+    if not scores:
+        raise InvalidSuite(f"lm-eval's task {name!r} gave no results", field="general")
+    return scores

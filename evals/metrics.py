@@ -1,0 +1,142 @@
+"""Metrics of a task over any choice of its examples, fast enough to resample ten thousand times.
+
+Each example is reduced once to a row of counts; a metric is a function of the sum of rows. All are
+shares in [0, 1]: chrF++ and BLEU are divided by 100.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.contracts.answer import Entity, Prediction, Translation
+from serving.contracts.task_spec import (
+    ClassificationSpec,
+    ExtractionSpec,
+    TaskSpec,
+    TranslationSpec,
+)
+
+Counts = NDArray[np.float64]
+Expected = str | tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """rows: what an example's answer counts, (k,) floats. value: the metric of summed rows."""
+
+    name: str
+    row: Callable[[Prediction, Expected], Sequence[float]]
+    value: Callable[[Counts], float]
+
+    def rows(self, predictions: Sequence[Prediction], expected: Sequence[Expected]) -> Counts:
+        """Return (n, k) counts, in the examples' order."""
+        pairs = zip(predictions, expected, strict=True)
+        return np.array([self.row(prediction, want) for prediction, want in pairs], dtype=float)
+
+
+def metric_of(spec: TaskSpec) -> Metric:
+    """Return the metric that a task names."""
+    match spec:
+        case ClassificationSpec(metric="accuracy"):
+            return Metric("accuracy", _accuracy_row, lambda total: float(total[0] / total[1]))
+        case ClassificationSpec():
+            return _macro_f1([label.name for label in spec.labels])
+        case ExtractionSpec():
+            return Metric("micro_f1", _entity_row, _f1)
+        case TranslationSpec():
+            return _translation(spec.metric)
+
+
+def is_right(spec: TaskSpec, prediction: Prediction, expected: Expected) -> bool:
+    """Return whether an answer counts as right, for calibration and the error bound.
+
+    A classification: the label. An extraction: exactly the expected entities. A translation: its
+    own chrF++ reaches the spec's `acceptable`. What could not be read in full is never right.
+    """
+    if not prediction.valid:
+        return False
+    match spec:
+        case ClassificationSpec():
+            return prediction.value == expected
+        case ExtractionSpec():
+            return sorted(_entities(prediction)) == list(expected)
+        case TranslationSpec():
+            return sentence_chrf(prediction, expected) >= spec.acceptable
+
+
+def sentence_chrf(prediction: Prediction, expected: Expected) -> float:
+    """Return the chrF++ of one translation, in [0, 1]."""
+    assert isinstance(prediction.value, Translation)
+    scorer = _scorer("chrf")
+    return float(scorer.sentence_score(prediction.value.text, [str(expected)]).score) / 100
+
+
+def _accuracy_row(prediction: Prediction, expected: Expected) -> Sequence[float]:
+    return (float(prediction.valid and prediction.value == expected), 1.0)
+
+
+def _macro_f1(labels: list[str]) -> Metric:
+    number = {label: index for index, label in enumerate(labels)}
+    k = len(labels)
+
+    def row(prediction: Prediction, expected: Expected) -> Sequence[float]:
+        # True positives, predictions and members of each class.
+        counts = np.zeros(3 * k)
+        found, wanted = number[str(prediction.value)], number[str(expected)]
+        counts[found] = float(found == wanted)
+        counts[k + found] += 1.0
+        counts[2 * k + wanted] += 1.0
+        return counts.tolist()
+
+    def value(total: Counts) -> float:
+        right, said, members = total[:k], total[k : 2 * k], total[2 * k :]
+        # A class that a resample neither has nor is given says nothing.
+        seen = said + members > 0
+        return float(np.mean(2.0 * right[seen] / (said + members)[seen]))
+
+    return Metric("macro_f1", row, value)
+
+
+def _entities(prediction: Prediction) -> list[tuple[str, str]]:
+    assert isinstance(prediction.value, tuple)
+    return [(item.text, item.type) for item in prediction.value if isinstance(item, Entity)]
+
+
+def _entity_row(prediction: Prediction, expected: Expected) -> Sequence[float]:
+    assert isinstance(expected, tuple)
+    found, wanted = Counter(_entities(prediction)), Counter(expected)
+    right = sum((found & wanted).values())
+    return (float(right), float(sum(found.values())), float(sum(wanted.values())))
+
+
+def _f1(total: Counts) -> float:
+    right, said, members = total.tolist()
+    # No entity anywhere and none said: nothing was missed.
+    return 2.0 * right / (said + members) if said + members else 1.0
+
+
+def _scorer(name: str) -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF(word_order=2) if name == "chrf" else BLEU(effective_order=False)
+
+
+def _translation(name: str) -> Metric:
+    scorer = _scorer(name)
+
+    def row(prediction: Prediction, expected: Expected) -> Sequence[float]:
+        assert isinstance(prediction.value, Translation)
+        # sacrebleu sums these very counts over a corpus; only its own code makes them.
+        (counts,) = scorer._extract_corpus_statistics([prediction.value.text], [[str(expected)]])
+        return [float(count) for count in counts]
+
+    def value(total: Counts) -> float:
+        score = scorer._compute_score_from_stats([int(count) for count in total])
+        return float(score.score) / 100
+
+    return Metric(name, row, value)

@@ -1,0 +1,159 @@
+"""The numbers behind the report's plots. Pure; nothing is rounded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evals.certification import error_bound
+from evals.findings import Outcome
+
+Model = Literal["baseline", "candidate"]
+FlipKind = Literal["lost", "gained", "changed"]
+FLIP_ORDER: tuple[FlipKind, ...] = ("lost", "gained", "changed")
+
+OUTSIDE = "(no label)"
+"""Stands in a confusion matrix for answers that are none of the labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Answers of similar confidence. Shares in [0, 1]; lower, upper: one-sided 95 % bounds.
+
+    start, end: the bin's edges. confidence: mean in the bin. accuracy: share that is right.
+    """
+
+    start: float
+    end: float
+    count: int
+    confidence: float
+    accuracy: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, slots=True)
+class RiskPoint:
+    """What accepting every answer from a confidence on means. Shares in [0, 1].
+
+    risk: share of errors among accepted answers. bound: its Clopper-Pearson upper bound at 95 %,
+    for this threshold alone.
+    """
+
+    threshold: float
+    coverage: float
+    errors: int
+    accepted: int
+    risk: float
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """How often each label (row) was answered with each label (column)."""
+
+    labels: tuple[str, ...]
+    counts: NDArray[np.int64]
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Return the counts as shares of their row; 0 where a label does not occur."""
+        rows = np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        return np.asarray(self.counts / rows, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """An answer that changed. lost: was right, is wrong; gained: was wrong, is right."""
+
+    kind: FlipKind
+    outcome: Outcome
+
+
+def certification_half(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return the outcomes on which thresholds were tested, not fitted."""
+    return [outcome for outcome in outcomes if outcome.half == "certification"]
+
+
+def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[Bin]:
+    """Return the occupied bins of equal width over [0, 1], the same as the ECE's.
+
+    confidence, right: (n,). The bounds are Clopper and Pearson's.
+    """
+    values = np.asarray(confidence, dtype=np.float64)
+    hits = np.asarray(right, dtype=bool)
+    number = np.clip((values * bins).astype(int), 0, bins - 1)
+    found = []
+    for index in range(bins):
+        inside = number == index
+        count, hit = int(inside.sum()), int(hits[inside].sum())
+        if count:
+            found.append(
+                Bin(
+                    start=index / bins,
+                    end=(index + 1) / bins,
+                    count=count,
+                    confidence=float(values[inside].mean()),
+                    accuracy=hit / count,
+                    lower=1.0 - error_bound(count - hit, count),
+                    upper=error_bound(hit, count),
+                )
+            )
+    return found
+
+
+def risk_coverage(confidence: Sequence[float], right: Sequence[bool]) -> list[RiskPoint]:
+    """Return one point a distinct confidence, from strict to permissive; the last accepts all.
+
+    confidence, right: (n,). Equal confidences are accepted together: no threshold tells them apart.
+    """
+    order = sorted(zip(confidence, right, strict=True), key=lambda pair: -pair[0])
+    points = []
+    accepted = errors = 0
+    for threshold, same in groupby(order, key=lambda pair: pair[0]):
+        hits = [hit for _, hit in same]
+        accepted += len(hits)
+        errors += hits.count(False)
+        points.append(
+            RiskPoint(
+                threshold=threshold,
+                coverage=accepted / len(order),
+                errors=errors,
+                accepted=accepted,
+                risk=errors / accepted,
+                bound=error_bound(errors, accepted),
+            )
+        )
+    return points
+
+
+def confusion(labels: Sequence[str], outcomes: Sequence[Outcome], model: Model) -> Confusion:
+    """Return one model's confusion matrix.
+
+    Where either model gave an answer that is no label, OUTSIDE is added as the last label, so that
+    both models' matrices have the same shape.
+    """
+    known = frozenset(labels)
+    answers = {answer for outcome in outcomes for answer in (outcome.baseline, outcome.candidate)}
+    names = (*labels, OUTSIDE) if answers - known else tuple(labels)
+    index = {name: position for position, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), dtype=np.int64)
+    for outcome in outcomes:
+        answer = outcome.baseline if model == "baseline" else outcome.candidate
+        counts[index[outcome.expected], index.get(answer, len(names) - 1)] += 1
+    return Confusion(names, counts)
+
+
+def flips(outcomes: Sequence[Outcome]) -> list[Flip]:
+    """Return the answers that changed: lost, then gained, then the rest, each in their order."""
+    found = [Flip(_kind(outcome), outcome) for outcome in outcomes if outcome.flipped]
+    return sorted(found, key=lambda flip: FLIP_ORDER.index(flip.kind))
+
+
+def _kind(outcome: Outcome) -> FlipKind:
+    if outcome.baseline_right == outcome.candidate_right:
+        return "changed"
+    return "lost" if outcome.baseline_right else "gained"

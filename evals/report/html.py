@@ -1,0 +1,169 @@
+"""The report as one HTML file that loads nothing and runs nothing."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from evals.findings import Findings, Outcome, TaskFindings
+from evals.report import curves, markdown, plots
+from serving.contracts.task_spec import ClassificationSpec
+
+TEMPLATE = "report.html.j2"
+
+SHOWN_FLIPS = 50
+"""Changed answers that are shown of a task, the lost ones first."""
+
+SHOWN_CHARS = 300
+"""Characters that are shown of a text or an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """An <svg> element and how to read it."""
+
+    svg: str
+    caption: str
+
+    @property
+    def width_pt(self) -> float:
+        """Return the width the plot was drawn for."""
+        found = re.search(r' width="([\d.]+)pt"', self.svg)
+        assert found is not None
+        return float(found[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One task with its plots. slice_counts: examples by slice; flips: all that changed."""
+
+    name: str
+    found: TaskFindings
+    plots: tuple[Plot, ...]
+    slice_counts: Counter[str | None]
+    flips: Sequence[curves.Flip]
+
+
+def render_html(findings: Findings, *, texts: bool = True) -> str:
+    """Return the report as a self-contained page; the same findings give the same string.
+
+    texts: whether to show inputs, expectations and answers where an answer changed, or ids alone.
+    """
+    template = _environment().get_template(TEMPLATE)
+    return template.render(
+        findings=findings,
+        predicate=findings.predicate,
+        overall=markdown.overall(findings),
+        summary=list(_summary_plots(findings)),
+        sections=[_section(name, found) for name, found in findings.tasks.items()],
+        texts=texts,
+        shown_flips=SHOWN_FLIPS,
+        nothing=markdown.NONE,
+    )
+
+
+def shorten(text: str) -> str:
+    """Return a text cut to SHOWN_CHARS characters."""
+    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
+
+
+def _environment() -> Environment:
+    # Inputs, answers and names may hold markup: only our own SVG is exempt from escaping.
+    environment = Environment(
+        autoescape=True,
+        loader=PackageLoader("evals.report", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": markdown.number,
+        "share": markdown.share,
+        "bounded": markdown.bounded,
+        "ratio": markdown.ratio,
+        "size": markdown.size,
+        "threshold": markdown.threshold,
+        "tested": markdown.tested,
+        "shorten": shorten,
+    }
+    return environment
+
+
+def _summary_plots(findings: Findings) -> Iterator[Plot]:
+    rows = [
+        plots.ForestRow(name, found.result.verdict, found.result.difference, found.result.margin)
+        for name, found in findings.tasks.items()
+    ]
+    rows += [
+        plots.ForestRow(f"{name} (general)", check.verdict, check.difference, check.margin)
+        for name, check in findings.predicate.general.items()
+    ]
+    if rows:
+        yield Plot(
+            plots.forest(rows),
+            "Difference to the baseline on the same examples, with one-sided 95 % bounds. Non-"
+            "inferior: the whole interval lies right of the shaded area, which begins at the "
+            "non-inferiority margin. Colours are those of the verdicts, which rest on further "
+            "checks as well.",
+        )
+    speeds = {name: f.result.speed for name, f in findings.tasks.items() if f.result.speed}
+    if speeds:
+        yield Plot(
+            plots.speed_plot(speeds),
+            "Throughput ratio: median over the turns, whiskers from the lowest to the highest "
+            "turn. The thick tick is the lowest acceptable ratio, the thin line the baseline.",
+        )
+
+
+def _section(name: str, found: TaskFindings) -> Section:
+    return Section(
+        name=name,
+        found=found,
+        plots=tuple(_task_plots(name, found)),
+        slice_counts=Counter(outcome.slice for outcome in found.outcomes),
+        flips=curves.flips(found.outcomes),
+    )
+
+
+def _task_plots(name: str, found: TaskFindings) -> Iterator[Plot]:
+    half = curves.certification_half(found.outcomes)
+    if half:
+        yield _reliability(name, found, half)
+    sure = [(o.calibrated, o.candidate_right) for o in half if o.calibrated is not None]
+    if sure:
+        points = curves.risk_coverage([c for c, _ in sure], [right for _, right in sure])
+        yield Plot(
+            plots.risk_coverage_plot(
+                name, points, found.result.certificate, found.spec.target_error
+            ),
+            "Certification half. Stricter thresholds lie to the left; each bound holds for its own "
+            "threshold alone, the certificate for the one that was chosen.",
+        )
+    if isinstance(found.spec, ClassificationSpec) and found.outcomes:
+        labels = [label.name for label in found.spec.labels]
+        yield Plot(
+            plots.confusion_plot(
+                name,
+                curves.confusion(labels, found.outcomes, "baseline"),
+                curves.confusion(labels, found.outcomes, "candidate"),
+            ),
+            "All examples. Rows are expected labels, columns answers; shading is the share of the "
+            "row, blue where it is right.",
+        )
+
+
+def _reliability(name: str, found: TaskFindings, half: Sequence[Outcome]) -> Plot:
+    sure = [(o.calibrated, o.candidate_right) for o in half if o.calibrated is not None]
+    svg = plots.reliability_diagram(
+        name,
+        curves.reliability([o.raw for o in half], [o.candidate_right for o in half]),
+        curves.reliability([c for c, _ in sure], [right for _, right in sure]),
+        (found.result.ece_before, found.result.ece_after),
+    )
+    return Plot(
+        svg,
+        "Certification half. On the diagonal, confidence is the share of right answers; vertical "
+        "lines are one-sided 95 % Clopper-Pearson bounds.",
+    )

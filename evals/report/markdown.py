@@ -1,0 +1,159 @@
+"""The report in a few lines of Markdown, for logs and pull requests, and the wording of numbers."""
+
+from collections.abc import Iterable
+
+from evals.findings import Findings
+from serving.contracts.attestation import (
+    Artifact,
+    Certificate,
+    Interval,
+    Pair,
+    Speed,
+    TaskResult,
+    Verdict,
+)
+
+NONE = "–"  # noqa: RUF001  # an en dash stands for what there is not
+
+HEADINGS = (
+    "task",
+    "verdict",
+    "n",
+    "metric",
+    "baseline",
+    "candidate",
+    "difference",
+    "margin",
+    "flips (lost)",
+    "threshold",
+    "certified error",
+    "coverage",
+    "speed",
+)
+
+
+def overall(findings: Findings) -> Verdict:
+    """Return fail if anything failed, else inconclusive if anything was, or nothing was tested."""
+    verdicts = {found.result.verdict for found in findings.tasks.values()}
+    verdicts |= {check.verdict for check in findings.predicate.general.values()}
+    if Verdict.FAIL in verdicts:
+        return Verdict.FAIL
+    if Verdict.INCONCLUSIVE in verdicts or not findings.tasks:
+        return Verdict.INCONCLUSIVE
+    return Verdict.PASS
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Return a value with three decimals; never a negative zero."""
+    if value is None:
+        return NONE
+    return f"{value:+z.3f}" if signed else f"{value:z.3f}"
+
+
+def share(value: float | None) -> str:
+    """Return a share in [0, 1] as a percentage."""
+    return NONE if value is None else f"{value:.1%}"
+
+
+def bounded(found: Interval | None, *, signed: bool = False) -> str:
+    """Return an estimate with its two one-sided bounds."""
+    if found is None:
+        return NONE
+    lower, upper = number(found.lower, signed=signed), number(found.upper, signed=signed)
+    return f"{number(found.estimate, signed=signed)} ({lower} to {upper})"
+
+
+def ratio(speed: Speed | None) -> str:
+    """Return a median throughput ratio with its lowest and highest turn."""
+    if speed is None:
+        return NONE
+    return f"{speed.ratio:.2f}x ({speed.lowest:.2f}-{speed.highest:.2f})"
+
+
+def size(found: Pair | None) -> str:
+    """Return both models' bytes in GB (10^9) and their ratio."""
+    if found is None:
+        return NONE
+    factor = f" ({found.candidate / found.baseline:.2f}x)" if found.baseline else ""
+    return f"{found.baseline / 1e9:.2f} GB → {found.candidate / 1e9:.2f} GB{factor}"
+
+
+def tested(artifact: Artifact) -> str:
+    """Return precision and recipe in words."""
+    recipe = "" if artifact.recipe is None else f", recipe {artifact.recipe}"
+    return f"{artifact.precision}{recipe}"
+
+
+def threshold(certificate: Certificate | None) -> str:
+    """Return the confidence from which answers are accepted, or that none is certified."""
+    if certificate is None:
+        return NONE
+    return "none" if certificate.threshold is None else number(certificate.threshold)
+
+
+def render_markdown(findings: Findings) -> str:
+    """Return the verdicts with their reasons as GitHub-flavoured Markdown; one row a task."""
+    predicate = findings.predicate
+    lines = [
+        f"## Gate: {overall(findings).value}",
+        "",
+        f"{_text(findings.subject)} ({_text(tested(predicate.artifact))}), digest "
+        f"`{findings.digest[:16]}`, against the 16-bit baseline `{predicate.baseline[:16]}`",
+        "",
+        f"{_text(predicate.engine.name)} {_text(predicate.engine.version)} on "
+        f"{_text(predicate.engine.hardware)}, {predicate.date:%Y-%m-%d %H:%M %Z}; weights "
+        f"{size(predicate.artifact.weight_bytes)}, memory {size(predicate.artifact.memory_bytes)}",
+        "",
+        *_table(HEADINGS, [_row(name, f.result) for name, f in findings.tasks.items()]),
+        "",
+        *_reasons(findings),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, result: TaskResult) -> tuple[str, ...]:
+    certificate = result.certificate
+    certified = certificate is not None and certificate.threshold is not None
+    return (
+        name,
+        result.verdict.value,
+        str(result.suite.n),
+        result.metric,
+        number(result.baseline),
+        number(result.candidate.estimate if result.candidate else None),
+        bounded(result.difference, signed=True),
+        number(result.margin),
+        f"{share(result.flips.rate)} ({result.flips.lost})",
+        threshold(certificate),
+        f"≤ {share(certificate.bound)}" if certificate and certified else NONE,
+        share(certificate.coverage if certificate else None),
+        ratio(result.speed),
+    )
+
+
+def _table(headings: Iterable[str], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    cells = [tuple(headings), *rows]
+    lines = ["| " + " | ".join(map(_text, row)) + " |" for row in cells]
+    return [lines[0], "|" + " --- |" * len(cells[0]), *lines[1:]]
+
+
+def _reasons(findings: Findings) -> list[str]:
+    lines = []
+    for name, found in findings.tasks.items():
+        lines.append(_reason(name, found.result.verdict, found.result.reasons))
+    for name, check in findings.predicate.general.items():
+        detail = f"difference {bounded(check.difference, signed=True)}, n {check.n}"
+        reasons = (detail, *check.reasons)
+        lines.append(_reason(f"{name} (general check)", check.verdict, reasons))
+    return lines
+
+
+def _reason(name: str, verdict: Verdict, reasons: tuple[str, ...]) -> str:
+    return f"- **{_text(name)}: {verdict.value}** {_text('; '.join(reasons))}".rstrip()
+
+
+def _text(text: str) -> str:
+    """Return text that stays in its cell and its line, and is not read as markup."""
+    for mark in "\\|`*[]":
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())

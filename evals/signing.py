@@ -1,0 +1,138 @@
+"""Keys and signatures: DSSE envelopes by securesystemslib, Ed25519 keys as PEM files."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.contracts.attestation import (
+    PAYLOAD_TYPE,
+    PREDICATE_TYPE,
+    STATEMENT_TYPE,
+    GatePredicate,
+    Statement,
+    Subject,
+    canonical_envelope,
+)
+from serving.contracts.errors import InvalidKey, OutputInUse
+
+_PRIVATE_MODE = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """The files of a pair. key_id: by which signatures name the key."""
+
+    private: Path
+    public: Path
+    key_id: str
+
+
+def generate_key(path: Path) -> KeyPair:
+    """Write a new Ed25519 pair: PKCS8 PEM at `path`, readable by its owner alone, and `path`.pub.
+
+    Raises OutputInUse where either file exists: a key that was overwritten cannot be got back.
+    """
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+    from securesystemslib.signer import CryptoSigner
+
+    public = path.with_name(path.name + ".pub")
+    signer = CryptoSigner.generate_ed25519()
+    pem = signer.public_key._crypto_key().public_bytes(
+        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_new(path, signer.private_bytes, _PRIVATE_MODE)
+    _write_new(public, pem, 0o644)
+    return KeyPair(path, public, signer.public_key.keyid)
+
+
+def load_signer(pem: bytes, name: str) -> Any:
+    """Return securesystemslib's signer for a private key in PEM. name: for messages.
+
+    Raises InvalidKey for what is no unencrypted Ed25519 private key.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from securesystemslib.signer import CryptoSigner, SSlibKey
+
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        # The library's message may quote what it was given.
+        raise InvalidKey(
+            f"{name} cannot be read as a private key: {type(error).__name__}",
+            field="key",
+            fix="name the file that narrowgate keygen wrote",
+        ) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise InvalidKey(f"{name} holds no Ed25519 key", field="key")
+    return CryptoSigner(key, SSlibKey.from_crypto(key.public_key()))
+
+
+def read_key(path: Path) -> bytes:
+    """Return a private key file's bytes. Raises InvalidKey where others may read the file."""
+    try:
+        mode = path.stat().st_mode
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidKey(
+            f"the key {str(path)!r} cannot be read: {error.strerror}",
+            field="key",
+            fix="make one with narrowgate keygen --out FILE",
+        ) from error
+    if mode & 0o077:
+        raise InvalidKey(
+            f"the private key {str(path)!r} can be read by others (mode {mode & 0o777:o})",
+            field="key",
+            fix=f"chmod 600 {path}",
+        )
+    return content
+
+
+def make_statement(name: str, root: str, predicate: GatePredicate) -> Statement:
+    """Return the in-toto statement about one model, checked by in-toto's own library.
+
+    name: the model's, for people. root: its digest, hex.
+    """
+    statement = Statement(
+        type=STATEMENT_TYPE,
+        subject=(Subject.of(name, root),),
+        predicate_type=PREDICATE_TYPE,
+        predicate=predicate,
+    )
+    _check_as_in_toto(statement.to_payload())
+    return statement
+
+
+def sign(statement: Statement, signer: Any) -> bytes:
+    """Return the envelope's bytes, as they are stored."""
+    from securesystemslib.dsse import Envelope
+
+    envelope = Envelope(statement.to_payload(), PAYLOAD_TYPE, {})
+    envelope.sign(signer)
+    document: Mapping[str, Any] = envelope.to_dict()
+    return canonical_envelope(document)
+
+
+def _check_as_in_toto(payload: bytes) -> None:
+    from google.protobuf import json_format
+    from in_toto_attestation.v1 import statement_pb2
+    from in_toto_attestation.v1.statement import Statement as InTotoStatement
+
+    parsed = json_format.Parse(payload, statement_pb2.Statement())
+    InTotoStatement.copy_from_pb(parsed).validate()
+
+
+def _write_new(path: Path, content: bytes, mode: int) -> None:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError as error:
+        raise OutputInUse(
+            f"{str(path)!r} exists and keys are never overwritten",
+            field="out",
+            fix="name another file",
+        ) from error
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)

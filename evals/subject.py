@@ -1,0 +1,166 @@
+"""A model under test: its folder, and the engine that answers for it as settings configure it."""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from serving.contracts.engine import EngineWork
+from serving.contracts.errors import UnsuitableModel
+from serving.contracts.settings import ModelSettings
+from serving.contracts.task_spec import TaskSpec
+from serving.local.checkpoint import Checkpoint
+from serving.local.deployment import offline_arguments
+from serving.local.offline import OfflineEngine
+from serving.local.offline_work import Batch, engine_version, peak_memory, run_works
+from serving.tasks.prompt import CheckpointTokenizer
+from serving.tasks.task import Task, bind
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Precision = Literal["16-bit", "int8", "int4"]
+
+
+@dataclass(slots=True)
+class Subject:
+    """One model. settings: how it is (to be) served; its source is not looked at.
+
+    Not for use from several threads.
+    """
+
+    name: str
+    folder: Path
+    settings: ModelSettings
+    version: str = ""
+    memory_bytes: int = 0
+    _tokenizer: CheckpointTokenizer | None = None
+    _tasks: dict[str, Task] = field(default_factory=dict)
+    _engine: OfflineEngine | None = None
+    _log: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="narrowgate-gate-")))
+
+    def task(self, spec: TaskSpec, label_offsets: dict[str, float] | None = None) -> Task:
+        """Return the task bound to this model. Raises InvalidTaskSpec."""
+        if self._tokenizer is None:
+            self._tokenizer = CheckpointTokenizer.load(self.folder)
+        if label_offsets is not None:
+            return bind(spec, self._tokenizer, self.settings.max_model_len, label_offsets)
+        # Rendering a prompt for every direction, and language models, take seconds.
+        if spec.name not in self._tasks:
+            self._tasks[spec.name] = bind(spec, self._tokenizer, self.settings.max_model_len)
+        return self._tasks[spec.name]
+
+    def load(self) -> None:
+        """Start the engine unless it runs. Blocking, up to minutes. Raises EngineFailure."""
+        if self._engine is not None:
+            return
+        checkpoint = Checkpoint(str(self.folder.resolve()), None)
+        engine_kwargs, environment = offline_arguments(self.settings, checkpoint)
+        # One process: the engine's memory is that of the process that is asked.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        log = self._log / "engine.log"
+        self._engine = OfflineEngine.start(engine_kwargs, environment, log)
+        self.version = self.call(engine_version)
+
+    def unload(self) -> None:
+        """Stop the engine if it runs."""
+        if self._engine is not None:
+            self.memory_bytes = max(self.memory_bytes, self.call(peak_memory))
+            self._engine.stop()
+            self._engine = None
+
+    def close(self, *, broken_off: bool = False) -> None:
+        """Stop the engine and remove its log. broken_off: at once, in the middle of its work."""
+        if self._engine is not None:
+            if broken_off:
+                self._engine.kill()
+            else:
+                self._engine.stop()
+            self._engine = None
+        for path in self._log.glob("*"):
+            path.unlink()
+        self._log.rmdir()
+
+    def run(self, works: Sequence[EngineWork]) -> Batch:
+        """Run works on the engine, loading it first where needed. Raises EngineFailure."""
+        return self.call(run_works, works)
+
+    def call(
+        self, function: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Call a function in the engine's process, loading it first where needed."""
+        self.load()
+        assert self._engine is not None
+        return self._engine.call(function, *args, **kwargs)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Return the size of the weight files, bytes."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def precision_of(folder: Path) -> Precision:
+    """Return the precision of a checkpoint's weights, as its configuration states it.
+
+    Mixed precision counts as its lowest. Raises UnsuitableModel for a configuration that cannot be
+    read or a method that this version does not know.
+    """
+    config = _json(folder / "config.json")
+    stated = config.get("quantization_config")
+    if stated is None:
+        return "16-bit"
+    bits = _bits(stated)
+    if not bits:
+        raise UnsuitableModel(
+            f"{str(folder)!r}: quantization method {stated.get('quant_method')!r} does not say how "
+            "many bits its weights have",
+            field="candidate",
+        )
+    return "int4" if min(bits) <= 4 else "int8" if min(bits) <= 8 else "16-bit"
+
+
+def recipe_of(folder: Path) -> str | None:
+    """Return the recipe that an artifact was made with, where its provenance tells."""
+    try:
+        return str(_json(folder / "provenance.json")["recipe"]["name"])
+    except (UnsuitableModel, KeyError, TypeError):
+        return None
+
+
+def calibration_digests(folder: Path) -> frozenset[str]:
+    """Return the digests of the texts that an artifact was calibrated on, where it tells."""
+    try:
+        used = _json(folder / "provenance.json")["calibration"]
+    except (UnsuitableModel, KeyError):
+        return frozenset()
+    return frozenset(used["example_digests"]) if used else frozenset()
+
+
+def _bits(stated: dict[str, Any]) -> list[int]:
+    match stated.get("quant_method"):
+        case "bitsandbytes":
+            return [4] if stated.get("load_in_4bit") else [8]
+        case "fp8" | "fbgemm_fp8":
+            return [8]
+        case "compressed-tensors":
+            groups = stated.get("config_groups", {}).values()
+            return [int(group["weights"]["num_bits"]) for group in groups if group.get("weights")]
+        case "mxfp4":
+            return [4]
+    named = str(stated.get("bits") or stated.get("w_bit") or stated.get("weight_bits"))
+    return [int(named)] if named.isdecimal() else []
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsuitableModel(
+            f"{str(path)!r} cannot be read: {type(error).__name__}",
+            field="candidate",
+            fix="name a folder with a Hugging Face checkpoint",
+        ) from error
+    if not isinstance(content, dict):
+        raise UnsuitableModel(f"{str(path)!r} holds no object", field="candidate")
+    return content

@@ -1,0 +1,257 @@
+"""A suite: the examples on which one task is tested, and the task itself.
+
+A suite is a folder with JSONL files and, except for the built-in ones, the task's spec as
+`task.yaml`. What a line holds depends on the kind of task; docs/gate.md has the fields.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from serving.contracts.answer import TaskRequest
+from serving.contracts.errors import InvalidSuite
+from serving.contracts.task_spec import (
+    ClassificationSpec,
+    EntityMention,
+    ExtractionSpec,
+    TaskSpec,
+    Text,
+    TranslationSpec,
+    parse_task_spec,
+)
+from serving.tasks.fingerprint import text_digest
+
+SPEC_FILE = "task.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One input with what is expected.
+
+    id: distinct within the suite. group: examples of one group are the same text in several
+    directions; they are split and resampled together. expected: a label, a sorted tuple of
+    (entity text, type), or a reference translation. slice: part of the suite that is reported by
+    itself (a translation's direction), or None.
+    """
+
+    id: str
+    group: str
+    request: TaskRequest
+    expected: str | tuple[tuple[str, str], ...]
+    slice: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A task with its examples, in the files' order. digest: over every value of every example."""
+
+    name: str
+    source: str
+    spec: TaskSpec
+    examples: tuple[Example, ...]
+
+    def digest(self) -> str:
+        """Return `sha256:` and the hex digest of the examples."""
+        rows = [
+            [e.id, e.group, e.request.text, e.request.source_language, e.request.target_language,
+             e.expected, e.slice]
+            for e in self.examples
+        ]  # fmt: skip
+        canonical = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+    def text_digests(self) -> dict[str, str]:
+        """Return the id of an example by the digest of its text, in whatever language it is."""
+        found: dict[str, str] = {}
+        for example in self.examples:
+            found.setdefault(text_digest(example.request.text), example.id)
+            if self.spec.kind == "translation":
+                found.setdefault(text_digest(str(example.expected)), example.id)
+        return found
+
+    def between(self, first: int, end: int) -> "Suite":
+        """Return the suite with its examples from `first` on, up to but without `end`."""
+        return Suite(self.name, self.source, self.spec, self.examples[first:end])
+
+    def first(self, limit: int) -> "Suite":
+        """Return the suite with its first `limit` groups alone."""
+        kept: list[str] = []
+        for example in self.examples:
+            if example.group not in kept:
+                if len(kept) == limit:
+                    break
+                kept.append(example.group)
+        chosen = frozenset(kept)
+        examples = tuple(e for e in self.examples if e.group in chosen)
+        return Suite(self.name, self.source, self.spec, examples)
+
+
+_Line: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+
+class _Row(BaseModel):
+    # Descriptions of examples (domain, trait, ...) are for people.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str | int | None = None
+
+
+class _Classified(_Row):
+    text: Text
+    label: str
+
+
+class _Extracted(_Row):
+    text: Text
+    entities: tuple[EntityMention, ...]
+
+
+class _Directed(_Row):
+    text: Text
+    source_language: str
+    target_language: str
+    reference: Text = Field(min_length=1)
+
+
+def built_in_suites(specs: Mapping[str, TaskSpec]) -> list[Suite]:
+    """Return the suites that are shipped, for those of the specs that have one.
+
+    Blocking. Raises InvalidSuite.
+    """
+    root = Path(str(resources.files("evals") / "suites"))
+    folders = sorted(path for path in root.iterdir() if (path / "test.jsonl").is_file())
+    return [_read(path, specs[path.name], "builtin") for path in folders if path.name in specs]
+
+
+def load_suites(folder: Path) -> list[Suite]:
+    """Return the suite of a folder, or the suites of the folders in it.
+
+    Blocking. Raises InvalidSuite, which names file and line, and InvalidTaskSpec.
+    """
+    folders = [folder] if (folder / SPEC_FILE).is_file() else _below(folder)
+    if not folders:
+        raise InvalidSuite(
+            f"{str(folder)!r} holds no {SPEC_FILE}",
+            field="suite",
+            fix=f"a suite is a folder with {SPEC_FILE} and *.jsonl, or a folder of such folders",
+        )
+    suites = []
+    for path in folders:
+        text = (path / SPEC_FILE).read_text(encoding="utf-8")
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InvalidSuite(f"{path / SPEC_FILE} is not YAML: {error}", field="suite") from error
+        suites.append(_read(path, parse_task_spec(content, str(path / SPEC_FILE)), path.name))
+    return suites
+
+
+def _below(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InvalidSuite(f"no folder {str(folder)!r}", field="suite")
+    return sorted(path for path in folder.iterdir() if (path / SPEC_FILE).is_file())
+
+
+def _read(folder: Path, spec: TaskSpec, source: str) -> Suite:
+    examples: list[Example] = []
+    for file in sorted(folder.glob("*.jsonl")):
+        for number, line in enumerate(_lines(file), start=1):
+            if line.strip():
+                examples += _examples(line, spec, f"{file.name}, line {number}")
+    if not examples:
+        raise InvalidSuite(f"{str(folder)!r} holds no examples", field="suite")
+    _refuse_repeated_ids(examples, folder)
+    return Suite(spec.name, source, spec, tuple(examples))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        # Not splitlines, which also splits at separators that JSON strings may hold.
+        return file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSuite(
+            f"{file.name} cannot be read as UTF-8 text: {type(error).__name__}", field="suite"
+        ) from error
+
+
+def _examples(line: str, spec: TaskSpec, where: str) -> list[Example]:
+    try:
+        row = _Line.validate_json(line)
+        match spec:
+            case ClassificationSpec():
+                return [_classified(row, spec, where)]
+            case ExtractionSpec():
+                return [_extracted(row, spec, where)]
+            case TranslationSpec():
+                return list(_translated(row, spec, where))
+    except (ValueError, TypeError, ValidationError) as error:
+        raise InvalidSuite(
+            f"{where}: {error}", field="suite", fix="docs/gate.md lists the fields of each kind"
+        ) from error
+
+
+def _classified(row: dict[str, Any], spec: ClassificationSpec, where: str) -> Example:
+    parsed = _Classified.model_validate(row)
+    names = [label.name for label in spec.labels]
+    if parsed.label not in names:
+        raise ValueError(f"label {parsed.label!r} is none of {names}")
+    name = _id(parsed, where)
+    return Example(name, name, TaskRequest(spec.name, parsed.text), parsed.label)
+
+
+def _extracted(row: dict[str, Any], spec: ExtractionSpec, where: str) -> Example:
+    parsed = _Extracted.model_validate(row)
+    types = [item.name for item in spec.entity_types]
+    for entity in parsed.entities:
+        if entity.type not in types:
+            raise ValueError(f"type {entity.type!r} is none of {types}")
+        if entity.text not in parsed.text:
+            raise ValueError(f"entity {entity.text!r} does not occur in the text")
+    expected = tuple(sorted((entity.text, entity.type) for entity in parsed.entities))
+    name = _id(parsed, where)
+    return Example(name, name, TaskRequest(spec.name, parsed.text), expected)
+
+
+def _translated(row: dict[str, Any], spec: TranslationSpec, where: str) -> Iterator[Example]:
+    if "reference" in row:
+        parsed = _Directed.model_validate(row)
+        pair = (parsed.source_language, parsed.target_language)
+        if not set(pair) <= set(spec.languages) or pair[0] == pair[1]:
+            raise ValueError(f"{pair} is no direction of {list(spec.languages)}")
+        name = _id(parsed, where)
+        request = TaskRequest(spec.name, parsed.text, *pair)
+        yield Example(name, name, request, parsed.reference, "-".join(pair))
+        return
+    name = _id(_Row.model_validate(row), where)
+    texts = {code: row[code] for code in spec.languages if row.get(code)}
+    if len(texts) < 2 or not all(isinstance(t, str) and t.strip() for t in texts.values()):
+        raise ValueError(f"needs a text in two or more of {list(spec.languages)}")
+    for source, text in texts.items():
+        for target, reference in texts.items():
+            if source != target:
+                request = TaskRequest(spec.name, text, source, target)
+                direction = f"{source}-{target}"
+                yield Example(f"{name}/{direction}", name, request, reference, direction)
+
+
+def _id(row: _Row, where: str) -> str:
+    return where if row.id is None else str(row.id)
+
+
+def _refuse_repeated_ids(examples: Sequence[Example], folder: Path) -> None:
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise InvalidSuite(
+                f"{str(folder)!r} has two examples with id {example.id!r}",
+                field="suite",
+                fix="give every example an id of its own, or none",
+            )
+        seen.add(example.id)

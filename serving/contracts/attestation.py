@@ -1,0 +1,271 @@
+"""What a gate found of one model, as it is signed: the only thing the offline flow hands on.
+
+An in-toto Statement v1 (https://in-toto.io/Statement/v1) whose subject is the model's digest and
+whose predicate holds, for each task, the verdict with all of its numbers.
+"""
+
+import bisect
+import hashlib
+import json
+from datetime import UTC, datetime
+from enum import StrEnum
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "urn:narrowgate:gate:v1"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+FILE = "attestation.json"
+"""Name of the DSSE envelope in an artifact's folder."""
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Verdict(StrEnum):
+    """What a gate says of one task."""
+
+    PASS = "pass"  # noqa: S105  # not a password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+class CalibrationMap(_Frozen):
+    """A non-decreasing map from raw confidence to the probability of being right.
+
+    Between the knots linear, outside constant. Evaluation and serving use this one function, so a
+    threshold means the same in both.
+    """
+
+    knots: tuple[float, ...] = Field(min_length=1, description="raw confidences, increasing")
+    values: tuple[Share, ...] = Field(min_length=1, description="probabilities at the knots")
+
+    @model_validator(mode="after")
+    def _monotonic(self) -> Self:
+        if len(self.knots) != len(self.values):
+            raise ValueError("as many values as knots are needed")
+        if any(a >= b for a, b in pairwise(self.knots)):
+            raise ValueError("knots must increase")
+        if any(a > b for a, b in pairwise(self.values)):
+            raise ValueError("values must not decrease")
+        return self
+
+    def calibrated(self, raw: float) -> float:
+        """Return the probability of being right at a raw confidence."""
+        right = bisect.bisect_right(self.knots, raw)
+        if right == 0:
+            return self.values[0]
+        if right == len(self.knots):
+            return self.values[-1]
+        low, high = self.knots[right - 1], self.knots[right]
+        share = (raw - low) / (high - low)
+        start, end = self.values[right - 1], self.values[right]
+        # Kept between its ends: rounding must not make the map decrease.
+        return min(max(start + share * (end - start), start), end)
+
+
+class Certificate(_Frozen):
+    """The most permissive threshold whose error bound holds; `threshold` is None where none does.
+
+    threshold: calibrated confidence from which an answer is accepted. bound: the share of errors
+    among accepted answers is at most this, at 95 % confidence. coverage: share of the tested
+    examples that are accepted.
+    """
+
+    threshold: Share | None
+    target_error: Share
+    bound: Share
+    coverage: Share
+    errors: Count
+    accepted: Count
+    tested: Count
+
+
+class Interval(_Frozen):
+    """An estimate with one-sided 95 % bounds, in units of the metric."""
+
+    estimate: float
+    lower: float
+    upper: float
+    method: str
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.lower <= self.estimate <= self.upper:
+            raise ValueError("the bounds must enclose the estimate")
+        return self
+
+
+class SuiteRecord(_Frozen):
+    """On which examples a task was tested. digest: over all of them; n: how many were used."""
+
+    name: str
+    source: str
+    digest: str
+    n: Count
+
+
+class Flips(_Frozen):
+    """Answers that differ between candidate and baseline, right or wrong."""
+
+    changed: Count
+    gained: Count = Field(description="wrong before, right now")
+    lost: Count = Field(description="right before, wrong now")
+    rate: Share
+
+
+class Pair(_Frozen):
+    """One figure of both models."""
+
+    baseline: float
+    candidate: float
+
+
+class Speed(_Frozen):
+    """Throughput on the task's own examples, both models in the same run, in turns.
+
+    ratio: median over the turns of candidate to baseline; lowest and highest of the turns.
+    """
+
+    examples_per_s: Pair
+    ratio: float = Field(ge=0.0)
+    lowest: float = Field(ge=0.0)
+    highest: float = Field(ge=0.0)
+    turns: Count
+    required: float = Field(ge=0.0, description="lowest acceptable ratio")
+
+
+class TaskResult(_Frozen):
+    """The gate's finding on one task. more_examples: how many would decide; 0 where decided."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    more_examples: Count = 0
+    spec_digest: str
+    suite: SuiteRecord
+    metric: str
+    baseline: float | None
+    candidate: Interval | None
+    difference: Interval | None
+    margin: float | None
+    floor: float
+    flips: Flips
+    invalid: Pair = Field(description="share of outputs that could not be read in full")
+    slices: dict[str, Interval] = Field(default_factory=dict, description="difference by slice")
+    label_offsets: dict[str, float] | None = Field(
+        default=None, description="subtracted from the candidate's label log-probabilities, nats"
+    )
+    calibration: CalibrationMap | None
+    certificate: Certificate | None
+    ece_before: float | None
+    ece_after: float | None
+    speed: Speed | None
+
+
+class GeneralResult(_Frozen):
+    """A check for general damage: a public task that this model does not serve."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    more_examples: Count = 0
+    n: Count
+    baseline: float | None
+    difference: Interval | None
+    margin: float
+
+
+class Artifact(_Frozen):
+    """What was tested. files: SHA-256 by relative path, of every file."""
+
+    files: dict[str, Hex]
+    precision: Literal["16-bit", "int8", "int4"]
+    recipe: str | None
+    weight_bytes: Pair
+    memory_bytes: Pair | None = Field(default=None, description="peak resident, engine process")
+
+
+class Engine(_Frozen):
+    """What ran the models."""
+
+    name: str
+    version: str
+    max_model_len: int
+    hardware: str
+
+    @property
+    def major(self) -> str:
+        """Return the part of the version within which behaviour is promised to stay.
+
+        Releases below 1.0 promise it within a minor version alone (semantic versioning).
+        """
+        parts = self.version.split(".")
+        return ".".join(parts[:2]) if parts[0] == "0" else parts[0]
+
+
+class GatePredicate(_Frozen):
+    """Everything that a gate run found."""
+
+    format: Literal[1] = 1
+    narrowgate: str
+    date: datetime
+    artifact: Artifact
+    baseline: Hex = Field(description="digest of the 16-bit model")
+    engine: Engine
+    tools: dict[str, str]
+    seed: int
+    tasks: dict[str, TaskResult]
+    general: dict[str, GeneralResult] = Field(default_factory=dict)
+
+    @property
+    def age_days(self) -> float:
+        """Return how long ago the gate ran, in days."""
+        return (datetime.now(UTC) - self.date).total_seconds() / 86400
+
+
+class _Digests(_Frozen):
+    sha256: Hex
+
+
+class Subject(_Frozen):
+    """The model: its name for people, its digest for programs."""
+
+    name: str
+    digest: _Digests
+
+    @classmethod
+    def of(cls, name: str, root: str) -> Self:
+        """Return the subject for a manifest's root (hex)."""
+        return cls(name=name, digest=_Digests(sha256=root))
+
+
+class Statement(BaseModel):
+    """An in-toto Statement v1 about one model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    subject: tuple[Subject] = Field(description="exactly one")
+    predicate_type: Literal["urn:narrowgate:gate:v1"] = Field(alias="predicateType")
+    predicate: GatePredicate
+
+    def to_payload(self) -> bytes:
+        """Return the canonical JSON that is signed."""
+        return self.model_dump_json(by_alias=True).encode()
+
+
+def canonical_envelope(document: Any) -> bytes:
+    """Return the one byte sequence in which an envelope is written and accepted."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return text.encode() + b"\n"
+
+
+def envelope_digest(envelope: bytes) -> str:
+    """Return `sha256:` and the hex digest by which an attestation is referred to."""
+    return "sha256:" + hashlib.sha256(envelope).hexdigest()

@@ -1,0 +1,105 @@
+"""A task's work on the offline engine: what `EngineServer` does for requests, for whole batches.
+
+Module-level functions that take the vllm.LLM first, for `OfflineEngine.call`.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serving.contracts.engine import (
+    EngineOutput,
+    EngineWork,
+    GenerateOutput,
+    GenerateWork,
+    ScoreOutput,
+    ScoreWork,
+    TokenCounts,
+)
+from serving.local.processor import processor_name
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Outputs in the works' order, and the seconds that the engine took for all of them."""
+
+    outputs: list[EngineOutput]
+    seconds: float
+
+
+def run_works(llm: Any, works: Sequence[EngineWork]) -> Batch:
+    """Run works together. Blocking."""
+    from vllm.inputs import TokensPrompt
+
+    from serving.local.sampling import generation_params, scoring_params
+
+    prompts, params = [], []
+    for work in works:
+        if isinstance(work, GenerateWork):
+            prompts.append(TokensPrompt(prompt_token_ids=list(work.prompt_token_ids)))
+            params.append(generation_params(work))
+            continue
+        for point in work.points:
+            ids = [*work.prompt_token_ids, *point.suffix]
+            prompts.append(TokensPrompt(prompt_token_ids=ids))
+            params.append(scoring_params(point))
+    started = time.perf_counter()
+    done = iter(llm.generate(prompts, params, use_tqdm=False))
+    seconds = time.perf_counter() - started
+    return Batch([_output(work, done) for work in works], seconds)
+
+
+def _output(work: EngineWork, done: Any) -> EngineOutput:
+    if isinstance(work, ScoreWork):
+        return _score_output(work, [next(done) for _ in work.points])
+    request = next(done)
+    found = request.outputs[0]
+    logprobs = tuple(
+        step[token].logprob for step, token in zip(found.logprobs, found.token_ids, strict=True)
+    )
+    return GenerateOutput(found.text, logprobs, found.finish_reason, _tokens([request], True))
+
+
+def _score_output(work: ScoreWork, requests: Sequence[Any]) -> ScoreOutput:
+    rows = []
+    for point, request in zip(work.points, requests, strict=True):
+        step = request.outputs[0].logprobs[0]
+        rows.append(tuple(step[candidate].logprob for candidate in point.candidates))
+    # The token that vLLM samples at each point is discarded, not an output.
+    return ScoreOutput(tuple(rows), _tokens(requests, False))
+
+
+def _tokens(requests: Sequence[Any], generated: bool) -> TokenCounts:
+    cached = sum(request.num_cached_tokens or 0 for request in requests)
+    read = sum(len(request.prompt_token_ids) for request in requests)
+    output = sum(len(request.outputs[0].token_ids) for request in requests) if generated else 0
+    return TokenCounts(uncached_input=read - cached, cache_read=cached, output=output)
+
+
+def engine_version(llm: Any) -> str:
+    """Return vLLM's version in the engine's process."""
+    import vllm
+
+    return str(vllm.__version__)
+
+
+def device_name(llm: Any) -> str:
+    """Return the name of the GPU that the engine runs on, or of the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return processor_name()
+
+
+def peak_memory(llm: Any) -> int:
+    """Return the most memory that the engine has held, bytes: the GPU's where it uses one."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved())
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

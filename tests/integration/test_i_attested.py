@@ -1,0 +1,196 @@
+"""What the first start made, and a stack that serves only what passed its gate."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.commands.first_start import development_key
+from serving.local.checkpoint import bundled_artifact
+from serving.local.trust import TrustPolicy, read_attestation
+
+from .conftest import MODEL, ROOT, Stack, free_port
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
+
+STATE = ROOT / ".narrowgate"
+INT8 = bundled_artifact(STATE, "int8-w8a8")
+PUBLIC = development_key(STATE).with_name("development.pub")
+PASSED = "topic"
+
+
+def narrowgate(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "serving.cli", *map(str, arguments)],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+
+
+def test_the_first_start_gated_every_task_and_told_the_truth(stack: Stack) -> None:
+    found = read_attestation(INT8 / "attestation.json", TrustPolicy((PUBLIC,))).predicate
+    verdicts = {name: task.verdict.value for name, task in found.tasks.items()}
+    assert verdicts == {
+        "topic": "pass", "sentiment": "fail", "ner": "fail", "translation": "fail",
+    }  # fmt: skip
+    assert {name: task.suite.n for name, task in found.tasks.items()} == {
+        "topic": 312, "sentiment": 312, "ner": 208, "translation": 156 * 12,
+    }  # fmt: skip
+    topic = found.tasks["topic"]
+    assert topic.certificate is not None
+    assert topic.certificate.threshold is not None
+    assert topic.certificate.bound <= 0.1
+    assert topic.label_offsets is not None
+    assert found.artifact.precision == "int8"
+    assert found.artifact.memory_bytes is not None
+    assert found.engine.version == "0.29.0"
+    assert len(found.tasks["translation"].slices) == 12
+    page = (INT8 / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 8
+    assert "fail" in (INT8 / "report.md").read_text(encoding="utf-8")
+    done = narrowgate("verify", INT8, "--trust", PUBLIC, "--json")
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["tasks"] == verdicts
+
+
+def test_only_what_passed_is_served(attested_stack: Stack) -> None:
+    log = attested_stack.log.read_text(encoding="utf-8")
+    assert f"tasks served: {PASSED}\n" in log
+    assert "refused: model 'smollm2-135m-instruct' does not serve task 'sentiment'" in log
+    with httpx.Client(base_url=attested_stack.url, timeout=60) as client:
+        answer = client.post("/v1/tasks/topic", json={"input": "The striker scored twice."})
+        assert answer.status_code == 200
+        body = answer.json()
+        assert 0.0 < body["calibrated_confidence"] < 1.0
+        digest = answer.headers["x-narrowgate-attestation"]
+        models = client.get("/v1/models").json()["data"]
+        assert models[0]["attestation"] == digest
+        state = models[0]["tasks"]["topic"]
+        assert body["below_threshold"] == (body["calibrated_confidence"] < state["threshold"])
+        for task in ("sentiment", "ner", "translation"):
+            refused = client.post(f"/v1/tasks/{task}", json={"input": "Ann lives in Oslo."})
+            assert refused.status_code == 409
+            assert refused.json()["error"]["code"] == "task_not_attested"
+        ready = client.get("/readyz").json()
+        assert ready["attestation"] == "enforced"
+        assert ready["models"][MODEL]["tasks"]["ner"]["verdict"] == "fail"
+
+
+def test_the_development_stack_says_so(stack: Stack) -> None:
+    response = httpx.get(f"{stack.url}/readyz", timeout=10)
+    assert response.headers["x-narrowgate-development"] == "attestation not enforced"
+    assert "DEVELOPMENT" in stack.log.read_text(encoding="utf-8")
+
+
+def test_serving_confidences_are_those_that_were_certified(attested_stack: Stack) -> None:
+    """Ask for the whole certified half: errors above the threshold stay within the bound."""
+    from evals.split import calibration_half
+    from evals.suite import built_in_suites
+    from serving.tasks.catalog import load_specs
+
+    (suite,) = (s for s in built_in_suites(load_specs(None)) if s.name == PASSED)
+    tested = [e for e in suite.examples if not calibration_half(e.group)]
+    response = httpx.post(
+        f"{attested_stack.url}/v1/tasks/topic",
+        json={"inputs": [example.request.text for example in tested]},
+        timeout=120,
+    )
+    answers = [item["answer"] for item in response.json()["results"]]
+    accepted = [
+        (answer, example)
+        for answer, example in zip(answers, tested, strict=True)
+        if not answer["below_threshold"]
+    ]
+    wrong = sum(answer["value"] != example.expected for answer, example in accepted)
+    found = read_attestation(INT8 / "attestation.json", TrustPolicy((PUBLIC,))).predicate
+    certificate = found.tasks[PASSED].certificate
+    assert certificate is not None
+    print(f"served {len(accepted)} of {len(tested)}, wrong {wrong}; attested {certificate}")
+    # Batches differ between engine and gate, and 16-bit sums with them.
+    assert abs(len(accepted) - certificate.accepted) <= 6
+    assert wrong <= certificate.errors + 2
+
+
+def serve_copy(folder: Path, tmp_path: Path, **rules: Any) -> "subprocess.CompletedProcess[str]":
+    """Start a stack on a model of its own and stop it once it says that it is ready."""
+    model = {
+        "id": "copy", "source": str(folder), "accelerator": {"kind": "cpu"},
+        "engine_args": {"enforce_eager": True},
+    }  # fmt: skip
+    settings = {
+        "state": str(tmp_path / "state"),
+        "models": [model],
+        "attestation": {"trusted_keys": [str(PUBLIC)], **rules},
+    }
+    file = tmp_path / "settings.yaml"
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    return narrowgate("serve", "--config", file, "--port", free_port())
+
+
+@pytest.fixture
+def copy(stack: Stack, tmp_path: Path) -> Path:
+    # Hard links: the same bytes, and nothing to copy.
+    return Path(shutil.copytree(INT8, tmp_path / "copy", copy_function=os.link))
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+def test_a_changed_model_is_refused_by_its_replica(copy: Path, tmp_path: Path) -> None:
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    rewrite(copy / "model.safetensors", bytes(weights))
+    done = serve_copy(copy, tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "not the model that was attested" in done.stderr
+    assert "model.safetensors" in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["unsigned", "another key", "too old"])
+def test_what_the_envelope_shows_is_refused_at_once(fault: str, copy: Path, tmp_path: Path) -> None:
+    rules: dict[str, Any] = {}
+    if fault == "unsigned":
+        (copy / "attestation.json").unlink()
+    elif fault == "another key":
+        narrowgate("keygen", "--out", tmp_path / "other")
+        rules = {"trusted_keys": [str(tmp_path / "other.pub")]}
+    else:
+        rules = {"max_age_days": 1e-9}
+    done = serve_copy(copy, tmp_path, **rules)
+    assert done.returncode == 2
+    reason = {
+        "unsigned": "there is no attestation",
+        "another key": "no valid signature of a trusted key",
+        "too old": "days old",
+    }[fault]
+    assert reason in done.stderr
+
+
+def test_a_gate_that_is_ended_signs_nothing(stack: Stack, tmp_path: Path) -> None:
+    import psutil
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "serving.cli", "gate", "--baseline", INT8, "--candidate", INT8,
+         "--suite", "builtin", "--task", "topic", "--key", development_key(STATE),
+         "--out", tmp_path / "out", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    ) as gate:  # fmt: skip
+        assert gate.stderr is not None
+        for line in gate.stderr:
+            if "topic: candidate" in line:
+                break
+        engines = psutil.Process(gate.pid).children(recursive=True)
+        assert engines
+        gate.send_signal(signal.SIGTERM)
+        assert gate.wait(timeout=30) == 130
+    _, alive = psutil.wait_procs(engines, timeout=20)
+    assert alive == []
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,202 @@
+"""From answers to a verdict: scripted models whose quality is known."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from evals.answers import Answered
+from evals.assessment import Rules, assess
+from evals.findings import TaskFindings
+from evals.pair import Turn
+from evals.split import calibration_half
+from evals.suite import Example, Suite
+from serving.contracts.answer import Prediction, TaskRequest, Translation
+from serving.contracts.attestation import Verdict
+from serving.contracts.task_spec import ClassificationSpec, TranslationSpec
+
+LABELS = ["a", "b", "c"]
+SPEC = ClassificationSpec(
+    name="letters", kind="classification", instruction="Which?", labels=LABELS, floor=0.5,
+    target_error=0.1, margins={"int8": 0.03},
+)  # fmt: skip
+RULES = Rules(margin=0.03, required_speed=0.9, resamples=200)
+TURNS = (Turn(100, 1.0, 0.8), Turn(100, 1.0, 0.9))
+
+
+def suite(n: int) -> Suite:
+    examples = tuple(
+        Example(f"e{i}", f"e{i}", TaskRequest("letters", f"text {i}"), LABELS[i % 3])
+        for i in range(n)
+    )
+    return Suite("letters", "test", SPEC, examples)
+
+
+def answers(tested: Suite, accuracy: float, seed: int, *, sharp: bool = True) -> Answered:
+    """Return answers that are right that often, surer where they are right if sharp."""
+    source = random.Random(seed)  # noqa: S311  # a repeatable choice
+    predictions = []
+    for example in tested.examples:
+        right = source.random() < accuracy
+        wrong = [name for name in LABELS if name != example.expected]
+        value = str(example.expected) if right else source.choice(wrong)
+        confidence = source.betavariate(6, 2) if right and sharp else source.betavariate(3, 4)
+        predictions.append(Prediction(value=value, confidence=confidence))
+    return Answered(tuple(predictions), None)
+
+
+def changed(answered: Answered, tested: Suite, places: range, *, to: str) -> Answered:
+    """Return answers that are made right, or wrong, at those places."""
+    predictions = list(answered.predictions)
+    for place in places:
+        expected = str(tested.examples[place].expected)
+        other = LABELS[(LABELS.index(expected) + 1) % 3]
+        value = expected if to == "right" else other
+        predictions[place] = predictions[place].model_copy(update={"value": value})
+    return Answered(tuple(predictions), None)
+
+
+def gate(tested: Suite, old: Answered, new: Answered, rules: Rules = RULES) -> TaskFindings:
+    return assess(tested, old, new, TURNS, rules)
+
+
+def test_an_identical_copy_passes_with_every_number() -> None:
+    tested = suite(600)
+    same = answers(tested, 0.9, 1)
+    found = gate(tested, same, same)
+    result = found.result
+    assert result.verdict is Verdict.PASS, result.reasons
+    assert (result.flips.changed, result.flips.gained, result.flips.lost) == (0, 0, 0)
+    assert result.difference is not None
+    assert result.difference.estimate == 0.0
+    assert -0.03 < result.difference.lower < 0
+    assert result.certificate is not None
+    assert result.certificate.threshold is not None
+    assert result.certificate.bound <= 0.1
+    assert result.certificate.tested == sum(not calibration_half(f"e{i}") for i in range(600))
+    assert result.ece_before is not None
+    assert result.ece_after is not None
+    assert result.ece_after < result.ece_before
+    assert result.speed is not None
+    assert result.speed.ratio == pytest.approx((1 / 0.8 + 1 / 0.9) / 2)
+    assert len(found.outcomes) == 600
+    assert {outcome.half for outcome in found.outcomes} == {"calibration", "certification"}
+
+
+def test_flips_show_where_accuracy_does_not_change() -> None:
+    tested = suite(900)
+    old = changed(answers(tested, 1.0, 1), tested, range(0, 90), to="wrong")
+    new = changed(answers(tested, 1.0, 1), tested, range(90, 180), to="wrong")
+    found = gate(tested, old, new)
+    assert found.result.candidate is not None
+    assert found.result.baseline == pytest.approx(found.result.candidate.estimate, abs=0.01)
+    flips = found.result.flips
+    assert (flips.changed, flips.gained, flips.lost) == (180, 90, 90)
+    assert flips.rate == 0.2
+    assert sum(outcome.flipped for outcome in found.outcomes) == 180
+    # So many flips widen the bounds: fewer examples would not have shown that nothing was lost.
+    copy = gate(tested, old, old).result.difference
+    assert found.result.difference is not None
+    assert copy is not None
+    assert found.result.difference.lower < copy.lower - 0.01
+
+
+def test_a_worse_candidate_fails_and_a_slower_one_too() -> None:
+    tested = suite(600)
+    old = answers(tested, 0.9, 1)
+    worse = changed(old, tested, range(0, 90), to="wrong")
+    found = gate(tested, old, worse).result
+    assert found.verdict is Verdict.FAIL
+    assert any("worse by at least" in reason for reason in found.reasons)
+    slow = assess(tested, old, old, (Turn(100, 1.0, 2.0), Turn(100, 1.0, 1.9)), RULES).result
+    assert slow.verdict is Verdict.FAIL
+    accepted = replace(RULES, required_speed=0.0)
+    assert assess(tested, old, old, (Turn(100, 1.0, 2.0),), accepted).result.verdict is Verdict.PASS
+
+
+def test_twenty_examples_are_inconclusive_even_for_a_copy() -> None:
+    tested = suite(20)
+    same = answers(tested, 1.0, 1)
+    result = gate(tested, same, same).result
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.more_examples > 20
+    assert any("no threshold is certified" in reason for reason in result.reasons)
+
+
+def test_confidence_that_says_nothing_certifies_nothing() -> None:
+    tested = suite(600)
+    same = answers(tested, 0.6, 1, sharp=False)
+    result = gate(tested, same, same).result
+    assert result.verdict is Verdict.FAIL
+    assert any("even of its surest answers" in reason for reason in result.reasons)
+    assert result.certificate is not None
+    assert result.certificate.threshold is None
+
+
+def test_without_a_stated_margin_nothing_passes() -> None:
+    tested = suite(600)
+    same = answers(tested, 0.9, 1)
+    result = gate(tested, same, same, replace(RULES, margin=None)).result
+    assert result.verdict is Verdict.FAIL
+    assert result.margin is None
+
+
+def test_an_unreadable_answer_is_never_right_and_is_counted() -> None:
+    tested = suite(600)
+    good = answers(tested, 0.95, 1)
+    broken = Answered(
+        tuple(p.model_copy(update={"valid": i % 4 > 0}) for i, p in enumerate(good.predictions)),
+        None,
+    )
+    result = gate(tested, good, broken).result
+    assert result.invalid.candidate == 0.25
+    assert result.flips.lost > 100
+
+
+def translations(n: int) -> Suite:
+    spec = TranslationSpec(
+        name="t", kind="translation", instruction="Translate.", floor=0.2, target_error=0.1,
+        languages={"en": "English", "de": "German", "fr": "French"}, max_output_tokens=64,
+    )  # fmt: skip
+    codes = ("en", "de", "fr")
+    examples = tuple(
+        Example(
+            f"{i}/{a}-{b}", str(i), TaskRequest("t", f"text {i}", a, b),
+            f"das ist der Satz Nummer {i} von vielen", f"{a}-{b}",
+        )
+        for i in range(n) for a in codes for b in codes if a != b
+    )  # fmt: skip
+    return Suite("t", "test", spec, examples)
+
+
+def translated(tested: Suite, broken: str | None) -> Answered:
+    predictions = []
+    for example in tested.examples:
+        text = "nichts" if example.slice == broken else str(example.expected)
+        value = Translation(
+            text=text, source_language=example.request.source_language or "",
+            target_language=example.request.target_language or "", source_detected=False,
+        )  # fmt: skip
+        predictions.append(Prediction(value=value, confidence=0.2 if text == "nichts" else 0.9))
+    return Answered(tuple(predictions), None)
+
+
+def test_one_broken_direction_fails_a_translation_that_is_good_on_the_whole() -> None:
+    tested = translations(160)
+    rules = replace(RULES, margin=0.2)
+    good = translated(tested, None)
+    assert assess(tested, good, good, TURNS, rules).result.verdict is Verdict.PASS
+    result = assess(tested, good, translated(tested, "de-fr"), TURNS, rules).result
+    assert result.difference is not None
+    assert result.difference.lower > -0.2, "on the whole the loss is acceptable"
+    assert result.verdict is Verdict.FAIL
+    assert any(reason.startswith("de-fr is worse") for reason in result.reasons)
+    assert set(result.slices) == {"en-de", "en-fr", "de-en", "de-fr", "fr-en", "fr-de"}
+
+
+def test_directions_of_one_text_count_once_in_the_certificate() -> None:
+    tested = translations(160)
+    good = translated(tested, None)
+    certificate = assess(tested, good, good, TURNS, RULES).result.certificate
+    assert certificate is not None
+    assert certificate.tested == sum(not calibration_half(str(i)) for i in range(160))

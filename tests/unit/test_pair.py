@@ -1,0 +1,142 @@
+"""Two models in turns, and lm-eval over their answers: scripted engines, the real harness."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.answers import Answered
+from evals.assessment import Rules, assess, hopeless
+from evals.pair import Pair
+from evals.suite import Suite, built_in_suites
+from serving.contracts.engine import (
+    EngineOutput,
+    EngineWork,
+    GenerateOutput,
+    ScoreOutput,
+    ScoreWork,
+    TokenCounts,
+)
+from serving.contracts.settings import Settings
+from serving.contracts.task_spec import TaskSpec
+from serving.local.offline_work import Batch
+from serving.tasks.task import Task, bind
+
+from .conftest import CharacterTokenizer
+
+WINDOW = 8192
+TOKENS = TokenCounts(1, 0, 1)
+
+
+class Scripted:
+    """A subject whose engine answers by a rule on the prompt's text."""
+
+    def __init__(self, name: str, diary: list[str], *, always: int | None = None) -> None:
+        self.name = name
+        self.folder = Path("/nonexistent")
+        self.settings = Settings().models[0]
+        self._diary = diary
+        self._always = always
+        self._tasks: dict[str, Task] = {}
+
+    def task(self, spec: TaskSpec, label_offsets: dict[str, float] | None = None) -> Task:
+        return bind(spec, CharacterTokenizer(), WINDOW, label_offsets)
+
+    def run(self, works: Sequence[EngineWork]) -> Batch:
+        self._diary.append(f"{self.name} {len(works)}")
+        return Batch([self._output(work) for work in works], 0.5)
+
+    def _output(self, work: EngineWork) -> EngineOutput:
+        if not isinstance(work, ScoreWork):
+            return GenerateOutput("[]" if work.json_schema else "Hallo", (-0.1,), "stop", TOKENS)
+        best = sum(work.prompt_token_ids) if self._always is None else self._always
+        points = [
+            tuple(0.0 if i == best % len(p.candidates) else -3.0 for i in range(len(p.candidates)))
+            for p in work.points
+        ]
+        return ScoreOutput(tuple(points), TOKENS)
+
+    def unload(self) -> None:
+        self._diary.append(f"{self.name} unloaded")
+
+    def close(self, *, broken_off: bool = False) -> None:
+        self._diary.append(f"{self.name} closed{' at once' if broken_off else ''}")
+
+
+class Silent:
+    def step(self, sentence: str, done: int, total: int) -> None:
+        assert done <= total
+
+
+@pytest.fixture
+def suites(specs: dict[str, TaskSpec]) -> dict[str, Suite]:
+    return {suite.name: suite.first(12) for suite in built_in_suites(specs)}
+
+
+def pair_of(suites: Sequence[Suite], diary: list[str], **options: Any) -> Pair:
+    subjects: Any = {side: Scripted(side, diary) for side in ("baseline", "candidate")}
+    return Pair(subjects, suites, Silent(), **options)
+
+
+def test_the_models_take_turns_on_the_same_examples(suites: dict[str, Suite]) -> None:
+    diary: list[str] = []
+    pair = pair_of([suites["topic"]], diary)
+    with pair.running():
+        first, second = (pair.answered(side, "topic") for side in ("baseline", "candidate"))
+    assert first == second
+    assert len(first.predictions) == 12
+    warm = [entry for entry in diary if entry.endswith(" 8")]
+    assert warm == ["baseline 8", "candidate 8"]
+    turns = [entry.split()[0] for entry in diary if entry.endswith(" 3")]
+    assert turns == ["baseline", "candidate", "candidate", "baseline"] * 2
+    assert [turn.examples for turn in pair.turns["topic"]] == [3, 3, 3, 3]
+    assert all(turn.ratio == 1.0 for turn in pair.turns["topic"])
+    assert diary[-2:] == ["baseline closed", "candidate closed"]
+
+
+def test_engines_are_ended_at_once_when_a_run_breaks_off(suites: dict[str, Suite]) -> None:
+    diary: list[str] = []
+    with pytest.raises(KeyboardInterrupt), pair_of([suites["topic"]], diary).running():
+        raise KeyboardInterrupt
+    assert diary == ["baseline closed at once", "candidate closed at once"]
+
+
+def test_a_hopeless_task_is_stopped_and_cut(suites: dict[str, Suite]) -> None:
+    diary: list[str] = []
+
+    def futile(seen: Suite, baseline: Answered, candidate: Answered) -> bool:
+        assert len(seen.examples) == len(candidate.predictions)
+        return seen.name == "ner" and len(seen.examples) >= 6
+
+    pair = pair_of([suites["topic"], suites["ner"]], diary, futile=futile)
+    pair.run()
+    assert {name: len(suite.examples) for name, suite in pair.suites.items()} == {
+        "topic": 12, "ner": 6,
+    }  # fmt: skip
+    assert len(pair.answered("candidate", "ner").predictions) == 6
+    assert [turn.examples for turn in pair.turns["ner"]] == [3, 3]
+
+
+def test_only_what_is_clearly_below_the_floor_is_hopeless(specs: dict[str, TaskSpec]) -> None:
+    (topic,) = (suite for suite in built_in_suites(specs) if suite.name == "topic")
+    rules = Rules(margin=0.03, required_speed=0.0, resamples=300)
+    diary: list[str] = []
+    subjects: Any = {
+        "baseline": Scripted("baseline", diary),
+        "candidate": Scripted("candidate", diary, always=0),
+    }
+    pair = Pair(subjects, [topic], Silent())
+    constant = pair.answered("candidate", "topic")
+    assert hopeless(topic, constant, rules)
+    found = assess(topic, pair.answered("baseline", "topic"), constant, [], rules)
+    assert found.result.verdict.value == "fail"
+    expected = [example.expected for example in topic.examples]
+    right = Answered(
+        tuple(
+            p.model_copy(update={"value": value})
+            for p, value in zip(constant.predictions, expected, strict=True)
+        ),
+        None,
+    )
+    assert not hopeless(topic, right, rules)

@@ -1,0 +1,274 @@
+"""Attestations: what is accepted, and that nothing else is."""
+
+import base64
+import json
+import os
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from evals.signing import KeyPair, generate_key, load_signer, read_key
+from serving.cli import main
+from serving.contracts.attestation import canonical_envelope
+from serving.contracts.errors import AttestationRefused, InvalidKey, OutputInUse
+from serving.contracts.task_spec import TaskSpec
+from serving.local.digest_cache import DigestCache
+from serving.local.manifest import file_manifest
+from serving.local.trust import (
+    TrustPolicy,
+    read_attestation,
+    refuse_other_engine,
+    verify_files,
+)
+
+from .attested import FILES, attest, make_key, predicate, result, write_model
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
+    return make_key(tmp_path_factory.mktemp("trusted"))
+
+
+@pytest.fixture
+def model(tmp_path: Path, key: KeyPair, specs: dict[str, TaskSpec]) -> Path:
+    folder = write_model(tmp_path / "model")
+    attest(folder, key, predicate(folder, {"topic": result(specs["topic"])}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def signed(
+    tmp_path_factory: pytest.TempPathFactory, key: KeyPair, specs: dict[str, TaskSpec]
+) -> Path:
+    folder = write_model(tmp_path_factory.mktemp("signed") / "model")
+    attest(folder, key, predicate(folder, {"topic": result(specs["topic"])}))
+    return folder
+
+
+def verify(folder: Path, *keys: KeyPair, max_age_days: float | None = None) -> str:
+    policy = TrustPolicy(tuple(key.public for key in keys), max_age_days)
+    found = read_attestation(folder / "attestation.json", policy)
+    verify_files(folder, found)
+    return found.digest
+
+
+def test_a_valid_one_is_read_whole(model: Path, key: KeyPair) -> None:
+    found = read_attestation(model / "attestation.json", TrustPolicy((key.public,)))
+    assert found.root == verify_files(model, found).root == file_manifest(model).root
+    assert found.key_id == key.key_id
+    task = found.predicate.tasks["topic"]
+    assert task.certificate is not None
+    assert (task.verdict.value, task.certificate.threshold) == ("pass", 0.9)
+
+
+@given(data=st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_flipped_bit_of_any_file_is_refused(
+    signed: Path, key: KeyPair, data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from([*FILES, "attestation.json"]))
+    path = signed / name
+    before = path.read_bytes()
+    place = data.draw(st.integers(0, len(before) - 1))
+    changed = bytearray(before)
+    changed[place] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(changed)
+    try:
+        with pytest.raises(AttestationRefused):
+            verify(signed, key)
+    finally:
+        path.write_bytes(before)
+    assert verify(signed, key)
+
+
+@pytest.mark.parametrize("change", ["added", "missing", "renamed", "swapped", "nested"])
+def test_the_list_of_files_counts_too(model: Path, key: KeyPair, change: str) -> None:
+    if change == "added":
+        (model / "adapter.safetensors").write_bytes(b"x")
+    elif change == "missing":
+        (model / "tokenizer.json").unlink()
+    elif change == "renamed":
+        # In the same place of the order: the root alone would not tell.
+        (model / "tokenizer.json").rename(model / "tokenizer2.json")
+        assert file_manifest(model).root == read_root(model, key)
+    elif change == "swapped":
+        first = (model / "tokenizer.json").read_bytes()
+        (model / "tokenizer.json").write_bytes((model / "config.json").read_bytes())
+        (model / "config.json").write_bytes(first)
+    else:
+        (model / "sub").mkdir()
+        (model / "sub" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(AttestationRefused, match="not the model that was attested"):
+        verify(model, key)
+
+
+def read_root(model: Path, key: KeyPair) -> str:
+    return read_attestation(model / "attestation.json", TrustPolicy((key.public,))).root
+
+
+def test_what_speaks_of_a_model_is_no_part_of_it(model: Path, key: KeyPair) -> None:
+    (model / "report.html").write_text("<p>", encoding="utf-8")
+    (model / ".cache" / "huggingface").mkdir(parents=True)
+    (model / ".cache" / "huggingface" / "x.metadata").touch()
+    (model / ".gitattributes").touch()
+    assert verify(model, key)
+
+
+def test_another_models_attestation_is_refused(
+    model: Path, key: KeyPair, tmp_path: Path, specs: dict[str, TaskSpec]
+) -> None:
+    other = write_model(tmp_path / "other")
+    (other / "model.safetensors").write_bytes(b"other weights")
+    shutil.copy(model / "attestation.json", other)
+    with pytest.raises(AttestationRefused, match=r"changed model\.safetensors"):
+        verify(other, key)
+    attest(other, key, predicate(other, {}), root="a" * 64)
+    with pytest.raises(AttestationRefused, match="subject is aaaa"):
+        verify(other, key)
+
+
+def test_only_a_trusted_key_counts(model: Path, key: KeyPair, tmp_path: Path) -> None:
+    stranger = make_key(tmp_path, "stranger")
+    with pytest.raises(AttestationRefused, match="no valid signature of a trusted key"):
+        verify(model, stranger)
+    assert verify(model, stranger, key), "several keys are trusted while one is replaced"
+    with pytest.raises(InvalidKey, match="no trusted key"):
+        verify(model)
+    envelope = json.loads((model / "attestation.json").read_bytes())
+    envelope["signatures"][0]["keyid"] = stranger.key_id
+    (model / "attestation.json").write_bytes(canonical_envelope(envelope))
+    with pytest.raises(AttestationRefused):
+        verify(model, stranger)
+    envelope["signatures"] = []
+    (model / "attestation.json").write_bytes(canonical_envelope(envelope))
+    with pytest.raises(AttestationRefused):
+        verify(model, key)
+
+
+def test_a_changed_verdict_breaks_the_signature(model: Path, key: KeyPair) -> None:
+    envelope = json.loads((model / "attestation.json").read_bytes())
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    statement["predicate"]["tasks"]["topic"]["certificate"]["threshold"] = 0.1
+    envelope["payload"] = base64.b64encode(json.dumps(statement).encode()).decode()
+    (model / "attestation.json").write_bytes(canonical_envelope(envelope))
+    with pytest.raises(AttestationRefused, match="no valid signature"):
+        verify(model, key)
+
+
+def test_age_and_the_future(model: Path, key: KeyPair) -> None:
+    old = datetime.now(UTC) - timedelta(days=31)
+    attest(model, key, predicate(model, {}, date=old))
+    assert verify(model, key)
+    assert verify(model, key, max_age_days=32)
+    with pytest.raises(AttestationRefused, match=r"31\.0 days old and 30 may be"):
+        verify(model, key, max_age_days=30)
+    attest(model, key, predicate(model, {}, date=datetime.now(UTC) + timedelta(days=1)))
+    with pytest.raises(AttestationRefused, match="in the future"):
+        verify(model, key)
+
+
+def test_the_engine_must_be_the_one_that_was_tested(model: Path, key: KeyPair) -> None:
+    found = read_attestation(model / "attestation.json", TrustPolicy((key.public,)))
+    refuse_other_engine(found, "vllm", "0.29.3")
+    for name, version in (("vllm", "0.30.0"), ("vllm", "1.0.0"), ("sglang", "0.29.0")):
+        with pytest.raises(AttestationRefused, match="the gate ran on vllm"):
+            refuse_other_engine(found, name, version)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"\xff", b'{"payload": 1}'])
+def test_what_is_no_envelope_is_refused(model: Path, key: KeyPair, content: bytes) -> None:
+    (model / "attestation.json").write_bytes(content)
+    with pytest.raises(AttestationRefused, match="no DSSE envelope"):
+        verify(model, key)
+    (model / "attestation.json").unlink()
+    with pytest.raises(AttestationRefused, match="there is no attestation"):
+        verify(model, key)
+
+
+def test_stock_securesystemslib_and_in_toto_verify_it(model: Path, key: KeyPair) -> None:
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from google.protobuf import json_format
+    from in_toto_attestation.v1 import statement_pb2
+    from in_toto_attestation.v1.statement import Statement
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.signer import SSlibKey
+
+    envelope = Envelope.from_dict(json.loads((model / "attestation.json").read_bytes()))
+    public = SSlibKey.from_crypto(load_pem_public_key(key.public.read_bytes()))
+    assert list(envelope.verify([public], 1)) == [key.key_id]
+    assert envelope.payload_type == "application/vnd.in-toto+json"
+    parsed = json_format.Parse(envelope.payload, statement_pb2.Statement())
+    Statement.copy_from_pb(parsed).validate()
+    assert parsed.subject[0].digest["sha256"] == file_manifest(model).root
+    assert parsed.predicate_type == "urn:narrowgate:gate:v1"
+
+
+def test_a_cached_digest_does_not_hide_a_change(model: Path, key: KeyPair, tmp_path: Path) -> None:
+    file = tmp_path / "digests.json"
+    found = read_attestation(model / "attestation.json", TrustPolicy((key.public,)))
+    weights = model / "model.safetensors"
+    for _ in range(2):
+        assert verify_files(model, found, DigestCache(file)) == file_manifest(model)
+    assert DigestCache(file).find(weights) is not None
+    facts = weights.stat()
+    weights.write_bytes(bytes(256))
+    os.utime(weights, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert weights.stat().st_mtime_ns == facts.st_mtime_ns
+    with pytest.raises(AttestationRefused, match=r"changed model\.safetensors"):
+        verify_files(model, found, DigestCache(file))
+    file.write_text("{", encoding="utf-8")
+    with pytest.raises(AttestationRefused):
+        verify_files(model, found, DigestCache(file))
+    weights.write_bytes(FILES["model.safetensors"])
+    assert verify_files(model, found, DigestCache(file)).root == found.root
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(model: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert file_manifest(model, DigestCache(blocked / "digests.json")) == file_manifest(model)
+
+
+def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
+    pair = generate_key(tmp_path / "gate")
+    assert pair.private.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(OutputInUse):
+        generate_key(tmp_path / "gate")
+    pair.private.chmod(0o644)
+    with pytest.raises(InvalidKey, match="can be read by others"):
+        read_key(pair.private)
+    with pytest.raises(InvalidKey, match="cannot be read as a private key"):
+        load_signer(b"not a key", "standard input")
+    with pytest.raises(InvalidKey):
+        load_signer(pair.public.read_bytes(), "the public key")
+
+
+def test_verify_tells_people_and_programs(
+    model: Path, key: KeyPair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["verify", str(model), "--trust", str(key.public)]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "valid" in shown
+    assert "error at most 0.080 from confidence 0.900 on, coverage 0.50" in shown
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"] == {"topic": "pass"}
+    (model / "config.json").write_bytes(b"{}")
+    assert main(arguments) == 1
+    assert "REFUSED" in capsys.readouterr().out
+    assert main([*arguments, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["valid"] is False
+    assert main(["verify", str(model), "--trust", str(model / "none.pub"), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "invalid_key"
+
+
+def test_keygen_makes_a_pair_that_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keygen", "--out", str(tmp_path / "gate"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    signer = load_signer(read_key(Path(found["private"])), "gate")
+    assert signer.public_key.keyid == found["key_id"]
+    assert main(["keygen", "--out", str(tmp_path / "gate")]) == 2
