@@ -51,8 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--include-path", type=Path, metavar="DIR", help="task files for --general")
     parser.add_argument(
-        "--min-speed", type=float, default=0.9, metavar="RATIO",
-        help="lowest throughput against the baseline's (0.9: as fast, with room for noise); "
+        "--min-speed", type=float, default=0.8, metavar="RATIO",
+        help="lowest throughput against the baseline's (0.8: as fast, with room for noise); "
         "0 accepts any",
     )  # fmt: skip
     parser.add_argument(

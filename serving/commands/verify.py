@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
     policy = TrustPolicy(tuple(args.trust), args.max_age_days)
     try:
         found = read_attestation(attestation_path(args.folder, args.attestation), policy)
-        verify_files(args.folder, found)
+        started = time.perf_counter()
+        manifest = verify_files(args.folder, found)
+        seconds = time.perf_counter() - started
     except AttestationRefused as error:
         if args.json:
             print(json.dumps({"valid": False, "reason": error.message, "fix": error.fix}))
@@ -44,9 +47,11 @@ def run(args: argparse.Namespace) -> int:
                 print(f"  fix: {error.fix}")
         return 1
     if args.json:
-        print(json.dumps(_document(found)))
+        print(json.dumps({**_document(found), "digest_seconds": seconds}))
     else:
         _print(found)
+        size = sum((args.folder / name).stat().st_size for name in manifest.files)
+        print(f"  {len(manifest.files)} files, {size / 1e9:.2f} GB, digested in {seconds:.2f} s")
     return 0
 
 

@@ -85,9 +85,11 @@ def broken(tmp_path: Path) -> Iterator[Callable[[Path, Callable[[dict[str, Any]]
 def shuffle_a_layer(tensors: dict[str, Any]) -> None:
     import torch
 
-    name = "model.layers.4.mlp.gate_proj.weight"
-    order = torch.randperm(len(tensors[name]), generator=torch.Generator().manual_seed(0))
-    tensors[name] = tensors[name][order].contiguous()
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in tensors.items():
+        if name.startswith("model.layers.1.") and tensor.ndim == 2:
+            order = torch.randperm(len(tensor), generator=generator)
+            tensors[name] = tensor[order].contiguous()
 
 
 def spoil_a_scale(tensors: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Public data sets through the hub's own client, from a hub on a loopback socket."""
 
+import hashlib
 import json
 import os
 import subprocess

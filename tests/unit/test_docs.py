@@ -1,6 +1,7 @@
 """The documentation names every setting with its default, and its examples hold."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from quantize.recipe import (
     LlmCompressorRecipe,
     built_in_recipes,
 )
+from serving.cli import build_parser
 from serving.contracts.settings import (
     AttestationSettings,
     CpuAccelerator,
@@ -107,3 +109,18 @@ def test_the_example_task_holds() -> None:
     text = (DOCS / "tasks.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert parse_task_spec(yaml.safe_load(block), "urgency.yaml").name == "urgency"
+
+
+COMMANDS = [
+    (path.name, line)
+    for path in [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+    for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+    if re.match(r"(\.venv/bin/)?narrowgate ", line)
+]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_every_command_that_is_shown_is_one(page: str, line: str) -> None:
+    words = shlex.split(line.partition("#")[0])
+    build_parser()[0].parse_args(words[1:])
