@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from serving.contracts.errors import EngineFailure, InvalidSettings
+from serving.contracts.errors import EngineFailure, InvalidSettings, NarrowgateError
 from serving.contracts.settings import Settings
 
 APP_NAME = "narrowgate"
@@ -176,7 +177,7 @@ def _start(settings: Settings, build: Callable[[], Any]) -> str:
         serve.run(build(), name=APP_NAME, route_prefix="/")
     except RuntimeError as error:
         raise EngineFailure(
-            f"the application did not start: {_first_line(error)}",
+            f"the application did not start: {_reason() or _first_line(error)}",
             fix=f"the replicas' logs are under {_log_folder()}",
         ) from error
     url = f"http://{settings.host}:{settings.port}"
@@ -236,6 +237,23 @@ def _log_folder() -> str:
 
     node = ray._private.worker._global_node
     return "the Ray session folder" if node is None else str(node.get_logs_dir_path())
+
+
+def _reason() -> str | None:
+    """Return our own error among what Ray Serve tells of its deployments, if there is one."""
+    from ray import serve
+
+    names = "|".join(sorted(error.__name__ for error in _errors(NarrowgateError)))
+    found = re.compile(rf"\b(?:{names}): (.+)")
+    for application in serve.status().applications.values():
+        for deployment in application.deployments.values():
+            if match := found.search(deployment.message):
+                return match.group(1)
+    return None
+
+
+def _errors(kind: type[NarrowgateError]) -> list[type[NarrowgateError]]:
+    return [kind, *(each for child in kind.__subclasses__() for each in _errors(child))]
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,14 @@ def test_the_first_start_gated_every_task_and_told_the_truth(stack: Stack) -> No
     assert verdicts == {
         "topic": "pass", "sentiment": "fail", "ner": "fail", "translation": "fail",
     }  # fmt: skip
+    # The first start does not go on with what is far below its floor.
     assert {name: task.suite.n for name, task in found.tasks.items()} == {
-        "topic": 312, "sentiment": 312, "ner": 208, "translation": 156 * 12,
+        "topic": 312, "sentiment": 312, "ner": 208 // 4, "translation": 156 * 12 // 4,
     }  # fmt: skip
     topic = found.tasks["topic"]
     assert topic.certificate is not None
     assert topic.certificate.threshold is not None
-    assert topic.certificate.bound <= 0.1
+    assert topic.certificate.bound <= 0.15
     assert topic.label_offsets is not None
     assert found.artifact.precision == "int8"
     assert found.artifact.memory_bytes is not None
@@ -60,9 +62,13 @@ def test_the_first_start_gated_every_task_and_told_the_truth(stack: Stack) -> No
 
 
 def test_only_what_passed_is_served(attested_stack: Stack) -> None:
-    log = attested_stack.log.read_text(encoding="utf-8")
+    deadline = time.monotonic() + 20
+    while "refused: " not in (log := attested_stack.log.read_text(encoding="utf-8")):
+        # Said once /readyz answers, which the fixture may see first.
+        assert time.monotonic() < deadline, log
+        time.sleep(0.2)
     assert f"tasks served: {PASSED}\n" in log
-    assert "refused: model 'smollm2-135m-instruct' does not serve task 'sentiment'" in log
+    assert f"refused: model {MODEL!r} does not serve task 'ner'" in log
     with httpx.Client(base_url=attested_stack.url, timeout=60) as client:
         answer = client.post("/v1/tasks/topic", json={"input": "The striker scored twice."})
         assert answer.status_code == 200
