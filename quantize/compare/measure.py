@@ -14,6 +14,7 @@ from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSett
 from serving.local.checkpoint import Checkpoint
 from serving.local.deployment import offline_arguments
 from serving.local.offline import OfflineEngine
+from serving.local.offline_work import run_works
 
 PROMPT_TOKENS = 128
 PROMPTS = 40
@@ -107,7 +108,7 @@ def _quality(
 ) -> Measured:
     labels: list[str] = []
     if materials.inputs is not None:
-        outputs = engine.call(probes.score, materials.inputs.works)
+        outputs = engine.call(run_works, materials.inputs.works).outputs
         for request, output in zip(materials.inputs.requests, outputs, strict=True):
             labels.append(str(materials.inputs.tasks[request.task].read(request, output).value))
     return Measured(

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from quantize.compare.divergence import Divergence, summarize
-from serving.contracts.engine import ScoreOutput, ScoreWork, TokenCounts
 
 # Tokens of a prompt that is there to be continued.
 _SHORT = 16
-_NO_TOKENS = TokenCounts(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +46,6 @@ def kernels(llm: Any) -> dict[str, int]:
     """Return which kernels the engine chose, with the number of layers."""
     found: dict[str, int] = llm.collective_rpc("chosen_kernels")[0]
     return found
-
-
-def score(llm: Any, works: Sequence[ScoreWork]) -> list[ScoreOutput]:
-    """Return the label log-probabilities of each work, as the serving engine computes them."""
-    from vllm.inputs import TokensPrompt
-
-    from serving.local.sampling import scoring_params
-
-    prompts, params = [], []
-    for work in works:
-        for point in work.points:
-            ids = [*work.prompt_token_ids, *point.suffix]
-            prompts.append(TokensPrompt(prompt_token_ids=ids))
-            params.append(scoring_params(point))
-    outputs = iter(llm.generate(prompts, params, use_tqdm=False))
-    scored = []
-    for work in works:
-        rows = []
-        for point in work.points:
-            found = next(outputs).outputs[0].logprobs[0]
-            rows.append(tuple(found[candidate].logprob for candidate in point.candidates))
-        scored.append(ScoreOutput(tuple(rows), _NO_TOKENS))
-    return scored
 
 
 def throughput(
