@@ -32,6 +32,11 @@ _SERVE_SHUTDOWN_S = 5.0
 _TERMINATE_S = 2.0
 _REAP_PERIOD_S = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ray's own ranges, divided: each stack on a machine has a block of its own.
+_FIRST_HTTP_PORT = 30000
+_FIRST_GRPC_PORT = 40000
+_BLOCK = 50
+_BLOCKS = 20
 _OBJECT_STORE_BYTES = 256 * 2**20
 
 
@@ -112,7 +117,14 @@ def ray_environment(sockets: Path) -> dict[str, str]:
 
     sockets: a short folder path for HAProxy's sockets (a Unix socket path has 107 bytes).
     """
+    block = _free_block()
     return {
+        # Replicas share a port with whoever else listens there (SO_REUSEPORT): two stacks with
+        # Ray's fixed ranges would answer each other's requests.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(_FIRST_HTTP_PORT + block),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(_FIRST_HTTP_PORT + block + _BLOCK - 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(_FIRST_GRPC_PORT + block),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(_FIRST_GRPC_PORT + block + _BLOCK - 1),
         # The Python proxy takes 10 ms a request on two cores, HAProxy 2 ms.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # gRPC between replicas, no extra threads and loops in the request's path.
@@ -272,6 +284,16 @@ def refuse_taken_port(settings: Settings) -> None:
                 field="port",
                 fix="stop what listens there, or choose another port: make serve PORT=8001",
             ) from error
+
+
+def _free_block() -> int:
+    """Return the offset of the first block of ports in which nothing listens yet."""
+    for block in range(0, _BLOCKS * _BLOCK, _BLOCK):
+        with socket.socket() as http, socket.socket() as grpc, suppress(OSError):
+            http.bind(("", _FIRST_HTTP_PORT + block))
+            grpc.bind(("", _FIRST_GRPC_PORT + block))
+            return block
+    raise InvalidSettings(f"{_BLOCKS} stacks run on this machine already", fix="stop one of them")
 
 
 def _free_port() -> int:

@@ -1,10 +1,11 @@
 """Real stacks, started by `make serve` as a user does it, each on a free port.
 
-One for the whole session with the development flag, so that every task can be tried; one more, for
-what needs it, that enforces attestations.
+One for the whole session, of the 16-bit model and with the development flag, so that every task can
+be tried; one more, for what needs it, with everything as it comes.
 """
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -19,8 +20,16 @@ import psutil
 import pytest
 import yaml
 
+from serving.local.checkpoint import bundled_artifact
+
 ROOT = Path(__file__).parents[2]
+STATE = ROOT / ".narrowgate"
 MODEL = "smollm2-135m-instruct"
+# Not quantized, so that what it says can be compared with other implementations.
+BITS_16 = {
+    "id": MODEL, "source": "bundled:smollm2-135m-instruct", "accelerator": {"kind": "cpu"},
+    "engine_args": {"enforce_eager": True},
+}  # fmt: skip
 # The first start writes, quantizes and gates the bundled model.
 START_DEADLINE_S = 1200
 STOP_DEADLINE_S = 20
@@ -130,14 +139,28 @@ def tasks_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stack(tmp_path_factory: pytest.TempPathFactory, tasks_dir: Path) -> Iterator[Stack]:
     log = tmp_path_factory.mktemp("stack") / "serve.log"
     yield from served(
-        log, NARROWGATE_TASKS_DIR=str(tasks_dir), NARROWGATE_ATTESTATION__DEVELOPMENT="true"
+        log,
+        NARROWGATE_TASKS_DIR=str(tasks_dir),
+        NARROWGATE_MODELS=json.dumps([BITS_16]),
+        NARROWGATE_ATTESTATION__DEVELOPMENT="true",
     )
 
 
-@pytest.fixture(scope="session")
-def attested_stack(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack that serves what passed its gate; the first one has made everything it needs."""
+@pytest.fixture(scope="module")
+def attested_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """What `make serve` starts with nothing set: the first time it makes all that it needs."""
     yield from served(tmp_path_factory.mktemp("attested") / "serve.log")
+
+
+@pytest.fixture(scope="session")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model in INT8 as the first start made, gated and signed it."""
+    folder = bundled_artifact(STATE, "int8-w8a8")
+    if not (folder / "attestation.json").is_file():
+        # Only where no test before has started the stack.
+        for _ in served(tmp_path_factory.mktemp("first") / "serve.log"):
+            pass
+    return folder
 
 
 def served(log: Path, **environment: str) -> Iterator[Stack]:

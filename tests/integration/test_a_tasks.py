@@ -16,8 +16,7 @@ from serving.tasks.prompt import CheckpointTokenizer
 
 from .conftest import COLLIDING, MODEL, ROOT, Stack
 
-# The first of them waits for the first start of all.
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 CHECKPOINT = ROOT / ".narrowgate" / "models" / "smollm2-135m-instruct"
 

@@ -15,10 +15,9 @@ import pytest
 
 from quantize.artifact import partial_folder
 from quantize.layout import folder_tensors
-from serving.local.checkpoint import bundled_artifact
 from serving.local.manifest import file_manifest
 
-from .conftest import ROOT, Stack
+from .conftest import ROOT
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -69,12 +68,6 @@ def recipes(folder: Path) -> Path:
     for name, text in (("int4", INT4), ("gptq", GPTQ)):
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def int8(stack: Stack) -> Path:
-    """What the first start made with the shipped recipe as it is."""
-    return bundled_artifact(ROOT / ".narrowgate", "int8-w8a8")
 
 
 def killed_then_made(recipes: Path, out: Path) -> Iterator[str]:

@@ -21,11 +21,10 @@ from serving.contracts.settings import Settings
 from serving.local.checkpoint import bundled_artifact
 from serving.tasks.catalog import load_specs
 
-from .conftest import ROOT, Stack
+from .conftest import ROOT, STATE
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
 
-STATE = ROOT / ".narrowgate"
 BASELINE = STATE / "models" / "smollm2-135m-instruct"
 INT8 = bundled_artifact(STATE, "int8-w8a8")
 RULES = Rules(margin=0.03, required_speed=0.0, resamples=2000)
@@ -49,7 +48,7 @@ def topic() -> Suite:
 
 
 @pytest.fixture(scope="module")
-def answered(stack: Stack, topic: Suite) -> Callable[[Path], Answered]:
+def answered(int8: Path, topic: Suite) -> Callable[[Path], Answered]:
     """Return a function that runs one model on the suite, as a gate does."""
 
     def run(folder: Path) -> Answered:
@@ -135,7 +134,7 @@ def test_twenty_examples_of_a_copy_are_inconclusive(baseline: Answered, topic: S
     assert found.more_examples > 20
 
 
-def test_an_identical_copy_passes_from_the_command_line(stack: Stack, tmp_path: Path) -> None:
+def test_an_identical_copy_passes_from_the_command_line(int8: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(BASELINE, tmp_path / "copy", copy_function=os.link))
     rows = [
         {"question": f"Is {n} plus {n} equal to {2 * n + n % 2}? Answer:", "answer": n % 2}
@@ -179,7 +178,7 @@ def lm_eval(*arguments: object) -> dict[str, Any]:
     return results
 
 
-def test_stock_lm_eval_runs_the_task_definitions(stack: Stack, tmp_path: Path) -> None:
+def test_stock_lm_eval_runs_the_task_definitions(int8: Path, tmp_path: Path) -> None:
     names = ["sentiment", "topic", "ner", "translation"]
     found = lm_eval(
         "--model", "dummy", "--tasks", *(f"narrowgate_{name}" for name in names),

@@ -17,11 +17,11 @@ from serving.commands.first_start import development_key
 from serving.local.checkpoint import bundled_artifact
 from serving.local.trust import TrustPolicy, read_attestation
 
-from .conftest import MODEL, ROOT, Stack, free_port
+from .conftest import MODEL, ROOT, STATE, Stack, free_port
+from .shown import README, blocks, check, shown
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
 
-STATE = ROOT / ".narrowgate"
 INT8 = bundled_artifact(STATE, "int8-w8a8")
 PUBLIC = development_key(STATE).with_name("development.pub")
 PASSED = "topic"
@@ -34,7 +34,7 @@ def narrowgate(*arguments: object) -> "subprocess.CompletedProcess[str]":
     )  # fmt: skip
 
 
-def test_the_first_start_gated_every_task_and_told_the_truth(stack: Stack) -> None:
+def test_the_first_start_gated_every_task_and_told_the_truth(attested_stack: Stack) -> None:
     found = read_attestation(INT8 / "attestation.json", TrustPolicy((PUBLIC,))).predicate
     verdicts = {name: task.verdict.value for name, task in found.tasks.items()}
     assert verdicts == {
@@ -123,6 +123,20 @@ def test_serving_confidences_are_those_that_were_certified(attested_stack: Stack
     assert wrong <= certificate.errors + 2
 
 
+@pytest.mark.parametrize(("curl", "answer"), shown(README))
+def test_a_curl_of_the_readme_gets_what_is_shown(
+    attested_stack: Stack, curl: str, answer: str
+) -> None:
+    check(curl, answer, attested_stack)
+
+
+def test_the_python_example_of_the_readme_runs(attested_stack: Stack) -> None:
+    (code,) = blocks(README, "python")
+    code = code.replace("http://127.0.0.1:8000", attested_stack.url)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip()
+
+
 def serve_copy(folder: Path, tmp_path: Path, **rules: Any) -> "subprocess.CompletedProcess[str]":
     """Start a stack on a model of its own and stop it once it says that it is ready."""
     model = {
@@ -140,7 +154,7 @@ def serve_copy(folder: Path, tmp_path: Path, **rules: Any) -> "subprocess.Comple
 
 
 @pytest.fixture
-def copy(stack: Stack, tmp_path: Path) -> Path:
+def copy(attested_stack: Stack, tmp_path: Path) -> Path:
     # Hard links: the same bytes, and nothing to copy.
     return Path(shutil.copytree(INT8, tmp_path / "copy", copy_function=os.link))
 
@@ -180,7 +194,7 @@ def test_what_the_envelope_shows_is_refused_at_once(fault: str, copy: Path, tmp_
     assert reason in done.stderr
 
 
-def test_a_gate_that_is_ended_signs_nothing(stack: Stack, tmp_path: Path) -> None:
+def test_a_gate_that_is_ended_signs_nothing(attested_stack: Stack, tmp_path: Path) -> None:
     import psutil
 
     with subprocess.Popen(
