@@ -142,9 +142,8 @@ class Pair:
                 self._warm_up(side, active)
                 for suite in active:
                     self._run_part(side, suite, (turn, count), record)
-            active = [
-                s for s in active if turn == count - 1 or not self._stop(s, turn, count, record)
-            ]
+            if turn < count - 1:
+                active = [suite for suite in active if not self._stop(suite, record)]
         for suite in self.suites.values():
             for side in SIDES:
                 found = record.outputs[side, suite.name]
@@ -160,7 +159,7 @@ class Pair:
             record.seconds.setdefault((side, suite.name), []).append((len(part), batch.seconds))
         self._done += len(part)
 
-    def _stop(self, suite: Suite, turn: int, count: int, record: "_Record") -> bool:
+    def _stop(self, suite: Suite, record: "_Record") -> bool:
         """Return whether the rest of a suite would change nothing; it is cut to what was run."""
         if self._futile is None:
             return False

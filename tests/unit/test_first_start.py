@@ -1,6 +1,7 @@
 """The first start: which steps are taken, what is kept, and what a failing step says."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Steps:
         self.state = state
         self.specs = specs
         self.called: list[str] = []
+        self.tested: list[str] = []
         self.gate_signs = True
 
     def __call__(self, arguments: Any, *_: Any) -> str:
@@ -35,8 +37,9 @@ class Steps:
         elif name == "quantize":
             write_model(Path(arguments[arguments.index("--out") + 1]))
         elif name == "gate" and self.gate_signs:
+            self.tested = [b for a, b in pairwise(arguments) if a == "--task"]
             folder = Path(arguments[arguments.index("--candidate") + 1])
-            self.sign(folder, {"topic": result(self.specs["topic"])})
+            self.sign(folder, {name: result(self.specs[name]) for name in self.tested})
         return "the last words"
 
     def sign(self, folder: Path, tasks: dict[str, Any], **changes: Any) -> None:
@@ -81,6 +84,15 @@ def test_a_task_or_an_engine_that_changed_is_gated_again(steps: Steps) -> None:
     steps.called.clear()
     prepare(steps)
     assert steps.called == ["gate"]
+
+
+def test_a_task_that_was_replaced_is_left_to_its_owner(steps: Steps) -> None:
+    prepare(steps)
+    assert steps.tested == ["ner", "sentiment", "topic", "translation"]
+    (bundled_artifact(steps.state, "int8-w8a8") / "attestation.json").unlink()
+    own = steps.specs["topic"].model_copy(update={"instruction": "Another question?"})
+    prepare_bundled(Settings(state=steps.state), {**steps.specs, "topic": own}, Origin(None, None))
+    assert steps.tested == ["ner", "sentiment", "translation"]
 
 
 def test_a_gate_that_signs_nothing_is_an_error_whatever_its_status(steps: Steps) -> None:
