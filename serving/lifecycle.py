@@ -119,8 +119,10 @@ def ray_environment(sockets: Path) -> dict[str, str]:
     """
     block = _free_block()
     return {
-        # Replicas share a port with whoever else listens there (SO_REUSEPORT): two stacks with
-        # Ray's fixed ranges would answer each other's requests.
+        # Ray's sockets share a port with whoever else listens there (SO_REUSEPORT): two stacks with
+        # its fixed ports would answer each other's requests.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(_FIRST_HTTP_PORT + block),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(_FIRST_HTTP_PORT + block + _BLOCK - 1),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(_FIRST_GRPC_PORT + block),
