@@ -16,7 +16,8 @@ def main(model: str) -> None:
     """Load the model and answer until the input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    os.environ["TQDM_DISABLE"] = "1"
+    # vLLM divides by the time that its bar shows, which is none for a bar that is switched off.
+    os.environ.pop("TQDM_DISABLE", None)
     _name_the_cpu_build()
     from lm_eval import simple_evaluate
     from lm_eval.models.vllm_causallms import VLLM
