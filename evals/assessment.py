@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from evals.answers import Answered
 from evals.certification import (
     calibrated,
     candidate_thresholds,
     certify,
+    error_bound,
     expected_calibration_error,
     fit_calibration,
 )
@@ -201,19 +201,21 @@ class _Confidence:
         if half.all() or not half.any():
             return cls(None, None, 0.0, None, None)
         mapping = fit_calibration(raw[half], right[half])
-        known, tested = calibrated(mapping, raw[half]), calibrated(mapping, raw[~half])
-        thresholds = candidate_thresholds(known, right[half])
+        sure = calibrated(mapping, raw)
+        thresholds = candidate_thresholds(sure[half], right[half])
         # Examples of one group share a text: only the groups are independent.
         independent = _one_a_group(suite, ~half)
-        sure, truth = calibrated(mapping, raw[independent]), right[independent]
-        certificate = certify(thresholds, sure, truth, suite.spec.target_error, LEVEL)
-        best = sure >= thresholds[0]
+        tested, truth = sure[independent], right[independent]
+        certificate = certify(thresholds, tested, truth, suite.spec.target_error, LEVEL)
+        best = tested >= thresholds[0]
+        accepted, correct = int(best.sum()), int((best & truth).sum())
         return cls(
             mapping,
             certificate,
-            _at_least(int((best & ~truth).sum()), int(best.sum())),
+            # The lower bound of the errors is what the upper one of right answers leaves.
+            1.0 - error_bound(correct, accepted, LEVEL),
             expected_calibration_error(raw[~half], right[~half]),
-            expected_calibration_error(tested, right[~half]),
+            expected_calibration_error(sure[~half], right[~half]),
         )
 
 
@@ -225,13 +227,6 @@ def _one_a_group(suite: Suite, inside: Bools) -> NDArray[np.intp]:
     return np.array(
         [found[number % len(found)] for number, found in enumerate(members.values())], dtype=np.intp
     )
-
-
-def _at_least(errors: int, accepted: int) -> float:
-    # Clopper-Pearson, the lower side.
-    if errors == 0:
-        return 0.0
-    return float(beta.ppf(1.0 - LEVEL, errors, accepted - errors + 1))
 
 
 def _flips(old: _Judged, new: _Judged) -> Flips:
