@@ -1,5 +1,6 @@
 """Stopping: drained, within 20 s, nothing left behind; last, since it ends the session's stack."""
 
+import json
 import signal
 import subprocess
 import threading
@@ -10,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from .conftest import MODEL, STOP_DEADLINE_S, Stack, start, stop_hard
+from .conftest import MODEL, STOP_DEADLINE_S, Stack, start, stop_hard, wait_ready
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
@@ -21,27 +22,35 @@ def left_over(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def test_sigterm_drains_and_leaves_nothing(stack: Stack) -> None:
-    body = {
-        "model": MODEL,
-        "messages": [{"role": "user", "content": "Tell me something."}],
-        "max_tokens": 100,
-        "ignore_eos": True,
-    }
-    answers: list[httpx.Response] = []
-    request = threading.Thread(
-        target=lambda: answers.append(
-            httpx.post(f"{stack.url}/v1/chat/completions", json=body, timeout=60)
-        )
-    )
+    wait_ready(stack)  # A test before may have killed the replica.
+    began = threading.Event()
+    events: list[str] = []
+
+    def chat() -> None:
+        body = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "Tell me something."}],
+            "max_tokens": 200,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        with httpx.stream(
+            "POST", f"{stack.url}/v1/chat/completions", json=body, timeout=60
+        ) as answer:
+            for line in answer.iter_lines():
+                events.append(line)
+                began.set()
+
+    request = threading.Thread(target=chat)
     request.start()
-    while not stack.metric("narrowgate_active_inputs"):
-        time.sleep(0.05)
+    assert began.wait(timeout=60)
     processes = stack.descendants()
     assert len(processes) > 5
     stack.process.send_signal(signal.SIGTERM)
     signalled_at = time.monotonic()
     time.sleep(0.3)
-    if not answers:
+    if request.is_alive():
         refused = httpx.post(f"{stack.url}/v1/tasks/sentiment", json={"input": "late"}, timeout=10)
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "shutting_down"
@@ -49,8 +58,9 @@ def test_sigterm_drains_and_leaves_nothing(stack: Stack) -> None:
     stack.process.wait(timeout=STOP_DEADLINE_S)
     print(f"\nstopped after {time.monotonic() - signalled_at:.1f} s")
     request.join(timeout=5)
-    assert answers[0].status_code == 200
-    assert answers[0].json()["usage"]["completion_tokens"] == 100
+    *_, usage, done = [line for line in events if line]
+    assert done == "data: [DONE]"
+    assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == 200
     assert left_over(processes) == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{stack.url}/healthz", timeout=2)
