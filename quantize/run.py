@@ -192,7 +192,7 @@ def _job(prepared: Prepared, base: Path, space: Workspace) -> Job:
     lifted = request.recipe.weight_bits == 4
     return Job(
         recipe=request.recipe,
-        base=base,
+        base=base.resolve(),
         out=space.checkpoint.resolve(),
         group_size=prepared.plan.group_size,
         linear=tuple(item.layer.name for item in prepared.plan.layers),

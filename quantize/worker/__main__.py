@@ -30,6 +30,8 @@ def main(job_file: Path) -> int:
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     job = Job.model_validate(json.loads(job_file.read_text(encoding="utf-8")))
+    # GPTQModel writes a log into the current folder, which is the user's.
+    os.chdir(job.out.parent)
     try:
         _run(job, reporter)
     except Exception as error:  # noqa: BLE001  # the process's edge: whatever a library raises
