@@ -46,11 +46,18 @@ Value = str | tuple[Entity, ...] | Translation
 
 
 class Usage(_Frozen):
-    """Tokens by exclusive class."""
+    """Tokens by exclusive class: no token is counted in two of them.
+
+    cache_write_5m_tokens, cache_write_1h_tokens: input written to a provider's prompt cache, by
+    time to live. output_tokens: without reasoning_tokens, which are output that is not shown.
+    """
 
     uncached_input_tokens: int = Field(ge=0)
-    cache_read_tokens: int = Field(ge=0)
+    cache_read_tokens: int = Field(default=0, ge=0)
+    cache_write_5m_tokens: int = Field(default=0, ge=0)
+    cache_write_1h_tokens: int = Field(default=0, ge=0)
     output_tokens: int = Field(ge=0)
+    reasoning_tokens: int = Field(default=0, ge=0)
 
 
 class Prediction(_Frozen):

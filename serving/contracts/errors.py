@@ -17,6 +17,19 @@
     |  |- ModelUnavailable
     |  `- ShuttingDown
     |- DeadlineExceeded
+    |- FrontierNotConfigured         no key for any provider that could answer
+    |- MaxCostExceeded               the client's own limit leaves no provider
+    |- FrontierError                 a provider was asked and gave no answer
+    |  |- FrontierRejected           the provider finds fault with the request
+    |  |- FrontierContextTooLong     the model's window is too small for it
+    |  |- FrontierAuthFailed         the key is wrong, or may not use the model
+    |  |- FrontierUnknownModel       the provider has no such model
+    |  |- FrontierQuotaExhausted     the account has no money left
+    |  |- FrontierRateLimited
+    |  |- FrontierUnavailable        not reached, overloaded, or its breaker is open
+    |  |- FrontierTimeout            no answer in the time that the request had
+    |  |- FrontierInvalidResponse    what came back could not be read
+    |  `- FrontierStreamBroken       the answer broke off after it had begun
     |- EngineFailure                 the model ran and failed
     |- QuantizationFailed            the quantization ran and failed
     |- EvaluationFailed              a gate could not be run to its end, so it says nothing
@@ -185,6 +198,88 @@ class DeadlineExceeded(NarrowgateError):
 
     code = "deadline_exceeded"
     retryable = True
+
+
+class FrontierNotConfigured(NarrowgateError):
+    """Only a frontier model could answer, and no provider of one has a key."""
+
+    code = "frontier_not_configured"
+
+
+class MaxCostExceeded(NarrowgateError):
+    """Every model that could answer might cost more than the client allows."""
+
+    code = "max_cost_exceeded"
+
+
+class FrontierError(NarrowgateError):
+    """A provider gave no answer."""
+
+    code = "frontier_failed"
+
+
+class FrontierRejected(FrontierError):
+    """The provider finds fault with the request itself."""
+
+    code = "frontier_rejected_request"
+
+
+class FrontierContextTooLong(FrontierRejected):
+    """The request does not fit the frontier model's window."""
+
+    code = "context_length_exceeded"
+
+
+class FrontierAuthFailed(FrontierError):
+    """The provider does not accept the key, or not for this model."""
+
+    code = "frontier_auth_failed"
+
+
+class FrontierUnknownModel(FrontierError):
+    """The provider has no model of that name."""
+
+    code = "frontier_unknown_model"
+
+
+class FrontierQuotaExhausted(FrontierError):
+    """The account with the provider is out of credit."""
+
+    code = "frontier_quota_exhausted"
+
+
+class FrontierRateLimited(FrontierError):
+    """The provider limits the rate of requests or tokens."""
+
+    code = "frontier_rate_limited"
+    retryable = True
+
+
+class FrontierUnavailable(FrontierError):
+    """The provider was not reached, is overloaded, or its circuit breaker is open."""
+
+    code = "frontier_unavailable"
+    retryable = True
+
+
+class FrontierTimeout(FrontierError):
+    """The provider did not answer in time."""
+
+    code = "frontier_timeout"
+    retryable = True
+
+
+class FrontierInvalidResponse(FrontierError):
+    """What the provider sent could not be read."""
+
+    code = "frontier_invalid_response"
+    retryable = True
+
+
+class FrontierStreamBroken(FrontierError):
+    """The provider's answer broke off after it had begun; what came before was delivered."""
+
+    code = "frontier_stream_broken"
 
 
 class EngineFailure(NarrowgateError):

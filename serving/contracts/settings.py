@@ -19,6 +19,8 @@ from pydantic_settings import (
 )
 
 from serving.contracts.errors import InvalidSettings
+from serving.contracts.frontier_settings import FrontierSettings
+from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import Name
 
 ENV_PREFIX = "NARROWGATE_"
@@ -166,6 +168,8 @@ class Settings(_Frozen):
     )
     gateway: GatewaySettings = GatewaySettings()
     attestation: AttestationSettings = AttestationSettings()
+    frontier: FrontierSettings = FrontierSettings()
+    routing: RoutingSettings = RoutingSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

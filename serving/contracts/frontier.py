@@ -1,0 +1,119 @@
+"""What is asked of frontier APIs and what they answer, shaped as OpenAI's chat completions."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal, Protocol
+
+from serving.contracts.answer import Usage
+from serving.contracts.deadline import Deadline
+from serving.contracts.errors import NarrowgateError
+
+Tier = Literal["economy", "standard", "frontier"]
+TIERS: tuple[Tier, ...] = ("economy", "standard", "frontier")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputBounds:
+    """How long an answer may get. The client's own limits win where they are lower.
+
+    max_tokens: hard limit. stop: added where the client names no stop sequences.
+    directive: a sentence for the system prompt that asks for this length; None adds nothing.
+    """
+
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    directive: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierCall:
+    """One request that may be paid for once.
+
+    body: fields of OpenAI's chat completions; `model`, `stream` and `stream_options` are set per
+    target. targets: `provider/model`, tried in this order. purpose: the task, or `chat`.
+    max_cost_usd: targets whose worst case exceeds it are left out.
+    """
+
+    body: dict[str, Any]
+    targets: tuple[str, ...]
+    bounds: OutputBounds
+    deadline: Deadline
+    request_id: str
+    purpose: str = "chat"
+    max_cost_usd: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call that was made and gave no answer to the client.
+
+    model: `provider/model` or a local model's id. error: its code. usage: None where unknown.
+    """
+
+    model: str
+    error: str
+    elapsed_s: float
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer. body: an OpenAI `chat.completion`, whose model is `provider/model`."""
+
+    body: dict[str, Any]
+    model: str
+    usage: Usage
+    attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Return the first choice's text, empty where it has none."""
+        return self.body["choices"][0]["message"].get("content") or ""
+
+
+@dataclass(slots=True)
+class CompletionStream:
+    """An answer that has begun: its first event is there, so no other provider is tried.
+
+    events: OpenAI `chat.completion.chunk` documents, the last of them with `usage`; raises
+    FrontierStreamBroken where the provider breaks off. Closing the iterator cancels upstream.
+    usage: set by the time the events end; None where the provider never told.
+    """
+
+    model: str
+    events: AsyncIterator[dict[str, Any]]
+    attempts: tuple[Attempt, ...] = ()
+    usage: Usage | None = field(default=None)
+
+
+class Frontier(Protocol):
+    """Every configured provider behind one door; serving.frontier implements it."""
+
+    def configured(self, targets: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of the targets whose provider has a key (or needs none)."""
+        ...
+
+    async def complete(self, call: FrontierCall) -> Completion:
+        """Return the answer of the first target that gives one.
+
+        Raises FrontierNotConfigured, MaxCostExceeded before anything is sent, DeadlineExceeded, or
+        the last target's FrontierError. Errors carry what was attempted: see attempts_of.
+        """
+        ...
+
+    async def stream(self, call: FrontierCall) -> CompletionStream:
+        """Return the answer of the first target that begins one. Raises as `complete`."""
+        ...
+
+
+def with_attempts(error: NarrowgateError, attempts: tuple[Attempt, ...]) -> NarrowgateError:
+    """Attach to an error the calls that led to it, for the books; stays in this process."""
+    error.__dict__["attempts"] = attempts
+    return error
+
+
+def attempts_of(error: NarrowgateError) -> tuple[Attempt, ...]:
+    """Return the calls that led to an error."""
+    attempts: tuple[Attempt, ...] = error.__dict__.get("attempts", ())
+    return attempts

@@ -1,0 +1,125 @@
+"""Settings of frontier providers: where they are, what they may cost, how they fail over."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from serving.contracts.frontier import TIERS, Tier
+
+ProviderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
+FrontierModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}/\S{1,200}$")]
+"""provider/model, the model as the provider names it."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BreakerSettings(_Frozen):
+    """When a provider is left alone for a while.
+
+    failures: consecutive ones that open the breaker; open_s: until one request may probe it.
+    """
+
+    failures: int = Field(default=5, ge=1, le=1000)
+    open_s: float = Field(default=30.0, gt=0.0, le=3600.0)
+
+
+class ProviderSettings(_Frozen):
+    """One provider. Its key comes from a file, else from an environment variable; never from here.
+
+    With neither given, `openai` reads OPENAI_API_KEY, `anthropic` ANTHROPIC_API_KEY, another NAME
+    reads NAME_API_KEY. keyless: for servers that want none.
+    """
+
+    api: Literal["openai", "anthropic"] = Field(description="wire format")
+    base_url: str | None = Field(
+        default=None, pattern=r"^https?://", description="the provider's own where absent"
+    )
+    api_key_env: str | None = Field(default=None, description="environment variable with the key")
+    api_key_file: Path | None = Field(default=None, description="file with the key, read at start")
+    keyless: bool = Field(default=False, description="the server wants no key")
+    connect_timeout_s: float = Field(default=5.0, gt=0.0, le=120.0)
+    first_byte_timeout_s: float = Field(
+        default=60.0, gt=0.0, le=3600.0, description="longest silence before an answer begins"
+    )
+    idle_timeout_s: float = Field(
+        default=30.0, gt=0.0, le=3600.0, description="longest silence within a stream"
+    )
+    max_retries: int = Field(
+        default=2, ge=0, le=10, description="of a call that failed for a passing reason"
+    )
+    max_concurrent: int = Field(default=64, ge=1, description="calls in flight, a gateway replica")
+    breaker: BreakerSettings = BreakerSettings()
+
+
+class PromptCacheSettings(_Frozen):
+    """Prompt caching at providers.
+
+    marker: on a line of its own or inline, splits static prefix from dynamic part; never sent.
+    expected_reuses: requests that share a prefix within its time to live, where not yet observed.
+    """
+
+    enabled: bool = True
+    marker: str = Field(default="---CACHE_BREAK---", min_length=4, max_length=100)
+    expected_reuses: float = Field(default=1.0, ge=0.0)
+    tracked_prefixes: int = Field(default=256, ge=1, le=100_000)
+
+
+class BoundSettings(_Frozen):
+    """Bounds of answers to free-form requests, a tier. Tasks bound their answers themselves."""
+
+    max_tokens: dict[Tier, int] = Field(
+        default={"economy": 512, "standard": 1024, "frontier": 4096},
+        description="tokens; reasoning included where the provider counts so",
+    )
+    stop: tuple[str, ...] = ()
+    directive: str | None = Field(
+        default="Answer briefly: at most {words} words unless asked for more.",
+        description="added to the system prompt; {words} is what max_tokens has room for",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for tier in TIERS:
+            if self.max_tokens.get(tier, 0) < 1:
+                raise ValueError(f"max_tokens.{tier} must be at least 1")
+        return self
+
+
+class FrontierSettings(_Frozen):
+    """Frontier APIs.
+
+    providers: by name. tiers: each a list of provider/model, tried in this order.
+    hedge_after_s: send the same request to the next target when the first is silent for so long,
+    and pay both; off where None.
+    """
+
+    providers: dict[ProviderName, ProviderSettings] = Field(
+        default={
+            "anthropic": ProviderSettings(api="anthropic"),
+            "openai": ProviderSettings(api="openai"),
+        }
+    )
+    tiers: dict[Tier, tuple[FrontierModelName, ...]] = Field(
+        default={
+            "economy": ("anthropic/claude-haiku-5-5", "openai/gpt-6-luna"),
+            "standard": ("anthropic/claude-sonnet-5-5", "openai/gpt-6.1-sol"),
+            "frontier": ("anthropic/claude-opus-5-5", "openai/gpt-6-astra"),
+        }
+    )
+    bounds: BoundSettings = BoundSettings()
+    prompt_cache: PromptCacheSettings = PromptCacheSettings()
+    hedge_after_s: float | None = Field(default=None, gt=0.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for tier in TIERS:
+            targets = self.tiers.get(tier, ())
+            if not targets:
+                raise ValueError(f"tiers.{tier} names no model")
+            for target in targets:
+                if target.partition("/")[0] not in self.providers:
+                    raise ValueError(f"tiers.{tier}: {target!r} names no configured provider")
+        return self

@@ -1,0 +1,65 @@
+"""Settings of the router: what counts as narrow, what escalates, and to which tier."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from serving.contracts.frontier import Tier
+from serving.contracts.routing import Reason
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ComplexityThresholds(_Frozen):
+    """Below low: economy; below medium: standard; above: frontier.
+
+    margin: a score this close below a threshold takes the dearer tier.
+    """
+
+    low: float = Field(default=0.35, ge=0.0, le=1.0)
+    medium: float = Field(default=0.65, ge=0.0, le=1.0)
+    margin: float = Field(default=0.05, ge=0.0, le=0.5)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.medium:
+            raise ValueError(f"low ({self.low}) is above medium ({self.medium})")
+        return self
+
+
+class RoutingSettings(_Frozen):
+    """Which way requests go.
+
+    model: folder written by `narrowgate router train`; the shipped one where None.
+    """
+
+    model: Path | None = None
+    narrow_certainty: float = Field(
+        default=0.9, gt=0.5, le=1.0, description="probability of a task that makes a request narrow"
+    )
+    narrow_max_chars: int = Field(default=4000, ge=1, description="longer requests are not narrow")
+    complexity: ComplexityThresholds = ComplexityThresholds()
+    task_tier: Tier = Field(default="economy", description="tier for tasks that escalate")
+    escalate_on: tuple[Reason, ...] = Field(
+        default=(
+            "below_threshold", "invalid_output", "not_attested", "overload", "local_failure",
+            "deadline_at_risk",
+        ),
+        description="reasons for which a task goes to a frontier model",
+    )  # fmt: skip
+    frontier_reserve_s: float = Field(
+        default=10.0,
+        ge=0.0,
+        description="time kept for a frontier call; at most half of the request's",
+    )
+    max_concurrent_frontier: int = Field(
+        default=256, ge=1, description="requests at frontier APIs, a gateway replica"
+    )
+    max_queued_frontier: int = Field(default=256, ge=0)
+    decisions_log: Path | None = Field(
+        default=None,
+        description="JSON Lines of escalated requests, texts too, for `narrowgate router train`",
+    )
