@@ -37,7 +37,7 @@ unit: $(VENV)/.cpu-dev
 	$(VENV)/bin/pytest tests/unit
 
 integration: $(VENV)/.cpu-dev
-	$(VENV)/bin/pytest tests/integration
+	$(VENV)/bin/pytest tests/integration --durations=25
 
 bench: $(VENV)/.cpu
 	$(VENV)/bin/narrowgate bench --port $(PORT) --state $(STATE) $(BENCH_ARGS)
