@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.contracts.attestation import GatePredicate, TaskResult
+from serving.contracts.attestation import GatePredicate, TaskResult, Verdict
 from serving.contracts.task_spec import TaskSpec
 
 Half = Literal["calibration", "certification"]
@@ -52,3 +52,14 @@ class Findings:
     digest: str
     predicate: GatePredicate
     tasks: dict[str, TaskFindings]
+
+
+def overall(findings: Findings) -> Verdict:
+    """Return fail if anything failed, else inconclusive if anything was, or nothing was tested."""
+    verdicts = {found.result.verdict for found in findings.tasks.values()}
+    verdicts |= {check.verdict for check in findings.predicate.general.values()}
+    if Verdict.FAIL in verdicts:
+        return Verdict.FAIL
+    if Verdict.INCONCLUSIVE in verdicts or not findings.tasks:
+        return Verdict.INCONCLUSIVE
+    return Verdict.PASS

@@ -32,7 +32,6 @@ from serving.contracts.attestation import (
     GatePredicate,
     GeneralResult,
     Pair,
-    Verdict,
 )
 from serving.contracts.errors import (
     AttestationRefused,
@@ -132,16 +131,6 @@ def run_gate(request: Request, narrator: Narrator) -> Findings:
     )
     name = request.candidate.resolve().name
     return Findings(name, manifests["candidate"].root, predicate, tasks)
-
-
-def overall(predicate: GatePredicate) -> Verdict:
-    """Return the worst verdict of a run."""
-    verdicts = {item.verdict for item in predicate.tasks.values()}
-    verdicts |= {item.verdict for item in predicate.general.values()}
-    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
-        if verdict in verdicts:
-            return verdict
-    return Verdict.PASS
 
 
 def _futile(request: Request) -> Futile | None:

@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     # Before transformers is imported: bars of its own would break into ours and into pipes.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from evals.gate import overall, run_gate
+    from evals.findings import overall
+    from evals.gate import run_gate
     from evals.output import write_results
     from evals.progress import Bar, JsonLines
     from evals.signing import load_signer, read_key
@@ -109,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
         progress.step("signing and writing the report", 1, 1)
         out = args.out or args.candidate
         digest = write_results(findings, signer, out, texts=not args.no_texts)
-    verdict = overall(findings.predicate)
+    verdict = overall(findings)
     if args.json:
         document = {
             "verdict": verdict.value,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from evals.findings import Findings, Outcome, TaskFindings
+from evals.findings import Findings, Outcome, TaskFindings, overall
 from evals.report import curves, markdown, plots
 from serving.contracts.task_spec import ClassificationSpec
 
@@ -55,7 +55,7 @@ def render_html(findings: Findings, *, texts: bool = True) -> str:
     return template.render(
         findings=findings,
         predicate=findings.predicate,
-        overall=markdown.overall(findings),
+        overall=overall(findings),
         summary=list(_summary_plots(findings)),
         sections=[_section(name, found) for name, found in findings.tasks.items()],
         texts=texts,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from evals.findings import Findings
+from evals.findings import Findings, overall
 from serving.contracts.attestation import (
     Artifact,
     Certificate,
@@ -30,17 +30,6 @@ HEADINGS = (
     "coverage",
     "speed",
 )
-
-
-def overall(findings: Findings) -> Verdict:
-    """Return fail if anything failed, else inconclusive if anything was, or nothing was tested."""
-    verdicts = {found.result.verdict for found in findings.tasks.values()}
-    verdicts |= {check.verdict for check in findings.predicate.general.values()}
-    if Verdict.FAIL in verdicts:
-        return Verdict.FAIL
-    if Verdict.INCONCLUSIVE in verdicts or not findings.tasks:
-        return Verdict.INCONCLUSIVE
-    return Verdict.PASS
 
 
 def number(value: float | None, *, signed: bool = False) -> str:

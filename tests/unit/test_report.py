@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.certification import error_bound
-from evals.findings import Findings, Outcome, TaskFindings
+from evals.findings import Findings, Outcome, TaskFindings, overall
 from evals.report import curves
 from evals.report.html import SHOWN_CHARS, SHOWN_FLIPS, render_html
-from evals.report.markdown import HEADINGS, number, overall, render_markdown
+from evals.report.markdown import HEADINGS, number, render_markdown
 from serving.contracts.attestation import (
     Artifact,
     CalibrationMap,
