@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
                 with step("starting the stack"):
                     url = start()
                 model = settings.models[0]
-                checkpoint = prepared.checkpoints()[model.id]
+                checkpoint = prepared.checkpoints[model.id]
                 with step("starting bare vLLM"):
                     bare = _start_bare(settings, checkpoint)
                 try:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from serving.contracts.settings import Settings
     from serving.contracts.task_spec import TaskSpec
     from serving.local.checkpoint import Checkpoint
+    from serving.local.load_check import Granted
 
 HELP = "serve the configured models and tasks over HTTP until SIGINT or SIGTERM"
 
@@ -26,22 +27,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Checked settings with everything that the start needs on disk."""
+    """Checked settings with everything that the start needs on disk.
+
+    specs: by task name. checkpoints, granted: by model id.
+    """
 
     settings: "Settings"
     specs: "Mapping[str, TaskSpec]"
-
-    def checkpoints(self) -> "dict[str, Checkpoint]":
-        """Return each model's checkpoint by model id."""
-        from serving.local.checkpoint import locate
-
-        return {model.id: locate(model, self.settings.state) for model in self.settings.models}
+    checkpoints: "Mapping[str, Checkpoint]"
+    granted: "Mapping[str, Granted]"
 
     def build(self) -> object:
         """Return the Serve application; imports Ray, so its environment must be set by then."""
         from serving.app import build
 
-        return build(self.settings, self.specs, self.checkpoints())
+        return build(self.settings, self.specs, self.checkpoints)
 
 
 def prepare(settings: "Settings", origin: Origin) -> Prepared:
@@ -50,14 +50,18 @@ def prepare(settings: "Settings", origin: Origin) -> Prepared:
     Blocking: ten minutes on two cores at the first start with a bundled model.
     Raises ConfigurationError, and AttestationRefused before anything is started.
     """
+    from serving.local.checkpoint import locate
     from serving.local.linter import lint
+    from serving.local.load_check import granted_by_model
     from serving.tasks.catalog import load_specs
 
     lint(settings)
     specs = dict(load_specs(settings.tasks_dir))
-    prepared = Prepared(prepare_bundled(settings, specs, origin), specs)
-    _refuse_unattested(prepared)
-    return prepared
+    settings = prepare_bundled(settings, specs, origin)
+    checkpoints = {model.id: locate(model, settings.state) for model in settings.models}
+    # Every attestation is read here: a replica's refusal would be found in a log file.
+    granted = granted_by_model(settings, specs, checkpoints)
+    return Prepared(settings, specs, checkpoints, granted)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,24 +90,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_unattested(prepared: Prepared) -> None:
-    """Read every attestation once, here: a replica's refusal would be found in a log file."""
-    from serving.local.load_check import Granted, LoadCheck
-
-    checkpoints = prepared.checkpoints()
-    for model in prepared.settings.models:
-        check = LoadCheck.of(prepared.settings, model, checkpoints[model.id])
-        Granted.of(check, prepared.specs)
-
-
 def _announce(url: str, prepared: Prepared, *, as_json: bool) -> None:
-    from serving.local.load_check import Granted, LoadCheck
-
-    settings, checkpoints = prepared.settings, prepared.checkpoints()
-    granted = {
-        model.id: Granted.of(LoadCheck.of(settings, model, checkpoints[model.id]), prepared.specs)
-        for model in settings.models
-    }
+    settings, granted = prepared.settings, prepared.granted
     grants = {name: granted[settings.model_for(name)].tasks[name] for name in prepared.specs}
     served = sorted(name for name, grant in grants.items() if grant.refusal is None)
     refused = {n: g.refusal.message for n, g in sorted(grants.items()) if g.refusal is not None}

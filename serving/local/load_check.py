@@ -115,6 +115,19 @@ class Granted:
         )
 
 
+def granted_by_model(
+    settings: Settings, specs: Mapping[str, TaskSpec], checkpoints: Mapping[str, Checkpoint]
+) -> dict[str, Granted]:
+    """Return what each model may do, by model id.
+
+    specs: by task name. checkpoints: by model id. Raises AttestationRefused, InvalidKey.
+    """
+    return {
+        model.id: Granted.of(LoadCheck.of(settings, model, checkpoints[model.id]), specs)
+        for model in settings.models
+    }
+
+
 def _grant(check: LoadCheck, found: Attestation | None, spec: TaskSpec) -> Grant:
     result = found.predicate.tasks.get(spec.name) if found is not None else None
     digest = found.digest if found is not None else None
