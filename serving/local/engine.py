@@ -26,10 +26,10 @@ from serving.contracts.engine import (
     ScoreOutput,
     ScoreWork,
     ScoringPoint,
-    TokenCounts,
 )
 from serving.contracts.errors import EngineFailure, ModelUnavailable, NarrowgateError
 from serving.contracts.openai import OpenAIReply
+from serving.local.engine_output import generate_output, score_output
 from serving.local.exclusion import ExclusiveKinds
 from serving.local.load_check import CONFIG_KEY
 from serving.local.sampling import generation_params, scoring_params
@@ -147,43 +147,22 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
 
     async def _score(self, work: ScoreWork) -> ScoreOutput | NarrowgateError:
         try:
-            points = await asyncio.gather(
-                *(self._score_point(work.prompt_token_ids, point) for point in work.points)
+            outputs = await asyncio.gather(
+                *(
+                    self._run((*work.prompt_token_ids, *point.suffix), scoring_params(point))
+                    for point in work.points
+                )
             )
         except EngineFailure as error:
             return error
-        return ScoreOutput(
-            tuple(logprobs for logprobs, _ in points),
-            TokenCounts(
-                uncached_input=sum(tokens.uncached_input for _, tokens in points),
-                cache_read=sum(tokens.cache_read for _, tokens in points),
-                # The token that vLLM samples at each point is discarded, not an output.
-                output=0,
-            ),
-        )
-
-    async def _score_point(
-        self, prompt: tuple[int, ...], point: ScoringPoint
-    ) -> tuple[tuple[float, ...], TokenCounts]:
-        output = await self._run((*prompt, *point.suffix), scoring_params(point))
-        step = output.outputs[0].logprobs[0]
-        return tuple(step[token].logprob for token in point.candidates), _tokens(output)
+        return score_output(work, outputs)
 
     async def _generate(self, work: GenerateWork) -> GenerateOutput | NarrowgateError:
         try:
             output = await self._run(work.prompt_token_ids, generation_params(work))
         except EngineFailure as error:
             return error
-        done = output.outputs[0]
-        return GenerateOutput(
-            text=done.text,
-            token_logprobs=tuple(
-                step[token].logprob
-                for step, token in zip(done.logprobs, done.token_ids, strict=True)
-            ),
-            finish_reason=done.finish_reason,
-            tokens=_tokens(output),
-        )
+        return generate_output(output)
 
     async def _run(self, prompt: tuple[int, ...], params: SamplingParams) -> Any:
         # Leaving the generator early, cancelled or not, aborts the request in the engine.
@@ -200,15 +179,6 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
         if final is None or not final.finished or not final.outputs[0].token_ids:
             raise EngineFailure("the engine ended the request without an output")
         return final
-
-
-def _tokens(output: Any) -> TokenCounts:
-    cached = output.num_cached_tokens or 0
-    return TokenCounts(
-        uncached_input=len(output.prompt_token_ids) - cached,
-        cache_read=cached,
-        output=len(output.outputs[0].token_ids),
-    )
 
 
 def _asks_alternatives(body: dict[str, Any]) -> bool:

@@ -8,15 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.contracts.engine import (
-    EngineOutput,
-    EngineWork,
-    GenerateOutput,
-    GenerateWork,
-    ScoreOutput,
-    ScoreWork,
-    TokenCounts,
-)
+from serving.contracts.engine import EngineOutput, EngineWork, GenerateWork, ScoreWork
+from serving.local.engine_output import generate_output, score_output
 from serving.local.processor import processor_name
 
 
@@ -52,29 +45,8 @@ def run_works(llm: Any, works: Sequence[EngineWork]) -> Batch:
 
 def _output(work: EngineWork, done: Any) -> EngineOutput:
     if isinstance(work, ScoreWork):
-        return _score_output(work, [next(done) for _ in work.points])
-    request = next(done)
-    found = request.outputs[0]
-    logprobs = tuple(
-        step[token].logprob for step, token in zip(found.logprobs, found.token_ids, strict=True)
-    )
-    return GenerateOutput(found.text, logprobs, found.finish_reason, _tokens([request], True))
-
-
-def _score_output(work: ScoreWork, requests: Sequence[Any]) -> ScoreOutput:
-    rows = []
-    for point, request in zip(work.points, requests, strict=True):
-        step = request.outputs[0].logprobs[0]
-        rows.append(tuple(step[candidate].logprob for candidate in point.candidates))
-    # The token that vLLM samples at each point is discarded, not an output.
-    return ScoreOutput(tuple(rows), _tokens(requests, False))
-
-
-def _tokens(requests: Sequence[Any], generated: bool) -> TokenCounts:
-    cached = sum(request.num_cached_tokens or 0 for request in requests)
-    read = sum(len(request.prompt_token_ids) for request in requests)
-    output = sum(len(request.outputs[0].token_ids) for request in requests) if generated else 0
-    return TokenCounts(uncached_input=read - cached, cache_read=cached, output=output)
+        return score_output(work, [next(done) for _ in work.points])
+    return generate_output(next(done))
 
 
 def engine_version(llm: Any) -> str:
