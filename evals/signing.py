@@ -16,6 +16,7 @@ from serving.contracts.attestation import (
     canonical_envelope,
 )
 from serving.contracts.errors import InvalidKey, OutputInUse
+from serving.local.trust import public_key_path
 
 _PRIVATE_MODE = 0o600
 
@@ -37,7 +38,7 @@ def generate_key(path: Path) -> KeyPair:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
     from securesystemslib.signer import CryptoSigner
 
-    public = path.with_name(path.name + ".pub")
+    public = public_key_path(path)
     signer = CryptoSigner.generate_ed25519()
     pem = signer.public_key._crypto_key().public_bytes(
         Encoding.PEM, PublicFormat.SubjectPublicKeyInfo

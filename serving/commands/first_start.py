@@ -41,7 +41,7 @@ class Origin:
 
 
 def development_key(state: Path) -> Path:
-    """Return the private key that signs bundled models on this machine; .pub is its public part."""
+    """Return the private key that signs bundled models on this machine."""
     return state / "keys" / "development"
 
 
@@ -54,6 +54,7 @@ def prepare_bundled(
     Raises MaterializationFailed, QuantizationFailed, EngineFailure.
     """
     from serving.contracts.settings import BUNDLED_MODEL, bundled_recipe
+    from serving.local.trust import public_key_path
 
     recipes = {
         model.id: recipe
@@ -65,7 +66,7 @@ def prepare_bundled(
     if not recipes:
         return settings
     key = development_key(settings.state)
-    public = key.with_name(key.name + ".pub")
+    public = public_key_path(key)
     if not public.is_file():
         key.unlink(missing_ok=True)
         _run(["keygen", "--out", str(key)], EngineFailure, "the development key")
@@ -112,9 +113,11 @@ def _gate(
     state: Path, model_id: str, recipe: str, specs: "dict[str, TaskSpec]", origin: Origin
 ) -> None:
     from serving.local.checkpoint import bundled_artifact
+    from serving.local.trust import public_key_path
 
     folder, key = bundled_artifact(state, recipe), development_key(state)
-    if _still_holds(folder, key.with_name(key.name + ".pub"), specs):
+    public = public_key_path(key)
+    if _still_holds(folder, public, specs):
         return
     command = ["gate", "--baseline", str(_baseline(state)), "--candidate", str(folder)]
     command += ["--suite", "builtin", "--key", str(key), "--model", model_id]
@@ -132,7 +135,7 @@ def _gate(
             lambda event: say(_gating(event)),
             _GATE_EXITS,
         )
-    if not _still_holds(folder, key.with_name(key.name + ".pub"), specs):
+    if not _still_holds(folder, public, specs):
         # A crash has the exit status of a failed test.
         raise EngineFailure(
             f"the gate signed nothing that holds:\n{output[-_SHOWN:]}",

@@ -53,6 +53,11 @@ class Attestation:
     predicate: GatePredicate
 
 
+def public_key_path(private: Path) -> Path:
+    """Return where the public part of a private key's file is: beside it, as keygen writes it."""
+    return private.with_name(f"{private.name}.pub")
+
+
 def attestation_path(folder: Path, given: Path | None) -> Path:
     """Return where a model's envelope is: where the settings say, or in its folder."""
     return given if given is not None else folder / FILE
