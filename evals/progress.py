@@ -2,26 +2,23 @@
 
 import json
 import sys
-from types import TracebackType
 from typing import Self
+
+from serving.local.terminal import terminal_progress
 
 
 class Bar:
     """A bar over the examples on a terminal; silent elsewhere. A context manager."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        console = Console(stderr=True)
-        self._bar = Progress(
+        self._bar = terminal_progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("checking", total=1)
 
@@ -30,12 +27,7 @@ class Bar:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """End."""
         self._bar.stop()
 
@@ -51,14 +43,8 @@ class JsonLines:
         """Begin."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """End."""
-        return
 
     def step(self, sentence: str, done: int, total: int) -> None:
         """Print the step."""

@@ -3,12 +3,12 @@
 import sys
 import time
 from abc import ABC, abstractmethod
-from types import TracebackType
 from typing import Self
 
 from pydantic import BaseModel
 
 from quantize.job import Layer, Outliers, Report, Stage
+from serving.local.terminal import terminal_progress
 
 _STAGES = {"load": "loading the model", "quantize": "quantizing", "save": "writing the checkpoint"}
 
@@ -20,12 +20,7 @@ class Progress(ABC):
         """Begin."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """End."""
         return
 
@@ -42,19 +37,14 @@ class Bar(Progress):
     """A bar with blocks, loss, memory and time left on a terminal; silent elsewhere."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
 
-        console = Console(stderr=True)
-        self._bar = RichProgress(
+        self._bar = terminal_progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("checking", total=None, detail="")
         self._quantizing_since = 0.0
@@ -64,12 +54,7 @@ class Bar(Progress):
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """End."""
         self._bar.stop()
 

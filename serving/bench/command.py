@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from serving.bench.plan import CLIENTS, SCORED_TASKS, TASKS, cells
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
+from serving.local.terminal import terminal_progress
 
 if TYPE_CHECKING:
     from serving.bench.plan import Cell
@@ -98,14 +99,10 @@ def _tasks(settings: "Settings", specs: Any, checkpoint: Any) -> dict[str, "Task
 def _measure(
     url: str, bare: "OfflineEngine", tasks: dict[str, "Task"], plan: list["Cell"], rounds: int
 ) -> list["Rounds"]:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from serving.bench.report import Rounds
 
     measured = [Rounds(cell) for cell in plan]
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    with terminal_progress() as progress:
         total = progress.add_task("measuring", total=len(plan) * (rounds + 1))
         # Round 0 warms caches and is not counted.
         for number in range(rounds + 1):

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from serving.local.terminal import terminal_progress
+
 
 @contextmanager
 def step(description: str) -> Iterator[Callable[[str], None]]:
@@ -10,12 +12,10 @@ def step(description: str) -> Iterator[Callable[[str], None]]:
 
     Yields a function that changes the description.
     """
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with terminal_progress(*columns) as progress:
         task = progress.add_task(description, total=None)
         yield lambda text: progress.update(task, description=text)
         progress.update(task, total=1, completed=1)

@@ -1,0 +1,19 @@
+"""Progress on a terminal."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
+
+def terminal_progress(*columns: "ProgressColumn") -> "Progress":
+    """Return a display on standard error, which shows nothing where that is no terminal.
+
+    columns: rich's own (description, bar, share, time left) where none are given.
+    """
+    # Here and not above: subcommands import this while the command line is parsed.
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not console.is_terminal)
