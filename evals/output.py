@@ -1,7 +1,5 @@
 """The files of a gate run, beside the model they speak of."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,10 @@ from evals.report.html import render_html
 from evals.report.markdown import render_markdown
 from evals.signing import make_statement, sign
 from serving.contracts.attestation import FILE, envelope_digest
+from serving.local.safe_write import replace_file
+
+# For whoever serves the model, who need not be whoever gated it.
+_MODE = 0o644
 
 
 def write_results(findings: Findings, signer: Any, out: Path, *, texts: bool) -> str:
@@ -20,19 +22,7 @@ def write_results(findings: Findings, signer: Any, out: Path, *, texts: bool) ->
     """
     envelope = sign(make_statement(findings.subject, findings.digest, findings.predicate), signer)
     out.mkdir(parents=True, exist_ok=True)
-    _replace(out / "report.html", render_html(findings, texts=texts).encode())
-    _replace(out / "report.md", render_markdown(findings).encode())
-    _replace(out / FILE, envelope)
+    replace_file(out / "report.html", render_html(findings, texts=texts).encode(), mode=_MODE)
+    replace_file(out / "report.md", render_markdown(findings).encode(), mode=_MODE)
+    replace_file(out / FILE, envelope, mode=_MODE)
     return envelope_digest(envelope)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -7,10 +7,10 @@ only the serving user writes, and strict settings go without it.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from serving.local.safe_write import replace_file
 
 Identity = tuple[int, int, int, int, int]
 
@@ -47,10 +47,7 @@ class DigestCache:
                 self._known[_key(identity)] = (identity, digest)
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._file.parent, prefix=".digests-")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self._known, file)
-            Path(name).replace(self._file)
+            replace_file(self._file, json.dumps(self._known).encode())
         except OSError:
             return
 
