@@ -19,8 +19,9 @@ import yaml
 
 from evals.suite import SPEC_FILE
 from evals.suite_check import few_shot_digests
-from serving.contracts.errors import InvalidSuite, OutputInUse
+from serving.contracts.errors import InvalidSuite
 from serving.contracts.task_spec import ClassificationSpec, ExtractionSpec, TaskSpec
+from serving.local.safe_write import refuse_used_output
 from serving.tasks.fingerprint import text_digest
 
 Row = dict[str, Any]
@@ -161,7 +162,7 @@ def write_suite(rows: Sequence[Row], spec: TaskSpec, out: Path, origin: Origin) 
 
     out: absent or an empty folder. Blocking. Raises OutputInUse.
     """
-    refuse_in_use(out)
+    refuse_used_output(out)
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows]
     (out / "test.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -169,14 +170,6 @@ def write_suite(rows: Sequence[Row], spec: TaskSpec, out: Path, origin: Origin) 
     # Last: a folder without it is no suite.
     content = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (out / SPEC_FILE).write_text(content, encoding="utf-8")
-
-
-def refuse_in_use(out: Path) -> None:
-    """Refuse an output folder that holds something. Raises OutputInUse."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise OutputInUse(
-            f"{str(out)!r} holds something", field="out", fix="name a new or an empty folder"
-        )
 
 
 def datasheet(origin: Origin, number: int, spec: TaskSpec) -> str:

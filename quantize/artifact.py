@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantize.checks import refuse_used_output
 from serving.contracts.errors import OutputInUse
+from serving.local.safe_write import refuse_used_output
 
 _CHECKPOINT = "checkpoint"
 _LOCK = "lock"

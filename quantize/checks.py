@@ -7,24 +7,12 @@ from quantize.hardware import Machine, free_disk_bytes
 from quantize.plan import Plan
 from quantize.recipe import BitsAndBytesRecipe, Recipe
 from quantize.targets import Target
-from serving.contracts.errors import InsufficientResources, OutputInUse, UnsuitableTarget
+from serving.contracts.errors import InsufficientResources, UnsuitableTarget
 
 _GIB = 2**30
 # Tokenizer, description and a temporary copy of the header.
 _DISK_SLACK = 64 * 2**20
 _BNB_PLUGIN = "vllm-bnb-plugin"
-
-
-def refuse_used_output(out: Path) -> None:
-    """Refuse an output folder that holds something. Raises OutputInUse."""
-    if out.is_file():
-        raise OutputInUse(f"{str(out)!r} is a file", field="out")
-    if out.is_dir() and any(out.iterdir()):
-        raise OutputInUse(
-            f"{str(out)!r} is not empty",
-            field="out",
-            fix="choose another folder; nothing is ever overwritten",
-        )
 
 
 def refuse_too_little_room(plan: Plan, machine: Machine, out: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from quantize import calibration as calibration_data
 from quantize.artifact import Workspace, workspace
 from quantize.calibration import CalibrationSet, batches
-from quantize.checks import refuse_too_little_room, refuse_unservable, refuse_used_output
+from quantize.checks import refuse_too_little_room, refuse_unservable
 from quantize.environment import quantize_python
 from quantize.hardware import Machine, this_machine
 from quantize.job import REPORT, Done, Failed, Job, Outliers
@@ -29,6 +29,7 @@ from quantize.verify import verify_checkpoint
 from serving.contracts.errors import NarrowgateError, QuantizationFailed, UnsuitableTarget
 from serving.contracts.task_spec import TaskSpec
 from serving.local.manifest import Manifest, file_manifest
+from serving.local.safe_write import refuse_used_output
 from serving.tasks.prompt import CheckpointTokenizer
 
 # Tokens in one forward pass of calibration: enough to keep the machine busy.

@@ -82,15 +82,16 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from evals.public_sets import SETS, fetch, origin_of, refuse_in_use, write_suite
+    from evals.public_sets import SETS, fetch, origin_of, write_suite
     from evals.suite import load_suites
     from evals.suite_check import check
     from serving.contracts.errors import OutputInUse, UnknownTask
+    from serving.local.safe_write import refuse_used_output
 
     if args.out is None:
         raise OutputInUse("no --out was named", field="out", fix="name a folder to write")
     # Before what may take minutes.
-    refuse_in_use(args.out)
+    refuse_used_output(args.out)
     _quiet_in_a_pipe()
     draw = {"revision": args.revision, "files": args.file, "limit": args.limit, "seed": args.seed}
     origin = origin_of(args.what, **draw)

@@ -1,8 +1,10 @@
-"""Writing that destroys nothing: files whole or not at all."""
+"""Writing that destroys nothing: files whole or not at all, and folders that held nothing."""
 
 import os
 import tempfile
 from pathlib import Path
+
+from serving.contracts.errors import OutputInUse
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -20,3 +22,13 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def refuse_used_output(out: Path) -> None:
+    """Refuse an output folder that holds something. Raises OutputInUse."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise OutputInUse(
+            f"{str(out)!r} holds something",
+            field="out",
+            fix="name a new or an empty folder; nothing is ever overwritten",
+        )

@@ -2,13 +2,14 @@
 
 import pytest
 
-from quantize.checks import refuse_too_little_room, refuse_unservable, refuse_used_output
+from quantize.checks import refuse_too_little_room, refuse_unservable
 from quantize.hardware import Gpu, Machine, parse_gpu
 from quantize.layout import layout_of
 from quantize.plan import Workload, make_plan
 from quantize.recipe import built_in_recipes, parse_recipe
 from quantize.targets import TARGETS, find_target, refuse_unsuitable
 from serving.contracts.errors import InsufficientResources, OutputInUse, UnsuitableTarget
+from serving.local.safe_write import refuse_used_output
 
 from .checkpoints import config, tensors
 
