@@ -14,6 +14,7 @@ from quantize.provenance import FILE
 from quantize.source import parse_source
 from serving.contracts.errors import UnsuitableModel
 from serving.contracts.settings import BUNDLED_MODEL, load_settings
+from serving.local.checkpoint import refuse_no_checkpoint
 from serving.local.manifest import file_manifest
 from serving.tasks.catalog import load_specs
 
@@ -48,12 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _provenance(folder: Path) -> tuple[str, str | None, str] | None:
     """Return id, revision and digest of the model an artifact was made from, where it tells."""
-    if not (folder / "config.json").is_file():
-        raise UnsuitableModel(
-            f"{str(folder)!r} has no config.json",
-            field="compare",
-            fix="name folders with checkpoints",
-        )
+    refuse_no_checkpoint(folder, field="compare")
     try:
         base = json.loads((folder / FILE).read_text(encoding="utf-8"))["base"]
     except FileNotFoundError:
