@@ -48,12 +48,17 @@ def calibrated(mapping: CalibrationMap, raw: Floats) -> Floats:
     return np.array([mapping.calibrated(value) for value in raw.tolist()])
 
 
+def equal_width_bins(confidence: Floats, bins: int) -> NDArray[np.int64]:
+    """Return each confidence's bin in [0, 1], numbered from 0; 1 falls into the last. (n,)."""
+    return np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
+
+
 def expected_calibration_error(confidence: Floats, right: Bools, bins: int = 10) -> float:
     """Return the ECE over bins of equal width: the mean gap between confidence and accuracy.
 
     confidence, right: (n,). Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """
-    number = np.clip((confidence * bins).astype(int), 0, bins - 1)
+    number = equal_width_bins(confidence, bins)
     gaps = [
         abs(float(np.sum(confidence[number == b])) - float(np.sum(right[number == b])))
         for b in range(bins)

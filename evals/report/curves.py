@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.certification import error_bound
+from evals.certification import equal_width_bins, error_bound
 from evals.findings import Outcome
 
 Model = Literal["baseline", "candidate"]
@@ -85,7 +85,7 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
     """
     values = np.asarray(confidence, dtype=np.float64)
     hits = np.asarray(right, dtype=bool)
-    number = np.clip((values * bins).astype(int), 0, bins - 1)
+    number = equal_width_bins(values, bins)
     found = []
     for index in range(bins):
         inside = number == index
