@@ -4,7 +4,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -102,6 +102,7 @@ def check(suite: Suite) -> SuiteReport:
     lengths = [len(example.request.text.split()) for example in suite.examples]
     target = error_bound_for(suite.spec.target_error, tested)
     counts = _counts(suite)
+    repeated = _repeated(suite, text_digest)
     return SuiteReport(
         name=suite.name,
         source=suite.source,
@@ -116,9 +117,9 @@ def check(suite: Suite) -> SuiteReport:
         bounds=tuple(error_bound_for(alpha, tested) for alpha in ALPHAS),
         target=target,
         resolutions=tuple(Resolution(r, smallest_margin(r, len(groups))) for r in FLIP_RATES),
-        problems=tuple(_problems(suite, counts)),
+        problems=tuple(_problems(suite, counts, repeated)),
         warnings=(
-            *_content_warnings(suite, counts),
+            *_content_warnings(suite, counts, repeated),
             *_size_warnings(suite.spec, target, tested, len(groups)),
         ),
     )
@@ -184,8 +185,7 @@ def _without_entities(suite: Suite) -> float | None:
     return sum(not example.expected for example in suite.examples) / len(suite.examples)
 
 
-def _problems(suite: Suite, counts: Mapping[str, int]) -> Iterator[str]:
-    repeated = _repeated(suite, text_digest)
+def _problems(suite: Suite, counts: Mapping[str, int], repeated: Sequence[str]) -> Iterator[str]:
     if repeated:
         yield f"{len(repeated)} texts occur more than once: {_some(repeated)}"
     missing = [name for name, count in counts.items() if count == 0]
@@ -198,10 +198,11 @@ def _problems(suite: Suite, counts: Mapping[str, int]) -> Iterator[str]:
         yield f"{len(shown)} texts are shown in the task's own prompt: {_some(shown)}"
 
 
-def _content_warnings(suite: Suite, counts: Mapping[str, int]) -> Iterator[str]:
-    alike = _repeated(suite, _letters)
-    exact = set(_repeated(suite, text_digest))
-    near = [item for item in alike if item not in exact]
+def _content_warnings(
+    suite: Suite, counts: Mapping[str, int], repeated: Sequence[str]
+) -> Iterator[str]:
+    exact = set(repeated)
+    near = [item for item in _repeated(suite, _letters) if item not in exact]
     if near:
         yield f"{len(near)} texts differ in punctuation or digits alone: {_some(near)}"
     missing = [name for name, count in counts.items() if count == 0]
