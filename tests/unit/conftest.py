@@ -1,12 +1,15 @@
-"""Shared pieces of the unit tests: a tokenizer whose ids can be read, specs, a fake engine."""
+"""Shared pieces of the unit tests: a tokenizer whose ids can be read, specs, a signing key."""
 
 from collections.abc import Sequence
 
 import pytest
 
+from evals.signing import KeyPair
 from serving.contracts.task_spec import ClassificationSpec, TaskSpec
 from serving.tasks.catalog import load_specs
 from serving.tasks.prompt import Turn
+
+from .attested import make_key
 
 
 class CharacterTokenizer:
@@ -40,3 +43,8 @@ def sentiment(specs: dict[str, TaskSpec]) -> ClassificationSpec:
     spec = specs["sentiment"]
     assert isinstance(spec, ClassificationSpec)
     return spec
+
+
+@pytest.fixture(scope="session")
+def key(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
+    return make_key(tmp_path_factory.mktemp("trusted"))

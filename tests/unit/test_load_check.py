@@ -19,12 +19,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.local.checkpoint import Checkpoint
 from serving.local.load_check import Granted, LoadCheck
 
-from .attested import attest, make_key, predicate, result, write_model
-
-
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
-    return make_key(tmp_path_factory.mktemp("trusted"))
+from .attested import attest, predicate, result, write_model
 
 
 @pytest.fixture

@@ -28,11 +28,6 @@ from serving.local.trust import (
 from .attested import FILES, attest, make_key, predicate, result, write_model
 
 
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
-    return make_key(tmp_path_factory.mktemp("trusted"))
-
-
 @pytest.fixture
 def model(tmp_path: Path, key: KeyPair, specs: dict[str, TaskSpec]) -> Path:
     folder = write_model(tmp_path / "model")
