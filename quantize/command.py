@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from serving.local.interruption import run_until_stopped
 
 if TYPE_CHECKING:
     from quantize.run import Artifact, Request
@@ -67,19 +67,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say and print it."""
-    # As Ctrl-C: the worker is ended and the lock given back.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        if args.recipes:
-            return _list(args)
-        if args.compare:
-            from quantize.compare.command import run as run_comparison
+    return run_until_stopped(lambda: _run(args), "nothing was published")
 
-            return run_comparison(args)
-        return _quantize(args)
-    except KeyboardInterrupt:
-        print("narrowgate: stopped; nothing was published", file=sys.stderr)
-        return 130
+
+def _run(args: argparse.Namespace) -> int:
+    if args.recipes:
+        return _list(args)
+    if args.compare:
+        from quantize.compare.command import run as run_comparison
+
+        return run_comparison(args)
+    return _quantize(args)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -3,10 +3,11 @@
 import argparse
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from serving.local.interruption import run_until_stopped
 
 if TYPE_CHECKING:
     from evals.findings import Findings
@@ -76,13 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the gate, write attestation and report, print the verdicts."""
-    # As Ctrl-C: the engines are ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return _run(args)
-    except KeyboardInterrupt:
-        print("narrowgate: stopped; nothing was signed", file=sys.stderr)
-        return 130
+    return run_until_stopped(lambda: _run(args), "nothing was signed")
 
 
 def _run(args: argparse.Namespace) -> int:
