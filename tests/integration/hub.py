@@ -3,19 +3,19 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers for one repository; the attributes are set in a subclass."""
+    """Answers for models and data sets; the attributes are set in a subclass."""
 
     protocol_version = "HTTP/1.1"
-    repo: str
+    repos: Mapping[str, Path]
     revision: str
-    folder: Path
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -26,59 +26,61 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
 
-    def _names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
-
     def _answer(self) -> None:
-        path = self.path.partition("?")[0]
-        if path.startswith(f"/api/models/{self.repo}/revision/{self.revision}"):
-            siblings = [{"rfilename": name} for name in self._names()]
-            self._send_json({"id": self.repo, "sha": self.revision, "siblings": siblings})
-        elif path.startswith(f"/api/models/{self.repo}/tree/{self.revision}"):
-            self._send_json([self._entry(self.folder / name) for name in self._names()])
-        elif path.startswith(f"/{self.repo}/resolve/{self.revision}/"):
-            self._send_file(path.rpartition("/")[2])
-        else:
+        # /api/KIND/OWNER/NAME/VERB/REVISION/PATH, or /[KIND/]OWNER/NAME/resolve/REVISION/PATH.
+        path, _, query = unquote(self.path).partition("?")
+        parts = path.removeprefix("/api").strip("/").split("/")
+        if parts[0] in ("models", "datasets"):
+            del parts[0]
+        repo, verb, inner = "/".join(parts[:2]), parts[2:3], "/".join(parts[4:])
+        if repo not in self.repos or parts[3:4] != [self.revision]:
             self._send_json({"error": "not here"}, 404, "RepoNotFound")
-
-    def _entry(self, path: Path) -> dict[str, object]:
-        size = path.stat().st_size
-        return {"type": "file", "path": path.name, "oid": _etag(path), "size": size}
+            return
+        folder = self.repos[repo]
+        if verb == ["revision"]:
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            siblings = [{"rfilename": str(path.relative_to(folder))} for path in files]
+            self._send_json({"id": repo, "sha": self.revision, "siblings": siblings})
+        elif verb == ["tree"]:
+            pattern = "**/*" if "recursive=true" in query else "*"
+            self._send_json(_entries(folder, folder / inner, pattern))
+        elif verb == ["resolve"] and (folder / inner).is_file():
+            self._send_file(folder / inner)
+        else:
+            self._send_json({}, 404, "EntryNotFound")
 
     def _send_json(self, content: object, status: int = 200, error: str | None = None) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
+        headers = {"Content-Type": "application/json"}
         if error is not None:
-            self.send_header("X-Error-Code", error)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
+            headers["X-Error-Code"] = error
+        self._send(json.dumps(content).encode(), status, headers)
 
-    def _send_file(self, name: str) -> None:
-        if name not in self._names():
-            self._send_json({}, 404, "EntryNotFound")
-            return
-        data = (self.folder / name).read_bytes()
+    def _send_file(self, path: Path) -> None:
+        data = path.read_bytes()
         start, end, status = 0, len(data) - 1, 200
         if asked := self.headers.get("Range"):
             first, _, last = asked.removeprefix("bytes=").partition("-")
             start, end, status = int(first), min(int(last or end), end), 206
+        headers = {
+            "Content-Range": f"bytes {start}-{end}/{len(data)}",
+            "ETag": f'"{_etag(path)}"',
+            "X-Repo-Commit": self.revision,
+        }
+        self._send(data[start : end + 1], status, headers)
+
+    def _send(self, data: bytes, status: int, headers: Mapping[str, str]) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", str(end - start + 1))
-        self.send_header("Content-Range", f"bytes {start}-{end}/{len(data)}")
-        self.send_header("ETag", f'"{_etag(self.folder / name)}"')
-        self.send_header("X-Repo-Commit", self.revision)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(data[start : end + 1])
+            self.wfile.write(data)
 
 
 @contextmanager
-def serve_hub(repo: str, revision: str, folder: Path) -> Iterator[str]:
-    """Serve one repository at one commit and yield the endpoint."""
-    handler = type("Handler", (_Handler,), {"repo": repo, "revision": revision, "folder": folder})
+def serve_hub(repos: Mapping[str, Path], revision: str) -> Iterator[str]:
+    """Serve repositories, by owner/name, at one commit and yield the endpoint."""
+    handler = type("Handler", (_Handler,), {"repos": repos, "revision": revision})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -88,6 +90,18 @@ def serve_hub(repo: str, revision: str, folder: Path) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _entries(folder: Path, inside: Path, pattern: str) -> list[dict[str, object]]:
+    return [
+        {
+            "type": "directory" if path.is_dir() else "file",
+            "path": str(path.relative_to(folder)),
+            "oid": "0" if path.is_dir() else _etag(path),
+            "size": path.stat().st_size,
+        }
+        for path in sorted(inside.glob(pattern))
+    ]
 
 
 def _etag(path: Path) -> str:

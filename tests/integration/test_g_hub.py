@@ -20,7 +20,7 @@ REPO, COMMIT = "someone/small-llama", "c0ffee" + "0" * 34
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    with serve_hub(REPO, COMMIT, BASELINE) as url:
+    with serve_hub({REPO: BASELINE}, COMMIT) as url:
         yield url
 
 
