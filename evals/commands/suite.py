@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(*, as_json: bool) -> int:
-    from evals.public_sets import SETS
+    from evals.public_sets.catalog import SETS
 
     rows = [
         {"name": found.name, "task": found.task, "hub_id": found.hub_id, "split": found.split}
@@ -82,7 +82,9 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from evals.public_sets import SETS, fetch, origin_of, write_suite
+    from evals.public_sets.catalog import SETS
+    from evals.public_sets.fetch import fetch, origin_of
+    from evals.public_sets.folder import write_suite
     from evals.suite import load_suites
     from evals.suite_check import check
     from serving.contracts.errors import OutputInUse, UnknownTask

@@ -25,7 +25,7 @@ configs:
 
 FETCH = """
 import json, sys
-from evals.public_sets import fetch
+from evals.public_sets.fetch import fetch
 from serving.contracts.errors import InvalidSuite
 from serving.tasks.catalog import load_specs
 

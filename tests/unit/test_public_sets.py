@@ -14,17 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.commands import suite as command
-from evals.public_sets import (
-    SETS,
-    Origin,
-    Row,
-    datasheet,
-    fetch,
-    mentions,
-    origin_of,
-    sample,
-    write_suite,
-)
+from evals.public_sets.catalog import SETS, Row
+from evals.public_sets.conversion import mentions
+from evals.public_sets.fetch import Origin, fetch, origin_of
+from evals.public_sets.folder import datasheet, write_suite
+from evals.public_sets.selection import sample
 from evals.suite import load_suites
 from evals.suite_check import check
 from serving.contracts.errors import InvalidSuite, OutputInUse, UnknownTask

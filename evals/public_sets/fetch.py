@@ -1,0 +1,97 @@
+"""From the name of a public data set to a suite's rows, and the record of how they were got."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evals.public_sets.catalog import SETS, PublicSet, Row
+from evals.public_sets.conversion import converted
+from evals.public_sets.records import LOADERS, from_files, from_hub
+from evals.public_sets.selection import distinct, sample
+from serving.contracts.errors import InvalidSuite
+from serving.contracts.task_spec import TaskSpec
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where rows came from. files: SHA-256 (hex) by name; none from the hub. limit: None: all."""
+
+    source: PublicSet
+    revision: str | None
+    files: Mapping[str, str]
+    limit: int | None
+    seed: int
+
+
+def origin_of(
+    name: str, *, revision: str | None, files: Sequence[Path], limit: int | None, seed: int
+) -> Origin:
+    """Return the record of a fetch. Blocking: digests the files. Raises InvalidSuite."""
+    _checked(name, revision, files)
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return Origin(SETS[name], revision, digests, limit, seed)
+
+
+def fetch(
+    name: str,
+    spec: TaskSpec,
+    *,
+    revision: str | None,
+    files: Sequence[Path],
+    limit: int | None,
+    seed: int,
+) -> list[Row]:
+    """Return the set's rows in a suite's format, in the source's order.
+
+    revision: the commit on the hub, 40 hex digits; None with files. files: parquet, JSON, JSONL or
+    CSV instead of the hub. limit: how many rows to draw, with the labels in the shares that they
+    have; None for all. Blocking, and reaches the network where there are no files.
+    Raises InvalidSuite.
+    """
+    source = _checked(name, revision, files)
+    if source.kind != spec.kind:
+        raise InvalidSuite(
+            f"{name} is a {source.kind}, and task {spec.name!r} is a {spec.kind}",
+            field="task",
+            fix=f"name a task such as {source.task}",
+        )
+    if limit is not None and limit < 1:
+        raise InvalidSuite(f"limit is {limit}", field="limit", fix="use 1 or more")
+    records = from_files(files) if files else from_hub(source, str(revision))
+    rows = distinct(list(converted(source, spec, records)), spec)
+    if not rows:
+        raise InvalidSuite(f"{name} gave no row that task {spec.name!r} can use", field="suite")
+    return rows if limit is None else sample(rows, limit, seed)
+
+
+def _checked(name: str, revision: str | None, files: Sequence[Path]) -> PublicSet:
+    if name not in SETS:
+        raise InvalidSuite(
+            f"no data set {name!r}", field="name", fix="use one of: " + ", ".join(sorted(SETS))
+        )
+    if bool(files) == (revision is not None):
+        raise InvalidSuite(
+            "a set comes either from the hub or from files",
+            field="revision",
+            fix="pass --revision COMMIT or --file PATH",
+        )
+    if revision is not None and not _COMMIT.match(revision):
+        raise InvalidSuite(
+            f"revision is {revision!r}: a branch or tag can move",
+            field="revision",
+            fix="pass the commit, 40 hex digits",
+        )
+    for path in files:
+        if not path.is_file():
+            raise InvalidSuite(f"no file {str(path)!r}", field="file")
+        if path.suffix.lower() not in LOADERS:
+            raise InvalidSuite(
+                f"{path.name} is no kind of file that is read",
+                field="file",
+                fix="use one of: " + ", ".join(LOADERS),
+            )
+    return SETS[name]

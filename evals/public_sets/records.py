@@ -1,0 +1,72 @@
+"""A set's records as its source has them: from the hub at a commit, or from local files."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.public_sets.catalog import PublicSet, Row
+from serving.contracts.errors import InvalidSuite
+
+LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+"""What reads a local file, by its suffix."""
+
+
+def from_hub(source: PublicSet, revision: str) -> Iterator[Row]:
+    """Yield the set's records at a commit. Blocking, over the network. Raises InvalidSuite."""
+    part = None
+    if source.folder is not None:
+        part = {source.split: f"{source.folder}/{source.split}/*.parquet"}
+    for config in source.configs:
+        yield from _load(
+            f"{source.hub_id} at {revision}", source.hub_id,
+            name=config, data_files=part, split=source.split, revision=revision,
+        )  # fmt: skip
+
+
+def from_files(files: Sequence[Path]) -> Iterator[Row]:
+    """Yield the records of files with known suffixes, in order. Blocking. Raises InvalidSuite."""
+    for path in files:
+        # A cache of its own: the shared one would keep a copy of every file.
+        with tempfile.TemporaryDirectory() as cache:
+            rows = _load(
+                path.name, LOADERS[path.suffix.lower()],
+                data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True,
+            )  # fmt: skip
+        yield from rows
+
+
+def _load(what: str, path: str, **options: Any) -> list[Row]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        dataset = load_dataset(path, **options)
+        rows: list[Row] = dataset.to_list()
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise InvalidSuite(
+            f"{what} cannot be read: {error}",
+            field="suite",
+            fix="check id, commit, access (HF_TOKEN) and network, or name local files; for a data "
+            "set with a loading script use a commit of its refs/convert/parquet",
+        ) from error
+    for column, feature in dataset.features.items():
+        if names := getattr(getattr(feature, "feature", feature), "names", None):
+            for row in rows:
+                row[column] = named(row[column], names)
+    return rows
+
+
+def named(value: Any, names: Sequence[str]) -> Any:
+    """Return a value with the names of its class numbers, nested lists too; others as they are.
+
+    Raises InvalidSuite for a number without a name.
+    """
+    if isinstance(value, list):
+        return [named(item, names) for item in value]
+    if isinstance(value, int):
+        # -1 is how the hub writes that a test split's labels are withheld.
+        if not 0 <= value < len(names):
+            raise InvalidSuite(f"{value} is no class of {list(names)}", field="suite")
+        return names[value]
+    return value

@@ -1,0 +1,60 @@
+"""Which rows a suite holds, and which of them are drawn. Pure.
+
+Texts stay as they are in the source; what a suite cannot hold is left out: a text that is empty,
+that comes again, that has two different answers, or that the task's own prompt shows.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evals.public_sets.catalog import FLORES, Row
+from evals.suite_check import few_shot_digests
+from serving.contracts.task_spec import TaskSpec
+from serving.tasks.fingerprint import text_digest
+
+
+def distinct(rows: Sequence[Row], spec: TaskSpec) -> list[Row]:
+    """Return the rows that a suite can hold, in their order."""
+    shown = few_shot_digests(spec)
+    first: dict[str, Row] = {}
+    contradicted: set[str] = set()
+    kept = []
+    for row in rows:
+        texts = {code: row[code] for code in ("text", *FLORES) if code in row}
+        digests = {code: text_digest(text) for code, text in texts.items()}
+        if not all(texts.values()) or shown & set(digests.values()):
+            continue
+        keys = [f"{code} {digest}" for code, digest in digests.items()]
+        earlier = [first[key] for key in keys if key in first]
+        contradicted |= {other["id"] for other in earlier if _answer(other) != _answer(row)}
+        if not earlier:
+            first |= dict.fromkeys(keys, row)
+            kept.append(row)
+    return [row for row in kept if row["id"] not in contradicted]
+
+
+def sample(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
+    """Return `limit` rows in their order, each label's share kept to within one row.
+
+    The rows left over by rounding go to the labels with the largest remainders.
+    """
+    if limit >= len(rows):
+        return list(rows)
+    strata: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        strata.setdefault(str(row.get("label", "")), []).append(index)
+    quotas = {name: limit * len(found) / len(rows) for name, found in strata.items()}
+    taken = {name: int(quota) for name, quota in quotas.items()}
+    order = sorted(strata, key=lambda name: (taken[name] - quotas[name], name))
+    for name in order[: limit - sum(taken.values())]:
+        taken[name] += 1
+    random = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for name in sorted(strata):
+        chosen += random.choice(strata[name], taken[name], replace=False).tolist()
+    return [rows[index] for index in sorted(chosen)]
+
+
+def _answer(row: Row) -> object:
+    return row.get("label", row.get("entities"))
