@@ -84,7 +84,9 @@ class Answer(_Frozen):
     task: str
     value: Value
     label_probabilities: dict[str, float] | None
-    confidence: float = Field(ge=0.0, le=1.0, description="raw confidence")
+    confidence: float | None = Field(
+        ge=0.0, le=1.0, description="raw confidence; null for a frontier model, which tells none"
+    )
     calibrated_confidence: float | None = Field(
         default=None, ge=0.0, le=1.0, description="probability of being right, where attested"
     )
@@ -94,6 +96,7 @@ class Answer(_Frozen):
     valid: bool
     notes: tuple[str, ...]
     route: Route
+    reason: str = Field(description="why it took this route: docs/routing.md lists the reasons")
     model: str
     usage: Usage
     cost_usd: Decimal | None = Field(default=None, description="null where no price is configured")

@@ -227,7 +227,7 @@ class FrontierRejected(FrontierError):
 class FrontierContextTooLong(FrontierRejected):
     """The request does not fit the frontier model's window."""
 
-    code = "context_length_exceeded"
+    code = "frontier_context_length_exceeded"
 
 
 class FrontierAuthFailed(FrontierError):

@@ -19,11 +19,13 @@ class OutputBounds:
 
     max_tokens: hard limit. stop: added where the client names no stop sequences.
     directive: a sentence for the system prompt that asks for this length; None adds nothing.
+    thinking: False asks models that think unless told otherwise, at the cost of max_tokens, not to.
     """
 
     max_tokens: int
     stop: tuple[str, ...] = ()
     directive: str | None = None
+    thinking: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,8 @@ class CompletionStream:
     """An answer that has begun: its first event is there, so no other provider is tried.
 
     events: OpenAI `chat.completion.chunk` documents, the last of them with `usage`; raises
-    FrontierStreamBroken where the provider breaks off. Closing the iterator cancels upstream.
+    FrontierStreamBroken where the provider breaks off. Closing the iterator (`aclose`) cancels
+    upstream, also before the first event was taken from it.
     usage: set by the time the events end; None where the provider never told.
     """
 

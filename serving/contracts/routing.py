@@ -38,7 +38,10 @@ class Decision:
 
     task: the narrow task it is, input included, or None. certainty: probability of that task, or
     of none. complexity: in [0, 1]; None where nothing was scored. tier: where it goes if not
-    answered locally. because: the rule or the scores, for logs.
+    answered locally. because: the rule or the scores, for logs. labels: of a task with labels or
+    entity types, those that the client named, each with the client's own word for it; None where
+    it named none. An answer outside them is not what was asked and must escalate; entities of
+    other types are left out.
     """
 
     task: TaskRequest | None
@@ -46,6 +49,7 @@ class Decision:
     complexity: float | None
     tier: Tier
     because: str
+    labels: Mapping[str, str] | None = None
 
 
 class Router(Protocol):
@@ -53,4 +57,12 @@ class Router(Protocol):
 
     async def decide(self, body: Mapping[str, Any]) -> Decision:
         """Return the way of a chat request. body: fields of OpenAI's chat completions."""
+        ...
+
+
+class DecisionLog(Protocol):
+    """Keeps what went to a frontier model, for people to label and the router to learn from."""
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Take a row to be written; never blocks and never raises."""
         ...

@@ -45,8 +45,8 @@ class RoutingSettings(_Frozen):
     task_tier: Tier = Field(default="economy", description="tier for tasks that escalate")
     escalate_on: tuple[Reason, ...] = Field(
         default=(
-            "below_threshold", "invalid_output", "not_attested", "overload", "local_failure",
-            "deadline_at_risk",
+            "out_of_scope", "below_threshold", "invalid_output", "not_attested", "overload",
+            "local_failure", "deadline_at_risk",
         ),
         description="reasons for which a task goes to a frontier model",
     )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Frontier APIs behind one door: bounds, prompt caching, retries, fallback, circuit breakers."""

@@ -1,0 +1,56 @@
+"""Builds the frontier from settings: reads keys, opens nothing."""
+
+import logging
+import random
+from collections.abc import Mapping
+
+from pydantic import SecretStr
+
+from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
+from serving.contracts.prices import TokenPrices
+from serving.frontier.anthropic_api import AnthropicApi
+from serving.frontier.events import FrontierEvents
+from serving.frontier.frontier import FrontierStack
+from serving.frontier.keys import resolve_key
+from serving.frontier.openai_api import OpenAIApi
+from serving.frontier.provider import Provider
+from serving.frontier.provider_api import ProviderApi
+
+_APIS: dict[str, type[OpenAIApi] | type[AnthropicApi]] = {
+    "openai": OpenAIApi,
+    "anthropic": AnthropicApi,
+}
+_CHATTY_LOGGERS = ("openai", "anthropic", "httpx2", "httpcore2")
+
+
+def build_frontier(
+    settings: FrontierSettings,
+    prices: Mapping[str, TokenPrices],
+    environ: Mapping[str, str],
+    events: FrontierEvents,
+) -> FrontierStack:
+    """Return the frontier of these settings; close it with `aclose`.
+
+    prices: by `provider/model`; a target without one cannot be chosen under max_cost_usd and gets
+    no cache breakpoints. Providers without a key are left out. Reads key files, blocking. Raises
+    InvalidSettings where a named key file gives no key.
+    """
+    _quiet()
+    providers = {}
+    for name, provider in settings.providers.items():
+        key = resolve_key(name, provider, environ)
+        if key is not None or provider.keyless:
+            api = _api(name, provider, key)
+            providers[name] = Provider(name, provider, api, events, random.Random())  # noqa: S311
+    return FrontierStack(settings, providers, prices, events)
+
+
+def _api(name: str, settings: ProviderSettings, key: SecretStr | None) -> ProviderApi:
+    return _APIS[settings.api](name, settings, key)
+
+
+def _quiet() -> None:
+    """Keep the SDKs and their HTTP client from logging requests: at DEBUG they print prompts."""
+    for name in _CHATTY_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(max(logger.level, logging.WARNING))

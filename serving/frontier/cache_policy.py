@@ -1,0 +1,121 @@
+"""Whether caching a prefix pays. Pure but for its memory of prefixes seen; the clock is injected.
+
+A cache write costs w instead of i a token, each read r instead of i. With n reads a write,
+caching pays when n (i - r) > w - i, that is beyond n* = (w - i) / (i - r) reads.
+"""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal
+
+from serving.contracts.frontier_settings import PromptCacheSettings
+from serving.contracts.prices import TokenPrices
+from serving.frontier.prompt_cache import Prefix
+
+Ttl = Literal["5m", "1h"]
+TTL_S: dict[Ttl, float] = {"5m": 300.0, "1h": 3600.0}
+
+MIN_TOKENS = 1024
+"""The least that OpenAI and most Anthropic models cache; a breakpoint below a model's own minimum
+is ignored by it and costs nothing."""
+
+_REMEMBERED_GAPS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDecision:
+    """Why a prefix is cached or not, for logs.
+
+    expected_reuses: reads a write. break_even: reads from which caching pays; None without prices,
+    or where reads are not cheaper than input. ttl: None where it is not cached.
+    """
+
+    prefix_id: str
+    tokens: int
+    ttl: Ttl | None
+    reason: Literal["pays", "too_short", "too_rare", "no_price", "reads_not_cheaper", "disabled"]
+    expected_reuses: float = 0.0
+    break_even: Decimal | None = None
+
+
+@dataclass(slots=True)
+class _Seen:
+    at_s: float
+    gaps_s: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_GAPS))
+
+
+def break_even_reuses(prices: TokenPrices, ttl: Ttl) -> Decimal | None:
+    """Return the reads a write from which caching pays; None where reads are not cheaper."""
+    write = prices.cache_write_5m if ttl == "5m" else prices.cache_write_1h
+    saved = prices.uncached_input - prices.cache_read
+    if saved <= 0:
+        return None
+    return max(Decimal(0), write - prices.uncached_input) / saved
+
+
+class CachePolicy:
+    """Remembers when prefixes came and decides which to cache."""
+
+    def __init__(
+        self, settings: PromptCacheSettings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._labels: set[str] = set()
+
+    def label(self, prefix: Prefix) -> str:
+        """Return a prefix's id for metrics: its own if it came twice, among so many, else `other`.
+
+        Prefixes that change with each request would otherwise make a label each.
+        """
+        seen = self._seen.get(prefix.digest)
+        if seen and seen.gaps_s and len(self._labels) < self._settings.tracked_prefixes:
+            self._labels.add(prefix.id)
+        return prefix.id if prefix.id in self._labels else "other"
+
+    def observe(self, prefixes: Sequence[Prefix]) -> None:
+        """Note that a request with these prefixes came. The longest unseen are forgotten first."""
+        now = self._clock()
+        for prefix in prefixes:
+            seen = self._seen.get(prefix.digest)
+            if seen is None:
+                self._seen[prefix.digest] = _Seen(now)
+            else:
+                seen.gaps_s.append(now - seen.at_s)
+                seen.at_s = now
+                self._seen.move_to_end(prefix.digest)
+        while len(self._seen) > self._settings.tracked_prefixes:
+            self._seen.popitem(last=False)
+
+    def expected_reuses(self, prefix: Prefix, ttl: Ttl) -> float:
+        """Return the reads that a write is expected to get; a read renews the time to live.
+
+        Observed: gaps within the time to live, a write being due at the start and after each
+        longer gap. The setting where nothing was observed yet.
+        """
+        seen = self._seen.get(prefix.digest)
+        if seen is None or not seen.gaps_s:
+            return self._settings.expected_reuses
+        reads = sum(gap <= TTL_S[ttl] for gap in seen.gaps_s)
+        return reads / (len(seen.gaps_s) - reads + 1)
+
+    def decide(self, prefix: Prefix, prices: TokenPrices | None) -> CacheDecision:
+        """Say whether to cache a prefix, and for how long: the shortest time that pays."""
+        if not self._settings.enabled:
+            return CacheDecision(prefix.id, prefix.tokens, None, "disabled")
+        if prefix.tokens < MIN_TOKENS:
+            return CacheDecision(prefix.id, prefix.tokens, None, "too_short")
+        if prices is None:
+            return CacheDecision(prefix.id, prefix.tokens, None, "no_price")
+        for ttl in TTL_S:
+            expected = self.expected_reuses(prefix, ttl)
+            least = break_even_reuses(prices, ttl)
+            if least is None:
+                return CacheDecision(prefix.id, prefix.tokens, None, "reads_not_cheaper", expected)
+            if Decimal(expected) > least:
+                return CacheDecision(prefix.id, prefix.tokens, ttl, "pays", expected, least)
+        return CacheDecision(prefix.id, prefix.tokens, None, "too_rare", expected, least)

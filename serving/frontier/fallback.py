@@ -1,0 +1,100 @@
+"""One target after the other, or, where hedging is on, the next beside one that is silent."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from serving.contracts.deadline import Deadline
+from serving.contracts.errors import FrontierError
+from serving.frontier.failures import may_fall_back
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Way(Generic[T]):
+    """How targets are asked.
+
+    ask: asks one target. fell_back: told of (from, to, reason). discard: ends an answer that came
+    at the same moment as the one that is taken. lost: told of a target whose call was cancelled.
+    """
+
+    ask: Callable[[str], Awaitable[T]]
+    fell_back: Callable[[str, str, str], None]
+    discard: Callable[[T], Awaitable[None]]
+    lost: Callable[[str], None]
+
+
+async def in_order(targets: Sequence[str], way: Way[T], deadline: Deadline) -> T:
+    """Return the first answer; ask a target only when the one before it failed for good.
+
+    Raises the error of the last target asked, or at once one after which none may be asked.
+    """
+    for target, following in zip(targets, [*targets[1:], None], strict=True):
+        try:
+            return await way.ask(target)
+        except FrontierError as error:
+            if following is None or not may_fall_back(error) or not deadline.remaining_s():
+                raise
+            way.fell_back(target, following, error.code)
+    raise AssertionError("at least one target")
+
+
+async def hedged(targets: Sequence[str], way: Way[T], deadline: Deadline, after_s: float) -> T:
+    """As `in_order`, but ask the second target also when the first is silent for so long.
+
+    Two calls at most are in flight. The first answer wins and the other call is cancelled; both
+    may be billed.
+    """
+    waiting = list(targets)
+    running: dict[asyncio.Task[T], str] = {}
+    last: FrontierError | None = None
+    try:
+        while running or _go_on(last, waiting, deadline):
+            if not running:
+                _start(waiting, way, running)
+            may_hedge = bool(waiting) and len(running) == 1
+            done, _ = await asyncio.wait(
+                running,
+                timeout=after_s if may_hedge else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not done:
+                way.fell_back(next(iter(running.values())), waiting[0], "hedge")
+                _start(waiting, way, running)
+            for task in sorted(done, key=lambda task: task.exception() is not None):
+                target = running.pop(task)
+                try:
+                    return task.result()
+                except FrontierError as error:
+                    last = error
+                    if not may_fall_back(error):
+                        waiting.clear()
+                    if not running and _go_on(last, waiting, deadline):
+                        way.fell_back(target, waiting[0], error.code)
+    finally:
+        await _end(running, way)
+    assert last is not None
+    raise last
+
+
+def _go_on(last: FrontierError | None, waiting: Sequence[str], deadline: Deadline) -> bool:
+    return bool(waiting) and (last is None or bool(deadline.remaining_s()))
+
+
+def _start(waiting: list[str], way: Way[T], running: dict[asyncio.Task[T], str]) -> None:
+    target = waiting.pop(0)
+    running[asyncio.ensure_future(way.ask(target))] = target
+
+
+async def _end(running: dict[asyncio.Task[T], str], way: Way[T]) -> None:
+    """Cancel what still runs and wait for it; end answers that nobody takes."""
+    for task in running:
+        task.cancel()
+    results = await asyncio.gather(*running, return_exceptions=True)
+    for target, result in zip(running.values(), results, strict=True):
+        if isinstance(result, asyncio.CancelledError):
+            way.lost(target)
+        elif not isinstance(result, BaseException):
+            await way.discard(result)

@@ -1,0 +1,74 @@
+"""Watches the prefixes that markers end: what to cache, what came from the cache, what changes."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+
+from serving.contracts.answer import Usage
+from serving.contracts.prices import TokenPrices
+from serving.frontier.cache_policy import MIN_TOKENS, CachePolicy
+from serving.frontier.events import FrontierEvents
+from serving.frontier.prefix_lint import PrefixLinter, PrefixWarning
+from serving.frontier.prompt_cache import Prefix
+from serving.frontier.provider_api import CachePlan
+from serving.frontier.usage import input_tokens
+
+logger = logging.getLogger(__name__)
+
+
+class PrefixWatch:
+    """Joins the cache policy, the linter and their metrics."""
+
+    def __init__(self, policy: CachePolicy, linter: PrefixLinter, events: FrontierEvents) -> None:
+        self._policy = policy
+        self._linter = linter
+        self._events = events
+
+    @property
+    def warnings(self) -> tuple[PrefixWarning, ...]:
+        """Return what the linter found."""
+        return tuple(self._linter.warnings)
+
+    def came(self, purpose: str, prefixes: Sequence[Prefix]) -> None:
+        """Note a request's prefixes; log a new kind of change in what should be static, once."""
+        self._policy.observe(prefixes)
+        for position, prefix in enumerate(prefixes):
+            # Of the place, not of the text: an unstable text would make an id for each request.
+            place = hashlib.sha256(f"{purpose}\x00{position}".encode()).hexdigest()[:12]
+            warning, unstable = self._linter.observe(purpose, position, place, prefix.text)
+            if unstable:
+                self._events.prefix_unstable(place)
+            if warning is not None:
+                logger.warning(
+                    "frontier_prefix_unstable purpose=%s position=%d kind=%s at_char=%d "
+                    "before_chars=%d after_chars=%d",
+                    purpose,
+                    position,
+                    warning.kind,
+                    warning.start,
+                    len(warning.before),
+                    len(warning.after),
+                )
+
+    def plan(self, prefixes: Sequence[Prefix], prices: TokenPrices | None) -> CachePlan:
+        """Return what to cache at a provider with these prices.
+
+        Routing by prefix costs nothing, so it needs no break-even, only a prefix long enough.
+        """
+        placed = []
+        routing: str | None = None
+        for prefix in prefixes:
+            decision = self._policy.decide(prefix, prices)
+            logger.debug("frontier_cache_decision %s", decision)
+            if decision.ttl is not None:
+                placed.append((prefix, decision.ttl))
+            if decision.reason != "disabled" and prefix.tokens >= MIN_TOKENS:
+                routing = prefix.digest
+        return CachePlan(tuple(placed), routing)
+
+    def answered(self, prefixes: Sequence[Prefix], usage: Usage) -> None:
+        """Note how much of an answered request's input was read from the provider's cache."""
+        if prefixes:
+            self._events.prefix_read(
+                self._policy.label(prefixes[-1]), usage.cache_read_tokens, input_tokens(usage)
+            )

@@ -1,0 +1,203 @@
+"""Where a prompt's static part ends: finds markers, takes them out, places breakpoints. Pure."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serving.frontier.usage import CHARS_PER_TOKEN
+
+MAX_BREAKPOINTS = 4
+"""Anthropic takes four a request. Of more markers the first four count: they bound the most stable
+text, and markers that came in with a user's input, at the end, cannot displace them."""
+
+_MARKED_ROLES = ("system", "developer", "user")
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The static part up to one marker.
+
+    message, part: where its last text is in the stripped body; part is None where the content is a
+    string. end: characters of that text which belong to it. digest: SHA-256, hex, of tools and
+    messages up to there. text: the marked text alone up to the marker, for the linter.
+    """
+
+    message: int
+    part: int | None
+    end: int
+    digest: str
+    tokens: int
+    text: str
+
+    @property
+    def id(self) -> str:
+        """Return what logs and metrics call it."""
+        return self.digest[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPrompt:
+    """A body without markers, and the prefixes that they ended, shortest first."""
+
+    body: dict[str, Any]
+    prefixes: tuple[Prefix, ...]
+
+
+def split_prompt(body: Mapping[str, Any], marker: str) -> SplitPrompt:
+    """Take every marker out of a body and say which prefixes they ended.
+
+    A marker on a line of its own goes with its line. Markers in texts of system and user messages
+    end prefixes; elsewhere (answers, tools, formats) they are only taken out. A marker at the
+    start of a text ends the text before it. Where taking markers out of a text forms a new one,
+    that goes too, and the text ends no prefix.
+    """
+    stripped = {
+        name: value if name == "messages" else _without(value, marker)
+        for name, value in body.items()
+    }
+    if isinstance(stripped.get("stop"), list):
+        stripped["stop"] = [text for text in stripped["stop"] if text]
+    walk = _Walk(marker, stripped.get("tools"))
+    messages = body.get("messages", [])
+    stripped["messages"] = [walk.message(n, message) for n, message in enumerate(messages)]
+    return SplitPrompt(stripped, tuple(walk.prefixes[:MAX_BREAKPOINTS]))
+
+
+def with_breakpoints(
+    body: Mapping[str, Any], placed: Sequence[tuple[Prefix, Mapping[str, str]]]
+) -> dict[str, Any]:
+    """Split texts of a stripped body where prefixes end and mark the ends with `cache_control`."""
+    messages = list(body["messages"])
+    for index in {prefix.message for prefix, _ in placed}:
+        message = dict(messages[index])
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        message["content"] = [
+            piece
+            for n, part in enumerate(parts)
+            for piece in _cut(
+                part,
+                {p.end: c for p, c in placed if p.message == index and (p.part or 0) == n},
+            )
+        ]
+        messages[index] = message
+    return {**body, "messages": messages}
+
+
+def canonical(value: object) -> str:
+    """Return JSON with sorted keys; lists keep their order, which may matter to the model."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+class _Walk:
+    """Goes through the messages in order and collects prefixes."""
+
+    def __init__(self, marker: str, tools: object) -> None:
+        self._marker = marker
+        found = re.escape(marker)
+        self._pattern = re.compile(rf"^[ \t]*{found}[ \t]*(?:\r?\n|\Z)|{found}", re.MULTILINE)
+        start = canonical(tools) if tools else ""
+        self._hash = hashlib.sha256(start.encode("utf-8", "surrogatepass"))
+        self._chars = len(start)
+        self._last: tuple[int, int | None, int, str] | None = None
+        self.prefixes: list[Prefix] = []
+
+    def message(self, index: int, message: object) -> Any:
+        if not isinstance(message, dict):
+            return _without(message, self._marker)
+        role, content = message.get("role"), message.get("content")
+        self._take(f"\x00{role}\x00")
+        rest = {n: _without(v, self._marker) for n, v in message.items() if n != "content"}
+        if isinstance(content, str):
+            rest["content"] = self._text(index, None, role, content)
+        elif isinstance(content, list):
+            rest["content"] = [self._part(index, n, role, part) for n, part in enumerate(content)]
+        elif "content" in message:
+            rest["content"] = _without(content, self._marker)
+        others = {n: v for n, v in rest.items() if n not in ("role", "content")}
+        if others:
+            self._take(canonical(others))
+        return rest
+
+    def _part(self, index: int, number: int, role: object, part: object) -> Any:
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            text = self._text(index, number, role, part["text"])
+            others = {n: _without(v, self._marker) for n, v in part.items() if n != "text"}
+            return {**others, "text": text}
+        part = _without(part, self._marker)
+        self._take(canonical(part))
+        return part
+
+    def _text(self, index: int, number: int | None, role: object, text: str) -> str:
+        if self._marker not in text:
+            self._take(text)
+            self._remember(index, number, text)
+            return text
+        pieces = self._pattern.split(text)
+        joined: str = "".join(pieces)
+        if role not in _MARKED_ROLES or self._marker in joined:
+            while self._marker in joined:
+                joined = joined.replace(self._marker, "")
+            self._take(joined)
+            self._remember(index, number, joined)
+            return joined
+        end = 0
+        for piece in pieces[:-1]:
+            self._take(piece)
+            end += len(piece)
+            self._remember(index, number, joined[:end])
+            self._end_prefix()
+        self._take(pieces[-1])
+        self._remember(index, number, joined)
+        return joined
+
+    def _take(self, text: str) -> None:
+        self._hash.update(text.encode("utf-8", "surrogatepass"))
+        self._chars += len(text)
+
+    def _remember(self, index: int, number: int | None, text: str) -> None:
+        if text.strip():
+            self._last = (index, number, len(text), text)
+
+    def _end_prefix(self) -> None:
+        if self._last is None:
+            return
+        index, number, end, text = self._last
+        before = self.prefixes[-1] if self.prefixes else None
+        here = before is not None and (before.message, before.part) == (index, number)
+        if before and here and not text[before.end : end].strip():
+            # Between the two is nothing, or nothing but white space: one breakpoint is enough.
+            return
+        tokens = self._chars // CHARS_PER_TOKEN
+        self.prefixes.append(Prefix(index, number, end, self._hash.hexdigest(), tokens, text))
+
+
+def _without(value: Any, marker: str) -> Any:
+    """Take markers out of every string in a value, until none is left."""
+    if isinstance(value, str):
+        while marker in value:
+            value = value.replace(marker, "")
+        return value
+    if isinstance(value, list):
+        return [_without(item, marker) for item in value]
+    if isinstance(value, dict):
+        return {name: _without(item, marker) for name, item in value.items()}
+    return value
+
+
+def _cut(part: dict[str, Any], ends: Mapping[int, Mapping[str, str]]) -> list[dict[str, Any]]:
+    if not ends:
+        return [part]
+    text, pieces, start = part["text"], [], 0
+    for end in sorted(ends):
+        pieces.append({**part, "text": text[start:end], "cache_control": dict(ends[end])})
+        start = end
+    if text[start:].strip():
+        pieces.append({**part, "text": text[start:]})
+    else:
+        # Providers refuse texts of white space alone; dropping it could join two words.
+        pieces[-1]["text"] += text[start:]
+    return pieces

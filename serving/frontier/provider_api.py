@@ -1,0 +1,64 @@
+"""What every wire format offers to the rest: one whole answer, or a stream of chunks."""
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from serving.contracts.answer import Usage
+from serving.frontier.cache_policy import Ttl
+from serving.frontier.prompt_cache import Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """An OpenAI `chat.completion` and what it used; usage is None where the provider never told."""
+
+    body: dict[str, Any]
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPart:
+    """One OpenAI `chat.completion.chunk`. usage: of the whole answer, so far as it is known."""
+
+    chunk: dict[str, Any]
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """Prefixes to cache. routing_digest: of the longest prefix worth routing by, if any."""
+
+    breakpoints: tuple[tuple[Prefix, Ttl], ...] = ()
+    routing_digest: str | None = None
+
+
+class ProviderApi(Protocol):
+    """One provider's wire format and connection. Raises FrontierErrors alone.
+
+    thinks_by_default: its models think unless told otherwise, and it takes `reasoning_effort`.
+    """
+
+    thinks_by_default: bool
+
+    def request(self, body: Mapping[str, Any], model: str, plan: CachePlan) -> dict[str, Any]:
+        """Return the provider's own request for a bounded body without markers.
+
+        Raises FrontierRejected where it has no words for something that the body asks.
+        """
+        ...
+
+    async def whole(self, request: dict[str, Any]) -> WholeAnswer:
+        """Send a request and read its answer. Cancelling closes the connection."""
+        ...
+
+    def stream(self, request: dict[str, Any]) -> AsyncGenerator[StreamPart, None]:
+        """Send a request and yield its chunks. Closing the generator closes the connection.
+
+        Raises FrontierStreamBroken where the answer ends before it is finished.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        ...

@@ -1,0 +1,108 @@
+"""Providers' token counts as exclusive classes, and back. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from serving.contracts.answer import Usage
+
+CHARS_PER_TOKEN = 4
+"""Rough, for English; used where a provider does not tell and for minimum prefix lengths."""
+
+
+def from_openai(data: object) -> Usage | None:
+    """Read OpenAI's usage; None where it is missing or no count of tokens.
+
+    prompt_tokens includes cached and written tokens, completion_tokens includes reasoning. Parts
+    beyond their whole are cut to it. Some compatible servers count reasoning beside
+    completion_tokens, which shows in their total. Writes are booked as 5-minute writes: OpenAI has
+    one price for them.
+    """
+    if not isinstance(data, Mapping):
+        return None
+    prompt, completion = _count(data.get("prompt_tokens")), _count(data.get("completion_tokens"))
+    if prompt is None or completion is None:
+        return None
+    read = min(_part(data, "prompt_tokens_details", "cached_tokens"), prompt)
+    written = min(_part(data, "prompt_tokens_details", "cache_write_tokens"), prompt - read)
+    reasoning = _part(data, "completion_tokens_details", "reasoning_tokens")
+    if data.get("total_tokens") == prompt + completion + reasoning:
+        output = completion
+    else:
+        reasoning = min(reasoning, completion)
+        output = completion - reasoning
+    return Usage(
+        uncached_input_tokens=prompt - read - written,
+        cache_read_tokens=read,
+        cache_write_5m_tokens=written,
+        output_tokens=output,
+        reasoning_tokens=reasoning,
+    )
+
+
+def from_anthropic(data: object) -> Usage | None:
+    """Read Anthropic's usage; None where it is missing or no count of tokens.
+
+    input_tokens excludes cache reads and writes; output_tokens includes thinking. Writes that the
+    breakdown by time to live does not cover are booked as 5-minute writes, the default.
+    """
+    if not isinstance(data, Mapping):
+        return None
+    uncached, output = _count(data.get("input_tokens")), _count(data.get("output_tokens"))
+    if uncached is None or output is None:
+        return None
+    hour = _part(data, "cache_creation", "ephemeral_1h_input_tokens")
+    short = _part(data, "cache_creation", "ephemeral_5m_input_tokens")
+    written = _count(data.get("cache_creation_input_tokens")) or 0
+    thinking = min(_part(data, "output_tokens_details", "thinking_tokens"), output)
+    return Usage(
+        uncached_input_tokens=uncached,
+        cache_read_tokens=_count(data.get("cache_read_input_tokens")) or 0,
+        cache_write_5m_tokens=max(short, written - hour),
+        cache_write_1h_tokens=hour,
+        output_tokens=output - thinking,
+        reasoning_tokens=thinking,
+    )
+
+
+def to_openai(usage: Usage) -> dict[str, Any]:
+    """Write usage in OpenAI's shape, as from_openai reads it."""
+    written = usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
+    prompt = usage.uncached_input_tokens + usage.cache_read_tokens + written
+    completion = usage.output_tokens + usage.reasoning_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cache_read_tokens,
+            "cache_write_tokens": written,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def input_tokens(usage: Usage) -> int:
+    """Return all input of a usage, tokens."""
+    return (
+        usage.uncached_input_tokens
+        + usage.cache_read_tokens
+        + usage.cache_write_5m_tokens
+        + usage.cache_write_1h_tokens
+    )
+
+
+def estimated(prompt_chars: int, answer_chars: int) -> Usage:
+    """Return a rough usage for an answer whose provider did not tell."""
+    return Usage(
+        uncached_input_tokens=-(-prompt_chars // CHARS_PER_TOKEN),
+        output_tokens=-(-answer_chars // CHARS_PER_TOKEN),
+    )
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _part(data: Mapping[str, Any], group: str, name: str) -> int:
+    inner = data.get(group)
+    return (_count(inner.get(name)) or 0) if isinstance(inner, Mapping) else 0

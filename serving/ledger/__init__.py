@@ -1,0 +1,1 @@
+"""What every request cost, by token class."""

@@ -1,0 +1,159 @@
+"""The model behind the provider: deterministic answers, tokens by characters, a prompt cache."""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from .script import Reply, Seen, ToolCall
+
+CHARS_PER_TOKEN = 4
+MIN_CACHED = 1024
+BLOCK = 128
+TTL_S = {"5m": 300.0, "1h": 3600.0}
+
+
+def tokens(text: str) -> int:
+    return -(-len(text) // CHARS_PER_TOKEN)
+
+
+def minimal(schema: dict[str, Any]) -> Any:
+    """Return the least instance of a JSON schema, near enough for tests."""
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    for several in ("anyOf", "oneOf", "allOf"):
+        if schema.get(several):
+            return minimal(schema[several][0])
+    match schema.get("type"):
+        case "object":
+            names = schema.get("required", [])
+            return {name: minimal(schema.get("properties", {}).get(name, {})) for name in names}
+        case "array":
+            return [minimal(schema.get("items", {}))] * int(schema.get("minItems", 0))
+        case "integer" | "number":
+            return schema.get("minimum", 0)
+        case "boolean":
+            return False
+        case "null":
+            return None
+        case _:
+            return "x" * int(schema.get("minLength", 1))
+
+
+def reply(seen: Seen, told: Reply | str | None) -> Reply:
+    """Return what the model says: what it was told, else something that fits the request."""
+    if isinstance(told, str):
+        told = Reply(told)
+    limit = seen.body.get("max_completion_tokens") or seen.body.get("max_tokens") or 10**6
+    made = told if told is not None else _made(seen)
+    if not made.calls and tokens(made.text) > limit:
+        return Reply(made.text[: limit * CHARS_PER_TOKEN], finish="length")
+    return made
+
+
+def _made(seen: Seen) -> Reply:
+    body = seen.body
+    tool = _forced_tool(body)
+    if tool is not None:
+        schema = tool.get("parameters") or tool.get("input_schema") or {"type": "object"}
+        return Reply(calls=(ToolCall(tool["name"], minimal(schema)),), finish="tool_calls")
+    form = (body.get("response_format") or {}).get("json_schema") or (
+        body.get("output_config") or {}
+    ).get("format")
+    if form:
+        return Reply(json.dumps(minimal(form["schema"])))
+    if (body.get("response_format") or {}).get("type") == "json_object":
+        return Reply("{}")
+    digest = hashlib.sha256(json.dumps(body["messages"], sort_keys=True).encode()).hexdigest()
+    return Reply(f"An answer to request {digest[:12]}, in a few words.")
+
+
+def _forced_tool(body: dict[str, Any]) -> dict[str, Any] | None:
+    choice, tools = body.get("tool_choice"), body.get("tools") or []
+    functions = [tool.get("function", tool) for tool in tools]
+    if choice == "required" or choice == {"type": "any"}:
+        return functions[0] if functions else None
+    if isinstance(choice, dict) and choice.get("type") in ("function", "tool"):
+        name = choice.get("name") or choice["function"]["name"]
+        return next(f for f in functions if f["name"] == name)
+    return None
+
+
+@dataclass
+class PromptCache:
+    """What prompts the provider still has, by key and model."""
+
+    entries: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    prompts: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+
+    def anthropic_usage(self, seen: Seen, output: int, reasoning: int) -> dict[str, Any]:
+        """Reads the longest live breakpoint and writes those behind it, each for its own time."""
+        text, ends = "", []
+        for block in anthropic_blocks(seen.body):
+            control = block.get("cache_control")
+            text += json.dumps({n: v for n, v in block.items() if n != "cache_control"})
+            if control and tokens(text) >= MIN_CACHED:
+                ends.append((len(text), control.get("ttl", "5m")))
+        now, read, written = time.monotonic(), 0, {"5m": 0, "1h": 0}
+        for end, ttl in ends:
+            place = (seen.key, seen.model, hashlib.sha256(text[:end].encode()).hexdigest())
+            if self.entries.get(place, 0) >= now:
+                read, written = tokens(text[:end]), {"5m": 0, "1h": 0}
+            else:
+                written[ttl] += tokens(text[:end]) - read - sum(written.values())
+            self.entries[place] = now + TTL_S[ttl]
+        wrote = sum(written.values())
+        return {
+            "input_tokens": tokens(text) - read - wrote,
+            "cache_read_input_tokens": read,
+            "cache_creation_input_tokens": wrote,
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": written["5m"],
+                "ephemeral_1h_input_tokens": written["1h"],
+            },
+            "output_tokens": output + reasoning,
+            "output_tokens_details": {"thinking_tokens": reasoning},
+            "service_tier": "standard",
+        }
+
+    def openai_usage(self, seen: Seen, output: int, reasoning: int) -> dict[str, Any]:
+        """Reads the longest prefix of an earlier prompt, in blocks; gpt-6 tells what it wrote."""
+        text = json.dumps(seen.body.get("tools", "")) + json.dumps(seen.body["messages"])
+        count = tokens(text)
+        place = (seen.key, seen.model, seen.body.get("prompt_cache_key", ""))
+        known = self.prompts.setdefault(place, [])
+        shared = max((_shared(text, prompt) for prompt in known), default=0) // CHARS_PER_TOKEN
+        read = shared // BLOCK * BLOCK if shared >= MIN_CACHED else 0
+        details = {"cached_tokens": read, "audio_tokens": 0}
+        if count >= MIN_CACHED:
+            known.append(text)
+            if seen.model.startswith("gpt-6"):
+                details["cache_write_tokens"] = max(0, count // BLOCK * BLOCK - read)
+        return {
+            "prompt_tokens": count,
+            "completion_tokens": output + reasoning,
+            "total_tokens": count + output + reasoning,
+            "prompt_tokens_details": details,
+            "completion_tokens_details": {"reasoning_tokens": reasoning},
+        }
+
+
+def anthropic_blocks(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return tools, system and messages as blocks, in the order in which they are cached."""
+    blocks = [dict(tool) for tool in body.get("tools", [])]
+    contents = [body.get("system", []), *(m["content"] for m in body["messages"])]
+    for content in contents:
+        blocks += [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return blocks
+
+
+def _shared(left: str, right: str) -> int:
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

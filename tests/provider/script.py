@@ -1,0 +1,120 @@
+"""What the provider is told to do and what it remembers."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FaultKind = Literal[
+    "status",  # an error document with `status`
+    "hang",  # nothing at all
+    "hang_up",  # the connection closes without an answer
+    "hang_mid_stream",  # silence after `after_events` events
+    "cut",  # the connection breaks after `after_events` events, or half of a whole body
+    "end_early",  # a stream ends politely after `after_events` events, unfinished
+    "slow",  # `delay_s` before the answer and between events
+    "malformed",  # the body, or the event after `after_events`, is no JSON
+    "truncated",  # half of a JSON document, politely ended
+    "error_event",  # an error inside a stream after `after_events` events
+    "no_usage",
+    "negative_usage",
+    "inconsistent_usage",
+    "empty_choices",
+    "html",  # a page of some proxy, with status 200
+]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong. code, message: of the error document; {key} becomes the key."""
+
+    kind: FaultKind
+    status: int = 500
+    code: str = ""
+    message: str = "something went wrong"
+    headers: dict[str, str] = field(default_factory=dict)
+    after_events: int = 0
+    delay_s: float = 0.0
+
+
+def rate_limited(retry_after: str | None = None, **headers: str) -> Fault:
+    named = {"retry-after": retry_after} if retry_after is not None else {}
+    extra = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Fault("status", 429, "rate_limit_exceeded", "slow down", {**named, **extra})
+
+
+@dataclass
+class Seen:
+    """One request as it arrived, and how it ended."""
+
+    api: Literal["openai", "anthropic"]
+    headers: dict[str, str]
+    body: dict[str, Any]
+    text: str
+    key: str
+    disconnected: bool = False
+    completed: bool = False
+    in_flight: int = 0
+    usage: dict[str, Any] | None = None
+
+    @property
+    def model(self) -> str:
+        return str(self.body.get("model"))
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.body.get("stream"))
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model says. finish: in OpenAI's words."""
+
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    finish: str = "stop"
+    reasoning_tokens: int = 0
+
+
+Answer = Callable[[Seen], Reply | str | None]
+
+
+class Script:
+    """Faults to come, the answers to give, and the requests seen. Used from two threads."""
+
+    def __init__(self) -> None:
+        self.faults: deque[Fault | None] = deque()
+        self.always: dict[str, Fault] = {}
+        self.answer: Answer = lambda _: None
+        self.seen: list[Seen] = []
+        self.in_flight = 0
+
+    def next(self, *faults: Fault | None) -> None:
+        """The next requests meet these, in order; None is an answer."""
+        self.faults.extend(faults)
+
+    def on(self, model: str, fault: Fault) -> None:
+        """Every request to a model meets this fault; `*` is any model."""
+        self.always[model] = fault
+
+    def fault_of(self, seen: Seen) -> Fault | None:
+        if self.faults:
+            return self.faults.popleft()
+        return self.always.get(seen.model) or self.always.get("*")
+
+    def reset(self) -> None:
+        self.faults.clear()
+        self.always.clear()
+        self.answer = lambda _: None
+        self.seen.clear()
+
+    @property
+    def completed(self) -> int:
+        """How many answers were made to the end: what a provider bills."""
+        return sum(seen.completed for seen in self.seen)

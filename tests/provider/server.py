@@ -1,0 +1,262 @@
+"""The provider's HTTP server, as an ASGI application and as a thread with a socket of its own."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import uvicorn
+
+from . import anthropic_wire, openai_wire
+from .model import PromptCache, reply, tokens
+from .script import Fault, Reply, Script, Seen
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_HANG_S = 600.0
+_PATHS = {"/v1/chat/completions": "openai", "/v1/messages": "anthropic"}
+_WIRES: dict[str, Any] = {"openai": openai_wire, "anthropic": anthropic_wire}
+
+
+class Cut(Exception):
+    """Makes uvicorn drop the connection in the middle of an answer."""
+
+
+class ProviderApp:
+    """ASGI application. keys: those accepted; any where None."""
+
+    def __init__(self, keys: Iterable[str] | None = None) -> None:
+        self.keys = None if keys is None else frozenset(keys)
+        self.script = Script()
+        self.cache = PromptCache()
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        seen = await self._arrived(scope, receive)
+        if seen is None:
+            await _json(send, 404, {"error": {"message": "no such path"}})
+            return
+        script = self.script
+        script.in_flight += 1
+        seen.in_flight = script.in_flight
+        watch = asyncio.ensure_future(_watch(receive, seen))
+        work = asyncio.ensure_future(self._respond(seen, send))
+        try:
+            await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                with contextlib.suppress(ConnectionError):
+                    work.result()
+            else:
+                seen.disconnected = True
+        finally:
+            script.in_flight -= 1
+            watch.cancel()
+            work.cancel()
+
+    async def _arrived(self, scope: dict[str, Any], receive: Receive) -> Seen | None:
+        data = b""
+        while True:
+            message = await receive()
+            data += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        api = _PATHS.get(scope["path"])
+        if api is None:
+            return None
+        headers = {k.decode().lower(): v.decode() for k, v in scope["headers"]}
+        key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        text = data.decode()
+        seen = Seen(api, headers, json.loads(text), text, key)  # type: ignore[arg-type]
+        self.script.seen.append(seen)
+        return seen
+
+    async def _respond(self, seen: Seen, send: Send) -> None:
+        wire = _WIRES[seen.api]
+        fault = self.script.fault_of(seen)
+        if fault is None and self.keys is not None and seen.key not in self.keys:
+            message = "Incorrect API key provided: {key}."
+            fault = Fault("status", 401, "invalid_api_key", message)
+        if fault is not None and await self._instead(fault, seen, send):
+            return
+        answer = reply(seen, self.script.answer(seen))
+        usage = self._usage(seen, answer, fault)
+        number = len(self.script.seen)
+        if seen.streamed:
+            if fault is not None and fault.kind in ("empty_choices", "truncated"):
+                await _stream(send, [], None, wire)
+            else:
+                await _stream(send, wire.events(seen, answer, usage, number), fault, wire)
+        else:
+            await self._whole(wire.whole(seen, answer, usage, number), fault, seen, send)
+        seen.completed = True
+
+    async def _instead(self, fault: Fault, seen: Seen, send: Send) -> bool:
+        """Do what comes instead of an answer, if the fault is of that kind."""
+        match fault.kind:
+            case "status":
+                message = fault.message.replace("{key}", seen.key)
+                document = _WIRES[seen.api].error(fault.status, fault.code, message)
+                await _json(send, fault.status, document, fault.headers)
+            case "hang":
+                await asyncio.sleep(_HANG_S)
+            case "hang_up":
+                raise Cut
+            case "html":
+                await _send(send, 200, b"<html>Welcome to the hotel's network</html>", "text/html")
+                seen.completed = True
+            case "slow":
+                await asyncio.sleep(fault.delay_s)
+                return False
+            case _:
+                return False
+        return True
+
+    async def _whole(
+        self, document: dict[str, Any], fault: Fault | None, seen: Seen, send: Send
+    ) -> None:
+        data = json.dumps(document).encode()
+        match fault.kind if fault else None:
+            case "malformed":
+                data = b'{"id": oops'
+            case "truncated":
+                data = data[: len(data) // 2]
+            case "empty_choices":
+                empty = {"choices": []} if seen.api == "openai" else {"content": None}
+                data = json.dumps({**document, **empty}).encode()
+            case "hang_mid_stream" | "cut" | "end_early" | "error_event":
+                seen.completed = True
+                await _begin(send, 200, "application/json")
+                half = {"type": "http.response.body", "body": data[: len(data) // 2]}
+                await send({**half, "more_body": True})
+                if fault and fault.kind == "hang_mid_stream":
+                    await asyncio.sleep(_HANG_S)
+                raise Cut
+        await _send(send, 200, data, "application/json")
+
+    def _usage(self, seen: Seen, answer: Reply, fault: Fault | None) -> Any:
+        said = answer.text + "".join(c.name + json.dumps(c.arguments) for c in answer.calls)
+        count = self.cache.openai_usage if seen.api == "openai" else self.cache.anthropic_usage
+        usage = count(seen, tokens(said), answer.reasoning_tokens)
+        seen.usage = usage
+        match fault.kind if fault else None:
+            case "no_usage":
+                return None
+            case "negative_usage":
+                return {n: -7 if isinstance(v, int) else v for n, v in usage.items()}
+            case "inconsistent_usage":
+                many = 10**6
+                return {
+                    **usage,
+                    "prompt_tokens_details": {"cached_tokens": many, "cache_write_tokens": many},
+                    "completion_tokens_details": {"reasoning_tokens": many},
+                    "output_tokens_details": {"thinking_tokens": many},
+                }
+        return usage
+
+
+async def _stream(send: Send, events: list[bytes], fault: Fault | None, wire: Any) -> None:
+    await _begin(send, 200, "text/event-stream")
+    for number, event in enumerate(events):
+        if fault is not None and number == fault.after_events:
+            match fault.kind:
+                case "hang_mid_stream":
+                    await asyncio.sleep(_HANG_S)
+                case "cut":
+                    raise Cut
+                case "end_early":
+                    break
+                case "malformed":
+                    event = event.replace(b'"', b"", 3).replace(b"}", b"", 1)
+                case "error_event":
+                    event = wire.error_event(fault.code, fault.message)
+        if fault is not None and fault.kind == "slow":
+            await asyncio.sleep(fault.delay_s)
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        if fault is not None and fault.kind == "error_event" and number == fault.after_events:
+            break
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _watch(receive: Receive, seen: Seen) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _begin(send: Send, status: int, kind: str, headers: dict[str, str] | None = None) -> None:
+    named = {
+        "content-type": kind,
+        "x-request-id": "req_1",
+        "request-id": "req_1",
+        **(headers or {}),
+    }
+    pairs = [(k.encode(), v.encode()) for k, v in named.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+
+
+async def _send(
+    send: Send, status: int, data: bytes, kind: str, headers: dict[str, str] | None = None
+) -> None:
+    await _begin(send, status, kind, headers)
+    await send({"type": "http.response.body", "body": data})
+
+
+async def _json(
+    send: Send, status: int, document: dict[str, Any], headers: dict[str, str] | None = None
+) -> None:
+    await _send(send, status, json.dumps(document).encode(), "application/json", headers)
+
+
+class ProviderServer:
+    """The provider on a free port of 127.0.0.1, in a thread. Use as a context manager."""
+
+    def __init__(self, keys: Iterable[str] | None = None) -> None:
+        self.app = ProviderApp(keys)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            self.app,
+            lifespan="off",
+            log_config=None,
+            log_level=60,
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
+        )
+
+    @property
+    def script(self) -> Script:
+        return self.app.script
+
+    @property
+    def url(self) -> str:
+        """Base URL for Anthropic's format; OpenAI's has `/v1` behind it."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "ProviderServer":
+        self._thread.start()
+        until = time.monotonic() + 10
+        while not self._server.started:
+            if time.monotonic() > until:
+                raise TimeoutError("the test provider did not start")
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = True
+        self._thread.join(timeout=10)
+        self._socket.close()
+
+    def reset(self) -> None:
+        """Forget faults, requests and cached prompts."""
+        self.script.reset()
+        self.app.cache = PromptCache()

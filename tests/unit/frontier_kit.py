@@ -1,0 +1,132 @@
+"""Shared pieces of the frontier tests: the provider, settings for it, calls, a recorder."""
+
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from httpx2._transports import default as transports
+
+from serving.contracts.deadline import Deadline
+from serving.contracts.frontier import FrontierCall, OutputBounds
+from serving.contracts.frontier_settings import (
+    BreakerSettings,
+    FrontierSettings,
+    ProviderSettings,
+)
+from serving.contracts.prices import TokenPrices
+from serving.frontier.build import build_frontier
+from serving.frontier.frontier import FrontierStack
+
+from ..provider.server import ProviderServer
+
+KEY = "sk-narrowgate-1234567890abcdef"
+OPENAI = "openai/gpt-4.1"
+OTHER = "other/gpt-4.1-mini"
+ANTHROPIC = "anthropic/claude-sonnet-5-5"
+BOUNDS = OutputBounds(64)
+ENVIRON = {"OPENAI_API_KEY": KEY, "OTHER_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY}
+
+
+def dollars_a_million(*prices: str) -> TokenPrices:
+    return TokenPrices(*(Decimal(price) / 1_000_000 for price in prices))
+
+
+SONNET = dollars_a_million("2", "0.1", "2.5", "4", "10")
+PRICES = {ANTHROPIC: SONNET, OPENAI: dollars_a_million("2", "0.5", "2", "2", "8")}
+
+
+class Recorder:
+    """Keeps what the frontier reports."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, str]] = []
+        self.retries: list[tuple[str, str]] = []
+        self.fallbacks: list[tuple[str, str, str]] = []
+        self.breakers: list[tuple[str, str]] = []
+        self.reads: list[tuple[str, int, int]] = []
+        self.unstable: list[str] = []
+
+    def called(self, provider: str, model: str, outcome: str, elapsed_s: float) -> None:
+        assert elapsed_s >= 0
+        self.calls.append((provider, model, outcome))
+
+    def retried(self, provider: str, reason: str) -> None:
+        self.retries.append((provider, reason))
+
+    def fell_back(self, from_target: str, to_target: str, reason: str) -> None:
+        self.fallbacks.append((from_target, to_target, reason))
+
+    def breaker_changed(self, provider: str, state: str) -> None:
+        self.breakers.append((provider, state))
+
+    def prefix_read(self, prefix_id: str, read_tokens: int, input_tokens: int) -> None:
+        self.reads.append((prefix_id, read_tokens, input_tokens))
+
+    def prefix_unstable(self, prefix_id: str) -> None:
+        self.unstable.append(prefix_id)
+
+
+def settings(server: ProviderServer, provider: dict[str, Any] | None = None, **more: Any) -> Any:
+    """Return settings of three providers at the server, with short times."""
+    usual = {
+        "connect_timeout_s": 1.0,
+        "first_byte_timeout_s": 5.0,
+        "idle_timeout_s": 0.4,
+        "max_retries": 0,
+        "breaker": BreakerSettings(failures=100),
+        **(provider or {}),
+    }
+    return FrontierSettings(
+        providers={
+            "openai": ProviderSettings(api="openai", base_url=f"{server.url}/v1", **usual),
+            "other": ProviderSettings(api="openai", base_url=f"{server.url}/v1", **usual),
+            "anthropic": ProviderSettings(api="anthropic", base_url=server.url, **usual),
+        },
+        **more,
+    )
+
+
+@asynccontextmanager
+async def frontier(
+    config: FrontierSettings, events: Recorder | None = None, **more: Any
+) -> AsyncIterator[FrontierStack]:
+    stack = build_frontier(
+        config,
+        more.get("prices", PRICES),
+        more.get("environ", ENVIRON),
+        events or Recorder(),
+    )
+    try:
+        yield stack
+    finally:
+        await stack.aclose()
+
+
+def call(*targets: str, body: dict[str, Any] | None = None, **more: Any) -> FrontierCall:
+    message = {"role": "user", "content": "What is a narrow gate?"}
+    return FrontierCall(
+        body={"messages": [message], **(body or {})},
+        targets=targets,
+        bounds=more.pop("bounds", BOUNDS),
+        deadline=Deadline.after(more.pop("seconds", 5.0)),
+        request_id="req-1",
+        **more,
+    )
+
+
+@pytest.fixture(name="server", scope="module")
+def server_fixture() -> Iterator[ProviderServer]:
+    # Each client reads the certificates anew, 18 ms, and plain HTTP needs none of them.
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with pytest.MonkeyPatch.context() as patch, ProviderServer(keys=[KEY]) as server:
+        patch.setattr(transports, "create_ssl_context", lambda **_: bare)
+        yield server
+
+
+@pytest.fixture(name="provider")
+def provider_fixture(server: ProviderServer) -> ProviderServer:
+    server.reset()
+    return server

@@ -1,0 +1,302 @@
+"""Keys, prices, bounds, usage, waits, worst cases: the arithmetic of the frontier."""
+
+import random
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.contracts.errors import InvalidSettings
+from serving.contracts.frontier import OutputBounds
+from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
+from serving.frontier.bounds import bounded, bounded_tokens
+from serving.frontier.keys import resolve_key
+from serving.frontier.retry_after import retry_after_s, wait_s
+from serving.frontier.usage import from_anthropic, from_openai, input_tokens, to_openai
+from serving.frontier.worst_case import worst_case_usd
+from serving.ledger.prices import load_prices
+
+from .frontier_kit import SONNET
+
+COUNT = st.integers(0, 10**6)
+ODD = st.one_of(st.none(), st.integers(-10, 10**6), st.text(), st.booleans(), st.floats())
+ON = date(2026, 11, 23)
+
+
+def provider(**more: Any) -> ProviderSettings:
+    return ProviderSettings(api="openai", **more)
+
+
+def test_keys_come_from_the_file_then_the_named_then_the_usual_variable(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("  from-file\n", encoding="utf-8")
+    environ = {"OPENAI_API_KEY": "usual", "MINE": " named ", "OUR_PROXY_API_KEY": "proxy"}
+    for name, settings, expected in [
+        ("openai", provider(api_key_file=file, api_key_env="MINE"), "from-file"),
+        ("openai", provider(api_key_env="MINE"), "named"),
+        ("openai", provider(), "usual"),
+        ("our-proxy", provider(), "proxy"),
+        ("openai", provider(api_key_env="UNSET"), None),
+        ("openai", provider(keyless=True), None),
+    ]:
+        key = resolve_key(name, settings, environ)
+        assert (key.get_secret_value() if key else None) == expected
+        assert expected is None or expected not in repr(key)
+
+
+@pytest.mark.parametrize("content", [None, "", " \n", "two words", "two\nlines", "sch\u00f6n"])
+def test_a_named_file_without_a_key_stops_the_start(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(InvalidSettings) as caught:
+        resolve_key("openai", provider(api_key_file=file), {"OPENAI_API_KEY": "x"})
+    assert caught.value.field == "frontier.providers.openai.api_key_file"
+    assert not content or not content.strip() or content not in str(caught.value)
+
+
+def test_a_malformed_key_in_the_environment_stops_the_start() -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        resolve_key("openai", provider(), {"OPENAI_API_KEY": "secret one"})
+    assert "secret" not in str(caught.value)
+
+
+def test_every_default_model_has_a_price() -> None:
+    models = [model for tier in FrontierSettings().tiers.values() for model in tier]
+    prices = load_prices([*models, "openai/no-such-model", "nobody/x"], ON)
+    assert set(prices) == set(models)
+    for price in prices.values():
+        assert all(isinstance(getattr(price, name), Decimal) for name in price.__slots__)
+        assert 0 < price.cache_read < price.uncached_input <= price.cache_write_5m
+        assert price.cache_write_5m <= price.cache_write_1h
+
+
+def test_prices_are_base_tiers_a_token() -> None:
+    prices = load_prices(["anthropic/claude-sonnet-5-5", "openai/gpt-4o"], ON)
+    assert prices["anthropic/claude-sonnet-5-5"] == SONNET
+    old = prices["openai/gpt-4o"]
+    assert old.cache_write_5m == old.cache_write_1h == old.uncached_input == Decimal("2.5e-6")
+    (tiered,) = load_prices(["anthropic/claude-haiku-5-5"], ON).values()
+    assert tiered.uncached_input == Decimal("1e-7")
+
+
+@given(COUNT, COUNT, COUNT, COUNT, COUNT)
+def test_openais_classes_add_up(
+    prompt: int, completion: int, read: int, written: int, reasoning: int
+) -> None:
+    usage = from_openai(
+        {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": read, "cache_write_tokens": written},
+            "completion_tokens_details": {"reasoning_tokens": reasoning},
+        }
+    )
+    assert usage is not None
+    assert input_tokens(usage) == prompt
+    assert usage.output_tokens + usage.reasoning_tokens == completion
+    assert from_openai(to_openai(usage)) == usage
+
+
+@given(COUNT, COUNT, COUNT, COUNT, COUNT, COUNT)
+def test_anthropics_classes_add_up(
+    uncached: int, read: int, short: int, hour: int, output: int, thinking: int
+) -> None:
+    usage = from_anthropic(
+        {
+            "input_tokens": uncached,
+            "output_tokens": output,
+            "cache_read_input_tokens": read,
+            "cache_creation_input_tokens": short + hour,
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": short,
+                "ephemeral_1h_input_tokens": hour,
+            },
+            "output_tokens_details": {"thinking_tokens": thinking},
+        }
+    )
+    assert usage is not None
+    assert input_tokens(usage) == uncached + read + short + hour
+    assert (usage.cache_write_5m_tokens, usage.cache_write_1h_tokens) == (short, hour)
+    assert usage.output_tokens + usage.reasoning_tokens == output
+    again = from_openai(to_openai(usage))
+    assert again is not None
+    assert input_tokens(again) == input_tokens(usage)
+
+
+@given(
+    st.one_of(
+        ODD,
+        st.dictionaries(
+            st.sampled_from(
+                [
+                    "prompt_tokens",
+                    "completion_tokens",
+                    "total_tokens",
+                    "prompt_tokens_details",
+                    "input_tokens",
+                    "output_tokens",
+                    "cache_creation",
+                    "cache_creation_input_tokens",
+                ]
+            ),
+            st.one_of(ODD, st.dictionaries(st.just("cached_tokens"), ODD)),
+        ),
+    )
+)
+def test_no_usage_however_odd_does_harm(data: object) -> None:
+    for read in (from_openai, from_anthropic):
+        usage = read(data)
+        assert usage is None or input_tokens(usage) >= 0
+
+
+def test_reasoning_beside_the_completion_is_seen_in_the_total() -> None:
+    usage = from_openai(
+        {
+            "prompt_tokens": 10,
+            "completion_tokens": 5,
+            "total_tokens": 115,
+            "completion_tokens_details": {"reasoning_tokens": 100},
+        }
+    )
+    assert usage is not None
+    assert (usage.output_tokens, usage.reasoning_tokens) == (5, 100)
+
+
+@given(
+    st.one_of(st.none(), st.integers(-5, 5000)),
+    st.one_of(st.none(), st.integers(-5, 5000)),
+    st.integers(1, 4096),
+)
+def test_the_lowest_limit_wins(old: int | None, new: int | None, bound: int) -> None:
+    body: dict[str, Any] = {"messages": [], "max_tokens": old, "max_completion_tokens": new}
+    limit = bounded_tokens(body, OutputBounds(bound))
+    assert 1 <= limit <= bound
+    assert all(limit <= own for own in (old, new) if own is not None and own > 0)
+    result = bounded(body, OutputBounds(bound))
+    assert result["max_tokens"] == limit
+    assert "max_completion_tokens" not in result
+
+
+DIRECTIVE = OutputBounds(9, stop=("END",), directive="Be brief.")
+
+
+def test_the_directive_stands_at_the_end_of_the_system_prompt() -> None:
+    user = {"role": "user", "content": "hi"}
+    parts = [{"type": "text", "text": "static"}]
+    told = {"type": "text", "text": "Be brief."}
+    for before, after in [
+        ([user], [{"role": "system", "content": "Be brief."}, user]),
+        (
+            [{"role": "system", "content": "static"}, user],
+            [{"role": "system", "content": "static\n\nBe brief."}, user],
+        ),
+        (
+            [{"role": "system", "content": "a"}, {"role": "developer", "content": parts}, user],
+            [
+                {"role": "system", "content": "a"},
+                {"role": "developer", "content": [*parts, told]},
+                user,
+            ],
+        ),
+    ]:
+        assert bounded({"messages": before}, DIRECTIVE)["messages"] == after
+        assert len(parts) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "directed"),
+    [
+        ({}, True),
+        ({"response_format": {"type": "text"}}, True),
+        ({"response_format": {"type": "json_object"}}, False),
+        ({"tools": [{}]}, False),
+        ({"tools": []}, True),
+    ],
+)
+def test_formats_and_tools_are_left_alone(more: dict[str, Any], directed: bool) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], **more}
+    assert (len(bounded(body, DIRECTIVE)["messages"]) == 2) == directed
+
+
+def test_the_clients_stop_sequences_win() -> None:
+    assert bounded({"messages": []}, DIRECTIVE)["stop"] == ["END"]
+    assert bounded({"messages": [], "stop": "MINE"}, DIRECTIVE)["stop"] == "MINE"
+    assert "stop" not in bounded({"messages": []}, OutputBounds(9))
+
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
+        ({"retry-after": "Mon, 23 Nov 2026 12:00:30 GMT"}, 30.0),
+        ({"retry-after": "Mon, 23 Nov 2026 11:00:00 GMT"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-3"}, None),
+        ({"retry-after": "nan"}, None),
+        (
+            {
+                "anthropic-ratelimit-requests-remaining": "0",
+                "anthropic-ratelimit-requests-reset": "2026-11-23T12:00:10Z",
+                "anthropic-ratelimit-tokens-remaining": "5",
+                "anthropic-ratelimit-tokens-reset": "2026-11-23T13:00:00Z",
+            },
+            10.0,
+        ),
+    ],
+)
+def test_what_headers_ask_for(headers: dict[str, str], expected: float | None) -> None:
+    assert retry_after_s(headers, NOW) == expected
+
+
+@given(st.text())
+def test_no_header_however_odd_does_harm(value: str) -> None:
+    headers = {"retry-after": value, "retry-after-ms": value}
+    found = retry_after_s(headers, NOW)
+    assert found is None or found >= 0
+
+
+@given(st.integers(0, 50), st.integers(0, 10**6))
+def test_waits_grow_and_stay_within_bounds(retry: int, seed: int) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    assert 0.25 <= wait_s(retry, None, rng) <= 8.0
+    assert 3.0 <= wait_s(retry, 3.0, rng) <= 3.3
+
+
+@given(st.text(max_size=200), st.integers(1, 100), st.integers(1, 3))
+def test_the_worst_case_is_no_less_than_any_case(text: str, limit: int, n: int) -> None:
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": limit, "n": n}
+    worst = worst_case_usd(body, SONNET)
+    dearest = max(SONNET.uncached_input, SONNET.cache_write_1h)
+    bytes_of = len(text.encode("utf-8", "surrogatepass"))
+    assert worst >= bytes_of * dearest + n * limit * SONNET.output
+
+
+def test_image_data_is_not_text() -> None:
+    url = "data:image/png;base64," + "A" * 10**6
+    part = {"type": "image_url", "image_url": {"url": url}}
+    body = {"messages": [{"role": "user", "content": [part]}], "max_tokens": 1}
+    assert worst_case_usd(body, SONNET) < Decimal("0.1")
+
+
+def test_the_documented_break_even_is_that_of_the_price_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "frontier.md").read_text(encoding="utf-8")
+    (prices,) = load_prices(["anthropic/claude-sonnet-5-5"], ON).values()
+    for ttl, label in [("5m", "5 minutes"), ("1h", "1 hour")]:
+        write = prices.cache_write_5m if ttl == "5m" else prices.cache_write_1h
+        least = (write - prices.uncached_input) / (prices.uncached_input - prices.cache_read)
+        cached = 10_000 * (write + 19 * prices.cache_read)
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {label} ")]
+        assert f"= {least:.2f} |" in row
+        assert f"= {cached:.3f} | {10_000 * 20 * prices.uncached_input:.3f} |" in row
