@@ -3,6 +3,7 @@
 # make gate    test INT8 and INT4 models against the 16-bit one and show the verdicts
 # make bench   measure the running stack beside bare vLLM and an empty handler
 # make bench-gate   measure evaluations beside bare lm-eval
+# make bench-gateway   measure what the gateway adds to a frontier call
 
 PORT ?= 8000
 STATE ?= .narrowgate
@@ -10,7 +11,7 @@ VENV ?= .venv
 BENCH_ARGS ?=
 GATE_ARGS ?=
 
-.PHONY: serve test unit integration lint gate bench bench-gate lock clean
+.PHONY: serve test unit integration lint gate bench bench-gate bench-gateway lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -45,6 +46,9 @@ bench: $(VENV)/.cpu
 bench-gate: $(VENV)/.cpu
 	$(VENV)/bin/narrowgate bench-gate --state $(STATE) $(BENCH_ARGS)
 
+bench-gateway: $(VENV)/.cpu
+	$(VENV)/bin/narrowgate bench-gateway --state $(STATE) $(BENCH_ARGS)
+
 # A verdict is no error here; what could not be run is. The loss that is acceptable in 4 bits has no
 # default: for this demonstration it is 0.05.
 BUNDLED = smollm2-135m-instruct
@@ -63,7 +67,8 @@ gate-%: $(VENV)/.cpu
 # One resolution a target. Hosts are left out on purpose: indexes belong to the machine.
 FIND_LINKS = $(addprefix --find-links ,$(shell $(VENV)/bin/python -m pip config get global.find-links 2>/dev/null))
 UV_COMPILE = $(VENV)/bin/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
-	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	--overrides requirements/overrides.txt pyproject.toml
 UV_COMPILE_CPU = $(UV_COMPILE) $(FIND_LINKS) --overrides requirements/overrides-cpu.txt --no-emit-package torch
 UV_COMPILE_GPU = $(UV_COMPILE) --python-platform x86_64-manylinux_2_28
 lock:

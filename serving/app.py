@@ -1,7 +1,9 @@
 """Builds the Ray Serve application from settings: the only place that wires the parts."""
 
 import logging
+import os
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,15 +15,19 @@ from ray.serve.schema import LoggingConfig
 
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
+from serving.embedding.embedder import build_embedder
+from serving.frontier.build import build_frontier
 from serving.gateway.admission import Admission
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.metrics import Metrics
+from serving.ledger.prices import load_prices
 from serving.local.checkpoint import Checkpoint
 from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
-from serving.local.load_check import CONFIG_KEY, Granted, LoadCheck
-from serving.pipeline import BoundTask, Stack
+from serving.local.load_check import CONFIG_KEY, LoadCheck, granted_by_model
+from serving.routing.build import build_decision_log, build_router
+from serving.stages.stack import BoundTask, Policy, Stack
 from serving.tasks.prompt import CheckpointTokenizer
 from serving.tasks.task import bind
 
@@ -52,7 +58,7 @@ class Gateway:
 
         timeout_s: the longest to wait for them.
         """
-        await self._context.admission.drain(timeout_s)
+        await self._context.drain(timeout_s)
 
 
 def build(
@@ -106,10 +112,7 @@ def _build_context(
 ) -> GatewayContext:
     metrics = Metrics()
     models = {model.id: model for model in settings.models}
-    granted = {
-        model_id: Granted.of(LoadCheck.of(settings, model, checkpoints[model_id]), specs)
-        for model_id, model in models.items()
-    }
+    granted = granted_by_model(settings, specs, checkpoints)
     engines = {
         model_id: EngineClient(model, handles[model_id], metrics, granted[model_id].enforced)
         for model_id, model in models.items()
@@ -124,13 +127,27 @@ def _build_context(
         grant = granted[model.id].tasks[name]
         task = bind(spec, tokenizers[model.id], model.max_model_len, grant.label_offsets)
         tasks[name] = BoundTask(task, engines[model.id], grant)
+    gateway, routing = settings.gateway, settings.routing
+    admission = Admission(gateway.max_concurrent_inputs, gateway.max_queued_inputs)
+    frontier_admission = Admission(routing.max_concurrent_frontier, routing.max_queued_frontier)
+    targets = [target for models_ in settings.frontier.tiers.values() for target in models_]
+    prices = load_prices(targets, date.today())  # prices change by local date
     return GatewayContext(
-        settings=settings.gateway,
-        stack=Stack(tasks, exits=metrics),
-        engines=engines,
-        admission=Admission(
-            settings.gateway.max_concurrent_inputs, settings.gateway.max_queued_inputs
+        settings=gateway,
+        stack=Stack(
+            tasks=tasks,
+            engines=engines,
+            router=build_router(routing, specs, build_embedder(settings.state), metrics),
+            frontier=build_frontier(settings.frontier, prices, os.environ, metrics),
+            policy=Policy.of(settings.frontier, routing),
+            local_room=admission,
+            frontier_room=frontier_admission,
+            exits=metrics,
+            decisions=build_decision_log(routing, metrics),
         ),
+        engines=engines,
+        admission=admission,
+        frontier_admission=frontier_admission,
         metrics=metrics,
         development=settings.attestation.development,
     )

@@ -1,151 +1,138 @@
-"""A request's way through the stack, readable on one screen."""
+"""A request's way through the stack, readable on one screen.
+
+Inputs of tasks: the local model, then a frontier model for those that it may not or cannot answer
+within its bound. Chats: the router's choice, or the client's. Every input leaves through the books.
+"""
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any
 
-from serving.contracts.answer import Answer, Prediction, TaskRequest, Usage
+from serving.contracts.answer import Answer, TaskRequest
 from serving.contracts.deadline import Deadline
-from serving.contracts.engine import EngineOutput, EngineWork
-from serving.contracts.errors import NarrowgateError, UnknownTask
-from serving.tasks.grant import Grant
-from serving.tasks.task import Task
-
-# Above this many characters, tokenizing takes longer than the event loop may be held (about 1 ms).
-_CHARS_PLANNED_INLINE = 4096
-
-
-class Engine(Protocol):
-    """What runs a task's work; serving.local.client implements it."""
-
-    model_id: str
-
-    async def run(
-        self, works: Sequence[EngineWork], deadline: Deadline
-    ) -> list[EngineOutput | NarrowgateError]:
-        """Run works; outputs and errors are in the works' order."""
-        ...
-
-
-class Exits(Protocol):
-    """The one seam through which every input of every request leaves."""
-
-    def answered(self, answer: Answer, elapsed_s: float) -> None:
-        """An input was answered."""
-        ...
-
-    def refused(self, task: str, error: NarrowgateError, elapsed_s: float) -> None:
-        """An input ended in an error."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class BoundTask:
-    """A task, the engine that answers it, and what the engine's model is attested for."""
-
-    task: Task
-    engine: Engine
-    grant: Grant
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """Everything a request passes through."""
-
-    tasks: Mapping[str, BoundTask]
-    exits: Exits
+from serving.contracts.errors import NarrowgateError
+from serving.contracts.routing import Reason, RequestOptions
+from serving.routing.escalation import reason_for_answer, reason_for_error
+from serving.stages.books import Books, closed_on_error
+from serving.stages.chat import ChatReply, frontier_chat, local_chat, task_chat, within_labels
+from serving.stages.chat_way import LocalWay, TaskWay, chosen_way, escalated
+from serving.stages.local import Outcome, try_locally
+from serving.stages.paid import ask_frontier
+from serving.stages.stack import BoundTask, Stack, find
 
 
 async def answer(
-    requests: Sequence[TaskRequest], stack: Stack, deadline: Deadline, request_id: str
+    requests: Sequence[TaskRequest],
+    stack: Stack,
+    options: RequestOptions,
+    deadline: Deadline,
+    request_id: str,
 ) -> list[Answer | NarrowgateError]:
     """Answer the inputs of one client request, which all name the same task.
 
     Answers and errors are in the inputs' order; one input's error does not touch the others.
     Raises UnknownTask, TaskNotAttested, and Unavailable where the whole request cannot be taken.
     """
+    bound = find(stack, requests[0].task)
+    with Books(stack.exits, request_id, "task", requests[0].task, len(requests)) as books:
+        outcomes = await _tried(bound, requests, stack, options, deadline, request_id)
+        async with asyncio.TaskGroup() as group:
+            pending = [
+                group.create_task(_finished(bound, *pair, stack, options, deadline, request_id))
+                for pair in zip(requests, outcomes, strict=True)
+            ]
+        results = []
+        for index, task in enumerate(pending):
+            outcome = task.result()
+            assert outcome.result is not None
+            books.settled(index, outcome.result, outcome.reason, outcome.attempts)
+            results.append(outcome.result)
+        return results
+
+
+async def chat(
+    body: dict[str, Any],
+    stack: Stack,
+    options: RequestOptions,
+    deadline: Deadline,
+    request_id: str,
+) -> ChatReply:
+    """Answer a chat completion, whole or as a stream that settles its books when it ends.
+
+    Raises UnknownModel, InvalidRequest, FrontierNotConfigured and whatever its way raises.
+    """
+    books = Books(stack.exits, request_id, "chat", None)
+    with closed_on_error(books):
+        way = await chosen_way(body, stack, options, request_id)
+        if isinstance(way, TaskWay):
+            books.name_task(way.request.task)
+            bound = find(stack, way.request.task)
+            (tried,) = await _tried(bound, [way.request], stack, options, deadline, request_id)
+            tried = within_labels(tried, way)
+            if way.decision is None or not stack.escalates(tried.reason, options):
+                done = await _finished(
+                    bound, way.request, tried, stack, options, deadline, request_id
+                )
+                return task_chat(body, done, way, bound, books, request_id)
+            # The client's own words, not the task's prompt: it may have asked for more than we saw.
+            way = escalated(body, way.decision, tried, bound, stack, request_id)
+        if isinstance(way, LocalWay):
+            return await local_chat("chat", body, way, stack, books, deadline, request_id)
+        return await frontier_chat(body, way, stack, options, books, deadline, request_id)
+
+
+async def complete(
+    body: dict[str, Any], stack: Stack, deadline: Deadline, request_id: str
+) -> ChatReply:
+    """Continue a prompt with the local model that the body names. Raises as `chat`."""
+    books = Books(stack.exits, request_id, "completions", None)
+    way = LocalWay(stack.engines[body["model"]])
+    with closed_on_error(books):
+        return await local_chat("completions", body, way, stack, books, deadline, request_id)
+
+
+async def _tried(
+    bound: BoundTask,
+    requests: Sequence[TaskRequest],
+    stack: Stack,
+    options: RequestOptions,
+    deadline: Deadline,
+    request_id: str,
+) -> list[Outcome]:
+    if options.route == "frontier_only":
+        return [Outcome(None, "requested") for _ in requests]
+    if stack.escalates("deadline_at_risk", options):
+        deadline = stack.policy.local_deadline(deadline)
     started = time.monotonic()
-    bound = attested(stack, requests[0].task)
-    plans = await _planned(bound.task, requests)
-    works = [plan for plan in plans if not isinstance(plan, NarrowgateError)]
-    outputs = iter(await bound.engine.run(works, deadline) if works else [])
-    results: list[Answer | NarrowgateError] = []
-    for request, plan in zip(requests, plans, strict=True):
-        outcome = plan if isinstance(plan, NarrowgateError) else next(outputs)
-        elapsed_s = time.monotonic() - started
-        if isinstance(outcome, NarrowgateError):
-            stack.exits.refused(request.task, outcome, elapsed_s)
-            results.append(outcome)
-        else:
-            prediction = bound.task.read(request, outcome)
-            local = _local_answer(bound, request, prediction, outcome, request_id)
-            stack.exits.answered(local, elapsed_s)
-            results.append(local)
-    return results
-
-
-def find(stack: Stack, name: str) -> BoundTask:
-    """Return a task by name. Raises UnknownTask, which lists the tasks there are."""
+    results: Sequence[Answer | NarrowgateError]
     try:
-        return stack.tasks[name]
-    except KeyError:
-        raise UnknownTask(
-            f"no task {name!r}",
-            field="task",
-            fix="use one of: " + ", ".join(sorted(stack.tasks)),
-        ) from None
-
-
-def attested(stack: Stack, name: str) -> BoundTask:
-    """Return a task that its model may serve. Raises UnknownTask, TaskNotAttested."""
-    bound = find(stack, name)
-    if bound.grant.refusal is not None:
-        raise bound.grant.refusal
-    return bound
-
-
-async def _planned(
-    task: Task, requests: Sequence[TaskRequest]
-) -> list[EngineWork | NarrowgateError]:
-    def plan_all() -> list[EngineWork | NarrowgateError]:
-        return [_plan(task, request) for request in requests]
-
-    if sum(len(request.text) for request in requests) <= _CHARS_PLANNED_INLINE:
-        return plan_all()
-    return await asyncio.to_thread(plan_all)
-
-
-def _plan(task: Task, request: TaskRequest) -> EngineWork | NarrowgateError:
-    try:
-        return task.plan(request)
+        async with stack.local_room.admit(len(requests), deadline):
+            results = await try_locally(bound, requests, deadline, request_id)
     except NarrowgateError as error:
-        return error
+        if not stack.escalates(reason_for_error(error), options):
+            raise
+        results = [error] * len(requests)
+    elapsed_s = time.monotonic() - started
+    return [Outcome(result, _reason(result), elapsed_s=elapsed_s) for result in results]
 
 
-def _local_answer(
+def _reason(result: Answer | NarrowgateError) -> Reason | None:
+    if isinstance(result, NarrowgateError):
+        return reason_for_error(result)
+    return reason_for_answer(result.below_threshold, valid=result.valid)
+
+
+async def _finished(
     bound: BoundTask,
     request: TaskRequest,
-    prediction: Prediction,
-    output: EngineOutput,
+    tried: Outcome,
+    stack: Stack,
+    options: RequestOptions,
+    deadline: Deadline,
     request_id: str,
-) -> Answer:
-    return Answer(
-        task=request.task,
-        value=prediction.value,
-        label_probabilities=prediction.label_probabilities,
-        confidence=prediction.confidence,
-        calibrated_confidence=bound.grant.calibrated(prediction),
-        below_threshold=bound.grant.below_threshold(prediction),
-        valid=prediction.valid,
-        notes=prediction.notes,
-        route="local",
-        model=bound.engine.model_id,
-        usage=Usage(
-            uncached_input_tokens=output.tokens.uncached_input,
-            cache_read_tokens=output.tokens.cache_read,
-            output_tokens=output.tokens.output,
-        ),
-        request_id=request_id,
-    )
+) -> Outcome:
+    if tried.result is not None and not stack.escalates(tried.reason, options):
+        return tried.kept()
+    aside = tried.set_aside(bound.engine.model_id)
+    return await ask_frontier(bound, request, aside, stack, options, deadline, request_id)

@@ -1,5 +1,6 @@
 """What the endpoints need, built once in app.py and reached through the ASGI application."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,13 +12,14 @@ from serving.gateway.admission import Admission
 from serving.gateway.attested import TaskState
 from serving.gateway.metrics import Metrics
 from serving.local.client import EngineClient
-from serving.pipeline import Stack
+from serving.stages.stack import Stack
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayContext:
     """Settings, the pipeline's stack, the engines by model id, admission and metrics.
 
+    admission: of work for local models; frontier_admission: of requests at frontier APIs.
     development: attestations are not enforced, which every response must say.
     """
 
@@ -25,8 +27,15 @@ class GatewayContext:
     stack: Stack
     engines: Mapping[str, EngineClient]
     admission: Admission
+    frontier_admission: Admission
     metrics: Metrics
     development: bool = False
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse whatever comes from now on; return when all is done or the time is up."""
+        async with asyncio.TaskGroup() as group:
+            for room in (self.admission, self.frontier_admission):
+                group.create_task(room.drain(timeout_s))
 
     def tasks_of(self, model_id: str) -> dict[str, TaskState]:
         """Return the tasks that a model is to answer, by name, with what is attested of each."""

@@ -28,6 +28,22 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.ModelUnavailable: 503,
     errors.ShuttingDown: 503,
     errors.DeadlineExceeded: 504,
+    errors.FrontierNotConfigured: 503,
+    # The client's own limit; nothing was spent.
+    errors.MaxCostExceeded: 400,
+    errors.FrontierError: 502,
+    errors.FrontierRejected: 400,
+    errors.FrontierContextTooLong: 400,
+    # Of our key, not of the client's: 401 would make clients ask for theirs.
+    errors.FrontierAuthFailed: 502,
+    errors.FrontierUnknownModel: 404,
+    errors.FrontierQuotaExhausted: 503,
+    # The provider's limit, not one of this client: 429 would make it slow down everything.
+    errors.FrontierRateLimited: 503,
+    errors.FrontierUnavailable: 503,
+    errors.FrontierTimeout: 504,
+    errors.FrontierInvalidResponse: 502,
+    errors.FrontierStreamBroken: 502,
     errors.EngineFailure: 500,
     errors.QuantizationFailed: 500,
     errors.EvaluationFailed: 500,
@@ -77,7 +93,8 @@ def error_body(error: errors.NarrowgateError) -> dict[str, Any]:
 
 def error_response(error: errors.NarrowgateError) -> Response:
     """Return the whole HTTP response for an error."""
-    headers = {}
+    # The SDKs retry every 409 and 5xx unless told otherwise.
+    headers = {"x-should-retry": "true" if error.retryable else "false"}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     return JSONResponse({"error": error_body(error)}, status_of(error), headers)

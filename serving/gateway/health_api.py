@@ -52,8 +52,10 @@ async def readyz(context: Context) -> Response:
 @router.get("/metrics")
 async def metrics(context: Context) -> Response:
     """Return this gateway replica's metrics, and those of one replica of each engine."""
-    context.metrics.active.set(context.admission.active)
-    context.metrics.queued.labels("admission").set(context.admission.queued)
+    rooms = {"local": context.admission, "frontier": context.frontier_admission}
+    for name, room in rooms.items():
+        context.metrics.active.labels(name).set(room.active)
+        context.metrics.queued.labels(f"admission:{name}").set(room.queued)
     for model_id, engine in context.engines.items():
         context.metrics.ready.labels(model_id).set(engine.health.state == "ready")
         context.metrics.queued.labels(f"scoring:{model_id}").set(engine.queue_depth)

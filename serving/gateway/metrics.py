@@ -7,8 +7,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from serving.contracts.answer import Answer
-from serving.contracts.errors import NarrowgateError
+from serving.contracts.answer import Usage
+from serving.contracts.exits import Exit
 
 _LATENCY_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
@@ -37,21 +37,27 @@ class Metrics:
         )
         self._inputs = Counter(
             "narrowgate_inputs",
-            "Task inputs by how they left: a route, or an error code.",
-            ["task", "route", "outcome"],
+            "Inputs by how they left: route, reason for it, and `answered` or an error code.",
+            ["endpoint", "task", "route", "reason", "outcome"],
             registry=self.registry,
         )
         self._input_seconds = Histogram(
             "narrowgate_input_seconds",
-            "Time from admission to answer.",
-            ["task", "route"],
+            "Time from arrival to answer.",
+            ["endpoint", "task", "route"],
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
         )
         self._tokens = Counter(
             "narrowgate_tokens",
-            "Tokens by exclusive class: uncached_input, cache_read, output.",
+            "Tokens by exclusive class, of answers and of attempts that were set aside.",
             ["endpoint", "model", "class"],
+            registry=self.registry,
+        )
+        self._set_aside = Counter(
+            "narrowgate_attempts_set_aside",
+            "Attempts that gave the client no answer, by model and why: paid for all the same.",
+            ["task", "model", "reason"],
             registry=self.registry,
         )
         self._invalid = Counter(
@@ -79,6 +85,60 @@ class Metrics:
             ["model"],
             registry=self.registry,
         )
+        self._calls = Counter(
+            "narrowgate_frontier_calls",
+            "Calls of providers by outcome: `ok`, an error code, `hedge_lost`, `cancelled`.",
+            ["provider", "model", "outcome"],
+            registry=self.registry,
+        )
+        self._call_seconds = Histogram(
+            "narrowgate_frontier_call_seconds",
+            "Time from a call to its answer's last byte, or to its failure.",
+            ["provider", "model"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._call_retries = Counter(
+            "narrowgate_frontier_retries",
+            "Calls repeated at the same provider, by the error before.",
+            ["provider", "reason"],
+            registry=self.registry,
+        )
+        self._fallbacks = Counter(
+            "narrowgate_frontier_fallbacks",
+            "Requests passed on to the next target, by the error of the one before.",
+            ["from", "to", "reason"],
+            registry=self.registry,
+        )
+        self._breaker = Gauge(
+            "narrowgate_frontier_breaker",
+            "1 for the state that a provider's circuit breaker is in.",
+            ["provider", "state"],
+            registry=self.registry,
+        )
+        self._prefix_tokens = Counter(
+            "narrowgate_prompt_cache_tokens",
+            "Input tokens of requests with a marked prefix: all, and those read from the cache.",
+            ["prefix", "kind"],
+            registry=self.registry,
+        )
+        self._unstable = Counter(
+            "narrowgate_prompt_cache_unstable_prefixes",
+            "Findings of prefixes that change from request to request; the log shows the span.",
+            ["prefix"],
+            registry=self.registry,
+        )
+        self._router_failures = Counter(
+            "narrowgate_router_failures",
+            "Decisions made by rule because the embedding was not there in time.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._decisions_dropped = Counter(
+            "narrowgate_decisions_dropped",
+            "Rows that the decisions' log could not take.",
+            registry=self.registry,
+        )
         self.queued = Gauge(
             "narrowgate_queued_inputs",
             "Inputs waiting, for admission or for a scoring batch.",
@@ -86,7 +146,10 @@ class Metrics:
             registry=self.registry,
         )
         self.active = Gauge(
-            "narrowgate_active_inputs", "Inputs being worked on.", registry=self.registry
+            "narrowgate_active_inputs",
+            "Inputs being worked on, locally or at frontier APIs.",
+            ["where"],
+            registry=self.registry,
         )
         self.ready = Gauge(
             "narrowgate_model_ready",
@@ -102,35 +165,27 @@ class Metrics:
         self._http.labels(endpoint, known, str(status)).inc()
         self._http_seconds.labels(endpoint).observe(elapsed_s)
 
-    def answered(self, answer: Answer, elapsed_s: float) -> None:
-        """Record an input that was answered."""
-        self._inputs.labels(answer.task, answer.route, "answered").inc()
-        self._input_seconds.labels(answer.task, answer.route).observe(elapsed_s)
-        usage = answer.usage
-        self.count_tokens(
-            "task",
-            answer.model,
-            usage.uncached_input_tokens,
-            usage.cache_read_tokens,
-            usage.output_tokens,
-        )
-        if not answer.valid:
-            self._invalid.labels(answer.task, answer.model).inc()
+    def left(self, exit_: Exit) -> None:
+        """Record how an input left."""
+        task, reason = exit_.task or "none", exit_.reason or "none"
+        outcome = exit_.error or "answered"
+        self._inputs.labels(exit_.endpoint, task, exit_.route, reason, outcome).inc()
+        if exit_.error is None:
+            self._input_seconds.labels(exit_.endpoint, task, exit_.route).observe(exit_.elapsed_s)
+        if exit_.model is not None:
+            self._count_tokens(exit_.endpoint, exit_.model, exit_.usage)
+            if exit_.error is None and not exit_.valid:
+                self._invalid.labels(task, exit_.model).inc()
+        for attempt in exit_.attempts:
+            self._set_aside.labels(task, attempt.model, attempt.error).inc()
+            self._count_tokens(exit_.endpoint, attempt.model, attempt.usage)
 
-    def refused(self, task: str, error: NarrowgateError, elapsed_s: float) -> None:
-        """Record an input that ended in an error."""
-        self._inputs.labels(task, "none", error.code).inc()
-
-    def count_tokens(
-        self, endpoint: str, model: str, uncached: int, cached: int, output: int
-    ) -> None:
-        """Add to the token counters."""
-        for name, count in (
-            ("uncached_input", uncached),
-            ("cache_read", cached),
-            ("output", output),
-        ):
-            self._tokens.labels(endpoint, model, name).inc(count)
+    def _count_tokens(self, endpoint: str, model: str, usage: Usage | None) -> None:
+        if usage is None:
+            return
+        for name, count in usage.model_dump().items():
+            if count:
+                self._tokens.labels(endpoint, model, name.removesuffix("_tokens")).inc(count)
 
     def batch_sent(self, model: str, size: int) -> None:
         """Record a scoring batch."""
@@ -143,6 +198,41 @@ class Metrics:
     def scrape_failed(self, model: str) -> None:
         """Record an engine that did not deliver its metrics."""
         self._scrape_failures.labels(model).inc()
+
+    def called(self, provider: str, model: str, outcome: str, elapsed_s: float) -> None:
+        """Record one call of a provider."""
+        self._calls.labels(provider, model, outcome).inc()
+        self._call_seconds.labels(provider, model).observe(elapsed_s)
+
+    def retried(self, provider: str, reason: str) -> None:
+        """Record a call repeated at the same provider."""
+        self._call_retries.labels(provider, reason).inc()
+
+    def fell_back(self, from_target: str, to_target: str, reason: str) -> None:
+        """Record that the next target was asked."""
+        self._fallbacks.labels(from_target, to_target, reason).inc()
+
+    def breaker_changed(self, provider: str, state: str) -> None:
+        """Record the state of a provider's circuit breaker."""
+        for known in ("closed", "half_open", "open"):
+            self._breaker.labels(provider, known).set(known == state)
+
+    def prefix_read(self, prefix_id: str, read_tokens: int, input_tokens: int) -> None:
+        """Record how much of a marked prefix's request a provider had cached."""
+        self._prefix_tokens.labels(prefix_id, "read").inc(read_tokens)
+        self._prefix_tokens.labels(prefix_id, "input").inc(input_tokens)
+
+    def prefix_unstable(self, prefix_id: str) -> None:
+        """Record a prefix that changes from request to request."""
+        self._unstable.labels(prefix_id).inc()
+
+    def router_failed(self, reason: str) -> None:
+        """Record a decision made by rule, without the embedding."""
+        self._router_failures.labels(reason).inc()
+
+    def decision_dropped(self) -> None:
+        """Record a row that the decisions' log could not take. From any thread."""
+        self._decisions_dropped.inc()
 
     def exposition(self, engines: Mapping[str, str]) -> bytes:
         """Return everything in Prometheus text format.

@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
 ROUTE = "x-narrowgate-route"
+REASON = "x-narrowgate-reason"
+MODEL = "x-narrowgate-model"
 ATTESTATION = "x-narrowgate-attestation"
 DEVELOPMENT = "x-narrowgate-development"
 

@@ -11,15 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serving.contracts.deadline import Deadline
-from serving.contracts.errors import InvalidRequest, NarrowgateError, UnknownModel
+from serving import pipeline
+from serving.contracts.errors import NarrowgateError, UnknownModel
 from serving.gateway.attested import TaskState
 from serving.gateway.context import Context, GatewayContext, RequestId
 from serving.gateway.errors import error_body
-from serving.gateway.middleware import ROUTE
-from serving.gateway.openai_fields import engine_body
-from serving.gateway.usage import UsageFilter
+from serving.gateway.middleware import ATTESTATION, MODEL, REASON, ROUTE
+from serving.gateway.options import RequestedOptions, taken_from
 from serving.local.client import EngineClient
+from serving.stages.chat import ChatReply
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -89,70 +89,67 @@ async def get_model(model_id: str, context: Context) -> ModelCard:
 
 
 @router.post("/chat/completions", response_model=dict[str, Any])
-async def chat_completions(body: ChatBody, context: Context, request_id: RequestId) -> Response:
-    """Answer a conversation, whole or as server-sent events."""
-    return await _complete("chat", body.model_dump(exclude_unset=True), context, request_id)
+async def chat_completions(
+    body: ChatBody, context: Context, request_id: RequestId, requested: RequestedOptions
+) -> Response:
+    """Answer a conversation, whole or as server-sent events, by whichever way `model` names.
+
+    model: `auto`, a local model, `task/NAME`, or `provider/model`.
+    """
+    fields = body.model_dump(exclude_unset=True)
+    asked = requested.asked(taken_from(fields))
+    stack = context.stack
+    return _sent(await pipeline.chat(fields, stack, asked.options, asked.deadline, request_id))
 
 
 @router.post("/completions", response_model=dict[str, Any])
-async def completions(body: CompletionBody, context: Context, request_id: RequestId) -> Response:
-    """Continue a prompt, whole or as server-sent events."""
-    return await _complete("completions", body.model_dump(exclude_unset=True), context, request_id)
-
-
-async def _complete(
-    endpoint: str, body: dict[str, Any], context: GatewayContext, request_id: str
+async def completions(
+    body: CompletionBody, context: Context, request_id: RequestId, requested: RequestedOptions
 ) -> Response:
-    engine = _engine(context, body["model"])
-    accepted = engine_body(endpoint, body)
-    usage = UsageFilter(accepted)
-    deadline = Deadline.after(context.settings.request_timeout_s)
-    async with AsyncExitStack() as held:
-        await held.enter_async_context(context.admission.admit(1, deadline))
-        reply, events = await engine.openai(endpoint, usage.body, request_id, deadline)
-        if reply.body is not None:
-            if reply.status == 200:
-                _count(context, endpoint, engine, reply.body.get("usage"))
-            elif reply.status >= 500:
-                raise NarrowgateError("the engine failed on this request")
-            return JSONResponse(_ours(reply.body), reply.status, {ROUTE: "local"})
-        # The room stays taken until the stream's last byte.
-        staying = held.pop_all()
-    return _HeldStream(_stream(events, usage, context, endpoint, engine), staying)
+    """Continue a prompt with a local model, whole or as server-sent events."""
+    _engine(context, body.model)
+    fields = body.model_dump(exclude_unset=True)
+    asked = requested.asked(taken_from(fields))
+    return _sent(await pipeline.complete(fields, context.stack, asked.deadline, request_id))
 
 
-class _HeldStream(StreamingResponse):
-    """A stream that gives its room back even where its client leaves before the first event.
+def _sent(reply: ChatReply) -> Response:
+    headers = {ROUTE: reply.route, REASON: reply.reason, MODEL: reply.model}
+    if reply.attestation is not None:
+        headers[ATTESTATION] = reply.attestation
+    if reply.events is None:
+        return _Held(JSONResponse(reply.body, headers=headers), reply.held)
+    stream = StreamingResponse(
+        _with_errors(reply.events),
+        media_type="text/event-stream",
+        headers={**headers, "cache-control": "no-cache"},
+    )
+    return _Held(stream, reply.held)
+
+
+class _Held(Response):
+    """A response that gives back what it holds even where its client leaves before it begins.
 
     A generator that was never started runs no clean-up, so the room cannot be the generator's.
     """
 
-    def __init__(self, stream: AsyncIterator[str], held: AsyncExitStack) -> None:
-        headers = {ROUTE: "local", "cache-control": "no-cache"}
-        super().__init__(stream, media_type="text/event-stream", headers=headers)
+    def __init__(self, response: Response, held: AsyncExitStack) -> None:
+        super().__init__()
+        self._response = response
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
-            await super().__call__(scope, receive, send)
+            await self._response(scope, receive, send)
 
 
-async def _stream(
-    events: AsyncIterator[str],
-    usage: UsageFilter,
-    context: GatewayContext,
-    endpoint: str,
-    engine: EngineClient,
-) -> AsyncIterator[str]:
+async def _with_errors(events: AsyncIterator[str]) -> AsyncIterator[str]:
     try:
         async for event in events:
-            if passed := usage.passed(event):
-                yield passed
+            yield event
     except NarrowgateError as error:
         # The status line is out: the break is an event, which the SDKs raise as an error.
         yield f"data: {json.dumps({'error': error_body(error)})}\n\n"
-    finally:
-        _count(context, endpoint, engine, usage.found)
 
 
 def _engine(context: GatewayContext, model_id: str) -> EngineClient:
@@ -176,27 +173,3 @@ def _card(context: GatewayContext, model_id: str) -> ModelCard:
         attestation=health.info.attestation if health.info else None,
         tasks=context.tasks_of(model_id),
     )
-
-
-def _count(
-    context: GatewayContext, endpoint: str, engine: EngineClient, usage: dict[str, Any] | None
-) -> None:
-    if not usage:
-        return
-    prompt = int(usage.get("prompt_tokens") or 0)
-    details = usage.get("prompt_tokens_details") or {}
-    cached = int(details.get("cached_tokens") or 0)
-    output = int(usage.get("completion_tokens") or 0)
-    context.metrics.count_tokens(endpoint, engine.model_id, prompt - cached, cached, output)
-
-
-def _ours(body: dict[str, Any]) -> dict[str, Any]:
-    """Give an engine's refusal the error shape that all of this server's errors have."""
-    error = body.get("error")
-    if not isinstance(error, dict):
-        return body
-    refused = InvalidRequest(str(error.get("message")), field=error.get("param"))
-    shaped = error_body(refused)
-    if "maximum context length" in refused.message or "max_model_len" in refused.message:
-        shaped["code"] = "context_length_exceeded"
-    return {"error": shaped}

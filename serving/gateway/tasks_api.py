@@ -8,17 +8,18 @@ from starlette.responses import Response
 
 from serving import pipeline
 from serving.contracts.answer import Answer, TaskRequest
-from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest, NarrowgateError, TooManyInputs
 from serving.gateway.attested import TaskState
 from serving.gateway.context import Context, RequestId
 from serving.gateway.errors import error_body
-from serving.gateway.middleware import ATTESTATION, ROUTE
+from serving.gateway.middleware import ATTESTATION, REASON, ROUTE
+from serving.gateway.options import OptionFields, RequestedOptions
+from serving.stages.stack import find
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
 
-class TaskBody(BaseModel):
+class TaskBody(OptionFields):
     """One input or several, and the parameters of the task."""
 
     model_config = ConfigDict(extra="forbid")
@@ -106,12 +107,18 @@ async def list_tasks(context: Context) -> TaskList:
 
 
 @router.post("/{task}", response_model=Answer | AnswerList)
-async def run_task(task: str, body: TaskBody, context: Context, request_id: RequestId) -> Response:
+async def run_task(
+    task: str,
+    body: TaskBody,
+    context: Context,
+    request_id: RequestId,
+    requested: RequestedOptions,
+) -> Response:
     """Answer one input (an answer) or several (a list of answers and errors, in order)."""
-    bound = pipeline.attested(context.stack, task)
+    find(context.stack, task)
     single = body.inputs is None
     texts = _texts(body, context.settings.max_inputs)
-    deadline = Deadline.after(context.settings.request_timeout_s)
+    asked = requested.asked(body)
     valid = [i for i, text in enumerate(texts) if isinstance(text, str)]
     outcomes: list[Answer | NarrowgateError] = [
         InvalidRequest(f"inputs.{i} is a {type(text).__name__}, not a string", field=f"inputs.{i}")
@@ -121,13 +128,16 @@ async def run_task(task: str, body: TaskBody, context: Context, request_id: Requ
         requests = [
             TaskRequest(task, texts[i], body.source_language, body.target_language) for i in valid
         ]
-        async with context.admission.admit(len(requests), deadline):
-            answered = await pipeline.answer(requests, context.stack, deadline, request_id)
+        answered = await pipeline.answer(
+            requests, context.stack, asked.options, asked.deadline, request_id
+        )
         for i, outcome in zip(valid, answered, strict=True):
             outcomes[i] = outcome
     response = _single(outcomes[0]) if single else _several(task, outcomes, request_id)
-    if bound.grant.attestation is not None:
-        response.headers[ATTESTATION] = bound.grant.attestation
+    attestation = context.stack.tasks[task].grant.attestation
+    local = any(isinstance(found, Answer) and found.route == "local" for found in outcomes)
+    if attestation is not None and local:
+        response.headers[ATTESTATION] = attestation
     return response
 
 
@@ -152,7 +162,7 @@ def _texts(body: TaskBody, max_inputs: int) -> list[Any]:
 def _single(outcome: Answer | NarrowgateError) -> Response:
     if isinstance(outcome, NarrowgateError):
         raise outcome
-    return _json(outcome, outcome.route)
+    return _json(outcome, [outcome])
 
 
 def _several(task: str, outcomes: list[Answer | NarrowgateError], request_id: str) -> Response:
@@ -162,10 +172,13 @@ def _several(task: str, outcomes: list[Answer | NarrowgateError], request_id: st
         else IndexedResult(index=i, answer=outcome)
         for i, outcome in enumerate(outcomes)
     ]
-    routes = sorted({item.answer.route for item in results if item.answer is not None})
-    listed = AnswerList(task=task, results=results, request_id=request_id)
-    return _json(listed, ",".join(routes) or "none")
+    answers = [item.answer for item in results if item.answer is not None]
+    return _json(AnswerList(task=task, results=results, request_id=request_id), answers)
 
 
-def _json(model: BaseModel, route: str) -> Response:
-    return Response(model.model_dump_json(), media_type="application/json", headers={ROUTE: route})
+def _json(model: BaseModel, answers: list[Answer]) -> Response:
+    headers = {
+        ROUTE: ",".join(sorted({answer.route for answer in answers})) or "none",
+        REASON: ",".join(sorted({answer.reason for answer in answers})) or "none",
+    }
+    return Response(model.model_dump_json(), media_type="application/json", headers=headers)

@@ -16,6 +16,8 @@ from serving.tasks.window import refuse_frame_over_window
 # development sample whose output ended by itself.
 _OUTPUT_TOKENS_PER_INPUT_TOKEN = 3.0
 _OUTPUT_TOKENS_BASE = 24
+ENTITY_SCHEMA_LIMITS = frozenset({"maxItems", "minLength", "maxLength"})
+"""What of the entities' schema bounds its size."""
 
 
 class ExtractionTask:

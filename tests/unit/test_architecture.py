@@ -4,16 +4,31 @@ import grimp
 import pytest
 
 # Who may import whom inside `serving`; every package may import contracts and itself.
-ALLOWED = {
+ALLOWED: dict[str, set[str]] = {
     "contracts": set(),
     "tasks": set(),
     "local": {"tasks"},
-    "pipeline": {"tasks"},
-    "gateway": {"tasks", "local", "pipeline"},
-    "app": {"tasks", "local", "pipeline", "gateway"},
+    "embedding": set(),
+    "routing": {"tasks", "embedding"},
+    "frontier": set(),
+    "ledger": set(),
+    "stages": {"tasks"},
+    "pipeline": {"tasks", "routing", "stages"},
+    "gateway": {"tasks", "local", "pipeline", "stages"},
+    "app": {
+        "tasks",
+        "local",
+        "embedding",
+        "routing",
+        "frontier",
+        "ledger",
+        "stages",
+        "pipeline",
+        "gateway",
+    },
     "lifecycle": set(),
-    "commands": {"tasks", "local", "app", "lifecycle"},
-    "bench": {"tasks", "local", "commands", "lifecycle"},
+    "commands": {"tasks", "local", "embedding", "routing", "app", "lifecycle"},
+    "bench": {"tasks", "local", "frontier", "stages", "commands", "lifecycle"},
     "cli": set(),
 }
 

@@ -18,6 +18,14 @@ from quantize.recipe import (
     built_in_recipes,
 )
 from serving.cli import build_parser
+from serving.contracts.frontier_settings import (
+    BoundSettings,
+    BreakerSettings,
+    FrontierSettings,
+    PromptCacheSettings,
+    ProviderSettings,
+)
+from serving.contracts.routing_settings import ComplexityThresholds, RoutingSettings
 from serving.contracts.settings import (
     AttestationSettings,
     CpuAccelerator,
@@ -42,7 +50,16 @@ GROUPS: list[tuple[str, type[BaseModel]]] = [
     ("models.replicas.", Replicas),
     ("gateway.", GatewaySettings),
     ("attestation.", AttestationSettings),
+    ("frontier.", FrontierSettings),
+    ("frontier.providers.", ProviderSettings),
+    ("frontier.providers.breaker.", BreakerSettings),
+    ("frontier.bounds.", BoundSettings),
+    ("frontier.prompt_cache.", PromptCacheSettings),
+    ("routing.", RoutingSettings),
+    ("routing.complexity.", ComplexityThresholds),
 ]
+GROUP_NAMES = {prefix.removesuffix(".") for prefix, _ in GROUPS}
+LISTS = {"models", "frontier.providers"}
 
 
 def documented() -> dict[str, str]:
@@ -63,8 +80,7 @@ def fields() -> dict[str, Any]:
         f"{prefix}{name}": field.default
         for prefix, model in GROUPS
         for name, field in model.model_fields.items()
-        if name not in {"accelerator", "replicas", "gateway"} or prefix == "gateway."
-        if (prefix, name) != ("", "attestation")
+        if prefix + name not in GROUP_NAMES - LISTS
     }
 
 

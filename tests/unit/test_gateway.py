@@ -2,160 +2,28 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.contracts.attestation import Verdict
-from serving.contracts.deadline import Deadline
-from serving.contracts.engine import (
-    EngineInfo,
-    EngineOutput,
-    EngineWork,
-    GenerateOutput,
-    ScoreOutput,
-    ScoreWork,
-    TokenCounts,
-)
-from serving.contracts.errors import EngineFailure, NarrowgateError, TaskNotAttested
-from serving.contracts.openai import OpenAIReply
-from serving.contracts.settings import GatewaySettings
+from serving.contracts.engine import EngineWork
+from serving.contracts.errors import EngineFailure, TaskNotAttested
 from serving.contracts.task_spec import TaskSpec
-from serving.gateway.admission import Admission
-from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
-from serving.gateway.metrics import Metrics
-from serving.local.health import EngineHealth
-from serving.pipeline import BoundTask, Stack
 from serving.tasks.catalog import load_specs
 from serving.tasks.grant import Grant
-from serving.tasks.task import bind
 
 from .attested import result
-from .conftest import CharacterTokenizer
-
-MODEL = "tiny"
-WINDOW = 4096
-INFO = EngineInfo(MODEL, "vllm", "0.29.0", WINDOW, None, "bfloat16")
-
-
-class ScriptedEngine:
-    """Stands where serving.local.client does; the first candidate or label always wins."""
-
-    def __init__(self) -> None:
-        self.model_id = MODEL
-        self.queue_depth = 0
-        self.health = EngineHealth(MODEL, self._ping)
-        self.release = asyncio.Event()
-        self.release.set()
-        self.bodies: list[dict[str, Any]] = []
-        self.events = ['data: {"choices": [{"delta": {"content": "hi"}}]}\n\n']
-        self.fail_after_events: NarrowgateError | None = None
-
-    async def _ping(self, timeout_s: float) -> EngineInfo:
-        return INFO
-
-    async def run(
-        self, works: Sequence[EngineWork], deadline: Deadline
-    ) -> list[EngineOutput | NarrowgateError]:
-        self.health.require_ready()
-        await self.release.wait()
-        return [self._output(work) for work in works]
-
-    def _output(self, work: EngineWork) -> EngineOutput | NarrowgateError:
-        tokens = TokenCounts(7, 3, 0)
-        if isinstance(work, ScoreWork):
-            if ord("☠") in work.prompt_token_ids:
-                return EngineFailure("the engine failed: ValueError")
-            points = [(0.0, *(-2.0 for _ in point.candidates[1:])) for point in work.points]
-            return ScoreOutput(tuple(points), tokens)
-        return GenerateOutput("[]" if work.json_schema else "Hallo", (-0.1,), "stop", tokens)
-
-    async def openai(
-        self, endpoint: str, body: dict[str, Any], request_id: str, deadline: Deadline
-    ) -> tuple[OpenAIReply, AsyncIterator[str]]:
-        self.health.require_ready()
-        self.bodies.append(body)
-
-        async def events() -> AsyncIterator[str]:
-            for event in self.events:
-                yield event
-            if self.fail_after_events:
-                raise self.fail_after_events
-
-        if body.get("stream"):
-            return OpenAIReply(200, None), events()
-        usage = {"prompt_tokens": 5, "completion_tokens": 2}
-        return OpenAIReply(200, {"id": "x", "usage": usage}), events()
-
-    async def metrics(self, timeout_s: float) -> str:
-        return (
-            "# HELP vllm:num_requests_running Running.\n"
-            "# TYPE vllm:num_requests_running gauge\n"
-            'vllm:num_requests_running{engine="0"} 3.0\n'
-            "# HELP python_info x\n# TYPE python_info gauge\npython_info 1.0\n"
-        )
-
-
-class Server:
-    """The application under test with its engine and a client."""
-
-    def __init__(
-        self,
-        specs: dict[str, TaskSpec],
-        grants: dict[str, Grant] | None = None,
-        *,
-        development: bool = False,
-        **limits: Any,
-    ) -> None:
-        self.engine = ScriptedEngine()
-        config = GatewaySettings(**limits)
-        tokenizer = CharacterTokenizer()
-        tasks = {
-            name: BoundTask(
-                bind(spec, tokenizer, WINDOW),
-                self.engine,
-                (grants or {}).get(name, Grant(None, None, None)),
-            )
-            for name, spec in specs.items()
-        }
-        metrics = Metrics()
-        self.context = GatewayContext(
-            settings=config,
-            stack=Stack(tasks, exits=metrics),
-            engines={MODEL: self.engine},  # type: ignore[dict-item]
-            admission=Admission(config.max_concurrent_inputs, config.max_queued_inputs),
-            metrics=metrics,
-            development=development,
-        )
-        transport = httpx.ASGITransport(build_http(self.context), raise_app_exceptions=False)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
-
-    async def ready(self) -> "Server":
-        await self.engine.health.confirm()
-        return self
-
-    async def post(self, path: str, **kwargs: Any) -> httpx.Response:
-        return await self.client.post(path, **kwargs)
+from .scripted import MODEL, WINDOW, Server, assert_error
 
 
 @pytest.fixture
 async def server(specs: dict[str, TaskSpec]) -> Server:
     return await Server(specs).ready()
-
-
-def assert_error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    assert set(response.json()) == {"error"}
-    error: dict[str, Any] = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code", "fix"}
-    assert error["code"] == code
-    assert "Traceback" not in response.text
-    return error
 
 
 async def test_one_input(server: Server) -> None:
@@ -169,7 +37,8 @@ async def test_one_input(server: Server) -> None:
     assert sum(answer["label_probabilities"].values()) == pytest.approx(1.0)
     assert answer["confidence"] == answer["label_probabilities"]["negative"]
     assert answer["usage"] == {
-        "uncached_input_tokens": 7, "cache_read_tokens": 3, "output_tokens": 0,
+        "uncached_input_tokens": 7, "cache_read_tokens": 3, "cache_write_5m_tokens": 0,
+        "cache_write_1h_tokens": 0, "output_tokens": 0, "reasoning_tokens": 0,
     }  # fmt: skip
     assert answer["cost_usd"] is None
     assert answer["calibrated_confidence"] is None
@@ -436,10 +305,12 @@ async def test_metrics_hold_the_gateways_and_the_engines(server: Server) -> None
     await server.post("/v1/tasks/sentiment", json={"input": "x"})
     await server.post("/v1/tasks/sentiment", json={"input": ""})
     text = (await server.client.get("/metrics")).text
-    assert 'narrowgate_inputs_total{outcome="answered",route="local",task="sentiment"} 1.0' in text
-    assert (
-        'narrowgate_inputs_total{outcome="empty_input",route="none",task="sentiment"} 1.0' in text
-    )
+    left = [("answered", "narrow", "local"), ("empty_input", "none", "none")]
+    for outcome, reason, route in left:
+        assert (
+            f'narrowgate_inputs_total{{endpoint="task",outcome="{outcome}",reason="{reason}",'
+            f'route="{route}",task="sentiment"}} 1.0' in text
+        )
     assert (
         'narrowgate_http_requests_total{endpoint="/v1/tasks/{task}",method="POST",status="200"} 1.0'
         in text

@@ -1,0 +1,1 @@
+"""Texts as vectors: a small sentence encoder on the processor, off the event loop."""

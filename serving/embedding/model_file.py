@@ -1,0 +1,62 @@
+"""The INT8 encoder on disk: made once from the packaged weights, then only read."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from serving.contracts.errors import MaterializationFailed
+from serving.embedding.onnx_graph import encoder_model
+from serving.embedding.weights import EncoderFiles, packaged_files
+
+# Raised by one whenever the graph or its quantization changes: old files are then left alone.
+GRAPH_FORMAT = 1
+_DIGEST_CHARS = 16
+_MODEL = "model.onnx"
+_TOKENIZER = "tokenizer.json"
+
+
+def ensure_model(state: Path, source: EncoderFiles | None = None) -> EncoderFiles:
+    """Return the INT8 model and its tokenizer, made now where they are missing.
+
+    state: the folder for everything written; they lie in its `models`. Blocking: about 1 s the
+    first time, 0.1 s after. Safe beside other processes: the folder appears whole or not at all.
+    Raises MaterializationFailed.
+    """
+    source = source or packaged_files()
+    name = f"all-minilm-l6-v2-int8-{source.digest()[:_DIGEST_CHARS]}-{GRAPH_FORMAT}"
+    folder = state / "models" / name
+    if not folder.is_dir():
+        from safetensors import SafetensorError
+
+        try:
+            _make(folder, source)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise MaterializationFailed(
+                f"the encoder could not be written to {str(folder)!r}: {error}",
+                fix="check that the state folder is writable and has 30 MB to spare",
+            ) from error
+    return EncoderFiles(folder / _MODEL, folder / _TOKENIZER)
+
+
+def _make(folder: Path, source: EncoderFiles) -> None:
+    from safetensors.numpy import load_file
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    content = encoder_model(load_file(source.weights), "int8")
+    temporary = Path(tempfile.mkdtemp(prefix=".encoder-", dir=folder.parent))
+    try:
+        for name, data in ((_MODEL, content), (_TOKENIZER, source.tokenizer.read_bytes())):
+            with (temporary / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            # Another process was faster: its folder has the same content.
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

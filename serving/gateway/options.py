@@ -1,0 +1,85 @@
+"""What a client asks besides the answer: route, deadline, maximum cost; as fields or headers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, Field, ValidationError
+
+from serving.contracts.deadline import Deadline
+from serving.contracts.errors import InvalidRequest
+from serving.contracts.routing import RequestOptions, RoutePreference
+
+_HEADERS = {
+    "route": "x-narrowgate-route",
+    "deadline_s": "x-narrowgate-deadline-s",
+    "max_cost_usd": "x-narrowgate-max-cost-usd",
+}
+
+
+class OptionFields(BaseModel):
+    """Fields that every request may carry; each beats its header."""
+
+    route: RoutePreference | None = Field(
+        default=None, description="auto; local_only forbids and frontier_only forces escalation"
+    )
+    deadline_s: float | None = Field(
+        default=None, gt=0.0, description="seconds, at most gateway.request_timeout_s"
+    )
+    max_cost_usd: Decimal | None = Field(
+        default=None, ge=0, description="frontier models whose worst case costs more are left out"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options of one request and the moment by which it must be answered."""
+
+    options: RequestOptions
+    deadline: Deadline
+
+
+class Options:
+    """The options in a request's headers, to be joined with those in its body."""
+
+    def __init__(self, request: Request) -> None:
+        self._headers = request.headers
+        self._longest_s: float = request.app.state.context.settings.request_timeout_s
+
+    def asked(self, fields: OptionFields) -> Asked:
+        """Return what is asked. Raises InvalidRequest for a header that does not hold."""
+        found = _from_headers(self._headers)
+        route = fields.route or found.route or "auto"
+        wanted = fields.deadline_s or found.deadline_s or self._longest_s
+        cost = fields.max_cost_usd if fields.max_cost_usd is not None else found.max_cost_usd
+        return Asked(
+            RequestOptions(route, cost), Deadline.after(min(wanted, self._longest_s))
+        )  # fmt: skip
+
+
+def taken_from(body: dict[str, Any]) -> OptionFields:
+    """Return the option fields of a chat's body and remove them. Raises InvalidRequest."""
+    found = {name: body.pop(name) for name in OptionFields.model_fields if name in body}
+    return _validated(found, dict.fromkeys(found, ""))
+
+
+def _from_headers(headers: Mapping[str, str]) -> OptionFields:
+    found = {name: headers[header] for name, header in _HEADERS.items() if header in headers}
+    return _validated(found, _HEADERS)
+
+
+def _validated(found: dict[str, Any], names: Mapping[str, str]) -> OptionFields:
+    if not found:
+        return OptionFields()
+    try:
+        return OptionFields.model_validate(found)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        field = str(problem["loc"][0])
+        name = names.get(field) or field
+        raise InvalidRequest(f"{name}: {problem['msg']}", field=name) from error
+
+
+RequestedOptions = Annotated[Options, Depends(Options)]

@@ -1,0 +1,1 @@
+"""How good the router is: task detection, and complexity against cost."""

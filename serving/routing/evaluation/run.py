@@ -1,0 +1,118 @@
+"""Runs the router over what is there to measure it on."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serving.contracts.frontier import Tier
+from serving.contracts.routing_settings import RoutingSettings
+from serving.contracts.task_spec import TaskSpec
+from serving.embedding.embedder import Embedder
+from serving.routing.conversation import Prompt, read
+from serving.routing.corpus import UNKNOWN, Corpus, Labelled
+from serving.routing.evaluation.cost import CostReport, cost_report, tiers_by_category
+from serving.routing.evaluation.detection import DetectionReport, detection_report, outcome
+from serving.routing.evaluation.samples import RoutingSample, Sample, Samples
+from serving.routing.features import feature_rows
+from serving.routing.heads import RouterModel
+from serving.routing.narrow import Detection, NarrowDetector
+from serving.routing.tiers import tier_by_rule, tier_of_score
+
+
+@dataclass(frozen=True, slots=True)
+class RouterReport:
+    """held_out: on shipped texts that were not trained on. samples: on development samples.
+
+    costs: by data set. categories: tiers of open questions by category, as they are decided.
+    trusted: what the model says of its complexity scores.
+    """
+
+    held_out: DetectionReport
+    samples: DetectionReport | None
+    costs: Mapping[str, CostReport]
+    categories: Mapping[str, Mapping[Tier, int]]
+    trusted: bool
+
+    @property
+    def scores_earn_trust(self) -> bool:
+        """Tell whether complexity beats random in every data set there was."""
+        return earns_trust(self.costs)
+
+
+def earns_trust(costs: Mapping[str, CostReport]) -> bool:
+    """Tell whether scores beat random in every data set, and there is one."""
+    return bool(costs) and all(report.beats_random for report in costs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured."""
+
+    model: RouterModel
+    specs: Mapping[str, TaskSpec]
+    embedder: Embedder
+    settings: RoutingSettings
+
+    def evaluate(self, corpus: Corpus, samples: Samples | None) -> RouterReport:
+        """Return every figure. Blocking, about 5 ms a prompt."""
+        known = [row for row in corpus.part(held_out=True) if row.task != UNKNOWN]
+        return RouterReport(
+            self._detections(known),
+            self._detections(samples.tasks) if samples and samples.tasks else None,
+            self.costs(samples.routing) if samples else {},
+            self._categories(samples) if samples else {},
+            self.model.complexity.trusted,
+        )
+
+    def costs(self, rows: Sequence[RoutingSample]) -> dict[str, CostReport]:
+        """Return accuracy against cost for each data set."""
+        reports = {}
+        for source in sorted({row.source for row in rows}):
+            own = [row for row in rows if row.source == source]
+            reports[source] = cost_report(
+                np.array(self._scores([row.text for row in own])),
+                np.array([row.cheap_right for row in own]),
+                np.array([row.dear_right for row in own]),
+            )
+        return reports
+
+    def _detections(self, rows: Sequence[Labelled | Sample]) -> DetectionReport:
+        return detection_report(asyncio.run(self._outcomes(rows)))
+
+    async def _outcomes(self, rows: Sequence[Labelled | Sample]) -> list[Any]:
+        detector = NarrowDetector(
+            self.model, self.specs, self.embedder, self.settings.narrow_certainty
+        )
+        found = []
+        for row in rows:
+            reading = read(_body(row.prompt), self.settings.narrow_max_chars)
+            detection = (
+                await detector.detect(reading.prompt)
+                if reading.obstacle is None
+                else Detection(None, 1.0, reading.obstacle)
+            )
+            found.append(outcome(row, detection))
+        return found
+
+    def _scores(self, texts: Sequence[str]) -> list[float]:
+        vectors = self.embedder.embed_all(texts)
+        head = self.model.complexity
+        rows = zip(vectors, feature_rows(texts), strict=True)
+        return [head.score(vector, features) for vector, features in rows]
+
+    def _categories(self, samples: Samples) -> Mapping[str, Mapping[Tier, int]]:
+        texts = [chat.text for chat in samples.chats]
+        if self.model.complexity.trusted:
+            scores = self._scores(texts)
+            tiers = [tier_of_score(score, self.settings.complexity) for score in scores]
+        else:
+            tiers = [tier_by_rule(read(_body(Prompt("", text)), 1)) for text in texts]
+        return tiers_by_category(tiers, [chat.category for chat in samples.chats])
+
+
+def _body(prompt: Prompt) -> dict[str, Any]:
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return {"messages": [*system, {"role": "user", "content": prompt.user}]}

@@ -1,0 +1,136 @@
+"""Reads development samples that a user has, and makes prompts of them.
+
+The wrappers are instructions that are in no training text. The samples never become part of the
+project and nothing is trained on them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from serving.contracts.errors import InvalidRequest
+from serving.routing.conversation import Prompt
+
+# Data sets by file name: the tasks whose texts they are, and the field with the text.
+_PAYLOADS: Mapping[str, tuple[str, str]] = {
+    "sst2": ("sentiment", "text"),
+    "tweet_sentiment": ("sentiment", "text"),
+    "ag_news": ("topic", "text"),
+    "wnut17": ("ner", "text"),
+    "multi30k": ("translation", "en"),
+}
+# Sets of prompts that are no task at all, each row one prompt.
+_PROMPTS: Mapping[str, str] = {
+    "clinc150": "text",
+    "banking77": "text",
+    "mmlu_routing": "prompt",
+    "gsm8k_routing": "prompt",
+}
+_CHAT = "mt_bench_questions"
+_GAP = "{payload}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt of which it is known what it is. task: None where none. payload: of a task."""
+
+    prompt: Prompt
+    task: str | None
+    payload: str | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingSample:
+    """A prompt that a cheap and a dear model answered. source: the data set."""
+
+    text: str
+    cheap_right: bool
+    dear_right: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSample:
+    """An open question. category: as its authors filed it."""
+
+    text: str
+    category: str
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a folder holds that the router can be measured on."""
+
+    tasks: tuple[Sample, ...]
+    routing: tuple[RoutingSample, ...]
+    chats: tuple[ChatSample, ...]
+
+
+def read_samples(data: Path, limit: int) -> Samples:
+    """Return the samples in a folder, or in one of its files. Reads files, blocking.
+
+    limit: rows of a file that are looked at, from its beginning.
+    Raises InvalidRequest where there is nothing to read.
+    """
+    paths = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
+    files = {path.stem: _rows(path, limit) for path in paths if path.is_file()}
+    chats = [ChatSample(row["turns"][0], row["category"]) for row in files.get(_CHAT, [])]
+    found = Samples(
+        (*_wrapped(files), *_plain(files, chats)),
+        tuple(
+            RoutingSample(r["prompt"], r["mixtral_correct"], r["gpt4_correct"], name)
+            for name, rows in files.items()
+            for r in rows
+            if "mixtral_correct" in r
+        ),
+        tuple(chats),
+    )
+    if not found.tasks and not found.routing:
+        raise InvalidRequest(
+            f"no samples in {str(data)!r}",
+            field="--data",
+            fix="name a folder with files such as sst2.jsonl or mmlu_routing.jsonl",
+        )
+    return found
+
+
+def _wrapped(files: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Sample]:
+    """Wrap each text twice: in an instruction of its task, and in one of no task."""
+    text = (resources.files(__package__) / "wrappers.jsonl").read_text("utf-8")
+    wrappers = [json.loads(line) for line in text.splitlines()]
+    others = [wrapper for wrapper in wrappers if wrapper["task"] is None]
+    for name, (task, field) in _PAYLOADS.items():
+        own = [wrapper for wrapper in wrappers if wrapper["task"] == task]
+        for number, row in enumerate(files.get(name, [])):
+            payload = " ".join(row[field].split())
+            yield _wrap(own[number % len(own)], payload, name)
+            yield _wrap(others[number % len(others)], payload, f"{name}, other instructions")
+
+
+def _wrap(wrapper: Mapping[str, Any], payload: str, source: str) -> Sample:
+    prompt = Prompt(wrapper.get("system", ""), wrapper["text"].replace(_GAP, payload))
+    return Sample(prompt, wrapper["task"], payload if wrapper["task"] else None, source)
+
+
+def _plain(
+    files: Mapping[str, Sequence[Mapping[str, Any]]], chats: Sequence[ChatSample]
+) -> Iterator[Sample]:
+    for name, field in _PROMPTS.items():
+        for row in files.get(name, []):
+            yield Sample(Prompt("", row[field]), None, None, name)
+    for chat in chats:
+        yield Sample(Prompt("", chat.text), None, None, _CHAT)
+
+
+def _rows(path: Path, limit: int) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        try:
+            return [json.loads(line) for _, line in zip(range(limit), file, strict=False)]
+        except ValueError as error:
+            raise InvalidRequest(
+                f"{path.name} is not JSON Lines: {error}", field="--data"
+            ) from error

@@ -1,0 +1,85 @@
+"""Finds in an instruction what no narrow task gives: another form, another length, a reason."""
+
+import re
+
+# Every alternative was added for a request that would otherwise get the wrong kind of answer.
+_PATTERNS = (
+    # a form
+    r"\bjson\b|\bxml\b|\byaml\b|\bcsv\b|\bhtml\b|\bmarkdown\b|\btab(?:le|elle|leau|la)\b"
+    r"|\bcolumns?\b|\bbullet|\bemojis?\b|\bhashtag|\bdict(?:ionary)?\b|\barray\b|\bobject\b"
+    r"|\bkeys?\b|\bformat\b|\byes\b|\btrue or false\b|\bja oder nein\b|\boui ou non\b"
+    r"|\bs[ií] o no\b|\bwhether or not\b|\bor not\b|\boder nicht\b|\bou non\b|\bo no\b"
+    r"|\bcorrect\b|\bwrong\b",
+    # a number
+    r"\bscales?\b|\bskala\b|\béchelle\b|\bescala\b|\bscor(?:e|es|ing)\b|\brat(?:e|es|ing)\b"
+    r"|\bstars?\b|\bsterne?\b|\bétoiles?\b|\bestrellas\b|\bpercent"
+    r"|\b\d+\s*(?:to|bis|à|a|-)\s*\d+\b|\bconfidence\b|\bprobabilit"
+    r"|\bhow (?:much|many|positive|negative|strong)|\bcount\b|\bnumber of\b|\bdegree\b",
+    # a reason
+    r"\bwhy\b|\bexplain|\bexplanation|\breason|\bjustif|\bbecause\b|\bevidence\b"
+    r"|\bstep by step\b|\bthink\b|\bwarum\b|\bbegründ|\berklär|\bpourquoi\b"
+    r"|\bexpli(?:que|ca|cation)|\bpor qué\b|\brazon|\bwhich (?:words?|parts?)\b|\bthe words\b"
+    r"|\bquote (?:the|a)\b",
+    # another task, or one more
+    r"\bsumm?ar|\bzusammenfass|\brésum|\bresum|\bparaphras|\brewrit|\brephras|\bimprov"
+    r"|\bproofread|\bfix\b|\bcorregi|\bkorrigier|\bcorrige|\brepl(?:y|ies|ied) to\b|\bshorten"
+    r"|\bexpand|\bcontinue\b|\bgenerat|\bcompose\b|\binvent|\bsuggest|\brecommend|\bcompare"
+    r"|\bdifference|\bopposite\b|\bsynonym|\bmeans?\b|\bmeaning\b|\bdefin|\bthen\b|\balso\b"
+    r"|\bafter(?:wards)?\b|\badditional|\bfinally\b|\bplus\b|\bas well\b"
+    r"|\band (?:what|who|how|where|when|tell|give|say what|quote|show)\b"
+    r"|\band (?:mark|highlight|underline|count|add|provide|correct)\b"
+    r"|\band (?:compare|name the)\b|\bdann\b|\baußerdem\b|\bensuite\b|\bluego\b|\btambién\b"
+    r"|\baussi\b",
+    # a register or a restriction
+    r"\bformal|\binformal|\bpolite|\bcasual|\btone\b|\bstyle\b|\bslang\b|\brhym|\bpoetic"
+    r"|\bliteral|\bword[ -](?:by|for)[ -]word\b|\bidiom|\bfriendly\b|\bsimple\b|\bshorter\b"
+    r"|\bconcise|\bunder \d|\bat most\b|\bmaximum\b|\bno more than\b|\bwithout\b|\bavoid"
+    r"|\bkeep\b|\bpreserv|\bglossary\b|\balternativ|\bversions\b|\bexcept|\bignore\b"
+    r"|\bonly (?:the )?(?:people|person|nam|plac|locat|organi|compan)",
+    # several texts, or a part of one
+    r"\beach of\b|\bboth\b|\brespectively\b|\bthese\b|\btwo\b|\bthree\b|\bone by one\b"
+    r"|\bper (?:line|sentence)\b|\bline by line\b|\bsentence by sentence\b|\bfirst\b"
+    r"|\bsecond\b|\blast\b|\bmost (?:positive|negative)|\bmore (?:positive|negative)"
+    r"|\baspects?\b|\btowards?\b|\babout the\b|\bbeide\b|\bdiese sätze\b",
+)
+_FOREIGN = re.compile("|".join(_PATTERNS), re.IGNORECASE)
+_PLURAL = re.compile(
+    r"\b(?:each (?:review|tweet|post|comment|message|sentence|article|text|line|item)|"
+    r"reviews|tweets|posts|comments|messages|sentences|articles|documents|headlines|passages|"
+    r"paragraphs|texts|emails|lines|items|phrases|sätze|texte\b(?=n)|bewertungen|"
+    r"nachrichten\b(?= \d)|textes\b(?= suivants)|frases|textos|reseñas|comentarios)\b",
+    re.IGNORECASE,
+)
+# What reads as an instruction at the end of a text that no quotes close.
+_TRAILING = re.compile(
+    r"\b(?:your (?:answer|response|reply|reasoning|output)"
+    r"|the (?:translation|sentiment|label|entities)"
+    r"|answer (?:with|in|yes)|respond (?:with|in)|reply (?:with|in)|in json|as json"
+    r"|output (?:only|the)"
+    r"|return (?:only|the|a)|explain (?:your|why)|translat(?:e|ion)|summari[sz]e|classify|"
+    r"also (?:give|tell|list|explain|provide)|keep it (?:formal|informal|short)|step by step)\b"
+    r"|^(?:then|also|finally|afterwards|please|dann|ensuite|luego)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LAST_SENTENCE = re.compile(r"[^.!?\n]*[.!?\s]*\Z")
+
+
+def foreign_output(instruction: str) -> str | None:
+    """Return the words by which an instruction asks for another output; None where it does not."""
+    match = _FOREIGN.search(instruction)
+    return match.group() if match else None
+
+
+def names_several_texts(instruction: str) -> bool:
+    """Tell whether an instruction speaks of texts in the plural."""
+    return _PLURAL.search(instruction) is not None
+
+
+def may_hold_instruction(payload: str) -> bool:
+    """Tell whether a payload that nothing closes may have swallowed an instruction at its end."""
+    paragraphs = payload.split("\n\n")
+    if len(paragraphs) > 1 and _TRAILING.search(paragraphs[-1]):
+        return True
+    last = _LAST_SENTENCE.search(payload.rstrip())
+    alone = last is None or last.start() == 0
+    return not alone and last is not None and bool(_TRAILING.search(last.group().strip()))

@@ -1,0 +1,73 @@
+"""Which labels or entity types an instruction names, and how the client spells them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from serving.contracts.task_spec import ClassificationSpec, ExtractionSpec, TaskSpec
+
+# Other words for the built-in tasks' labels, by the label's name in lower case: patterns.
+_SYNONYMS: Mapping[str, str] = {
+    "positive": r"positiv(?:e[snrm]?|o|a|f|i)?|positifs?|pos",
+    "negative": r"negativ(?:e[snrm]?|o|a)?|n[ée]gati(?:fs?|ves?)|neg",
+    "neutral": r"neutrale?s?|neutre|neutro",
+    "person": r"persons?|people|personen|personnes?|personas?|names of people|person names|per",
+    "organization": r"organi[sz]ations?|compan(?:y|ies)|institutions?|organisationen|unternehmen"
+    r"|organizaci(?:ón|ones)|entreprises?|empresas?|orgs?",
+    "location": r"locations?|places?|ort|orte|lieux?|lugar(?:es)?|localisations?|loc",
+    "miscellaneous": r"miscellaneous|misc|other things|sonstiges|divers|misceláneo",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What an instruction says about labels.
+
+    spelled: label to the client's own word for it; empty where none is named. rest: the
+    instruction with the named labels taken out.
+    """
+
+    spelled: Mapping[str, str]
+    rest: str
+
+
+def label_pattern(spec: TaskSpec) -> re.Pattern[str] | None:
+    """Return a pattern with a group for each label of a task; None where it has no labels."""
+    forms: list[tuple[str, ...]]
+    if isinstance(spec, ClassificationSpec):
+        forms = [(label.name, label.verbalizer) for label in spec.labels]
+    elif isinstance(spec, ExtractionSpec):
+        forms = [(entity_type.name,) for entity_type in spec.entity_types]
+    else:
+        return None
+    groups = "|".join(f"({'|'.join(_spellings(names))})" for names in forms)
+    return re.compile(rf"(?<!\w)(?:{groups})(?!\w)", re.IGNORECASE)
+
+
+def label_names(spec: TaskSpec) -> tuple[str, ...]:
+    """Return the labels or entity types in the order of the pattern's groups."""
+    if isinstance(spec, ClassificationSpec):
+        return tuple(label.name for label in spec.labels)
+    if isinstance(spec, ExtractionSpec):
+        return tuple(entity_type.name for entity_type in spec.entity_types)
+    return ()
+
+
+def named_labels(instruction: str, spec: TaskSpec) -> Naming:
+    """Return the labels of a task that an instruction names."""
+    pattern = label_pattern(spec)
+    if pattern is None:
+        return Naming({}, instruction)
+    names = label_names(spec)
+    spelled: dict[str, str] = {}
+    for match in pattern.finditer(instruction):
+        spelled.setdefault(names[(match.lastindex or 1) - 1], match.group())
+    return Naming(spelled, pattern.sub(" ", instruction))
+
+
+def _spellings(names: tuple[str, ...]) -> list[str]:
+    # "Sci-Tech" is also written "Sci/Tech", "sci tech" and "SciTech".
+    found = [r"[\s/&_-]*".join(map(re.escape, re.findall(r"\w+", name))) for name in names]
+    found = [pattern for pattern in dict.fromkeys(found) if pattern]
+    synonyms = _SYNONYMS.get(names[0].lower())
+    return [*found, *([synonyms] if synonyms else [])] or [re.escape(names[0])]

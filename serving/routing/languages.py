@@ -1,0 +1,142 @@
+"""Which translation an instruction asks for, by the names of languages."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+# Names in English, German, French and Spanish, as stems: "deutsch" also finds "deutschen".
+_NAMES: dict[str, str] = {
+    "en": r"english|englisch\w*|anglais\w*|ingl[eé]s\w*",
+    "de": r"german|deutsch\w*|allemande?s?|alem[aá]n\w*",
+    "fr": r"french|französisch\w*|franzoesisch\w*|français\w*|francais\w*|franc[eé]s\w*",
+    "es": r"spanish|spanisch\w*|espagnole?s?|español\w*|espanol\w*|castellano|castilian",
+    "it": r"italian|italienisch\w*|italien(?:ne)?s?|italian[oa]",
+    "pt": r"portuguese|portugiesisch\w*|portugaise?s?|portugu[eé]s\w*|brazilian",
+    "nl": r"dutch|flemish|niederländisch\w*|holländisch\w*|néerlandaise?s?|holand[eé]s\w*",
+    "sv": r"swedish|schwedisch\w*|suédoise?s?|sueco",
+    "da": r"danish|dänisch\w*|danoise?s?|danés",
+    "no": r"norwegian|norwegisch\w*|norvégien(?:ne)?s?|noruego",
+    "fi": r"finnish|finnisch\w*|finnoise?s?|finlandés|finés",
+    "pl": r"polish|polnisch\w*|polonaise?s?|polaco",
+    "cs": r"czech|tschechisch\w*|tchèques?|checo",
+    "uk": r"ukrainian|ukrainisch\w*|ukrainien(?:ne)?s?|ucraniano",
+    "ru": r"russian|russisch\w*|russes?|ruso",
+    "el": r"greek|griechisch\w*|grec(?:que)?s?|griego",
+    "tr": r"turkish|türkisch\w*|turc|turque|turco",
+    "ar": r"arabic|arabisch\w*|arabes?|árabe",
+    "he": r"hebrew|hebräisch\w*|hébreu|hebreo",
+    "hi": r"hindi|urdu|bengali|tamil|telugu|punjabi|marathi|gujarati|nepali",
+    "zh": r"chinese|mandarin|cantonese|chinesisch\w*|chinoise?s?|chino",
+    "ja": r"japanese|japanisch\w*|japonaise?s?|japonés",
+    "ko": r"korean|koreanisch\w*|coréen(?:ne)?s?|coreano",
+    "vi": r"vietnamese|vietnamesisch\w*|vietnamien(?:ne)?s?|vietnamita",
+    "th": r"thai|thailändisch\w*|thaï|tailandés",
+    "id": r"indonesian|malay|tagalog|filipino|javanese",
+    "fa": r"persian|farsi|dari|pashto|kurdish",
+    "sw": r"swahili|zulu|xhosa|yoruba|igbo|hausa|amharic|somali|afrikaans",
+    "hu": r"hungarian|ungarisch\w*|hongroise?s?|húngaro",
+    "ro": r"romanian|rumänisch\w*|roumaine?s?|rumano|moldovan",
+    "bg": r"bulgarian|serbian|croatian|bosnian|slovene|slovenian|slovak|macedonian|albanian",
+    "et": r"estonian|latvian|lithuanian|belarusian|georgian|armenian|kazakh|mongolian",
+    "la": r"latin|lateinisch\w*|latín|esperanto|klingon|elvish|sanskrit|pinyin|emoji",
+    "ca": r"catalan|basque|galician|katalanisch\w*|welsh|irish|gaelic|icelandic|breton",
+}
+_CODES = "|".join(_NAMES)
+_NAME = "|".join(f"(?P<{code}_>{names})" for code, names in _NAMES.items())
+_MENTION = re.compile(rf"(?<![\w-])(?:{_NAME})(?![\w])", re.IGNORECASE)
+_ARROW = re.compile(
+    rf"(?<![\w])(?P<source>{_CODES})\s*(?:-?>|→|=>|-to-|[-–/_]|\bto\b|\b2\b)\s*"  # noqa: RUF001
+    rf"(?P<target>{_CODES})(?![\w])",
+    re.IGNORECASE,
+)
+_BEFORE_TARGET = re.compile(
+    r"(?:\b(?:into|to|in|ins|auf|nach|zum|en|vers|al|a|à|target language|language|zielsprache)"
+    r"(?: the| la| le| el| idioma)?|l'|-to-|→|->|=>)\W*$",
+    re.IGNORECASE,
+)
+_BEFORE_SOURCE = re.compile(
+    r"(?:\b(?:from|source language|aus|aus dem|aus der|vom|von|du|de|del|depuis|desde)"
+    r"(?: the| la| el| l)?)\W*$|\bde l'$",
+    re.IGNORECASE,
+)
+_AFTER_TARGET = re.compile(
+    r"^\W*(?:translation|version|rendering|übersetzung|please\b|version)", re.IGNORECASE
+)
+_BEFORE_ADJECTIVE_TARGET = re.compile(r"\b(?:traduction|traducción|version|versión)\s*$", re.I)
+_CONJUNCTION = re.compile(
+    rf"(?:{'|'.join(_NAMES.values())})\s*(?:,|/|&|\+|;|\band\b|\bor\b|\bund\b|\boder\b|\bet\b|"
+    r"\bou\b|\by\b|\bo\b)+\s*(?:(?:into|to|in|ins|en|al|auf)\s+)?$",
+    re.IGNORECASE,
+)
+# The language of an answer, and not of a translation.
+_ANSWER_IN = re.compile(
+    r"\b(?:answer|respond|reply|speak|talk|chat|converse|communicate|continue|antworte\w*|sprich|"
+    r"sprechen|réponds|répondez|parle[sz]?|responde|responda|contesta|habla)\b[^.\n]{0,30}\b"
+    r"(?:in|auf|en)\s*$|\bwrite (?!this|it|the)[^.\n]*\bin\s*$",
+    re.IGNORECASE,
+)
+_VARIETY = re.compile(
+    r"\b(?:brazilian|european|mexican|latin american|argentin\w+|castilian|swiss|austrian|"
+    r"bavarian|canadian|québec\w*|quebec\w*|british|american|us|uk|australian|indian|old|middle|"
+    r"medieval|shakespear\w+|simple|plain|pidgin|formal\w*|informal\w*|colloquial|business|"
+    r"schweizer\w*|österreich\w*|einfache\w*|leichte\w*)\s*$",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """A translation that was asked for. source: None where the text's own language decides."""
+
+    source: str | None
+    target: str
+
+
+def direction(instruction: str, offered: Collection[str]) -> Direction | None:
+    """Return the translation that an instruction asks for.
+
+    offered: ISO 639-1 codes. None where no target or more than one is named, where any language
+    is not offered or is a variety of one ("Swiss German"), and where the wording is unclear.
+    """
+    if arrow := _ARROW.search(instruction):
+        source, target = arrow["source"].lower(), arrow["target"].lower()
+        if not _MENTION.search(instruction) and {source, target} <= set(offered):
+            return Direction(source, target) if source != target else None
+        return None
+    sources: set[str] = set()
+    targets: set[str] = set()
+    mentions = list(_MENTION.finditer(instruction))
+    for match in mentions:
+        code = (match.lastgroup or "").rstrip("_")
+        before, after = instruction[: match.start()], instruction[match.end() :]
+        if code not in offered or any(
+            pattern.search(before) for pattern in (_VARIETY, _ANSWER_IN, _CONJUNCTION)
+        ):
+            return None
+        (targets if _is_target(before, after, mentions, match) else sources).add(code)
+    if len(targets) != 1 or len(sources) > 1 or targets & sources:
+        return None
+    return Direction(next(iter(sources), None), next(iter(targets)))
+
+
+def mentions_language(text: str) -> bool:
+    """Tell whether a language is named."""
+    return _MENTION.search(text) is not None
+
+
+def without_languages(text: str) -> str:
+    """Return the text with every language's name taken out."""
+    return _MENTION.sub(" ", text)
+
+
+def _is_target(
+    before: str, after: str, mentions: list[re.Match[str]], match: re.Match[str]
+) -> bool:
+    if _BEFORE_SOURCE.search(before):
+        return False
+    if _BEFORE_TARGET.search(before) or _BEFORE_ADJECTIVE_TARGET.search(before):
+        return True
+    if _AFTER_TARGET.search(after):
+        return True
+    # "English: …" above "German:" at the end: the cue names the target.
+    return match is mentions[-1] and len(mentions) == 2 and after.strip() in {":", ""}

@@ -1,0 +1,212 @@
+"""Decides whether a prompt is one of the tasks, with what payload: rules around a learned head."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from serving.contracts.answer import TaskRequest
+from serving.contracts.task_spec import TaskSpec, TranslationSpec
+from serving.embedding.embedder import Embedder
+from serving.routing.conversation import Prompt
+from serving.routing.foreign_output import (
+    foreign_output,
+    may_hold_instruction,
+    names_several_texts,
+)
+from serving.routing.heads import NONE, RouterModel
+from serving.routing.labels import named_labels
+from serving.routing.languages import direction, mentions_language
+from serving.routing.payload import (
+    GAP,
+    MAX_INSTRUCTION_CHARS,
+    Split,
+    holds_list,
+    only_names,
+    split_message,
+)
+from serving.routing.persona import is_persona
+from serving.routing.vocabulary import unknown_words
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What a prompt is. certainty: probability of the task, or that it is none.
+
+    labels: those that the client named, by its own words for them; None where it named none.
+    """
+
+    request: TaskRequest | None
+    certainty: float
+    because: str
+    labels: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A reading that no rule forbids, to be judged by its instruction."""
+
+    instruction: str
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    task: str
+    probability: float
+    labels: Mapping[str, str] | None = None
+    source: str | None = None
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    match: _Match | None
+    # Of no task at all, and what spoke against the likeliest one.
+    none: float
+    because: str = field(default="no task")
+
+
+class NarrowDetector:
+    """Finds the task of a prompt whose form allows one."""
+
+    def __init__(
+        self,
+        model: RouterModel,
+        specs: Mapping[str, TaskSpec],
+        embedder: Embedder,
+        certainty: float,
+    ) -> None:
+        self._model = model
+        self._specs = specs
+        self._embedder = embedder
+        self._certainty = certainty
+
+    async def detect(self, prompt: Prompt) -> Detection:
+        """Return the task of a prompt, or none. Raises what the embedder raises."""
+        if prompt.system and not is_persona(prompt.system):
+            return await self._by_system(prompt)
+        splits = split_message(prompt.user)
+        return await self._among([(split.instruction, split) for split in splits])
+
+    async def _by_system(self, prompt: Prompt) -> Detection:
+        """The system message orders the task; the user's is the payload, or holds it."""
+        inner = split_message(prompt.user)
+        verdict = await self._judge(prompt.system)
+        if verdict.match is None:
+            return Detection(None, verdict.none, verdict.because)
+        own = [
+            (split, await self._judge(split.instruction))
+            for split in inner
+            if not only_names(split.instruction)
+        ]
+        found = [(split, its.match) for split, its in own if its.match is not None]
+        if not found:
+            whole = Split("", prompt.user.strip(), marked=True)
+            bare = [split for split in inner if only_names(split.instruction)]
+            return _detection(verdict.match, bare[0] if len(bare) == 1 else whole)
+        (split, match), *more = found
+        agree = match.task == verdict.match.task and match.target == verdict.match.target
+        if more or not agree:
+            return Detection(None, 0.5, "system and user message ask for different things")
+        return _detection(match, split)
+
+    async def _among(self, readings: list[tuple[str, Split]]) -> Detection:
+        if not readings:
+            return Detection(None, 1.0, "no payload can be told apart")
+        verdicts = [(split, await self._judge(text)) for text, split in readings]
+        found = [(split, verdict.match) for split, verdict in verdicts if verdict.match]
+        if len(found) == 1:
+            return _detection(found[0][1], found[0][0])
+        if found:
+            return Detection(None, 0.5, "two readings")
+        surest = min((verdict for _, verdict in verdicts), key=lambda verdict: verdict.none)
+        return Detection(None, surest.none, surest.because)
+
+    async def _judge(self, instruction: str) -> _Verdict:
+        """Return the task that an instruction orders, if every rule allows it."""
+        if (obstacle := instruction_obstacle(instruction)) is not None:
+            return _Verdict(None, 1.0, obstacle)
+        vector = await self._embedder.embed(embedded_part(instruction))
+        task, probability = likeliest(self._model.task.probabilities(vector, instruction))
+        certainty = self._model.task.certainty(probability)
+        if task not in self._specs or certainty < self._certainty:
+            return _Verdict(None, 1.0 - certainty, f"no task (perhaps {task}, {certainty:.2f})")
+        checked = check(instruction, self._specs[task], self._model.vocabulary.get(task))
+        if isinstance(checked, str):
+            return _Verdict(None, 1.0, f"{task}, but {checked}")
+        return _Verdict(
+            _Match(task, certainty, checked.labels, checked.source, checked.target), 0.0
+        )
+
+
+def likeliest(probabilities: Mapping[str, float]) -> tuple[str, float]:
+    """Return the likeliest task, `none` aside, and its probability."""
+    tasks = [name for name in probabilities if name != NONE]
+    task = max(tasks, key=lambda name: probabilities[name])
+    return task, probabilities[task]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an instruction asks of a task besides doing it."""
+
+    labels: Mapping[str, str] | None = None
+    source: str | None = None
+    target: str | None = None
+
+
+def check(instruction: str, spec: TaskSpec, vocabulary: frozenset[str] | None) -> Asked | str:
+    """Return what is asked of a task, or why the task's own output would not be it.
+
+    vocabulary: words of the task's instructions; None where none is known.
+    """
+    naming = named_labels(instruction, spec)
+    if len(naming.spelled) == 1:
+        return f"one label alone is named: {next(iter(naming.spelled.values()))!r}"
+    if vocabulary is not None and (unknown := unknown_words(naming.rest, vocabulary)):
+        return f"unknown words: {unknown[:3]}"
+    if isinstance(spec, TranslationSpec):
+        asked = direction(instruction, spec.languages)
+        return (
+            "no single direction it offers"
+            if asked is None
+            else Asked(None, asked.source, asked.target)
+        )
+    if mentions_language(instruction):
+        return "a language is named"
+    return Asked(naming.spelled or None)
+
+
+def instruction_obstacle(instruction: str) -> str | None:
+    """Return why no instruction with these words can order a task; None where it may."""
+    if len(instruction) > MAX_INSTRUCTION_CHARS:
+        return "a long instruction"
+    if not embedded_part(instruction):
+        return "no instruction"
+    if (words := foreign_output(instruction)) is not None:
+        return f"another output: {words!r}"
+    return None
+
+
+def split_obstacle(split: Split) -> str | None:
+    """Return why a reading must not be taken, whatever its instruction; None where it may be."""
+    if holds_list(split.payload):
+        return "several texts"
+    if names_several_texts(split.instruction):
+        return "several texts"
+    if not split.marked and may_hold_instruction(split.payload):
+        return "the text may hold an instruction"
+    return None
+
+
+def embedded_part(instruction: str) -> str:
+    """Return the part of an instruction that the head judges."""
+    return instruction.replace(GAP.strip(), " ").strip(" \n:")
+
+
+def _detection(match: _Match, split: Split) -> Detection:
+    if (obstacle := split_obstacle(split)) is not None:
+        return Detection(None, 1.0, f"{match.task}, but {obstacle}")
+    request = TaskRequest(match.task, split.payload, match.source, match.target)
+    return Detection(
+        request, match.probability, f"{match.task} {match.probability:.2f}", match.labels
+    )

@@ -1,0 +1,1 @@
+"""Texts that the router is trained on, written for this project."""

@@ -1,0 +1,1 @@
+"""The stages of a request's way; pipeline.py puts them in order."""

@@ -1,0 +1,252 @@
+"""The HTTP application with everything behind it scripted."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from serving.contracts.answer import Usage
+from serving.contracts.deadline import Deadline
+from serving.contracts.engine import (
+    EngineInfo,
+    EngineOutput,
+    EngineWork,
+    GenerateOutput,
+    ScoreOutput,
+    ScoreWork,
+    TokenCounts,
+)
+from serving.contracts.errors import EngineFailure, FrontierNotConfigured, NarrowgateError
+from serving.contracts.exits import Exit
+from serving.contracts.frontier import Completion, CompletionStream, FrontierCall
+from serving.contracts.frontier_settings import FrontierSettings
+from serving.contracts.openai import OpenAIReply
+from serving.contracts.routing import Decision
+from serving.contracts.routing_settings import RoutingSettings
+from serving.contracts.settings import GatewaySettings
+from serving.contracts.task_spec import TaskSpec
+from serving.gateway.admission import Admission
+from serving.gateway.context import GatewayContext
+from serving.gateway.http import build_http
+from serving.gateway.metrics import Metrics
+from serving.local.health import EngineHealth
+from serving.stages.stack import BoundTask, Policy, Stack
+from serving.tasks.grant import Grant
+from serving.tasks.task import bind
+
+from .conftest import CharacterTokenizer
+
+MODEL = "tiny"
+WINDOW = 4096
+INFO = EngineInfo(MODEL, "vllm", "0.29.0", WINDOW, None, "bfloat16")
+
+
+class ScriptedEngine:
+    """Stands where serving.local.client does; the first candidate or label always wins."""
+
+    def __init__(self) -> None:
+        self.model_id = MODEL
+        self.queue_depth = 0
+        self.health = EngineHealth(MODEL, self._ping)
+        self.release = asyncio.Event()
+        self.release.set()
+        self.bodies: list[dict[str, Any]] = []
+        self.events = ['data: {"choices": [{"delta": {"content": "hi"}}]}\n\n']
+        self.fail_after_events: NarrowgateError | None = None
+
+    async def _ping(self, timeout_s: float) -> EngineInfo:
+        return INFO
+
+    async def run(
+        self, works: Sequence[EngineWork], deadline: Deadline
+    ) -> list[EngineOutput | NarrowgateError]:
+        self.health.require_ready()
+        await self.release.wait()
+        return [self._output(work) for work in works]
+
+    def _output(self, work: EngineWork) -> EngineOutput | NarrowgateError:
+        tokens = TokenCounts(7, 3, 0)
+        if isinstance(work, ScoreWork):
+            if ord("☠") in work.prompt_token_ids:
+                return EngineFailure("the engine failed: ValueError")
+            points = [(0.0, *(-2.0 for _ in point.candidates[1:])) for point in work.points]
+            return ScoreOutput(tuple(points), tokens)
+        return GenerateOutput("[]" if work.json_schema else "Hallo", (-0.1,), "stop", tokens)
+
+    async def openai(
+        self, endpoint: str, body: dict[str, Any], request_id: str, deadline: Deadline
+    ) -> tuple[OpenAIReply, AsyncIterator[str]]:
+        self.health.require_ready()
+        self.bodies.append(body)
+
+        async def events() -> AsyncIterator[str]:
+            for event in self.events:
+                yield event
+            if self.fail_after_events:
+                raise self.fail_after_events
+
+        if body.get("stream"):
+            return OpenAIReply(200, None), events()
+        usage = {"prompt_tokens": 5, "completion_tokens": 2}
+        return OpenAIReply(200, {"id": "x", "usage": usage}), events()
+
+    async def metrics(self, timeout_s: float) -> str:
+        return (
+            "# HELP vllm:num_requests_running Running.\n"
+            "# TYPE vllm:num_requests_running gauge\n"
+            'vllm:num_requests_running{engine="0"} 3.0\n'
+            "# HELP python_info x\n# TYPE python_info gauge\npython_info 1.0\n"
+        )
+
+
+PAID = Usage(uncached_input_tokens=20, output_tokens=4, reasoning_tokens=1)
+
+
+class ScriptedFrontier:
+    """Answers what `reply` makes of a call; unconfigured until it is set."""
+
+    def __init__(self) -> None:
+        self.reply: Callable[[FrontierCall], str | NarrowgateError] | None = None
+        self.calls: list[FrontierCall] = []
+        self.breaks: NarrowgateError | None = None
+        self.closed = 0
+
+    def configured(self, targets: tuple[str, ...]) -> tuple[str, ...]:
+        return targets if self.reply else ()
+
+    async def complete(self, call: FrontierCall) -> Completion:
+        text = self._text(call)
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        body = {"id": "p1", "object": "chat.completion", "model": call.targets[0]}
+        return Completion({**body, "choices": [choice]}, call.targets[0], PAID)
+
+    async def stream(self, call: FrontierCall) -> CompletionStream:
+        words = self._text(call).split()
+
+        async def events() -> AsyncIterator[dict[str, Any]]:
+            try:
+                for word in words:
+                    yield {"choices": [{"index": 0, "delta": {"content": word}}]}
+                if self.breaks is not None:
+                    raise self.breaks
+                found.usage = PAID
+                yield {"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 5}}
+            finally:
+                self.closed += 1
+
+        found = CompletionStream(call.targets[0], events())
+        return found
+
+    def _text(self, call: FrontierCall) -> str:
+        self.calls.append(call)
+        if self.reply is None:
+            raise FrontierNotConfigured("no provider has a key", fix="set a key")
+        reply = self.reply(call)
+        if isinstance(reply, NarrowgateError):
+            raise reply
+        return reply
+
+
+class ScriptedRouter:
+    """Decides what it is told to."""
+
+    def __init__(self) -> None:
+        self.decision = Decision(None, 0.99, 0.5, "standard", "scripted")
+
+    async def decide(self, body: Mapping[str, Any]) -> Decision:
+        return self.decision
+
+
+class Rows:
+    """A decisions' log in memory."""
+
+    def __init__(self) -> None:
+        self.rows: list[Mapping[str, Any]] = []
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+
+
+class Recorded:
+    """Exits that are kept, and passed on."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.exits: list[Exit] = []
+        self._metrics = metrics
+
+    def left(self, exit_: Exit) -> None:
+        self.exits.append(exit_)
+        self._metrics.left(exit_)
+
+
+class Server:
+    """The application under test with its engine and a client."""
+
+    def __init__(
+        self,
+        specs: dict[str, TaskSpec],
+        grants: dict[str, Grant] | None = None,
+        *,
+        development: bool = False,
+        **limits: Any,
+    ) -> None:
+        self.engine = ScriptedEngine()
+        config = GatewaySettings(**limits)
+        tokenizer = CharacterTokenizer()
+        tasks = {
+            name: BoundTask(
+                bind(spec, tokenizer, WINDOW),
+                self.engine,
+                (grants or {}).get(name, Grant(None, None, None)),
+            )
+            for name, spec in specs.items()
+        }
+        metrics = Metrics()
+        admission = Admission(config.max_concurrent_inputs, config.max_queued_inputs)
+        frontier_admission = Admission(4, 0)
+        self.frontier = ScriptedFrontier()
+        self.router = ScriptedRouter()
+        self.decisions = Rows()
+        self.exits = Recorded(metrics)
+        stack = Stack(
+            tasks=tasks,
+            engines={MODEL: self.engine},
+            router=self.router,
+            frontier=self.frontier,
+            policy=Policy.of(FrontierSettings(), RoutingSettings()),
+            local_room=admission,
+            frontier_room=frontier_admission,
+            exits=self.exits,
+            decisions=self.decisions,
+        )
+        self.context = GatewayContext(
+            settings=config,
+            stack=stack,
+            engines={MODEL: self.engine},  # type: ignore[dict-item]
+            admission=admission,
+            frontier_admission=frontier_admission,
+            metrics=metrics,
+            development=development,
+        )
+        transport = httpx.ASGITransport(build_http(self.context), raise_app_exceptions=False)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    async def ready(self) -> "Server":
+        await self.engine.health.confirm()
+        return self
+
+    async def post(self, path: str, **kwargs: Any) -> httpx.Response:
+        return await self.client.post(path, **kwargs)
+
+
+def assert_error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Assert the one shape that all errors have, and return the error."""
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error"}
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code", "fix"}
+    assert error["code"] == code
+    assert "Traceback" not in response.text
+    return error

@@ -1,0 +1,177 @@
+"""The encoder against its own weights in torch, and the thread that keeps it off the loop."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serving.contracts.errors import EngineFailure, MaterializationFailed, QueueFull, ShuttingDown
+from serving.embedding.embedder import ThreadedEmbedder, build_embedder
+from serving.embedding.encoder import DIMENSIONS, MAX_TOKENS, Encoder
+from serving.embedding.model_file import ensure_model
+from serving.embedding.onnx_graph import quantize_blocks
+from serving.embedding.weights import EncoderFiles, packaged_files
+
+TEXTS = [
+    "Classify the sentiment of this review: I loved it.",
+    "hello",
+    "Der Zug hat schon wieder Verspätung.",
+    "今天天气很好",
+    "def f(x):\n    return x + 1",
+    "🙂🙂",
+    "Why does the tide turn? " * 40,
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
+    return ensure_model(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="module")
+def encoder(files: EncoderFiles) -> Encoder:
+    return Encoder(files)
+
+
+def reference(texts: Sequence[str]) -> NDArray[np.float32]:
+    """The same weights in 32 bits through transformers."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import BertConfig, BertModel
+
+    source = packaged_files()
+    config = BertConfig.from_json_file(str(source.weights.parent / "config.json"))
+    model = BertModel.from_pretrained(source.weights.parent, config=config)
+    model.eval()
+    tokenizer = Tokenizer.from_file(str(source.tokenizer))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_TOKENS)
+    rows = []
+    for text in texts:
+        ids = torch.tensor([tokenizer.encode(text).ids])
+        with torch.no_grad():
+            mean = model(input_ids=ids).last_hidden_state.mean(1)[0]
+        rows.append((mean / mean.norm()).numpy())
+    return np.stack(rows)
+
+
+def test_int8_points_where_float32_does(encoder: Encoder) -> None:
+    cosines = (encoder.encode(TEXTS) * reference(TEXTS)).sum(axis=1)
+    assert cosines.min() >= 0.98
+
+
+def test_vectors_have_unit_length_and_do_not_depend_on_the_batch(encoder: Encoder) -> None:
+    together = encoder.encode(TEXTS)
+    assert together.shape == (len(TEXTS), DIMENSIONS)
+    assert together.dtype == np.float32
+    assert np.linalg.norm(together, axis=1) == pytest.approx(1.0, abs=1e-5)
+    alone = np.vstack([encoder.encode([text]) for text in TEXTS])
+    assert np.abs(together - alone).max() < 1e-5
+
+
+def test_odd_texts_are_embedded(encoder: Encoder) -> None:
+    vectors = encoder.encode(["", " \n", "\ud800", "\x00", "a" * 100_000])
+    assert np.isfinite(vectors).all()
+    assert encoder.encode([]).shape == (0, DIMENSIONS)
+
+
+def test_the_model_file_is_made_once_and_whole(tmp_path: Path) -> None:
+    first = ensure_model(tmp_path)
+    stamp = first.weights.stat().st_mtime_ns
+    assert first.weights.stat().st_size < 30e6
+    assert ensure_model(tmp_path).weights.stat().st_mtime_ns == stamp
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [first.weights.parent.name]
+
+
+def test_damaged_weights_leave_nothing_behind(tmp_path: Path) -> None:
+    broken = tmp_path / "model.safetensors"
+    broken.write_bytes(b"\x00" * 64)
+    source = EncoderFiles(broken, packaged_files().tokenizer)
+    with pytest.raises(MaterializationFailed):
+        ensure_model(tmp_path / "state", source)
+    assert list((tmp_path / "state" / "models").iterdir()) == []
+
+
+def test_blocks_are_restored_within_half_a_step() -> None:
+    weights = np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32)
+    weights[2] = 0.0
+    quantized, scales = quantize_blocks(weights)
+    restored = (quantized.astype(np.float32) - 128) * scales[:, :, None]
+    error = np.abs(restored.reshape(weights.shape) - weights)
+    assert (error <= np.repeat(scales, 32, axis=1) / 2 + 1e-6).all()
+
+
+@pytest.fixture
+def slow() -> Iterator[ThreadedEmbedder]:
+    def encode(texts: Sequence[str]) -> NDArray[np.float32]:
+        time.sleep(0.1)
+        if "bad" in texts:
+            raise ValueError("no such text")
+        return np.array([[float(len(text))] for text in texts], np.float32)
+
+    embedder = ThreadedEmbedder(encode, max_queued=4)
+    yield embedder
+    embedder.close()
+
+
+async def test_the_event_loop_goes_on_while_texts_are_embedded(slow: ThreadedEmbedder) -> None:
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.002)
+            longest = max(longest, time.perf_counter() - before)
+
+    watcher = asyncio.create_task(watch())
+    results = await asyncio.gather(*(slow.embed("a" * n) for n in range(1, 4)))
+    watcher.cancel()
+    assert [float(row[0]) for row in results] == [1.0, 2.0, 3.0]
+    assert longest < 0.09
+
+
+async def test_a_full_queue_refuses(slow: ThreadedEmbedder) -> None:
+    first = asyncio.create_task(slow.embed("x"))
+    await asyncio.sleep(0.02)
+    waiting = [asyncio.create_task(slow.embed("y")) for _ in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await slow.embed("z")
+    await asyncio.gather(first, *waiting)
+    assert slow.depth == 0
+
+
+async def test_a_failure_reaches_the_callers_and_no_others(slow: ThreadedEmbedder) -> None:
+    with pytest.raises(EngineFailure, match="ValueError"):
+        await slow.embed("bad")
+    assert float((await slow.embed("good"))[0]) == 4.0
+
+
+async def test_a_cancelled_caller_is_forgotten(slow: ThreadedEmbedder) -> None:
+    tasks = [asyncio.create_task(slow.embed("x")) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    tasks[2].cancel()
+    assert len(await asyncio.gather(*tasks[:2])) == 2
+
+
+async def test_a_closed_embedder_refuses_and_its_thread_is_gone() -> None:
+    embedder = ThreadedEmbedder(lambda texts: np.zeros((len(texts), 1), np.float32))
+    await embedder.embed("x")
+    embedder.close()
+    with pytest.raises(ShuttingDown):
+        await embedder.embed("y")
+    assert "embedder" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_the_packaged_encoder_embeds(tmp_path: Path) -> None:
+    embedder = build_embedder(tmp_path)
+    vector = await embedder.embed("a text")
+    assert vector.shape == (DIMENSIONS,)
+    assert np.abs(embedder.embed_all(["a text"])[0] - vector).max() < 1e-6
+    embedder.close()
