@@ -184,8 +184,10 @@ def _examples(row: Labelled) -> Iterator[Example]:
     ordered = prompt.system and not is_persona(prompt.system)
     if ordered:
         yield from _example(prompt.system, row.task, row)
-    for split in split_message(prompt.user):
-        right = row.task is not None and (row.payload in (None, split.payload)) and not ordered
+    for number, split in enumerate(split_message(prompt.user)):
+        # Of a log nobody says what the payload is: the first reading is the likelier one.
+        meant = number == 0 if row.payload is None else split.payload == row.payload
+        right = row.task is not None and meant and not ordered
         yield from _example(split.instruction, row.task if right else None, row)
     if row.task is None:
         yield from _example(prompt.user, None, row)

@@ -45,8 +45,21 @@ class ProviderApp:
         script = self.script
         script.in_flight += 1
         seen.in_flight = script.in_flight
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            script.in_flight -= not ended
+            ended = True
+
+        async def sent(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                # Before the last byte: once the client has it, it may send its next request.
+                end()
+            await send(message)
+
         watch = asyncio.ensure_future(_watch(receive, seen))
-        work = asyncio.ensure_future(self._respond(seen, send))
+        work = asyncio.ensure_future(self._respond(seen, sent))
         try:
             await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -55,7 +68,7 @@ class ProviderApp:
             else:
                 seen.disconnected = True
         finally:
-            script.in_flight -= 1
+            end()
             watch.cancel()
             work.cancel()
 

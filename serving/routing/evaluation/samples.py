@@ -82,10 +82,10 @@ def read_samples(data: Path, limit: int) -> Samples:
     found = Samples(
         (*_wrapped(files), *_plain(files, chats)),
         tuple(
-            RoutingSample(r["prompt"], r["mixtral_correct"], r["gpt4_correct"], name)
+            sample
             for name, rows in files.items()
-            for r in rows
-            if "mixtral_correct" in r
+            for row in rows
+            if (sample := _routing(row, name)) is not None
         ),
         tuple(chats),
     )
@@ -96,6 +96,17 @@ def read_samples(data: Path, limit: int) -> Samples:
             fix="name a folder with files such as sst2.jsonl or mmlu_routing.jsonl",
         )
     return found
+
+
+# What a row may call the two models' being right.
+_CHEAP_AND_DEAR = (("cheap_right", "dear_right"), ("mixtral_correct", "gpt4_correct"))
+
+
+def _routing(row: Mapping[str, Any], source: str) -> RoutingSample | None:
+    for cheap, dear in _CHEAP_AND_DEAR:
+        if {"prompt", cheap, dear} <= set(row):
+            return RoutingSample(row["prompt"], bool(row[cheap]), bool(row[dear]), source)
+    return None
 
 
 def _wrapped(files: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Sample]:
