@@ -15,11 +15,12 @@ from serving.contracts.errors import NarrowgateError
 from serving.contracts.routing import Reason, RequestOptions
 from serving.routing.escalation import reason_for_answer, reason_for_error
 from serving.stages.books import Books, closed_on_error
-from serving.stages.chat import ChatReply, frontier_chat, local_chat, task_chat, within_labels
-from serving.stages.chat_way import LocalWay, TaskWay, chosen_way, escalated
+from serving.stages.chat import ChatReply, frontier_chat, local_chat
+from serving.stages.chat_way import LocalWay, TaskWay, chosen_way, escalated, local_way
 from serving.stages.local import Outcome, try_locally
 from serving.stages.paid import ask_frontier
 from serving.stages.stack import BoundTask, Stack, find
+from serving.stages.task_chat import task_chat, within_labels
 
 
 async def answer(
@@ -83,12 +84,16 @@ async def chat(
 
 
 async def complete(
-    body: dict[str, Any], stack: Stack, deadline: Deadline, request_id: str
+    body: dict[str, Any],
+    stack: Stack,
+    options: RequestOptions,
+    deadline: Deadline,
+    request_id: str,
 ) -> ChatReply:
     """Continue a prompt with the local model that the body names. Raises as `chat`."""
     books = Books(stack.exits, request_id, "completions", None)
-    way = LocalWay(stack.engines[body["model"]])
     with closed_on_error(books):
+        way = local_way(body, stack, options)
         return await local_chat("completions", body, way, stack, books, deadline, request_id)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from serving.contracts.answer import Usage
+from serving.contracts.openai import openai_usage
 from serving.frontier.provider_api import StreamPart, WholeAnswer
-from serving.frontier.usage import from_anthropic, to_openai
+from serving.frontier.usage import from_anthropic
 
 _FINISH = {
     "end_turn": "stop",
@@ -50,7 +51,7 @@ def whole_answer(message: Mapping[str, Any], model: str) -> WholeAnswer | None:
         ],
     }
     if usage is not None:
-        body["usage"] = to_openai(usage)
+        body["usage"] = openai_usage(usage)
     return WholeAnswer(body, usage)
 
 
@@ -129,7 +130,7 @@ class ChunkTranslator:
 
     def _last(self) -> StreamPart:
         assert self.usage is not None
-        return StreamPart({**self._chunk([]), "usage": to_openai(self.usage)}, self.usage)
+        return StreamPart({**self._chunk([]), "usage": openai_usage(self.usage)}, self.usage)
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

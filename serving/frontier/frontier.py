@@ -17,6 +17,7 @@ from serving.contracts.frontier import (
     with_attempts,
 )
 from serving.contracts.frontier_settings import FrontierSettings
+from serving.contracts.openai import openai_usage
 from serving.contracts.prices import TokenPrices
 from serving.frontier.bounds import bounded
 from serving.frontier.cache_policy import CachePolicy
@@ -26,7 +27,7 @@ from serving.frontier.prefix_lint import PrefixLinter, PrefixWarning
 from serving.frontier.prefixes import PrefixWatch
 from serving.frontier.prompt_cache import SplitPrompt, canonical, split_prompt
 from serving.frontier.provider import Ask, OpenStream, Provider
-from serving.frontier.usage import estimated, to_openai
+from serving.frontier.usage import estimated
 from serving.frontier.worst_case import worst_case_usd
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class FrontierStack:
             provider, request = self._request(job, target)
             answer = await provider.whole(request)
             usage = answer.usage or _estimated(job, answer.body)
-            body = answer.body if answer.usage else {**answer.body, "usage": to_openai(usage)}
+            body = answer.body if answer.usage else {**answer.body, "usage": openai_usage(usage)}
             return Completion(body, target, usage)
 
         async def discard(completion: Completion) -> None:

@@ -64,23 +64,6 @@ def from_anthropic(data: object) -> Usage | None:
     )
 
 
-def to_openai(usage: Usage) -> dict[str, Any]:
-    """Write usage in OpenAI's shape, as from_openai reads it."""
-    written = usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
-    prompt = usage.uncached_input_tokens + usage.cache_read_tokens + written
-    completion = usage.output_tokens + usage.reasoning_tokens
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cache_read_tokens,
-            "cache_write_tokens": written,
-        },
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
-
-
 def input_tokens(usage: Usage) -> int:
     """Return all input of a usage, tokens."""
     return (

@@ -107,10 +107,10 @@ async def completions(
     body: CompletionBody, context: Context, request_id: RequestId, requested: RequestedOptions
 ) -> Response:
     """Continue a prompt with a local model, whole or as server-sent events."""
-    _engine(context, body.model)
     fields = body.model_dump(exclude_unset=True)
     asked = requested.asked(taken_from(fields))
-    return _sent(await pipeline.complete(fields, context.stack, asked.deadline, request_id))
+    stack = context.stack
+    return _sent(await pipeline.complete(fields, stack, asked.options, asked.deadline, request_id))
 
 
 def _sent(reply: ChatReply) -> Response:

@@ -1,22 +1,20 @@
-"""Chats: with a local model, with a frontier model, and tasks that are asked for as chats."""
+"""Chats with a local model and with a frontier model."""
 
 import json
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from serving.contracts.answer import Answer, Route, Usage, Value
+from serving.contracts.answer import Route, Usage
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InputTooLong, InvalidRequest, NarrowgateError
 from serving.contracts.frontier import CompletionStream, FrontierCall
 from serving.contracts.routing import Reason, RequestOptions
 from serving.stages.books import Books
-from serving.stages.chat_way import FrontierWay, LocalWay, TaskWay
-from serving.stages.local import Outcome
+from serving.stages.chat_way import FrontierWay, LocalWay
 from serving.stages.openai_fields import engine_body
-from serving.stages.stack import BoundTask, Stack
+from serving.stages.stack import Stack
 from serving.stages.usage_filter import UsageFilter
 
 DONE = "data: [DONE]\n\n"
@@ -111,47 +109,6 @@ async def frontier_chat(
         )
 
 
-def within_labels(outcome: Outcome, way: TaskWay) -> Outcome:
-    """Return the outcome with its reason to leave where the answer is not what was asked for.
-
-    A client that names some of a task's labels wants one of those.
-    """
-    labels = way.decision.labels if way.decision is not None else None
-    if (
-        labels is None
-        or outcome.reason is not None
-        or not isinstance(outcome.result, Answer)
-        or not isinstance(outcome.result.value, str)
-        or outcome.result.value in labels
-    ):
-        return outcome
-    return replace(outcome, reason="out_of_scope")
-
-
-def task_chat(
-    body: Mapping[str, Any],
-    outcome: Outcome,
-    way: TaskWay,
-    bound: BoundTask,
-    books: Books,
-    request_id: str,
-) -> ChatReply:
-    """Return a task's answer as the chat that asked for it. Raises the outcome's error."""
-    answer = outcome.result
-    assert answer is not None
-    books.settled(0, answer, outcome.reason, outcome.attempts)
-    if isinstance(answer, NarrowgateError):
-        raise answer
-    reason: Reason = outcome.reason or "narrow"
-    text = written(answer.value, way.decision.labels if way.decision is not None else None)
-    events = _one_event(body, answer, text, request_id) if body.get("stream") else None
-    document = None if body.get("stream") else _completion(answer, text, request_id)
-    attestation = bound.grant.attestation if answer.route == "local" else None
-    return ChatReply(
-        answer.route, reason, answer.model, document, events, AsyncExitStack(), attestation
-    )
-
-
 async def _local_events(
     events: AsyncIterator[str], usage: UsageFilter, books: Books, model: str
 ) -> AsyncIterator[str]:
@@ -160,7 +117,10 @@ async def _local_events(
             if passed := usage.passed(event):
                 yield passed
     except NarrowgateError as error:
-        books.failed(0, error, "requested", ())
+        books.failed(0, error, "requested", (), _usage(usage.found), model)
+        raise
+    except BaseException:
+        books.abandoned(0, "requested", (), _usage(usage.found), model)
         raise
     books.answered(0, "local", "requested", model, _usage(usage.found))
 
@@ -193,86 +153,6 @@ async def _closed(events: AsyncIterator[Any]) -> None:
     close = getattr(events, "aclose", None)
     if close is not None:
         await close()
-
-
-def _completion(answer: Answer, text: str, request_id: str) -> dict[str, Any]:
-    return {
-        **_head(answer, request_id, "chat.completion"),
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text},
-                "finish_reason": "stop",
-                "logprobs": None,
-            }
-        ],
-        "usage": openai_usage(answer.usage),
-        "narrowgate": _details(answer),
-    }
-
-
-async def _one_event(
-    body: Mapping[str, Any], answer: Answer, text: str, request_id: str
-) -> AsyncIterator[str]:
-    head = _head(answer, request_id, "chat.completion.chunk")
-    delta = {"role": "assistant", "content": text}
-    for choices in (
-        [{"index": 0, "delta": delta, "finish_reason": None}],
-        [{"index": 0, "delta": {}, "finish_reason": "stop"}],
-    ):
-        yield f"data: {json.dumps({**head, 'choices': choices})}\n\n"
-    options = body.get("stream_options")
-    if isinstance(options, dict) and options.get("include_usage"):
-        last = {**head, "choices": [], "usage": openai_usage(answer.usage)}
-        yield f"data: {json.dumps(last)}\n\n"
-    yield DONE
-
-
-def written(value: Value, labels: Mapping[str, str] | None = None) -> str:
-    """Return a task's value as the text of a chat: a label, a JSON list, or a translation.
-
-    labels: those that the client named, each with its own word for it; entities of other types are
-    left out.
-    """
-    if isinstance(value, str):
-        return (labels or {}).get(value, value)
-    if isinstance(value, tuple):
-        wanted = [item for item in value if labels is None or item.type in labels]
-        return json.dumps([item.model_dump() for item in wanted], ensure_ascii=False)
-    return value.text
-
-
-def openai_usage(usage: Usage) -> dict[str, Any]:
-    """Return a usage in the shape of OpenAI's API, where classes include one another."""
-    written_tokens = usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
-    prompt = usage.uncached_input_tokens + usage.cache_read_tokens + written_tokens
-    output = usage.output_tokens + usage.reasoning_tokens
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": output,
-        "total_tokens": prompt + output,
-        "prompt_tokens_details": {"cached_tokens": usage.cache_read_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
-
-
-def _head(answer: Answer, request_id: str, kind: str) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{request_id}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": answer.model,
-    }
-
-
-def _details(answer: Answer) -> dict[str, Any]:
-    return answer.model_dump(
-        mode="json",
-        include={
-            "task", "route", "reason", "confidence", "calibrated_confidence", "below_threshold",
-            "label_probabilities", "valid", "notes",
-        },
-    )  # fmt: skip
 
 
 def _usage(found: dict[str, Any] | None) -> Usage | None:

@@ -1,6 +1,6 @@
 """Which way a chat completion goes: a task, a local model, or a frontier model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,18 +80,28 @@ async def chosen_way(
     if name.startswith(TASK_PREFIX):
         return TaskWay(_task_request(body, name.removeprefix(TASK_PREFIX), stack), None)
     if name in stack.engines:
-        if options.route == "frontier_only":
-            raise _contradiction(name, options)
-        return LocalWay(stack.engines[name])
+        return local_way(body, stack, options)
     if name.partition("/")[0] in stack.policy.providers and "/" in name:
         if options.route == "local_only":
             raise _contradiction(name, options)
         return FrontierWay((name,), stack.policy.tier_of(name), "requested")
-    known = [AUTO, *stack.engines, *(TASK_PREFIX + task for task in stack.tasks)]
-    providers = [f"{provider}/MODEL" for provider in sorted(stack.policy.providers)]
-    raise UnknownModel(
-        f"no model {name!r}", field="model", fix="use one of: " + ", ".join([*known, *providers])
-    )
+    tasks = (TASK_PREFIX + task for task in sorted(stack.tasks))
+    providers = (f"{provider}/MODEL" for provider in sorted(stack.policy.providers))
+    raise _unknown(name, [AUTO, *stack.engines, *tasks, *providers])
+
+
+def local_way(body: Mapping[str, Any], stack: Stack, options: RequestOptions) -> LocalWay:
+    """Return the way to a local model by name. Raises UnknownModel and InvalidRequest."""
+    name: str = body["model"]
+    if name not in stack.engines:
+        raise _unknown(name, list(stack.engines))
+    if options.route == "frontier_only":
+        raise _contradiction(name, options)
+    return LocalWay(stack.engines[name])
+
+
+def _unknown(name: str, known: Sequence[str]) -> UnknownModel:
+    return UnknownModel(f"no model {name!r}", field="model", fix="use one of: " + ", ".join(known))
 
 
 async def _routed(

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier import OutputBounds
 from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
+from serving.contracts.openai import openai_usage
 from serving.frontier.bounds import bounded, bounded_tokens
 from serving.frontier.keys import resolve_key
 from serving.frontier.retry_after import retry_after_s, wait_s
-from serving.frontier.usage import from_anthropic, from_openai, input_tokens, to_openai
+from serving.frontier.usage import from_anthropic, from_openai, input_tokens
 from serving.frontier.worst_case import worst_case_usd
 from serving.ledger.prices import load_prices
 
@@ -100,7 +101,7 @@ def test_openais_classes_add_up(
     assert usage is not None
     assert input_tokens(usage) == prompt
     assert usage.output_tokens + usage.reasoning_tokens == completion
-    assert from_openai(to_openai(usage)) == usage
+    assert from_openai(openai_usage(usage)) == usage
 
 
 @given(COUNT, COUNT, COUNT, COUNT, COUNT, COUNT)
@@ -124,7 +125,7 @@ def test_anthropics_classes_add_up(
     assert input_tokens(usage) == uncached + read + short + hour
     assert (usage.cache_write_5m_tokens, usage.cache_write_1h_tokens) == (short, hour)
     assert usage.output_tokens + usage.reasoning_tokens == output
-    again = from_openai(to_openai(usage))
+    again = from_openai(openai_usage(usage))
     assert again is not None
     assert input_tokens(again) == input_tokens(usage)
 

@@ -255,7 +255,7 @@ async def test_a_narrow_chat_is_answered_locally(server: Server) -> None:
     assert body["narrowgate"]["task"] == "topic"
     assert body["narrowgate"]["below_threshold"] is False
     assert body["usage"]["prompt_tokens"] == 10
-    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 3}
+    assert body["usage"]["prompt_tokens_details"]["cached_tokens"] == 3
     assert response.headers["x-narrowgate-route"] == "local"
     assert response.headers["x-narrowgate-attestation"] == "sha256:abc"
     (left,) = server.exits.exits
@@ -420,3 +420,28 @@ async def test_a_bug_is_told_as_one(server: Server, monkeypatch: pytest.MonkeyPa
     await server.post("/v1/tasks/topic", json={"input": "x"})
     await server.post(CHAT, json=asked("task/topic"))
     assert [left.error for left in server.exits.exits] == [NarrowgateError.code] * 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"model": "auto"}, 404, "model_not_found"),
+        ({"model": "openai/gpt-6-luna"}, 404, "model_not_found"),
+        ({"model": MODEL, "route": "frontier_only"}, 400, "invalid_request"),
+    ],
+)
+async def test_prompts_are_continued_by_local_models_alone(
+    server: Server, fields: dict[str, Any], status: int, code: str
+) -> None:
+    assert_error(await server.post("/v1/completions", json={"prompt": "x", **fields}), status, code)
+    kept = await server.post("/v1/completions", json={"prompt": "x", "model": MODEL})
+    assert kept.headers["x-narrowgate-route"] == "local"
+    assert [(left.endpoint, left.error) for left in server.exits.exits] == [
+        ("completions", code), ("completions", None),
+    ]  # fmt: skip
+
+
+async def test_a_local_stream_that_is_left_is_told_with_its_model(server: Server) -> None:
+    await hang_up(server, asked(MODEL, stream=True), 1)
+    (left,) = server.exits.exits
+    assert (left.error, left.model) == ("client_closed", MODEL)
