@@ -6,21 +6,22 @@ within its bound. Chats: the router's choice, or the client's. Every input leave
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from serving.contracts.answer import Answer, TaskRequest
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.routing import Reason, RequestOptions
-from serving.routing.escalation import reason_for_answer, reason_for_error
+from serving.routing.escalation import is_among, reason_for_answer, reason_for_error
 from serving.stages.books import Books, closed_on_error
 from serving.stages.chat import ChatReply, frontier_chat, local_chat
 from serving.stages.chat_way import LocalWay, TaskWay, chosen_way, escalated, local_way
 from serving.stages.local import Outcome, try_locally
 from serving.stages.paid import ask_frontier
 from serving.stages.stack import BoundTask, Stack, find
-from serving.stages.task_chat import task_chat, within_labels
+from serving.stages.task_chat import task_chat
 
 
 async def answer(
@@ -70,7 +71,8 @@ async def chat(
             books.name_task(way.request.task)
             bound = find(stack, way.request.task)
             (tried,) = await _tried(bound, [way.request], stack, options, deadline, request_id)
-            tried = within_labels(tried, way)
+            if way.decision is not None:
+                tried = _among(tried, way.decision.labels)
             if way.decision is None or not stack.escalates(tried.reason, options):
                 done = await _finished(
                     bound, way.request, tried, stack, options, deadline, request_id
@@ -120,6 +122,13 @@ async def _tried(
         results = [error] * len(requests)
     elapsed_s = time.monotonic() - started
     return [Outcome(result, _reason(result), elapsed_s=elapsed_s) for result in results]
+
+
+def _among(tried: Outcome, labels: Mapping[str, str] | None) -> Outcome:
+    # A client that names some of a task's labels wants one of those.
+    if isinstance(tried.result, Answer) and not is_among(tried.result.value, labels):
+        return replace(tried, reason="invalid_output")
+    return tried
 
 
 def _reason(result: Answer | NarrowgateError) -> Reason | None:

@@ -109,6 +109,10 @@ class Frontier(Protocol):
         """Return the answer of the first target that begins one. Raises as `complete`."""
         ...
 
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...
+
 
 def with_attempts(error: NarrowgateError, attempts: tuple[Attempt, ...]) -> NarrowgateError:
     """Attach to an error the calls that led to it, for the books; stays in this process."""

@@ -66,3 +66,7 @@ class DecisionLog(Protocol):
     def record(self, row: Mapping[str, Any]) -> None:
         """Take a row to be written; never blocks and never raises."""
         ...
+
+    def close(self) -> None:
+        """Write what waits. Blocking."""
+        ...

@@ -27,6 +27,8 @@ def build_http(context: GatewayContext) -> FastAPI:
             yield
             for watch in watches:
                 watch.cancel()
+        await context.stack.frontier.aclose()
+        await asyncio.to_thread(context.stack.decisions.close)
 
     app = FastAPI(
         title="narrowgate",

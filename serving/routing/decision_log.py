@@ -33,6 +33,9 @@ class NoLog:
     def record(self, row: Mapping[str, Any]) -> None:
         """Forget the row."""
 
+    def close(self) -> None:
+        """Do nothing."""
+
 
 class FileLog:
     """Appends rows to a JSON Lines file on a thread of its own.

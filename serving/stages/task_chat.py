@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any
 
 from serving.contracts.answer import Answer, Value
@@ -16,23 +15,6 @@ from serving.stages.chat import DONE, ChatReply
 from serving.stages.chat_way import TaskWay
 from serving.stages.local import Outcome
 from serving.stages.stack import BoundTask
-
-
-def within_labels(outcome: Outcome, way: TaskWay) -> Outcome:
-    """Return the outcome with its reason to leave where the answer is not what was asked for.
-
-    A client that names some of a task's labels wants one of those.
-    """
-    labels = way.decision.labels if way.decision is not None else None
-    if (
-        labels is None
-        or outcome.reason is not None
-        or not isinstance(outcome.result, Answer)
-        or not isinstance(outcome.result.value, str)
-        or outcome.result.value in labels
-    ):
-        return outcome
-    return replace(outcome, reason="out_of_scope")
 
 
 def task_chat(

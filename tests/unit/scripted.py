@@ -115,6 +115,9 @@ class ScriptedFrontier:
     def configured(self, targets: tuple[str, ...]) -> tuple[str, ...]:
         return targets if self.reply else ()
 
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
     async def complete(self, call: FrontierCall) -> Completion:
         text = self._text(call)
         message = {"role": "assistant", "content": text}
@@ -167,6 +170,9 @@ class Rows:
 
     def record(self, row: Mapping[str, Any]) -> None:
         self.rows.append(row)
+
+    def close(self) -> None:
+        """Nothing waits."""
 
 
 class Recorded:

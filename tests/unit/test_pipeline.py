@@ -286,7 +286,7 @@ async def test_a_client_that_names_labels_gets_one_of_those(server: Server) -> N
     server.router.decision = replace(NARROW, labels={"Sports": "sport", "Business": "money"})
     left = await server.post(CHAT, json=asked("auto"))
     assert left.json()["choices"][0]["message"]["content"] == "sport"
-    assert left.headers["x-narrowgate-reason"] == "out_of_scope"
+    assert left.headers["x-narrowgate-reason"] == "invalid_output"
 
 
 async def test_a_task_by_name_is_a_chat_of_its_input(server: Server) -> None:
