@@ -25,6 +25,7 @@ from serving.contracts.frontier_settings import (
     PromptCacheSettings,
     ProviderSettings,
 )
+from serving.contracts.routing import REASONS
 from serving.contracts.routing_settings import ComplexityThresholds, RoutingSettings
 from serving.contracts.settings import (
     AttestationSettings,
@@ -125,6 +126,22 @@ def test_the_example_task_holds() -> None:
     text = (DOCS / "tasks.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert parse_task_spec(yaml.safe_load(block), "urgency.yaml").name == "urgency"
+
+
+def test_the_example_frontier_holds(tmp_path: Path) -> None:
+    (block,) = re.findall(
+        r"```yaml\n(.*?)```", (DOCS / "frontier.md").read_text("utf-8"), re.DOTALL
+    )
+    file = tmp_path / "narrowgate.yaml"
+    file.write_text(block, encoding="utf-8")
+    assert set(load_settings(file, {}).frontier.providers) == {"anthropic", "openai", "house"}
+
+
+def test_the_documented_tiers_and_reasons_are_the_defaults() -> None:
+    text = (DOCS / "routing.md").read_text(encoding="utf-8")
+    for tier, targets in FrontierSettings().tiers.items():
+        assert f"| `{tier}` | {', '.join(targets)} |" in text
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)[1 : 1 + len(REASONS)] == list(REASONS)
 
 
 COMMANDS = [
