@@ -55,7 +55,9 @@ class AnthropicApi:
     async def whole(self, request: dict[str, Any]) -> WholeAnswer:
         """Send a request and read its answer."""
         try:
-            async with self._client.messages.with_streaming_response.create(**request) as response:
+            async with self._client.messages.with_streaming_response.create(
+                **_arguments(request)
+            ) as response:
                 return self._read(await self._bytes(response), request["model"])
         except ERRORS as error:
             # Not `from error`: it holds the request, key included, and words that may quote it.
@@ -66,7 +68,7 @@ class AnthropicApi:
     async def stream(self, request: dict[str, Any]) -> AsyncGenerator[StreamPart, None]:
         """Send a request and yield its chunks, the last with usage."""
         try:
-            stream = await self._client.messages.create(stream=True, **request)
+            stream = await self._client.messages.create(stream=True, **_arguments(request))
         except ERRORS as error:
             raise translate(error, self._name, self._secret) from None
         except (TypeError, ValueError) as error:
@@ -131,3 +133,10 @@ class AnthropicApi:
             f"the answer of provider {self._name!r} broke off: {error.message}"
         )
         return with_usage(broken, translator.usage)
+
+
+def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
+    # As for OpenAI: what the SDK is given by name it walks through, against its types.
+    named = {name: request[name] for name in ("model", "max_tokens")}
+    rest = {name: value for name, value in request.items() if name not in named}
+    return {**named, "messages": [], "extra_body": rest}
