@@ -47,12 +47,13 @@ class GatewayContext:
         }
 
 
-def _context(request: Request) -> GatewayContext:
+# Coroutines though they await nothing: FastAPI runs plain functions on a thread each.
+async def _context(request: Request) -> GatewayContext:
     context: GatewayContext = request.app.state.context
     return context
 
 
-def _request_id(request: Request) -> str:
+async def _request_id(request: Request) -> str:
     request_id: str = request.state.request_id
     return request_id
 

@@ -82,4 +82,8 @@ def _validated(found: dict[str, Any], names: Mapping[str, str]) -> OptionFields:
         raise InvalidRequest(f"{name}: {problem['msg']}", field=name) from error
 
 
-RequestedOptions = Annotated[Options, Depends(Options)]
+async def _options(request: Request) -> Options:
+    return Options(request)
+
+
+RequestedOptions = Annotated[Options, Depends(_options)]
