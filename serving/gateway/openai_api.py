@@ -1,7 +1,6 @@
-"""OpenAI-compatible endpoints: chat completions, completions, models."""
+"""OpenAI-compatible endpoints: chat completions and completions."""
 
 import json
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -12,18 +11,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serving import pipeline
-from serving.contracts.errors import NarrowgateError, UnknownModel
-from serving.gateway.attested import TaskState
-from serving.gateway.context import Context, GatewayContext, RequestId
+from serving.contracts.errors import NarrowgateError
+from serving.gateway.context import Context, RequestId
 from serving.gateway.errors import error_body
 from serving.gateway.middleware import ATTESTATION, MODEL, REASON, ROUTE
 from serving.gateway.options import RequestedOptions, taken_from
-from serving.local.client import EngineClient
 from serving.stages.chat import ChatReply
 
 router = APIRouter(prefix="/v1", tags=["openai"])
-
-_STARTED_AT = int(time.time())
 
 
 class ChatMessage(BaseModel):
@@ -53,39 +48,6 @@ class CompletionBody(BaseModel):
     model: str = Field(min_length=1)
     prompt: str | list[str]
     stream: bool | None = None
-
-
-class ModelCard(BaseModel):
-    """A served model."""
-
-    id: str
-    object: str = "model"
-    created: int
-    owned_by: str = "narrowgate"
-    max_model_len: int | None
-    state: str
-    attestation: str | None
-    tasks: dict[str, TaskState]
-
-
-class ModelList(BaseModel):
-    """Every served model."""
-
-    object: str = "list"
-    data: list[ModelCard]
-
-
-@router.get("/models")
-async def list_models(context: Context) -> ModelList:
-    """List the served models."""
-    return ModelList(data=[_card(context, model_id) for model_id in context.engines])
-
-
-@router.get("/models/{model_id:path}")
-async def get_model(model_id: str, context: Context) -> ModelCard:
-    """Return one served model."""
-    _engine(context, model_id)
-    return _card(context, model_id)
 
 
 @router.post("/chat/completions", response_model=dict[str, Any])
@@ -150,26 +112,3 @@ async def _with_errors(events: AsyncIterator[str]) -> AsyncIterator[str]:
     except NarrowgateError as error:
         # The status line is out: the break is an event, which the SDKs raise as an error.
         yield f"data: {json.dumps({'error': error_body(error)})}\n\n"
-
-
-def _engine(context: GatewayContext, model_id: str) -> EngineClient:
-    try:
-        return context.engines[model_id]
-    except KeyError:
-        raise UnknownModel(
-            f"no model {model_id!r}",
-            field="model",
-            fix="use one of: " + ", ".join(sorted(context.engines)),
-        ) from None
-
-
-def _card(context: GatewayContext, model_id: str) -> ModelCard:
-    health = context.engines[model_id].health
-    return ModelCard(
-        id=model_id,
-        created=_STARTED_AT,
-        max_model_len=health.info.max_model_len if health.info else None,
-        state=health.state,
-        attestation=health.info.attestation if health.info else None,
-        tasks=context.tasks_of(model_id),
-    )

@@ -83,6 +83,12 @@ def test_only_what_passed_is_served(attested_stack: Stack) -> None:
             refused = client.post(f"/v1/tasks/{task}", json={"input": "Ann lives in Oslo."})
             assert refused.status_code == 409
             assert refused.json()["error"]["code"] == "task_not_attested"
+        # Without a key nothing leaves: what is no task has nowhere to go.
+        poem = {"model": "auto", "messages": [{"role": "user", "content": "Write a poem."}]}
+        nowhere = client.post("/v1/chat/completions", json=poem)
+        assert nowhere.status_code == 503
+        assert nowhere.json()["error"]["code"] == "frontier_not_configured"
+        assert "key" in nowhere.json()["error"]["fix"]
         ready = client.get("/readyz").json()
         assert ready["attestation"] == "enforced"
         assert ready["models"][MODEL]["tasks"]["ner"]["verdict"] == "fail"

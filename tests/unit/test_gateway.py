@@ -233,7 +233,17 @@ async def test_a_bug_shows_nothing(server: Server, monkeypatch: pytest.MonkeyPat
 
 async def test_models(server: Server) -> None:
     models = (await server.client.get("/v1/models")).json()
-    assert [model["id"] for model in models["data"]] == [MODEL]
+    assert [(model["kind"], model["id"]) for model in models["data"]] == [
+        ("local", MODEL),
+        ("router", "auto"),
+        *(("task", f"task/{name}") for name in ("ner", "sentiment", "topic", "translation")),
+        ("frontier", "anthropic/claude-haiku-5-5"), ("frontier", "openai/gpt-6-luna"),
+        ("frontier", "anthropic/claude-sonnet-5-5"), ("frontier", "openai/gpt-6.1-sol"),
+        ("frontier", "anthropic/claude-opus-5-5"), ("frontier", "openai/gpt-6-astra"),
+    ]  # fmt: skip
+    assert {model["state"] for model in models["data"] if model["kind"] == "frontier"} == {"no_key"}
+    far = (await server.client.get("/v1/models/openai/gpt-6-luna")).json()
+    assert (far["owned_by"], far["tiers"]) == ("openai", ["economy"])
     one = (await server.client.get(f"/v1/models/{MODEL}")).json()
     assert one["max_model_len"] == WINDOW
     assert list(one["tasks"]) == ["ner", "sentiment", "topic", "translation"]
@@ -384,7 +394,7 @@ async def test_answers_carry_what_is_attested(attested: Server) -> None:
 async def test_models_tasks_and_readiness_show_what_is_attested(attested: Server) -> None:
     ready = (await attested.client.get("/readyz")).json()
     assert ready["attestation"] == "enforced"
-    (model,) = (await attested.client.get("/v1/models")).json()["data"]
+    model = (await attested.client.get(f"/v1/models/{MODEL}")).json()
     assert ready["models"][MODEL]["tasks"] == model["tasks"]
     topic, ner = model["tasks"]["topic"], model["tasks"]["ner"]
     assert topic == {

@@ -1,0 +1,104 @@
+"""GET /v1/models: everything that a chat completion may name."""
+
+import time
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from serving.contracts.errors import UnknownModel
+from serving.contracts.frontier import Tier
+from serving.gateway.attested import TaskState
+from serving.gateway.context import Context, GatewayContext
+from serving.stages.chat_way import AUTO, TASK_PREFIX
+
+router = APIRouter(prefix="/v1/models", tags=["openai"])
+
+_STARTED_AT = int(time.time())
+
+
+class ModelCard(BaseModel):
+    """A name and what is behind it.
+
+    state: of a local model, starting, ready or unavailable; of a task, served or refused; of a
+    frontier model, ready or no_key. attestation, tasks, max_model_len: of local models.
+    """
+
+    id: str
+    object: str = "model"
+    created: int = _STARTED_AT
+    owned_by: str = "narrowgate"
+    kind: Literal["local", "router", "task", "frontier"]
+    state: str
+    max_model_len: int | None = None
+    attestation: str | None = None
+    tasks: dict[str, TaskState] = Field(default_factory=dict)
+    tiers: tuple[Tier, ...] = ()
+
+
+class ModelList(BaseModel):
+    """Every model, local ones first."""
+
+    object: str = "list"
+    data: list[ModelCard]
+
+
+@router.get("")
+async def list_models(context: Context) -> ModelList:
+    """List what a chat completion may name, and what is attested of it."""
+    return ModelList(data=_cards(context))
+
+
+@router.get("/{model_id:path}")
+async def get_model(model_id: str, context: Context) -> ModelCard:
+    """Return one of them."""
+    cards = {card.id: card for card in _cards(context)}
+    if model_id not in cards:
+        raise UnknownModel(
+            f"no model {model_id!r}", field="model", fix="use one of: " + ", ".join(cards)
+        )
+    return cards[model_id]
+
+
+def _cards(context: GatewayContext) -> list[ModelCard]:
+    local = [_local(context, model_id) for model_id in context.engines]
+    tasks = [
+        ModelCard(
+            id=TASK_PREFIX + name,
+            kind="task",
+            state="served" if bound.grant.refusal is None else "refused",
+            attestation=bound.grant.attestation,
+        )
+        for name, bound in sorted(context.stack.tasks.items())
+    ]
+    return [*local, ModelCard(id=AUTO, kind="router", state="ready"), *tasks, *_frontier(context)]
+
+
+def _local(context: GatewayContext, model_id: str) -> ModelCard:
+    health = context.engines[model_id].health
+    return ModelCard(
+        id=model_id,
+        kind="local",
+        state=health.state,
+        max_model_len=health.info.max_model_len if health.info else None,
+        attestation=health.info.attestation if health.info else None,
+        tasks=context.tasks_of(model_id),
+    )
+
+
+def _frontier(context: GatewayContext) -> list[ModelCard]:
+    tiers: dict[str, list[Tier]] = {}
+    for tier, targets in context.stack.policy.tiers.items():
+        for target in targets:
+            tiers.setdefault(target, []).append(tier)
+    configured = context.stack.frontier.configured(tuple(tiers))
+    return [
+        ModelCard(
+            id=target,
+            owned_by=target.partition("/")[0],
+            kind="frontier",
+            state="ready" if target in configured else "no_key",
+            tiers=tuple(found),
+        )
+        for target, found in tiers.items()
+    ]
