@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
         "gateway",
     },
     "lifecycle": set(),
-    "commands": {"tasks", "local", "embedding", "routing", "app", "lifecycle"},
+    "commands": {"tasks", "local", "embedding", "routing", "frontier", "app", "lifecycle"},
     "bench": {"tasks", "local", "frontier", "stages", "commands", "lifecycle"},
     "cli": set(),
 }
