@@ -12,7 +12,6 @@ from starlette.types import Receive, Scope, Send
 
 from serving import pipeline
 from serving.contracts.errors import NarrowgateError
-from serving.gateway.context import Context, RequestId
 from serving.gateway.errors import error_body
 from serving.gateway.middleware import ATTESTATION, MODEL, REASON, ROUTE
 from serving.gateway.options import RequestedOptions, taken_from
@@ -51,28 +50,22 @@ class CompletionBody(BaseModel):
 
 
 @router.post("/chat/completions", response_model=dict[str, Any])
-async def chat_completions(
-    body: ChatBody, context: Context, request_id: RequestId, requested: RequestedOptions
-) -> Response:
+async def chat_completions(body: ChatBody, requested: RequestedOptions) -> Response:
     """Answer a conversation, whole or as server-sent events, by whichever way `model` names.
 
     model: `auto`, a local model, `task/NAME`, or `provider/model`.
     """
     fields = body.model_dump(exclude_unset=True)
-    asked = requested.asked(taken_from(fields))
-    stack = context.stack
-    return _sent(await pipeline.chat(fields, stack, asked.options, asked.deadline, request_id))
+    trip = requested.trip(taken_from(fields))
+    return _sent(await pipeline.chat(fields, trip))
 
 
 @router.post("/completions", response_model=dict[str, Any])
-async def completions(
-    body: CompletionBody, context: Context, request_id: RequestId, requested: RequestedOptions
-) -> Response:
+async def completions(body: CompletionBody, requested: RequestedOptions) -> Response:
     """Continue a prompt with a local model, whole or as server-sent events."""
     fields = body.model_dump(exclude_unset=True)
-    asked = requested.asked(taken_from(fields))
-    stack = context.stack
-    return _sent(await pipeline.complete(fields, stack, asked.options, asked.deadline, request_id))
+    trip = requested.trip(taken_from(fields))
+    return _sent(await pipeline.complete(fields, trip))
 
 
 def _sent(reply: ChatReply) -> Response:

@@ -1,7 +1,6 @@
 """What a client asks besides the answer: route, deadline, maximum cost; as fields or headers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -11,6 +10,8 @@ from pydantic import BaseModel, Field, ValidationError
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest
 from serving.contracts.routing import RequestOptions, RoutePreference
+from serving.gateway.context import GatewayContext
+from serving.stages.stack import Trip
 
 _HEADERS = {
     "route": "x-narrowgate-route",
@@ -33,30 +34,23 @@ class OptionFields(BaseModel):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The options of one request and the moment by which it must be answered."""
-
-    options: RequestOptions
-    deadline: Deadline
-
-
 class Options:
     """The options in a request's headers, to be joined with those in its body."""
 
     def __init__(self, request: Request) -> None:
         self._headers = request.headers
-        self._longest_s: float = request.app.state.context.settings.request_timeout_s
+        self._request_id: str = request.state.request_id
+        self._context: GatewayContext = request.app.state.context
 
-    def asked(self, fields: OptionFields) -> Asked:
-        """Return what is asked. Raises InvalidRequest for a header that does not hold."""
+    def trip(self, fields: OptionFields) -> Trip:
+        """Return the request as it sets out. Raises InvalidRequest for a header that is none."""
         found = _from_headers(self._headers)
         route = fields.route or found.route or "auto"
-        wanted = fields.deadline_s or found.deadline_s or self._longest_s
+        longest_s = self._context.settings.request_timeout_s
+        wanted_s = fields.deadline_s or found.deadline_s or longest_s
         cost = fields.max_cost_usd if fields.max_cost_usd is not None else found.max_cost_usd
-        return Asked(
-            RequestOptions(route, cost), Deadline.after(min(wanted, self._longest_s))
-        )  # fmt: skip
+        deadline = Deadline.after(min(wanted_s, longest_s))
+        return Trip(self._context.stack, RequestOptions(route, cost), deadline, self._request_id)
 
 
 def taken_from(body: dict[str, Any]) -> OptionFields:

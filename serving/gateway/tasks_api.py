@@ -118,7 +118,7 @@ async def run_task(
     find(context.stack, task)
     single = body.inputs is None
     texts = _texts(body, context.settings.max_inputs)
-    asked = requested.asked(body)
+    trip = requested.trip(body)
     valid = [i for i, text in enumerate(texts) if isinstance(text, str)]
     outcomes: list[Answer | NarrowgateError] = [
         InvalidRequest(f"inputs.{i} is a {type(text).__name__}, not a string", field=f"inputs.{i}")
@@ -128,9 +128,7 @@ async def run_task(
         requests = [
             TaskRequest(task, texts[i], body.source_language, body.target_language) for i in valid
         ]
-        answered = await pipeline.answer(
-            requests, context.stack, asked.options, asked.deadline, request_id
-        )
+        answered = await pipeline.answer(requests, trip)
         for i, outcome in zip(valid, answered, strict=True):
             outcomes[i] = outcome
     response = _single(outcomes[0]) if single else _several(task, outcomes, request_id)

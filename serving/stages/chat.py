@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.contracts.answer import Route, Usage
-from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InputTooLong, InvalidRequest, NarrowgateError
 from serving.contracts.frontier import CompletionStream, FrontierCall
-from serving.contracts.routing import Reason, RequestOptions
+from serving.contracts.routing import Reason
 from serving.stages.books import Books
 from serving.stages.chat_way import FrontierWay, LocalWay
 from serving.stages.openai_fields import engine_body
-from serving.stages.stack import Stack
+from serving.stages.stack import Trip
 from serving.stages.usage_filter import UsageFilter
 
 DONE = "data: [DONE]\n\n"
@@ -38,21 +37,15 @@ class ChatReply:
 
 
 async def local_chat(
-    endpoint: str,
-    body: dict[str, Any],
-    way: LocalWay,
-    stack: Stack,
-    books: Books,
-    deadline: Deadline,
-    request_id: str,
+    endpoint: str, body: dict[str, Any], way: LocalWay, trip: Trip, books: Books
 ) -> ChatReply:
     """Pass a chat (`chat`) or a prompt (`completions`) to a local model, as it is."""
     engine = way.engine
     usage = UsageFilter(engine_body(endpoint, body))
     async with AsyncExitStack() as held:
         held.push(books.__exit__)
-        await held.enter_async_context(stack.local_room.admit(1, deadline))
-        reply, events = await engine.openai(endpoint, usage.body, request_id, deadline)
+        await held.enter_async_context(trip.stack.local_room.admit(1, trip.deadline))
+        reply, events = await engine.openai(endpoint, usage.body, trip.request_id, trip.deadline)
         if reply.body is None:
             passed = _local_events(events, usage, books, engine.model_id)
             held.push_async_callback(_closed, events)
@@ -68,26 +61,21 @@ async def local_chat(
 
 
 async def frontier_chat(
-    body: dict[str, Any],
-    way: FrontierWay,
-    stack: Stack,
-    options: RequestOptions,
-    books: Books,
-    deadline: Deadline,
-    request_id: str,
+    body: dict[str, Any], way: FrontierWay, trip: Trip, books: Books
 ) -> ChatReply:
     """Pass a chat to the first frontier model of its way that answers."""
+    stack = trip.stack
     call = FrontierCall(
         body={name: value for name, value in body.items() if name not in {"model", "stream"}},
         targets=way.targets,
         bounds=stack.policy.bounds[way.tier],
-        deadline=deadline,
-        request_id=request_id,
-        max_cost_usd=options.max_cost_usd,
+        deadline=trip.deadline,
+        request_id=trip.request_id,
+        max_cost_usd=trip.options.max_cost_usd,
     )
     async with AsyncExitStack() as held:
         held.push(books.__exit__)
-        await held.enter_async_context(stack.frontier_room.admit(1, deadline))
+        await held.enter_async_context(stack.frontier_room.admit(1, trip.deadline))
         try:
             if body.get("stream"):
                 stream = await stack.frontier.stream(call)

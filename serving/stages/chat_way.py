@@ -9,7 +9,7 @@ from serving.contracts.errors import InvalidRequest, UnknownModel, UnsupportedPa
 from serving.contracts.frontier import Attempt, Tier
 from serving.contracts.routing import Decision, Reason, RequestOptions
 from serving.stages.local import Outcome
-from serving.stages.stack import BoundTask, Engine, Stack, find
+from serving.stages.stack import BoundTask, Engine, Stack, Trip, find
 
 AUTO = "auto"
 TASK_PREFIX = "task/"
@@ -55,32 +55,31 @@ def escalated(
     decision: Decision,
     tried: Outcome,
     bound: BoundTask,
-    stack: Stack,
-    request_id: str,
+    trip: Trip,
 ) -> FrontierWay:
     """Return the way of a narrow chat whose local answer will not do, and keep it in the log."""
     assert tried.reason is not None
-    tier = stack.policy.task_tier
-    stack.decisions.record(_row(request_id, body, decision, tried.reason))
+    policy = trip.stack.policy
+    tier = policy.task_tier
+    trip.stack.decisions.record(_row(trip.request_id, body, decision, tried.reason))
     attempts = tried.set_aside(bound.engine.model_id).attempts
-    return FrontierWay(stack.policy.tiers[tier], tier, tried.reason, attempts)
+    return FrontierWay(policy.tiers[tier], tier, tried.reason, attempts)
 
 
-async def chosen_way(
-    body: Mapping[str, Any], stack: Stack, options: RequestOptions, request_id: str
-) -> Way:
+async def chosen_way(body: Mapping[str, Any], trip: Trip) -> Way:
     """Return the way of a chat completion.
 
     Raises UnknownModel, UnknownTask, and InvalidRequest where the named model and the asked route
     contradict each other.
     """
     name: str = body["model"]
+    stack, options = trip.stack, trip.options
     if name == AUTO:
-        return await _routed(body, stack, options, request_id)
+        return await _routed(body, trip)
     if name.startswith(TASK_PREFIX):
         return TaskWay(_task_request(body, name.removeprefix(TASK_PREFIX), stack), None)
     if name in stack.engines:
-        return local_way(body, stack, options)
+        return local_way(body, trip)
     if name.partition("/")[0] in stack.policy.providers and "/" in name:
         if options.route == "local_only":
             raise _contradiction(name, options)
@@ -90,30 +89,30 @@ async def chosen_way(
     raise _unknown(name, [AUTO, *stack.engines, *tasks, *providers])
 
 
-def local_way(body: Mapping[str, Any], stack: Stack, options: RequestOptions) -> LocalWay:
+def local_way(body: Mapping[str, Any], trip: Trip) -> LocalWay:
     """Return the way to a local model by name. Raises UnknownModel and InvalidRequest."""
     name: str = body["model"]
-    if name not in stack.engines:
-        raise _unknown(name, list(stack.engines))
-    if options.route == "frontier_only":
-        raise _contradiction(name, options)
-    return LocalWay(stack.engines[name])
+    engines = trip.stack.engines
+    if name not in engines:
+        raise _unknown(name, list(engines))
+    if trip.options.route == "frontier_only":
+        raise _contradiction(name, trip.options)
+    return LocalWay(engines[name])
 
 
 def _unknown(name: str, known: Sequence[str]) -> UnknownModel:
     return UnknownModel(f"no model {name!r}", field="model", fix="use one of: " + ", ".join(known))
 
 
-async def _routed(
-    body: Mapping[str, Any], stack: Stack, options: RequestOptions, request_id: str
-) -> Way:
+async def _routed(body: Mapping[str, Any], trip: Trip) -> Way:
+    stack, options = trip.stack, trip.options
     decision = await stack.router.decide(body)
     if decision.task is not None and options.route != "frontier_only":
         return TaskWay(decision.task, decision)
     if options.route == "local_only":
         return LocalWay(next(iter(stack.engines.values())))
     reason: Reason = "requested" if options.route == "frontier_only" else "out_of_scope"
-    stack.decisions.record(_row(request_id, body, decision, reason))
+    stack.decisions.record(_row(trip.request_id, body, decision, reason))
     return FrontierWay(stack.policy.tiers[decision.tier], decision.tier, reason)
 
 

@@ -4,27 +4,21 @@ import time
 from dataclasses import replace
 
 from serving.contracts.answer import Answer, TaskRequest
-from serving.contracts.deadline import Deadline
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.frontier import Attempt, Completion, FrontierCall, OutputBounds
-from serving.contracts.routing import Reason, RequestOptions
+from serving.contracts.routing import Reason
 from serving.stages.local import Outcome
-from serving.stages.stack import BoundTask, Stack
+from serving.stages.stack import BoundTask, Trip
 from serving.tasks.frontier_prompt import frontier_prompt, read_frontier
 
 
 async def ask_frontier(
-    bound: BoundTask,
-    request: TaskRequest,
-    tried: Outcome,
-    stack: Stack,
-    options: RequestOptions,
-    deadline: Deadline,
-    request_id: str,
+    bound: BoundTask, request: TaskRequest, tried: Outcome, trip: Trip
 ) -> Outcome:
     """Return what a frontier model makes of an input; errors are outcomes, too."""
     assert tried.reason is not None
     started = time.monotonic()
+    stack, deadline = trip.stack, trip.deadline
     completion = None
     try:
         prompt = frontier_prompt(bound.task, request)
@@ -33,13 +27,13 @@ async def ask_frontier(
             targets=stack.policy.tiers[stack.policy.task_tier],
             bounds=OutputBounds(prompt.max_tokens, thinking=False),
             deadline=deadline,
-            request_id=request_id,
+            request_id=trip.request_id,
             purpose=request.task,
-            max_cost_usd=options.max_cost_usd,
+            max_cost_usd=trip.options.max_cost_usd,
         )
         async with stack.frontier_room.admit(1, deadline):
             completion = await stack.frontier.complete(call)
-        answer = _answer(bound, request, completion, tried.reason, request_id)
+        answer = _answer(bound, request, completion, tried.reason, trip.request_id)
     except NarrowgateError as error:
         attempts = tried.attempts
         if completion is not None:

@@ -113,12 +113,23 @@ class Stack:
     exits: Exits
     decisions: DecisionLog
 
-    def escalates(self, reason: Reason | None, options: RequestOptions) -> bool:
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """One client request on its way: what it passes, what it asked for, and until when."""
+
+    stack: Stack
+    options: RequestOptions
+    deadline: Deadline
+    request_id: str
+
+    def escalates(self, reason: Reason | None) -> bool:
         """Return whether a task leaves for a frontier model for this reason."""
+        policy = self.stack.policy
         return (
-            reason in self.policy.escalate_on
-            and options.route == "auto"
-            and bool(self.frontier.configured(self.policy.tiers[self.policy.task_tier]))
+            reason in policy.escalate_on
+            and self.options.route == "auto"
+            and bool(self.stack.frontier.configured(policy.tiers[policy.task_tier]))
         )
 
 

@@ -14,7 +14,7 @@ from serving.stages.books import Books
 from serving.stages.chat import DONE, ChatReply
 from serving.stages.chat_way import TaskWay
 from serving.stages.local import Outcome
-from serving.stages.stack import BoundTask
+from serving.stages.stack import BoundTask, Trip
 
 
 def task_chat(
@@ -22,11 +22,11 @@ def task_chat(
     outcome: Outcome,
     way: TaskWay,
     bound: BoundTask,
+    trip: Trip,
     books: Books,
-    request_id: str,
 ) -> ChatReply:
     """Return a task's answer as the chat that asked for it. Raises the outcome's error."""
-    answer = outcome.result
+    answer, request_id = outcome.result, trip.request_id
     assert answer is not None
     books.settled(0, answer, outcome.reason, outcome.attempts)
     if isinstance(answer, NarrowgateError):
