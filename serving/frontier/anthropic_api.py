@@ -1,6 +1,5 @@
 """Anthropic's Messages API, spoken through its SDK."""
 
-import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -17,7 +16,7 @@ from serving.frontier.failures import with_usage
 from serving.frontier.http_errors import unsendable
 from serving.frontier.prompt_cache import with_breakpoints
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
-from serving.frontier.transport_errors import unreadable
+from serving.frontier.transport_errors import read_document, unreadable
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 
@@ -58,7 +57,8 @@ class AnthropicApi:
             async with self._client.messages.with_streaming_response.create(
                 **_arguments(request)
             ) as response:
-                return self._read(await self._bytes(response), request["model"])
+                document = await read_document(response, self._name, ERRORS)
+                return self._read(document, request["model"])
         except ERRORS as error:
             # Not `from error`: it holds the request, key included, and words that may quote it.
             raise translate(error, self._name, self._secret) from None
@@ -85,22 +85,8 @@ class AnthropicApi:
         """Close all connections."""
         await self._client.close()
 
-    async def _bytes(self, response: Any) -> bytes:
-        """Read an answer whose headers said that it comes: from here on it is billed."""
-        try:
-            data: bytes = await response.read()
-        except ERRORS as error:
-            raise unreadable(self._name, f"it broke off ({type(error).__name__})") from None
-        return data
-
-    def _read(self, data: bytes, model: str) -> WholeAnswer:
-        try:
-            message = json.loads(data)
-        except (ValueError, RecursionError):
-            raise unreadable(self._name, "it is not JSON") from None
-        answer = (
-            whole_answer(message, f"{self._name}/{model}") if isinstance(message, dict) else None
-        )
+    def _read(self, message: dict[str, Any], model: str) -> WholeAnswer:
+        answer = whole_answer(message, f"{self._name}/{model}")
         if answer is None:
             raise unreadable(self._name, "it is not a message")
         return answer

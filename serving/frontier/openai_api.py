@@ -1,6 +1,5 @@
 """OpenAI's chat completions, and of every server that speaks like it."""
 
-import json
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -17,7 +16,7 @@ from serving.frontier.failures import with_usage
 from serving.frontier.http_errors import unsendable
 from serving.frontier.openai_errors import ERRORS, translate
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
-from serving.frontier.transport_errors import unreadable
+from serving.frontier.transport_errors import read_document, unreadable
 from serving.frontier.usage import from_openai
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -69,7 +68,7 @@ class OpenAIApi:
             async with self._client.chat.completions.with_streaming_response.create(
                 model=model, messages=messages, extra_body=rest
             ) as response:
-                return self._read(await self._bytes(response), model)
+                return self._read(await read_document(response, self._name, ERRORS), model)
         except ERRORS as error:
             # Not `from error`: it holds the request, key included, and words that may quote it.
             raise translate(error, self._name, self._secret) from None
@@ -102,21 +101,7 @@ class OpenAIApi:
         """Close all connections."""
         await self._client.close()
 
-    async def _bytes(self, response: Any) -> bytes:
-        """Read an answer whose headers said that it comes: from here on it is billed."""
-        try:
-            data: bytes = await response.read()
-        except ERRORS as error:
-            raise unreadable(self._name, f"it broke off ({type(error).__name__})") from None
-        return data
-
-    def _read(self, data: bytes, model: str) -> WholeAnswer:
-        try:
-            body = json.loads(data)
-        except (ValueError, RecursionError):
-            raise unreadable(self._name, "it is not JSON") from None
-        if not isinstance(body, dict):
-            raise unreadable(self._name, "it is not a JSON object")
+    def _read(self, body: dict[str, Any], model: str) -> WholeAnswer:
         usage = from_openai(body.get("usage"))
         choices = body.get("choices")
         if not isinstance(choices, list) or not choices or not all(map(_is_choice, choices)):

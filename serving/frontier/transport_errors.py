@@ -3,6 +3,9 @@
 Streams of the anthropic SDK let these through; elsewhere they are the cause of an SDK's error.
 """
 
+import json
+from typing import Any
+
 import httpx2
 
 from serving.contracts.errors import FrontierError, FrontierInvalidResponse
@@ -31,3 +34,21 @@ def unreadable(provider: str, why: str) -> FrontierInvalidResponse:
         f"the answer of provider {provider!r} cannot be read: {why}",
         fix="check the provider's base_url and status; the call may have been billed",
     )
+
+
+async def read_document(
+    response: Any, provider: str, vendor_errors: tuple[type[Exception], ...]
+) -> dict[str, Any]:
+    """Return the JSON object of an answer whose headers have come: from here on it is billed.
+
+    Raises FrontierInvalidResponse where it breaks off or is no JSON object.
+    """
+    try:
+        document = json.loads(await response.read())
+    except vendor_errors as error:
+        raise unreadable(provider, f"it broke off ({type(error).__name__})") from None
+    except (ValueError, RecursionError):
+        raise unreadable(provider, "it is not JSON") from None
+    if not isinstance(document, dict):
+        raise unreadable(provider, "it is not a JSON object")
+    return document
