@@ -210,7 +210,7 @@ def test_waiting_inputs_travel_together(stack: Stack) -> None:
 
 
 def test_metrics_have_the_gateways_and_the_engines(stack: Stack) -> None:
-    assert stack.metric('narrowgate_inputs_total{outcome="answered"') > 0
+    assert stack.metric('narrowgate_inputs_total{endpoint="task",outcome="answered"') > 0
     assert stack.metric("narrowgate_input_seconds_count") > 0
     assert stack.metric('narrowgate_tokens_total{class="cache_read"') > 0
     assert stack.metric("narrowgate_model_ready") == 1
