@@ -27,6 +27,8 @@ CLIENTS = (1, 16, 64)
 MODEL = "openai/instant"
 _REQUESTS = {1: 150, 16: 480, 64: 960}
 _UPSTREAM_START_S = 30.0
+# With a text in it that could be a task's: the router embeds the instruction before it says no.
+_INSTRUCTION = "Guess the age of the writer of this message:"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -139,7 +141,7 @@ def _load(way: _Way, clients: int, number: int) -> "LoadResult":
         bodies = [
             {
                 "model": way.model,
-                "messages": [{"role": "user", "content": f"What would you reply to this? {text}"}],
+                "messages": [{"role": "user", "content": f'{_INSTRUCTION} "{text}"'}],
             }
             for text in texts(_REQUESTS[clients], seed=1000 * number + clients)
         ]

@@ -81,10 +81,9 @@ class LearnedRouter:
 
     async def _tier(self, reading: Reading) -> tuple[float | None, Tier]:
         text = reading.prompt.text
-        if not text.strip():
+        # A score that decides nothing would cost a long prompt 30 ms.
+        if not self._complexity.trusted or not text.strip():
             return None, tier_by_rule(reading)
         vector = await self._embedder.embed(text)
         score = self._complexity.score(vector, lexical_features(text))
-        if not self._complexity.trusted:
-            return score, tier_by_rule(reading)
         return score, tier_of_score(score, self._settings.complexity)
