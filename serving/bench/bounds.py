@@ -5,6 +5,7 @@ import json
 import random
 import statistics
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", type=Path, required=True, metavar="FILE", help='JSON Lines of {"text": ...}'
     )
+    parser.add_argument("--concurrency", type=int, default=4, help="requests in flight (4)")
     parser.add_argument("--limit", type=int, default=50, help="prompts (50)")
     parser.add_argument("--tier", choices=("economy", "standard", "frontier"), default="standard")
     parser.add_argument(
@@ -122,17 +124,15 @@ def _recorded(args: argparse.Namespace, bounds: "OutputBounds") -> list[Pair]:
 
     client = OpenAI(base_url=args.base_url, api_key=args.api_key, timeout=600)
     lines = args.prompts.read_text(encoding="utf-8").splitlines()[: args.limit]
-    pairs = []
-    with terminal_progress() as progress:
-        total = progress.add_task("asking", total=len(lines))
-        for line in lines:
-            text = json.loads(line)["text"]
-            body: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
-            free = _ask(client, args.model, {**body, "max_tokens": args.unbounded_tokens})
-            bound = _ask(client, args.model, bounded(body, bounds))
-            pairs.append(Pair(text, *free, *bound))
-            progress.advance(total)
-    return pairs
+
+    def pair(line: str) -> Pair:
+        text = json.loads(line)["text"]
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+        free = _ask(client, args.model, {**body, "max_tokens": args.unbounded_tokens})
+        return Pair(text, *free, *_ask(client, args.model, bounded(body, bounds)))
+
+    with terminal_progress() as progress, ThreadPoolExecutor(args.concurrency) as pool:
+        return list(progress.track(pool.map(pair, lines), len(lines), description="asking"))
 
 
 def _ask(client: Any, model: str, body: dict[str, Any]) -> tuple[int, str]:

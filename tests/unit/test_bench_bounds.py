@@ -33,6 +33,7 @@ def test_a_model_is_asked_twice_and_recorded(
         status = main([
             "bench-bounds", "--json", "--base-url", f"{provider.url}/v1", "--model", "m",
             "--prompts", str(prompts), "--record", str(record), "--tier", "economy",
+            "--concurrency", "1",
         ])  # fmt: skip
         sent = [seen.body for seen in provider.script.seen]
     assert status == 0
