@@ -11,10 +11,11 @@ from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest
 from serving.contracts.routing import RequestOptions, RoutePreference
 from serving.gateway.context import GatewayContext
+from serving.gateway.middleware import ROUTE
 from serving.stages.stack import Trip
 
 _HEADERS = {
-    "route": "x-narrowgate-route",
+    "route": ROUTE,
     "deadline_s": "x-narrowgate-deadline-s",
     "max_cost_usd": "x-narrowgate-max-cost-usd",
 }

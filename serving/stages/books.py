@@ -103,10 +103,14 @@ class Books:
 
     def close(self, error: BaseException | None = None) -> None:
         """Settle whatever is open."""
-        code = error.code if isinstance(error, NarrowgateError) else ABANDONED
-        if error is not None and isinstance(error, Exception) and code == ABANDONED:
-            code = NarrowgateError.code
-        attempts = attempts_of(error) if isinstance(error, NarrowgateError) else ()
+        attempts: tuple[Attempt, ...] = ()
+        match error:
+            case NarrowgateError():
+                code, attempts = error.code, attempts_of(error)
+            case Exception():
+                code = NarrowgateError.code
+            case _:
+                code = ABANDONED
         for index in sorted(self._open):
             self._ended(index, code, None, attempts)
 

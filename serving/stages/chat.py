@@ -14,7 +14,7 @@ from serving.stages.books import Books
 from serving.stages.chat_way import FrontierWay, LocalWay
 from serving.stages.openai_fields import engine_body
 from serving.stages.stack import Trip
-from serving.stages.usage_filter import UsageFilter
+from serving.stages.usage_filter import UsageFilter, wants_usage
 
 DONE = "data: [DONE]\n\n"
 
@@ -116,8 +116,7 @@ async def _local_events(
 async def _frontier_events(
     stream: CompletionStream, body: Mapping[str, Any], way: FrontierWay, books: Books
 ) -> AsyncIterator[str]:
-    options = body.get("stream_options")
-    shown = isinstance(options, dict) and bool(options.get("include_usage"))
+    shown = wants_usage(body)
     attempts = (*way.attempts, *stream.attempts)
     try:
         async for chunk in stream.events:

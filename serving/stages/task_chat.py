@@ -15,6 +15,7 @@ from serving.stages.chat import DONE, ChatReply
 from serving.stages.chat_way import TaskWay
 from serving.stages.local import Outcome
 from serving.stages.stack import BoundTask, Trip
+from serving.stages.usage_filter import wants_usage
 
 
 def task_chat(
@@ -67,8 +68,7 @@ async def _one_event(
         [{"index": 0, "delta": {}, "finish_reason": "stop"}],
     ):
         yield f"data: {json.dumps({**head, 'choices': choices})}\n\n"
-    options = body.get("stream_options")
-    if isinstance(options, dict) and options.get("include_usage"):
+    if wants_usage(body):
         last = {**head, "choices": [], "usage": openai_usage(answer.usage)}
         yield f"data: {json.dumps(last)}\n\n"
     yield DONE

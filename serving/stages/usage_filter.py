@@ -1,6 +1,7 @@
 """Learns the token usage of a stream without showing a client more than it asked for."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 _PREFIX = "data: "
@@ -18,9 +19,8 @@ class UsageFilter:
         self.body = body
         if body.get("stream"):
             options = body.get("stream_options")
-            asked = isinstance(options, dict) and bool(options.get("include_usage"))
             if options is None or isinstance(options, dict):
-                self._hide = not asked
+                self._hide = not wants_usage(body)
                 self.body = {**body, "stream_options": {**(options or {}), "include_usage": True}}
 
     def passed(self, event: str) -> str:
@@ -42,3 +42,9 @@ class UsageFilter:
             return False
         self.found = usage
         return self._hide
+
+
+def wants_usage(body: Mapping[str, Any]) -> bool:
+    """Return whether a client asked for a stream's usage."""
+    options = body.get("stream_options")
+    return isinstance(options, dict) and bool(options.get("include_usage"))
