@@ -121,8 +121,8 @@ def ray_environment(sockets: Path) -> dict[str, str]:
     return {
         # Ray's sockets share a port with whoever else listens there (SO_REUSEPORT): two stacks with
         # its fixed ports would answer each other's requests.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(_FIRST_HTTP_PORT + block),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(_FIRST_HTTP_PORT + block + _BLOCK - 1),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(_FIRST_GRPC_PORT + block),
@@ -142,8 +142,8 @@ def ray_environment(sockets: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "server-state"),
         # Fixed ports would keep a second stack from starting on this machine.
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         # Draining is done before Serve is told to stop.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         # Ray gives its workers a niceness of 15: everything else on the machine would go first.
@@ -298,7 +298,8 @@ def _free_block() -> int:
     raise InvalidSettings(f"{_BLOCKS} stacks run on this machine already", fix="stop one of them")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

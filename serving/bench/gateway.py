@@ -86,10 +86,9 @@ def _before(settings: "Settings", upstream: str) -> "Settings":
 @contextlib.contextmanager
 def _upstream() -> Iterator[str]:
     from serving.contracts.errors import EngineFailure
+    from serving.lifecycle import free_port
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(  # noqa: S603  # our own module
         [sys.executable, "-m", "serving.bench.upstream", str(port)]
     )
