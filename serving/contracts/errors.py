@@ -8,6 +8,10 @@
     |  |- UnsupportedParameter
     |  |- BodyTooLarge
     |  `- TooManyInputs
+    |- Unauthenticated               no API key, or none that is known
+    |- Forbidden                     the key is known and may not do this
+    |- RateLimited                   the tenant's own limit; it says when to come back
+    |- BudgetExceeded                the tenant's money for the day or month is spent or held
     |- NotFound
     |  |- UnknownTask
     |  `- UnknownModel
@@ -15,6 +19,7 @@
     |  |- QueueFull
     |  |- ModelStarting
     |  |- ModelUnavailable
+    |  |- LedgerUnavailable          what may not go unrecorded, or unchecked, is not done
     |  `- ShuttingDown
     |- DeadlineExceeded
     |- FrontierNotConfigured         no key for any provider that could answer
@@ -48,6 +53,8 @@
        |- EnvironmentUnavailable
        |- InvalidSuite
        |- InvalidKey
+       |- UnpricedModel              nobody knows what its answers cost
+       |- LedgerUnusable             the ledger's database cannot be opened or brought up to date
        `- AttestationRefused          the model must not be served
 
 Each class has a `code` (stable, for programs) and says whether the same request may succeed
@@ -144,6 +151,31 @@ class TooManyInputs(InvalidRequest):
     code = "too_many_inputs"
 
 
+class Unauthenticated(NarrowgateError):
+    """The request carries no API key that is known."""
+
+    code = "invalid_api_key"
+
+
+class Forbidden(NarrowgateError):
+    """The API key is known, and not for this."""
+
+    code = "forbidden"
+
+
+class RateLimited(NarrowgateError):
+    """The tenant sends more than it may, by rate or at once."""
+
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class BudgetExceeded(NarrowgateError):
+    """The call might cost more than is left of the tenant's budget; it was not made."""
+
+    code = "budget_exceeded"
+
+
 class NotFound(NarrowgateError):
     """The named thing does not exist here."""
 
@@ -185,6 +217,12 @@ class ModelUnavailable(Unavailable):
     """No healthy replica of the model is left for now."""
 
     code = "model_unavailable"
+
+
+class LedgerUnavailable(Unavailable):
+    """The books cannot be read or written now."""
+
+    code = "ledger_unavailable"
 
 
 class ShuttingDown(Unavailable):
@@ -388,6 +426,18 @@ class InvalidKey(ConfigurationError):
     """A key file is missing, unreadable or of another kind than Ed25519."""
 
     code = "invalid_key"
+
+
+class UnpricedModel(ConfigurationError):
+    """A model has no price, and none is not free."""
+
+    code = "unpriced_model"
+
+
+class LedgerUnusable(ConfigurationError):
+    """The ledger's database cannot be opened, or is not one of this version."""
+
+    code = "ledger_unusable"
 
 
 class AttestationRefused(ConfigurationError):

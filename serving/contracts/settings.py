@@ -6,6 +6,7 @@ the YAML file. Unknown keys are refused.
 
 import os
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +21,7 @@ from pydantic_settings import (
 
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier_settings import FrontierSettings
+from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import Name
 
@@ -94,6 +96,11 @@ class ModelSettings(_Frozen):
     )
     accelerator: Annotated[CpuAccelerator | GpuAccelerator, Field(discriminator="kind")]
     replicas: Replicas = Replicas()
+    replica_hour_usd: Decimal | None = Field(
+        default=None,
+        ge=0,
+        description="what one replica costs an hour, US dollars; 0 where it costs nothing; needed",
+    )
     max_model_len: int = Field(default=2048, ge=256, description="window, tokens")
     max_num_seqs: int = Field(default=64, ge=1, description="sequences in one engine step")
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
@@ -158,6 +165,8 @@ class Settings(_Frozen):
                 id="smollm2-135m-instruct",
                 source=f"{BUNDLED_MODEL}@int8-w8a8",
                 accelerator=CpuAccelerator(kind="cpu"),
+                # About what two cores cost in a cloud.
+                replica_hour_usd=Decimal("0.10"),
                 engine_args={"enforce_eager": True},
             ),
         ),
@@ -170,6 +179,8 @@ class Settings(_Frozen):
     attestation: AttestationSettings = AttestationSettings()
     frontier: FrontierSettings = FrontierSettings()
     routing: RoutingSettings = RoutingSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    auth: AuthSettings = AuthSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -19,6 +19,11 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.UnsupportedParameter: 400,
     errors.BodyTooLarge: 413,
     errors.TooManyInputs: 413,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.RateLimited: 429,
+    # As OpenAI answers an account without credit; x-should-retry tells SDKs to leave it.
+    errors.BudgetExceeded: 429,
     errors.NotFound: 404,
     errors.UnknownTask: 404,
     errors.UnknownModel: 404,
@@ -26,6 +31,7 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.QueueFull: 429,
     errors.ModelStarting: 503,
     errors.ModelUnavailable: 503,
+    errors.LedgerUnavailable: 503,
     errors.ShuttingDown: 503,
     errors.DeadlineExceeded: 504,
     errors.FrontierNotConfigured: 503,
@@ -62,12 +68,17 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.EnvironmentUnavailable: 500,
     errors.InvalidSuite: 500,
     errors.InvalidKey: 500,
+    # A client may name a provider's model that has no price here.
+    errors.UnpricedModel: 400,
+    errors.LedgerUnusable: 500,
     errors.AttestationRefused: 500,
 }
 
 # The names that OpenAI's API gives its error types.
 _TYPES = {
     400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     409: "conflict_error",
     429: "rate_limit_error",

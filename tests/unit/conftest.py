@@ -1,8 +1,12 @@
 """Shared pieces of the unit tests: a tokenizer whose ids can be read, specs, a signing key."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
 
 from evals.signing import KeyPair
 from serving.contracts.task_spec import ClassificationSpec, TaskSpec
@@ -48,3 +52,31 @@ def sentiment(specs: dict[str, TaskSpec]) -> ClassificationSpec:
 @pytest.fixture(scope="session")
 def key(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
     return make_key(tmp_path_factory.mktemp("trusted"))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a real PostgreSQL server, started at its first use."""
+    # platformdirs, which pgserver uses, warns where there is no XDG_RUNTIME_DIR.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        from .database import postgres_server
+
+        with postgres_server() as url:
+            yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest) -> SecretStr | None:
+    """An empty database: None for SQLite, which goes to the state folder."""
+    if request.param == "sqlite":
+        return None
+    from .database import fresh_postgres
+
+    return fresh_postgres(request.getfixturevalue("postgres"), f"t{uuid4().hex}")
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state folder of the test's own."""
+    return tmp_path / "state"

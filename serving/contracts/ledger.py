@@ -1,0 +1,106 @@
+"""The books as a request sees them: who pays, what a paid call may cost, what it did cost."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from serving.contracts.answer import Usage
+from serving.contracts.deadline import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from serving.contracts.exits import Endpoint, Exit
+
+UsageSource = Literal["reported", "estimated", "unknown"]
+"""reported: the provider told. estimated: it broke off first, and this is what was delivered.
+unknown: it may have billed something and told nothing."""
+
+DEFAULT_TENANT = "default"
+"""Whose requests they are where authentication is off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who pays, and within which limits; None is no limit.
+
+    day_usd, month_usd: of money paid to providers, by the calendar of `ledger.time_zone`.
+    requests_per_minute, max_concurrent_requests: of HTTP requests, the whole stack's.
+    """
+
+    name: str
+    day_usd: Decimal | None = None
+    month_usd: Decimal | None = None
+    requests_per_minute: int | None = None
+    max_concurrent_requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request. key_id: of the API key, None where authentication is off.
+
+    admin: may read every tenant's report; may not spend.
+    """
+
+    tenant: str
+    key_id: str | None = None
+    admin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnd:
+    """How one call of a provider ended.
+
+    outcome: `ok`, an error's code, `hedge_lost`, or `cancelled`. usage: None where usage_source is
+    `unknown`, and where nothing was used. service_tier: as the provider names it.
+    """
+
+    outcome: str
+    usage: Usage | None
+    usage_source: UsageSource
+    elapsed_s: float
+    service_tier: str | None = None
+
+
+class OpenCall(Protocol):
+    """A call that is in the books and on its way."""
+
+    def close(self, end: CallEnd) -> None:
+        """Say how it ended; at most once. Never raises or waits, so it can run in any cleaning up.
+
+        A call whose usage is `unknown` stays charged at its worst case.
+        """
+        ...
+
+
+class Entry(Protocol):
+    """One input's page in the books."""
+
+    async def open_call(self, model: str, worst_case_usd: Decimal, deadline: Deadline) -> OpenCall:
+        """Write a call into the books and hold its worst case; only then may it be made.
+
+        model: `provider/model`. Raises BudgetExceeded, and LedgerUnavailable where the books
+        cannot be written: an unchecked call is not made.
+        """
+        ...
+
+    def close(self, exit_: "Exit") -> Decimal | None:
+        """Write how the input left; at most once. Never raises or waits.
+
+        Returns what it cost in all, US dollars; None where a call's cost is unknown.
+        """
+        ...
+
+    def written(self) -> "Awaitable[None]":
+        """Return when the exit is on disk, or the bound on waiting for it is up."""
+        ...
+
+
+class Ledger(Protocol):
+    """Every cent, accounted for; serving.ledger implements it."""
+
+    def entry(
+        self, caller: Caller, request_id: str, endpoint: "Endpoint", task: str | None, index: int
+    ) -> Entry:
+        """Begin an input's page. index: its place in the request."""
+        ...

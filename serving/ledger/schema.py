@@ -1,0 +1,215 @@
+"""The ledger's tables, and the two types in which both databases store money and time exactly."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.engine import Dialect
+
+PICODOLLARS = Decimal(10) ** 12
+"""In a dollar. A price of up to six decimals a million tokens is a whole number of them a token."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Usd(TypeDecorator[Decimal]):
+    """US dollars as whole picodollars: exact, and summed exactly by both databases.
+
+    Refuses what is no whole number of picodollars; the largest amount is $9.2 million.
+    """
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> int | None:
+        """Return the amount in picodollars."""
+        if value is None:
+            return None
+        scaled = value * PICODOLLARS
+        whole = int(scaled)
+        if whole != scaled:
+            raise ValueError(f"{value} is no whole number of picodollars")
+        return whole
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        """Return the amount in dollars. PostgreSQL's sums come as NUMERIC."""
+        return None if value is None else Decimal(int(value)) / PICODOLLARS
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment, as microseconds since 1970 in UTC."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        """Return microseconds. Raises TypeError for a time without zone."""
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Return an aware time in UTC."""
+        return None if value is None else _EPOCH + int(value) * _MICROSECOND
+
+
+metadata = MetaData()
+
+
+def _usage_columns() -> list[Column[Any]]:
+    return [
+        Column("uncached_input_tokens", BigInteger),
+        Column("cache_read_tokens", BigInteger),
+        Column("cache_write_5m_tokens", BigInteger),
+        Column("cache_write_1h_tokens", BigInteger),
+        Column("output_tokens", BigInteger),
+        Column("reasoning_tokens", BigInteger),
+    ]
+
+
+# state: open, closed, or unknown (its gateway is gone). outcome: `answered` or an error's code.
+# usage and service_tier: of the answer alone. cost_usd: of all its calls whose cost is known;
+# held_usd: the worst case of those whose cost is not. reference_usd: the same request, answered by
+# reference_model.
+exits = Table(
+    "exits",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("request_id", Text, nullable=False),
+    Column("input_index", Integer, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key_id", Text),
+    Column("endpoint", Text, nullable=False),
+    Column("task", Text),
+    Column("state", Text, nullable=False),
+    Column("route", Text),
+    Column("reason", Text),
+    Column("model", Text),
+    Column("outcome", Text),
+    Column("valid", Boolean),
+    Column("escalated", Boolean, nullable=False),
+    Column("cached", Boolean, nullable=False),
+    *_usage_columns(),
+    Column("service_tier", Text),
+    Column("cost_usd", Usd),
+    Column("held_usd", Usd),
+    Column("reference_usd", Usd),
+    Column("reference_model", Text),
+    Column("opened_at", UtcTime, nullable=False),
+    Column("elapsed_us", BigInteger),
+    Column("instance", Text, nullable=False),
+    Index("exits_by_time", "opened_at"),
+    Index("exits_by_tenant", "tenant", "opened_at"),
+)
+
+# One call of a model. kind: local or frontier. state: open, closed, or unknown. outcome: `ok`, an
+# error's code, a reason for setting a local answer aside, `hedge_lost`, `cancelled`, or
+# `gateway_lost`. cost_usd: NULL while open and where nobody told; then held_usd is what it may have
+# cost at most. replica_us: share of a local replica's time. day, month: the periods it is charged
+# to, as the date of their first day.
+calls = Table(
+    "calls",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("exit_id", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("outcome", Text),
+    *_usage_columns(),
+    Column("usage_source", Text),
+    Column("service_tier", Text),
+    Column("replica_us", BigInteger),
+    Column("price_id", Text, ForeignKey("prices.id")),
+    Column("cost_usd", Usd),
+    Column("held_usd", Usd, nullable=False),
+    Column("day", Text, nullable=False),
+    Column("month", Text, nullable=False),
+    Column("opened_at", UtcTime, nullable=False),
+    Column("elapsed_us", BigInteger),
+    Column("instance", Text, nullable=False),
+    Index("calls_by_exit", "exit_id"),
+    Index("calls_by_time", "opened_at"),
+    Index("calls_by_state", "state", "instance"),
+)
+
+# What tokens cost when a row was priced; a row's cost is its tokens times its price. id: digest of
+# the rest. US dollars a token, and for local models US dollars a replica-hour.
+prices = Table(
+    "prices",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("service_tier", Text),
+    Column("over_input_tokens", BigInteger, nullable=False),
+    Column("uncached_input_usd", Usd),
+    Column("cache_read_usd", Usd),
+    Column("cache_write_5m_usd", Usd),
+    Column("cache_write_1h_usd", Usd),
+    Column("output_usd", Usd),
+    Column("replica_hour_usd", Usd),
+)
+
+# What a tenant spent with providers and what its calls under way may still cost. period: day or
+# month. start: date of its first day.
+spending = Table(
+    "spending",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("period", Text, primary_key=True),
+    Column("start", Text, primary_key=True),
+    Column("spent_usd", Usd, nullable=False),
+    Column("held_usd", Usd, nullable=False),
+)
+
+# Gateway processes. seen_at: their last sign of life; one that is silent has lost its open rows.
+# replica_hour_usd: what all local replicas of the stack cost an hour, busy or idle.
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("process_started_at", UtcTime, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime),
+    Column("replica_hour_usd", Usd, nullable=False),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("day_usd", Usd),
+    Column("month_usd", Usd),
+    Column("requests_per_minute", Integer),
+    Column("max_concurrent_requests", Integer),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+# secret_sha256: hex. The secret has 256 random bits, so a slow hash would add nothing.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, ForeignKey("tenants.name")),
+    Column("admin", Boolean, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("secret_sha256", Text, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("revoked_at", UtcTime),
+)
