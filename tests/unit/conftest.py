@@ -59,7 +59,7 @@ def postgres() -> Iterator[str]:
     """URL of a real PostgreSQL server, started at its first use."""
     # platformdirs, which pgserver uses, warns where there is no XDG_RUNTIME_DIR.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("ignore")
         from .database import postgres_server
 
         with postgres_server() as url:
