@@ -1,6 +1,5 @@
 """Shared pieces of the unit tests: a tokenizer whose ids can be read, specs, a signing key."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +13,7 @@ from serving.tasks.catalog import load_specs
 from serving.tasks.prompt import Turn
 
 from .attested import make_key
+from .database import fresh_postgres, postgres_server
 
 
 class CharacterTokenizer:
@@ -57,13 +57,8 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """URL of a real PostgreSQL server, started at its first use."""
-    # platformdirs, which pgserver uses, warns where there is no XDG_RUNTIME_DIR.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from .database import postgres_server
-
-        with postgres_server() as url:
-            yield url
+    with postgres_server() as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -71,8 +66,6 @@ def ledger_url(request: pytest.FixtureRequest) -> SecretStr | None:
     """An empty database: None for SQLite, which goes to the state folder."""
     if request.param == "sqlite":
         return None
-    from .database import fresh_postgres
-
     return fresh_postgres(request.getfixturevalue("postgres"), f"t{uuid4().hex}")
 
 

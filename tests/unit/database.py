@@ -2,15 +2,20 @@
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pgserver
 from pydantic import SecretStr
 from sqlalchemy import text
 
 from serving.ledger.database import Database, database_url
+
+with warnings.catch_warnings():
+    # It looks for a runtime folder at import and warns where there is none.
+    warnings.simplefilter("ignore")
+    import pgserver
 
 
 @contextmanager
