@@ -17,6 +17,8 @@ class Exit:
     task: None for what is no task. route: `none` where it ended in an error. reason: why it went
     that way. model: who answered. usage: of the answer alone; attempts: what was tried besides and
     is paid for all the same. valid: the answer could be read in full. error: its code.
+    replica_s: share of a local replica's time that the answer took, seconds; None where no local
+    model answered. service_tier: of the answer, as its provider names it.
     """
 
     request_id: str
@@ -30,6 +32,8 @@ class Exit:
     attempts: tuple[Attempt, ...] = ()
     valid: bool = True
     error: str | None = None
+    replica_s: float | None = None
+    service_tier: str | None = None
 
 
 class Exits(Protocol):

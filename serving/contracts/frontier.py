@@ -51,12 +51,14 @@ class Attempt:
     """One call that was made and gave no answer to the client.
 
     model: `provider/model` or a local model's id. error: its code. usage: None where unknown.
+    replica_s: share of a local replica's time, seconds; None for providers.
     """
 
     model: str
     error: str
     elapsed_s: float
     usage: Usage | None = None
+    replica_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
