@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from serving.contracts.settings import GatewaySettings
+from serving.gateway.access import Access
 from serving.gateway.admission import Admission
 from serving.gateway.attested import TaskState
 from serving.gateway.metrics import Metrics
@@ -20,6 +21,7 @@ class GatewayContext:
     """Settings, the pipeline's stack, the engines by model id, admission and metrics.
 
     admission: of work for local models; frontier_admission: of requests at frontier APIs.
+    access: who may ask, and how much.
     development: attestations are not enforced, which every response must say.
     """
 
@@ -29,6 +31,7 @@ class GatewayContext:
     admission: Admission
     frontier_admission: Admission
     metrics: Metrics
+    access: Access
     development: bool = False
 
     async def drain(self, timeout_s: float) -> None:

@@ -16,7 +16,7 @@ from serving.gateway.middleware import BodyLimit, RequestScope
 
 
 def build_http(context: GatewayContext) -> FastAPI:
-    """Return the application; its lifespan watches the engines' health."""
+    """Return the application; its lifespan watches the engines' health and who may ask."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -24,6 +24,7 @@ def build_http(context: GatewayContext) -> FastAPI:
             watches = [
                 group.create_task(engine.health.watch()) for engine in context.engines.values()
             ]
+            watches.append(group.create_task(context.access.directory.watch()))
             yield
             for watch in watches:
                 watch.cancel()
@@ -40,6 +41,7 @@ def build_http(context: GatewayContext) -> FastAPI:
                 finished=context.metrics.http_finished,
                 development=context.development,
             ),
+            *context.access.middleware(),
             Middleware(BodyLimit, max_body_bytes=context.settings.max_body_bytes),
         ],
         exception_handlers={

@@ -17,15 +17,23 @@ from serving.contracts.engine import (
     ScoreWork,
     TokenCounts,
 )
-from serving.contracts.errors import EngineFailure, FrontierNotConfigured, NarrowgateError
+from serving.contracts.errors import (
+    EngineFailure,
+    FrontierNotConfigured,
+    NarrowgateError,
+    Unauthenticated,
+)
 from serving.contracts.exits import Exit
 from serving.contracts.frontier import Completion, CompletionStream, FrontierCall
 from serving.contracts.frontier_settings import FrontierSettings
+from serving.contracts.ledger import Caller, Tenant
+from serving.contracts.ledger_settings import AuthSettings
 from serving.contracts.openai import OpenAIReply
 from serving.contracts.routing import Decision
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.settings import GatewaySettings
 from serving.contracts.task_spec import TaskSpec
+from serving.gateway.access import Access
 from serving.gateway.admission import Admission
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
@@ -187,6 +195,19 @@ class Recorded:
         self._metrics.left(exit_)
 
 
+class NoKeys:
+    """A directory without keys, of tenants without limits."""
+
+    def find(self, presented: str) -> Caller:
+        raise Unauthenticated("no key is known")
+
+    def tenant(self, name: str) -> Tenant:
+        return Tenant(name)
+
+    async def watch(self) -> None:
+        """Nothing changes."""
+
+
 class Server:
     """The application under test with its engine and a client."""
 
@@ -196,6 +217,7 @@ class Server:
         grants: dict[str, Grant] | None = None,
         *,
         development: bool = False,
+        access: Access | None = None,
         **limits: Any,
     ) -> None:
         self.engine = ScriptedEngine()
@@ -234,6 +256,7 @@ class Server:
             admission=admission,
             frontier_admission=frontier_admission,
             metrics=metrics,
+            access=access or Access.of(NoKeys(), AuthSettings(mode="off"), 1),
             development=development,
         )
         transport = httpx.ASGITransport(build_http(self.context), raise_app_exceptions=False)

@@ -1,0 +1,136 @@
+"""How much a tenant may ask: requests a minute and requests at once."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.contracts.auth import Directory
+from serving.contracts.errors import NarrowgateError, RateLimited
+from serving.contracts.ledger import Caller, Tenant
+from serving.gateway.auth import refusal
+
+_SLOT_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A tenant's last minute at this replica, with the request in hand.
+
+    reset_s: seconds until the oldest request in it no longer counts.
+    """
+
+    limit: int
+    remaining: int
+    reset_s: float
+    exceeded: bool
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers in which OpenAI's API tells the same."""
+        return {
+            "x-ratelimit-limit-requests": str(self.limit),
+            "x-ratelimit-remaining-requests": str(self.remaining),
+            "x-ratelimit-reset-requests": f"{math.ceil(self.reset_s)}s",
+        }
+
+
+class TenantLimits:
+    """Counts this replica's requests by tenant.
+
+    The limits are the whole stack's; each of its replicas grants an equal share, rounded down, and
+    one request at least. replicas: of the gateway.
+    """
+
+    def __init__(self, replicas: int) -> None:
+        self._replicas = replicas
+        self._active: Counter[str] = Counter()
+        self._rate = MovingWindowRateLimiter(MemoryStorage())
+
+    def active(self, tenant: str) -> int:
+        """Return how many requests of a tenant are under way."""
+        return self._active[tenant]
+
+    @contextmanager
+    def slot(self, tenant: Tenant) -> Iterator[None]:
+        """Hold one of the requests that a tenant may have under way. Raises RateLimited."""
+        name, limit = tenant.name, tenant.max_concurrent_requests
+        if limit is not None and self._active[name] >= self._share(limit):
+            raise RateLimited(
+                f"{self._active[name]} requests of tenant {name!r} are under way",
+                fix="wait for one of them to end, or ask for a higher limit",
+                retry_after_s=_SLOT_RETRY_S,
+            )
+        # Without a limit, too: one may be set while they are under way.
+        self._active[name] += 1
+        try:
+            yield
+        finally:
+            self._active[name] -= 1
+            if not self._active[name]:
+                del self._active[name]
+
+    async def count(self, tenant: Tenant) -> Window | None:
+        """Count a request unless that exceeds the tenant's rate; None where it has no limit."""
+        if tenant.requests_per_minute is None:
+            return None
+        item = RateLimitItemPerMinute(self._share(tenant.requests_per_minute))
+        counted = await self._rate.hit(item, tenant.name)
+        stats = await self._rate.get_window_stats(item, tenant.name)
+        reset_s = max(0.0, stats.reset_time - time.time())
+        return Window(item.amount, stats.remaining, reset_s, exceeded=not counted)
+
+    def _share(self, limit: int) -> int:
+        return max(1, limit // self._replicas)
+
+
+class LimitTenants:
+    """Holds a tenant to its limits from a request's headers to its response's end.
+
+    Inside Authentication. Requests without a caller, and those of admin keys, are not counted.
+    """
+
+    def __init__(self, app: ASGIApp, directory: Directory, limits: TenantLimits) -> None:
+        self._app = app
+        self._directory = directory
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        caller: Caller | None = scope.get("state", {}).get("caller")
+        if scope["type"] != "http" or caller is None or caller.admin:
+            await self._app(scope, receive, send)
+            return
+        window: Window | None = None
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start" and window is not None:
+                MutableHeaders(scope=message).update(window.headers())
+            await send(message)
+
+        with ExitStack() as held:
+            try:
+                tenant = self._directory.tenant(caller.tenant)
+                held.enter_context(self._limits.slot(tenant))
+                window = await self._limits.count(tenant)
+                if window is not None and window.exceeded:
+                    raise _too_fast(tenant, window)
+            except NarrowgateError as error:
+                await refusal(error)(scope, receive, send_with_limits)
+                return
+            await self._app(scope, receive, send_with_limits)
+
+
+def _too_fast(tenant: Tenant, window: Window) -> RateLimited:
+    return RateLimited(
+        f"tenant {tenant.name!r} may send {window.limit} requests a minute here",
+        fix="retry after the time in Retry-After, or ask for a higher limit",
+        retry_after_s=window.reset_s,
+    )
