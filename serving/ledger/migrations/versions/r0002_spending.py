@@ -1,0 +1,48 @@
+"""What tenants spent and hold, and the processes whose open rows may have to be given up."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002_spending"
+down_revision = "0001_books"
+
+
+def upgrade() -> None:
+    """Create the tables, and the index by which open exits are found."""
+    op.create_table(
+        "spending",
+        sa.Column("tenant", sa.Text, primary_key=True),
+        sa.Column("period", sa.Text, primary_key=True),
+        sa.Column("start", sa.Text, primary_key=True),
+        sa.Column("spent_usd", sa.BigInteger, nullable=False),
+        sa.Column("held_usd", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "instances",
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("host", sa.Text, nullable=False),
+        sa.Column("pid", sa.Integer, nullable=False),
+        sa.Column("process_started_at", sa.BigInteger, nullable=False),
+        sa.Column("started_at", sa.BigInteger, nullable=False),
+        sa.Column("seen_at", sa.BigInteger, nullable=False),
+        sa.Column("ended_at", sa.BigInteger),
+        sa.Column("replica_hour_usd", sa.BigInteger, nullable=False),
+    )
+    is_open = sa.text("state = 'open'")
+    op.create_index(
+        "exits_open", "exits", ["instance"], sqlite_where=is_open, postgresql_where=is_open
+    )
+    _fill_spending()
+
+
+def _fill_spending() -> None:
+    """Sum what the calls of earlier versions spent and may still cost."""
+    for period in ("day", "month"):
+        op.execute(
+            sa.text(
+                "INSERT INTO spending (tenant, period, start, spent_usd, held_usd) "
+                f"SELECT tenant, '{period}', {period}, "
+                "COALESCE(SUM(cost_usd), 0), COALESCE(SUM(held_usd), 0) "
+                f"FROM calls WHERE kind = 'frontier' GROUP BY tenant, {period}"  # noqa: S608  # day, month
+            )
+        )
