@@ -1,6 +1,7 @@
 """Settings that are valid and known to do harm, refused with the reason before anything starts."""
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
@@ -56,8 +57,11 @@ def lint_engines(settings: Settings) -> None:
 def problems(settings: Settings) -> Iterator[InvalidSettings]:
     """Yield everything that is wrong with the settings, in the order of the file."""
     yield from _models(settings)
+    yield from _prices(settings)
     yield from _gateway(settings)
     yield from _attestation(settings)
+    yield from _ledger(settings)
+    yield from _auth(settings)
 
 
 def _models(settings: Settings) -> Iterator[InvalidSettings]:
@@ -182,3 +186,50 @@ def _attestation(settings: Settings) -> Iterator[InvalidSettings]:
                 field=f"attestation.trusted_keys.{index}",
                 fix="name the .pub file that narrowgate keygen wrote",
             )
+
+
+def _prices(settings: Settings) -> Iterator[InvalidSettings]:
+    for index, model in enumerate(settings.models):
+        if model.replica_hour_usd is None:
+            yield InvalidSettings(
+                f"what a replica of model {model.id!r} costs an hour is not said, so its answers "
+                "could not be compared with those that are paid",
+                field=f"models.{index}.replica_hour_usd",
+                fix="give US dollars, such as replica_hour_usd: 1.01, or 0 where it costs nothing",
+            )
+
+
+def _ledger(settings: Settings) -> Iterator[InvalidSettings]:
+    replicas = settings.gateway.replicas
+    if settings.ledger.url is None and replicas > 1:
+        yield InvalidSettings(
+            f"{replicas} gateway replicas cannot keep their books in one SQLite file: they may run "
+            "on several machines",
+            field="ledger.url",
+            fix="give postgresql://USER:PASSWORD@HOST/DATABASE, or use one replica",
+        )
+
+
+def _auth(settings: Settings) -> Iterator[InvalidSettings]:
+    auth = settings.auth
+    if auth.mode == "off" and not _is_loopback(settings.host):
+        yield InvalidSettings(
+            f"nobody is asked for a key and host is {settings.host!r}: whoever reaches it could "
+            "spend your money",
+            field="auth.mode",
+            fix="use keys, or listen on 127.0.0.1",
+        )
+    if auth.max_stale_s < 2 * auth.refresh_s:
+        yield InvalidSettings(
+            f"max_stale_s ({auth.max_stale_s}) is below two refresh_s ({auth.refresh_s}): keys "
+            "would be refused whenever one reading of the database is late",
+            field="auth.max_stale_s",
+            fix="raise it, to an hour for instance",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

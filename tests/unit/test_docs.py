@@ -25,6 +25,7 @@ from serving.contracts.frontier_settings import (
     PromptCacheSettings,
     ProviderSettings,
 )
+from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.routing import REASONS
 from serving.contracts.routing_settings import ComplexityThresholds, RoutingSettings
 from serving.contracts.settings import (
@@ -58,6 +59,8 @@ GROUPS: list[tuple[str, type[BaseModel]]] = [
     ("frontier.prompt_cache.", PromptCacheSettings),
     ("routing.", RoutingSettings),
     ("routing.complexity.", ComplexityThresholds),
+    ("ledger.", LedgerSettings),
+    ("auth.", AuthSettings),
 ]
 GROUP_NAMES = {prefix.removesuffix(".") for prefix, _ in GROUPS}
 LISTS = {"models", "frontier.providers"}

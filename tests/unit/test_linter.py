@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from serving.contracts.errors import InvalidSettings
+from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.settings import AttestationSettings, GatewaySettings, ModelSettings, Settings
 from serving.local.linter import lint, lint_engines, problems
 
@@ -16,6 +18,7 @@ GPU: dict[str, Any] = {
     "revision": REVISION,
     "accelerator": {"kind": "gpu", "type": "A10G"},
     "max_model_len": 8192,
+    "replica_hour_usd": "1.01",
 }
 
 
@@ -95,3 +98,43 @@ def test_without_a_trusted_key_nothing_could_be_verified(tmp_path: Path) -> None
     (found,) = problems(Settings(models=(model,), attestation=missing))
     assert found.field == "attestation.trusted_keys.0"
     lint_engines(Settings(models=(model,)))
+
+
+def test_a_model_without_a_price_is_refused_for_serving_and_not_for_gates() -> None:
+    unpriced = settings(replica_hour_usd=None)
+    with pytest.raises(InvalidSettings, match="costs an hour") as caught:
+        lint(unpriced)
+    assert caught.value.field == "models.0.replica_hour_usd"
+    assert caught.value.fix
+    assert "replica_hour_usd: 1.01" in caught.value.fix
+    lint_engines(unpriced)
+    lint(settings(replica_hour_usd=0))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_without_keys_loopback_is_served(host: str) -> None:
+    lint(Settings(host=host, auth=AuthSettings(mode="off")))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "gateway", "localhost.example"])  # noqa: S104
+def test_without_keys_nothing_but_loopback_is_served(host: str) -> None:
+    with pytest.raises(InvalidSettings, match="spend your money") as caught:
+        lint(Settings(host=host, auth=AuthSettings(mode="off")))
+    assert caught.value.field == "auth.mode"
+    lint(Settings(host=host))
+
+
+def test_one_file_is_no_ledger_for_several_gateways() -> None:
+    gateway = GatewaySettings(replicas=2)
+    with pytest.raises(InvalidSettings, match="SQLite") as caught:
+        lint(Settings(gateway=gateway))
+    assert caught.value.field == "ledger.url"
+    url = SecretStr("postgresql://u:p@h/d")
+    lint(Settings(gateway=gateway, ledger=LedgerSettings(url=url)))
+
+
+def test_keys_that_would_be_too_old_between_two_readings_are_refused() -> None:
+    with pytest.raises(InvalidSettings, match="late") as caught:
+        lint(Settings(auth=AuthSettings(refresh_s=5, max_stale_s=9)))
+    assert caught.value.field == "auth.max_stale_s"
+    lint(Settings(auth=AuthSettings(refresh_s=5, max_stale_s=10)))
