@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Mapping
-from datetime import date
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,7 +20,7 @@ from serving.gateway.admission import Admission
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.metrics import Metrics
-from serving.ledger.prices import load_prices
+from serving.ledger.price_book import PriceBook
 from serving.local.checkpoint import Checkpoint
 from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
@@ -130,8 +129,7 @@ def _build_context(
     gateway, routing = settings.gateway, settings.routing
     admission = Admission(gateway.max_concurrent_inputs, gateway.max_queued_inputs)
     frontier_admission = Admission(routing.max_concurrent_frontier, routing.max_queued_frontier)
-    targets = [target for models_ in settings.frontier.tiers.values() for target in models_]
-    prices = load_prices(targets, date.today())  # prices change by local date
+    prices = PriceBook.load(settings.ledger.prices_file)
     return GatewayContext(
         settings=gateway,
         stack=Stack(

@@ -1,20 +1,55 @@
-"""What tokens cost."""
+"""What a provider's tokens cost: by class, by length of the prompt, by service tier."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
+from functools import cached_property
+from types import MappingProxyType
+from typing import Protocol
 
 from serving.contracts.answer import Usage
+from serving.contracts.errors import UnpricedModel
+
+PICODOLLAR = Decimal("1e-12")
+"""US dollars. Every price of a token is a whole number of it, and so is every cost."""
+
+MIN_CACHED_TOKENS = 1024
+"""The least that OpenAI and most Anthropic models cache; what marks less is ignored and costs
+nothing."""
+
+STANDARD = "standard"
+DEAREST = "dearest"
+
+STANDARD_NAMES = frozenset({STANDARD, "default", "auto", "scale"})
+"""What providers call it. `scale` is prepaid, and what exceeds it costs the standard price."""
+
+# Asked for, these are not exceeded. `auto` and silence may mean what the account is set to.
+_CAPPED = frozenset({STANDARD, "default", "standard_only", "flex"})
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPrices:
-    """US dollars a token, by exclusive class; reasoning tokens cost what output does."""
+    """US dollars a token, by exclusive class; reasoning tokens cost what output does.
+
+    Raises ValueError for a price that is no whole number of picodollars, or below zero.
+    """
 
     uncached_input: Decimal
     cache_read: Decimal
     cache_write_5m: Decimal
     cache_write_1h: Decimal
     output: Decimal
+
+    def __post_init__(self) -> None:
+        for name in (item.name for item in fields(self)):
+            price: Decimal = getattr(self, name)
+            if not price.is_finite() or price < 0 or price.scaleb(12) % 1:
+                raise ValueError(f"{name} is {price} dollars a token, no whole picodollars")
+
+    @property
+    def dearest_input(self) -> Decimal:
+        """Return the price of the dearest class of input."""
+        return max(self.uncached_input, self.cache_read, self.cache_write_5m, self.cache_write_1h)
 
     def cost(self, usage: Usage) -> Decimal:
         """Return what a usage costs, US dollars."""
@@ -25,3 +60,133 @@ class TokenPrices:
             + usage.cache_write_1h_tokens * self.cache_write_1h
             + (usage.output_tokens + usage.reasoning_tokens) * self.output
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PriceStep:
+    """What all tokens of a request cost whose input is longer than over_input_tokens."""
+
+    over_input_tokens: int
+    prices: TokenPrices
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedPrice:
+    """The prices that one usage met. service_tier: whose they are; `dearest` where it has none."""
+
+    service_tier: str
+    step: PriceStep
+
+
+@dataclass(frozen=True)
+class ModelPrices:
+    """A model's prices at one time.
+
+    model: `provider/model`. source: where the prices are from. standard, and each service tier:
+    steps by ascending length, the first over 0; raises ValueError for others.
+    """
+
+    model: str
+    source: str
+    standard: tuple[PriceStep, ...]
+    service_tiers: Mapping[str, tuple[PriceStep, ...]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+
+    def __post_init__(self) -> None:
+        for steps in (self.standard, *self.service_tiers.values()):
+            over = [step.over_input_tokens for step in steps]
+            if over[:1] != [0] or over != sorted(set(over)):
+                raise ValueError(f"steps of {self.model} begin over {over}, not over 0 and rising")
+
+    @property
+    def base(self) -> TokenPrices:
+        """Return the standard prices of short requests."""
+        return self.standard[0].prices
+
+    def applied(self, usage: Usage, service_tier: str | None) -> AppliedPrice:
+        """Return the prices of an answer. service_tier: as its provider named it.
+
+        A tier without prices of its own costs what the dearest tier does, class by class.
+        """
+        tokens = input_tokens(usage)
+        name = (service_tier or STANDARD).lower()
+        if name in self.service_tiers:
+            return AppliedPrice(name, _step(self.service_tiers[name], tokens))
+        if name in STANDARD_NAMES:
+            return AppliedPrice(STANDARD, _step(self.standard, tokens))
+        return AppliedPrice(DEAREST, _step(self._dearest, tokens))
+
+    def worst_case(
+        self, input_tokens: int, output_tokens: int, service_tier: str | None = None
+    ) -> Decimal:
+        """Return the most that so many tokens can cost, or fewer, in any class, US dollars.
+
+        service_tier: what the request asks for. Where it does not cap it, the provider may choose,
+        and the dearest tier counts.
+        """
+        steps, most = self._possible(service_tier), Decimal(0)
+        ends = [*(step.over_input_tokens for step in steps[1:]), input_tokens]
+        for step, end in zip(steps, ends, strict=True):
+            if step.over_input_tokens == 0 or step.over_input_tokens < input_tokens:
+                longest = min(end, input_tokens) * step.prices.dearest_input
+                most = max(most, longest + output_tokens * step.prices.output)
+        return most
+
+    def _possible(self, asked: str | None) -> tuple[PriceStep, ...]:
+        name = (asked or "").lower()
+        if name not in _CAPPED:
+            return self._dearest
+        return _dearest_of([self.standard, self.service_tiers.get(name, self.standard)])
+
+    @cached_property
+    def _dearest(self) -> tuple[PriceStep, ...]:
+        return _dearest_of([self.standard, *self.service_tiers.values()])
+
+
+class PriceList(Protocol):
+    """Whoever knows prices; serving.ledger implements it."""
+
+    def of(self, model: str) -> ModelPrices | None:
+        """Return what `provider/model` costs now; None where nobody knows. Does not wait."""
+        ...
+
+
+def input_tokens(usage: Usage) -> int:
+    """Return all input of a usage, tokens: what decides on a price's step."""
+    return (
+        usage.uncached_input_tokens
+        + usage.cache_read_tokens
+        + usage.cache_write_5m_tokens
+        + usage.cache_write_1h_tokens
+    )
+
+
+def unpriced(models: Sequence[str], setting: str) -> UnpricedModel:
+    """Return the error for models without a price. setting: the field that names them."""
+    return UnpricedModel(
+        f"no price is known for {', '.join(map(repr, models))}",
+        field=setting,
+        fix=f"give ledger.prices_file a line `{models[0]}: {{input: 2.50, output: 10}}`, "
+        "US dollars a million tokens; 0 where it is free",
+    )
+
+
+def _step(steps: tuple[PriceStep, ...], tokens: int) -> PriceStep:
+    """Return the last step that so much input is over: a cliff, for all tokens of the request."""
+    return next((step for step in reversed(steps) if tokens > step.over_input_tokens), steps[0])
+
+
+def _dearest_of(tiers: Sequence[tuple[PriceStep, ...]]) -> tuple[PriceStep, ...]:
+    """Return the highest price of each class at each length."""
+    starts = sorted({step.over_input_tokens for steps in tiers for step in steps})
+    # The first length that is over a start is one token more.
+    return tuple(
+        PriceStep(start, _highest([_step(steps, start + 1).prices for steps in tiers]))
+        for start in starts
+    )
+
+
+def _highest(prices: Sequence[TokenPrices]) -> TokenPrices:
+    names = [item.name for item in fields(TokenPrices)]
+    return TokenPrices(*(max(getattr(each, name) for each in prices) for name in names))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import SecretStr
 
 from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
-from serving.contracts.prices import TokenPrices
+from serving.contracts.prices import PriceList
 from serving.frontier.anthropic_api import AnthropicApi
 from serving.frontier.events import FrontierEvents
 from serving.frontier.frontier import FrontierStack
@@ -25,15 +25,14 @@ _CHATTY_LOGGERS = ("openai", "anthropic", "httpx2", "httpcore2")
 
 def build_frontier(
     settings: FrontierSettings,
-    prices: Mapping[str, TokenPrices],
+    prices: PriceList,
     environ: Mapping[str, str],
     events: FrontierEvents,
 ) -> FrontierStack:
     """Return the frontier of these settings; close it with `aclose`.
 
-    prices: by `provider/model`; a target without one cannot be chosen under max_cost_usd and gets
-    no cache breakpoints. Providers without a key are left out. Reads key files, blocking. Raises
-    InvalidSettings where a named key file gives no key.
+    prices: a target without one is never asked. Providers without a key are left out. Reads key
+    files, blocking. Raises InvalidSettings where a named key file gives no key.
     """
     _quiet()
     providers = {}

@@ -12,15 +12,11 @@ from decimal import Decimal
 from typing import Literal
 
 from serving.contracts.frontier_settings import PromptCacheSettings
-from serving.contracts.prices import TokenPrices
+from serving.contracts.prices import MIN_CACHED_TOKENS, TokenPrices
 from serving.frontier.prompt_cache import Prefix
 
 Ttl = Literal["5m", "1h"]
 TTL_S: dict[Ttl, float] = {"5m": 300.0, "1h": 3600.0}
-
-MIN_TOKENS = 1024
-"""The least that OpenAI and most Anthropic models cache; a breakpoint below a model's own minimum
-is ignored by it and costs nothing."""
 
 _REMEMBERED_GAPS = 32
 
@@ -107,7 +103,7 @@ class CachePolicy:
         """Say whether to cache a prefix, and for how long: the shortest time that pays."""
         if not self._settings.enabled:
             return CacheDecision(prefix.id, prefix.tokens, None, "disabled")
-        if prefix.tokens < MIN_TOKENS:
+        if prefix.tokens < MIN_CACHED_TOKENS:
             return CacheDecision(prefix.id, prefix.tokens, None, "too_short")
         if prices is None:
             return CacheDecision(prefix.id, prefix.tokens, None, "no_price")

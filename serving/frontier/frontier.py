@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from serving.contracts.answer import Usage
@@ -18,7 +19,7 @@ from serving.contracts.frontier import (
 )
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.openai import openai_usage
-from serving.contracts.prices import TokenPrices
+from serving.contracts.prices import PriceList, unpriced
 from serving.frontier.bounds import bounded
 from serving.frontier.cache_policy import CachePolicy
 from serving.frontier.events import FrontierEvents
@@ -62,7 +63,7 @@ class FrontierStack:
         self,
         settings: FrontierSettings,
         providers: Mapping[str, Provider],
-        prices: Mapping[str, TokenPrices],
+        prices: PriceList,
         events: FrontierEvents,
     ) -> None:
         self._settings = settings
@@ -126,7 +127,7 @@ class FrontierStack:
             await provider.api.aclose()
 
     def _job(self, call: FrontierCall) -> _Job:
-        """Bound, strip and choose. Raises FrontierNotConfigured or MaxCostExceeded."""
+        """Bound, strip and choose. Raises FrontierNotConfigured, UnpricedModel, MaxCostExceeded."""
         targets = self.configured(call.targets)
         if not targets:
             raise FrontierNotConfigured(
@@ -135,22 +136,35 @@ class FrontierStack:
                 fix="set a provider's key, or mark it keyless",
             )
         prompt = split_prompt(bounded(call.body, call.bounds), self._settings.prompt_cache.marker)
-        targets = self._affordable(call, prompt.body, targets)
+        targets = self._affordable(call, prompt.body, self._priced(targets))
         if not call.deadline.remaining_s():
             raise deadline_exceeded()
         self._prefixes.came(call.purpose, prompt.prefixes)
         return _Job(call, prompt, targets, [], {})
 
+    def _priced(self, targets: tuple[str, ...]) -> tuple[str, ...]:
+        """Leave out targets whose price nobody knows: what they cost could not be booked."""
+        kept = tuple(t for t in targets if self._prices.of(t) is not None)
+        if not kept:
+            raise unpriced(targets, "model")
+        return kept
+
+    def _worst_case(self, body: Mapping[str, Any], target: str) -> Decimal:
+        prices = self._prices.of(target)
+        if prices is None:
+            raise unpriced([target], "model")
+        return worst_case_usd(body, prices)
+
     def _affordable(
         self, call: FrontierCall, body: dict[str, Any], targets: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Leave out targets that may cost more than allowed, or whose price nobody knows."""
+        """Leave out targets that may cost more than allowed."""
         if call.max_cost_usd is None:
             return targets
-        costs = {t: worst_case_usd(body, self._prices[t]) for t in targets if t in self._prices}
-        kept = tuple(t for t in targets if t in costs and costs[t] <= call.max_cost_usd)
+        costs = {t: self._worst_case(body, t) for t in targets}
+        kept = tuple(t for t in targets if costs[t] <= call.max_cost_usd)
         if not kept:
-            least = f"{min(costs.values()):f}" if costs else "unknown"
+            least = f"{min(costs.values()):f}"
             raise MaxCostExceeded(
                 f"max_cost_usd is {call.max_cost_usd:f} and the cheapest answer may cost {least}",
                 field="max_cost_usd",
@@ -161,7 +175,8 @@ class FrontierStack:
     def _request(self, job: _Job, target: str) -> tuple[Provider, Ask]:
         name, _, model = target.partition("/")
         provider = self._providers[name]
-        plan = self._prefixes.plan(job.prompt.prefixes, self._prices.get(target))
+        prices = self._prices.of(target)
+        plan = self._prefixes.plan(job.prompt.prefixes, prices.base if prices else None)
         remaining_s = job.call.deadline.remaining_s()
         job.asked[target] = time.monotonic()
         body = job.prompt.body
@@ -196,7 +211,7 @@ class FrontierStack:
         """Say whether the two dearest answers together stay within the client's limit."""
         if job.call.max_cost_usd is None:
             return True
-        costs = sorted(worst_case_usd(job.prompt.body, self._prices[t]) for t in job.targets)
+        costs = sorted(self._worst_case(job.prompt.body, t) for t in job.targets)
         return sum(costs[-2:]) <= job.call.max_cost_usd
 
 

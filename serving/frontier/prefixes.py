@@ -5,8 +5,8 @@ import logging
 from collections.abc import Sequence
 
 from serving.contracts.answer import Usage
-from serving.contracts.prices import TokenPrices
-from serving.frontier.cache_policy import MIN_TOKENS, CachePolicy
+from serving.contracts.prices import MIN_CACHED_TOKENS, TokenPrices
+from serving.frontier.cache_policy import CachePolicy
 from serving.frontier.events import FrontierEvents
 from serving.frontier.prefix_lint import PrefixLinter, PrefixWarning
 from serving.frontier.prompt_cache import Prefix
@@ -62,7 +62,7 @@ class PrefixWatch:
             logger.debug("frontier_cache_decision %s", decision)
             if decision.ttl is not None:
                 placed.append((prefix, decision.ttl))
-            if decision.reason != "disabled" and prefix.tokens >= MIN_TOKENS:
+            if decision.reason != "disabled" and prefix.tokens >= MIN_CACHED_TOKENS:
                 routing = prefix.digest
         return CachePlan(tuple(placed), routing)
 

@@ -1,65 +1,114 @@
-"""Prices of frontier models from the snapshot that genai-prices carries; no network."""
+"""Prices of frontier models from the table that genai-prices carries; no network."""
 
-from collections.abc import Iterable
-from datetime import UTC, date, datetime, time
-from decimal import Decimal
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import ROUND_HALF_EVEN, Decimal
+from importlib.metadata import version
 
-from genai_prices.data_snapshot import DataSnapshot
-from genai_prices.types import ModelPrice, TieredPrices
+from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 
-from serving.contracts.prices import TokenPrices
+from serving.contracts.prices import STANDARD_NAMES, ModelPrices, PriceStep, TokenPrices
 
 _PER = Decimal(1_000_000)
+_FINEST = Decimal("0.000001")  # dollars a million tokens: a picodollar a token
+_CLASSES = (
+    "input_mtok",
+    "output_mtok",
+    "cache_read_mtok",
+    "cache_write_mtok",
+    "cache_write_1h_mtok",
+)
+# How the table names a way of serving that OpenAI and Anthropic report as a service tier.
+_TIER_KEYS = frozenset({"service_tier", "processing"})
 
 
-def load_prices(models: Iterable[str], on: date) -> dict[str, TokenPrices]:
-    """Return the prices of `provider/model` names on a day, in US dollars a token.
+class PriceTable:
+    """The table of genai-prices. Importing it takes about 0.6 s once: make one at start."""
 
-    A model that the snapshot does not know, or knows without a price for input and output, is left
-    out: the caller decides what an unknown price means. Where a model costs more beyond some
-    context length, this is its base tier, so requests beyond that length cost more than this says.
-    A class without a price of its own costs what input does; writes that live for an hour cost what
-    other writes do. Imports a large module and takes about 0.6 s once: call it at start.
-    """
-    # The table is 30,000 lines of Python: read here, not where this module is imported.
-    from genai_prices.data import providers
+    def __init__(self) -> None:
+        # 30,000 lines of Python: read here, not where this module is imported. Not get_snapshot():
+        # that one can be replaced at run time by an updater that uses the network.
+        from genai_prices.data import providers
 
-    # Not get_snapshot(): that one can be replaced at run time by an updater that uses the network.
-    snapshot = DataSnapshot(providers=providers, from_auto_update=False)
-    noon = datetime.combine(on, time(12), tzinfo=UTC)
-    found: dict[str, TokenPrices] = {}
-    for name in dict.fromkeys(models):
-        provider, _, model = name.partition("/")
-        try:
-            _, info = snapshot.find_provider_model(model, None, provider, None)
-        except LookupError:
-            continue
-        prices = _token_prices(info.get_prices(noon))
-        if prices is not None:
-            found[name] = prices
-    return found
+        self.source = f"genai-prices {version('genai-prices')}"
+        self._all = providers
+        self._providers = {provider.id: provider for provider in providers}
 
+    def find(self, name: str, at: datetime) -> ModelPrices | None:
+        """Return the prices of a `provider/model` at a time, with its zone.
 
-def _token_prices(prices: ModelPrice) -> TokenPrices | None:
-    uncached, output = _base(prices, "input_mtok"), _base(prices, "output_mtok")
-    if uncached is None or output is None:
-        return None
-    read = _base(prices, "cache_read_mtok")
-    write = _base(prices, "cache_write_mtok")
-    write_1h = _base(prices, "cache_write_1h_mtok")
-    write = uncached if write is None else write
-    return TokenPrices(
-        uncached_input=uncached,
-        cache_read=uncached if read is None else read,
-        cache_write_5m=write,
-        cache_write_1h=write if write_1h is None else write_1h,
-        output=output,
-    )
+        The provider's name is the table's id of it, to the letter: a guess could find the prices
+        of another server. None where the table has no such model, or has it without a price for
+        input and output. Prices finer than a picodollar a token are rounded to it.
+        """
+        provider_id, _, model = name.partition("/")
+        provider = self._providers.get(provider_id)
+        # Not the snapshot's own search, which remembers every name that a client thinks up.
+        info = provider.find_model(model, all_providers=self._all) if provider else None
+        standard = _steps(info.get_prices(at)) if info else ()
+        if provider is None or info is None or not standard:
+            return None
+        return ModelPrices(name, self.source, standard, _service_tiers(provider, info, at))
 
 
-def _base(prices: ModelPrice, key: str) -> Decimal | None:
-    """Return the base tier of one price, US dollars a token."""
-    value: object = getattr(prices, key, None)
+def _service_tiers(
+    provider: Provider, info: ModelInfo, at: datetime
+) -> Mapping[str, tuple[PriceStep, ...]]:
+    if not any(info is own for own in provider.models):
+        return {}  # lent by another provider, whose tiers these would be
+    tiers = {}
+    for variant in info.price_variants or ():
+        (key, tier), *more = variant.when.items()
+        active = variant.constraint is None or variant.constraint.active(at)
+        if key in _TIER_KEYS and not more and active and tier not in STANDARD_NAMES:
+            tiers[tier] = _steps(info.get_prices(at, variant.when))
+    return tiers
+
+
+def _steps(prices: ModelPrice) -> tuple[PriceStep, ...]:
+    """Return the levels of a price list; none where input or output has no price."""
+    if _at(prices, "input_mtok", 0) is None or _at(prices, "output_mtok", 0) is None:
+        return ()
+    tiered = [
+        value for name in _CLASSES if isinstance(value := getattr(prices, name), TieredPrices)
+    ]
+    starts = {0} | {tier.start for value in tiered for tier in value.tiers}
+    return tuple(PriceStep(start, _token_prices(prices, start)) for start in sorted(starts))
+
+
+def _token_prices(prices: ModelPrice, start: int) -> TokenPrices:
+    uncached, output, *rest = (_at(prices, name, start) for name in _CLASSES)
+    assert uncached is not None
+    assert output is not None
+    return by_class(uncached, output, *rest)
+
+
+def _at(prices: ModelPrice, name: str, start: int) -> Decimal | None:
+    """Return what a class costs where the input is longer than `start`, dollars a million."""
+    value = getattr(prices, name)
     if isinstance(value, TieredPrices):
-        value = value.base
-    return value / _PER if isinstance(value, Decimal) else None
+        reached = [tier.price for tier in value.tiers if tier.start <= start]
+        value = reached[-1] if reached else value.base
+    return value.quantize(_FINEST, ROUND_HALF_EVEN) if isinstance(value, Decimal) else None
+
+
+def by_class(
+    uncached_input: Decimal,
+    output: Decimal,
+    cache_read: Decimal | None = None,
+    cache_write: Decimal | None = None,
+    cache_write_1h: Decimal | None = None,
+) -> TokenPrices:
+    """Return prices a token; given are US dollars a million tokens.
+
+    A class without a price of its own costs what input does; writes that live for an hour cost
+    what other writes do.
+    """
+    write = uncached_input if cache_write is None else cache_write
+    return TokenPrices(
+        uncached_input=uncached_input / _PER,
+        cache_read=(uncached_input if cache_read is None else cache_read) / _PER,
+        cache_write_5m=write / _PER,
+        cache_write_1h=(write if cache_write_1h is None else cache_write_1h) / _PER,
+        output=output / _PER,
+    )

@@ -16,7 +16,7 @@ from serving.contracts.frontier_settings import (
     FrontierSettings,
     ProviderSettings,
 )
-from serving.contracts.prices import TokenPrices
+from serving.contracts.prices import ModelPrices, PriceStep, TokenPrices
 from serving.frontier.build import build_frontier
 from serving.frontier.frontier import FrontierStack
 
@@ -35,7 +35,28 @@ def dollars_a_million(*prices: str) -> TokenPrices:
 
 
 SONNET = dollars_a_million("2", "0.1", "2.5", "4", "10")
-PRICES = {ANTHROPIC: SONNET, OPENAI: dollars_a_million("2", "0.5", "2", "2", "8")}
+
+
+class FlatPrices(dict[str, TokenPrices]):
+    """Prices that know no lengths and no service tiers."""
+
+    def of(self, model: str) -> ModelPrices | None:
+        return flat(self[model], model) if model in self else None
+
+
+def flat(prices: TokenPrices, model: str = ANTHROPIC) -> ModelPrices:
+    return ModelPrices(model, "test", (PriceStep(0, prices),))
+
+
+PRICES = FlatPrices(
+    {
+        ANTHROPIC: SONNET,
+        OPENAI: dollars_a_million("2", "0.5", "2", "2", "8"),
+        OTHER: dollars_a_million("4", "1", "4", "4", "16"),
+        "anthropic/claude-haiku-5-5": SONNET,
+        "anthropic/claude-opus-5-5": SONNET,
+    }
+)
 
 
 class Recorder:

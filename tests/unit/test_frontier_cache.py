@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.contracts.frontier_settings import PromptCacheSettings
+from serving.contracts.prices import MIN_CACHED_TOKENS
 from serving.frontier.anthropic_request import anthropic_request, cache_control
-from serving.frontier.cache_policy import MIN_TOKENS, CachePolicy, break_even_reuses
+from serving.frontier.cache_policy import CachePolicy, break_even_reuses
 from serving.frontier.prefix_lint import PrefixLinter, differing_span, looks_like
 from serving.frontier.prompt_cache import (
     MAX_BREAKPOINTS,
@@ -188,7 +189,7 @@ def test_why_a_prefix_is_cached_or_not() -> None:
     for decision, reason, ttl in [
         (policy().decide(prefix(), SONNET), "pays", "5m"),
         (policy(expected_reuses=0.2).decide(prefix(), SONNET), "too_rare", None),
-        (policy().decide(prefix(tokens=MIN_TOKENS - 1), SONNET), "too_short", None),
+        (policy().decide(prefix(tokens=MIN_CACHED_TOKENS - 1), SONNET), "too_short", None),
         (policy().decide(prefix(), None), "no_price", None),
         (policy().decide(prefix(), dear), "reads_not_cheaper", None),
         (policy(enabled=False).decide(prefix(), SONNET), "disabled", None),

@@ -1,7 +1,8 @@
 """Keys, prices, bounds, usage, waits, worst cases: the arithmetic of the frontier."""
 
 import random
-from datetime import UTC, date, datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,20 @@ from hypothesis import strategies as st
 
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier import OutputBounds
-from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
+from serving.contracts.frontier_settings import ProviderSettings
 from serving.contracts.openai import openai_usage
+from serving.contracts.prices import PriceStep, TokenPrices
 from serving.frontier.bounds import bounded, bounded_tokens
 from serving.frontier.keys import resolve_key
 from serving.frontier.retry_after import retry_after_s, wait_s
 from serving.frontier.usage import from_anthropic, from_openai, input_tokens
 from serving.frontier.worst_case import worst_case_usd
-from serving.ledger.prices import load_prices
+from serving.ledger.price_book import PriceBook
 
-from .frontier_kit import SONNET
+from .frontier_kit import SONNET, flat
 
 COUNT = st.integers(0, 10**6)
 ODD = st.one_of(st.none(), st.integers(-10, 10**6), st.text(), st.booleans(), st.floats())
-ON = date(2026, 11, 23)
 
 
 def provider(**more: Any) -> ProviderSettings:
@@ -64,25 +65,6 @@ def test_a_malformed_key_in_the_environment_stops_the_start() -> None:
     with pytest.raises(InvalidSettings) as caught:
         resolve_key("openai", provider(), {"OPENAI_API_KEY": "secret one"})
     assert "secret" not in str(caught.value)
-
-
-def test_every_default_model_has_a_price() -> None:
-    models = [model for tier in FrontierSettings().tiers.values() for model in tier]
-    prices = load_prices([*models, "openai/no-such-model", "nobody/x"], ON)
-    assert set(prices) == set(models)
-    for price in prices.values():
-        assert all(isinstance(getattr(price, name), Decimal) for name in price.__slots__)
-        assert 0 < price.cache_read < price.uncached_input <= price.cache_write_5m
-        assert price.cache_write_5m <= price.cache_write_1h
-
-
-def test_prices_are_base_tiers_a_token() -> None:
-    prices = load_prices(["anthropic/claude-sonnet-5-5", "openai/gpt-4o"], ON)
-    assert prices["anthropic/claude-sonnet-5-5"] == SONNET
-    old = prices["openai/gpt-4o"]
-    assert old.cache_write_5m == old.cache_write_1h == old.uncached_input == Decimal("2.5e-6")
-    (tiered,) = load_prices(["anthropic/claude-haiku-5-5"], ON).values()
-    assert tiered.uncached_input == Decimal("1e-7")
 
 
 @given(COUNT, COUNT, COUNT, COUNT, COUNT)
@@ -278,7 +260,7 @@ def test_waits_grow_and_stay_within_bounds(retry: int, seed: int) -> None:
 @given(st.text(max_size=200), st.integers(1, 100), st.integers(1, 3))
 def test_the_worst_case_is_no_less_than_any_case(text: str, limit: int, n: int) -> None:
     body = {"messages": [{"role": "user", "content": text}], "max_tokens": limit, "n": n}
-    worst = worst_case_usd(body, SONNET)
+    worst = worst_case_usd(body, flat(SONNET))
     dearest = max(SONNET.uncached_input, SONNET.cache_write_1h)
     bytes_of = len(text.encode("utf-8", "surrogatepass"))
     assert worst >= bytes_of * dearest + n * limit * SONNET.output
@@ -288,12 +270,33 @@ def test_image_data_is_not_text() -> None:
     url = "data:image/png;base64," + "A" * 10**6
     part = {"type": "image_url", "image_url": {"url": url}}
     body = {"messages": [{"role": "user", "content": [part]}], "max_tokens": 1}
-    assert worst_case_usd(body, SONNET) < Decimal("0.1")
+    assert worst_case_usd(body, flat(SONNET)) < Decimal("0.1")
+
+
+def test_tools_and_a_prediction_are_part_of_the_worst_case() -> None:
+    plain: dict[str, Any] = {"messages": [], "max_tokens": 10}
+    bare = worst_case_usd(plain, flat(SONNET))
+    tooled = worst_case_usd({**plain, "tools": [{"type": "function"}]}, flat(SONNET))
+    assert tooled >= bare + 1000 * SONNET.dearest_input
+    told = {**plain, "n": 2, "prediction": {"type": "content", "content": "x" * 100}}
+    assert worst_case_usd(told, flat(SONNET)) >= 2 * bare + 200 * SONNET.output
+
+
+def test_a_tier_that_is_not_capped_counts_at_its_dearest() -> None:
+    step = PriceStep(0, TokenPrices(*(3 * getattr(SONNET, name) for name in SONNET.__slots__)))
+    prices = replace(flat(SONNET), service_tiers={"priority": (step,)})
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 10}
+    standard = worst_case_usd({**body, "service_tier": "default"}, prices)
+    assert standard == worst_case_usd(body, flat(SONNET))
+    for asked in ("auto", "priority", None, 7):
+        assert worst_case_usd({**body, "service_tier": asked}, prices) == 3 * standard
 
 
 def test_the_documented_break_even_is_that_of_the_price_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "frontier.md").read_text(encoding="utf-8")
-    (prices,) = load_prices(["anthropic/claude-sonnet-5-5"], ON).values()
+    found = PriceBook.load(clock=lambda: NOW).of("anthropic/claude-sonnet-5-5")
+    assert found is not None
+    prices = found.base
     for ttl, label in [("5m", "5 minutes"), ("1h", "1 hour")]:
         write = prices.cache_write_5m if ttl == "5m" else prices.cache_write_1h
         least = (write - prices.uncached_input) / (prices.uncached_input - prices.cache_read)
