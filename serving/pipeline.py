@@ -12,6 +12,7 @@ from typing import Any
 
 from serving.contracts.answer import Answer, TaskRequest
 from serving.contracts.errors import NarrowgateError
+from serving.contracts.ledger import Entry
 from serving.contracts.routing import Reason
 from serving.routing.escalation import is_among, reason_for_answer, reason_for_error
 from serving.stages.books import Books, closed_on_error
@@ -31,20 +32,14 @@ async def answer(requests: Sequence[TaskRequest], trip: Trip) -> list[Answer | N
     """
     task = requests[0].task
     bound = find(trip.stack, task)
-    with Books(trip.stack.exits, trip.request_id, "task", task, len(requests)) as books:
+    async with Books(trip, "task", task, len(requests)) as books:
         outcomes = await _tried(bound, requests, trip)
         async with asyncio.TaskGroup() as group:
             pending = [
-                group.create_task(_finished(bound, request, tried, trip))
-                for request, tried in zip(requests, outcomes, strict=True)
+                group.create_task(_finished(bound, request, tried, trip, books.entry(index)))
+                for index, (request, tried) in enumerate(zip(requests, outcomes, strict=True))
             ]
-        results = []
-        for index, finished in enumerate(pending):
-            outcome = finished.result()
-            assert outcome.result is not None
-            books.settled(index, outcome.result, outcome.reason, outcome.attempts)
-            results.append(outcome.result)
-        return results
+        return [books.settled(index, task.result()) for index, task in enumerate(pending)]
 
 
 async def chat(body: dict[str, Any], trip: Trip) -> ChatReply:
@@ -52,8 +47,8 @@ async def chat(body: dict[str, Any], trip: Trip) -> ChatReply:
 
     Raises UnknownModel, InvalidRequest, FrontierNotConfigured and whatever its way raises.
     """
-    books = Books(trip.stack.exits, trip.request_id, "chat", None)
-    with closed_on_error(books):
+    books = Books(trip, "chat", None)
+    async with closed_on_error(books):
         way = await chosen_way(body, trip)
         if isinstance(way, TaskWay):
             books.name_task(way.request.task)
@@ -62,8 +57,8 @@ async def chat(body: dict[str, Any], trip: Trip) -> ChatReply:
             if way.decision is not None:
                 tried = _among(tried, way.decision.labels)
             if way.decision is None or not trip.escalates(tried.reason):
-                done = await _finished(bound, way.request, tried, trip)
-                return task_chat(body, done, way, bound, trip, books)
+                done = await _finished(bound, way.request, tried, trip, books.entry(0))
+                return await task_chat(body, done, way, bound, trip, books)
             # The client's own words, not the task's prompt: it may have asked for more than we saw.
             way = escalated(body, way.decision, tried, bound, trip)
         if isinstance(way, LocalWay):
@@ -73,8 +68,8 @@ async def chat(body: dict[str, Any], trip: Trip) -> ChatReply:
 
 async def complete(body: dict[str, Any], trip: Trip) -> ChatReply:
     """Continue a prompt with the local model that the body names. Raises as `chat`."""
-    books = Books(trip.stack.exits, trip.request_id, "completions", None)
-    with closed_on_error(books):
+    books = Books(trip, "completions", None)
+    async with closed_on_error(books):
         return await local_chat("completions", body, local_way(body, trip), trip, books)
 
 
@@ -85,22 +80,24 @@ async def _tried(bound: BoundTask, requests: Sequence[TaskRequest], trip: Trip) 
     if trip.escalates("deadline_at_risk"):
         deadline = trip.stack.policy.local_deadline(deadline)
     started = time.monotonic()
-    results: Sequence[Answer | NarrowgateError]
     try:
         async with trip.stack.local_room.admit(len(requests), deadline):
-            results = await try_locally(bound, requests, deadline, trip.request_id)
+            outcomes = await try_locally(bound, requests, trip, deadline)
     except NarrowgateError as error:
         if not trip.escalates(reason_for_error(error)):
             raise
-        results = [error] * len(requests)
+        outcomes = [Outcome(error, None) for _ in requests]
     elapsed_s = time.monotonic() - started
-    return [Outcome(result, _reason(result), elapsed_s=elapsed_s) for result in results]
+    return [replace(o, reason=_reason(o.result), elapsed_s=elapsed_s) for o in outcomes]
 
 
-async def _finished(bound: BoundTask, request: TaskRequest, tried: Outcome, trip: Trip) -> Outcome:
+async def _finished(
+    bound: BoundTask, request: TaskRequest, tried: Outcome, trip: Trip, entry: Entry
+) -> Outcome:
     if tried.result is not None and not trip.escalates(tried.reason):
         return tried.kept()
-    return await ask_frontier(bound, request, tried.set_aside(bound.engine.model_id), trip)
+    tried = tried.set_aside(bound.engine.model_id)
+    return await ask_frontier(bound, request, tried, trip, entry)
 
 
 def _among(tried: Outcome, labels: Mapping[str, str] | None) -> Outcome:
@@ -110,7 +107,8 @@ def _among(tried: Outcome, labels: Mapping[str, str] | None) -> Outcome:
     return tried
 
 
-def _reason(result: Answer | NarrowgateError) -> Reason | None:
+def _reason(result: Answer | NarrowgateError | None) -> Reason | None:
+    assert result is not None
     if isinstance(result, NarrowgateError):
         return reason_for_error(result)
     return reason_for_answer(result.below_threshold, valid=result.valid)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from serving.contracts.answer import Usage
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import NarrowgateError
+from serving.contracts.ledger import Entry
 
 Tier = Literal["economy", "standard", "frontier"]
 TIERS: tuple[Tier, ...] = ("economy", "standard", "frontier")
@@ -34,7 +35,8 @@ class FrontierCall:
 
     body: fields of OpenAI's chat completions; `model`, `stream` and `stream_options` are set per
     target. targets: `provider/model`, tried in this order. purpose: the task, or `chat`.
-    max_cost_usd: targets whose worst case exceeds it are left out.
+    max_cost_usd: targets whose worst case exceeds it are left out. entry: the page in the books on
+    which every call that is made is written first.
     """
 
     body: dict[str, Any]
@@ -42,6 +44,7 @@ class FrontierCall:
     bounds: OutputBounds
     deadline: Deadline
     request_id: str
+    entry: Entry
     purpose: str = "chat"
     max_cost_usd: Decimal | None = None
 
@@ -69,6 +72,7 @@ class Completion:
     model: str
     usage: Usage
     attempts: tuple[Attempt, ...] = ()
+    service_tier: str | None = None
 
     @property
     def text(self) -> str:
@@ -83,13 +87,15 @@ class CompletionStream:
     events: OpenAI `chat.completion.chunk` documents, the last of them with `usage`; raises
     FrontierStreamBroken where the provider breaks off. Closing the iterator (`aclose`) cancels
     upstream, also before the first event was taken from it.
-    usage: set by the time the events end; None where the provider never told.
+    usage: set by the time the events end, however they do; None where nothing was begun.
+    service_tier: as the provider names it, by then.
     """
 
     model: str
     events: AsyncIterator[dict[str, Any]]
     attempts: tuple[Attempt, ...] = ()
     usage: Usage | None = field(default=None)
+    service_tier: str | None = field(default=None)
 
 
 class Frontier(Protocol):
@@ -102,8 +108,9 @@ class Frontier(Protocol):
     async def complete(self, call: FrontierCall) -> Completion:
         """Return the answer of the first target that gives one.
 
-        Raises FrontierNotConfigured, MaxCostExceeded before anything is sent, DeadlineExceeded, or
-        the last target's FrontierError. Errors carry what was attempted: see attempts_of.
+        Raises FrontierNotConfigured, UnpricedModel, MaxCostExceeded before anything is sent,
+        BudgetExceeded and LedgerUnavailable instead of a call, DeadlineExceeded, or the last
+        target's FrontierError. Errors carry what was attempted: see attempts_of.
         """
         ...
 

@@ -8,7 +8,7 @@ from typing import Any
 from serving.contracts.answer import Usage
 from serving.contracts.openai import openai_usage
 from serving.frontier.provider_api import StreamPart, WholeAnswer
-from serving.frontier.usage import from_anthropic
+from serving.frontier.usage import from_anthropic, tier_in
 
 _FINISH = {
     "end_turn": "stop",
@@ -52,7 +52,7 @@ def whole_answer(message: Mapping[str, Any], model: str) -> WholeAnswer | None:
     }
     if usage is not None:
         body["usage"] = openai_usage(usage)
-    return WholeAnswer(body, usage)
+    return WholeAnswer(body, usage, tier_in(message.get("usage")))
 
 
 class ChunkTranslator:
@@ -126,11 +126,12 @@ class ChunkTranslator:
 
     def _part(self, delta: dict[str, Any], finish: str | None = None) -> StreamPart:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return StreamPart(self._chunk([choice]), self.usage)
+        return StreamPart(self._chunk([choice]), self.usage, tier_in(self._counts))
 
     def _last(self) -> StreamPart:
         assert self.usage is not None
-        return StreamPart({**self._chunk([]), "usage": openai_usage(self.usage)}, self.usage)
+        chunk = {**self._chunk([]), "usage": openai_usage(self.usage)}
+        return StreamPart(chunk, self.usage, tier_in(self._counts))
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

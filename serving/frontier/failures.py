@@ -9,6 +9,7 @@ follows it.
 
 from serving.contracts.answer import Usage
 from serving.contracts.errors import (
+    BudgetExceeded,
     FrontierAuthFailed,
     FrontierContextTooLong,
     FrontierError,
@@ -19,10 +20,13 @@ from serving.contracts.errors import (
     FrontierTimeout,
     FrontierUnavailable,
     FrontierUnknownModel,
+    NarrowgateError,
 )
 
 _RETRY = (FrontierRateLimited, FrontierUnavailable)
 _NEXT_TARGET = (
+    # A cheaper target may fit into what is left.
+    BudgetExceeded,
     FrontierAuthFailed,
     FrontierContextTooLong,
     FrontierQuotaExhausted,
@@ -31,6 +35,7 @@ _NEXT_TARGET = (
     FrontierUnavailable,
     FrontierUnknownModel,
 )
+_MAY_BE_BILLED = (FrontierInvalidResponse, FrontierStreamBroken, FrontierTimeout)
 _ILL = (FrontierInvalidResponse, FrontierStreamBroken, FrontierTimeout, FrontierUnavailable)
 
 
@@ -39,9 +44,14 @@ def may_retry(error: FrontierError) -> bool:
     return isinstance(error, _RETRY)
 
 
-def may_fall_back(error: FrontierError) -> bool:
+def may_fall_back(error: NarrowgateError) -> bool:
     """Say whether the next target may be asked."""
     return isinstance(error, _NEXT_TARGET)
+
+
+def may_be_billed(error: FrontierError) -> bool:
+    """Say whether the provider may ask money for the call: it worked on it, or may have."""
+    return isinstance(error, _MAY_BE_BILLED)
 
 
 def says_ill(error: FrontierError) -> bool:

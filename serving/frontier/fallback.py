@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from serving.contracts.deadline import Deadline
-from serving.contracts.errors import FrontierError
+from serving.contracts.errors import BudgetExceeded, FrontierError
 from serving.frontier.failures import may_fall_back
 
 T = TypeVar("T")
+
+Failure = FrontierError | BudgetExceeded
+_FAILURES = (FrontierError, BudgetExceeded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ async def in_order(targets: Sequence[str], way: Way[T], deadline: Deadline) -> T
     for target, following in zip(targets, [*targets[1:], None], strict=True):
         try:
             return await way.ask(target)
-        except FrontierError as error:
+        except _FAILURES as error:
             if following is None or not may_fall_back(error) or not deadline.remaining_s():
                 raise
             way.fell_back(target, following, error.code)
@@ -49,7 +52,7 @@ async def hedged(targets: Sequence[str], way: Way[T], deadline: Deadline, after_
     """
     waiting = list(targets)
     running: dict[asyncio.Task[T], str] = {}
-    last: FrontierError | None = None
+    last: Failure | None = None
     try:
         while running or _go_on(last, waiting, deadline):
             if not running:
@@ -67,7 +70,7 @@ async def hedged(targets: Sequence[str], way: Way[T], deadline: Deadline, after_
                 target = running.pop(task)
                 try:
                     return task.result()
-                except FrontierError as error:
+                except _FAILURES as error:
                     last = error
                     if not may_fall_back(error):
                         waiting.clear()
@@ -79,7 +82,7 @@ async def hedged(targets: Sequence[str], way: Way[T], deadline: Deadline, after_
     raise last
 
 
-def _go_on(last: FrontierError | None, waiting: Sequence[str], deadline: Deadline) -> bool:
+def _go_on(last: Failure | None, waiting: Sequence[str], deadline: Deadline) -> bool:
     return bool(waiting) and (last is None or bool(deadline.remaining_s()))
 
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -18,7 +18,6 @@ from serving.contracts.frontier import (
     with_attempts,
 )
 from serving.contracts.frontier_settings import FrontierSettings
-from serving.contracts.openai import openai_usage
 from serving.contracts.prices import PriceList, unpriced
 from serving.frontier.bounds import bounded
 from serving.frontier.cache_policy import CachePolicy
@@ -28,7 +27,7 @@ from serving.frontier.prefix_lint import PrefixLinter, PrefixWarning
 from serving.frontier.prefixes import PrefixWatch
 from serving.frontier.prompt_cache import SplitPrompt, canonical, split_prompt
 from serving.frontier.provider import Ask, OpenStream, Provider
-from serving.frontier.usage import estimated
+from serving.frontier.spent import Spent
 from serving.frontier.worst_case import worst_case_usd
 
 logger = logging.getLogger(__name__)
@@ -48,6 +47,11 @@ class _Job:
     targets: tuple[str, ...]
     attempts: list[Attempt]
     asked: dict[str, float]
+
+    @property
+    def prompt_chars(self) -> int:
+        """Return the length of the messages, of which usage is estimated where nobody tells."""
+        return len(canonical(self.prompt.body["messages"]))
 
     def lost(self, target: str, usage: Usage | None = None) -> None:
         """Note a call of a hedged pair whose answer nobody takes; it may be billed."""
@@ -92,16 +96,15 @@ class FrontierStack:
         async def ask(target: str) -> Completion:
             provider, request = self._request(job, target)
             answer = await provider.whole(request)
-            usage = answer.usage or _estimated(job, answer.body)
-            body = answer.body if answer.usage else {**answer.body, "usage": openai_usage(usage)}
-            return Completion(body, target, usage)
+            assert answer.usage is not None
+            return Completion(answer.body, target, answer.usage, service_tier=answer.service_tier)
 
         async def discard(completion: Completion) -> None:
             job.lost(completion.model, completion.usage)
 
         completion = await self._answered(job, ask, discard)
         self._prefixes.answered(job.prompt.prefixes, completion.usage)
-        return Completion(completion.body, completion.model, completion.usage, tuple(job.attempts))
+        return replace(completion, attempts=tuple(job.attempts))
 
     async def stream(self, call: FrontierCall) -> CompletionStream:
         """Return the answer of the first target that begins one. Raises as `complete`."""
@@ -188,6 +191,9 @@ class FrontierStack:
             job.call.deadline,
             # Where another provider could answer, a full one may not use up all the time.
             remaining_s if target == job.targets[-1] else remaining_s / 2,
+            job.call.entry,
+            self._worst_case(job.prompt.body, target),
+            job.prompt_chars,
             job.attempts,
         )
 
@@ -235,22 +241,23 @@ class _Events:
         assert self._stream is not None
         try:
             part = await anext(self._parts)
-        except StopAsyncIteration:
-            if self._stream.usage is not None:
-                self._ended(self._stream.usage)
+        except BaseException as error:
+            spent = self._tell_spent()
+            told = spent.usage if spent.source == "reported" else None
+            if isinstance(error, StopAsyncIteration) and told is not None:
+                self._ended(told)
             raise
-        if part.usage is not None:
-            self._stream.usage = part.usage
         return part.chunk
 
     async def aclose(self) -> None:
         """Hang up: the provider sees the connection close. Harmless when repeated."""
+        self._tell_spent()
         await self._parts.aclose()
         # A generator that never started runs no `finally`.
         await self._opened.aclose()
 
-
-def _estimated(job: _Job, body: Mapping[str, Any]) -> Usage:
-    """Return a rough usage for a paid answer that came without one."""
-    logger.warning("frontier_usage_estimated request_id=%s", job.call.request_id)
-    return estimated(len(canonical(job.prompt.body["messages"])), len(canonical(body["choices"])))
+    def _tell_spent(self) -> Spent:
+        assert self._stream is not None
+        spent = self._opened.spent
+        self._stream.usage, self._stream.service_tier = spent.usage, spent.service_tier
+        return spent

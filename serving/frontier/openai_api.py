@@ -17,7 +17,7 @@ from serving.frontier.http_errors import unsendable
 from serving.frontier.openai_errors import ERRORS, translate
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
 from serving.frontier.transport_errors import read_document, unreadable
-from serving.frontier.usage import from_openai
+from serving.frontier.usage import from_openai, tier_in
 
 OPENAI_URL = "https://api.openai.com/v1"
 _OWN_HOSTS = (".openai.com", ".openai.azure.com")
@@ -109,7 +109,7 @@ class OpenAIApi:
         body["model"] = f"{self._name}/{model}"
         body.setdefault("object", "chat.completion")
         body.setdefault("created", int(time.time()))
-        return WholeAnswer(body, usage)
+        return WholeAnswer(body, usage, tier_in(body))
 
     async def _parts(self, stream: Any, model: str) -> AsyncGenerator[StreamPart, None]:
         state = _StreamState()
@@ -122,7 +122,7 @@ class OpenAIApi:
                 chunk["model"] = model
                 if not chunk["choices"] and "usage" not in chunk:
                     continue
-                yield StreamPart(chunk, state.usage)
+                yield StreamPart(chunk, state.usage, state.service_tier)
         except ERRORS as error:
             # The text was complete: only what it used is missing.
             if state.finished:
@@ -153,6 +153,7 @@ class _StreamState:
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
+        self.service_tier: str | None = None
         self.started = False
         self._open: set[int] = set()
         self._done: set[int] = set()
@@ -163,6 +164,7 @@ class _StreamState:
 
     def take(self, chunk: dict[str, Any]) -> None:
         self.started = True
+        self.service_tier = tier_in(chunk) or self.service_tier
         if "usage" in chunk:
             usage = from_openai(chunk["usage"])
             self.usage = usage or self.usage

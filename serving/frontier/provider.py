@@ -4,19 +4,35 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from serving.contracts.deadline import Deadline, deadline_exceeded
-from serving.contracts.errors import FrontierError, FrontierStreamBroken, FrontierUnavailable
+from serving.contracts.errors import (
+    FrontierError,
+    FrontierStreamBroken,
+    FrontierUnavailable,
+    NarrowgateError,
+)
 from serving.contracts.frontier import Attempt
 from serving.contracts.frontier_settings import ProviderSettings
+from serving.contracts.ledger import CallEnd, Entry, OpenCall
+from serving.contracts.openai import openai_usage
 from serving.frontier.breaker import Breaker
 from serving.frontier.events import FrontierEvents
-from serving.frontier.failures import may_retry, says_ill, usage_of, with_usage
+from serving.frontier.failures import may_retry, says_ill, usage_of
 from serving.frontier.http_errors import silent
 from serving.frontier.provider_api import ProviderApi, StreamPart, WholeAnswer
 from serving.frontier.retry_after import wait_s
+from serving.frontier.spent import (
+    NOTHING,
+    UNKNOWN,
+    Progress,
+    Spent,
+    spent_on,
+    spent_on_error,
+)
 
 T = TypeVar("T")
 
@@ -25,30 +41,41 @@ T = TypeVar("T")
 class Ask:
     """One request to one target.
 
-    room_timeout_s: longest wait for room among the provider's calls. attempts: where failed calls
-    are noted.
+    room_timeout_s: longest wait for room among the provider's calls. entry: the page in the books;
+    worst_case_usd: what a call may cost at most. prompt_chars: length of what is sent, for answers
+    whose provider does not tell their usage. attempts: where failed calls are noted.
     """
 
     model: str
     request: dict[str, Any]
     deadline: Deadline
     room_timeout_s: float
+    entry: Entry
+    worst_case_usd: Decimal
+    prompt_chars: int
     attempts: list[Attempt] = field(default_factory=list)
 
 
 class _Call:
     """One call in flight: holds room and a ticket of the breaker until it is closed, once."""
 
-    def __init__(self, provider: "Provider", model: str, ticket: int) -> None:
+    def __init__(self, provider: "Provider", ask: Ask, ticket: int) -> None:
         self._provider = provider
-        self._model = model
+        self._ask = ask
         self._ticket = ticket
+        self._booked: OpenCall | None = None
         self._started_s = time.monotonic()
         self._closed = False
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self._started_s
+
+    async def book(self) -> None:
+        """Write the call into the books; it may be made only when this returns."""
+        ask = self._ask
+        target = f"{self._provider.name}/{ask.model}"
+        self._booked = await ask.entry.open_call(target, ask.worst_case_usd, ask.deadline)
 
     def answering(self) -> None:
         """The provider began to answer: a probe has its result before the stream's end."""
@@ -57,25 +84,35 @@ class _Call:
             breaker.succeeded(self._ticket)
             self._ticket = breaker.enter() or self._ticket
 
-    def close(self, error: FrontierError | None = None) -> None:
-        """The call ended with an answer or an error."""
-        if error is not None and says_ill(error):
+    def answered(self, spent: Spent) -> None:
+        """The call ended with a whole answer."""
+        self._provider.breaker.succeeded(self._ticket)
+        self._leave("ok", spent)
+
+    def failed(self, error: FrontierError, spent: Spent | None = None) -> None:
+        """The call ended in an error. spent: where an answer had begun."""
+        if says_ill(error):
             self._provider.breaker.failed(self._ticket)
         else:
             self._provider.breaker.succeeded(self._ticket)
-        self._leave(error.code if error is not None else "ok")
+        self._leave(error.code, spent or spent_on_error(error))
 
-    def abandon(self) -> None:
+    def abandon(self, outcome: str = "cancelled", spent: Spent = UNKNOWN) -> None:
         """Nobody waits for the call any more; does nothing where it has ended."""
         if not self._closed:
             self._provider.breaker.abandoned(self._ticket)
-            self._leave("cancelled")
+            self._leave(outcome, spent)
 
-    def _leave(self, outcome: str) -> None:
+    def _leave(self, outcome: str, spent: Spent) -> None:
         assert not self._closed
         self._closed = True
         self._provider.room.release()
-        self._provider.events.called(self._provider.name, self._model, outcome, self.elapsed_s)
+        elapsed_s = self.elapsed_s
+        if self._booked is not None:
+            tier = spent.service_tier
+            self._booked.close(CallEnd(outcome, spent.usage, spent.source, elapsed_s, tier))
+        provider = self._provider
+        provider.events.called(provider.name, self._ask.model, outcome, elapsed_s)
 
 
 class OpenStream:
@@ -86,6 +123,8 @@ class OpenStream:
         self._ask = ask
         self._call = call
         self._first = first
+        self._progress = Progress(ask.prompt_chars)
+        self._progress.take(first)
         self._rest: AsyncGenerator[StreamPart, None] | None = None
 
     def continued_by(self, rest: AsyncGenerator[StreamPart, None]) -> "OpenStream":
@@ -93,22 +132,26 @@ class OpenStream:
         self._rest = rest
         return self
 
+    @property
+    def spent(self) -> Spent:
+        """Return what the answer used so far: told by the provider once it is whole."""
+        return self._progress.spent()
+
     async def parts(self) -> AsyncGenerator[StreamPart, None]:
         """Yield every part. Raises FrontierStreamBroken, also for silence and the deadline."""
         assert self._rest is not None
-        usage = self._first.usage
         try:
             yield self._first
             while True:
                 try:
                     part = await self._next(self._rest)
                 except StopAsyncIteration:
-                    self._call.close()
+                    self._call.answered(self.spent)
                     return
-                usage = part.usage or usage
+                self._progress.take(part)
                 yield part
         except FrontierError as error:
-            self._call.close(with_usage(error, usage_of(error) or usage))
+            self._call.failed(error, self.spent)
             raise
         finally:
             await self.aclose()
@@ -119,7 +162,7 @@ class OpenStream:
             if self._rest is not None:
                 await self._rest.aclose()
         finally:
-            self._call.abandon()
+            self._call.abandon(spent=self.spent)
 
     async def _next(self, rest: AsyncGenerator[StreamPart, None]) -> StreamPart:
         idle_s = self._provider.settings.idle_timeout_s
@@ -156,12 +199,20 @@ class Provider:
         self._rng = rng
 
     async def whole(self, ask: Ask) -> WholeAnswer:
-        """Return a whole answer. Raises the last call's FrontierError, or DeadlineExceeded."""
+        """Return a whole answer; its usage is an estimate where the provider told none.
+
+        Raises the last call's FrontierError, DeadlineExceeded, BudgetExceeded, LedgerUnavailable.
+        """
 
         async def once(call: _Call) -> WholeAnswer:
             answer = await self._within(ask, self.api.whole(ask.request))
-            call.close()
-            return answer
+            spent = spent_on(answer, ask.prompt_chars)
+            call.answered(spent)
+            if spent.source == "reported":
+                return answer
+            assert spent.usage is not None
+            body = {**answer.body, "usage": openai_usage(spent.usage)}
+            return replace(answer, body=body, usage=spent.usage)
 
         return await self._retried(ask, once)
 
@@ -188,9 +239,15 @@ class Provider:
         while True:
             call = await self._enter(ask, last)
             try:
+                await call.book()
+            except BaseException as error:
+                code = error.code if isinstance(error, NarrowgateError) else "cancelled"
+                call.abandon(code, NOTHING)
+                raise
+            try:
                 return await once(call)
             except FrontierError as error:
-                call.close(error)
+                call.failed(error)
                 ask.attempts.append(
                     Attempt(f"{self.name}/{ask.model}", error.code, call.elapsed_s, usage_of(error))
                 )
@@ -235,7 +292,7 @@ class Provider:
                 fix="retry later",
                 retry_after_s=self.breaker.retry_after_s(),
             )
-        return _Call(self, ask.model, ticket)
+        return _Call(self, ask, ticket)
 
     async def _within(self, ask: Ask, answer: Awaitable[T]) -> T:
         """Await an answer's begin; where it is late, close its connection before raising."""

@@ -11,18 +11,23 @@ from serving.frontier.prompt_cache import Prefix
 
 @dataclass(frozen=True, slots=True)
 class WholeAnswer:
-    """An OpenAI `chat.completion` and what it used; usage is None where the provider never told."""
+    """An OpenAI `chat.completion` and what it used; usage is None where the provider never told.
+
+    service_tier: as the provider names it, where it does.
+    """
 
     body: dict[str, Any]
     usage: Usage | None
+    service_tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPart:
-    """One OpenAI `chat.completion.chunk`. usage: of the whole answer, so far as it is known."""
+    """One OpenAI `chat.completion.chunk`. usage, service_tier: as far as they are known."""
 
     chunk: dict[str, Any]
     usage: Usage | None = None
+    service_tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,12 +74,22 @@ def input_tokens(usage: Usage) -> int:
     )
 
 
-def estimated(prompt_chars: int, answer_chars: int) -> Usage:
-    """Return a rough usage for an answer whose provider did not tell."""
-    return Usage(
-        uncached_input_tokens=-(-prompt_chars // CHARS_PER_TOKEN),
-        output_tokens=-(-answer_chars // CHARS_PER_TOKEN),
-    )
+def estimated(prompt_chars: int, answer_chars: int, told: Usage | None = None) -> Usage:
+    """Return a rough usage for an answer whose provider did not tell all of it.
+
+    told: what it did tell before the answer broke off: its input counts, its output may not.
+    """
+    output = -(-answer_chars // CHARS_PER_TOKEN)
+    if told is not None:
+        shown = max(told.output_tokens, output - told.reasoning_tokens)
+        return told.model_copy(update={"output_tokens": shown})
+    return Usage(uncached_input_tokens=-(-prompt_chars // CHARS_PER_TOKEN), output_tokens=output)
+
+
+def tier_in(data: object) -> str | None:
+    """Return the service tier that an answer, or its usage, names."""
+    tier = data.get("service_tier") if isinstance(data, Mapping) else None
+    return tier if isinstance(tier, str) else None
 
 
 def _count(value: object) -> int | None:

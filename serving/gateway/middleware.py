@@ -18,6 +18,7 @@ ROUTE = "x-narrowgate-route"
 REASON = "x-narrowgate-reason"
 MODEL = "x-narrowgate-model"
 ATTESTATION = "x-narrowgate-attestation"
+COST = "x-narrowgate-cost-usd"
 DEVELOPMENT = "x-narrowgate-development"
 
 _LOGGED_ID_CHARS = 128

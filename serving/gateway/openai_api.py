@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from serving import pipeline
 from serving.contracts.errors import NarrowgateError
 from serving.gateway.errors import error_body
-from serving.gateway.middleware import ATTESTATION, MODEL, REASON, ROUTE
+from serving.gateway.middleware import ATTESTATION, COST, MODEL, REASON, ROUTE
 from serving.gateway.options import RequestedOptions, taken_from
 from serving.stages.chat import ChatReply
 
@@ -72,6 +72,8 @@ def _sent(reply: ChatReply) -> Response:
     headers = {ROUTE: reply.route, REASON: reply.reason, MODEL: reply.model}
     if reply.attestation is not None:
         headers[ATTESTATION] = reply.attestation
+    if reply.cost_usd is not None:
+        headers[COST] = f"{reply.cost_usd:f}"
     if reply.events is None:
         return _Held(JSONResponse(reply.body, headers=headers), reply.held)
     stream = StreamingResponse(

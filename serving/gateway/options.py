@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest
+from serving.contracts.ledger import Caller
 from serving.contracts.routing import RequestOptions, RoutePreference
 from serving.gateway.context import GatewayContext
 from serving.gateway.middleware import ROUTE
@@ -41,6 +42,7 @@ class Options:
     def __init__(self, request: Request) -> None:
         self._headers = request.headers
         self._request_id: str = request.state.request_id
+        self._caller: Caller = request.state.caller
         self._context: GatewayContext = request.app.state.context
 
     def trip(self, fields: OptionFields) -> Trip:
@@ -51,7 +53,8 @@ class Options:
         wanted_s = fields.deadline_s or found.deadline_s or longest_s
         cost = fields.max_cost_usd if fields.max_cost_usd is not None else found.max_cost_usd
         deadline = Deadline.after(min(wanted_s, longest_s))
-        return Trip(self._context.stack, RequestOptions(route, cost), deadline, self._request_id)
+        options = RequestOptions(route, cost)
+        return Trip(self._context.stack, options, deadline, self._request_id, self._caller)
 
 
 def taken_from(body: dict[str, Any]) -> OptionFields:

@@ -4,15 +4,17 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from serving.contracts.answer import Route, Usage
 from serving.contracts.errors import InputTooLong, InvalidRequest, NarrowgateError
-from serving.contracts.frontier import CompletionStream, FrontierCall
+from serving.contracts.frontier import Completion, CompletionStream, FrontierCall
 from serving.contracts.routing import Reason
-from serving.stages.books import Books
+from serving.stages.books import Books, Served
 from serving.stages.chat_way import FrontierWay, LocalWay
 from serving.stages.openai_fields import engine_body
+from serving.stages.replica_meter import Lap
 from serving.stages.stack import Trip
 from serving.stages.usage_filter import UsageFilter, wants_usage
 
@@ -25,6 +27,7 @@ class ChatReply:
 
     held: what stays taken until the last byte is out, or the client has gone; whoever sends the
     reply leaves it. events may raise NarrowgateError. attestation: what vouches for a task.
+    cost_usd: None where unknown, and for streams, whose cost is known at their end.
     """
 
     route: Route
@@ -34,6 +37,7 @@ class ChatReply:
     events: AsyncIterator[str] | None
     held: AsyncExitStack
     attestation: str | None = None
+    cost_usd: Decimal | None = None
 
 
 async def local_chat(
@@ -41,23 +45,27 @@ async def local_chat(
 ) -> ChatReply:
     """Pass a chat (`chat`) or a prompt (`completions`) to a local model, as it is."""
     engine = way.engine
+    model = engine.model_id
     usage = UsageFilter(engine_body(endpoint, body))
     async with AsyncExitStack() as held:
-        held.push(books.__exit__)
+        held.push_async_exit(books)
         await held.enter_async_context(trip.stack.local_room.admit(1, trip.deadline))
+        lap = trip.stack.meters[model].enter(1)
+        held.callback(lap.leave)
         reply, events = await engine.openai(endpoint, usage.body, trip.request_id, trip.deadline)
         if reply.body is None:
-            passed = _local_events(events, usage, books, engine.model_id)
+            passed = _local_events(events, usage, books, _LocalServing(model, lap))
             held.push_async_callback(_closed, events)
             held.push_async_callback(_closed, passed)
-            return ChatReply(
-                "local", "requested", engine.model_id, None, passed, held.pop_all()
-            )  # fmt: skip
+            return ChatReply("local", "requested", model, None, passed, held.pop_all())
         if reply.status != 200:
             raise _refusal(reply.status, reply.body)
-        found = _usage(reply.body.get("usage"))
-        books.answered(0, "local", "requested", engine.model_id, found)
-        return ChatReply("local", "requested", engine.model_id, reply.body, None, held.pop_all())
+        served = _LocalServing(model, lap).served(reply.body.get("usage"))
+        cost_usd = books.answered(0, served)
+        await books.written()
+        return ChatReply(
+            "local", "requested", model, reply.body, None, held.pop_all(), cost_usd=cost_usd
+        )
 
 
 async def frontier_chat(
@@ -71,10 +79,11 @@ async def frontier_chat(
         bounds=stack.policy.bounds[way.tier],
         deadline=trip.deadline,
         request_id=trip.request_id,
+        entry=books.entry(0),
         max_cost_usd=trip.options.max_cost_usd,
     )
     async with AsyncExitStack() as held:
-        held.push(books.__exit__)
+        held.push_async_exit(books)
         await held.enter_async_context(stack.frontier_room.admit(1, trip.deadline))
         try:
             if body.get("stream"):
@@ -90,34 +99,56 @@ async def frontier_chat(
         except NarrowgateError as error:
             books.failed(0, error, way.reason, way.attempts)
             raise
-        attempts = (*way.attempts, *completion.attempts)
-        books.answered(0, "frontier", way.reason, completion.model, completion.usage, attempts)
+        served = _frontier_served(way, completion)
+        cost_usd = books.answered(0, served)
+        await books.written()
         return ChatReply(
-            "frontier", way.reason, completion.model, completion.body, None, held.pop_all()
-        )
+            "frontier", way.reason, completion.model, completion.body, None, held.pop_all(),
+            cost_usd=cost_usd,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalServing:
+    """A local model at work on one chat."""
+
+    model: str
+    lap: Lap
+
+    def served(self, usage: dict[str, Any] | None) -> Served:
+        """Return what it served by now."""
+        replica_s = self.lap.leave()
+        return Served("local", "requested", self.model, _usage(usage), replica_s=replica_s)
+
+
+def _frontier_served(way: FrontierWay, answer: Completion | CompletionStream) -> Served:
+    return Served(
+        "frontier", way.reason, answer.model, answer.usage, (*way.attempts, *answer.attempts),
+        service_tier=answer.service_tier,
+    )  # fmt: skip
 
 
 async def _local_events(
-    events: AsyncIterator[str], usage: UsageFilter, books: Books, model: str
+    events: AsyncIterator[str], usage: UsageFilter, books: Books, serving: _LocalServing
 ) -> AsyncIterator[str]:
     try:
         async for event in events:
             if passed := usage.passed(event):
                 yield passed
     except NarrowgateError as error:
-        books.failed(0, error, "requested", (), _usage(usage.found), model)
+        books.failed(0, error, "requested", (), serving.served(usage.found))
         raise
     except BaseException:
-        books.abandoned(0, "requested", (), _usage(usage.found), model)
+        books.abandoned(0, serving.served(usage.found))
         raise
-    books.answered(0, "local", "requested", model, _usage(usage.found))
+    books.answered(0, serving.served(usage.found))
+    await books.written()
 
 
 async def _frontier_events(
     stream: CompletionStream, body: Mapping[str, Any], way: FrontierWay, books: Books
 ) -> AsyncIterator[str]:
     shown = wants_usage(body)
-    attempts = (*way.attempts, *stream.attempts)
     try:
         async for chunk in stream.events:
             if not shown and "usage" in chunk:
@@ -125,14 +156,17 @@ async def _frontier_events(
                     continue
                 chunk = {key: value for key, value in chunk.items() if key != "usage"}
             yield f"data: {json.dumps(chunk)}\n\n"
+        books.answered(0, _frontier_served(way, stream))
+        await books.written()
         yield DONE
     except NarrowgateError as error:
-        books.failed(0, error, way.reason, attempts, stream.usage, stream.model)
+        books.failed(0, error, way.reason, (), _frontier_served(way, stream))
         raise
     except BaseException:
-        books.abandoned(0, way.reason, attempts, stream.usage, stream.model)
+        # The call is over when its connection is closed; only then the books know its cost.
+        await _closed(stream.events)
+        books.abandoned(0, _frontier_served(way, stream))
         raise
-    books.answered(0, "frontier", way.reason, stream.model, stream.usage, attempts)
 
 
 async def _closed(events: AsyncIterator[Any]) -> None:

@@ -11,7 +11,7 @@ from serving.contracts.engine import EngineOutput, EngineWork
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.frontier import Attempt
 from serving.contracts.routing import Reason
-from serving.stages.stack import BoundTask
+from serving.stages.stack import BoundTask, Trip
 from serving.tasks.task import Task
 
 # Above this many characters, tokenizing takes longer than the event loop may be held (about 1 ms).
@@ -23,13 +23,16 @@ class Outcome:
     """What became of one input so far. result: None where nothing was tried.
 
     reason: why it is to go elsewhere, or went; None where the local answer is within its bound.
-    attempts: what was tried besides and is paid for all the same.
+    attempts: what was tried besides and is paid for all the same. replica_s: share of a local
+    replica's time that the result took, seconds. service_tier: of a frontier model's answer.
     """
 
     result: Answer | NarrowgateError | None
     reason: Reason | None
     attempts: tuple[Attempt, ...] = ()
     elapsed_s: float = 0.0
+    replica_s: float | None = None
+    service_tier: str | None = None
 
     def kept(self) -> Self:
         """Return the outcome as the client gets it: an answer outside its bound says why."""
@@ -43,32 +46,46 @@ class Outcome:
             case None:
                 return self
             case Answer():
-                attempt = Attempt(model, str(self.reason), self.elapsed_s, self.result.usage)
+                usage = self.result.usage
+                attempt = Attempt(
+                    model, str(self.reason), self.elapsed_s, usage, self.replica_s or 0.0
+                )
             case NarrowgateError():
-                attempt = Attempt(model, self.result.code, self.elapsed_s)
-        return replace(self, result=None, attempts=(*self.attempts, attempt))
+                replica_s = self.replica_s or 0.0
+                attempt = Attempt(model, self.result.code, self.elapsed_s, None, replica_s)
+        return replace(self, result=None, replica_s=None, attempts=(*self.attempts, attempt))
 
 
 async def try_locally(
-    bound: BoundTask, requests: Sequence[TaskRequest], deadline: Deadline, request_id: str
-) -> list[Answer | NarrowgateError]:
+    bound: BoundTask, requests: Sequence[TaskRequest], trip: Trip, deadline: Deadline
+) -> list[Outcome]:
     """Answer inputs of one task; one input's error does not touch the others.
 
-    Raises TaskNotAttested, and Unavailable where the whole request cannot be taken.
+    The outcomes have no reason yet. deadline: of the attempt, at most the trip's. Raises
+    TaskNotAttested, and Unavailable where the whole request cannot be taken.
     """
     if bound.grant.refusal is not None:
         raise bound.grant.refusal
     plans = await _planned(bound.task, requests)
     works = [plan for plan in plans if not isinstance(plan, NarrowgateError)]
-    outputs = iter(await bound.engine.run(works, deadline) if works else [])
-    results: list[Answer | NarrowgateError] = []
+    lap = trip.stack.meters[bound.engine.model_id].enter(len(works))
+    try:
+        outputs = iter(await bound.engine.run(works, deadline) if works else [])
+    finally:
+        replica_s = lap.leave()
+    outcomes = []
     for request, plan in zip(requests, plans, strict=True):
-        output = plan if isinstance(plan, NarrowgateError) else next(outputs)
-        if isinstance(output, NarrowgateError):
-            results.append(output)
-        else:
-            results.append(_answer(bound, request, output, request_id))
-    return results
+        if isinstance(plan, NarrowgateError):
+            outcomes.append(Outcome(plan, None))
+            continue
+        output = next(outputs)
+        result = (
+            output
+            if isinstance(output, NarrowgateError)
+            else _answer(bound, request, output, trip.request_id)
+        )
+        outcomes.append(Outcome(result, None, replica_s=replica_s))
+    return outcomes
 
 
 async def _planned(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from serving.contracts.answer import Answer, TaskRequest
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.frontier import Attempt, Completion, FrontierCall, OutputBounds
+from serving.contracts.ledger import Entry
 from serving.contracts.routing import Reason
 from serving.stages.local import Outcome
 from serving.stages.stack import BoundTask, Trip
@@ -13,7 +14,7 @@ from serving.tasks.frontier_prompt import frontier_prompt, read_frontier
 
 
 async def ask_frontier(
-    bound: BoundTask, request: TaskRequest, tried: Outcome, trip: Trip
+    bound: BoundTask, request: TaskRequest, tried: Outcome, trip: Trip, entry: Entry
 ) -> Outcome:
     """Return what a frontier model makes of an input; errors are outcomes, too."""
     assert tried.reason is not None
@@ -28,6 +29,7 @@ async def ask_frontier(
             bounds=OutputBounds(prompt.max_tokens, thinking=False),
             deadline=deadline,
             request_id=trip.request_id,
+            entry=entry,
             purpose=request.task,
             max_cost_usd=trip.options.max_cost_usd,
         )
@@ -42,7 +44,12 @@ async def ask_frontier(
             useless = Attempt(completion.model, error.code, elapsed_s, completion.usage)
             attempts = (*attempts, *completion.attempts, useless)
         return Outcome(error, tried.reason, attempts)
-    return replace(tried, result=answer, attempts=(*tried.attempts, *completion.attempts))
+    return replace(
+        tried,
+        result=answer,
+        attempts=(*tried.attempts, *completion.attempts),
+        service_tier=completion.service_tier,
+    )
 
 
 def _answer(

@@ -11,9 +11,11 @@ from serving.contracts.errors import NarrowgateError, UnknownTask
 from serving.contracts.exits import Exits
 from serving.contracts.frontier import TIERS, Frontier, OutputBounds, Tier
 from serving.contracts.frontier_settings import FrontierSettings
+from serving.contracts.ledger import Caller, Ledger
 from serving.contracts.openai import OpenAIReply
 from serving.contracts.routing import DecisionLog, Reason, RequestOptions, Router
 from serving.contracts.routing_settings import RoutingSettings
+from serving.stages.replica_meter import ReplicaMeter
 from serving.tasks.grant import Grant
 from serving.tasks.task import Task
 
@@ -101,27 +103,30 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Everything a request passes through. engines: by model id, for plain chats."""
+    """Everything a request passes through. engines, meters: by local model's id."""
 
     tasks: Mapping[str, BoundTask]
     engines: Mapping[str, Engine]
+    meters: Mapping[str, ReplicaMeter]
     router: Router
     frontier: Frontier
     policy: Policy
     local_room: Room
     frontier_room: Room
+    ledger: Ledger
     exits: Exits
     decisions: DecisionLog
 
 
 @dataclass(frozen=True, slots=True)
 class Trip:
-    """One client request on its way: what it passes, what it asked for, and until when."""
+    """One client request on its way: what it passes, whose it is, what it asks, until when."""
 
     stack: Stack
     options: RequestOptions
     deadline: Deadline
     request_id: str
+    caller: Caller
 
     def escalates(self, reason: Reason | None) -> bool:
         """Return whether a task leaves for a frontier model for this reason."""

@@ -18,7 +18,7 @@ from serving.stages.stack import BoundTask, Trip
 from serving.stages.usage_filter import wants_usage
 
 
-def task_chat(
+async def task_chat(
     body: Mapping[str, Any],
     outcome: Outcome,
     way: TaskWay,
@@ -27,9 +27,9 @@ def task_chat(
     books: Books,
 ) -> ChatReply:
     """Return a task's answer as the chat that asked for it. Raises the outcome's error."""
-    answer, request_id = outcome.result, trip.request_id
-    assert answer is not None
-    books.settled(0, answer, outcome.reason, outcome.attempts)
+    request_id = trip.request_id
+    answer = books.settled(0, outcome)
+    await books.written()
     if isinstance(answer, NarrowgateError):
         raise answer
     reason: Reason = outcome.reason or "narrow"
@@ -38,8 +38,9 @@ def task_chat(
     document = None if body.get("stream") else _completion(answer, text, request_id)
     attestation = bound.grant.attestation if answer.route == "local" else None
     return ChatReply(
-        answer.route, reason, answer.model, document, events, AsyncExitStack(), attestation
-    )
+        answer.route, reason, answer.model, document, events, AsyncExitStack(), attestation,
+        answer.cost_usd,
+    )  # fmt: skip
 
 
 def _completion(answer: Answer, text: str, request_id: str) -> dict[str, Any]:
@@ -102,6 +103,6 @@ def _details(answer: Answer) -> dict[str, Any]:
         mode="json",
         include={
             "task", "route", "reason", "confidence", "calibrated_confidence", "below_threshold",
-            "label_probabilities", "valid", "notes",
+            "label_probabilities", "valid", "notes", "cost_usd",
         },
     )  # fmt: skip

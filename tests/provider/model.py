@@ -116,7 +116,6 @@ class PromptCache:
             },
             "output_tokens": output + reasoning,
             "output_tokens_details": {"thinking_tokens": reasoning},
-            "service_tier": "standard",
         }
 
     def openai_usage(self, seen: Seen, output: int, reasoning: int) -> dict[str, Any]:

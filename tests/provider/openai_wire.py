@@ -29,7 +29,7 @@ def whole(seen: Seen, answer: Reply, usage: Any, number: int) -> dict[str, Any]:
         "model": f"{seen.model}-2026-01-01",
         "choices": [{**choice, "index": n} for n in range(count)],
         "usage": usage,
-        "service_tier": "default",
+        "service_tier": answer.service_tier or "default",
     }
 
 
@@ -39,6 +39,7 @@ def events(seen: Seen, answer: Reply, usage: Any, number: int) -> list[bytes]:
         "object": "chat.completion.chunk",
         "created": 1_760_000_000,
         "model": f"{seen.model}-2026-01-01",
+        "service_tier": answer.service_tier or "default",
     }
 
     def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:

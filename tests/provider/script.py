@@ -74,12 +74,13 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model says. finish: in OpenAI's words."""
+    """What the model says. finish: in OpenAI's words. service_tier: the usual one where None."""
 
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
     finish: str = "stop"
     reasoning_tokens: int = 0
+    service_tier: str | None = None
 
 
 Answer = Callable[[Seen], Reply | str | None]

@@ -156,6 +156,8 @@ class ProviderApp:
         said = answer.text + "".join(c.name + json.dumps(c.arguments) for c in answer.calls)
         count = self.cache.openai_usage if seen.api == "openai" else self.cache.anthropic_usage
         usage = count(seen, tokens(said), answer.reasoning_tokens)
+        if seen.api == "anthropic":
+            usage["service_tier"] = answer.service_tier or "standard"
         seen.usage = usage
         match fault.kind if fault else None:
             case "no_usage":

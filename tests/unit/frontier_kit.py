@@ -16,11 +16,13 @@ from serving.contracts.frontier_settings import (
     FrontierSettings,
     ProviderSettings,
 )
+from serving.contracts.ledger import Caller
 from serving.contracts.prices import ModelPrices, PriceStep, TokenPrices
 from serving.frontier.build import build_frontier
 from serving.frontier.frontier import FrontierStack
 
 from ..provider.server import ProviderServer
+from .booked import MemoryLedger, Page
 
 KEY = "sk-narrowgate-1234567890abcdef"
 OPENAI = "openai/gpt-4.1"
@@ -126,14 +128,21 @@ async def frontier(
         await stack.aclose()
 
 
+def page() -> Page:
+    """Return an input's page in a ledger of its own."""
+    return MemoryLedger().entry(Caller("acme"), "req-1", "chat", None, 0)
+
+
 def call(*targets: str, body: dict[str, Any] | None = None, **more: Any) -> FrontierCall:
     message = {"role": "user", "content": "What is a narrow gate?"}
+    entry = more.pop("entry", None) or page()
     return FrontierCall(
         body={"messages": [message], **(body or {})},
         targets=targets,
         bounds=more.pop("bounds", BOUNDS),
         deadline=Deadline.after(more.pop("seconds", 5.0)),
         request_id="req-1",
+        entry=entry,
         **more,
     )
 

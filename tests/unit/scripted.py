@@ -31,7 +31,7 @@ from serving.contracts.ledger_settings import AuthSettings
 from serving.contracts.openai import OpenAIReply
 from serving.contracts.routing import Decision
 from serving.contracts.routing_settings import RoutingSettings
-from serving.contracts.settings import GatewaySettings
+from serving.contracts.settings import GatewaySettings, Replicas
 from serving.contracts.task_spec import TaskSpec
 from serving.gateway.access import Access
 from serving.gateway.admission import Admission
@@ -39,10 +39,12 @@ from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.metrics import Metrics
 from serving.local.health import EngineHealth
+from serving.stages.replica_meter import ReplicaMeter
 from serving.stages.stack import BoundTask, Policy, Stack
 from serving.tasks.grant import Grant
 from serving.tasks.task import bind
 
+from .booked import MemoryLedger
 from .conftest import CharacterTokenizer
 
 MODEL = "tiny"
@@ -238,14 +240,17 @@ class Server:
         self.router = ScriptedRouter()
         self.decisions = Rows()
         self.exits = Recorded(metrics)
+        self.ledger = MemoryLedger()
         stack = Stack(
             tasks=tasks,
             engines={MODEL: self.engine},
+            meters={MODEL: ReplicaMeter(Replicas())},
             router=self.router,
             frontier=self.frontier,
             policy=Policy.of(FrontierSettings(), RoutingSettings()),
             local_room=admission,
             frontier_room=frontier_admission,
+            ledger=self.ledger,
             exits=self.exits,
             decisions=self.decisions,
         )

@@ -18,6 +18,7 @@ from serving.tasks.catalog import load_specs
 from serving.tasks.grant import Grant
 
 from .attested import result
+from .booked import LOCAL_COST
 from .scripted import MODEL, WINDOW, Server, assert_error
 
 
@@ -40,7 +41,7 @@ async def test_one_input(server: Server) -> None:
         "uncached_input_tokens": 7, "cache_read_tokens": 3, "cache_write_5m_tokens": 0,
         "cache_write_1h_tokens": 0, "output_tokens": 0, "reasoning_tokens": 0,
     }  # fmt: skip
-    assert answer["cost_usd"] is None
+    assert answer["cost_usd"] == str(LOCAL_COST)
     assert answer["calibrated_confidence"] is None
 
 

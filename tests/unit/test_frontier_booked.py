@@ -1,0 +1,267 @@
+"""What the books learn of provider calls: all of them, before they are made, as they were told."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from serving.contracts.answer import Usage
+from serving.contracts.errors import (
+    BudgetExceeded,
+    FrontierError,
+    LedgerUnavailable,
+    NarrowgateError,
+    UnpricedModel,
+)
+from serving.contracts.frontier import FrontierCall
+from serving.contracts.ledger import Caller
+from serving.frontier.frontier import FrontierStack
+
+from ..provider.script import Fault, Reply, rate_limited
+from ..provider.server import ProviderServer
+from .booked import BookedCall, MemoryLedger, Page
+from .frontier_kit import (
+    ANTHROPIC,
+    OPENAI,
+    OTHER,
+    Recorder,
+    call,
+    frontier,
+    page,
+    provider_fixture,  # noqa: F401
+    server_fixture,  # noqa: F401
+    settings,
+)
+
+Ask = Callable[[FrontierStack, FrontierCall], Awaitable[None]]
+LONG = {"messages": [{"role": "user", "content": "A preface to be kept. " * 400}]}
+
+
+async def whole(stack: FrontierStack, asked: FrontierCall) -> None:
+    await stack.complete(asked)
+
+
+async def streamed(stack: FrontierStack, asked: FrontierCall) -> None:
+    stream = await stack.stream(asked)
+    async for _ in stream.events:
+        pass
+
+
+HOW = pytest.mark.parametrize("ask", [whole, streamed])
+TARGET = pytest.mark.parametrize("target", [OPENAI, ANTHROPIC])
+
+
+def reported(provider: ProviderServer, index: int = -1) -> Usage:
+    """What the provider billed for a request, read by hand from its own wire format."""
+    told: Any = provider.script.seen[index].usage
+    if provider.script.seen[index].api == "anthropic":
+        thinking = told["output_tokens_details"]["thinking_tokens"]
+        return Usage(
+            uncached_input_tokens=told["input_tokens"],
+            cache_read_tokens=told["cache_read_input_tokens"],
+            cache_write_5m_tokens=told["cache_creation"]["ephemeral_5m_input_tokens"],
+            cache_write_1h_tokens=told["cache_creation"]["ephemeral_1h_input_tokens"],
+            output_tokens=told["output_tokens"] - thinking,
+            reasoning_tokens=thinking,
+        )
+    details = told["prompt_tokens_details"]
+    reasoning = told["completion_tokens_details"]["reasoning_tokens"]
+    written = details.get("cache_write_tokens", 0)
+    return Usage(
+        uncached_input_tokens=told["prompt_tokens"] - details["cached_tokens"] - written,
+        cache_read_tokens=details["cached_tokens"],
+        cache_write_5m_tokens=written,
+        output_tokens=told["completion_tokens"] - reasoning,
+        reasoning_tokens=reasoning,
+    )
+
+
+def only(entry: Page) -> BookedCall:
+    (booked,) = entry.calls
+    return booked
+
+
+@HOW
+@TARGET
+async def test_an_answer_is_booked_as_the_provider_reports_it(
+    provider: ProviderServer, ask: Ask, target: str
+) -> None:
+    tier = "batch"
+    provider.script.answer = lambda _: Reply("a few words", reasoning_tokens=7, service_tier=tier)
+    async with frontier(settings(provider)) as stack:
+        for number in range(2):
+            entry = page()
+            # The second time the provider reads the beginning from its cache.
+            await ask(stack, call(target, body=LONG, entry=entry))
+            end = only(entry).end
+            assert end is not None
+            assert (end.outcome, end.usage_source, end.service_tier) == ("ok", "reported", tier)
+            assert end.usage == reported(provider)
+            assert end.usage.reasoning_tokens == 7
+            if target == OPENAI:
+                assert bool(end.usage.cache_read_tokens) == bool(number)
+
+
+@HOW
+@TARGET
+@pytest.mark.parametrize(
+    ("fault", "source"),
+    [
+        (Fault("status", 500), "reported"),
+        (Fault("status", 401, "invalid_api_key"), "reported"),
+        (rate_limited(), "reported"),
+        (Fault("hang_up"), "reported"),
+        (Fault("hang"), "unknown"),
+        (Fault("html"), "unknown"),
+        (Fault("no_usage"), "estimated"),
+        (Fault("negative_usage"), "estimated"),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else value,
+)
+async def test_what_is_not_told_is_said_to_be_so(
+    provider: ProviderServer, ask: Ask, target: str, fault: Fault, source: str
+) -> None:
+    provider.script.next(fault)
+    entry = page()
+    async with frontier(settings(provider, {"first_byte_timeout_s": 0.3})) as stack:
+        with suppress(FrontierError):
+            await ask(stack, call(target, entry=entry))
+    end = only(entry).end
+    assert end is not None
+    assert end.usage_source == source
+    # Refused or failed: nothing was used. Unknown: nobody can say.
+    assert (end.usage is not None) == (source == "estimated")
+
+
+@TARGET
+@pytest.mark.parametrize("kind", ["cut", "end_early", "hang_mid_stream", "error_event"])
+async def test_a_stream_cut_before_its_usage_is_estimated_from_what_was_delivered(
+    provider: ProviderServer, target: str, kind: Any
+) -> None:
+    provider.script.answer = lambda _: "one two three four five six seven eight nine ten"
+    provider.script.next(Fault(kind, after_events=6))
+    entry = page()
+    async with frontier(settings(provider)) as stack:
+        stream = await stack.stream(call(target, entry=entry))
+        with pytest.raises(FrontierError):
+            async for _ in stream.events:
+                pass
+    end = only(entry).end
+    assert end is not None
+    assert (end.outcome, end.usage_source) == ("frontier_stream_broken", "estimated")
+    assert end.usage is not None
+    assert stream.usage == end.usage
+    assert end.usage.output_tokens >= 3
+    if target == ANTHROPIC:
+        # Its first event tells the input.
+        assert end.usage.uncached_input_tokens == reported(provider).uncached_input_tokens
+
+
+@TARGET
+async def test_a_client_that_hangs_up_has_used_what_it_was_sent(
+    provider: ProviderServer, target: str
+) -> None:
+    provider.script.answer = lambda _: "word " * 50
+    entry = page()
+    async with frontier(settings(provider)) as stack:
+        stream = await stack.stream(call(target, entry=entry))
+        for _ in range(8):
+            await anext(stream.events)
+        await stream.events.aclose()  # type: ignore[attr-defined]
+        end = only(entry).end
+        assert end is not None
+        assert (end.outcome, end.usage_source) == ("cancelled", "estimated")
+        assert end.usage is not None
+        assert 0 < end.usage.output_tokens < 50
+
+
+async def test_a_call_nobody_waits_for_may_have_been_billed(provider: ProviderServer) -> None:
+    provider.script.next(Fault("hang"))
+    entry = page()
+    async with frontier(settings(provider)) as stack:
+        task = asyncio.ensure_future(stack.complete(call(OPENAI, entry=entry)))
+        while not provider.script.seen:  # noqa: ASYNC110  # filled on another thread
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    end = only(entry).end
+    assert end is not None
+    assert (end.outcome, end.usage, end.usage_source) == ("cancelled", None, "unknown")
+
+
+@HOW
+async def test_every_call_of_a_request_is_booked_retries_and_fallbacks_too(
+    provider: ProviderServer, ask: Ask
+) -> None:
+    provider.script.next(rate_limited("0.01"), Fault("status", 500), None)
+    entry = page()
+    async with frontier(settings(provider, {"max_retries": 1})) as stack:
+        await ask(stack, call(OPENAI, OTHER, entry=entry))
+    assert [booked.model for booked in entry.calls] == [OPENAI, OPENAI, OTHER]
+    assert len(provider.script.seen) == 3
+    ends = [booked.end for booked in entry.calls]
+    assert all(end is not None for end in ends)
+    outcomes = [end.outcome for end in ends if end]
+    assert outcomes == ["frontier_rate_limited", "frontier_unavailable", "ok"]
+
+
+async def test_both_calls_of_a_hedged_pair_are_booked(provider: ProviderServer) -> None:
+    provider.script.next(Fault("slow", delay_s=1.0))
+    entry = page()
+    async with frontier(settings(provider, hedge_after_s=0.05)) as stack:
+        await stack.complete(call(OPENAI, OTHER, entry=entry))
+    booked = {c.model: c.end.usage_source for c in entry.calls if c.end is not None}
+    assert booked == {OPENAI: "unknown", OTHER: "reported"}
+
+
+@HOW
+@pytest.mark.parametrize("error", [BudgetExceeded("no money"), LedgerUnavailable("no books")])
+async def test_what_cannot_be_booked_is_not_sent(
+    provider: ProviderServer, ask: Ask, error: NarrowgateError
+) -> None:
+    ledger, events = MemoryLedger(), Recorder()
+    ledger.refuse.append(error)
+    entry = ledger.entry(Caller("acme"), "r", "chat", None, 0)
+    async with frontier(settings(provider, {"max_concurrent": 1}), events) as stack:
+        with pytest.raises(type(error)):
+            await ask(stack, call(OPENAI, entry=entry))
+        assert provider.script.seen == []
+        assert events.calls == [("openai", "gpt-4.1", error.code)]
+        # The room among the provider's calls was given back.
+        await ask(stack, call(OPENAI, entry=entry))
+    assert len(provider.script.seen) == 1
+
+
+async def test_a_target_beyond_the_budget_leaves_it_to_the_next(provider: ProviderServer) -> None:
+    ledger = MemoryLedger()
+    ledger.refuse.append(BudgetExceeded("no money for that one"))
+    entry = ledger.entry(Caller("acme"), "r", "chat", None, 0)
+    async with frontier(settings(provider)) as stack:
+        done = await stack.complete(call(OTHER, OPENAI, entry=entry))
+    assert done.model == OPENAI
+    assert [seen.model for seen in provider.script.seen] == ["gpt-4.1"]
+
+
+@HOW
+async def test_a_model_without_a_price_is_not_asked(provider: ProviderServer, ask: Ask) -> None:
+    async with frontier(settings(provider)) as stack:
+        with pytest.raises(UnpricedModel):
+            await ask(stack, call("openai/never-heard-of"))
+    assert provider.script.seen == []
+
+
+async def test_no_answer_costs_more_than_was_held_for_it(provider: ProviderServer) -> None:
+    provider.script.answer = lambda _: Reply("word " * 30, reasoning_tokens=4)
+    entry = page()
+    async with frontier(settings(provider)) as stack:
+        await stack.complete(call(OPENAI, body=LONG, entry=entry))
+    booked = only(entry)
+    assert booked.end is not None
+    assert booked.end.usage is not None
+    usage = booked.end.usage
+    paid = usage.uncached_input_tokens * 2 + (usage.output_tokens + usage.reasoning_tokens) * 8
+    assert Decimal(paid) / 10**6 <= booked.worst_case_usd
