@@ -37,12 +37,16 @@ def upgrade() -> None:
 
 def _fill_spending() -> None:
     """Sum what the calls of earlier versions spent and may still cost."""
+    names = ["tenant", "period", "start", "spent_usd", "held_usd"]
+    spending = sa.table("spending", *map(sa.column, names))
+    calls = sa.table(
+        "calls", *map(sa.column, ["tenant", "kind", "day", "month", "cost_usd", "held_usd"])
+    )
+    sums = [sa.func.coalesce(sa.func.sum(calls.c[name]), 0) for name in ("cost_usd", "held_usd")]
     for period in ("day", "month"):
-        op.execute(
-            sa.text(
-                "INSERT INTO spending (tenant, period, start, spent_usd, held_usd) "
-                f"SELECT tenant, '{period}', {period}, "
-                "COALESCE(SUM(cost_usd), 0), COALESCE(SUM(held_usd), 0) "
-                f"FROM calls WHERE kind = 'frontier' GROUP BY tenant, {period}"  # noqa: S608  # day, month
-            )
+        found = (
+            sa.select(calls.c.tenant, sa.literal(period), calls.c[period], *sums)
+            .where(calls.c.kind == "frontier")
+            .group_by(calls.c.tenant, calls.c[period])
         )
+        op.execute(sa.insert(spending).from_select(names, found))
