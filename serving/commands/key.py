@@ -1,0 +1,94 @@
+"""`narrowgate key`: make, list and revoke API keys."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from serving.commands.books import opened_ledger
+from serving.commands.options import add_settings_options
+
+if TYPE_CHECKING:
+    from serving.ledger.keys import KeyRecord
+
+HELP = "make, list and revoke API keys"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the actions and their arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="make a key and print it, this once")
+    whose = create.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--tenant", metavar="NAME", help="who pays for its requests")
+    whose.add_argument(
+        "--admin", action="store_true", help="reads every tenant's report and spends nothing"
+    )
+    create.add_argument("--label", default="", metavar="TEXT", help="what it is for")
+    listing = actions.add_parser("list", help="show every key, never its secret")
+    revoke = actions.add_parser("revoke", help="make a key worthless, for good")
+    revoke.add_argument("id", metavar="ID", help="as `key list` shows it")
+    for action in (create, listing, revoke):
+        add_settings_options(action)
+        action.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make, list or revoke."""
+    return {"create": _create, "list": _list, "revoke": _revoke}[args.action](args)
+
+
+def _create(args: argparse.Namespace) -> int:
+    from serving.ledger.keys import create_key
+
+    with opened_ledger(args) as database:
+        issued = create_key(database, args.tenant, args.label)
+    text = issued.text.get_secret_value()
+    if args.json:
+        whose = {"tenant": args.tenant, "admin": args.admin, "label": args.label}
+        print(json.dumps({"id": issued.id, **whose, "key": text}))
+        return 0
+    # Alone on stdout, so that it can go straight into a secret store.
+    print(text)
+    print(f"key {issued.id}: shown this once, and kept nowhere", file=sys.stderr)
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from serving.ledger.keys import list_keys
+
+    with opened_ledger(args) as database:
+        records = list_keys(database)
+    if args.json:
+        print(json.dumps([_document(record) for record in records]))
+        return 0
+    for record in records:
+        whose = "(admin)" if record.admin else record.tenant
+        state = f"revoked {record.revoked_at:%Y-%m-%d %H:%M}" if record.revoked_at else "live"
+        made = f"{record.created_at:%Y-%m-%d %H:%M}"
+        print(f"{record.id}  {whose:<24} created {made}  {state:<24} {record.label}".rstrip())
+    return 0
+
+
+def _revoke(args: argparse.Namespace) -> int:
+    from serving.ledger.keys import revoke_key
+
+    with opened_ledger(args) as database:
+        revoke_key(database, args.id)
+    if args.json:
+        print(json.dumps({"id": args.id, "revoked": True}))
+    else:
+        print(f"key {args.id} is revoked; gateways refuse it within auth.refresh_s")
+    return 0
+
+
+def _document(record: "KeyRecord") -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "tenant": record.tenant,
+        "admin": record.admin,
+        "label": record.label,
+        "created_at": record.created_at.isoformat(),
+        "revoked_at": record.revoked_at.isoformat() if record.revoked_at else None,
+    }
