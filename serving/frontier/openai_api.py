@@ -12,12 +12,13 @@ from pydantic import SecretStr
 from serving.contracts.answer import Usage
 from serving.contracts.errors import FrontierStreamBroken
 from serving.contracts.frontier_settings import ProviderSettings
+from serving.contracts.openai import usage_from_openai
 from serving.frontier.failures import with_usage
 from serving.frontier.http_errors import unsendable
 from serving.frontier.openai_errors import ERRORS, translate
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
 from serving.frontier.transport_errors import read_document, unreadable
-from serving.frontier.usage import from_openai, tier_in
+from serving.frontier.usage import tier_in
 
 OPENAI_URL = "https://api.openai.com/v1"
 _OWN_HOSTS = (".openai.com", ".openai.azure.com")
@@ -102,7 +103,7 @@ class OpenAIApi:
         await self._client.close()
 
     def _read(self, body: dict[str, Any], model: str) -> WholeAnswer:
-        usage = from_openai(body.get("usage"))
+        usage = usage_from_openai(body.get("usage"))
         choices = body.get("choices")
         if not isinstance(choices, list) or not choices or not all(map(_is_choice, choices)):
             raise with_usage(unreadable(self._name, "it has no choice with a message"), usage)
@@ -166,7 +167,7 @@ class _StreamState:
         self.started = True
         self.service_tier = tier_in(chunk) or self.service_tier
         if "usage" in chunk:
-            usage = from_openai(chunk["usage"])
+            usage = usage_from_openai(chunk["usage"])
             self.usage = usage or self.usage
             if usage is None:
                 del chunk["usage"]

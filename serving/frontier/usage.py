@@ -1,42 +1,12 @@
-"""Providers' token counts as exclusive classes, and back. Pure."""
+"""Anthropic's token counts as exclusive classes, and guesses where nobody counted. Pure."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from serving.contracts.answer import Usage
+from serving.contracts.openai import token_count, token_part
 
 CHARS_PER_TOKEN = 4
 """Rough, for English; used where a provider does not tell and for minimum prefix lengths."""
-
-
-def from_openai(data: object) -> Usage | None:
-    """Read OpenAI's usage; None where it is missing or no count of tokens.
-
-    prompt_tokens includes cached and written tokens, completion_tokens includes reasoning. Parts
-    beyond their whole are cut to it. Some compatible servers count reasoning beside
-    completion_tokens, which shows in their total. Writes are booked as 5-minute writes: OpenAI has
-    one price for them.
-    """
-    if not isinstance(data, Mapping):
-        return None
-    prompt, completion = _count(data.get("prompt_tokens")), _count(data.get("completion_tokens"))
-    if prompt is None or completion is None:
-        return None
-    read = min(_part(data, "prompt_tokens_details", "cached_tokens"), prompt)
-    written = min(_part(data, "prompt_tokens_details", "cache_write_tokens"), prompt - read)
-    reasoning = _part(data, "completion_tokens_details", "reasoning_tokens")
-    if data.get("total_tokens") == prompt + completion + reasoning:
-        output = completion
-    else:
-        reasoning = min(reasoning, completion)
-        output = completion - reasoning
-    return Usage(
-        uncached_input_tokens=prompt - read - written,
-        cache_read_tokens=read,
-        cache_write_5m_tokens=written,
-        output_tokens=output,
-        reasoning_tokens=reasoning,
-    )
 
 
 def from_anthropic(data: object) -> Usage | None:
@@ -47,16 +17,16 @@ def from_anthropic(data: object) -> Usage | None:
     """
     if not isinstance(data, Mapping):
         return None
-    uncached, output = _count(data.get("input_tokens")), _count(data.get("output_tokens"))
+    uncached, output = token_count(data.get("input_tokens")), token_count(data.get("output_tokens"))
     if uncached is None or output is None:
         return None
-    hour = _part(data, "cache_creation", "ephemeral_1h_input_tokens")
-    short = _part(data, "cache_creation", "ephemeral_5m_input_tokens")
-    written = _count(data.get("cache_creation_input_tokens")) or 0
-    thinking = min(_part(data, "output_tokens_details", "thinking_tokens"), output)
+    hour = token_part(data, "cache_creation", "ephemeral_1h_input_tokens")
+    short = token_part(data, "cache_creation", "ephemeral_5m_input_tokens")
+    written = token_count(data.get("cache_creation_input_tokens")) or 0
+    thinking = min(token_part(data, "output_tokens_details", "thinking_tokens"), output)
     return Usage(
         uncached_input_tokens=uncached,
-        cache_read_tokens=_count(data.get("cache_read_input_tokens")) or 0,
+        cache_read_tokens=token_count(data.get("cache_read_input_tokens")) or 0,
         cache_write_5m_tokens=max(short, written - hour),
         cache_write_1h_tokens=hour,
         output_tokens=output - thinking,
@@ -90,12 +60,3 @@ def tier_in(data: object) -> str | None:
     """Return the service tier that an answer, or its usage, names."""
     tier = data.get("service_tier") if isinstance(data, Mapping) else None
     return tier if isinstance(tier, str) else None
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and value >= 0 else None
-
-
-def _part(data: Mapping[str, Any], group: str, name: str) -> int:
-    inner = data.get(group)
-    return (_count(inner.get(name)) or 0) if isinstance(inner, Mapping) else 0

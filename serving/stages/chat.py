@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from serving.contracts.answer import Route, Usage
+from serving.contracts.answer import Route
 from serving.contracts.errors import InputTooLong, InvalidRequest, NarrowgateError
 from serving.contracts.frontier import Completion, CompletionStream, FrontierCall
+from serving.contracts.openai import usage_from_openai
 from serving.contracts.routing import Reason
 from serving.stages.books import Books, Served
 from serving.stages.chat_way import FrontierWay, LocalWay
@@ -118,7 +119,9 @@ class _LocalServing:
     def served(self, usage: dict[str, Any] | None) -> Served:
         """Return what it served by now."""
         replica_s = self.lap.leave()
-        return Served("local", "requested", self.model, _usage(usage), replica_s=replica_s)
+        return Served(
+            "local", "requested", self.model, usage_from_openai(usage), replica_s=replica_s
+        )
 
 
 def _frontier_served(way: FrontierWay, answer: Completion | CompletionStream) -> Served:
@@ -174,18 +177,6 @@ async def _closed(events: AsyncIterator[Any]) -> None:
     close = getattr(events, "aclose", None)
     if close is not None:
         await close()
-
-
-def _usage(found: dict[str, Any] | None) -> Usage | None:
-    if not found:
-        return None
-    prompt = int(found.get("prompt_tokens") or 0)
-    details = found.get("prompt_tokens_details") or {}
-    cached = int(details.get("cached_tokens") or 0)
-    output = int(found.get("completion_tokens") or 0)
-    return Usage(
-        uncached_input_tokens=prompt - cached, cache_read_tokens=cached, output_tokens=output
-    )
 
 
 def _refusal(status: int, body: Mapping[str, Any]) -> NarrowgateError:

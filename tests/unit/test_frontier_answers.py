@@ -10,8 +10,8 @@ from serving.contracts.answer import Usage
 from serving.contracts.errors import FrontierNotConfigured, FrontierRejected, MaxCostExceeded
 from serving.contracts.frontier import OutputBounds
 from serving.contracts.frontier_settings import PromptCacheSettings
+from serving.contracts.openai import usage_from_openai
 from serving.frontier import openai_api
-from serving.frontier.usage import from_openai
 
 from ..provider.script import Reply, ToolCall
 from ..provider.server import ProviderServer
@@ -62,7 +62,7 @@ async def test_a_whole_answer(provider: ProviderServer, target: str) -> None:
     assert (done.model, done.body["model"]) == (target, target)
     assert done.body["id"]
     assert (done.usage.output_tokens, done.usage.reasoning_tokens) == (3, 5)
-    assert from_openai(done.body["usage"]) == done.usage
+    assert usage_from_openai(done.body["usage"]) == done.usage
     openai.types.chat.ChatCompletion.model_validate(done.body)
     name, _, model = target.partition("/")
     assert events.calls == [(name, model, "ok")]
@@ -79,7 +79,7 @@ async def test_a_streamed_answer_says_the_same(provider: ProviderServer, target:
         chunks = await chunks_of(stream)
     assert text_of(chunks) == whole.text
     assert stream.usage == whole.usage
-    assert from_openai(chunks[-1]["usage"]) == whole.usage
+    assert usage_from_openai(chunks[-1]["usage"]) == whole.usage
     assert chunks[-1]["choices"] == []
     assert {chunk["model"] for chunk in chunks} == {target}
     assert len({chunk["id"] for chunk in chunks}) == 1
@@ -479,7 +479,7 @@ async def test_anthropics_cache_is_written_then_read(provider: ProviderServer) -
             body = {"messages": [{"role": "user", "content": text}]}
             stream = await stack.stream(call(ANTHROPIC, body=body))
             chunks = await chunks_of(stream)
-            assert from_openai(chunks[-1]["usage"]).cache_read_tokens == (  # type: ignore[union-attr]
+            assert usage_from_openai(chunks[-1]["usage"]).cache_read_tokens == (  # type: ignore[union-attr]
                 stream.usage.cache_read_tokens  # type: ignore[union-attr]
             )
             answers.append(stream.usage)

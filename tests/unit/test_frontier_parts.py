@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier import OutputBounds
 from serving.contracts.frontier_settings import ProviderSettings
-from serving.contracts.openai import openai_usage
+from serving.contracts.openai import openai_usage, usage_from_openai
 from serving.contracts.prices import PriceStep, TokenPrices
 from serving.frontier.bounds import bounded, bounded_tokens
 from serving.frontier.keys import resolve_key
 from serving.frontier.retry_after import retry_after_s, wait_s
-from serving.frontier.usage import from_anthropic, from_openai, input_tokens
+from serving.frontier.usage import from_anthropic, input_tokens
 from serving.frontier.worst_case import worst_case_usd
 from serving.ledger.price_book import PriceBook
 
@@ -71,7 +71,7 @@ def test_a_malformed_key_in_the_environment_stops_the_start() -> None:
 def test_openais_classes_add_up(
     prompt: int, completion: int, read: int, written: int, reasoning: int
 ) -> None:
-    usage = from_openai(
+    usage = usage_from_openai(
         {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -83,7 +83,7 @@ def test_openais_classes_add_up(
     assert usage is not None
     assert input_tokens(usage) == prompt
     assert usage.output_tokens + usage.reasoning_tokens == completion
-    assert from_openai(openai_usage(usage)) == usage
+    assert usage_from_openai(openai_usage(usage)) == usage
 
 
 @given(COUNT, COUNT, COUNT, COUNT, COUNT, COUNT)
@@ -107,7 +107,7 @@ def test_anthropics_classes_add_up(
     assert input_tokens(usage) == uncached + read + short + hour
     assert (usage.cache_write_5m_tokens, usage.cache_write_1h_tokens) == (short, hour)
     assert usage.output_tokens + usage.reasoning_tokens == output
-    again = from_openai(openai_usage(usage))
+    again = usage_from_openai(openai_usage(usage))
     assert again is not None
     assert input_tokens(again) == input_tokens(usage)
 
@@ -133,13 +133,13 @@ def test_anthropics_classes_add_up(
     )
 )
 def test_no_usage_however_odd_does_harm(data: object) -> None:
-    for read in (from_openai, from_anthropic):
+    for read in (usage_from_openai, from_anthropic):
         usage = read(data)
         assert usage is None or input_tokens(usage) >= 0
 
 
 def test_reasoning_beside_the_completion_is_seen_in_the_total() -> None:
-    usage = from_openai(
+    usage = usage_from_openai(
         {
             "prompt_tokens": 10,
             "completion_tokens": 5,
