@@ -1,4 +1,5 @@
-# make serve   set up and serve the bundled model at http://127.0.0.1:8000
+# make serve   set up and serve the bundled model at http://127.0.0.1:8000, for anybody on this
+#              machine; AUTH=keys asks for API keys
 # make test    set up, lint, and run all tests
 # make gate    test INT8 and INT4 models against the 16-bit one and show the verdicts
 # make bench   measure the running stack beside bare vLLM and an empty handler
@@ -7,6 +8,7 @@
 
 PORT ?= 8000
 STATE ?= .narrowgate
+AUTH ?= off
 VENV ?= .venv
 BENCH_ARGS ?=
 GATE_ARGS ?=
@@ -24,7 +26,7 @@ $(VENV)/.cpu-dev: requirements/cpu-dev.txt requirements/torch-cpu.txt requiremen
 
 # exec: signals sent to the recipe reach the program itself.
 serve: $(VENV)/.cpu
-	@exec $(VENV)/bin/narrowgate serve --port $(PORT) --state $(STATE)
+	@exec $(VENV)/bin/narrowgate serve --port $(PORT) --state $(STATE) --auth $(AUTH)
 
 test: lint unit integration
 

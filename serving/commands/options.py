@@ -23,4 +23,6 @@ def settings_from(args: argparse.Namespace) -> "Settings":
     from serving.contracts.settings import load_settings
 
     names = ("host", "port", "state", "tasks_dir")
-    return load_settings(args.config, {name: getattr(args, name) for name in names})
+    given = {name: getattr(args, name) for name in names}
+    mode = getattr(args, "auth", None)
+    return load_settings(args.config, {**given, "auth": mode and {"mode": mode}})

@@ -23,6 +23,11 @@ HELP = "serve the configured models and tasks over HTTP until SIGINT or SIGTERM"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_settings_options(parser)
+    parser.add_argument(
+        "--auth",
+        choices=("keys", "off"),
+        help="ask every request for an API key (keys), or listen on loopback for anybody (off)",
+    )
 
 
 @dataclass(frozen=True, slots=True)
