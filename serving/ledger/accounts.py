@@ -1,0 +1,122 @@
+"""What tenants spent and hold by day and month, checked against their limits."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, bindparam, select, tuple_, update
+
+from serving.contracts.errors import BudgetExceeded
+from serving.ledger.operations import Row
+from serving.ledger.schema import spending, tenants
+from serving.ledger.upsert import insert_new
+
+_ZERO = Decimal(0)
+_KEY = tuple_(spending.c.tenant, spending.c.period, spending.c.start)
+_WRITE = (
+    update(spending)
+    .where(
+        spending.c.tenant == bindparam("of_tenant"),
+        spending.c.period == bindparam("of_period"),
+        spending.c.start == bindparam("of_start"),
+    )
+    .values(spent_usd=bindparam("new_spent"), held_usd=bindparam("new_held"))
+)
+
+
+class AccountKey(NamedTuple):
+    """One tenant's day or month. Sorted, they are locked in one order by everybody."""
+
+    tenant: str
+    period: str
+    start: str
+
+
+@dataclass(slots=True)
+class _Balance:
+    spent_usd: Decimal
+    held_usd: Decimal
+    changed: bool = False
+
+
+class Accounts:
+    """The accounts of one transaction, locked until its end. Costs are in US dollars."""
+
+    def __init__(
+        self, connection: Connection, calls: Iterable[Row], known: set[AccountKey]
+    ) -> None:
+        """Lock the accounts of calls. known: those that are there for sure, added to."""
+        self._connection = connection
+        keys = sorted({key for call in calls for key in _keys(call)})
+        if missing := [key for key in keys if key not in known]:
+            rows = [{**key._asdict(), "spent_usd": _ZERO, "held_usd": _ZERO} for key in missing]
+            connection.execute(insert_new(connection, spending), rows)
+            known.update(missing)
+        self._balances = self._locked(keys)
+        self._limits = self._limits_of({key.tenant for key in keys})
+
+    def check(self, call: Row) -> None:
+        """Refuse a call that may exceed a limit. Raises BudgetExceeded."""
+        worst: Decimal = call["held_usd"]
+        for key in _keys(call):
+            limit = self._limits.get((key.tenant, key.period))
+            balance = self._balances[key]
+            if limit is None or balance.spent_usd + balance.held_usd + worst <= limit:
+                continue
+            left = max(_ZERO, limit - balance.spent_usd - balance.held_usd)
+            raise BudgetExceeded(
+                f"the call may cost ${worst:f} and the {key.period}'s budget of tenant "
+                f"{key.tenant!r} has ${left:f} left",
+                fix=f"ask for less output, wait for the next {key.period}, or have it raised",
+            )
+
+    def charge(self, call: Row, spent_usd: Decimal, held_usd: Decimal) -> None:
+        """Add to what a call's tenant spent and holds in its periods."""
+        for key in _keys(call):
+            balance = self._balances[key]
+            balance.spent_usd += spent_usd
+            balance.held_usd += held_usd
+            balance.changed = True
+
+    def write(self) -> None:
+        """Write what changed."""
+        rows = [
+            {
+                "of_tenant": key.tenant,
+                "of_period": key.period,
+                "of_start": key.start,
+                "new_spent": balance.spent_usd,
+                "new_held": balance.held_usd,
+            }
+            for key, balance in self._balances.items()
+            if balance.changed
+        ]
+        if rows:
+            self._connection.execute(_WRITE, rows)
+
+    def _locked(self, keys: list[AccountKey]) -> dict[AccountKey, _Balance]:
+        rows = self._connection.execute(
+            select(spending)
+            .where(_KEY.in_(keys))
+            .order_by(spending.c.tenant, spending.c.period, spending.c.start)
+            .with_for_update()
+        )
+        return {
+            AccountKey(row.tenant, row.period, row.start): _Balance(row.spent_usd, row.held_usd)
+            for row in rows
+        }
+
+    def _limits_of(self, names: set[str]) -> Mapping[tuple[str, str], Any]:
+        rows = self._connection.execute(
+            select(tenants.c.name, tenants.c.day_usd, tenants.c.month_usd).where(
+                tenants.c.name.in_(sorted(names))
+            )
+        ).all()
+        days = {(row.name, "day"): row.day_usd for row in rows}
+        return days | {(row.name, "month"): row.month_usd for row in rows}
+
+
+def _keys(call: Row) -> tuple[AccountKey, AccountKey]:
+    tenant = call["tenant"]
+    return AccountKey(tenant, "day", call["day"]), AccountKey(tenant, "month", call["month"])

@@ -1,0 +1,110 @@
+"""What is done to the books, each so that doing it twice does no harm, and as lines of text."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+
+class UnreadableLine(ValueError):
+    """A line that is torn or no operation."""
+
+
+Row = Mapping[str, Any]
+"""Values of a table's row by column, as serving.ledger.schema types them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open a call and, where it is the exit's first, the exit; hold the call's worst case."""
+
+    exit: Row
+    call: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Write how a call ended.
+
+    call: its whole row, so that it can be written where its opening was lost. withdrawn: the call
+    was never made, so nothing is written where its opening was not.
+    """
+
+    call: Row
+    prices: tuple[Row, ...] = ()
+    withdrawn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Write an exit with its local calls. paid: it opened calls of providers, too."""
+
+    exit: Row
+    calls: tuple[Row, ...] = ()
+    prices: tuple[Row, ...] = ()
+    paid: bool = False
+
+
+Operation = Open | Close | Leave
+Keepable = Close | Leave
+"""What may be done later; an opening that waits is of no use to anybody."""
+
+
+def withdrawal(operation: Open) -> Close:
+    """Return what undoes an opening, whether or not it was written."""
+    call = {**operation.call, "state": "closed", "outcome": "not_made", "held_usd": Decimal(0)}
+    return Close({**call, "cost_usd": Decimal(0)}, withdrawn=True)
+
+
+def to_line(operation: Keepable) -> str:
+    """Return an operation as one line of JSON, without the line's end."""
+    if isinstance(operation, Close):
+        content = {
+            "do": "close",
+            "call": operation.call,
+            "prices": operation.prices,
+            "withdrawn": operation.withdrawn,
+        }
+    else:
+        content = {
+            "do": "leave",
+            "exit": operation.exit,
+            "calls": operation.calls,
+            "prices": operation.prices,
+            "paid": operation.paid,
+        }
+    return json.dumps(content, default=_plain)
+
+
+def from_line(line: str) -> Keepable:
+    """Read a line. Raises UnreadableLine."""
+    try:
+        content = json.loads(line)
+        prices = tuple(map(_row, content["prices"]))
+        if content["do"] == "close":
+            return Close(_row(content["call"]), prices, content["withdrawn"])
+        calls = tuple(map(_row, content["calls"]))
+        return Leave(_row(content["exit"]), calls, prices, content["paid"])
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UnreadableLine(f"no operation of the ledger: {type(error).__name__}") from error
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Decimal):
+        return str(value)
+    assert isinstance(value, datetime)
+    return value.isoformat()
+
+
+def _row(content: Mapping[str, Any]) -> Row:
+    return {name: _typed(name, value) for name, value in content.items()}
+
+
+def _typed(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name.endswith("_usd"):
+        return Decimal(value)
+    return datetime.fromisoformat(value) if name.endswith("_at") else value

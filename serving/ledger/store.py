@@ -1,0 +1,198 @@
+"""Doing operations to the books, many in one transaction. Blocking.
+
+Whoever writes takes locks in one order, so that processes wait for each other and never block each
+other for good: prices, accounts, calls, exits; within each, by key. Accounts are locked first of
+all that counts: a transaction of which nobody knows whether it was committed still holds them, and
+what undoes or repeats it waits until that is settled.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, Update, bindparam, func, literal, select, update
+
+from serving.contracts.errors import BudgetExceeded
+from serving.ledger.accounts import AccountKey, Accounts
+from serving.ledger.operations import Close, Leave, Open, Operation, Row
+from serving.ledger.schema import Usd, calls, exits, prices
+from serving.ledger.upsert import insert_new, insert_or_replace
+
+_ZERO = Decimal(0)
+_CALL_COLUMNS = [column.name for column in calls.columns]
+_EXIT_COLUMNS = [column.name for column in exits.columns]
+_PRICE_COLUMNS = [column.name for column in prices.columns]
+_CLOSE = (
+    update(calls)
+    .where(calls.c.id == bindparam("of_id"))
+    .values({name: bindparam(f"new_{name}") for name in _CALL_COLUMNS if name != "id"})
+)
+
+
+def _sum_of(name: str) -> Any:
+    total = func.coalesce(func.sum(calls.c[name]), literal(_ZERO, Usd()))
+    return select(total).where(calls.c.exit_id == exits.c.id).scalar_subquery()
+
+
+def summed_exits() -> Update:
+    """Return an update that sets exits' sums to those of their calls; narrow it by `where`."""
+    return update(exits).values(cost_usd=_sum_of("cost_usd"), held_usd=_sum_of("held_usd"))
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Rows to write at a transaction's end. closed: by id, since one may close twice."""
+
+    found: dict[str, Row]
+    exits_opened: list[Row] = field(default_factory=list)
+    opened: list[Row] = field(default_factory=list)
+    closed: dict[str, Row] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
+
+
+class Store:
+    """Does operations to the books. Remembers which prices and accounts are there."""
+
+    def __init__(self) -> None:
+        self._prices: set[str] = set()
+        self._accounts: set[AccountKey] = set()
+
+    def apply(
+        self, connection: Connection, operations: Sequence[Operation]
+    ) -> list[BudgetExceeded | None]:
+        """Do operations and return what became of each: None, or why a call may not be made.
+
+        After a transaction that was not committed, call `forget`. A call's opening and its close
+        are never in the same sequence.
+        """
+        leaving = [item for item in operations if isinstance(item, Leave)]
+        self._put_prices(connection, operations)
+        paid = [item for item in operations if not isinstance(item, Leave)]
+        touched: set[str] = {item.exit["id"] for item in leaving if item.paid}
+        refusals: list[BudgetExceeded | None] = []
+        if paid:
+            refusals, changed = self._paid(connection, paid)
+            touched |= changed
+        self._put_exits(connection, leaving)
+        if touched:
+            connection.execute(
+                summed_exits().where(exits.c.id.in_(sorted(touched)), exits.c.state != "open")
+            )
+        answers = iter(refusals)
+        return [None if isinstance(item, Leave) else next(answers) for item in operations]
+
+    def forget(self) -> None:
+        """Take nothing for granted any more: a transaction was rolled back."""
+        self._prices.clear()
+        self._accounts.clear()
+
+    def _put_prices(self, connection: Connection, operations: Iterable[Operation]) -> None:
+        rows = {
+            row["id"]: row
+            for item in operations
+            if not isinstance(item, Open)
+            for row in item.prices
+            if row["id"] not in self._prices
+        }
+        if rows:
+            ordered = [_whole(rows[key], _PRICE_COLUMNS) for key in sorted(rows)]
+            connection.execute(insert_new(connection, prices), ordered)
+            self._prices.update(rows)
+
+    def _paid(
+        self, connection: Connection, operations: Sequence[Open | Close]
+    ) -> tuple[list[BudgetExceeded | None], set[str]]:
+        accounts = Accounts(connection, (item.call for item in operations), self._accounts)
+        pending = _Pending(_locked_calls(connection, [item.call["id"] for item in operations]))
+        refusals: list[BudgetExceeded | None] = []
+        for item in operations:
+            if isinstance(item, Open):
+                refusals.append(_open(item, accounts, pending))
+            else:
+                _close(item, accounts, pending)
+                refusals.append(None)
+        accounts.write()
+        _write(connection, pending)
+        return refusals, pending.touched
+
+    def _put_exits(self, connection: Connection, leaving: Sequence[Leave]) -> None:
+        local = sorted((row for item in leaving for row in item.calls), key=_id)
+        if local:
+            rows = [_whole(row, _CALL_COLUMNS) for row in local]
+            connection.execute(insert_new(connection, calls), rows)
+        if leaving:
+            rows = [
+                _whole(row, _EXIT_COLUMNS) for row in sorted((i.exit for i in leaving), key=_id)
+            ]
+            connection.execute(insert_or_replace(connection, exits), rows)
+
+
+def _open(item: Open, accounts: Accounts, pending: _Pending) -> BudgetExceeded | None:
+    if item.call["id"] in pending.found:
+        return None
+    try:
+        accounts.check(item.call)
+    except BudgetExceeded as refusal:
+        return refusal
+    accounts.charge(item.call, _ZERO, item.call["held_usd"])
+    pending.found[item.call["id"]] = item.call
+    pending.opened.append(item.call)
+    pending.exits_opened.append(item.exit)
+    return None
+
+
+def _close(item: Close, accounts: Accounts, pending: _Pending) -> None:
+    call = item.call
+    before = pending.found.get(call["id"])
+    if before is None:
+        if item.withdrawn:
+            return
+        pending.opened.append(call)
+    elif before["state"] == "closed":
+        return
+    else:
+        pending.closed[call["id"]] = call
+    spent_before, held_before = (_ZERO, _ZERO) if before is None else _charged(before)
+    spent, held = _charged(call)
+    accounts.charge(call, spent - spent_before, held - held_before)
+    pending.found[call["id"]] = call
+    pending.touched.add(call["exit_id"])
+
+
+def _charged(call: Row) -> tuple[Decimal, Decimal]:
+    cost = call.get("cost_usd")
+    return (_ZERO if cost is None else cost), call["held_usd"]
+
+
+def _locked_calls(connection: Connection, ids: Sequence[str]) -> dict[str, Row]:
+    columns = (calls.c.id, calls.c.state, calls.c.cost_usd, calls.c.held_usd)
+    rows = connection.execute(
+        select(*columns).where(calls.c.id.in_(ids)).order_by(calls.c.id).with_for_update()
+    )
+    return {row.id: row._asdict() for row in rows}
+
+
+def _write(connection: Connection, pending: _Pending) -> None:
+    if pending.opened:
+        rows = [_whole(row, _CALL_COLUMNS) for row in sorted(pending.opened, key=_id)]
+        connection.execute(insert_new(connection, calls), rows)
+    if pending.closed:
+        rows = [_named(pending.closed[key]) for key in sorted(pending.closed)]
+        connection.execute(_CLOSE, rows)
+    if pending.exits_opened:
+        rows = [_whole(row, _EXIT_COLUMNS) for row in sorted(pending.exits_opened, key=_id)]
+        connection.execute(insert_new(connection, exits), rows)
+
+
+def _named(call: Row) -> dict[str, Any]:
+    row = {f"new_{name}": call.get(name) for name in _CALL_COLUMNS if name != "id"}
+    return {**row, "of_id": call["id"]}
+
+
+def _whole(row: Row, columns: Sequence[str]) -> Mapping[str, Any]:
+    return {name: row.get(name) for name in columns}
+
+
+def _id(row: Row) -> str:
+    return str(row["id"])
