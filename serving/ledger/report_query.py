@@ -1,0 +1,282 @@
+"""The sums behind a report, taken by the database over rows that are alike. Exact.
+
+Calls count where their input does, so that every way of grouping them has the same total.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from decimal import Decimal
+from typing import Any, Literal, get_args
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    Select,
+    Text,
+    and_,
+    case,
+    column,
+    func,
+    or_,
+    select,
+    type_coerce,
+    values,
+)
+
+from serving.contracts.report import Latency, TokenClass
+from serving.ledger.days import days_between, midnight
+from serving.ledger.schema import Usd, UtcTime, calls, exits, instances, prices
+
+Fate = Literal["answered", "failed", "unknown", "open"]
+
+TOKEN_CLASSES: tuple[TokenClass, ...] = get_args(TokenClass)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which inputs a report is about: those opened in [since, until). tenant: None for all."""
+
+    since: datetime
+    until: datetime
+    tenant: str | None
+
+    def covers(self) -> ColumnElement[bool]:
+        """Return the condition on `exits`."""
+        inside = and_(exits.c.opened_at >= self.since, exits.c.opened_at < self.until)
+        return inside if self.tenant is None else and_(inside, exits.c.tenant == self.tenant)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitGroup:
+    """Inputs that are alike. unpriced: those without a price at the reference model."""
+
+    tenant: str
+    endpoint: str
+    task: str | None
+    route: str | None
+    reason: str | None
+    outcome: str | None
+    reference_model: str | None
+    escalated: bool
+    cached: bool
+    fate: Fate
+    count: int
+    reference_usd: Decimal
+    unpriced: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallGroup:
+    """Calls that are alike. fate: of their input. tokens, token_usd: by class, as TOKEN_CLASSES."""
+
+    tenant: str
+    endpoint: str
+    task: str | None
+    route: str | None
+    fate: Fate
+    kind: Literal["frontier", "local"]
+    model: str
+    state: str
+    outcome: str | None
+    service_tier: str | None
+    price_id: str | None
+    count: int
+    cost_usd: Decimal
+    held_usd: Decimal
+    replica_us: int
+    tokens: tuple[int, ...]
+    token_usd: tuple[Decimal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DayGroup:
+    """Calls of one model on one day, by state. day: ISO."""
+
+    day: str
+    model: str
+    state: str
+    count: int
+    cost_usd: Decimal
+    held_usd: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class ExitDay:
+    """Inputs of one day, by fate. day: ISO."""
+
+    day: str
+    fate: Fate
+    count: int
+    reference_usd: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """When a gateway was alive, and what all local replicas cost an hour then."""
+
+    start: datetime
+    end: datetime
+    replica_hour_usd: Decimal
+
+
+_FATE = case(
+    (exits.c.state.in_(("open", "unknown")), exits.c.state),
+    (exits.c.outcome == "answered", "answered"),
+    else_="failed",
+)
+
+
+def exit_groups(connection: Connection, scope: Scope) -> list[ExitGroup]:
+    """Return the inputs, those alike together."""
+    keys = [
+        exits.c.tenant, exits.c.endpoint, exits.c.task, exits.c.route, exits.c.reason,
+        exits.c.outcome, exits.c.reference_model, exits.c.escalated, exits.c.cached, _FATE,
+    ]  # fmt: skip
+    unpriced = func.count() - func.count(exits.c.reference_usd)
+    query: Select[Any] = select(*keys, func.count(), _dollars(exits.c.reference_usd), unpriced)
+    rows = connection.execute(query.where(scope.covers()).group_by(*keys))
+    return [ExitGroup(*row) for row in rows]
+
+
+def call_groups(connection: Connection, scope: Scope) -> list[CallGroup]:
+    """Return the calls of those inputs, those alike together."""
+    keys = [
+        exits.c.tenant, exits.c.endpoint, exits.c.task, exits.c.route, _FATE, calls.c.kind,
+        calls.c.model, calls.c.state, calls.c.outcome, calls.c.service_tier, calls.c.price_id,
+    ]  # fmt: skip
+    query: Select[Any] = (
+        select(
+            *keys, func.count(), _dollars(calls.c.cost_usd), _dollars(calls.c.held_usd),
+            _whole(calls.c.replica_us),
+            *(_whole(tokens_of(name)) for name in TOKEN_CLASSES),
+            *(type_coerce(_whole(token_usd(name)), Usd) for name in TOKEN_CLASSES),
+        )
+        .select_from(calls)
+        .join(exits, exits.c.id == calls.c.exit_id)
+        .outerjoin(prices, prices.c.id == calls.c.price_id)
+        .where(scope.covers())
+        .group_by(*keys)
+    )  # fmt: skip
+    return [_call_group(*row) for row in connection.execute(query)]
+
+
+def _call_group(*row: Any) -> CallGroup:
+    n = len(TOKEN_CLASSES)
+    *fields, replica_us = row[: -2 * n]
+    tokens, dollars = row[-2 * n : -n], row[-n:]
+    return CallGroup(*(*fields, int(replica_us), tuple(map(int, tokens)), dollars))
+
+
+def tokens_of(name: TokenClass) -> ColumnElement[int]:
+    """Return a call's tokens of a class."""
+    return calls.c[f"{name}_tokens"]
+
+
+def token_usd(name: TokenClass) -> ColumnElement[int]:
+    """Return what a call's tokens of a class cost, picodollars; reasoning costs what output does.
+
+    The query must join `prices`.
+    """
+    priced = "output" if name == "reasoning" else name
+    return tokens_of(name) * type_coerce(prices.c[f"{priced}_usd"], BigInteger)
+
+
+def day_groups(
+    connection: Connection, scope: Scope, zone: tzinfo
+) -> tuple[list[ExitDay], list[DayGroup]]:
+    """Return the inputs and their calls by the day, in a time zone, on which the inputs came."""
+    days = _days(connection, scope, zone)
+    if days is None:
+        return [], []
+    on = and_(exits.c.opened_at >= days.c.start, exits.c.opened_at < days.c.end)
+    of_exits: Select[Any] = select(
+        days.c.day, _FATE, func.count(), _dollars(exits.c.reference_usd)
+    ).join_from(days, exits, on)
+    keys = [days.c.day, calls.c.model, calls.c.state]
+    of_calls: Select[Any] = (
+        select(*keys, func.count(), _dollars(calls.c.cost_usd), _dollars(calls.c.held_usd))
+        .join_from(days, exits, on)
+        .join(calls, calls.c.exit_id == exits.c.id)
+    )
+    covered, grouped = of_exits.where(scope.covers()), of_calls.where(scope.covers())
+    return (
+        [ExitDay(*row) for row in connection.execute(covered.group_by(days.c.day, _FATE))],
+        [DayGroup(*row) for row in connection.execute(grouped.group_by(*keys))],
+    )
+
+
+def _days(connection: Connection, scope: Scope, zone: tzinfo) -> FromClause | None:
+    """Return a table of the days on which inputs came, with their ends; None where none did."""
+    bounds = select(func.min(exits.c.opened_at), func.max(exits.c.opened_at))
+    first, last = connection.execute(bounds.where(scope.covers())).one()
+    if first is None:
+        return None
+    rows = [
+        (day.isoformat(), midnight(day, zone), midnight(day + timedelta(days=1), zone))
+        for day in days_between(first, last, zone)
+    ]
+    return values(
+        column("day", Text), column("start", UtcTime), column("end", UtcTime), name="days"
+    ).data(rows).cte()  # fmt: skip
+
+
+def count_requests(connection: Connection, scope: Scope) -> int:
+    """Return how many requests the inputs came in."""
+    # A client may name its own request, so two tenants can use one name.
+    names = select(exits.c.tenant, exits.c.request_id).where(scope.covers()).distinct()
+    return connection.execute(select(func.count()).select_from(names.subquery())).scalar_one()
+
+
+def latencies(connection: Connection, scope: Scope) -> list[Latency]:
+    """Return exact percentiles (nearest rank) of what closed inputs took, by route."""
+    route, elapsed = exits.c.route, exits.c.elapsed_us
+    closed = and_(exits.c.state == "closed", route.is_not(None), elapsed.is_not(None))
+    # Neither database has percentiles that the other has; both rank.
+    ranked = (
+        select(
+            route, elapsed,
+            func.row_number().over(partition_by=route, order_by=elapsed).label("rank"),
+            func.count().over(partition_by=route).label("count"),
+        )
+        .where(scope.covers(), closed)
+        .subquery()
+    )  # fmt: skip
+    low, high = ((ranked.c.count * share + 99) // 100 for share in (50, 95))
+    query = (
+        select(ranked.c.route, ranked.c.count, func.min(ranked.c.elapsed_us),
+               func.max(ranked.c.elapsed_us))
+        .where(or_(ranked.c.rank == low, ranked.c.rank == high))
+        .group_by(ranked.c.route, ranked.c.count)
+        .order_by(ranked.c.count.desc(), ranked.c.route)
+    )  # fmt: skip
+    return [
+        Latency(route=name, count=count, p50_us=p50, p95_us=p95)
+        for name, count, p50, p95 in connection.execute(query)
+    ]
+
+
+def lifetimes(connection: Connection, scope: Scope) -> list[Lifetime]:
+    """Return when gateways were alive, as far as it touches the window."""
+    end = func.coalesce(instances.c.ended_at, instances.c.seen_at)
+    query = select(instances.c.started_at, end, instances.c.replica_hour_usd).where(
+        instances.c.started_at < scope.until, end > scope.since
+    )
+    return [Lifetime(*row) for row in connection.execute(query)]
+
+
+def price_versions(connection: Connection) -> dict[str, Row[Any]]:
+    """Return every version of a price by its id."""
+    columns = prices.c.model, prices.c.source, prices.c.service_tier, prices.c.over_input_tokens
+    query: Select[Any] = select(prices.c.id, *columns)
+    return {row.id: row for row in connection.execute(query)}
+
+
+def _dollars(money: ColumnElement[Any]) -> ColumnElement[Any]:
+    return func.coalesce(func.sum(money), Decimal(0))
+
+
+def _whole(number: ColumnElement[int]) -> ColumnElement[int]:
+    return func.coalesce(func.sum(number), 0)

@@ -1,0 +1,58 @@
+"""Reports for the gateway: read on a thread, one at a time, and for so long only."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from zoneinfo import ZoneInfo
+
+from serving.contracts.errors import LedgerUnavailable
+from serving.contracts.report import Report
+from serving.ledger.database import Database
+from serving.ledger.report import build_report
+from serving.ledger.report_query import Scope
+
+TIMEOUT_S = 30.0
+
+
+class LedgerReports:
+    """Implements serving.contracts.report.Reports.
+
+    zone: where days begin. timeout_s: how long a report may wait for its turn and be read.
+    """
+
+    def __init__(self, database: Database, zone: ZoneInfo, timeout_s: float = TIMEOUT_S) -> None:
+        self._database = database
+        self._zone = zone
+        self._timeout_s = timeout_s
+        # Of one thread: reports read whole tables, and requests need the database as well.
+        self._turns = ThreadPoolExecutor(1, thread_name_prefix="report")
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """Return the time zone in which days begin."""
+        return self._zone
+
+    async def report(self, since: datetime, until: datetime, tenant: str | None) -> Report:
+        """Return the report on a tenant, or on all with the books checked.
+
+        Raises LedgerUnavailable, also where it takes too long.
+        """
+        read = partial(
+            build_report, self._database, Scope(since, until, tenant), self._zone,
+            # A tenant may ask often, and checking reads everything there ever was.
+            reconciled=tenant is None, timeout_s=self._timeout_s,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.get_running_loop().run_in_executor(self._turns, read)
+        except TimeoutError as error:
+            raise LedgerUnavailable(
+                f"the report was not read within {self._timeout_s:g} s",
+                fix="ask for a shorter time, or later; narrowgate report waits longer",
+                retry_after_s=self._timeout_s,
+            ) from error
+
+    def close(self) -> None:
+        """Let nobody wait any more; what is being read ends by its own time-out."""
+        self._turns.shutdown(wait=False, cancel_futures=True)
