@@ -1,0 +1,333 @@
+"""Who is let in, to what, and what everybody else is told."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+
+from serving.contracts.errors import LedgerUnavailable, NotFound, Unauthenticated
+from serving.contracts.ledger import DEFAULT_TENANT, Caller, Tenant
+from serving.contracts.ledger_settings import AuthSettings
+from serving.contracts.task_spec import TaskSpec
+from serving.gateway.auth import Authentication
+from serving.gateway.http import build_http
+from serving.ledger.database import Database, database_url
+from serving.ledger.directory import Directory
+from serving.ledger.keys import create_key, revoke_key
+from serving.ledger.tenants import create_tenant
+
+from .authenticated import BODY, TASK, Clock, Door, opened
+from .database import fresh_postgres, postgres_server
+from .scripted import assert_error
+
+FIX = "send Authorization: Bearer KEY; narrowgate key create makes one"
+UNKNOWN = "ng-" + "0" * 12 + "-" + "A" * 43
+
+
+@pytest.fixture
+def database(state: Path) -> Iterator[Database]:
+    found = opened(None, state)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+async def door(specs: dict[str, TaskSpec], database: Database) -> Door:
+    door = Door(specs, database)
+    await door.server.ready()
+    return door
+
+
+@pytest.mark.parametrize(
+    "header",
+    [("authorization", "Bearer {}"), ("authorization", "bearer  {} "), ("x-api-key", "{}"),
+     ("X-Api-Key", " {}")],
+)  # fmt: skip
+async def test_a_key_is_taken_as_either_sdk_sends_it(door: Door, header: tuple[str, str]) -> None:
+    key = await door.tenant("acme")
+    name, value = header
+    answer = await door.server.post(TASK, json=BODY, headers={name: value.format(key)})
+    assert answer.status_code == 200
+
+
+async def test_another_scheme_does_not_hide_a_key(door: Door) -> None:
+    key = await door.tenant("acme")
+    headers = {"authorization": "Basic eDp5", "x-api-key": key}
+    assert (await door.server.post(TASK, json=BODY, headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"authorization": ""}, {"authorization": "Bearer"}, {"authorization": "Basic eDp5"},
+     {"x-api-key": ""}, {"authorization": f"Bearer {UNKNOWN}"}, {"x-api-key": "sk-other"},
+     {"authorization": "Bearer caf\u00e9".encode("latin-1")}],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "path", [TASK, "/v1/models", "/v1/admin/report", "/nowhere", "/docs/", "/"]
+)
+async def test_without_a_known_key_nothing_is_answered(door: Door, headers: Any, path: str) -> None:
+    await door.tenant("acme")
+    refused = await door.get(path, headers)
+    error = assert_error(refused, 401, "invalid_api_key")
+    assert (error["type"], error["fix"]) == ("authentication_error", FIX)
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert refused.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"])
+async def test_probes_and_documentation_need_no_key(door: Door, path: str) -> None:
+    # The directory knows nothing yet.
+    assert (await door.get(path)).status_code == 200
+
+
+async def test_a_wrong_secret_and_a_revoked_key_are_refused_alike(door: Door) -> None:
+    key = await door.tenant("acme")
+    revoked = await door.key("acme")
+    assert (await door.ask(revoked)).status_code == 200
+    await door.revoke(revoked)
+    other = key[:-1] + ("A" if key[-1] != "A" else "B")
+    answers = [await door.ask(text) for text in (UNKNOWN, other, revoked)]
+    assert len({answer.text for answer in answers}) == 1
+    assert_error(answers[0], 401, "invalid_api_key")
+    assert (await door.ask(key)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/admin", "/v1/admin/", "/v1/admin/report", "//v1/admin"])
+async def test_admin_keys_are_for_admin_paths_and_no_others(door: Door, path: str) -> None:
+    tenant, admin = await door.tenant("acme"), await door.key(None)
+    is_admin_path = not path.startswith("//")
+    as_admin = await door.get(path, {"x-api-key": admin})
+    as_tenant = await door.get(path, {"x-api-key": tenant})
+    allowed, refused = (as_admin, as_tenant) if is_admin_path else (as_tenant, as_admin)
+    assert_error(refused, 403, "forbidden")
+    assert_error(allowed, 404, "not_found")
+    for spending in (TASK, "/v1/chat/completions", "/v1/adminreport"):
+        error = assert_error(await door.ask(admin, spending), 403, "forbidden")
+        assert "narrowgate key create --tenant" in error["fix"]
+
+
+async def test_a_path_prefix_hides_no_admin_path(database: Database) -> None:
+    create_tenant(database, Tenant("acme"))
+    key = create_key(database, "acme").text.get_secret_value()
+    directory = Directory(database, AuthSettings())
+    await directory.refresh()
+
+    async def report(request: Request) -> JSONResponse:
+        return JSONResponse("reached")
+
+    inner = Starlette(routes=[Route("/v1/admin/report", report)])
+    guarded = Authentication(inner, directory, enforced=True)
+    for prefix in ("", "/llm"):
+        app = Starlette(routes=[Mount(prefix, guarded)])
+        sent: list[Any] = []
+        await app(http_scope(f"{prefix}/v1/admin/report", key), unread, appending(sent))
+        assert sent[0]["status"] == 403
+
+
+def http_scope(path: str, key: str | None, method: str = "GET") -> dict[str, Any]:
+    headers = [(b"content-type", b"application/json")]
+    if key is not None:
+        headers.append((b"authorization", f"Bearer {key}".encode()))
+    return {"type": "http", "method": method, "path": path, "headers": headers, "root_path": "",
+            "query_string": b"", "http_version": "1.1", "scheme": "http",
+            "asgi": {"spec_version": "2.4"}}  # fmt: skip
+
+
+async def unread() -> Any:
+    raise AssertionError("the body was read")
+
+
+def appending(sent: list[Any]) -> Any:
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    return send
+
+
+async def test_a_body_is_not_read_before_its_sender_is_known(door: Door) -> None:
+    await door.tenant("acme")
+    for key in (None, UNKNOWN):
+        sent: list[Any] = []
+        await build_http(door.server.context)(
+            http_scope(TASK, key, "POST"), unread, appending(sent)
+        )
+        assert sent[0]["status"] == 401
+
+
+async def test_the_caller_is_with_the_request(door: Door) -> None:
+    key = await door.tenant("acme")
+    seen: list[Caller] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["state"]["caller"])
+
+    guarded = Authentication(app, door.directory, enforced=True)
+    await guarded(http_scope(TASK, key), unread, appending([]))
+    admin = await door.key(None)
+    await guarded(http_scope("/v1/admin/report", admin), unread, appending([]))
+    assert seen == [
+        Caller("acme", key.split("-")[1]), Caller("", admin.split("-")[1], admin=True)
+    ]  # fmt: skip
+
+
+async def test_with_keys_off_everybody_is_the_default_tenant(
+    specs: dict[str, TaskSpec], database: Database
+) -> None:
+    door = Door(specs, database, mode="off")
+    await door.server.ready()
+    assert_error(await door.ask(None), 503, "ledger_unavailable")
+    await door.directory.refresh()
+    assert (await door.ask(None)).status_code == 200
+    assert (await door.ask("anything")).status_code == 200
+    assert_error(await door.get("/v1/admin/report"), 404, "not_found")
+    seen: list[Caller] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["state"]["caller"])
+
+    unguarded = Authentication(app, door.directory, enforced=False)
+    for path in (TASK, "/v1/admin/report"):
+        await unguarded(http_scope(path, None), unread, appending([]))
+    assert seen == [Caller(DEFAULT_TENANT), Caller(DEFAULT_TENANT, admin=True)]
+    await door.tenant(DEFAULT_TENANT, requests_per_minute=1)
+    assert (await door.ask(None)).status_code == 200
+    assert_error(await door.ask(None), 429, "rate_limit_exceeded")
+
+
+async def test_a_key_is_in_no_log_no_answer_and_no_repr(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    keys = [await door.tenant("acme", requests_per_minute=2), await door.key(None)]
+    wrong = keys[0][:-1] + ("A" if keys[0][-1] != "A" else "B")
+    answers = [
+        await door.ask(key, path)
+        for key in (*keys, wrong, UNKNOWN)
+        for path in (TASK, "/v1/admin/report", "/nowhere")
+    ]
+    assert {answer.status_code for answer in answers} == {200, 401, 403, 404}
+    with pytest.raises(Unauthenticated) as caught:
+        door.directory.find(wrong)
+    shown = [caplog.text, repr(caught.value), repr(door.access), repr(door.server.context)]
+    shown += [answer.text + repr(answer.headers) for answer in answers]
+    shown += [repr(door.directory.find(key)) for key in keys]
+    shown += [repr(vars(door.directory))]
+    assert "request_finished" in caplog.text
+    for key in (*keys, wrong, UNKNOWN):
+        secret = key.split("-", 2)[2]
+        assert not [text for text in shown if secret in text]
+
+
+async def test_a_refused_request_is_logged_with_its_id(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "serving")
+    await door.directory.refresh()
+    await door.get("/v1/models", {"x-request-id": "abc", "x-api-key": UNKNOWN})
+    assert "request_finished id=abc endpoint=unmatched method=GET status=401" in caplog.text
+
+
+async def test_before_the_database_was_read_everybody_is_asked_to_come_back(door: Door) -> None:
+    refused = await door.ask(UNKNOWN)
+    error = assert_error(refused, 503, "ledger_unavailable")
+    assert refused.headers["retry-after"] == "5"
+    assert error["fix"] == "see that it runs; keys are known again within auth.refresh_s"
+    await door.directory.refresh()
+    assert_error(await door.ask(UNKNOWN), 401, "invalid_api_key")
+
+
+async def test_a_database_without_tables_lets_nobody_in(
+    specs: dict[str, TaskSpec], state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Database(database_url(None, state))
+    door = Door(specs, database)
+    await door.directory.refresh()
+    await door.directory.refresh()
+    assert_error(await door.ask(UNKNOWN), 503, "ledger_unavailable")
+    assert caplog.text.count("directory_stale") == 1
+    opened(None, state).close()
+    key = await door.tenant("acme")
+    assert door.directory.find(key).tenant == "acme"
+    database.close()
+
+
+async def test_tenants_are_found_by_name(door: Door) -> None:
+    await door.tenant("acme", requests_per_minute=7)
+    assert door.directory.tenant("acme") == Tenant("acme", requests_per_minute=7)
+    assert door.directory.tenant(DEFAULT_TENANT) == Tenant(DEFAULT_TENANT)
+    with pytest.raises(NotFound):
+        door.directory.tenant("other")
+
+
+async def test_new_and_revoked_keys_count_without_a_restart(
+    ledger_url: SecretStr | None, state: Path
+) -> None:
+    database = opened(ledger_url, state)
+    directory = Directory(database, AuthSettings(refresh_s=0.01))
+    create_tenant(database, Tenant("acme"))
+    watch = asyncio.create_task(directory.watch())
+
+    async def until(known: bool, key: str) -> None:
+        while True:
+            try:
+                directory.find(key)
+            except (Unauthenticated, LedgerUnavailable):
+                if not known:
+                    return
+            else:
+                if known:
+                    return
+            assert not watch.done()
+            await asyncio.sleep(0.005)
+
+    issued = await asyncio.to_thread(create_key, database, "acme")
+    await until(True, issued.text.get_secret_value())
+    await asyncio.to_thread(revoke_key, database, issued.id)
+    await until(False, issued.text.get_secret_value())
+    watch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watch
+    database.close()
+
+
+async def test_while_the_database_is_away_known_keys_hold_for_a_time(
+    specs: dict[str, TaskSpec], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with postgres_server() as server:
+        database = opened(fresh_postgres(server, "books"), tmp_path)
+        door = Door(specs, database, max_stale_s=60.0)
+        await door.server.ready()
+        key = await door.tenant("acme")
+        assert (await door.ask(key)).status_code == 200
+    await door.directory.refresh()
+    assert "directory_stale error=LedgerUnavailable" in caplog.text
+    door.clock.now_s += 60.0
+    assert (await door.ask(key)).status_code == 200
+    assert_error(await door.ask(UNKNOWN), 401, "invalid_api_key")
+    door.clock.now_s += 0.1
+    refused = await door.ask(key)
+    assert_error(refused, 503, "ledger_unavailable")
+    assert refused.headers["x-should-retry"] == "true"
+    assert (await door.get("/healthz")).status_code == 200
+    database.close()
+
+
+def test_a_new_reading_lets_everybody_in_again(database: Database) -> None:
+    clock = Clock()
+    directory = Directory(database, AuthSettings(refresh_s=1.0, max_stale_s=10.0), clock)
+    asyncio.run(directory.refresh())
+    clock.now_s += 10.0
+    assert directory.tenant(DEFAULT_TENANT).name == DEFAULT_TENANT
+    clock.now_s += 0.5
+    with pytest.raises(LedgerUnavailable):
+        directory.tenant(DEFAULT_TENANT)
+    asyncio.run(directory.refresh())
+    assert directory.tenant(DEFAULT_TENANT).name == DEFAULT_TENANT

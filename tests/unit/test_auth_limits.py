@@ -1,0 +1,258 @@
+"""A tenant's requests by the minute and at once, and that every slot comes back."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.contracts.errors import EngineFailure, RateLimited
+from serving.contracts.ledger import Tenant
+from serving.contracts.openai import OpenAIReply
+from serving.contracts.task_spec import TaskSpec
+from serving.gateway.http import build_http
+from serving.gateway.limits import TenantLimits
+from serving.ledger.database import Database
+
+from .authenticated import BODY, TASK, Door, listening, opened
+from .scripted import MODEL, assert_error
+
+CHAT = "/v1/chat/completions"
+STREAM = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "stream": True}
+
+
+@pytest.fixture
+def database(state: Path) -> Iterator[Database]:
+    found = opened(None, state)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+async def door(specs: dict[str, TaskSpec], database: Database) -> Door:
+    door = Door(specs, database)
+    await door.server.ready()
+    return door
+
+
+def told(response: httpx.Response) -> list[str | None]:
+    names = ("limit", "remaining")
+    return [response.headers.get(f"x-ratelimit-{name}-requests") for name in names]
+
+
+async def test_requests_beyond_the_minutes_limit_are_told_when_to_come_back(door: Door) -> None:
+    key = await door.tenant("acme", requests_per_minute=3)
+    free = await door.tenant("other")
+    answers = [await door.ask(key), await door.ask(key, "/nowhere"), await door.ask(key)]
+    assert [answer.status_code for answer in answers] == [200, 404, 200]
+    assert [told(answer) for answer in answers] == [["3", "2"], ["3", "1"], ["3", "0"]]
+    refused = await door.ask(key)
+    error = assert_error(refused, 429, "rate_limit_exceeded")
+    assert error["type"] == "rate_limit_error"
+    assert told(refused) == ["3", "0"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["x-ratelimit-reset-requests"] == refused.headers["retry-after"] + "s"
+    assert refused.headers["x-should-retry"] == "true"
+    unlimited = await door.ask(free)
+    assert (unlimited.status_code, told(unlimited)) == (200, [None, None])
+    assert door.access.limits.active("acme") == 0
+
+
+async def test_a_minute_later_there_is_room_again(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await door.tenant("acme", requests_per_minute=1)
+    assert (await door.ask(key)).status_code == 200
+    assert (await door.ask(key)).status_code == 429
+    later = time.time() + 61
+    monkeypatch.setattr("limits.aio.storage.memory.time.time", lambda: later)
+    assert (await door.ask(key)).status_code == 200
+
+
+async def test_refused_requests_do_not_use_up_the_limit(door: Door) -> None:
+    key = await door.tenant("acme", requests_per_minute=2, max_concurrent_requests=1)
+    door.server.engine.release.clear()
+    first = asyncio.create_task(door.ask(key))
+    await until_active(door, 1)
+    refused = await door.ask(key)
+    assert_error(refused, 429, "rate_limit_exceeded")
+    assert refused.headers["retry-after"] == "1"
+    door.server.engine.release.set()
+    assert told(await first) == ["2", "1"]
+    assert told(await door.ask(key)) == ["2", "0"]
+
+
+async def test_changed_limits_count_when_they_are_read(door: Door) -> None:
+    key = await door.tenant("acme")
+    assert told(await door.ask(key)) == [None, None]
+    await door.limit("acme", requests_per_minute=1)
+    assert told(await door.ask(key)) == ["1", "0"]
+    assert (await door.ask(key)).status_code == 429
+    await door.limit("acme", requests_per_minute=None)
+    assert told(await door.ask(key)) == [None, None]
+
+
+async def test_a_limit_on_requests_at_once_counts_those_under_way(door: Door) -> None:
+    key = await door.tenant("acme")
+    door.server.engine.release.clear()
+    taken = [asyncio.create_task(door.ask(key)) for _ in range(2)]
+    await until_active(door, 2)
+    await door.limit("acme", max_concurrent_requests=2)
+    error = assert_error(await door.ask(key), 429, "rate_limit_exceeded")
+    assert "2 requests of tenant 'acme'" in error["message"]
+    assert (await door.ask(await door.tenant("other"), "/v1/tasks")).status_code == 405
+    door.server.engine.release.set()
+    assert [answer.status_code for answer in await asyncio.gather(*taken)] == [200, 200]
+    assert (await door.ask(key)).status_code == 200
+    assert door.access.limits.active("acme") == 0
+
+
+async def test_admin_keys_and_probes_are_not_counted(door: Door) -> None:
+    await door.tenant("acme", requests_per_minute=1)
+    admin = await door.key(None)
+    for _ in range(3):
+        counted = await door.get("/v1/admin/report", {"x-api-key": admin})
+        assert (counted.status_code, told(counted)) == (404, [None, None])
+        assert (await door.get("/healthz")).status_code == 200
+
+
+async def test_each_replica_grants_its_share(
+    specs: dict[str, TaskSpec], database: Database
+) -> None:
+    door = Door(specs, database, replicas=2)
+    await door.server.ready()
+    key = await door.tenant("acme", requests_per_minute=5, max_concurrent_requests=1)
+    assert told(await door.ask(key)) == ["2", "1"]
+    assert told(await door.ask(key)) == ["2", "0"]
+    assert (await door.ask(key)).status_code == 429
+
+
+@given(st.integers(1, 50), st.integers(1, 20))
+def test_the_shares_of_all_replicas_stay_within_the_limit(limit: int, replicas: int) -> None:
+    limits, tenant = TenantLimits(replicas), Tenant("a", max_concurrent_requests=limit)
+    with ExitStack() as held:
+        with suppress(RateLimited):
+            while True:
+                held.enter_context(limits.slot(tenant))
+        assert limits.active("a") >= 1
+        assert limits.active("a") * replicas <= max(limit, replicas)
+    assert limits.active("a") == 0
+
+
+async def until_active(door: Door, wanted: int) -> None:
+    """Return once so many requests of the tenant hold a slot; the test's time limit ends it."""
+    while door.access.limits.active("acme") != wanted:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+async def test_a_slot_comes_back_after_a_bug(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> list[object]:
+        raise KeyError("x")
+
+    monkeypatch.setattr(door.server.engine, "run", broken)
+    key = await door.tenant("acme", max_concurrent_requests=1)
+    for _ in range(2):
+        assert_error(await door.ask(key), 500, "internal_error")
+    assert door.access.limits.active("acme") == 0
+
+
+async def test_a_slot_comes_back_after_a_cancelled_request(door: Door) -> None:
+    key = await door.tenant("acme", max_concurrent_requests=1)
+    door.server.engine.release.clear()
+    asked = asyncio.create_task(door.ask(key))
+    await until_active(door, 1)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert door.access.limits.active("acme") == 0
+    door.server.engine.release.set()
+    assert (await door.ask(key)).status_code == 200
+
+
+async def test_a_slot_is_held_until_a_streams_last_byte(door: Door) -> None:
+    key = await door.tenant("acme", max_concurrent_requests=1)
+    door.server.engine.fail_after_events = EngineFailure("the engine failed: OSError")
+    for _ in range(2):
+        held: list[int] = []
+        app = build_http(door.server.context)
+        await app(chat_scope(key), once(json.dumps(STREAM).encode()), counting(door, held))
+        assert set(held) == {1}
+        assert len(held) >= 3
+        assert door.access.limits.active("acme") == 0
+
+
+def chat_scope(key: str) -> dict[str, Any]:
+    headers = [(b"content-type", b"application/json"), (b"x-api-key", key.encode())]
+    return {"type": "http", "method": "POST", "path": CHAT, "headers": headers, "root_path": "",
+            "query_string": b"", "http_version": "1.1", "scheme": "http",
+            "asgi": {"spec_version": "2.4"}}  # fmt: skip
+
+
+def once(body: bytes) -> Any:
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body}
+
+    return receive
+
+
+def counting(door: Door, held: list[int]) -> Any:
+    async def send(message: Any) -> None:
+        held.append(door.access.limits.active("acme"))
+
+    return send
+
+
+async def test_a_hang_up_in_the_middle_of_a_stream_gives_the_slot_back(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    async def endless(*_: object) -> tuple[OpenAIReply, AsyncIterator[str]]:
+        async def events() -> AsyncIterator[str]:
+            try:
+                yield 'data: {"choices": [{"delta": {"content": "hi"}}]}\n\n'
+                await asyncio.Event().wait()
+            finally:
+                closed.append(True)
+
+        return OpenAIReply(200, None), events()
+
+    monkeypatch.setattr(door.server.engine, "openai", endless)
+    key = await door.tenant("acme", max_concurrent_requests=1)
+    headers = {"x-api-key": key}
+    async with (
+        listening(build_http(door.server.context)) as url,
+        httpx.AsyncClient(base_url=url, headers=headers) as client,
+    ):
+        for rounds in (1, 2):
+            async with client.stream("POST", CHAT, json=STREAM) as stream:
+                assert stream.status_code == 200
+                async for _ in stream.aiter_text():
+                    break
+                assert door.access.limits.active("acme") == 1
+                assert_error(await client.get("/v1/models"), 429, "rate_limit_exceeded")
+            await until_active(door, 0)
+            assert len(closed) == rounds
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_a_connection_lives_on_after_a_refusal(door: Door) -> None:
+    async with (
+        listening(build_http(door.server.context)) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        # Made while the server runs: its lifespan reads the directory anew.
+        key = await door.tenant("acme")
+        ports = set()
+        for headers, status in (({}, 401), ({"x-api-key": key}, 200), ({"x-api-key": "x"}, 401)):
+            answer = await client.post(TASK, json=BODY, headers=headers)
+            assert answer.status_code == status
+            ports.add(answer.extensions["network_stream"].get_extra_info("client_addr")[1])
+        assert len(ports) == 1
