@@ -25,14 +25,14 @@ _REMEMBERED_GAPS = 32
 class CacheDecision:
     """Why a prefix is cached or not, for logs.
 
-    expected_reuses: reads a write. break_even: reads from which caching pays; None without prices,
-    or where reads are not cheaper than input. ttl: None where it is not cached.
+    expected_reuses: reads a write. break_even: reads from which caching pays; None where reads are
+    not cheaper than input, or prices did not decide. ttl: None where it is not cached.
     """
 
     prefix_id: str
     tokens: int
     ttl: Ttl | None
-    reason: Literal["pays", "too_short", "too_rare", "no_price", "reads_not_cheaper", "disabled"]
+    reason: Literal["pays", "too_short", "too_rare", "reads_not_cheaper", "disabled"]
     expected_reuses: float = 0.0
     break_even: Decimal | None = None
 
@@ -99,14 +99,12 @@ class CachePolicy:
         reads = sum(gap <= TTL_S[ttl] for gap in seen.gaps_s)
         return reads / (len(seen.gaps_s) - reads + 1)
 
-    def decide(self, prefix: Prefix, prices: TokenPrices | None) -> CacheDecision:
+    def decide(self, prefix: Prefix, prices: TokenPrices) -> CacheDecision:
         """Say whether to cache a prefix, and for how long: the shortest time that pays."""
         if not self._settings.enabled:
             return CacheDecision(prefix.id, prefix.tokens, None, "disabled")
         if prefix.tokens < MIN_CACHED_TOKENS:
             return CacheDecision(prefix.id, prefix.tokens, None, "too_short")
-        if prices is None:
-            return CacheDecision(prefix.id, prefix.tokens, None, "no_price")
         for ttl in TTL_S:
             expected = self.expected_reuses(prefix, ttl)
             least = break_even_reuses(prices, ttl)

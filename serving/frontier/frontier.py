@@ -18,7 +18,7 @@ from serving.contracts.frontier import (
     with_attempts,
 )
 from serving.contracts.frontier_settings import FrontierSettings
-from serving.contracts.prices import PriceList, unpriced
+from serving.contracts.prices import PriceList, TokenPrices, unpriced
 from serving.frontier.bounds import bounded
 from serving.frontier.cache_policy import CachePolicy
 from serving.frontier.events import FrontierEvents
@@ -35,16 +35,25 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class _Charge:
+    """What a target takes for a call. prices: of a short request."""
+
+    prices: TokenPrices
+    worst_case_usd: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class _Job:
     """One FrontierCall on its way.
 
-    targets: those that may be asked, in order. attempts: failed calls so far. asked: when each
-    target was first asked, monotonic seconds.
+    targets: those that may be asked, in order, each with its charge. attempts: failed calls so
+    far. asked: when each target was first asked, monotonic seconds.
     """
 
     call: FrontierCall
     prompt: SplitPrompt
     targets: tuple[str, ...]
+    charges: Mapping[str, _Charge]
     attempts: list[Attempt]
     asked: dict[str, float]
 
@@ -139,47 +148,25 @@ class FrontierStack:
                 fix="set a provider's key, or mark it keyless",
             )
         prompt = split_prompt(bounded(call.body, call.bounds), self._settings.prompt_cache.marker)
-        targets = self._affordable(call, prompt.body, self._priced(targets))
+        charges = self._charges(targets, prompt.body)
+        targets = _affordable(call, charges)
         if not call.deadline.remaining_s():
             raise deadline_exceeded()
         self._prefixes.came(call.purpose, prompt.prefixes)
-        return _Job(call, prompt, targets, [], {})
+        return _Job(call, prompt, targets, charges, [], {})
 
-    def _priced(self, targets: tuple[str, ...]) -> tuple[str, ...]:
+    def _charges(self, targets: tuple[str, ...], body: Mapping[str, Any]) -> dict[str, _Charge]:
         """Leave out targets whose price nobody knows: what they cost could not be booked."""
-        kept = tuple(t for t in targets if self._prices.of(t) is not None)
-        if not kept:
+        found = {t: prices for t in targets if (prices := self._prices.of(t)) is not None}
+        if not found:
             raise unpriced(targets, "model")
-        return kept
-
-    def _worst_case(self, body: Mapping[str, Any], target: str) -> Decimal:
-        prices = self._prices.of(target)
-        if prices is None:
-            raise unpriced([target], "model")
-        return worst_case_usd(body, prices)
-
-    def _affordable(
-        self, call: FrontierCall, body: dict[str, Any], targets: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        """Leave out targets that may cost more than allowed."""
-        if call.max_cost_usd is None:
-            return targets
-        costs = {t: self._worst_case(body, t) for t in targets}
-        kept = tuple(t for t in targets if costs[t] <= call.max_cost_usd)
-        if not kept:
-            least = f"{min(costs.values()):f}"
-            raise MaxCostExceeded(
-                f"max_cost_usd is {call.max_cost_usd:f} and the cheapest answer may cost {least}",
-                field="max_cost_usd",
-                fix="raise it, lower max_tokens, or shorten the messages",
-            )
-        return kept
+        return {t: _Charge(p.base, worst_case_usd(body, p)) for t, p in found.items()}
 
     def _request(self, job: _Job, target: str) -> tuple[Provider, Ask]:
         name, _, model = target.partition("/")
         provider = self._providers[name]
-        prices = self._prices.of(target)
-        plan = self._prefixes.plan(job.prompt.prefixes, prices.base if prices else None)
+        charge = job.charges[target]
+        plan = self._prefixes.plan(job.prompt.prefixes, charge.prices)
         remaining_s = job.call.deadline.remaining_s()
         job.asked[target] = time.monotonic()
         body = job.prompt.body
@@ -192,7 +179,7 @@ class FrontierStack:
             # Where another provider could answer, a full one may not use up all the time.
             remaining_s if target == job.targets[-1] else remaining_s / 2,
             job.call.entry,
-            self._worst_case(job.prompt.body, target),
+            charge.worst_case_usd,
             job.prompt_chars,
             job.attempts,
         )
@@ -217,8 +204,24 @@ class FrontierStack:
         """Say whether the two dearest answers together stay within the client's limit."""
         if job.call.max_cost_usd is None:
             return True
-        costs = sorted(self._worst_case(job.prompt.body, t) for t in job.targets)
+        costs = sorted(job.charges[t].worst_case_usd for t in job.targets)
         return sum(costs[-2:]) <= job.call.max_cost_usd
+
+
+def _affordable(call: FrontierCall, charges: Mapping[str, _Charge]) -> tuple[str, ...]:
+    """Leave out targets that may cost more than the client allows."""
+    limit = call.max_cost_usd
+    if limit is None:
+        return tuple(charges)
+    kept = tuple(t for t, charge in charges.items() if charge.worst_case_usd <= limit)
+    if not kept:
+        least = min(charge.worst_case_usd for charge in charges.values())
+        raise MaxCostExceeded(
+            f"max_cost_usd is {limit:f} and the cheapest answer may cost {least:f}",
+            field="max_cost_usd",
+            fix="raise it, lower max_tokens, or shorten the messages",
+        )
+    return kept
 
 
 class _Events:

@@ -5,13 +5,12 @@ import logging
 from collections.abc import Sequence
 
 from serving.contracts.answer import Usage
-from serving.contracts.prices import MIN_CACHED_TOKENS, TokenPrices
+from serving.contracts.prices import MIN_CACHED_TOKENS, TokenPrices, input_tokens
 from serving.frontier.cache_policy import CachePolicy
 from serving.frontier.events import FrontierEvents
 from serving.frontier.prefix_lint import PrefixLinter, PrefixWarning
 from serving.frontier.prompt_cache import Prefix
 from serving.frontier.provider_api import CachePlan
-from serving.frontier.usage import input_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class PrefixWatch:
                     len(warning.after),
                 )
 
-    def plan(self, prefixes: Sequence[Prefix], prices: TokenPrices | None) -> CachePlan:
+    def plan(self, prefixes: Sequence[Prefix], prices: TokenPrices) -> CachePlan:
         """Return what to cache at a provider with these prices.
 
         Routing by prefix costs nothing, so it needs no break-even, only a prefix long enough.

@@ -34,16 +34,6 @@ def from_anthropic(data: object) -> Usage | None:
     )
 
 
-def input_tokens(usage: Usage) -> int:
-    """Return all input of a usage, tokens."""
-    return (
-        usage.uncached_input_tokens
-        + usage.cache_read_tokens
-        + usage.cache_write_5m_tokens
-        + usage.cache_write_1h_tokens
-    )
-
-
 def estimated(prompt_chars: int, answer_chars: int, told: Usage | None = None) -> Usage:
     """Return a rough usage for an answer whose provider did not tell all of it.
 

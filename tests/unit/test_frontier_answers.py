@@ -7,7 +7,12 @@ import openai
 import pytest
 
 from serving.contracts.answer import Usage
-from serving.contracts.errors import FrontierNotConfigured, FrontierRejected, MaxCostExceeded
+from serving.contracts.errors import (
+    FrontierNotConfigured,
+    FrontierRejected,
+    MaxCostExceeded,
+    UnpricedModel,
+)
 from serving.contracts.frontier import OutputBounds
 from serving.contracts.frontier_settings import PromptCacheSettings
 from serving.contracts.openai import usage_from_openai
@@ -452,6 +457,20 @@ async def test_what_may_cost_too_much_is_left_out(provider: ProviderServer) -> N
         with pytest.raises(MaxCostExceeded):
             await stack.complete(call(OPENAI, max_cost_usd=Decimal("0.0007"), body={"n": 2}))
     assert caught.value.field == "max_cost_usd"
+    assert len(provider.script.seen) == 1
+
+
+async def test_what_has_no_price_is_never_asked(provider: ProviderServer) -> None:
+    unpriced = "openai/of-next-year"
+    async with frontier(settings(provider)) as stack:
+        for ask in (stack.complete, stack.stream):
+            with pytest.raises(UnpricedModel) as caught:
+                await ask(call(unpriced, "other/of-next-year"))
+            assert caught.value.field == "model"
+            assert unpriced in caught.value.message
+        assert provider.script.seen == []
+        done = await stack.complete(call(unpriced, OPENAI))
+    assert done.model == OPENAI
     assert len(provider.script.seen) == 1
 
 

@@ -190,7 +190,6 @@ def test_why_a_prefix_is_cached_or_not() -> None:
         (policy().decide(prefix(), SONNET), "pays", "5m"),
         (policy(expected_reuses=0.2).decide(prefix(), SONNET), "too_rare", None),
         (policy().decide(prefix(tokens=MIN_CACHED_TOKENS - 1), SONNET), "too_short", None),
-        (policy().decide(prefix(), None), "no_price", None),
         (policy().decide(prefix(), dear), "reads_not_cheaper", None),
         (policy(enabled=False).decide(prefix(), SONNET), "disabled", None),
     ]:

@@ -15,11 +15,11 @@ from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier import OutputBounds
 from serving.contracts.frontier_settings import ProviderSettings
 from serving.contracts.openai import openai_usage, usage_from_openai
-from serving.contracts.prices import PriceStep, TokenPrices
+from serving.contracts.prices import PriceStep, TokenPrices, input_tokens
 from serving.frontier.bounds import bounded, bounded_tokens
 from serving.frontier.keys import resolve_key
 from serving.frontier.retry_after import retry_after_s, wait_s
-from serving.frontier.usage import from_anthropic, input_tokens
+from serving.frontier.usage import from_anthropic
 from serving.frontier.worst_case import worst_case_usd
 from serving.ledger.price_book import PriceBook
 
