@@ -304,6 +304,15 @@ def test_what_is_free_says_so(tmp_path: Path) -> None:
     assert pricing.frontier("house/qwen-8b", using(10**6, 10**6), None).cost_usd == 0
 
 
+def test_the_documented_file_holds_prices(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ledger.md").read_text(encoding="utf-8")
+    prices = load_price_file(write(tmp_path, page.partition("```yaml\n")[2].partition("```")[0]))
+    assert prices["house/qwen-8b"].base == dollars_a_million(*["0"] * 5)
+    sol = prices["openai/gpt-6.1-sol"]
+    assert [step.over_input_tokens for step in sol.standard] == [0, 272_000]
+    assert list(sol.service_tiers) == ["batch"]
+
+
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     assert load_price_file(write(tmp_path, "# none yet\n")) == {}
 
