@@ -3,13 +3,11 @@
 import argparse
 import asyncio
 import json
-import os
-import platform
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.bench.machine import machine as described
 from serving.bench.plan import CLIENTS, SCORED_TASKS, TASKS, cells
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
@@ -39,18 +37,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
     from serving.bench import report
+    from serving.bench.own_books import own_books, without_keys
     from serving.commands.first_start import Origin
     from serving.commands.serve import prepare
     from serving.lifecycle import StopRequested, local_stack, signals_raise
 
     # What is measured is speed, on every task there is.
-    settings = settings_from(args)
+    settings = without_keys(settings_from(args))
     rules = settings.attestation.model_copy(update={"development": True})
     settings = settings.model_copy(update={"attestation": rules})
     prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
     with signals_raise():
         try:
-            with local_stack(settings, prepared.build) as start:
+            with (
+                own_books(prepared) as booked,
+                local_stack(booked.settings, booked.build) as start,
+            ):
                 with step("starting the stack"):
                     url = start()
                 model = settings.models[0]
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         except StopRequested:
             return 1
     rows = [report.row(item) for item in rounds]
-    machine = _machine()
+    machine = described()
     workload = {"model": model.id, "rounds": args.rounds, "prompts": "built-in tasks",
                 "inputs": "20 to 35 words, all different"}  # fmt: skip
     document = report.as_json(rows, machine, workload)
@@ -154,17 +156,3 @@ def _work(task: "Task", name: str, text: str) -> "EngineWork":
     from serving.contracts.answer import TaskRequest
 
     return task.plan(TaskRequest(name, text, source_language="en", target_language="de"))
-
-
-def _machine() -> dict[str, Any]:
-    import psutil
-
-    from serving.local.processor import processor_name
-
-    return {
-        "cpu": processor_name(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-    }

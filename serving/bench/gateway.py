@@ -2,18 +2,13 @@
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
-import socket
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from serving.bench.processes import instant_provider
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
 from serving.local.terminal import terminal_progress
@@ -27,7 +22,6 @@ CLIENTS = (1, 16, 64)
 # A name that has a price: what could not be booked is not sent.
 MODEL = "openai/gpt-6-luna"
 _REQUESTS = {1: 150, 16: 480, 64: 960}
-_UPSTREAM_START_S = 30.0
 # With a text in it that could be a task's: the router embeds the instruction before it says no.
 _INSTRUCTION = "Guess the age of the writer of this message:"
 
@@ -51,16 +45,20 @@ class _Way:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
+    from serving.bench.own_books import own_books, without_keys
     from serving.commands.first_start import Origin
     from serving.commands.serve import prepare
     from serving.lifecycle import StopRequested, local_stack, signals_raise
 
-    with _upstream() as upstream:
-        settings = _before(settings_from(args), upstream)
+    with instant_provider() as upstream:
+        settings = _before(without_keys(settings_from(args)), upstream)
         prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
         with signals_raise():
             try:
-                with local_stack(prepared.settings, prepared.build) as start:
+                with (
+                    own_books(prepared) as booked,
+                    local_stack(booked.settings, booked.build) as start,
+                ):
                     with step("starting the stack"):
                         url = start()
                     ways = _measure(url, upstream, args)
@@ -82,32 +80,6 @@ def _before(settings: "Settings", upstream: str) -> "Settings":
         providers={"openai": provider}, tiers=dict.fromkeys(TIERS, (MODEL,))
     )
     return settings.model_copy(update={"frontier": frontier})
-
-
-@contextlib.contextmanager
-def _upstream() -> Iterator[str]:
-    from serving.contracts.errors import EngineFailure
-    from serving.lifecycle import free_port
-
-    port = free_port()
-    process = subprocess.Popen(  # noqa: S603  # our own module
-        [sys.executable, "-m", "serving.bench.upstream", str(port)]
-    )
-    try:
-        deadline = time.monotonic() + _UPSTREAM_START_S
-        while not _listens(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise EngineFailure("the instant provider did not start")
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _measure(url: str, upstream: str, args: argparse.Namespace) -> list[_Way]:
