@@ -35,7 +35,7 @@ class PriceBook:
 
     @classmethod
     def load(cls, overrides_file: Path | None = None, clock: Callable[[], datetime] = _now) -> Self:
-        """Read the operator's file and the table; blocking, 0.6 s the first time.
+        """Read the operator's file and the table: 0.05 s, or 0.3 s before Python has compiled it.
 
         clock: returns the time with its zone. Raises InvalidSettings for a file that does not hold
         prices.

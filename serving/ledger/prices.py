@@ -23,7 +23,7 @@ _TIER_KEYS = frozenset({"service_tier", "processing"})
 
 
 class PriceTable:
-    """The table of genai-prices. Importing it takes about 0.6 s once: make one at start."""
+    """The table of genai-prices. Making the first imports it, blocking: do it at start."""
 
     def __init__(self) -> None:
         # 30,000 lines of Python: read here, not where this module is imported. Not get_snapshot():
