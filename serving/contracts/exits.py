@@ -1,6 +1,7 @@
 """The one seam through which every input of every request leaves."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal, Protocol
 
 from serving.contracts.answer import Route, Usage
@@ -39,6 +40,9 @@ class Exit:
 class Exits(Protocol):
     """Whoever keeps the books."""
 
-    def left(self, exit_: Exit) -> None:
-        """An input was answered, refused or abandoned; called once for each."""
+    def left(self, exit_: Exit, cost_usd: Decimal | None) -> None:
+        """An input was answered, refused or abandoned; called once for each.
+
+        cost_usd: of all its calls; None where one of them is unknown.
+        """
         ...

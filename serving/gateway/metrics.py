@@ -1,6 +1,7 @@
 """Prometheus metrics of a gateway replica, with the engines' own beside them."""
 
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -9,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from serving.contracts.answer import Usage
 from serving.contracts.exits import Exit
+from serving.gateway.ledger_metrics import LedgerMetrics
 
 _LATENCY_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
@@ -46,6 +48,13 @@ class Metrics:
             "Time from arrival to answer.",
             ["endpoint", "task", "route"],
             buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._cost = Counter(
+            "narrowgate_cost_usd",
+            "Known cost of inputs that left, US dollars, failed attempts included; for rates and "
+            "alerts: the ledger is exact.",
+            ["endpoint", "task", "route"],
             registry=self.registry,
         )
         self._tokens = Counter(
@@ -139,6 +148,7 @@ class Metrics:
             "Rows that the decisions' log could not take.",
             registry=self.registry,
         )
+        self.ledger = LedgerMetrics(self.registry)
         self.queued = Gauge(
             "narrowgate_queued_inputs",
             "Inputs waiting, for admission or for a scoring batch.",
@@ -165,11 +175,13 @@ class Metrics:
         self._http.labels(endpoint, known, str(status)).inc()
         self._http_seconds.labels(endpoint).observe(elapsed_s)
 
-    def left(self, exit_: Exit) -> None:
-        """Record how an input left."""
+    def left(self, exit_: Exit, cost_usd: Decimal | None) -> None:
+        """Record how an input left, and what it cost where that is known."""
         task, reason = exit_.task or "none", exit_.reason or "none"
         outcome = exit_.error or "answered"
         self._inputs.labels(exit_.endpoint, task, exit_.route, reason, outcome).inc()
+        if cost_usd is not None:
+            self._cost.labels(exit_.endpoint, task, exit_.route).inc(float(cost_usd))
         if exit_.error is None:
             self._input_seconds.labels(exit_.endpoint, task, exit_.route).observe(exit_.elapsed_s)
         if exit_.model is not None:

@@ -171,7 +171,7 @@ class Books:
         self._open.remove(index)
         entry = self._last = self.entry(index)
         cost_usd = entry.close(exit_)
-        self._trip.stack.exits.left(exit_)
+        self._trip.stack.exits.left(exit_, cost_usd)
         return cost_usd
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -192,9 +193,9 @@ class Recorded:
         self.exits: list[Exit] = []
         self._metrics = metrics
 
-    def left(self, exit_: Exit) -> None:
+    def left(self, exit_: Exit, cost_usd: Decimal | None) -> None:
         self.exits.append(exit_)
-        self._metrics.left(exit_)
+        self._metrics.left(exit_, cost_usd)
 
 
 class NoKeys:

@@ -1,0 +1,62 @@
+"""Prometheus metrics of the books."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from serving.contracts.ledger import LedgerState
+
+_WAIT_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class LedgerMetrics:
+    """Implements serving.contracts.ledger.LedgerEvents; tenants are not named.
+
+    Whoever scrapes needs no key, and what one tenant does is nobody else's business.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._rows = Counter(
+            "narrowgate_ledger_rows",
+            "Rows of the books: `written`, `spilled` to a file for later, `rejected` for a person.",
+            ["how"],
+            registry=registry,
+        )
+        self._up = Gauge(
+            "narrowgate_ledger_up",
+            "1 where the ledger's database takes what is written; else paid calls are refused.",
+            registry=registry,
+        )
+        self._wait_seconds = Histogram(
+            "narrowgate_ledger_wait_seconds",
+            "Time that paid calls waited to be written down.",
+            buckets=_WAIT_BUCKETS_S,
+            registry=registry,
+        )
+        self._refused = Counter(
+            "narrowgate_budget_refusals",
+            "Paid calls that were refused because a tenant's budget would not bear them.",
+            registry=registry,
+        )
+
+    def ledger_written(self, rows: int) -> None:
+        """Count rows that were committed."""
+        self._rows.labels("written").inc(rows)
+
+    def ledger_spilled(self, rows: int) -> None:
+        """Count rows that went to a file."""
+        self._rows.labels("spilled").inc(rows)
+
+    def ledger_rejected(self, rows: int) -> None:
+        """Count rows that were put aside."""
+        self._rows.labels("rejected").inc(rows)
+
+    def ledger_changed(self, state: LedgerState) -> None:
+        """Record whether the database is there."""
+        self._up.set(state == "up")
+
+    def ledger_waited(self, seconds: float) -> None:
+        """Record a paid call's wait."""
+        self._wait_seconds.observe(seconds)
+
+    def budget_refused(self, tenant: str) -> None:
+        """Count a refusal."""
+        self._refused.inc()
