@@ -1,0 +1,75 @@
+"""`narrowgate report`: what was spent, on what, what it saved, and whether the books agree."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.commands.options import add_settings_options, settings_from
+
+if TYPE_CHECKING:
+    from serving.contracts.report import Report
+    from serving.contracts.settings import Settings
+
+HELP = "show what requests cost and saved, and check that the books agree"
+
+_TIMEOUT_S = 600.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_settings_options(parser)
+    parser.add_argument(
+        "--since", metavar="WHEN",
+        help="2026-11-01, 2026-11-01T09:30, 7d or 24h (the first of this month)",
+    )  # fmt: skip
+    parser.add_argument("--until", metavar="WHEN", help="the same, exclusive (now)")
+    parser.add_argument("--tenant", metavar="NAME", help="this tenant's requests alone")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots as well")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; exit 1 where the books do not agree."""
+    report = _read(args, settings_from(args))
+    if args.html is not None:
+        _write_page(args.html, report)
+    if args.json:
+        print(report.model_dump_json())
+    else:
+        from rich.console import Console
+
+        from serving.ledger.report_text import print_report
+
+        print_report(report, Console(highlight=False))
+    assert report.reconciliation is not None
+    return 1 if report.reconciliation.discrepancies else 0
+
+
+def _read(args: argparse.Namespace, settings: "Settings") -> "Report":
+    from datetime import UTC, datetime
+    from zoneinfo import ZoneInfo
+
+    from serving.contracts.report_window import parse_window
+    from serving.ledger.report import build_report
+    from serving.ledger.report_query import Scope
+    from serving.ledger.written import written_ledger
+
+    zone = ZoneInfo(settings.ledger.time_zone)
+    window = parse_window(args.since, args.until, zone, datetime.now(UTC))
+    scope = Scope(window.since, window.until, args.tenant)
+    with written_ledger(settings.ledger.url, settings.state) as database:
+        return build_report(database, scope, zone, timeout_s=_TIMEOUT_S)
+
+
+def _write_page(file: Path, report: "Report") -> None:
+    from serving.contracts.errors import InvalidRequest
+    from serving.ledger.report_page import render_page
+
+    page = render_page(report)
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(
+            f"{str(file)!r} cannot be written: {error.strerror}",
+            field="--html",
+            fix="name a file in a folder that exists",
+        ) from error

@@ -1,0 +1,155 @@
+"""The report as text, for terminals of 80 columns."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from serving.contracts.report import Idle, Report, Savings, Share, Spend
+from serving.ledger import report_words as words
+
+SHOWN_DISCREPANCIES = 20
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Write the report to a console."""
+    for part in _parts(report):
+        if not isinstance(part, Table):
+            console.print(part)
+        elif part.row_count:
+            console.print("", part, sep="\n")
+
+
+def _parts(report: Report) -> Iterator[RenderableType]:
+    whose = "all tenants" if report.tenant is None else f"tenant {words.visible(report.tenant)}"
+    since, until = (words.moment(at, report) for at in (report.since, report.until))
+    yield Text(f"{whose}, {since} to {until} {report.time_zone}", style="bold")
+    yield Text("\n".join(_headline(report)))
+    yield from _spending(report)
+    yield from _ways(report)
+    yield from _reconciliation(report)
+
+
+def _headline(report: Report) -> Iterator[str]:
+    totals, savings, idle = report.totals, report.savings, report.idle
+    spent, held, opened, wasted = map(
+        words.dollars, (totals.cost_usd, totals.held_usd, totals.open_usd, totals.wasted_usd)
+    )
+    yield (
+        f"spent   {spent}: providers {words.dollars(totals.frontier_usd)}, local replicas "
+        f"{words.dollars(totals.local_usd)}"
+    )
+    yield f"held    {held} for {totals.unknown_calls:,} calls of unknown cost"
+    yield f"open    {opened} for {totals.open_calls:,} calls on their way"
+    yield f"wasted  {wasted} on calls that gave no client an answer"
+    against = ", ".join(map(words.visible, savings.reference_models)) or words.NONE
+    yield f"saved   {_saved(savings)} against {against}"
+    if idle is not None:
+        yield f"        {_saved(idle)} after {words.dollars(idle.idle_usd)} of idle local replicas"
+    yield f"inputs  {totals.exits:,} in {totals.requests:,} requests"
+    yield (
+        f"        {totals.answered:,} answered ({words.share(words.local_share(report))} of them "
+        f"locally), {totals.failed:,} failed, {totals.unknown:,} unknown, {totals.open:,} open"
+    )
+    if totals.without_reference:
+        yield f"        {totals.without_reference:,} answered ones have no reference price"
+
+
+def _saved(found: Savings | Idle) -> str:
+    return f"{words.dollars(found.saved_usd)} ({words.share(found.share)})"
+
+
+def _spending(report: Report) -> Iterator[RenderableType]:
+    yield _spends("model", report.models)
+    tasks = [line if line.name else _named(line, "(no task)") for line in report.tasks]
+    yield _spends("task", tasks)
+    yield _spends("endpoint", report.endpoints)
+    if report.tenant is None:
+        yield _spends("tenant", report.tenants)
+    periods = words.by_period(report.days)
+    yield _spends("day", [_sum(name, models) for name, models in periods.items() if models])
+    rows: list[tuple[str | None, ...]] = [
+        (item.name, f"{item.tokens:,}", words.usd(item.cost_usd)) for item in report.token_classes
+    ]
+    rows.append(("local replica time", words.NONE, words.usd(report.totals.local_usd)))
+    yield _table("token class", ("tokens", "USD"), rows)
+    yield _spends("service tier", report.service_tiers)
+    yield _spends("price", [_named(line, words.price_name(line)) for line in report.prices])
+    for word, wasted in (("answers", False), ("no answer", True)):
+        lines = [line for line in report.outcomes if line.wasted == wasted]
+        yield _spends(word, [_named(line, f"{line.kind} {line.name or 'open'}") for line in lines])
+
+
+def _ways(report: Report) -> Iterator[RenderableType]:
+    yield _shares("route", report.routes)
+    yield _shares("reason", report.reasons)
+    yield _shares("escalated for", report.escalations)
+    yield _shares("error", report.errors)
+    yield _table(
+        "latency, ms",
+        ("inputs", "p50", "p95"),
+        [
+            (line.route, f"{line.count:,}", words.milliseconds(line.p50_us),
+             words.milliseconds(line.p95_us))
+            for line in report.latency
+        ],
+    )  # fmt: skip
+
+
+def _reconciliation(report: Report) -> Iterator[RenderableType]:
+    found = report.reconciliation
+    if found is None:
+        return
+    yield Text("\n" + words.reconciled(report), style="bold red" if found.discrepancies else "bold")
+    for item in found.discrepancies[:SHOWN_DISCREPANCIES]:
+        stated, seen = item.stated or words.NONE, item.found or words.NONE
+        yield Text(f"  {item.kind}: {words.visible(item.row)} says {stated}, found {seen}")
+    rest = len(found.discrepancies) - SHOWN_DISCREPANCIES
+    if rest > 0:
+        yield Text(f"  and {rest:,} more; --json lists them all")
+
+
+def _named(line: Spend, name: str) -> Spend:
+    return line.model_copy(update={"name": name})
+
+
+def _sum(name: str, lines: Iterable[Spend]) -> Spend:
+    lines = list(lines)
+    return Spend(
+        name=name,
+        calls=sum(line.calls for line in lines),
+        cost_usd=sum((line.cost_usd for line in lines), Decimal(0)),
+        held_usd=sum((line.held_usd for line in lines), Decimal(0)),
+        open_usd=sum((line.open_usd for line in lines), Decimal(0)),
+    )
+
+
+def _spends(word: str, lines: Sequence[Spend]) -> Table:
+    return _table(
+        word,
+        ("calls", "USD", "held USD"),
+        [
+            (line.name, f"{line.calls:,}", words.usd(line.cost_usd),
+             words.usd(line.held_usd + line.open_usd))
+            for line in lines
+        ],
+    )  # fmt: skip
+
+
+def _shares(word: str, lines: Sequence[Share]) -> Table:
+    rows = [(line.name, f"{line.count:,}", words.share(line.share)) for line in lines]
+    return _table(word, ("inputs", "share"), rows)
+
+
+def _table(word: str, numbers: Sequence[str], rows: Iterable[tuple[str | None, ...]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, width=80, pad_edge=False, show_edge=False)
+    table.add_column(word, ratio=1, overflow="fold")
+    for number in numbers:
+        table.add_column(number, justify="right", no_wrap=True)
+    for name, *values in rows:
+        # Text, not str: a name may hold what would be read as markup.
+        table.add_row(Text(words.visible(name)), *(Text(value or "") for value in values))
+    return table

@@ -1,0 +1,87 @@
+"""How a report's numbers and names read, as text and as a page. Pure."""
+
+from collections.abc import Iterable
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+from serving.contracts.report import Day, PriceSpend, Report, Spend
+
+NONE = "–"  # noqa: RUF001  # an en dash stands for what there is not
+
+DAYS_APART = 62
+"""Longer windows are shown by month."""
+
+
+def usd(amount: Decimal) -> str:
+    """Return an amount in US dollars, to a millionth; the JSON document has every digit."""
+    return f"{amount:z,.6f}"
+
+
+def dollars(amount: Decimal) -> str:
+    """Return an amount for a headline: cents, and below a dollar four decimals."""
+    sign = "-" if amount < 0 else ""
+    return f"{sign}${abs(amount):,.2f}" if abs(amount) >= 1 else f"{sign}${abs(amount):.4f}"
+
+
+def share(value: float | None) -> str:
+    """Return a share in [0, 1] as a percentage."""
+    return NONE if value is None else f"{value:.1%}"
+
+
+def visible(name: str | None) -> str:
+    """Return a name with a mark for every character that terminals or fonts would act on."""
+    if name is None:
+        return NONE
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
+def milliseconds(us: int) -> str:
+    """Return a time with one decimal, ms."""
+    return f"{us / 1000:,.1f}"
+
+
+def moment(at: datetime, report: Report) -> str:
+    """Return a moment in the report's time zone, to the minute."""
+    return f"{at.astimezone(ZoneInfo(report.time_zone)):%Y-%m-%d %H:%M}"
+
+
+def price_name(line: PriceSpend) -> str:
+    """Return what a version of a price is for, and the beginning of its id."""
+    over = f"over {line.over_input_tokens:,} tokens" if line.over_input_tokens else None
+    parts = (line.model, line.service_tier, over, f"({line.name[:12]})" if line.name else None)
+    return " ".join(part for part in parts if part) or NONE
+
+
+def local_share(report: Report) -> float | None:
+    """Return the share of answered inputs that a local model answered."""
+    local = sum(part.answered for part in report.paths if part.name == "local")
+    return local / report.totals.answered if report.totals.answered else None
+
+
+def reconciled(report: Report) -> str:
+    """Return in a sentence whether the books agree."""
+    found = report.reconciliation
+    if found is None:
+        return "not reconciled"
+    n = len(found.discrepancies)
+    return f"{found.rows:,} rows reconciled, {n:,} {'discrepancy' if n == 1 else 'discrepancies'}"
+
+
+def by_period(days: Iterable[Day]) -> dict[str, list[Spend]]:
+    """Return the calls by model of every day from the first to the last, or of every month.
+
+    Periods in which nothing came have none. Names are ISO dates, 2026-11-23 or 2026-11.
+    """
+    known = {day.day: day for day in days}
+    if not known:
+        return {}
+    first, last = min(known), max(known)
+    length = 7 if (last - first).days >= DAYS_APART else 10
+    found: dict[str, list[Spend]] = {}
+    for n in range((last - first).days + 1):
+        at: date = first + timedelta(days=n)
+        models = found.setdefault(at.isoformat()[:length], [])
+        if at in known:
+            models += known[at].models
+    return found
