@@ -3,7 +3,9 @@
 import logging
 import os
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
@@ -16,16 +18,24 @@ from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import build_embedder
 from serving.frontier.build import build_frontier
+from serving.gateway.access import Access
 from serving.gateway.admission import Admission
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.metrics import Metrics
+from serving.ledger.build import build_ledger
+from serving.ledger.database import Database, database_url
+from serving.ledger.directory import Directory
+from serving.ledger.ledger import BookLedger
 from serving.ledger.price_book import PriceBook
+from serving.ledger.pricing import Pricing
+from serving.ledger.reports import LedgerReports
 from serving.local.checkpoint import Checkpoint
 from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
 from serving.local.load_check import CONFIG_KEY, LoadCheck, granted_by_model
 from serving.routing.build import build_decision_log, build_router
+from serving.stages.replica_meter import ReplicaMeter
 from serving.stages.stack import BoundTask, Policy, Stack
 from serving.tasks.prompt import CheckpointTokenizer
 from serving.tasks.task import bind
@@ -130,16 +140,21 @@ def _build_context(
     admission = Admission(gateway.max_concurrent_inputs, gateway.max_queued_inputs)
     frontier_admission = Admission(routing.max_concurrent_frontier, routing.max_queued_frontier)
     prices = PriceBook.load(settings.ledger.prices_file)
+    ledger = _build_ledger(settings, prices, metrics)
+    # Of their own: who reads a report must not hold up who writes a row.
+    reading = Database(database_url(settings.ledger.url, settings.state))
     return GatewayContext(
         settings=gateway,
         stack=Stack(
             tasks=tasks,
             engines=engines,
+            meters={m.id: ReplicaMeter(m.replicas, gateway.replicas) for m in settings.models},
             router=build_router(routing, specs, build_embedder(settings.state), metrics),
             frontier=build_frontier(settings.frontier, prices, os.environ, metrics),
             policy=Policy.of(settings.frontier, routing),
             local_room=admission,
             frontier_room=frontier_admission,
+            ledger=ledger,
             exits=metrics,
             decisions=build_decision_log(routing, metrics),
         ),
@@ -147,7 +162,23 @@ def _build_context(
         admission=admission,
         frontier_admission=frontier_admission,
         metrics=metrics,
+        access=Access.of(Directory(reading, settings.auth), settings.auth, gateway.replicas),
+        books=ledger,
+        reports=LedgerReports(reading, ZoneInfo(settings.ledger.time_zone)),
         development=settings.attestation.development,
+    )
+
+
+def _build_ledger(settings: Settings, prices: PriceBook, metrics: Metrics) -> BookLedger:
+    # The linter has refused models without a price of an hour.
+    hours = {model.id: model.replica_hour_usd or Decimal(0) for model in settings.models}
+    provisioned = (hours[model.id] * model.replicas.min for model in settings.models)
+    return build_ledger(
+        settings.ledger,
+        settings.state,
+        Pricing(prices, hours, settings.ledger.reference_model),
+        metrics.ledger,
+        sum(provisioned, Decimal(0)),
     )
 
 

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from serving.commands.books import ready_books
 from serving.commands.first_start import Origin, prepare_bundled
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
@@ -61,6 +63,8 @@ def prepare(settings: "Settings", origin: Origin) -> Prepared:
     from serving.tasks.catalog import load_specs
 
     lint(settings)
+    # Here and not after ten minutes of a first start.
+    ready_books(settings, os.environ)
     specs = dict(load_specs(settings.tasks_dir))
     settings = prepare_bundled(settings, specs, origin)
     checkpoints = {model.id: locate(model, settings.state) for model in settings.models}
@@ -106,6 +110,7 @@ def _announce(url: str, prepared: Prepared, *, as_json: bool) -> None:
             "tasks": served,
             "refused": refused,
             "development": settings.attestation.development,
+            "auth": settings.auth.mode,
         }
         print(json.dumps(document), flush=True)
         return
@@ -115,4 +120,8 @@ def _announce(url: str, prepared: Prepared, *, as_json: bool) -> None:
         print(f"refused: {reason}")
     if settings.attestation.development:
         print("DEVELOPMENT: attestations are not enforced; every task is served")
+    if settings.auth.mode == "off":
+        print("AUTH OFF: whoever reaches this address may ask; it is loopback alone")
+    else:
+        print("every request needs a key: narrowgate tenant create, narrowgate key create")
     sys.stdout.flush()

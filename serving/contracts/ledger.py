@@ -62,6 +62,41 @@ class CallEnd:
     service_tier: str | None = None
 
 
+LedgerState = Literal["up", "down"]
+"""down: the database does not take what is written; exits go to files, paid calls are refused."""
+
+
+class LedgerEvents(Protocol):
+    """Counts what the books do. Any thread may call any method; none raises or waits.
+
+    A row is an exit with its local calls, a paid call's opening, or its end.
+    """
+
+    def ledger_written(self, rows: int) -> None:
+        """Rows were committed, also ones from files."""
+        ...
+
+    def ledger_spilled(self, rows: int) -> None:
+        """Rows went to a file, to be committed later."""
+        ...
+
+    def ledger_rejected(self, rows: int) -> None:
+        """Rows are of no use to the database and were put aside for a person."""
+        ...
+
+    def ledger_changed(self, state: LedgerState) -> None:
+        """The database went away or came back; told once at the start, too."""
+        ...
+
+    def ledger_waited(self, seconds: float) -> None:
+        """A paid call waited so long to be written down, or refused."""
+        ...
+
+    def budget_refused(self, tenant: str) -> None:
+        """A paid call was refused for its tenant's budget."""
+        ...
+
+
 class OpenCall(Protocol):
     """A call that is in the books and on its way."""
 
@@ -103,4 +138,16 @@ class Ledger(Protocol):
         self, caller: Caller, request_id: str, endpoint: "Endpoint", task: str | None, index: int
     ) -> Entry:
         """Begin an input's page. index: its place in the request."""
+        ...
+
+
+class LedgerService(Ledger, Protocol):
+    """A ledger with a beginning and an end."""
+
+    async def start(self) -> None:
+        """Begin to write; also where the database is away, and then without it."""
+        ...
+
+    async def aclose(self) -> None:
+        """Write what waits, and end, within a bound."""
         ...

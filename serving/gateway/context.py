@@ -7,6 +7,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from serving.contracts.ledger import LedgerService
+from serving.contracts.report import Reports
 from serving.contracts.settings import GatewaySettings
 from serving.gateway.access import Access
 from serving.gateway.admission import Admission
@@ -21,7 +23,7 @@ class GatewayContext:
     """Settings, the pipeline's stack, the engines by model id, admission and metrics.
 
     admission: of work for local models; frontier_admission: of requests at frontier APIs.
-    access: who may ask, and how much.
+    access: who may ask, and how much. books: the stack's ledger, to be started and ended.
     development: attestations are not enforced, which every response must say.
     """
 
@@ -32,6 +34,8 @@ class GatewayContext:
     frontier_admission: Admission
     metrics: Metrics
     access: Access
+    books: LedgerService
+    reports: Reports
     development: bool = False
 
     async def drain(self, timeout_s: float) -> None:

@@ -16,10 +16,11 @@ from serving.gateway.middleware import BodyLimit, RequestScope
 
 
 def build_http(context: GatewayContext) -> FastAPI:
-    """Return the application; its lifespan watches the engines' health and who may ask."""
+    """Return the application; its lifespan keeps the books and watches engines and tenants."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await context.books.start()
         async with asyncio.TaskGroup() as group:
             watches = [
                 group.create_task(engine.health.watch()) for engine in context.engines.values()
@@ -29,6 +30,7 @@ def build_http(context: GatewayContext) -> FastAPI:
             for watch in watches:
                 watch.cancel()
         await context.stack.frontier.aclose()
+        await context.books.aclose()
         await asyncio.to_thread(context.stack.decisions.close)
 
     app = FastAPI(

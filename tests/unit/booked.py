@@ -83,6 +83,12 @@ class MemoryLedger:
         self.pages.append(page)
         return page
 
+    async def start(self) -> None:
+        """Nothing is opened."""
+
+    async def aclose(self) -> None:
+        """Nothing waits."""
+
     @property
     def calls(self) -> list[BookedCall]:
         """Every call, in the order of its page and its making."""

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 
@@ -21,6 +23,7 @@ from serving.contracts.engine import (
 from serving.contracts.errors import (
     EngineFailure,
     FrontierNotConfigured,
+    LedgerUnavailable,
     NarrowgateError,
     Unauthenticated,
 )
@@ -30,6 +33,7 @@ from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.ledger import Caller, Tenant
 from serving.contracts.ledger_settings import AuthSettings
 from serving.contracts.openai import OpenAIReply
+from serving.contracts.report import Report
 from serving.contracts.routing import Decision
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.settings import GatewaySettings, Replicas
@@ -211,6 +215,15 @@ class NoKeys:
         """Nothing changes."""
 
 
+class NoReports:
+    """Stands where serving.ledger.reports does; there is nothing to report on."""
+
+    zone = ZoneInfo("UTC")
+
+    async def report(self, since: datetime, until: datetime, tenant: str | None) -> Report:
+        raise LedgerUnavailable("there are no books")
+
+
 class Server:
     """The application under test with its engine and a client."""
 
@@ -263,6 +276,8 @@ class Server:
             frontier_admission=frontier_admission,
             metrics=metrics,
             access=access or Access.of(NoKeys(), AuthSettings(mode="off"), 1),
+            books=self.ledger,
+            reports=NoReports(),
             development=development,
         )
         transport = httpx.ASGITransport(build_http(self.context), raise_app_exceptions=False)

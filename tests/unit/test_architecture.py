@@ -27,7 +27,16 @@ ALLOWED: dict[str, set[str]] = {
         "gateway",
     },
     "lifecycle": set(),
-    "commands": {"tasks", "local", "embedding", "routing", "frontier", "app", "lifecycle"},
+    "commands": {
+        "tasks",
+        "local",
+        "embedding",
+        "routing",
+        "frontier",
+        "ledger",
+        "app",
+        "lifecycle",
+    },
     "bench": {"tasks", "local", "frontier", "stages", "commands", "lifecycle"},
     "cli": set(),
 }
