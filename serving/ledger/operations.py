@@ -59,7 +59,10 @@ def withdrawal(operation: Open) -> Close:
 
 
 def to_line(operation: Keepable) -> str:
-    """Return an operation as one line of JSON, without the line's end."""
+    """Return an operation as one line of JSON, without the line's end.
+
+    Raises TypeError for a value that is none of a row.
+    """
     if isinstance(operation, Close):
         content = {
             "do": "close",
@@ -94,8 +97,9 @@ def from_line(line: str) -> Keepable:
 def _plain(value: object) -> str:
     if isinstance(value, Decimal):
         return str(value)
-    assert isinstance(value, datetime)
-    return value.isoformat()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"a row of the ledger holds no {type(value).__name__}")
 
 
 def _row(content: Mapping[str, Any]) -> Row:
