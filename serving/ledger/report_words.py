@@ -20,8 +20,8 @@ def usd(amount: Decimal) -> str:
 
 def dollars(amount: Decimal) -> str:
     """Return an amount for a headline: cents, and below a dollar four decimals."""
-    sign = "-" if amount < 0 else ""
-    return f"{sign}${abs(amount):,.2f}" if abs(amount) >= 1 else f"{sign}${abs(amount):.4f}"
+    shown = f"{amount:z,.2f}" if abs(amount) >= 1 else f"{amount:z.4f}"
+    return f"-${shown[1:]}" if shown.startswith("-") else f"${shown}"
 
 
 def share(value: float | None) -> str:
