@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from serving.contracts.errors import NarrowgateError
-from serving.gateway import errors, health_api, models_api, openai_api, tasks_api
+from serving.gateway import errors, health_api, models_api, openai_api, report_api, tasks_api
 from serving.gateway.context import GatewayContext
 from serving.gateway.middleware import BodyLimit, RequestScope
 
@@ -58,4 +58,5 @@ def build_http(context: GatewayContext) -> FastAPI:
     app.include_router(openai_api.router)
     app.include_router(models_api.router)
     app.include_router(health_api.router)
+    app.include_router(report_api.router)
     return app

@@ -28,7 +28,7 @@ MODEL = "smollm2-135m-instruct"
 # Not quantized, so that what it says can be compared with other implementations.
 BITS_16 = {
     "id": MODEL, "source": "bundled:smollm2-135m-instruct", "accelerator": {"kind": "cpu"},
-    "engine_args": {"enforce_eager": True},
+    "engine_args": {"enforce_eager": True}, "replica_hour_usd": "0.10",
 }  # fmt: skip
 # The first start writes, quantizes and gates the bundled model.
 START_DEADLINE_S = 1200

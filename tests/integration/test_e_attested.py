@@ -147,11 +147,12 @@ def serve_copy(folder: Path, tmp_path: Path, **rules: Any) -> "subprocess.Comple
     """Start a stack on a model of its own and stop it once it says that it is ready."""
     model = {
         "id": "copy", "source": str(folder), "accelerator": {"kind": "cpu"},
-        "engine_args": {"enforce_eager": True},
+        "engine_args": {"enforce_eager": True}, "replica_hour_usd": 0,
     }  # fmt: skip
     settings = {
         "state": str(tmp_path / "state"),
         "models": [model],
+        "auth": {"mode": "off"},
         "attestation": {"trusted_keys": [str(PUBLIC)], **rules},
     }
     file = tmp_path / "settings.yaml"
