@@ -1,0 +1,367 @@
+"""Every total is the sum of its rows, whatever is done in whatever order and however often."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pydantic import SecretStr
+from sqlalchemy import delete, insert, update
+
+from serving.contracts.errors import BudgetExceeded
+from serving.contracts.ledger import Caller
+from serving.ledger.instances import Instance, beat, end
+from serving.ledger.migrate import migrate
+from serving.ledger.operations import Close, Leave, Open, Operation, from_line, to_line, withdrawal
+from serving.ledger.periods import periods_at
+from serving.ledger.pricing import Price, Priced
+from serving.ledger.reconcile import reconcile
+from serving.ledger.rows import (
+    LocalShare,
+    Page,
+    Sums,
+    closed_call,
+    closed_exit,
+    local_call,
+    opened_call,
+    opened_exit,
+    price_row,
+    unknown_call,
+)
+from serving.ledger.schema import calls, exits, instances, metadata, spending, tenants
+from serving.ledger.store import Store
+
+from .ledger_kit import LOCAL, MODEL, USAGE, FixedPrices, Reader, ended, left, left_locally
+
+AT = datetime(2026, 3, 31, 23, 30, tzinfo=UTC)
+TENANTS = ("a", "b")
+LIMIT = Decimal("1.5")
+ZONES = ("UTC", "Pacific/Auckland", "America/New_York", "Asia/Kathmandu", "Pacific/Kiritimati")
+
+
+def page(number: int, tenant: str = "a", instance: str = "one") -> Page:
+    return Page(f"e{number:04d}", Caller(tenant), "r", "chat", None, 0, AT, instance)
+
+
+def opened(of: Page, worst: Decimal, zone: str = "UTC") -> Open:
+    periods = periods_at(of.opened_at, ZoneInfo(zone))
+    return Open(opened_exit(of), opened_call(of, MODEL, worst, periods, of.opened_at))
+
+
+def closed(operation: Open, *, known: bool = True) -> Close:
+    if not known:
+        return Close(unknown_call(operation.call, ended(None, "unknown")))
+    priced = FixedPrices().frontier(MODEL, USAGE, None)
+    return Close(closed_call(operation.call, ended(), priced), (price_row(priced.price),))
+
+
+def departed(of: Page, *, paid: bool) -> Leave:
+    local: tuple[Any, ...] = ()
+    prices: tuple[Any, ...] = ()
+    cost = Decimal(0)
+    if not paid:
+        priced = FixedPrices().local(LOCAL, 0.5)
+        share = LocalShare(LOCAL, "ok", USAGE, 0.5, 0.5)
+        local = (local_call(of, share, priced, periods_at(AT, ZoneInfo("UTC"))),)
+        prices, cost = (price_row(priced.price),), priced.cost_usd
+    sums = Sums(cost, Decimal(0), None)
+    exit_ = left() if paid else left_locally()
+    return Leave(closed_exit(of, exit_, sums, MODEL, paid=paid), local, prices, paid)
+
+
+@pytest.fixture
+def reader(ledger_url: SecretStr | None, state: Path) -> Iterator[Reader]:
+    found = Reader(ledger_url, state)
+    migrate(found.database)
+    yield found
+    found.check()
+    found.close()
+
+
+def apply(reader: Reader, *operations: Operation, store: Store | None = None) -> list[Any]:
+    with reader.database.begin() as connection:
+        return list((store or Store()).apply(connection, operations))
+
+
+def test_doing_everything_twice_changes_nothing(reader: Reader) -> None:
+    first = opened(page(1), Decimal(1))
+    for operations in ([first], [closed(first)], [departed(page(1), paid=True)]):
+        apply(reader, *operations)
+        before = [reader.rows(table) for table in (calls, exits, spending)]
+        assert apply(reader, *operations) == [None]
+        assert [reader.rows(table) for table in (calls, exits, spending)] == before
+    local = departed(page(2), paid=False)
+    apply(reader, local, local)
+    assert apply(reader, local) == [None]
+    assert len(reader.rows(calls)) == 2
+
+
+def test_a_close_whose_opening_was_lost_brings_it_along(reader: Reader) -> None:
+    apply(reader, closed(opened(page(1), Decimal(1))), departed(page(1), paid=True))
+    assert [row["state"] for row in reader.rows(calls)] == ["closed"]
+
+
+def test_what_was_withdrawn_holds_nothing_whether_it_was_written_or_not(reader: Reader) -> None:
+    written, unwritten = opened(page(1), Decimal(1)), opened(page(2), Decimal(1))
+    apply(reader, written)
+    apply(reader, withdrawal(written), withdrawal(unwritten), departed(page(1), paid=False))
+    frontier = [row for row in reader.rows(calls) if row["kind"] == "frontier"]
+    assert [(row["outcome"], row["cost_usd"]) for row in frontier] == [("not_made", 0)]
+    assert all(held == 0 for _, held in reader.sums().values())
+
+
+def test_an_unknown_call_that_tells_later_is_charged_what_it_cost(reader: Reader) -> None:
+    call = opened(page(1), Decimal(1))
+    apply(reader, call)
+    apply(reader, closed(call, known=False), departed(page(1), paid=True))
+    assert reader.rows(exits)[0]["held_usd"] == 1
+    apply(reader, closed(call), closed(call, known=False))
+    assert [row["state"] for row in reader.rows(calls)] == ["closed"]
+    assert reader.rows(exits)[0]["held_usd"] == 0
+
+
+def test_a_refusal_leaves_its_batch_alone(reader: Reader) -> None:
+    with reader.database.begin() as connection:
+        connection.execute(insert(tenants), {"name": "a", "month_usd": LIMIT, "created_at": AT})
+    asked = [opened(page(n), Decimal(1), "UTC") for n in range(3)]
+    asked.append(opened(page(9, "b"), Decimal(100)))
+    answers = apply(reader, *asked, departed(page(4), paid=False))
+    assert [isinstance(answer, BudgetExceeded) for answer in answers] == [
+        False, True, True, False, False,
+    ]  # fmt: skip
+    assert "$0.5" in answers[1].message
+    assert {row["id"] for row in reader.rows(exits)} == {"e0000", "e0004", "e0009"}
+
+
+@pytest.mark.parametrize(("day", "month"), [(1, None), (None, 1), (1, 1), (5, 1), (1, 5)])
+def test_the_last_cent_may_be_spent_and_no_more(
+    reader: Reader, day: int | None, month: int | None
+) -> None:
+    with reader.database.begin() as connection:
+        limits = {"day_usd": day and Decimal(day), "month_usd": month and Decimal(month)}
+        connection.execute(insert(tenants), {"name": "a", **limits, "created_at": AT})
+    assert apply(reader, opened(page(1), Decimal("1.000000000001")))[0] is not None
+    assert apply(reader, opened(page(2), Decimal(1))) == [None]
+    assert apply(reader, opened(page(3), Decimal("0.000000000001")))[0] is not None
+    assert apply(reader, opened(page(4), Decimal(0))) == [None]
+
+
+def test_a_store_forgets_what_a_rolled_back_transaction_wrote(reader: Reader) -> None:
+    store, call = Store(), opened(page(1), Decimal(1))
+    with reader.database.engine.connect() as connection:
+        store.apply(connection, [call, closed(opened(page(2), Decimal(1)))])
+        connection.rollback()
+    store.forget()
+    apply(reader, call, closed(opened(page(2), Decimal(1))), store=store)
+    apply(reader, departed(page(2), paid=True))
+    assert len(reader.rows(calls)) == 2
+
+
+def test_a_dead_processs_open_rows_become_unknown_and_keep_their_holds(reader: Reader) -> None:
+    own = Instance.of_this_process(Decimal(0))
+    apply(reader, opened(page(1, instance=own.id), Decimal(1)))
+    finished = opened(page(2, instance=own.id), Decimal(1))
+    apply(reader, finished)
+    apply(reader, closed(finished))
+    with reader.database.begin() as connection:
+        beat(connection, own, others_had_time=False)
+        end(connection, own.id)
+        end(connection, own.id)
+    assert {row["outcome"] for row in reader.rows(exits)} == {"gateway_lost"}
+    assert sorted(row["state"] for row in reader.rows(calls)) == ["closed", "unknown"]
+    assert all(held == 1 for _, held in reader.sums().values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "had_time", "dies"),
+    [
+        ({}, True, False),
+        ({"pid": 2**22 + 1}, False, True),
+        ({"process_started_at": AT}, False, True),
+        ({"host": "elsewhere"}, True, False),
+        ({"host": "elsewhere", "seen_at": datetime(2026, 1, 1, tzinfo=UTC)}, True, True),
+        ({"host": "elsewhere", "seen_at": datetime(2026, 1, 1, tzinfo=UTC)}, False, False),
+    ],
+)
+def test_who_is_dead(reader: Reader, changes: dict[str, Any], had_time: bool, dies: bool) -> None:
+    own, other = (Instance.of_this_process(Decimal(0)) for _ in range(2))
+    with reader.database.begin() as connection:
+        beat(connection, other, others_had_time=False)
+        if changes:
+            connection.execute(
+                update(instances).where(instances.c.id == other.id).values(**changes)
+            )
+        assert beat(connection, own, others_had_time=had_time) == int(dies)
+        assert beat(connection, own, others_had_time=had_time) == 0
+    assert [row["id"] for row in reader.living() if row["id"] != own.id] == (
+        [] if dies else [other.id]
+    )
+
+
+def test_whoever_was_taken_for_dead_lives_again(reader: Reader) -> None:
+    own = Instance.of_this_process(Decimal(0))
+    with reader.database.begin() as connection:
+        beat(connection, own, others_had_time=False)
+        end(connection, own.id)
+        beat(connection, own, others_had_time=False)
+    assert [row["id"] for row in reader.living()] == [own.id]
+
+
+@given(
+    st.datetimes(datetime(2020, 1, 1), datetime(2040, 1, 1), timezones=st.just(UTC)),
+    st.sampled_from(ZONES),
+)
+def test_a_moment_is_in_the_day_and_month_on_the_wall(moment: datetime, zone: str) -> None:
+    found = periods_at(moment, ZoneInfo(zone))
+    midnight = datetime.combine(date.fromisoformat(found.day), datetime.min.time(), ZoneInfo(zone))
+    tomorrow = datetime.combine(
+        midnight.date() + timedelta(days=1), datetime.min.time(), ZoneInfo(zone)
+    )
+    assert midnight.astimezone(UTC) <= moment < tomorrow.astimezone(UTC)
+    assert found.month == f"{found.day[:8]}01"
+
+
+@pytest.mark.parametrize(
+    ("moment", "zone", "day", "month"),
+    [
+        ("2026-03-31T10:59:59+00:00", "Pacific/Auckland", "2026-03-31", "2026-03-01"),
+        ("2026-03-31T11:00:00+00:00", "Pacific/Auckland", "2026-04-01", "2026-04-01"),
+        ("2026-04-30T11:59:59+00:00", "Pacific/Auckland", "2026-04-30", "2026-04-01"),
+        ("2026-04-30T12:00:00+00:00", "Pacific/Auckland", "2026-05-01", "2026-05-01"),
+        ("2026-11-01T03:59:59+00:00", "America/New_York", "2026-10-31", "2026-10-01"),
+        ("2026-11-01T05:30:00+00:00", "America/New_York", "2026-11-01", "2026-11-01"),
+        ("2026-12-01T04:59:59+00:00", "America/New_York", "2026-11-30", "2026-11-01"),
+        ("2026-12-01T05:00:00+00:00", "America/New_York", "2026-12-01", "2026-12-01"),
+        ("2026-03-01T00:00:00+00:00", "UTC", "2026-03-01", "2026-03-01"),
+    ],
+)
+def test_ends_of_months(moment: str, zone: str, day: str, month: str) -> None:
+    found = periods_at(datetime.fromisoformat(moment), ZoneInfo(zone))
+    assert (found.day, found.month) == (day, month)
+
+
+@dataclass
+class Booked:
+    """A request of the random test. pending: its calls whose end was not told."""
+
+    page: Page
+    pending: list[Open] = field(default_factory=list)
+    paid: bool = False
+    gone: bool = False
+
+
+class Bookkeeping(RuleBasedStateMachine):
+    """Opens, closes, leaves, sweeps and repeats at random; the sums must hold after each step."""
+
+    reader: Reader
+
+    @initialize(limited=st.booleans())
+    def begin(self, limited: bool) -> None:
+        self.store, self.number = Store(), 0
+        self.booked: list[Booked] = []
+        self.done: list[Close | Leave] = []
+        with self.reader.database.begin() as connection:
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(delete(table))
+            if limited:
+                row = {"name": "a", "day_usd": LIMIT, "created_at": AT}
+                connection.execute(insert(tenants), row)
+
+    def do(self, *operations: Operation) -> list[Any]:
+        self.done += [item for item in operations if not isinstance(item, Open)]
+        return apply(self.reader, *operations, store=self.store)
+
+    @rule(tenant=st.sampled_from(TENANTS), instance=st.sampled_from(("one", "two")))
+    def arrive(self, tenant: str, instance: str) -> None:
+        self.number += 1
+        self.booked.append(Booked(page(self.number, tenant, instance)))
+
+    @precondition(lambda self: any(not booked.gone for booked in self.booked))
+    @rule(data=st.data(), cents=st.integers(0, 100), zone=st.sampled_from(ZONES))
+    def call(self, data: st.DataObject, cents: int, zone: str) -> None:
+        some = data.draw(st.sampled_from([b for b in self.booked if not b.gone]))
+        operation = opened(some.page, Decimal(cents) / 100, zone)
+        if self.do(operation) == [None]:
+            some.pending.append(operation)
+            some.paid = True
+
+    @precondition(lambda self: any(booked.pending for booked in self.booked))
+    @rule(data=st.data(), fate=st.sampled_from(("known", "unknown", "withdrawn", "late")))
+    def close(self, data: st.DataObject, fate: str) -> None:
+        some = data.draw(st.sampled_from([b for b in self.booked if b.pending]))
+        operation = some.pending.pop()
+        if fate == "withdrawn":
+            self.do(withdrawal(operation))
+        elif fate == "late":
+            self.do(closed(operation, known=False))
+            self.do(closed(operation))
+        else:
+            self.do(closed(operation, known=fate == "known"))
+
+    @precondition(lambda self: any(not booked.gone for booked in self.booked))
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        some = data.draw(st.sampled_from([b for b in self.booked if not b.gone]))
+        some.gone = True
+        self.do(departed(some.page, paid=some.paid))
+
+    @rule(instance=st.sampled_from(("one", "two")))
+    def sweep(self, instance: str) -> None:
+        with self.reader.database.begin() as connection:
+            end(connection, instance)
+
+    @precondition(lambda self: bool(self.done))
+    @rule(data=st.data())
+    def replay(self, data: st.DataObject) -> None:
+        again = data.draw(st.lists(st.sampled_from(self.done), max_size=4))
+        apply(self.reader, *(from_line(to_line(item)) for item in again))
+
+    @invariant()
+    def sums_hold(self) -> None:
+        if not hasattr(self, "booked"):
+            return
+        self.reader.sums()
+        booked = self.reader.rows(calls)
+        for row in self.reader.rows(exits):
+            own = [call for call in booked if call["exit_id"] == row["id"]]
+            if row["state"] != "open":
+                assert row["cost_usd"] == sum((call["cost_usd"] or 0) for call in own)
+                assert row["held_usd"] == sum(call["held_usd"] for call in own)
+
+    def teardown(self) -> None:
+        if hasattr(self, "booked"):
+            assert reconcile(self.reader.database) == []
+
+
+def test_totals_are_the_sums_of_their_rows_whatever_happens(reader: Reader) -> None:
+    class Case(Bookkeeping):
+        pass
+
+    Case.reader = reader
+    examples = 30 if reader.database.is_sqlite else 15
+    Case.TestCase.settings = settings(
+        max_examples=examples,
+        stateful_step_count=20,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    Case.TestCase().runTest()
+
+
+def test_prices_are_kept_once(reader: Reader) -> None:
+    price = Price(MODEL, "test", None, 0, FixedPrices().frontier(MODEL, USAGE, None).price.tokens)
+    assert Priced(Decimal(0), price).price == FixedPrices().frontier(MODEL, USAGE, None).price
+    store = Store()
+    for number in range(3):
+        apply(reader, closed(opened(page(number), Decimal(1))), store=store)
+        apply(reader, departed(page(number), paid=True), store=store)
+    apply(reader, closed(opened(page(9), Decimal(1))), departed(page(9), paid=True))
+    with reader.database.read() as connection:
+        assert len(connection.execute(metadata.tables["prices"].select()).all()) == 1
