@@ -2,8 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,58 +11,17 @@ import pytest
 from evals.suite import built_in_suites
 from serving.tasks.catalog import load_specs
 
-from ..provider.script import Fault, Seen
-from ..provider.server import ProviderServer
-from .conftest import Stack, served
+from ...provider.script import Fault, Seen
+from ..conftest import Stack
+from .conftest import PROVIDER_KEY, chat
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
-KEY = "sk-test-0123456789-never-logged"
 CHAT = "/v1/chat/completions"
 OPEN_ENDED = "Write a short poem about a lighthouse keeper who has lost his dog."
 # The README's example, of which the bundled model is sure.
 SURE = "The striker signed a new contract before the cup final on Saturday."
 NARROW = f'Which topic is this news about? "{SURE}"'
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[ProviderServer]:
-    with ProviderServer(keys=[KEY]) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def routed(
-    provider: ProviderServer, int8: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
-    """The gated INT8 model, as `make serve` serves it, with keys for both providers."""
-    common = {"connect_timeout_s": 2, "max_retries": 1, "breaker": {"failures": 50}}
-    providers = {
-        "anthropic": {"api": "anthropic", "base_url": provider.url, **common},
-        "openai": {"api": "openai", "base_url": f"{provider.url}/v1", **common},
-    }
-    yield from served(
-        tmp_path_factory.mktemp("routed") / "serve.log",
-        NARROWGATE_FRONTIER__PROVIDERS=json.dumps(providers),
-        ANTHROPIC_API_KEY=KEY,
-        OPENAI_API_KEY=KEY,
-    )
-
-
-@pytest.fixture
-def script(provider: ProviderServer) -> Any:
-    provider.reset()
-    return provider.script
-
-
-@pytest.fixture
-def client(routed: Stack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=routed.url, timeout=120) as session:
-        yield session
-
-
-def chat(text: str, model: str = "auto", **fields: Any) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
 
 
 def topic_texts() -> list[str]:
@@ -127,9 +84,9 @@ def test_auto_tells_narrow_from_open_ended(client: httpx.Client, script: Any) ->
     assert poem.json()["model"] == poem.headers["x-narrowgate-model"]
 
 
-def test_the_openai_sdk_streams_a_frontier_model(routed: Stack, script: Any) -> None:
+def test_the_openai_sdk_streams_a_frontier_model(routed: Stack, key: str, script: Any) -> None:
     script.answer = lambda seen: "one two three four five six"
-    sdk = openai.OpenAI(base_url=f"{routed.url}/v1", api_key="unused")
+    sdk = openai.OpenAI(base_url=f"{routed.url}/v1", api_key=key)
     for model in ("anthropic/claude-sonnet-5-5", "openai/gpt-6.1-sol"):
         parts = list(
             sdk.chat.completions.create(
@@ -193,8 +150,8 @@ def test_the_provider_rejects_the_key(client: httpx.Client, script: Any, routed:
     failed = client.post(CHAT, json=chat(OPEN_ENDED))
     assert failed.status_code == 502
     assert failed.json()["error"]["code"] == "frontier_auth_failed"
-    assert KEY not in failed.text
-    assert KEY not in routed.log.read_text(encoding="utf-8", errors="replace")
+    assert PROVIDER_KEY not in failed.text
+    assert PROVIDER_KEY not in routed.log.read_text(encoding="utf-8", errors="replace")
 
 
 def test_the_ways_are_counted(client: httpx.Client, routed: Stack, script: Any) -> None:
