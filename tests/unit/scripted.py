@@ -1,7 +1,7 @@
 """The HTTP application with everything behind it scripted."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -30,7 +30,7 @@ from serving.contracts.errors import (
 from serving.contracts.exits import Exit
 from serving.contracts.frontier import Completion, CompletionStream, FrontierCall
 from serving.contracts.frontier_settings import FrontierSettings
-from serving.contracts.ledger import Caller, Tenant
+from serving.contracts.ledger import CallEnd, Caller, Tenant
 from serving.contracts.ledger_settings import AuthSettings
 from serving.contracts.openai import OpenAIReply
 from serving.contracts.report import Report
@@ -118,6 +118,26 @@ class ScriptedEngine:
 PAID = Usage(uncached_input_tokens=20, output_tokens=4, reasoning_tokens=1)
 
 
+class _Closing:
+    """Events whose closing is noticed also before the first was taken, as a provider's is."""
+
+    def __init__(
+        self, events: AsyncGenerator[dict[str, Any], None], over: Callable[[], None]
+    ) -> None:
+        self._events = events
+        self._over = over
+
+    def __aiter__(self) -> "_Closing":
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        return await anext(self._events)
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
+        self._over()
+
+
 class ScriptedFrontier:
     """Answers what `reply` makes of a call; unconfigured until it is set."""
 
@@ -135,6 +155,8 @@ class ScriptedFrontier:
 
     async def complete(self, call: FrontierCall) -> Completion:
         text = self._text(call)
+        booked = await call.entry.open_call(call.targets[0], Decimal(1), call.deadline)
+        booked.close(CallEnd("ok", PAID, "reported", 0.1))
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         body = {"id": "p1", "object": "chat.completion", "model": call.targets[0]}
@@ -142,19 +164,28 @@ class ScriptedFrontier:
 
     async def stream(self, call: FrontierCall) -> CompletionStream:
         words = self._text(call).split()
+        booked = await call.entry.open_call(call.targets[0], Decimal(1), call.deadline)
+        end = CallEnd("cancelled", PAID, "estimated", 0.1)
 
-        async def events() -> AsyncIterator[dict[str, Any]]:
+        async def events() -> AsyncGenerator[dict[str, Any], None]:
+            nonlocal end
             try:
                 for word in words:
                     yield {"choices": [{"index": 0, "delta": {"content": word}}]}
                 if self.breaks is not None:
                     raise self.breaks
                 found.usage = PAID
+                end = CallEnd("ok", PAID, "reported", 0.1)
                 yield {"choices": [], "usage": {"prompt_tokens": 20, "completion_tokens": 5}}
             finally:
+                over()
+
+        def over() -> None:
+            if booked.end is None:  # type: ignore[attr-defined]
+                booked.close(end)
                 self.closed += 1
 
-        found = CompletionStream(call.targets[0], events())
+        found = CompletionStream(call.targets[0], _Closing(events(), over))
         return found
 
     def _text(self, call: FrontierCall) -> str:

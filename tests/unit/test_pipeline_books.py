@@ -1,0 +1,145 @@
+"""Every input has its page: what was tried, what was paid, what it cost, whoever it was."""
+
+from decimal import Decimal
+
+import pytest
+
+from serving.contracts.errors import BudgetExceeded, FrontierUnavailable, LedgerUnavailable
+from serving.contracts.ledger import DEFAULT_TENANT
+
+from .booked import COST, LOCAL_COST
+from .scripted import MODEL, Server, assert_error
+from .test_pipeline import (
+    SENTIMENT,
+    asked,
+    hang_up,
+    labelled,
+    said,
+    server,  # noqa: F401
+)
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(autouse=True)
+def _answers(server: Server) -> None:  # noqa: F811
+    server.frontier.reply = labelled
+
+
+async def test_a_local_answer_costs_its_share_of_the_replica(server: Server) -> None:  # noqa: F811
+    answer = (await server.post("/v1/tasks/topic", json={"input": "A text."})).json()
+    assert answer["cost_usd"] == str(LOCAL_COST)
+    (page,) = server.ledger.pages
+    assert page.exit is not None
+    assert page.exit.replica_s is not None
+    assert (page.caller.tenant, page.endpoint, page.task) == (DEFAULT_TENANT, "task", "topic")
+
+
+async def test_an_escalated_answer_costs_the_attempt_before_it_too(
+    server: Server,  # noqa: F811
+) -> None:
+    answer = (await server.post(SENTIMENT, json={"input": "Well."})).json()
+    assert Decimal(answer["cost_usd"]) == COST + LOCAL_COST
+    (page,) = server.ledger.pages
+    assert page.exit is not None
+    assert page.exit.replica_s is None
+    (attempt,) = page.exit.attempts
+    assert (attempt.model, attempt.error) == (MODEL, "below_threshold")
+    assert attempt.replica_s is not None
+
+
+async def test_each_input_of_a_request_has_its_own_page(server: Server) -> None:  # noqa: F811
+    sent = await server.post(SENTIMENT, json={"inputs": ["Well.", "", "So."]})
+    costs = [item["answer"] and item["answer"]["cost_usd"] for item in sent.json()["results"]]
+    assert costs[1] is None
+    assert [page.index for page in server.ledger.pages] == [0, 1, 2]
+    assert [len(page.calls) for page in server.ledger.pages] == [1, 0, 1]
+    assert len({page.request_id for page in server.ledger.pages}) == 1
+
+
+async def test_a_paid_answer_of_no_use_is_paid_all_the_same(server: Server) -> None:  # noqa: F811
+    server.frontier.reply = said("no JSON at all")
+    await server.post(SENTIMENT, json={"input": "Well."})
+    (page,) = server.ledger.pages
+    (call,) = page.calls
+    assert call.cost_usd == COST
+    assert page.exit is not None
+    assert page.exit.error == "frontier_invalid_response"
+
+
+async def test_a_budget_refuses_one_input_and_not_the_others(server: Server) -> None:  # noqa: F811
+    server.ledger.refuse.append(BudgetExceeded("the budget of the day is spent"))
+    sent = await server.post(SENTIMENT, json={"inputs": ["Well.", "So."]})
+    first, second = sent.json()["results"]
+    assert first["error"]["code"] == "budget_exceeded"
+    assert second["answer"]["route"] == "frontier"
+    kept = await server.post(SENTIMENT, json={"input": "Well.", "route": "local_only"})
+    assert kept.json()["route"] == "local"
+
+
+async def test_a_budget_refuses_a_chat_with_the_reason(server: Server) -> None:  # noqa: F811
+    server.frontier.reply = said("An answer.")
+    for stream in (False, True):
+        server.ledger.refuse.append(BudgetExceeded("the budget of the day is spent"))
+        refused = await server.post(CHAT, json=asked("auto", stream=stream))
+        assert_error(refused, 429, "budget_exceeded")
+        assert refused.headers["x-should-retry"] == "false"
+    assert [page.exit and page.exit.error for page in server.ledger.pages] == [
+        "budget_exceeded"
+    ] * 2
+    assert server.context.frontier_admission.active == 0
+
+
+async def test_without_books_nothing_is_paid_and_the_narrow_goes_on(
+    server: Server,  # noqa: F811
+) -> None:
+    server.ledger.refuse += [LedgerUnavailable("no books")] * 2
+    server.frontier.reply = said("An answer.")
+    assert_error(await server.post(CHAT, json=asked("auto")), 503, "ledger_unavailable")
+    server.frontier.reply = labelled
+    assert_error(await server.post(SENTIMENT, json={"input": "x"}), 503, "ledger_unavailable")
+    assert (await server.post("/v1/tasks/topic", json={"input": "x"})).status_code == 200
+
+
+async def test_a_chat_tells_its_cost_in_a_header(server: Server) -> None:  # noqa: F811
+    server.frontier.reply = said("An answer.")
+    answered = await server.post(CHAT, json=asked("auto"))
+    assert Decimal(answered.headers["x-narrowgate-cost-usd"]) == COST
+    local = await server.post(CHAT, json=asked(MODEL))
+    assert Decimal(local.headers["x-narrowgate-cost-usd"]) == LOCAL_COST
+
+
+async def test_a_stream_is_settled_when_it_ends(server: Server) -> None:  # noqa: F811
+    server.frontier.reply = said("one two three")
+    answered = await server.post(CHAT, json=asked("auto", stream=True))
+    assert answered.text.endswith("data: [DONE]\n\n")
+    assert "x-narrowgate-cost-usd" not in answered.headers
+    (page,) = server.ledger.pages
+    assert page.exit is not None
+    assert page.exit.error is None
+    assert page.calls[0].end is not None
+    assert page.calls[0].end.outcome == "ok"
+
+
+@pytest.mark.parametrize("model", ["auto", MODEL])
+@pytest.mark.parametrize("after_bodies", [0, 1])
+async def test_a_client_that_leaves_has_its_call_closed_and_its_page_too(
+    server: Server,  # noqa: F811
+    model: str,
+    after_bodies: int,
+) -> None:
+    server.frontier.reply = said("one two three")
+    await hang_up(server, asked(model, stream=True), after_bodies)
+    (page,) = server.ledger.pages
+    assert page.exit is not None
+    assert page.exit.error == "client_closed"
+    assert all(call.end is not None for call in page.calls)
+    assert len(page.calls) == (model == "auto")
+
+
+async def test_a_failed_provider_leaves_a_page_as_well(server: Server) -> None:  # noqa: F811
+    server.frontier.reply = lambda call: FrontierUnavailable("down")
+    await server.post(CHAT, json=asked("auto"))
+    (page,) = server.ledger.pages
+    assert page.exit is not None
+    assert page.exit.error == "frontier_unavailable"
