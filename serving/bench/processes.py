@@ -1,5 +1,6 @@
 """Servers of a benchmark, each a process of its own behind a port of loopback."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -22,13 +23,16 @@ def listening(
 ) -> Iterator[str]:
     """Run a command until it listens on the port and yield its URL; stop it afterwards.
 
-    start_s: how long it may take. stdin: what it reads first. environment: the whole of it, this
-    process's where None. Raises EngineFailure where it does not start.
+    start_s: how long it may take. stdin: what it reads first. environment: added to
+    this process's. Raises EngineFailure where it does not start.
     """
     from serving.contracts.errors import EngineFailure
 
     process = subprocess.Popen(  # noqa: S603  # our own module
-        command, stdin=subprocess.PIPE, stdout=_STANDARD_ERROR, env=environment
+        command,
+        stdin=subprocess.PIPE,
+        stdout=_STANDARD_ERROR,
+        env={**os.environ, **(environment or {})},
     )
     try:
         assert process.stdin is not None

@@ -37,7 +37,16 @@ ALLOWED: dict[str, set[str]] = {
         "app",
         "lifecycle",
     },
-    "bench": {"tasks", "local", "frontier", "stages", "commands", "lifecycle"},
+    "bench": {
+        "tasks",
+        "local",
+        "frontier",
+        "ledger",
+        "stages",
+        "gateway",
+        "commands",
+        "lifecycle",
+    },
     "cli": set(),
 }
 
