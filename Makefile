@@ -5,6 +5,8 @@
 # make bench   measure the running stack beside bare vLLM and an empty handler
 # make bench-gate   measure evaluations beside bare lm-eval
 # make bench-gateway   measure what the gateway adds to a frontier call
+# make bench-ledger   measure what the ledger adds, with SQLite and with PostgreSQL
+# make bench-cost   compare what a mix of chats costs through the stack and without it
 
 PORT ?= 8000
 STATE ?= .narrowgate
@@ -13,7 +15,7 @@ VENV ?= .venv
 BENCH_ARGS ?=
 GATE_ARGS ?=
 
-.PHONY: serve test unit integration lint gate bench bench-gate bench-gateway lock clean
+.PHONY: serve test unit integration lint gate bench bench-gate bench-gateway bench-ledger bench-cost lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -50,6 +52,12 @@ bench-gate: $(VENV)/.cpu
 
 bench-gateway: $(VENV)/.cpu
 	$(VENV)/bin/narrowgate bench-gateway --state $(STATE) $(BENCH_ARGS)
+
+bench-ledger: $(VENV)/.cpu
+	$(VENV)/bin/narrowgate bench-ledger $(BENCH_ARGS)
+
+bench-cost: $(VENV)/.cpu
+	$(VENV)/bin/narrowgate bench-cost --state $(STATE) --port $(PORT) $(BENCH_ARGS)
 
 # A verdict is no error here; what could not be run is. The loss that is acceptable in 4 bits has no
 # default: for this demonstration it is 0.05.

@@ -1,0 +1,147 @@
+"""The cost benchmark: its mix, its arithmetic, its report."""
+
+import argparse
+import json
+from collections import Counter
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.bench.cost import _before, _names
+from serving.bench.cost_arms import Arm, Asked, ask, require_answers
+from serving.bench.cost_figures import Books, break_even_per_s, by_kind, costs_of
+from serving.bench.cost_mix import KINDS, Text, counts, load_texts, replay
+from serving.bench.cost_report import document, lines
+from serving.bench.stand_in import server_command
+from serving.contracts.answer import Usage
+from serving.contracts.errors import EngineFailure, InvalidRequest
+from serving.contracts.settings import Settings
+
+from ..provider.server import ProviderServer
+
+BOOKS = Books(Decimal("0.002"), Decimal("0.0005"), Decimal("0.001"), Decimal("0.0001"), 0.5, 0)
+ARGS = argparse.Namespace(clients=2, seed=1)
+
+
+def asked(kind: str = "narrow", **more: object) -> Asked:
+    usage = Usage(uncached_input_tokens=100, output_tokens=10)
+    return Asked(**{"kind": kind, "repeat": False, "latency_s": 1.0, "usage": usage, **more})  # type: ignore[arg-type]
+
+
+def test_the_shipped_texts_are_enough_for_a_run() -> None:
+    texts = load_texts()
+    assert len({text.text for text in texts}) == len(texts)
+    mix = replay(texts, 100, seed=1)
+    assert Counter(chat.text.kind for chat in mix) == {"narrow": 60, "medium": 15, "open": 25}
+    assert sum(chat.repeat for chat in mix) == 30
+    assert mix == replay(texts, 100, seed=1)
+    assert mix != replay(texts, 100, seed=2)
+    with pytest.raises(InvalidRequest, match="texts"):
+        replay(texts, 200, seed=1)
+
+
+@given(requests=st.integers(1, 60), seed=st.integers(0, 5))
+def test_a_repeat_follows_its_original_and_nothing_else_is_asked_twice(
+    requests: int, seed: int
+) -> None:
+    texts = [Text(kind, f"{kind} {number}") for kind in KINDS for number in range(60)]
+    mix = replay(texts, requests, seed)
+    assert len(mix) == requests == sum(counts(requests).values())
+    seen: set[int] = set()
+    for chat in mix:
+        assert chat.repeat == (chat.number in seen)
+        assert texts[chat.number] == chat.text
+        seen.add(chat.number)
+
+
+def test_a_system_message_comes_first() -> None:
+    assert [m["role"] for m in Text("open", "Hi", "Be kind.").messages()] == ["system", "user"]
+
+
+def test_what_is_saved_is_net_of_holds_and_local_time() -> None:
+    costs = costs_of(Decimal("0.01"), BOOKS, Decimal("0.1"), elapsed_s=72.0)
+    assert costs.saved == pytest.approx(1 - 0.0035 / 0.01)
+    # 72 s of $0.1 an hour are $0.002, half of which requests were charged.
+    assert costs.idle_usd == Decimal("0.001")
+    assert costs.saved_with_idle == pytest.approx(1 - 0.0045 / 0.01)
+
+
+def test_busy_replicas_are_not_idle_and_nothing_saves_nothing() -> None:
+    costs = costs_of(Decimal(0), BOOKS, Decimal("0.1"), elapsed_s=1.0)
+    assert costs.idle_usd == 0
+    assert costs.saved is None
+    assert break_even_per_s(costs, 10, Decimal(1)) is None
+
+
+@given(
+    direct=st.decimals("0.01", "1", places=6),
+    hour=st.decimals("0.01", "10", places=4),
+    requests=st.integers(1, 1000),
+)
+def test_at_the_break_even_rate_an_hour_saves_its_price(
+    direct: Decimal, hour: Decimal, requests: int
+) -> None:
+    costs = costs_of(direct, BOOKS, hour, elapsed_s=60.0)
+    rate = break_even_per_s(costs, requests, hour)
+    assert rate is not None
+    saved_each = (direct - BOOKS.provider_usd - BOOKS.held_usd) / requests
+    assert rate * 3600 * float(saved_each) == pytest.approx(float(hour))
+
+
+def test_kinds_tell_their_routes_apart() -> None:
+    routed = Arm((asked(route="local", reason="narrow", cost_usd=Decimal("0.1")),
+                  asked(route="frontier", reason="below_threshold", cost_usd=Decimal("0.2")),
+                  asked("open", usage=None, error="budget_exceeded")), 3.0)  # fmt: skip
+    direct = Arm((asked(), asked(), asked("open")), 6.0)
+    narrow, medium, opened = by_kind(direct, routed)
+    assert narrow["routes"] == {"frontier": 1, "local": 1}
+    assert narrow["routed_usd"] == "0.3"
+    assert narrow["direct_tokens"] == {"input": 200, "output": 20}
+    assert medium["requests"] == 0
+    assert opened["reasons"] == {"budget_exceeded": 1}
+    assert opened["routed_ms"] == {}
+
+
+def test_the_report_prices_the_direct_arm_and_names_what_is_assumed() -> None:
+    arm = Arm((asked(), asked("open")), 36.0)
+    found = document(Settings(), arm, arm, BOOKS, ARGS)
+    # 200 tokens in at $2 a million, 20 out at $10.
+    assert Decimal(found["costs"]["direct_usd"]) == Decimal("0.0006")
+    assert Decimal(found["costs"]["idle_usd"]) == 0
+    assert json.loads(json.dumps(found)) == found
+    text = "\n".join(lines(found))
+    assert "semantic cache" in text
+    assert "$0.000600" in text
+    assert "never" in text
+
+
+def test_every_provider_of_the_tiers_is_the_stand_in() -> None:
+    settings = _before(Settings(), 1234)
+    assert set(settings.frontier.providers) == {"anthropic", "openai"}
+    names = _names(settings)
+    assert names[0] == settings.ledger.reference_model
+    assert {name.partition("/")[0] for name in names} <= set(settings.frontier.providers)
+    command = server_command("/m", 1234, ["a", "b"])
+    assert command[command.index("--served-model-name") + 1 :][:2] == ["a", "b"]
+
+
+async def test_both_arms_are_asked_the_same_and_answers_are_counted() -> None:
+    chats = replay(load_texts(), 6, seed=1)
+    with ProviderServer() as provider:
+        provider.script.answer = lambda seen: "word " * 7
+        arm = await ask(provider.url, "m", chats, clients=2)
+        sent = [seen.body for seen in provider.script.seen]
+    assert {body["max_tokens"] for body in sent} == {512}
+    assert sorted(body["messages"][-1]["content"] for body in sent) == sorted(
+        chat.text.text for chat in chats
+    )
+    assert [item.kind for item in arm.asked] == [chat.text.kind for chat in chats]
+    assert all(item.usage is not None and item.usage.output_tokens > 0 for item in arm.asked)
+    require_answers(arm)
+
+
+def test_a_direct_request_without_an_answer_ends_the_run() -> None:
+    with pytest.raises(EngineFailure, match="overloaded"):
+        require_answers(Arm((asked(error="overloaded"),), 1.0))
