@@ -16,64 +16,22 @@ from pydantic import SecretStr
 from sqlalchemy import delete, insert, update
 
 from serving.contracts.errors import BudgetExceeded
-from serving.contracts.ledger import Caller
 from serving.ledger.instances import Instance, beat, end
 from serving.ledger.migrate import migrate
 from serving.ledger.operations import Close, Leave, Open, Operation, from_line, to_line, withdrawal
 from serving.ledger.periods import periods_at
 from serving.ledger.pricing import Price, Priced
 from serving.ledger.reconcile import reconcile
-from serving.ledger.rows import (
-    LocalShare,
-    Page,
-    Sums,
-    closed_call,
-    closed_exit,
-    local_call,
-    opened_call,
-    opened_exit,
-    price_row,
-    unknown_call,
-)
+from serving.ledger.rows import Page
 from serving.ledger.schema import calls, exits, instances, metadata, spending, tenants
 from serving.ledger.store import Store
 
-from .ledger_kit import LOCAL, MODEL, USAGE, FixedPrices, Reader, ended, left, left_locally
+from .ledger_kit import MODEL, USAGE, FixedPrices, Reader
+from .ledger_operations import AT, closed, departed, opened, page
 
-AT = datetime(2026, 3, 31, 23, 30, tzinfo=UTC)
 TENANTS = ("a", "b")
 LIMIT = Decimal("1.5")
 ZONES = ("UTC", "Pacific/Auckland", "America/New_York", "Asia/Kathmandu", "Pacific/Kiritimati")
-
-
-def page(number: int, tenant: str = "a", instance: str = "one") -> Page:
-    return Page(f"e{number:04d}", Caller(tenant), "r", "chat", None, 0, AT, instance)
-
-
-def opened(of: Page, worst: Decimal, zone: str = "UTC") -> Open:
-    periods = periods_at(of.opened_at, ZoneInfo(zone))
-    return Open(opened_exit(of), opened_call(of, MODEL, worst, periods, of.opened_at))
-
-
-def closed(operation: Open, *, known: bool = True) -> Close:
-    if not known:
-        return Close(unknown_call(operation.call, ended(None, "unknown")))
-    priced = FixedPrices().frontier(MODEL, USAGE, None)
-    return Close(closed_call(operation.call, ended(), priced), (price_row(priced.price),))
-
-
-def departed(of: Page, *, paid: bool) -> Leave:
-    local: tuple[Any, ...] = ()
-    prices: tuple[Any, ...] = ()
-    cost = Decimal(0)
-    if not paid:
-        priced = FixedPrices().local(LOCAL, 0.5)
-        share = LocalShare(LOCAL, "ok", USAGE, 0.5, 0.5)
-        local = (local_call(of, share, priced, periods_at(AT, ZoneInfo("UTC"))),)
-        prices, cost = (price_row(priced.price),), priced.cost_usd
-    sums = Sums(cost, Decimal(0), None)
-    exit_ = left() if paid else left_locally()
-    return Leave(closed_exit(of, exit_, sums, MODEL, paid=paid), local, prices, paid)
 
 
 @pytest.fixture

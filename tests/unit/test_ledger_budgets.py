@@ -1,0 +1,160 @@
+"""A budget holds, however many ask at once and wherever they run."""
+
+import asyncio
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import insert
+
+from serving.contracts.errors import BudgetExceeded, LedgerUnavailable
+from serving.ledger.ledger import BookLedger
+from serving.ledger.migrate import migrate
+from serving.ledger.reconcile import reconcile
+from serving.ledger.schema import calls, spending, tenants
+
+from .ledger_kit import (
+    CALLER,
+    COST,
+    MODEL,
+    Noted,
+    Reader,
+    ended,
+    entry_of,
+    in_time,
+    left,
+    running,
+)
+
+WORST = Decimal("0.01")
+ROOM = 100
+
+
+@pytest.fixture
+def reader(ledger_url: SecretStr | None, state: Path) -> Iterator[Reader]:
+    """A database with a tenant whose budget has room for 100 calls."""
+    found = Reader(ledger_url, state)
+    migrate(found.database)
+    limit(found, month_usd=ROOM * WORST)
+    yield found
+    found.check()
+    assert reconcile(found.database) == []
+    found.close()
+
+
+def limit(reader: Reader, tenant: str = CALLER.tenant, **limits: Decimal) -> None:
+    row = {"name": tenant, "created_at": datetime.now(UTC)}
+    with reader.database.begin() as connection:
+        connection.execute(insert(tenants), {**row, **limits})
+
+
+async def ask(ledger: BookLedger, *, patiently: bool = False) -> str:
+    """Open a call and leave it open; return how that went."""
+    while True:
+        try:
+            await entry_of(ledger).open_call(MODEL, WORST, in_time(100))
+        except BudgetExceeded:
+            return "refused"
+        except LedgerUnavailable:
+            # Of four processes at one file of SQLite, one may wait longer than a second.
+            if not patiently:
+                raise
+            await asyncio.sleep(0.1)
+        else:
+            return "opened"
+
+
+def ask_often(url: SecretStr | None, state: Path, results: "Results") -> None:
+    """Ask 50 times at once, in a process of its own."""
+
+    async def run() -> list[str]:
+        async with running(url, state, call_wait_s=60.0) as ledger:
+            await asyncio.to_thread(results.ready.wait)
+            return await asyncio.gather(*(ask(ledger, patiently=True) for _ in range(50)))
+
+    results.queue.put(asyncio.run(run()))
+
+
+class Results:
+    """Where processes meet and what they found."""
+
+    def __init__(self, context: multiprocessing.context.ForkServerContext, parties: int) -> None:
+        self.queue: multiprocessing.Queue[list[str]] = context.Queue()
+        self.ready = context.Barrier(parties)
+
+
+def test_four_processes_pass_as_many_as_there_is_room_for(
+    reader: Reader, ledger_url: SecretStr | None, state: Path
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.unit.ledger_kit"])
+    results = Results(context, 4)
+    processes = [
+        context.Process(target=ask_often, args=(ledger_url, state, results)) for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    outcomes = Counter(outcome for _ in processes for outcome in results.queue.get(timeout=90))
+    for process in processes:
+        process.join()
+    assert outcomes == {"opened": ROOM, "refused": 100}
+    assert len(reader.rows(calls)) == ROOM
+    held = {row["period"]: row["held_usd"] for row in reader.rows(spending)}
+    assert held["month"] == ROOM * WORST
+
+
+async def test_one_process_passes_as_many_as_there_is_room_for(
+    reader: Reader, ledger_url: SecretStr | None, state: Path
+) -> None:
+    noted = Noted()
+    async with running(ledger_url, state, noted) as ledger:
+        outcomes = Counter(await asyncio.gather(*(ask(ledger) for _ in range(200))))
+    assert outcomes == {"opened": ROOM, "refused": 100}
+    assert noted.counts["refused"] == 100
+
+
+async def test_what_a_call_did_not_cost_is_there_for_the_next(
+    reader: Reader, ledger_url: SecretStr | None, state: Path
+) -> None:
+    async with running(ledger_url, state) as ledger:
+        made = 0
+        while True:
+            entry = entry_of(ledger)
+            try:
+                call = await entry.open_call(MODEL, WORST, in_time())
+            except BudgetExceeded:
+                break
+            made += 1
+            call.close(ended())
+            entry.close(left())
+            await entry.written()
+    spent = made * COST
+    assert spent <= ROOM * WORST < spent + WORST
+    assert {row["spent_usd"] for row in reader.rows(spending)} == {spent}
+
+
+async def test_a_days_limit_counts_by_the_calendar_of_the_time_zone(
+    reader: Reader, ledger_url: SecretStr | None, state: Path
+) -> None:
+    async with running(ledger_url, state, time_zone="Pacific/Kiritimati") as ledger:
+        await entry_of(ledger).open_call(MODEL, WORST, in_time())
+    (call,) = reader.rows(calls)
+    moved = (call["opened_at"].hour + 14) // 24
+    shown = datetime.fromisoformat(call["day"]).date()
+    assert (shown - call["opened_at"].date()).days == moved
+
+
+async def test_a_refusal_says_what_is_left_and_what_would_help(
+    reader: Reader, ledger_url: SecretStr | None, state: Path
+) -> None:
+    async with running(ledger_url, state) as ledger:
+        with pytest.raises(BudgetExceeded) as caught:
+            await entry_of(ledger).open_call(MODEL, Decimal("1.5"), in_time())
+    assert "'acme'" in caught.value.message
+    assert "$1.5 " in caught.value.message.replace("00", "").replace("0 ", " ")
+    assert caught.value.fix is not None

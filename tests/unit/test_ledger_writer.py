@@ -1,0 +1,427 @@
+"""A database that is absent, locked or silent delays nobody, lets no call pass and loses no row."""
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import sqlite3
+import subprocess
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text, update
+
+from serving.contracts.errors import LedgerUnavailable
+from serving.ledger.database import Database, database_url
+from serving.ledger.instances import Instance
+from serving.ledger.keeper import Books, Keeper
+from serving.ledger.ledger import BookEntry, BookLedger
+from serving.ledger.line import Line
+from serving.ledger.migrate import migrate
+from serving.ledger.operations import Leave, Row, to_line
+from serving.ledger.reconcile import reconcile
+from serving.ledger.schema import calls, exits, instances
+from serving.ledger.spill import Spill
+from serving.ledger.store import Store
+
+from .database import fresh_postgres, pgserver
+from .ledger_kit import (
+    COST,
+    MODEL,
+    WORST,
+    Noted,
+    Reader,
+    ended,
+    entry_of,
+    in_time,
+    left,
+    left_locally,
+    new_ledger,
+    running,
+    until,
+)
+from .ledger_operations import departed, opened, page
+
+
+class Server:
+    """A PostgreSQL server of the test's own, to be stopped, frozen and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._server = pgserver.get_server(folder, cleanup_mode="delete")
+        self.url = fresh_postgres(self._server.get_uri(), "ledger")
+        self._program = Path(pgserver.postgres_server.POSTGRES_BIN_PATH) / "pg_ctl"
+
+    def stop(self) -> None:
+        self._control("stop", "-m", "immediate")
+
+    def start(self) -> None:
+        log = self.folder / "again.log"
+        self._control("start", "-l", str(log), "-o", f'-h "" -k {self.folder}')
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        frozen = self._processes()
+        for process in frozen:
+            process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in frozen:
+                process.send_signal(signal.SIGCONT)
+
+    def _control(self, *arguments: str) -> None:
+        command = [str(self._program), "-D", str(self.folder), "-w", *arguments]
+        owner = self.folder.owner()
+        subprocess.run(
+            command, check=True, capture_output=True, user=None if owner == "root" else owner
+        )
+
+    def _processes(self) -> list[psutil.Process]:
+        first = (self.folder / "postmaster.pid").read_text(encoding="ascii").split()[0]
+        parent = psutil.Process(int(first))
+        return [*parent.children(recursive=True), parent]
+
+    def cleanup(self) -> None:
+        self._server.cleanup()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    found = Server(folder)
+    yield found
+    found.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def noted() -> Noted:
+    return Noted()
+
+
+def spilled(state: Path) -> int:
+    """Return how many lines wait in files."""
+    found = (state / "ledger" / "spill").glob("*.jsonl")
+    return sum(path.read_bytes().count(b"\n") for path in found)
+
+
+async def refused(entry: BookEntry) -> None:
+    with pytest.raises(LedgerUnavailable):
+        await entry.open_call(MODEL, WORST, in_time())
+
+
+async def leave_while_away(ledger: BookLedger, number: int = 20) -> None:
+    """Let inputs leave and see each on disk."""
+    for _ in range(number):
+        entry = entry_of(ledger)
+        entry.close(left_locally())
+        await entry.written()
+
+
+def closed_rows(reader: Reader) -> int:
+    return sum(row["state"] == "closed" for row in reader.rows(exits))
+
+
+def verified(reader: Reader) -> None:
+    reader.check()
+    assert reconcile(reader.database) == []
+    reader.close()
+
+
+async def test_an_absent_server_refuses_calls_and_takes_exits(
+    server: Server, state: Path, noted: Noted
+) -> None:
+    server.stop()
+    ledger = new_ledger(server.url, state, noted)
+    await ledger.start()
+    await refused(entry_of(ledger))
+    await leave_while_away(ledger)
+    assert spilled(state) == noted.counts["spilled"] == 20
+    server.start()
+    await until(lambda: noted.counts["written"] == 20)
+    await until(lambda: spilled(state) == 0)
+    call = await entry_of(ledger).open_call(MODEL, WORST, in_time())
+    call.close(ended())
+    await ledger.aclose()
+    reader = Reader(server.url, state)
+    assert closed_rows(reader) == 20
+    assert noted.states == ["down", "up"]
+    verified(reader)
+
+
+async def test_a_server_that_goes_away_takes_no_row_along(
+    server: Server, state: Path, noted: Noted
+) -> None:
+    async with running(server.url, state, noted) as ledger:
+        entry = entry_of(ledger)
+        call = await entry.open_call(MODEL, WORST, in_time())
+        server.stop()
+        call.close(ended())
+        assert entry.close(left()) == COST
+        await entry.written()
+        await refused(entry_of(ledger))
+        await leave_while_away(ledger, 5)
+        assert spilled(state) == 7
+        server.start()
+        await until(lambda: noted.states == ["down", "up", "down", "up"])
+        await until(lambda: spilled(state) == 0)
+    reader = Reader(server.url, state)
+    assert closed_rows(reader) == 6
+    assert [row["cost_usd"] for row in reader.rows(calls) if row["kind"] == "frontier"] == [COST]
+    verified(reader)
+
+
+async def test_a_silent_server_is_cut_off(server: Server, state: Path, noted: Noted) -> None:
+    async with running(server.url, state, noted, call_wait_s=0.3, commit_wait_s=0.05) as ledger:
+        with server.frozen():
+            await refused(entry_of(ledger))
+            quick = entry_of(ledger)
+            quick.close(left_locally())
+            await quick.written()
+            await until(lambda: noted.states[-1] == "down")
+            await leave_while_away(ledger, 5)
+            await until(lambda: spilled(state) >= 6)
+            await refused(entry_of(ledger))
+        await until(lambda: noted.states[-1] == "up")
+        await until(lambda: spilled(state) == 0)
+    reader = Reader(server.url, state)
+    assert closed_rows(reader) == 6
+    assert all(held == 0 for _, held in reader.sums().values())
+    verified(reader)
+
+
+async def test_an_opening_whose_commit_nobody_confirmed_holds_nothing(
+    server: Server, state: Path, noted: Noted
+) -> None:
+    async with running(server.url, state, noted) as ledger:
+        written = await entry_of(ledger).open_call(MODEL, WORST, in_time())
+        written.close(ended())
+        await until(lambda: noted.counts["written"] == 2)
+        with frozen_at_commit(server):
+            await refused(entry_of(ledger))
+            assert noted.counts["spilled"] == spilled(state) == 1
+        await until(lambda: noted.states[-1] == "up")
+        await until(lambda: spilled(state) == 0)
+    reader = Reader(server.url, state)
+    # The server had the commit, and did it when it went on.
+    assert {row["outcome"] for row in reader.rows(calls)} == {"ok", "not_made"}
+    assert all(sums == (COST, 0) for sums in reader.sums().values())
+    reader.close()
+
+
+@contextmanager
+def frozen_at_commit(server: Server) -> Iterator[None]:
+    """Freeze the server when a transaction's rows are written and the commit alone is left."""
+    original = Store.apply
+    with contextlib.ExitStack() as frozen, pytest.MonkeyPatch.context() as patch:
+
+        def apply(self: Store, connection: Any, operations: Any) -> Any:
+            answers = original(self, connection, operations)
+            frozen.enter_context(server.frozen())
+            patch.undo()
+            return answers
+
+        patch.setattr(Store, "apply", apply)
+        yield
+
+
+async def test_a_locked_file_refuses_calls_and_takes_exits(state: Path, noted: Noted) -> None:
+    async with running(None, state, noted) as ledger:
+        other = sqlite3.connect(state / "ledger" / "ledger.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        await refused(entry_of(ledger))
+        await leave_while_away(ledger)
+        assert spilled(state) == 20
+        other.execute("ROLLBACK")
+        other.close()
+        await until(lambda: noted.states[-1] == "up")
+        await until(lambda: spilled(state) == 0)
+    reader = Reader(None, state)
+    assert closed_rows(reader) == 20
+    assert reader.sums() == {}
+    verified(reader)
+
+
+async def test_an_answer_waits_for_its_row_no_longer_than_it_may(state: Path) -> None:
+    async with running(None, state, commit_wait_s=0.05) as ledger:
+        other = sqlite3.connect(state / "ledger" / "ledger.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        entry = entry_of(ledger)
+        entry.close(left_locally())
+        await entry.written()
+        assert entry._left is not None
+        assert not entry._left.done()
+        other.execute("ROLLBACK")
+        other.close()
+    reader = Reader(None, state)
+    assert closed_rows(reader) == 1
+    verified(reader)
+
+
+async def test_files_of_dead_processes_are_written_at_the_start(
+    ledger_url: SecretStr | None, state: Path, noted: Noted
+) -> None:
+    dead = Spill(state / "ledger" / "spill")
+    dead.append([to_line(departed(page(n), paid=False)) for n in range(600)])
+    dead.append(["no operation"])
+    dead.close()
+    (path,) = (state / "ledger" / "spill").glob("*.jsonl")
+    with path.open("ab") as file:
+        file.write(b'{"do": "leave", "ex')
+    async with running(ledger_url, state, noted):
+        await until(lambda: spilled(state) == 0)
+    reader = Reader(ledger_url, state)
+    assert closed_rows(reader) == 600
+    assert noted.counts == {"written": 600, "rejected": 1}
+    (aside,) = (state / "ledger" / "spill" / "rejected").iterdir()
+    assert aside.read_text(encoding="utf-8") == "no operation\n"
+    verified(reader)
+
+
+@pytest.fixture
+def keeper(ledger_url: SecretStr | None, state: Path, noted: Noted) -> Iterator[Keeper]:
+    database = Database(database_url(ledger_url, state))
+    books = Books(
+        database,
+        Line(database),
+        Spill(state / "ledger" / "spill"),
+        Instance.of_this_process(Decimal(0)),
+    )
+    found = Keeper(books, noted)
+    found.tend()
+    assert found.up
+    yield found
+    found.finish()
+
+
+def test_a_bad_row_does_not_touch_the_others(
+    keeper: Keeper, ledger_url: SecretStr | None, state: Path, noted: Noted
+) -> None:
+    broken: dict[str, Any] = {**departed(page(2), paid=False).exit, "outcome": None, "tenant": None}
+    huge = opened(page(3), Decimal(10) ** 9)
+    answers = keeper.write(
+        [departed(page(1), paid=False), Leave(cast(Row, broken)), huge, opened(page(4), WORST)]
+    )
+    assert [isinstance(answer, LedgerUnavailable) for answer in answers] == [
+        False, False, True, False,
+    ]  # fmt: skip
+    assert keeper.up
+    assert noted.counts["rejected"] == 1
+    reader = Reader(ledger_url, state)
+    assert {row["id"] for row in reader.rows(exits)} == {"e0001", "e0004"}
+    (aside,) = (state / "ledger" / "spill" / "rejected").iterdir()
+    assert '"e0002"' in aside.read_text(encoding="utf-8")
+    verified(reader)
+
+
+def test_a_table_that_is_gone_is_a_database_that_is_away_and_no_bad_row(
+    keeper: Keeper, ledger_url: SecretStr | None, state: Path, noted: Noted
+) -> None:
+    reader = Reader(ledger_url, state)
+    with reader.database.begin() as connection:
+        connection.execute(text("ALTER TABLE exits RENAME TO hidden"))
+    keeper.write([departed(page(1), paid=False)])
+    assert not keeper.up
+    assert (noted.counts["spilled"], noted.counts["rejected"]) == (1, 0)
+    with reader.database.begin() as connection:
+        connection.execute(text("ALTER TABLE hidden RENAME TO exits"))
+    keeper._next_s = 0.0
+    while spilled(state):
+        keeper.tend()
+    assert closed_rows(reader) == 1
+    verified(reader)
+
+
+def test_what_neither_database_nor_disk_takes_is_kept_and_written_later(
+    state: Path, noted: Noted
+) -> None:
+    state.mkdir(parents=True)
+    (state / "ledger").write_bytes(b"in the way of the folder")
+    database = Database(database_url(SecretStr(f"postgresql:///x?host={state}"), state))
+    spill = Spill(state / "ledger" / "spill")
+    instance = Instance.of_this_process(Decimal(0))
+    keeper = Keeper(Books(database, Line(database), spill, instance), noted)
+    keeper.tend()
+    keeper.write([departed(page(1), paid=False)])
+    assert noted.counts["spilled"] == 0
+    (state / "ledger").unlink()
+    keeper.write([departed(page(2), paid=False)])
+    assert noted.counts["spilled"] == spilled(state) == 2
+    keeper.finish()
+
+
+async def test_a_stopped_process_is_taken_for_dead_and_its_late_ends_are_taken(
+    ledger_url: SecretStr | None, state: Path
+) -> None:
+    reader = Reader(ledger_url, state)
+    async with running(ledger_url, state) as ledger:
+        entry = entry_of(ledger)
+        call = await entry.open_call(MODEL, WORST, in_time())
+        with reader.database.begin() as connection:
+            connection.execute(update(instances).values(pid=2**22 + 1))
+        async with running(ledger_url, state):
+            assert [row["state"] for row in reader.rows(calls)] == ["unknown"]
+            assert [row["outcome"] for row in reader.rows(exits)] == ["gateway_lost"]
+        call.close(ended())
+        assert entry.close(left()) == COST
+        await entry.written()
+        await until(lambda: len(reader.living()) == 1)
+    assert closed_rows(reader) == 1
+    verified(reader)
+
+
+async def test_the_loop_is_never_held(state: Path, turns: Callable[[], int]) -> None:
+    async with running(None, state, commit_wait_s=0.0) as ledger:
+        other = sqlite3.connect(state / "ledger" / "ledger.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        before = turns()
+        opening = asyncio.create_task(entry_of(ledger).open_call(MODEL, WORST, in_time()))
+        for _ in range(50):
+            entry_of(ledger).close(left_locally())
+        await asyncio.wait([opening])
+        assert isinstance(opening.exception(), LedgerUnavailable)
+        assert turns() > before + 50
+        other.execute("ROLLBACK")
+        other.close()
+    reader = Reader(None, state)
+    files = spilled(state)
+    assert closed_rows(reader) + files == 50
+    reader.close()
+
+
+@pytest.fixture
+async def turns() -> AsyncIterator[Callable[[], int]]:
+    """Count the event loop's turns."""
+    count = 0
+
+    async def turn() -> None:
+        nonlocal count
+        while True:
+            count += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(turn())
+    yield lambda: count
+    task.cancel()
+
+
+def test_no_thread_is_left_behind(state: Path) -> None:
+    async def use() -> None:
+        async with running(None, state):
+            pass
+
+    before = set(threading.enumerate())
+    asyncio.run(use())
+    assert {thread.name for thread in set(threading.enumerate()) - before} == set()
+    migrated = Database(database_url(None, state))
+    migrate(migrated)
+    migrated.close()
