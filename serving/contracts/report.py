@@ -228,3 +228,7 @@ class Reports(Protocol):
     async def report(self, since: datetime, until: datetime, tenant: str | None) -> Report:
         """Return the report on a tenant, or on all. Raises LedgerUnavailable."""
         ...
+
+    def close(self) -> None:
+        """Let nobody wait any more. Does not block."""
+        ...

@@ -30,6 +30,7 @@ def build_http(context: GatewayContext) -> FastAPI:
             for watch in watches:
                 watch.cancel()
         await context.stack.frontier.aclose()
+        context.reports.close()
         await context.books.aclose()
         await asyncio.to_thread(context.stack.decisions.close)
 

@@ -254,6 +254,9 @@ class NoReports:
     async def report(self, since: datetime, until: datetime, tenant: str | None) -> Report:
         raise LedgerUnavailable("there are no books")
 
+    def close(self) -> None:
+        """Nobody waits."""
+
 
 class Server:
     """The application under test with its engine and a client."""
