@@ -112,6 +112,8 @@ class Keeper:
             except (LedgerUnavailable, exc.DBAPIError):
                 # Another process finds out.
                 logger.warning("ledger.end_unwritten instance=%s", instance.id)
+        if self._unspilled:
+            self._keep([])
         for file in self._files:
             file.close()
         spill.close()
@@ -154,8 +156,10 @@ class Keeper:
 
     def _retry_unspilled(self) -> None:
         """Write what neither the database nor the disk took before."""
-        if self._unspilled and not self.up:
-            self._keep([])
+        if not self.up:
+            if self._unspilled:
+                self._keep([])
+            return
         try:
             while self._unspilled:
                 self._rewrite(self._read(self._unspilled[:BATCH]))

@@ -119,10 +119,10 @@ exits = Table(
 )
 
 # One call of a model. kind: local or frontier. state: open, closed, or unknown. outcome: `ok`, an
-# error's code, a reason for setting a local answer aside, `hedge_lost`, `cancelled`, or
-# `gateway_lost`. cost_usd: NULL while open and where nobody told; then held_usd is what it may have
-# cost at most. replica_us: share of a local replica's time. day, month: the periods it is charged
-# to, as the date of their first day.
+# error's code, a reason for setting a local answer aside, `hedge_lost`, `cancelled`, `not_made`
+# (nobody waited for its opening any more), or `gateway_lost`. cost_usd: NULL while open and where
+# nobody told; then held_usd is what it may have cost at most. replica_us: share of a local
+# replica's time. day, month: the periods it is charged to, as the date of their first day.
 calls = Table(
     "calls",
     metadata,
