@@ -1,0 +1,171 @@
+"""What providers report is what the books hold and the report adds up; the arithmetic that it is
+compared with is genai-prices' own, on the providers' own documents."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from genai_prices import extract_usage
+from pydantic import SecretStr
+from sqlalchemy import select
+
+from serving.contracts.errors import FrontierError
+from serving.contracts.exits import Exit
+from serving.contracts.ledger import Caller
+from serving.contracts.ledger_settings import LedgerSettings
+from serving.frontier.frontier import FrontierStack
+from serving.ledger.build import build_ledger
+from serving.ledger.database import Database, database_url
+from serving.ledger.ledger import BookLedger
+from serving.ledger.migrate import migrate
+from serving.ledger.price_book import PriceBook
+from serving.ledger.pricing import Pricing
+from serving.ledger.report import build_report
+from serving.ledger.report_query import Scope
+from serving.ledger.schema import calls, exits
+
+from ..provider.script import Fault, Reply, Seen
+from ..provider.server import ProviderServer
+from .frontier_kit import (
+    call,
+    frontier,
+    provider_fixture,  # noqa: F401
+    server_fixture,  # noqa: F401
+    settings,
+)
+from .ledger_kit import Noted
+
+SONNET, OPUS = "anthropic/claude-sonnet-5-5", "anthropic/claude-opus-5-5"
+GPT, SOL = "openai/gpt-4.1", "openai/gpt-6.1-sol"
+PREFACE = "A preface that providers keep. " * 400
+PROMPTS = ("A short question.", f"{PREFACE}---CACHE_BREAK---Now.", f"{PREFACE}Then.")
+
+
+def oracle(seen: Seen) -> Decimal:
+    """What a request cost, by the price table's own reading of the provider's own counts."""
+    document = {"model": seen.model, "usage": seen.usage}
+    flavor = "chat" if seen.api == "openai" else None
+    read = extract_usage(document, provider_id=seen.api, api_flavor=flavor or "default")
+    batch = {"processing": "batch"} if seen.body.get("service_tier") == "batch" else None
+    return read.calc_price(price_context=batch).total_price
+
+
+class Kept:
+    """A ledger on a real database, a frontier before the provider, and what came of both."""
+
+    def __init__(self, ledger: BookLedger, stack: FrontierStack, database: Database) -> None:
+        self.ledger = ledger
+        self.stack = stack
+        self.database = database
+
+    async def ask(self, target: str, text: str, *, streamed: bool, tier: str | None = None) -> None:
+        entry = self.ledger.entry(Caller("acme"), "r", "chat", None, 0)
+        fields: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+        if tier is not None:
+            fields["service_tier"] = tier
+        asked = call(target, body=fields, entry=entry)
+        left: Exit | None = None
+        try:
+            if streamed:
+                stream = await self.stack.stream(asked)
+                async for _ in stream.events:
+                    pass
+                left = _answered(target, stream.usage, stream.service_tier)
+            else:
+                done = await self.stack.complete(asked)
+                left = _answered(target, done.usage, done.service_tier)
+        except FrontierError as error:
+            left = Exit("r", "chat", None, "none", "requested", None, None, 0.1, error=error.code)
+        entry.close(left)
+        await entry.written()
+
+    def rows(self) -> list[Any]:
+        with self.database.read() as connection:
+            return list(connection.execute(select(calls).order_by(calls.c.opened_at)))
+
+
+def _answered(model: str, usage: Any, tier: str | None) -> Exit:
+    return Exit("r", "chat", None, "frontier", "requested", model, usage, 0.1, service_tier=tier)
+
+
+@pytest.fixture
+async def kept(
+    provider: ProviderServer,
+    ledger_url: SecretStr | None,
+    state: Path,
+) -> AsyncIterator[Kept]:
+    book = PriceBook.load()
+    database = Database(database_url(ledger_url, state))
+    migrate(database)
+    config = LedgerSettings(url=ledger_url, commit_wait_s=5.0)
+    ledger = build_ledger(config, state, Pricing(book, {}, SONNET), Noted(), Decimal(0))
+    await ledger.start()
+    provider.script.answer = lambda seen: Reply(
+        "An answer of a few words.",
+        reasoning_tokens=9,
+        service_tier=seen.body.get("service_tier"),
+    )
+    async with frontier(settings(provider), prices=book) as stack:
+        yield Kept(ledger, stack, database)
+    await ledger.aclose()
+    database.close()
+
+
+async def test_every_shape_of_usage_is_booked_to_the_cent_that_was_billed(
+    kept: Kept,
+    provider: ProviderServer,
+) -> None:
+    for target in (SONNET, OPUS, GPT, SOL):
+        for streamed in (False, True):
+            for text in PROMPTS:
+                await kept.ask(target, text, streamed=streamed)
+            # Half price, where the provider says that it was a batch.
+            tier = "batch" if target in {GPT, SOL} else None
+            await kept.ask(target, "One of a batch.", streamed=streamed, tier=tier)
+    billed = [oracle(seen) for seen in provider.script.seen]
+    rows = kept.rows()
+    assert [row.cost_usd for row in rows] == billed
+    assert {row.state for row in rows} == {"closed"}
+    assert {row.usage_source for row in rows} == {"reported"}
+    assert sum(row.cache_read_tokens for row in rows) > 0
+    assert sum(row.cache_write_5m_tokens for row in rows) > 0
+    assert {row.reasoning_tokens for row in rows} == {9}
+    assert sum(row.service_tier == "batch" for row in rows) == 4
+    now = datetime.now(UTC)
+    scope = Scope(now - timedelta(hours=1), now + timedelta(hours=1), "acme")
+    report = build_report(kept.database, scope, ZoneInfo("UTC"))
+    assert report.totals.frontier_usd == sum(billed)
+    assert sum(day.cost_usd for day in report.days) == sum(billed)
+    assert sum(part.cost_usd for part in report.token_classes) == sum(billed)
+    assert report.reconciliation is not None
+    assert report.reconciliation.discrepancies == ()
+
+
+async def test_what_a_provider_did_not_tell_is_held_or_estimated_and_never_free(
+    kept: Kept,
+    provider: ProviderServer,
+) -> None:
+    faults = [
+        (Fault("cut", after_events=4), "estimated"),
+        (Fault("no_usage"), "estimated"),
+        (Fault("html"), "unknown"),
+    ]
+    for target in (SONNET, GPT):
+        for fault, source in faults:
+            provider.script.next(fault)
+            await kept.ask(target, "A question of some length.", streamed=True)
+            row = kept.rows()[-1]
+            assert row.usage_source == source
+            if source == "unknown":
+                assert (row.state, row.cost_usd) == ("unknown", None)
+                assert row.held_usd > 0
+            else:
+                assert (row.state, row.held_usd) == ("closed", 0)
+                assert row.cost_usd > 0
+    with kept.database.read() as connection:
+        held = list(connection.execute(select(exits.c.held_usd)).scalars())
+    assert sum(usd > 0 for usd in held) == 2
