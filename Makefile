@@ -1,6 +1,6 @@
 # make serve   set up and serve the bundled model at http://127.0.0.1:8000, for anybody on this
 #              machine; AUTH=keys asks for API keys
-# make test    set up, lint, and run all tests
+# make test    set up, lint, and run the tests; test-slow runs those of rarer formats
 # make gate    test INT8 and INT4 models against the 16-bit one and show the verdicts
 # make bench   measure the running stack beside bare vLLM and an empty handler
 # make bench-gate   measure evaluations beside bare lm-eval
@@ -15,7 +15,7 @@ VENV ?= .venv
 BENCH_ARGS ?=
 GATE_ARGS ?=
 
-.PHONY: serve test unit integration lint gate bench bench-gate bench-gateway bench-ledger bench-cost lock clean
+.PHONY: serve test test-slow unit integration lint gate bench bench-gate bench-gateway bench-ledger bench-cost lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -39,10 +39,13 @@ lint: $(VENV)/.cpu-dev
 	$(VENV)/bin/zizmor --offline --no-progress --quiet .github/workflows
 
 unit: $(VENV)/.cpu-dev
-	$(VENV)/bin/pytest tests/unit
+	$(VENV)/bin/pytest tests/unit -n 2
 
 integration: $(VENV)/.cpu-dev
-	$(VENV)/bin/pytest tests/integration --durations=25
+	$(VENV)/bin/pytest tests/integration -m "not slow" --durations=25
+
+test-slow: $(VENV)/.cpu-dev
+	$(VENV)/bin/pytest tests/integration -m slow --durations=25
 
 bench: $(VENV)/.cpu
 	$(VENV)/bin/narrowgate bench --port $(PORT) --state $(STATE) $(BENCH_ARGS)

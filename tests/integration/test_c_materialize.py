@@ -16,6 +16,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_two_runs_write_the_same_bytes_and_nothing_to_a_pipe(stack: Stack, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "serving.cli", "materialize", "--state", str(tmp_path)],

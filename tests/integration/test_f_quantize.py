@@ -144,7 +144,10 @@ def test_the_facts_are_in_the_artifact(int8: Path) -> None:
         assert (int8 / name).read_bytes() == (BASELINE / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "gptq", "nf4"])
+GPTQ_TOO = pytest.param("gptq", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", GPTQ_TOO, "nf4"])
 def test_the_plan_told_the_size(name: str, folder: Path, request: pytest.FixtureRequest) -> None:
     out: Path = request.getfixturevalue(name)
     recipe = {"int8": "int8-w8a8", "nf4": "bnb-nf4"}.get(name, str(folder / f"{name}.yaml"))
@@ -161,6 +164,7 @@ def test_the_plan_told_the_size(name: str, folder: Path, request: pytest.Fixture
     assert facts["peak_memory_bytes"] < 1.6 * plan["peak_memory_bytes"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(int4: Path, recipes: Path, folder: Path) -> None:
     quantize(recipes / "int4.yaml", folder / "again")
     first, second = file_manifest(int4).files, file_manifest(folder / "again").files
@@ -169,6 +173,7 @@ def test_the_same_seed_gives_the_same_weights(int4: Path, recipes: Path, folder:
     assert differing <= {"provenance.json", "README.md"}, "they hold the duration"
 
 
+@pytest.mark.slow
 def test_the_files_have_auto_gptqs_format(gptq: Path) -> None:
     config = json.loads((gptq / "config.json").read_text(encoding="utf-8"))["quantization_config"]
     assert config["quant_method"] == "gptq"
@@ -205,7 +210,7 @@ print((best[0] == best[1]).float().mean().item())
 """
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "gptq"])
+@pytest.mark.parametrize("name", ["int8", "int4", GPTQ_TOO])
 def test_transformers_loads_it_and_agrees(name: str, request: pytest.FixtureRequest) -> None:
     out: Path = request.getfixturevalue(name)
     done = subprocess.run(
@@ -216,38 +221,53 @@ def test_transformers_loads_it_and_agrees(name: str, request: pytest.FixtureRequ
     assert float(done.stdout.splitlines()[-1]) > 0.5
 
 
-def test_vllm_answers_on_the_right_kernels_beside_the_baseline(
-    int8: Path, int4: Path, gptq: Path, nf4: Path, tmp_path: Path
-) -> None:
+def compared(artifacts: dict[str, Path], tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """Return what vLLM makes of artifacts beside the baseline, by name."""
     inputs = tmp_path / "inputs.jsonl"
     calibration = ROOT / "quantize" / "builtin_texts" / "sentiment.jsonl"
     rows = [json.loads(line) for line in calibration.read_text(encoding="utf-8").splitlines()[:30]]
     lines = [json.dumps({"task": "sentiment", "text": row["text"]}) for row in rows]
     inputs.write_text("\n".join(lines), encoding="utf-8")
     done = subprocess.run(
-        command("--compare", int8, int4, gptq, nf4, "--inputs", inputs, "--rounds", 1, "--json"),
+        command(
+            "--compare", *artifacts.values(), "--inputs", inputs, "--rounds", 1, "--json"
+        ),
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     document = json.loads(done.stdout)
     names = [model["name"] for model in document["models"]]
-    assert names == ["baseline", int8.name, "int4", "gptq", "nf4"]
-    shorter = ["baseline", "int8", "int4", "gptq", "nf4"]
-    models = dict(zip(shorter, document["models"], strict=True))
-    # vLLM counts joined projections: four layers a block, less those that are kept in 16 bits.
-    assert models["int8"]["kernels"]["CPUInt8ScaledMMLinearKernel"] == 117
-    assert models["int4"]["kernels"]["CPUWNA16LinearKernel"] == 119
-    assert models["gptq"]["kernels"] == {"CPUWNA16LinearKernel": 120}
+    assert names == ["baseline", *(path.name for path in artifacts.values())]
+    models = dict(zip(["baseline", *artifacts], document["models"], strict=True))
     assert models["baseline"]["kl_mean"] == 0.0
     assert models["baseline"]["agreement"] == models["baseline"]["labels_kept"] == 1.0
     assert models["baseline"]["positions"] > 5000
-    assert 0.0 < models["int8"]["kl_mean"] < 0.1 < models["int4"]["kl_mean"] < 1.0
-    assert models["int8"]["agreement"] > 0.8
     for name, model in models.items():
         assert 0 < model["kl_mean"] <= model["kl_p99"] or name == "baseline"
         assert model["prompts_per_s_ratio"] > 0
         assert model["decoded_tokens_per_s"] > 0
         assert model["perplexity"] < 3 * models["baseline"]["perplexity"]
+    return models
+
+
+def test_vllm_answers_on_the_right_kernels_beside_the_baseline(
+    int8: Path, int4: Path, tmp_path: Path
+) -> None:
+    models = compared({"int8": int8, "int4": int4}, tmp_path)
+    # vLLM counts joined projections: four layers a block, less those that are kept in 16 bits.
+    assert models["int8"]["kernels"]["CPUInt8ScaledMMLinearKernel"] == 117
+    assert models["int4"]["kernels"]["CPUWNA16LinearKernel"] == 119
+    assert 0.0 < models["int8"]["kl_mean"] < 0.1 < models["int4"]["kl_mean"] < 1.0
+    assert models["int8"]["agreement"] > 0.8
+
+
+@pytest.mark.slow
+def test_vllm_answers_on_the_right_kernels_of_other_formats(
+    gptq: Path, nf4: Path, tmp_path: Path
+) -> None:
+    models = compared({"gptq": gptq, "nf4": nf4}, tmp_path)
+    assert models["gptq"]["kernels"] == {"CPUWNA16LinearKernel": 120}
+    assert models["nf4"]["kl_mean"] > 0
 
 
 def test_the_readme_shows_commands_that_hold() -> None:
