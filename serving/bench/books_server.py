@@ -113,6 +113,9 @@ class NoReports:
         """Raise LedgerUnavailable."""
         raise LedgerUnavailable("there are no books to report on")
 
+    def close(self) -> None:
+        """Nobody waits."""
+
 
 async def _nothing() -> AsyncIterator[str]:
     return
