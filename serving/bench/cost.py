@@ -59,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
     with signals_raise():
         try:
             with (
-                stand_in(settings, port, _names(settings)) as upstream,
                 own_books(prepared) as booked,
                 local_stack(booked.settings, booked.build) as start,
+                stand_in(settings, port, _names(settings)) as upstream,
             ):
                 with step("starting the stack"):
                     url = start()

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from serving.bench.cost_figures import (
     by_kind,
     costs_of,
     latency_ms,
+    paid_usd,
+    saved_bounds,
     tokens,
 )
 from serving.bench.cost_mix import REPEATED, SHARES
@@ -36,7 +39,8 @@ def document(
         ((model.replica_hour_usd or Decimal(0)) * model.replicas.min for model in settings.models),
         Decimal(0),
     )
-    costs = costs_of(_direct_usd(settings, direct), books, hour_usd, routed.elapsed_s)
+    direct = _priced(settings, direct)
+    costs = costs_of(paid_usd(direct.asked), books, hour_usd, routed.elapsed_s)
     requests = len(routed.asked)
     return {
         "machine": machine(),
@@ -60,7 +64,7 @@ def document(
             "discrepancies": books.discrepancies,
             "saved_by_its_own_ledger": books.own_saving,
         },
-        "costs": _costs(costs),
+        "costs": {**_costs(costs), "saved_bounds": saved_bounds(direct.asked, routed.asked)},
         "break_even_per_s": {
             f"{_usd(price)} an hour": break_even_per_s(costs, requests, price)
             for price in (hour_usd, A10G_HOUR_USD)
@@ -70,14 +74,18 @@ def document(
     }
 
 
-def _direct_usd(settings: "Settings", direct: Arm) -> Decimal:
+def _priced(settings: "Settings", direct: Arm) -> Arm:
+    """Return the arm with what each request cost at the reference model."""
     from serving.ledger.price_book import PriceBook
     from serving.ledger.pricing import Pricing
 
     book = PriceBook.load(settings.ledger.prices_file)
     pricing = Pricing(book, {}, settings.ledger.reference_model)
-    usages = (item.usage for item in direct.asked if item.usage is not None)
-    return sum((pricing.reference(usage) for usage in usages), Decimal(0))
+    priced = (
+        replace(item, cost_usd=pricing.reference(item.usage)) if item.usage is not None else item
+        for item in direct.asked
+    )
+    return Arm(tuple(priced), direct.elapsed_s)
 
 
 def _arm(arm: Arm) -> dict[str, Any]:
@@ -146,7 +154,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         )
         yield (
             f"{kind['kind']}: {kind['requests']} chats, {kind['repeats']} of them repeats; "
-            f"{routes} ({reasons}); direct {_ms(kind['direct_ms'])}, routed "
+            f"{routes} ({reasons}); direct ${_short(kind['direct_usd'])}, "
+            f"{_ms(kind['direct_ms'])}; routed ${_short(kind['routed_usd'])}, "
             f"{_ms(kind['routed_ms'])}"
         )
     yield from (f"assumed: {text}" for text in found["assumed"])
@@ -162,16 +171,27 @@ def _money_lines(found: Mapping[str, Any]) -> Iterator[str]:
         "idle_usd": "routed: local replicas' idle time",
     }
     for field, name in names.items():
-        yield f"{name:<44} ${Decimal(costs[field]).quantize(_MICRODOLLAR)}"
-    yield f"{'saved':<44} {_share(costs['saved'])}; with idle {_share(costs['saved_with_idle'])}"
+        yield f"{name:<44} ${_short(costs[field])}"
+    bounds = costs["saved_bounds"]
+    within = (
+        "" if bounds is None else f" (95 % bounds over chats: {' to '.join(map(_share, bounds))})"
+    )
+    yield (
+        f"{'saved':<44} {_share(costs['saved'])}{within}; with idle "
+        f"{_share(costs['saved_with_idle'])}"
+    )
     for price, rate in found["break_even_per_s"].items():
         word = "never" if rate is None else f"from {rate:.3g} requests/s of this mix on"
         yield f"{'a replica pays for itself':<44} {word}, at ${price}"
     yield (
-        f"of that wasted ${Decimal(routed['wasted_usd']).quantize(_MICRODOLLAR)}; failed chats: "
+        f"of that wasted ${_short(routed['wasted_usd'])}; failed chats: "
         f"{routed['failed']}; discrepancies in the books: {routed['discrepancies']}; saved by the "
         f"ledger's own estimate: {_share(routed['saved_by_its_own_ledger'])}"
     )
+
+
+def _short(amount: str) -> str:
+    return f"{Decimal(amount).quantize(_MICRODOLLAR):f}"
 
 
 def _share(share: float | None) -> str:

