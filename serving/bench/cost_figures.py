@@ -1,7 +1,7 @@
 """What the chats cost directly and through the stack. Pure."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from serving.bench.cost_arms import Arm, Asked
 from serving.bench.cost_mix import KINDS
 from serving.bench.report import percentile
+from serving.contracts.answer import Usage
 from serving.contracts.prices import PICODOLLAR
 
 _HOUR_S = 3600
@@ -89,6 +90,25 @@ def saved_bounds(
     if not found:
         return None
     return percentile(found, 0.025), percentile(found, 0.975)
+
+
+def saved_at_equal_length(
+    direct: Sequence[Asked], routed: Sequence[Asked], reference: Callable[[Usage], Decimal]
+) -> float | None:
+    """Return the share saved, had the reference model answered as long as the routed providers did.
+
+    It leaves out what answers of another length cost or save, which is much where a stand-in
+    answers. Both in the same order, with costs. Where the local model answered, the direct arm's
+    own answer counts. None where nothing was paid.
+    """
+    whole = sum(
+        (
+            reference(ours.usage) if ours.route == "frontier" and ours.usage else _usd(theirs)
+            for theirs, ours in zip(direct, routed, strict=True)
+        ),
+        Decimal(0),
+    )
+    return _saved(whole, paid_usd(routed))
 
 
 def paid_usd(asked: Iterable[Asked]) -> Decimal:

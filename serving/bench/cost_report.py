@@ -1,7 +1,7 @@
 """The cost benchmark's report: both arms, the mix, and everything that is assumed."""
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,12 @@ from serving.bench.cost_figures import (
     costs_of,
     latency_ms,
     paid_usd,
+    saved_at_equal_length,
     saved_bounds,
     tokens,
 )
 from serving.bench.cost_mix import REPEATED, SHARES
+from serving.contracts.answer import Usage
 
 if TYPE_CHECKING:
     from serving.contracts.settings import Settings
@@ -39,7 +41,8 @@ def document(
         ((model.replica_hour_usd or Decimal(0)) * model.replicas.min for model in settings.models),
         Decimal(0),
     )
-    direct = _priced(settings, direct)
+    reference = _reference(settings)
+    direct = _priced(direct, reference)
     costs = costs_of(paid_usd(direct.asked), books, hour_usd, routed.elapsed_s)
     requests = len(routed.asked)
     return {
@@ -64,7 +67,11 @@ def document(
             "discrepancies": books.discrepancies,
             "saved_by_its_own_ledger": books.own_saving,
         },
-        "costs": {**_costs(costs), "saved_bounds": saved_bounds(direct.asked, routed.asked)},
+        "costs": {
+            **_costs(costs),
+            "saved_bounds": saved_bounds(direct.asked, routed.asked),
+            "saved_at_equal_length": saved_at_equal_length(direct.asked, routed.asked, reference),
+        },
         "break_even_per_s": {
             f"{_usd(price)} an hour": break_even_per_s(costs, requests, price)
             for price in (hour_usd, A10G_HOUR_USD)
@@ -74,15 +81,19 @@ def document(
     }
 
 
-def _priced(settings: "Settings", direct: Arm) -> Arm:
-    """Return the arm with what each request cost at the reference model."""
+def _reference(settings: "Settings") -> Callable[[Usage], Decimal]:
+    """Return what gives the reference model's price of a usage."""
     from serving.ledger.price_book import PriceBook
     from serving.ledger.pricing import Pricing
 
     book = PriceBook.load(settings.ledger.prices_file)
-    pricing = Pricing(book, {}, settings.ledger.reference_model)
+    return Pricing(book, {}, settings.ledger.reference_model).reference
+
+
+def _priced(direct: Arm, reference: Callable[[Usage], Decimal]) -> Arm:
+    """Return the arm with what each request cost at the reference model."""
     priced = (
-        replace(item, cost_usd=pricing.reference(item.usage)) if item.usage is not None else item
+        replace(item, cost_usd=reference(item.usage)) if item.usage is not None else item
         for item in direct.asked
     )
     return Arm(tuple(priced), direct.elapsed_s)
@@ -180,6 +191,8 @@ def _money_lines(found: Mapping[str, Any]) -> Iterator[str]:
         f"{'saved':<44} {_share(costs['saved'])}{within}; with idle "
         f"{_share(costs['saved_with_idle'])}"
     )
+    equal = _share(costs["saved_at_equal_length"])
+    yield f"{'saved, had answers been of equal length':<44} {equal}"
     for price, rate in found["break_even_per_s"].items():
         word = "never" if rate is None else f"from {rate:.3g} requests/s of this mix on"
         yield f"{'a replica pays for itself':<44} {word}, at ${price}"

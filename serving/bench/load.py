@@ -10,6 +10,8 @@ from typing import Any
 # would be missing from what is measured.
 import aiohttp
 
+from serving.contracts.errors import EngineFailure
+
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
@@ -25,7 +27,10 @@ class LoadResult:
 
 
 async def run_load(url: str, bodies: Sequence[dict[str, Any] | None], clients: int) -> LoadResult:
-    """Send every body (None: a GET) with that many clients. Raises on any other status than 200."""
+    """Send every body (None: a GET) with that many clients.
+
+    Raises EngineFailure where anything is answered with another status than 200.
+    """
     pending = iter(bodies)
     latencies: list[float] = []
     connector = aiohttp.TCPConnector(limit=clients)
@@ -39,11 +44,15 @@ async def run_load(url: str, bodies: Sequence[dict[str, Any] | None], clients: i
                 async with session.request(method, url, json=body) as response:
                     content = await response.read()
                 if response.status != 200:
-                    raise RuntimeError(f"{url} answered {response.status}: {content[:300]!r}")
+                    raise EngineFailure(f"{url} answered {response.status}: {content[:300]!r}")
                 latencies.append(time.perf_counter() - started)
 
         started = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(clients):
-                group.create_task(client())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(clients):
+                    group.create_task(client())
+        except ExceptionGroup as failures:
+            # The first one cancelled the rest.
+            raise failures.exceptions[0] from None
         return LoadResult(tuple(latencies), time.perf_counter() - started)

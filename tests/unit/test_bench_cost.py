@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from serving.bench.cost import _before, _names
 from serving.bench.cost_arms import Arm, Asked, ask, require_answers
-from serving.bench.cost_figures import Books, break_even_per_s, by_kind, costs_of, saved_bounds
+from serving.bench.cost_figures import (
+    Books,
+    break_even_per_s,
+    by_kind,
+    costs_of,
+    saved_at_equal_length,
+    saved_bounds,
+)
 from serving.bench.cost_mix import KINDS, Text, counts, load_texts, replay
 from serving.bench.cost_report import document, lines
 from serving.bench.stand_in import server_command
@@ -99,6 +106,17 @@ def test_the_saving_has_bounds_over_chats() -> None:
     assert bounds is not None
     assert bounds[0] < 0.5 < bounds[1]
     assert saved_bounds([asked()], [asked()]) is None
+
+
+def test_the_length_of_answers_may_be_left_out() -> None:
+    direct = [asked(cost_usd=Decimal(3)), asked(cost_usd=Decimal(1))]
+    routed = [
+        asked(cost_usd=Decimal(0), route="local"),
+        asked(cost_usd=Decimal(5), route="frontier"),
+    ]
+    # The reference would have cost 3 for what the local model answered, and 7 for the other.
+    assert saved_at_equal_length(direct, routed, lambda _: Decimal(7)) == pytest.approx(0.5)
+    assert saved_at_equal_length([asked()], [asked()], lambda _: Decimal(7)) is None
 
 
 def test_kinds_tell_their_routes_apart() -> None:
