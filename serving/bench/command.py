@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.bench.machine import machine as described
 from serving.bench.plan import CLIENTS, SCORED_TASKS, TASKS, cells
+from serving.bench.processes import reports_only
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
 from serving.local.terminal import terminal_progress
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     with signals_raise():
         try:
             with (
+                reports_only(),
                 own_books(prepared) as booked,
                 local_stack(booked.settings, booked.build) as start,
             ):

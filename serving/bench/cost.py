@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
+from serving.bench.processes import reports_only
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
 from serving.local.terminal import terminal_progress
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     with signals_raise():
         try:
             with (
+                reports_only(),
                 own_books(prepared) as booked,
                 local_stack(booked.settings, booked.build) as start,
                 stand_in(settings, port, _names(settings)) as upstream,

@@ -8,7 +8,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from serving.bench.processes import instant_provider
+from serving.bench.processes import instant_provider, reports_only
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
 from serving.local.terminal import terminal_progress
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         with signals_raise():
             try:
                 with (
+                    reports_only(),
                     own_books(prepared) as booked,
                     local_stack(booked.settings, booked.build) as start,
                 ):

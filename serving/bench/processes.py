@@ -6,11 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 _STOP_S = 30.0
 # What is printed there belongs to the report.
 _STANDARD_ERROR = 2
+
+
+@contextmanager
+def reports_only() -> Iterator[None]:
+    """Keep standard output for the report: Ray tells there of actors that end with the stack."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager

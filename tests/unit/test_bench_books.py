@@ -1,6 +1,7 @@
 """What the ledger's benchmark is made of."""
 
 import json
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from serving.bench.books_server import Plan, _context
 from serving.bench.load import LoadResult
 from serving.bench.no_ledger import NoLedger
 from serving.bench.own_books import own_books, without_keys
+from serving.bench.processes import listening, reports_only
 from serving.commands.serve import Prepared
 from serving.contracts.deadline import Deadline
+from serving.contracts.errors import EngineFailure
 from serving.contracts.exits import Exit
 from serving.contracts.ledger import CallEnd, Caller
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
@@ -25,6 +28,7 @@ from serving.contracts.settings import Settings
 from serving.gateway.http import build_http
 from serving.ledger.reconcile import reconcile
 from serving.ledger.written import written_ledger
+from serving.lifecycle import free_port
 
 from ..provider.server import ProviderServer
 
@@ -116,3 +120,17 @@ async def test_the_ledger_to_compare_with_writes_nothing() -> None:
     left = Exit("r", "chat", None, "frontier", "requested", MODEL, None, 0.1)
     assert entry.close(left) is None
     await entry.written()
+
+
+def test_what_others_print_stays_off_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    with reports_only():
+        print("an actor has ended")
+    print("{}")
+    found = capsys.readouterr()
+    assert (found.out, found.err) == ("{}\n", "an actor has ended\n")
+
+
+def test_a_server_that_ends_before_it_listens_is_named() -> None:
+    server = listening([sys.executable, "-c", "exit()", "the server"], free_port(), start_s=30.0)
+    with pytest.raises(EngineFailure, match="did not start"):
+        server.__enter__()
