@@ -23,13 +23,13 @@ from serving.gateway.admission import Admission
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.metrics import Metrics
+from serving.ledger.access.directory import Directory
 from serving.ledger.build import build_ledger
 from serving.ledger.database import Database, database_url
-from serving.ledger.directory import Directory
 from serving.ledger.ledger import BookLedger
-from serving.ledger.price_book import PriceBook
-from serving.ledger.pricing import Pricing
-from serving.ledger.reports import LedgerReports
+from serving.ledger.pricing.book import PriceBook
+from serving.ledger.pricing.pricing import Pricing
+from serving.ledger.reports.served import LedgerReports
 from serving.local.checkpoint import Checkpoint
 from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments

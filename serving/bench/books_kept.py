@@ -33,8 +33,8 @@ def open_ledger(url: str | None, state: Path, commit_wait_s: float | None = None
     from serving.bench.no_ledger import NoEvents
     from serving.contracts.ledger_settings import LedgerSettings
     from serving.ledger.build import build_ledger
-    from serving.ledger.price_book import PriceBook
-    from serving.ledger.pricing import Pricing
+    from serving.ledger.pricing.book import PriceBook
+    from serving.ledger.pricing.pricing import Pricing
 
     settings = LedgerSettings(url=None if url is None else SecretStr(url))
     if commit_wait_s is not None:
@@ -48,8 +48,8 @@ def rows_in(kept: Kept) -> int:
     from pydantic import SecretStr
     from sqlalchemy import func, select
 
+    from serving.ledger.reports.written import written_ledger
     from serving.ledger.schema import calls, exits
-    from serving.ledger.written import written_ledger
 
     url = None if kept.url is None else SecretStr(kept.url)
     with written_ledger(url, kept.state) as database, database.read() as connection:
@@ -66,7 +66,7 @@ def versions(kept: Kept) -> str:
     from pydantic import SecretStr
     from sqlalchemy import text
 
-    from serving.ledger.written import written_ledger
+    from serving.ledger.reports.written import written_ledger
 
     if kept.url is None:
         return f"SQLite {sqlite3.sqlite_version}"

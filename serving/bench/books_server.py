@@ -163,7 +163,7 @@ def _stack(plan: Plan, ledger: Ledger, metrics: "Metrics", rooms: "Sequence[Admi
     from serving.contracts.routing_settings import RoutingSettings
     from serving.contracts.settings import Replicas
     from serving.frontier.build import build_frontier
-    from serving.ledger.price_book import PriceBook
+    from serving.ledger.pricing.book import PriceBook
     from serving.stages.replica_meter import ReplicaMeter
     from serving.stages.stack import Policy, Stack
 

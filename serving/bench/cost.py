@@ -145,9 +145,9 @@ def _books(settings: "Settings", since: datetime, requests: int) -> "Books":
     """Return what the ledger says of the requests since then, once it has all of them."""
     from serving.bench.cost_figures import Books
     from serving.contracts.errors import EngineFailure
-    from serving.ledger.report import build_report
-    from serving.ledger.report_query import Scope
-    from serving.ledger.written import written_ledger
+    from serving.ledger.reports.build import build_report
+    from serving.ledger.reports.query import Scope
+    from serving.ledger.reports.written import written_ledger
 
     deadline = time.monotonic() + _SETTLE_S
     with written_ledger(settings.ledger.url, settings.state) as database:

@@ -83,8 +83,8 @@ def document(
 
 def _reference(settings: "Settings") -> Callable[[Usage], Decimal]:
     """Return what gives the reference model's price of a usage."""
-    from serving.ledger.price_book import PriceBook
-    from serving.ledger.pricing import Pricing
+    from serving.ledger.pricing.book import PriceBook
+    from serving.ledger.pricing.pricing import Pricing
 
     book = PriceBook.load(settings.ledger.prices_file)
     return Pricing(book, {}, settings.ledger.reference_model).reference

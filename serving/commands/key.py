@@ -9,7 +9,7 @@ from serving.commands.books import opened_ledger
 from serving.commands.options import add_settings_options
 
 if TYPE_CHECKING:
-    from serving.ledger.keys import KeyRecord
+    from serving.ledger.access.keys import KeyRecord
 
 HELP = "make, list and revoke API keys"
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _create(args: argparse.Namespace) -> int:
-    from serving.ledger.keys import create_key
+    from serving.ledger.access.keys import create_key
 
     with opened_ledger(args) as database:
         issued = create_key(database, args.tenant, args.label)
@@ -56,7 +56,7 @@ def _create(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from serving.ledger.keys import list_keys
+    from serving.ledger.access.keys import list_keys
 
     with opened_ledger(args) as database:
         records = list_keys(database)
@@ -72,7 +72,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _revoke(args: argparse.Namespace) -> int:
-    from serving.ledger.keys import revoke_key
+    from serving.ledger.access.keys import revoke_key
 
     with opened_ledger(args) as database:
         revoke_key(database, args.id)

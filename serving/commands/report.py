@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from rich.console import Console
 
-        from serving.ledger.report_text import print_report
+        from serving.ledger.reports.text import print_report
 
         print_report(report, Console(highlight=False))
     assert report.reconciliation is not None
@@ -49,9 +49,9 @@ def _read(args: argparse.Namespace, settings: "Settings") -> "Report":
     from zoneinfo import ZoneInfo
 
     from serving.contracts.report_window import parse_window
-    from serving.ledger.report import build_report
-    from serving.ledger.report_query import Scope
-    from serving.ledger.written import written_ledger
+    from serving.ledger.reports.build import build_report
+    from serving.ledger.reports.query import Scope
+    from serving.ledger.reports.written import written_ledger
 
     zone = ZoneInfo(settings.ledger.time_zone)
     window = parse_window(args.since, args.until, zone, datetime.now(UTC))
@@ -62,7 +62,7 @@ def _read(args: argparse.Namespace, settings: "Settings") -> "Report":
 
 def _write_page(file: Path, report: "Report") -> None:
     from serving.contracts.errors import InvalidRequest
-    from serving.ledger.report_page import render_page
+    from serving.ledger.reports.page import render_page
 
     page = render_page(report)
     try:

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Create, change or list; print what is there now."""
     from serving.contracts.ledger import Tenant
-    from serving.ledger.tenants import create_tenant, list_tenants, update_tenant
+    from serving.ledger.access.tenants import create_tenant, list_tenants, update_tenant
 
     limits = {name: getattr(args, name) for name in _LIMITS if hasattr(args, name)}
     with opened_ledger(args) as database:

@@ -14,11 +14,11 @@ from serving.contracts.ledger import Tenant
 from serving.contracts.ledger_settings import AuthSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.gateway.access import Access
+from serving.ledger.access.directory import Directory
+from serving.ledger.access.keys import create_key, revoke_key
+from serving.ledger.access.tenants import create_tenant, update_tenant
 from serving.ledger.database import Database, database_url
-from serving.ledger.directory import Directory
-from serving.ledger.keys import create_key, revoke_key
 from serving.ledger.migrate import migrate
-from serving.ledger.tenants import create_tenant, update_tenant
 
 from .scripted import Server
 

@@ -247,7 +247,7 @@ class NoKeys:
 
 
 class NoReports:
-    """Stands where serving.ledger.reports does; there is nothing to report on."""
+    """Stands where serving.ledger.reports.served does; there is nothing to report on."""
 
     zone = ZoneInfo("UTC")
 

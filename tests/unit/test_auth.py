@@ -19,10 +19,10 @@ from serving.contracts.ledger_settings import AuthSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.gateway.auth import Authentication
 from serving.gateway.http import build_http
+from serving.ledger.access.directory import Directory
+from serving.ledger.access.keys import create_key, revoke_key
+from serving.ledger.access.tenants import create_tenant
 from serving.ledger.database import Database, database_url
-from serving.ledger.directory import Directory
-from serving.ledger.keys import create_key, revoke_key
-from serving.ledger.tenants import create_tenant
 
 from .authenticated import BODY, TASK, Clock, Door, opened
 from .database import fresh_postgres, postgres_server

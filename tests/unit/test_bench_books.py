@@ -26,8 +26,8 @@ from serving.contracts.ledger import CallEnd, Caller
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.settings import Settings
 from serving.gateway.http import build_http
-from serving.ledger.reconcile import reconcile
-from serving.ledger.written import written_ledger
+from serving.ledger.reports.reconcile import reconcile
+from serving.ledger.reports.written import written_ledger
 from serving.lifecycle import free_port
 
 from ..provider.server import ProviderServer

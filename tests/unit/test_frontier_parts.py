@@ -21,7 +21,7 @@ from serving.frontier.keys import resolve_key
 from serving.frontier.retry_after import retry_after_s, wait_s
 from serving.frontier.usage import from_anthropic
 from serving.frontier.worst_case import worst_case_usd
-from serving.ledger.price_book import PriceBook
+from serving.ledger.pricing.book import PriceBook
 
 from .frontier_kit import SONNET, flat
 

@@ -22,10 +22,10 @@ from serving.ledger.build import build_ledger
 from serving.ledger.database import Database, database_url
 from serving.ledger.ledger import BookLedger
 from serving.ledger.migrate import migrate
-from serving.ledger.price_book import PriceBook
-from serving.ledger.pricing import Pricing
-from serving.ledger.report import build_report
-from serving.ledger.report_query import Scope
+from serving.ledger.pricing.book import PriceBook
+from serving.ledger.pricing.pricing import Pricing
+from serving.ledger.reports.build import build_report
+from serving.ledger.reports.query import Scope
 from serving.ledger.schema import calls, exits
 
 from ..provider.script import Fault, Reply, Seen

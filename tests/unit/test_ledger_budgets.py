@@ -15,7 +15,7 @@ from sqlalchemy import insert
 from serving.contracts.errors import BudgetExceeded, LedgerUnavailable
 from serving.ledger.ledger import BookLedger
 from serving.ledger.migrate import migrate
-from serving.ledger.reconcile import reconcile
+from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, spending, tenants
 
 from .ledger_kit import (

@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from serving.ledger.ledger import BookLedger
-from serving.ledger.reconcile import reconcile
+from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, exits, instances
 
 from .ledger_kit import (

@@ -16,7 +16,7 @@ from serving.contracts.exits import Exit
 from serving.contracts.ledger import Caller
 from serving.contracts.ledger_settings import LedgerSettings
 from serving.ledger.build import build_ledger
-from serving.ledger.reconcile import reconcile
+from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.rows import is_escalated
 from serving.ledger.schema import calls, exits, prices
 

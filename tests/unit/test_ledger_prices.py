@@ -27,10 +27,9 @@ from serving.contracts.prices import (
     input_tokens,
 )
 from serving.ledger.database import Database, database_url
-from serving.ledger.price_book import PriceBook
-from serving.ledger.price_file import load_price_file
-from serving.ledger.prices import PriceTable
-from serving.ledger.pricing import (
+from serving.ledger.pricing.book import PriceBook
+from serving.ledger.pricing.file import load_price_file
+from serving.ledger.pricing.pricing import (
     Price,
     Pricing,
     check_priced,
@@ -38,6 +37,7 @@ from serving.ledger.pricing import (
     replica_cost_usd,
     replica_us,
 )
+from serving.ledger.pricing.table import PriceTable
 from serving.ledger.schema import metadata
 from serving.ledger.schema import prices as prices_table
 

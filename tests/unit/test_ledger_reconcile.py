@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from sqlalchemy import Table, delete, insert, select, update
 
 from serving.ledger.database import Database, database_url
-from serving.ledger.reconcile import reconcile
+from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, exits, prices, spending
 
 from .ledger_rows import Books, books, frontier, local, unpaid

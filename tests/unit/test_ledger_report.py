@@ -14,9 +14,9 @@ from pydantic import SecretStr
 
 from serving.contracts.report import Report
 from serving.ledger.database import Database, database_url
-from serving.ledger.replica_time import provisioned, replica_cost
-from serving.ledger.report import build_report
-from serving.ledger.report_query import Lifetime, Scope
+from serving.ledger.reports.build import build_report
+from serving.ledger.reports.query import Lifetime, Scope
+from serving.ledger.reports.replica_time import provisioned, replica_cost
 
 from .ledger_rows import (
     LOCAL,

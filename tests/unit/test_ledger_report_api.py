@@ -21,8 +21,8 @@ from serving.contracts.report import Report
 from serving.contracts.report_window import parse_window
 from serving.gateway import errors, report_api
 from serving.ledger.database import Database, database_url
-from serving.ledger.reconcile import reconcile
-from serving.ledger.reports import LedgerReports
+from serving.ledger.reports.reconcile import reconcile
+from serving.ledger.reports.served import LedgerReports
 
 from .ledger_kit import (
     WORST,

@@ -21,12 +21,12 @@ from serving.cli import main
 from serving.contracts.errors import LedgerUnusable
 from serving.contracts.report import Day, Report
 from serving.ledger.database import Database, database_url
-from serving.ledger.report import build_report
-from serving.ledger.report_page import render_page
-from serving.ledger.report_query import Scope
-from serving.ledger.report_words import by_period, dollars, usd, visible
+from serving.ledger.reports.build import build_report
+from serving.ledger.reports.page import render_page
+from serving.ledger.reports.query import Scope
+from serving.ledger.reports.words import by_period, dollars, usd, visible
+from serving.ledger.reports.written import written_ledger
 from serving.ledger.schema import exits
-from serving.ledger.written import written_ledger
 
 from .ledger_rows import UTC_ZONE, Books, frontier, instance, local, unpaid
 

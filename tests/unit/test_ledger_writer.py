@@ -27,7 +27,7 @@ from serving.ledger.ledger import BookEntry, BookLedger
 from serving.ledger.line import Line
 from serving.ledger.migrate import migrate
 from serving.ledger.operations import Leave, Row, to_line
-from serving.ledger.reconcile import reconcile
+from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, exits, instances
 from serving.ledger.spill import Spill
 from serving.ledger.store import Store

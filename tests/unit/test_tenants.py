@@ -16,11 +16,18 @@ from sqlalchemy import select
 from serving.cli import main
 from serving.contracts.errors import InvalidRequest, NotFound
 from serving.contracts.ledger import Tenant
+from serving.ledger.access.keys import (
+    LiveKey,
+    create_key,
+    list_keys,
+    live_keys,
+    matching,
+    revoke_key,
+)
+from serving.ledger.access.tenants import create_tenant, list_tenants, update_tenant
 from serving.ledger.database import Database, database_url
-from serving.ledger.keys import LiveKey, create_key, list_keys, live_keys, matching, revoke_key
 from serving.ledger.migrate import migrate
 from serving.ledger.schema import api_keys
-from serving.ledger.tenants import create_tenant, list_tenants, update_tenant
 
 ID, SECRET = "0123456789ab", "A" * 20 + "_-" + "z" * 21
 KEY = f"ng-{ID}-{SECRET}"
@@ -70,7 +77,7 @@ def test_every_text_costs_one_comparison_in_constant_time(
         compared.append((len(first), len(second)))
         return compare(first, second)
 
-    monkeypatch.setattr("serving.ledger.keys.hmac.compare_digest", watched)
+    monkeypatch.setattr("serving.ledger.access.keys.hmac.compare_digest", watched)
     matching(presented, LIVE)
     assert compared == [(64, 64)]
 

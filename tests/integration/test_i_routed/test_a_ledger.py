@@ -14,7 +14,7 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from serving.ledger.price_book import PriceBook
+from serving.ledger.pricing.book import PriceBook
 from serving.ledger.schema import calls, exits
 
 from ...provider.script import Fault, Reply, Script

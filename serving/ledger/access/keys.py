@@ -12,9 +12,9 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, insert, select, update
 
 from serving.contracts.errors import InvalidRequest, NotFound
+from serving.ledger.access.tenants import require_tenant
 from serving.ledger.database import Database
 from serving.ledger.schema import api_keys
-from serving.ledger.tenants import require_tenant
 
 _FORM = re.compile(r"ng-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
 _ID_BYTES = 6

@@ -14,9 +14,7 @@ from serving.contracts import report as document
 from serving.contracts.report import Report
 from serving.ledger import report_query
 from serving.ledger.database import Database
-from serving.ledger.reconcile import reconcile_in
-from serving.ledger.replica_time import provisioned
-from serving.ledger.report_query import (
+from serving.ledger.reports.query import (
     TOKEN_CLASSES,
     CallGroup,
     DayGroup,
@@ -24,7 +22,9 @@ from serving.ledger.report_query import (
     ExitGroup,
     Scope,
 )
-from serving.ledger.snapshot import snapshot
+from serving.ledger.reports.reconcile import reconcile_in
+from serving.ledger.reports.replica_time import provisioned
+from serving.ledger.reports.snapshot import snapshot
 
 DEFAULT_TIMEOUT_S = 60.0
 

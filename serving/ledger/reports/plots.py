@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from serving.contracts.report import Latency, Share, Spend
-from serving.ledger.report_words import milliseconds, share, visible
+from serving.ledger.reports.words import milliseconds, share, visible
 
 INK, MUTED, GRID = "#1f2328", "#59636f", "#d1d9e0"
 SERIES = ("#0969da", "#8b6914", "#1a7f37", "#8250df", "#bf3989", "#0a7d91", "#59636f")

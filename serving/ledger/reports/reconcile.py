@@ -22,10 +22,10 @@ from sqlalchemy import (
 
 from serving.contracts.report import Discrepancy, Reconciliation, TokenClass
 from serving.ledger.database import Database
-from serving.ledger.replica_time import replica_cost
-from serving.ledger.report_query import TOKEN_CLASSES, token_usd, tokens_of
+from serving.ledger.reports.query import TOKEN_CLASSES, token_usd, tokens_of
+from serving.ledger.reports.replica_time import replica_cost
+from serving.ledger.reports.snapshot import snapshot
 from serving.ledger.schema import PICODOLLARS, Usd, calls, exits, prices, spending
-from serving.ledger.snapshot import snapshot
 
 _Check = Callable[[Connection, str | None], Iterable[Discrepancy]]
 

@@ -11,9 +11,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from serving.contracts.errors import LedgerUnavailable, NotFound, Unauthenticated
 from serving.contracts.ledger import DEFAULT_TENANT, Caller, Tenant
 from serving.contracts.ledger_settings import AuthSettings
+from serving.ledger.access.keys import LiveKey, live_keys, matching
+from serving.ledger.access.tenants import known_tenants
 from serving.ledger.database import Database
-from serving.ledger.keys import LiveKey, live_keys, matching
-from serving.ledger.tenants import known_tenants
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier_settings import FrontierModelName
 from serving.contracts.prices import STANDARD_NAMES, ModelPrices, PriceStep
-from serving.ledger.prices import by_class
+from serving.ledger.pricing.table import by_class
 
 FIELD = "ledger.prices_file"
 _FIX = "docs/ledger.md shows what a price file holds"

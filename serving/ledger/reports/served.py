@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 from serving.contracts.errors import LedgerUnavailable
 from serving.contracts.report import Report
 from serving.ledger.database import Database
-from serving.ledger.report import build_report
-from serving.ledger.report_query import Scope
+from serving.ledger.reports.build import build_report
+from serving.ledger.reports.query import Scope
 
 TIMEOUT_S = 30.0
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Self
 
 from serving.contracts.prices import ModelPrices
-from serving.ledger.price_file import load_price_file
-from serving.ledger.prices import PriceTable
+from serving.ledger.pricing.file import load_price_file
+from serving.ledger.pricing.table import PriceTable
 
 _REMEMBERED = 4096
 

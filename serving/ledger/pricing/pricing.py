@@ -19,7 +19,7 @@ from serving.contracts.prices import (
     input_tokens,
     unpriced,
 )
-from serving.ledger.price_book import PriceBook
+from serving.ledger.pricing.book import PriceBook
 
 REPLICA_HOUR_SOURCE = "replica_hour_usd"
 _HOUR_US = 3_600_000_000

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
 
-from serving.ledger.report_query import Lifetime
+from serving.ledger.reports.query import Lifetime
 from serving.ledger.schema import PICODOLLARS
 
 HOUR_US = 3_600_000_000

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from serving.contracts.report import Latency, TokenClass
-from serving.ledger.days import days_between, midnight
+from serving.ledger.reports.days import days_between, midnight
 from serving.ledger.schema import Usd, UtcTime, calls, exits, instances, prices
 
 Fate = Literal["answered", "failed", "unknown", "open"]

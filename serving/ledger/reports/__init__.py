@@ -1,0 +1,1 @@
+"""What was spent, wasted and saved, and whether the books agree with themselves."""
