@@ -16,6 +16,11 @@ class NoLedger:
         """Return a page that stays empty."""
         return NoEntry()
 
+    @property
+    def state(self) -> LedgerState:
+        """Return that nothing is away."""
+        return "up"
+
     async def start(self) -> None:
         """Do nothing."""
 

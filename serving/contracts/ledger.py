@@ -144,6 +144,11 @@ class Ledger(Protocol):
 class LedgerService(Ledger, Protocol):
     """A ledger with a beginning and an end."""
 
+    @property
+    def state(self) -> LedgerState:
+        """Return whether the database takes what is written."""
+        ...
+
     async def start(self) -> None:
         """Begin to write; also where the database is away, and then without it."""
         ...

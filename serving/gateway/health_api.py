@@ -45,7 +45,13 @@ async def readyz(context: Context) -> Response:
     status = "draining" if context.admission.draining else "ready" if ready else "not_ready"
     headers = {} if ready else {"retry-after": "5"}
     enforced = "not enforced (development)" if context.development else "enforced"
-    document = {"status": status, "attestation": enforced, "models": models}
+    # The ledger's absence is no reason to send narrow requests elsewhere.
+    document = {
+        "status": status,
+        "attestation": enforced,
+        "ledger": context.books.state,
+        "models": models,
+    }
     return JSONResponse(document, 200 if ready else 503, headers)
 
 

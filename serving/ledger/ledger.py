@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import UnpricedModel
 from serving.contracts.exits import Endpoint, Exit
-from serving.contracts.ledger import CallEnd, Caller
+from serving.contracts.ledger import CallEnd, Caller, LedgerState
 from serving.contracts.ledger_settings import LedgerSettings
 from serving.ledger.keeper import Answer
 from serving.ledger.operations import Close, Leave, Open, Row
@@ -60,6 +60,11 @@ class BookLedger:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+
+    @property
+    def state(self) -> LedgerState:
+        """Return whether the database takes what is written."""
+        return self._desk.writer.state
 
     async def start(self) -> None:
         """Begin to write; also where the database is away, and then without it.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from serving.contracts.deadline import Deadline, deadline_exceeded
 from serving.contracts.errors import BudgetExceeded, LedgerUnavailable
-from serving.contracts.ledger import LedgerEvents
+from serving.contracts.ledger import LedgerEvents, LedgerState
 from serving.ledger.keeper import BATCH, Answer, Keeper
 from serving.ledger.line import Line
 from serving.ledger.operations import Close, Leave, Open, Operation, to_line, withdrawal
@@ -52,6 +52,11 @@ class Writer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: asyncio.Task[None] | None = None
         self._ended = False
+
+    @property
+    def state(self) -> LedgerState:
+        """Return whether the database takes what is written."""
+        return "up" if self._keeper.up else "down"
 
     async def start(self) -> None:
         """Start, and wait until the database was tried, 10 s at most. Raises LedgerUnusable."""

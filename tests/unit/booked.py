@@ -6,7 +6,7 @@ from decimal import Decimal
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.exits import Endpoint, Exit
-from serving.contracts.ledger import CallEnd, Caller
+from serving.contracts.ledger import CallEnd, Caller, LedgerState
 
 COST = Decimal("0.25")
 """What every provider's call costs whose usage is known."""
@@ -82,6 +82,10 @@ class MemoryLedger:
         page = Page(caller, request_id, endpoint, task, index, self.refuse)
         self.pages.append(page)
         return page
+
+    @property
+    def state(self) -> LedgerState:
+        return "up"
 
     async def start(self) -> None:
         """Nothing is opened."""

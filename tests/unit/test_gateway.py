@@ -196,6 +196,7 @@ async def test_before_the_model_is_loaded(specs: dict[str, TaskSpec]) -> None:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
     assert_error(await server.post("/v1/chat/completions", json=body), 503, "model_starting")
     ready = await server.client.get("/readyz")
+    assert ready.json()["ledger"] == "up"
     assert (ready.status_code, ready.json()["status"]) == (503, "not_ready")
     assert (await server.client.get("/healthz")).status_code == 200
 

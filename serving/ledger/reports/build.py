@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Row
 
 from serving.contracts import report as document
 from serving.contracts.report import Report
-from serving.ledger import report_query
 from serving.ledger.database import Database
+from serving.ledger.reports import query
 from serving.ledger.reports.query import (
     TOKEN_CLASSES,
     CallGroup,
@@ -56,9 +56,9 @@ def build_report(
     """
     with snapshot(database, timeout_s) as connection:
         found = _Found(
-            report_query.count_requests(connection, scope),
-            report_query.exit_groups(connection, scope),
-            report_query.call_groups(connection, scope),
+            query.count_requests(connection, scope),
+            query.exit_groups(connection, scope),
+            query.call_groups(connection, scope),
         )
         savings = _savings(found)
         return Report(
@@ -69,9 +69,9 @@ def build_report(
             totals=_totals(found),
             savings=savings,
             idle=_idle(connection, scope, found, savings) if scope.tenant is None else None,
-            prices=_prices(found.calls, report_query.price_versions(connection)),
-            days=_days(*report_query.day_groups(connection, scope, zone)),
-            latency=tuple(report_query.latencies(connection, scope)),
+            prices=_prices(found.calls, query.price_versions(connection)),
+            days=_days(*query.day_groups(connection, scope, zone)),
+            latency=tuple(query.latencies(connection, scope)),
             tenants=_parts(found, lambda group: group.tenant) if scope.tenant is None else (),
             reconciliation=reconcile_in(connection, scope.tenant) if reconciled else None,
             **_breakdowns(found),
@@ -147,7 +147,7 @@ def _savings(found: _Found) -> document.Savings:
 def _idle(
     connection: Connection, scope: Scope, found: _Found, savings: document.Savings
 ) -> document.Idle:
-    lifetimes = report_query.lifetimes(connection, scope)
+    lifetimes = query.lifetimes(connection, scope)
     replicas = provisioned(lifetimes, scope.since, scope.until)
     idle = replicas.cost_usd - _cost(call for call in found.calls if call.kind == "local")
     saved = savings.saved_usd - idle

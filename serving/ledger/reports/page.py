@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from serving.contracts.report import Report
-from serving.ledger import report_plots, report_words
+from serving.ledger.reports import plots, words
 
 TEMPLATE = "report.html.j2"
 
@@ -37,13 +37,13 @@ def render_page(report: Report) -> str:
         totals=report.totals,
         savings=report.savings,
         idle=report.idle,
-        local_share=report_words.local_share(report),
-        reconciled=report_words.reconciled(report),
-        since=report_words.moment(report.since, report),
-        until=report_words.moment(report.until, report),
+        local_share=words.local_share(report),
+        reconciled=words.reconciled(report),
+        since=words.moment(report.since, report),
+        until=words.moment(report.until, report),
         plots=list(_plots(report)),
         shown_discrepancies=SHOWN_DISCREPANCIES,
-        nothing=report_words.NONE,
+        nothing=words.NONE,
     )  # fmt: skip
 
 
@@ -51,28 +51,28 @@ def _environment() -> Environment:
     # Names of tenants, tasks and models may hold markup: only our own SVG is exempt from escaping.
     environment = Environment(
         autoescape=True,
-        loader=PackageLoader("serving.ledger", "."),
+        loader=PackageLoader("serving.ledger.reports", "."),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "usd": report_words.usd,
-        "dollars": report_words.dollars,
-        "share": report_words.share,
-        "visible": report_words.visible,
-        "milliseconds": report_words.milliseconds,
-        "price_name": report_words.price_name,
+        "usd": words.usd,
+        "dollars": words.dollars,
+        "share": words.share,
+        "visible": words.visible,
+        "milliseconds": words.milliseconds,
+        "price_name": words.price_name,
     }
     return environment
 
 
 def _plots(report: Report) -> Iterator[Plot]:
-    periods = report_words.by_period(report.days)
+    periods = words.by_period(report.days)
     if periods:
         yield Plot(
             "Spend",
-            report_plots.spend_plot(periods),
+            plots.spend_plot(periods),
             "What inputs of each day (each month, in longer reports) cost by model, worst cases "
             "of calls without a known cost included.",
         )
@@ -83,12 +83,12 @@ def _plots(report: Report) -> Iterator[Plot]:
         if shares:
             yield Plot(
                 title,
-                report_plots.shares_plot(title, shares, none),
+                plots.shares_plot(title, shares, none),
                 "Shares and numbers of all inputs.",
             )
     if report.latency:
         yield Plot(
             "Latency",
-            report_plots.latency_plot(report.latency),
+            plots.latency_plot(report.latency),
             "Median (dot) and 95th percentile (tick) of closed inputs by route, ms.",
         )

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serving.contracts.report import Idle, Report, Savings, Share, Spend
-from serving.ledger import report_words as words
+from serving.ledger.reports import words as words
 
 SHOWN_DISCREPANCIES = 20
 

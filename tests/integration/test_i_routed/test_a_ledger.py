@@ -170,7 +170,7 @@ def test_a_revoked_key_stops_working(routed: Stack, books: Books) -> None:
 
 
 def test_a_stopped_database_holds_up_no_local_answer_and_lets_no_call_through(
-    books: Books, client: httpx.Client, script: Any
+    routed: Stack, books: Books, client: httpx.Client, script: Any
 ) -> None:
     assert client.post(TOPIC, json={"input": SURE}).status_code == 200
     stopped = books.processes()
@@ -186,6 +186,9 @@ def test_a_stopped_database_holds_up_no_local_answer_and_lets_no_call_through(
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "ledger_unavailable"
         assert script.seen == []
+        ready = f"{routed.url}/readyz"
+        eventually(lambda: httpx.get(ready, timeout=10).json()["ledger"] == "down")
+        assert httpx.get(ready, timeout=10).status_code == 200
     finally:
         for process in reversed(stopped):
             process.resume()
