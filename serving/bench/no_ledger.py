@@ -31,6 +31,8 @@ class NoLedger:
 class NoEntry:
     """A page on which nothing is written."""
 
+    booked = False
+
     async def open_call(self, model: str, worst_case_usd: Decimal, deadline: Deadline) -> "NoCall":
         """Let any call be made."""
         return NoCall()

@@ -111,6 +111,14 @@ class OpenCall(Protocol):
 class Entry(Protocol):
     """One input's page in the books."""
 
+    @property
+    def booked(self) -> bool:
+        """Return whether something of the input is on disk, so that a crash would not lose it.
+
+        True from its first paid call on.
+        """
+        ...
+
     async def open_call(self, model: str, worst_case_usd: Decimal, deadline: Deadline) -> OpenCall:
         """Write a call into the books and hold its worst case; only then may it be made.
 

@@ -1,9 +1,9 @@
 """What tenants spent and hold by day and month, checked against their limits."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, select, tuple_, update
 
@@ -37,6 +37,7 @@ class AccountKey(NamedTuple):
 class _Balance:
     spent_usd: Decimal
     held_usd: Decimal
+    limit_usd: Decimal | None
     changed: bool = False
 
 
@@ -54,14 +55,13 @@ class Accounts:
             connection.execute(insert_new(connection, spending), rows)
             known.update(missing)
         self._balances = self._locked(keys)
-        self._limits = self._limits_of({key.tenant for key in keys})
 
     def check(self, call: Row) -> None:
         """Refuse a call that may exceed a limit. Raises BudgetExceeded."""
         worst: Decimal = call["held_usd"]
         for key in _keys(call):
-            limit = self._limits.get((key.tenant, key.period))
             balance = self._balances[key]
+            limit = balance.limit_usd
             if limit is None or balance.spent_usd + balance.held_usd + worst <= limit:
                 continue
             left = max(_ZERO, limit - balance.spent_usd - balance.held_usd)
@@ -97,24 +97,21 @@ class Accounts:
 
     def _locked(self, keys: list[AccountKey]) -> dict[AccountKey, _Balance]:
         rows = self._connection.execute(
-            select(spending)
+            select(spending, tenants.c.day_usd, tenants.c.month_usd)
+            # A tenant without a row of its own has no limits.
+            .outerjoin_from(spending, tenants, tenants.c.name == spending.c.tenant)
             .where(_KEY.in_(keys))
             .order_by(spending.c.tenant, spending.c.period, spending.c.start)
-            .with_for_update()
+            .with_for_update(of=spending)
         )
         return {
-            AccountKey(row.tenant, row.period, row.start): _Balance(row.spent_usd, row.held_usd)
+            AccountKey(row.tenant, row.period, row.start): _Balance(
+                row.spent_usd,
+                row.held_usd,
+                row.day_usd if row.period == "day" else row.month_usd,
+            )
             for row in rows
         }
-
-    def _limits_of(self, names: set[str]) -> Mapping[tuple[str, str], Any]:
-        rows = self._connection.execute(
-            select(tenants.c.name, tenants.c.day_usd, tenants.c.month_usd).where(
-                tenants.c.name.in_(sorted(names))
-            )
-        ).all()
-        days = {(row.name, "day"): row.day_usd for row in rows}
-        return days | {(row.name, "month"): row.month_usd for row in rows}
 
 
 def _keys(call: Row) -> tuple[AccountKey, AccountKey]:

@@ -102,7 +102,13 @@ class BookEntry:
         self._desk = desk
         self._page = page
         self._calls: list[BookCall] = []
+        self._tried = False
         self._left: asyncio.Future[Answer] | None = None
+
+    @property
+    def booked(self) -> bool:
+        """Return whether the input is on disk already: its paid calls are, and it with them."""
+        return bool(self._calls)
 
     async def open_call(
         self, model: str, worst_case_usd: Decimal, deadline: Deadline
@@ -117,7 +123,8 @@ class BookEntry:
         desk = self._desk
         now = desk.clock()
         call = opened_call(self._page, model, worst_case_usd, periods_at(now, desk.zone), now)
-        operation = Open(opened_exit(self._page), call)
+        operation = Open(opened_exit(self._page), call, first=not self._tried)
+        self._tried = True
         await desk.writer.open(operation, desk.settings.call_wait_s, deadline)
         self._calls.append(BookCall(desk, call))
         return self._calls[-1]

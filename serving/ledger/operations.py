@@ -18,10 +18,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Open a call and, where it is the exit's first, the exit; hold the call's worst case."""
+    """Open a call and, where it is the exit's first, the exit; hold the call's worst case.
+
+    first: none was tried for the exit before, so the exit is not there.
+    """
 
     exit: Row
     call: Row
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,8 +139,9 @@ def _open(item: Open, accounts: Accounts, pending: _Pending) -> BudgetExceeded |
     pending.found[item.call["id"]] = item.call
     pending.opened.append(item.call)
     pending.exits_opened.append(item.exit)
-    # It may be unknown already, where its process was taken for dead.
-    pending.touched.add(item.exit["id"])
+    if not item.first:
+        # It may be unknown already, where its process was taken for dead.
+        pending.touched.add(item.exit["id"])
     return None
 
 

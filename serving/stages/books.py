@@ -61,7 +61,10 @@ class Books:
         return self._entries[index]
 
     async def written(self) -> None:
-        """Return when all that was settled is on disk, or the ledger's bound on waiting is up."""
+        """Return when no input can be lost any more, or the ledger's bound on waiting is up.
+
+        Those with paid calls are on disk since before these were made.
+        """
         if self._last is not None:
             # The pages are written in the order in which they were closed.
             await self._last.written()
@@ -169,7 +172,9 @@ class Books:
         if index not in self._open:
             return None
         self._open.remove(index)
-        entry = self._last = self.entry(index)
+        entry = self.entry(index)
+        if not entry.booked:
+            self._last = entry
         cost_usd = entry.close(exit_)
         self._trip.stack.exits.left(exit_, cost_usd)
         return cost_usd

@@ -46,6 +46,10 @@ class Page:
     calls: list[BookedCall] = field(default_factory=list)
     exit: Exit | None = None
 
+    @property
+    def booked(self) -> bool:
+        return bool(self.calls)
+
     async def open_call(
         self, model: str, worst_case_usd: Decimal, deadline: Deadline
     ) -> BookedCall:
