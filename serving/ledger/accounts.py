@@ -14,6 +14,15 @@ from serving.ledger.upsert import insert_new
 
 _ZERO = Decimal(0)
 _KEY = tuple_(spending.c.tenant, spending.c.period, spending.c.start)
+# Statements are made once: making one takes as long as running it.
+_LOCKED = (
+    select(spending, tenants.c.day_usd, tenants.c.month_usd)
+    # A tenant without a row of its own has no limits.
+    .outerjoin_from(spending, tenants, tenants.c.name == spending.c.tenant)
+    .where(_KEY.in_(bindparam("keys", expanding=True)))
+    .order_by(spending.c.tenant, spending.c.period, spending.c.start)
+    .with_for_update(of=spending)
+)
 _WRITE = (
     update(spending)
     .where(
@@ -96,14 +105,7 @@ class Accounts:
             self._connection.execute(_WRITE, rows)
 
     def _locked(self, keys: list[AccountKey]) -> dict[AccountKey, _Balance]:
-        rows = self._connection.execute(
-            select(spending, tenants.c.day_usd, tenants.c.month_usd)
-            # A tenant without a row of its own has no limits.
-            .outerjoin_from(spending, tenants, tenants.c.name == spending.c.tenant)
-            .where(_KEY.in_(keys))
-            .order_by(spending.c.tenant, spending.c.period, spending.c.start)
-            .with_for_update(of=spending)
-        )
+        rows = self._connection.execute(_LOCKED, {"keys": keys})
         return {
             AccountKey(row.tenant, row.period, row.start): _Balance(
                 row.spent_usd,

@@ -23,6 +23,13 @@ _ZERO = Decimal(0)
 _CALL_COLUMNS = [column.name for column in calls.columns]
 _EXIT_COLUMNS = [column.name for column in exits.columns]
 _PRICE_COLUMNS = [column.name for column in prices.columns]
+# Statements are made once: making one takes as long as running it.
+_LOCKED = (
+    select(calls.c.id, calls.c.state, calls.c.cost_usd, calls.c.held_usd)
+    .where(calls.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(calls.c.id)
+    .with_for_update()
+)
 _CLOSE = (
     update(calls)
     .where(calls.c.id == bindparam("of_id"))
@@ -169,10 +176,7 @@ def _charged(call: Row) -> tuple[Decimal, Decimal]:
 
 
 def _locked_calls(connection: Connection, ids: Sequence[str]) -> dict[str, Row]:
-    columns = (calls.c.id, calls.c.state, calls.c.cost_usd, calls.c.held_usd)
-    rows = connection.execute(
-        select(*columns).where(calls.c.id.in_(ids)).order_by(calls.c.id).with_for_update()
-    )
+    rows = connection.execute(_LOCKED, {"ids": list(ids)})
     return {row.id: row._asdict() for row in rows}
 
 
