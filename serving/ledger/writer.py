@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving.contracts.deadline import Deadline, deadline_exceeded
@@ -92,6 +93,11 @@ class Writer:
     def submit(self, operation: Close | Leave) -> "asyncio.Future[Answer]":
         """Have an operation done; the future is done when it is on disk. Never waits."""
         return self._put(operation).answer
+
+    def later(self, seconds: float, do: Callable[[], None]) -> None:
+        """Have something done on the loop that started this."""
+        assert self._loop is not None, "the ledger was not started"
+        self._loop.call_later(seconds, do)
 
     async def aclose(self) -> None:
         """Write what waits and stop, within 15 s; what comes later goes to a file."""
