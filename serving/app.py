@@ -28,7 +28,7 @@ from serving.ledger.build import build_ledger
 from serving.ledger.database import Database, database_url
 from serving.ledger.ledger import BookLedger
 from serving.ledger.pricing.book import PriceBook
-from serving.ledger.pricing.pricing import Pricing
+from serving.ledger.pricing.cost import Pricing
 from serving.ledger.reports.served import LedgerReports
 from serving.local.checkpoint import Checkpoint
 from serving.local.client import EngineClient

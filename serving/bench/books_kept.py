@@ -34,7 +34,7 @@ def open_ledger(url: str | None, state: Path, commit_wait_s: float | None = None
     from serving.contracts.ledger_settings import LedgerSettings
     from serving.ledger.build import build_ledger
     from serving.ledger.pricing.book import PriceBook
-    from serving.ledger.pricing.pricing import Pricing
+    from serving.ledger.pricing.cost import Pricing
 
     settings = LedgerSettings(url=None if url is None else SecretStr(url))
     if commit_wait_s is not None:

@@ -84,7 +84,7 @@ def document(
 def _reference(settings: "Settings") -> Callable[[Usage], Decimal]:
     """Return what gives the reference model's price of a usage."""
     from serving.ledger.pricing.book import PriceBook
-    from serving.ledger.pricing.pricing import Pricing
+    from serving.ledger.pricing.cost import Pricing
 
     book = PriceBook.load(settings.ledger.prices_file)
     return Pricing(book, {}, settings.ledger.reference_model).reference

@@ -39,7 +39,7 @@ def ready_books(settings: "Settings", environ: Mapping[str, str]) -> None:
     from serving.ledger.database import Database, database_url
     from serving.ledger.migrate import migrate
     from serving.ledger.pricing.book import PriceBook
-    from serving.ledger.pricing.pricing import check_priced
+    from serving.ledger.pricing.cost import check_priced
 
     prices = PriceBook.load(settings.ledger.prices_file)
     check_priced([settings.ledger.reference_model], prices, "ledger.reference_model")

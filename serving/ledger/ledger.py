@@ -16,7 +16,7 @@ from serving.contracts.ledger_settings import LedgerSettings
 from serving.ledger.keeper import Answer
 from serving.ledger.operations import Close, Leave, Open, Row
 from serving.ledger.periods import periods_at
-from serving.ledger.pricing.pricing import Priced
+from serving.ledger.pricing.cost import Priced
 from serving.ledger.rows import (
     LocalShare,
     Page,

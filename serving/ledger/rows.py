@@ -12,7 +12,7 @@ from serving.contracts.ledger import CallEnd, Caller
 from serving.contracts.prices import PICODOLLAR
 from serving.ledger.operations import Row
 from serving.ledger.periods import Periods
-from serving.ledger.pricing.pricing import Price, Priced, replica_us
+from serving.ledger.pricing.cost import Price, Priced, replica_us
 
 _ZERO = Decimal(0)
 _ID_CHARS = 256
@@ -23,7 +23,7 @@ _STAYED = frozenset({None, "narrow", "requested", "out_of_scope"})
 
 
 class Prices(Protocol):
-    """What calls cost; serving.ledger.pricing.pricing has it."""
+    """What calls cost; serving.ledger.pricing.cost has it."""
 
     def frontier(
         self, model: str, usage: Usage, service_tier: str | None, at: datetime | None = None

@@ -24,7 +24,7 @@ from serving.contracts.prices import TokenPrices
 from serving.ledger.build import build_ledger
 from serving.ledger.database import Database, database_url
 from serving.ledger.ledger import BookEntry, BookLedger
-from serving.ledger.pricing.pricing import Price, Priced, replica_cost_usd, replica_us
+from serving.ledger.pricing.cost import Price, Priced, replica_cost_usd, replica_us
 from serving.ledger.schema import calls, exits, instances, spending
 
 MODEL = "anthropic/claude-test"

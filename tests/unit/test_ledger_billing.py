@@ -23,7 +23,7 @@ from serving.ledger.database import Database, database_url
 from serving.ledger.ledger import BookLedger
 from serving.ledger.migrate import migrate
 from serving.ledger.pricing.book import PriceBook
-from serving.ledger.pricing.pricing import Pricing
+from serving.ledger.pricing.cost import Pricing
 from serving.ledger.reports.build import build_report
 from serving.ledger.reports.query import Scope
 from serving.ledger.schema import calls, exits

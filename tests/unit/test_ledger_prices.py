@@ -28,8 +28,7 @@ from serving.contracts.prices import (
 )
 from serving.ledger.database import Database, database_url
 from serving.ledger.pricing.book import PriceBook
-from serving.ledger.pricing.file import load_price_file
-from serving.ledger.pricing.pricing import (
+from serving.ledger.pricing.cost import (
     Price,
     Pricing,
     check_priced,
@@ -37,6 +36,7 @@ from serving.ledger.pricing.pricing import (
     replica_cost_usd,
     replica_us,
 )
+from serving.ledger.pricing.file import load_price_file
 from serving.ledger.pricing.table import PriceTable
 from serving.ledger.schema import metadata
 from serving.ledger.schema import prices as prices_table

@@ -20,7 +20,7 @@ from serving.ledger.instances import Instance, beat, end
 from serving.ledger.migrate import migrate
 from serving.ledger.operations import Close, Leave, Open, Operation, from_line, to_line, withdrawal
 from serving.ledger.periods import periods_at
-from serving.ledger.pricing.pricing import Price, Priced
+from serving.ledger.pricing.cost import Price, Priced
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.rows import Page
 from serving.ledger.schema import calls, exits, instances, metadata, spending, tenants
