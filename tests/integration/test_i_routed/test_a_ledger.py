@@ -107,9 +107,9 @@ def test_a_tenant_sees_its_own_usage_and_only_an_admin_sees_all(
     routed: Stack, books: Books, client: httpx.Client, script: Any
 ) -> None:
     client.post(CHAT, json=chat(OPEN_ENDED))
-    other = books.tenant("other")
     admin = books.command("key", "create", "--admin").stdout.strip()
-    wait_for_key(routed, other)
+    other = books.tenant("other")
+    wait_for_key(routed, other)  # and so the older one counts, too
     own = httpx.get(f"{routed.url}/v1/usage", headers=bearer(other), timeout=60).json()
     assert own["totals"]["exits"] == 0
     refused = httpx.get(f"{routed.url}/v1/admin/report", headers=bearer(other), timeout=60)
