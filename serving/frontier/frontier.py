@@ -1,6 +1,5 @@
 """Every configured provider behind one door: what FrontierCalls become and who answers them."""
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +29,6 @@ from serving.frontier.provider import Ask, OpenStream, Provider
 from serving.frontier.spent import Spent
 from serving.frontier.worst_case import worst_case_usd
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -57,7 +55,6 @@ class _Job:
     attempts: list[Attempt]
     asked: dict[str, float]
 
-    @property
     def prompt_chars(self) -> int:
         """Return the length of the messages, of which usage is estimated where nobody tells."""
         return len(canonical(self.prompt.body["messages"]))

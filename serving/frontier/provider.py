@@ -42,7 +42,7 @@ class Ask:
     """One request to one target.
 
     room_timeout_s: longest wait for room among the provider's calls. entry: the page in the books;
-    worst_case_usd: what a call may cost at most. prompt_chars: length of what is sent, for answers
+    worst_case_usd: what a call may cost at most. prompt_chars: counts what is sent, for answers
     whose provider does not tell their usage. attempts: where failed calls are noted.
     """
 
@@ -52,7 +52,7 @@ class Ask:
     room_timeout_s: float
     entry: Entry
     worst_case_usd: Decimal
-    prompt_chars: int
+    prompt_chars: Callable[[], int]
     attempts: list[Attempt] = field(default_factory=list)
 
 

@@ -1,5 +1,6 @@
 """What a call used: what its provider told, an estimate, or that nobody knows. Pure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving.contracts.answer import Usage
@@ -27,14 +28,14 @@ UNKNOWN = Spent(None, "unknown")
 """Of a call that nobody waited for: the provider may have worked on it."""
 
 
-def spent_on(answer: WholeAnswer, prompt_chars: int) -> Spent:
+def spent_on(answer: WholeAnswer, prompt_chars: Callable[[], int]) -> Spent:
     """Return what a whole answer used, estimated from its length where the provider did not tell.
 
-    prompt_chars: length of the messages that were sent.
+    prompt_chars: counts the messages that were sent; called only then.
     """
     if answer.usage is not None:
         return Spent(answer.usage, "reported", answer.service_tier)
-    guess = estimated(prompt_chars, len(canonical(answer.body["choices"])))
+    guess = estimated(prompt_chars(), len(canonical(answer.body["choices"])))
     return Spent(guess, "estimated", answer.service_tier)
 
 
@@ -49,7 +50,7 @@ def spent_on_error(error: FrontierError) -> Spent:
 class Progress:
     """A stream so far."""
 
-    def __init__(self, prompt_chars: int) -> None:
+    def __init__(self, prompt_chars: Callable[[], int]) -> None:
         self._prompt_chars = prompt_chars
         self._answer_chars = 0
         self._told: Usage | None = None
@@ -71,7 +72,7 @@ class Progress:
         """Return what the answer used so far."""
         if self._final:
             return Spent(self._told, "reported", self._service_tier)
-        guess = estimated(self._prompt_chars, self._answer_chars, self._told)
+        guess = estimated(self._prompt_chars(), self._answer_chars, self._told)
         return Spent(guess, "estimated", self._service_tier)
 
 
