@@ -48,19 +48,19 @@ test-slow: $(VENV)/.cpu-dev
 	$(VENV)/bin/pytest tests/integration -m slow --durations=25
 
 bench: $(VENV)/.cpu
-	$(VENV)/bin/narrowgate bench --port $(PORT) --state $(STATE) $(BENCH_ARGS)
+	$(VENV)/bin/python -m benchmarks stack --port $(PORT) --state $(STATE) $(BENCH_ARGS)
 
 bench-gate: $(VENV)/.cpu
-	$(VENV)/bin/narrowgate bench-gate --state $(STATE) $(BENCH_ARGS)
+	$(VENV)/bin/python -m benchmarks gate --state $(STATE) $(BENCH_ARGS)
 
 bench-gateway: $(VENV)/.cpu
-	$(VENV)/bin/narrowgate bench-gateway --state $(STATE) $(BENCH_ARGS)
+	$(VENV)/bin/python -m benchmarks gateway --state $(STATE) $(BENCH_ARGS)
 
 bench-ledger: $(VENV)/.cpu
-	$(VENV)/bin/narrowgate bench-ledger $(BENCH_ARGS)
+	$(VENV)/bin/python -m benchmarks ledger $(BENCH_ARGS)
 
 bench-cost: $(VENV)/.cpu
-	$(VENV)/bin/narrowgate bench-cost --state $(STATE) --port $(PORT) $(BENCH_ARGS)
+	$(VENV)/bin/python -m benchmarks cost --state $(STATE) --port $(PORT) $(BENCH_ARGS)
 
 # A verdict is no error here; what could not be run is. The loss that is acceptable in 4 bits has no
 # default: for this demonstration it is 0.05.

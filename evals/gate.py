@@ -26,6 +26,7 @@ from evals.subject import (
 )
 from evals.suite import Suite
 from evals.verdict import judge_loss
+from serving.artifacts.manifest import Manifest, file_manifest
 from serving.contracts.attestation import (
     Artifact,
     Engine,
@@ -40,7 +41,6 @@ from serving.contracts.errors import (
     InvalidSuite,
 )
 from serving.contracts.settings import ModelSettings
-from serving.local.manifest import Manifest, file_manifest
 from serving.local.offline_work import device_name
 
 _TOOLS = ("lm-eval", "numpy", "sacrebleu", "scipy", "transformers", "model-signing")

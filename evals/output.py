@@ -8,7 +8,7 @@ from evals.report.html import render_html
 from evals.report.markdown import render_markdown
 from evals.signing import make_statement, sign
 from serving.contracts.attestation import FILE, envelope_digest
-from serving.local.safe_write import replace_file
+from serving.host.safe_write import replace_file
 
 # For whoever serves the model, who need not be whoever gated it.
 _MODE = 0o644

@@ -4,7 +4,7 @@ import json
 import sys
 from typing import Self
 
-from serving.local.terminal import terminal_progress
+from serving.host.terminal import terminal_progress
 
 
 class Bar:

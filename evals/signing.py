@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.artifacts.trust import public_key_path
 from serving.contracts.attestation import (
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
@@ -16,7 +17,6 @@ from serving.contracts.attestation import (
     canonical_envelope,
 )
 from serving.contracts.errors import InvalidKey, OutputInUse
-from serving.local.trust import public_key_path
 
 _PRIVATE_MODE = 0o600
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
+from serving.artifacts.checkpoint import Checkpoint
 from serving.contracts.engine import EngineWork
 from serving.contracts.errors import UnsuitableModel
 from serving.contracts.settings import ModelSettings
 from serving.contracts.task_spec import TaskSpec
-from serving.local.checkpoint import Checkpoint
 from serving.local.deployment import offline_arguments
 from serving.local.offline import OfflineEngine
 from serving.local.offline_work import Batch, engine_version, peak_memory, run_works

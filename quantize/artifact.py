@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serving.contracts.errors import OutputInUse
-from serving.local.safe_write import refuse_used_output
+from serving.host.safe_write import refuse_used_output
 
 _CHECKPOINT = "checkpoint"
 _LOCK = "lock"

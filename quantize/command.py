@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.local.interruption import run_until_stopped
+from serving.host.interruption import run_until_stopped
 
 if TYPE_CHECKING:
     from quantize.run import Artifact, Request

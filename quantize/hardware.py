@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from serving.local.processor import processor_name
+from serving.host.processor import processor_name
 
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import BaseModel
 
 from quantize.job import Layer, Outliers, Report, Stage
-from serving.local.terminal import terminal_progress
+from serving.host.terminal import terminal_progress
 
 _STAGES = {"load": "loading the model", "quantize": "quantizing", "save": "writing the checkpoint"}
 

@@ -10,7 +10,7 @@ from quantize.plan import Plan
 from quantize.recipe import Recipe
 from quantize.source import ModelSource
 from quantize.targets import Target
-from serving.local.manifest import Manifest
+from serving.artifacts.manifest import Manifest
 
 FILE = "provenance.json"
 FORMAT = 1

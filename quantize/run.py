@@ -26,10 +26,10 @@ from quantize.recipe import Recipe
 from quantize.source import ModelSource
 from quantize.targets import Target, find_target, refuse_unsuitable
 from quantize.verify import verify_checkpoint
+from serving.artifacts.manifest import Manifest, file_manifest
 from serving.contracts.errors import NarrowgateError, QuantizationFailed, UnsuitableTarget
 from serving.contracts.task_spec import TaskSpec
-from serving.local.manifest import Manifest, file_manifest
-from serving.local.safe_write import refuse_used_output
+from serving.host.safe_write import refuse_used_output
 from serving.tasks.prompt import CheckpointTokenizer
 
 # Tokens in one forward pass of calibration: enough to keep the machine busy.

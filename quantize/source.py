@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.artifacts.checkpoint import materialize_bundled
 from serving.contracts.errors import UnsuitableModel
 from serving.contracts.settings import BUNDLED_MODEL
-from serving.local.checkpoint import materialize_bundled
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")

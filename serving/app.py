@@ -14,6 +14,8 @@ from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from serving.artifacts.checkpoint import Checkpoint
+from serving.artifacts.load_check import CONFIG_KEY, LoadCheck, granted_by_model
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import build_embedder
@@ -26,17 +28,15 @@ from serving.gateway.metrics import Metrics
 from serving.ledger.access.directory import Directory
 from serving.ledger.build import build_ledger
 from serving.ledger.database import Database, database_url
-from serving.ledger.ledger import BookLedger
+from serving.ledger.ledger import DatabaseLedger
 from serving.ledger.pricing.book import PriceBook
 from serving.ledger.pricing.cost import Pricing
 from serving.ledger.reports.served import LedgerReports
-from serving.local.checkpoint import Checkpoint
 from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
-from serving.local.load_check import CONFIG_KEY, LoadCheck, granted_by_model
+from serving.pipeline.replica_meter import ReplicaMeter
+from serving.pipeline.stack import BoundTask, Policy, Stack
 from serving.routing.build import build_decision_log, build_router
-from serving.stages.replica_meter import ReplicaMeter
-from serving.stages.stack import BoundTask, Policy, Stack
 from serving.tasks.prompt import CheckpointTokenizer
 from serving.tasks.task import bind
 
@@ -152,8 +152,8 @@ def _build_context(
             router=build_router(routing, specs, build_embedder(settings.state), metrics),
             frontier=build_frontier(settings.frontier, prices, os.environ, metrics),
             policy=Policy.of(settings.frontier, routing),
-            local_room=admission,
-            frontier_room=frontier_admission,
+            local_admission=admission,
+            frontier_admission=frontier_admission,
             ledger=ledger,
             exits=metrics,
             decisions=build_decision_log(routing, metrics),
@@ -169,7 +169,7 @@ def _build_context(
     )
 
 
-def _build_ledger(settings: Settings, prices: PriceBook, metrics: Metrics) -> BookLedger:
+def _build_ledger(settings: Settings, prices: PriceBook, metrics: Metrics) -> DatabaseLedger:
     # The linter has refused models without a price of an hour.
     hours = {model.id: model.replica_hour_usd or Decimal(0) for model in settings.models}
     provisioned = (hours[model.id] * model.replicas.min for model in settings.models)

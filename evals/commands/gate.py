@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.local.interruption import run_until_stopped
+from serving.host.interruption import run_until_stopped
 
 if TYPE_CHECKING:
     from evals.findings import Findings
@@ -88,8 +88,8 @@ def _run(args: argparse.Namespace) -> int:
     from evals.output import write_results
     from evals.progress import Bar, JsonLines
     from evals.signing import load_signer, read_key
+    from serving.artifacts.checkpoint import refuse_no_checkpoint
     from serving.contracts.errors import EngineFailure, EvaluationFailed
-    from serving.local.checkpoint import refuse_no_checkpoint
 
     pem = sys.stdin.buffer.read() if args.key == "-" else read_key(Path(args.key))
     signer = load_signer(pem, "standard input" if args.key == "-" else repr(args.key))
@@ -171,7 +171,7 @@ def _suites(args: argparse.Namespace, specs: "dict[str, TaskSpec]") -> "list[Sui
 
 def _model(settings: "Settings", model_id: str | None) -> "ModelSettings":
     from serving.contracts.errors import UnknownModel
-    from serving.local.linter import lint_engines
+    from serving.settings_linter import lint_engines
 
     lint_engines(settings)
     for model in settings.models:

@@ -88,7 +88,7 @@ def _fetch(args: argparse.Namespace) -> int:
     from evals.suite import load_suites
     from evals.suite_check import check
     from serving.contracts.errors import OutputInUse, UnknownTask
-    from serving.local.safe_write import refuse_used_output
+    from serving.host.safe_write import refuse_used_output
 
     if args.out is None:
         raise OutputInUse("no --out was named", field="out", fix="name a folder to write")

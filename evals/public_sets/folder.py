@@ -10,7 +10,7 @@ from evals.public_sets.catalog import Row
 from evals.public_sets.fetch import Origin
 from evals.suite import SPEC_FILE
 from serving.contracts.task_spec import TaskSpec
-from serving.local.safe_write import refuse_used_output
+from serving.host.safe_write import refuse_used_output
 
 # JSON leaves these as they are, and whoever reads the file by lines ends one there.
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}

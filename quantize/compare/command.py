@@ -12,10 +12,10 @@ from quantize.hardware import this_machine
 from quantize.progress import Bar, JsonLines
 from quantize.provenance import FILE
 from quantize.source import parse_source
+from serving.artifacts.checkpoint import refuse_no_checkpoint
+from serving.artifacts.manifest import file_manifest
 from serving.contracts.errors import UnsuitableModel
 from serving.contracts.settings import BUNDLED_MODEL, load_settings
-from serving.local.checkpoint import refuse_no_checkpoint
-from serving.local.manifest import file_manifest
 from serving.tasks.catalog import load_specs
 
 

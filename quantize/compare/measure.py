@@ -10,8 +10,8 @@ from quantize.compare.probes import Throughput
 from quantize.compare.workload import WINDOW, Inputs, Passages
 from quantize.hardware import Machine
 from quantize.layout import weight_bytes
+from serving.artifacts.checkpoint import Checkpoint
 from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSettings
-from serving.local.checkpoint import Checkpoint
 from serving.local.deployment import offline_arguments
 from serving.local.offline import OfflineEngine
 from serving.local.offline_work import run_works

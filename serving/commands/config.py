@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the settings; anything that does not hold or does harm is an error."""
     import yaml
 
-    from serving.local.linter import lint
+    from serving.settings_linter import lint
     from serving.tasks.catalog import load_specs
 
     settings = settings_from(args)

@@ -53,8 +53,8 @@ def prepare_bundled(
     Blocking: ten minutes on two cores the first time, seconds afterwards.
     Raises MaterializationFailed, QuantizationFailed, EngineFailure.
     """
+    from serving.artifacts.trust import public_key_path
     from serving.contracts.settings import BUNDLED_MODEL, bundled_recipe
-    from serving.local.trust import public_key_path
 
     recipes = {
         model.id: recipe
@@ -79,7 +79,7 @@ def prepare_bundled(
 
 
 def _materialize(state: Path) -> None:
-    from serving.local.checkpoint import is_materialized
+    from serving.artifacts.checkpoint import is_materialized
 
     if is_materialized(state / "models"):
         return
@@ -93,8 +93,8 @@ def _materialize(state: Path) -> None:
 
 
 def _quantize(state: Path, recipe: str) -> None:
+    from serving.artifacts.checkpoint import bundled_artifact
     from serving.contracts.settings import BUNDLED_MODEL
-    from serving.local.checkpoint import bundled_artifact
 
     folder = bundled_artifact(state, recipe)
     if (folder / "config.json").is_file():
@@ -112,8 +112,8 @@ def _quantize(state: Path, recipe: str) -> None:
 def _gate(
     state: Path, model_id: str, recipe: str, specs: "dict[str, TaskSpec]", origin: Origin
 ) -> None:
-    from serving.local.checkpoint import bundled_artifact
-    from serving.local.trust import public_key_path
+    from serving.artifacts.checkpoint import bundled_artifact
+    from serving.artifacts.trust import public_key_path
 
     folder, key = bundled_artifact(state, recipe), development_key(state)
     public = public_key_path(key)
@@ -156,20 +156,20 @@ def _unchanged(specs: "dict[str, TaskSpec]") -> list[str]:
 
 
 def _baseline(state: Path) -> Path:
-    from serving.local.checkpoint import materialize_bundled
+    from serving.artifacts.checkpoint import materialize_bundled
 
     return materialize_bundled(state / "models")
 
 
 def _still_holds(folder: Path, public: Path, specs: "dict[str, TaskSpec]") -> bool:
     """Return whether the attestation speaks of this engine and of the tasks as they are now."""
-    from serving.local.trust import (
+    from serving.artifacts.trust import (
         TrustPolicy,
         attestation_path,
         read_attestation,
         refuse_other_engine,
     )
-    from serving.local.versions import vllm_version
+    from serving.artifacts.versions import vllm_version
 
     try:
         found = read_attestation(attestation_path(folder, None), TrustPolicy((public,)))

@@ -5,7 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from serving.commands.books import opened_ledger
+from serving.commands.ledger import opened_ledger
 from serving.commands.options import add_settings_options
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the checkpoint under the state folder, unless it is there, and print its folder."""
     # Before transformers is imported: bars of its own would break into ours and into pipes.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from serving.local.checkpoint import materialize_bundled
+    from serving.artifacts.checkpoint import materialize_bundled
 
     settings = settings_from(args)
     with step("dequantizing the bundled model to bf16"):

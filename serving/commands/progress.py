@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from serving.local.terminal import terminal_progress
+from serving.host.terminal import terminal_progress
 
 
 @contextmanager

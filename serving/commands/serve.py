@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serving.commands.books import ready_books
 from serving.commands.first_start import Origin, prepare_bundled
+from serving.commands.ledger import prepare_ledger
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
 
 if TYPE_CHECKING:
+    from serving.artifacts.checkpoint import Checkpoint
+    from serving.artifacts.load_check import Granted
     from serving.contracts.settings import Settings
     from serving.contracts.task_spec import TaskSpec
-    from serving.local.checkpoint import Checkpoint
-    from serving.local.load_check import Granted
 
 HELP = "serve the configured models and tasks over HTTP until SIGINT or SIGTERM"
 
@@ -57,14 +57,14 @@ def prepare(settings: "Settings", origin: Origin) -> Prepared:
     Blocking: ten minutes on two cores at the first start with a bundled model.
     Raises ConfigurationError, and AttestationRefused before anything is started.
     """
-    from serving.local.checkpoint import locate
-    from serving.local.linter import lint
-    from serving.local.load_check import granted_by_model
+    from serving.artifacts.checkpoint import locate
+    from serving.artifacts.load_check import granted_by_model
+    from serving.settings_linter import lint
     from serving.tasks.catalog import load_specs
 
     lint(settings)
     # Here and not after ten minutes of a first start.
-    ready_books(settings, os.environ)
+    prepare_ledger(settings, os.environ)
     specs = dict(load_specs(settings.tasks_dir))
     settings = prepare_bundled(settings, specs, origin)
     checkpoints = {model.id: locate(model, settings.state) for model in settings.models}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from serving.local.trust import Attestation
+    from serving.artifacts.trust import Attestation
 
 HELP = "verify a model's attestation: signature, age, and every file"
 
@@ -29,8 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify and print what is attested; exit 1 where it is refused."""
+    from serving.artifacts.trust import (
+        TrustPolicy,
+        attestation_path,
+        read_attestation,
+        verify_files,
+    )
     from serving.contracts.errors import AttestationRefused
-    from serving.local.trust import TrustPolicy, attestation_path, read_attestation, verify_files
 
     policy = TrustPolicy(tuple(args.trust), args.max_age_days)
     try:

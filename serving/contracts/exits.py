@@ -37,7 +37,7 @@ class Exit:
     service_tier: str | None = None
 
 
-class Exits(Protocol):
+class ExitObserver(Protocol):
     """Whoever keeps the books."""
 
     def left(self, exit_: Exit, cost_usd: Decimal | None) -> None:

@@ -15,7 +15,7 @@ from serving.gateway.admission import Admission
 from serving.gateway.attested import TaskState
 from serving.gateway.metrics import Metrics
 from serving.local.client import EngineClient
-from serving.stages.stack import Stack
+from serving.pipeline.stack import Stack
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Every metric of this replica. Implements the pipeline's Exits and the client's events."""
+    """Every metric of this replica. Implements ExitObserver and the engine client's events."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -10,7 +10,7 @@ from serving.contracts.errors import UnknownModel
 from serving.contracts.frontier import Tier
 from serving.gateway.attested import TaskState
 from serving.gateway.context import Context, GatewayContext
-from serving.stages.chat_way import AUTO, TASK_PREFIX
+from serving.pipeline.plan import AUTO, TASK_PREFIX
 
 router = APIRouter(prefix="/v1/models", tags=["openai"])
 

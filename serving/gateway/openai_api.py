@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serving import pipeline
 from serving.contracts.errors import NarrowgateError
 from serving.gateway.errors import error_body
 from serving.gateway.middleware import ATTESTATION, COST, MODEL, REASON, ROUTE
 from serving.gateway.options import RequestedOptions, taken_from
-from serving.stages.chat import ChatReply
+from serving.pipeline import request_path
+from serving.pipeline.chat import ChatReply
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -57,7 +57,7 @@ async def chat_completions(body: ChatBody, requested: RequestedOptions) -> Respo
     """
     fields = body.model_dump(exclude_unset=True)
     trip = requested.trip(taken_from(fields))
-    return _sent(await pipeline.chat(fields, trip))
+    return _sent(await request_path.chat(fields, trip))
 
 
 @router.post("/completions", response_model=dict[str, Any])
@@ -65,7 +65,7 @@ async def completions(body: CompletionBody, requested: RequestedOptions) -> Resp
     """Continue a prompt with a local model, whole or as server-sent events."""
     fields = body.model_dump(exclude_unset=True)
     trip = requested.trip(taken_from(fields))
-    return _sent(await pipeline.complete(fields, trip))
+    return _sent(await request_path.complete(fields, trip))
 
 
 def _sent(reply: ChatReply) -> Response:

@@ -13,7 +13,7 @@ from serving.contracts.ledger import Caller
 from serving.contracts.routing import RequestOptions, RoutePreference
 from serving.gateway.context import GatewayContext
 from serving.gateway.middleware import ROUTE
-from serving.stages.stack import Trip
+from serving.pipeline.stack import RequestContext
 
 _HEADERS = {
     "route": ROUTE,
@@ -45,7 +45,7 @@ class Options:
         self._caller: Caller = request.state.caller
         self._context: GatewayContext = request.app.state.context
 
-    def trip(self, fields: OptionFields) -> Trip:
+    def trip(self, fields: OptionFields) -> RequestContext:
         """Return the request as it sets out. Raises InvalidRequest for a header that is none."""
         found = _from_headers(self._headers)
         route = fields.route or found.route or "auto"
@@ -54,7 +54,9 @@ class Options:
         cost = fields.max_cost_usd if fields.max_cost_usd is not None else found.max_cost_usd
         deadline = Deadline.after(min(wanted_s, longest_s))
         options = RequestOptions(route, cost)
-        return Trip(self._context.stack, options, deadline, self._request_id, self._caller)
+        return RequestContext(
+            self._context.stack, options, deadline, self._request_id, self._caller
+        )
 
 
 def taken_from(body: dict[str, Any]) -> OptionFields:

@@ -6,7 +6,6 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from serving import pipeline
 from serving.contracts.answer import Answer, TaskRequest
 from serving.contracts.errors import InvalidRequest, NarrowgateError, TooManyInputs
 from serving.gateway.attested import TaskState
@@ -14,7 +13,8 @@ from serving.gateway.context import Context, RequestId
 from serving.gateway.errors import error_body
 from serving.gateway.middleware import ATTESTATION, REASON, ROUTE
 from serving.gateway.options import OptionFields, RequestedOptions
-from serving.stages.stack import find
+from serving.pipeline import request_path
+from serving.pipeline.stack import find
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
@@ -128,7 +128,7 @@ async def run_task(
         requests = [
             TaskRequest(task, texts[i], body.source_language, body.target_language) for i in valid
         ]
-        answered = await pipeline.answer(requests, trip)
+        answered = await request_path.answer(requests, trip)
         for i, outcome in zip(valid, answered, strict=True):
             outcomes[i] = outcome
     response = _single(outcomes[0]) if single else _several(task, outcomes, request_id)

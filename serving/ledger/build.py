@@ -5,13 +5,13 @@ from pathlib import Path
 
 from serving.contracts.ledger import LedgerEvents
 from serving.contracts.ledger_settings import LedgerSettings
+from serving.ledger.connection_watchdog import ConnectionWatchdog
 from serving.ledger.database import Database, database_url
 from serving.ledger.instances import Instance
-from serving.ledger.keeper import Books, Keeper
-from serving.ledger.ledger import BookLedger, Desk
-from serving.ledger.line import Line
+from serving.ledger.ledger import DatabaseLedger, LedgerDeps
 from serving.ledger.rows import Prices
 from serving.ledger.spill import Spill
+from serving.ledger.worker import Books, LedgerWorker
 from serving.ledger.writer import Writer
 
 
@@ -21,17 +21,17 @@ def build_ledger(
     prices: Prices,
     events: LedgerEvents,
     replica_hour_usd: Decimal,
-) -> BookLedger:
+) -> DatabaseLedger:
     """Return a ledger that is not started yet; the database may be away.
 
     replica_hour_usd: what all local replicas of the stack cost an hour, busy or idle. Raises
     InvalidSettings for a URL of another kind of database.
     """
     database = Database(database_url(settings.url, state))
-    line = Line(database)
+    line = ConnectionWatchdog(database)
     spilled = state / "ledger" / "spill"
     instance = Instance.of_this_process(replica_hour_usd)
-    keeper = Keeper(Books(database, line, Spill(spilled), instance), events)
-    return BookLedger(
-        Desk(Writer(keeper, line, Spill(spilled), events), prices, settings, instance.id)
+    keeper = LedgerWorker(Books(database, line, Spill(spilled), instance), events)
+    return DatabaseLedger(
+        LedgerDeps(Writer(keeper, line, Spill(spilled), events), prices, settings, instance.id)
     )

@@ -13,7 +13,6 @@ from serving.contracts.errors import UnpricedModel
 from serving.contracts.exits import Endpoint, Exit
 from serving.contracts.ledger import CallEnd, Caller, LedgerState
 from serving.contracts.ledger_settings import LedgerSettings
-from serving.ledger.keeper import Answer
 from serving.ledger.operations import Close, Leave, Open, Row
 from serving.ledger.periods import periods_at
 from serving.ledger.pricing.cost import Priced
@@ -31,6 +30,7 @@ from serving.ledger.rows import (
     price_row,
     unknown_call,
 )
+from serving.ledger.worker import Answer
 from serving.ledger.writer import Writer
 
 _ZERO = Decimal(0)
@@ -43,7 +43,7 @@ def _now() -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class LedgerDeps:
     """What entries and calls work with. instance: id of this process's. clock: with its zone."""
 
     writer: Writer
@@ -57,10 +57,10 @@ class Desk:
         object.__setattr__(self, "zone", ZoneInfo(self.settings.time_zone))
 
 
-class BookLedger:
+class DatabaseLedger:
     """Implements serving.contracts.ledger.Ledger. For the event loop that starts it."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: LedgerDeps) -> None:
         self._desk = desk
 
     @property
@@ -81,7 +81,7 @@ class BookLedger:
 
     def entry(
         self, caller: Caller, request_id: str, endpoint: Endpoint, task: str | None, index: int
-    ) -> "BookEntry":
+    ) -> "DatabaseEntry":
         """Begin an input's page. index: its place in the request."""
         desk = self._desk
         page = Page(
@@ -94,13 +94,13 @@ class BookLedger:
             opened_at=desk.clock(),
             instance=desk.instance,
         )
-        return BookEntry(desk, page)
+        return DatabaseEntry(desk, page)
 
 
-class BookEntry:
+class DatabaseEntry:
     """Implements serving.contracts.ledger.Entry."""
 
-    def __init__(self, desk: Desk, page: Page) -> None:
+    def __init__(self, desk: LedgerDeps, page: Page) -> None:
         self._desk = desk
         self._page = page
         self._calls: list[BookCall] = []
@@ -206,7 +206,7 @@ class BookCall:
     cost_usd: None until it ended, and where nobody told. held_usd: its worst case for as long.
     """
 
-    def __init__(self, entry: BookEntry, prices: Prices, call: Row) -> None:
+    def __init__(self, entry: DatabaseEntry, prices: Prices, call: Row) -> None:
         self._entry = entry
         self._prices = prices
         self._call = call

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from serving.contracts.deadline import Deadline, deadline_exceeded
 from serving.contracts.errors import BudgetExceeded, LedgerUnavailable
 from serving.contracts.ledger import LedgerEvents, LedgerState
-from serving.ledger.keeper import BATCH, Answer, Keeper
-from serving.ledger.line import Line
+from serving.ledger.connection_watchdog import ConnectionWatchdog
 from serving.ledger.operations import Close, Leave, Open, Operation, to_line, withdrawal
 from serving.ledger.spill import Spill
+from serving.ledger.worker import BATCH, Answer, LedgerWorker
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,9 @@ class _Ticket:
 class Writer:
     """Hands operations to a keeper's thread. Its methods are for the loop that started it."""
 
-    def __init__(self, keeper: Keeper, line: Line, late: Spill, events: LedgerEvents) -> None:
+    def __init__(
+        self, keeper: LedgerWorker, line: ConnectionWatchdog, late: Spill, events: LedgerEvents
+    ) -> None:
         """late: where what comes after the end is kept."""
         self._keeper = keeper
         self._line = line

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from serving.artifacts.checkpoint import Checkpoint
 from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSettings
 from serving.contracts.task_spec import MAX_LABELS
-from serving.local.checkpoint import Checkpoint
 
 _HEALTH_CHECK_PERIOD_S = 5
 _HEALTH_CHECK_TIMEOUT_S = 30

@@ -19,6 +19,7 @@ from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from serving.artifacts.load_check import CONFIG_KEY
 from serving.contracts.engine import (
     EngineInfo,
     GenerateOutput,
@@ -31,7 +32,6 @@ from serving.contracts.errors import EngineFailure, ModelUnavailable, Narrowgate
 from serving.contracts.openai import OpenAIReply
 from serving.local.engine_output import generate_output, score_output
 from serving.local.exclusion import ExclusiveKinds
-from serving.local.load_check import CONFIG_KEY
 from serving.local.sampling import generation_params, scoring_params
 
 _SCORING = "label scoring"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.contracts.engine import EngineOutput, EngineWork, GenerateWork, ScoreWork
+from serving.host.processor import processor_name
 from serving.local.engine_output import generate_output, score_output
-from serving.local.processor import processor_name
 
 
 @dataclass(frozen=True, slots=True)

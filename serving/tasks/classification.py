@@ -39,7 +39,7 @@ class ClassificationTask:
             [tokenizer.encode(label.verbalizer) for label in spec.labels],
             tokenizer.end_of_turn_id,
         )
-        # Room for the deepest scoring point and the one token that vLLM always samples.
+        # AdmissionLimit for the deepest scoring point and the one token that vLLM always samples.
         self._reserve = 1 + max(len(point.suffix) for point in self._trie.points)
         refuse_frame_over_window(spec.name, self._frame, self._reserve, max_model_len)
 

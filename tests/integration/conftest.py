@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from serving.local.checkpoint import bundled_artifact
+from serving.artifacts.checkpoint import bundled_artifact
 
 ROOT = Path(__file__).parents[2]
 STATE = ROOT / ".narrowgate"

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.artifacts.checkpoint import bundled_artifact
+from serving.artifacts.trust import TrustPolicy, read_attestation
 from serving.commands.first_start import development_key
-from serving.local.checkpoint import bundled_artifact
-from serving.local.trust import TrustPolicy, read_attestation
 
 from .conftest import MODEL, ROOT, STATE, Stack, free_port
 from .shown import README, blocks, check, shown

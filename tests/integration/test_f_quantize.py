@@ -15,7 +15,7 @@ import pytest
 
 from quantize.artifact import partial_folder
 from quantize.layout import folder_tensors
-from serving.local.manifest import file_manifest
+from serving.artifacts.manifest import file_manifest
 
 from .conftest import ROOT
 

@@ -16,9 +16,9 @@ from evals.answers import Answered, answer
 from evals.assessment import Rules, assess
 from evals.subject import Subject
 from evals.suite import Suite, built_in_suites
+from serving.artifacts.checkpoint import bundled_artifact
 from serving.contracts.attestation import Verdict
 from serving.contracts.settings import Settings
-from serving.local.checkpoint import bundled_artifact
 from serving.tasks.catalog import load_specs
 
 from .conftest import ROOT, STATE

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.signing import KeyPair, generate_key, load_signer, make_statement, read_key, sign
+from serving.artifacts.manifest import file_manifest
 from serving.contracts.attestation import (
     FILE,
     Artifact,
@@ -20,7 +21,6 @@ from serving.contracts.attestation import (
     Verdict,
 )
 from serving.contracts.task_spec import TaskSpec
-from serving.local.manifest import file_manifest
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',

@@ -23,7 +23,7 @@ from serving.contracts.ledger_settings import LedgerSettings
 from serving.contracts.prices import TokenPrices
 from serving.ledger.build import build_ledger
 from serving.ledger.database import Database, database_url
-from serving.ledger.ledger import BookEntry, BookLedger
+from serving.ledger.ledger import DatabaseEntry, DatabaseLedger
 from serving.ledger.pricing.cost import Price, Priced, replica_cost_usd, replica_us
 from serving.ledger.schema import calls, exits, instances, spending
 
@@ -83,7 +83,9 @@ class Noted:
         self.counts["refused"] += 1
 
 
-def new_ledger(url: SecretStr | None, state: Path, events: Noted, **settings: Any) -> BookLedger:
+def new_ledger(
+    url: SecretStr | None, state: Path, events: Noted, **settings: Any
+) -> DatabaseLedger:
     """Return a ledger that is not started."""
     wanted = LedgerSettings(url=url, **{"call_wait_s": 10.0, "commit_wait_s": 10.0, **settings})
     return build_ledger(wanted, state, FixedPrices(), events, Decimal(1))
@@ -92,7 +94,7 @@ def new_ledger(url: SecretStr | None, state: Path, events: Noted, **settings: An
 @asynccontextmanager
 async def running(
     url: SecretStr | None, state: Path, events: Noted | None = None, **settings: Any
-) -> AsyncIterator[BookLedger]:
+) -> AsyncIterator[DatabaseLedger]:
     """Yield a ledger at work, and close it."""
     ledger = new_ledger(url, state, events or Noted(), **settings)
     await ledger.start()
@@ -102,7 +104,9 @@ async def running(
         await ledger.aclose()
 
 
-def entry_of(ledger: BookLedger, caller: Caller = CALLER, request_id: str = "r") -> BookEntry:
+def entry_of(
+    ledger: DatabaseLedger, caller: Caller = CALLER, request_id: str = "r"
+) -> DatabaseEntry:
     return ledger.entry(caller, request_id, "chat", None, 0)
 
 

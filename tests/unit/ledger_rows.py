@@ -1,4 +1,4 @@
-"""Books as the ledger would have left them, of any shape: rows that agree with each other."""
+"""Exits as the ledger would have left them, of any shape: rows that agree with each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ PRICE = {row["id"]: row for row in PRICES}
 
 
 @dataclass
-class Books:
+class ExitRecorder:
     """Rows by table. Times are offsets from `start`."""
 
     start: datetime = datetime(2026, 11, 1, tzinfo=UTC)
@@ -208,9 +208,9 @@ _exits = st.one_of(
 
 
 @st.composite
-def books(draw: st.DrawFn) -> Books:
+def books(draw: st.DrawFn) -> ExitRecorder:
     """Draw three days of two tenants' inputs."""
-    found = Books()
+    found = ExitRecorder()
     for _ in range(draw(st.integers(0, 12))):
         fields = draw(_exits)
         of = draw(st.lists(_calls, max_size=3))

@@ -44,8 +44,8 @@ from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.metrics import Metrics
 from serving.local.health import EngineHealth
-from serving.stages.replica_meter import ReplicaMeter
-from serving.stages.stack import BoundTask, Policy, Stack
+from serving.pipeline.replica_meter import ReplicaMeter
+from serving.pipeline.stack import BoundTask, Policy, Stack
 from serving.tasks.grant import Grant
 from serving.tasks.task import bind
 
@@ -222,7 +222,7 @@ class Rows:
 
 
 class Recorded:
-    """Exits that are kept, and passed on."""
+    """ExitObserver that are kept, and passed on."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.exits: list[Exit] = []
@@ -296,8 +296,8 @@ class Server:
             router=self.router,
             frontier=self.frontier,
             policy=Policy.of(FrontierSettings(), RoutingSettings()),
-            local_room=admission,
-            frontier_room=frontier_admission,
+            local_admission=admission,
+            frontier_admission=frontier_admission,
             ledger=self.ledger,
             exits=self.exits,
             decisions=self.decisions,

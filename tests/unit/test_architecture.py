@@ -6,45 +6,40 @@ import pytest
 # Who may import whom inside `serving`; every package may import contracts and itself.
 ALLOWED: dict[str, set[str]] = {
     "contracts": set(),
+    "host": set(),
+    "settings_linter": set(),
     "tasks": set(),
-    "local": {"tasks"},
+    "artifacts": {"tasks", "host"},
+    "local": {"tasks", "artifacts", "host"},
     "embedding": set(),
     "routing": {"tasks", "embedding"},
     "frontier": set(),
     "ledger": set(),
-    "stages": {"tasks"},
-    "pipeline": {"tasks", "routing", "stages"},
-    "gateway": {"tasks", "local", "pipeline", "stages"},
+    "pipeline": {"tasks", "routing"},
+    "gateway": {"tasks", "local", "artifacts", "pipeline"},
     "app": {
         "tasks",
+        "artifacts",
         "local",
         "embedding",
         "routing",
         "frontier",
         "ledger",
-        "stages",
         "pipeline",
         "gateway",
     },
     "lifecycle": set(),
     "commands": {
+        "host",
+        "settings_linter",
         "tasks",
+        "artifacts",
         "local",
         "embedding",
         "routing",
         "frontier",
         "ledger",
         "app",
-        "lifecycle",
-    },
-    "bench": {
-        "tasks",
-        "local",
-        "frontier",
-        "ledger",
-        "stages",
-        "gateway",
-        "commands",
         "lifecycle",
     },
     "cli": set(),
@@ -77,13 +72,13 @@ def test_imports_point_inward(graph: grimp.ImportGraph) -> None:
 
 def test_serving_does_not_import_the_offline_packages() -> None:
     graph = grimp.build_graph("serving", include_external_packages=True)
-    assert not graph.modules & {"quantize", "evals"}
+    assert not graph.modules & {"quantize", "evals", "benchmarks"}
 
 
 @pytest.mark.parametrize("package", ["quantize", "evals"])
 def test_the_offline_packages_import_of_serving_the_inner_parts_alone(package: str) -> None:
     graph = grimp.build_graph("quantize", "evals", "serving")
-    allowed = {"contracts", "tasks", "local"}
+    allowed = {"contracts", "tasks", "local", "artifacts", "host", "settings_linter"}
     other = {"quantize": "evals", "evals": "quantize"}[package]
     wrong = [
         f"{module} imports {imported}"

@@ -14,8 +14,8 @@ from model_signing import hashing
 from model_signing._signing.signing import Payload
 
 from quantize.artifact import partial_folder, workspace
+from serving.artifacts.manifest import SIDECARS, file_manifest
 from serving.contracts.errors import OutputInUse
-from serving.local.manifest import SIDECARS, file_manifest
 
 
 def fill(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.bench.bounds import Pair, saving
+from benchmarks.bounds import Pair, saving
 from serving.cli import main
 
 from ..provider.server import ProviderServer

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.bench.cost import _before, _names
-from serving.bench.cost_arms import Arm, Asked, ask, require_answers
-from serving.bench.cost_figures import (
+from benchmarks.cost import _before, _names
+from benchmarks.cost_arms import Arm, Asked, ask, require_answers
+from benchmarks.cost_figures import (
     Books,
     break_even_per_s,
     by_kind,
@@ -19,9 +19,9 @@ from serving.bench.cost_figures import (
     saved_at_equal_length,
     saved_bounds,
 )
-from serving.bench.cost_mix import KINDS, Text, counts, load_texts, replay
-from serving.bench.cost_report import document, lines
-from serving.bench.stand_in import server_command
+from benchmarks.cost_mix import KINDS, Text, counts, load_texts, replay
+from benchmarks.cost_report import document, lines
+from benchmarks.fake_provider import server_command
 from serving.contracts.answer import Usage
 from serving.contracts.errors import EngineFailure, InvalidRequest
 from serving.contracts.settings import Settings

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.bench.load import LoadResult
-from serving.bench.plan import Cell
-from serving.bench.report import Rounds, percentile, row
-from serving.bench.texts import texts
+from benchmarks.load import LoadResult
+from benchmarks.plan import Cell
+from benchmarks.report import Rounds, percentile, row
+from benchmarks.texts import texts
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=50), st.sampled_from([0.5, 0.95, 0.99]))

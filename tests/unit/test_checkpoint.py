@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from serving.artifacts.checkpoint import Checkpoint, is_materialized, locate
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.settings import ModelSettings
-from serving.local.checkpoint import Checkpoint, is_materialized, locate
 
 
 def model(source: str, revision: str | None = None) -> ModelSettings:

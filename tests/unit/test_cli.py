@@ -22,7 +22,6 @@ def test_help_lists_the_subcommands_and_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     for command in (
-        "bench",
         "config",
         "gate",
         "keygen",

@@ -4,8 +4,8 @@ from typing import Any
 
 from ray.serve.llm import LLMConfig
 
+from serving.artifacts.checkpoint import Checkpoint
 from serving.contracts.settings import ModelSettings, Settings
-from serving.local.checkpoint import Checkpoint
 from serving.local.deployment import llm_config_arguments
 
 CPU = Settings().models[0]

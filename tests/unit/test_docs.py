@@ -17,7 +17,7 @@ from quantize.recipe import (
     LlmCompressorRecipe,
     built_in_recipes,
 )
-from serving.cli import build_parser
+from serving.cli import narrowgate_parser
 from serving.contracts.frontier_settings import (
     BoundSettings,
     BreakerSettings,
@@ -39,7 +39,7 @@ from serving.contracts.settings import (
     load_settings,
 )
 from serving.contracts.task_spec import parse_task_spec
-from serving.local.linter import lint
+from serving.settings_linter import lint
 
 DOCS = Path(__file__).parents[2] / "docs"
 SETTINGS = (DOCS / "settings.md").read_text(encoding="utf-8")
@@ -159,4 +159,4 @@ COMMANDS = [
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_every_command_that_is_shown_is_one(page: str, line: str) -> None:
     words = shlex.split(line.partition("#")[0])
-    build_parser()[0].parse_args(words[1:])
+    narrowgate_parser().parse_args(words[1:])

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from evals.signing import generate_key
+from serving.artifacts.checkpoint import bundled_artifact
+from serving.artifacts.versions import vllm_version
 from serving.commands import first_start
 from serving.commands.first_start import Origin, development_key, prepare_bundled
 from serving.contracts.errors import EngineFailure, QuantizationFailed
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
-from serving.local.checkpoint import bundled_artifact
-from serving.local.versions import vllm_version
 
 from .attested import attest, predicate, result, write_model
 
@@ -52,7 +52,7 @@ class Steps:
 def steps(tmp_path: Path, specs: dict[str, TaskSpec], monkeypatch: pytest.MonkeyPatch) -> Steps:
     found = Steps(tmp_path, specs)
     monkeypatch.setattr(first_start, "_run", found)
-    monkeypatch.setattr("serving.local.checkpoint.is_materialized", lambda models: True)
+    monkeypatch.setattr("serving.artifacts.checkpoint.is_materialized", lambda models: True)
     return found
 
 

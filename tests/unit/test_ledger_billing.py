@@ -20,7 +20,7 @@ from serving.contracts.ledger_settings import LedgerSettings
 from serving.frontier.frontier import FrontierStack
 from serving.ledger.build import build_ledger
 from serving.ledger.database import Database, database_url
-from serving.ledger.ledger import BookLedger
+from serving.ledger.ledger import DatabaseLedger
 from serving.ledger.migrate import migrate
 from serving.ledger.pricing.book import PriceBook
 from serving.ledger.pricing.cost import Pricing
@@ -57,7 +57,7 @@ def oracle(seen: Seen) -> Decimal:
 class Kept:
     """A ledger on a real database, a frontier before the provider, and what came of both."""
 
-    def __init__(self, ledger: BookLedger, stack: FrontierStack, database: Database) -> None:
+    def __init__(self, ledger: DatabaseLedger, stack: FrontierStack, database: Database) -> None:
         self.ledger = ledger
         self.stack = stack
         self.database = database

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import insert
 
 from serving.contracts.errors import BudgetExceeded, LedgerUnavailable
-from serving.ledger.ledger import BookLedger
+from serving.ledger.ledger import DatabaseLedger
 from serving.ledger.migrate import migrate
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, spending, tenants
@@ -53,7 +53,7 @@ def limit(reader: Reader, tenant: str = CALLER.tenant, **limits: Decimal) -> Non
         connection.execute(insert(tenants), {**row, **limits})
 
 
-async def ask(ledger: BookLedger, *, patiently: bool = False) -> str:
+async def ask(ledger: DatabaseLedger, *, patiently: bool = False) -> str:
     """Open a call and leave it open; return how that went."""
     while True:
         try:

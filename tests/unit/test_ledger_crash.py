@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pytest
 from pydantic import SecretStr
 
-from serving.ledger.ledger import BookLedger
+from serving.ledger.ledger import DatabaseLedger
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, exits, instances
 
@@ -124,7 +124,7 @@ async def ask_provider(port: int, call_id: str) -> None:
     writer.close()
 
 
-async def request(ledger: BookLedger, number: int, port: int) -> None:
+async def request(ledger: DatabaseLedger, number: int, port: int) -> None:
     """Answer one request: a local one, one call that tells, and one that tells nothing."""
     entry = entry_of(ledger, request_id=f"r{number}")
     if number == 0:

@@ -23,7 +23,7 @@ from .ledger_rows import (
     MINI,
     SONNET,
     UTC_ZONE,
-    Books,
+    ExitRecorder,
     Row,
     books,
     frontier,
@@ -32,7 +32,7 @@ from .ledger_rows import (
     unpaid,
 )
 
-START = Books().start
+START = ExitRecorder().start
 END = START + timedelta(days=3)
 
 shared_database = settings(
@@ -69,7 +69,7 @@ def by_key(rows: list[Row], key: Callable[[Row], str | None]) -> dict[str | None
 
 
 def test_an_empty_ledger_has_a_report_of_nothing(database: Database) -> None:
-    Books().write(database)
+    ExitRecorder().write(database)
     found = report(database)
     assert found.totals.exits == found.totals.calls == 0
     assert found.savings.share is None
@@ -82,7 +82,7 @@ def test_an_empty_ledger_has_a_report_of_nothing(database: Database) -> None:
 @shared_database
 @given(drawn=books())
 def test_totals_equal_the_sum_of_rows_whichever_way_they_are_grouped(
-    database: Database, drawn: Books
+    database: Database, drawn: ExitRecorder
 ) -> None:
     drawn.write(database)
     found = report(database)
@@ -119,7 +119,7 @@ def test_totals_equal_the_sum_of_rows_whichever_way_they_are_grouped(
 
 @shared_database
 @given(drawn=books())
-def test_every_line_is_the_sum_of_its_rows(database: Database, drawn: Books) -> None:
+def test_every_line_is_the_sum_of_its_rows(database: Database, drawn: ExitRecorder) -> None:
     drawn.write(database)
     found = report(database)
     exit_of = {row["id"]: row for row in drawn.exits}
@@ -167,7 +167,7 @@ def _joined(first: Report, second: Report) -> dict[str, object]:
 @shared_database
 @given(drawn=books(), minutes=st.integers(0, 3 * 24 * 60))
 def test_windows_and_tenants_split_a_report_without_rest(
-    database: Database, drawn: Books, minutes: int
+    database: Database, drawn: ExitRecorder, minutes: int
 ) -> None:
     drawn.write(database)
     whole = report(database)
@@ -201,7 +201,7 @@ def test_days_are_those_of_the_time_zone(
     database: Database, zone: str, moments: dict[str, int]
 ) -> None:
     times = [datetime.fromisoformat(moment).replace(tzinfo=UTC) for moment in moments]
-    made = Books(times[0], ZoneInfo(zone))
+    made = ExitRecorder(times[0], ZoneInfo(zone))
     for moment in times:
         made.exit((moment - times[0]) / timedelta(minutes=1), [frontier()])
     made.write(database)
@@ -218,7 +218,7 @@ def test_days_are_those_of_the_time_zone(
 
 
 def test_ten_years_of_days_are_one_query(database: Database) -> None:
-    made = Books()
+    made = ExitRecorder()
     made.exit(0, [frontier()])
     made.exit(3650 * 24 * 60, [local()])
     made.write(database)
@@ -228,7 +228,7 @@ def test_ten_years_of_days_are_one_query(database: Database) -> None:
 
 
 def test_what_brought_no_answer_is_told_apart(database: Database) -> None:
-    made = Books()
+    made = ExitRecorder()
     answer, failed, aside = (
         frontier(),
         frontier(outcome="frontier_timeout"),
@@ -261,7 +261,7 @@ def test_what_brought_no_answer_is_told_apart(database: Database) -> None:
 
 
 def test_one_name_of_a_request_in_two_tenants_is_two_requests(database: Database) -> None:
-    made = Books()
+    made = ExitRecorder()
     for tenant in ("a", "a", "b"):
         made.exit(tenant=tenant, request_id="same")
     made.write(database)
@@ -269,7 +269,7 @@ def test_one_name_of_a_request_in_two_tenants_is_two_requests(database: Database
 
 
 def test_idle_replicas_are_paid_for_once_whoever_watches_them(database: Database) -> None:
-    made = Books()
+    made = ExitRecorder()
     made.exit(0, [local()])
     hour = timedelta(hours=1)
     made.instances = [
@@ -289,7 +289,7 @@ def test_idle_replicas_are_paid_for_once_whoever_watches_them(database: Database
 
 
 def test_more_time_than_was_provisioned_is_shown_and_not_hidden(database: Database) -> None:
-    made = Books()
+    made = ExitRecorder()
     made.exit(0, [local(10**8)])
     made.write(database)
     found = report(database).idle
@@ -337,7 +337,7 @@ def test_a_tie_goes_to_the_even_picodollar() -> None:
 
 
 def test_lists_begin_with_what_cost_most(database: Database) -> None:
-    made = Books()
+    made = ExitRecorder()
     made.exit(
         0, [frontier(f"price-{MINI}-standard"), frontier(f"price-{SONNET}-priority"), local()]
     )

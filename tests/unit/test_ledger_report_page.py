@@ -28,7 +28,7 @@ from serving.ledger.reports.words import by_period, dollars, usd, visible
 from serving.ledger.reports.written import written_ledger
 from serving.ledger.schema import exits
 
-from .ledger_rows import UTC_ZONE, Books, frontier, instance, local, unpaid
+from .ledger_rows import UTC_ZONE, ExitRecorder, frontier, instance, local, unpaid
 
 HOSTILE = '<script>alert("$x$")</script> [red]&\x1b[31m\u202e_'
 ESCAPED = "&lt;script&gt;"
@@ -48,8 +48,8 @@ def database(ledger_url: SecretStr | None, state: Path) -> Iterator[Database]:
     found.close()
 
 
-def hostile_books() -> Books:
-    made = Books(start=LAST)
+def hostile_books() -> ExitRecorder:
+    made = ExitRecorder(start=LAST)
     model = frontier() | {"model": "_" + HOSTILE, "service_tier": HOSTILE}
     made.exit(0, [model, local()], tenant=HOSTILE, task=HOSTILE, reason=HOSTILE, endpoint=HOSTILE)
     made.exit(1, [unpaid("unknown", Decimal(1), HOSTILE)], route="none", outcome=HOSTILE)
@@ -98,7 +98,7 @@ def test_a_page_holds_no_markup_but_its_own(database: Database) -> None:
 
 
 def test_an_empty_report_has_a_page(database: Database) -> None:
-    Books().write(database)
+    ExitRecorder().write(database)
     page = render_page(report(database))
     assert "$0.0000 spent" in page
     assert "<svg" not in page
@@ -116,7 +116,7 @@ def test_drawing_leaves_the_process_as_it_was(state: Path) -> None:
 
 
 def test_a_page_shows_more_models_than_it_has_colours(database: Database) -> None:
-    made = Books(start=LAST)
+    made = ExitRecorder(start=LAST)
     made.exit(0, [frontier() | {"model": f"provider/model-{n:02}"} for n in range(20)])
     made.write(database)
     page = render_page(report(database))

@@ -20,17 +20,17 @@ from pydantic import SecretStr
 from sqlalchemy import text, update
 
 from serving.contracts.errors import LedgerUnavailable
+from serving.ledger.connection_watchdog import ConnectionWatchdog
 from serving.ledger.database import Database, database_url
 from serving.ledger.instances import Instance
-from serving.ledger.keeper import Books, Keeper
-from serving.ledger.ledger import BookEntry, BookLedger
-from serving.ledger.line import Line
+from serving.ledger.ledger import DatabaseEntry, DatabaseLedger
 from serving.ledger.migrate import migrate
 from serving.ledger.operations import Leave, Row, to_line
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, exits, instances
 from serving.ledger.spill import Spill
 from serving.ledger.store import Store
+from serving.ledger.worker import Books, LedgerWorker
 
 from .database import fresh_postgres, pgserver
 from .ledger_kit import (
@@ -114,12 +114,12 @@ def spilled(state: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in found)
 
 
-async def refused(entry: BookEntry) -> None:
+async def refused(entry: DatabaseEntry) -> None:
     with pytest.raises(LedgerUnavailable):
         await entry.open_call(MODEL, WORST, in_time())
 
 
-async def leave_while_away(ledger: BookLedger, number: int = 20) -> None:
+async def leave_while_away(ledger: DatabaseLedger, number: int = 20) -> None:
     """Let inputs leave and see each on disk."""
     for _ in range(number):
         entry = entry_of(ledger)
@@ -288,15 +288,15 @@ async def test_files_of_dead_processes_are_written_at_the_start(
 
 
 @pytest.fixture
-def keeper(ledger_url: SecretStr | None, state: Path, noted: Noted) -> Iterator[Keeper]:
+def keeper(ledger_url: SecretStr | None, state: Path, noted: Noted) -> Iterator[LedgerWorker]:
     database = Database(database_url(ledger_url, state))
     books = Books(
         database,
-        Line(database),
+        ConnectionWatchdog(database),
         Spill(state / "ledger" / "spill"),
         Instance.of_this_process(Decimal(0)),
     )
-    found = Keeper(books, noted)
+    found = LedgerWorker(books, noted)
     found.tend()
     assert found.up
     yield found
@@ -304,7 +304,7 @@ def keeper(ledger_url: SecretStr | None, state: Path, noted: Noted) -> Iterator[
 
 
 def test_a_bad_row_does_not_touch_the_others(
-    keeper: Keeper, ledger_url: SecretStr | None, state: Path, noted: Noted
+    keeper: LedgerWorker, ledger_url: SecretStr | None, state: Path, noted: Noted
 ) -> None:
     broken: dict[str, Any] = {**departed(page(2), paid=False).exit, "outcome": None, "tenant": None}
     huge = opened(page(3), Decimal(10) ** 9)
@@ -324,7 +324,7 @@ def test_a_bad_row_does_not_touch_the_others(
 
 
 def test_a_table_that_is_gone_is_a_database_that_is_away_and_no_bad_row(
-    keeper: Keeper, ledger_url: SecretStr | None, state: Path, noted: Noted
+    keeper: LedgerWorker, ledger_url: SecretStr | None, state: Path, noted: Noted
 ) -> None:
     reader = Reader(ledger_url, state)
     with reader.database.begin() as connection:
@@ -349,7 +349,9 @@ def test_what_neither_database_nor_disk_takes_is_kept_and_written_later(
     database = Database(database_url(SecretStr(f"postgresql:///x?host={state}"), state))
     spill = Spill(state / "ledger" / "spill")
     instance = Instance.of_this_process(Decimal(0))
-    keeper = Keeper(Books(database, Line(database), spill, instance), noted)
+    keeper = LedgerWorker(
+        Books(database, ConnectionWatchdog(database), spill, instance), noted
+    )
     keeper.tend()
     keeper.write([departed(page(1), paid=False)])
     assert noted.counts["spilled"] == 0

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.settings import AttestationSettings, GatewaySettings, ModelSettings, Settings
-from serving.local.linter import lint, lint_engines, problems
+from serving.settings_linter import lint, lint_engines, problems
 
 REVISION = "0" * 40
 GPU: dict[str, Any] = {

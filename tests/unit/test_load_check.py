@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from evals.signing import KeyPair
+from serving.artifacts.checkpoint import Checkpoint
+from serving.artifacts.load_check import Granted, LoadCheck
 from serving.contracts.answer import Prediction
 from serving.contracts.attestation import Verdict
 from serving.contracts.errors import AttestationRefused, InvalidKey
@@ -16,8 +18,6 @@ from serving.contracts.settings import (
     Settings,
 )
 from serving.contracts.task_spec import TaskSpec
-from serving.local.checkpoint import Checkpoint
-from serving.local.load_check import Granted, LoadCheck
 
 from .attested import attest, predicate, result, write_model
 

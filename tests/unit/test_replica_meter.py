@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.contracts.settings import Replicas
-from serving.stages.replica_meter import Lap, ReplicaMeter
+from serving.pipeline.replica_meter import Lap, ReplicaMeter
 
 
 class Clock:

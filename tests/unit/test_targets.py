@@ -9,7 +9,7 @@ from quantize.plan import Workload, make_plan
 from quantize.recipe import built_in_recipes, parse_recipe
 from quantize.targets import TARGETS, find_target, refuse_unsuitable
 from serving.contracts.errors import InsufficientResources, OutputInUse, UnsuitableTarget
-from serving.local.safe_write import refuse_used_output
+from serving.host.safe_write import refuse_used_output
 
 from .checkpoints import config, tensors
 

@@ -12,18 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evals.signing import KeyPair, generate_key, load_signer, read_key
-from serving.cli import main
-from serving.contracts.attestation import canonical_envelope
-from serving.contracts.errors import AttestationRefused, InvalidKey, OutputInUse
-from serving.contracts.task_spec import TaskSpec
-from serving.local.digest_cache import DigestCache
-from serving.local.manifest import file_manifest
-from serving.local.trust import (
+from serving.artifacts.digest_cache import DigestCache
+from serving.artifacts.manifest import file_manifest
+from serving.artifacts.trust import (
     TrustPolicy,
     read_attestation,
     refuse_other_engine,
     verify_files,
 )
+from serving.cli import main
+from serving.contracts.attestation import canonical_envelope
+from serving.contracts.errors import AttestationRefused, InvalidKey, OutputInUse
+from serving.contracts.task_spec import TaskSpec
 
 from .attested import FILES, attest, make_key, predicate, result, write_model
 

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner
 
-from serving.cli import build_parser
+from serving.cli import narrowgate_parser
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / ".github" / "workflows" / "model-gate.yml").read_text(encoding="utf-8")
@@ -121,7 +121,7 @@ def place(job: str, name: str) -> int:
 
 def parsed(call: list[str]) -> argparse.Namespace:
     """Parse a call of narrowgate as the program does."""
-    return build_parser()[0].parse_args(call[1:])
+    return narrowgate_parser().parse_args(call[1:])
 
 
 def documented() -> list[list[str]]:

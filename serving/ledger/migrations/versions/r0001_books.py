@@ -1,4 +1,4 @@
-"""Exits, the calls behind them, and the prices that they were charged at."""
+"""ExitObserver, the calls behind them, and the prices that they were charged at."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,0 +1,171 @@
+"""`python -m benchmarks cost`: a mix of chats sent to a frontier model and through the stack."""
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from benchmarks.processes import reports_only
+from serving.commands.options import add_settings_options, settings_from
+from serving.commands.progress import step
+from serving.host.terminal import terminal_progress
+
+if TYPE_CHECKING:
+    from benchmarks.cost_arms import Arm
+    from benchmarks.cost_figures import Books
+    from benchmarks.cost_mix import Chat
+    from serving.contracts.settings import Settings
+
+HELP = "compare what a mix of chats costs, and how long it takes, through the stack and without it"
+AUTO = "auto"
+_BLOCK = 10
+_SETTLE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Urls:
+    """Where the chats are sent."""
+
+    provider: str
+    stack: str
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_settings_options(parser)
+    parser.add_argument("--requests", type=int, default=100, help="chats in each arm (100)")
+    parser.add_argument("--clients", type=int, default=4, help="chats in flight (4)")
+    parser.add_argument("--seed", type=int, default=1, help="of the mix's order (1)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report. Exit status 0; figures are reported, not judged."""
+    from benchmarks.cost_mix import load_texts, replay
+    from benchmarks.cost_report import lines
+    from benchmarks.fake_ledger import temporary_ledger, without_keys
+    from benchmarks.fake_provider import fake_provider
+    from serving.commands.first_start import Origin
+    from serving.commands.serve import prepare
+    from serving.lifecycle import StopRequested, free_port, local_stack, signals_raise
+
+    chats = replay(load_texts(), args.requests, args.seed)
+    port = free_port()
+    settings = _before(without_keys(settings_from(args)), port)
+    prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
+    with signals_raise():
+        try:
+            with (
+                reports_only(),
+                temporary_ledger(prepared) as booked,
+                local_stack(booked.settings, booked.build) as start,
+                fake_provider(settings, port, _names(settings)) as upstream,
+            ):
+                with step("starting the stack"):
+                    url = start()
+                document = _measured(booked.settings, Urls(upstream, url), chats, args)
+        except StopRequested:
+            return 1
+    if args.json:
+        print(json.dumps(document))
+        return 0
+    for line in lines(document):
+        print(line)
+    return 0
+
+
+def _names(settings: "Settings") -> list[str]:
+    """Return every `provider/model` that may be asked, the reference first."""
+    listed = (target for tier in settings.frontier.tiers.values() for target in tier)
+    return list(dict.fromkeys((settings.ledger.reference_model, *listed)))
+
+
+def _before(settings: "Settings", port: int) -> "Settings":
+    """Return the settings with the stand-in behind every provider that the tiers name."""
+    from serving.contracts.frontier_settings import ProviderSettings
+
+    provider = ProviderSettings(
+        api="openai",
+        base_url=f"http://127.0.0.1:{port}/v1",
+        keyless=True,
+        # A processor generates slowly, and nothing is known of an answer before its end.
+        first_byte_timeout_s=300.0,
+    )
+    names = {name.partition("/")[0] for name in _names(settings)}
+    frontier = settings.frontier.model_copy(update={"providers": dict.fromkeys(names, provider)})
+    return settings.model_copy(update={"frontier": frontier})
+
+
+def _measured(
+    settings: "Settings", urls: Urls, chats: "Sequence[Chat]", args: argparse.Namespace
+) -> dict[str, Any]:
+    from benchmarks.cost_report import document
+
+    reference = settings.ledger.reference_model.partition("/")[2]
+    asyncio.run(_warmed(urls, reference, chats))
+    since = datetime.now(UTC)
+    direct, routed = _sent(urls, reference, chats, args.clients)
+    books = _books(settings, since, len(chats))
+    return document(settings, direct, routed, books, args)
+
+
+def _sent(urls: Urls, reference: str, chats: "Sequence[Chat]", clients: int) -> "tuple[Arm, Arm]":
+    """Send blocks of chats to both in turn: a machine that grows slower does so for both."""
+    from benchmarks.cost_arms import Arm, ask, require_answers
+
+    direct, routed = Arm(), Arm()
+    with terminal_progress() as progress:
+        total = progress.add_task("asking", total=2 * len(chats))
+        for start in range(0, len(chats), _BLOCK):
+            block = chats[start : start + _BLOCK]
+            for arm in ("direct", "routed") if start % (2 * _BLOCK) else ("routed", "direct"):
+                if arm == "direct":
+                    direct += asyncio.run(ask(urls.provider, reference, block, clients))
+                else:
+                    routed += asyncio.run(ask(urls.stack, AUTO, block, clients))
+                progress.advance(total, len(block))
+    require_answers(direct)
+    return direct, routed
+
+
+async def _warmed(urls: Urls, reference: str, chats: "Sequence[Chat]") -> None:
+    """Send the first chat of each kind: first requests load what later ones find."""
+    from benchmarks.cost_arms import ask
+
+    first = list({chat.text.kind: chat for chat in reversed(chats)}.values())
+    await ask(urls.provider, reference, first, 1)
+    await ask(urls.stack, AUTO, first, 1)
+
+
+def _books(settings: "Settings", since: datetime, requests: int) -> "Books":
+    """Return what the ledger says of the requests since then, once it has all of them."""
+    from benchmarks.cost_figures import Books
+    from serving.contracts.errors import EngineFailure
+    from serving.ledger.reports.build import build_report
+    from serving.ledger.reports.query import Scope
+    from serving.ledger.reports.written import written_ledger
+
+    deadline = time.monotonic() + _SETTLE_S
+    with written_ledger(settings.ledger.url, settings.state) as database:
+        while True:
+            scope = Scope(since, datetime.now(UTC), None)
+            report = build_report(database, scope, ZoneInfo(settings.ledger.time_zone))
+            totals, checked = report.totals, report.reconciliation
+            if totals.exits == requests and not totals.open and not totals.open_calls:
+                break
+            if time.monotonic() > deadline:
+                raise EngineFailure(f"{requests} chats were sent; the ledger has {totals.exits}")
+            time.sleep(0.5)
+    assert checked is not None
+    return Books(
+        provider_usd=totals.frontier_usd,
+        held_usd=totals.held_usd,
+        local_usd=totals.local_usd,
+        wasted_usd=totals.wasted_usd,
+        own_saving=report.savings.share,
+        discrepancies=len(checked.discrepancies),
+    )

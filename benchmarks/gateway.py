@@ -1,0 +1,169 @@
+"""`python -m benchmarks gateway`: what the gateway adds to a frontier call that takes no time."""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.processes import instant_provider, reports_only
+from serving.commands.options import add_settings_options, settings_from
+from serving.commands.progress import step
+from serving.host.terminal import terminal_progress
+
+if TYPE_CHECKING:
+    from benchmarks.load import LoadResult
+    from serving.contracts.settings import Settings
+
+HELP = "measure the gateway's own latency before an instant provider, beside an empty handler"
+CLIENTS = (1, 16, 64)
+# A name that has a price: what could not be booked is not sent.
+MODEL = "openai/gpt-6-luna"
+_REQUESTS = {1: 150, 16: 480, 64: 960}
+# With a text in it that could be a task's: the router embeds the instruction before it says no.
+_INSTRUCTION = "Guess the age of the writer of this message:"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_settings_options(parser)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of every measurement (3)")
+    parser.add_argument("--clients", nargs="+", type=int, choices=CLIENTS, default=CLIENTS)
+
+
+@dataclass(slots=True)
+class _Way:
+    """One way of calling, with its rounds by number of clients."""
+
+    name: str
+    path: str
+    model: str | None
+    rounds: "dict[int, list[LoadResult]]" = field(default_factory=dict)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report. Exit status 0; figures are reported, not judged."""
+    from benchmarks.fake_ledger import temporary_ledger, without_keys
+    from serving.commands.first_start import Origin
+    from serving.commands.serve import prepare
+    from serving.lifecycle import StopRequested, local_stack, signals_raise
+
+    with instant_provider() as upstream:
+        settings = _before(without_keys(settings_from(args)), upstream)
+        prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
+        with signals_raise():
+            try:
+                with (
+                    reports_only(),
+                    temporary_ledger(prepared) as booked,
+                    local_stack(booked.settings, booked.build) as start,
+                ):
+                    with step("starting the stack"):
+                        url = start()
+                    ways = _measure(url, upstream, args)
+            except StopRequested:
+                return 1
+    _print(_document(ways, args), as_json=args.json)
+    return 0
+
+
+def _before(settings: "Settings", upstream: str) -> "Settings":
+    """Return the settings with the instant provider as the only one."""
+    from serving.contracts.frontier import TIERS
+    from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
+
+    provider = ProviderSettings(
+        api="openai", base_url=f"{upstream}/v1", keyless=True, max_concurrent=256
+    )
+    frontier = FrontierSettings(
+        providers={"openai": provider}, tiers=dict.fromkeys(TIERS, (MODEL,))
+    )
+    return settings.model_copy(update={"frontier": frontier})
+
+
+def _measure(url: str, upstream: str, args: argparse.Namespace) -> list[_Way]:
+    ways = [
+        _Way("empty handler", f"{url}/healthz", None),
+        _Way("provider alone", f"{upstream}/v1/chat/completions", MODEL),
+        _Way("frontier model by name", f"{url}/v1/chat/completions", MODEL),
+        _Way("auto, with embedding", f"{url}/v1/chat/completions", "auto"),
+    ]
+    with terminal_progress() as progress:
+        total = progress.add_task(
+            "measuring", total=(args.rounds + 1) * len(args.clients) * len(ways)
+        )
+        # Round 0 warms connections and caches and is not counted.
+        for number in range(args.rounds + 1):
+            for clients in args.clients:
+                for way in ways:
+                    found = _load(way, clients, number)
+                    if number:
+                        way.rounds.setdefault(clients, []).append(found)
+                    progress.advance(total)
+    return ways
+
+
+def _load(way: _Way, clients: int, number: int) -> "LoadResult":
+    from benchmarks.load import run_load
+    from benchmarks.texts import texts
+
+    bodies: list[dict[str, Any] | None] = [None] * _REQUESTS[clients]
+    if way.model is not None:
+        bodies = [
+            {
+                "model": way.model,
+                "messages": [{"role": "user", "content": f'{_INSTRUCTION} "{text}"'}],
+            }
+            for text in texts(_REQUESTS[clients], seed=1000 * number + clients)
+        ]
+    return asyncio.run(run_load(way.path, bodies, clients))
+
+
+def _document(ways: list[_Way], args: argparse.Namespace) -> dict[str, Any]:
+    from serving.host.processor import processor_name
+
+    rows = []
+    for clients in args.clients:
+        empty_ms = _p50_ms(ways[0].rounds[clients])
+        for way in ways:
+            found = way.rounds[clients]
+            p50_ms = _p50_ms(found)
+            rows.append(
+                {
+                    "way": way.name,
+                    "clients": clients,
+                    "requests": sum(len(item.latencies_s) for item in found),
+                    "p50_ms": p50_ms,
+                    "over_empty_ms": p50_ms - empty_ms,
+                    "over_empty": p50_ms / empty_ms,
+                    "requests_per_s": statistics.median(item.requests_per_s for item in found),
+                }
+            )
+    return {
+        "machine": processor_name(),
+        "cores": os.cpu_count(),
+        "rounds": args.rounds,
+        "workload": "chats of 25 to 40 words, all different; load, gateway, proxy and provider "
+        "on the same cores",
+        "rows": rows,
+    }
+
+
+def _p50_ms(found: "list[LoadResult]") -> float:
+    return statistics.median(s for item in found for s in item.latencies_s) * 1000
+
+
+def _print(document: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(document))
+        return
+    print(f"{document['machine']}, {document['cores']} cores, {document['rounds']} rounds; "
+          f"{document['workload']}")  # fmt: skip
+    for row in document["rows"]:
+        print(
+            f"{row['clients']:>3} clients  {row['way']:<24} p50 {row['p50_ms']:>7.2f} ms  "
+            f"over empty {row['over_empty_ms']:>+7.2f} ms ({row['over_empty']:.2f}x)  "
+            f"{row['requests_per_s']:>7.1f} requests/s"
+        )

@@ -1,0 +1,193 @@
+"""`python -m benchmarks.ledger_server`: the gateway between an instant provider and a ledger.
+
+Everything is the real thing but the local model, which answers at once, too, and, to compare with,
+a ledger that writes nothing. Reads its plan from standard input, one line of JSON.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from benchmarks.ledger_databases import LOCAL_MODEL, open_ledger
+from benchmarks.no_ledger import NoLedger
+from serving.contracts.deadline import Deadline
+from serving.contracts.engine import EngineOutput, EngineWork
+from serving.contracts.errors import LedgerUnavailable, NarrowgateError, Unauthenticated
+from serving.contracts.ledger import Caller, Ledger, LedgerService, Tenant
+from serving.contracts.openai import OpenAIReply
+from serving.contracts.report import Report
+from serving.contracts.routing import Decision
+
+if TYPE_CHECKING:
+    from serving.gateway.admission import Admission
+    from serving.gateway.context import GatewayContext
+    from serving.gateway.metrics import Metrics
+    from serving.pipeline.stack import Stack
+
+_USAGE = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to serve. state: folder of the ledger; None for one that writes nothing.
+
+    url: of a PostgreSQL database; None for SQLite. model: `provider/model` that has a price.
+    """
+
+    port: int
+    upstream: str
+    model: str
+    state: str | None
+    url: str | None = None
+
+
+class InstantEngine:
+    """Stands where a local model's client does."""
+
+    model_id = LOCAL_MODEL
+
+    async def run(
+        self, works: Sequence[EngineWork], deadline: Deadline
+    ) -> list[EngineOutput | NarrowgateError]:
+        """Raise NotImplementedError: no task is served."""
+        raise NotImplementedError
+
+    async def openai(
+        self, endpoint: str, body: dict[str, Any], request_id: str, deadline: Deadline
+    ) -> tuple[OpenAIReply, AsyncIterator[str]]:
+        """Answer a chat at once."""
+        message = {"role": "assistant", "content": "At once."}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        document = {
+            "id": request_id, "object": "chat.completion", "created": 0, "model": LOCAL_MODEL,
+            "choices": [choice], "usage": dict(_USAGE),
+        }  # fmt: skip
+        return OpenAIReply(200, document), _nothing()
+
+
+class NoRouter:
+    """Nothing is narrow."""
+
+    async def decide(self, body: Mapping[str, Any]) -> Decision:
+        """Return the standard tier."""
+        return Decision(None, 1.0, None, "standard", "bench")
+
+
+class NoDecisions:
+    """Keeps no decision."""
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Forget the row."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class OneTenant:
+    """Every name is a tenant without limits."""
+
+    def find(self, presented: str) -> Caller:
+        """Raise Unauthenticated: there is no key."""
+        raise Unauthenticated("no key is known")
+
+    def tenant(self, name: str) -> Tenant:
+        """Return the tenant."""
+        return Tenant(name)
+
+    async def watch(self) -> None:
+        """Return at once: nothing changes."""
+
+
+class NoReports:
+    """There is nothing to report on."""
+
+    zone = ZoneInfo("UTC")
+
+    async def report(self, since: datetime, until: datetime, tenant: str | None) -> Report:
+        """Raise LedgerUnavailable."""
+        raise LedgerUnavailable("there are no books to report on")
+
+    def close(self) -> None:
+        """Nobody waits."""
+
+
+async def _nothing() -> AsyncIterator[str]:
+    return
+    yield
+
+
+async def _serve(plan: Plan) -> None:
+    import uvicorn
+
+    from serving.gateway.http import build_http
+
+    ledger = NoLedger() if plan.state is None else open_ledger(plan.url, Path(plan.state))
+    app = build_http(_context(plan, ledger))
+    config = uvicorn.Config(app, port=plan.port, log_level="warning", access_log=False)
+    await uvicorn.Server(config).serve()
+
+
+def _context(plan: Plan, ledger: LedgerService) -> "GatewayContext":
+    from serving.contracts.ledger_settings import AuthSettings
+    from serving.contracts.settings import GatewaySettings
+    from serving.gateway.access import Access
+    from serving.gateway.admission import Admission
+    from serving.gateway.context import GatewayContext
+    from serving.gateway.metrics import Metrics
+
+    metrics = Metrics()
+    settings = GatewaySettings()
+    rooms = [Admission(settings.max_concurrent_inputs, settings.max_queued_inputs) for _ in "12"]
+    return GatewayContext(
+        settings=settings,
+        stack=_stack(plan, ledger, metrics, rooms),
+        engines={},
+        admission=rooms[0],
+        frontier_admission=rooms[1],
+        metrics=metrics,
+        access=Access.of(OneTenant(), AuthSettings(mode="off"), 1),
+        books=ledger,
+        reports=NoReports(),
+    )
+
+
+def _stack(plan: Plan, ledger: Ledger, metrics: "Metrics", rooms: "Sequence[Admission]") -> "Stack":
+    from serving.contracts.frontier import TIERS
+    from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
+    from serving.contracts.routing_settings import RoutingSettings
+    from serving.contracts.settings import Replicas
+    from serving.frontier.build import build_frontier
+    from serving.ledger.pricing.book import PriceBook
+    from serving.pipeline.replica_meter import ReplicaMeter
+    from serving.pipeline.stack import Policy, Stack
+
+    provider = ProviderSettings(
+        api="openai", base_url=f"{plan.upstream}/v1", keyless=True, max_concurrent=256
+    )
+    frontier = FrontierSettings(
+        providers={plan.model.partition("/")[0]: provider},
+        tiers=dict.fromkeys(TIERS, (plan.model,)),
+    )
+    return Stack(
+        tasks={},
+        engines={LOCAL_MODEL: InstantEngine()},
+        meters={LOCAL_MODEL: ReplicaMeter(Replicas())},
+        router=NoRouter(),
+        frontier=build_frontier(frontier, PriceBook.load(), {}, metrics),
+        policy=Policy.of(frontier, RoutingSettings()),
+        local_admission=rooms[0],
+        frontier_admission=rooms[1],
+        ledger=ledger,
+        exits=metrics,
+        decisions=NoDecisions(),
+    )
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(Plan(**json.loads(sys.stdin.readline()))))

@@ -1,0 +1,160 @@
+"""`python -m benchmarks stack`: measure the stack and bare vLLM in turn, report the ratios."""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.machine import machine as described
+from benchmarks.plan import CLIENTS, SCORED_TASKS, TASKS, cells
+from benchmarks.processes import reports_only
+from serving.commands.options import add_settings_options, settings_from
+from serving.commands.progress import step
+from serving.host.terminal import terminal_progress
+
+if TYPE_CHECKING:
+    from benchmarks.plan import Cell
+    from benchmarks.report import Rounds
+    from serving.contracts.engine import EngineWork
+    from serving.contracts.settings import Settings
+    from serving.local.offline import OfflineEngine
+    from serving.tasks.task import Task
+
+HELP = "measure the stack beside bare vLLM and an empty handler, interleaved in one run"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_settings_options(parser)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of every measurement (3)")
+    parser.add_argument("--quick", action="store_true", help="half the requests")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
+    parser.add_argument("--clients", nargs="+", type=int, choices=CLIENTS, default=CLIENTS)
+    parser.add_argument("--out", type=Path, help="report (STATE/bench.json)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report. Exit status 0; figures are reported, not judged."""
+    from benchmarks import report
+    from benchmarks.fake_ledger import temporary_ledger, without_keys
+    from serving.commands.first_start import Origin
+    from serving.commands.serve import prepare
+    from serving.lifecycle import StopRequested, local_stack, signals_raise
+
+    # What is measured is speed, on every task there is.
+    settings = without_keys(settings_from(args))
+    rules = settings.attestation.model_copy(update={"development": True})
+    settings = settings.model_copy(update={"attestation": rules})
+    prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
+    with signals_raise():
+        try:
+            with (
+                reports_only(),
+                temporary_ledger(prepared) as booked,
+                local_stack(booked.settings, booked.build) as start,
+            ):
+                with step("starting the stack"):
+                    url = start()
+                model = settings.models[0]
+                checkpoint = prepared.checkpoints[model.id]
+                with step("starting bare vLLM"):
+                    bare = _start_bare(settings, checkpoint)
+                try:
+                    tasks = _tasks(settings, prepared.specs, checkpoint)
+                    plan = cells(args.tasks, args.clients, quick=args.quick)
+                    rounds = _measure(url, bare, tasks, plan, args.rounds)
+                finally:
+                    bare.stop()
+        except StopRequested:
+            return 1
+    rows = [report.row(item) for item in rounds]
+    machine = described()
+    workload = {"model": model.id, "rounds": args.rounds, "prompts": "built-in tasks",
+                "inputs": "20 to 35 words, all different"}  # fmt: skip
+    document = report.as_json(rows, machine, workload)
+    out = args.out or settings.state / "bench.json"
+    out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    if args.json:
+        print(json.dumps(document))
+    else:
+        report.print_table(rows, machine, workload)
+        print(f"written to {out}", file=sys.stderr)
+    return 0
+
+
+def _start_bare(settings: "Settings", checkpoint: Any) -> "OfflineEngine":
+    from serving.local.deployment import offline_arguments
+    from serving.local.offline import OfflineEngine
+
+    return OfflineEngine.start(*offline_arguments(settings.models[0], checkpoint))
+
+
+def _tasks(settings: "Settings", specs: Any, checkpoint: Any) -> dict[str, "Task"]:
+    from serving.tasks.prompt import CheckpointTokenizer
+    from serving.tasks.task import bind
+
+    tokenizer = CheckpointTokenizer.load(checkpoint.source, checkpoint.revision)
+    window = settings.models[0].max_model_len
+    return {name: bind(specs[name], tokenizer, window) for name in TASKS}
+
+
+def _measure(
+    url: str, bare: "OfflineEngine", tasks: dict[str, "Task"], plan: list["Cell"], rounds: int
+) -> list["Rounds"]:
+    from benchmarks.report import Rounds
+
+    measured = [Rounds(cell) for cell in plan]
+    with terminal_progress() as progress:
+        total = progress.add_task("measuring", total=len(plan) * (rounds + 1))
+        # Round 0 warms caches and is not counted.
+        for number in range(rounds + 1):
+            for item in measured:
+                _one_round(url, bare, tasks, item, number)
+                progress.advance(total)
+    return measured
+
+
+def _one_round(
+    url: str, bare: "OfflineEngine", tasks: dict[str, "Task"], item: "Rounds", number: int
+) -> None:
+    from benchmarks.bare import BareRun, timed
+    from benchmarks.load import run_load
+    from benchmarks.texts import texts
+
+    cell = item.cell
+    # Each engine sees a text once, so prefix caches help both with the task's prompt alone.
+    inputs = texts(cell.requests, seed=1000 * number + cell.clients)
+    bodies = [_body(cell.task, text) for text in inputs]
+    works = [_work(tasks[cell.task], cell.task, text) for text in inputs]
+
+    stack = asyncio.run(run_load(f"{url}/v1/tasks/{cell.task}", bodies, cell.clients))
+    bare_s = bare.call(timed, BareRun(works, cell.clients))
+    empty = asyncio.run(run_load(f"{url}/healthz", [None] * cell.requests, cell.clients))
+    constrained_s = None
+    if cell.task in SCORED_TASKS:
+        spec: Any = tasks[cell.task].spec
+        choices = tuple(label.verbalizer for label in spec.labels)
+        others = texts(cell.requests, seed=1000 * number + cell.clients + 500)
+        works = [_work(tasks[cell.task], cell.task, text) for text in others]
+        constrained_s = bare.call(timed, BareRun(works, cell.clients, choices))
+    if number == 0:
+        return
+    item.stack.append(stack)
+    item.bare_s.append(bare_s)
+    item.empty.append(empty)
+    if constrained_s is not None:
+        item.constrained_s.append(constrained_s)
+
+
+def _body(task: str, text: str) -> dict[str, Any]:
+    if task == "translation":
+        return {"input": text, "source_language": "en", "target_language": "de"}
+    return {"input": text}
+
+
+def _work(task: "Task", name: str, text: str) -> "EngineWork":
+    from serving.contracts.answer import TaskRequest
+
+    return task.plan(TaskRequest(name, text, source_language="en", target_language="de"))

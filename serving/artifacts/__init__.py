@@ -1,0 +1,1 @@
+"""Reads model artifacts: locations, digests, attestations, and whether a model may be loaded."""

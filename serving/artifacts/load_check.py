@@ -1,0 +1,150 @@
+"""What a replica checks before it loads a model, and what a gateway learns of it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.artifacts.checkpoint import Checkpoint
+from serving.artifacts.digest_cache import DigestCache
+from serving.artifacts.trust import (
+    Attestation,
+    TrustPolicy,
+    attestation_path,
+    read_attestation,
+    refuse_other_engine,
+    verify_files,
+)
+from serving.contracts.attestation import Verdict
+from serving.contracts.errors import AttestationRefused, InvalidKey, TaskNotAttested
+from serving.contracts.settings import ModelSettings, Settings
+from serving.contracts.task_spec import TaskSpec
+from serving.tasks.grant import Grant
+
+logger = logging.getLogger(__name__)
+
+CONFIG_KEY = "narrowgate_load_check"
+"""Where an engine replica finds its LoadCheck, in LLMConfig.experimental_configs."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCheck:
+    """How one model's attestation is checked. envelope: where it is, None for the model's folder.
+
+    cache: file of known digests; None reads every byte at every load. development: a refusal is
+    logged and the model is loaded all the same.
+    """
+
+    model_id: str
+    checkpoint: Checkpoint
+    envelope: Path | None
+    policy: TrustPolicy
+    cache: Path | None
+    development: bool
+
+    @classmethod
+    def of(cls, settings: Settings, model: ModelSettings, checkpoint: Checkpoint) -> "LoadCheck":
+        """Return the check that the settings ask for."""
+        rules = settings.attestation
+        return cls(
+            model_id=model.id,
+            checkpoint=checkpoint,
+            envelope=model.attestation,
+            policy=TrustPolicy(rules.trusted_keys, rules.max_age_days),
+            cache=None if rules.strict else (settings.state / "digests.json").resolve(),
+            development=rules.development,
+        )
+
+    def attestation(self) -> Attestation | None:
+        """Return the verified statement, before any file is looked at.
+
+        None where there is no valid one and development allows it. Blocking, milliseconds; for a
+        hub id, fetches the envelope. Raises AttestationRefused, InvalidKey.
+        """
+        try:
+            path = attestation_path(self.checkpoint.description("attestation.json"), self.envelope)
+            return read_attestation(path, self.policy)
+        except (AttestationRefused, InvalidKey) as error:
+            self._refused(error)
+            return None
+
+    def verify(self, engine: str, version: str) -> str | None:
+        """Return the envelope's digest once every file, and the engine, are what was attested.
+
+        Blocking: reads the files that are not known to be unchanged; for a hub id, fetches them.
+        None where development allows what is not so. Raises AttestationRefused, InvalidKey.
+        """
+        found = self.attestation()
+        if found is None:
+            return None
+        cache = DigestCache(self.cache) if self.cache is not None else None
+        try:
+            refuse_other_engine(found, engine, version)
+            verify_files(self.checkpoint.folder(), found, cache)
+        except AttestationRefused as error:
+            self._refused(error)
+            return None
+        return found.digest
+
+    def _refused(self, error: AttestationRefused | InvalidKey) -> None:
+        if not self.development:
+            raise error
+        logger.warning(
+            "DEVELOPMENT: attestation_not_enforced model=%s reason=%s", self.model_id, error.message
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What one model may do.
+
+    enforced: digest of the envelope that every replica must have verified; None where development
+    lifts it. tasks: a grant for every task, also for those refused.
+    """
+
+    enforced: str | None
+    tasks: Mapping[str, Grant]
+
+    @classmethod
+    def of(cls, check: LoadCheck, specs: Mapping[str, TaskSpec]) -> "Granted":
+        """Return what the model's attestation allows. Raises AttestationRefused, InvalidKey."""
+        found = check.attestation()
+        return cls(
+            None if found is None or check.development else found.digest,
+            {name: _grant(check, found, spec) for name, spec in specs.items()},
+        )
+
+
+def granted_by_model(
+    settings: Settings, specs: Mapping[str, TaskSpec], checkpoints: Mapping[str, Checkpoint]
+) -> dict[str, Granted]:
+    """Return what each model may do, by model id.
+
+    specs: by task name. checkpoints: by model id. Raises AttestationRefused, InvalidKey.
+    """
+    return {
+        model.id: Granted.of(LoadCheck.of(settings, model, checkpoints[model.id]), specs)
+        for model in settings.models
+    }
+
+
+def _grant(check: LoadCheck, found: Attestation | None, spec: TaskSpec) -> Grant:
+    result = found.predicate.tasks.get(spec.name) if found is not None else None
+    digest = found.digest if found is not None else None
+    covered = result is not None and result.spec_digest == spec.digest()
+    if result is not None and covered and result.verdict is Verdict.PASS:
+        return Grant(result=result, attestation=digest, refusal=None)
+    if check.development:
+        return Grant(result=None, attestation=None, refusal=None)
+    if result is None:
+        reason = "no gate has tested it on this task"
+    elif not covered:
+        reason = "it was tested on another version of this task"
+    else:
+        reason = f"its verdict is {result.verdict.value}: {'; '.join(result.reasons)}"
+    refusal = TaskNotAttested(
+        f"model {check.model_id!r} does not serve task {spec.name!r}: {reason}",
+        field="task",
+        fix="GET /v1/models lists what is attested; narrowgate gate tests a model on a task",
+    )
+    return Grant(result=result, attestation=digest, refusal=refusal)

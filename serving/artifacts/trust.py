@@ -1,0 +1,250 @@
+"""Whether a model may be served: its attestation verified against its files, keys and engine.
+
+Everything here fails closed: what cannot be read, is unknown or does not match is refused.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from serving.artifacts.digest_cache import DigestCache
+from serving.artifacts.manifest import Manifest, file_manifest
+from serving.contracts.attestation import (
+    FILE,
+    PAYLOAD_TYPE,
+    Engine,
+    GatePredicate,
+    Statement,
+    canonical_envelope,
+    envelope_digest,
+)
+from serving.contracts.errors import AttestationRefused, InvalidKey
+
+_MAX_ENVELOPE_BYTES = 64 * 2**20
+_NAMED_FILES = 5
+# A gate's machine and this one need not have the same time to the second.
+_CLOCK_SKEW_DAYS = 1.0 / 24
+
+
+@dataclass(frozen=True, slots=True)
+class TrustPolicy:
+    """What is accepted. keys: PEM files with Ed25519 public keys; any one of them suffices.
+
+    max_age_days: refuse attestations that are older; None accepts any age.
+    """
+
+    keys: tuple[Path, ...]
+    max_age_days: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """A verified statement. root: the model's digest (hex); digest: the envelope's, with prefix."""
+
+    root: str
+    name: str
+    digest: str
+    key_id: str
+    predicate: GatePredicate
+
+
+def public_key_path(private: Path) -> Path:
+    """Return where the public part of a private key's file is: beside it, as keygen writes it."""
+    return private.with_name(f"{private.name}.pub")
+
+
+def attestation_path(folder: Path, given: Path | None) -> Path:
+    """Return where a model's envelope is: where the settings say, or in its folder."""
+    return given if given is not None else folder / FILE
+
+
+def read_attestation(envelope: Path, policy: TrustPolicy) -> Attestation:
+    """Return the statement of an envelope whose signature and age hold.
+
+    Says nothing of any file: `verify_files` does. Blocking, milliseconds.
+    Raises AttestationRefused, and InvalidKey for a trusted key that cannot be read.
+    """
+    content = _read(envelope)
+    payload, key_id = _verified_payload(content, envelope, trusted_keys(policy.keys))
+    try:
+        statement = Statement.model_validate_json(payload)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise AttestationRefused(
+            f"{envelope} is signed, and is no gate statement that this version reads: "
+            f"{where}: {problem['msg']}",
+            fix="run the gate again with this version",
+        ) from error
+    predicate = statement.predicate
+    if predicate.date.tzinfo is None:
+        raise AttestationRefused(f"{envelope}: its date has no time zone")
+    _refuse_age(predicate, policy, envelope)
+    subject = statement.subject[0]
+    return Attestation(
+        root=subject.digest.sha256,
+        name=subject.name,
+        digest=envelope_digest(content),
+        key_id=key_id,
+        predicate=predicate,
+    )
+
+
+def verify_files(
+    folder: Path, attestation: Attestation, cache: DigestCache | None = None
+) -> Manifest:
+    """Return the folder's manifest if it is exactly what was attested.
+
+    cache: None reads every byte. Blocking, seconds for gigabytes. Raises AttestationRefused, which
+    names the files that differ.
+    """
+    try:
+        manifest = file_manifest(folder, cache)
+    except (OSError, ValueError) as error:
+        raise AttestationRefused(f"{str(folder)!r} cannot be read: {error}") from error
+    expected = attestation.predicate.artifact.files
+    if manifest.files != expected:
+        raise AttestationRefused(
+            f"{str(folder)!r} is not the model that was attested: "
+            + _differences(expected, manifest.files),
+            fix="restore the files, or gate this model as it is",
+        )
+    if manifest.root != attestation.root:
+        raise AttestationRefused(
+            f"the attestation's subject is {attestation.root[:16]}, and its own list of files "
+            f"makes {manifest.root[:16]}",
+            fix="run the gate again",
+        )
+    return manifest
+
+
+def refuse_other_engine(attestation: Attestation, name: str, version: str) -> None:
+    """Raise AttestationRefused when another engine, or another major version, ran the gate."""
+    tested = attestation.predicate.engine
+    running = tested.model_copy(update={"name": name, "version": version})
+    if (tested.name, tested.major) != (running.name, running.major):
+        raise AttestationRefused(
+            f"the gate ran on {_named(tested)}, and this engine is {_named(running)}",
+            fix="run the gate on this engine",
+        )
+
+
+def trusted_keys(files: Sequence[Path]) -> list[Any]:
+    """Return the public keys of PEM files, as securesystemslib knows them.
+
+    Raises InvalidKey for a file that holds no Ed25519 public key, and where there is no file.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from securesystemslib.signer import SSlibKey
+
+    if not files:
+        raise InvalidKey(
+            "no trusted key is configured, so no attestation can be verified",
+            field="attestation.trusted_keys",
+            fix="name the public key of whoever runs your gates (narrowgate keygen makes a pair)",
+        )
+    keys = []
+    for file in files:
+        try:
+            key = load_pem_public_key(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InvalidKey(
+                f"{str(file)!r} cannot be read as a public key: {type(error).__name__}",
+                field="attestation.trusted_keys",
+                fix="name the .pub file that narrowgate keygen wrote",
+            ) from error
+        if not isinstance(key, Ed25519PublicKey):
+            raise InvalidKey(
+                f"{str(file)!r} holds no Ed25519 key", field="attestation.trusted_keys"
+            )
+        keys.append(SSlibKey.from_crypto(key))
+    return keys
+
+
+def _read(envelope: Path) -> bytes:
+    try:
+        if envelope.stat().st_size > _MAX_ENVELOPE_BYTES:
+            raise AttestationRefused(f"{envelope} is larger than any attestation")
+        return envelope.read_bytes()
+    except OSError as error:
+        raise AttestationRefused(
+            f"there is no attestation at {str(envelope)!r}"
+            if isinstance(error, FileNotFoundError)
+            else f"{str(envelope)!r} cannot be read: {error.strerror}",
+            fix="gate the model: narrowgate gate --baseline DIR --candidate DIR --suite builtin "
+            "--key FILE; or, on a developer's machine, set attestation.development",
+        ) from error
+
+
+def _verified_payload(content: bytes, envelope: Path, keys: Sequence[Any]) -> tuple[bytes, str]:
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.exceptions import VerificationError
+
+    try:
+        document = json.loads(content)
+        # Before the library reads it: white space, or what base64 decoders skip, could otherwise
+        # change without notice.
+        _refuse_other_bytes(document, content)
+        parsed = Envelope.from_dict(document)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AttestationRefused(f"{envelope} is no DSSE envelope", fix="run the gate again") from (
+            error
+        )
+    if parsed.payload_type != PAYLOAD_TYPE:
+        raise AttestationRefused(f"{envelope} holds {parsed.payload_type!r}, not {PAYLOAD_TYPE!r}")
+    try:
+        accepted = parsed.verify(list(keys), 1)
+    except VerificationError as error:
+        signed_by = ", ".join(sorted(parsed.signatures)) or "nobody"
+        raise AttestationRefused(
+            f"{envelope} has no valid signature of a trusted key (signed by {signed_by})",
+            fix="trust the key that signed it (attestation.trusted_keys), or run the gate again",
+        ) from error
+    return parsed.payload, next(iter(accepted))
+
+
+def _refuse_other_bytes(document: Any, content: bytes) -> None:
+    if canonical_envelope(document) != content:
+        raise ValueError("not as a gate writes it")
+    for text in (document["payload"], *(item["sig"] for item in document["signatures"])):
+        if base64.b64encode(base64.b64decode(text, validate=True)).decode() != text:
+            raise ValueError("not canonical base64")
+
+
+def _refuse_age(predicate: GatePredicate, policy: TrustPolicy, envelope: Path) -> None:
+    age = predicate.age_days
+    if age < -_CLOCK_SKEW_DAYS:
+        raise AttestationRefused(
+            f"{envelope} is dated {predicate.date:%Y-%m-%d %H:%M}, which is in the future",
+            fix="check the clocks of this machine and of the gate's",
+        )
+    if policy.max_age_days is not None and age > policy.max_age_days:
+        raise AttestationRefused(
+            f"{envelope} is {age:.1f} days old and {policy.max_age_days:g} may be",
+            field="attestation.max_age_days",
+            fix="run the gate again",
+        )
+
+
+def _differences(expected: dict[str, str], found: dict[str, str]) -> str:
+    changed = sorted(name for name in expected if name in found and expected[name] != found[name])
+    parts = []
+    for what, names in (
+        ("changed", changed),
+        ("missing", sorted(set(expected) - set(found))),
+        ("added", sorted(set(found) - set(expected))),
+    ):
+        if names:
+            more = f" and {len(names) - _NAMED_FILES} more" if len(names) > _NAMED_FILES else ""
+            parts.append(f"{what} {', '.join(names[:_NAMED_FILES])}{more}")
+    return "; ".join(parts)
+
+
+def _named(engine: Engine) -> str:
+    return f"{engine.name} {engine.version} (compatible within {engine.major})"

@@ -1,1 +1,0 @@
-"""Measures the running stack beside bare vLLM and an empty handler, interleaved in one run."""

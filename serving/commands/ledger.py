@@ -1,0 +1,58 @@
+"""Opens the ledger's database for a subcommand."""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from serving.commands.options import settings_from
+
+if TYPE_CHECKING:
+    from serving.contracts.settings import Settings
+    from serving.ledger.database import Database
+
+
+@contextmanager
+def opened_ledger(args: argparse.Namespace) -> Iterator["Database"]:
+    """Yield the database that the settings name, brought up to date; blocking.
+
+    Raises InvalidSettings, LedgerUnavailable or LedgerUnusable.
+    """
+    from serving.ledger.database import Database, database_url
+    from serving.ledger.migrate import migrate
+
+    settings = settings_from(args)
+    database = Database(database_url(settings.ledger.url, settings.state))
+    try:
+        migrate(database)
+        yield database
+    finally:
+        database.close()
+
+
+def prepare_ledger(settings: "Settings", environ: Mapping[str, str]) -> None:
+    """Bring the ledger up to date and see that everything that may be paid for has a price.
+
+    Blocking. Raises LedgerUnavailable, LedgerUnusable, UnpricedModel or InvalidSettings.
+    """
+    from serving.frontier.keys import resolve_key
+    from serving.ledger.database import Database, database_url
+    from serving.ledger.migrate import migrate
+    from serving.ledger.pricing.book import PriceBook
+    from serving.ledger.pricing.cost import check_priced
+
+    prices = PriceBook.load(settings.ledger.prices_file)
+    check_priced([settings.ledger.reference_model], prices, "ledger.reference_model")
+    usable = {
+        name
+        for name, provider in settings.frontier.providers.items()
+        if provider.keyless or resolve_key(name, provider, environ) is not None
+    }
+    targets = [target for models in settings.frontier.tiers.values() for target in models]
+    paid = [target for target in targets if target.partition("/")[0] in usable]
+    check_priced(paid, prices, "ledger.prices_file")
+    database = Database(database_url(settings.ledger.url, settings.state))
+    try:
+        migrate(database)
+    finally:
+        database.close()

@@ -1,0 +1,1 @@
+"""The request path: its steps, and the module that puts them in order."""
