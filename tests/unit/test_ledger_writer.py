@@ -349,9 +349,7 @@ def test_what_neither_database_nor_disk_takes_is_kept_and_written_later(
     database = Database(database_url(SecretStr(f"postgresql:///x?host={state}"), state))
     spill = Spill(state / "ledger" / "spill")
     instance = Instance.of_this_process(Decimal(0))
-    keeper = LedgerWorker(
-        Books(database, ConnectionWatchdog(database), spill, instance), noted
-    )
+    keeper = LedgerWorker(Books(database, ConnectionWatchdog(database), spill, instance), noted)
     keeper.tend()
     keeper.write([departed(page(1), paid=False)])
     assert noted.counts["spilled"] == 0
