@@ -36,7 +36,7 @@ lint: $(VENV)/.cpu-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/zizmor --offline --no-progress --quiet .github/workflows
+	$(VENV)/bin/zizmor --offline --no-progress --quiet .github
 
 unit: $(VENV)/.cpu-dev
 	$(VENV)/bin/pytest tests/unit -n 2

@@ -147,6 +147,23 @@ def test_the_documented_tiers_and_reasons_are_the_defaults() -> None:
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)[1 : 1 + len(REASONS)] == list(REASONS)
 
 
+ROOT = DOCS.parent
+PAGES = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+PAGES += sorted(DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", text)
+    missing = [name for name in linked if not (page.parent / name).exists()]
+    # Code spans relative to the root; capitals and stars are placeholders, as in `NAME_api.py`.
+    folders = "serving|evals|quantize|benchmarks|tests|docs|requirements"
+    named = re.findall(rf"`((?:{folders})/[a-z0-9_./-]*)`", text)
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert missing == []
+
+
 COMMANDS = [
     (path.name, line)
     for path in [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]

@@ -1,6 +1,7 @@
-"""The CI workflow: least rights, pinned actions, and every shell step run against stand-ins.
+"""The workflows: least permissions, pinned actions, and every shell step of the model gate.
 
-The stand-ins write down how they were called; the real argument parsers then read those calls.
+The shell steps run with fake programs on the PATH. The fakes record their arguments, and the real
+argument parsers then read those arguments.
 """
 
 import argparse
@@ -27,9 +28,14 @@ from securesystemslib.signer import CryptoSigner
 from serving.cli import narrowgate_parser
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / ".github" / "workflows" / "model-gate.yml").read_text(encoding="utf-8")
-# The key `on` is YAML 1.1's word for true.
+WORKFLOWS = {
+    path.stem: path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+}
+TEXT = WORKFLOWS["model-gate"]
+# YAML 1.1 reads the key `on` as true.
 WORKFLOW: dict[Any, Any] = yaml.safe_load(TEXT)
+TEST_WORKFLOW: dict[Any, Any] = yaml.safe_load(WORKFLOWS["test"])
 JOBS: dict[str, dict[str, Any]] = WORKFLOW["jobs"]
 DOCUMENT = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
 
@@ -43,8 +49,8 @@ SETTINGS = {
     "GH_TOKEN": "token",
 }  # fmt: skip
 
-# Writes its arguments as one line of JSON and ends as it is told.
-STAND_IN = f"""#!{sys.executable} -S
+# Records its arguments as one line of JSON, prints $SAYS and exits with $STATUS.
+FAKE_PROGRAM = f"""#!{sys.executable} -S
 import json, os, sys
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
@@ -55,7 +61,7 @@ sys.exit(int(os.environ.get("STATUS", "0")))
 
 @dataclass
 class Runner:
-    """A machine with stand-ins for the programs, in an empty checkout."""
+    """A machine with fake programs and an empty checkout."""
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -65,7 +71,7 @@ class Runner:
             (self.folder / name).mkdir()
         for name in ("narrowgate", "hf", "gh"):
             program = self.folder / "bin" / name
-            program.write_text(STAND_IN, encoding="utf-8")
+            program.write_text(FAKE_PROGRAM, encoding="utf-8")
             program.chmod(0o755)
         self.environment = {
             "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin",
@@ -88,7 +94,7 @@ class Runner:
         return self.folder / "checkout"
 
     def run(self, step: Mapping[str, Any], **also: str) -> subprocess.CompletedProcess[str]:
-        """Run a step as GitHub does where `shell: bash` is set."""
+        """Run a step as GitHub runs it with `shell: bash`."""
         script = self.folder / "step.sh"
         script.write_text(step["run"], encoding="utf-8")
         return subprocess.run(
@@ -98,7 +104,7 @@ class Runner:
         )  # fmt: skip
 
     def calls(self) -> list[list[str]]:
-        """Return what was called since the last time, with arguments."""
+        """Return the recorded calls and forget them."""
         file = self.folder / "calls"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         file.unlink(missing_ok=True)
@@ -115,7 +121,7 @@ def step_named(job: str, name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def place(job: str, name: str) -> int:
+def position(job: str, name: str) -> int:
     return [step.get("name") for step in JOBS[job]["steps"]].index(name)
 
 
@@ -125,7 +131,7 @@ def parsed(call: list[str]) -> argparse.Namespace:
 
 
 def documented() -> list[list[str]]:
-    """Return every command line of narrowgate in the document's blocks."""
+    """Return every narrowgate command line of docs/ci.md."""
     blocks = re.findall(r"^ *```\w+\n(.*?)^ *```", DOCUMENT, re.DOTALL | re.MULTILINE)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     stripped = [line.strip().removeprefix("- ") for line in lines]
@@ -138,7 +144,7 @@ def documented() -> list[list[str]]:
     ]
 
 
-def test_nobody_has_more_rights_than_needed() -> None:
+def test_each_job_has_the_permissions_that_it_needs_and_no_other() -> None:
     assert WORKFLOW["permissions"] == {}
     assert {name: job["permissions"] for name, job in JOBS.items()} == {
         "changes": {"contents": "read"},
@@ -146,31 +152,93 @@ def test_nobody_has_more_rights_than_needed() -> None:
         "comment": {"pull-requests": "write"},
         "verdict": {},
     }
+    assert TEST_WORKFLOW["permissions"] == {}
+    (job,) = TEST_WORKFLOW["jobs"].values()
+    assert job["permissions"] == {"contents": "read"}
 
 
-def test_triggers_leave_no_required_check_pending_and_give_forks_no_secrets() -> None:
-    triggers = WORKFLOW[True]
+def test_the_model_gate_runs_only_when_another_workflow_calls_it() -> None:
+    assert set(WORKFLOW[True]) == {"workflow_call"}
+    call = WORKFLOW[True]["workflow_call"]
+    assert set(call["inputs"]) == {"model", "revision", "recipe", "margins"}
+    read = set(re.findall(r"secrets\.(\w+)", TEXT))
+    assert set(call["secrets"]) == read
+    # The environment of the calling repository holds them; the caller need not pass them by name.
+    assert not any(secret["required"] for secret in call["secrets"].values())
+
+
+def test_the_documented_caller_fits_the_reusable_workflow() -> None:
+    (block,) = [
+        block
+        for block in re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+        if "uses:" in block
+    ]
+    caller = yaml.safe_load(block)
+    triggers = caller[True]
+    # A path filter leaves the required check pending; pull_request_target gives forks secrets.
     assert set(triggers) == {"workflow_dispatch", "pull_request"}
     assert triggers["pull_request"] is None
-    assert set(triggers["workflow_dispatch"]["inputs"]) == {
-        "model", "revision", "recipe", "margins",
-    }  # fmt: skip
+    (job,) = caller["jobs"].values()
+    assert re.fullmatch(
+        r"[\w-]+/[\w-]+/\.github/workflows/model-gate\.yml@[0-9a-f]{40}", job["uses"]
+    )
+    call = WORKFLOW[True]["workflow_call"]
+    assert set(job["with"]) <= set(call["inputs"])
+    assert set(triggers["workflow_dispatch"]["inputs"]) == set(job["with"])
+    # A called workflow gets no permission that its caller lacks.
+    needed = {name for called in JOBS.values() for name in called["permissions"].items()}
+    assert needed == set(job["permissions"].items())
+    assert job["secrets"] == "inherit"
 
 
-def test_every_action_is_pinned_by_commit_with_its_version() -> None:
-    used = re.findall(r"uses: *(.*)", TEXT)
-    assert len(used) == sum("uses" in step for _, step in STEPS)
+def test_the_test_workflow_runs_make_test_on_every_pull_request() -> None:
+    assert TEST_WORKFLOW[True] == {"pull_request": None, "push": {"branches": ["main"]}}
+    (job,) = TEST_WORKFLOW["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make test"]
+    (python,) = [step for step in job["steps"] if "setup-python" in step.get("uses", "")]
+    assert python["with"]["python-version"] == "3.11"
+    assert "secrets." not in WORKFLOWS["test"]
+    assert job["timeout-minutes"] <= 90
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_every_action_is_pinned_by_commit_with_its_version(name: str) -> None:
+    used = re.findall(r"uses: *(.*)", WORKFLOWS[name])
+    assert used
     for action in used:
         assert re.fullmatch(r"[\w.-]+(/[\w.-]+)+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
 
 
-def test_checkouts_leave_no_token_behind() -> None:
-    checkouts = [step for _, step in STEPS if step.get("uses", "").startswith("actions/checkout@")]
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_checkouts_leave_no_token_behind(name: str) -> None:
+    steps = [s for job in yaml.safe_load(WORKFLOWS[name])["jobs"].values() for s in job["steps"]]
+    checkouts = [step for step in steps if step.get("uses", "").startswith("actions/checkout@")]
     assert checkouts
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
 
 
-def test_nothing_is_pasted_into_a_shell() -> None:
+def test_pre_commit_runs_the_linters_of_make_lint() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    commands = {hook["entry"] for repo in hooks["repos"] for hook in repo["hooks"]}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.partition("\nlint:")[2].partition("\n\n")[0]
+    linted = {
+        line.strip().replace("$(VENV)", ".venv") for line in recipe.splitlines()[1:] if line.strip()
+    }
+    assert commands == linted
+
+
+def test_every_owned_path_exists() -> None:
+    lines = (ROOT / ".github" / "CODEOWNERS").read_text(encoding="utf-8").splitlines()
+    rules = [line.split() for line in lines if line and not line.startswith("#")]
+    assert rules[0][0] == "*"
+    for pattern, *owners in rules:
+        assert owners
+        assert all(owner.startswith("@") for owner in owners)
+        assert pattern == "*" or (ROOT / pattern.strip("/")).exists(), pattern
+
+
+def test_no_shell_step_interpolates_an_expression() -> None:
     assert not [step["name"] for _, step in STEPS if "${{" in step.get("run", "")]
     assert WORKFLOW["defaults"]["run"]["shell"] == "bash"
 
@@ -194,7 +262,7 @@ def test_secrets_are_the_environments_and_each_goes_to_its_step_alone() -> None:
         ("gate", "Quantize", "HF_TOKEN"),
         ("gate", "Write the key", "NARROWGATE_SIGNING_KEY"),
     }
-    assert len(re.findall(r"secrets\.", TEXT)) == len(held)
+    assert len(re.findall(r"secrets\.\w", TEXT)) == len(held)
 
 
 def test_margins_are_not_read_from_the_checkout() -> None:
@@ -211,7 +279,7 @@ def test_the_key_is_private_and_is_always_removed(runner: Runner) -> None:
     assert runner.run(removal).returncode == 0
     assert not key.exists()
     assert runner.run(removal).returncode == 0
-    assert place("gate", "Remove the key") == place("gate", "Gate and sign") + 1
+    assert position("gate", "Remove the key") == position("gate", "Gate and sign") + 1
 
 
 def test_a_missing_key_is_named(runner: Runner) -> None:
@@ -223,7 +291,7 @@ def test_a_missing_key_is_named(runner: Runner) -> None:
 
 @pytest.mark.parametrize(
     ("status", "said"),
-    [(0, ""), (1, "refused::"), (2, "not run::"), (3, "inconclusive::"), (134, "status 134")],
+    [(0, ""), (1, "failed::"), (2, "not run::"), (3, "inconclusive::"), (134, "status 134")],
 )
 def test_the_gates_status_is_the_steps_and_is_explained(
     runner: Runner, status: int, said: str
@@ -237,10 +305,14 @@ def test_the_gates_status_is_the_steps_and_is_explained(
 def test_the_model_is_uploaded_after_success_alone_and_the_report_in_any_case() -> None:
     model = step_named("gate", "Upload the model")
     assert model["if"] == "success()"
-    assert place("gate", "Upload the model") > place("gate", "Verify") > place("gate", "Quantize")
+    assert (
+        position("gate", "Upload the model")
+        > position("gate", "Verify")
+        > position("gate", "Quantize")
+    )
     # No step between may fail without failing the job.
     assert "continue-on-error" not in TEXT
-    report = step_named("gate", "Upload the report, whatever the verdict")
+    report = step_named("gate", "Upload the report for every verdict")
     assert report["if"] == "${{ !cancelled() }}"
     names = [Path(path).name for path in report["with"]["path"].split("\n") if path]
     assert names == ["report.html", "report.md", "attestation.json"]
@@ -291,13 +363,13 @@ def test_what_a_pull_request_touches_is_seen(
     file.write_text("new", encoding="utf-8")
     git("add", ".")
     git("commit", "--quiet", "--message", "after")
-    step = step_named("changes", "See whether recipes, tasks or suites are touched")
+    step = step_named("changes", "Check whether recipes, tasks, suites or workflows changed")
     assert runner.run(step, GITHUB_EVENT_NAME=event).returncode == 0
     assert (runner.folder / "output").read_text(encoding="utf-8") == f"touched={touched}\n"
 
 
 def test_changes_that_cannot_be_seen_are_gated(runner: Runner) -> None:
-    step = step_named("changes", "See whether recipes, tasks or suites are touched")
+    step = step_named("changes", "Check whether recipes, tasks, suites or workflows changed")
     # No repository.
     assert runner.run(step).returncode == 0
     assert (runner.folder / "output").read_text(encoding="utf-8") == "touched=true\n"
@@ -308,7 +380,7 @@ def test_the_report_is_one_comment(runner: Runner, found: str, method: str) -> N
     (runner.checkout / "report").mkdir()
     report = "# Gate\n" + "é" * 40_000
     (runner.checkout / "report" / "report.md").write_text(report, encoding="utf-8")
-    step = step_named("comment", "Write the comment, or the one of an earlier run anew")
+    step = step_named("comment", "Create the comment, or replace the comment of an earlier run")
     done = runner.run(step, SAYS=found)
     assert done.returncode == 0, done.stderr
     _, call = runner.calls()
