@@ -18,6 +18,7 @@ from quantize.recipe import (
     built_in_recipes,
 )
 from serving.cli import narrowgate_parser
+from serving.contracts.errors import NarrowgateError
 from serving.contracts.frontier_settings import (
     BoundSettings,
     BreakerSettings,
@@ -39,6 +40,7 @@ from serving.contracts.settings import (
     load_settings,
 )
 from serving.contracts.task_spec import parse_task_spec
+from serving.gateway.metrics import Metrics
 from serving.settings_linter import lint
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -162,6 +164,30 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     named = re.findall(rf"`((?:{folders})/[a-z0-9_./-]*)`", text)
     missing += [name for name in named if not (ROOT / name).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_metric_that_a_page_names_exists(page: Path) -> None:
+    known = {
+        name.removesuffix("_total").removesuffix("_created")
+        for metric in Metrics().registry.collect()
+        for name in [metric.name, *(sample.name for sample in metric.samples)]
+    }
+    named = re.findall(r"`(narrowgate_[a-z_]+)", page.read_text(encoding="utf-8"))
+    assert {name.removesuffix("_total") for name in named} <= known
+
+
+def test_every_error_code_of_the_runbook_exists() -> None:
+    text = (DOCS / "runbook.md").read_text(encoding="utf-8")
+    table = text.partition("## Errors by code")[2].partition("\n## ")[0]
+    codes = re.findall(r"^\| \d{3} (.*?) \|", table, re.MULTILINE)
+    named = {code for cell in codes for code in re.findall(r"`(\w+)`", cell)}
+    assert named
+    assert named <= {error.code for error in error_classes(NarrowgateError)}
+
+
+def error_classes(root: type[NarrowgateError]) -> set[type[NarrowgateError]]:
+    return {root}.union(*(error_classes(child) for child in root.__subclasses__()))
 
 
 COMMANDS = [
