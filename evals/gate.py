@@ -123,6 +123,8 @@ def run_gate(request: Request, narrator: Narrator) -> Findings:
             version=subjects["candidate"].version,
             max_model_len=request.settings.max_model_len,
             hardware=hardware,
+            arguments=subjects["candidate"].arguments,
+            environment=subjects["candidate"].environment,
         ),
         tools={"python": platform.python_version(), **{t: metadata.version(t) for t in _TOOLS}},
         seed=request.seed,

@@ -1,6 +1,7 @@
 """A model under test: its folder, and the engine that answers for it as settings configure it."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,11 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from serving.artifacts.checkpoint import Checkpoint
 from serving.contracts.engine import EngineWork
+from serving.contracts.engine_arguments import (
+    ArgumentValue,
+    answer_arguments,
+    answer_environment,
+)
 from serving.contracts.errors import UnsuitableModel
 from serving.contracts.settings import ModelSettings
 from serving.contracts.task_spec import TaskSpec
@@ -35,6 +41,8 @@ class Subject:
     settings: ModelSettings
     version: str = ""
     memory_bytes: int = 0
+    arguments: dict[str, ArgumentValue] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     _tokenizer: CheckpointTokenizer | None = None
     _tasks: dict[str, Task] = field(default_factory=dict)
     _engine: OfflineEngine | None = None
@@ -62,6 +70,8 @@ class Subject:
         log = self._log / "engine.log"
         self._engine = OfflineEngine.start(engine_kwargs, environment, log)
         self.version = self.call(engine_version)
+        self.arguments = answer_arguments(engine_kwargs)
+        self.environment = answer_environment({**os.environ, **environment})
 
     def unload(self) -> None:
         """Stop the engine if it runs."""

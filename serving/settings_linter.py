@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 
+from serving.contracts.engine_arguments import refusal_reason
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.settings import (
     BUNDLED_MODEL,
@@ -130,12 +131,24 @@ def _scaling(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:
 
 
 def _engine(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:
-    for name in model.engine_args:
+    for name, value in model.engine_args.items():
         if name in _OWNED_ARGUMENTS:
             yield InvalidSettings(
                 f"engine argument {name!r} is not yours to set: {_OWNED_ARGUMENTS[name]}",
                 field=f"{where}.engine_args.{name}",
                 fix="remove it",
+            )
+        elif (reason := refusal_reason(name)) is not None:
+            yield InvalidSettings(
+                f"engine argument {name!r} is not allowed: {reason}",
+                field=f"{where}.engine_args.{name}",
+                fix="remove it; docs/settings.md lists the arguments that may be set",
+            )
+        elif not isinstance(value, str | int | float):
+            yield InvalidSettings(
+                f"engine argument {name!r} is {value!r}, which is not a text, number or boolean",
+                field=f"{where}.engine_args.{name}",
+                fix="give a single value",
             )
     if isinstance(model.accelerator, CpuAccelerator) and model.dtype == "float16":
         yield InvalidSettings(

@@ -12,11 +12,18 @@ from serving.artifacts.trust import (
     TrustPolicy,
     attestation_path,
     read_attestation,
+    refuse_other_arguments,
     refuse_other_engine,
     verify_files,
 )
 from serving.contracts.attestation import Verdict
-from serving.contracts.errors import AttestationRefused, InvalidKey, TaskNotAttested
+from serving.contracts.engine_arguments import ArgumentValue, refusal_reason, unlisted_arguments
+from serving.contracts.errors import (
+    AttestationRefused,
+    InvalidKey,
+    InvalidSettings,
+    TaskNotAttested,
+)
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 from serving.tasks.grant import Grant
@@ -25,6 +32,16 @@ logger = logging.getLogger(__name__)
 
 CONFIG_KEY = "narrowgate_load_check"
 """Where an engine replica finds its LoadCheck, in LLMConfig.experimental_configs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningEngine:
+    """The engine that is about to load a model. arguments: all of them; environment: all of it."""
+
+    name: str
+    version: str
+    arguments: Mapping[str, ArgumentValue]
+    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +85,21 @@ class LoadCheck:
             self._refused(error)
             return None
 
-    def verify(self, engine: str, version: str) -> str | None:
+    def verify(self, engine: RunningEngine) -> str | None:
         """Return the envelope's digest once every file, and the engine, are what was attested.
 
         Blocking: reads the files that are not known to be unchanged; for a hub id, fetches them.
-        None where development allows what is not so. Raises AttestationRefused, InvalidKey.
+        None where development allows a difference. Raises AttestationRefused, InvalidKey, and
+        InvalidSettings for an engine argument that is never allowed.
         """
+        refuse_unlisted_arguments(engine.arguments)
         found = self.attestation()
         if found is None:
             return None
         cache = DigestCache(self.cache) if self.cache is not None else None
         try:
-            refuse_other_engine(found, engine, version)
+            refuse_other_engine(found, engine.name, engine.version)
+            refuse_other_arguments(found, engine.arguments, engine.environment)
             verify_files(self.checkpoint.folder(), found, cache)
         except AttestationRefused as error:
             self._refused(error)
@@ -126,6 +146,16 @@ def granted_by_model(
         model.id: Granted.of(LoadCheck.of(settings, model, checkpoints[model.id]), specs)
         for model in settings.models
     }
+
+
+def refuse_unlisted_arguments(arguments: Mapping[str, object]) -> None:
+    """Raise InvalidSettings for an engine argument that is not on the list of allowed ones."""
+    for name in unlisted_arguments(arguments):
+        raise InvalidSettings(
+            f"engine argument {name!r} is not allowed: {refusal_reason(name)}",
+            field=f"models.engine_args.{name}",
+            fix="remove it",
+        )
 
 
 def _grant(check: LoadCheck, found: Attestation | None, spec: TaskSpec) -> Grant:

@@ -5,7 +5,7 @@ Everything here fails closed: what cannot be read, is unknown or does not match 
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ from serving.contracts.attestation import (
     Statement,
     canonical_envelope,
     envelope_digest,
+)
+from serving.contracts.engine_arguments import (
+    ArgumentValue,
+    answer_arguments,
+    answer_environment,
 )
 from serving.contracts.errors import AttestationRefused, InvalidKey
 
@@ -132,6 +137,36 @@ def refuse_other_engine(attestation: Attestation, name: str, version: str) -> No
             f"the gate ran on {_named(tested)}, and this engine is {_named(running)}",
             fix="run the gate on this engine",
         )
+
+
+def refuse_other_arguments(
+    attestation: Attestation,
+    arguments: Mapping[str, ArgumentValue],
+    environment: Mapping[str, str],
+) -> None:
+    """Raise AttestationRefused when the gate ran with other arguments that may change an answer.
+
+    arguments: the complete engine arguments. environment: of the engine's process.
+    """
+    tested = attestation.predicate.engine
+    for what, expected, found in (
+        ("engine argument", tested.arguments, answer_arguments(arguments)),
+        ("environment variable", tested.environment, answer_environment(environment)),
+    ):
+        for name in sorted(expected.keys() | found.keys()):
+            here, there = _value(found, name), _value(expected, name)
+            if here != there:
+                raise AttestationRefused(
+                    f"{what} {name!r} is {here} here, and was {there} when the gate ran; it may "
+                    "change answers",
+                    field=f"models.engine_args.{name}" if what == "engine argument" else name,
+                    fix=f"set it to what the gate used ({there}), or run the gate with {here}",
+                )
+
+
+def _value(values: Mapping[str, ArgumentValue], name: str) -> str:
+    # repr: 1, True and "1" are equal to Python or to people, and not to the engine.
+    return repr(values[name]) if name in values else "not set"
 
 
 def trusted_keys(files: Sequence[Path]) -> list[Any]:

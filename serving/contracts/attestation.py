@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from serving.contracts.engine_arguments import ArgumentValue
+
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:narrowgate:gate:v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -192,12 +194,18 @@ class Artifact(_Frozen):
 
 
 class Engine(_Frozen):
-    """What ran the models."""
+    """The engine that ran the models, and everything about it that may change an answer."""
 
     name: str
     version: str
     max_model_len: int
     hardware: str
+    arguments: dict[str, ArgumentValue] = Field(
+        description="engine arguments that may change an answer"
+    )
+    environment: dict[str, str] = Field(
+        description="environment variables of the engine that may change an answer"
+    )
 
     @property
     def major(self) -> str:
@@ -212,7 +220,7 @@ class Engine(_Frozen):
 class GatePredicate(_Frozen):
     """Everything that a gate run found."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     narrowgate: str
     date: datetime
     artifact: Artifact

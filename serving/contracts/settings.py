@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -30,7 +30,6 @@ BUNDLED_MODEL = "bundled:smollm2-135m-instruct"
 """In 16 bits. With @RECIPE it is quantized, gated and signed at the first start."""
 
 ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
-EngineArg = str | int | float | bool
 
 
 class _Frozen(BaseModel):
@@ -110,8 +109,9 @@ class ModelSettings(_Frozen):
     concurrent_batches: int = Field(
         default=4, ge=1, le=64, description="scoring calls in flight, a gateway replica"
     )
-    engine_args: dict[str, EngineArg] = Field(
-        default_factory=dict, description="further vLLM engine arguments; linted"
+    engine_args: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="further vLLM engine arguments; only those that docs/settings.md lists",
     )
 
 

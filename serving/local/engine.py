@@ -5,6 +5,7 @@ Runs inside a replica. The gateway reaches it through serving.local.client.
 
 import asyncio
 import json
+import os
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -19,7 +20,7 @@ from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from serving.artifacts.load_check import CONFIG_KEY
+from serving.artifacts.load_check import CONFIG_KEY, RunningEngine
 from serving.contracts.engine import (
     EngineInfo,
     GenerateOutput,
@@ -46,8 +47,9 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
         self._kinds = ExclusiveKinds()
         config = args[0] if args else kwargs["llm_config"]
         check = config.experimental_configs[CONFIG_KEY]
+        running = RunningEngine("vllm", vllm.__version__, config.engine_kwargs, dict(os.environ))
         # Before the weights are loaded, in a thread: reading gigabytes must not hold the loop.
-        self._attestation = await asyncio.to_thread(check.verify, "vllm", vllm.__version__)
+        self._attestation = await asyncio.to_thread(check.verify, running)
         await super().__init__(*args, **kwargs)
         await self._warm_up()
 

@@ -28,6 +28,8 @@ FILES = {
     "tokenizer.json": b'{"version": "1.0"}',
     "chat_template.jinja": b"{{ messages }}",
 }
+# Engine arguments that the gate ran with.
+ARGUMENTS: dict[str, str | int | float | bool] = {"dtype": "auto", "enforce_eager": True, "seed": 0}
 KNOTS = CalibrationMap(knots=(0.2, 0.6), values=(0.3, 0.95))
 
 
@@ -80,7 +82,14 @@ def predicate(folder: Path, tasks: dict[str, TaskResult], **changes: Any) -> Gat
                 weight_bytes=Pair(baseline=512, candidate=256),
             ),
             "baseline": "0" * 64,
-            "engine": Engine(name="vllm", version="0.29.0", max_model_len=2048, hardware="a CPU"),
+            "engine": Engine(
+                name="vllm",
+                version="0.29.0",
+                max_model_len=2048,
+                hardware="a CPU",
+                arguments=ARGUMENTS,
+                environment={},
+            ),
             "tools": {"lm-eval": "0.4.13"},
             "seed": 0,
             "tasks": tasks,

@@ -1,16 +1,17 @@
 """What replicas and gateways make of an attestation: grants, refusals, the development flag."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from evals.signing import KeyPair
 from serving.artifacts.checkpoint import Checkpoint
-from serving.artifacts.load_check import Granted, LoadCheck
+from serving.artifacts.load_check import Granted, LoadCheck, RunningEngine
 from serving.contracts.answer import Prediction
 from serving.contracts.attestation import Verdict
-from serving.contracts.errors import AttestationRefused, InvalidKey
+from serving.contracts.errors import AttestationRefused, InvalidKey, InvalidSettings
 from serving.contracts.settings import (
     AttestationSettings,
     CpuAccelerator,
@@ -19,7 +20,9 @@ from serving.contracts.settings import (
 )
 from serving.contracts.task_spec import TaskSpec
 
-from .attested import attest, predicate, result, write_model
+from .attested import ARGUMENTS, attest, predicate, result, write_model
+
+RUNNING = RunningEngine("vllm", "0.29.0", {**ARGUMENTS, "max_num_seqs": 64}, {"HOME": "/root"})
 
 
 @pytest.fixture
@@ -72,25 +75,78 @@ def test_the_threshold_is_applied_to_the_calibrated_confidence(
 
 def test_a_replica_verifies_files_engine_and_signature(folder: Path, key: KeyPair) -> None:
     found = check(folder, key)
-    assert found.verify("vllm", "0.29.0") == found.verify("vllm", "0.29.1")
+    assert found.verify(RUNNING) == found.verify(replace(RUNNING, version="0.29.1"))
     assert found.cache is not None
     assert found.cache.is_file()
     assert check(folder, key, strict=True).cache is None
     with pytest.raises(AttestationRefused, match="the gate ran on"):
-        found.verify("vllm", "0.30.0")
+        found.verify(replace(RUNNING, version="0.30.0"))
     (folder / "model.safetensors").write_bytes(b"other")
     with pytest.raises(AttestationRefused, match="not the model that was attested"):
-        found.verify("vllm", "0.29.0")
+        found.verify(RUNNING)
     (folder / "attestation.json").unlink()
     with pytest.raises(AttestationRefused, match="there is no attestation"):
-        found.verify("vllm", "0.29.0")
+        found.verify(RUNNING)
     with pytest.raises(AttestationRefused):
         found.attestation()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kv_cache_dtype": "fp8"}, "'kv_cache_dtype' is 'fp8' here, and was not set"),
+        ({"enforce_eager": False}, "'enforce_eager' is False here, and was True"),
+        ({"enforce_eager": 1}, "'enforce_eager' is 1 here, and was True"),
+        ({"dtype": "float16"}, "'dtype' is 'float16' here, and was 'auto'"),
+    ],
+)
+def test_an_argument_that_may_change_an_answer_is_the_gates(
+    folder: Path, key: KeyPair, arguments: dict[str, str], message: str
+) -> None:
+    other = replace(RUNNING, arguments={**RUNNING.arguments, **arguments})
+    with pytest.raises(AttestationRefused, match=message) as caught:
+        check(folder, key).verify(other)
+    assert caught.value.fix
+    assert check(folder, key, development=True).verify(other) is None
+    missing = replace(RUNNING, arguments={"seed": 0, "dtype": "auto"})
+    with pytest.raises(AttestationRefused, match="'enforce_eager' is not set here, and was True"):
+        check(folder, key).verify(missing)
+
+
+def test_what_cannot_change_an_answer_is_free(folder: Path, key: KeyPair) -> None:
+    free = {"max_num_seqs": 7, "tensor_parallel_size": 4, "gpu_memory_utilization": 0.5}
+    logging_only = {"VLLM_LOGGING_LEVEL": "DEBUG", "VLLM_CPU_KVCACHE_SPACE": "4"}
+    running = replace(RUNNING, arguments={**RUNNING.arguments, **free}, environment=logging_only)
+    assert check(folder, key).verify(running)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "VLLM_TEST_FORCE_LOAD_FORMAT", "VLLM_MODEL_REDIRECT_PATH", "VLLM_MARLIN_INPUT_DTYPE",
+        "VLLM_PLUGINS", "VLLM_A_LATER_VERSIONS", "RAYLLM_VLLM_ENGINE_CLS",
+    ],
+)  # fmt: skip
+def test_a_variable_that_may_change_an_answer_is_the_gates(
+    folder: Path, key: KeyPair, name: str
+) -> None:
+    with pytest.raises(AttestationRefused, match=f"environment variable '{name}' is 'x' here"):
+        check(folder, key).verify(replace(RUNNING, environment={name: "x"}))
+
+
+@pytest.mark.parametrize("development", [False, True])
+def test_an_argument_that_is_not_listed_is_never_loaded(
+    folder: Path, key: KeyPair, *, development: bool
+) -> None:
+    dummy = replace(RUNNING, arguments={**RUNNING.arguments, "load_format": "dummy"})
+    with pytest.raises(InvalidSettings, match="random ones included") as caught:
+        check(folder, key, development=development).verify(dummy)
+    assert caught.value.field == "models.engine_args.load_format"
+
+
 def test_without_a_key_nothing_is_loaded(folder: Path) -> None:
     with pytest.raises(InvalidKey):
-        check(folder, None).verify("vllm", "0.29.0")
+        check(folder, None).verify(RUNNING)
 
 
 def test_development_serves_everything_and_says_so(
@@ -99,7 +155,7 @@ def test_development_serves_everything_and_says_so(
     (folder / "model.safetensors").write_bytes(b"other")
     found = check(folder, key, development=True)
     with caplog.at_level(logging.WARNING):
-        assert found.verify("vllm", "0.29.0") is None
+        assert found.verify(RUNNING) is None
     assert "DEVELOPMENT: attestation_not_enforced model=m" in caplog.text
     granted = Granted.of(found, specs)
     assert granted.enforced is None
@@ -110,5 +166,5 @@ def test_development_serves_everything_and_says_so(
     assert granted.tasks["sentiment"].calibrated(prediction) is None
     assert granted.tasks["sentiment"].below_threshold(prediction) is None
     nothing = check(folder, None, development=True)
-    assert nothing.verify("vllm", "0.29.0") is None
+    assert nothing.verify(RUNNING) is None
     assert all(g.refusal is None for g in Granted.of(nothing, specs).tasks.values())

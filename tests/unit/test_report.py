@@ -122,7 +122,10 @@ def findings() -> Findings:
         artifact=Artifact(files={}, precision="int4", recipe=SCRIPT,
                           weight_bytes=Pair(baseline=2e9, candidate=1e9)),
         baseline="b" * 64, tools={"lm-eval": "0.4.13"}, seed=7, general={"arc": check},
-        engine=Engine(name="vllm", version="0.29.0", max_model_len=2048, hardware=f"{SCRIPT} | x"),
+        engine=Engine(
+            name="vllm", version="0.29.0", max_model_len=2048, hardware=f"{SCRIPT} | x",
+            arguments={}, environment={},
+        ),
         tasks={name: found.result for name, found in tasks.items()},
     )  # fmt: skip
     return Findings(f"tiny {SCRIPT}", "a" * 64, predicate, tasks)
