@@ -39,13 +39,13 @@ lint: $(VENV)/.cpu-dev
 	$(VENV)/bin/zizmor --offline --no-progress --quiet .github
 
 unit: $(VENV)/.cpu-dev
-	$(VENV)/bin/pytest tests/unit -n 2
+	$(VENV)/bin/pytest tests/unit -m "not slow" -n 2
 
 integration: $(VENV)/.cpu-dev
 	$(VENV)/bin/pytest tests/integration -m "not slow" --durations=25
 
 test-slow: $(VENV)/.cpu-dev
-	$(VENV)/bin/pytest tests/integration -m slow --durations=25
+	$(VENV)/bin/pytest tests/unit tests/integration -m slow --durations=25
 
 bench: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks stack --port $(PORT) --state $(STATE) $(BENCH_ARGS)

@@ -125,9 +125,7 @@ def _calibrated(
                 p = min(max(probability, 1e-9), 1.0 - 1e-9)
                 odds.append(math.log(p / (1.0 - p)))
                 right.append(task == examples[n].task)
-    linear = _linear_models().LogisticRegression(
-        C=1.0,
-    )
+    linear = _linear_models().LogisticRegression(C=1.0)
     linear.fit(np.array(odds)[:, None], np.array(right))
     return float(linear.coef_[0, 0]), float(linear.intercept_[0])
 

@@ -1,6 +1,7 @@
 """Decisions of the shipped model, on the real encoder."""
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +21,13 @@ from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import ThreadedEmbedder, build_embedder
 from serving.routing.build import build_router
 from serving.routing.conversation import read
-from serving.routing.corpus import shipped_corpus
+from serving.routing.corpus import Corpus, shipped_corpus
 from serving.routing.evaluation.run import Subject
-from serving.routing.heads import MODEL_FILE, load_model, save_model
+from serving.routing.heads import MODEL_FILE, RouterModel, load_model, save_model
+from serving.routing.narrow import embedded_part, likeliest
 from serving.routing.router import LearnedRouter
 from serving.routing.tiers import tier_by_rule, tier_of_score
-from serving.routing.training import train
+from serving.routing.training import cues_of, instruction_examples, train, vocabulary_of
 
 
 class Counted:
@@ -258,17 +260,65 @@ async def test_a_trusted_score_decides_the_tier(
     assert (easy.tier, hard.tier) == ("economy", "frontier")
 
 
-def test_the_shipped_model_is_what_training_gives(
+def test_the_shipped_model_belongs_to_the_shipped_texts() -> None:
+    shipped, corpus = load_model(None), shipped_corpus()
+    examples = instruction_examples(corpus.part(held_out=False))
+    assert shipped.texts_digest == corpus.digest
+    assert set(shipped.task.classes) == {example.task for example in examples}
+    assert shipped.task.cues == cues_of(corpus)
+    assert shipped.vocabulary == vocabulary_of(examples, corpus)
+
+
+def _every_eighth(corpus: Corpus) -> Corpus:
+    """Return a fixed eighth of a corpus, prompts of one origin together."""
+    digests = (hashlib.sha256(row.origin.encode()).digest()[-1] for row in corpus.prompts)
+    kept = zip(corpus.prompts, digests, strict=True)
+    return replace(corpus, prompts=tuple(row for row, digest in kept if digest % 8 == 0))
+
+
+def _verdicts(
+    model: RouterModel, corpus: Corpus, embedder: ThreadedEmbedder
+) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the class of each training instruction and the certainty of its likeliest task."""
+    instructions = [e.instruction for e in instruction_examples(corpus.part(held_out=False))]
+    vectors = embedder.embed_all([embedded_part(text) for text in instructions])
+    found = [
+        model.task.probabilities(vector, text)
+        for vector, text in zip(vectors, instructions, strict=True)
+    ]
+    classes = [max(each, key=each.__getitem__) for each in found]
+    return classes, np.array([model.task.certainty(likeliest(each)[1]) for each in found])
+
+
+def test_training_on_a_sample_gives_the_decisions_of_the_shipped_model(
     embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]
 ) -> None:
-    shipped, corpus = load_model(None), shipped_corpus()
-    assert shipped.texts_digest == corpus.digest
-    again = train(corpus, embedder, specs)
+    shipped, sample = load_model(None), _every_eighth(shipped_corpus())
+    again = train(sample, embedder, specs)
+    expected, _ = _verdicts(shipped, sample, embedder)
+    found, _ = _verdicts(again, sample, embedder)
     assert again.task.classes == shipped.task.classes
-    assert again.vocabulary == shipped.vocabulary
-    # Vectors differ in the last bits from processor to processor.
-    assert np.abs(again.task.weights - shipped.task.weights).max() < 0.05
-    assert np.abs(again.complexity.weights - shipped.complexity.weights).max() < 0.01
+    assert len(found) > 90
+    assert found == expected
+
+
+@pytest.mark.slow
+def test_training_gives_the_decisions_of_the_shipped_model(
+    embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]
+) -> None:
+    # Vectors differ from processor to processor, and weights with them: by 0.13 between AVX2 and
+    # AVX-512. The decisions do not.
+    shipped, corpus = load_model(None), shipped_corpus()
+    again = train(corpus, embedder, specs)
+    expected, expected_certainties = _verdicts(shipped, corpus, embedder)
+    found, certainties = _verdicts(again, corpus, embedder)
+    assert np.mean(np.array(found) == np.array(expected)) >= 0.99
+    assert np.abs(certainties - expected_certainties).max() < 0.05
+    held_out = [Subject(model, specs, embedder, RoutingSettings()).evaluate(corpus, None).held_out
+                for model in (shipped, again)]  # fmt: skip
+    assert held_out[1].overall.recall.value == pytest.approx(
+        held_out[0].overall.recall.value, abs=0.01
+    )
 
 
 def test_precision_on_texts_that_were_not_trained_on(
