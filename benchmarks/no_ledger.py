@@ -1,5 +1,6 @@
 """A ledger that writes nothing, to measure beside one that does."""
 
+from datetime import datetime
 from decimal import Decimal
 
 from serving.contracts.deadline import Deadline
@@ -11,7 +12,13 @@ class NoLedger:
     """Writes nothing, at once."""
 
     def entry(
-        self, caller: Caller, request_id: str, endpoint: Endpoint, task: str | None, index: int
+        self,
+        caller: Caller,
+        request_id: str,
+        endpoint: Endpoint,
+        task: str | None,
+        index: int,
+        opened_at: datetime | None = None,
     ) -> "NoEntry":
         """Return a page that stays empty."""
         return NoEntry()

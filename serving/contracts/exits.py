@@ -19,7 +19,8 @@ class Exit:
     that way. model: who answered. usage: of the answer alone; attempts: what was tried besides and
     is paid for all the same. valid: the answer could be read in full. error: its code.
     replica_s: share of a local replica's time that the answer took, seconds; None where no local
-    model answered. service_tier: of the answer, as its provider names it.
+    model answered. service_tier: of the answer, as its provider names it. guaranteed: a local
+    answer lies within its attested error bound; None where no local model answered.
     """
 
     request_id: str
@@ -35,6 +36,7 @@ class Exit:
     error: str | None = None
     replica_s: float | None = None
     service_tier: str | None = None
+    guaranteed: bool | None = None
 
 
 class ExitObserver(Protocol):

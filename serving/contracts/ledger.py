@@ -9,6 +9,7 @@ from serving.contracts.deadline import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+    from datetime import datetime
 
     from serving.contracts.exits import Endpoint, Exit
 
@@ -143,9 +144,19 @@ class Ledger(Protocol):
     """Every cent, accounted for; serving.ledger implements it."""
 
     def entry(
-        self, caller: Caller, request_id: str, endpoint: "Endpoint", task: str | None, index: int
+        self,
+        caller: Caller,
+        request_id: str,
+        endpoint: "Endpoint",
+        task: str | None,
+        index: int,
+        opened_at: "datetime | None" = None,
     ) -> Entry:
-        """Begin an input's page. index: its place in the request."""
+        """Return the entry of an input.
+
+        index: position of the input in the request. opened_at: when the request arrived at the
+        gateway, with its time zone; now by default.
+        """
         ...
 
 

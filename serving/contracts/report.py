@@ -55,7 +55,8 @@ class Spend(_Frozen):
 class Part(Spend):
     """Inputs that have something in common, with all their calls.
 
-    reference_usd: what the answered ones would have cost at the reference model.
+    reference_usd: what the answered inputs would have cost at the reference model, without those
+    outside a guarantee.
     """
 
     exits: int
@@ -139,13 +140,18 @@ class Totals(_Frozen):
     local_usd: Dollars = Field(description="of cost_usd, local replicas' time")
     replica_us: int = Field(description="local replicas' time, microseconds")
     without_reference: int
+    unguaranteed: int = Field(
+        description="answered inputs whose local answer lies below its threshold or has no "
+        "attested error bound: they save nothing"
+    )
 
 
 class Savings(_Frozen):
-    """The answered inputs at the reference model, less everything paid; negative for a loss.
+    """Cost of the answered inputs at the reference model, less everything paid.
 
-    paid_usd: known costs and worst cases, of all inputs. share: of reference_usd; None where that
-    is 0. reference_models: those that rows were compared with.
+    saved_usd is negative for a loss. reference_usd: without answers outside a guarantee, which save
+    nothing. paid_usd: known costs and worst cases, of all inputs. share: of reference_usd; None
+    where that is 0. reference_models: the models that rows were compared with.
     """
 
     reference_models: tuple[str, ...]

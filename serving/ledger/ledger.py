@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from uuid import uuid4
@@ -80,9 +80,15 @@ class DatabaseLedger:
         await self._desk.writer.aclose()
 
     def entry(
-        self, caller: Caller, request_id: str, endpoint: Endpoint, task: str | None, index: int
+        self,
+        caller: Caller,
+        request_id: str,
+        endpoint: Endpoint,
+        task: str | None,
+        index: int,
+        opened_at: datetime | None = None,
     ) -> "DatabaseEntry":
-        """Begin an input's page. index: its place in the request."""
+        """Return the entry of an input; opened_at: when its request arrived, now by default."""
         desk = self._desk
         page = Page(
             id=uuid4().hex,
@@ -91,7 +97,7 @@ class DatabaseLedger:
             endpoint=endpoint,
             task=task,
             index=index,
-            opened_at=desk.clock(),
+            opened_at=opened_at or desk.clock(),
             instance=desk.instance,
         )
         return DatabaseEntry(desk, page)
@@ -164,6 +170,7 @@ class DatabaseEntry:
             sum((call.held_usd for call in self._calls), _ZERO),
             self._reference_usd(exit_),
         )
+        exit_ = replace(exit_, elapsed_s=max(exit_.elapsed_s, self._age_s()))
         self._write_ended()
         self._left = self._desk.writer.submit(self._leave(exit_, sums, priced))
         return sums.cost_usd if len(known) == len(costs) else None
@@ -172,6 +179,10 @@ class DatabaseEntry:
         """Return when the exit is on disk, or after commit_wait_s."""
         assert self._left is not None, "the input has not left"
         await asyncio.wait([self._left], timeout=self._desk.settings.commit_wait_s)
+
+    def _age_s(self) -> float:
+        """Return the seconds since the request arrived, the queue included."""
+        return (self._desk.clock() - self._page.opened_at).total_seconds()
 
     def _leave(
         self, exit_: Exit, sums: Sums, priced: list[tuple[LocalShare, Priced | None]]

@@ -103,6 +103,7 @@ def closed_exit(page: Page, exit_: Exit, sums: Sums, reference_model: str, *, pa
         "model": exit_.model,
         "outcome": exit_.error or "answered",
         "valid": exit_.valid,
+        "guaranteed": exit_.guaranteed,
         "escalated": is_escalated(exit_, paid=paid),
         "cached": exit_.route == "cache",
         **_tokens(exit_.usage),

@@ -101,6 +101,7 @@ exits = Table(
     Column("model", Text),
     Column("outcome", Text),
     Column("valid", Boolean),
+    Column("guaranteed", Boolean),
     Column("escalated", Boolean, nullable=False),
     Column("cached", Boolean, nullable=False),
     *_usage_columns(),

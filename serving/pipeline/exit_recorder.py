@@ -33,6 +33,7 @@ class Served:
     replica_s: float | None = None
     service_tier: str | None = None
     valid: bool = True
+    guaranteed: bool | None = None
 
 
 class ExitRecorder:
@@ -88,6 +89,7 @@ class ExitRecorder:
                 self._trip.request_id, self._endpoint, self._task, served.route, served.reason,
                 served.model, served.usage, self.elapsed_s, served.attempts, served.valid,
                 replica_s=served.replica_s, service_tier=served.service_tier,
+                guaranteed=served.guaranteed,
             ),
         )  # fmt: skip
 
@@ -117,6 +119,8 @@ class ExitRecorder:
         served = Served(
             result.route, outcome.reason or "narrow", result.model, result.usage,
             outcome.attempts, outcome.replica_s, outcome.service_tier, result.valid,
+            # Without an attested bound (None), nothing is guaranteed.
+            None if result.route == "frontier" else result.below_threshold is False,
         )  # fmt: skip
         return result.model_copy(update={"cost_usd": self.answered(index, served)})
 

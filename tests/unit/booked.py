@@ -1,6 +1,7 @@
 """A ledger in memory, which tells what was written and refuses what it is told to."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 
 from serving.contracts.deadline import Deadline
@@ -81,7 +82,13 @@ class MemoryLedger:
         self.refuse: list[NarrowgateError] = []
 
     def entry(
-        self, caller: Caller, request_id: str, endpoint: Endpoint, task: str | None, index: int
+        self,
+        caller: Caller,
+        request_id: str,
+        endpoint: Endpoint,
+        task: str | None,
+        index: int,
+        opened_at: datetime | None = None,
     ) -> Page:
         page = Page(caller, request_id, endpoint, task, index, self.refuse)
         self.pages.append(page)

@@ -1,4 +1,4 @@
-"""Exits as the ledger would have left them, of any shape: rows that agree with each other."""
+"""Generated ledger rows of any shape that agree with each other, as requests would leave them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,8 +52,8 @@ PRICE = {row["id"]: row for row in PRICES}
 
 
 @dataclass
-class ExitRecorder:
-    """Rows by table. Times are offsets from `start`."""
+class LedgerRows:
+    """Rows by table; times are offsets from `start`."""
 
     start: datetime = datetime(2026, 11, 1, tzinfo=UTC)
     zone: ZoneInfo = UTC_ZONE
@@ -69,7 +69,8 @@ class ExitRecorder:
             "id": f"exit-{number}", "request_id": f"request-{number // 2}", "input_index": 0,
             "tenant": "a", "key_id": None, "endpoint": "task", "task": "sentiment",
             "state": "closed", "route": "local", "reason": "narrow", "model": LOCAL,
-            "outcome": "answered", "valid": True, "escalated": False, "cached": False,
+            "outcome": "answered", "valid": True, "guaranteed": True,
+            "escalated": False, "cached": False,
             **dict.fromkeys(TOKENS), "service_tier": None, "reference_usd": Decimal("0.01"),
             "reference_model": SONNET, "opened_at": opened, "elapsed_us": 1000, "instance": "g",
             **fields,
@@ -189,6 +190,7 @@ _exits = st.one_of(
             "route": st.sampled_from(["local", "frontier"]),
             "reason": st.sampled_from(["narrow", "requested", "below_threshold"]),
             "escalated": st.booleans(),
+            "guaranteed": st.sampled_from([True, False, None]),
             "reference_usd": st.none() | _amounts,
         }
     ),
@@ -208,9 +210,9 @@ _exits = st.one_of(
 
 
 @st.composite
-def books(draw: st.DrawFn) -> ExitRecorder:
+def drawn_rows(draw: st.DrawFn) -> LedgerRows:
     """Draw three days of two tenants' inputs."""
-    found = ExitRecorder()
+    found = LedgerRows()
     for _ in range(draw(st.integers(0, 12))):
         fields = draw(_exits)
         of = draw(st.lists(_calls, max_size=3))

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from .ledger_kit import (
     COST,
     LOCAL,
     MODEL,
-    USAGE,
     WORST,
     FixedPrices,
     Noted,
@@ -290,12 +289,26 @@ def test_escalated_is_what_a_local_model_was_to_answer(
     assert is_escalated(exit_, paid=paid) is expected
 
 
-async def test_times_are_those_of_the_clock(
+async def test_an_exit_begins_when_its_request_arrived_and_includes_the_queue(
     reader: Reader, ledger_url: SecretStr | None, state: Path
 ) -> None:
-    before = datetime.now(UTC)
+    arrived = datetime.now(UTC) - timedelta(seconds=30)
     async with running(ledger_url, state) as ledger:
-        entry = entry_of(ledger)
-        entry.close(left_locally(usage=USAGE))
-    (page,) = reader.rows(exits)
-    assert before <= page["opened_at"] <= datetime.now(UTC)
+        entry = ledger.entry(CALLER, "r", "chat", None, 0, arrived)
+        entry.close(left_locally(elapsed_s=0.5))
+        direct = entry_of(ledger, request_id="direct")
+        direct.close(left_locally(elapsed_s=7.5))
+    rows = {row["request_id"]: row for row in reader.rows(exits)}
+    assert rows["r"]["opened_at"] == arrived
+    assert rows["r"]["elapsed_us"] >= 30_000_000
+    assert rows["direct"]["opened_at"] > arrived
+    assert rows["direct"]["elapsed_us"] == 7_500_000
+
+
+@pytest.mark.parametrize("guaranteed", [True, False, None])
+async def test_an_exit_tells_whether_its_answer_is_guaranteed(
+    reader: Reader, ledger_url: SecretStr | None, state: Path, *, guaranteed: bool | None
+) -> None:
+    async with running(ledger_url, state) as ledger:
+        entry_of(ledger).close(left_locally(guaranteed=guaranteed))
+    assert [row["guaranteed"] for row in reader.rows(exits)] == [guaranteed]

@@ -14,7 +14,7 @@ from serving.ledger.database import Database, database_url
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, exits, prices, spending
 
-from .ledger_rows import ExitRecorder, books, frontier, local, unpaid
+from .ledger_rows import LedgerRows, drawn_rows, frontier, local, unpaid
 
 CENT = Decimal("0.01")
 PICO = Decimal("1e-12")
@@ -29,7 +29,7 @@ def database(ledger_url: SecretStr | None, state: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def honest(database: Database) -> Database:
-    made = ExitRecorder()
+    made = LedgerRows()
     made.exit(0, [frontier(), local(1_234_567)])  # calls 0 and 1
     made.exit(1, [unpaid("unknown", CENT, "cancelled")], outcome="client_closed")
     made.exit(2, [unpaid("open", CENT)], state="open", outcome=None)
@@ -41,8 +41,8 @@ def honest(database: Database) -> Database:
 @settings(
     max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(drawn=books())
-def test_books_that_agree_have_no_discrepancies(database: Database, drawn: ExitRecorder) -> None:
+@given(drawn=drawn_rows())
+def test_rows_that_agree_have_no_discrepancies(database: Database, drawn: LedgerRows) -> None:
     drawn.write(database)
     assert reconcile(database) == []
     assert reconcile(database, "a") == []

@@ -23,16 +23,16 @@ from .ledger_rows import (
     MINI,
     SONNET,
     UTC_ZONE,
-    ExitRecorder,
+    LedgerRows,
     Row,
-    books,
+    drawn_rows,
     frontier,
     instance,
     local,
     unpaid,
 )
 
-START = ExitRecorder().start
+START = LedgerRows().start
 END = START + timedelta(days=3)
 
 shared_database = settings(
@@ -69,7 +69,7 @@ def by_key(rows: list[Row], key: Callable[[Row], str | None]) -> dict[str | None
 
 
 def test_an_empty_ledger_has_a_report_of_nothing(database: Database) -> None:
-    ExitRecorder().write(database)
+    LedgerRows().write(database)
     found = report(database)
     assert found.totals.exits == found.totals.calls == 0
     assert found.savings.share is None
@@ -80,9 +80,9 @@ def test_an_empty_ledger_has_a_report_of_nothing(database: Database) -> None:
 
 
 @shared_database
-@given(drawn=books())
+@given(drawn=drawn_rows())
 def test_totals_equal_the_sum_of_rows_whichever_way_they_are_grouped(
-    database: Database, drawn: ExitRecorder
+    database: Database, drawn: LedgerRows
 ) -> None:
     drawn.write(database)
     found = report(database)
@@ -118,8 +118,8 @@ def test_totals_equal_the_sum_of_rows_whichever_way_they_are_grouped(
 
 
 @shared_database
-@given(drawn=books())
-def test_every_line_is_the_sum_of_its_rows(database: Database, drawn: ExitRecorder) -> None:
+@given(drawn=drawn_rows())
+def test_every_line_is_the_sum_of_its_rows(database: Database, drawn: LedgerRows) -> None:
     drawn.write(database)
     found = report(database)
     exit_of = {row["id"]: row for row in drawn.exits}
@@ -137,7 +137,11 @@ def test_every_line_is_the_sum_of_its_rows(database: Database, drawn: ExitRecord
         for line in lines:
             assert line.cost_usd == total(rows[line.name], "cost_usd")
             assert line.held_usd + line.open_usd == total(rows[line.name], "held_usd")
-    answered = [row for row in drawn.exits if row["outcome"] == "answered"]
+    answered = [
+        row
+        for row in drawn.exits
+        if row["outcome"] == "answered" and (row["route"] == "frontier" or row["guaranteed"])
+    ]
     assert found.savings.reference_usd == total(answered, "reference_usd")
     paid = total(drawn.calls, "cost_usd") + total(drawn.calls, "held_usd")
     assert found.savings.saved_usd == total(answered, "reference_usd") - paid
@@ -165,9 +169,9 @@ def _joined(first: Report, second: Report) -> dict[str, object]:
 
 
 @shared_database
-@given(drawn=books(), minutes=st.integers(0, 3 * 24 * 60))
+@given(drawn=drawn_rows(), minutes=st.integers(0, 3 * 24 * 60))
 def test_windows_and_tenants_split_a_report_without_rest(
-    database: Database, drawn: ExitRecorder, minutes: int
+    database: Database, drawn: LedgerRows, minutes: int
 ) -> None:
     drawn.write(database)
     whole = report(database)
@@ -201,7 +205,7 @@ def test_days_are_those_of_the_time_zone(
     database: Database, zone: str, moments: dict[str, int]
 ) -> None:
     times = [datetime.fromisoformat(moment).replace(tzinfo=UTC) for moment in moments]
-    made = ExitRecorder(times[0], ZoneInfo(zone))
+    made = LedgerRows(times[0], ZoneInfo(zone))
     for moment in times:
         made.exit((moment - times[0]) / timedelta(minutes=1), [frontier()])
     made.write(database)
@@ -218,7 +222,7 @@ def test_days_are_those_of_the_time_zone(
 
 
 def test_ten_years_of_days_are_one_query(database: Database) -> None:
-    made = ExitRecorder()
+    made = LedgerRows()
     made.exit(0, [frontier()])
     made.exit(3650 * 24 * 60, [local()])
     made.write(database)
@@ -228,7 +232,7 @@ def test_ten_years_of_days_are_one_query(database: Database) -> None:
 
 
 def test_what_brought_no_answer_is_told_apart(database: Database) -> None:
-    made = ExitRecorder()
+    made = LedgerRows()
     answer, failed, aside = (
         frontier(),
         frontier(outcome="frontier_timeout"),
@@ -260,8 +264,35 @@ def test_what_brought_no_answer_is_told_apart(database: Database) -> None:
     assert found.totals.without_reference == 1
 
 
+@pytest.mark.parametrize("guaranteed", [False, None])
+def test_an_answer_outside_its_guarantee_saves_nothing(
+    database: Database, *, guaranteed: bool | None
+) -> None:
+    made = LedgerRows()
+    made.exit(0, [local()], reference_usd=Decimal("0.01"))
+    outside = local()
+    made.exit(1, [outside], reference_usd=Decimal(5), guaranteed=guaranteed)
+    made.exit(2, [], reference_usd=Decimal(7), guaranteed=guaranteed, route="cache", cached=True)
+    made.write(database)
+    found = report(database)
+    assert found.savings.reference_usd == Decimal("0.01")
+    assert found.savings.saved_usd == Decimal("0.01") - 2 * outside["cost_usd"]
+    assert found.totals.unguaranteed == 2
+    assert found.totals.without_reference == 0
+    assert sum(part.reference_usd for part in found.days) == Decimal("0.01")
+
+
+def test_a_frontier_answer_counts_in_full_without_a_guarantee(database: Database) -> None:
+    made = LedgerRows()
+    made.exit(0, [frontier()], route="frontier", guaranteed=None, reference_usd=Decimal(5))
+    made.write(database)
+    found = report(database)
+    assert found.savings.reference_usd == 5
+    assert found.totals.unguaranteed == 0
+
+
 def test_one_name_of_a_request_in_two_tenants_is_two_requests(database: Database) -> None:
-    made = ExitRecorder()
+    made = LedgerRows()
     for tenant in ("a", "a", "b"):
         made.exit(tenant=tenant, request_id="same")
     made.write(database)
@@ -269,7 +300,7 @@ def test_one_name_of_a_request_in_two_tenants_is_two_requests(database: Database
 
 
 def test_idle_replicas_are_paid_for_once_whoever_watches_them(database: Database) -> None:
-    made = ExitRecorder()
+    made = LedgerRows()
     made.exit(0, [local()])
     hour = timedelta(hours=1)
     made.instances = [
@@ -289,7 +320,7 @@ def test_idle_replicas_are_paid_for_once_whoever_watches_them(database: Database
 
 
 def test_more_time_than_was_provisioned_is_shown_and_not_hidden(database: Database) -> None:
-    made = ExitRecorder()
+    made = LedgerRows()
     made.exit(0, [local(10**8)])
     made.write(database)
     found = report(database).idle
@@ -337,7 +368,7 @@ def test_a_tie_goes_to_the_even_picodollar() -> None:
 
 
 def test_lists_begin_with_what_cost_most(database: Database) -> None:
-    made = ExitRecorder()
+    made = LedgerRows()
     made.exit(
         0, [frontier(f"price-{MINI}-standard"), frontier(f"price-{SONNET}-priority"), local()]
     )

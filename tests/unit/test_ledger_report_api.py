@@ -35,7 +35,7 @@ from .ledger_kit import (
     running,
     set_aside,
 )
-from .ledger_rows import ExitRecorder, frontier
+from .ledger_rows import LedgerRows, frontier
 
 AUCKLAND = ZoneInfo("Pacific/Auckland")
 NOW = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
@@ -44,7 +44,7 @@ NOW = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
 @pytest.fixture
 async def client(ledger_url: SecretStr | None, state: Path) -> AsyncIterator[httpx.AsyncClient]:
     database = Database(database_url(ledger_url, state))
-    made = ExitRecorder()
+    made = LedgerRows()
     made.exit(0, [frontier()], tenant="a", task="secret-of-a")
     made.exit(1, [frontier()], tenant="b", task="secret-of-b")
     made.write(database)
@@ -146,7 +146,7 @@ def test_windows_that_are_none_are_refused(since: str | None, until: str | None)
 
 async def test_whoever_waits_too_long_for_its_turn_is_told_to_come_back(state: Path) -> None:
     database = Database(database_url(None, state))
-    ExitRecorder().write(database)
+    LedgerRows().write(database)
     reports = LedgerReports(database, AUCKLAND, timeout_s=0.2)
     busy = threading.Event()
     reports._turns.submit(busy.wait, 30)

@@ -28,7 +28,7 @@ from serving.ledger.reports.words import by_period, dollars, usd, visible
 from serving.ledger.reports.written import written_ledger
 from serving.ledger.schema import exits
 
-from .ledger_rows import UTC_ZONE, ExitRecorder, frontier, instance, local, unpaid
+from .ledger_rows import UTC_ZONE, LedgerRows, frontier, instance, local, unpaid
 
 HOSTILE = '<script>alert("$x$")</script> [red]&\x1b[31m\u202e_'
 ESCAPED = "&lt;script&gt;"
@@ -48,8 +48,8 @@ def database(ledger_url: SecretStr | None, state: Path) -> Iterator[Database]:
     found.close()
 
 
-def hostile_books() -> ExitRecorder:
-    made = ExitRecorder(start=LAST)
+def hostile_rows() -> LedgerRows:
+    made = LedgerRows(start=LAST)
     model = frontier() | {"model": "_" + HOSTILE, "service_tier": HOSTILE}
     made.exit(0, [model, local()], tenant=HOSTILE, task=HOSTILE, reason=HOSTILE, endpoint=HOSTILE)
     made.exit(1, [unpaid("unknown", Decimal(1), HOSTILE)], route="none", outcome=HOSTILE)
@@ -75,7 +75,7 @@ class Tags(HTMLParser):
 
 
 def test_a_page_holds_no_markup_but_its_own(database: Database) -> None:
-    hostile_books().write(database)
+    hostile_rows().write(database)
     with database.begin() as connection:
         connection.execute(
             update(exits).where(exits.c.id == "exit-3").values(cost_usd=Decimal(5), id=HOSTILE)
@@ -98,7 +98,7 @@ def test_a_page_holds_no_markup_but_its_own(database: Database) -> None:
 
 
 def test_an_empty_report_has_a_page(database: Database) -> None:
-    ExitRecorder().write(database)
+    LedgerRows().write(database)
     page = render_page(report(database))
     assert "$0.0000 spent" in page
     assert "<svg" not in page
@@ -107,7 +107,7 @@ def test_an_empty_report_has_a_page(database: Database) -> None:
 
 def test_drawing_leaves_the_process_as_it_was(state: Path) -> None:
     database = Database(database_url(None, state))
-    hostile_books().write(database)
+    hostile_rows().write(database)
     before = dict(matplotlib.rcParams)
     page = render_page(report(database))
     assert page.count("<svg") == 4
@@ -116,7 +116,7 @@ def test_drawing_leaves_the_process_as_it_was(state: Path) -> None:
 
 
 def test_a_page_shows_more_models_than_it_has_colours(database: Database) -> None:
-    made = ExitRecorder(start=LAST)
+    made = LedgerRows(start=LAST)
     made.exit(0, [frontier() | {"model": f"provider/model-{n:02}"} for n in range(20)])
     made.write(database)
     page = render_page(report(database))
@@ -131,7 +131,7 @@ def ledger_command(state: Path, *arguments: str) -> int:
 @pytest.fixture
 def honest(state: Path) -> Path:
     database = Database(database_url(None, state))
-    hostile_books().write(database)
+    hostile_rows().write(database)
     database.close()
     return state
 
@@ -177,7 +177,7 @@ def test_books_that_do_not_agree_fail(honest: Path, capsys: pytest.CaptureFixtur
 def test_what_is_written_meanwhile_does_not_matter(honest: Path) -> None:
     writer = Database(database_url(None, honest))
     with writer.begin() as connection:
-        row = {**hostile_books().exits[0], "id": "late", "cost_usd": Decimal(0)}
+        row = {**hostile_rows().exits[0], "id": "late", "cost_usd": Decimal(0)}
         connection.execute(insert(exits), row)
         assert ledger_command(honest, "--since", "24h", "--json") == 0
     writer.close()
@@ -200,7 +200,7 @@ def test_a_database_without_the_tables_is_no_ledger(
         connection.execute(text("CREATE TABLE other (id INTEGER)"))
     with pytest.raises(LedgerUnusable, match="has no"), written_ledger(ledger_url, state):
         pass
-    hostile_books().write(database)
+    hostile_rows().write(database)
     with written_ledger(ledger_url, state) as found:
         assert build_report(found, Scope(LAST, LAST, None), ZoneInfo("UTC")).totals.exits == 0
     with database.begin() as connection:

@@ -126,6 +126,7 @@ def _totals(found: _Found) -> document.Totals:
         local_usd=_cost(call for call in found.calls if call.kind == "local"),
         replica_us=sum(call.replica_us for call in found.calls),
         without_reference=sum(group.unpriced for group in _answered(found.exits)),
+        unguaranteed=sum(group.unguaranteed for group in _answered(found.exits)),
     )
 
 

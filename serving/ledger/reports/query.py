@@ -51,7 +51,11 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class ExitGroup:
-    """Inputs that are alike. unpriced: those without a price at the reference model."""
+    """Inputs with equal keys.
+
+    reference_usd: of those whose answer counts as a saving. unpriced: those of them without a price
+    at the reference model. unguaranteed: the others, whose answer saves nothing.
+    """
 
     tenant: str
     endpoint: str
@@ -66,6 +70,7 @@ class ExitGroup:
     count: int
     reference_usd: Decimal
     unpriced: int
+    unguaranteed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +134,22 @@ _FATE = case(
 )
 
 
+# A local or cached answer outside an attested error bound is no substitute for the reference model.
+_SAVES = or_(exits.c.route == "frontier", exits.c.guaranteed.is_(True))
+_REFERENCE_USD = case((_SAVES, exits.c.reference_usd))
+
+
 def exit_groups(connection: Connection, scope: Scope) -> list[ExitGroup]:
     """Return the inputs, those alike together."""
     keys = [
         exits.c.tenant, exits.c.endpoint, exits.c.task, exits.c.route, exits.c.reason,
         exits.c.outcome, exits.c.reference_model, exits.c.escalated, exits.c.cached, _FATE,
     ]  # fmt: skip
-    unpriced = func.count() - func.count(exits.c.reference_usd)
-    query: Select[Any] = select(*keys, func.count(), _dollars(exits.c.reference_usd), unpriced)
+    saving = func.count(case((_SAVES, exits.c.id)))
+    unpriced = saving - func.count(_REFERENCE_USD)
+    query: Select[Any] = select(
+        *keys, func.count(), _dollars(_REFERENCE_USD), unpriced, func.count() - saving
+    )
     rows = connection.execute(query.where(scope.covers()).group_by(*keys))
     return [ExitGroup(*row) for row in rows]
 
@@ -193,7 +206,7 @@ def day_groups(
         return [], []
     on = and_(exits.c.opened_at >= days.c.start, exits.c.opened_at < days.c.end)
     of_exits: Select[Any] = select(
-        days.c.day, _FATE, func.count(), _dollars(exits.c.reference_usd)
+        days.c.day, _FATE, func.count(), _dollars(_REFERENCE_USD)
     ).join_from(days, exits, on)
     keys = [days.c.day, calls.c.model, calls.c.state]
     of_calls: Select[Any] = (

@@ -56,6 +56,8 @@ def _headline(report: Report) -> Iterator[str]:
     )
     if totals.without_reference:
         yield f"        {totals.without_reference:,} answered ones have no reference price"
+    if totals.unguaranteed:
+        yield f"        {totals.unguaranteed:,} answered outside a guarantee, which saves nothing"
 
 
 def _saved(found: Savings | Idle) -> str:
