@@ -18,11 +18,11 @@ GATE_ARGS ?=
 .PHONY: serve test test-slow unit integration lint gate bench bench-gate bench-gateway bench-ledger bench-cost lock clean
 .DEFAULT_GOAL := serve
 
-$(VENV)/.cpu: requirements/cpu.txt requirements/torch-cpu.txt requirements/install pyproject.toml
+$(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
 	requirements/install $(VENV) requirements/cpu.txt
 	@touch $@
 
-$(VENV)/.cpu-dev: requirements/cpu-dev.txt requirements/torch-cpu.txt requirements/install pyproject.toml
+$(VENV)/.cpu-dev: requirements/cpu-dev.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
 	requirements/install $(VENV) requirements/cpu-dev.txt
 	@touch $@ $(VENV)/.cpu
 
@@ -90,8 +90,8 @@ lock:
 	$(UV_COMPILE_CPU) --constraints requirements/cpu.txt --extra cpu --extra evals --extra dev \
 		-o requirements/cpu-dev.txt
 	$(UV_COMPILE_GPU) --extra gpu --extra evals -o requirements/gpu.txt
-	$(UV_COMPILE_CPU) --extra quantize -o requirements/quantize-cpu.txt
-	$(UV_COMPILE_GPU) --extra quantize -o requirements/quantize-gpu.txt
+	$(UV_COMPILE_CPU) --extra quantize -o quantize/requirements/cpu.txt
+	$(UV_COMPILE_GPU) --extra quantize -o quantize/requirements/gpu.txt
 
 clean:
-	rm -rf $(VENV) $(VENV)-quantize $(VENV)-quantize.lock $(STATE) build *.egg-info
+	rm -rf $(VENV) $(STATE) build *.egg-info

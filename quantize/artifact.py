@@ -27,23 +27,23 @@ class Workspace:
     """The unfinished artifact of one run."""
 
     def __init__(self, folder: Path, out: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._out = out
 
     @property
     def checkpoint(self) -> Path:
         """Return the folder that becomes the artifact."""
-        return self._folder / _CHECKPOINT
+        return self.folder / _CHECKPOINT
 
     @property
     def job(self) -> Path:
         """Return the file for the worker's job."""
-        return self._folder / "job.json"
+        return self.folder / "job.json"
 
     @property
     def log(self) -> Path:
         """Return the file for what the worker prints."""
-        return self._folder / "worker.log"
+        return self.folder / "worker.log"
 
     def copy_description(self, base: Path) -> None:
         """Copy tokenizer, chat template and licence, byte for byte.

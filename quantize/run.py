@@ -15,7 +15,7 @@ from quantize import calibration as calibration_data
 from quantize.artifact import Workspace, workspace
 from quantize.calibration import CalibrationSet, batches
 from quantize.checks import refuse_too_little_room, refuse_unservable
-from quantize.environment import quantize_python
+from quantize.environment import quantize_python, worker_environment
 from quantize.hardware import Machine, this_machine
 from quantize.job import REPORT, Done, Failed, Job, Outliers
 from quantize.layout import ModelLayout, read_layout
@@ -219,8 +219,9 @@ def _work(python: Path, space: Workspace, progress: Progress, *, gpu: bool) -> _
     if not gpu:
         # The libraries take a GPU wherever they see one.
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    failure = "it ended without a word"
+    failure = "it ended without a report"
     with (
+        worker_environment(space.folder) as code,
         space.log.open("wb") as log,
         subprocess.Popen(  # noqa: S603  # our own module
             [python, "-m", "quantize.worker", space.job],
@@ -228,7 +229,7 @@ def _work(python: Path, space: Workspace, progress: Progress, *, gpu: bool) -> _
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=environment,
+            env={**environment, **code},
         ) as worker,
     ):
         assert worker.stdout is not None

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from quantize.artifact import partial_folder
+from quantize.environment import environment_folder
 from quantize.layout import folder_tensors
 from serving.artifacts.manifest import file_manifest
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 BASELINE = ROOT / ".narrowgate" / "models" / "smollm2-135m-instruct"
-QUANTIZE_PYTHON = Path(sys.prefix).with_name(Path(sys.prefix).name + "-quantize") / "bin/python"
+QUANTIZE_PYTHON = environment_folder(gpu=False) / "bin" / "python"
 # The shipped recipes with less calibration: what is tested is the way, not the loss.
 INT4 = """
 name: int4-short

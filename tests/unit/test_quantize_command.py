@@ -1,15 +1,21 @@
 """The subcommand: plans, errors with their fix, the second environment, progress."""
 
+import hashlib
 import json
-import stat
+import os
+import re
+import subprocess
 import sys
+import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
-from quantize import environment
-from quantize.environment import quantize_python
+from quantize import job
+from quantize.environment import REQUIREMENTS, quantize_python, worker_environment
 from quantize.job import Layer, Outliers, Stage
 from quantize.progress import Bar, JsonLines
 from serving.cli import main
@@ -114,55 +120,112 @@ def test_progress_is_silent_in_a_pipe_and_json_on_request(
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Lay a source checkout whose install script makes an interpreter and counts its runs."""
-    root = tmp_path / "project"
-    (root / "requirements").mkdir(parents=True)
-    (root / "pyproject.toml").write_text("", encoding="utf-8")
-    (root / "requirements" / "quantize-cpu.txt").write_text("a==1", encoding="utf-8")
-    install = root / "requirements" / "install"
-    install.write_text(
-        '#!/bin/sh\nset -e\n[ ! -f fail ] || { echo "no index" >&2; exit 1; }\n'
-        'mkdir -p "$1/bin"\ntouch "$1/bin/python"\necho run >> runs\n',
+def requirements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Resolved requirements: a package that is installed here, and one from a folder of wheels."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    (tmp_path / "torch-cpu.txt").write_text(f"torch=={version('torch')}\n", encoding="utf-8")
+    write_requirements(tmp_path, "1.0")
+    return tmp_path
+
+
+def write_requirements(folder: Path, probe: str) -> None:
+    wheel = write_wheel(folder, probe)
+    (folder / "cpu.txt").write_text(
+        f"pydantic=={version('pydantic')} \\\n    --hash=sha256:{'0' * 64}\n"
+        f"probe=={probe} \\\n    --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n",
         encoding="utf-8",
     )
-    install.chmod(install.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(environment, "_ROOT", root)
-    monkeypatch.setattr(environment, "_INSTALL", install)
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
-    return root
 
 
-def python(said: list[str] | None = None, given: Path | None = None) -> Path:
-    return quantize_python(
-        gpu=False, given=given, announce=(said if said is not None else []).append
-    )
+def write_wheel(folder: Path, version: str) -> Path:
+    path = folder / f"probe-{version}-py3-none-any.whl"
+    facts = f"probe-{version}.dist-info"
+    files = {
+        "probe.py": f"VERSION = {version!r}\n",
+        f"{facts}/METADATA": f"Metadata-Version: 2.1\nName: probe\nVersion: {version}\n",
+        f"{facts}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{facts}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{facts}/RECORD"])
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+    return path
 
 
-def test_the_second_environment_is_made_once_and_again_when_it_changes(project: Path) -> None:
+def python(requirements: Path, said: list[str] | None = None, given: Path | None = None) -> Path:
+    announce = (said if said is not None else []).append
+    return quantize_python(gpu=False, given=given, announce=announce, requirements=requirements)
+
+
+def printed(interpreter: Path, code: str, **variables: str) -> str:
+    done = subprocess.run(
+        [interpreter, "-c", code], capture_output=True, text=True, check=True, cwd="/",
+        env={**os.environ, "PYTHONPATH": "", **variables},
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def test_the_second_environment_is_made_once_and_again_when_it_changes(requirements: Path) -> None:
     said: list[str] = []
-    assert python(said) == project.parent / "venv-quantize" / "bin" / "python"
+    made = python(requirements, said)
+    assert made.is_relative_to(requirements / "cache" / "narrowgate")
     assert len(said) == 1
-    python(said)
-    assert (project / "runs").read_text().split() == ["run"]
-    (project / "requirements" / "quantize-cpu.txt").write_text("a==2", encoding="utf-8")
-    python(said)
-    assert (project / "runs").read_text().split() == ["run", "run"]
+    assert printed(made, "import probe; print(probe.VERSION)") == "1.0"
+    assert python(requirements, said) == made
+    assert len(said) == 1
+    write_requirements(requirements, "2.0")
+    assert printed(python(requirements, said), "import probe; print(probe.VERSION)") == "2.0"
+    assert len(said) == 2
 
 
-def test_a_failed_installation_is_told_and_tried_again(project: Path) -> None:
-    (project / "fail").touch()
-    with pytest.raises(EnvironmentUnavailable, match="no index"):
-        python()
-    (project / "fail").unlink()
-    assert python().exists()
+def test_what_fits_is_shared_and_the_worker_imports_the_code_of_this_process(
+    requirements: Path, tmp_path: Path
+) -> None:
+    made = python(requirements)
+    with worker_environment(tmp_path) as variables:
+        code = "import pydantic, quantize.job as job; print(pydantic.__file__, job.__file__)"
+        shared, ours = map(Path, printed(made, code, **variables).split())
+        assert ours.resolve() == Path(job.__file__).resolve()
+    assert shared.parent == Path(pydantic.__file__).parent.resolve()
+    assert "pydantic" not in {path.name for path in made.parent.parent.glob("lib/*/*/*")}
+    assert not (tmp_path / "code").exists()
 
 
-def test_without_a_checkout_an_interpreter_must_be_named(project: Path) -> None:
-    (project / "requirements" / "quantize-cpu.txt").unlink()
-    with pytest.raises(EnvironmentUnavailable) as caught:
-        python()
+def test_a_failed_installation_is_told_and_tried_again(requirements: Path) -> None:
+    wheel = requirements / "probe-1.0-py3-none-any.whl"
+    whole = wheel.read_bytes()
+    with zipfile.ZipFile(wheel, "a") as altered:
+        altered.writestr("more.py", "")
+    with pytest.raises(EnvironmentUnavailable, match="Hash mismatch"):
+        python(requirements)
+    wheel.write_bytes(whole)
+    assert python(requirements).exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    requirements: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (requirements / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(requirements / "file"))
+    with pytest.raises(EnvironmentUnavailable, match="file") as caught:
+        python(requirements)
+    assert "XDG_CACHE_HOME" in (caught.value.fix or "")
     assert "--python" in (caught.value.fix or "")
-    assert python(given=Path(sys.executable)) == Path(sys.executable)
-    with pytest.raises(EnvironmentUnavailable, match="no interpreter"):
-        python(given=project / "none")
+
+
+def test_an_interpreter_that_is_named_is_used_as_it_is(requirements: Path) -> None:
+    assert python(requirements, given=Path(sys.executable)) == Path(sys.executable)
+    with pytest.raises(EnvironmentUnavailable, match="not an executable file"):
+        python(requirements, given=requirements / "none")
+
+
+@pytest.mark.parametrize("name", ["cpu.txt", "gpu.txt"])
+def test_the_shipped_requirements_have_versions_and_hashes(name: str) -> None:
+    text = (REQUIREMENTS / name).read_text(encoding="utf-8")
+    blocks = [block for block in re.split(r"\n(?=\S)", text.strip()) if block]
+    assert len(blocks) > 100
+    assert all(re.match(r"^[\w.-]+==\S+ \\\n +--hash=sha256:", block) for block in blocks)
+    assert {"llmcompressor", "gptqmodel"} <= {block.partition("==")[0] for block in blocks}
