@@ -16,6 +16,7 @@ from ray.serve.schema import LoggingConfig
 
 from serving.artifacts.checkpoint import Checkpoint
 from serving.artifacts.load_check import CONFIG_KEY, LoadCheck, granted_by_model
+from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import build_embedder
@@ -37,7 +38,6 @@ from serving.local.deployment import llm_config_arguments
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.stack import BoundTask, Policy, Stack
 from serving.routing.build import build_decision_log, build_router
-from serving.tasks.prompt import CheckpointTokenizer
 from serving.tasks.task import bind
 
 # Admission is the gateway's own and says why it refuses; Serve's must not step in before it.
@@ -127,8 +127,8 @@ def _build_context(
         for model_id, model in models.items()
     }
     tokenizers = {
-        model_id: CheckpointTokenizer.load(checkpoint.source, checkpoint.revision)
-        for model_id, checkpoint in checkpoints.items()
+        model_id: load_tokenizer(LoadCheck.of(settings, model, checkpoints[model_id]))
+        for model_id, model in models.items()
     }
     tasks = {}
     for name, spec in specs.items():

@@ -10,6 +10,11 @@ from typing import Any
 from serving.contracts.errors import InvalidSettings, MaterializationFailed, UnsuitableModel
 from serving.contracts.settings import BUNDLED_MODEL, ModelSettings, bundled_recipe
 
+WEIGHT_SUFFIXES = (
+    ".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".safetensors"
+)  # fmt: skip
+"""Names of weight files end so; every other file describes the model."""
+
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FOLDER = "smollm2-135m-instruct"
 _COMPLETE = "narrowgate.json"
@@ -35,8 +40,20 @@ class Checkpoint:
 
         return Path(snapshot_download(self.source, revision=self.revision))
 
-    def description(self, name: str) -> Path:
-        """Return the folder in which one file is, if the model has it; fetches that file alone.
+    def folder_without_weights(self) -> Path:
+        """Return a folder with every file except weights; fetches those of a hub revision.
+
+        Blocking.
+        """
+        if self.revision is None:
+            return Path(self.source)
+        from huggingface_hub import snapshot_download
+
+        ignored = [f"*{suffix}" for suffix in WEIGHT_SUFFIXES]
+        return Path(snapshot_download(self.source, revision=self.revision, ignore_patterns=ignored))
+
+    def folder_of(self, name: str) -> Path:
+        """Return the folder that holds one file, if the model has it; fetches that file alone.
 
         Blocking.
         """

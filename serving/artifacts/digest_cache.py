@@ -2,23 +2,26 @@
 
 A file counts as unchanged while device, inode, size, and the times of its last change of content
 and of metadata are the same. The last one (ctime) is set by the kernel: restoring a modification
-time does not hide a change. Whoever can write the cache can lie to it: it belongs in a folder that
-only the serving user writes, and strict settings go without it.
+time does not hide a change. A cache that another user can write is refused, and
+`attestation.strict` uses none.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from serving.artifacts.guarded_file import WritableByOthers, read_guarded
+from serving.contracts.errors import AttestationRefused
 from serving.host.safe_write import replace_file
 
 Identity = tuple[int, int, int, int, int]
 
 
 class DigestCache:
-    """A JSON file of digests. Damaged or missing, it is an empty one."""
+    """A JSON file of digests. A damaged or missing file counts as empty."""
 
     def __init__(self, file: Path) -> None:
+        """Read the file. Raises AttestationRefused where another user can write it."""
         self._file = file
         self._known = _read(file)
 
@@ -58,11 +61,20 @@ def _key(identity: Identity) -> str:
 
 def _read(file: Path) -> dict[str, tuple[Identity, str]]:
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        content = read_guarded(file, own=True)
+    except OSError:
+        return {}
+    except WritableByOthers as error:
+        raise AttestationRefused(
+            f"the digest cache cannot be trusted: {error}",
+            fix="delete it; it is written anew, for its owner alone",
+        ) from error
+    try:
+        stored = json.loads(content)
         known: dict[str, tuple[Identity, str]] = {}
         for key, (identity, digest) in stored.items():
             device, inode, size, modified, changed = map(int, identity)
             known[key] = ((device, inode, size, modified, changed), str(digest))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         return {}
     return known

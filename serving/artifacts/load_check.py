@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.artifacts.accepted import AcceptedAttestations
 from serving.artifacts.checkpoint import Checkpoint
 from serving.artifacts.digest_cache import DigestCache
 from serving.artifacts.trust import (
@@ -46,10 +47,11 @@ class RunningEngine:
 
 @dataclass(frozen=True, slots=True)
 class LoadCheck:
-    """How one model's attestation is checked. envelope: where it is, None for the model's folder.
+    """How one model's attestation is checked. envelope: its file, None for the model's folder.
 
-    cache: file of known digests; None reads every byte at every load. development: a refusal is
-    logged and the model is loaded all the same.
+    cache: file of known digests; None reads every byte at every load. accepted: the newest
+    attestation that was accepted. allow_older: accept an older one than that. development: a
+    refusal is logged and the model is loaded all the same.
     """
 
     model_id: str
@@ -57,6 +59,8 @@ class LoadCheck:
     envelope: Path | None
     policy: TrustPolicy
     cache: Path | None
+    accepted: AcceptedAttestations
+    allow_older: bool
     development: bool
 
     @classmethod
@@ -69,6 +73,8 @@ class LoadCheck:
             envelope=model.attestation,
             policy=TrustPolicy(rules.trusted_keys, rules.max_age_days),
             cache=None if rules.strict else (settings.state / "digests.json").resolve(),
+            accepted=AcceptedAttestations((settings.state / "attestations").resolve(), model.id),
+            allow_older=rules.allow_older,
             development=rules.development,
         )
 
@@ -79,11 +85,14 @@ class LoadCheck:
         hub id, fetches the envelope. Raises AttestationRefused, InvalidKey.
         """
         try:
-            path = attestation_path(self.checkpoint.description("attestation.json"), self.envelope)
-            return read_attestation(path, self.policy)
+            path = attestation_path(self.checkpoint.folder_of("attestation.json"), self.envelope)
+            found = read_attestation(path, self.policy)
+            if not self.allow_older:
+                self.accepted.refuse_older(found)
         except (AttestationRefused, InvalidKey) as error:
-            self._refused(error)
+            self.refused(error)
             return None
+        return found
 
     def verify(self, engine: RunningEngine) -> str | None:
         """Return the envelope's digest once every file, and the engine, are what was attested.
@@ -96,17 +105,19 @@ class LoadCheck:
         found = self.attestation()
         if found is None:
             return None
-        cache = DigestCache(self.cache) if self.cache is not None else None
         try:
+            cache = DigestCache(self.cache) if self.cache is not None else None
             refuse_other_engine(found, engine.name, engine.version)
             refuse_other_arguments(found, engine.arguments, engine.environment)
             verify_files(self.checkpoint.folder(), found, cache)
         except AttestationRefused as error:
-            self._refused(error)
+            self.refused(error)
             return None
+        self.accepted.remember(found)
         return found.digest
 
-    def _refused(self, error: AttestationRefused | InvalidKey) -> None:
+    def refused(self, error: AttestationRefused | InvalidKey) -> None:
+        """Raise the error, or log it where development allows the model all the same."""
         if not self.development:
             raise error
         logger.warning(

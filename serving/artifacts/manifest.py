@@ -6,14 +6,17 @@ chat template makes it another model.
 
 import hashlib
 import json
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from serving.artifacts.digest_cache import DigestCache
+from serving.contracts.errors import UnsuitableModel
 
 SIDECARS = ("manifest.json", "attestation.json", "report.html", "report.md")
-"""Files that lie in an artifact's folder and speak of it: no part of what is digested."""
-# What repositories and download tools add to a folder; no engine reads it.
+"""Files in an artifact's folder that describe it; they are not digested."""
+# Entries that repositories and download tools add to a folder; no engine reads them.
 _BOOKKEEPING = (".git", ".gitattributes", ".gitignore", ".github", ".cache")
 
 
@@ -36,10 +39,11 @@ class Manifest:
 def file_manifest(folder: Path, cache: DigestCache | None = None) -> Manifest:
     """Digest a folder, except its sidecars. Blocking; files are read in parallel.
 
-    Symbolic links are followed: the hub's cache is made of them. cache: digests of files that
-    have not changed since they were read; every byte is read without one. Raises OSError.
+    cache: digests of files that have not changed since they were read; every byte is read without
+    one. Raises OSError, and UnsuitableModel for an entry that is neither a plain file nor a real
+    folder.
     """
-    paths = {path.relative_to(folder).as_posix(): path for path in _served(folder)}
+    paths = {path.relative_to(folder).as_posix(): path for path in model_files(folder)}
     known: dict[str, str] = {}
     if cache is not None:
         found = {name: cache.find(path) for name, path in paths.items()}
@@ -54,20 +58,77 @@ def file_manifest(folder: Path, cache: DigestCache | None = None) -> Manifest:
     return Manifest(root.hexdigest(), files)
 
 
-def _served(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.relative_to(folder).parts[0] not in _BOOKKEEPING
-        and path.relative_to(folder).as_posix() not in SIDECARS
-    ]
+def model_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that are digested: all but sidecars and bookkeeping.
+
+    A symbolic link is accepted in one place: a file of a hub snapshot that points into the blob
+    folder of the same repository, where the hub's client keeps the content.
+    Raises OSError, and UnsuitableModel for any other link, a socket, a pipe or a device.
+    """
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        at_top = Path(parent) == folder
+        for name in [*folders, *names]:
+            path = Path(parent, name)
+            if not _is_folder(path) and not _is_plain_file(path, folder):
+                raise UnsuitableModel(
+                    f"{str(path)!r} is {_kind(path)}; a model's folder may hold only plain files "
+                    "and real folders",
+                    field="model",
+                    fix="copy what it stands for into its place, or remove it",
+                )
+        if at_top:
+            folders[:] = [name for name in folders if name not in _BOOKKEEPING]
+        found += [
+            Path(parent, name)
+            for name in names
+            if not (at_top and (name in _BOOKKEEPING or name in SIDECARS))
+        ]
+    return found
+
+
+def _raise(error: OSError) -> None:
+    # os.walk otherwise leaves out a folder that it cannot read.
+    raise error
+
+
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(path.lstat().st_mode)
+
+
+def _is_plain_file(path: Path, folder: Path) -> bool:
+    if not path.is_symlink():
+        return stat.S_ISREG(path.lstat().st_mode)
+    content = path.resolve()
+    return content.parent == _blob_folder(folder) and stat.S_ISREG(content.lstat().st_mode)
+
+
+def _blob_folder(folder: Path) -> Path | None:
+    """Return where the hub's client keeps the content of a snapshot's files."""
+    resolved = folder.resolve()
+    return resolved.parents[1] / "blobs" if resolved.parent.name == "snapshots" else None
+
+
+def _kind(path: Path) -> str:
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return f"a symbolic link to {str(path.readlink())!r}"
+    for is_kind, name in (
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a character device"),
+        (stat.S_ISBLK, "a block device"),
+    ):
+        if is_kind(mode):
+            return name
+    return "not a plain file"
 
 
 def _digests(folder: Path, paths: list[Path]) -> dict[str, str]:
     # Here and not above: it brings in the libraries of every way to sign.
     from model_signing import hashing
 
+    # `model_files` has refused every link that does not point into the hub's own blobs.
     config = hashing.Config().set_allow_symlinks(True)
     descriptors = config.hash(folder, files_to_hash=paths).resource_descriptors()
     return {descriptor.identifier: descriptor.digest.digest_hex for descriptor in descriptors}

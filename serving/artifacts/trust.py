@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from serving.artifacts.digest_cache import DigestCache
+from serving.artifacts.guarded_file import WritableByOthers, read_guarded
 from serving.artifacts.manifest import Manifest, file_manifest
 from serving.contracts.attestation import (
     FILE,
@@ -28,7 +29,7 @@ from serving.contracts.engine_arguments import (
     answer_arguments,
     answer_environment,
 )
-from serving.contracts.errors import AttestationRefused, InvalidKey
+from serving.contracts.errors import AttestationRefused, InvalidKey, UnsuitableModel
 
 _MAX_ENVELOPE_BYTES = 64 * 2**20
 _NAMED_FILES = 5
@@ -110,8 +111,12 @@ def verify_files(
     """
     try:
         manifest = file_manifest(folder, cache)
+    except UnsuitableModel as error:
+        raise AttestationRefused(error.message, fix=error.fix) from error
     except (OSError, ValueError) as error:
-        raise AttestationRefused(f"{str(folder)!r} cannot be read: {error}") from error
+        raise AttestationRefused(
+            f"{str(folder)!r} cannot be read: {error}", fix="restore the model's files"
+        ) from error
     expected = attestation.predicate.artifact.files
     if manifest.files != expected:
         raise AttestationRefused(
@@ -187,7 +192,13 @@ def trusted_keys(files: Sequence[Path]) -> list[Any]:
     keys = []
     for file in files:
         try:
-            key = load_pem_public_key(file.read_bytes())
+            key = load_pem_public_key(read_guarded(file, own=False))
+        except WritableByOthers as error:
+            raise InvalidKey(
+                f"the trusted key cannot be trusted: {error}",
+                field="attestation.trusted_keys",
+                fix="check that it is the right key, then run chmod go-w on it",
+            ) from error
         except (OSError, ValueError) as error:
             raise InvalidKey(
                 f"{str(file)!r} cannot be read as a public key: {type(error).__name__}",

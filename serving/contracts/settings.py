@@ -143,6 +143,10 @@ class AttestationSettings(_Frozen):
     max_age_days: float | None = Field(
         default=None, gt=0.0, description="refuse older attestations at load; none: any age"
     )
+    allow_older: bool = Field(
+        default=False,
+        description="accept an attestation that is older than the newest one accepted before",
+    )
     strict: bool = Field(
         default=False, description="read every byte at every load, trusting no cached digest"
     )

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,37 @@ def test_an_argument_that_is_not_listed_is_never_loaded(
     with pytest.raises(InvalidSettings, match="random ones included") as caught:
         check(folder, key, development=development).verify(dummy)
     assert caught.value.field == "models.engine_args.load_format"
+
+
+def test_an_older_attestation_does_not_replace_a_newer_one(
+    folder: Path, key: KeyPair, specs: dict[str, TaskSpec]
+) -> None:
+    newer = (folder / "attestation.json").read_bytes()
+    assert check(folder, key).verify(RUNNING)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    attest(folder, key, predicate(folder, {}, date=yesterday))
+    with pytest.raises(AttestationRefused, match="was accepted before") as caught:
+        check(folder, key).verify(RUNNING)
+    assert caught.value.field == "attestation.allow_older"
+    with pytest.raises(AttestationRefused, match="was accepted before"):
+        Granted.of(check(folder, key), specs)
+    assert check(folder, key, allow_older=True).verify(RUNNING)
+    # The return is remembered; the newer one is accepted as well.
+    assert check(folder, key).verify(RUNNING)
+    (folder / "attestation.json").write_bytes(newer)
+    assert check(folder, key).verify(RUNNING)
+
+
+def test_a_memory_that_others_can_write_is_refused(folder: Path, key: KeyPair) -> None:
+    assert check(folder, key).verify(RUNNING)
+    file = check(folder, key).accepted.file
+    file.chmod(0o666)
+    with pytest.raises(AttestationRefused, match="has mode 0666"):
+        check(folder, key).verify(RUNNING)
+    file.chmod(0o600)
+    file.write_text("{", encoding="utf-8")
+    with pytest.raises(AttestationRefused, match="cannot be read"):
+        check(folder, key).verify(RUNNING)
 
 
 def test_without_a_key_nothing_is_loaded(folder: Path) -> None:

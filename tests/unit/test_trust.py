@@ -1,11 +1,14 @@
 """Attestations: what is accepted, and that nothing else is."""
 
 import base64
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +25,7 @@ from serving.artifacts.trust import (
 )
 from serving.cli import main
 from serving.contracts.attestation import canonical_envelope
-from serving.contracts.errors import AttestationRefused, InvalidKey, OutputInUse
+from serving.contracts.errors import AttestationRefused, InvalidKey, OutputInUse, UnsuitableModel
 from serving.contracts.task_spec import TaskSpec
 
 from .attested import FILES, attest, make_key, predicate, result, write_model
@@ -111,6 +114,120 @@ def test_what_speaks_of_a_model_is_no_part_of_it(model: Path, key: KeyPair) -> N
     (model / ".cache" / "huggingface" / "x.metadata").touch()
     (model / ".gitattributes").touch()
     assert verify(model, key)
+
+
+def make_link(path: Path) -> None:
+    path.symlink_to(path.parent / "config.json")
+
+
+def make_folder_link(path: Path) -> None:
+    elsewhere = path.parents[1] / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "default.jinja").write_text("{{ 'gone' }}", encoding="utf-8")
+    path.symlink_to(elsewhere, target_is_directory=True)
+
+
+def make_dangling_link(path: Path) -> None:
+    path.symlink_to("/nowhere")
+
+
+def make_socket(path: Path) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as endpoint:
+        endpoint.bind(os.path.relpath(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (make_link, "a symbolic link to"),
+        (make_folder_link, "a symbolic link to"),
+        (make_dangling_link, "a symbolic link to"),
+        (os.mkfifo, "a pipe"),
+        (make_socket, "a socket"),
+    ],
+)
+@pytest.mark.parametrize(
+    "place", ["additional_chat_templates", "sub/deep", "attestation.json", "report.html", ".cache"]
+)
+def test_only_plain_files_and_real_folders_make_a_model(
+    model: Path, key: KeyPair, place: str, make: Callable[[Path], None], kind: str
+) -> None:
+    found = read_attestation(model / "attestation.json", TrustPolicy((key.public,)))
+    path = model / place
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    make(path)
+    with pytest.raises(AttestationRefused, match=f"{path.name}' is {kind}"):
+        verify_files(model, found)
+    with pytest.raises(UnsuitableModel, match="only plain files and real folders"):
+        file_manifest(model)
+
+
+def hub_snapshot(model: Path, hub: Path) -> Path:
+    """Lay a model out as the hub's client does."""
+    blobs, snapshot = hub / "blobs", hub / "snapshots" / "c0ffee"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for name in [*FILES, "attestation.json"]:
+        digest = hashlib.sha256((model / name).read_bytes()).hexdigest()
+        shutil.copy(model / name, blobs / digest)
+        (snapshot / name).symlink_to(Path("..", "..", "blobs", digest))
+    return snapshot
+
+
+def test_a_hub_snapshot_may_link_to_its_own_blobs_only(
+    model: Path, key: KeyPair, tmp_path: Path
+) -> None:
+    snapshot = hub_snapshot(model, tmp_path / "models--a--b")
+    assert verify(snapshot, key)
+    link = snapshot / "config.json"
+    outside = tmp_path / "config.json"
+    shutil.copy(model / "config.json", outside)
+    for target in (outside, tmp_path / "models--a--b" / "refs"):
+        link.unlink()
+        link.symlink_to(target)
+        with pytest.raises(AttestationRefused, match="a symbolic link to"):
+            verify(snapshot, key)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(
+    model: Path, key: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model / "hidden").mkdir()
+    listing = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("hidden"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    # As root, every folder can be read.
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(AttestationRefused, match="Permission denied"):
+        verify(model, key)
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o602])
+def test_a_key_that_others_can_write_is_not_trusted(model: Path, key: KeyPair, mode: int) -> None:
+    before = key.public.stat().st_mode
+    key.public.chmod(mode)
+    try:
+        with pytest.raises(InvalidKey, match=f"has mode {mode:04o}: other users can write it"):
+            verify(model, key)
+    finally:
+        key.public.chmod(before)
+    assert verify(model, key)
+
+
+def test_a_digest_cache_that_others_can_write_is_refused(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "digests.json"
+    file_manifest(model, DigestCache(file))
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o666)
+    with pytest.raises(AttestationRefused, match="has mode 0666: other users can write it"):
+        DigestCache(file)
 
 
 def test_another_models_attestation_is_refused(
