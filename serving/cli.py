@@ -1,21 +1,34 @@
 """The narrowgate program: finds the subcommands that packages contribute and runs one."""
 
 import argparse
+import codecs
+import io
 import json
+import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Protocol
 
-from serving.contracts.errors import EngineFailure, NarrowgateError, QuantizationFailed
+from serving.contracts.errors import (
+    EngineFailure,
+    InvalidRequest,
+    NarrowgateError,
+    QuantizationFailed,
+)
 
 PROGRAM = "narrowgate"
 DESCRIPTION = "Serve narrow NLP tasks on local models, each behind its evaluation gate."
 GROUP = "narrowgate.commands"
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-# Of the errors, those that no other arguments would have avoided.
+# Errors that other arguments would not have avoided.
 _RAN_AND_FAILED = (EngineFailure, QuantizationFailed)
+
+_PLAIN = {"–": "-", "—": "-", "─": "-", "━": "-", "│": "|", "…": "...", "’": "'", "×": "x"}  # noqa: RUF001
+"""ASCII in place of the typographic characters that the program prints."""
 
 
 class Command(Protocol):
@@ -66,32 +79,102 @@ def main(argv: list[str] | None = None) -> int:
 def run_program(
     program: str, description: str, commands: Mapping[str, Command], argv: list[str] | None = None
 ) -> int:
-    """Parse the arguments, run one subcommand, report its error, return the exit status."""
-    args = build_parser(program, description, commands).parse_args(argv)
+    """Parse the arguments, run one subcommand, report its error, return the exit status.
+
+    An operating system error (a full disk, a missing folder) and text that is not UTF-8 end as one
+    sentence on stderr, or as a JSON document, and never as a traceback.
+    """
+    given = sys.argv[1:] if argv is None else argv
+    report = partial(_report, program, as_json="--json" in given)
+    _replace_unencodable_characters()
     try:
-        return commands[args.command].run(args)
+        try:
+            _refuse_undecodable(given)
+            args = build_parser(program, description, commands).parse_args(given)
+            return commands[args.command].run(args)
+        finally:
+            # The interpreter flushes at exit, too late for an error to be reported.
+            _flush_output()
     except NarrowgateError as error:
-        _report(error, program, as_json=args.json)
+        report(error.code, error.message, error.field, error.fix)
         return EXIT_FAILED if isinstance(error, _RAN_AND_FAILED) else EXIT_USAGE
     except BrokenPipeError:
-        # The reader has gone (`narrowgate tasks | head`): nothing to report, nobody to tell.
-        sys.stderr.close()
+        # The reader has closed the pipe (`narrowgate tasks | head`), which is no error of ours.
+        _discard_output()
         return EXIT_FAILED
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"{error.filename!r}: {reason}" if error.filename else f"a write failed: {reason}"
+        report("system_error", message, None, "check the path, its permissions and the free space")
+        return EXIT_FAILED
+    except UnicodeError as error:
+        report("not_utf8", f"a text is not UTF-8: {error}", None, "save the file as UTF-8")
+        return EXIT_USAGE
 
 
-def _report(error: NarrowgateError, program: str, *, as_json: bool) -> None:
+def _refuse_undecodable(arguments: list[str]) -> None:
+    """Refuse arguments that are not UTF-8. Raises InvalidRequest.
+
+    Python keeps such bytes as lone surrogates, which no database, file or terminal accepts.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"the argument {argument!r} is not UTF-8", fix="write the argument in UTF-8"
+            ) from error
+
+
+def _plain_character(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in text), error.end
+
+
+def _replace_unencodable_characters() -> None:
+    """Let a terminal that is not UTF-8 show plain characters for those that it cannot encode."""
+    codecs.register_error("narrowgate_plain", _plain_character)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="narrowgate_plain")
+
+
+def _flush_output() -> None:
+    # None where the caller closed the stream (`narrowgate config >&-`).
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _discard_output() -> None:
+    """Send what is still buffered to the null device, so that the exit's flush cannot fail."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report(
+    program: str, code: str, message: str, field: str | None, fix: str | None, *, as_json: bool
+) -> None:
     if as_json:
-        content = {
-            "code": error.code, "message": error.message, "field": error.field, "fix": error.fix,
-        }  # fmt: skip
-        print(json.dumps({"error": content}))  # noqa: T201  # the program's output
-        return
-    lines = [f"{program}: {error.message}"]
-    if error.field:
-        lines.append(f"  at:  {error.field}")
-    if error.fix:
-        lines.append(f"  fix: {error.fix}")
-    print("\n".join(lines), file=sys.stderr)  # noqa: T201  # the program's output
+        content = {"code": code, "message": message, "field": field, "fix": fix}
+        try:
+            print(json.dumps({"error": content}), flush=True)  # noqa: T201  # the program's output
+        except OSError:
+            _discard_output()
+        else:
+            return
+    lines = [f"{program}: {message}"]
+    if field:
+        lines.append(f"  at:  {field}")
+    if fix:
+        lines.append(f"  fix: {fix}")
+    with suppress(OSError):
+        print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201  # as above
+    try:
+        _flush_output()
+    except OSError:
+        _discard_output()
 
 
 if __name__ == "__main__":

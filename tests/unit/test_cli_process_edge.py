@@ -1,0 +1,120 @@
+"""Undecodable arguments, full disks and plain terminals end without a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.cli import run_program
+
+PROGRAM = [sys.executable, "-m", "serving.cli"]
+
+
+def program(
+    *arguments: str | bytes, stdout: int = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*PROGRAM, *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[bytes], status: int) -> str:
+    shown = done.stderr.decode()
+    assert "Traceback" not in shown
+    assert "Exception ignored" not in shown
+    assert shown.startswith("narrowgate: ")
+    assert done.returncode == status
+    return shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "--tenant", b"\xff"],
+        ["key", "revoke", b"\xff"],
+        ["key", "create", "--tenant", b"\xff"],
+        ["tenant", "list", "--state", b"/tmp/\xff"],
+    ],
+    ids=["report", "revoke", "create", "state"],
+)
+def test_an_argument_that_is_not_utf8_is_a_usage_error(arguments: list[str | bytes]) -> None:
+    assert "is not UTF-8" in assert_one_sentence(program(*arguments), 2)
+
+
+def test_an_argument_that_is_not_utf8_is_a_json_document_on_request() -> None:
+    done = program("report", "--json", "--tenant", b"\xff")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["field"] is None
+
+
+@pytest.mark.parametrize("arguments", [["config"], ["tasks", "--json"]])
+def test_a_full_disk_is_one_sentence(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = program(*arguments, stdout=full.fileno())
+    assert "No space left" in assert_one_sentence(done, 1)
+
+
+def test_a_closed_output_is_no_traceback() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m serving.cli tasks >&-"], capture_output=True, check=False
+    )
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_terminal_that_is_not_utf8_gets_plain_characters(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    assert program("tenant", "list", "--state", state).returncode == 0
+    done = program("report", "--state", state, PYTHONIOENCODING="ascii")
+    assert done.stderr == b""
+    assert done.returncode == 0
+    assert b"all tenants" in done.stdout
+    assert done.stdout.isascii()
+
+
+def test_a_state_that_is_a_file_names_the_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from serving.cli import main
+
+    file = tmp_path / "state"
+    file.write_text("a file", encoding="utf-8")
+    assert main(["tenant", "list", "--state", str(file)]) == 2
+    shown = capsys.readouterr().err
+    assert "at:  state" in shown
+    assert str(file) in shown
+
+
+class Failing:
+    HELP = "fails"
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def configure(self, parser: object) -> None:
+        """Take no arguments."""
+
+    def run(self, args: object) -> int:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "shown"),
+    [
+        (NotADirectoryError(20, "Not a directory", "/a/b"), 1, "'/a/b': Not a directory"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), 2, "not UTF-8"),
+    ],
+)
+def test_any_command_reports_errors_of_the_system_in_a_sentence(
+    error: Exception, status: int, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_program("narrowgate", "", {"fail": Failing(error)}, ["fail"]) == status
+    assert shown in capsys.readouterr().err
+    assert run_program("narrowgate", "", {"fail": Failing(error)}, ["fail", "--json"]) == status
+    assert shown in json.loads(capsys.readouterr().out)["error"]["message"]
