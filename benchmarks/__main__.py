@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME`: runs one benchmark; the Makefile has a target for each."""
+"""`python -m benchmarks NAME`: run one benchmark; the Makefile has a target for each."""
 
 import sys
 
@@ -14,5 +14,13 @@ _BENCHMARKS = {
     "stack": stack,
 }
 
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one benchmark and return its exit status."""
+    return run_program(
+        "python -m benchmarks", "Measure the stack beside its parts.", _BENCHMARKS, argv
+    )
+
+
 if __name__ == "__main__":
-    sys.exit(run_program("benchmarks", "Measure the stack beside its parts.", _BENCHMARKS))
+    sys.exit(main())

@@ -1,7 +1,8 @@
-"""Shared pieces of the unit tests: a tokenizer whose ids can be read, specs, a signing key."""
+"""Fixtures of the unit tests: specs, a signing key, databases, the gateway, a provider server."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
@@ -10,26 +11,15 @@ from pydantic import SecretStr
 from evals.signing import KeyPair
 from serving.contracts.task_spec import ClassificationSpec, TaskSpec
 from serving.tasks.catalog import load_specs
-from serving.tasks.prompt import Turn
 
 from .attested import make_key
-from .database import fresh_postgres, postgres_server
+from .character_tokenizer import CharacterTokenizer
 
+if TYPE_CHECKING:
+    from ..provider.server import ProviderServer
+    from .scripted import Server
 
-class CharacterTokenizer:
-    """One token a character; the template marks turns with characters that texts do not hold."""
-
-    end_of_turn_id = ord("\x03")
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(character) for character in text]
-
-    def encode_rendered(self, text: str) -> list[int]:
-        return [ord(character) for character in text]
-
-    def render(self, turns: Sequence[Turn]) -> str:
-        body = "".join(f"\x02{turn.role}\n{turn.content}\x03" for turn in turns)
-        return body + "\x02assistant\n"
+# A fixture imports what it needs: the gateway takes seconds to import, and most tests do without.
 
 
 @pytest.fixture
@@ -57,6 +47,8 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """URL of a real PostgreSQL server, started at its first use."""
+    from .database import postgres_server
+
     with postgres_server() as url:
         yield url
 
@@ -66,6 +58,8 @@ def ledger_url(request: pytest.FixtureRequest) -> SecretStr | None:
     """An empty database: None for SQLite, which goes to the state folder."""
     if request.param == "sqlite":
         return None
+    from .database import fresh_postgres
+
     return fresh_postgres(request.getfixturevalue("postgres"), f"t{uuid4().hex}")
 
 
@@ -73,3 +67,51 @@ def ledger_url(request: pytest.FixtureRequest) -> SecretStr | None:
 def state(tmp_path: Path) -> Path:
     """A state folder of the test's own."""
     return tmp_path / "state"
+
+
+@pytest.fixture
+async def server(specs: dict[str, TaskSpec]) -> "Server":
+    """The gateway: topic passes its gate, sentiment is below its threshold, ner fails."""
+    from serving.contracts.attestation import Verdict
+    from serving.contracts.errors import TaskNotAttested
+    from serving.tasks.grant import Grant
+
+    from .attested import result
+    from .scripted import Server
+
+    doubtful = result(specs["sentiment"])
+    assert doubtful.certificate is not None
+    certificate = doubtful.certificate.model_copy(update={"threshold": 0.99})
+    refusal = TaskNotAttested("model 'tiny' does not serve task 'ner': a reason", fix="gate it")
+    grants = {
+        "topic": Grant(result(specs["topic"]), "sha256:abc", None),
+        "sentiment": Grant(
+            doubtful.model_copy(update={"certificate": certificate}), "sha256:abc", None
+        ),
+        "ner": Grant(result(specs["ner"], Verdict.FAIL), "sha256:abc", refusal),
+    }
+    return await Server(specs, grants).ready()
+
+
+@pytest.fixture(scope="module")
+def provider_server() -> "Iterator[ProviderServer]":
+    """A provider's HTTP server, one for all tests of a module."""
+    import ssl
+
+    from httpx2._transports import default as transports
+
+    from ..provider.server import ProviderServer
+    from .frontier_kit import KEY
+
+    # Each client reads the certificates anew, 18 ms, and plain HTTP needs none of them.
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with pytest.MonkeyPatch.context() as patch, ProviderServer(keys=[KEY]) as running:
+        patch.setattr(transports, "create_ssl_context", lambda **_: bare)
+        yield running
+
+
+@pytest.fixture
+def provider(provider_server: "ProviderServer") -> "ProviderServer":
+    """The module's provider server, with nothing scripted and nothing seen."""
+    provider_server.reset()
+    return provider_server

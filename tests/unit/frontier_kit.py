@@ -1,13 +1,9 @@
 """Shared pieces of the frontier tests: the provider, settings for it, calls, a recorder."""
 
-import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
-
-import pytest
-from httpx2._transports import default as transports
 
 from serving.contracts.deadline import Deadline
 from serving.contracts.frontier import FrontierCall, OutputBounds
@@ -145,18 +141,3 @@ def call(*targets: str, body: dict[str, Any] | None = None, **more: Any) -> Fron
         entry=entry,
         **more,
     )
-
-
-@pytest.fixture(name="server", scope="module")
-def server_fixture() -> Iterator[ProviderServer]:
-    # Each client reads the certificates anew, 18 ms, and plain HTTP needs none of them.
-    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    with pytest.MonkeyPatch.context() as patch, ProviderServer(keys=[KEY]) as server:
-        patch.setattr(transports, "create_ssl_context", lambda **_: bare)
-        yield server
-
-
-@pytest.fixture(name="provider")
-def provider_fixture(server: ProviderServer) -> ProviderServer:
-    server.reset()
-    return server

@@ -50,7 +50,7 @@ from serving.tasks.grant import Grant
 from serving.tasks.task import bind
 
 from .booked import MemoryLedger
-from .conftest import CharacterTokenizer
+from .character_tokenizer import CharacterTokenizer
 
 MODEL = "tiny"
 WINDOW = 4096

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.bounds import Pair, saving
-from serving.cli import main
 
 from ..provider.server import ProviderServer
 
@@ -31,7 +31,7 @@ def test_a_model_is_asked_twice_and_recorded(
     with ProviderServer() as provider:
         provider.script.answer = lambda seen: "word " * 1000
         status = main([
-            "bench-bounds", "--json", "--base-url", f"{provider.url}/v1", "--model", "m",
+            "bounds", "--json", "--base-url", f"{provider.url}/v1", "--model", "m",
             "--prompts", str(prompts), "--record", str(record), "--tier", "economy",
             "--concurrency", "1",
         ])  # fmt: skip

@@ -24,7 +24,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.tasks.fingerprint import text_digest
 from serving.tasks.task import bind
 
-from .conftest import CharacterTokenizer
+from .character_tokenizer import CharacterTokenizer
 
 Specs = dict[str, TaskSpec]
 NEED = CalibrationNeed(samples=40, max_tokens=4000)

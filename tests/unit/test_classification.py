@@ -12,7 +12,7 @@ from serving.contracts.task_spec import ClassificationSpec, parse_task_spec
 from serving.tasks.classification import ClassificationTask
 from serving.tasks.confidence import sequence_confidence
 
-from .conftest import CharacterTokenizer
+from .character_tokenizer import CharacterTokenizer
 
 
 def spec(labels: list[object]) -> ClassificationSpec:

@@ -8,25 +8,16 @@ from serving.contracts.errors import BudgetExceeded, FrontierUnavailable, Ledger
 from serving.contracts.ledger import DEFAULT_TENANT
 
 from .booked import COST, LOCAL_COST
+from .chat_kit import CHAT, SENTIMENT, asked, hang_up, labelled, said
 from .scripted import MODEL, Server, assert_error
-from .test_pipeline import (
-    SENTIMENT,
-    asked,
-    hang_up,
-    labelled,
-    said,
-    server,  # noqa: F401
-)
-
-CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(autouse=True)
-def _answers(server: Server) -> None:  # noqa: F811
+def _answers(server: Server) -> None:
     server.frontier.reply = labelled
 
 
-async def test_a_local_answer_costs_its_share_of_the_replica(server: Server) -> None:  # noqa: F811
+async def test_a_local_answer_costs_its_share_of_the_replica(server: Server) -> None:
     answer = (await server.post("/v1/tasks/topic", json={"input": "A text."})).json()
     assert answer["cost_usd"] == str(LOCAL_COST)
     (page,) = server.ledger.pages
@@ -36,7 +27,7 @@ async def test_a_local_answer_costs_its_share_of_the_replica(server: Server) -> 
 
 
 async def test_an_escalated_answer_costs_the_attempt_before_it_too(
-    server: Server,  # noqa: F811
+    server: Server,
 ) -> None:
     answer = (await server.post(SENTIMENT, json={"input": "Well."})).json()
     assert Decimal(answer["cost_usd"]) == COST + LOCAL_COST
@@ -48,7 +39,7 @@ async def test_an_escalated_answer_costs_the_attempt_before_it_too(
     assert attempt.replica_s is not None
 
 
-async def test_each_input_of_a_request_has_its_own_page(server: Server) -> None:  # noqa: F811
+async def test_each_input_of_a_request_has_its_own_page(server: Server) -> None:
     sent = await server.post(SENTIMENT, json={"inputs": ["Well.", "", "So."]})
     costs = [item["answer"] and item["answer"]["cost_usd"] for item in sent.json()["results"]]
     assert costs[1] is None
@@ -57,7 +48,7 @@ async def test_each_input_of_a_request_has_its_own_page(server: Server) -> None:
     assert len({page.request_id for page in server.ledger.pages}) == 1
 
 
-async def test_a_paid_answer_of_no_use_is_paid_all_the_same(server: Server) -> None:  # noqa: F811
+async def test_a_paid_answer_of_no_use_is_paid_all_the_same(server: Server) -> None:
     server.frontier.reply = said("no JSON at all")
     await server.post(SENTIMENT, json={"input": "Well."})
     (page,) = server.ledger.pages
@@ -67,7 +58,7 @@ async def test_a_paid_answer_of_no_use_is_paid_all_the_same(server: Server) -> N
     assert page.exit.error == "frontier_invalid_response"
 
 
-async def test_a_budget_refuses_one_input_and_not_the_others(server: Server) -> None:  # noqa: F811
+async def test_a_budget_refuses_one_input_and_not_the_others(server: Server) -> None:
     server.ledger.refuse.append(BudgetExceeded("the budget of the day is spent"))
     sent = await server.post(SENTIMENT, json={"inputs": ["Well.", "So."]})
     first, second = sent.json()["results"]
@@ -77,7 +68,7 @@ async def test_a_budget_refuses_one_input_and_not_the_others(server: Server) -> 
     assert kept.json()["route"] == "local"
 
 
-async def test_a_budget_refuses_a_chat_with_the_reason(server: Server) -> None:  # noqa: F811
+async def test_a_budget_refuses_a_chat_with_the_reason(server: Server) -> None:
     server.frontier.reply = said("An answer.")
     for stream in (False, True):
         server.ledger.refuse.append(BudgetExceeded("the budget of the day is spent"))
@@ -91,7 +82,7 @@ async def test_a_budget_refuses_a_chat_with_the_reason(server: Server) -> None: 
 
 
 async def test_without_books_nothing_is_paid_and_the_narrow_goes_on(
-    server: Server,  # noqa: F811
+    server: Server,
 ) -> None:
     server.ledger.refuse += [LedgerUnavailable("no books")] * 2
     server.frontier.reply = said("An answer.")
@@ -101,7 +92,7 @@ async def test_without_books_nothing_is_paid_and_the_narrow_goes_on(
     assert (await server.post("/v1/tasks/topic", json={"input": "x"})).status_code == 200
 
 
-async def test_a_chat_tells_its_cost_in_a_header(server: Server) -> None:  # noqa: F811
+async def test_a_chat_tells_its_cost_in_a_header(server: Server) -> None:
     server.frontier.reply = said("An answer.")
     answered = await server.post(CHAT, json=asked("auto"))
     assert Decimal(answered.headers["x-narrowgate-cost-usd"]) == COST
@@ -109,7 +100,7 @@ async def test_a_chat_tells_its_cost_in_a_header(server: Server) -> None:  # noq
     assert Decimal(local.headers["x-narrowgate-cost-usd"]) == LOCAL_COST
 
 
-async def test_a_stream_is_settled_when_it_ends(server: Server) -> None:  # noqa: F811
+async def test_a_stream_is_settled_when_it_ends(server: Server) -> None:
     server.frontier.reply = said("one two three")
     answered = await server.post(CHAT, json=asked("auto", stream=True))
     assert answered.text.endswith("data: [DONE]\n\n")
@@ -124,7 +115,7 @@ async def test_a_stream_is_settled_when_it_ends(server: Server) -> None:  # noqa
 @pytest.mark.parametrize("model", ["auto", MODEL])
 @pytest.mark.parametrize("after_bodies", [0, 1])
 async def test_a_client_that_leaves_has_its_call_closed_and_its_page_too(
-    server: Server,  # noqa: F811
+    server: Server,
     model: str,
     after_bodies: int,
 ) -> None:
@@ -137,7 +128,7 @@ async def test_a_client_that_leaves_has_its_call_closed_and_its_page_too(
     assert len(page.calls) == (model == "auto")
 
 
-async def test_a_failed_provider_leaves_a_page_as_well(server: Server) -> None:  # noqa: F811
+async def test_a_failed_provider_leaves_a_page_as_well(server: Server) -> None:
     server.frontier.reply = lambda call: FrontierUnavailable("down")
     await server.post(CHAT, json=asked("auto"))
     (page,) = server.ledger.pages

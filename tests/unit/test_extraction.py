@@ -12,7 +12,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.tasks.extraction import entity_schema, locate, parse_mentions
 from serving.tasks.task import bind
 
-from .conftest import CharacterTokenizer
+from .character_tokenizer import CharacterTokenizer
 
 MENTIONS = st.lists(
     st.tuples(st.text("ab cé", min_size=0, max_size=4), st.sampled_from(["person", "place"])),

@@ -29,8 +29,6 @@ from .frontier_kit import (
     Recorder,
     call,
     frontier,
-    provider_fixture,  # noqa: F401
-    server_fixture,  # noqa: F401
     settings,
 )
 

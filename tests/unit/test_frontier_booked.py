@@ -31,8 +31,6 @@ from .frontier_kit import (
     call,
     frontier,
     page,
-    provider_fixture,  # noqa: F401
-    server_fixture,  # noqa: F401
     settings,
 )
 

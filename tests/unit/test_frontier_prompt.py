@@ -10,7 +10,7 @@ from serving.contracts.task_spec import TaskSpec, parse_task_spec
 from serving.tasks.frontier_prompt import frontier_prompt, read_frontier
 from serving.tasks.task import Task, bind
 
-from .conftest import CharacterTokenizer
+from .character_tokenizer import CharacterTokenizer
 
 
 @pytest.fixture

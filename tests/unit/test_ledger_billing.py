@@ -33,8 +33,6 @@ from ..provider.server import ProviderServer
 from .frontier_kit import (
     call,
     frontier,
-    provider_fixture,  # noqa: F401
-    server_fixture,  # noqa: F401
     settings,
 )
 from .ledger_kit import Noted

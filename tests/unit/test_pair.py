@@ -23,7 +23,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.local.offline_work import Batch
 from serving.tasks.task import Task, bind
 
-from .conftest import CharacterTokenizer
+from .character_tokenizer import CharacterTokenizer
 
 WINDOW = 8192
 TOKENS = TokenCounts(1, 0, 1)

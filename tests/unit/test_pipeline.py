@@ -9,55 +9,16 @@ from typing import Any
 import pytest
 
 from serving.contracts.answer import TaskRequest
-from serving.contracts.attestation import Verdict
 from serving.contracts.errors import (
     FrontierStreamBroken,
     FrontierUnavailable,
     NarrowgateError,
-    TaskNotAttested,
 )
-from serving.contracts.frontier import FrontierCall
 from serving.contracts.routing import Decision
 from serving.contracts.task_spec import TaskSpec
-from serving.gateway.http import build_http
-from serving.tasks.grant import Grant
 
-from .attested import result
+from .chat_kit import CHAT, SENTIMENT, asked, hang_up, labelled, said
 from .scripted import MODEL, PAID, Server, assert_error
-
-SENTIMENT = "/v1/tasks/sentiment"
-CHAT = "/v1/chat/completions"
-
-
-def labelled(call: FrontierCall) -> str:
-    """Answer with the last label that the schema allows."""
-    schema = call.body["response_format"]["json_schema"]["schema"]
-    return json.dumps({"label": schema["properties"]["label"]["enum"][-1]})
-
-
-def said(text: str = "A long answer.") -> Any:
-    return lambda call: text
-
-
-def asked(model: str, text: str = "x", **fields: Any) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
-
-
-@pytest.fixture
-async def server(specs: dict[str, TaskSpec]) -> Server:
-    """Topic within its bound, sentiment below its threshold, ner refused."""
-    doubtful = result(specs["sentiment"])
-    assert doubtful.certificate is not None
-    certificate = doubtful.certificate.model_copy(update={"threshold": 0.99})
-    refusal = TaskNotAttested("model 'tiny' does not serve task 'ner': a reason", fix="gate it")
-    grants = {
-        "topic": Grant(result(specs["topic"]), "sha256:abc", None),
-        "sentiment": Grant(
-            doubtful.model_copy(update={"certificate": certificate}), "sha256:abc", None
-        ),
-        "ner": Grant(result(specs["ner"], Verdict.FAIL), "sha256:abc", refusal),
-    }
-    return await Server(specs, grants).ready()
 
 
 async def test_what_is_within_its_bound_stays(server: Server) -> None:
@@ -376,27 +337,6 @@ async def test_a_task_as_a_stream_is_one_event(server: Server) -> None:
     assert last["choices"][0]["finish_reason"] == "stop"
     assert usage["usage"]["total_tokens"] == 10
     assert done == "[DONE]"
-
-
-async def hang_up(server: Server, body: dict[str, Any], after_bodies: int) -> None:
-    """Send a request over ASGI and disconnect after so many parts of the response's body."""
-    app = build_http(server.context)
-    scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"",
-             "headers": [(b"content-type", b"application/json")], "http_version": "1.1",
-             "scheme": "http", "asgi": {"spec_version": "2.4"}}  # fmt: skip
-    parts = 0
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": json.dumps(body).encode()}
-
-    async def send(message: Any) -> None:
-        nonlocal parts
-        parts += message["type"] == "http.response.body"
-        if parts >= after_bodies:
-            raise asyncio.CancelledError
-
-    with pytest.raises(asyncio.CancelledError):
-        await app(scope, receive, send)
 
 
 @pytest.mark.parametrize("after_bodies", [0, 1])

@@ -20,7 +20,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.tasks.prompt import CheckpointTokenizer, PromptFrame, cleaned
 from serving.tasks.task import bind
 
-from .conftest import CharacterTokenizer
+from .character_tokenizer import CharacterTokenizer
 
 WINDOW = 4096
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)

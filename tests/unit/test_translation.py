@@ -9,7 +9,7 @@ from serving.contracts.task_spec import TaskSpec, TranslationSpec
 from serving.tasks.language import LinguaDetector
 from serving.tasks.translation import TranslationTask
 
-from .conftest import CharacterTokenizer
+from .character_tokenizer import CharacterTokenizer
 
 
 @pytest.fixture(scope="module")
