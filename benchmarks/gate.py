@@ -94,7 +94,7 @@ class _Bare:
 
     def __init__(self, model: Path) -> None:
         self._process = subprocess.Popen(  # noqa: S603  # our own module
-            [sys.executable, "-m", "evals.bare", str(model)],
+            [sys.executable, "-m", "benchmarks.bare_lm_eval", str(model)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -125,7 +125,7 @@ class _Bare:
         if not line:
             raise EngineFailure(
                 f"lm-eval's process ended with status {self._process.wait()}",
-                fix="python -m evals.bare MODEL shows why",
+                fix="python -m benchmarks.bare_lm_eval MODEL shows why",
             )
         return json.loads(line)
 

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evals.split import calibration_half
 from evals.subject import Subject
-from evals.suite import Example, Suite
+from evals.suite import Example, Suite, calibration_half
 from serving.contracts.answer import Prediction
 from serving.contracts.engine import EngineOutput, EngineWork
 from serving.contracts.errors import InvalidRequest, InvalidSuite

@@ -19,8 +19,7 @@ from evals.findings import Outcome, TaskFindings
 from evals.metrics import Counts, Metric, is_right, metric_of
 from evals.pair import Turn
 from evals.paired import Indices, accuracy_difference, bootstrap_interval
-from evals.split import calibration_half
-from evals.suite import Suite
+from evals.suite import Suite, calibration_half
 from evals.verdict import Evidence, judge
 from serving.contracts.answer import Entity, Prediction, Translation
 from serving.contracts.attestation import (

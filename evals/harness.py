@@ -36,6 +36,31 @@ class HarnessResult:
     general: dict[str, list[float]]
 
 
+def refuse_unknown_general(general: General) -> None:
+    """Refuse general tasks that lm-eval does not know, before a model is loaded.
+
+    Blocking: imports lm-eval where a task is named. Raises InvalidSuite.
+    """
+    if general.include_path is not None and not general.include_path.is_dir():
+        raise InvalidSuite(
+            f"--include-path {str(general.include_path)!r} is not a folder", field="include_path"
+        )
+    if not general.names:
+        return
+    from lm_eval.tasks import TaskManager
+
+    included = str(general.include_path) if general.include_path else None
+    known = frozenset(TaskManager(include_path=included).all_subtasks)
+    for name in general.names:
+        if name not in known:
+            raise InvalidSuite(
+                f"lm-eval has no task {name!r} (groups and tags are not tasks)",
+                field="general",
+                fix="use a task that `lm_eval ls subtasks` lists, or name its folder with "
+                "--include-path",
+            )
+
+
 def run_harness(
     models: "Models", side: Side, suites: Sequence[Suite], general: General
 ) -> HarnessResult:

@@ -1,4 +1,4 @@
-"""The files of a gate run, beside the model they speak of."""
+"""The files of a gate run: two reports and the attestation, by default in the model's folder."""
 
 from pathlib import Path
 from typing import Any
@@ -8,21 +8,42 @@ from evals.report.html import render_html
 from evals.report.markdown import render_markdown
 from evals.signing import make_statement, sign
 from serving.contracts.attestation import FILE, envelope_digest
-from serving.host.safe_write import replace_file
+from serving.contracts.errors import EvaluationFailed, OutputInUse
+from serving.host.safe_write import refuse_unwritable_output, replace_file
 
-# For whoever serves the model, who need not be whoever gated it.
+# Readable by the user who serves the model, who may not be the one who ran the gate.
 _MODE = 0o644
+_REPORTS = ("report.html", "report.md")
+
+
+def refuse_unwritable_results(out: Path) -> None:
+    """Refuse a folder in which the results cannot be written. Raises OutputInUse."""
+    refuse_unwritable_output(out)
+    for name in (*_REPORTS, FILE):
+        if (out / name).is_dir():
+            raise OutputInUse(
+                f"{str(out / name)!r} is a folder, and a file of this name is written",
+                field="out",
+                fix="name another folder",
+            )
 
 
 def write_results(findings: Findings, signer: Any, out: Path, *, texts: bool) -> str:
     """Write report.html, report.md and, last, attestation.json; return the envelope's digest.
 
     Each replaces what an earlier run wrote, whole or not at all. texts: whether the report shows
-    texts of examples.
+    texts of examples. Raises EvaluationFailed where a file cannot be written.
     """
     envelope = sign(make_statement(findings.subject, findings.digest, findings.predicate), signer)
-    out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / "report.html", render_html(findings, texts=texts).encode(), mode=_MODE)
-    replace_file(out / "report.md", render_markdown(findings).encode(), mode=_MODE)
-    replace_file(out / FILE, envelope, mode=_MODE)
+    reports = (render_html(findings, texts=texts).encode(), render_markdown(findings).encode())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in zip((*_REPORTS, FILE), (*reports, envelope), strict=True):
+            replace_file(out / name, content, mode=_MODE)
+    except OSError as error:
+        raise EvaluationFailed(
+            f"the results cannot be written to {str(out)!r}: {error.strerror}",
+            field="out",
+            fix="free disk space or make the folder writable, then run the gate again",
+        ) from error
     return envelope_digest(envelope)

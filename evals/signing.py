@@ -1,4 +1,4 @@
-"""Keys and signatures: DSSE envelopes by securesystemslib, Ed25519 keys as PEM files."""
+"""Keys and signatures: Ed25519 keys as PEM files, DSSE envelopes made with securesystemslib."""
 
 import os
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from serving.contracts.attestation import (
     canonical_envelope,
 )
 from serving.contracts.errors import InvalidKey, OutputInUse
+from serving.host.safe_write import refuse_unwritable_output
 
 _PRIVATE_MODE = 0o600
 
@@ -33,19 +34,30 @@ class KeyPair:
 def generate_key(path: Path) -> KeyPair:
     """Write a new Ed25519 pair: PKCS8 PEM at `path`, readable by its owner alone, and `path`.pub.
 
-    Raises OutputInUse where either file exists: a key that was overwritten cannot be got back.
+    Writes both files or neither. Raises OutputInUse where one of them exists (a key that was
+    overwritten is lost) or cannot be written.
     """
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
     from securesystemslib.signer import CryptoSigner
 
+    if not path.name:
+        raise OutputInUse(f"{str(path)!r} names no file", field="out", fix="name a file")
     public = public_key_path(path)
     signer = CryptoSigner.generate_ed25519()
     pem = signer.public_key._crypto_key().public_bytes(
         Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_new(path, signer.private_bytes, _PRIVATE_MODE)
+    refuse_unwritable_output(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
     _write_new(public, pem, 0o644)
+    try:
+        _write_new(path, signer.private_bytes, _PRIVATE_MODE)
+    except BaseException:
+        public.unlink()
+        raise
     return KeyPair(path, public, signer.public_key.keyid)
 
 
@@ -135,5 +147,19 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
             field="out",
             fix="name another file",
         ) from error
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        path.unlink()
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> OutputInUse:
+    return OutputInUse(
+        f"{str(path)!r} cannot be written: {error.strerror}",
+        field="out",
+        fix="name a file in a folder that can be written, on a disk with free space",
+    )

@@ -12,7 +12,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from serving.contracts.answer import TaskRequest
@@ -24,8 +23,8 @@ from serving.contracts.task_spec import (
     TaskSpec,
     Text,
     TranslationSpec,
-    parse_task_spec,
 )
+from serving.tasks.catalog import read_task_file
 from serving.tasks.fingerprint import text_digest
 
 SPEC_FILE = "task.yaml"
@@ -93,6 +92,15 @@ class Suite:
         return Suite(self.name, self.source, self.spec, examples)
 
 
+def calibration_half(group: str) -> bool:
+    """Return whether a group of examples belongs to the half on which confidences are calibrated.
+
+    The other half certifies. The choice is a hash of the group's name: it is the same in every run,
+    in any order of the examples, and after examples were added.
+    """
+    return hashlib.sha256(f"narrowgate-half:{group}".encode()).digest()[0] % 2 == 0
+
+
 _Line: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
@@ -142,15 +150,10 @@ def load_suites(folder: Path) -> list[Suite]:
             field="suite",
             fix=f"a suite is a folder with {SPEC_FILE} and *.jsonl, or a folder of such folders",
         )
-    suites = []
-    for path in folders:
-        text = (path / SPEC_FILE).read_text(encoding="utf-8")
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InvalidSuite(f"{path / SPEC_FILE} is not YAML: {error}", field="suite") from error
-        suites.append(_read(path, parse_task_spec(content, str(path / SPEC_FILE)), path.name))
-    return suites
+    return [
+        _read(path, read_task_file(path / SPEC_FILE, str(path / SPEC_FILE)), path.name)
+        for path in folders
+    ]
 
 
 def _below(folder: Path) -> list[Path]:

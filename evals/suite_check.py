@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from evals.certification import accepted_needed
-from evals.split import calibration_half
-from evals.suite import Suite
+from evals.suite import Suite, calibration_half
 from serving.contracts.errors import InvalidSuite
 from serving.contracts.task_spec import (
     ClassificationSpec,

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -168,11 +169,24 @@ def held_out_digests(suites: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def built_in_suites() -> list[Path]:
-    """Return the folder of the shipped suites, if this installation has them."""
+def built_in_suites() -> Path:
+    """Return the folder of the shipped suites.
+
+    Raises InvalidCalibration where it is missing: without it, no overlap could be seen.
+    """
     # Read as data, not imported: the packages stay independent.
-    path = Path(__file__).parent.parent / "evals" / "suites"
-    return [path] if path.is_dir() else []
+    found = find_spec("evals")
+    folders = found.submodule_search_locations if found is not None else None
+    for folder in folders or ():
+        path = Path(folder) / "suites"
+        if any(path.glob("*/*.jsonl")):
+            return path
+    raise InvalidCalibration(
+        "the built-in evaluation suites are missing from this installation, so an overlap of the "
+        "calibration data with them cannot be found",
+        field="calibration",
+        fix="install narrowgate again",
+    )
 
 
 _NOT_TEXT = frozenset({"id", "label", "domain", "trait", "kind", "difficulty", "source", "license"})

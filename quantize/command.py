@@ -118,8 +118,13 @@ def _request(args: argparse.Namespace) -> "Request":
     from quantize.source import parse_source
     from serving.contracts.errors import InvalidRecipe, OutputInUse, UnsuitableModel
     from serving.contracts.settings import load_settings
+    from serving.host.numbers import MOST_SEED, refuse_outside
+    from serving.host.safe_write import refuse_used_output
     from serving.tasks.catalog import load_specs
 
+    refuse_outside("--seed", args.seed, least=0, most=MOST_SEED)
+    if args.out is not None:
+        refuse_used_output(args.out)
     if args.model is None:
         raise UnsuitableModel("no MODEL was named", field="model", fix="see --help")
     if args.recipe is None:
@@ -131,7 +136,8 @@ def _request(args: argparse.Namespace) -> "Request":
         source=parse_source(args.model, args.revision, settings.state),
         recipe=load_recipe(args.recipe),
         # A plan without a destination is checked against the disk it is made on.
-        out=args.out or Path.cwd() / "artifact.dry-run",
+        # Links are followed: the artifact takes the place of a folder, never of a link.
+        out=args.out.resolve() if args.out else Path.cwd() / "artifact.dry-run",
         specs=load_specs(settings.tasks_dir),
         calibration=args.calibration,
         held_out=tuple(args.held_out),

@@ -12,7 +12,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,6 +23,7 @@ from pydantic import (
 )
 
 from serving.contracts.errors import InvalidRecipe
+from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
 Bits = Literal[4, 8]
 GroupSize = Annotated[int, Field(ge=16, le=1024, multiple_of=8)]
@@ -186,15 +186,17 @@ _ADAPTER: TypeAdapter[LlmCompressorRecipe | GptqModelRecipe | BitsAndBytesRecipe
 _SUFFIX = ".yaml"
 
 
-def parse_recipe(text: str, source: str) -> Recipe:
-    """Return the recipe of a YAML text. source: the file's name, for messages.
+def parse_recipe(content: bytes | str, source: str) -> Recipe:
+    """Return the recipe that a YAML file holds. source: the file's name, for messages.
 
     Raises InvalidRecipe, which names the field.
     """
     try:
-        return _ADAPTER.validate_python(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise InvalidRecipe(f"{source} is not YAML: {error}", field=source) from error
+        return _ADAPTER.validate_python(parse_yaml(content))
+    except UnreadableYaml as error:
+        raise InvalidRecipe(
+            f"{source} is {error}", field=source, fix="save it as YAML in UTF-8"
+        ) from error
     except ValidationError as error:
         problems = [
             f"{'.'.join(str(part) for part in item['loc']) or 'recipe'}: {item['msg']}"
@@ -210,7 +212,7 @@ def parse_recipe(text: str, source: str) -> Recipe:
 def built_in_recipes() -> Mapping[str, Recipe]:
     """Return the shipped recipes by name. Reads files."""
     found = [
-        parse_recipe(entry.read_text(encoding="utf-8"), entry.name)
+        parse_recipe(entry.read_bytes(), entry.name)
         for entry in resources.files("quantize.recipes").iterdir()
         if entry.name.endswith(_SUFFIX)
     ]
@@ -224,9 +226,13 @@ def load_recipe(name_or_file: str) -> Recipe:
     """
     path = Path(name_or_file).expanduser()
     if path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise InvalidRecipe(f"no recipe file {name_or_file!r}", field="recipe")
-        return parse_recipe(path.read_text(encoding="utf-8"), path.name)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InvalidRecipe(
+                f"recipe file {name_or_file!r} cannot be read: {error.strerror}", field="recipe"
+            ) from error
+        return parse_recipe(content, path.name)
     recipes = built_in_recipes()
     if name_or_file not in recipes:
         raise InvalidRecipe(

@@ -153,7 +153,7 @@ def _calibration(request: Request) -> CalibrationSet | None:
     else:
         source = request.calibration.name
         examples = calibration_data.read_examples(request.calibration)
-    suites = [*calibration_data.built_in_suites(), *request.held_out]
+    suites = [calibration_data.built_in_suites(), *request.held_out]
     calibration_data.refuse_overlap(examples, calibration_data.held_out_digests(suites))
     tokenizer = CheckpointTokenizer.load(request.source.fetch_description())
     return calibration_data.build_calibration(

@@ -85,17 +85,23 @@ def _run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")
     from evals.findings import overall
     from evals.gate import run_gate
-    from evals.output import write_results
+    from evals.harness import refuse_unknown_general
+    from evals.output import refuse_unwritable_results, write_results
     from evals.progress import Bar, JsonLines
     from evals.signing import load_signer, read_key
     from serving.artifacts.checkpoint import refuse_no_checkpoint
     from serving.contracts.errors import EngineFailure, EvaluationFailed
 
+    # Whatever the end of the run needs is checked before the run: it takes minutes to hours.
+    _refuse_bad_numbers(args)
+    out = args.out or args.candidate
+    refuse_unwritable_results(out)
     pem = sys.stdin.buffer.read() if args.key == "-" else read_key(Path(args.key))
     signer = load_signer(pem, "standard input" if args.key == "-" else repr(args.key))
     for name in ("baseline", "candidate"):
         refuse_no_checkpoint(getattr(args, name), field=name)
     request = _request(args)
+    refuse_unknown_general(request.general)
     with JsonLines() if args.json else Bar() as progress:
         try:
             findings = run_gate(request, progress)
@@ -103,7 +109,6 @@ def _run(args: argparse.Namespace) -> int:
             # Its exit status would be that of a candidate that failed its tests.
             raise EvaluationFailed(f"no verdict: {error.message}", fix=error.fix) from error
         progress.step("signing and writing the report", 1, 1)
-        out = args.out or args.candidate
         digest = write_results(findings, signer, out, texts=not args.no_texts)
     verdict = overall(findings)
     if args.json:
@@ -117,6 +122,15 @@ def _run(args: argparse.Namespace) -> int:
     else:
         _print(findings, digest, out)
     return _EXITS[verdict.value]
+
+
+def _refuse_bad_numbers(args: argparse.Namespace) -> None:
+    from serving.host.numbers import MOST_SEED, refuse_outside
+
+    refuse_outside("--min-speed", args.min_speed, least=0.0, most=1000.0)
+    refuse_outside("--general-margin", args.general_margin, least=0.0, most=1.0)
+    refuse_outside("--limit", args.limit, least=1)
+    refuse_outside("--seed", args.seed, least=0, most=MOST_SEED)
 
 
 def _request(args: argparse.Namespace) -> "Request":

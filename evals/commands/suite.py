@@ -88,8 +88,11 @@ def _fetch(args: argparse.Namespace) -> int:
     from evals.suite import load_suites
     from evals.suite_check import check
     from serving.contracts.errors import OutputInUse, UnknownTask
+    from serving.host.numbers import MOST_SEED, refuse_outside
     from serving.host.safe_write import refuse_used_output
 
+    refuse_outside("--limit", args.limit, least=1)
+    refuse_outside("--seed", args.seed, least=0, most=MOST_SEED)
     if args.out is None:
         raise OutputInUse("no --out was named", field="out", fix="name a folder to write")
     # Before what may take minutes.

@@ -16,11 +16,13 @@ from serving.artifacts.checkpoint import refuse_no_checkpoint
 from serving.artifacts.manifest import file_manifest
 from serving.contracts.errors import UnsuitableModel
 from serving.contracts.settings import BUNDLED_MODEL, load_settings
+from serving.host.numbers import refuse_outside
 from serving.tasks.catalog import load_specs
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    refuse_outside("--rounds", args.rounds, least=1)
     settings = load_settings(args.config, {"state": args.state, "tasks_dir": args.tasks_dir})
     made_from = {folder: _provenance(folder) for folder in args.compare}
     baseline = _baseline(args, made_from, settings.state)

@@ -49,6 +49,7 @@
        |- UnsuitableModel            of this model no such artifact can be made
        |- UnsuitableTarget           the artifact would not run (fast) where it is to be served
        |- InsufficientResources
+       |- InvalidArgument
        |- OutputInUse
        |- EnvironmentUnavailable
        |- InvalidSuite
@@ -404,8 +405,14 @@ class InsufficientResources(ConfigurationError):
     code = "insufficient_resources"
 
 
+class InvalidArgument(ConfigurationError):
+    """A command line argument is outside its range."""
+
+    code = "invalid_argument"
+
+
 class OutputInUse(ConfigurationError):
-    """The output folder holds something, or another run writes to it."""
+    """The output is not empty, cannot be written, or another run writes to it."""
 
     code = "output_in_use"
 

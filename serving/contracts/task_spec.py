@@ -7,11 +7,14 @@ PROMPT_FORMAT stands for the code that renders and parses.
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from serving.contracts.errors import InvalidTaskSpec
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 PROMPT_FORMAT = 1
 """Raised by one whenever serving.tasks renders a prompt or reads an output differently."""
@@ -193,7 +196,7 @@ def parse_task_spec(content: object, source: str) -> TaskSpec:
         return _ADAPTER.validate_python(content)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'document'}: {item['msg']}"
+            f"{'.'.join(str(part) for part in item['loc']) or 'document'}: {_problem(item)}"
             for item in error.errors(include_url=False, include_context=False)
         )
         raise InvalidTaskSpec(
@@ -201,6 +204,15 @@ def parse_task_spec(content: object, source: str) -> TaskSpec:
             field=source,
             fix="compare with the built-in tasks: narrowgate tasks show sentiment",
         ) from error
+
+
+def _problem(item: "ErrorDetails") -> str:
+    if isinstance(item["input"], bool):
+        return (
+            f"{item['msg']}; YAML reads yes, no, on, off, true and false as truth values: put such "
+            "a text in quotes"
+        )
+    return item["msg"]
 
 
 def _refuse_repeated(what: str, values: list[str]) -> None:

@@ -64,6 +64,7 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.UnsuitableModel: 500,
     errors.UnsuitableTarget: 500,
     errors.InsufficientResources: 500,
+    errors.InvalidArgument: 500,
     errors.OutputInUse: 500,
     errors.EnvironmentUnavailable: 500,
     errors.InvalidSuite: 500,

@@ -1,4 +1,4 @@
-"""Writing that destroys nothing: files whole or not at all, and folders that held nothing."""
+"""File writes that never leave a part of a file and never overwrite an artifact."""
 
 import os
 import tempfile
@@ -8,9 +8,9 @@ from serving.contracts.errors import OutputInUse
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Write a file, or replace it, so that no reader ever sees a part. Raises OSError.
+    """Write or replace a file atomically: a reader sees the old content or the new. Raises OSError.
 
-    mode: the file's permissions, whatever those of an earlier one were.
+    mode: the file's permissions, whatever an earlier file had.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     unfinished = Path(name)
@@ -25,10 +25,43 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 
 def refuse_used_output(out: Path) -> None:
-    """Refuse an output folder that holds something. Raises OutputInUse."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    """Refuse an output folder that is not empty or cannot be written. Raises OutputInUse."""
+    refuse_unwritable_output(out)
+    if out.is_dir() and any(out.iterdir()):
         raise OutputInUse(
-            f"{str(out)!r} holds something",
+            f"the output folder {str(out)!r} is not empty",
             field="out",
-            fix="name a new or an empty folder; nothing is ever overwritten",
+            fix="name a new or an empty folder; nothing is overwritten",
         )
+
+
+def refuse_unwritable_output(out: Path) -> None:
+    """Refuse a folder that cannot be made or written, before work begins. Raises OutputInUse.
+
+    Writes an empty temporary file to the folder, or to the nearest folder above it that exists,
+    and removes it: permissions alone do not tell of a read-only file system.
+    """
+    try:
+        if out.exists() or out.is_symlink():
+            # A link to nowhere, too: making the folder would fail.
+            existing = out
+        else:
+            existing = next(parent for parent in out.absolute().parents if parent.exists())
+        if not existing.is_dir():
+            raise OutputInUse(
+                f"{str(existing)!r} is not a folder",
+                field="out",
+                fix="name a folder, or a path below one",
+            )
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+        # A name that the file system refuses: too long, or with a null character.
+        out.parent.joinpath(f".{out.name}.partial").exists()
+    except OSError as error:
+        raise OutputInUse(
+            f"{str(out)!r} cannot be written: {error.strerror}",
+            field="out",
+            fix="name a folder that can be written",
+        ) from error
+    except ValueError as error:
+        raise OutputInUse(f"{str(out)!r} is not a path: {error}", field="out") from error

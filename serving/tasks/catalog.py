@@ -4,22 +4,21 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-import yaml
-
 from serving.contracts.errors import InvalidTaskSpec
 from serving.contracts.task_spec import TaskSpec, parse_task_spec
+from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
 
 def load_specs(tasks_dir: Path | None) -> Mapping[str, TaskSpec]:
-    """Return every task by name, the built-in ones and those of a folder.
+    """Return every task by name: the built-in ones and those of a folder.
 
-    A file of the user's replaces the built-in task of the same name. Reads files, blocking.
+    A file in the folder replaces the built-in task of the same name. Reads files, blocking.
     Raises InvalidTaskSpec.
     """
     specs: dict[str, TaskSpec] = {}
     for entry in sorted(resources.files("serving.tasks.builtin").iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
-            spec = _parse(entry.read_text(encoding="utf-8"), entry.name)
+            spec = parse_task_file(entry.read_bytes(), entry.name)
             specs[spec.name] = spec
     if tasks_dir is not None:
         specs.update(_own(tasks_dir))
@@ -32,7 +31,7 @@ def _own(folder: Path) -> dict[str, TaskSpec]:
     found: dict[str, TaskSpec] = {}
     origin: dict[str, str] = {}
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
-        spec = _parse(path.read_text(encoding="utf-8"), path.name)
+        spec = read_task_file(path)
         if spec.name in found:
             raise InvalidTaskSpec(
                 f"{path.name} and {origin[spec.name]} both describe task {spec.name!r}",
@@ -44,9 +43,29 @@ def _own(folder: Path) -> dict[str, TaskSpec]:
     return found
 
 
-def _parse(text: str, source: str) -> TaskSpec:
+def read_task_file(path: Path, source: str | None = None) -> TaskSpec:
+    """Return the task in a file. Blocking. source: names it in messages, by default its name.
+
+    Raises InvalidTaskSpec.
+    """
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidTaskSpec(f"{source} is not YAML: {error}", field=source) from error
-    return parse_task_spec(content, source)
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidTaskSpec(
+            f"task file {str(path)!r} cannot be read: {error.strerror}", field=path.name
+        ) from error
+    return parse_task_file(content, source or path.name)
+
+
+def parse_task_file(content: bytes, source: str) -> TaskSpec:
+    """Return the task that a file's content describes. source: names it in messages.
+
+    Raises InvalidTaskSpec.
+    """
+    try:
+        document = parse_yaml(content)
+    except UnreadableYaml as error:
+        raise InvalidTaskSpec(
+            f"{source} is {error}", field=source, fix="save it as YAML in UTF-8"
+        ) from error
+    return parse_task_spec(document, source)

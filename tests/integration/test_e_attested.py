@@ -102,8 +102,7 @@ def test_the_development_stack_says_so(stack: Stack) -> None:
 
 def test_serving_confidences_are_those_that_were_certified(attested_stack: Stack) -> None:
     """Ask for the whole certified half: errors above the threshold stay within the bound."""
-    from evals.split import calibration_half
-    from evals.suite import built_in_suites
+    from evals.suite import built_in_suites, calibration_half
     from serving.tasks.catalog import load_specs
 
     (suite,) = (s for s in built_in_suites(load_specs(None)) if s.name == PASSED)

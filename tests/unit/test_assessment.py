@@ -9,8 +9,7 @@ from evals.answers import Answered
 from evals.assessment import Rules, assess
 from evals.findings import TaskFindings
 from evals.pair import Turn
-from evals.split import calibration_half
-from evals.suite import Example, Suite
+from evals.suite import Example, Suite, calibration_half
 from serving.contracts.answer import Prediction, TaskRequest, Translation
 from serving.contracts.attestation import Verdict
 from serving.contracts.task_spec import ClassificationSpec, TranslationSpec

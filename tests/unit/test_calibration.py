@@ -1,5 +1,6 @@
 """Calibration sets: rendered as served, disjoint from the suites, repeatable, never padded."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantize import calibration
 from quantize.calibration import (
     Example,
     batches,
@@ -58,14 +60,14 @@ def test_the_built_in_texts_cover_the_tasks_and_none_is_in_a_suite(specs: Specs)
     examples = built_in_examples(specs, seed=0)
     counts = {name: sum(example.task == name for example in examples) for name in specs}
     assert all(count >= 60 for count in counts.values()), counts
-    held_out = held_out_digests(built_in_suites())
+    held_out = held_out_digests([built_in_suites()])
     assert len(held_out) > 1000
     refuse_overlap(examples, held_out)
 
 
 def test_no_language_of_a_calibration_text_is_in_a_suite() -> None:
     # An example names one direction; none of the other languages may be in the suite either.
-    held_out = held_out_digests(built_in_suites())
+    held_out = held_out_digests([built_in_suites()])
     folder = Path(__file__).parents[2] / "quantize" / "builtin_texts"
     for line in (folder / "translation.jsonl").read_text(encoding="utf-8").splitlines():
         assert not {text_digest(text) for text in json.loads(line).values()} & set(held_out)
@@ -81,6 +83,16 @@ def test_overlap_is_found_however_it_is_written(tmp_path: Path, variant: str) ->
     refuse_overlap([Example(text="neutral"), Example(text="another")], held_out)
     with pytest.raises(CalibrationOverlap, match=r"1 calibration examples .* number 2, in test"):
         refuse_overlap([Example(text="another"), Example(text=variant)], held_out)
+
+
+def test_missing_suites_stop_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed = importlib.util.find_spec("evals")
+    assert installed is not None
+    (tmp_path / "evals").mkdir()
+    installed.submodule_search_locations = [str(tmp_path / "evals")]
+    monkeypatch.setattr(calibration, "find_spec", lambda name: installed)
+    with pytest.raises(InvalidCalibration, match="suites are missing"):
+        built_in_suites()
 
 
 def test_a_suite_that_cannot_be_read_stops_the_run(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_folders_that_are_no_suites(tmp_path: Path, specs: dict[str, TaskSpec]) 
     with pytest.raises(InvalidTaskSpec, match="is not a task"):
         load_suites(tmp_path / "twice")
     (tmp_path / "twice" / "task.yaml").write_text("a: [", encoding="utf-8")
-    with pytest.raises(InvalidSuite, match=r"task\.yaml is not YAML"):
+    with pytest.raises(InvalidTaskSpec, match=r"twice/task\.yaml is not YAML"):
         load_suites(tmp_path / "twice")
 
 

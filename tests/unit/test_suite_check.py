@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from evals.certification import accepted_needed, error_bound
 from evals.commands import suite as command
-from evals.split import calibration_half
-from evals.suite import Example, Suite, built_in_suites
+from evals.suite import Example, Suite, built_in_suites, calibration_half
 from evals.suite_check import (
     ALPHAS,
     FLIP_RATES,

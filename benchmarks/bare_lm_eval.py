@@ -1,7 +1,7 @@
-"""lm-eval with its own vLLM backend, in a process of its own: what a gate's speed is measured by.
+"""lm-eval with its own vLLM backend, in a process of its own: the yardstick of a gate's speed.
 
-Reads one JSON list of [suite, first, end] a line from standard input, evaluates those examples, and
-answers with the seconds that it took; the first line it writes says that the model is loaded.
+Each line on standard input is a JSON list [suite, first, end]. The process evaluates those examples
+and writes the seconds that it took. Its first line says that the model is loaded.
 """
 
 import json
