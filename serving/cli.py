@@ -6,6 +6,8 @@ import io
 import json
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -24,6 +26,11 @@ DESCRIPTION = "Serve narrow NLP tasks on local models, each behind its evaluatio
 GROUP = "narrowgate.commands"
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+# The numbers of sysexits.h: no verdict has them.
+EXIT_DEFECT = 70
+EXIT_SYSTEM = 74
+# Commands whose statuses 0, 1 and 3 are verdicts: an error must not look like one.
+_VERDICTS = frozenset({"gate", "suite", "verify"})
 # Errors that other arguments would not have avoided.
 _RAN_AND_FAILED = (EngineFailure, QuantizationFailed)
 
@@ -72,7 +79,11 @@ def build_parser(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run narrowgate and return its exit status: 0 pass, 1 fail, 2 usage, 3 inconclusive."""
+    """Run narrowgate and return its exit status.
+
+    0 pass, 1 fail, 2 usage, 3 inconclusive, 70 a defect of the program; 74 for an operating system
+    error of a command whose status 1 is a verdict.
+    """
     return run_program(PROGRAM, DESCRIPTION, installed_commands(), argv)
 
 
@@ -81,11 +92,13 @@ def run_program(
 ) -> int:
     """Parse the arguments, run one subcommand, report its error, return the exit status.
 
-    An operating system error (a full disk, a missing folder) and text that is not UTF-8 end as one
-    sentence on stderr, or as a JSON document, and never as a traceback.
+    An operating system error (a full disk, a missing folder), text that is not UTF-8 and a defect
+    of the program end as one sentence on stderr, or as a JSON document, and never as a traceback.
     """
     given = sys.argv[1:] if argv is None else argv
     report = partial(_report, program, as_json="--json" in given)
+    judges = bool(_VERDICTS.intersection(given[:1]))
+    failed, system_failed = (EXIT_USAGE, EXIT_SYSTEM) if judges else (EXIT_FAILED, EXIT_FAILED)
     _replace_unencodable_characters()
     try:
         try:
@@ -97,19 +110,33 @@ def run_program(
             _flush_output()
     except NarrowgateError as error:
         report(error.code, error.message, error.field, error.fix)
-        return EXIT_FAILED if isinstance(error, _RAN_AND_FAILED) else EXIT_USAGE
+        return failed if isinstance(error, _RAN_AND_FAILED) else EXIT_USAGE
     except BrokenPipeError:
         # The reader has closed the pipe (`narrowgate tasks | head`), which is no error of ours.
         _discard_output()
-        return EXIT_FAILED
+        return system_failed
     except OSError as error:
         reason = error.strerror or str(error)
         message = f"{error.filename!r}: {reason}" if error.filename else f"a write failed: {reason}"
         report("system_error", message, None, "check the path, its permissions and the free space")
-        return EXIT_FAILED
+        return system_failed
     except UnicodeError as error:
         report("not_utf8", f"a text is not UTF-8: {error}", None, "save the file as UTF-8")
         return EXIT_USAGE
+    except Exception as error:  # noqa: BLE001  # the process's edge: Python's own status is 1
+        report("defect", _defect(error), None, "report it with that file")
+        return EXIT_DEFECT
+
+
+def _defect(error: Exception) -> str:
+    """Write the traceback to a temporary file and return the sentence that names it."""
+    kept = "no file could be written"
+    with suppress(OSError):
+        handle, name = tempfile.mkstemp(prefix="narrowgate-defect-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exception(error, file=file)
+        kept = name
+    return f"a defect of the program: {type(error).__name__}: {error} (traceback: {kept})"
 
 
 def _refuse_undecodable(arguments: list[str]) -> None:

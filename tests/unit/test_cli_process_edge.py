@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from serving.cli import run_program
+from serving.contracts.errors import EngineFailure
 
 PROGRAM = [sys.executable, "-m", "serving.cli"]
 
@@ -118,3 +120,26 @@ def test_any_command_reports_errors_of_the_system_in_a_sentence(
     assert shown in capsys.readouterr().err
     assert run_program("narrowgate", "", {"fail": Failing(error)}, ["fail", "--json"]) == status
     assert shown in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+@pytest.mark.parametrize("command", ["gate", "suite", "verify"])
+def test_no_error_has_the_status_of_a_verdict(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error in (OSError(28, "No space left on device"), BrokenPipeError(), EngineFailure("x")):
+        status = run_program("narrowgate", "", {command: Failing(error)}, [command])
+        assert status not in {0, 1, 3}, error
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_defect_is_a_sentence_that_names_the_traceback(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert run_program("narrowgate", "", {"fail": Failing(KeyError("lost"))}, ["fail"]) == 70
+    shown = capsys.readouterr().err
+    assert "KeyError: 'lost'" in shown
+    assert "Traceback" not in shown
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in shown
+    assert "in run" in kept.read_text(encoding="utf-8")
