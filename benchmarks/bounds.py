@@ -14,7 +14,8 @@ from serving.commands.options import add_settings_options, settings_from
 from serving.host.terminal import terminal_progress
 
 if TYPE_CHECKING:
-    from serving.contracts.frontier import OutputBounds, Tier
+    from serving.contracts.frontier import OutputBounds
+    from serving.contracts.routing import Tier
 
 HELP = "record a model's answers with and without the default output bounds, and compare tokens"
 _UNBOUNDED_TOKENS = 4096
@@ -72,11 +73,11 @@ class Saving:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, record and report. Exit status 0; figures are reported, not judged."""
-    from serving.pipeline.stack import Policy
+    from serving.pipeline.plan import free_form_bounds
 
     settings = settings_from(args)
     tier: Tier = args.tier
-    bounds = Policy.of(settings.frontier, settings.routing).bounds[tier]
+    bounds = free_form_bounds(settings.frontier)[tier]
     pairs = _recorded(args, bounds)
     if args.record is not None:
         lines = "".join(json.dumps(asdict(pair)) + "\n" for pair in pairs)

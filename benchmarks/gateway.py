@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _before(settings: "Settings", upstream: str) -> "Settings":
     """Return the settings with the instant provider as the only one."""
-    from serving.contracts.frontier import TIERS
     from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
+    from serving.contracts.routing import TIERS
 
     provider = ProviderSettings(
         api="openai", base_url=f"{upstream}/v1", keyless=True, max_concurrent=256

@@ -19,16 +19,14 @@ from benchmarks.no_ledger import NoLedger
 from serving.contracts.deadline import Deadline
 from serving.contracts.engine import EngineOutput, EngineWork
 from serving.contracts.errors import LedgerUnavailable, NarrowgateError, Unauthenticated
-from serving.contracts.ledger import Caller, Ledger, LedgerService, Tenant
+from serving.contracts.ledger import Caller, LedgerService, Tenant
 from serving.contracts.openai import OpenAIReply
 from serving.contracts.report import Report
-from serving.contracts.routing import Decision
+from serving.contracts.requests import ChatRequest
+from serving.contracts.routing import Decision, Vectors
 
 if TYPE_CHECKING:
-    from serving.gateway.admission import Admission
     from serving.gateway.context import GatewayContext
-    from serving.gateway.metrics import Metrics
-    from serving.pipeline.stack import Stack
 
 _USAGE = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
 
@@ -74,7 +72,11 @@ class InstantEngine:
 class NoRouter:
     """Nothing is narrow."""
 
-    async def decide(self, body: Mapping[str, Any]) -> Decision:
+    async def vectors(self, request: ChatRequest) -> Vectors:
+        """Return no vectors: none are needed."""
+        return Vectors()
+
+    def decide(self, request: ChatRequest, vectors: Vectors) -> Decision:
         """Return the standard tier."""
         return Decision(None, 1.0, None, "standard", "bench")
 
@@ -134,58 +136,58 @@ async def _serve(plan: Plan) -> None:
 
 
 def _context(plan: Plan, ledger: LedgerService) -> "GatewayContext":
+    from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
     from serving.contracts.ledger_settings import AuthSettings
-    from serving.contracts.settings import GatewaySettings
+    from serving.contracts.routing import TIERS
+    from serving.contracts.routing_settings import RoutingSettings
+    from serving.contracts.settings import GatewaySettings, Replicas
+    from serving.frontier.build import build_frontier
     from serving.gateway.access import Access
-    from serving.gateway.admission import Admission
+    from serving.gateway.admission import AdmissionQueue
     from serving.gateway.context import GatewayContext
     from serving.gateway.metrics import Metrics
+    from serving.ledger.pricing.book import PriceBook
+    from serving.pipeline.exit_recorder import ExitRecorder
+    from serving.pipeline.plan import Policy
+    from serving.pipeline.replica_meter import ReplicaMeter
+    from serving.pipeline.request_path import RequestPath, build_runners
 
     metrics = Metrics()
     settings = GatewaySettings()
-    rooms = [Admission(settings.max_concurrent_inputs, settings.max_queued_inputs) for _ in "12"]
-    return GatewayContext(
-        settings=settings,
-        stack=_stack(plan, ledger, metrics, rooms),
-        engines={},
-        admission=rooms[0],
-        frontier_admission=rooms[1],
-        metrics=metrics,
-        access=Access.of(OneTenant(), AuthSettings(mode="off"), 1),
-        books=ledger,
-        reports=NoReports(),
+    local, remote = (
+        AdmissionQueue(settings.max_concurrent_inputs, settings.max_queued_inputs) for _ in "12"
     )
-
-
-def _stack(plan: Plan, ledger: Ledger, metrics: "Metrics", rooms: "Sequence[Admission]") -> "Stack":
-    from serving.contracts.frontier import TIERS
-    from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
-    from serving.contracts.routing_settings import RoutingSettings
-    from serving.contracts.settings import Replicas
-    from serving.frontier.build import build_frontier
-    from serving.ledger.pricing.book import PriceBook
-    from serving.pipeline.replica_meter import ReplicaMeter
-    from serving.pipeline.stack import Policy, Stack
-
     provider = ProviderSettings(
         api="openai", base_url=f"{plan.upstream}/v1", keyless=True, max_concurrent=256
     )
-    frontier = FrontierSettings(
+    providers = FrontierSettings(
         providers={plan.model.partition("/")[0]: provider},
         tiers=dict.fromkeys(TIERS, (plan.model,)),
     )
-    return Stack(
-        tasks={},
-        engines={LOCAL_MODEL: InstantEngine()},
-        meters={LOCAL_MODEL: ReplicaMeter(Replicas())},
+    frontier = build_frontier(providers, PriceBook.load(), {}, metrics)
+    engines = {LOCAL_MODEL: InstantEngine()}
+    meters = {LOCAL_MODEL: ReplicaMeter(Replicas())}
+    decisions = NoDecisions()
+    path = RequestPath(
+        policy=Policy.of(providers, RoutingSettings(), {}, engines, frontier.configured),
         router=NoRouter(),
-        frontier=build_frontier(frontier, PriceBook.load(), {}, metrics),
-        policy=Policy.of(frontier, RoutingSettings()),
-        local_admission=rooms[0],
-        frontier_admission=rooms[1],
+        recorder=ExitRecorder(ledger, metrics),
+        runners=build_runners({}, engines, meters, frontier, decisions, local, remote),
+        max_inputs=settings.max_inputs,
+    )
+    return GatewayContext(
+        settings=settings,
+        path=path,
+        tasks={},
+        engines={},
+        frontier=frontier,
+        decisions=decisions,
+        local_admission=local,
+        frontier_admission=remote,
+        metrics=metrics,
+        access=Access.of(OneTenant(), AuthSettings(mode="off"), 1),
         ledger=ledger,
-        exits=metrics,
-        decisions=NoDecisions(),
+        reports=NoReports(),
     )
 
 

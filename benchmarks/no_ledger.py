@@ -20,7 +20,7 @@ class NoLedger:
         index: int,
         opened_at: datetime | None = None,
     ) -> "NoEntry":
-        """Return a page that stays empty."""
+        """Return an entry that stays empty."""
         return NoEntry()
 
     @property

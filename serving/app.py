@@ -22,7 +22,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import build_embedder
 from serving.frontier.build import build_frontier
 from serving.gateway.access import Access
-from serving.gateway.admission import Admission
+from serving.gateway.admission import AdmissionQueue
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.metrics import Metrics
@@ -35,8 +35,11 @@ from serving.ledger.pricing.cost import Pricing
 from serving.ledger.reports.served import LedgerReports
 from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
+from serving.pipeline.exit_recorder import ExitRecorder
+from serving.pipeline.plan import Policy
 from serving.pipeline.replica_meter import ReplicaMeter
-from serving.pipeline.stack import BoundTask, Policy, Stack
+from serving.pipeline.request_path import RequestPath, build_runners
+from serving.pipeline.runner import BoundTask
 from serving.routing.build import build_decision_log, build_router
 from serving.tasks.task import bind
 
@@ -137,33 +140,33 @@ def _build_context(
         task = bind(spec, tokenizers[model.id], model.max_model_len, grant.label_offsets)
         tasks[name] = BoundTask(task, engines[model.id], grant)
     gateway, routing = settings.gateway, settings.routing
-    admission = Admission(gateway.max_concurrent_inputs, gateway.max_queued_inputs)
-    frontier_admission = Admission(routing.max_concurrent_frontier, routing.max_queued_frontier)
+    local = AdmissionQueue(gateway.max_concurrent_inputs, gateway.max_queued_inputs)
+    remote = AdmissionQueue(routing.max_concurrent_frontier, routing.max_queued_frontier)
     prices = PriceBook.load(settings.ledger.prices_file)
     ledger = _build_ledger(settings, prices, metrics)
-    # Of their own: who reads a report must not hold up who writes a row.
+    frontier = build_frontier(settings.frontier, prices, os.environ, metrics)
+    decisions = build_decision_log(routing, metrics)
+    meters = {m.id: ReplicaMeter(m.replicas, gateway.replicas) for m in settings.models}
+    # Its own connections: reading a report must not delay writing a row.
     reading = Database(database_url(settings.ledger.url, settings.state))
     return GatewayContext(
         settings=gateway,
-        stack=Stack(
-            tasks=tasks,
-            engines=engines,
-            meters={m.id: ReplicaMeter(m.replicas, gateway.replicas) for m in settings.models},
+        path=RequestPath(
+            policy=Policy.of(settings.frontier, routing, specs, engines, frontier.configured),
             router=build_router(routing, specs, build_embedder(settings.state), metrics),
-            frontier=build_frontier(settings.frontier, prices, os.environ, metrics),
-            policy=Policy.of(settings.frontier, routing),
-            local_admission=admission,
-            frontier_admission=frontier_admission,
-            ledger=ledger,
-            exits=metrics,
-            decisions=build_decision_log(routing, metrics),
+            recorder=ExitRecorder(ledger, metrics),
+            runners=build_runners(tasks, engines, meters, frontier, decisions, local, remote),
+            max_inputs=gateway.max_inputs,
         ),
+        tasks=tasks,
         engines=engines,
-        admission=admission,
-        frontier_admission=frontier_admission,
+        frontier=frontier,
+        decisions=decisions,
+        local_admission=local,
+        frontier_admission=remote,
         metrics=metrics,
         access=Access.of(Directory(reading, settings.auth), settings.auth, gateway.replicas),
-        books=ledger,
+        ledger=ledger,
         reports=LedgerReports(reading, ZoneInfo(settings.ledger.time_zone)),
         development=settings.attestation.development,
     )

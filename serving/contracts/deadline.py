@@ -1,25 +1,34 @@
 """How much time a request has left."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from serving.contracts.errors import DeadlineExceeded
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A point on this process's monotonic clock, in seconds. Never crosses a process border."""
+    """A point on this process's monotonic clock, seconds. Never crosses a process border.
+
+    total_s: what the request had when the deadline was set, seconds.
+    """
 
     at_s: float
+    total_s: float = 0.0
 
     @classmethod
-    def after(cls, seconds: float) -> "Deadline":
+    def after(cls, seconds: float) -> Self:
         """Return the deadline that many seconds from now."""
-        return cls(time.monotonic() + seconds)
+        return cls(time.monotonic() + seconds, seconds)
 
     def remaining_s(self) -> float:
         """Return the seconds left, at least 0."""
         return max(0.0, self.at_s - time.monotonic())
+
+    def earlier(self, reserve_s: float) -> Self:
+        """Return the deadline that much earlier; at most half of the total time is reserved."""
+        return replace(self, at_s=self.at_s - min(reserve_s, self.total_s / 2))
 
 
 def deadline_exceeded() -> DeadlineExceeded:

@@ -7,6 +7,7 @@
     |  |- UnknownLanguage
     |  |- UnsupportedParameter
     |  |- BodyTooLarge
+    |  |- UnsupportedMediaType       content-type or content-encoding
     |  `- TooManyInputs
     |- Unauthenticated               no API key, or none that is known
     |- Forbidden                     the key is known and may not do this
@@ -144,6 +145,12 @@ class BodyTooLarge(InvalidRequest):
     """The HTTP body exceeds the configured size."""
 
     code = "body_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body has another type or encoding than JSON as it is."""
+
+    code = "unsupported_media_type"
 
 
 class TooManyInputs(InvalidRequest):

@@ -1,26 +1,42 @@
-"""The one seam through which every input of every request leaves."""
+"""How each input of a request ended: what the ledger and the metrics are told, once an input."""
 
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, Protocol
 
 from serving.contracts.answer import Route, Usage
-from serving.contracts.frontier import Attempt
 from serving.contracts.routing import Reason
 
 Endpoint = Literal["task", "chat", "completions"]
 
 
 @dataclass(frozen=True, slots=True)
-class Exit:
-    """How one input left.
+class Attempt:
+    """One call of a model whose answer was not sent to the client.
 
-    task: None for what is no task. route: `none` where it ended in an error. reason: why it went
-    that way. model: who answered. usage: of the answer alone; attempts: what was tried besides and
-    is paid for all the same. valid: the answer could be read in full. error: its code.
-    replica_s: share of a local replica's time that the answer took, seconds; None where no local
-    model answered. service_tier: of the answer, as its provider names it. guaranteed: a local
-    answer lies within its attested error bound; None where no local model answered.
+    model: `provider/model` or a local model's id. error: its code, or the reason for which the
+    answer was set aside. usage: None where unknown. replica_s: share of a local replica's time,
+    seconds; None for providers.
+    """
+
+    model: str
+    error: str
+    elapsed_s: float
+    usage: Usage | None = None
+    replica_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How one input ended.
+
+    task: None where the input is no task. route: `none` where it ended in an error. reason: why it
+    took this route. model: the one that answered, in whole or in part. usage: of the answer alone;
+    attempts: calls made before it, which are paid for too. elapsed_s: since the request arrived.
+    valid: the answer could be read in full. error: its code. replica_s: share of a local replica's
+    time that the answer took, seconds; None where no local model answered. service_tier: of the
+    answer, in its provider's own word. guaranteed: a local answer lies within its attested error
+    bound; None where no local model answered a task.
     """
 
     request_id: str
@@ -40,10 +56,10 @@ class Exit:
 
 
 class ExitObserver(Protocol):
-    """Whoever keeps the books."""
+    """Counts exits; the gateway's metrics implement it."""
 
     def left(self, exit_: Exit, cost_usd: Decimal | None) -> None:
-        """An input was answered, refused or abandoned; called once for each.
+        """Count one exit; called once an input.
 
         cost_usd: of all its calls; None where one of them is unknown.
         """

@@ -1,17 +1,15 @@
-"""What is asked of frontier APIs and what they answer, shaped as OpenAI's chat completions."""
+"""Requests to frontier APIs and their answers, in the shape of OpenAI's chat completions."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from serving.contracts.answer import Usage
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import NarrowgateError
+from serving.contracts.exits import Attempt
 from serving.contracts.ledger import Entry
-
-Tier = Literal["economy", "standard", "frontier"]
-TIERS: tuple[Tier, ...] = ("economy", "standard", "frontier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +33,8 @@ class FrontierCall:
 
     body: fields of OpenAI's chat completions; `model`, `stream` and `stream_options` are set per
     target. targets: `provider/model`, tried in this order. purpose: the task, or `chat`.
-    max_cost_usd: targets whose worst case exceeds it are left out. entry: the page in the books on
-    which every call that is made is written first.
+    max_cost_usd: targets whose worst case exceeds it are left out. entry: the input's ledger entry,
+    in which every call is written before it is made.
     """
 
     body: dict[str, Any]
@@ -47,21 +45,6 @@ class FrontierCall:
     entry: Entry
     purpose: str = "chat"
     max_cost_usd: Decimal | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One call that was made and gave no answer to the client.
-
-    model: `provider/model` or a local model's id. error: its code. usage: None where unknown.
-    replica_s: share of a local replica's time, seconds; None for providers.
-    """
-
-    model: str
-    error: str
-    elapsed_s: float
-    usage: Usage | None = None
-    replica_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +82,7 @@ class CompletionStream:
 
 
 class Frontier(Protocol):
-    """Every configured provider behind one door; serving.frontier implements it."""
+    """All configured providers; serving.frontier implements it."""
 
     def configured(self, targets: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of the targets whose provider has a key (or needs none)."""
@@ -124,7 +107,7 @@ class Frontier(Protocol):
 
 
 def with_attempts(error: NarrowgateError, attempts: tuple[Attempt, ...]) -> NarrowgateError:
-    """Attach to an error the calls that led to it, for the books; stays in this process."""
+    """Attach to an error the calls that led to it, for the ledger; does not cross processes."""
     error.__dict__["attempts"] = attempts
     return error
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serving.contracts.frontier import TIERS, Tier
+from serving.contracts.routing import TIERS, Tier
 
 ProviderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 FrontierModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}/\S{1,200}$")]

@@ -1,17 +1,14 @@
 """The books as a request sees them: who pays, what a paid call may cost, what it did cost."""
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from serving.contracts.answer import Usage
 from serving.contracts.deadline import Deadline
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable
-    from datetime import datetime
-
-    from serving.contracts.exits import Endpoint, Exit
+from serving.contracts.exits import Endpoint, Exit
 
 UsageSource = Literal["reported", "estimated", "unknown"]
 """reported: the provider told. estimated: it broke off first, and this is what was delivered.
@@ -128,14 +125,14 @@ class Entry(Protocol):
         """
         ...
 
-    def close(self, exit_: "Exit") -> Decimal | None:
+    def close(self, exit_: Exit) -> Decimal | None:
         """Write how the input left; at most once. Never raises or waits.
 
         Returns what it cost in all, US dollars; None where a call's cost is unknown.
         """
         ...
 
-    def written(self) -> "Awaitable[None]":
+    def written(self) -> Awaitable[None]:
         """Return when the exit is on disk, or the bound on waiting for it is up."""
         ...
 
@@ -147,10 +144,10 @@ class Ledger(Protocol):
         self,
         caller: Caller,
         request_id: str,
-        endpoint: "Endpoint",
+        endpoint: Endpoint,
         task: str | None,
         index: int,
-        opened_at: "datetime | None" = None,
+        opened_at: datetime | None = None,
     ) -> Entry:
         """Return the entry of an input.
 

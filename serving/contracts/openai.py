@@ -1,10 +1,20 @@
-"""What is shaped as in OpenAI's API: replies of engines, usage."""
+"""OpenAI's shapes: engine replies, usage, documents as text."""
 
+import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from serving.contracts.answer import Usage
+
+_DOCUMENT = frozenset({
+    "id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier",
+})  # fmt: skip
+_CHOICE = frozenset({"index", "message", "delta", "text", "finish_reason", "logprobs"})
+_MESSAGE = frozenset({"role", "content", "refusal", "tool_calls"})
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +26,46 @@ class OpenAIReply:
 
     status: int
     body: dict[str, Any] | None
+
+
+def without_engine_fields(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an engine's document or chunk with the fields of OpenAI's API alone."""
+    kept = {name: value for name, value in document.items() if name in _DOCUMENT}
+    if isinstance(choices := kept.get("choices"), list):
+        kept["choices"] = [_choice(choice) for choice in choices]
+    return kept
+
+
+def _choice(choice: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in choice.items() if name in _CHOICE}
+    for name in ("message", "delta"):
+        if isinstance(message := kept.get(name), Mapping):
+            kept[name] = {
+                field: value
+                for field, value in message.items()
+                if field in _MESSAGE and (value is not None or field == "content")
+            }
+    return kept
+
+
+def json_text(document: Any) -> str:
+    """Return a document as JSON that every client can read, whatever a provider sent.
+
+    NaN and infinite numbers become null, halves of surrogate pairs the replacement character.
+    """
+    try:
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(document), ensure_ascii=False)
+    return _HALF_PAIR.sub("\ufffd", text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def openai_usage(usage: Usage) -> dict[str, Any]:

@@ -1,47 +1,65 @@
-"""Which way a request goes and why."""
+"""The router's part of a request: tier, reason, decision, and the protocols around them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from serving.contracts.answer import TaskRequest
-from serving.contracts.frontier import Tier
+from serving.contracts.requests import ChatRequest
 
 RoutePreference = Literal["local_only", "auto", "frontier_only"]
 
+Tier = Literal["economy", "standard", "frontier"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
+
 Reason = Literal[
-    "narrow",  # a whitelisted task, answered within its bound
+    "narrow",  # a configured task, answered locally within its bound
     "requested",  # the client named the model or the route
-    "out_of_scope",  # no whitelisted task
+    "out_of_scope",  # no configured task
     "below_threshold",  # answered locally, outside the certified bound
     "invalid_output",  # answered locally, unreadable
-    "not_attested",  # the local model has no proof for the task
-    "overload",  # no room in the local queue
+    "not_attested",  # the local model has no attestation for the task
+    "overload",  # the local queue is full
     "local_failure",  # the local model failed or is not there
-    "deadline_at_risk",  # the local model was too slow to leave time for anything else
+    "deadline_at_risk",  # the local model was too slow to leave time for a frontier model
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What a client may ask besides the answer."""
+    """A client's wishes about routing and cost."""
 
     route: RoutePreference = "auto"
     max_cost_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What the router thinks of a free-form request.
+class Vectors:
+    """Embeddings of a request's texts, computed once and shared by whatever compares texts.
 
-    task: the narrow task it is, input included, or None. certainty: probability of that task, or
-    of none. complexity: in [0, 1]; None where nothing was scored. tier: where it goes if not
-    answered locally. because: the rule or the scores, for logs. labels: of a task with labels or
-    entity types, those that the client named, each with the client's own word for it; None where
-    it named none. An answer outside them is not what was asked and must escalate; entities of
-    other types are left out.
+    by_text: a text's vector, (dimensions,) float32. failure: the code of the error for which there
+    are none, `timeout` where they took too long; None where all are there.
+    """
+
+    by_text: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The router's decision about a chat that leaves the choice to it.
+
+    task: the narrow task that it is, input included, or None. certainty: probability of that task,
+    or that it is none. complexity: in [0, 1]; None where nothing was scored. tier: of the frontier
+    model that answers where no local one does. because: the rule or the scores, for logs. labels:
+    of a task with labels or entity types, those that the client named, each with the client's own
+    word for it; None where it named none. An answer outside them must escalate; entities of other
+    types are left out.
     """
 
     task: TaskRequest | None
@@ -53,20 +71,24 @@ class Decision:
 
 
 class Router(Protocol):
-    """Decides before the call; serving.routing implements it."""
+    """Decides about a chat before any model is called; serving.routing implements it."""
 
-    async def decide(self, body: Mapping[str, Any]) -> Decision:
-        """Return the way of a chat request. body: fields of OpenAI's chat completions."""
+    async def vectors(self, request: ChatRequest) -> Vectors:
+        """Return the vectors that `decide` needs. Never raises: see Vectors.failure."""
+        ...
+
+    def decide(self, request: ChatRequest, vectors: Vectors) -> Decision:
+        """Return the decision about a chat. Pure; does not wait."""
         ...
 
 
 class DecisionLog(Protocol):
-    """Keeps what went to a frontier model, for people to label and the router to learn from."""
+    """Keeps chats that went to a frontier model, for people to label and the router to train on."""
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Take a row to be written; never blocks and never raises."""
+        """Queue a row to be written. Neither blocks nor raises."""
         ...
 
     def close(self) -> None:
-        """Write what waits. Blocking."""
+        """Write queued rows. Blocking."""
         ...

@@ -5,8 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serving.contracts.frontier import Tier
-from serving.contracts.routing import Reason
+from serving.contracts.routing import Reason, Tier
 
 
 class _Frozen(BaseModel):

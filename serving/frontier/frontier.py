@@ -9,13 +9,8 @@ from typing import Any, TypeVar
 from serving.contracts.answer import Usage
 from serving.contracts.deadline import deadline_exceeded
 from serving.contracts.errors import FrontierNotConfigured, MaxCostExceeded, NarrowgateError
-from serving.contracts.frontier import (
-    Attempt,
-    Completion,
-    CompletionStream,
-    FrontierCall,
-    with_attempts,
-)
+from serving.contracts.exits import Attempt
+from serving.contracts.frontier import Completion, CompletionStream, FrontierCall, with_attempts
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.prices import PriceList, TokenPrices, unpriced
 from serving.frontier.bounds import bounded

@@ -15,7 +15,7 @@ from serving.contracts.errors import (
     FrontierUnavailable,
     NarrowgateError,
 )
-from serving.contracts.frontier import Attempt
+from serving.contracts.exits import Attempt
 from serving.contracts.frontier_settings import ProviderSettings
 from serving.contracts.ledger import CallEnd, Entry, OpenCall
 from serving.contracts.openai import openai_usage

@@ -1,4 +1,4 @@
-"""How much work a gateway replica takes on at once, counted in inputs."""
+"""The limit on concurrent work of a gateway replica, counted in inputs."""
 
 import asyncio
 import time
@@ -13,8 +13,8 @@ _RATE_WINDOW_S = 10.0
 _LONGEST_RETRY_AFTER_S = 60.0
 
 
-class Admission:
-    """First come, first served; beyond the queue's bound, refused at once.
+class AdmissionQueue:
+    """Admits inputs in the order of their arrival; refuses what exceeds the queue at once.
 
     max_concurrent, max_queued: inputs worked on and inputs waiting.
     """
@@ -31,7 +31,7 @@ class Admission:
 
     @asynccontextmanager
     async def admit(self, inputs: int, deadline: Deadline) -> AsyncIterator[None]:
-        """Hold room for a request of that many inputs.
+        """Hold a place for a request of that many inputs.
 
         Raises ShuttingDown, QueueFull with the time to wait, or DeadlineExceeded in the queue.
         """
@@ -61,7 +61,7 @@ class Admission:
             return
         if self.queued + inputs > self._max_queued:
             raise QueueFull(
-                f"{self.queued} inputs wait already and {self._max_queued} may",
+                f"the queue holds {self.queued} inputs, and {self._max_queued} is the most",
                 fix="retry after the time in Retry-After",
                 retry_after_s=self._retry_after_s(),
             )
@@ -76,7 +76,7 @@ class Admission:
             if turn.cancelled():
                 self._forget(turn)
             else:
-                # Admitted in the very moment of leaving: give the room back.
+                # Admitted in the moment of leaving: give the place back.
                 self.active -= inputs
             self._wake()
             self._note_idle()

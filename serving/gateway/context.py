@@ -7,46 +7,52 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from serving.contracts.frontier import Frontier
 from serving.contracts.ledger import LedgerService
 from serving.contracts.report import Reports
+from serving.contracts.routing import DecisionLog
 from serving.contracts.settings import GatewaySettings
 from serving.gateway.access import Access
-from serving.gateway.admission import Admission
+from serving.gateway.admission import AdmissionQueue
 from serving.gateway.attested import TaskState
 from serving.gateway.metrics import Metrics
 from serving.local.client import EngineClient
-from serving.pipeline.stack import Stack
+from serving.pipeline.request_path import RequestPath
+from serving.pipeline.runner import BoundTask
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayContext:
-    """Settings, the pipeline's stack, the engines by model id, admission and metrics.
+    """Settings, the request path, and the parts of it that endpoints show.
 
-    admission: of work for local models; frontier_admission: of requests at frontier APIs.
-    access: who may ask, and how much. books: the stack's ledger, to be started and ended.
+    tasks, engines: by name and by model id. local_admission: of work for local models;
+    frontier_admission: of requests at frontier APIs. access: who may ask, and how much.
     development: attestations are not enforced, which every response must say.
     """
 
     settings: GatewaySettings
-    stack: Stack
+    path: RequestPath
+    tasks: Mapping[str, BoundTask]
     engines: Mapping[str, EngineClient]
-    admission: Admission
-    frontier_admission: Admission
+    frontier: Frontier
+    decisions: DecisionLog
+    local_admission: AdmissionQueue
+    frontier_admission: AdmissionQueue
     metrics: Metrics
     access: Access
-    books: LedgerService
+    ledger: LedgerService
     reports: Reports
     development: bool = False
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse whatever comes from now on; return when all is done or the time is up."""
         async with asyncio.TaskGroup() as group:
-            for room in (self.admission, self.frontier_admission):
-                group.create_task(room.drain(timeout_s))
+            for limit in (self.local_admission, self.frontier_admission):
+                group.create_task(limit.drain(timeout_s))
 
     def tasks_of(self, model_id: str) -> dict[str, TaskState]:
         """Return the tasks that a model is to answer, by name, with what is attested of each."""
-        tasks = sorted(self.stack.tasks.items())
+        tasks = sorted(self.tasks.items())
         return {
             name: TaskState.of(bound.grant)
             for name, bound in tasks
@@ -60,10 +66,4 @@ async def _context(request: Request) -> GatewayContext:
     return context
 
 
-async def _request_id(request: Request) -> str:
-    request_id: str = request.state.request_id
-    return request_id
-
-
 Context = Annotated[GatewayContext, Depends(_context)]
-RequestId = Annotated[str, Depends(_request_id)]

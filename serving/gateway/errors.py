@@ -1,14 +1,16 @@
 """The one table from errors to HTTP, and the OpenAI error shape."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from serving.contracts import errors
+from serving.contracts.openai import json_text
 
 STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.NarrowgateError: 500,
@@ -18,6 +20,7 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.UnknownLanguage: 400,
     errors.UnsupportedParameter: 400,
     errors.BodyTooLarge: 413,
+    errors.UnsupportedMediaType: 415,
     errors.TooManyInputs: 413,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
@@ -87,8 +90,8 @@ _TYPES = {
 
 
 def status_of(error: errors.NarrowgateError) -> int:
-    """Return the HTTP status of an error."""
-    return STATUS[type(error)]
+    """Return the HTTP status of an error: of its class, or of the nearest class above it."""
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
 def error_body(error: errors.NarrowgateError) -> dict[str, Any]:
@@ -109,7 +112,7 @@ def error_response(error: errors.NarrowgateError) -> Response:
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-    return JSONResponse({"error": error_body(error)}, status_of(error), headers)
+    return _json({"error": error_body(error)}, status_of(error), headers)
 
 
 async def on_narrowgate_error(request: Request, exc: Exception) -> Response:
@@ -161,7 +164,7 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
         ),
         "fix": "/docs lists every path and method",
     }
-    return JSONResponse({"error": body}, exc.status_code, exc.headers)
+    return _json({"error": body}, exc.status_code, exc.headers)
 
 
 def body_too_large(message: str) -> errors.BodyTooLarge:
@@ -180,7 +183,14 @@ async def on_unexpected_error(request: Request, exc: Exception) -> Response:
         "code": "internal_error",
         "fix": None,
     }
-    return JSONResponse({"error": body}, 500)
+    return _json({"error": body}, 500)
+
+
+def _json(
+    document: dict[str, Any], status: int, headers: Mapping[str, str] | None = None
+) -> Response:
+    # json_text: a name that the client sent may hold what UTF-8 cannot.
+    return Response(json_text(document), status, headers, "application/json")
 
 
 def _type(status: int) -> str:

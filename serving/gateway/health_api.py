@@ -39,17 +39,17 @@ async def readyz(context: Context) -> Response:
                 for name, state in context.tasks_of(model_id).items()
             },
         }
-    ready = not context.admission.draining and all(
+    ready = not context.local_admission.draining and all(
         model["state"] == "ready" for model in models.values()
     )
-    status = "draining" if context.admission.draining else "ready" if ready else "not_ready"
+    status = "draining" if context.local_admission.draining else "ready" if ready else "not_ready"
     headers = {} if ready else {"retry-after": "5"}
     enforced = "not enforced (development)" if context.development else "enforced"
     # The ledger's absence is no reason to send narrow requests elsewhere.
     document = {
         "status": status,
         "attestation": enforced,
-        "ledger": context.books.state,
+        "ledger": context.ledger.state,
         "models": models,
     }
     return JSONResponse(document, 200 if ready else 503, headers)
@@ -58,10 +58,10 @@ async def readyz(context: Context) -> Response:
 @router.get("/metrics")
 async def metrics(context: Context) -> Response:
     """Return this gateway replica's metrics, and those of one replica of each engine."""
-    rooms = {"local": context.admission, "frontier": context.frontier_admission}
-    for name, room in rooms.items():
-        context.metrics.active.labels(name).set(room.active)
-        context.metrics.queued.labels(f"admission:{name}").set(room.queued)
+    limits = {"local": context.local_admission, "frontier": context.frontier_admission}
+    for name, limit in limits.items():
+        context.metrics.active.labels(name).set(limit.active)
+        context.metrics.queued.labels(f"admission:{name}").set(limit.queued)
     for model_id, engine in context.engines.items():
         context.metrics.ready.labels(model_id).set(engine.health.state == "ready")
         context.metrics.queued.labels(f"scoring:{model_id}").set(engine.queue_depth)

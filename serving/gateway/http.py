@@ -16,11 +16,11 @@ from serving.gateway.middleware import BodyLimit, RequestScope
 
 
 def build_http(context: GatewayContext) -> FastAPI:
-    """Return the application; its lifespan keeps the books and watches engines and tenants."""
+    """Return the application; its lifespan runs the ledger and watches engines and tenants."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await context.books.start()
+        await context.ledger.start()
         async with asyncio.TaskGroup() as group:
             watches = [
                 group.create_task(engine.health.watch()) for engine in context.engines.values()
@@ -29,10 +29,10 @@ def build_http(context: GatewayContext) -> FastAPI:
             yield
             for watch in watches:
                 watch.cancel()
-        await context.stack.frontier.aclose()
+        await context.frontier.aclose()
         context.reports.close()
-        await context.books.aclose()
-        await asyncio.to_thread(context.stack.decisions.close)
+        await context.ledger.aclose()
+        await asyncio.to_thread(context.decisions.close)
 
     app = FastAPI(
         title="narrowgate",

@@ -4,6 +4,8 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -26,6 +28,15 @@ _LOGGED_ID_CHARS = 128
 Finished = Callable[[str, str, int, float], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request's id, and when its headers had been read, by both clocks."""
+
+    request_id: str
+    at: datetime
+    monotonic_s: float
+
+
 class RequestScope:
     """Gives each request an id, and reports it when its last byte is out or its client is gone.
 
@@ -46,8 +57,8 @@ class RequestScope:
             return
         # Ray Serve takes the id from the request or makes one, and puts it on the response.
         request_id = Headers(scope=scope).get(REQUEST_ID) or uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = time.monotonic()
+        arrival = Arrival(request_id, datetime.now(UTC), time.monotonic())
+        scope.setdefault("state", {})["arrival"] = arrival
         status = 499
 
         async def send_with_route(message: Message) -> None:
@@ -63,7 +74,7 @@ class RequestScope:
         try:
             await self._app(scope, receive, send_with_route)
         finally:
-            elapsed_s = time.monotonic() - started
+            elapsed_s = time.monotonic() - arrival.monotonic_s
             route = scope.get("route")
             endpoint = getattr(route, "path", "unmatched")
             self._finished(endpoint, scope["method"], status, elapsed_s)

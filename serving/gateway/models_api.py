@@ -7,10 +7,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from serving.contracts.errors import UnknownModel
-from serving.contracts.frontier import Tier
+from serving.contracts.requests import AUTO, TASK_PREFIX
+from serving.contracts.routing import Tier
 from serving.gateway.attested import TaskState
 from serving.gateway.context import Context, GatewayContext
-from serving.pipeline.plan import AUTO, TASK_PREFIX
 
 router = APIRouter(prefix="/v1/models", tags=["openai"])
 
@@ -69,7 +69,7 @@ def _cards(context: GatewayContext) -> list[ModelCard]:
             state="served" if bound.grant.refusal is None else "refused",
             attestation=bound.grant.attestation,
         )
-        for name, bound in sorted(context.stack.tasks.items())
+        for name, bound in sorted(context.tasks.items())
     ]
     return [*local, ModelCard(id=AUTO, kind="router", state="ready"), *tasks, *_frontier(context)]
 
@@ -88,10 +88,10 @@ def _local(context: GatewayContext, model_id: str) -> ModelCard:
 
 def _frontier(context: GatewayContext) -> list[ModelCard]:
     tiers: dict[str, list[Tier]] = {}
-    for tier, targets in context.stack.policy.tiers.items():
+    for tier, targets in context.path.policy.tiers.items():
         for target in targets:
             tiers.setdefault(target, []).append(tier)
-    configured = context.stack.frontier.configured(tuple(tiers))
+    configured = context.frontier.configured(tuple(tiers))
     return [
         ModelCard(
             id=target,

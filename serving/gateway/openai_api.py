@@ -1,103 +1,85 @@
 """OpenAI-compatible endpoints: chat completions and completions."""
 
-import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serving.contracts.errors import NarrowgateError
+from serving.contracts.openai import json_text
+from serving.gateway.body import JsonBody
+from serving.gateway.context import Context
 from serving.gateway.errors import error_body
 from serving.gateway.middleware import ATTESTATION, COST, MODEL, REASON, ROUTE
-from serving.gateway.options import RequestedOptions, taken_from
-from serving.pipeline import request_path
-from serving.pipeline.chat import ChatReply
+from serving.gateway.openapi import CHAT_BODY, COMPLETION_BODY
+from serving.gateway.options import RequestedOptions
+from serving.pipeline.write import Reply
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 
-class ChatMessage(BaseModel):
-    """One message; content is text or a list of text parts."""
-
-    model_config = ConfigDict(extra="allow")
-
-    role: str
-    content: Any = None
-
-
-class ChatBody(BaseModel):
-    """A chat completion request. Fields not listed are those of OpenAI's API."""
-
-    model_config = ConfigDict(extra="allow")
-
-    model: str = Field(min_length=1)
-    messages: list[ChatMessage] = Field(min_length=1)
-    stream: bool | None = None
-
-
-class CompletionBody(BaseModel):
-    """A completion request. Fields not listed are those of OpenAI's API."""
-
-    model_config = ConfigDict(extra="allow")
-
-    model: str = Field(min_length=1)
-    prompt: str | list[str]
-    stream: bool | None = None
-
-
-@router.post("/chat/completions", response_model=dict[str, Any])
-async def chat_completions(body: ChatBody, requested: RequestedOptions) -> Response:
-    """Answer a conversation, whole or as server-sent events, by whichever way `model` names.
+@router.post("/chat/completions", response_model=dict[str, Any], openapi_extra=CHAT_BODY)
+async def chat_completions(
+    body: JsonBody, requested: RequestedOptions, context: Context
+) -> Response:
+    """Answer a conversation, whole or as server-sent events, by the model that `model` names.
 
     model: `auto`, a local model, `task/NAME`, or `provider/model`.
     """
-    fields = body.model_dump(exclude_unset=True)
-    trip = requested.trip(taken_from(fields))
-    return _sent(await request_path.chat(fields, trip))
+    return ReplyResponse(context.path.chat(body, requested.context(body)))
 
 
-@router.post("/completions", response_model=dict[str, Any])
-async def completions(body: CompletionBody, requested: RequestedOptions) -> Response:
+@router.post("/completions", response_model=dict[str, Any], openapi_extra=COMPLETION_BODY)
+async def completions(body: JsonBody, requested: RequestedOptions, context: Context) -> Response:
     """Continue a prompt with a local model, whole or as server-sent events."""
-    fields = body.model_dump(exclude_unset=True)
-    trip = requested.trip(taken_from(fields))
-    return _sent(await request_path.complete(fields, trip))
+    return ReplyResponse(context.path.completion(body, requested.context(body)))
 
 
-def _sent(reply: ChatReply) -> Response:
-    headers = {ROUTE: reply.route, REASON: reply.reason, MODEL: reply.model}
+class ReplyResponse(Response):
+    """Runs a request and sends its reply inside the request's context.
+
+    Whatever fails or hangs up between the first step and the last byte leaves that context, which
+    gives back what the request holds.
+    """
+
+    def __init__(self, reply: AbstractAsyncContextManager[Reply]) -> None:
+        super().__init__()
+        self._reply = reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle the rest of one ASGI request."""
+        async with self._reply as reply:
+            try:
+                await _response(reply)(scope, receive, send)
+            except ClientDisconnect:
+                # No error of ours: the request's context records that its client hung up.
+                return
+
+
+def _response(reply: Reply) -> Response:
+    headers = {ROUTE: reply.route, REASON: reply.reason, MODEL: _header_text(reply.model)}
     if reply.attestation is not None:
         headers[ATTESTATION] = reply.attestation
     if reply.cost_usd is not None:
         headers[COST] = f"{reply.cost_usd:f}"
     if reply.events is None:
-        return _Held(JSONResponse(reply.body, headers=headers), reply.held)
-    stream = StreamingResponse(
+        assert reply.document is not None
+        return Response(reply.document, media_type="application/json", headers=headers)
+    return StreamingResponse(
         _with_errors(reply.events),
         media_type="text/event-stream",
         headers={**headers, "cache-control": "no-cache"},
     )
-    return _Held(stream, reply.held)
 
 
-class _Held(Response):
-    """A response that gives back what it holds even where its client leaves before it begins.
-
-    A generator that was never started runs no clean-up, so the room cannot be the generator's.
-    """
-
-    def __init__(self, response: Response, held: AsyncExitStack) -> None:
-        super().__init__()
-        self._response = response
-        self._held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._held:
-            await self._response(scope, receive, send)
+def _header_text(value: str) -> str:
+    """Return a text as a header may carry it: what is not printable ASCII is percent-encoded."""
+    return "".join(char if " " <= char <= "~" else quote(char, errors="replace") for char in value)
 
 
 async def _with_errors(events: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -105,5 +87,5 @@ async def _with_errors(events: AsyncIterator[str]) -> AsyncIterator[str]:
         async for event in events:
             yield event
     except NarrowgateError as error:
-        # The status line is out: the break is an event, which the SDKs raise as an error.
-        yield f"data: {json.dumps({'error': error_body(error)})}\n\n"
+        # The status line is sent: the error is an event, which the SDKs raise as an error.
+        yield f"data: {json_text({'error': error_body(error)})}\n\n"

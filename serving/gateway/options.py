@@ -1,4 +1,4 @@
-"""What a client asks besides the answer: route, deadline, maximum cost; as fields or headers."""
+"""A client's wishes besides the answer (route, deadline, maximum cost), as fields or headers."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -7,13 +7,12 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from pydantic import BaseModel, Field, ValidationError
 
+from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest
-from serving.contracts.ledger import Caller
 from serving.contracts.routing import RequestOptions, RoutePreference
 from serving.gateway.context import GatewayContext
-from serving.gateway.middleware import ROUTE
-from serving.pipeline.stack import RequestContext
+from serving.gateway.middleware import ROUTE, Arrival
 
 _HEADERS = {
     "route": ROUTE,
@@ -23,7 +22,7 @@ _HEADERS = {
 
 
 class OptionFields(BaseModel):
-    """Fields that every request may carry; each beats its header."""
+    """Fields that every request may carry; a field beats its header."""
 
     route: RoutePreference | None = Field(
         default=None, description="auto; local_only forbids and frontier_only forces escalation"
@@ -41,28 +40,33 @@ class Options:
 
     def __init__(self, request: Request) -> None:
         self._headers = request.headers
-        self._request_id: str = request.state.request_id
-        self._caller: Caller = request.state.caller
+        self._arrival: Arrival = request.state.arrival
+        self._request = request
         self._context: GatewayContext = request.app.state.context
 
-    def trip(self, fields: OptionFields) -> RequestContext:
-        """Return the request as it sets out. Raises InvalidRequest for a header that is none."""
-        found = _from_headers(self._headers)
-        route = fields.route or found.route or "auto"
+    def context(self, body: Any) -> RequestContext:
+        """Return the request's context, and take the option fields out of its body.
+
+        Raises InvalidRequest, which names the field or header.
+        """
+        inside = _taken(body) if isinstance(body, dict) else {}
+        fields = _validated(inside, dict.fromkeys(inside, ""))
+        headers = _from_headers(self._headers)
         longest_s = self._context.settings.request_timeout_s
-        wanted_s = fields.deadline_s or found.deadline_s or longest_s
-        cost = fields.max_cost_usd if fields.max_cost_usd is not None else found.max_cost_usd
-        deadline = Deadline.after(min(wanted_s, longest_s))
-        options = RequestOptions(route, cost)
+        wanted_s = fields.deadline_s or headers.deadline_s or longest_s
+        cost = fields.max_cost_usd if fields.max_cost_usd is not None else headers.max_cost_usd
         return RequestContext(
-            self._context.stack, options, deadline, self._request_id, self._caller
+            self._arrival.request_id,
+            self._request.state.caller,
+            RequestOptions(fields.route or headers.route or "auto", cost),
+            Deadline.after(min(wanted_s, longest_s)),
+            self._arrival.at,
+            self._arrival.monotonic_s,
         )
 
 
-def taken_from(body: dict[str, Any]) -> OptionFields:
-    """Return the option fields of a chat's body and remove them. Raises InvalidRequest."""
-    found = {name: body.pop(name) for name in OptionFields.model_fields if name in body}
-    return _validated(found, dict.fromkeys(found, ""))
+def _taken(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: body.pop(name) for name in OptionFields.model_fields if name in body}
 
 
 def _from_headers(headers: Mapping[str, str]) -> OptionFields:

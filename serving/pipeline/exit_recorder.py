@@ -1,29 +1,33 @@
-"""Every input's exit, told once however it ends."""
+"""Records how every input of a request ended: in the ledger and the metrics, once an input.
 
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+Three lifetimes, an object each. RequestRecord: a request, from its plan to the last byte of its
+reply. InputRecord: one of its inputs, with the input's ledger entry. StreamRecord: a streamed
+answer, which ends when its last event is out.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from serving.contracts.answer import Answer, Route, Usage
+from serving.contracts.context import RequestContext
 from serving.contracts.errors import NarrowgateError
-from serving.contracts.exits import Endpoint, Exit
-from serving.contracts.frontier import Attempt, attempts_of
-from serving.contracts.ledger import Entry
+from serving.contracts.exits import Attempt, Endpoint, Exit, ExitObserver
+from serving.contracts.frontier import attempts_of
+from serving.contracts.ledger import Entry, Ledger
 from serving.contracts.routing import Reason
-from serving.pipeline.local_task import Outcome
-from serving.pipeline.stack import RequestContext
+from serving.pipeline.plan import Plan, TaskPlan
 
 ABANDONED = "client_closed"
-"""Error code of an input whose client left before it was answered."""
+"""Error code of an input whose client hung up before it was answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a client was sent, whole or in part, as the books want it. Fields as those of Exit."""
+    """A model's answer as the ledger needs it, in whole or in part. Fields as those of Exit."""
 
     route: Route
     reason: Reason
@@ -36,109 +40,192 @@ class Served:
     guaranteed: bool | None = None
 
 
-class ExitRecorder:
-    """The exits of one request's inputs; those not settled leave with the error that ended it.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of one input.
 
-    Without an error, an input that was not settled was abandoned by its client. Every input has a
-    page in the ledger, on which its paid calls are written before they are made.
+    content: a task's answer, an OpenAI document, or the error. served: None where no model worked.
+    finish_reason: of a task's answer, in OpenAI's word. attestation: digest of the attestation
+    that covers the answer. cost_usd: set once the input is recorded; None where unknown.
     """
 
-    def __init__(
-        self, trip: RequestContext, endpoint: Endpoint, task: str | None, inputs: int = 1
-    ) -> None:
-        self._trip = trip
-        self._endpoint = endpoint
-        self._task = task
-        self._open = set(range(inputs))
-        self._entries: dict[int, Entry] = {}
-        self._last: Entry | None = None
-        self._started = time.monotonic()
+    content: Answer | dict[str, Any] | NarrowgateError
+    served: Served | None = None
+    finish_reason: str = "stop"
+    attestation: str | None = None
+    cost_usd: Decimal | None = None
 
-    def entry(self, index: int) -> Entry:
-        """Return an input's page; what the books call its task must be known by then."""
-        if index not in self._entries:
-            trip = self._trip
-            self._entries[index] = trip.stack.ledger.entry(
-                trip.caller, trip.request_id, self._endpoint, self._task, index
-            )
-        return self._entries[index]
+
+@dataclass(frozen=True, slots=True)
+class OutcomeStream:
+    """An answer that has begun. events: OpenAI chunks; may raise NarrowgateError.
+
+    served: returns what was served by now; final once the events have ended or are closed.
+    """
+
+    route: Route
+    reason: Reason
+    model: str
+    events: AsyncIterator[dict[str, Any]]
+    served: Callable[[], Served]
+
+
+@dataclass(slots=True)
+class _Request:
+    """What the records of one request share. task: set when the plan is known."""
+
+    context: RequestContext
+    endpoint: Endpoint
+    ledger: Ledger
+    observer: ExitObserver
+    task: str | None = None
+    last_entry: Entry | None = None
 
     async def written(self) -> None:
-        """Return when no input can be lost any more, or the ledger's bound on waiting is up.
+        """Return when no closed input can be lost, or the ledger's bound on waiting is up.
 
         Those with paid calls are on disk since before these were made.
         """
-        if self._last is not None:
-            # The pages are written in the order in which they were closed.
-            await self._last.written()
+        if self.last_entry is not None:
+            # Entries are written in the order in which they were closed.
+            await self.last_entry.written()
 
-    def name_task(self, task: str | None) -> None:
-        """Say which task the inputs turned out to be."""
-        self._task = task
+
+class InputRecord:
+    """One input. reason: why it goes to the model that has it now; None where nothing is known.
+
+    serving: returns what the model that has it served so far; for an input that is abandoned.
+    """
+
+    def __init__(self, request: _Request, index: int) -> None:
+        self._request = request
+        self._index = index
+        self._entry: Entry | None = None
+        self._attempts: tuple[Attempt, ...] = ()
+        self.reason: Reason | None = None
+        self.serving: Callable[[], Served] | None = None
+        self.is_open = True
 
     @property
-    def elapsed_s(self) -> float:
-        """Return the seconds since the request came."""
-        return time.monotonic() - self._started
+    def entry(self) -> Entry:
+        """Return the ledger's entry, made at its first use; the task must be known by then."""
+        if self._entry is None:
+            request = self._request
+            context = request.context
+            self._entry = request.ledger.entry(
+                context.caller,
+                context.request_id,
+                request.endpoint,
+                request.task,
+                self._index,
+                context.arrived_at,
+            )
+        return self._entry
 
-    def answered(self, index: int, served: Served) -> Decimal | None:
-        """Settle an input that was answered; return what it cost, US dollars, where known."""
-        return self._leave(
-            index,
+    def set_aside(self, attempt: Attempt | None, reason: Reason) -> None:
+        """Note that the input goes to another model. attempt: the answer that is not used."""
+        self._attempts = (*self._attempts, *([] if attempt is None else [attempt]))
+        self.reason = reason
+        self.serving = None
+
+    def settle(self, outcome: Outcome) -> Outcome:
+        """Record an outcome; return it with its cost."""
+        content = outcome.content
+        if isinstance(content, NarrowgateError):
+            self.failed(content.code, attempts_of(content), outcome.served)
+            return outcome
+        assert outcome.served is not None
+        cost_usd = self.answered(outcome.served)
+        if isinstance(content, Answer):
+            content = content.model_copy(update={"cost_usd": cost_usd})
+        return replace(outcome, content=content, cost_usd=cost_usd)
+
+    def answered(self, served: Served) -> Decimal | None:
+        """Record an input that was answered; return its cost, US dollars, where known."""
+        request = self._request
+        return self._close(
             Exit(
-                self._trip.request_id, self._endpoint, self._task, served.route, served.reason,
-                served.model, served.usage, self.elapsed_s, served.attempts, served.valid,
-                replica_s=served.replica_s, service_tier=served.service_tier,
-                guaranteed=served.guaranteed,
-            ),
+                request.context.request_id, request.endpoint, request.task, served.route,
+                served.reason, served.model, served.usage, request.context.elapsed_s,
+                (*self._attempts, *served.attempts), served.valid, replica_s=served.replica_s,
+                service_tier=served.service_tier, guaranteed=served.guaranteed,
+            )
         )  # fmt: skip
 
     def failed(
-        self,
-        index: int,
-        error: NarrowgateError,
-        reason: Reason | None,
-        attempts: tuple[Attempt, ...],
-        served: Served | None = None,
+        self, code: str, attempts: tuple[Attempt, ...] = (), served: Served | None = None
     ) -> None:
-        """Settle an input that ended in an error. served: what there was of an answer."""
-        self._ended(index, error.code, reason, (*attempts, *attempts_of(error)), served)
-
-    def abandoned(self, index: int, served: Served) -> None:
-        """Settle an input whose client left while the answer was on its way."""
-        self._ended(index, ABANDONED, served.reason, (), served)
-
-    def settled(self, index: int, outcome: Outcome) -> Answer | NarrowgateError:
-        """Settle an input of a task by what became of it; return that with its cost."""
-        result = outcome.result
-        assert result is not None
-        if isinstance(result, NarrowgateError):
-            attempts = (*outcome.attempts, *attempts_of(result))
-            self._ended(index, result.code, outcome.reason, attempts, None, outcome.replica_s)
-            return result
-        served = Served(
-            result.route, outcome.reason or "narrow", result.model, result.usage,
-            outcome.attempts, outcome.replica_s, outcome.service_tier, result.valid,
-            # Without an attested bound (None), nothing is guaranteed.
-            None if result.route == "frontier" else result.below_threshold is False,
+        """Record an input that ended in an error. served: the part of an answer that there was."""
+        request = self._request
+        reason, model, usage, replica_s, tier = self.reason, None, None, None, None
+        if served is not None:
+            reason, model, usage = reason or served.reason, served.model, served.usage
+            replica_s, tier = served.replica_s, served.service_tier
+            attempts = (*served.attempts, *attempts)
+        self._close(
+            Exit(
+                request.context.request_id, request.endpoint, request.task, "none", reason, model,
+                usage, request.context.elapsed_s, (*self._attempts, *attempts), valid=False,
+                error=code, replica_s=replica_s, service_tier=tier,
+            )
         )  # fmt: skip
-        return result.model_copy(update={"cost_usd": self.answered(index, served)})
 
-    def close(self, error: BaseException | None = None) -> None:
-        """Settle whatever is open."""
-        attempts: tuple[Attempt, ...] = ()
-        match error:
-            case NarrowgateError():
-                code, attempts = error.code, attempts_of(error)
-            case Exception():
-                code = NarrowgateError.code
-            case _:
-                code = ABANDONED
-        for index in sorted(self._open):
-            self._ended(index, code, None, attempts)
+    def _close(self, exit_: Exit) -> Decimal | None:
+        assert self.is_open, "an input was recorded twice"
+        self.is_open = False
+        entry = self.entry
+        if not entry.booked:
+            self._request.last_entry = entry
+        cost_usd = entry.close(exit_)
+        self._request.observer.left(exit_, cost_usd)
+        return cost_usd
+
+
+class RequestRecord:
+    """One request. Entered once; leaving it records every input that is still open.
+
+    held: left first, in reverse order: admission and streams that last as long as the reply.
+    """
+
+    def __init__(
+        self, request: _Request, inputs: Sequence[InputRecord], held: AsyncExitStack
+    ) -> None:
+        self._request = request
+        self.context = request.context
+        self.inputs = tuple(inputs)
+        self.held = held
+
+    def only(self, index: int) -> "RequestRecord":
+        """Return the record of one of the inputs, for a runner that has it alone."""
+        return RequestRecord(self._request, (self.inputs[index],), self.held)
+
+    def planned(self, plan: Plan) -> None:
+        """Note the plan: the task of the inputs, and why they go to the plan's model."""
+        self._request.task = plan.batch.task if isinstance(plan, TaskPlan) else None
+        for item in self.inputs:
+            item.reason = plan.reason
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Record the inputs' outcomes and wait for the ledger; return them with their costs."""
+        settled = [
+            item.settle(outcome) for item, outcome in zip(self.inputs, outcomes, strict=True)
+        ]
+        await self._request.written()
+        return settled
+
+    async def follow(self, stream: Outcome | OutcomeStream) -> Outcome | OutcomeStream:
+        """Return a stream that records its end; record an outcome that is whole already."""
+        (item,) = self.inputs
+        if isinstance(stream, Outcome):
+            return (await self.settle([stream]))[0]
+        record = StreamRecord(self._request, item, stream)
+        item.serving = stream.served
+        # Both: a generator that was never started cleans nothing up when it is closed.
+        self.held.push_async_callback(_close, stream.events)
+        self.held.push_async_callback(_close, record.events)
+        return replace(stream, events=record.events)
 
     async def __aenter__(self) -> Self:
-        """Open the books."""
         return self
 
     async def __aexit__(
@@ -147,50 +234,68 @@ class ExitRecorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close them, and wait for them where somebody is still there to be answered."""
-        self.close(error)
+        """Give back what is held, record open inputs, and wait for the ledger if a client waits.
+
+        Without an error, an input that is still open was abandoned by its client.
+        """
+        try:
+            # First: a call's usage is known when its connection is closed.
+            await self.held.aclose()
+        finally:
+            self._record_open(error)
         if error is None or isinstance(error, Exception):
-            await self.written()
+            await self._request.written()
 
-    def _ended(
-        self,
-        index: int,
-        code: str,
-        reason: Reason | None,
-        attempts: tuple[Attempt, ...],
-        served: Served | None = None,
-        replica_s: float | None = None,
-    ) -> None:
-        model = usage = tier = None
-        if served is not None:
-            model, usage, tier = served.model, served.usage, served.service_tier
-            attempts, replica_s = (*served.attempts, *attempts), served.replica_s
-        self._leave(
-            index,
-            Exit(
-                self._trip.request_id, self._endpoint, self._task, "none", reason, model, usage,
-                self.elapsed_s, attempts, valid=False, error=code, replica_s=replica_s,
-                service_tier=tier,
-            ),
-        )  # fmt: skip
-
-    def _leave(self, index: int, exit_: Exit) -> Decimal | None:
-        if index not in self._open:
-            return None
-        self._open.remove(index)
-        entry = self.entry(index)
-        if not entry.booked:
-            self._last = entry
-        cost_usd = entry.close(exit_)
-        self._trip.stack.exits.left(exit_, cost_usd)
-        return cost_usd
+    def _record_open(self, error: BaseException | None) -> None:
+        attempts: tuple[Attempt, ...] = ()
+        match error:
+            case NarrowgateError():
+                code, attempts = error.code, attempts_of(error)
+            case Exception():
+                code = NarrowgateError.code
+            case _:
+                code = ABANDONED
+        for item in self.inputs:
+            if item.is_open:
+                item.failed(code, attempts, item.serving() if item.serving else None)
 
 
-@asynccontextmanager
-async def closed_on_error(books: ExitRecorder) -> AsyncIterator[None]:
-    """Close the books where an error ends the request; a reply under way keeps them open."""
-    try:
-        yield
-    except BaseException as error:
-        await books.__aexit__(type(error), error, None)
-        raise
+class StreamRecord:
+    """One streamed answer: passes its events on and records its end."""
+
+    def __init__(self, request: _Request, item: InputRecord, stream: OutcomeStream) -> None:
+        self._request = request
+        self._item = item
+        self._stream = stream
+        self.events = self._passed()
+
+    async def _passed(self) -> AsyncIterator[dict[str, Any]]:
+        try:
+            async for event in self._stream.events:
+                yield event
+        except NarrowgateError as error:
+            self._item.failed(error.code, attempts_of(error), self._stream.served())
+            raise
+        self._item.answered(self._stream.served())
+        await self._request.written()
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRecorder:
+    """Opens the record of each request. One for the process."""
+
+    ledger: Ledger
+    observer: ExitObserver
+
+    def open(self, context: RequestContext, endpoint: Endpoint, inputs: int = 1) -> RequestRecord:
+        """Return the record of a request with that many inputs, to be entered with `async with`."""
+        request = _Request(context, endpoint, self.ledger, self.observer)
+        items = [InputRecord(request, index) for index in range(inputs)]
+        return RequestRecord(request, items, AsyncExitStack())
+
+
+async def _close(events: AsyncIterator[Any]) -> None:
+    # Closing is what cancels upstream; waiting for the garbage collector would let it go on.
+    close = getattr(events, "aclose", None)
+    if close is not None:
+        await close()

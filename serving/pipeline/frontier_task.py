@@ -1,62 +1,86 @@
-"""The frontier model's answer to a task."""
+"""Runs one input of a task on a frontier model, in the task's own prompt and form."""
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
 
 from serving.contracts.answer import Answer, TaskRequest
 from serving.contracts.errors import NarrowgateError
-from serving.contracts.frontier import Attempt, Completion, FrontierCall, OutputBounds
-from serving.contracts.ledger import Entry
+from serving.contracts.exits import Attempt
+from serving.contracts.frontier import (
+    Completion,
+    Frontier,
+    FrontierCall,
+    OutputBounds,
+    with_attempts,
+)
+from serving.contracts.requests import TaskBatch
 from serving.contracts.routing import Reason
-from serving.pipeline.local_task import Outcome
-from serving.pipeline.stack import BoundTask, RequestContext
+from serving.pipeline.exit_recorder import Outcome, RequestRecord, Served
+from serving.pipeline.plan import FrontierPlan
+from serving.pipeline.runner import BoundTask
 from serving.tasks.frontier_prompt import frontier_prompt, read_frontier
 
 
-async def ask_frontier(
-    bound: BoundTask, request: TaskRequest, tried: Outcome, trip: RequestContext, entry: Entry
-) -> Outcome:
-    """Return what a frontier model makes of an input; errors are outcomes, too."""
-    assert tried.reason is not None
-    started = time.monotonic()
-    stack, deadline = trip.stack, trip.deadline
-    completion = None
-    try:
-        prompt = frontier_prompt(bound.task, request)
-        call = FrontierCall(
-            body=prompt.body,
-            targets=stack.policy.tiers[stack.policy.task_tier],
-            bounds=OutputBounds(prompt.max_tokens, thinking=False),
-            deadline=deadline,
-            request_id=trip.request_id,
-            entry=entry,
-            purpose=request.task,
-            max_cost_usd=trip.options.max_cost_usd,
+class FrontierTaskRunner:
+    """Implements Runner for a batch of one input. tasks: by name."""
+
+    def __init__(self, tasks: Mapping[str, BoundTask], frontier: Frontier) -> None:
+        self._tasks = tasks
+        self._frontier = frontier
+
+    async def whole(
+        self, request: TaskBatch, plan: FrontierPlan, record: RequestRecord
+    ) -> list[Outcome]:
+        """Return the frontier model's answer to the only input.
+
+        Raises what Frontier.complete raises, and FrontierInvalidResponse for an answer that was
+        paid for and cannot be read as the task's.
+        """
+        (one,) = request.requests
+        bound = self._tasks[request.task]
+        prompt = frontier_prompt(bound.task, one)
+        started_s = time.monotonic()
+        completion = await self._frontier.complete(
+            FrontierCall(
+                body=prompt.body,
+                targets=plan.targets,
+                bounds=OutputBounds(prompt.max_tokens, thinking=False),
+                deadline=plan.deadline,
+                request_id=record.context.request_id,
+                entry=record.inputs[0].entry,
+                purpose=request.task,
+                max_cost_usd=record.context.options.max_cost_usd,
+            )
         )
-        async with stack.frontier_admission.admit(1, deadline):
-            completion = await stack.frontier.complete(call)
-        answer = _answer(bound, request, completion, tried.reason, trip.request_id)
-    except NarrowgateError as error:
-        attempts = tried.attempts
-        if completion is not None:
-            # Paid, and of no use.
-            elapsed_s = time.monotonic() - started
-            useless = Attempt(completion.model, error.code, elapsed_s, completion.usage)
-            attempts = (*attempts, *completion.attempts, useless)
-        return Outcome(error, tried.reason, attempts)
-    return replace(
-        tried,
-        result=answer,
-        attempts=(*tried.attempts, *completion.attempts),
-        service_tier=completion.service_tier,
-    )
+        try:
+            answer = _answer(bound, one, completion, plan.reason, record.context.request_id)
+        except NarrowgateError as error:
+            elapsed_s = time.monotonic() - started_s
+            unread = Attempt(completion.model, error.code, elapsed_s, completion.usage)
+            with_attempts(error, (*completion.attempts, unread))
+            raise
+        served = Served(
+            "frontier", plan.reason, completion.model, completion.usage, completion.attempts,
+            service_tier=completion.service_tier, valid=answer.valid,
+        )  # fmt: skip
+        return [Outcome(answer, served, _finish_reason(completion))]
+
+    async def stream(
+        self, request: TaskBatch, plan: FrontierPlan, record: RequestRecord
+    ) -> Outcome:
+        """Return the answer to the only input: a task answers whole."""
+        (outcome,) = await self.whole(request, plan, record)
+        return outcome
+
+
+def _finish_reason(completion: Completion) -> str:
+    return str(completion.body["choices"][0].get("finish_reason"))
 
 
 def _answer(
     bound: BoundTask, request: TaskRequest, completion: Completion, reason: Reason, request_id: str
 ) -> Answer:
-    finish = str(completion.body["choices"][0].get("finish_reason"))
-    reading = read_frontier(bound.task, request, completion.text, finish)
+    reading = read_frontier(bound.task, request, completion.text, _finish_reason(completion))
     return Answer(
         task=request.task,
         value=reading.value,

@@ -1,91 +1,89 @@
-"""The local model's attempt at a task."""
+"""Runs the inputs of a task on the task's local model."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Mapping, Sequence
 
 from serving.contracts.answer import Answer, TaskRequest, Usage
-from serving.contracts.deadline import Deadline
-from serving.contracts.engine import EngineOutput, EngineWork
+from serving.contracts.engine import EngineOutput, EngineWork, GenerateOutput
 from serving.contracts.errors import NarrowgateError
-from serving.contracts.frontier import Attempt
-from serving.contracts.routing import Reason
-from serving.pipeline.stack import BoundTask, RequestContext
+from serving.contracts.requests import TaskBatch
+from serving.pipeline.exit_recorder import Outcome, RequestRecord, Served
+from serving.pipeline.plan import TaskPlan
+from serving.pipeline.replica_meter import ReplicaMeter
+from serving.pipeline.runner import BoundTask
 from serving.tasks.task import Task
 
 # Above this many characters, tokenizing takes longer than the event loop may be held (about 1 ms).
 _CHARS_PLANNED_INLINE = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one input so far. result: None where nothing was tried.
+class LocalTaskRunner:
+    """Implements Runner for tasks on local models. tasks: by name. meters: by model id."""
 
-    reason: why it is to go elsewhere, or went; None where the local answer is within its bound.
-    attempts: what was tried besides and is paid for all the same. replica_s: share of a local
-    replica's time that the result took, seconds. service_tier: of a frontier model's answer.
-    """
+    def __init__(self, tasks: Mapping[str, BoundTask], meters: Mapping[str, ReplicaMeter]) -> None:
+        self._tasks = tasks
+        self._meters = meters
 
-    result: Answer | NarrowgateError | None
-    reason: Reason | None
-    attempts: tuple[Attempt, ...] = ()
-    elapsed_s: float = 0.0
-    replica_s: float | None = None
-    service_tier: str | None = None
+    async def whole(
+        self, request: TaskBatch, plan: TaskPlan, record: RequestRecord
+    ) -> list[Outcome]:
+        """Return the inputs' answers and errors; one input's error does not touch the others.
 
-    def kept(self) -> Self:
-        """Return the outcome as the client gets it: an answer outside its bound says why."""
-        if isinstance(self.result, Answer) and self.reason is not None:
-            return replace(self, result=self.result.model_copy(update={"reason": self.reason}))
-        return self
+        Raises TaskNotAttested, and Unavailable where the whole request cannot be taken.
+        """
+        bound = self._tasks[request.task]
+        if bound.grant.refusal is not None:
+            raise bound.grant.refusal
+        planned = await _planned(bound.task, request.requests)
+        works = [work for work in planned if not isinstance(work, NarrowgateError)]
+        lap = self._meters[bound.engine.model_id].enter(len(works))
 
-    def set_aside(self, model: str) -> Self:
-        """Return the outcome of an input that goes elsewhere: the result becomes an attempt."""
-        match self.result:
-            case None:
-                return self
-            case Answer():
-                usage = self.result.usage
-                attempt = Attempt(
-                    model, str(self.reason), self.elapsed_s, usage, self.replica_s or 0.0
+        def served(answer: Answer | None = None) -> Served:
+            model, replica_s = bound.engine.model_id, lap.leave()
+            if answer is None:
+                return Served("local", "narrow", model, None, replica_s=replica_s)
+            return Served(
+                "local", "narrow", model, answer.usage, replica_s=replica_s, valid=answer.valid,
+                # Without an attested bound (None), nothing is guaranteed.
+                guaranteed=answer.below_threshold is False,
+            )  # fmt: skip
+
+        record.held.callback(lap.leave)
+        for item, work in zip(record.inputs, planned, strict=True):
+            item.serving = None if isinstance(work, NarrowgateError) else served
+        try:
+            outputs = iter(await bound.engine.run(works, plan.deadline) if works else [])
+        except NarrowgateError:
+            for item in record.inputs:
+                item.serving = None
+            raise
+        finally:
+            # On a cancelled run, too: the record asks for what was served until then.
+            lap.leave()
+        outcomes = []
+        for one, work in zip(request.requests, planned, strict=True):
+            if isinstance(work, NarrowgateError):
+                outcomes.append(Outcome(work))
+                continue
+            output = next(outputs)
+            if isinstance(output, NarrowgateError):
+                outcomes.append(Outcome(output, served()))
+                continue
+            answer = _answer(bound, one, output, record.context.request_id)
+            outcomes.append(
+                Outcome(
+                    answer,
+                    served(answer),
+                    _finish_reason(output),
+                    bound.grant.attestation,
                 )
-            case NarrowgateError():
-                replica_s = self.replica_s or 0.0
-                attempt = Attempt(model, self.result.code, self.elapsed_s, None, replica_s)
-        return replace(self, result=None, replica_s=None, attempts=(*self.attempts, attempt))
+            )
+        return outcomes
 
-
-async def try_locally(
-    bound: BoundTask, requests: Sequence[TaskRequest], trip: RequestContext, deadline: Deadline
-) -> list[Outcome]:
-    """Answer inputs of one task; one input's error does not touch the others.
-
-    The outcomes have no reason yet. deadline: of the attempt, at most the trip's. Raises
-    TaskNotAttested, and Unavailable where the whole request cannot be taken.
-    """
-    if bound.grant.refusal is not None:
-        raise bound.grant.refusal
-    plans = await _planned(bound.task, requests)
-    works = [plan for plan in plans if not isinstance(plan, NarrowgateError)]
-    lap = trip.stack.meters[bound.engine.model_id].enter(len(works))
-    try:
-        outputs = iter(await bound.engine.run(works, deadline) if works else [])
-    finally:
-        replica_s = lap.leave()
-    outcomes = []
-    for request, plan in zip(requests, plans, strict=True):
-        if isinstance(plan, NarrowgateError):
-            outcomes.append(Outcome(plan, None))
-            continue
-        output = next(outputs)
-        result = (
-            output
-            if isinstance(output, NarrowgateError)
-            else _answer(bound, request, output, trip.request_id)
-        )
-        outcomes.append(Outcome(result, None, replica_s=replica_s))
-    return outcomes
+    async def stream(self, request: TaskBatch, plan: TaskPlan, record: RequestRecord) -> Outcome:
+        """Return the answer to the only input: a task answers whole."""
+        (outcome,) = await self.whole(request, plan, record)
+        return outcome
 
 
 async def _planned(
@@ -104,6 +102,10 @@ def _plan(task: Task, request: TaskRequest) -> EngineWork | NarrowgateError:
         return task.plan(request)
     except NarrowgateError as error:
         return error
+
+
+def _finish_reason(output: EngineOutput) -> str:
+    return output.finish_reason if isinstance(output, GenerateOutput) else "stop"
 
 
 def _answer(

@@ -1,179 +1,241 @@
-"""Which way a chat completion goes: a task, a local model, or a frontier model."""
+"""Which model answers a request, and why. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from serving.contracts.answer import TaskRequest
-from serving.contracts.errors import InvalidRequest, UnknownModel, UnsupportedParameter
-from serving.contracts.frontier import Attempt, Tier
-from serving.contracts.routing import Decision, Reason, RequestOptions
-from serving.pipeline.local_task import Outcome
-from serving.pipeline.stack import BoundTask, Engine, RequestContext, Stack, find
-
-AUTO = "auto"
-TASK_PREFIX = "task/"
-
-# Of a chat that is a task by name: what else would be ignored is refused.
-_TASK_FIELDS = frozenset({
-    "model", "messages", "stream", "stream_options", "source_language", "target_language",
-    "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "user", "metadata",
-    "store", "service_tier", "n",
-})  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class TaskPlan:
-    """A narrow task. decision: the router's; None where the client named the task."""
-
-    request: TaskRequest
-    decision: Decision | None
+from serving.contracts.context import RequestContext
+from serving.contracts.deadline import Deadline
+from serving.contracts.errors import InvalidRequest, UnknownModel
+from serving.contracts.frontier import OutputBounds
+from serving.contracts.frontier_settings import FrontierSettings
+from serving.contracts.requests import (
+    AUTO,
+    TASK_PREFIX,
+    ChatRequest,
+    CompletionRequest,
+    TaskBatch,
+)
+from serving.contracts.routing import TIERS, Decision, Reason, Tier
+from serving.contracts.routing_settings import RoutingSettings
+from serving.contracts.task_spec import TaskSpec
+from serving.pipeline.read import find_task, task_request
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPlan:
-    """A plain chat with a local model."""
+    """A chat or completion with a local model. body: what its engine gets."""
 
-    engine: Engine
+    model: str
+    body: Mapping[str, Any]
+    deadline: Deadline
+    reason: Reason = "requested"
 
 
 @dataclass(frozen=True, slots=True)
 class FrontierPlan:
-    """A frontier model. targets: in order. attempts: what was tried before."""
+    """A chat with a frontier model. targets: `provider/model`s in order. bounds: of the tier.
+
+    decision: the router's, where it chose; the decision log keeps it.
+    """
 
     targets: tuple[str, ...]
     tier: Tier
+    bounds: OutputBounds
+    deadline: Deadline
     reason: Reason
-    attempts: tuple[Attempt, ...] = ()
+    decision: Decision | None = None
 
 
-Plan = TaskPlan | LocalPlan | FrontierPlan
+@dataclass(frozen=True, slots=True)
+class TaskPlan:
+    """Inputs of one task: the local model, then a frontier model for those that must escalate.
 
-
-def escalated(
-    body: Mapping[str, Any],
-    decision: Decision,
-    tried: Outcome,
-    bound: BoundTask,
-    trip: RequestContext,
-) -> FrontierPlan:
-    """Return the way of a narrow chat whose local answer will not do, and keep it in the log."""
-    assert tried.reason is not None
-    policy = trip.stack.policy
-    tier = policy.task_tier
-    trip.stack.decisions.record(_row(trip.request_id, body, decision, tried.reason))
-    attempts = tried.set_aside(bound.engine.model_id).attempts
-    return FrontierPlan(policy.tiers[tier], tier, tried.reason, attempts)
-
-
-async def choose_plan(body: Mapping[str, Any], trip: RequestContext) -> Plan:
-    """Return the way of a chat completion.
-
-    Raises UnknownModel, UnknownTask, and InvalidRequest where the named model and the asked route
-    contradict each other.
+    local: the local model is tried. deadline: of that attempt. escalate_on: reasons for which an
+    input goes to the fallback; empty where it may not. decision: the router's, where it recognised
+    the task in a chat: its fallback answers the client's own messages, in free form. None where
+    the client named the task: its fallback answers the task's prompt, in the task's form.
     """
-    name: str = body["model"]
-    stack, options = trip.stack, trip.options
-    if name == AUTO:
-        return await _routed(body, trip)
-    if name.startswith(TASK_PREFIX):
-        return TaskPlan(_task_request(body, name.removeprefix(TASK_PREFIX), stack), None)
-    if name in stack.engines:
-        return local_plan(body, trip)
-    if name.partition("/")[0] in stack.policy.providers and "/" in name:
-        if options.route == "local_only":
-            raise _contradiction(name, options)
-        return FrontierPlan((name,), stack.policy.tier_of(name), "requested")
-    tasks = (TASK_PREFIX + task for task in sorted(stack.tasks))
-    providers = (f"{provider}/MODEL" for provider in sorted(stack.policy.providers))
-    raise _unknown(name, [AUTO, *stack.engines, *tasks, *providers])
+
+    batch: TaskBatch
+    local: bool
+    deadline: Deadline
+    escalate_on: frozenset[Reason]
+    fallback: FrontierPlan
+    decision: Decision | None = None
+    reason: Reason | None = None
 
 
-def local_plan(body: Mapping[str, Any], trip: RequestContext) -> LocalPlan:
-    """Return the way to a local model by name. Raises UnknownModel and InvalidRequest."""
-    name: str = body["model"]
-    engines = trip.stack.engines
-    if name not in engines:
-        raise _unknown(name, list(engines))
-    if trip.options.route == "frontier_only":
-        raise _contradiction(name, trip.options)
-    return LocalPlan(engines[name])
+Plan = LocalPlan | FrontierPlan | TaskPlan
 
 
-def _unknown(name: str, known: Sequence[str]) -> UnknownModel:
-    return UnknownModel(f"no model {name!r}", field="model", fix="use one of: " + ", ".join(known))
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The part of the settings that decides about plans.
+
+    specs: tasks by name. local_models: ids, the default first. escalate_on: reasons for which a
+    task's input goes to a frontier model. tiers: `provider/model`s in order. bounds: of free-form
+    answers. reserve_s: time that a local attempt leaves for a frontier call. providers: those
+    configured, with a key or without. configured: returns those targets whose provider has a key.
+    """
+
+    specs: Mapping[str, TaskSpec]
+    local_models: tuple[str, ...]
+    escalate_on: frozenset[Reason]
+    task_tier: Tier
+    tiers: Mapping[Tier, tuple[str, ...]]
+    bounds: Mapping[Tier, OutputBounds]
+    reserve_s: float
+    providers: frozenset[str]
+    configured: Callable[[tuple[str, ...]], tuple[str, ...]]
+
+    @classmethod
+    def of(
+        cls,
+        frontier: FrontierSettings,
+        routing: RoutingSettings,
+        specs: Mapping[str, TaskSpec],
+        local_models: Iterable[str],
+        configured: Callable[[tuple[str, ...]], tuple[str, ...]],
+    ) -> Self:
+        """Return the policy of the settings."""
+        return cls(
+            specs=specs,
+            local_models=tuple(local_models),
+            escalate_on=frozenset(routing.escalate_on),
+            task_tier=routing.task_tier,
+            tiers={tier: frontier.tiers[tier] for tier in TIERS},
+            bounds=free_form_bounds(frontier),
+            reserve_s=routing.frontier_reserve_s,
+            providers=frozenset(frontier.providers),
+            configured=configured,
+        )
+
+    def tier_of(self, model: str) -> Tier:
+        """Return the cheapest tier that lists a `provider/model`; the dearest where none does."""
+        return next((tier for tier, models in self.tiers.items() if model in models), "frontier")
 
 
-async def _routed(body: Mapping[str, Any], trip: RequestContext) -> Plan:
-    stack, options = trip.stack, trip.options
-    decision = await stack.router.decide(body)
-    if decision.task is not None and options.route != "frontier_only":
-        return TaskPlan(decision.task, decision)
-    if options.route == "local_only":
-        return LocalPlan(next(iter(stack.engines.values())))
-    reason: Reason = "requested" if options.route == "frontier_only" else "out_of_scope"
-    stack.decisions.record(_row(trip.request_id, body, decision, reason))
-    return FrontierPlan(stack.policy.tiers[decision.tier], decision.tier, reason)
+def free_form_bounds(frontier: FrontierSettings) -> dict[Tier, OutputBounds]:
+    """Return each tier's bounds of free-form answers."""
+    bounds = frontier.bounds
 
+    def directive(tier: Tier) -> str | None:
+        # English prose has about 3 words for 4 tokens. Half as many words as tokens leave room, so
+        # that most answers end before the limit.
+        words = str(max(1, bounds.max_tokens[tier] // 2))
+        return bounds.directive and bounds.directive.replace("{words}", words)
 
-def _row(
-    request_id: str, body: Mapping[str, Any], decision: Decision, reason: Reason
-) -> dict[str, Any]:
-    # Nothing of the body that the router does not look at.
     return {
-        "request_id": request_id,
-        "body": {"messages": body["messages"]},
-        "task": decision.task.task if decision.task else None,
-        "certainty": decision.certainty,
-        "complexity": decision.complexity,
-        "tier": decision.tier,
-        "because": decision.because,
-        "reason": reason,
+        tier: OutputBounds(bounds.max_tokens[tier], bounds.stop, directive(tier)) for tier in TIERS
     }
 
 
-def _task_request(body: Mapping[str, Any], task: str, stack: Stack) -> TaskRequest:
-    find(stack, task)
-    unknown = sorted(set(body) - _TASK_FIELDS)
-    if unknown or body.get("n") not in (None, 1):
-        field = unknown[0] if unknown else "n"
-        raise UnsupportedParameter(
-            f"{field!r} is not supported with a task",
-            field=field,
-            fix="remove it, or name a model instead of a task",
+def choose_plan(
+    request: ChatRequest | CompletionRequest | TaskBatch,
+    context: RequestContext,
+    policy: Policy,
+    decision: Decision | None = None,
+) -> Plan:
+    """Return the plan of a request. decision: the router's, for a chat with the model `auto`.
+
+    Raises UnknownModel, UnknownTask, UnsupportedParameter, and InvalidRequest where the named
+    model and the asked route contradict each other.
+    """
+    match request:
+        case TaskBatch():
+            return _task_plan(request, context, policy)
+        case CompletionRequest():
+            return _local_plan(request, request.model, policy.local_models, context)
+        case ChatRequest():
+            return _chat_plan(request, context, policy, decision)
+
+
+def _chat_plan(
+    request: ChatRequest, context: RequestContext, policy: Policy, decision: Decision | None
+) -> Plan:
+    name = request.model
+    if decision is not None:
+        return _routed_plan(request, context, policy, decision)
+    if name.startswith(TASK_PREFIX):
+        spec = find_task(policy.specs, name.removeprefix(TASK_PREFIX))
+        one = task_request(
+            spec, request.task_input(), request.source_language, request.target_language
         )
-    turns = [message for message in body["messages"] if message.get("role") != "system"]
-    text = _text(turns[0]) if len(turns) == 1 and turns[0].get("role") == "user" else None
-    if text is None:
-        raise InvalidRequest(
-            "a task takes one user message of text: the input",
-            field="messages",
-            fix="send the text alone, without instructions",
-        )
-    return TaskRequest(task, text, _language(body, "source"), _language(body, "target"))
+        return _task_plan(TaskBatch(spec.name, (one,)), context, policy)
+    provider, slash, _ = name.partition("/")
+    if name not in policy.local_models and slash and provider in policy.providers:
+        if context.options.route == "local_only":
+            raise _contradiction(name, context)
+        return _frontier_plan((name,), policy.tier_of(name), context, policy, "requested")
+    tasks = (TASK_PREFIX + task for task in sorted(policy.specs))
+    providers = (f"{provider}/MODEL" for provider in sorted(policy.providers))
+    return _local_plan(request, name, policy.local_models, context, (AUTO, *tasks, *providers))
 
 
-def _text(message: Mapping[str, Any]) -> str | None:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
-    ):
-        return "".join(part["text"] for part in content)
-    return None
+def _routed_plan(
+    request: ChatRequest, context: RequestContext, policy: Policy, decision: Decision
+) -> Plan:
+    route = context.options.route
+    if decision.task is not None and route != "frontier_only":
+        batch = TaskBatch(decision.task.task, (decision.task,))
+        return _task_plan(batch, context, policy, decision)
+    if route == "local_only":
+        return _local_plan(request, policy.local_models[0], policy.local_models, context)
+    reason: Reason = "requested" if route == "frontier_only" else "out_of_scope"
+    tier = decision.tier
+    return _frontier_plan(policy.tiers[tier], tier, context, policy, reason, decision)
 
 
-def _language(body: Mapping[str, Any], side: str) -> str | None:
-    code = body.get(f"{side}_language")
-    if code is not None and not isinstance(code, str):
-        raise InvalidRequest(f"{side}_language is not a string", field=f"{side}_language")
-    return code
+def _task_plan(
+    batch: TaskBatch, context: RequestContext, policy: Policy, decision: Decision | None = None
+) -> TaskPlan:
+    tier, route = policy.task_tier, context.options.route
+    targets = policy.tiers[tier]
+    may_escalate = route == "auto" and bool(policy.configured(targets))
+    escalate_on = policy.escalate_on if may_escalate else frozenset()
+    deadline = context.deadline
+    if "deadline_at_risk" in escalate_on:
+        deadline = deadline.earlier(policy.reserve_s)
+    return TaskPlan(
+        batch,
+        route != "frontier_only",
+        deadline,
+        escalate_on,
+        _frontier_plan(targets, tier, context, policy, "requested", decision),
+        decision,
+    )
 
 
-def _contradiction(name: str, options: RequestOptions) -> InvalidRequest:
+def _frontier_plan(
+    targets: tuple[str, ...],
+    tier: Tier,
+    context: RequestContext,
+    policy: Policy,
+    reason: Reason,
+    decision: Decision | None = None,
+) -> FrontierPlan:
+    return FrontierPlan(targets, tier, policy.bounds[tier], context.deadline, reason, decision)
+
+
+def _local_plan(
+    request: ChatRequest | CompletionRequest,
+    name: str,
+    models: tuple[str, ...],
+    context: RequestContext,
+    others: tuple[str, ...] = (),
+) -> LocalPlan:
+    if name not in models:
+        known = ", ".join((*models, *others))
+        raise UnknownModel(f"no model {name!r}", field="model", fix=f"use one of: {known}")
+    if context.options.route == "frontier_only":
+        raise _contradiction(name, context)
+    return LocalPlan(name, request.engine_body(name), context.deadline)
+
+
+def _contradiction(name: str, context: RequestContext) -> InvalidRequest:
     return InvalidRequest(
-        f"the model {name!r} and the route {options.route!r} contradict each other",
+        f"the model {name!r} and the route {context.options.route!r} contradict each other",
         field="route",
         fix="leave one of the two out",
     )

@@ -1,118 +1,127 @@
-"""A request's way through the stack, readable on one screen.
+"""The request path: read, plan, run, write.
 
-Inputs of tasks: the local model, then a frontier model for those that it may not or cannot answer
-within its bound. Chats: the router's choice, or the client's. Every input leaves through the books.
+Each step is entered once. The record is open from the plan to the last byte of the reply: it
+closes every input's ledger entry, however the request ends.
 """
 
-import asyncio
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from serving.contracts.answer import Answer, TaskRequest
-from serving.contracts.errors import NarrowgateError
-from serving.contracts.ledger import Entry
-from serving.contracts.routing import Reason
-from serving.pipeline.chat import ChatReply, frontier_chat, local_chat
-from serving.pipeline.exit_recorder import ExitRecorder, closed_on_error
-from serving.pipeline.frontier_task import ask_frontier
-from serving.pipeline.local_task import Outcome, try_locally
-from serving.pipeline.plan import LocalPlan, TaskPlan, choose_plan, escalated, local_plan
-from serving.pipeline.stack import BoundTask, RequestContext, find
-from serving.pipeline.task_chat import task_chat
-from serving.routing.escalation import is_among, reason_for_answer, reason_for_error
+from serving.contracts.context import RequestContext
+from serving.contracts.frontier import Frontier
+from serving.contracts.requests import AUTO, ChatRequest, CompletionRequest
+from serving.contracts.routing import DecisionLog, Router
+from serving.pipeline.escalating import Escalating
+from serving.pipeline.exit_recorder import ExitRecorder, Outcome, OutcomeStream, RequestRecord
+from serving.pipeline.frontier_model import DecisionLogged, FrontierModelRunner
+from serving.pipeline.frontier_task import FrontierTaskRunner
+from serving.pipeline.local_model import LocalModelRunner
+from serving.pipeline.local_task import LocalTaskRunner
+from serving.pipeline.plan import (
+    FrontierPlan,
+    LocalPlan,
+    Plan,
+    Policy,
+    TaskPlan,
+    choose_plan,
+)
+from serving.pipeline.read import read_chat, read_completion, read_tasks
+from serving.pipeline.replica_meter import ReplicaMeter
+from serving.pipeline.runner import (
+    AdmissionLimit,
+    Admitted,
+    BoundTask,
+    Engine,
+    Runner,
+    every_unit,
+    one_call,
+)
+from serving.pipeline.write import Reply, TaskReply, write_reply, write_tasks
 
 
-async def answer(
-    requests: Sequence[TaskRequest], trip: RequestContext
-) -> list[Answer | NarrowgateError]:
-    """Answer the inputs of one client request, which all name the same task.
+@dataclass(frozen=True, slots=True)
+class RequestPath:
+    """The steps, wired in serving.app. runners: by kind of plan. max_inputs: of one request."""
 
-    Answers and errors are in the inputs' order; one input's error does not touch the others.
-    Raises UnknownTask, TaskNotAttested, and Unavailable where the whole request cannot be taken.
+    policy: Policy
+    router: Router
+    recorder: ExitRecorder
+    runners: Mapping[type[Plan], Runner[Any, Any]]
+    max_inputs: int
+
+    @asynccontextmanager
+    async def chat(self, body: Any, context: RequestContext) -> AsyncIterator[Reply]:
+        """Answer a chat completion; send the reply inside the context. Raises NarrowgateError."""
+        request = read_chat(body, self.max_inputs)
+        # An exact cache looks the request up here: it is read, and no model is chosen.
+        async with self.recorder.open(context, "chat") as record:
+            plan = await self._planned(request, context)
+            yield write_reply(request, plan, await self._run(request, plan, record), context)
+
+    @asynccontextmanager
+    async def completion(self, body: Any, context: RequestContext) -> AsyncIterator[Reply]:
+        """Continue a prompt on the local model that the body names. As `chat`."""
+        request = read_completion(body, self.max_inputs)
+        async with self.recorder.open(context, "completions") as record:
+            plan = choose_plan(request, context, self.policy)
+            yield write_reply(request, plan, await self._run(request, plan, record), context)
+
+    @asynccontextmanager
+    async def tasks(
+        self, task: str, body: Any, context: RequestContext
+    ) -> AsyncIterator[TaskReply]:
+        """Answer the inputs of one task, each with an answer or an error. As `chat`."""
+        batch = read_tasks(task, body, self.policy.specs, self.max_inputs)
+        async with self.recorder.open(context, "task", batch.units) as record:
+            plan = choose_plan(batch, context, self.policy)
+            record.planned(plan)
+            outcomes = await self.runners[TaskPlan].whole(batch, plan, record)
+            yield write_tasks(batch, await record.settle(outcomes))
+
+    async def _planned(self, request: ChatRequest, context: RequestContext) -> Plan:
+        if request.model != AUTO:
+            return choose_plan(request, context, self.policy)
+        # Awaited once, here; whatever compares texts later in the path shares them.
+        vectors = await self.router.vectors(request)
+        decision = self.router.decide(request, vectors)
+        return choose_plan(request, context, self.policy, decision)
+
+    async def _run(
+        self, request: ChatRequest | CompletionRequest, plan: Plan, record: RequestRecord
+    ) -> Outcome | OutcomeStream:
+        runner: Runner[Any, Any] = self.runners[type(plan)]
+        record.planned(plan)
+        if request.stream:
+            return await record.follow(await runner.stream(request, plan, record))
+        (outcome,) = await record.settle(await runner.whole(request, plan, record))
+        return outcome
+
+
+def build_runners(
+    tasks: Mapping[str, BoundTask],
+    engines: Mapping[str, Engine],
+    meters: Mapping[str, ReplicaMeter],
+    frontier: Frontier,
+    decisions: DecisionLog,
+    local: AdmissionLimit,
+    remote: AdmissionLimit,
+) -> Mapping[type[Plan], Runner[Any, Any]]:
+    """Return the runners by kind of plan: each model's own, wrapped in what it must pass.
+
+    local: limit on work for local models. remote: limit on calls of frontier models.
     """
-    task = requests[0].task
-    bound = find(trip.stack, task)
-    async with ExitRecorder(trip, "task", task, len(requests)) as books:
-        outcomes = await _tried(bound, requests, trip)
-        async with asyncio.TaskGroup() as group:
-            pending = [
-                group.create_task(_finished(bound, request, tried, trip, books.entry(index)))
-                for index, (request, tried) in enumerate(zip(requests, outcomes, strict=True))
-            ]
-        return [books.settled(index, task.result()) for index, task in enumerate(pending)]
-
-
-async def chat(body: dict[str, Any], trip: RequestContext) -> ChatReply:
-    """Answer a chat completion, whole or as a stream that settles its books when it ends.
-
-    Raises UnknownModel, InvalidRequest, FrontierNotConfigured and whatever its way raises.
-    """
-    books = ExitRecorder(trip, "chat", None)
-    async with closed_on_error(books):
-        way = await choose_plan(body, trip)
-        if isinstance(way, TaskPlan):
-            books.name_task(way.request.task)
-            bound = find(trip.stack, way.request.task)
-            (tried,) = await _tried(bound, [way.request], trip)
-            if way.decision is not None:
-                tried = _among(tried, way.decision.labels)
-            if way.decision is None or not trip.escalates(tried.reason):
-                done = await _finished(bound, way.request, tried, trip, books.entry(0))
-                return await task_chat(body, done, way, bound, trip, books)
-            # The client's own words, not the task's prompt: it may have asked for more than we saw.
-            way = escalated(body, way.decision, tried, bound, trip)
-        if isinstance(way, LocalPlan):
-            return await local_chat("chat", body, way, trip, books)
-        return await frontier_chat(body, way, trip, books)
-
-
-async def complete(body: dict[str, Any], trip: RequestContext) -> ChatReply:
-    """Continue a prompt with the local model that the body names. Raises as `chat`."""
-    books = ExitRecorder(trip, "completions", None)
-    async with closed_on_error(books):
-        return await local_chat("completions", body, local_plan(body, trip), trip, books)
-
-
-async def _tried(
-    bound: BoundTask, requests: Sequence[TaskRequest], trip: RequestContext
-) -> list[Outcome]:
-    if trip.options.route == "frontier_only":
-        return [Outcome(None, "requested") for _ in requests]
-    deadline = trip.deadline
-    if trip.escalates("deadline_at_risk"):
-        deadline = trip.stack.policy.local_deadline(deadline)
-    started = time.monotonic()
-    try:
-        async with trip.stack.local_admission.admit(len(requests), deadline):
-            outcomes = await try_locally(bound, requests, trip, deadline)
-    except NarrowgateError as error:
-        if not trip.escalates(reason_for_error(error)):
-            raise
-        outcomes = [Outcome(error, None) for _ in requests]
-    elapsed_s = time.monotonic() - started
-    return [replace(o, reason=_reason(o.result), elapsed_s=elapsed_s) for o in outcomes]
-
-
-async def _finished(
-    bound: BoundTask, request: TaskRequest, tried: Outcome, trip: RequestContext, entry: Entry
-) -> Outcome:
-    if tried.result is not None and not trip.escalates(tried.reason):
-        return tried.kept()
-    tried = tried.set_aside(bound.engine.model_id)
-    return await ask_frontier(bound, request, tried, trip, entry)
-
-
-def _among(tried: Outcome, labels: Mapping[str, str] | None) -> Outcome:
-    # A client that names some of a task's labels wants one of those.
-    if isinstance(tried.result, Answer) and not is_among(tried.result.value, labels):
-        return replace(tried, reason="invalid_output")
-    return tried
-
-
-def _reason(result: Answer | NarrowgateError | None) -> Reason | None:
-    assert result is not None
-    if isinstance(result, NarrowgateError):
-        return reason_for_error(result)
-    return reason_for_answer(result.below_threshold, valid=result.valid)
+    frontier_model = DecisionLogged(
+        Admitted(FrontierModelRunner(frontier), remote, one_call), decisions
+    )
+    return {
+        LocalPlan: Admitted(LocalModelRunner(engines, meters), local, every_unit),
+        FrontierPlan: frontier_model,
+        TaskPlan: Escalating(
+            Admitted(LocalTaskRunner(tasks, meters), local, every_unit),
+            Admitted(FrontierTaskRunner(tasks, frontier), remote, one_call),
+            frontier_model,
+            tasks,
+        ),
+    }

@@ -1,11 +1,11 @@
 """Decides whether a prompt is one of the tasks, with what payload: rules around a learned head."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from serving.contracts.answer import TaskRequest
 from serving.contracts.task_spec import TaskSpec, TranslationSpec
-from serving.embedding.embedder import Embedder
+from serving.embedding.embedder import Embedder, Vector
 from serving.routing.conversation import Prompt
 from serving.routing.foreign_output import (
     foreign_output,
@@ -41,14 +41,6 @@ class Detection:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A reading that no rule forbids, to be judged by its instruction."""
-
-    instruction: str
-    split: Split
-
-
-@dataclass(frozen=True, slots=True)
 class _Match:
     task: str
     probability: float
@@ -80,21 +72,35 @@ class NarrowDetector:
         self._embedder = embedder
         self._certainty = certainty
 
-    async def detect(self, prompt: Prompt) -> Detection:
-        """Return the task of a prompt, or none. Raises what the embedder raises."""
-        if prompt.system and not is_persona(prompt.system):
-            return await self._by_system(prompt)
-        splits = split_message(prompt.user)
-        return await self._among([(split.instruction, split) for split in splits])
+    async def vectors(self, prompt: Prompt) -> dict[str, Vector]:
+        """Return the vectors that `detect` needs, by text. Raises what the embedder raises."""
+        if not _orders(prompt.system):
+            return await self._embedded(split.instruction for split in split_message(prompt.user))
+        found = await self._embedded([prompt.system])
+        if self._judge(prompt.system, found).match is None:
+            return found
+        inner = [split.instruction for split in split_message(prompt.user)]
+        return found | await self._embedded(text for text in inner if not only_names(text))
 
-    async def _by_system(self, prompt: Prompt) -> Detection:
+    def detect(self, prompt: Prompt, vectors: Mapping[str, Vector]) -> Detection:
+        """Return the task of a prompt, or none. Pure. vectors: of the same prompt."""
+        if _orders(prompt.system):
+            return self._by_system(prompt, vectors)
+        splits = split_message(prompt.user)
+        return self._among([(split.instruction, split) for split in splits], vectors)
+
+    async def _embedded(self, instructions: Iterable[str]) -> dict[str, Vector]:
+        texts = {embedded_part(text) for text in instructions if instruction_obstacle(text) is None}
+        return {text: await self._embedder.embed(text) for text in sorted(texts)}
+
+    def _by_system(self, prompt: Prompt, vectors: Mapping[str, Vector]) -> Detection:
         """The system message orders the task; the user's is the payload, or holds it."""
-        inner = split_message(prompt.user)
-        verdict = await self._judge(prompt.system)
+        verdict = self._judge(prompt.system, vectors)
         if verdict.match is None:
             return Detection(None, verdict.none, verdict.because)
+        inner = split_message(prompt.user)
         own = [
-            (split, await self._judge(split.instruction))
+            (split, self._judge(split.instruction, vectors))
             for split in inner
             if not only_names(split.instruction)
         ]
@@ -109,10 +115,10 @@ class NarrowDetector:
             return Detection(None, 0.5, "system and user message ask for different things")
         return _detection(match, split)
 
-    async def _among(self, readings: list[tuple[str, Split]]) -> Detection:
+    def _among(self, readings: list[tuple[str, Split]], vectors: Mapping[str, Vector]) -> Detection:
         if not readings:
             return Detection(None, 1.0, "no payload can be told apart")
-        verdicts = [(split, await self._judge(text)) for text, split in readings]
+        verdicts = [(split, self._judge(text, vectors)) for text, split in readings]
         found = [(split, verdict.match) for split, verdict in verdicts if verdict.match]
         if len(found) == 1:
             return _detection(found[0][1], found[0][0])
@@ -121,11 +127,11 @@ class NarrowDetector:
         surest = min((verdict for _, verdict in verdicts), key=lambda verdict: verdict.none)
         return Detection(None, surest.none, surest.because)
 
-    async def _judge(self, instruction: str) -> _Verdict:
+    def _judge(self, instruction: str, vectors: Mapping[str, Vector]) -> _Verdict:
         """Return the task that an instruction orders, if every rule allows it."""
         if (obstacle := instruction_obstacle(instruction)) is not None:
             return _Verdict(None, 1.0, obstacle)
-        vector = await self._embedder.embed(embedded_part(instruction))
+        vector = vectors[embedded_part(instruction)]
         task, probability = likeliest(self._model.task.probabilities(vector, instruction))
         certainty = self._model.task.certainty(probability)
         if task not in self._specs or certainty < self._certainty:
@@ -136,6 +142,10 @@ class NarrowDetector:
         return _Verdict(
             _Match(task, certainty, checked.labels, checked.source, checked.target), 0.0
         )
+
+
+def _orders(system: str) -> bool:
+    return bool(system) and not is_persona(system)
 
 
 def likeliest(probabilities: Mapping[str, float]) -> tuple[str, float]:

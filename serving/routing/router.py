@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from serving.contracts.errors import NarrowgateError
-from serving.contracts.frontier import Tier
-from serving.contracts.routing import Decision
+from serving.contracts.requests import ChatRequest
+from serving.contracts.routing import Decision, Tier, Vectors
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder
@@ -49,19 +49,31 @@ class LearnedRouter:
         self._observer = observer
         self._detector = NarrowDetector(model, specs, embedder, settings.narrow_certainty)
 
-    async def decide(self, body: Mapping[str, Any]) -> Decision:
-        """Return the way of a chat request. body: fields of OpenAI's chat completions."""
-        reading = read(body, self._settings.narrow_max_chars)
+    async def vectors(self, request: ChatRequest) -> Vectors:
+        """Return the vectors that `decide` needs. Never raises: see Vectors.failure."""
+        reading = self._read(request)
         try:
             async with asyncio.timeout(EMBEDDING_TIMEOUT_S):
-                return await self._decide(reading)
+                found = {} if reading.obstacle else await self._detector.vectors(reading.prompt)
+                text = reading.prompt.text
+                if self._scores(reading) and text not in found:
+                    found[text] = await self._embedder.embed(text)
         except (TimeoutError, NarrowgateError) as error:
             code = error.code if isinstance(error, NarrowgateError) else "timeout"
             self._observer.router_failed(code)
-            return Decision(None, 1.0, None, tier_by_rule(reading), f"rule: no vector ({code})")
+            return Vectors(failure=code)
+        return Vectors(found)
 
-    async def _decide(self, reading: Reading) -> Decision:
-        detection = await self._detect(reading)
+    def decide(self, request: ChatRequest, vectors: Vectors) -> Decision:
+        """Return the decision about a chat. Pure; does not wait."""
+        reading = self._read(request)
+        if vectors.failure is not None:
+            because = f"rule: no vector ({vectors.failure})"
+            return Decision(None, 1.0, None, tier_by_rule(reading), because)
+        if reading.obstacle is not None:
+            detection = Detection(None, 1.0, f"rule: {reading.obstacle}")
+        else:
+            detection = self._detector.detect(reading.prompt, vectors.by_text)
         if detection.request is not None:
             return Decision(
                 detection.request,
@@ -71,19 +83,19 @@ class LearnedRouter:
                 detection.because,
                 detection.labels,
             )
-        score, tier = await self._tier(reading)
+        score, tier = self._tier(reading, vectors)
         return Decision(None, detection.certainty, score, tier, detection.because)
 
-    async def _detect(self, reading: Reading) -> Detection:
-        if reading.obstacle is not None:
-            return Detection(None, 1.0, f"rule: {reading.obstacle}")
-        return await self._detector.detect(reading.prompt)
+    def _read(self, request: ChatRequest) -> Reading:
+        return read(request.provider_body(), self._settings.narrow_max_chars)
 
-    async def _tier(self, reading: Reading) -> tuple[float | None, Tier]:
-        text = reading.prompt.text
+    def _scores(self, reading: Reading) -> bool:
         # A score that decides nothing would cost a long prompt 30 ms.
-        if not self._complexity.trusted or not text.strip():
+        return self._complexity.trusted and bool(reading.prompt.text.strip())
+
+    def _tier(self, reading: Reading, vectors: Vectors) -> tuple[float | None, Tier]:
+        if not self._scores(reading):
             return None, tier_by_rule(reading)
-        vector = await self._embedder.embed(text)
-        score = self._complexity.score(vector, lexical_features(text))
+        text = reading.prompt.text
+        score = self._complexity.score(vectors.by_text[text], lexical_features(text))
         return score, tier_of_score(score, self._settings.complexity)

@@ -2,7 +2,7 @@
 
 import re
 
-from serving.contracts.frontier import Tier
+from serving.contracts.routing import Tier
 from serving.contracts.routing_settings import ComplexityThresholds
 from serving.routing.conversation import Reading
 

@@ -18,7 +18,7 @@ from serving.frontier.build import build_frontier
 from serving.frontier.frontier import FrontierStack
 
 from ..provider.server import ProviderServer
-from .booked import MemoryLedger, Page
+from .memory_ledger import MemoryLedger, Page
 
 KEY = "sk-narrowgate-1234567890abcdef"
 OPENAI = "openai/gpt-4.1"

@@ -16,8 +16,7 @@ from sqlalchemy import Table, select
 from serving.contracts.answer import Usage
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import UnpricedModel
-from serving.contracts.exits import Exit
-from serving.contracts.frontier import Attempt
+from serving.contracts.exits import Attempt, Exit
 from serving.contracts.ledger import CallEnd, Caller
 from serving.contracts.ledger_settings import LedgerSettings
 from serving.contracts.prices import TokenPrices

@@ -34,23 +34,27 @@ from serving.contracts.ledger import CallEnd, Caller, Tenant
 from serving.contracts.ledger_settings import AuthSettings
 from serving.contracts.openai import OpenAIReply
 from serving.contracts.report import Report
-from serving.contracts.routing import Decision
+from serving.contracts.requests import ChatRequest
+from serving.contracts.routing import Decision, Vectors
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.settings import GatewaySettings, Replicas
 from serving.contracts.task_spec import TaskSpec
 from serving.gateway.access import Access
-from serving.gateway.admission import Admission
+from serving.gateway.admission import AdmissionQueue
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.metrics import Metrics
 from serving.local.health import EngineHealth
+from serving.pipeline.exit_recorder import ExitRecorder
+from serving.pipeline.plan import Policy
 from serving.pipeline.replica_meter import ReplicaMeter
-from serving.pipeline.stack import BoundTask, Policy, Stack
+from serving.pipeline.request_path import RequestPath, build_runners
+from serving.pipeline.runner import BoundTask
 from serving.tasks.grant import Grant
 from serving.tasks.task import bind
 
-from .booked import MemoryLedger
 from .character_tokenizer import CharacterTokenizer
+from .memory_ledger import MemoryLedger
 
 MODEL = "tiny"
 WINDOW = 4096
@@ -204,7 +208,10 @@ class ScriptedRouter:
     def __init__(self) -> None:
         self.decision = Decision(None, 0.99, 0.5, "standard", "scripted")
 
-    async def decide(self, body: Mapping[str, Any]) -> Decision:
+    async def vectors(self, request: ChatRequest) -> Vectors:
+        return Vectors()
+
+    def decide(self, request: ChatRequest, vectors: Vectors) -> Decision:
         return self.decision
 
 
@@ -282,35 +289,38 @@ class Server:
             for name, spec in specs.items()
         }
         metrics = Metrics()
-        admission = Admission(config.max_concurrent_inputs, config.max_queued_inputs)
-        frontier_admission = Admission(4, 0)
+        local = AdmissionQueue(config.max_concurrent_inputs, config.max_queued_inputs)
+        remote = AdmissionQueue(4, 0)
         self.frontier = ScriptedFrontier()
         self.router = ScriptedRouter()
         self.decisions = Rows()
         self.exits = Recorded(metrics)
         self.ledger = MemoryLedger()
-        stack = Stack(
-            tasks=tasks,
-            engines={MODEL: self.engine},
-            meters={MODEL: ReplicaMeter(Replicas())},
+        engines = {MODEL: self.engine}
+        path = RequestPath(
+            policy=Policy.of(
+                FrontierSettings(), RoutingSettings(), specs, engines, self.frontier.configured
+            ),
             router=self.router,
-            frontier=self.frontier,
-            policy=Policy.of(FrontierSettings(), RoutingSettings()),
-            local_admission=admission,
-            frontier_admission=frontier_admission,
-            ledger=self.ledger,
-            exits=self.exits,
-            decisions=self.decisions,
-        )
+            recorder=ExitRecorder(self.ledger, self.exits),
+            runners=build_runners(
+                tasks, engines, {MODEL: ReplicaMeter(Replicas())}, self.frontier, self.decisions,
+                local, remote,
+            ),
+            max_inputs=config.max_inputs,
+        )  # fmt: skip
         self.context = GatewayContext(
             settings=config,
-            stack=stack,
-            engines={MODEL: self.engine},  # type: ignore[dict-item]
-            admission=admission,
-            frontier_admission=frontier_admission,
+            path=path,
+            tasks=tasks,
+            engines=engines,  # type: ignore[arg-type]
+            frontier=self.frontier,
+            decisions=self.decisions,
+            local_admission=local,
+            frontier_admission=remote,
             metrics=metrics,
             access=access or Access.of(NoKeys(), AuthSettings(mode="off"), 1),
-            books=self.ledger,
+            ledger=self.ledger,
             reports=NoReports(),
             development=development,
         )

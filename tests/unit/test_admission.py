@@ -1,4 +1,4 @@
-"""Admission: bounded work, bounded queue, an honest Retry-After, and a drain that ends."""
+"""AdmissionQueue: bounded work, bounded queue, an honest Retry-After, and a drain that ends."""
 
 import asyncio
 
@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import DeadlineExceeded, QueueFull, ShuttingDown
-from serving.gateway.admission import Admission
+from serving.gateway.admission import AdmissionQueue
 
 LATER = Deadline.after(3600)
 
 
-async def hold(admission: Admission, inputs: int, release: asyncio.Event) -> None:
+async def hold(admission: AdmissionQueue, inputs: int, release: asyncio.Event) -> None:
     async with admission.admit(inputs, LATER):
         await release.wait()
 
 
 async def test_beyond_the_queue_a_request_is_refused_at_once() -> None:
-    admission, release = Admission(2, 3), asyncio.Event()
+    admission, release = AdmissionQueue(2, 3), asyncio.Event()
     tasks = [asyncio.create_task(hold(admission, 1, release)) for _ in range(5)]
     await asyncio.sleep(0)
     assert (admission.active, admission.queued) == (2, 3)
@@ -33,7 +33,7 @@ async def test_beyond_the_queue_a_request_is_refused_at_once() -> None:
 
 
 async def test_a_deadline_passes_in_the_queue_and_the_place_is_free_again() -> None:
-    admission, release = Admission(1, 5), asyncio.Event()
+    admission, release = AdmissionQueue(1, 5), asyncio.Event()
     first = asyncio.create_task(hold(admission, 1, release))
     await asyncio.sleep(0)
     with pytest.raises(DeadlineExceeded):
@@ -45,7 +45,7 @@ async def test_a_deadline_passes_in_the_queue_and_the_place_is_free_again() -> N
 
 
 async def test_a_large_request_is_not_overtaken_for_ever() -> None:
-    admission, release = Admission(4, 10), asyncio.Event()
+    admission, release = AdmissionQueue(4, 10), asyncio.Event()
     small = asyncio.create_task(hold(admission, 1, release))
     await asyncio.sleep(0)
     large = asyncio.create_task(hold(admission, 4, release))
@@ -58,7 +58,7 @@ async def test_a_large_request_is_not_overtaken_for_ever() -> None:
 
 
 async def test_draining_refuses_the_new_and_waits_for_the_old() -> None:
-    admission, release = Admission(2, 2), asyncio.Event()
+    admission, release = AdmissionQueue(2, 2), asyncio.Event()
     task = asyncio.create_task(hold(admission, 1, release))
     await asyncio.sleep(0)
     draining = asyncio.create_task(admission.drain(60))
@@ -72,9 +72,9 @@ async def test_draining_refuses_the_new_and_waits_for_the_old() -> None:
 
 
 async def test_draining_ends_with_its_time_and_when_nothing_runs() -> None:
-    admission, release = Admission(2, 2), asyncio.Event()
+    admission, release = AdmissionQueue(2, 2), asyncio.Event()
     await admission.drain(60)
-    busy = Admission(2, 2)
+    busy = AdmissionQueue(2, 2)
     task = asyncio.create_task(hold(busy, 1, release))
     await asyncio.sleep(0)
     await busy.drain(0.01)
@@ -93,7 +93,7 @@ def test_the_bounds_hold_and_everything_is_given_back(
     requests: list[tuple[int, int, bool]], max_concurrent: int, max_queued: int
 ) -> None:
     async def scenario() -> None:
-        admission = Admission(max_concurrent, max_queued)
+        admission = AdmissionQueue(max_concurrent, max_queued)
 
         async def request(inputs: int, rounds: int) -> None:
             try:

@@ -71,6 +71,19 @@ def test_imports_point_inward(graph: grimp.ImportGraph) -> None:
     assert wrong == []
 
 
+def test_the_contracts_have_no_import_circle(graph: grimp.ImportGraph) -> None:
+    contracts = sorted(m for m in graph.modules if m.startswith("serving.contracts."))
+    circular = [
+        f"{one} <-> {other}"
+        for one in contracts
+        for other in contracts
+        if one < other
+        and graph.find_shortest_chain(one, other)
+        and graph.find_shortest_chain(other, one)
+    ]
+    assert circular == []
+
+
 def test_serving_does_not_import_the_offline_packages() -> None:
     graph = grimp.build_graph("serving", include_external_packages=True)
     assert not graph.modules & {"quantize", "evals", "benchmarks"}

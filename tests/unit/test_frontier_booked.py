@@ -22,7 +22,6 @@ from serving.frontier.frontier import FrontierStack
 
 from ..provider.script import Fault, Reply, rate_limited
 from ..provider.server import ProviderServer
-from .booked import BookedCall, MemoryLedger, Page
 from .frontier_kit import (
     ANTHROPIC,
     OPENAI,
@@ -33,6 +32,7 @@ from .frontier_kit import (
     page,
     settings,
 )
+from .memory_ledger import BookedCall, MemoryLedger, Page
 
 Ask = Callable[[FrontierStack, FrontierCall], Awaitable[None]]
 LONG = {"messages": [{"role": "user", "content": "A preface to be kept. " * 400}]}

@@ -18,7 +18,7 @@ from serving.tasks.catalog import load_specs
 from serving.tasks.grant import Grant
 
 from .attested import result
-from .booked import LOCAL_COST
+from .memory_ledger import LOCAL_COST
 from .scripted import MODEL, WINDOW, Server, assert_error
 
 
@@ -75,8 +75,8 @@ async def test_bad_inputs_do_not_spoil_the_good_ones(server: Server) -> None:
         ("/v1/tasks/translation", {"input": "Hi"}, 400, "unknown_language", "target_language"),
         ("/v1/tasks/translation", {"input": "Hi", "target_language": "xx"}, 400,
          "unknown_language", "target_language"),
-        ("/v1/chat/completions", {"model": "gpt-9", "messages": [{"role": "user"}]}, 404,
-         "model_not_found", "model"),
+        ("/v1/chat/completions", {"model": "gpt-9", "messages": [{"role": "user", "content": "x"}]},
+         404, "model_not_found", "model"),
         ("/v1/chat/completions", {"model": MODEL, "messages": []}, 400, "invalid_request",
          "messages"),
         ("/v1/chat/completions", {"messages": [{"role": "user"}]}, 400, "invalid_request", "model"),
@@ -179,7 +179,7 @@ async def test_a_full_queue_is_429_with_retry_after(specs: dict[str, TaskSpec]) 
         asyncio.create_task(server.post("/v1/tasks/sentiment", json={"input": f"t{i}"}))
         for i in range(2)
     ]
-    while server.context.admission.queued < 1:  # noqa: ASYNC110
+    while server.context.local_admission.queued < 1:  # noqa: ASYNC110
         await asyncio.sleep(0)
     refused = await server.post("/v1/tasks/sentiment", json={"input": "late"})
     assert_error(refused, 429, "queue_full")
@@ -208,7 +208,7 @@ async def test_a_request_has_a_deadline(specs: dict[str, TaskSpec]) -> None:
     server.engine.release.clear()
     first = asyncio.create_task(server.post("/v1/tasks/sentiment", json={"input": "a"}))
     await asyncio.sleep(0)
-    while server.context.admission.active < 1:  # noqa: ASYNC110
+    while server.context.local_admission.active < 1:  # noqa: ASYNC110
         await asyncio.sleep(0)
     second = await server.post("/v1/tasks/sentiment", json={"input": "b"})
     assert_error(second, 504, "deadline_exceeded")
@@ -217,7 +217,7 @@ async def test_a_request_has_a_deadline(specs: dict[str, TaskSpec]) -> None:
 
 
 async def test_a_draining_server_says_so(server: Server) -> None:
-    await server.context.admission.drain(0.01)
+    await server.context.local_admission.drain(0.01)
     refused = await server.post("/v1/tasks/sentiment", json={"input": "x"})
     assert_error(refused, 503, "shutting_down")
     assert (await server.client.get("/readyz")).json()["status"] == "draining"
@@ -289,7 +289,7 @@ async def test_a_stream_that_breaks_ends_in_an_error_event(server: Server) -> No
     assert response.status_code == 200
     last = response.text.strip().split("\n\n")[-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_failure"
-    assert server.context.admission.active == 0
+    assert server.context.local_admission.active == 0
 
 
 async def test_a_client_that_leaves_before_the_first_event_gives_its_room_back(
@@ -305,12 +305,12 @@ async def test_a_client_that_leaves_before_the_first_event_gives_its_room_back(
         return {"type": "http.request", "body": body}
 
     async def send(message: Any) -> None:
-        assert server.context.admission.active == 1
+        assert server.context.local_admission.active == 1
         raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
         await app(scope, receive, send)
-    assert server.context.admission.active == 0
+    assert server.context.local_admission.active == 0
 
 
 async def test_metrics_hold_the_gateways_and_the_engines(server: Server) -> None:
@@ -342,7 +342,7 @@ async def test_tokenizing_a_long_input_does_not_hold_the_event_loop(
     specs: dict[str, TaskSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await Server(specs).ready()
-    task = server.context.stack.tasks["sentiment"].task
+    task = server.context.tasks["sentiment"].task
     loop = asyncio.get_running_loop()
     threads: list[bool] = []
     plan = task.plan
@@ -379,7 +379,7 @@ async def test_an_unattested_task_answers_409_with_the_reason(attested: Server) 
     assert "a reason" in error["message"]
     several = await attested.post("/v1/tasks/ner", json={"inputs": ["x", 1]})
     assert_error(several, 409, "task_not_attested")
-    assert attested.context.admission.active == 0
+    assert attested.context.local_admission.active == 0
 
 
 async def test_answers_carry_what_is_attested(attested: Server) -> None:

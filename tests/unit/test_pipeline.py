@@ -106,7 +106,7 @@ async def test_a_local_failure_escalates_and_so_does_a_full_queue(
     assert failed.json()["reason"] == "local_failure"
     server.engine.release.clear()
     first = asyncio.create_task(server.post("/v1/tasks/topic", json={"input": "a"}))
-    while server.context.admission.active < 1:  # noqa: ASYNC110
+    while server.context.local_admission.active < 1:  # noqa: ASYNC110
         await asyncio.sleep(0)
     second = await server.post("/v1/tasks/topic", json={"input": "b"})
     assert second.json()["reason"] == "overload"
@@ -125,7 +125,7 @@ async def test_a_slow_local_model_leaves_time_for_the_frontier(
     first = asyncio.create_task(
         server.post("/v1/tasks/topic", json={"input": "a", "route": "local_only"})
     )
-    while server.context.admission.active < 1:  # noqa: ASYNC110
+    while server.context.local_admission.active < 1:  # noqa: ASYNC110
         await asyncio.sleep(0)
     late = await server.post("/v1/tasks/topic", json={"input": "b", "deadline_s": 0.1})
     assert late.json()["reason"] == "deadline_at_risk"
@@ -271,7 +271,7 @@ async def test_a_task_by_name_is_a_chat_of_its_input(server: Server) -> None:
         ({"model": "task/topic", "messages": [{"role": "system", "content": "x"}]}, 400,
          "invalid_request"),
         (asked("task/topic", ""), 400, "empty_input"),
-        (asked("task/translation", "x", target_language=5), 400, "invalid_request"),
+        (asked("task/topic", "x", target_language="de"), 400, "unsupported_parameter"),
         (asked("gpt-9"), 404, "model_not_found"),
         (asked("somebody/gpt-9"), 404, "model_not_found"),
         (asked(MODEL, route="frontier_only"), 400, "invalid_request"),
@@ -284,6 +284,12 @@ async def test_what_cannot_go_any_way_is_named(
 ) -> None:
     assert_error(await server.post(CHAT, json=body), status, code)
     assert [left.error for left in server.exits.exits] == [code]
+
+
+async def test_what_cannot_be_read_is_no_input(server: Server) -> None:
+    body = asked("task/translation", "x", target_language=5)
+    assert_error(await server.post(CHAT, json=body), 400, "invalid_request")
+    assert server.exits.exits == []
 
 
 async def test_a_frontier_model_by_name_is_bounded_by_its_tier(server: Server) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from serving.contracts.answer import TaskRequest
 from serving.contracts.errors import EngineFailure, InvalidSettings
+from serving.contracts.requests import ChatRequest, Message
 from serving.contracts.routing import Decision, Router
 from serving.contracts.routing_settings import ComplexityThresholds, RoutingSettings
 from serving.contracts.task_spec import TaskSpec
@@ -45,9 +46,27 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedEmbed
     found.close()
 
 
+class Routed:
+    """A router that is asked with a chat's body."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def decide(self, body: dict[str, Any]) -> Decision:
+        messages = tuple(
+            Message(
+                m["role"], tuple(m["content"]) if isinstance(m["content"], list) else m["content"]
+            )
+            for m in body["messages"]
+        )
+        fields = {name: value for name, value in body.items() if name not in {"messages", "n"}}
+        request = ChatRequest("auto", messages, choices=body.get("n", 1), fields=fields)
+        return self._router.decide(request, await self._router.vectors(request))
+
+
 @pytest.fixture
-def router(embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]) -> Router:
-    return build_router(RoutingSettings(), specs, embedder, Counted())
+def router(embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]) -> Routed:
+    return Routed(build_router(RoutingSettings(), specs, embedder, Counted()))
 
 
 def body(user: object, system: str | None = None, **fields: Any) -> dict[str, Any]:
@@ -95,7 +114,7 @@ OUT_OF_SCOPE = [
 
 
 @pytest.mark.parametrize(("request_", "task"), NARROW)
-async def test_tasks_are_recognised(router: Router, request_: dict[str, Any], task: str) -> None:
+async def test_tasks_are_recognised(router: Routed, request_: dict[str, Any], task: str) -> None:
     decision = await router.decide(request_)
     assert decision.task is not None, decision.because
     assert decision.task.task == task
@@ -104,7 +123,7 @@ async def test_tasks_are_recognised(router: Router, request_: dict[str, Any], ta
 
 
 @pytest.mark.parametrize("text", OUT_OF_SCOPE)
-async def test_near_misses_are_not_narrow(router: Router, text: str) -> None:
+async def test_near_misses_are_not_narrow(router: Routed, text: str) -> None:
     decision = await router.decide(body(text))
     assert decision.task is None, decision.because
 
@@ -123,13 +142,13 @@ FORMS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("fields", FORMS)
 async def test_fields_that_ask_for_more_are_never_narrow(
-    router: Router, fields: dict[str, Any]
+    router: Routed, fields: dict[str, Any]
 ) -> None:
     decision = await router.decide(body("Translate to French: See you on Monday.", **fields))
     assert decision.task is None
 
 
-async def test_forms_that_are_never_narrow(router: Router) -> None:
+async def test_forms_that_are_never_narrow(router: Routed) -> None:
     ask = {"role": "user", "content": "Translate to French: See you on Monday."}
     image = {"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}
     for messages in (
@@ -138,19 +157,17 @@ async def test_forms_that_are_never_narrow(router: Router) -> None:
         [ask, {"role": "system", "content": "Classify the sentiment."}],
         [{"role": "user", "content": [{"type": "text", "text": ask["content"]}, image]}],
         [],
-        "no list",
         [{"role": "user", "content": "Translate to French: " + "so " * 2000}],
     ):
         assert (await router.decide({"messages": messages})).task is None
-    assert (await router.decide({})).task is None
 
 
-async def test_translations_carry_their_languages(router: Router) -> None:
+async def test_translations_carry_their_languages(router: Routed) -> None:
     decision = await router.decide(body("Translate from English to German: See you."))
     assert decision.task == TaskRequest("translation", "See you.", "en", "de")
 
 
-async def test_labels_come_back_as_the_client_spells_them(router: Router) -> None:
+async def test_labels_come_back_as_the_client_spells_them(router: Routed) -> None:
     decision = await router.decide(body('Is this POSITIVE or NEGATIVE? "I like this review."'))
     if decision.task is not None:
         assert decision.labels == {"positive": "POSITIVE", "negative": "NEGATIVE"}
@@ -164,7 +181,7 @@ async def test_a_task_that_is_not_served_is_not_narrow(
     embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]
 ) -> None:
     without = {name: spec for name, spec in specs.items() if name != "translation"}
-    router = build_router(RoutingSettings(), without, embedder, Counted())
+    router = Routed(build_router(RoutingSettings(), without, embedder, Counted()))
     assert (await router.decide(body("Translate to French: See you."))).task is None
 
 
@@ -173,8 +190,8 @@ async def test_a_stricter_certainty_never_makes_more_narrow(
 ) -> None:
     narrow: list[set[str]] = []
     for certainty in (0.6, 0.9, 0.99):
-        router = build_router(
-            RoutingSettings(narrow_certainty=certainty), specs, embedder, Counted()
+        router = Routed(
+            build_router(RoutingSettings(narrow_certainty=certainty), specs, embedder, Counted())
         )
         found = [(request_, await router.decide(request_)) for request_, _ in NARROW]
         narrow.append({str(request_) for request_, decision in found if decision.task})
@@ -202,13 +219,13 @@ async def test_without_vectors_a_rule_decides(
 ) -> None:
     monkeypatch.setattr("serving.routing.router.EMBEDDING_TIMEOUT_S", 0.05)
     counted = Counted()
-    router = build_router(RoutingSettings(), specs, Broken(hangs=hangs), counted)
+    router = Routed(build_router(RoutingSettings(), specs, Broken(hangs=hangs), counted))
     decision = await router.decide(body("Translate to French: See you on Monday evening, my dear."))
     assert (decision.task, decision.complexity, decision.tier) == (None, None, "standard")
     assert counted.failures == [reason]
 
 
-async def test_deciding_does_not_block_the_event_loop(router: Router) -> None:
+async def test_deciding_does_not_block_the_event_loop(router: Routed) -> None:
     longest = 0.0
 
     async def watch() -> None:
@@ -249,7 +266,7 @@ async def test_a_trusted_score_decides_the_tier(
 ) -> None:
     model = load_model(None)
     trusted = replace(model, complexity=replace(model.complexity, trusted=True))
-    router = LearnedRouter(RoutingSettings(), trusted, specs, embedder, Counted())
+    router = Routed(LearnedRouter(RoutingSettings(), trusted, specs, embedder, Counted()))
     easy: Decision = await router.decide(body("What is the capital of Norway?"))
     hard: Decision = await router.decide(
         body("Prove that every finite integral domain is a field and discuss each step.")

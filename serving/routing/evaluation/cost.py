@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.contracts.frontier import TIERS, Tier
+from serving.contracts.routing import TIERS, Tier
 from serving.routing.evaluation.intervals import bootstrap
 
 RATES = (0.1, 0.25, 0.5, 0.75, 0.9)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.contracts.frontier import Tier
+from serving.contracts.routing import Tier
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder
@@ -90,7 +90,7 @@ class Subject:
         for row in rows:
             reading = read(_body(row.prompt), self.settings.narrow_max_chars)
             detection = (
-                await detector.detect(reading.prompt)
+                detector.detect(reading.prompt, await detector.vectors(reading.prompt))
                 if reading.obstacle is None
                 else Detection(None, 1.0, reading.obstacle)
             )

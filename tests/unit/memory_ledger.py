@@ -44,6 +44,7 @@ class Page:
     task: str | None
     index: int
     refuse: list[NarrowgateError]
+    opened_at: datetime | None = None
     calls: list[BookedCall] = field(default_factory=list)
     exit: Exit | None = None
 
@@ -90,7 +91,7 @@ class MemoryLedger:
         index: int,
         opened_at: datetime | None = None,
     ) -> Page:
-        page = Page(caller, request_id, endpoint, task, index, self.refuse)
+        page = Page(caller, request_id, endpoint, task, index, self.refuse, opened_at)
         self.pages.append(page)
         return page
 

@@ -1,0 +1,156 @@
+"""Runs a task on its local model, then on a frontier model where the plan lets it escalate."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from serving.contracts.answer import Answer
+from serving.contracts.errors import NarrowgateError
+from serving.contracts.exits import Attempt
+from serving.contracts.requests import ChatRequest, Request, TaskBatch
+from serving.contracts.routing import Reason
+from serving.pipeline.exit_recorder import (
+    InputRecord,
+    Outcome,
+    OutcomeStream,
+    RequestRecord,
+    Served,
+)
+from serving.pipeline.plan import FrontierPlan, TaskPlan
+from serving.pipeline.runner import BoundTask, Runner
+from serving.routing.escalation import is_among, reason_for_answer, reason_for_error
+
+
+class Escalating:
+    """Implements Runner for tasks.
+
+    local: the task's local model. frontier_task: a frontier model that gets the task's prompt.
+    frontier_model: one that gets the client's own messages, which may ask for more than the router
+    recognised. tasks: by name.
+    """
+
+    def __init__(
+        self,
+        local: Runner[TaskBatch, TaskPlan],
+        frontier_task: Runner[TaskBatch, FrontierPlan],
+        frontier_model: Runner[ChatRequest, FrontierPlan],
+        tasks: Mapping[str, BoundTask],
+    ) -> None:
+        self._local = local
+        self._frontier_task = frontier_task
+        self._frontier_model = frontier_model
+        self._tasks = tasks
+
+    async def whole(self, request: Request, plan: TaskPlan, record: RequestRecord) -> list[Outcome]:
+        """Return the inputs' outcomes; one input's error does not touch the others.
+
+        Raises where the whole request cannot be taken and may not escalate.
+        """
+        tried = await self._tried(plan, record)
+        async with asyncio.TaskGroup() as group:
+            pending = [
+                group.create_task(self._finished(request, plan, record, index, outcome))
+                for index, outcome in enumerate(tried)
+            ]
+        return [task.result() for task in pending]
+
+    async def stream(
+        self, request: Request, plan: TaskPlan, record: RequestRecord
+    ) -> Outcome | OutcomeStream:
+        """Return the outcome of the only input; a stream where it escalates in free form."""
+        (tried,) = await self._tried(plan, record)
+        (item,) = record.inputs
+        if plan.decision is None or not self._escalates(item, plan, tried):
+            return await self._finished(request, plan, record, 0, tried)
+        assert isinstance(request, ChatRequest)
+        fallback = self._set_aside(item, plan, tried)
+        return await self._frontier_model.stream(request, fallback, record)
+
+    async def _tried(self, plan: TaskPlan, record: RequestRecord) -> list["_Tried"]:
+        """Return the local model's outcomes, and note on each input why it is to escalate."""
+        batch = plan.batch
+        if not plan.local:
+            for item in record.inputs:
+                item.reason = "requested"
+            return [_Tried(None, 0.0) for _ in batch.requests]
+        started_s = time.monotonic()
+        try:
+            outcomes = await self._local.whole(batch, plan, record)
+        except NarrowgateError as error:
+            if reason_for_error(error) not in plan.escalate_on:
+                raise
+            outcomes = [Outcome(error) for _ in batch.requests]
+        elapsed_s = time.monotonic() - started_s
+        labels = plan.decision.labels if plan.decision is not None else None
+        for item, outcome in zip(record.inputs, outcomes, strict=True):
+            item.reason = _reason(outcome, labels)
+        return [_Tried(outcome, elapsed_s) for outcome in outcomes]
+
+    def _escalates(self, item: InputRecord, plan: TaskPlan, tried: "_Tried") -> bool:
+        return tried.outcome is None or item.reason in plan.escalate_on
+
+    async def _finished(
+        self, request: Request, plan: TaskPlan, record: RequestRecord, index: int, tried: "_Tried"
+    ) -> Outcome:
+        one = record.only(index)
+        (item,) = one.inputs
+        if not self._escalates(item, plan, tried):
+            assert tried.outcome is not None
+            return _kept(tried.outcome, item.reason)
+        fallback = self._set_aside(item, plan, tried)
+        try:
+            if plan.decision is None:
+                batch = TaskBatch(plan.batch.task, (plan.batch.requests[index],))
+                (outcome,) = await self._frontier_task.whole(batch, fallback, one)
+            else:
+                assert isinstance(request, ChatRequest)
+                (outcome,) = await self._frontier_model.whole(request, fallback, one)
+        except NarrowgateError as error:
+            return Outcome(error)
+        return outcome
+
+    def _set_aside(self, item: InputRecord, plan: TaskPlan, tried: "_Tried") -> FrontierPlan:
+        """Note the local attempt on the input; return the plan of its fallback."""
+        assert item.reason is not None
+        model = self._tasks[plan.batch.task].engine.model_id
+        item.set_aside(tried.attempt(model, item.reason), item.reason)
+        return replace(plan.fallback, reason=item.reason)
+
+
+class _Tried:
+    """What a local model made of one input. outcome: None where it was not asked."""
+
+    def __init__(self, outcome: Outcome | None, elapsed_s: float) -> None:
+        self.outcome = outcome
+        self._elapsed_s = elapsed_s
+
+    def attempt(self, model: str, reason: Reason) -> Attempt | None:
+        """Return the attempt as it is recorded when the input goes to another model."""
+        if self.outcome is None:
+            return None
+        content, served = self.outcome.content, self.outcome.served
+        error = content.code if isinstance(content, NarrowgateError) else reason
+        usage, replica_s = (served.usage, served.replica_s) if served else (None, None)
+        return Attempt(model, error, self._elapsed_s, usage, replica_s or 0.0)
+
+
+def _reason(outcome: Outcome, labels: Mapping[str, str] | None) -> Reason | None:
+    """Return why an input is to escalate; None where its answer is within its bound."""
+    content = outcome.content
+    if isinstance(content, NarrowgateError):
+        return reason_for_error(content)
+    assert isinstance(content, Answer)
+    # A client that names some of a task's labels wants one of those.
+    if not is_among(content.value, labels):
+        return "invalid_output"
+    return reason_for_answer(content.below_threshold, valid=content.valid)
+
+
+def _kept(outcome: Outcome, reason: Reason | None) -> Outcome:
+    """Return the outcome as the client gets it: an answer outside its bound says why."""
+    if reason is None or not isinstance(outcome.content, Answer):
+        return outcome
+    assert isinstance(outcome.served, Served)
+    answer = outcome.content.model_copy(update={"reason": reason})
+    return replace(outcome, content=answer, served=replace(outcome.served, reason=reason))

@@ -1,0 +1,234 @@
+"""Checks of single fields of OpenAI's API: type, range, and the values that say nothing."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from serving.contracts.errors import InvalidRequest
+from serving.contracts.requests import Role
+
+Check = Callable[[Any, str], Any]
+"""Takes a value and its path in the request; returns the value. Raises InvalidRequest."""
+
+_ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
+MAX_CHOICES = 128
+"""The most choices of any request, as at OpenAI's API."""
+MAX_STOPS = 16
+MAX_TOOLS = 128
+MAX_ALTERNATIVES = 20
+"""The most alternatives a token (`top_logprobs`), as at OpenAI's API."""
+
+_PART_TEXTS = {"text": "text", "refusal": "refusal"}
+_PART_TYPES = frozenset({*_PART_TEXTS, "image_url", "input_audio", "file", "video_url"})
+_SHOWN_CHARS = 60
+
+
+def invalid(path: str | None, value: object, wanted: str) -> InvalidRequest:
+    """Return the error of a field with a value that it may not have."""
+    if value is None:
+        message = f"{path or 'the body'} is missing; it must be {wanted}"
+    else:
+        message = f"{path or 'the body'} is {_shown(value)}; it must be {wanted}"
+    return InvalidRequest(message, field=path, fix=f"send {wanted}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict | list):
+        # Its content may be long, and is the client's own.
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    shown = repr(value) if not isinstance(value, bool) else str(value).lower()
+    return shown if len(shown) <= _SHOWN_CHARS else f"{shown[:_SHOWN_CHARS]}..."
+
+
+def boolean(value: Any, path: str) -> bool:
+    """Return a boolean."""
+    if not isinstance(value, bool):
+        raise invalid(path, value, "true or false")
+    return value
+
+
+def text(value: Any, path: str) -> str:
+    """Return a string."""
+    if not isinstance(value, str):
+        raise invalid(path, value, "a string")
+    return value
+
+
+def object_(value: Any, path: str) -> dict[str, Any]:
+    """Return an object."""
+    if not isinstance(value, dict):
+        raise invalid(path, value, "an object")
+    return value
+
+
+def integer(low: int, high: int) -> Check:
+    """Return the check of a whole number between two bounds, both allowed."""
+
+    def check(value: Any, path: str) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise invalid(path, value, f"a whole number between {low} and {high}")
+        return value
+
+    return check
+
+
+def number(low: float, high: float) -> Check:
+    """Return the check of a number between two bounds, both allowed."""
+
+    def check(value: Any, path: str) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+            raise invalid(path, value, f"a number between {low:g} and {high:g}")
+        return float(value) if isinstance(value, float) else int(value)
+
+    return check
+
+
+def positive(value: Any, path: str) -> int:
+    """Return a number of tokens, at least 1."""
+    if type(value) is not int or not 1 <= value < 2**31:
+        raise invalid(path, value, "a whole number of at least 1")
+    return value
+
+
+def role_of(value: Any, path: str) -> Role:
+    """Return a message's role."""
+    if not isinstance(value, str) or value not in _ROLES:
+        raise invalid(path, value, "one of " + ", ".join(sorted(_ROLES)))
+    return _ROLES[value]
+
+
+choices = integer(1, MAX_CHOICES)
+
+
+def read_part(value: Any, path: str) -> Mapping[str, Any]:
+    """Return one part of a message's content."""
+    part = object_(value, path)
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in _PART_TYPES:
+        raise invalid(f"{path}.type", kind, "one of " + ", ".join(sorted(_PART_TYPES)))
+    if kind in _PART_TEXTS:
+        text(part.get(_PART_TEXTS[kind]), f"{path}.{_PART_TEXTS[kind]}")
+    return part
+
+
+def _stops(value: Any, path: str) -> Any:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > MAX_STOPS:
+        raise invalid(path, value, f"a string or a list of at most {MAX_STOPS} strings")
+    for index, stop in enumerate(stops):
+        if not isinstance(stop, str) or not stop:
+            where = path if isinstance(value, str) else f"{path}.{index}"
+            raise invalid(where, stop, "a string of at least one character")
+    return value
+
+
+def _biases(value: Any, path: str) -> dict[str, Any]:
+    for token, bias in object_(value, path).items():
+        if not token.isdecimal():
+            raise invalid(path, token, "an object from token ids to numbers")
+        number(-100, 100)(bias, f"{path}.{token}")
+    return object_(value, path)
+
+
+def _response_format(value: Any, path: str) -> dict[str, Any]:
+    form = object_(value, path)
+    kind = form.get("type")
+    if not isinstance(kind, str) or kind not in {"text", "json_object", "json_schema"}:
+        raise invalid(f"{path}.type", kind, "one of json_object, json_schema, text")
+    if kind == "json_schema":
+        described = object_(form.get("json_schema"), f"{path}.json_schema")
+        object_(described.get("schema"), f"{path}.json_schema.schema")
+    return form
+
+
+def _tools(value: Any, path: str) -> list[Any]:
+    if not isinstance(value, list) or len(value) > MAX_TOOLS:
+        raise invalid(path, value, f"a list of at most {MAX_TOOLS} objects")
+    for index, tool in enumerate(value):
+        object_(tool, f"{path}.{index}")
+    return value
+
+
+def _any(value: Any, path: str) -> Any:
+    return value
+
+
+def _texts(value: Any, path: str) -> list[str]:
+    if not isinstance(value, list):
+        raise invalid(path, value, "a list of strings")
+    return [text(item, f"{path}.{index}") for index, item in enumerate(value)]
+
+
+_SAMPLING: dict[str, Check] = {
+    "temperature": number(0, 2),
+    "top_p": number(0, 1),
+    "top_k": integer(-1, 2**31 - 1),
+    "min_p": number(0, 1),
+    "seed": integer(-(2**63), 2**63 - 1),
+    "stop": _stops,
+    "frequency_penalty": number(-2, 2),
+    "presence_penalty": number(-2, 2),
+    "repetition_penalty": number(0.01, 10),
+    "logit_bias": _biases,
+    "ignore_eos": boolean,
+    "min_tokens": integer(0, 2**31 - 1),
+    "skip_special_tokens": boolean,
+    "response_format": _response_format,
+    "user": text,
+    "metadata": object_,
+    "store": boolean,
+    "service_tier": text,
+}
+CHAT_FIELDS: Mapping[str, Check] = {
+    **_SAMPLING,
+    "logprobs": boolean,
+    "top_logprobs": integer(0, MAX_ALTERNATIVES),
+    "tools": _tools,
+    "tool_choice": _any,
+    "functions": _tools,
+    "function_call": _any,
+    "parallel_tool_calls": boolean,
+    "modalities": _texts,
+    "audio": object_,
+    "prediction": object_,
+    "web_search_options": object_,
+    "reasoning_effort": text,
+    "verbosity": text,
+    "prompt_cache_key": text,
+    "prompt_cache_retention": text,
+    "safety_identifier": text,
+}
+"""Of chats: fields besides those that ChatRequest holds by name."""
+
+COMPLETION_FIELDS: Mapping[str, Check] = {
+    **_SAMPLING,
+    "logprobs": integer(0, MAX_ALTERNATIVES),
+    "echo": boolean,
+    "suffix": text,
+    "best_of": integer(1, MAX_CHOICES),
+}
+"""Of completions: fields besides those that CompletionRequest holds by name."""
+
+_SAY_NOTHING: Mapping[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "functions": ([],),
+    "stop": ([],),
+    "logit_bias": ({},),
+    "metadata": ({},),
+    "modalities": ([], ["text"]),
+    "response_format": ({"type": "text"},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "store": (False,),
+    "echo": (False,),
+    "suffix": ("",),
+    "best_of": (1,),
+}
+
+
+def says_nothing(name: str, value: Any) -> bool:
+    """Return whether a field asks for no more than its absence does."""
+    if name == "logprobs":
+        # In a completion, 0 asks for the sampled tokens' own.
+        return value is False
+    return any(value == nothing for nothing in _SAY_NOTHING.get(name, ()))

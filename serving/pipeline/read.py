@@ -1,0 +1,297 @@
+"""Reads a request: a JSON document becomes one frozen, validated request.
+
+Every field of the API is known here and nowhere else: validated, left out because it says nothing
+(null, empty, or a default that asks for nothing), or carried as an extra.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from serving.contracts.answer import TaskRequest
+from serving.contracts.errors import (
+    InvalidRequest,
+    TooManyInputs,
+    UnknownTask,
+    UnsupportedParameter,
+)
+from serving.contracts.requests import (
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    TaskBatch,
+)
+from serving.contracts.task_spec import TaskSpec, TranslationSpec
+from serving.pipeline.fields import (
+    CHAT_FIELDS,
+    COMPLETION_FIELDS,
+    boolean,
+    choices,
+    invalid,
+    object_,
+    positive,
+    read_part,
+    role_of,
+    says_nothing,
+    text,
+)
+
+MAX_MESSAGES = 2048
+"""The most messages of one chat, as at OpenAI's API: checking them takes time on the event loop."""
+
+
+_SPEAK_WITHOUT_CONTENT = frozenset({"tool_calls", "function_call", "refusal", "audio"})
+
+
+def read_chat(document: Any, max_inputs: int) -> ChatRequest:
+    """Return a chat completion's request. max_inputs: the most choices.
+
+    Raises InvalidRequest and its subclasses, which name the field.
+    """
+    body = _body(document)
+    name = _model(body)
+    messages = _messages(body.pop("messages", None))
+    stream, include_usage = _stream(body)
+    count = _choices(body)
+    _require_inputs(count, "n", max_inputs)
+    limits = [
+        positive(body.pop(name), name)
+        for name in ("max_completion_tokens", "max_tokens")
+        if name in body
+    ]
+    source, target = (
+        text(body.pop(name), name) if name in body else None
+        for name in ("source_language", "target_language")
+    )
+    fields, extras = _fields(body, CHAT_FIELDS)
+    _require_together(fields)
+    return ChatRequest(
+        name, messages, stream, include_usage, min(limits, default=None), count, source, target,
+        fields, extras,
+    )  # fmt: skip
+
+
+def read_completion(document: Any, max_inputs: int) -> CompletionRequest:
+    """Return a completion's request. max_inputs: the most prompts times choices.
+
+    Raises InvalidRequest and its subclasses, which name the field.
+    """
+    body = _body(document)
+    name = _model(body)
+    prompts = _prompts(body.pop("prompt", None), max_inputs)
+    stream, include_usage = _stream(body)
+    count = _choices(body)
+    _require_inputs(count * len(prompts), "n", max_inputs)
+    limit = positive(body.pop("max_tokens"), "max_tokens") if "max_tokens" in body else None
+    fields, extras = _fields(body, COMPLETION_FIELDS)
+    return CompletionRequest(
+        name, prompts, stream, include_usage, limit, count, fields=fields, extras=extras
+    )
+
+
+def read_tasks(
+    task: str, document: Any, specs: Mapping[str, TaskSpec], max_inputs: int
+) -> TaskBatch:
+    """Return the inputs of a request to one task. specs: by name. max_inputs: the most inputs.
+
+    Raises UnknownTask, and InvalidRequest and its subclasses, which name the field.
+    """
+    spec = find_task(specs, task)
+    body = _body(document, exempt=frozenset({"input", "inputs"}))
+    one, several = body.pop("input", None), body.pop("inputs", None)
+    source, target = body.pop("source_language", None), body.pop("target_language", None)
+    if body:
+        name = sorted(body)[0]
+        known = "input, inputs, source_language, target_language, route, deadline_s, max_cost_usd"
+        raise InvalidRequest(
+            f"{name!r} is not a field of this request", field=name, fix=f"send only {known}"
+        )
+    if (one is None) == (several is None):
+        raise InvalidRequest(
+            "the request needs either input or inputs",
+            field="input",
+            fix='send {"input": "a text"} or {"inputs": ["a text", "another"]}',
+        )
+    if several is None:
+        return TaskBatch(task, (task_request(spec, text(one, "input"), source, target),))
+    if not isinstance(several, list) or not several:
+        raise invalid("inputs", several, "a list of at least one text")
+    _require_inputs(len(several), "inputs", max_inputs)
+    places = tuple(place for place, item in enumerate(several) if isinstance(item, str))
+    requests = tuple(task_request(spec, several[place], source, target) for place in places)
+    refused = {
+        place: invalid(f"inputs.{place}", item, "a string")
+        for place, item in enumerate(several)
+        if not isinstance(item, str)
+    }
+    return TaskBatch(task, requests, places, refused, is_list=True)
+
+
+def find_task(specs: Mapping[str, TaskSpec], name: str) -> TaskSpec:
+    """Return a task by name. Raises UnknownTask, which lists the tasks."""
+    if name not in specs:
+        raise UnknownTask(
+            f"no task {name!r}", field="task", fix="use one of: " + ", ".join(sorted(specs))
+        )
+    return specs[name]
+
+
+def task_request(spec: TaskSpec, text_: str, source: object, target: object) -> TaskRequest:
+    """Return one input of a task. Languages do not depend on case.
+
+    Raises UnsupportedParameter for a language where the task has none.
+    """
+    codes = {"source_language": source, "target_language": target}
+    found: dict[str, str | None] = {}
+    for name, value in codes.items():
+        if value is None:
+            found[name] = None
+            continue
+        code = text(value, name)
+        if not isinstance(spec, TranslationSpec):
+            raise UnsupportedParameter(
+                f"the task {spec.name!r} has no languages, and {name} is {code!r}",
+                field=name,
+                fix=f"remove {name}",
+            )
+        found[name] = next((k for k in spec.languages if k.lower() == code.lower()), code)
+    return TaskRequest(spec.name, text_, found["source_language"], found["target_language"])
+
+
+def _body(document: Any, exempt: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Return the document's fields that are not null. exempt: fields that may hold any text."""
+    if not isinstance(document, dict):
+        raise invalid(None, document, "a JSON object")
+    for path, value in _texts({k: v for k, v in document.items() if k not in exempt}):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"{path} holds half of a surrogate pair at character {error.start}, which is no "
+                "text",
+                field=path,
+                fix="send whole characters: text was probably cut between the two halves of one",
+            ) from error
+    return {name: value for name, value in document.items() if value is not None}
+
+
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in a document, keys too, with its path."""
+    if isinstance(value, str):
+        # A part's text is a fault of its message's content, as clients know it.
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield path, key
+            yield from _texts(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, f"{path}.{index}")
+
+
+def _model(body: dict[str, Any]) -> str:
+    name = body.pop("model", None)
+    if not isinstance(name, str) or not name:
+        raise invalid("model", name, "the name of a model; GET /v1/models lists them")
+    return name
+
+
+def _messages(value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise invalid("messages", value, "a list of at least one message")
+    if len(value) > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"messages holds {len(value)} messages, and {MAX_MESSAGES} is the most",
+            field="messages",
+            fix="send fewer messages, or join those that belong together",
+        )
+    return tuple(_message(item, f"messages.{index}") for index, item in enumerate(value))
+
+
+def _message(value: Any, path: str) -> Message:
+    fields = {k: v for k, v in object_(value, path).items() if v is not None}
+    role = role_of(fields.pop("role", None), f"{path}.role")
+    content = fields.pop("content", None)
+    if says_nothing("tools", fields.get("tool_calls")):
+        fields.pop("tool_calls", None)
+    if content is None:
+        if role == "assistant" and not _SPEAK_WITHOUT_CONTENT.isdisjoint(fields):
+            return Message(role, None, fields)
+        raise invalid(f"{path}.content", None, "a string or a list of parts")
+    if isinstance(content, list):
+        parts = tuple(read_part(part, f"{path}.content.{i}") for i, part in enumerate(content))
+        if not parts:
+            raise invalid(f"{path}.content", content, "a string or a list of at least one part")
+        return Message(role, parts, fields)
+    if not isinstance(content, str):
+        raise invalid(f"{path}.content", content, "a string or a list of parts")
+    return Message(role, content, fields)
+
+
+def _prompts(value: Any, max_inputs: int) -> tuple[str, ...]:
+    prompts = [value] if isinstance(value, str) else value
+    if not isinstance(prompts, list) or not prompts:
+        raise invalid("prompt", value, "a text or a list of texts")
+    _require_inputs(len(prompts), "prompt", max_inputs)
+    for index, prompt in enumerate(prompts):
+        path = "prompt" if isinstance(value, str) else f"prompt.{index}"
+        if type(prompt) is int or isinstance(prompt, list):
+            raise InvalidRequest(
+                "prompt holds token ids, and this server takes text",
+                field="prompt",
+                fix="send the prompt as text",
+            )
+        if not isinstance(prompt, str) or not prompt:
+            raise invalid(path, prompt, "a text of at least one character")
+    return tuple(prompts)
+
+
+def _stream(body: dict[str, Any]) -> tuple[bool, bool]:
+    stream = boolean(body.pop("stream", False), "stream")
+    options = body.pop("stream_options", None)
+    if options is None:
+        return stream, False
+    options = object_(options, "stream_options")
+    if not stream:
+        raise InvalidRequest(
+            "stream_options is set, and stream is not true",
+            field="stream_options",
+            fix="remove stream_options, or send stream: true",
+        )
+    path = "stream_options.include_usage"
+    return stream, boolean(options.get("include_usage") or False, path)
+
+
+def _choices(body: dict[str, Any]) -> int:
+    return choices(body.pop("n"), "n") if "n" in body else 1
+
+
+def _fields(
+    body: dict[str, Any], known: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the known fields, validated, without those that say nothing, and the others."""
+    fields = {name: known[name](value, name) for name, value in body.items() if name in known}
+    kept = {name: value for name, value in fields.items() if not says_nothing(name, value)}
+    for offered, choice in (("tools", "tool_choice"), ("functions", "function_call")):
+        # Without tools there is nothing to choose from: "none" and "auto" ask for the same.
+        if offered not in kept and kept.get(choice) in {"none", "auto"}:
+            del kept[choice]
+    return kept, {name: value for name, value in body.items() if name not in known}
+
+
+def _require_together(fields: Mapping[str, Any]) -> None:
+    if "top_logprobs" in fields and "logprobs" not in fields:
+        raise InvalidRequest(
+            "top_logprobs is set, and logprobs is not true",
+            field="top_logprobs",
+            fix="send logprobs: true, or remove top_logprobs",
+        )
+
+
+def _require_inputs(count: int, name: str, max_inputs: int) -> None:
+    if count > max_inputs:
+        raise TooManyInputs(
+            f"the request holds {count} inputs, and {max_inputs} is the most; every prompt, choice "
+            "and input counts as one",
+            field=name,
+            fix="split the request, or raise gateway.max_inputs",
+        )

@@ -1,0 +1,167 @@
+"""Writes a reply in OpenAI's shapes: a document, or chunks as server-sent events."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from serving.contracts.answer import Answer, Route, Value
+from serving.contracts.context import RequestContext
+from serving.contracts.errors import NarrowgateError
+from serving.contracts.openai import json_text, openai_usage
+from serving.contracts.requests import ChatRequest, CompletionRequest, TaskBatch
+from serving.contracts.routing import Reason
+from serving.pipeline.exit_recorder import Outcome, OutcomeStream
+from serving.pipeline.plan import Plan, TaskPlan
+
+_DONE = "data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply to a chat or completion: `document`, or `events` as text.
+
+    document: JSON. events: may raise NarrowgateError. attestation: digest of the one that covers
+    the answer. cost_usd: None where unknown, and for streams, whose cost is known at their end.
+    """
+
+    route: Route
+    reason: Reason
+    model: str
+    document: str | None = None
+    events: AsyncIterator[str] | None = None
+    attestation: str | None = None
+    cost_usd: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReply:
+    """A reply to a task: each input's answer or error, in the client's order.
+
+    is_list: the client sent a list, and gets one. attestation: digest of the one that covers the
+    local answers; None where there is none.
+    """
+
+    task: str
+    results: tuple[Answer | NarrowgateError, ...]
+    is_list: bool
+    attestation: str | None
+
+
+def write_reply(
+    request: ChatRequest | CompletionRequest,
+    plan: Plan,
+    outcome: Outcome | OutcomeStream,
+    context: RequestContext,
+) -> Reply:
+    """Return the reply with an outcome. Raises the outcome's error."""
+    if isinstance(outcome, OutcomeStream):
+        streamed = _events(outcome.events, include_usage=request.include_usage)
+        return Reply(outcome.route, outcome.reason, outcome.model, events=streamed)
+    content, served = outcome.content, outcome.served
+    if isinstance(content, NarrowgateError):
+        raise content
+    assert served is not None
+    document: str | None = None
+    events: AsyncIterator[str] | None = None
+    if not isinstance(content, Answer):
+        document = json_text(content)
+    else:
+        labels = plan.decision.labels if isinstance(plan, TaskPlan) and plan.decision else None
+        text = task_text(content.value, labels)
+        if request.stream:
+            chunks = _chunks(content, text, outcome.finish_reason, context.request_id)
+            events = _events(chunks, include_usage=request.include_usage)
+        else:
+            document = json_text(
+                _completion(content, text, outcome.finish_reason, context.request_id)
+            )
+    return Reply(
+        served.route, served.reason, served.model, document, events, outcome.attestation,
+        outcome.cost_usd,
+    )  # fmt: skip
+
+
+def write_tasks(batch: TaskBatch, outcomes: Sequence[Outcome]) -> TaskReply:
+    """Return the reply with the outcomes of a batch, and the errors of what was no input."""
+    found: dict[int, Answer | NarrowgateError] = dict(batch.refused)
+    for position, outcome in zip(batch.positions, outcomes, strict=True):
+        assert not isinstance(outcome.content, dict)
+        found[position] = outcome.content
+    attestation = next((o.attestation for o in outcomes if o.attestation is not None), None)
+    results = tuple(found[position] for position in sorted(found))
+    return TaskReply(batch.task, results, batch.is_list, attestation)
+
+
+async def _events(
+    chunks: AsyncIterator[dict[str, Any]], *, include_usage: bool
+) -> AsyncIterator[str]:
+    """Yield chunks as events, usage only where the client asked for it, then the end's event."""
+    async for chunk in chunks:
+        if not include_usage and "usage" in chunk:
+            if not chunk.get("choices"):
+                continue
+            chunk = {name: value for name, value in chunk.items() if name != "usage"}
+        yield f"data: {json_text(chunk)}\n\n"
+    yield _DONE
+
+
+def _completion(answer: Answer, text: str, finish_reason: str, request_id: str) -> dict[str, Any]:
+    return {
+        **_head(answer, request_id, "chat.completion"),
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text},
+                "finish_reason": finish_reason,
+                "logprobs": None,
+            }
+        ],
+        "usage": openai_usage(answer.usage),
+        "narrowgate": _details(answer),
+    }
+
+
+async def _chunks(
+    answer: Answer, text: str, finish_reason: str, request_id: str
+) -> AsyncIterator[dict[str, Any]]:
+    head = _head(answer, request_id, "chat.completion.chunk")
+    delta = {"role": "assistant", "content": text}
+    yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+    yield {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": finish_reason}]}
+    yield {**head, "choices": [], "usage": openai_usage(answer.usage)}
+
+
+def task_text(value: Value, labels: Mapping[str, str] | None = None) -> str:
+    """Return a task's value as the text of a chat: a label, a JSON list, or a translation.
+
+    labels: those that the client named, each with its own word for it; entities of other types are
+    left out.
+    """
+    if isinstance(value, str):
+        return (labels or {}).get(value, value)
+    if isinstance(value, tuple):
+        wanted = [item for item in value if labels is None or item.type in labels]
+        return json.dumps([item.model_dump() for item in wanted], ensure_ascii=False)
+    return value.text
+
+
+def _head(answer: Answer, request_id: str, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{request_id}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": answer.model,
+    }
+
+
+def _details(answer: Answer) -> dict[str, Any]:
+    return answer.model_dump(
+        mode="json",
+        include={
+            "task", "route", "reason", "confidence", "calibrated_confidence", "below_threshold",
+            "label_probabilities", "valid", "notes", "cost_usd",
+        },
+    )  # fmt: skip
