@@ -106,7 +106,7 @@ async def test_the_gateway_of_the_benchmark_keeps_books_of_both_ways(state: Path
                     response = await client.post("/v1/chat/completions", json=body)
                     assert response.status_code == 200, response.text
                     assert response.headers["x-narrowgate-route"] == path
-    await context.stack.frontier.aclose()
+    await context.frontier.aclose()
     await ledger.aclose()
     assert rows_in(kept) == 2 * 2 * 3
     with written_ledger(None, state) as database:
