@@ -5,9 +5,12 @@ from typing import Any
 from serving.artifacts.checkpoint import Checkpoint
 from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSettings
 from serving.contracts.task_spec import MAX_LABELS
+from serving.local.engine_log import CONFIG_FILE
 
 _HEALTH_CHECK_PERIOD_S = 5
 _HEALTH_CHECK_TIMEOUT_S = 30
+# No text of a client's in the log of a replica or of its engine's processes.
+_LOGGING = {"VLLM_LOGGING_CONFIG_PATH": str(CONFIG_FILE)}
 
 
 def llm_config_arguments(
@@ -18,7 +21,7 @@ def llm_config_arguments(
         "model_loading_config": {"model_id": model.id, "model_source": checkpoint.source},
         "engine_kwargs": _engine_arguments(model, checkpoint),
         "deployment_config": _deployment_options(model, drain_timeout_s),
-        "runtime_env": {"env_vars": _environment(model, checkpoint)},
+        "runtime_env": {"env_vars": {**_environment(model, checkpoint), **_LOGGING}},
         # Streamed tokens otherwise wait up to 50 ms for company.
         "experimental_configs": {"stream_batching_interval_ms": 0},
         # Off: vLLM then keeps its own Prometheus registry, which the gateway's /metrics reads.
@@ -45,7 +48,8 @@ def offline_arguments(
     engine_kwargs = {"model": checkpoint.source, **arguments["engine_kwargs"]}
     # An argument of the HTTP layer, which the offline engine does not have.
     engine_kwargs.pop("enable_prompt_tokens_details")
-    return engine_kwargs, arguments["runtime_env"]["env_vars"]
+    # Without the replica's logging: what fails here is told to whoever started it, in full.
+    return engine_kwargs, _environment(model, checkpoint)
 
 
 def _engine_arguments(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, Any]:

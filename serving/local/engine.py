@@ -7,18 +7,16 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import vllm
 from prometheus_client import REGISTRY, generate_latest
-from pydantic import ValidationError
 from ray.serve.llm import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
-from vllm.v1.engine.exceptions import EngineDeadError
 
 from serving.artifacts.load_check import CONFIG_KEY, RunningEngine
 from serving.contracts.engine import (
@@ -29,14 +27,27 @@ from serving.contracts.engine import (
     ScoreWork,
     ScoringPoint,
 )
-from serving.contracts.errors import EngineFailure, ModelUnavailable, NarrowgateError
+from serving.contracts.errors import EngineFailure, NarrowgateError
 from serving.contracts.openai import OpenAIReply
 from serving.local.engine_output import generate_output, score_output
 from serving.local.exclusion import ExclusiveKinds
+from serving.local.json_schema import refuse_broken_schema
+from serving.local.request_errors import (
+    culprit,
+    engine_failure,
+    invalid,
+    is_about_request,
+    is_dead,
+    own_errors,
+    own_errors_streamed,
+    refusal,
+    refused_item,
+)
 from serving.local.sampling import generation_params, scoring_params
 
 _SCORING = "label scoring"
 _ALTERNATIVES = "top alternatives"
+_ERROR_EVENT = 'data: {"error"'
 
 
 class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
@@ -53,12 +64,15 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
         await super().__init__(*args, **kwargs)
         await self._warm_up()
 
+    @own_errors
+    async def check_health(self) -> None:
+        """Return when the engine lives. Called by Ray Serve's controller."""
+        await super().check_health()
+
+    @own_errors
     async def describe(self) -> EngineInfo:
         """Return what is loaded. Raises ModelUnavailable when the engine is dead."""
-        try:
-            await self.check_health()
-        except EngineDeadError as error:
-            raise _dead() from error
+        await self.check_health()
         config = self._client.vllm_config
         return EngineInfo(
             model_id=self._llm_config.model_id,
@@ -70,6 +84,7 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
             attestation=self._attestation,
         )
 
+    @own_errors
     async def score(self, works: Sequence[ScoreWork]) -> list[ScoreOutput | NarrowgateError]:
         """Score every input's labels in one pass; outputs are in the order of the works.
 
@@ -78,9 +93,10 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
         async with self._kinds.hold(_SCORING):
             return await asyncio.gather(*(self._score(work) for work in works))
 
+    @own_errors_streamed
     async def generate(
         self, works: Sequence[GenerateWork]
-    ) -> AsyncIterator[list[GenerateOutput | NarrowgateError]]:
+    ) -> AsyncGenerator[list[GenerateOutput | NarrowgateError], None]:
         """Generate for every input at once; yields one list, in the order of the works.
 
         A failed input becomes an error in its place. Raises ModelUnavailable for a dead engine.
@@ -89,43 +105,33 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
         """
         yield await asyncio.gather(*(self._generate(work) for work in works))
 
+    @own_errors_streamed
     async def openai(
         self, endpoint: str, body: dict[str, Any], request_id: str
-    ) -> AsyncIterator[OpenAIReply | str]:
+    ) -> AsyncGenerator[OpenAIReply | str, None]:
         """Answer a chat completion or completion in vLLM's own OpenAI layer.
 
         Yields one OpenAIReply, then, for a stream, server-sent events as text.
         """
-        request_class = ChatCompletionRequest if endpoint == "chat" else CompletionRequest
-        try:
-            request = request_class(**body, request_id=request_id)
-        except ValidationError as error:
-            yield _invalid(error)
+        request = _built(endpoint, body, request_id)
+        if isinstance(request, OpenAIReply):
+            yield request
             return
         run = self.engine.chat if endpoint == "chat" else self.engine.completions
         async with AsyncExitStack() as held:
-            if _asks_alternatives(body):
+            if _asks_alternatives(request):
                 await held.enter_async_context(self._kinds.hold(_ALTERNATIVES))
-            started = False
-            try:
-                async for item in run(request):
-                    # By its attribute: the engine yields a base class of the public ErrorResponse.
-                    if (refused := getattr(item, "error", None)) is not None:
-                        yield OpenAIReply(int(refused.code), {"error": refused.model_dump()})
-                        return
-                    if not isinstance(item, str):
-                        yield OpenAIReply(200, item.model_dump(exclude_none=False))
-                        return
-                    if not started:
-                        started = True
-                        if (reply := _refusal(item)) is not None:
-                            yield reply
-                            return
-                        yield OpenAIReply(200, None)
-                    yield item
-            except EngineDeadError as error:
-                raise _dead() from error
+            items = await held.enter_async_context(aclosing(run(request)))
+            first = await _first(items, body)
+            if isinstance(first, OpenAIReply):
+                yield first
+                return
+            yield OpenAIReply(200, None)
+            yield first
+            async for event in items:
+                yield _own_event(event, body)
 
+    @own_errors
     async def metrics(self) -> str:
         """Return this replica's engine metrics in Prometheus text format."""
         return generate_latest(REGISTRY).decode()
@@ -174,46 +180,82 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
                 TokensPrompt(prompt_token_ids=list(prompt)), params, uuid.uuid4().hex
             ):
                 final = output
-        except EngineDeadError as error:
-            raise _dead() from error
-        except ValueError as error:
-            raise EngineFailure(f"the engine refused the work: {error}") from error
+        except Exception as error:  # noqa: BLE001  # whatever vLLM raises becomes our own
+            failure: NarrowgateError | None = engine_failure(error)
+        else:
+            failure = None
+        if failure is not None:
+            # Not chained: the text of vLLM's error may hold the client's, and Ray logs chains.
+            raise failure
         if final is None or not final.finished or not final.outputs[0].token_ids:
             raise EngineFailure("the engine ended the request without an output")
         return final
 
 
-def _asks_alternatives(body: dict[str, Any]) -> bool:
-    # top_logprobs in a chat completion, logprobs in a completion; 0 asks for sampled tokens alone.
-    top = body.get("top_logprobs") if "messages" in body else body.get("logprobs")
-    return isinstance(top, int) and top > 0
+def _built(endpoint: str, body: dict[str, Any], request_id: str) -> Any:
+    """Return vLLM's request, or the reply that says what is wrong with the body."""
+    request_class = ChatCompletionRequest if endpoint == "chat" else CompletionRequest
+
+    def build(fields: Mapping[str, Any]) -> Any:
+        return request_class(**fields, request_id=request_id)
+
+    try:
+        refuse_broken_schema(body)
+        return build(body)
+    except Exception as error:  # noqa: BLE001  # a pure function of the body: the client's to mend
+        reply = refusal(error, body)
+    assert reply.body is not None
+    if reply.body["error"]["param"] is None and (field := culprit(build, body)) is not None:
+        return invalid(field, reply.body["error"]["message"])
+    return reply
 
 
-def _refusal(event: str) -> OpenAIReply | None:
-    # What vLLM finds wrong once a stream is set up comes as its first event; nothing has been sent
-    # by then, so the client can still have a proper status.
-    if not event.startswith('data: {"error"'):
-        return None
-    error = json.loads(event.removeprefix("data: "))["error"]
-    return OpenAIReply(int(error["code"]), {"error": error})
+async def _first(items: AsyncIterator[Any], body: dict[str, Any]) -> OpenAIReply | str:
+    """Return the whole reply, or the first event of a stream.
+
+    What vLLM finds wrong comes as an exception, as an object, or as a stream's first event. Nothing
+    has been sent by then, so the client still gets a proper status.
+    """
+    try:
+        item = await anext(items)
+    except Exception as error:  # noqa: BLE001  # sorted here into the client's and the engine's
+        if is_dead(error) or not is_about_request(error):
+            failure: NarrowgateError | None = engine_failure(error)
+        else:
+            return refusal(error, body)
+    else:
+        failure = None
+    if failure is not None:
+        raise failure
+    # By its attribute: the engine yields a base class of the public ErrorResponse.
+    refused = getattr(item, "error", None)
+    if refused is None and isinstance(item, str) and item.startswith(_ERROR_EVENT):
+        refused = json.loads(item.removeprefix("data: "))["error"]
+    if refused is not None:
+        return _raised(refused_item(refused, body))
+    return item if isinstance(item, str) else OpenAIReply(200, item.model_dump(exclude_none=False))
 
 
-def _dead() -> ModelUnavailable:
-    return ModelUnavailable("the model's engine has died and is being restarted", retry_after_s=30)
+def _raised(reply: OpenAIReply | EngineFailure) -> OpenAIReply:
+    if isinstance(reply, EngineFailure):
+        raise reply
+    return reply
 
 
-def _invalid(error: ValidationError) -> OpenAIReply:
-    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    field = ".".join(str(part) for part in problem["loc"]) or None
-    message = problem["msg"] if field is None else f"{field}: {problem['msg']}"
-    return OpenAIReply(
-        400,
-        {
-            "error": {
-                "message": message,
-                "type": "invalid_request_error",
-                "param": field,
-                "code": "invalid_request",
-            }
-        },
+def _own_event(event: str, body: dict[str, Any]) -> str:
+    """Return a stream's event; an error of vLLM's in the middle is told in our words."""
+    if not event.startswith(_ERROR_EVENT):
+        return event
+    reply = refused_item(json.loads(event.removeprefix("data: "))["error"], body)
+    error = (
+        {"message": reply.message, "type": "server_error", "param": None, "code": reply.code}
+        if isinstance(reply, EngineFailure)
+        else (reply.body or {})["error"]
     )
+    return f"data: {json.dumps({'error': error})}\n\n"
+
+
+def _asks_alternatives(request: Any) -> bool:
+    # top_logprobs in a chat completion, logprobs in a completion; 0 asks for sampled tokens alone.
+    top = request.top_logprobs if isinstance(request, ChatCompletionRequest) else request.logprobs
+    return bool(top) and top > 0

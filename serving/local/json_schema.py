@@ -1,0 +1,108 @@
+"""Checks a client's JSON schema before a grammar is made of it, in time linear in its size."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from serving.contracts.errors import InvalidRequest
+
+_MAX_NODES = 10_000
+_MAX_DEPTH = 64
+# Applied to the same value as the schema that holds them: a cycle through these never ends.
+_IN_PLACE = ("allOf", "anyOf", "oneOf")
+
+
+def refuse_broken_schema(body: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest for a response format whose schema no grammar can be made of.
+
+    Refused are references that lead nowhere, outside the schema or back to themselves, and a schema
+    of more than 10,000 values or 64 levels.
+    """
+    form = body.get("response_format")
+    if not isinstance(form, Mapping) or form.get("type") != "json_schema":
+        return
+    wrapper = form.get("json_schema")
+    schema = wrapper.get("schema") if isinstance(wrapper, Mapping) else None
+    if isinstance(schema, Mapping):
+        _check(schema, "response_format.json_schema.schema")
+
+
+def _check(schema: Mapping[str, Any], field: str) -> None:
+    nodes = list(_nodes(schema, field))
+    edges: dict[int, list[object]] = {}
+    for node in nodes:
+        targets: list[object] = []
+        if "$ref" in node:
+            targets.append(_target(schema, node["$ref"], field))
+        for keyword in _IN_PLACE:
+            members = node.get(keyword)
+            targets += members if isinstance(members, list) else []
+        edges[id(node)] = targets
+    _refuse_cycle(nodes, edges, field)
+
+
+def _nodes(schema: Mapping[str, Any], field: str) -> Iterator[Mapping[str, Any]]:
+    waiting: list[tuple[object, int]] = [(schema, 0)]
+    seen = 0
+    while waiting:
+        node, depth = waiting.pop()
+        seen += 1
+        if seen > _MAX_NODES or depth > _MAX_DEPTH:
+            raise InvalidRequest(
+                f"the schema has more than {_MAX_NODES} values or {_MAX_DEPTH} levels",
+                field=field,
+                fix="send a smaller schema",
+            )
+        if isinstance(node, Mapping):
+            yield node
+            waiting += [(child, depth + 1) for child in node.values()]
+        elif isinstance(node, list):
+            waiting += [(child, depth + 1) for child in node]
+
+
+def _target(schema: Mapping[str, Any], reference: object, field: str) -> object:
+    if isinstance(reference, str) and reference.startswith("#"):
+        node: object = schema
+        for part in reference.removeprefix("#").split("/")[1:]:
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(node, Mapping) and name in node:
+                node = node[name]
+            elif isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+                node = node[int(name)]
+            else:
+                break
+        else:
+            return node
+    raise InvalidRequest(
+        f"$ref {str(reference)[:100]!r} leads to no part of the schema",
+        field=field,
+        fix="refer to a part of the same schema, such as #/$defs/NAME",
+    )
+
+
+def _refuse_cycle(
+    nodes: list[Mapping[str, Any]], edges: Mapping[int, list[object]], field: str
+) -> None:
+    done: set[int] = set()
+    for start in nodes:
+        # Depth first without recursion; `open_` holds the nodes on the present path.
+        stack: list[tuple[int, Iterator[object]]] = []
+        open_: set[int] = set()
+        if id(start) not in done:
+            stack.append((id(start), iter(edges[id(start)])))
+            open_.add(id(start))
+        while stack:
+            current, targets = stack[-1]
+            target = next(targets, None)
+            if target is None:
+                stack.pop()
+                open_.discard(current)
+                done.add(current)
+            elif id(target) in open_:
+                raise InvalidRequest(
+                    "the schema refers to itself without anything in between",
+                    field=field,
+                    fix="put the reference under properties or items",
+                )
+            elif id(target) in edges and id(target) not in done:
+                stack.append((id(target), iter(edges[id(target)])))
+                open_.add(id(target))
