@@ -20,7 +20,8 @@ from serving.contracts.task_spec import (
     TaskSpec,
     TranslationSpec,
 )
-from serving.tasks.extraction import locate, parse_mentions
+from serving.tasks.entity_location import locate
+from serving.tasks.extraction import parse_mentions
 
 INDEX = "narrowgate_index"
 """Field of a document: the example's place in its suite."""

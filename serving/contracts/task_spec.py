@@ -1,31 +1,89 @@
 """What a narrow task is: a validated, immutable description with a stable digest.
 
-A task is one YAML file. Its digest goes into attestations, so whatever changes what the model
-sees or how its output is read must change the digest: every field below takes part, and
-PROMPT_FORMAT stands for the code that renders and parses.
+A task is one YAML file. Attestations contain its digest, so everything that changes what the model
+sees or how its output is read must change the digest: every field below is part of it, and
+PROMPT_FORMATS stands for the code that renders and parses.
 """
 
+import datetime
 import hashlib
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+import unicodedata
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from serving.contracts.errors import InvalidTaskSpec
 
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
-PROMPT_FORMAT = 1
-"""Raised by one whenever serving.tasks renders a prompt or reads an output differently."""
+PROMPT_FORMATS: Mapping[str, int] = {"classification": 1, "extraction": 2, "translation": 2}
+"""By kind; raised by one whenever serving.tasks renders a prompt or reads an output differently."""
 
 MAX_LABELS = 150
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
-Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$")]
-Text = Annotated[str, Field(min_length=1, max_length=20_000)]
-LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2}$")]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# Marks and letters without a visible form, beside the characters of category C: joiners, fillers,
+# Khmer inherent vowels and variation selectors.
+_INVISIBLE = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
+    + "".join(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
+)
+
+
+def folded_name(name: str) -> str:
+    """Return a name without its case, width, outer and repeated white space, invisible characters.
+
+    Names that are equal in this form look the same to a reader.
+    """
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    visible = (
+        character
+        for character in folded
+        if character.isspace()
+        or (unicodedata.category(character)[0] != "C" and character not in _INVISIBLE)
+    )
+    return " ".join("".join(visible).split())
+
+
+def _text(value: object) -> object:
+    """Refuse what YAML reads as something else than text, with the reason."""
+    if isinstance(value, bool):
+        raise ValueError(  # noqa: TRY004  # pydantic reports this class alone
+            f"YAML reads this as {str(value).lower()}, not as text (as it does yes, no, on, off, "
+            "true and false): put it in quotes"
+        )
+    if value is None or isinstance(value, int | float | datetime.date):
+        raise ValueError(f"YAML reads this as {value!r}, not as text: put it in quotes")
+    return value
+
+
+def _shown(value: str) -> str:
+    if not folded_name(value):
+        raise ValueError(f"{value!r} has no visible character")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+Line = Annotated[
+    str,
+    BeforeValidator(_text),
+    Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$"),
+    AfterValidator(_shown),
+]
+Text = Annotated[
+    str, BeforeValidator(_text), Field(min_length=1, max_length=20_000), AfterValidator(_shown)
+]
+LanguageCode = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[a-z]{2}$")]
+Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 class _Frozen(BaseModel):
@@ -33,11 +91,11 @@ class _Frozen(BaseModel):
 
 
 class Margins(_Frozen):
-    """Largest loss against the 16-bit baseline that still counts as no worse, in metric units."""
+    """Largest loss against the 16-bit baseline that counts as no worse, in units of the metric."""
 
     int8: Share = 0.02
-    # No default: 4-bit weights break tasks in ways that perplexity does not show, so the loss
-    # that is acceptable must be somebody's decision.
+    # No default: 4-bit weights break tasks in ways that perplexity does not show. A person must
+    # decide which loss is acceptable.
     int4: Share | None = None
 
 
@@ -45,25 +103,29 @@ class _Spec(_Frozen):
     name: Name
     description: str = Field(default="", max_length=500)
     instruction: Text
-    max_output_tokens: int = Field(ge=1, le=4096, description="bound on generated tokens")
+    max_output_tokens: Count = Field(le=4096, description="bound on generated tokens")
     floor: Share = Field(description="lowest acceptable metric, whatever the baseline reaches")
     margins: Margins = Margins()
     target_error: float = Field(
-        gt=0.0, lt=0.5, description="alpha: error rate to certify among accepted answers"
+        gt=0.0,
+        lt=0.5,
+        strict=True,
+        description="alpha: error rate to certify among accepted answers",
     )
 
     def digest(self) -> str:
-        """Return `sha256:` and the hex digest of the spec's canonical JSON and PROMPT_FORMAT.
+        """Return `sha256:` and the hex digest of the spec's canonical JSON and its prompt format.
 
-        White space, comments and key order of the YAML do not matter; every value does.
+        It depends on every value, not on the YAML's white space, comments and key order.
         """
-        content = {"prompt_format": PROMPT_FORMAT, "spec": self.model_dump(mode="json")}
+        spec = self.model_dump(mode="json")
+        content = {"prompt_format": PROMPT_FORMATS[spec["kind"]], "spec": spec}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class Label(_Frozen):
-    """One class. `verbalizer` is what the model writes for it; the name is what clients get."""
+    """One class. The model writes the verbalizer; clients get the name."""
 
     name: Line
     verbalizer: Line
@@ -71,6 +133,8 @@ class Label(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _from_string(cls, value: Any) -> Any:
+        if not isinstance(value, dict | list | Label):
+            value = _text(value)
         if isinstance(value, str):
             return {"name": value, "verbalizer": value}
         if isinstance(value, dict) and "verbalizer" not in value:
@@ -86,27 +150,27 @@ class LabelledExample(_Frozen):
 
 
 class ClassificationSpec(_Spec):
-    """Exactly one label out of 2 to 150 for a text."""
+    """Gives a text exactly one of 2 to 150 labels."""
 
     kind: Literal["classification"]
     labels: tuple[Label, ...] = Field(min_length=2, max_length=MAX_LABELS)
     examples: tuple[LabelledExample, ...] = ()
     metric: Literal["accuracy", "macro_f1"] = "macro_f1"
-    max_output_tokens: int = Field(default=32, ge=1, le=4096)
+    max_output_tokens: Count = Field(default=32, le=4096)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [label.name for label in self.labels]
-        _refuse_repeated("labels", names)
-        _refuse_repeated("labels (verbalizer)", [label.verbalizer for label in self.labels])
+        _require_distinct("labels", names)
+        _require_distinct("labels (verbalizer)", [label.verbalizer for label in self.labels])
         for example in self.examples:
             if example.label not in names:
-                raise ValueError(f"example has label {example.label!r}, which is none of {names}")
+                raise ValueError(f"an example has label {example.label!r}; labels are {names}")
         return self
 
 
 class EntityType(_Frozen):
-    """A kind of entity and what it covers."""
+    """A type of entity. description: what it covers."""
 
     name: Name
     description: Line
@@ -134,40 +198,40 @@ class ExtractionExample(_Frozen):
 
 
 class ExtractionSpec(_Spec):
-    """Spans of the input text, each with a type."""
+    """Finds spans of the input text, each with a type."""
 
     kind: Literal["extraction"]
     entity_types: tuple[EntityType, ...] = Field(min_length=1, max_length=50)
     examples: tuple[ExtractionExample, ...] = ()
-    max_entities: int = Field(default=64, ge=1, le=256)
-    max_entity_chars: int = Field(default=120, ge=1, le=1000)
+    max_entities: Count = Field(default=64, le=256)
+    max_entity_chars: Count = Field(default=120, le=1000)
     metric: Literal["micro_f1"] = "micro_f1"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [entity_type.name for entity_type in self.entity_types]
-        _refuse_repeated("entity_types", names)
+        _require_distinct("entity_types", names)
         for example in self.examples:
             for entity in example.entities:
                 if entity.type not in names:
-                    raise ValueError(f"example has type {entity.type!r}, which is none of {names}")
+                    raise ValueError(f"an example has type {entity.type!r}; types are {names}")
         return self
 
 
 class TranslationSpec(_Spec):
-    """A text in one of the languages into another of them.
+    """Translates a text from one of the languages into another.
 
-    `instruction` may hold {source} and {target}, which become the languages' names.
-    Each example is one sentence in every language, so that it serves every direction.
+    In `instruction`, {source} and {target} are replaced by the languages' names. Each example is
+    one sentence in every language, so that it serves every direction.
     """
 
     kind: Literal["translation"]
     languages: dict[LanguageCode, Line] = Field(min_length=2)
     examples: tuple[dict[LanguageCode, Text], ...] = ()
-    output_tokens_per_input_token: float = Field(default=2.0, gt=0.0, le=8.0)
+    output_tokens_per_input_token: float = Field(default=2.0, gt=0.0, le=8.0, strict=True)
     metric: Literal["chrf", "bleu"] = "chrf"
     acceptable: Share = Field(
-        default=0.5, description="chrF++ from which one translation counts as right, in [0, 1]"
+        default=0.5, description="lowest chrF++ of a translation that counts as right, in [0, 1]"
     )
 
     @model_validator(mode="after")
@@ -175,7 +239,7 @@ class TranslationSpec(_Spec):
         for example in self.examples:
             if set(example) != set(self.languages):
                 raise ValueError(
-                    f"an example has languages {sorted(example)}, needs {sorted(self.languages)}"
+                    f"an example has languages {sorted(example)} and needs {sorted(self.languages)}"
                 )
         return self
 
@@ -189,33 +253,60 @@ _ADAPTER: TypeAdapter[TaskSpec] = TypeAdapter(TaskSpec)
 def parse_task_spec(content: object, source: str) -> TaskSpec:
     """Return the task that a parsed YAML document describes.
 
-    source: where the document came from, for the message.
+    source: the document's file, for the message.
     Raises InvalidTaskSpec, which names every field at fault.
     """
     try:
         return _ADAPTER.validate_python(content)
     except ValidationError as error:
+        items = error.errors(include_url=False, include_context=False)
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'document'}: {_problem(item)}"
-            for item in error.errors(include_url=False, include_context=False)
+            f"{_field(item['loc'])}: {_problem(item['type'], item['msg'])}"
+            for item in items
+            # A list whose items are at fault is also too short: that says nothing more.
+            if not any(_is_inside(other["loc"], item["loc"]) for other in items)
         )
         raise InvalidTaskSpec(
-            f"{source} is not a task: {problems}",
+            f"{source} is not a valid task: {problems}",
             field=source,
-            fix="compare with the built-in tasks: narrowgate tasks show sentiment",
+            fix="compare it with a built-in task: narrowgate tasks show sentiment",
         ) from error
 
 
-def _problem(item: "ErrorDetails") -> str:
-    if isinstance(item["input"], bool):
-        return (
-            f"{item['msg']}; YAML reads yes, no, on, off, true and false as truth values: put such "
-            "a text in quotes"
-        )
-    return item["msg"]
+_PROBLEMS: Mapping[str, str] = {
+    "extra_forbidden": "unknown field",
+    "missing": "missing",
+    "tuple_type": "must be a list",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "union_tag_not_found": "must be a mapping with the field 'kind'",
+}
 
 
-def _refuse_repeated(what: str, values: list[str]) -> None:
+def _problem(kind: str, message: str) -> str:
+    return _PROBLEMS.get(kind, message.removeprefix("Value error, "))
+
+
+def _is_inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(location) > len(outer) and location[: len(outer)] == outer
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """Return a field's path as the file has it, without the kind that pydantic puts in front."""
+    parts = location[1:] if location and location[0] in PROMPT_FORMATS else location
+    return ".".join(map(str, parts)) or "document"
+
+
+def _require_distinct(what: str, values: list[str]) -> None:
     repeated = sorted({value for value in values if values.count(value) > 1})
     if repeated:
         raise ValueError(f"{what} must be distinct, repeated: {repeated}")
+    seen: dict[str, str] = {}
+    for value in values:
+        other = seen.setdefault(folded_name(value), value)
+        if other != value:
+            raise ValueError(
+                f"{what} must differ in more than case, width, white space and invisible "
+                f"characters: {other!a} and {value!a}"
+            )

@@ -38,6 +38,10 @@ def parse_yaml(content: bytes | str) -> object:
         raise UnreadableYaml(f"not UTF-8 text (line {line})") from error
     try:
         return yaml.load(text, _StrictLoader)  # noqa: S506  # derived from SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+        raise UnreadableYaml(f"not YAML: {error.problem or error.context}{place}") from error
     except yaml.YAMLError as error:
         raise UnreadableYaml(f"not YAML: {error}") from error
     except RecursionError as error:

@@ -18,7 +18,8 @@ from serving.contracts.routing import Reason
 from serving.pipeline.exit_recorder import Outcome, RequestRecord, Served
 from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import BoundTask
-from serving.tasks.frontier_prompt import frontier_prompt, read_frontier
+from serving.tasks.frontier_answer import read_frontier
+from serving.tasks.frontier_prompt import frontier_prompt
 
 
 class FrontierTaskRunner:

@@ -1,4 +1,4 @@
-"""Classification: the label's probability read from the logits, without generating."""
+"""Classification: label probabilities from the model's logits, without generation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,13 @@ from serving.contracts.engine import EngineOutput, ScoreOutput, ScoreWork
 from serving.contracts.task_spec import ClassificationSpec
 from serving.tasks.label_trie import LabelTrie
 from serving.tasks.prompt import PromptFrame, PromptTokenizer, cleaned
-from serving.tasks.window import refuse_frame_over_window
 
 
 class ClassificationTask:
-    """One label for a text. Raw confidence: the probability of the chosen label.
+    """Gives a text one label. Raw confidence: the probability of that label.
 
-    label_offsets: subtracted from the labels' log-probabilities, nats. A model prefers some labels
-    whatever the text; a gate measures by how much (`label_offsets`) and attests it.
+    label_offsets: subtracted from the labels' log-probabilities, nats. They correct the model's
+    preference for some labels independent of the text; a gate measures and attests them.
     """
 
     def __init__(
@@ -39,18 +38,18 @@ class ClassificationTask:
             [tokenizer.encode(label.verbalizer) for label in spec.labels],
             tokenizer.end_of_turn_id,
         )
-        # AdmissionLimit for the deepest scoring point and the one token that vLLM always samples.
+        # Room for the deepest scoring point and the one token that vLLM always samples.
         self._reserve = 1 + max(len(point.suffix) for point in self._trie.points)
-        refuse_frame_over_window(spec.name, self._frame, self._reserve, max_model_len)
+        self._frame.require_room(spec.name, self._reserve, max_model_len)
 
     def plan(self, request: TaskRequest) -> ScoreWork:
-        """Return the scoring of every point where labels differ. Raises InvalidRequest."""
+        """Return the scoring of every point at which labels differ. Raises InvalidRequest."""
         ids = self._tokenizer.encode(cleaned(request.text))
         prompt = self._frame.assemble(ids, self._max_model_len, self._reserve)
         return ScoreWork(prompt, self._trie.points)
 
     def read(self, request: TaskRequest, output: EngineOutput) -> Prediction:
-        """Return the most probable label with the probabilities of all."""
+        """Return the most probable label and the probabilities of all labels."""
         assert isinstance(output, ScoreOutput)
         probabilities = self._trie.probabilities(output.logprobs)
         named = {
@@ -66,12 +65,12 @@ class ClassificationTask:
 def label_offsets(predictions: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return each label's mean log-probability over predictions for balanced texts, in nats.
 
-    predictions: label probabilities without offsets; their true labels are not needed. Source:
-    Zhou et al., "Batch Calibration", ICLR 2024, with the mean of logarithms. Raises ValueError for
-    no predictions.
+    predictions: label probabilities without offsets, at least one; true labels are not needed.
+    Source: Zhou et al., "Batch Calibration", ICLR 2024, with the mean of logarithms. Raises
+    ValueError where there are no predictions.
     """
     if not predictions:
-        raise ValueError("there is nothing to average")
+        raise ValueError("no predictions to average")
     return {
         label: sum(log_probability(found[label]) for found in predictions) / len(predictions)
         for label in predictions[0]
@@ -81,7 +80,7 @@ def label_offsets(predictions: Sequence[Mapping[str, float]]) -> dict[str, float
 def without_offsets(
     probabilities: Mapping[str, float], offsets: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return label probabilities with the offsets taken out, summing to 1."""
+    """Return label probabilities corrected by the offsets. They sum to 1."""
     shifted = {label: log_probability(p) - offsets[label] for label, p in probabilities.items()}
     highest = max(shifted.values())
     weights = {label: math.exp(value - highest) for label, value in shifted.items()}
@@ -90,6 +89,6 @@ def without_offsets(
 
 
 def log_probability(probability: float) -> float:
-    """Return the natural logarithm of a probability, bounded below."""
-    # A probability may have been rounded down to nothing.
+    """Return the natural logarithm of a probability, at least log(1e-12)."""
+    # A small probability may have been rounded to 0.
     return math.log(max(probability, 1e-12))

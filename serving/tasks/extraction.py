@@ -1,23 +1,23 @@
-"""Extraction: a JSON list constrained by a schema, every entity verified against the input."""
+"""Extraction: a JSON list constrained by a schema; every entity is located in the input."""
 
 import json
 import math
 from typing import Any
 
-from serving.contracts.answer import Entity, Prediction, TaskRequest
+from serving.contracts.answer import Prediction, TaskRequest
 from serving.contracts.engine import EngineOutput, GenerateOutput, GenerateWork
 from serving.contracts.task_spec import ExtractionSpec
 from serving.tasks.confidence import sequence_confidence
+from serving.tasks.entity_location import locate
 from serving.tasks.prompt import PromptFrame, PromptTokenizer, cleaned
-from serving.tasks.window import refuse_frame_over_window
 
-# An entity of the input costs its own tokens, its type and about ten of JSON. Inputs that are
-# nothing but entities are rare; this many output tokens an input token covered every
-# development sample whose output ended by itself.
+# An entity takes its own tokens, its type and about ten tokens of JSON. Inputs that consist of
+# entities alone are rare: 3 output tokens an input token covered every development sample whose
+# output ended by itself.
 _OUTPUT_TOKENS_PER_INPUT_TOKEN = 3.0
 _OUTPUT_TOKENS_BASE = 24
 ENTITY_SCHEMA_LIMITS = frozenset({"maxItems", "minLength", "maxLength"})
-"""What of the entities' schema bounds its size."""
+"""Keywords of the entities' schema that bound its size."""
 
 
 class ExtractionTask:
@@ -38,7 +38,7 @@ class ExtractionTask:
         ]
         self._frame = PromptFrame.build(tokenizer, spec.instruction, shots)
         self._schema = entity_schema(spec)
-        refuse_frame_over_window(spec.name, self._frame, _OUTPUT_TOKENS_BASE, max_model_len)
+        self._frame.require_room(spec.name, _OUTPUT_TOKENS_BASE, max_model_len)
 
     def plan(self, request: TaskRequest) -> GenerateWork:
         """Return a constrained generation, bounded by the input's length. Raises InvalidRequest."""
@@ -51,12 +51,12 @@ class ExtractionTask:
         return GenerateWork(prompt, max_tokens=bound, json_schema=self._schema)
 
     def read(self, request: TaskRequest, output: EngineOutput) -> Prediction:
-        """Return the entities that occur in the input, with character offsets."""
+        """Return the entities that occur in the input, with offsets in code points."""
         assert isinstance(output, GenerateOutput)
         mentions, complete = parse_mentions(output.text)
         entities, notes = locate(mentions, request.text)
         if not complete:
-            notes = [*notes, "the output was cut at its bound; entities after the cut are missing"]
+            notes.append("the output was cut at its bound; entities after the cut are missing")
         return Prediction(
             value=tuple(entities),
             confidence=sequence_confidence(output.token_logprobs),
@@ -85,46 +85,24 @@ def entity_schema(spec: ExtractionSpec) -> dict[str, Any]:
 def parse_mentions(text: str) -> tuple[list[tuple[str, str]], bool]:
     """Return (text, type) pairs of the model's output, and whether the output was complete.
 
-    An output cut in the middle still yields the entities before the cut.
+    An output that ends in the middle of an entity still yields the entities before it.
     """
     decoder = json.JSONDecoder()
     mentions: list[tuple[str, str]] = []
     rest = text.strip()
     try:
         return [_pair(item) for item in _list(json.loads(rest))], True
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
     start = rest.find("{")
     while start != -1:
         try:
             item, end = decoder.raw_decode(rest, start)
             mentions.append(_pair(item))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
         start = rest.find("{", end)
     return mentions, False
-
-
-def locate(mentions: list[tuple[str, str]], text: str) -> tuple[list[Entity], list[str]]:
-    """Find each mention in the text; return entities in the text's order and notes on the rest.
-
-    The n-th mention of the same text is its n-th occurrence. A mention that does not occur, or
-    occurs fewer times than it was named, is left out and noted.
-    """
-    entities: list[Entity] = []
-    searched: dict[str, int] = {}
-    missing = 0
-    for mention, entity_type in mentions:
-        start = text.find(mention, searched.get(mention, 0)) if mention else -1
-        if start == -1:
-            missing += 1
-            continue
-        end = start + len(mention)
-        searched[mention] = end
-        entities.append(Entity(text=mention, type=entity_type, start=start, end=end))
-    entities.sort(key=lambda entity: (entity.start, entity.end))
-    notes = [f"entities left out because they are not in the input: {missing}"] if missing else []
-    return entities, notes
 
 
 def _list(value: object) -> list[object]:

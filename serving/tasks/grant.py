@@ -1,4 +1,4 @@
-"""What an attestation allows on one task, and what it says of an answer."""
+"""What an attestation allows for one task, and what it says about an answer."""
 
 from dataclasses import dataclass
 

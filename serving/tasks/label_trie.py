@@ -1,10 +1,10 @@
-"""Label probabilities from one forward pass, whatever the labels' tokens share.
+"""Label probabilities from one forward pass, also for labels that share tokens.
 
-The labels' token sequences form a trie. A scoring point is a node with more than one child; at
-most the root where no two labels begin with the same token. All points of an input are scored at
+The labels' token sequences form a trie. A scoring point is a node with more than one child; where
+all labels begin with different tokens, it is the root alone. All points of an input are scored at
 once. A label's probability is the product, over the points on its path, of the softmax over the
-point's candidates: the distribution of decoding constrained to the labels, computed without
-decoding. Where a label's tokens are the beginning of another's, the end of the turn is the
+point's candidates. This is the distribution of decoding constrained to the labels, computed without
+decoding. Where one label's tokens are the beginning of another's, the end-of-turn token is the
 candidate that tells them apart.
 """
 
@@ -19,7 +19,7 @@ from serving.contracts.errors import InvalidTaskSpec
 
 @dataclass(frozen=True, slots=True)
 class LabelTrie:
-    """points: where to score. paths: for each label its (point, candidate) indices, root first."""
+    """points: where to score. paths: each label's (point, candidate) indices, from the root."""
 
     points: tuple[ScoringPoint, ...]
     paths: tuple[tuple[tuple[int, int], ...], ...]
@@ -28,12 +28,12 @@ class LabelTrie:
     def build(cls, sequences: Sequence[Sequence[int]], end_of_turn_id: int) -> Self:
         """Build from the labels' token ids.
 
-        Raises InvalidTaskSpec when two labels have the same tokens or a label has none.
+        Raises InvalidTaskSpec where two labels have the same tokens or a label has none.
         """
         labels = [tuple(sequence) for sequence in sequences]
         if any(not label for label in labels) or len(set(labels)) != len(labels):
             raise InvalidTaskSpec(
-                "two labels are the same to the model's tokenizer, or one is empty to it",
+                "the model's tokenizer gives two labels the same tokens, or a label none",
                 field="labels",
                 fix="give the labels verbalizers that differ",
             )
@@ -58,9 +58,9 @@ class LabelTrie:
         return cls(points, paths)
 
     def probabilities(self, logprobs: Sequence[Sequence[float]]) -> list[float]:
-        """Return one probability for each label, in the labels' order, summing to 1.
+        """Return a probability for each label, in the labels' order. They sum to 1.
 
-        logprobs: for each point, the natural-log probability of each candidate, unnormalised.
+        logprobs: for each point, each candidate's log-probability, natural log, unnormalised.
         """
         steps = [_log_softmax(values) for values in logprobs]
         return [

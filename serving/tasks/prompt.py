@@ -1,8 +1,8 @@
 """Prompts as token ids: a constant prefix, the input, a constant suffix.
 
-The prefix (instruction and examples) is tokenized once, so it is identical between requests by
-construction and automatic prefix caching applies. The input is tokenized apart, with special
-tokens taken as plain text: an input that spells out an end-of-turn marker stays an input.
+The prefix (instruction and examples) is tokenized once. It is identical for all requests, so that
+automatic prefix caching applies. The input is tokenized separately, with special tokens read as
+plain text: an input that contains an end-of-turn marker cannot end its turn.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from serving.contracts.errors import ConfigurationError, EmptyInput, InputTooLong, InvalidRequest
+from serving.contracts.errors import (
+    ConfigurationError,
+    EmptyInput,
+    InputTooLong,
+    InvalidRequest,
+    InvalidTaskSpec,
+)
+from serving.tasks.blank_text import is_blank
 
+# Shorter inputs are of no use: a task whose prompt leaves less room is refused, tokens.
+_SMALLEST_USEFUL_INPUT = 16
 # A text that no chat template alters and no document contains.
 _PLACEHOLDER = "\u2402narrowgate-input\u2403"
 
@@ -25,26 +34,26 @@ class Turn:
 
 
 class PromptTokenizer(Protocol):
-    """What tasks need of a model's tokenizer."""
+    """The part of a model's tokenizer that tasks use."""
 
     end_of_turn_id: int
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, special tokens taken as plain text."""
+        """Return the ids of a text, with special tokens read as plain text."""
         ...
 
     def render(self, turns: Sequence[Turn]) -> str:
-        """Return the chat template's text for the turns, ending where the model goes on."""
+        """Return the chat template's text for the turns, up to where the model continues."""
         ...
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Return the ids of rendered text, special tokens taken as such."""
+        """Return the ids of rendered text, with special tokens read as special."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFrame:
-    """A prompt with a gap for the input, as token ids."""
+    """The token ids before and after a task's input."""
 
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
@@ -53,10 +62,10 @@ class PromptFrame:
     def build(
         cls, tokenizer: PromptTokenizer, instruction: str, shots: Sequence[tuple[str, str]]
     ) -> Self:
-        """Render instruction, examples and a gap through the model's own chat template.
+        """Render instruction, examples and a placeholder with the model's chat template.
 
         shots: pairs of input and expected answer.
-        Raises ConfigurationError when the template drops or alters the input.
+        Raises ConfigurationError where the template drops, alters or repeats the input.
         """
         turns = [Turn("system", instruction)]
         for question, answer in shots:
@@ -65,7 +74,7 @@ class PromptFrame:
         before, found, after = rendered.partition(_PLACEHOLDER)
         if not found or _PLACEHOLDER in after:
             raise ConfigurationError(
-                "the model's chat template does not carry the user's text exactly once",
+                "the model's chat template does not contain the user's text exactly once",
                 fix="use a checkpoint with an instruction chat template",
             )
         return cls(
@@ -77,44 +86,59 @@ class PromptFrame:
     ) -> tuple[int, ...]:
         """Return the ids of the whole prompt.
 
-        max_model_len, output_tokens: the model's window and what to leave free of it, in tokens.
-        Raises InputTooLong with both lengths when they do not fit; nothing is ever cut.
+        max_model_len: the model's context window, tokens. output_tokens: kept free for the answer.
+        Raises InputTooLong with both lengths where they do not fit; an input is never cut.
         """
         overhead = len(self.prefix) + len(self.suffix)
         room = max_model_len - overhead - output_tokens
         if len(input_ids) > room:
             raise InputTooLong(
-                f"the input is {len(input_ids)} tokens long and {max(room, 0)} fit: the window is "
-                f"{max_model_len} tokens, of which the task's prompt takes {overhead} and the "
+                f"the input is {len(input_ids)} tokens long and at most {max(room, 0)} fit: the "
+                f"window is {max_model_len} tokens, the task's prompt takes {overhead} and the "
                 f"answer up to {output_tokens}",
                 field="input",
                 fix="shorten or split the input",
             )
         return (*self.prefix, *input_ids, *self.suffix)
 
+    def require_room(self, task: str, output_tokens: int, max_model_len: int) -> None:
+        """Raise InvalidTaskSpec where the prompt leaves no room for an input.
+
+        output_tokens: the least that the answer needs. max_model_len: the model's window, tokens.
+        """
+        used = len(self.prefix) + len(self.suffix) + output_tokens
+        if used + _SMALLEST_USEFUL_INPUT > max_model_len:
+            raise InvalidTaskSpec(
+                f"task {task!r} takes {used} tokens before any input and the window is "
+                f"{max_model_len} tokens",
+                field="examples",
+                fix="use fewer examples or a model with a larger window (max_model_len)",
+            )
+
 
 def cleaned(text: str) -> str:
-    """Return the text without outer white space.
+    """Return an input without outer white space.
 
-    Raises EmptyInput where nothing is left, InvalidRequest where it is not valid Unicode
-    (a lone surrogate, which JSON can spell and UTF-8 cannot).
+    Raises EmptyInput where no character is visible, InvalidRequest where the text is not valid
+    Unicode (a lone surrogate, which JSON can express and UTF-8 cannot).
     """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidRequest(
-            f"the input holds a lone surrogate at character {error.start}, which is not text",
+            f"the input is not valid Unicode: lone surrogate at character {error.start}",
             field="input",
             fix="send valid Unicode",
         ) from error
-    stripped = text.strip()
-    if not stripped:
-        raise EmptyInput("the input is empty", field="input", fix="send a text that is not blank")
-    return stripped
+    if is_blank(text):
+        raise EmptyInput(
+            "the input has no visible character", field="input", fix="send a text that is not blank"
+        )
+    return text.strip()
 
 
 class CheckpointTokenizer:
-    """The tokenizer and chat template of a checkpoint, through transformers."""
+    """The tokenizer and chat template of a checkpoint, loaded with transformers."""
 
     def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "chat_template", None):
@@ -127,20 +151,20 @@ class CheckpointTokenizer:
 
     @classmethod
     def load(cls, source: str | Path, revision: str | None = None) -> Self:
-        """Load from a local folder or a hub id with a revision. Blocking, seconds."""
+        """Load from a local folder, or a hub id with a revision. Blocking, takes seconds."""
         from transformers import AutoTokenizer
 
         return cls(AutoTokenizer.from_pretrained(str(source), revision=revision))
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, special tokens taken as plain text."""
+        """Return the ids of a text, with special tokens read as plain text."""
         ids: list[int] = self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         ).input_ids
         return ids
 
     def render(self, turns: Sequence[Turn]) -> str:
-        """Return the chat template's text for the turns, ending where the model goes on."""
+        """Return the chat template's text for the turns, up to where the model continues."""
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         text: str = self._tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
@@ -148,6 +172,6 @@ class CheckpointTokenizer:
         return text
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Return the ids of rendered text; the template has already put special tokens in."""
+        """Return the ids of rendered text, which already contains the special tokens."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids

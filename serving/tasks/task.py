@@ -1,4 +1,4 @@
-"""The protocol of a task, and which class implements which kind of spec."""
+"""The protocol of a task, and the class that implements each kind of spec."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -18,10 +18,10 @@ from serving.tasks.translation import TranslationTask
 
 
 class Task(Protocol):
-    """A spec bound to a model's tokenizer and window.
+    """A spec bound to a model's tokenizer and context window.
 
-    Both methods are pure computation. `plan` takes time in proportion to the input's length:
-    run it in a thread for long inputs.
+    Both methods are pure. `plan` takes time linear in the input's length: call it in a thread for
+    long inputs.
     """
 
     @property
@@ -30,11 +30,11 @@ class Task(Protocol):
         ...
 
     def plan(self, request: TaskRequest) -> EngineWork:
-        """Turn a request into work for the engine. Raises InvalidRequest."""
+        """Return a request's work for the engine. Raises InvalidRequest."""
         ...
 
     def read(self, request: TaskRequest, output: EngineOutput) -> Prediction:
-        """Turn the engine's output into a prediction; unreadable output is `valid=False`."""
+        """Return the prediction in an engine's output; `valid` is False for unreadable output."""
         ...
 
 
@@ -44,10 +44,10 @@ def bind(
     max_model_len: int,
     label_offsets: Mapping[str, float] | None = None,
 ) -> Task:
-    """Return the task of a spec for a model.
+    """Bind a spec to a model.
 
-    max_model_len: the model's window in tokens. label_offsets: for classifications, as attested.
-    Raises InvalidTaskSpec when the spec cannot work with this tokenizer or window.
+    max_model_len: the model's context window, tokens. label_offsets: of a classification, as
+    attested. Raises InvalidTaskSpec where the spec does not fit this tokenizer or window.
     """
     match spec:
         case ClassificationSpec():

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from serving.contracts.answer import TaskRequest
 from serving.contracts.engine import GenerateOutput, GenerateWork, TokenCounts
 from serving.contracts.task_spec import TaskSpec
-from serving.tasks.extraction import entity_schema, locate, parse_mentions
+from serving.tasks.entity_location import locate
+from serving.tasks.extraction import entity_schema, parse_mentions
 from serving.tasks.task import bind
 
 from .character_tokenizer import CharacterTokenizer
@@ -43,13 +44,64 @@ def test_the_second_mention_is_the_second_occurrence() -> None:
     assert notes == []
 
 
+@pytest.mark.parametrize(
+    ("text", "mentions", "spans"),
+    [
+        ("Annual report by Ann.", ["Ann"], [(17, 20)]),
+        ("Mayor May spoke in Mayfair.", ["May"], [(6, 9)]),
+        ("Annual report.", ["Ann"], []),
+        ("The 1984 edition of 19845.", ["1984"], [(4, 8)]),
+        ("Ann's and Ann-Marie's", ["Ann", "Ann"], [(0, 3), (10, 13)]),
+        # Composed and decomposed spellings are the same letters.
+        ("Zoe\u0308 in Ko\u0308ln", ["Zoë", "Köln"], [(0, 4), (8, 13)]),
+        ("Zoë in Köln", ["Zoe\u0308", "Ko\u0308ln"], [(0, 3), (7, 11)]),
+        ("Zoe\u0308 left.", ["Zoe"], []),
+        # An occurrence of its own, not a part of a longer mention.
+        ("New York is far from York.", ["New York", "York"], [(0, 8), (21, 25)]),
+        ("New York is far from York.", ["York", "New York"], [(0, 8), (21, 25)]),
+        ("the Bank of England", ["Bank of England", "England"], [(4, 19), (12, 19)]),
+        ("In May, Ann met May.", ["Ann", "May"], [(8, 11), (16, 19)]),
+        ("Ann met Bo in Rome", ["Rome", "Ann", "Bo"], [(0, 3), (8, 10), (14, 18)]),
+        # The text's own spelling.
+        ("Mara\nLindt met mara.", ["Mara Lindt"], [(0, 10)]),
+        ("SIEMENS grew.", ["Siemens"], [(0, 7)]),
+        ("Mr O’Brien", ["O'Brien"], [(3, 10)]),  # noqa: RUF001
+        ("Ｔｏｋｙｏ", ["Tokyo"], [(0, 5)]),  # noqa: RUF001
+        # Scripts without spaces between words.
+        ("私は東京都に住む", ["東京都"], [(2, 5)]),
+        ("김철수는 갔다", ["김철수"], [(0, 3)]),
+        ("🙂 Ann", ["Ann"], [(2, 5)]),
+    ],
+)  # fmt: skip
+def test_a_mention_is_found_at_word_borders_and_at_its_own_occurrence(
+    text: str, mentions: list[str], spans: list[tuple[int, int]]
+) -> None:
+    entities, notes = locate([(mention, "thing") for mention in mentions], text)
+    assert [(entity.start, entity.end) for entity in entities] == spans
+    assert all(text[entity.start : entity.end] == entity.text for entity in entities)
+    assert bool(notes) == (len(spans) < len(mentions))
+
+
+@given(st.lists(st.sampled_from(["Ann", "May", "Zoe\u0308", "New York", "York", "é"]), max_size=6),
+       st.lists(st.sampled_from(["Ann", "Zoë", "New York", "Annual", " ", ", ", "é", "\u0301"]))
+       .map("".join))  # fmt: skip
+def test_no_entity_begins_or_ends_inside_a_word(mentions: list[str], text: str) -> None:
+    entities, _ = locate([(mention, "thing") for mention in mentions], text)
+    for entity in entities:
+        assert text[entity.start : entity.end] == entity.text
+        for position in (entity.start, entity.end):
+            around = text[max(0, position - 1) : position + 1]
+            assert not (len(around) == 2 and around.isalpha() and 0 < position < len(text))
+            assert text[position : position + 1] != "\u0301"
+
+
 def test_what_is_not_in_the_input_is_left_out_and_noted() -> None:
     entities, notes = locate([("Bob", "person"), ("Ann", "person")], "Ann met nobody.")
     assert [entity.text for entity in entities] == ["Ann"]
     assert notes == ["entities left out because they are not in the input: 1"]
 
 
-@given(st.text())
+@given(st.text() | st.integers(1, 200_000).map("[".__mul__))
 def test_no_output_breaks_the_parser(text: str) -> None:
     mentions, complete = parse_mentions(text)
     assert isinstance(complete, bool)

@@ -7,7 +7,8 @@ import pytest
 from serving.contracts.answer import TaskRequest, Translation
 from serving.contracts.errors import EmptyInput, FrontierInvalidResponse, UnknownLanguage
 from serving.contracts.task_spec import TaskSpec, parse_task_spec
-from serving.tasks.frontier_prompt import frontier_prompt, read_frontier
+from serving.tasks.frontier_answer import read_frontier
+from serving.tasks.frontier_prompt import frontier_prompt
 from serving.tasks.task import Task, bind
 
 from .character_tokenizer import CharacterTokenizer
@@ -75,7 +76,10 @@ def test_entities_are_those_in_the_text_of_known_types(tasks: dict[str, Task]) -
     reading = read_frontier(task, request, text, "stop")
     assert isinstance(reading.value, tuple)
     assert [getattr(item, "text", None) for item in reading.value] == ["Ann", "Rome"]
-    assert reading.notes == ("entities left out because they are not in the input: 1",)
+    assert reading.notes == (
+        "entities left out because the task has no such type: 'alien'",
+        "entities left out because they are not in the input: 1",
+    )
     assert read_frontier(task, request, '{"entities": []}', "stop").value == ()
 
 
@@ -89,7 +93,6 @@ def test_a_translation_is_plain_text_bounded_by_its_input(tasks: dict[str, Task]
     reading = read_frontier(task, english("Hello."), " Hallo. \n", "stop")
     assert isinstance(reading.value, Translation)
     assert (reading.value.text, reading.value.target_language) == ("Hallo.", "de")
-    assert read_frontier(task, english("Hello."), "Hal", "length").valid is False
 
 
 def test_what_the_request_lacks_is_its_own_error(tasks: dict[str, Task]) -> None:
@@ -102,12 +105,128 @@ def test_what_the_request_lacks_is_its_own_error(tasks: dict[str, Task]) -> None
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("topic", ""), ("topic", "Sports"), ("topic", "[]"), ("topic", "null"),
+        ("topic", ""), ("topic", "Weather"), ("topic", "[]"), ("topic", "null"),
         ("topic", '{"label": 3}'), ("topic", '{"label": "Weather"}'), ("topic", '{"label": "Wor'),
+        ("topic", '{"label": "Sports"} or {"label": "World"}'), ("topic", "World\nSports"),
+        ("topic", "I cannot answer that."), ("topic", "Not Sports"), ("topic", "[" * 100_000),
         ("ner", ""), ("ner", "{}"), ("ner", '{"entities": "Ann"}'), ("ner", '{"entities": [1]}'),
-        ("translation", " \n "),
+        ("ner", "I cannot answer that."), ("ner", "[" * 100_000),
+        ("ner", '[{"text": "Ann", "type": "person"}] or []'),
+        ("translation", " \n "), ("translation", "\u200b"),
     ],
 )  # fmt: skip
 def test_what_is_no_answer_is_refused(tasks: dict[str, Task], name: str, text: str) -> None:
-    with pytest.raises(FrontierInvalidResponse):
+    with pytest.raises(FrontierInvalidResponse, match=rf"was paid for an answer to task '{name}'"):
         read_frontier(tasks[name], TaskRequest(name, "Hello Ann.", "en", "de"), text, "stop")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"label": "Sports"}', '{"label": "sports"}', '{"label": " Sports "}',
+        '{"Label": "Sports"}',
+        '```json\n{"label": "Sports"}\n```', '```\nSports\n```', 'Sure! {"label": "Sports"}',
+        '{"label": "Sports"}\n\nThe text is about a match.', '[{"label": "Sports"}]', '"Sports"',
+        "Sports", "sports.", "**Sports**", "Label: Sports", "The topic is: Sports",
+        "Sports\n\nThe text names a match, which World news would not.",
+        '{"topic": "Sports", "confidence": 0.9}', '{"label": ["Sports"]}', "\ufeffSports",
+        '<think>World, or Sports?</think>{"label": "Sports"}',
+    ],
+)  # fmt: skip
+def test_a_label_that_a_person_would_read_is_read(tasks: dict[str, Task], text: str) -> None:
+    reading = read_frontier(tasks["topic"], TaskRequest("topic", "A goal."), text, "stop")
+    assert (reading.value, reading.valid, reading.notes) == ("Sports", True, ())
+
+
+def test_labels_are_read_with_other_separators_and_as_numbers(tasks: dict[str, Task]) -> None:
+    request = TaskRequest("topic", "A chip.")
+    for text in ('{"label": "Sci/Tech"}', "sci tech"):
+        assert read_frontier(tasks["topic"], request, text, "stop").value == "Sci-Tech"
+    spec = parse_task_spec(
+        {"name": "stars", "kind": "classification", "instruction": "How many stars?",
+         "labels": ["1", "2", "true"], "floor": 0.5, "target_error": 0.1},
+        "here",
+    )  # fmt: skip
+    stars = bind(spec, CharacterTokenizer(), 4096)
+    for text, label in (("2", "2"), ('{"label": 2}', "2"), ('{"label": true}', "true")):
+        assert read_frontier(stars, TaskRequest("stars", "Fine."), text, "stop").value == label
+
+
+ENTITY = '{"text": "Mara Lindt", "type": "person"}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"entities": [{ENTITY}]}}', f"[{ENTITY}]", f'```json\n{{"entities": [{ENTITY}]}}\n```',
+        f"Here they are: [{ENTITY}]", ENTITY, f'{{"result": [{ENTITY}]}}',
+        '{"Entities": [{"Text": "Mara Lindt", "Type": "Person"}]}',
+        '{"entities": [{"text": "Mara Lindt", "type": " PERSON "}]}',
+    ],
+)  # fmt: skip
+def test_entities_that_a_person_would_read_are_read(tasks: dict[str, Task], text: str) -> None:
+    reading = read_frontier(tasks["ner"], TaskRequest("ner", "By Mara Lindt."), text, "stop")
+    assert [(e.text, e.type, e.start) for e in reading.value] == [("Mara Lindt", "person", 3)]  # type: ignore[union-attr]
+    assert (reading.valid, reading.notes) == (True, ())
+
+
+def test_entities_in_lines_of_json_are_read(tasks: dict[str, Task]) -> None:
+    text = '{"text": "Ann", "type": "person"}\n{"text": "Rome", "type": "location"}'
+    reading = read_frontier(tasks["ner"], TaskRequest("ner", "Ann in Rome."), text, "stop")
+    assert [item.text for item in reading.value] == ["Ann", "Rome"]  # type: ignore[union-attr]
+
+
+def test_entities_that_cannot_be_read_are_noted(tasks: dict[str, Task]) -> None:
+    text = '{"entities": [{"text": "Ann", "type": "person"}, {"text": "Rome"}, 3]}'
+    reading = read_frontier(tasks["ner"], TaskRequest("ner", "Ann in Rome."), text, "stop")
+    assert len(reading.value) == 1
+    assert reading.valid is False
+    assert reading.notes == ("entities left out because they could not be read: 2",)
+
+
+@pytest.mark.parametrize("name", ["topic", "ner", "translation"])
+@pytest.mark.parametrize(
+    ("finish_reason", "note"),
+    [
+        ("length", "cut at its bound"), ("content_filter", "content filter"),
+        ("refusal", "refused"), ("pause_turn", "'pause_turn'"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_not_whole_says_so(
+    tasks: dict[str, Task], name: str, finish_reason: str, note: str
+) -> None:
+    texts = {"topic": '{"label": "World"}', "ner": '{"entities": []}', "translation": "Hallo"}
+    request = TaskRequest(name, "Hello", "en", "de")
+    reading = read_frontier(tasks[name], request, texts[name], finish_reason)
+    assert reading.valid is False
+    assert note in reading.notes[0]
+    with pytest.raises(FrontierInvalidResponse, match=note):
+        read_frontier(tasks[name], request, "", finish_reason)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hallo, Welt", "```\nHallo, Welt\n```", '"Hallo, Welt"', '{"translation": "Hallo, Welt"}',
+        "Here is the translation:\n\nHallo, Welt",
+        "Sure! Here's the German translation: Hallo, Welt",
+    ],
+)  # fmt: skip
+def test_what_a_model_puts_around_a_translation_is_removed(
+    tasks: dict[str, Task], text: str
+) -> None:
+    reading = read_frontier(tasks["translation"], english("Hello, world"), text, "stop")
+    assert isinstance(reading.value, Translation)
+    assert (reading.value.text, reading.valid) == ("Hallo, Welt", True)
+
+
+def test_quotes_and_braces_of_the_input_stay_in_its_translation(tasks: dict[str, Task]) -> None:
+    for source, text in (('"Hello"', '"Hallo"'), ('{"a": "Hello"}', '{"a": "Hallo"}')):
+        reading = read_frontier(tasks["translation"], english(source), text, "stop")
+        assert reading.value.text == text  # type: ignore[union-attr]
+
+
+def test_a_translation_that_lost_a_placeholder_is_not_valid(tasks: dict[str, Task]) -> None:
+    reading = read_frontier(tasks["translation"], english("Hello {name}"), "Hallo", "stop")
+    assert reading.valid is False
+    assert reading.notes == ("placeholders of the input that are not in the translation: 1",)

@@ -95,5 +95,5 @@ def test_150_labels_that_share_their_beginnings() -> None:
 def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused(
     labels: list[tuple[int, ...]],
 ) -> None:
-    with pytest.raises(InvalidTaskSpec, match="same to the model's tokenizer"):
+    with pytest.raises(InvalidTaskSpec, match="gives two labels the same tokens"):
         LabelTrie.build(labels, END)

@@ -17,6 +17,7 @@ from serving.contracts.errors import (
     InvalidTaskSpec,
 )
 from serving.contracts.task_spec import TaskSpec
+from serving.tasks.blank_text import is_blank
 from serving.tasks.prompt import CheckpointTokenizer, PromptFrame, cleaned
 from serving.tasks.task import bind
 
@@ -71,11 +72,34 @@ def test_a_task_that_leaves_no_room_is_refused_when_loaded(
 
 @given(TEXTS)
 def test_cleaning_takes_outer_white_space_and_nothing_else(text: str) -> None:
-    if text.strip():
+    if not is_blank(text):
         assert cleaned(f" \n{text}\t") == text.strip()
     else:
         with pytest.raises(EmptyInput):
             cleaned(text)
+
+
+# One text for each kind of character that no reader sees: white space, controls, format characters,
+# variation selectors, fillers, an empty braille cell, tags, unassigned code points.
+BLANK = [
+    "", " \n\t", "\u00a0\u3000\u2003", "\x00", "\x01\x02\x7f\x85", "\u200b", "\ufeff",
+    "\u2060\u00ad", "\u200e\u200f\u202a\u2066", "\ufe0f", "\U000e0100", "\u034f", "\u2800",
+    "\u3164\u115f\u1160\uffa0",
+    "\U000e0041\U000e007f", "\u180e\u061c", "\u0301", "\ue000", "\U0010ffff", "\u200b" * 2000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BLANK, ids=ascii)
+def test_a_text_without_a_visible_character_is_empty(text: str) -> None:
+    with pytest.raises(EmptyInput, match="no visible character"):
+        cleaned(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a", ".", "7", "日", "🙂", "\u200bא", "\u0915\u093e", "\u200b" * 999 + "€"]
+)
+def test_a_text_with_a_visible_character_is_kept(text: str) -> None:
+    assert cleaned(text) == text
 
 
 def test_a_lone_surrogate_is_not_text() -> None:

@@ -136,7 +136,7 @@ def test_folders_that_are_no_suites(tmp_path: Path, specs: dict[str, TaskSpec]) 
     with pytest.raises(InvalidSuite, match="two examples with id 'b'"):
         read(tmp_path / "twice", specs["ner"], [ROWS["ner"][1], ROWS["ner"][1]])
     (tmp_path / "twice" / "task.yaml").write_text("kind: poetry", encoding="utf-8")
-    with pytest.raises(InvalidTaskSpec, match="is not a task"):
+    with pytest.raises(InvalidTaskSpec, match="is not a valid task"):
         load_suites(tmp_path / "twice")
     (tmp_path / "twice" / "task.yaml").write_text("a: [", encoding="utf-8")
     with pytest.raises(InvalidTaskSpec, match=r"twice/task\.yaml is not YAML"):

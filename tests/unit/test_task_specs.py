@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.contracts import task_spec
 from serving.contracts.errors import InvalidTaskSpec
 from serving.contracts.task_spec import MAX_LABELS, TaskSpec, parse_task_spec
 from serving.tasks.catalog import load_specs
@@ -83,11 +84,26 @@ def test_the_digest_follows_every_value(change: dict[str, Any]) -> None:
         ({"target_error": 0}, "target_error"),
         ({"metric": "bleu"}, "metric"),
         ({"colour": "red"}, "colour"),
-        ({"labels": None}, "labels"),
+        ({"labels": None}, "labels: must be a list"),
+        ({"labels": ["yes", "Yes"]}, "'yes' and 'Yes'"),
+        ({"labels": ["yes", "yes\u200b"]}, "'yes\\u200b'"),
+        ({"labels": ["yes", "ye\ufe0fs"]}, "must differ in more than case"),
+        ({"labels": ["yes", "ｙｅｓ"]}, "must differ in more than case"),  # noqa: RUF001
+        (
+            {"labels": [{"name": "a", "verbalizer": "x"}, {"name": "b", "verbalizer": "X"}]},
+            "labels (verbalizer) must differ",
+        ),
+        ({"labels": ["\u3164", "no"]}, "no visible character"),
+        ({"labels": [True, False]}, "labels.0: YAML reads this as true"),
+        ({"labels": [1, 2]}, "labels.1: YAML reads this as 2"),
+        ({"labels": [None, "no"]}, "put it in quotes"),
+        ({"instruction": "\u200b"}, "instruction: '\\u200b' has no visible character"),
+        ({"max_output_tokens": True}, "max_output_tokens"),
+        ({"floor": "0.5"}, "floor"),
     ],
 )
 def test_a_wrong_spec_is_refused_with_the_field(change: dict[str, Any], named: str) -> None:
-    with pytest.raises(InvalidTaskSpec, match=r"mytask\.yaml is not a task") as caught:
+    with pytest.raises(InvalidTaskSpec, match=r"mytask\.yaml is not a valid task") as caught:
         parse_task_spec({**MINIMAL, **change}, "mytask.yaml")
     assert named in caught.value.message
     assert caught.value.field == "mytask.yaml"
@@ -99,6 +115,22 @@ def test_a_wrong_spec_is_refused_with_the_field(change: dict[str, Any], named: s
 def test_any_document_is_a_task_or_a_clear_error(document: object) -> None:
     with pytest.raises(InvalidTaskSpec):
         parse_task_spec(document, "x.yaml")
+
+
+def test_a_list_at_fault_is_not_also_called_too_short() -> None:
+    with pytest.raises(InvalidTaskSpec) as caught:
+        parse_task_spec({**MINIMAL, "labels": [True, False]}, "mytask.yaml")
+    assert "at least 2" not in caught.value.message
+
+
+def test_a_new_prompt_format_changes_the_digests_of_its_kind_alone(
+    specs: dict[str, TaskSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: spec.digest() for name, spec in specs.items()}
+    raised = {**task_spec.PROMPT_FORMATS, "extraction": 99}
+    monkeypatch.setattr(task_spec, "PROMPT_FORMATS", raised)
+    after = {name: spec.digest() for name, spec in specs.items()}
+    assert [name for name in specs if before[name] != after[name]] == ["ner"]
 
 
 def test_an_entity_of_an_example_must_occur_in_it() -> None:
@@ -136,3 +168,21 @@ def test_broken_yaml_and_a_missing_folder_are_named(tmp_path: Path) -> None:
         load_specs(tmp_path)
     with pytest.raises(InvalidTaskSpec, match="not a folder"):
         load_specs(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: spam\ndescription: caf\xe9\n", "UTF-8"),
+        (b"name: spam\nname: ham\n", "name"),
+        (yaml.safe_dump(MINIMAL).replace("'yes'", "yes").encode(), "put it in quotes"),
+    ],
+)
+def test_a_task_file_at_fault_is_named_in_one_sentence(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(InvalidTaskSpec, match=r"mine\.yaml") as caught:
+        load_specs(tmp_path)
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message

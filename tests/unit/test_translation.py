@@ -6,8 +6,7 @@ from serving.contracts.answer import TaskRequest
 from serving.contracts.engine import GenerateOutput, GenerateWork, TokenCounts
 from serving.contracts.errors import UnknownLanguage
 from serving.contracts.task_spec import TaskSpec, TranslationSpec
-from serving.tasks.language import LinguaDetector
-from serving.tasks.translation import TranslationTask
+from serving.tasks.translation import LinguaDetector, TranslationTask
 
 from .character_tokenizer import CharacterTokenizer
 
@@ -75,6 +74,12 @@ def test_a_direction_that_is_none_is_refused(
     assert caught.value.field == field
 
 
+def test_language_codes_do_not_depend_on_case(task: TranslationTask) -> None:
+    assert task.direction(TaskRequest("translation", "Hello", "EN", "Fr")) == ("en", "fr")
+    with pytest.raises(UnknownLanguage, match="both 'en'"):
+        task.direction(TaskRequest("translation", "Hello", "EN", "en"))
+
+
 def test_the_output_is_bounded_by_the_input(task: TranslationTask) -> None:
     assert planned(task, "x" * 10, "en", "de").max_tokens == 36
     assert planned(task, "x" * 2000, "en", "de").max_tokens == task.spec.max_output_tokens
@@ -95,6 +100,57 @@ def test_reading(task: TranslationTask, text: str, finish_reason: str, valid: bo
     assert answer.valid is valid
     assert answer.value.text == text.strip()
     assert (answer.value.source_language, answer.value.source_detected) == ("en", False)
+
+
+@pytest.mark.parametrize(
+    ("source", "translation", "note"),
+    [
+        ("Hello {name}!", "Hallo!", "placeholders"),
+        ("Hello {{ user }}, %s and ${total}.", "Hallo, %s und ${total}.", "placeholders"),
+        ("Press <b>here</b>.", "Hier klicken.", "placeholders"),
+        ("See https://example.org/a?b=1.", "Siehe dort.", "addresses"),
+        ("Write to ann@example.org.", "Schreiben Sie an Ann.", "addresses"),
+        ("It opened in 1987.", "Es wurde eröffnet.", "numbers"),
+        ("One.\nTwo.\nThree.", "Eins. Zwei.\nDrei.", "3 lines"),
+        ("Good day.", "I'm sorry, but I cannot.", "refused"),
+        ("Good day.", "Es tut mir leid, dabei kann ich nicht helfen.", "refused"),
+        ("Good day.", "As an AI, I do not translate.", "refused"),
+    ],
+)
+def test_a_translation_that_lost_a_part_is_not_valid(
+    task: TranslationTask, source: str, translation: str, note: str
+) -> None:
+    output = GenerateOutput(translation, (-0.5,), "stop", TokenCounts(9, 0, 3))
+    answer = task.read(TaskRequest("translation", source, "en", "de"), output)
+    assert not answer.valid
+    assert any(note in each for each in answer.notes)
+
+
+@pytest.mark.parametrize(
+    ("source", "translation"),
+    [
+        ("Hello {name}, {count} of {{total}}: %s.", "%s: {count} von {{total}}, hallo {name}."),
+        ("See https://example.org/a.", "Siehe (https://example.org/a)"),
+        ("Pay 1,000.50 by 10:30.", "Zahlen Sie 1.000,50 bis 10.30 Uhr."),
+        ("10,000 people", "10 000 Menschen"),
+        ("Click <a title='Next'>here</a>.", "Hier <a title='Weiter'>klicken</a>."),
+        ("I'm sorry, but I cannot come.", "Es tut mir leid, aber ich kann nicht kommen."),
+        ("One.\n\nTwo.", "Eins.\nZwei."),
+    ],
+)
+def test_a_translation_that_kept_everything_is_valid(
+    task: TranslationTask, source: str, translation: str
+) -> None:
+    output = GenerateOutput(translation, (-0.5,), "stop", TokenCounts(9, 0, 3))
+    answer = task.read(TaskRequest("translation", source, "en", "de"), output)
+    assert (answer.valid, answer.notes) == (True, ())
+
+
+def test_a_digit_that_may_be_spelled_out_is_noted(task: TranslationTask) -> None:
+    output = GenerateOutput("Ich habe drei Katzen.", (-0.5,), "stop", TokenCounts(9, 0, 3))
+    answer = task.read(TaskRequest("translation", "I have 3 cats.", "en", "de"), output)
+    assert answer.valid
+    assert answer.notes == ("digits of the input that are not in the translation: 1",)
 
 
 def test_a_language_that_is_not_offered_is_taken_for_one_that_is() -> None:
