@@ -50,7 +50,24 @@ class ProviderSettings(_Frozen):
     max_retries: int = Field(
         default=2, ge=0, le=10, description="of a call that failed for a passing reason"
     )
-    max_concurrent: int = Field(default=64, ge=1, description="calls in flight, a gateway replica")
+    max_concurrent: int = Field(
+        default=64, ge=1, description="calls in progress per gateway replica"
+    )
+    extra_fields: tuple[str, ...] = Field(
+        default=(),
+        description="request fields passed on beyond the list in docs/frontier.md; "
+        "their cost is not part of the worst case",
+    )
+    drain_s: float = Field(
+        default=5.0,
+        ge=0.0,
+        le=60.0,
+        description="longest reading of a stream whose client hung up, seconds, to learn its "
+        "usage; 0 closes the connection at once",
+    )
+    drain_tokens: int = Field(
+        default=512, ge=0, description="most output tokens that may be left for such a reading"
+    )
     breaker: BreakerSettings = BreakerSettings()
 
 
@@ -112,6 +129,7 @@ class FrontierSettings(_Frozen):
     bounds: BoundSettings = BoundSettings()
     prompt_cache: PromptCacheSettings = PromptCacheSettings()
     hedge_after_s: float | None = Field(default=None, gt=0.0)
+    fall_back_after_timeout: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,4 +1,4 @@
-"""OpenAI's shapes: engine replies, usage, documents as text."""
+"""Documents in the shape of OpenAI's API: replies of engines, token usage, JSON text."""
 
 import json
 import math
@@ -86,29 +86,25 @@ def openai_usage(usage: Usage) -> dict[str, Any]:
 
 
 def usage_from_openai(data: object) -> Usage | None:
-    """Read OpenAI's usage; None where it is missing or no count of tokens.
+    """Read OpenAI's usage; None where it is missing, malformed or contradicts itself.
 
-    prompt_tokens includes cached and written tokens, completion_tokens includes reasoning. Parts
-    beyond their whole are cut to it. Some compatible servers count reasoning beside
-    completion_tokens, which shows in their total. Writes are booked as 5-minute writes: OpenAI has
-    one price for them.
+    prompt_tokens includes cached and written tokens; completion_tokens includes reasoning. Some
+    compatible servers count reasoning beside completion_tokens, and their total shows it. Cache
+    writes are recorded as 5-minute writes: OpenAI has one price for them.
     """
     if not isinstance(data, Mapping):
         return None
-    prompt, completion = (
-        token_count(data.get("prompt_tokens")),
-        token_count(data.get("completion_tokens")),
-    )
-    if prompt is None or completion is None:
-        return None
-    read = min(token_part(data, "prompt_tokens_details", "cached_tokens"), prompt)
-    written = min(token_part(data, "prompt_tokens_details", "cache_write_tokens"), prompt - read)
+    prompt = token_count(data.get("prompt_tokens"))
+    completion = token_count(data.get("completion_tokens"))
+    read = token_part(data, "prompt_tokens_details", "cached_tokens")
+    written = token_part(data, "prompt_tokens_details", "cache_write_tokens")
     reasoning = token_part(data, "completion_tokens_details", "reasoning_tokens")
-    if data.get("total_tokens") == prompt + completion + reasoning:
-        output = completion
-    else:
-        reasoning = min(reasoning, completion)
-        output = completion - reasoning
+    if prompt is None or completion is None or read is None or written is None or reasoning is None:
+        return None
+    is_beside = token_count(data.get("total_tokens")) == prompt + completion + reasoning
+    output = completion if is_beside else completion - reasoning
+    if output < 0 or read + written > prompt:
+        return None
     return Usage(
         uncached_input_tokens=prompt - read - written,
         cache_read_tokens=read,
@@ -119,11 +115,17 @@ def usage_from_openai(data: object) -> Usage | None:
 
 
 def token_count(value: object) -> int | None:
-    """Return a count of tokens, None for what is none."""
+    """Return a count of tokens; None for a value that is not a whole number of at least 0.
+
+    A float such as 2048.0 is a whole number.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if type(value) is int and value >= 0 else None
 
 
-def token_part(data: Mapping[str, Any], group: str, name: str) -> int:
-    """Return a count within a group of counts, 0 where it is missing."""
+def token_part(data: Mapping[str, Any], group: str, name: str) -> int | None:
+    """Return a count within a group of counts: 0 where it is absent, None where it is malformed."""
     inner = data.get(group)
-    return (token_count(inner.get(name)) or 0) if isinstance(inner, Mapping) else 0
+    value = inner.get(name) if isinstance(inner, Mapping) else None
+    return 0 if value is None else token_count(value)

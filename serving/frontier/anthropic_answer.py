@@ -5,39 +5,40 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from serving.contracts.answer import Usage
 from serving.contracts.openai import openai_usage
 from serving.frontier.provider_api import StreamPart, WholeAnswer
-from serving.frontier.usage import from_anthropic, tier_in
+from serving.frontier.provider_data import ChunkRepair
+from serving.frontier.usage import merged_counts, tier_in, usage_from_anthropic
 
 _FINISH = {
     "end_turn": "stop",
     "stop_sequence": "stop",
-    "pause_turn": "stop",
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
+    # The turn is not finished: the server paused a long one.
+    "pause_turn": "length",
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
 
 
 def whole_answer(message: Mapping[str, Any], model: str) -> WholeAnswer | None:
-    """Return a Message as a completion, None where it is no Message. Thinking is not shown."""
+    """Return a Message as a completion, None where it is not a Message. Thinking is not shown."""
     content = message.get("content")
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
         return None
-    texts = [block.get("text") or "" for block in content if block.get("type") == "text"]
+    texts = [_text(block.get("text")) for block in content if block.get("type") == "text"]
     calls = [
         _tool_call(block, json.dumps(block.get("input") or {}, ensure_ascii=False))
         for block in content
         if block.get("type") == "tool_use"
     ]
-    usage = from_anthropic(message.get("usage"))
+    usage = usage_from_anthropic(message.get("usage"))
     answer: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
     if calls:
         answer = {**answer, "content": answer["content"] or None, "tool_calls": calls}
     body: dict[str, Any] = {
-        "id": message.get("id") or "",
+        "id": _text(message.get("id")),
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
@@ -55,10 +56,11 @@ def whole_answer(message: Mapping[str, Any], model: str) -> WholeAnswer | None:
     return WholeAnswer(body, usage, tier_in(message.get("usage")))
 
 
-class ChunkTranslator:
-    """Turns the events of one Anthropic stream into chunks, in order.
+class AnthropicStream:
+    """Turns the events of one stream into parts, in order.
 
-    message_start and message_delta both carry cumulative counts: the later replaces the earlier.
+    message_start and message_delta both carry cumulative counts; the larger of a repeated count
+    holds. has_response: the provider accepted the request. has_begun: a chunk was returned.
     """
 
     def __init__(self, model: str) -> None:
@@ -66,81 +68,77 @@ class ChunkTranslator:
         self._id = ""
         self._created = int(time.time())
         self._counts: dict[str, Any] = {}
-        self._calls: dict[int, int] = {}
-        self.started = False
-        self.finished = False
+        self._calls: dict[object, int] = {}
+        self._repair = ChunkRepair()
+        self.has_response = False
+        self.has_begun = False
+        self.is_finished = False
 
-    @property
-    def usage(self) -> Usage | None:
-        """Return what the answer used so far; None where the provider never told."""
-        return from_anthropic(self._counts)
+    def read(self, event: object) -> StreamPart | None:
+        """Return what an event brings; None for one that brings nothing.
 
-    def feed(self, event: Mapping[str, Any]) -> list[StreamPart]:
-        """Return an event's chunks. Raises KeyError or TypeError for malformed ones."""
-        match event.get("type"):
-            case "message_start":
-                message = event["message"]
-                self.started = True
-                self._id = message["id"]
-                self._count(message.get("usage"))
-                return [self._part({"role": "assistant", "content": ""})]
-            case "content_block_start":
-                return self._start(event["index"], event["content_block"])
-            case "content_block_delta":
-                return self._delta(event["index"], event["delta"])
-            case "message_delta":
-                self._count(event.get("usage"))
-                reason = event["delta"].get("stop_reason")
-                if reason is None:
-                    return []
-                self.finished = True
-                return [self._part({}, _finish(reason))]
-            case "message_stop":
-                return [self._last()] if self.usage else []
-            case _:
-                return []
+        Raises ValueError for an event nested too deeply.
+        """
+        if not isinstance(event, dict):
+            return None
+        kind, index = event.get("type"), event.get("index", 0)
+        if kind == "message_start":
+            message = _mapping(event.get("message"))
+            self._id = _text(message.get("id"))
+            return self._part({"role": "assistant", "content": ""}, counts=message.get("usage"))
+        if kind == "content_block_start":
+            return self._start(index, _mapping(event.get("content_block")))
+        if kind == "content_block_delta":
+            return self._delta(index, _mapping(event.get("delta")))
+        if kind == "message_delta":
+            reason = _mapping(event.get("delta")).get("stop_reason")
+            if reason is None:
+                return self._usage(event.get("usage"))
+            self.is_finished = True
+            return self._part({}, _finish(reason), event.get("usage"))
+        return self._usage(event.get("usage"))
 
-    def _start(self, index: int, block: Mapping[str, Any]) -> list[StreamPart]:
-        if block["type"] == "text":
-            return [self._part({"content": block["text"]})] if block.get("text") else []
-        if block["type"] != "tool_use":
-            return []
-        self._calls[index] = len(self._calls)
-        call = {"index": self._calls[index], **_tool_call(block, "")}
-        return [self._part({"tool_calls": [call]})]
+    def _start(self, index: object, block: Mapping[str, Any]) -> StreamPart | None:
+        if block.get("type") == "text" and block.get("text"):
+            return self._part({"content": _text(block["text"])})
+        if block.get("type") != "tool_use":
+            return None
+        position = self._calls.setdefault(repr(index), len(self._calls))
+        return self._part({"tool_calls": [{"index": position, **_tool_call(block, "")}]})
 
-    def _delta(self, index: int, delta: Mapping[str, Any]) -> list[StreamPart]:
-        match delta["type"]:
-            case "text_delta":
-                return [self._part({"content": delta["text"]})]
-            case "input_json_delta" if index in self._calls:
-                function = {"arguments": delta["partial_json"]}
-                call = {"index": self._calls[index], "function": function}
-                return [self._part({"tool_calls": [call]})]
-            case _:
-                return []
+    def _delta(self, index: object, delta: Mapping[str, Any]) -> StreamPart | None:
+        if delta.get("type") == "text_delta":
+            return self._part({"content": _text(delta.get("text"))})
+        position = self._calls.get(repr(index))
+        if delta.get("type") != "input_json_delta" or position is None:
+            return None
+        function = {"arguments": _text(delta.get("partial_json"))}
+        return self._part({"tool_calls": [{"index": position, "function": function}]})
 
-    def _count(self, counts: object) -> None:
+    def _usage(self, counts: object) -> StreamPart | None:
+        if not self.has_begun or not isinstance(counts, Mapping):
+            return None
+        self._counts = merged_counts(self._counts, counts)
+        usage = usage_from_anthropic(self._counts)
+        return StreamPart(None, usage, tier_in(self._counts), self.is_finished)
+
+    def _part(
+        self, delta: dict[str, Any], finish: str | None = None, counts: object = None
+    ) -> StreamPart:
+        usage = None
         if isinstance(counts, Mapping):
-            self._counts |= {name: value for name, value in counts.items() if value is not None}
-
-    def _part(self, delta: dict[str, Any], finish: str | None = None) -> StreamPart:
+            self._counts = merged_counts(self._counts, counts)
+            usage = usage_from_anthropic(self._counts)
+        self.has_begun = True
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return StreamPart(self._chunk([choice]), self.usage, tier_in(self._counts))
-
-    def _last(self) -> StreamPart:
-        assert self.usage is not None
-        chunk = {**self._chunk([]), "usage": openai_usage(self.usage)}
-        return StreamPart(chunk, self.usage, tier_in(self._counts))
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
+        chunk = {
             "id": self._id,
             "object": "chat.completion.chunk",
             "created": self._created,
             "model": self._model,
-            "choices": choices,
+            "choices": [choice],
         }
+        return StreamPart(self._repair(chunk), usage, tier_in(self._counts), self.is_finished)
 
 
 def _tool_call(block: Mapping[str, Any], arguments: str) -> dict[str, Any]:
@@ -152,4 +150,14 @@ def _tool_call(block: Mapping[str, Any], arguments: str) -> dict[str, Any]:
 
 
 def _finish(reason: object) -> str:
-    return _FINISH.get(reason, "stop") if isinstance(reason, str) else "stop"
+    """Return OpenAI's finish reason. A reason that is missing or unknown may mean a partial answer,
+    which must not look whole: `length`."""
+    return _FINISH.get(reason, "length") if isinstance(reason, str) else "length"
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -9,14 +9,21 @@ from pydantic import SecretStr
 
 from serving.contracts.errors import FrontierError, FrontierRejected, FrontierStreamBroken
 from serving.contracts.frontier_settings import ProviderSettings
-from serving.frontier.anthropic_answer import ChunkTranslator, whole_answer
+from serving.frontier.anthropic_answer import AnthropicStream, whole_answer
 from serving.frontier.anthropic_errors import ERRORS, translate
 from serving.frontier.anthropic_request import anthropic_request, cache_control
 from serving.frontier.failures import with_usage
-from serving.frontier.http_errors import unsendable
+from serving.frontier.http_errors import (
+    error_of,
+    read_document,
+    refusal_from,
+    unreadable,
+    unsendable,
+)
 from serving.frontier.prompt_cache import with_breakpoints
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
-from serving.frontier.transport_errors import read_document, unreadable
+from serving.frontier.provider_data import read_events, read_json, read_rest
+from serving.frontier.usage import usage_from_anthropic
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 
@@ -29,24 +36,30 @@ class AnthropicApi:
     def __init__(self, name: str, settings: ProviderSettings, key: SecretStr | None) -> None:
         self._name = name
         self._secret = key.get_secret_value() if key else None
+        url = settings.base_url or ANTHROPIC_URL
+        timeout = anthropic.Timeout(
+            settings.first_byte_timeout_s, connect=settings.connect_timeout_s, pool=None
+        )
         self._client = anthropic.AsyncAnthropic(
             # Given explicitly, so that the SDK reads neither key nor address from the environment.
             api_key=self._secret or "keyless",
-            base_url=settings.base_url or ANTHROPIC_URL,
+            base_url=url,
             max_retries=0,
-            timeout=anthropic.Timeout(
-                settings.first_byte_timeout_s, connect=settings.connect_timeout_s, pool=None
+            timeout=timeout,
+            # A redirect would carry the prompts to a host that nobody configured.
+            http_client=anthropic.DefaultAsyncHttpxClient(
+                base_url=url, timeout=timeout, follow_redirects=False
             ),
         )
 
     def request(self, body: Mapping[str, Any], model: str, plan: CachePlan) -> dict[str, Any]:
-        """Return the body in Anthropic's words, with breakpoints for the prefixes to cache."""
+        """Return the body in Anthropic's format, with breakpoints for the prefixes to cache."""
         placed = [(prefix, cache_control(ttl)) for prefix, ttl in plan.breakpoints]
         try:
             return anthropic_request(with_breakpoints(body, placed), model)
         except (AttributeError, KeyError, TypeError) as error:
             raise FrontierRejected(
-                f"the request is no chat completion request ({type(error).__name__})",
+                f"the request is not a chat completion request ({type(error).__name__})",
                 field="messages",
                 fix="send messages and tools as OpenAI's chat completions describe them",
             ) from error
@@ -60,69 +73,81 @@ class AnthropicApi:
                 document = await read_document(response, self._name, ERRORS)
                 return self._read(document, request["model"])
         except ERRORS as error:
-            # Not `from error`: it holds the request, key included, and words that may quote it.
+            # Not `from error`: it holds the request, key included, and text that may quote it.
             raise translate(error, self._name, self._secret) from None
         except (TypeError, ValueError) as error:
             raise unsendable(self._name, error) from None
 
     async def stream(self, request: dict[str, Any]) -> AsyncGenerator[StreamPart, None]:
-        """Send a request and yield its chunks, the last with usage."""
+        """Send a request and yield its parts."""
+        reader = AnthropicStream(f"{self._name}/{request['model']}")
         try:
-            stream = await self._client.messages.create(stream=True, **_arguments(request))
-        except ERRORS as error:
-            raise translate(error, self._name, self._secret) from None
-        except (TypeError, ValueError) as error:
-            raise unsendable(self._name, error) from None
-        try:
-            translator = ChunkTranslator(f"{self._name}/{request['model']}")
-            async with aclosing(self._parts(stream, translator)) as parts:
+            async with (
+                self._client.messages.with_streaming_response.create(
+                    stream=True, **_arguments(request)
+                ) as response,
+                aclosing(self._parts(response, reader)) as parts,
+            ):
                 async for part in parts:
                     yield part
-        finally:
-            await stream.close()
+        except ERRORS as error:
+            # A complete answer stays complete; only its usage may be missing.
+            if not reader.is_finished:
+                raise self._broken(translate(error, self._name, self._secret), reader) from None
+        except (TypeError, ValueError) as error:
+            if not reader.has_response:
+                raise unsendable(self._name, error) from None
+            if not reader.is_finished:
+                raise self._broken(unreadable(self._name, "an event is not JSON"), reader) from None
 
     async def aclose(self) -> None:
         """Close all connections."""
         await self._client.close()
 
     def _read(self, message: dict[str, Any], model: str) -> WholeAnswer:
+        if message.get("type") == "error" or message.get("error"):
+            error = error_of(refusal_from(self._name, "an error", 200, message), self._secret)
+            raise with_usage(error, usage_from_anthropic(message.get("usage")))
         answer = whole_answer(message, f"{self._name}/{model}")
         if answer is None:
-            raise unreadable(self._name, "it is not a message")
+            usage = usage_from_anthropic(message.get("usage"))
+            raise with_usage(unreadable(self._name, "it is not a message"), usage)
         return answer
 
     async def _parts(
-        self, stream: Any, translator: ChunkTranslator
+        self, response: Any, reader: AnthropicStream
     ) -> AsyncGenerator[StreamPart, None]:
-        try:
-            async for event in stream:
-                for part in translator.feed(event.to_dict(mode="json", exclude_unset=True)):
+        reader.has_response = True
+        async with aclosing(read_events(response.iter_bytes())) as events:
+            async for data in events:
+                event = read_json(data)
+                kind = event.get("type") if isinstance(event, dict) else None
+                if kind == "message_stop":
+                    await read_rest(events)
+                    break
+                if kind == "error":
+                    if reader.is_finished:
+                        break
+                    refusal = refusal_from(self._name, "in a stream", 200, event)
+                    raise self._broken(error_of(refusal, self._secret), reader)
+                part = reader.read(event)
+                if part is not None:
                     yield part
-        except ERRORS as error:
-            # The text was complete: only what it used may be missing.
-            if translator.finished:
-                return
-            raise self._broken(translate(error, self._name, self._secret), translator) from None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            # The SDK lets the JSON parser's errors through, and builds models without validation.
-            fault = unreadable(self._name, "an event is not what the API describes")
-            raise self._broken(fault, translator) from None
-        if not translator.started:
-            raise unreadable(self._name, "the stream held no event")
-        if not translator.finished:
-            raise self._broken(unreadable(self._name, "it ended unfinished"), translator)
+        if not reader.has_begun:
+            raise unreadable(self._name, "the stream has no event of a message")
+        if not reader.is_finished:
+            raise self._broken(unreadable(self._name, "it ended unfinished"), reader)
 
-    def _broken(self, error: FrontierError, translator: ChunkTranslator) -> FrontierError:
-        if not translator.started:
+    def _broken(self, error: FrontierError, reader: AnthropicStream) -> FrontierError:
+        if not reader.has_begun:
             return error
-        broken = FrontierStreamBroken(
-            f"the answer of provider {self._name!r} broke off: {error.message}"
+        return FrontierStreamBroken(
+            f"the answer of provider {self._name!r} broke off: {error.message}", fix=error.fix
         )
-        return with_usage(broken, translator.usage)
 
 
 def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
-    # As for OpenAI: what the SDK is given by name it walks through, against its types.
+    # As for OpenAI: the SDK validates named arguments against its types, which is slow.
     named = {name: request[name] for name in ("model", "max_tokens")}
     rest = {name: value for name, value in request.items() if name not in named}
     return {**named, "messages": [], "extra_body": rest}

@@ -1,4 +1,4 @@
-"""What the anthropic SDK raises, as errors of our tree."""
+"""Errors of our tree for what the anthropic SDK raises."""
 
 import anthropic
 
@@ -8,8 +8,13 @@ from serving.contracts.errors import (
     FrontierInvalidResponse,
     FrontierUnavailable,
 )
-from serving.frontier.http_errors import Refusal, error_of, not_reached
-from serving.frontier.transport_errors import TRANSPORT_ERRORS, translate_transport
+from serving.frontier.http_errors import (
+    TRANSPORT_ERRORS,
+    error_of,
+    interrupted,
+    refusal_from,
+    translate_transport,
+)
 
 STATUS_ERRORS: tuple[type[Exception], ...] = (
     anthropic.BadRequestError,
@@ -40,7 +45,7 @@ STATUS_ERRORS: tuple[type[Exception], ...] = (
     anthropic.APIStatusError,
 )
 STATUS_MEANT: dict[type[Exception], int] = {
-    # The account is at fault, not the request: the next target may well answer.
+    # The account is at fault, not the request: the next target may answer.
     anthropic.CMEKKeyDisabledError: 403,
     anthropic.CMEKKeyNetworkBlockedError: 403,
     anthropic.ClaudeCodeKeyCreatorNotMemberError: 403,
@@ -48,13 +53,13 @@ STATUS_MEANT: dict[type[Exception], int] = {
     anthropic.OrganizationOnHoldError: 403,
     anthropic.OrganizationTypeNotSupportedError: 403,
     anthropic.ParentOrganizationRequiredError: 403,
-    # No wait mends these.
+    # Waiting does not help.
     anthropic.ContractSpendLimitReachedError: 402,
     anthropic.EnforcedSpendLimitReachedError: 402,
     anthropic.LinkedOrganizationBillingUnavailableError: 402,
     anthropic.LinkedOrganizationSpendLimitReachedError: 402,
 }
-"""Where the status says something else than the class: the status that says the same."""
+"""Classes whose HTTP status does not say what they mean, and the status that does."""
 
 OTHER_ERRORS: dict[type[Exception], type[FrontierError]] = {
     anthropic.APIResponseValidationError: FrontierInvalidResponse,
@@ -67,7 +72,7 @@ OTHER_ERRORS: dict[type[Exception], type[FrontierError]] = {
     anthropic.AnthropicError: FrontierUnavailable,
 }
 ERRORS = (anthropic.AnthropicError, *TRANSPORT_ERRORS)
-"""Whatever a call through the SDK may raise on purpose."""
+"""Every class that a call through the SDK may raise on purpose."""
 
 
 def translate(error: Exception, provider: str, secret: str | None = None) -> FrontierError:
@@ -75,16 +80,14 @@ def translate(error: Exception, provider: str, secret: str | None = None) -> Fro
     source = f"anthropic.{type(error).__name__}"
     match error:
         case anthropic.APIStatusError():
-            headers = {name.lower(): value for name, value in error.response.headers.items()}
-            names = frozenset(n for n in (error.type, error.error_code) if isinstance(n, str))
-            text = error.api_message if isinstance(error.api_message, str) else ""
             status = STATUS_MEANT.get(type(error), error.status_code)
-            return error_of(Refusal(provider, source, status, names, text, headers), secret)
+            refusal = refusal_from(provider, source, status, error.body, error.response.headers)
+            return error_of(refusal, secret)
         case anthropic.APIConnectionError():
             cause = error.__cause__
             if isinstance(cause, TRANSPORT_ERRORS):
                 return translate_transport(cause, provider)
-            return not_reached(provider, source)
+            return interrupted(provider, source)
         case _:
             return _other(error, provider, source)
 

@@ -1,15 +1,17 @@
-"""Whether caching a prefix pays. Pure but for its memory of prefixes seen; the clock is injected.
+"""Whether caching a prefix pays off. Keeps the prefixes seen in memory; the clock is injected.
 
 A cache write costs w instead of i a token, each read r instead of i. With n reads a write,
 caching pays when n (i - r) > w - i, that is beyond n* = (w - i) / (i - r) reads.
 """
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
+
+from cachetools import LRUCache
 
 from serving.contracts.frontier_settings import PromptCacheSettings
 from serving.contracts.prices import MIN_CACHED_TOKENS, TokenPrices
@@ -23,7 +25,7 @@ _REMEMBERED_GAPS = 32
 
 @dataclass(frozen=True, slots=True)
 class CacheDecision:
-    """Why a prefix is cached or not, for logs.
+    """Why a prefix is cached or not, for the log.
 
     expected_reuses: reads a write. break_even: reads from which caching pays; None where reads are
     not cheaper than input, or prices did not decide. ttl: None where it is not cached.
@@ -53,28 +55,29 @@ def break_even_reuses(prices: TokenPrices, ttl: Ttl) -> Decimal | None:
 
 
 class CachePolicy:
-    """Remembers when prefixes came and decides which to cache."""
+    """Remembers when prefixes were used and decides which to cache."""
 
     def __init__(
         self, settings: PromptCacheSettings, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._seen: LRUCache[str, _Seen] = LRUCache(settings.tracked_prefixes)
         self._labels: set[str] = set()
 
     def label(self, prefix: Prefix) -> str:
-        """Return a prefix's id for metrics: its own if it came twice, among so many, else `other`.
+        """Return a prefix's label for metrics: its id once it was used twice, otherwise `other`.
 
-        Prefixes that change with each request would otherwise make a label each.
+        At most tracked_prefixes labels exist. Prefixes that change with each request would
+        otherwise create one label each.
         """
-        seen = self._seen.get(prefix.digest)
+        seen: _Seen | None = self._seen.get(prefix.digest)
         if seen and seen.gaps_s and len(self._labels) < self._settings.tracked_prefixes:
             self._labels.add(prefix.id)
         return prefix.id if prefix.id in self._labels else "other"
 
     def observe(self, prefixes: Sequence[Prefix]) -> None:
-        """Note that a request with these prefixes came. The longest unseen are forgotten first."""
+        """Note a request with these prefixes. The least recently used are forgotten first."""
         now = self._clock()
         for prefix in prefixes:
             seen = self._seen.get(prefix.digest)
@@ -83,15 +86,12 @@ class CachePolicy:
             else:
                 seen.gaps_s.append(now - seen.at_s)
                 seen.at_s = now
-                self._seen.move_to_end(prefix.digest)
-        while len(self._seen) > self._settings.tracked_prefixes:
-            self._seen.popitem(last=False)
 
     def expected_reuses(self, prefix: Prefix, ttl: Ttl) -> float:
-        """Return the reads that a write is expected to get; a read renews the time to live.
+        """Return the expected reads per write; a read renews the time to live.
 
-        Observed: gaps within the time to live, a write being due at the start and after each
-        longer gap. The setting where nothing was observed yet.
+        A gap within the time to live is a read; a write is due at the start and after each longer
+        gap. Returns the setting where nothing was observed yet.
         """
         seen = self._seen.get(prefix.digest)
         if seen is None or not seen.gaps_s:
@@ -100,7 +100,7 @@ class CachePolicy:
         return reads / (len(seen.gaps_s) - reads + 1)
 
     def decide(self, prefix: Prefix, prices: TokenPrices) -> CacheDecision:
-        """Say whether to cache a prefix, and for how long: the shortest time that pays."""
+        """Return whether to cache a prefix, and for how long: the shortest time that pays off."""
         if not self._settings.enabled:
             return CacheDecision(prefix.id, prefix.tokens, None, "disabled")
         if prefix.tokens < MIN_CACHED_TOKENS:

@@ -1,10 +1,11 @@
-"""What follows from a failed call: a retry, the next target, a mark against the provider. Pure.
+"""What follows a failed call: a retry, the next target, a failure for the circuit breaker. Pure.
 
-One request is paid once. So a call is repeated, here or elsewhere, only where the provider gave no
-answer: it refused, it was not reached, it failed (5xx). A time-out is ambiguous; its request is
-closed before anything else is sent, and it is not repeated at the same provider, so at most one
-unfinished call a target can be billed. An answer that came and cannot be read was paid: nothing
-follows it.
+One request is paid for once. A call is therefore repeated, at the same provider or at the next
+target, only where the provider cannot have billed it: it refused the request, was not reached, or
+reported a failure of its own (5xx). A call may have been billed when the connection broke after the
+request was sent, when it timed out, when a proxy answered in the provider's place (502, 504), or
+when its answer cannot be read. Neither vendor offers idempotency keys for model calls, so no repeat
+of such a call is safe.
 """
 
 from serving.contracts.answer import Usage
@@ -31,41 +32,52 @@ _NEXT_TARGET = (
     FrontierContextTooLong,
     FrontierQuotaExhausted,
     FrontierRateLimited,
-    FrontierTimeout,
     FrontierUnavailable,
     FrontierUnknownModel,
 )
 _MAY_BE_BILLED = (FrontierInvalidResponse, FrontierStreamBroken, FrontierTimeout)
-_ILL = (FrontierInvalidResponse, FrontierStreamBroken, FrontierTimeout, FrontierUnavailable)
+_COUNTS_FOR_BREAKER = (*_MAY_BE_BILLED, FrontierUnavailable)
 
 
 def may_retry(error: FrontierError) -> bool:
-    """Say whether the same provider may be asked again."""
-    return isinstance(error, _RETRY)
+    """Return whether the same provider may be asked again."""
+    return isinstance(error, _RETRY) and not may_be_billed(error)
 
 
-def may_fall_back(error: NarrowgateError) -> bool:
-    """Say whether the next target may be asked."""
+def may_fall_back(error: NarrowgateError, *, after_timeout: bool = False) -> bool:
+    """Return whether the next target may be asked. after_timeout: also after a timeout."""
+    if isinstance(error, FrontierTimeout):
+        return after_timeout
+    if isinstance(error, FrontierError) and may_be_billed(error):
+        return False
     return isinstance(error, _NEXT_TARGET)
 
 
 def may_be_billed(error: FrontierError) -> bool:
-    """Say whether the provider may ask money for the call: it worked on it, or may have."""
-    return isinstance(error, _MAY_BE_BILLED)
+    """Return whether the provider may bill the failed call."""
+    usage = usage_of(error)
+    has_usage = usage is not None and any(usage.model_dump().values())
+    return has_usage or isinstance(error, _MAY_BE_BILLED) or "partial_answer" in error.__dict__
 
 
-def says_ill(error: FrontierError) -> bool:
-    """Say whether the failure is the provider's own and counts against it."""
-    return isinstance(error, _ILL)
+def counts_for_breaker(error: FrontierError) -> bool:
+    """Return whether the failure is the provider's own and counts for its circuit breaker."""
+    return isinstance(error, _COUNTS_FOR_BREAKER)
 
 
 def with_usage(error: FrontierError, usage: Usage | None) -> FrontierError:
-    """Attach what a failed call is known to have used; stays in this process."""
+    """Attach the usage that a failed call reported; it stays in this process."""
     error.__dict__["usage"] = usage
     return error
 
 
+def with_partial_answer(error: FrontierError) -> FrontierError:
+    """Mark a failed call that had made a part of its answer, so that it may be billed."""
+    error.__dict__["partial_answer"] = True
+    return error
+
+
 def usage_of(error: FrontierError) -> Usage | None:
-    """Return what a failed call is known to have used."""
+    """Return the usage that a failed call reported."""
     usage: Usage | None = error.__dict__.get("usage")
     return usage

@@ -1,4 +1,4 @@
-"""One target after the other, or, where hedging is on, the next beside one that is silent."""
+"""Asks targets one after the other or, with hedging, the second while the first is silent."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,39 +16,47 @@ _FAILURES = (FrontierError, BudgetExceeded)
 
 
 @dataclass(frozen=True, slots=True)
-class Way(Generic[T]):
-    """How targets are asked.
+class TargetCalls(Generic[T]):
+    """How targets are called.
 
-    ask: asks one target. fell_back: told of (from, to, reason). discard: ends an answer that came
-    at the same moment as the one that is taken. lost: told of a target whose call was cancelled.
+    ask: calls one target. fell_back: called with (from, to, reason). discard: ends an answer that
+    arrived together with the one that is used. lost: called with a target whose call was cancelled.
+    after_timeout: a target that timed out is followed by the next, and both may be billed.
     """
 
     ask: Callable[[str], Awaitable[T]]
     fell_back: Callable[[str, str, str], None]
     discard: Callable[[T], Awaitable[None]]
     lost: Callable[[str], None]
+    after_timeout: bool = False
+
+    def may_fall_back(self, error: "Failure") -> bool:
+        """Return whether the next target may be asked after an error."""
+        return may_fall_back(error, after_timeout=self.after_timeout)
 
 
-async def in_order(targets: Sequence[str], way: Way[T], deadline: Deadline) -> T:
-    """Return the first answer; ask a target only when the one before it failed for good.
+async def in_order(targets: Sequence[str], calls: TargetCalls[T], deadline: Deadline) -> T:
+    """Return the first answer; ask a target only when the one before it failed.
 
     Raises the error of the last target asked, or at once one after which none may be asked.
     """
     for target, following in zip(targets, [*targets[1:], None], strict=True):
         try:
-            return await way.ask(target)
+            return await calls.ask(target)
         except _FAILURES as error:
-            if following is None or not may_fall_back(error) or not deadline.remaining_s():
+            if following is None or not calls.may_fall_back(error) or not deadline.remaining_s():
                 raise
-            way.fell_back(target, following, error.code)
+            calls.fell_back(target, following, error.code)
     raise AssertionError("at least one target")
 
 
-async def hedged(targets: Sequence[str], way: Way[T], deadline: Deadline, after_s: float) -> T:
-    """As `in_order`, but ask the second target also when the first is silent for so long.
+async def hedged(
+    targets: Sequence[str], calls: TargetCalls[T], deadline: Deadline, after_s: float
+) -> T:
+    """As `in_order`, but ask the next target also when the first is silent for after_s seconds.
 
-    Two calls at most are in flight. The first answer wins and the other call is cancelled; both
-    may be billed.
+    At most two calls are in progress. The first answer is used and the other call is cancelled;
+    both may be billed.
     """
     waiting = list(targets)
     running: dict[asyncio.Task[T], str] = {}
@@ -56,7 +64,7 @@ async def hedged(targets: Sequence[str], way: Way[T], deadline: Deadline, after_
     try:
         while running or _go_on(last, waiting, deadline):
             if not running:
-                _start(waiting, way, running)
+                _start(waiting, calls, running)
             may_hedge = bool(waiting) and len(running) == 1
             done, _ = await asyncio.wait(
                 running,
@@ -64,20 +72,20 @@ async def hedged(targets: Sequence[str], way: Way[T], deadline: Deadline, after_
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if not done:
-                way.fell_back(next(iter(running.values())), waiting[0], "hedge")
-                _start(waiting, way, running)
+                calls.fell_back(next(iter(running.values())), waiting[0], "hedge")
+                _start(waiting, calls, running)
             for task in sorted(done, key=lambda task: task.exception() is not None):
                 target = running.pop(task)
                 try:
                     return task.result()
                 except _FAILURES as error:
                     last = error
-                    if not may_fall_back(error):
+                    if not calls.may_fall_back(error):
                         waiting.clear()
                     if not running and _go_on(last, waiting, deadline):
-                        way.fell_back(target, waiting[0], error.code)
+                        calls.fell_back(target, waiting[0], error.code)
     finally:
-        await _end(running, way)
+        await _end(running, calls)
     assert last is not None
     raise last
 
@@ -86,18 +94,18 @@ def _go_on(last: Failure | None, waiting: Sequence[str], deadline: Deadline) -> 
     return bool(waiting) and (last is None or bool(deadline.remaining_s()))
 
 
-def _start(waiting: list[str], way: Way[T], running: dict[asyncio.Task[T], str]) -> None:
+def _start(waiting: list[str], calls: TargetCalls[T], running: dict[asyncio.Task[T], str]) -> None:
     target = waiting.pop(0)
-    running[asyncio.ensure_future(way.ask(target))] = target
+    running[asyncio.ensure_future(calls.ask(target))] = target
 
 
-async def _end(running: dict[asyncio.Task[T], str], way: Way[T]) -> None:
-    """Cancel what still runs and wait for it; end answers that nobody takes."""
+async def _end(running: dict[asyncio.Task[T], str], calls: TargetCalls[T]) -> None:
+    """Cancel what still runs and wait for it; end answers that are not used."""
     for task in running:
         task.cancel()
     results = await asyncio.gather(*running, return_exceptions=True)
     for target, result in zip(running.values(), results, strict=True):
         if isinstance(result, asyncio.CancelledError):
-            way.lost(target)
+            calls.lost(target)
         elif not isinstance(result, BaseException):
-            await way.discard(result)
+            await calls.discard(result)

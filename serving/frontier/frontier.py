@@ -1,4 +1,4 @@
-"""Every configured provider behind one door: what FrontierCalls become and who answers them."""
+"""Answers FrontierCalls: prepares each request and asks its targets in order."""
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,56 +8,59 @@ from typing import Any, TypeVar
 
 from serving.contracts.answer import Usage
 from serving.contracts.deadline import deadline_exceeded
-from serving.contracts.errors import FrontierNotConfigured, MaxCostExceeded, NarrowgateError
+from serving.contracts.errors import (
+    FrontierNotConfigured,
+    MaxCostExceeded,
+    NarrowgateError,
+    UnsupportedParameter,
+)
 from serving.contracts.exits import Attempt
 from serving.contracts.frontier import Completion, CompletionStream, FrontierCall, with_attempts
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.prices import PriceList, TokenPrices, unpriced
-from serving.frontier.bounds import bounded
+from serving.frontier.bounds import bounded, token_limits, worst_case_usd
 from serving.frontier.cache_policy import CachePolicy
 from serving.frontier.events import FrontierEvents
-from serving.frontier.fallback import Way, hedged, in_order
-from serving.frontier.prefix_lint import PrefixLinter, PrefixWarning
+from serving.frontier.fallback import TargetCalls, hedged, in_order
+from serving.frontier.prefix_lint import PrefixLinter
 from serving.frontier.prefixes import PrefixWatch
 from serving.frontier.prompt_cache import SplitPrompt, canonical, split_prompt
 from serving.frontier.provider import Ask, OpenStream, Provider
-from serving.frontier.spent import Spent
-from serving.frontier.worst_case import worst_case_usd
+from serving.frontier.request_fields import passed_fields
+from serving.frontier.spent import Asked, Spent
+from serving.frontier.usage import quarter_tokens
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Charge:
-    """What a target takes for a call. prices: of a short request."""
+    """What a target charges for a call. prices: those of a short request."""
 
     prices: TokenPrices
     worst_case_usd: Decimal
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """One FrontierCall on its way.
+class _PreparedCall:
+    """One FrontierCall, bounded and without markers.
 
-    targets: those that may be asked, in order, each with its charge. attempts: failed calls so
-    far. asked: when each target was first asked, monotonic seconds.
+    targets: those that may be asked, in order. charges: by target. attempts: failed calls so far.
+    asked_at_s: when each target was first asked, monotonic seconds.
     """
 
     call: FrontierCall
     prompt: SplitPrompt
+    asked: Asked
     targets: tuple[str, ...]
     charges: Mapping[str, _Charge]
     attempts: list[Attempt]
-    asked: dict[str, float]
-
-    def prompt_chars(self) -> int:
-        """Return the length of the messages, of which usage is estimated where nobody tells."""
-        return len(canonical(self.prompt.body["messages"]))
+    asked_at_s: dict[str, float]
 
     def lost(self, target: str, usage: Usage | None = None) -> None:
-        """Note a call of a hedged pair whose answer nobody takes; it may be billed."""
-        if target in self.asked:
-            elapsed_s = time.monotonic() - self.asked[target]
+        """Note a call of a hedged pair whose answer is not used; it may be billed."""
+        if target in self.asked_at_s:
+            elapsed_s = time.monotonic() - self.asked_at_s[target]
             self.attempts.append(Attempt(target, "hedge_lost", elapsed_s, usage))
 
 
@@ -81,57 +84,58 @@ class FrontierStack:
             events,
         )
 
-    @property
-    def prefix_warnings(self) -> tuple[PrefixWarning, ...]:
-        """Return the prefixes found to keep changing, with the text that changes: for people."""
-        return self._prefixes.warnings
-
     def configured(self, targets: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of the targets whose provider has a key (or needs none)."""
         return tuple(t for t in targets if t.partition("/")[0] in self._providers)
 
     async def complete(self, call: FrontierCall) -> Completion:
         """Return the answer of the first target that gives one. Raises as Frontier says."""
-        job = self._job(call)
+        prepared = self._prepared(call)
 
         async def ask(target: str) -> Completion:
-            provider, request = self._request(job, target)
+            provider, request = self._request(prepared, target)
             answer = await provider.whole(request)
             assert answer.usage is not None
             return Completion(answer.body, target, answer.usage, service_tier=answer.service_tier)
 
         async def discard(completion: Completion) -> None:
-            job.lost(completion.model, completion.usage)
+            prepared.lost(completion.model, completion.usage)
 
-        completion = await self._answered(job, ask, discard)
-        self._prefixes.answered(job.prompt.prefixes, completion.usage)
-        return replace(completion, attempts=tuple(job.attempts))
+        completion = await self._answered(prepared, ask, discard)
+        self._prefixes.answered(prepared.prompt.prefixes, completion.usage)
+        return replace(completion, attempts=tuple(prepared.attempts))
 
     async def stream(self, call: FrontierCall) -> CompletionStream:
         """Return the answer of the first target that begins one. Raises as `complete`."""
-        job = self._job(call)
+        prepared = self._prepared(call)
 
         async def ask(target: str) -> tuple[str, OpenStream]:
-            provider, request = self._request(job, target)
+            provider, request = self._request(prepared, target)
             return target, await provider.stream(request)
 
         async def discard(opened: tuple[str, OpenStream]) -> None:
-            job.lost(opened[0])
+            prepared.lost(opened[0])
             await opened[1].aclose()
 
-        target, opened = await self._answered(job, ask, discard)
-        events = _Events(opened)
-        stream = CompletionStream(target, events, tuple(job.attempts))
-        events.tell(stream, lambda usage: self._prefixes.answered(job.prompt.prefixes, usage))
-        return stream
+        target, opened = await self._answered(prepared, ask, discard)
+        return _completion_stream(
+            target,
+            opened,
+            tuple(prepared.attempts),
+            lambda usage: self._prefixes.answered(prepared.prompt.prefixes, usage),
+        )
 
     async def aclose(self) -> None:
-        """Close every provider's connections."""
+        """End abandoned streams and close every provider's connections."""
         for provider in self._providers.values():
-            await provider.api.aclose()
+            await provider.aclose()
 
-    def _job(self, call: FrontierCall) -> _Job:
-        """Bound, strip and choose. Raises FrontierNotConfigured, UnpricedModel, MaxCostExceeded."""
+    def _prepared(self, call: FrontierCall) -> _PreparedCall:
+        """Check, bound and price a call.
+
+        Raises FrontierNotConfigured, UnsupportedParameter, InvalidRequest, UnpricedModel,
+        MaxCostExceeded, DeadlineExceeded.
+        """
         targets = self.configured(call.targets)
         if not targets:
             raise FrontierNotConfigured(
@@ -139,69 +143,97 @@ class FrontierStack:
                 field="frontier.providers",
                 fix="set a provider's key, or mark it keyless",
             )
-        prompt = split_prompt(bounded(call.body, call.bounds), self._settings.prompt_cache.marker)
+        targets, fields = self._accepting(targets, call.body)
+        prompt = split_prompt(bounded(fields, call.bounds), self._settings.prompt_cache.marker)
         charges = self._charges(targets, prompt.body)
         targets = _affordable(call, charges)
         if not call.deadline.remaining_s():
             raise deadline_exceeded()
         self._prefixes.came(call.purpose, prompt.prefixes)
-        return _Job(call, prompt, targets, charges, [], {})
+        messages = prompt.body["messages"]
+        asked = Asked(token_limits(prompt.body), lambda: quarter_tokens(canonical(messages)))
+        return _PreparedCall(call, prompt, asked, targets, charges, [], {})
+
+    def _accepting(
+        self, targets: tuple[str, ...], body: Mapping[str, Any]
+    ) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """Return the targets to which every field may be passed on, and the fields."""
+        extra = {t: self._providers[t.partition("/")[0]].settings.extra_fields for t in targets}
+        refusal: UnsupportedParameter | None = None
+        accepted: list[str] = []
+        fields: dict[str, Any] = {}
+        for target in targets:
+            try:
+                fields = passed_fields(body, extra[target])
+                accepted.append(target)
+            except UnsupportedParameter as error:
+                refusal = error
+        if not accepted:
+            assert refusal is not None
+            raise refusal
+        return tuple(accepted), fields
 
     def _charges(self, targets: tuple[str, ...], body: Mapping[str, Any]) -> dict[str, _Charge]:
-        """Leave out targets whose price nobody knows: what they cost could not be booked."""
+        """Return the charges of the targets that have a price; the others cannot be recorded."""
         found = {t: prices for t in targets if (prices := self._prices.of(t)) is not None}
         if not found:
             raise unpriced(targets, "model")
         return {t: _Charge(p.base, worst_case_usd(body, p)) for t, p in found.items()}
 
-    def _request(self, job: _Job, target: str) -> tuple[Provider, Ask]:
+    def _request(self, prepared: _PreparedCall, target: str) -> tuple[Provider, Ask]:
         name, _, model = target.partition("/")
         provider = self._providers[name]
-        charge = job.charges[target]
-        plan = self._prefixes.plan(job.prompt.prefixes, charge.prices)
-        remaining_s = job.call.deadline.remaining_s()
-        job.asked[target] = time.monotonic()
-        body = job.prompt.body
-        if not job.call.bounds.thinking and provider.api.thinks_by_default:
+        charge = prepared.charges[target]
+        plan = self._prefixes.plan(prepared.prompt.prefixes, charge.prices)
+        remaining_s = prepared.call.deadline.remaining_s()
+        prepared.asked_at_s[target] = time.monotonic()
+        body = prepared.prompt.body
+        if not prepared.call.bounds.thinking and provider.api.thinks_by_default:
             body = {"reasoning_effort": "none", **body}
         return provider, Ask(
             model,
             provider.api.request(body, model, plan),
-            job.call.deadline,
-            # Where another provider could answer, a full one may not use up all the time.
-            remaining_s if target == job.targets[-1] else remaining_s / 2,
-            job.call.entry,
+            prepared.call.deadline,
+            # Where another target could answer, waiting for a place must leave it time.
+            remaining_s if target == prepared.targets[-1] else remaining_s / 2,
+            prepared.call.entry,
             charge.worst_case_usd,
-            job.prompt_chars,
-            job.attempts,
+            prepared.asked,
+            prepared.attempts,
         )
 
     async def _answered(
         self,
-        job: _Job,
+        prepared: _PreparedCall,
         ask: Callable[[str], Awaitable[T]],
         discard: Callable[[T], Awaitable[None]],
     ) -> T:
-        way = Way(ask, self._events.fell_back, discard, job.lost)
+        calls = TargetCalls(
+            ask,
+            self._events.fell_back,
+            discard,
+            prepared.lost,
+            self._settings.fall_back_after_timeout,
+        )
         after_s = self._settings.hedge_after_s
         try:
-            if after_s is not None and self._may_pay_twice(job):
-                return await hedged(job.targets, way, job.call.deadline, after_s)
-            return await in_order(job.targets, way, job.call.deadline)
+            if after_s is not None and self._may_pay_twice(prepared):
+                return await hedged(prepared.targets, calls, prepared.call.deadline, after_s)
+            return await in_order(prepared.targets, calls, prepared.call.deadline)
         except NarrowgateError as error:
-            with_attempts(error, tuple(job.attempts))
+            with_attempts(error, tuple(prepared.attempts))
             raise
 
-    def _may_pay_twice(self, job: _Job) -> bool:
-        """Say whether the two dearest answers together stay within the client's limit."""
-        if job.call.max_cost_usd is None:
+    def _may_pay_twice(self, prepared: _PreparedCall) -> bool:
+        """Return whether the two dearest answers together stay within the client's limit."""
+        if prepared.call.max_cost_usd is None:
             return True
-        costs = sorted(job.charges[t].worst_case_usd for t in job.targets)
-        return sum(costs[-2:]) <= job.call.max_cost_usd
+        costs = sorted(prepared.charges[t].worst_case_usd for t in prepared.targets)
+        return sum(costs[-2:]) <= prepared.call.max_cost_usd
 
 
 def _affordable(call: FrontierCall, charges: Mapping[str, _Charge]) -> tuple[str, ...]:
-    """Leave out targets that may cost more than the client allows."""
+    """Return the targets that cannot cost more than the client allows."""
     limit = call.max_cost_usd
     if limit is None:
         return tuple(charges)
@@ -216,43 +248,49 @@ def _affordable(call: FrontierCall, charges: Mapping[str, _Charge]) -> tuple[str
     return kept
 
 
-class _Events:
-    """The chunks of a stream; sets the stream's usage and closes the connection at its end."""
+def _completion_stream(
+    target: str,
+    opened: OpenStream,
+    attempts: tuple[Attempt, ...],
+    answered: Callable[[Usage], None],
+) -> CompletionStream:
+    """Return an opened stream as callers see it. answered: called with the reported usage."""
+    events = _Chunks(opened, answered)
+    stream = CompletionStream(target, events, attempts)
+    events.stream = stream
+    return stream
 
-    def __init__(self, opened: OpenStream) -> None:
+
+class _Chunks:
+    """The chunks of a stream; sets the stream's usage and closes the connection at the end."""
+
+    stream: CompletionStream
+
+    def __init__(self, opened: OpenStream, answered: Callable[[Usage], None]) -> None:
         self._opened = opened
-        self._parts = opened.parts()
-        self._stream: CompletionStream | None = None
-        self._ended: Callable[[Usage], None] = lambda _: None
+        self._chunks = opened.chunks()
+        self._answered = answered
 
-    def tell(self, stream: CompletionStream, ended: Callable[[Usage], None]) -> None:
-        """Say whose usage to set and whom to tell it at the end."""
-        self._stream, self._ended = stream, ended
-
-    def __aiter__(self) -> "_Events":
+    def __aiter__(self) -> "_Chunks":
         return self
 
     async def __anext__(self) -> dict[str, Any]:
-        assert self._stream is not None
         try:
-            part = await anext(self._parts)
+            return await anext(self._chunks)
         except BaseException as error:
-            spent = self._tell_spent()
-            told = spent.usage if spent.source == "reported" else None
-            if isinstance(error, StopAsyncIteration) and told is not None:
-                self._ended(told)
+            spent = self._note_usage()
+            if isinstance(error, StopAsyncIteration) and spent.source == "reported" and spent.usage:
+                self._answered(spent.usage)
             raise
-        return part.chunk
 
     async def aclose(self) -> None:
-        """Hang up: the provider sees the connection close. Harmless when repeated."""
-        self._tell_spent()
-        await self._parts.aclose()
+        """Close the connection to the provider, or leave that to a drain. May be repeated."""
+        self._note_usage()
+        await self._chunks.aclose()
         # A generator that never started runs no `finally`.
         await self._opened.aclose()
 
-    def _tell_spent(self) -> Spent:
-        assert self._stream is not None
+    def _note_usage(self) -> Spent:
         spent = self._opened.spent
-        self._stream.usage, self._stream.service_tier = spent.usage, spent.service_tier
+        self.stream.usage, self.stream.service_tier = spent.usage, spent.service_tier
         return spent

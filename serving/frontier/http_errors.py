@@ -1,13 +1,17 @@
-"""Errors of our tree for what providers answer instead of an answer, whatever the SDK. Pure."""
+"""Errors of our tree for what providers and their proxies answer, whatever the SDK. Pure."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
 
 from serving.contracts.errors import (
     FrontierAuthFailed,
     FrontierContextTooLong,
     FrontierError,
+    FrontierInvalidResponse,
     FrontierQuotaExhausted,
     FrontierRateLimited,
     FrontierRejected,
@@ -15,7 +19,25 @@ from serving.contracts.errors import (
     FrontierUnavailable,
     FrontierUnknownModel,
 )
+from serving.frontier.provider_data import read_json, repaired
 from serving.frontier.retry_after import retry_after_s
+
+TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError)
+"""What the HTTP client under both SDKs raises: by itself, or as the cause of an SDK's error."""
+
+# Raised before the whole request has left, so nothing can be billed.
+_NOTHING_SENT = (
+    httpx2.ConnectError,
+    httpx2.ConnectTimeout,
+    httpx2.InvalidURL,
+    httpx2.LocalProtocolError,
+    httpx2.PoolTimeout,
+    httpx2.ProxyError,
+    httpx2.UnsupportedProtocol,
+    httpx2.WriteError,
+    ConnectionRefusedError,
+)
+_UNREADABLE = (httpx2.DecodingError, httpx2.StreamError, httpx2.TooManyRedirects)
 
 _LONGEST_QUOTE = 300
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|xai|gsk|key|bearer|token)[-_ ][\w*.-]{6,}", re.IGNORECASE)
@@ -40,29 +62,49 @@ _QUOTA_CODES = frozenset(
         "user_profile_not_billable",
     }
 )
-_STATUS_OF_TYPE = {
-    # Errors inside a stream come with status 200; their type says what they are.
+_STATUS_OF_NAME = {
+    # An error in a stream, or in an answer with status 200, is classified by its code or type.
     "invalid_request_error": 400,
+    "invalid_argument": 400,
+    "context_length_exceeded": 400,
     "authentication_error": 401,
+    "invalid_api_key": 401,
+    "unauthenticated": 401,
     "billing_error": 402,
     "permission_error": 403,
+    "permission_denied": 403,
     "not_found_error": 404,
+    "not_found": 404,
+    "model_not_found": 404,
     "request_too_large": 413,
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
+    "rate_limited": 429,
+    "resource_exhausted": 429,
+    "insufficient_quota": 429,
+    "too_many_requests": 429,
     "api_error": 500,
     "server_error": 500,
+    "internal": 500,
+    "unavailable": 503,
+    "deadline_exceeded": 504,
     "timeout_error": 504,
     "overloaded_error": 529,
 }
+_TIMED_OUT = frozenset({499, 504, 524, 598, 599})
+"""Answers of proxies that stopped waiting while the provider worked."""
+
+_BROKEN_UPSTREAM = frozenset({502, 520})
+"""Answers of proxies whose connection to the provider broke."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What a provider answered instead of an answer.
+    """An error that a provider returned instead of an answer.
 
-    names: its error's code and type. text: its message, quoted only where the fault is the
-    request's. source: the SDK's class.
+    status: HTTP status, or the number in the error itself where the status is 200. names: the
+    error's code and type, lower case. text: its message, quoted only where the request is at fault.
+    source: the SDK's class.
     """
 
     provider: str
@@ -73,18 +115,45 @@ class Refusal:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+def refusal_from(
+    provider: str, source: str, status: int, body: object, headers: Mapping[str, str] | None = None
+) -> Refusal:
+    """Read an error document, of whatever shape.
+
+    Known shapes: OpenAI's and Anthropic's `error`, an `error` that is a text, `message`, `detail`
+    as a text or as a list of validation errors, and a list of such documents.
+    """
+    if isinstance(body, list) and body:
+        body = body[0]
+    error = body.get("error", body) if isinstance(body, Mapping) else body
+    values = error if isinstance(error, Mapping) else {}
+    details = values.get("details")
+    codes = [values.get(name) for name in ("code", "type", "status")]
+    codes.append(details.get("error_code") if isinstance(details, Mapping) else None)
+    if status < 300:
+        status = next((n for n in map(_http_error_status, codes) if n is not None), status)
+    names = frozenset(code.lower() for code in codes if isinstance(code, str))
+    named = {name.lower(): value for name, value in (headers or {}).items()}
+    return Refusal(provider, source, status, names, _message(error), named)
+
+
 def error_of(refusal: Refusal, secret: str | None) -> FrontierError:
     """Return the error of our tree for a refusal. secret: the key, which no message may quote."""
     status = refusal.status
+    what = f"provider {refusal.provider!r} answered HTTP {status} ({refusal.source})"
+    if 300 <= status < 400:
+        return FrontierUnavailable(
+            f"{what}: redirects are not followed, so that prompts reach the configured host only",
+            fix=f"set frontier.providers.{refusal.provider}.base_url to the final address",
+        )
     if status < 400:
         # Of several names the lowest status is the most specific: every failure is an api_error.
-        status = min((_STATUS_OF_TYPE.get(name, 500) for name in refusal.names), default=500)
-    what = f"provider {refusal.provider!r} answered HTTP {status} ({refusal.source})"
+        status = min((_STATUS_OF_NAME.get(name, 500) for name in refusal.names), default=500)
     text = refusal.text.lower()
     if status in (401, 403) and not refusal.names & _QUOTA_CODES:
         return FrontierAuthFailed(
             f"{what}: the key is not accepted, or may not use this model",
-            fix="check the provider's key and what it may use",
+            fix="check the provider's key and its permissions",
         )
     if status == 402 or refusal.names & _QUOTA_CODES or (status < 500 and _NO_CREDIT.search(text)):
         return FrontierQuotaExhausted(
@@ -95,63 +164,50 @@ def error_of(refusal: Refusal, secret: str | None) -> FrontierError:
         return FrontierUnknownModel(
             f"{what}: no such model", fix="check the model's name in frontier.tiers"
         )
-    return _passing(status, what, refusal) or _fault_of_request(status, what, refusal, secret)
+    if status in _TIMED_OUT:
+        return timed_out(refusal.provider, f"HTTP {status}, {refusal.source}")
+    if status in _BROKEN_UPSTREAM and not refusal.names:
+        return interrupted(refusal.provider, f"HTTP {status} of a proxy, {refusal.source}")
+    return _temporary(status, what, refusal) or _fault_of_request(status, what, refusal, secret)
 
 
-def _passing(status: int, what: str, refusal: Refusal) -> FrontierError | None:
-    wait_s = retry_after_s(refusal.headers)
-    if status == 429:
-        return FrontierRateLimited(
-            f"{what}: its rate limit is reached",
-            fix="retry later, or raise the limit at the provider",
-            retry_after_s=wait_s,
-        )
-    if status in (408, 409, 425, 499) or status >= 500:
+def translate_transport(error: BaseException, provider: str) -> FrontierError:
+    """Return the error of our tree for what the HTTP client raised."""
+    source = type(error).__name__
+    if isinstance(error, _NOTHING_SENT):
         return FrontierUnavailable(
-            f"{what}: it cannot answer now", fix="retry later", retry_after_s=wait_s
+            f"provider {provider!r} was not reached ({source})",
+            fix="check the network and the provider's status, or retry",
         )
-    return None
+    if isinstance(error, httpx2.TimeoutException):
+        return timed_out(provider, source)
+    if isinstance(error, _UNREADABLE):
+        return unreadable(provider, source)
+    return interrupted(provider, source)
 
 
-def _fault_of_request(
-    status: int, what: str, refusal: Refusal, secret: str | None
-) -> FrontierRejected:
-    said = f": {quoted(refusal.text, secret)}" if refusal.text else ""
-    long = "context_length_exceeded" in refusal.names or _TOO_LONG.search(refusal.text.lower())
-    if status == 413 or long:
-        return FrontierContextTooLong(
-            f"{what}, the request is too long{said}",
-            field="messages",
-            fix="shorten the messages or lower max_tokens",
-        )
-    return FrontierRejected(
-        f"{what}, it finds fault with the request{said}",
-        field="messages",
-        fix="change the request as the provider says",
-    )
-
-
-def quoted(text: str, secret: str | None) -> str:
-    """Return a provider's words, without the key or anything that looks like one, shortened."""
-    if secret:
-        text = text.replace(secret, "[key]")
-    text = " ".join(_KEY_LIKE.sub("[key]", text).split())
-    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
-
-
-def not_reached(provider: str, source: str) -> FrontierUnavailable:
-    """Return the error of a call that met no server, or whose connection gave no answer."""
-    return FrontierUnavailable(
-        f"provider {provider!r} was not reached or hung up without an answer ({source})",
-        fix="check the network and the provider's status, or retry",
-    )
-
-
-def silent(provider: str, source: str) -> FrontierTimeout:
+def timed_out(provider: str, source: str) -> FrontierTimeout:
     """Return the error of a provider that took the request and did not answer in time."""
     return FrontierTimeout(
-        f"provider {provider!r} did not answer in time ({source})",
+        f"provider {provider!r} did not answer in time ({source}); the call may have been billed",
         fix="retry, or raise first_byte_timeout_s or the request's timeout",
+    )
+
+
+def interrupted(provider: str, source: str) -> FrontierInvalidResponse:
+    """Return the error of a connection that broke after the request was sent."""
+    return FrontierInvalidResponse(
+        f"the connection to provider {provider!r} broke before its answer ({source}); "
+        "the call may have been billed",
+        fix="check the network and the provider's status",
+    )
+
+
+def unreadable(provider: str, why: str) -> FrontierInvalidResponse:
+    """Return the error of an answer that arrived and cannot be used."""
+    return FrontierInvalidResponse(
+        f"the answer of provider {provider!r} cannot be read: {why}; the call may have been billed",
+        fix="check the provider's base_url and status",
     )
 
 
@@ -162,3 +218,84 @@ def unsendable(provider: str, error: Exception) -> FrontierRejected:
         field="messages",
         fix="send valid Unicode and plain JSON values",
     )
+
+
+async def read_document(
+    response: Any, provider: str, vendor_errors: tuple[type[Exception], ...]
+) -> dict[str, Any]:
+    """Return the JSON object of an answer whose headers have arrived.
+
+    Raises FrontierInvalidResponse where the body breaks off or is not a JSON object.
+    """
+    try:
+        document = repaired(read_json(await response.read()))
+    except vendor_errors as error:
+        raise unreadable(provider, f"it broke off ({type(error).__name__})") from None
+    except ValueError:
+        raise unreadable(provider, "it is not JSON") from None
+    if not isinstance(document, dict):
+        raise unreadable(provider, "it is not a JSON object")
+    return document
+
+
+def quoted(text: str, secret: str | None) -> str:
+    """Return a provider's message, shortened, without the key or anything that looks like one."""
+    if secret:
+        text = text.replace(secret, "[key]")
+    text = " ".join(_KEY_LIKE.sub("[key]", text).split())
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
+
+
+def _temporary(status: int, what: str, refusal: Refusal) -> FrontierError | None:
+    wait_s = retry_after_s(refusal.headers)
+    if status == 429:
+        return FrontierRateLimited(
+            f"{what}: its rate limit is reached",
+            fix="retry later, or raise the limit at the provider",
+            retry_after_s=wait_s,
+        )
+    if status in (408, 409, 425) or status >= 500:
+        return FrontierUnavailable(
+            f"{what}: it cannot answer now", fix="retry later", retry_after_s=wait_s
+        )
+    return None
+
+
+def _fault_of_request(
+    status: int, what: str, refusal: Refusal, secret: str | None
+) -> FrontierRejected:
+    said = f": {quoted(refusal.text, secret)}" if refusal.text else ""
+    is_long = "context_length_exceeded" in refusal.names or _TOO_LONG.search(refusal.text.lower())
+    if status == 413 or is_long:
+        return FrontierContextTooLong(
+            f"{what}, the request is too long{said}",
+            field="messages",
+            fix="shorten the messages or lower max_tokens",
+        )
+    return FrontierRejected(
+        f"{what}, it rejected the request{said}",
+        field="messages",
+        fix="change the request as the provider says",
+    )
+
+
+def _http_error_status(code: object) -> int | None:
+    if isinstance(code, str) and code.isascii() and code.isdigit():
+        code = int(code[:4])
+    return code if type(code) is int and 400 <= code < 600 else None
+
+
+def _message(error: object) -> str:
+    """Return the text of an error in whatever field it stands; empty for an HTML page."""
+    if isinstance(error, str):
+        return "" if error.lstrip().startswith("<") else error
+    if isinstance(error, list):
+        return "; ".join(filter(None, map(_message, error[:5])))
+    if not isinstance(error, Mapping):
+        return ""
+    for name in ("message", "detail", "msg", "error_description", "errors"):
+        if error.get(name):
+            place = error.get("loc")
+            where = f"{'.'.join(map(str, place))}: " if isinstance(place, list) else ""
+            return where + _message(error[name])
+    return ""

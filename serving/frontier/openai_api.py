@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, and of every server that speaks like it."""
+"""OpenAI's chat completions, and servers that speak the same wire format."""
 
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -9,15 +9,21 @@ from urllib.parse import urlsplit
 import openai
 from pydantic import SecretStr
 
-from serving.contracts.answer import Usage
-from serving.contracts.errors import FrontierStreamBroken
+from serving.contracts.errors import FrontierError, FrontierStreamBroken
 from serving.contracts.frontier_settings import ProviderSettings
 from serving.contracts.openai import usage_from_openai
-from serving.frontier.failures import with_usage
-from serving.frontier.http_errors import unsendable
+from serving.frontier.failures import with_partial_answer, with_usage
+from serving.frontier.http_errors import (
+    error_of,
+    read_document,
+    refusal_from,
+    unreadable,
+    unsendable,
+)
 from serving.frontier.openai_errors import ERRORS, translate
+from serving.frontier.openai_stream import OpenAIStream
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
-from serving.frontier.transport_errors import read_document, unreadable
+from serving.frontier.provider_data import read_events, read_json, read_rest
 from serving.frontier.usage import tier_in
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -28,11 +34,11 @@ _SET_BY_US = ("model", "stream", "stream_options")
 class OpenAIApi:
     """One OpenAI-compatible server.
 
-    OpenAI itself wants `max_completion_tokens` and takes `prompt_cache_key`; other servers know
-    `max_tokens`, and some refuse fields that they do not know.
+    OpenAI itself expects `max_completion_tokens` and accepts `prompt_cache_key`; other servers know
+    `max_tokens`, and some refuse unknown fields.
     """
 
-    # Its current models do not; older ones refuse to be told.
+    # Its current models do not; older ones refuse the field.
     thinks_by_default = False
 
     def __init__(self, name: str, settings: ProviderSettings, key: SecretStr | None) -> None:
@@ -42,18 +48,23 @@ class OpenAIApi:
             _OWN_HOSTS
         )
         self._secret = key.get_secret_value() if key else None
+        timeout = openai.Timeout(
+            settings.first_byte_timeout_s, connect=settings.connect_timeout_s, pool=None
+        )
         self._client = openai.AsyncOpenAI(
             # Given explicitly, so that the SDK reads neither key nor address from the environment.
             api_key=self._secret or "keyless",
             base_url=url,
             max_retries=0,
-            timeout=openai.Timeout(
-                settings.first_byte_timeout_s, connect=settings.connect_timeout_s, pool=None
+            timeout=timeout,
+            # A redirect would carry the prompts to a host that nobody configured.
+            http_client=openai.DefaultAsyncHttpxClient(
+                base_url=url, timeout=timeout, follow_redirects=False
             ),
         )
 
     def request(self, body: Mapping[str, Any], model: str, plan: CachePlan) -> dict[str, Any]:
-        """Return the body with what OpenAI or its likes want of it; all else passes unchanged."""
+        """Return the body with the fields that OpenAI or compatible servers expect."""
         request = {name: value for name, value in body.items() if name not in _SET_BY_US}
         request["model"] = model
         if self._is_openai:
@@ -71,32 +82,37 @@ class OpenAIApi:
             ) as response:
                 return self._read(await read_document(response, self._name, ERRORS), model)
         except ERRORS as error:
-            # Not `from error`: it holds the request, key included, and words that may quote it.
+            # Not `from error`: it holds the request, key included, and text that may quote it.
             raise translate(error, self._name, self._secret) from None
         except (TypeError, ValueError) as error:
             raise unsendable(self._name, error) from None
 
     async def stream(self, request: dict[str, Any]) -> AsyncGenerator[StreamPart, None]:
-        """Send a request and yield its chunks, the last with usage where the server tells it."""
+        """Send a request and yield its parts."""
         model, messages, rest = _arguments(request)
+        reader = OpenAIStream(f"{self._name}/{model}")
         try:
-            stream = await self._client.chat.completions.create(
-                model=model,
-                messages=messages,
-                stream=True,
-                stream_options={"include_usage": True},
-                extra_body=rest,
-            )
-        except ERRORS as error:
-            raise translate(error, self._name, self._secret) from None
-        except (TypeError, ValueError) as error:
-            raise unsendable(self._name, error) from None
-        try:
-            async with aclosing(self._parts(stream, f"{self._name}/{model}")) as parts:
+            async with (
+                self._client.chat.completions.with_streaming_response.create(
+                    model=model,
+                    messages=messages,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                    extra_body=rest,
+                ) as response,
+                aclosing(self._parts(response, reader)) as parts,
+            ):
                 async for part in parts:
                     yield part
-        finally:
-            await stream.close()
+        except ERRORS as error:
+            # A complete answer stays complete; only its usage may be missing.
+            if not reader.is_finished:
+                raise self._broken(translate(error, self._name, self._secret), reader) from None
+        except (TypeError, ValueError) as error:
+            if not reader.has_response:
+                raise unsendable(self._name, error) from None
+            if not reader.is_finished:
+                raise self._broken(unreadable(self._name, "an event is not JSON"), reader) from None
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -105,89 +121,58 @@ class OpenAIApi:
     def _read(self, body: dict[str, Any], model: str) -> WholeAnswer:
         usage = usage_from_openai(body.get("usage"))
         choices = body.get("choices")
-        if not isinstance(choices, list) or not choices or not all(map(_is_choice, choices)):
+        choices = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
+        failed = [c for c in choices if c.get("error") or c.get("finish_reason") == "error"]
+        if body.get("error") or failed:
+            document = body if body.get("error") else failed[0]
+            raise self._failed(document, choices, usage)
+        if not choices or not all(isinstance(c.get("message"), dict) for c in choices):
             raise with_usage(unreadable(self._name, "it has no choice with a message"), usage)
-        body["model"] = f"{self._name}/{model}"
-        body.setdefault("object", "chat.completion")
-        body.setdefault("created", int(time.time()))
-        return WholeAnswer(body, usage, tier_in(body))
+        answer = {**body, "choices": choices, "model": f"{self._name}/{model}"}
+        answer.setdefault("object", "chat.completion")
+        answer.setdefault("created", int(time.time()))
+        return WholeAnswer(answer, usage, tier_in(body))
 
-    async def _parts(self, stream: Any, model: str) -> AsyncGenerator[StreamPart, None]:
-        state = _StreamState()
-        try:
-            async for event in stream:
-                chunk = event.to_dict(mode="json", exclude_unset=True)
-                if not _is_chunk(chunk):
-                    raise unreadable(self._name, "an event is no chunk of an answer")
-                state.take(chunk)
-                chunk["model"] = model
-                if not chunk["choices"] and "usage" not in chunk:
-                    continue
-                yield StreamPart(chunk, state.usage, state.service_tier)
-        except ERRORS as error:
-            # The text was complete: only what it used is missing.
-            if state.finished:
-                return
-            raise self._broken(translate(error, self._name, self._secret), state) from None
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            # The SDK lets the JSON parser's errors through, and builds models without validation.
-            raise self._broken(unreadable(self._name, "an event is no JSON"), state) from None
-        if not state.started:
-            raise unreadable(self._name, "the stream held no event")
-        if not state.finished:
-            raise with_usage(
-                FrontierStreamBroken(f"the answer of provider {self._name!r} ended unfinished"),
-                state.usage,
-            )
-
-    def _broken(self, error: Any, state: "_StreamState") -> Any:
-        if not state.started:
-            return error
-        broken = FrontierStreamBroken(
-            f"the answer of provider {self._name!r} broke off: {error.message}"
+    def _failed(self, document: dict[str, Any], choices: list[Any], usage: Any) -> FrontierError:
+        """Return the error that an answer with status 200 names."""
+        error = error_of(refusal_from(self._name, "an error", 200, document), self._secret)
+        has_text = any(
+            isinstance(c.get("message"), dict) and c["message"].get("content") for c in choices
         )
-        return with_usage(broken, state.usage)
+        if usage is None and has_text:
+            return with_partial_answer(error)
+        return with_usage(error, usage)
 
+    async def _parts(self, response: Any, reader: OpenAIStream) -> AsyncGenerator[StreamPart, None]:
+        reader.has_response = True
+        async with aclosing(read_events(response.iter_bytes())) as events:
+            async for data in events:
+                if data.startswith("[DONE]"):
+                    await read_rest(events)
+                    break
+                event = read_json(data)
+                if isinstance(event, dict) and (event.get("error") or reader.names_error(event)):
+                    if reader.is_finished:
+                        break
+                    refusal = refusal_from(self._name, "in a stream", 200, event)
+                    raise self._broken(error_of(refusal, self._secret), reader)
+                part = reader.read(event)
+                if part is not None:
+                    yield part
+        if not reader.has_begun:
+            raise unreadable(self._name, "the stream has no event with a choice")
+        if not reader.is_finished:
+            raise self._broken(unreadable(self._name, "it ended unfinished"), reader)
 
-class _StreamState:
-    """What a stream told so far."""
-
-    def __init__(self) -> None:
-        self.usage: Usage | None = None
-        self.service_tier: str | None = None
-        self.started = False
-        self._open: set[int] = set()
-        self._done: set[int] = set()
-
-    @property
-    def finished(self) -> bool:
-        return bool(self._done) and self._open <= self._done
-
-    def take(self, chunk: dict[str, Any]) -> None:
-        self.started = True
-        self.service_tier = tier_in(chunk) or self.service_tier
-        if "usage" in chunk:
-            usage = usage_from_openai(chunk["usage"])
-            self.usage = usage or self.usage
-            if usage is None:
-                del chunk["usage"]
-        for choice in chunk["choices"]:
-            self._open.add(choice.get("index", 0))
-            if choice.get("finish_reason"):
-                self._done.add(choice.get("index", 0))
+    def _broken(self, error: FrontierError, reader: OpenAIStream) -> FrontierError:
+        if not reader.has_begun:
+            return error
+        return FrontierStreamBroken(
+            f"the answer of provider {self._name!r} broke off: {error.message}", fix=error.fix
+        )
 
 
 def _arguments(request: Mapping[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:
-    # The messages go with the fields that replace those given by name: the SDK walks through what
-    # is given by name, against its types, which takes as long as the whole call otherwise.
+    # Messages go with the fields that override named arguments: the SDK validates named arguments
+    # against its types, which takes as long as the whole call otherwise.
     return request["model"], [], {name: v for name, v in request.items() if name != "model"}
-
-
-def _is_choice(choice: object) -> bool:
-    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
-
-
-def _is_chunk(chunk: object) -> bool:
-    if not isinstance(chunk, dict) or not isinstance(chunk.get("choices"), list):
-        return False
-    return all(isinstance(c, dict) and isinstance(c.get("delta"), dict) for c in chunk["choices"])

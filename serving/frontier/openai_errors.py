@@ -1,4 +1,4 @@
-"""What the openai SDK raises, as errors of our tree."""
+"""Errors of our tree for what the openai SDK raises."""
 
 import openai
 
@@ -8,8 +8,13 @@ from serving.contracts.errors import (
     FrontierInvalidResponse,
     FrontierUnavailable,
 )
-from serving.frontier.http_errors import Refusal, error_of, not_reached
-from serving.frontier.transport_errors import TRANSPORT_ERRORS, translate_transport
+from serving.frontier.http_errors import (
+    TRANSPORT_ERRORS,
+    error_of,
+    interrupted,
+    refusal_from,
+    translate_transport,
+)
 
 STATUS_ERRORS: tuple[type[Exception], ...] = (
     openai.BadRequestError,
@@ -34,7 +39,7 @@ OTHER_ERRORS: dict[type[Exception], type[FrontierError]] = {
     openai.OpenAIError: FrontierUnavailable,
 }
 ERRORS = (openai.OpenAIError, openai.InvalidWebhookSignatureError, *TRANSPORT_ERRORS)
-"""Whatever a call through the SDK may raise on purpose."""
+"""Every class that a call through the SDK may raise on purpose."""
 
 
 def translate(error: Exception, provider: str, secret: str | None = None) -> FrontierError:
@@ -42,31 +47,21 @@ def translate(error: Exception, provider: str, secret: str | None = None) -> Fro
     source = f"openai.{type(error).__name__}"
     match error:
         case openai.APIStatusError():
-            headers = {name.lower(): value for name, value in error.response.headers.items()}
-            names = frozenset(n for n in (error.code, error.type) if isinstance(n, str))
-            text = _message(error)
-            return error_of(
-                Refusal(provider, source, error.status_code, names, text, headers), secret
+            refusal = refusal_from(
+                provider, source, error.status_code, error.body, error.response.headers
             )
+            return error_of(refusal, secret)
         case openai.APIConnectionError():
             cause = error.__cause__
             if isinstance(cause, TRANSPORT_ERRORS):
                 return translate_transport(cause, provider)
-            return not_reached(provider, source)
+            return interrupted(provider, source)
         case openai.APIResponseValidationError():
             return _other(error, provider, source)
         case openai.APIError():
-            # An error event inside a stream: it has no status of its own.
-            names = frozenset(n for n in (error.code, error.type) if isinstance(n, str))
-            return error_of(Refusal(provider, source, 200, names, _message(error)), secret)
+            return error_of(refusal_from(provider, source, 200, error.body), secret)
         case _:
             return _other(error, provider, source)
-
-
-def _message(error: openai.APIError) -> str:
-    body = error.body
-    told = body.get("message") if isinstance(body, dict) else None
-    return told if isinstance(told, str) else ""
 
 
 def _other(error: Exception, provider: str, source: str) -> FrontierError:

@@ -1,9 +1,10 @@
-"""Notices prompts whose static part changes from request to request, and says what changes."""
+"""Detects prompts whose static part changes from request to request, and what changes in it."""
 
 import re
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal
+
+from cachetools import LRUCache
 
 Kind = Literal["timestamp", "date", "uuid", "id", "number", "name", "text"]
 
@@ -26,9 +27,10 @@ _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where two texts differ. start: characters both share before it; shared: share of their text.
+    """Where two texts differ.
 
-    before, after: what stands there, whole words.
+    start: number of characters shared before it. shared: shared fraction of the longer text.
+    before, after: the differing words of each.
     """
 
     start: int
@@ -39,7 +41,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class PrefixWarning:
-    """A prefix that keeps changing. before and after are prompt text: for people, not for logs."""
+    """A prefix that keeps changing. before and after are prompt text: never logged."""
 
     purpose: str
     position: int
@@ -67,7 +69,7 @@ def differing_span(before: str, after: str) -> Span:
 
 
 def looks_like(text: str) -> Kind:
-    """Say what a differing span looks like."""
+    """Return the kind of a differing span."""
     for kind, pattern in _KINDS:
         if pattern.fullmatch(text.strip(" ,;.:!?")) or (
             kind in ("uuid", "timestamp", "date") and pattern.search(text)
@@ -77,14 +79,13 @@ def looks_like(text: str) -> Kind:
 
 
 class PrefixLinter:
-    """Keeps the last prefix of each place and warns once for each pattern of change.
+    """Keeps the last prefix of each place and warns once for each kind of change.
 
-    tracked: places remembered; the longest unused are forgotten first. Memory: their texts.
+    tracked: places remembered; the least recently used are forgotten first. Memory: their texts.
     """
 
     def __init__(self, tracked: int) -> None:
-        self._tracked = tracked
-        self._last: OrderedDict[tuple[str, int], _Last] = OrderedDict()
+        self._last: LRUCache[tuple[str, int], _Last] = LRUCache(tracked)
         self.warnings: list[PrefixWarning] = []
 
     def observe(
@@ -92,16 +93,11 @@ class PrefixLinter:
     ) -> tuple[PrefixWarning | None, bool]:
         """Note a request's prefix; return a new warning, if any, and whether it is unstable.
 
-        Unstable: the third or later request in a row that has a prefix of its own, each sharing at
-        least 80 % of its text with the one before.
+        Unstable: at least the third request in a row whose prefix differs from the one before and
+        shares at least 80 % of its text with it.
         """
         key = (purpose, position)
-        last = self._last.pop(key, None)
-        if last is None:
-            last = _Last(text)
-        self._last[key] = last
-        while len(self._last) > self._tracked:
-            self._last.popitem(last=False)
+        last: _Last = self._last.setdefault(key, _Last(text))
         if last.text == text:
             last.changes = 0
             return None, False
@@ -123,7 +119,7 @@ class PrefixLinter:
 
 
 def _common(left: str, right: str, longest: int) -> int:
-    """Return how many characters two texts share at their start, by halving."""
+    """Return how many characters two texts share at their start, by bisection."""
     low, high = 0, longest
     while low < high:
         middle = (low + high + 1) // 2

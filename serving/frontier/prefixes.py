@@ -1,4 +1,4 @@
-"""Watches the prefixes that markers end: what to cache, what came from the cache, what changes."""
+"""Watches the prefixes that markers end: what to cache, what was cached, what changes."""
 
 import hashlib
 import logging
@@ -8,7 +8,7 @@ from serving.contracts.answer import Usage
 from serving.contracts.prices import MIN_CACHED_TOKENS, TokenPrices, input_tokens
 from serving.frontier.cache_policy import CachePolicy
 from serving.frontier.events import FrontierEvents
-from serving.frontier.prefix_lint import PrefixLinter, PrefixWarning
+from serving.frontier.prefix_lint import PrefixLinter
 from serving.frontier.prompt_cache import Prefix
 from serving.frontier.provider_api import CachePlan
 
@@ -16,23 +16,18 @@ logger = logging.getLogger(__name__)
 
 
 class PrefixWatch:
-    """Joins the cache policy, the linter and their metrics."""
+    """Combines the cache policy, the linter and their metrics."""
 
     def __init__(self, policy: CachePolicy, linter: PrefixLinter, events: FrontierEvents) -> None:
         self._policy = policy
         self._linter = linter
         self._events = events
 
-    @property
-    def warnings(self) -> tuple[PrefixWarning, ...]:
-        """Return what the linter found."""
-        return tuple(self._linter.warnings)
-
     def came(self, purpose: str, prefixes: Sequence[Prefix]) -> None:
-        """Note a request's prefixes; log a new kind of change in what should be static, once."""
+        """Note a request's prefixes; log each kind of change in a static part once."""
         self._policy.observe(prefixes)
         for position, prefix in enumerate(prefixes):
-            # Of the place, not of the text: an unstable text would make an id for each request.
+            # An id of the place: an unstable text would create an id for each request.
             place = hashlib.sha256(f"{purpose}\x00{position}".encode()).hexdigest()[:12]
             warning, unstable = self._linter.observe(purpose, position, place, prefix.text)
             if unstable:
@@ -52,7 +47,7 @@ class PrefixWatch:
     def plan(self, prefixes: Sequence[Prefix], prices: TokenPrices) -> CachePlan:
         """Return what to cache at a provider with these prices.
 
-        Routing by prefix costs nothing, so it needs no break-even, only a prefix long enough.
+        Routing by prefix is free, so it only needs a prefix that is long enough.
         """
         placed = []
         routing: str | None = None
@@ -66,7 +61,7 @@ class PrefixWatch:
         return CachePlan(tuple(placed), routing)
 
     def answered(self, prefixes: Sequence[Prefix], usage: Usage) -> None:
-        """Note how much of an answered request's input was read from the provider's cache."""
+        """Count how much of an answered request's input was read from the provider's cache."""
         if prefixes:
             self._events.prefix_read(
                 self._policy.label(prefixes[-1]), usage.cache_read_tokens, input_tokens(usage)

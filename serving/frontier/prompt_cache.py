@@ -1,4 +1,4 @@
-"""Where a prompt's static part ends: finds markers, takes them out, places breakpoints. Pure."""
+"""Where a prompt's static part ends: finds markers, removes them, places breakpoints. Pure."""
 
 import hashlib
 import json
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.frontier.usage import CHARS_PER_TOKEN
+from serving.frontier.usage import quarter_tokens
 
 MAX_BREAKPOINTS = 4
-"""Anthropic takes four a request. Of more markers the first four count: they bound the most stable
-text, and markers that came in with a user's input, at the end, cannot displace them."""
+"""Anthropic's limit for one request. Of more markers the first four count: they end the most stable
+text, and markers in a user's input, at the end, cannot displace them."""
 
 _MARKED_ROLES = ("system", "developer", "user")
 
@@ -34,25 +34,25 @@ class Prefix:
 
     @property
     def id(self) -> str:
-        """Return what logs and metrics call it."""
+        """Return the name for logs and metrics."""
         return self.digest[:12]
 
 
 @dataclass(frozen=True, slots=True)
 class SplitPrompt:
-    """A body without markers, and the prefixes that they ended, shortest first."""
+    """A body without markers, and the prefixes that the markers ended, shortest first."""
 
     body: dict[str, Any]
     prefixes: tuple[Prefix, ...]
 
 
 def split_prompt(body: Mapping[str, Any], marker: str) -> SplitPrompt:
-    """Take every marker out of a body and say which prefixes they ended.
+    """Remove every marker from a body and return the prefixes that they ended.
 
-    A marker on a line of its own goes with its line. Markers in texts of system and user messages
-    end prefixes; elsewhere (answers, tools, formats) they are only taken out. A marker at the
-    start of a text ends the text before it. Where taking markers out of a text forms a new one,
-    that goes too, and the text ends no prefix.
+    A marker on a line of its own is removed with its line. Markers in texts of system and user
+    messages end prefixes; elsewhere (answers, tools, formats) they are only removed. A marker at
+    the start of a text ends the text before it. Where removing markers from a text forms a new one,
+    that is removed too, and the text ends no prefix.
     """
     stripped = {
         name: value if name == "messages" else _without(value, marker)
@@ -69,7 +69,7 @@ def split_prompt(body: Mapping[str, Any], marker: str) -> SplitPrompt:
 def with_breakpoints(
     body: Mapping[str, Any], placed: Sequence[tuple[Prefix, Mapping[str, str]]]
 ) -> dict[str, Any]:
-    """Split texts of a stripped body where prefixes end and mark the ends with `cache_control`."""
+    """Split the texts of a body where prefixes end, and mark the ends with `cache_control`."""
     messages = list(body["messages"])
     for index in {prefix.message for prefix, _ in placed}:
         message = dict(messages[index])
@@ -93,7 +93,7 @@ def canonical(value: object) -> str:
 
 
 class _Walk:
-    """Goes through the messages in order and collects prefixes."""
+    """Walks through the messages in order and collects prefixes."""
 
     def __init__(self, marker: str, tools: object) -> None:
         self._marker = marker
@@ -101,7 +101,7 @@ class _Walk:
         self._pattern = re.compile(rf"^[ \t]*{found}[ \t]*(?:\r?\n|\Z)|{found}", re.MULTILINE)
         start = canonical(tools) if tools else ""
         self._hash = hashlib.sha256(start.encode("utf-8", "surrogatepass"))
-        self._chars = len(start)
+        self._quarters = quarter_tokens(start)
         self._last: tuple[int, int | None, int, str] | None = None
         self.prefixes: list[Prefix] = []
 
@@ -156,7 +156,7 @@ class _Walk:
 
     def _take(self, text: str) -> None:
         self._hash.update(text.encode("utf-8", "surrogatepass"))
-        self._chars += len(text)
+        self._quarters += quarter_tokens(text)
 
     def _remember(self, index: int, number: int | None, text: str) -> None:
         if text.strip():
@@ -169,14 +169,14 @@ class _Walk:
         before = self.prefixes[-1] if self.prefixes else None
         here = before is not None and (before.message, before.part) == (index, number)
         if before and here and not text[before.end : end].strip():
-            # Between the two is nothing, or nothing but white space: one breakpoint is enough.
+            # Nothing or only white space is between the two: one breakpoint is enough.
             return
-        tokens = self._chars // CHARS_PER_TOKEN
+        tokens = self._quarters // 4
         self.prefixes.append(Prefix(index, number, end, self._hash.hexdigest(), tokens, text))
 
 
 def _without(value: Any, marker: str) -> Any:
-    """Take markers out of every string in a value, until none is left."""
+    """Remove markers from every string in a value, until none is left."""
     if isinstance(value, str):
         while marker in value:
             value = value.replace(marker, "")
@@ -198,6 +198,6 @@ def _cut(part: dict[str, Any], ends: Mapping[int, Mapping[str, str]]) -> list[di
     if text[start:].strip():
         pieces.append({**part, "text": text[start:]})
     else:
-        # Providers refuse texts of white space alone; dropping it could join two words.
+        # Providers refuse texts of only white space; dropping it could join two words.
         pieces[-1]["text"] += text[start:]
     return pieces

@@ -1,9 +1,9 @@
-"""One provider with everything around its wire format: room, breaker, deadlines, retries."""
+"""One provider behind its wire format: concurrency limit, circuit breaker, deadlines, retries."""
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -21,13 +21,14 @@ from serving.contracts.ledger import CallEnd, Entry, OpenCall
 from serving.contracts.openai import openai_usage
 from serving.frontier.breaker import Breaker
 from serving.frontier.events import FrontierEvents
-from serving.frontier.failures import may_retry, says_ill, usage_of
-from serving.frontier.http_errors import silent
+from serving.frontier.failures import counts_for_breaker, may_retry
+from serving.frontier.http_errors import timed_out, unreadable
 from serving.frontier.provider_api import ProviderApi, StreamPart, WholeAnswer
 from serving.frontier.retry_after import wait_s
 from serving.frontier.spent import (
     NOTHING,
     UNKNOWN,
+    Asked,
     Progress,
     Spent,
     spent_on,
@@ -41,115 +42,129 @@ T = TypeVar("T")
 class Ask:
     """One request to one target.
 
-    room_timeout_s: longest wait for room among the provider's calls. entry: the page in the books;
-    worst_case_usd: what a call may cost at most. prompt_chars: counts what is sent, for answers
-    whose provider does not tell their usage. attempts: where failed calls are noted.
+    queue_timeout_s: longest wait for a place among the provider's concurrent calls. entry: the
+    input's ledger entry. worst_case_usd: the most that a call may cost. attempts: failed calls are
+    appended.
     """
 
     model: str
     request: dict[str, Any]
     deadline: Deadline
-    room_timeout_s: float
+    queue_timeout_s: float
     entry: Entry
     worst_case_usd: Decimal
-    prompt_chars: Callable[[], int]
+    asked: Asked
     attempts: list[Attempt] = field(default_factory=list)
 
 
 class _Call:
-    """One call in flight: holds room and a ticket of the breaker until it is closed, once."""
+    """One call in progress: holds a place and a breaker's ticket until it is closed, once."""
 
     def __init__(self, provider: "Provider", ask: Ask, ticket: int) -> None:
         self._provider = provider
         self._ask = ask
         self._ticket = ticket
-        self._booked: OpenCall | None = None
+        self._recorded: OpenCall | None = None
         self._started_s = time.monotonic()
         self._closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self._started_s
 
-    async def book(self) -> None:
-        """Write the call into the books; it may be made only when this returns."""
+    async def open(self) -> None:
+        """Write the call to the ledger; it may be made only when this returns."""
         ask = self._ask
         target = f"{self._provider.name}/{ask.model}"
-        self._booked = await ask.entry.open_call(target, ask.worst_case_usd, ask.deadline)
+        self._recorded = await ask.entry.open_call(target, ask.worst_case_usd, ask.deadline)
 
-    def answering(self) -> None:
-        """The provider began to answer: a probe has its result before the stream's end."""
+    def began(self) -> None:
+        """Note that the provider began to answer: a probe has its result before the end."""
         breaker = self._provider.breaker
         if breaker.state == "half_open":
             breaker.succeeded(self._ticket)
             self._ticket = breaker.enter() or self._ticket
 
     def answered(self, spent: Spent) -> None:
-        """The call ended with a whole answer."""
+        """Close the call after a whole answer."""
         self._provider.breaker.succeeded(self._ticket)
-        self._leave("ok", spent)
+        self._close("ok", spent)
 
-    def failed(self, error: FrontierError, spent: Spent | None = None) -> None:
-        """The call ended in an error. spent: where an answer had begun."""
-        if says_ill(error):
+    def failed(self, error: FrontierError, spent: Spent) -> None:
+        """Close the call after an error."""
+        if counts_for_breaker(error):
             self._provider.breaker.failed(self._ticket)
         else:
             self._provider.breaker.succeeded(self._ticket)
-        self._leave(error.code, spent or spent_on_error(error))
+        self._close(error.code, spent)
 
     def abandon(self, outcome: str = "cancelled", spent: Spent = UNKNOWN) -> None:
-        """Nobody waits for the call any more; does nothing where it has ended."""
+        """Close the call where nobody waits for it any more; does nothing where it is closed."""
         if not self._closed:
             self._provider.breaker.abandoned(self._ticket)
-            self._leave(outcome, spent)
+            self._close(outcome, spent)
 
-    def _leave(self, outcome: str, spent: Spent) -> None:
+    def _close(self, outcome: str, spent: Spent) -> None:
         assert not self._closed
         self._closed = True
-        self._provider.room.release()
-        elapsed_s = self.elapsed_s
-        if self._booked is not None:
-            tier = spent.service_tier
-            self._booked.close(CallEnd(outcome, spent.usage, spent.source, elapsed_s, tier))
-        provider = self._provider
+        provider, elapsed_s = self._provider, self.elapsed_s
+        provider.places.release()
+        if self._recorded is not None:
+            # The ledger holds the worst case of an unknown usage, not what was received of it.
+            usage = None if spent.source == "unknown" else spent.usage
+            end = CallEnd(outcome, usage, spent.source, elapsed_s, spent.service_tier)
+            self._recorded.close(end)
         provider.events.called(provider.name, self._ask.model, outcome, elapsed_s)
 
 
 class OpenStream:
-    """A stream whose first part is there; iterate `parts`, and close it."""
+    """A stream whose first part has arrived; iterate `chunks`, and close it."""
 
-    def __init__(self, provider: "Provider", ask: Ask, call: _Call, first: StreamPart) -> None:
+    def __init__(
+        self,
+        provider: "Provider",
+        ask: Ask,
+        call: _Call,
+        first: StreamPart,
+        rest: AsyncGenerator[StreamPart, None],
+    ) -> None:
         self._provider = provider
         self._ask = ask
         self._call = call
         self._first = first
-        self._progress = Progress(ask.prompt_chars)
-        self._progress.take(first)
-        self._rest: AsyncGenerator[StreamPart, None] | None = None
-
-    def continued_by(self, rest: AsyncGenerator[StreamPart, None]) -> "OpenStream":
-        """Say where the parts after the first come from."""
         self._rest = rest
-        return self
+        self._reading: asyncio.Task[StreamPart | None] | None = None
+        self._progress = Progress(ask.asked)
+        self._progress.take(first)
+        self._is_ending = False
 
     @property
     def spent(self) -> Spent:
-        """Return what the answer used so far: told by the provider once it is whole."""
+        """Return what the answer used so far."""
         return self._progress.spent()
 
-    async def parts(self) -> AsyncGenerator[StreamPart, None]:
-        """Yield every part. Raises FrontierStreamBroken, also for silence and the deadline."""
-        assert self._rest is not None
+    async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield every chunk, then one with the usage and no choices.
+
+        Raises FrontierStreamBroken, also for silence and for the deadline.
+        """
         try:
-            yield self._first
-            while True:
-                try:
-                    part = await self._next(self._rest)
-                except StopAsyncIteration:
-                    self._call.answered(self.spent)
-                    return
+            last = self._first.chunk
+            assert last is not None
+            yield last
+            while (part := await self._next()) is not None:
                 self._progress.take(part)
-                yield part
+                if part.chunk is not None:
+                    last = part.chunk
+                    yield part.chunk
+            spent = self.spent
+            self._call.answered(spent)
+            if spent.usage is not None:
+                yield {**last, "choices": [], "usage": openai_usage(spent.usage)}
         except FrontierError as error:
             self._call.failed(error, self.spent)
             raise
@@ -157,18 +172,53 @@ class OpenStream:
             await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connection and give the room back; harmless when repeated."""
+        """End the call; harmless when repeated.
+
+        Where the client hung up, the rest of the answer may be read in the background, so that its
+        usage becomes known. Otherwise the connection is closed when this returns.
+        """
+        if self._is_ending:
+            return
+        self._is_ending = True
+        drains = self._may_drain()
+        ending = self._provider.in_background(
+            self._end(drain_s=self._provider.settings.drain_s if drains else 0.0),
+            lambda: self._call.abandon(spent=self.spent),
+        )
+        if not drains:
+            # Shielded: where the client's task is cancelled, the connection is closed all the same.
+            await asyncio.shield(ending)
+
+    def _may_drain(self) -> bool:
+        """Return whether to read the rest of the answer: it is short, and ends with the usage."""
+        if self._call.is_closed or self.spent.source == "reported":
+            return False
+        settings, limits = self._provider.settings, self._ask.asked.limits
+        remaining = limits.output_tokens - self._progress.output_tokens
+        is_short = self._progress.is_finished or remaining <= settings.drain_tokens
+        return settings.drain_s > 0 and is_short and not self._provider.places.locked()
+
+    async def _end(self, drain_s: float) -> None:
         try:
-            if self._rest is not None:
-                await self._rest.aclose()
+            if drain_s:
+                async with asyncio.timeout(drain_s):
+                    while (part := await self._read()) is not None:
+                        self._progress.take(part)
+        except (TimeoutError, FrontierError):
+            # Its usage stays unknown.
+            pass
         finally:
+            if self._reading is not None:
+                self._reading.cancel()
+                await asyncio.gather(self._reading, return_exceptions=True)
+            await self._rest.aclose()
             self._call.abandon(spent=self.spent)
 
-    async def _next(self, rest: AsyncGenerator[StreamPart, None]) -> StreamPart:
-        idle_s = self._provider.settings.idle_timeout_s
+    async def _next(self) -> StreamPart | None:
+        remaining_s = self._ask.deadline.remaining_s()
         try:
-            async with asyncio.timeout(min(idle_s, self._ask.deadline.remaining_s())):
-                return await anext(rest)
+            async with asyncio.timeout(min(self._provider.settings.idle_timeout_s, remaining_s)):
+                return await self._read()
         except TimeoutError:
             what = (
                 "was silent for too long" if self._ask.deadline.remaining_s() else "took too long"
@@ -178,9 +228,24 @@ class OpenStream:
                 fix="raise idle_timeout_s or the request's timeout",
             ) from None
 
+    async def _read(self) -> StreamPart | None:
+        """Return the next part, None at the end.
+
+        It is read in a task of its own, so that a client whose task is cancelled does not break the
+        connection before its end is decided.
+        """
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._read_part())
+        part = await asyncio.shield(self._reading)
+        self._reading = None
+        return part
+
+    async def _read_part(self) -> StreamPart | None:
+        return await anext(self._rest, None)
+
 
 class Provider:
-    """Asks one provider, again where that may help. Calls beyond max_concurrent wait their turn."""
+    """Calls one provider, with retries. Calls beyond max_concurrent wait for a place."""
 
     def __init__(
         self,
@@ -194,19 +259,41 @@ class Provider:
         self.settings = settings
         self.api = api
         self.events = events
-        self.room = asyncio.Semaphore(settings.max_concurrent)
+        self.places = asyncio.Semaphore(settings.max_concurrent)
         self.breaker = Breaker(settings.breaker, lambda state: events.breaker_changed(name, state))
         self._rng = rng
+        self._background: set[asyncio.Task[None]] = set()
+
+    def in_background(
+        self, work: Coroutine[Any, Any, None], ended: Callable[[], None]
+    ) -> asyncio.Task[None]:
+        """Run the end of a stream apart from its request, until `aclose` at the latest.
+
+        ended: called when the work has ended, also where it was cancelled before it began.
+        """
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        task.add_done_callback(lambda _: ended())
+        return task
+
+    async def aclose(self) -> None:
+        """End what runs in the background and close every connection."""
+        running = list(self._background)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self.api.aclose()
 
     async def whole(self, ask: Ask) -> WholeAnswer:
-        """Return a whole answer; its usage is an estimate where the provider told none.
+        """Return a whole answer; its usage is an estimate where none was reported.
 
         Raises the last call's FrontierError, DeadlineExceeded, BudgetExceeded, LedgerUnavailable.
         """
 
         async def once(call: _Call) -> WholeAnswer:
             answer = await self._within(ask, self.api.whole(ask.request))
-            spent = spent_on(answer, ask.prompt_chars)
+            spent = spent_on(answer, ask.asked)
             call.answered(spent)
             if spent.source == "reported":
                 return answer
@@ -224,12 +311,12 @@ class Provider:
             try:
                 first = await self._within(ask, anext(parts))
             except StopAsyncIteration:
-                raise FrontierUnavailable(f"provider {self.name!r} sent an empty stream") from None
+                raise unreadable(self.name, "the stream is empty") from None
             except BaseException:
                 await parts.aclose()
                 raise
-            call.answering()
-            return OpenStream(self, ask, call, first).continued_by(parts)
+            call.began()
+            return OpenStream(self, ask, call, first, parts)
 
         return await self._retried(ask, once)
 
@@ -239,7 +326,7 @@ class Provider:
         while True:
             call = await self._enter(ask, last)
             try:
-                await call.book()
+                await call.open()
             except BaseException as error:
                 code = error.code if isinstance(error, NarrowgateError) else "cancelled"
                 call.abandon(code, NOTHING)
@@ -247,9 +334,10 @@ class Provider:
             try:
                 return await once(call)
             except FrontierError as error:
-                call.failed(error)
+                spent = spent_on_error(error, ask.asked.limits)
+                call.failed(error, spent)
                 ask.attempts.append(
-                    Attempt(f"{self.name}/{ask.model}", error.code, call.elapsed_s, usage_of(error))
+                    Attempt(f"{self.name}/{ask.model}", error.code, call.elapsed_s, spent.usage)
                 )
                 pause_s = self._pause_s(error, retry, ask.deadline)
                 if pause_s is None:
@@ -270,35 +358,35 @@ class Provider:
         return pause_s if pause_s < deadline.remaining_s() else None
 
     async def _enter(self, ask: Ask, last: FrontierError | None) -> _Call:
-        """Wait for room and the breaker's leave. last: the error to repeat where there is none."""
+        """Wait for a place and a breaker's ticket. last: the error to raise where there is none."""
         try:
-            async with asyncio.timeout(min(ask.room_timeout_s, ask.deadline.remaining_s())):
-                await self.room.acquire()
+            async with asyncio.timeout(min(ask.queue_timeout_s, ask.deadline.remaining_s())):
+                await self.places.acquire()
         except TimeoutError:
             if last is not None:
                 raise last from None
             if not ask.deadline.remaining_s():
                 raise deadline_exceeded() from None
             raise FrontierUnavailable(
-                f"provider {self.name!r} has {self.settings.max_concurrent} calls in flight",
+                f"provider {self.name!r} has {self.settings.max_concurrent} calls in progress",
                 fix="retry later, or raise max_concurrent",
                 retry_after_s=1,
             ) from None
         ticket = self.breaker.enter()
         if ticket is None:
-            self.room.release()
+            self.places.release()
             raise last or FrontierUnavailable(
-                f"provider {self.name!r} kept failing and is left alone for now",
+                f"the circuit breaker of provider {self.name!r} is open",
                 fix="retry later",
                 retry_after_s=self.breaker.retry_after_s(),
             )
         return _Call(self, ask, ticket)
 
     async def _within(self, ask: Ask, answer: Awaitable[T]) -> T:
-        """Await an answer's begin; where it is late, close its connection before raising."""
+        """Await the beginning of an answer; where it is late, close the connection, then raise."""
         limit_s = min(self.settings.first_byte_timeout_s, ask.deadline.remaining_s())
         try:
             async with asyncio.timeout(limit_s):
                 return await answer
         except TimeoutError:
-            raise silent(self.name, f"waited {limit_s:.1f} s") from None
+            raise timed_out(self.name, f"waited {limit_s:.1f} s") from None

@@ -1,4 +1,4 @@
-"""What every wire format offers to the rest: one whole answer, or a stream of chunks."""
+"""What every wire format implements: one whole answer, or a stream of chunks."""
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from serving.frontier.prompt_cache import Prefix
 
 @dataclass(frozen=True, slots=True)
 class WholeAnswer:
-    """An OpenAI `chat.completion` and what it used; usage is None where the provider never told.
+    """An OpenAI `chat.completion`.
 
-    service_tier: as the provider names it, where it does.
+    Each choice has a `message`. usage: None where it was not reported or is malformed.
+    service_tier: as the provider names it, if it does.
     """
 
     body: dict[str, Any]
@@ -23,11 +24,17 @@ class WholeAnswer:
 
 @dataclass(frozen=True, slots=True)
 class StreamPart:
-    """One OpenAI `chat.completion.chunk`. usage, service_tier: as far as they are known."""
+    """One step of a stream.
 
-    chunk: dict[str, Any]
+    chunk: an OpenAI `chat.completion.chunk` without usage, each choice with a `delta`; None for an
+    event that has nothing for the client. usage: as far as it is known, where this event reported
+    some. is_finished: every choice has its finish reason.
+    """
+
+    chunk: dict[str, Any] | None
     usage: Usage | None = None
     service_tier: str | None = None
+    is_finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class CachePlan:
 
 
 class ProviderApi(Protocol):
-    """One provider's wire format and connection. Raises FrontierErrors alone.
+    """One provider's wire format and connection. Raises only FrontierErrors.
 
     thinks_by_default: its models think unless told otherwise, and it takes `reasoning_effort`.
     """
@@ -49,7 +56,7 @@ class ProviderApi(Protocol):
     def request(self, body: Mapping[str, Any], model: str, plan: CachePlan) -> dict[str, Any]:
         """Return the provider's own request for a bounded body without markers.
 
-        Raises FrontierRejected where it has no words for something that the body asks.
+        Raises FrontierRejected for a field that the wire format cannot express.
         """
         ...
 
@@ -58,9 +65,10 @@ class ProviderApi(Protocol):
         ...
 
     def stream(self, request: dict[str, Any]) -> AsyncGenerator[StreamPart, None]:
-        """Send a request and yield its chunks. Closing the generator closes the connection.
+        """Send a request and yield its parts; the first has a chunk.
 
-        Raises FrontierStreamBroken where the answer ends before it is finished.
+        Closing the generator closes the connection. Raises FrontierStreamBroken where the answer
+        ends before it is finished.
         """
         ...
 

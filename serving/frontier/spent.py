@@ -1,20 +1,25 @@
-"""What a call used: what its provider told, an estimate, or that nobody knows. Pure."""
+"""What a call used: reported by its provider, estimated, or unknown. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from serving.contracts.answer import Usage
 from serving.contracts.errors import FrontierError
 from serving.contracts.ledger import UsageSource
 from serving.frontier.failures import may_be_billed, usage_of
-from serving.frontier.prompt_cache import canonical
 from serving.frontier.provider_api import StreamPart, WholeAnswer
-from serving.frontier.usage import estimated
+from serving.frontier.usage import TokenLimits, is_credible, quarter_tokens
+
+_TEXT_FIELDS = ("content", "refusal", "reasoning", "reasoning_content")
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a call used. usage: None where nothing was used, or nobody knows (`unknown`)."""
+    """What a call used.
+
+    usage: None where nothing was used. Where the source is `unknown`, what was received so far.
+    """
 
     usage: Usage | None
     source: UsageSource
@@ -25,62 +30,112 @@ NOTHING = Spent(None, "reported")
 """Of a call that was not made, or that the provider refused."""
 
 UNKNOWN = Spent(None, "unknown")
-"""Of a call that nobody waited for: the provider may have worked on it."""
+"""Of a call that the provider may have billed without reporting its usage."""
 
 
-def spent_on(answer: WholeAnswer, prompt_chars: Callable[[], int]) -> Spent:
-    """Return what a whole answer used, estimated from its length where the provider did not tell.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is known of a request before it is answered.
 
-    prompt_chars: counts the messages that were sent; called only then.
+    limits: the most tokens that it may be billed. prompt_quarters: the estimated length of its
+    messages in quarters of a token; called only where no usage is reported.
     """
-    if answer.usage is not None:
+
+    limits: TokenLimits
+    prompt_quarters: Callable[[], int]
+
+
+def spent_on(answer: WholeAnswer, asked: Asked) -> Spent:
+    """Return what a whole answer used, estimated where the reported usage is not credible."""
+    messages = [choice["message"] for choice in answer.body["choices"]]
+    texts = [text for message in messages for text in _texts(message)]
+    chars = sum(map(len, texts))
+    if answer.usage is not None and is_credible(answer.usage, asked.limits, chars):
         return Spent(answer.usage, "reported", answer.service_tier)
-    guess = estimated(prompt_chars(), len(canonical(answer.body["choices"])))
+    guess = _estimated(asked, sum(map(quarter_tokens, texts)))
     return Spent(guess, "estimated", answer.service_tier)
 
 
-def spent_on_error(error: FrontierError) -> Spent:
+def spent_on_error(error: FrontierError, limits: TokenLimits) -> Spent:
     """Return what a call used that ended in an error before its answer began."""
     usage = usage_of(error)
-    if usage is not None:
+    if usage is not None and is_credible(usage, limits, 0):
         return Spent(usage, "reported")
     return UNKNOWN if may_be_billed(error) else NOTHING
 
 
 class Progress:
-    """A stream so far."""
+    """What has been received of a stream so far. is_finished: the answer is complete."""
 
-    def __init__(self, prompt_chars: Callable[[], int]) -> None:
-        self._prompt_chars = prompt_chars
-        self._answer_chars = 0
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._chars = 0
+        self._quarters = 0
         self._told: Usage | None = None
-        self._final = False
         self._service_tier: str | None = None
+        self.is_finished = False
+        self._is_final = False
 
     def take(self, part: StreamPart) -> None:
-        """Note a part. Counts that come with the end, or after it, are those of the answer."""
+        """Add a part. Counts that come with the end of the answer, or after it, are the whole's."""
         self._service_tier = part.service_tier or self._service_tier
-        self._told = part.usage or self._told
-        choices = part.chunk.get("choices") or []
+        self.is_finished = self.is_finished or part.is_finished
         if part.usage is not None:
-            ended = any(choice.get("finish_reason") for choice in choices)
-            self._final = self._final or ended or not choices
-        for choice in choices:
-            self._answer_chars += _length(choice.get("delta"))
+            self._told = part.usage
+            self._is_final = self.is_finished
+        for choice in part.chunk.get("choices", []) if part.chunk else []:
+            for text in _texts(choice["delta"]):
+                self._chars += len(text)
+                self._quarters += quarter_tokens(text)
+
+    @property
+    def output_tokens(self) -> int:
+        """Return the estimated length of what was received, tokens."""
+        return -(-self._quarters // 4)
 
     def spent(self) -> Spent:
-        """Return what the answer used so far."""
-        if self._final:
-            return Spent(self._told, "reported", self._service_tier)
-        guess = estimated(self._prompt_chars(), self._answer_chars, self._told)
-        return Spent(guess, "estimated", self._service_tier)
+        """Return what the answer used so far.
+
+        `reported` once its final usage is there, `estimated` where it ended without one, `unknown`
+        before its end: the provider may have made more than it sent.
+        """
+        told, limits = self._told, self._asked.limits
+        if told is not None and self._is_final and is_credible(told, limits, self._chars):
+            return Spent(told, "reported", self._service_tier)
+        if told is not None and not is_credible(told, limits, self._chars, is_whole=False):
+            told = None
+        guess = _estimated(self._asked, self._quarters, None if self._is_final else told)
+        return Spent(guess, "estimated" if self.is_finished else "unknown", self._service_tier)
 
 
-def _length(delta: object) -> int:
-    """Return how many characters of text, reasoning or arguments a delta brings."""
-    if isinstance(delta, str):
-        return len(delta)
-    if isinstance(delta, dict):
-        names = (name for name in delta if name not in {"role", "id", "type", "name", "index"})
-        return sum(_length(delta[name]) for name in names)
-    return sum(map(_length, delta)) if isinstance(delta, list) else 0
+def _estimated(asked: Asked, answer_quarters: int, told: Usage | None = None) -> Usage:
+    """Return a rough usage. told: counts from before the answer's end: the input's hold."""
+    output = -(-answer_quarters // 4)
+    if told is not None:
+        shown = max(told.output_tokens, output - told.reasoning_tokens)
+        return told.model_copy(update={"output_tokens": shown})
+    return Usage(uncached_input_tokens=-(-asked.prompt_quarters() // 4), output_tokens=output)
+
+
+def _texts(message: Mapping[str, Any]) -> list[str]:
+    """Return the text, reasoning and arguments of a message or a delta."""
+    texts = [text for name in _TEXT_FIELDS for text in _in_content(message.get(name))]
+    calls = message.get("tool_calls")
+    functions = (
+        [call.get("function") for call in calls or [] if isinstance(call, Mapping)]
+        if (isinstance(calls, list))
+        else []
+    )
+    for function in [*functions, message.get("function_call")]:
+        arguments = function.get("arguments") if isinstance(function, Mapping) else None
+        if isinstance(arguments, str):
+            texts.append(arguments)
+    return texts
+
+
+def _in_content(content: object) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return [text for text in texts if isinstance(text, str)]

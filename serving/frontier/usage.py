@@ -1,32 +1,53 @@
-"""Anthropic's token counts as exclusive classes, and guesses where nobody counted. Pure."""
+"""Token counts that providers report: read, merged, checked for sense. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from serving.contracts.answer import Usage
 from serving.contracts.openai import token_count, token_part
+from serving.contracts.prices import input_tokens
 
-CHARS_PER_TOKEN = 4
-"""Rough, for English; used where a provider does not tell and for minimum prefix lengths."""
+_FRAMING_TOKENS = 4096
+"""A server's own system prompt and template, which the request does not show."""
+
+_OUTPUT_SLACK_TOKENS = 1024
+_MAX_REASONING_TOKENS = 131_072
+"""Reasoning that a server counts beside the output is not bounded by max_tokens."""
+
+_MAX_CHARS_PER_TOKEN = 256
+"""More than the longest token of current tokenizers has."""
 
 
-def from_anthropic(data: object) -> Usage | None:
-    """Read Anthropic's usage; None where it is missing or no count of tokens.
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """The most tokens that a request may be billed. output_tokens: of all choices together."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+def usage_from_anthropic(data: object) -> Usage | None:
+    """Read Anthropic's usage; None where it is missing, malformed or contradicts itself.
 
     input_tokens excludes cache reads and writes; output_tokens includes thinking. Writes that the
-    breakdown by time to live does not cover are booked as 5-minute writes, the default.
+    breakdown by time to live does not cover are recorded as 5-minute writes, the default.
     """
     if not isinstance(data, Mapping):
         return None
     uncached, output = token_count(data.get("input_tokens")), token_count(data.get("output_tokens"))
-    if uncached is None or output is None:
-        return None
     hour = token_part(data, "cache_creation", "ephemeral_1h_input_tokens")
     short = token_part(data, "cache_creation", "ephemeral_5m_input_tokens")
-    written = token_count(data.get("cache_creation_input_tokens")) or 0
-    thinking = min(token_part(data, "output_tokens_details", "thinking_tokens"), output)
+    read = token_part({"usage": data}, "usage", "cache_read_input_tokens")
+    written = token_part({"usage": data}, "usage", "cache_creation_input_tokens")
+    thinking = token_part(data, "output_tokens_details", "thinking_tokens")
+    if uncached is None or output is None or read is None or written is None:
+        return None
+    if hour is None or short is None or thinking is None or thinking > output:
+        return None
     return Usage(
         uncached_input_tokens=uncached,
-        cache_read_tokens=token_count(data.get("cache_read_input_tokens")) or 0,
+        cache_read_tokens=read,
         cache_write_5m_tokens=max(short, written - hour),
         cache_write_1h_tokens=hour,
         output_tokens=output - thinking,
@@ -34,19 +55,69 @@ def from_anthropic(data: object) -> Usage | None:
     )
 
 
-def estimated(prompt_chars: int, answer_chars: int, told: Usage | None = None) -> Usage:
-    """Return a rough usage for an answer whose provider did not tell all of it.
+def merged_counts(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the counts of two usage events of one stream: the larger of a repeated count holds.
 
-    told: what it did tell before the answer broke off: its input counts, its output may not.
+    Streams repeat cumulative counts, and some end with zeros. A malformed count does not replace a
+    readable one.
     """
-    output = -(-answer_chars // CHARS_PER_TOKEN)
-    if told is not None:
-        shown = max(told.output_tokens, output - told.reasoning_tokens)
-        return told.model_copy(update={"output_tokens": shown})
-    return Usage(uncached_input_tokens=-(-prompt_chars // CHARS_PER_TOKEN), output_tokens=output)
+    merged = dict(before)
+    for name, value in after.items():
+        old = merged.get(name)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[name] = merged_counts(old, value)
+        elif value is not None and not _is_lesser(value, old):
+            merged[name] = value
+    return merged
+
+
+def is_credible(
+    usage: Usage, limits: TokenLimits, answer_chars: int, *, is_whole: bool = True
+) -> bool:
+    """Return whether a request can have used so much, and its answer so little.
+
+    answer_chars: length of the text, reasoning and arguments received. is_whole: the output is that
+    of the whole answer; otherwise only the counts' upper bounds are checked.
+    """
+    billed_output = usage.output_tokens + usage.reasoning_tokens
+    most_output = max(limits.output_tokens, 4 * answer_chars) + _OUTPUT_SLACK_TOKENS
+    if input_tokens(usage) > limits.input_tokens + _FRAMING_TOKENS:
+        return False
+    if usage.output_tokens > most_output or usage.reasoning_tokens > max(
+        most_output, _MAX_REASONING_TOKENS
+    ):
+        return False
+    if not is_whole:
+        return True
+    return input_tokens(usage) > 0 and billed_output * _MAX_CHARS_PER_TOKEN >= answer_chars
+
+
+def quarter_tokens(text: str) -> int:
+    """Return a rough length of a text in quarters of a token; lengths of parts add up.
+
+    A character of English is a quarter of a token, of other alphabets a half, of Chinese, Japanese
+    or Korean a whole one, an emoji two.
+    """
+    if text.isascii():
+        return len(text)
+    return sum(map(_quarters, text))
 
 
 def tier_in(data: object) -> str | None:
     """Return the service tier that an answer, or its usage, names."""
     tier = data.get("service_tier") if isinstance(data, Mapping) else None
     return tier if isinstance(tier, str) else None
+
+
+def _is_lesser(value: object, old: object) -> bool:
+    old_count, new_count = token_count(old), token_count(value)
+    return old_count is not None and (new_count is None or new_count < old_count)
+
+
+def _quarters(char: str) -> int:
+    code = ord(char)
+    if code < 0x80:
+        return 1
+    if code < 0x2E80:
+        return 2
+    return 4 if code < 0x10000 else 8

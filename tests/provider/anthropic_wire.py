@@ -80,6 +80,12 @@ def events(seen: Seen, answer: Reply, usage: Any, number: int) -> list[bytes]:
     return [*result, _event("message_stop", {})]
 
 
+def text_in(event: bytes) -> str:
+    """Return the text and arguments that an event carries."""
+    delta = json.loads(event.decode().partition("data: ")[2]).get("delta", {})
+    return str(delta.get("text", "") + delta.get("partial_json", ""))
+
+
 def _message(seen: Seen, number: int, usage: Any) -> dict[str, Any]:
     message = {
         "id": f"msg_{number}",

@@ -61,6 +61,17 @@ def events(seen: Seen, answer: Reply, usage: Any, number: int) -> list[bytes]:
     return [*result, b"data: [DONE]\n\n"]
 
 
+def text_in(event: bytes) -> str:
+    """Return the text and arguments that an event carries."""
+    data = event.decode().partition("data: ")[2].strip()
+    if not data.startswith("{"):
+        return ""
+    deltas = [choice["delta"] for choice in json.loads(data).get("choices", [])]
+    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    texts = [delta.get("content") or "" for delta in deltas]
+    return "".join(texts + [call["function"].get("arguments", "") for call in calls])
+
+
 def _calls(answer: Reply) -> list[tuple[int, Any]]:
     return list(enumerate(answer.calls))
 

@@ -1,4 +1,4 @@
-"""What the provider is told to do and what it remembers."""
+"""What the provider is told to do, what it remembers, and what it bills."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 FaultKind = Literal[
     "status",  # an error document with `status`
+    "raw",  # `body` as it is, with `status` and `headers`: whole, or as the events of a stream
     "hang",  # nothing at all
-    "hang_up",  # the connection closes without an answer
+    "hang_up",  # the connection closes without a byte of an answer
     "hang_mid_stream",  # silence after `after_events` events
     "cut",  # the connection breaks after `after_events` events, or half of a whole body
     "end_early",  # a stream ends politely after `after_events` events, unfinished
@@ -26,7 +27,11 @@ FaultKind = Literal[
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong. code, message: of the error document; {key} becomes the key."""
+    """One thing that goes wrong.
+
+    code, message: of the error document; {key} becomes the key. worked: the provider had made its
+    answer, and bills it, before a proxy answered with `status`. body: of a `raw` answer, in pieces.
+    """
 
     kind: FaultKind
     status: int = 500
@@ -35,6 +40,8 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     after_events: int = 0
     delay_s: float = 0.0
+    worked: bool = False
+    body: tuple[bytes, ...] = ()
 
 
 def rate_limited(retry_after: str | None = None, **headers: str) -> Fault:
@@ -45,7 +52,11 @@ def rate_limited(retry_after: str | None = None, **headers: str) -> Fault:
 
 @dataclass
 class Seen:
-    """One request as it arrived, and how it ended."""
+    """One request as it arrived, and how it ended.
+
+    usage: of the whole answer, in the wire format. billed: what the provider charges for, in the
+    wire format; None for a request that it refused. sent_tokens: of a stream so far.
+    """
 
     api: Literal["openai", "anthropic"]
     headers: dict[str, str]
@@ -56,6 +67,8 @@ class Seen:
     completed: bool = False
     in_flight: int = 0
     usage: dict[str, Any] | None = None
+    billed: dict[str, Any] | None = None
+    sent_tokens: int = 0
 
     @property
     def model(self) -> str:
@@ -87,7 +100,10 @@ Answer = Callable[[Seen], Reply | str | None]
 
 
 class Script:
-    """Faults to come, the answers to give, and the requests seen. Used from two threads."""
+    """Faults to come, the answers to give, and the requests seen. Used from two threads.
+
+    run_ahead_tokens: made and billed beyond what was sent when the client closes a stream.
+    """
 
     def __init__(self) -> None:
         self.faults: deque[Fault | None] = deque()
@@ -95,6 +111,7 @@ class Script:
         self.answer: Answer = lambda _: None
         self.seen: list[Seen] = []
         self.in_flight = 0
+        self.run_ahead_tokens = 0
 
     def next(self, *faults: Fault | None) -> None:
         """The next requests meet these, in order; None is an answer."""
@@ -113,9 +130,10 @@ class Script:
         self.faults.clear()
         self.always.clear()
         self.answer = lambda _: None
+        self.run_ahead_tokens = 0
         self.seen.clear()
 
     @property
     def completed(self) -> int:
-        """How many answers were made to the end: what a provider bills."""
+        """How many answers were made to the end."""
         return sum(seen.completed for seen in self.seen)

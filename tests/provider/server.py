@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 
 from . import anthropic_wire, openai_wire
+from .billing import partial_bill
 from .model import PromptCache, reply, tokens
 from .script import Fault, Reply, Script, Seen
 
@@ -59,13 +60,16 @@ class ProviderApp:
             await send(message)
 
         watch = asyncio.ensure_future(_watch(receive, seen))
-        work = asyncio.ensure_future(self._respond(seen, sent))
+        work = asyncio.ensure_future(self._respond(seen, sent, send))
         try:
             await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 with contextlib.suppress(ConnectionError):
                     work.result()
             else:
+                if seen.usage is not None and not seen.completed:
+                    sent = seen.sent_tokens + script.run_ahead_tokens
+                    seen.billed = partial_bill(seen, sent)
                 seen.disconnected = True
         finally:
             end()
@@ -89,22 +93,40 @@ class ProviderApp:
         self.script.seen.append(seen)
         return seen
 
-    async def _respond(self, seen: Seen, send: Send) -> None:
+    async def _respond(self, seen: Seen, send: Send, direct: Any) -> None:
         wire = _WIRES[seen.api]
         fault = self.script.fault_of(seen)
         if fault is None and self.keys is not None and seen.key not in self.keys:
             message = "Incorrect API key provided: {key}."
             fault = Fault("status", 401, "invalid_api_key", message)
-        if fault is not None and await self._instead(fault, seen, send):
+        if fault is not None and not fault.worked and await self._instead(fault, seen, send):
             return
         answer = reply(seen, self.script.answer(seen))
         usage = self._usage(seen, answer, fault)
         number = len(self.script.seen)
+        refused = fault is not None and fault.status >= 400 and fault.kind == "raw"
+        if refused and not fault.worked:
+            seen.usage = None
+        elif not seen.streamed or fault is not None:
+            seen.billed = seen.usage
+        if fault is not None and fault.worked:
+            await self._instead(fault, seen, send)
+            return
+        if fault is not None and fault.kind == "hang_up":
+            # ASGI has no message for this; the connection belongs to uvicorn's request cycle.
+            direct.__self__.transport.abort()
+            raise Cut
+        if fault is not None and fault.kind == "hang":
+            await asyncio.sleep(_HANG_S)
+        if fault is not None and fault.kind == "raw":
+            await _raw(send, fault, seen)
+            return
         if seen.streamed:
             if fault is not None and fault.kind in ("empty_choices", "truncated"):
-                await _stream(send, [], None, wire)
+                await _stream(send, [], None, wire, seen)
             else:
-                await _stream(send, wire.events(seen, answer, usage, number), fault, wire)
+                await _stream(send, wire.events(seen, answer, usage, number), fault, wire, seen)
+                seen.billed = seen.usage
         else:
             await self._whole(wire.whole(seen, answer, usage, number), fault, seen, send)
         seen.completed = True
@@ -116,10 +138,6 @@ class ProviderApp:
                 message = fault.message.replace("{key}", seen.key)
                 document = _WIRES[seen.api].error(fault.status, fault.code, message)
                 await _json(send, fault.status, document, fault.headers)
-            case "hang":
-                await asyncio.sleep(_HANG_S)
-            case "hang_up":
-                raise Cut
             case "html":
                 await _send(send, 200, b"<html>Welcome to the hotel's network</html>", "text/html")
                 seen.completed = True
@@ -175,7 +193,20 @@ class ProviderApp:
         return usage
 
 
-async def _stream(send: Send, events: list[bytes], fault: Fault | None, wire: Any) -> None:
+async def _raw(send: Send, fault: Fault, seen: Seen) -> None:
+    kind = "text/event-stream" if seen.streamed else "application/json"
+    await _begin(send, fault.status, kind, fault.headers)
+    for piece in fault.body:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        # Pieces arrive one by one.
+        await asyncio.sleep(0)
+    seen.completed = seen.billed is not None
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _stream(
+    send: Send, events: list[bytes], fault: Fault | None, wire: Any, seen: Seen
+) -> None:
     await _begin(send, 200, "text/event-stream")
     for number, event in enumerate(events):
         if fault is not None and number == fault.after_events:
@@ -193,6 +224,7 @@ async def _stream(send: Send, events: list[bytes], fault: Fault | None, wire: An
         if fault is not None and fault.kind == "slow":
             await asyncio.sleep(fault.delay_s)
         await send({"type": "http.response.body", "body": event, "more_body": True})
+        seen.sent_tokens += tokens(wire.text_in(event))
         if fault is not None and fault.kind == "error_event" and number == fault.after_events:
             break
     await send({"type": "http.response.body", "body": b""})

@@ -1,6 +1,7 @@
 """Shared pieces of the frontier tests: the provider, settings for it, calls, a recorder."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
@@ -141,3 +142,9 @@ def call(*targets: str, body: dict[str, Any] | None = None, **more: Any) -> Fron
         entry=entry,
         **more,
     )
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(3):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

@@ -20,17 +20,20 @@ from serving.contracts.frontier import FrontierCall
 from serving.contracts.ledger import Caller
 from serving.frontier.frontier import FrontierStack
 
+from ..provider.billing import billed_classes
 from ..provider.script import Fault, Reply, rate_limited
 from ..provider.server import ProviderServer
 from .frontier_kit import (
     ANTHROPIC,
     OPENAI,
     OTHER,
+    PRICES,
     Recorder,
     call,
     frontier,
     page,
     settings,
+    until,
 )
 from .memory_ledger import BookedCall, MemoryLedger, Page
 
@@ -52,29 +55,9 @@ HOW = pytest.mark.parametrize("ask", [whole, streamed])
 TARGET = pytest.mark.parametrize("target", [OPENAI, ANTHROPIC])
 
 
-def reported(provider: ProviderServer, index: int = -1) -> Usage:
-    """What the provider billed for a request, read by hand from its own wire format."""
-    told: Any = provider.script.seen[index].usage
-    if provider.script.seen[index].api == "anthropic":
-        thinking = told["output_tokens_details"]["thinking_tokens"]
-        return Usage(
-            uncached_input_tokens=told["input_tokens"],
-            cache_read_tokens=told["cache_read_input_tokens"],
-            cache_write_5m_tokens=told["cache_creation"]["ephemeral_5m_input_tokens"],
-            cache_write_1h_tokens=told["cache_creation"]["ephemeral_1h_input_tokens"],
-            output_tokens=told["output_tokens"] - thinking,
-            reasoning_tokens=thinking,
-        )
-    details = told["prompt_tokens_details"]
-    reasoning = told["completion_tokens_details"]["reasoning_tokens"]
-    written = details.get("cache_write_tokens", 0)
-    return Usage(
-        uncached_input_tokens=told["prompt_tokens"] - details["cached_tokens"] - written,
-        cache_read_tokens=details["cached_tokens"],
-        cache_write_5m_tokens=written,
-        output_tokens=told["completion_tokens"] - reasoning,
-        reasoning_tokens=reasoning,
-    )
+def billed(provider: ProviderServer, index: int = -1) -> Usage:
+    """Return what the provider's own records say it billed for a request."""
+    return Usage(**billed_classes(provider.script.seen[index]))
 
 
 def only(entry: Page) -> BookedCall:
@@ -97,7 +80,7 @@ async def test_an_answer_is_booked_as_the_provider_reports_it(
             end = only(entry).end
             assert end is not None
             assert (end.outcome, end.usage_source, end.service_tier) == ("ok", "reported", tier)
-            assert end.usage == reported(provider)
+            assert end.usage == billed(provider)
             assert end.usage.reasoning_tokens == 7
             if target == OPENAI:
                 assert bool(end.usage.cache_read_tokens) == bool(number)
@@ -111,13 +94,17 @@ async def test_an_answer_is_booked_as_the_provider_reports_it(
         (Fault("status", 500), "reported"),
         (Fault("status", 401, "invalid_api_key"), "reported"),
         (rate_limited(), "reported"),
-        (Fault("hang_up"), "reported"),
+        (Fault("hang_up"), "unknown"),
+        (Fault("raw", status=504, body=(b"upstream timed out",)), "unknown"),
+        (Fault("raw", status=502, body=(b"<html>Bad gateway</html>",)), "unknown"),
+        (Fault("raw", status=503, body=(b"no server",)), "reported"),
+        (Fault("cut", after_events=0), "unknown"),
         (Fault("hang"), "unknown"),
         (Fault("html"), "unknown"),
         (Fault("no_usage"), "estimated"),
         (Fault("negative_usage"), "estimated"),
     ],
-    ids=lambda value: value.kind if isinstance(value, Fault) else value,
+    ids=lambda value: f"{value.kind}-{value.status}" if isinstance(value, Fault) else value,
 )
 async def test_what_is_not_told_is_said_to_be_so(
     provider: ProviderServer, ask: Ask, target: str, fault: Fault, source: str
@@ -136,44 +123,103 @@ async def test_what_is_not_told_is_said_to_be_so(
 
 @TARGET
 @pytest.mark.parametrize("kind", ["cut", "end_early", "hang_mid_stream", "error_event"])
-async def test_a_stream_cut_before_its_usage_is_estimated_from_what_was_delivered(
+async def test_a_stream_that_breaks_before_its_usage_holds_its_worst_case(
     provider: ProviderServer, target: str, kind: Any
 ) -> None:
     provider.script.answer = lambda _: "one two three four five six seven eight nine ten"
     provider.script.next(Fault(kind, after_events=6))
     entry = page()
     async with frontier(settings(provider)) as stack:
-        stream = await stack.stream(call(target, entry=entry))
+        stream = await stack.stream(call(target, OTHER, entry=entry))
         with pytest.raises(FrontierError):
             async for _ in stream.events:
                 pass
     end = only(entry).end
     assert end is not None
-    assert (end.outcome, end.usage_source) == ("frontier_stream_broken", "estimated")
-    assert end.usage is not None
-    assert stream.usage == end.usage
-    assert end.usage.output_tokens >= 3
+    assert (end.outcome, end.usage, end.usage_source) == ("frontier_stream_broken", None, "unknown")
+    # What was received is known all the same.
+    assert stream.usage is not None
+    assert stream.usage.output_tokens >= 3
     if target == ANTHROPIC:
         # Its first event tells the input.
-        assert end.usage.uncached_input_tokens == reported(provider).uncached_input_tokens
+        assert stream.usage.uncached_input_tokens == billed(provider).uncached_input_tokens
+
+
+async def hung_up(stack: FrontierStack, asked: FrontierCall, after: int = 2) -> None:
+    """Take the first chunks of a stream and close it."""
+    stream = await stack.stream(asked)
+    for _ in range(after):
+        await anext(stream.events)
+    await stream.events.aclose()  # type: ignore[attr-defined]
 
 
 @TARGET
-async def test_a_client_that_hangs_up_has_used_what_it_was_sent(
+async def test_the_rest_of_a_short_stream_is_read_for_its_usage(
     provider: ProviderServer, target: str
 ) -> None:
-    provider.script.answer = lambda _: "word " * 50
+    provider.script.answer = lambda _: Reply("word " * 50, reasoning_tokens=9)
+    provider.script.on("*", Fault("slow", delay_s=0.002))
     entry = page()
     async with frontier(settings(provider)) as stack:
-        stream = await stack.stream(call(target, entry=entry))
-        for _ in range(8):
-            await anext(stream.events)
-        await stream.events.aclose()  # type: ignore[attr-defined]
-        end = only(entry).end
-        assert end is not None
-        assert (end.outcome, end.usage_source) == ("cancelled", "estimated")
-        assert end.usage is not None
-        assert 0 < end.usage.output_tokens < 50
+        await hung_up(stack, call(target, entry=entry))
+        assert only(entry).end is None
+        await until(lambda: only(entry).end is not None)
+    end = only(entry).end
+    assert end is not None
+    assert (end.outcome, end.usage_source) == ("cancelled", "reported")
+    assert end.usage == billed(provider)
+    assert end.usage.reasoning_tokens == 9
+
+
+@TARGET
+async def test_a_task_that_is_cancelled_within_a_stream_leaves_the_rest_to_be_read(
+    provider: ProviderServer, target: str
+) -> None:
+    provider.script.answer = lambda _: "word " * 20
+    provider.script.on("*", Fault("slow", delay_s=0.05))
+    entry = page()
+    async with frontier(settings(provider)) as stack:
+        task = asyncio.ensure_future(streamed(stack, call(target, entry=entry)))
+        await until(lambda: bool(provider.script.seen and provider.script.seen[0].sent_tokens > 2))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: only(entry).end is not None)
+    end = only(entry).end
+    assert end is not None
+    assert (end.outcome, end.usage_source, end.usage) == ("cancelled", "reported", billed(provider))
+
+
+@TARGET
+@pytest.mark.parametrize("drain", [{"drain_tokens": 10}, {"drain_s": 0.05}, {"drain_s": 0}])
+async def test_a_client_that_hangs_up_on_a_long_or_slow_stream_holds_its_worst_case(
+    provider: ProviderServer, target: str, drain: dict[str, float]
+) -> None:
+    provider.script.answer = lambda _: "word " * 50
+    provider.script.on("*", Fault("slow", delay_s=0.05))
+    provider.script.run_ahead_tokens = 20
+    entry = page()
+    async with frontier(settings(provider, drain)) as stack:
+        await hung_up(stack, call(target, entry=entry))
+        await until(lambda: provider.script.seen[0].disconnected)
+    booked = only(entry)
+    assert booked.end is not None
+    assert (booked.end.outcome, booked.end.usage_source) == ("cancelled", "unknown")
+    assert PRICES[target].cost(billed(provider)) <= booked.worst_case_usd
+
+
+async def test_closing_the_frontier_ends_what_is_read_in_the_background(
+    provider: ProviderServer,
+) -> None:
+    provider.script.answer = lambda _: "word " * 50
+    provider.script.on("*", Fault("slow", delay_s=0.2))
+    entry = page()
+    async with frontier(settings(provider)) as stack:
+        await hung_up(stack, call(OPENAI, entry=entry))
+        assert only(entry).end is None
+    end = only(entry).end
+    assert end is not None
+    assert (end.outcome, end.usage_source) == ("cancelled", "unknown")
 
 
 async def test_a_call_nobody_waits_for_may_have_been_billed(provider: ProviderServer) -> None:

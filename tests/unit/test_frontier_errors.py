@@ -25,8 +25,7 @@ from serving.contracts.errors import (
     FrontierUnknownModel,
 )
 from serving.frontier import anthropic_errors, failures, openai_errors
-from serving.frontier.http_errors import quoted
-from serving.frontier.transport_errors import TRANSPORT_ERRORS, translate_transport
+from serving.frontier.http_errors import TRANSPORT_ERRORS, quoted, translate_transport
 
 KEY = "sk-narrowgate-1234567890abcdef"
 REQUEST = httpx2.Request("POST", "https://example.org/v1", headers={"authorization": KEY})
@@ -43,7 +42,13 @@ BY_STATUS: dict[int, type[FrontierError]] = {
     422: FrontierRejected,
     429: FrontierRateLimited,
     431: FrontierRejected,
-    499: FrontierUnavailable,
+    499: FrontierTimeout,
+    502: FrontierInvalidResponse,
+    504: FrontierTimeout,
+    520: FrontierInvalidResponse,
+    524: FrontierTimeout,
+    598: FrontierTimeout,
+    599: FrontierTimeout,
 }
 SDKS = pytest.mark.parametrize(
     ("sdk", "ours"), [(openai, openai_errors), (anthropic, anthropic_errors)]
@@ -186,7 +191,7 @@ def test_the_http_clients_errors_are_covered() -> None:
         (httpx2.ConnectTimeout, FrontierUnavailable),
         (httpx2.PoolTimeout, FrontierUnavailable),
         (httpx2.ConnectError, FrontierUnavailable),
-        (httpx2.RemoteProtocolError, FrontierUnavailable),
+        (httpx2.RemoteProtocolError, FrontierInvalidResponse),
         (httpx2.DecodingError, FrontierInvalidResponse),
     ]:
         raised = cls(f"no: {KEY}")
@@ -202,7 +207,7 @@ def test_what_follows_is_said_for_every_error() -> None:
         cls.__name__: (
             failures.may_retry(cls("x")),
             failures.may_fall_back(cls("x")),
-            failures.says_ill(cls("x")),
+            failures.counts_for_breaker(cls("x")),
         )
         for cls in [*FrontierError.__subclasses__(), FrontierContextTooLong]
     }
@@ -214,7 +219,7 @@ def test_what_follows_is_said_for_every_error() -> None:
         "FrontierQuotaExhausted": (False, True, False),
         "FrontierRateLimited": (True, True, False),
         "FrontierUnavailable": (True, True, True),
-        "FrontierTimeout": (False, True, True),
+        "FrontierTimeout": (False, False, True),
         "FrontierInvalidResponse": (False, False, True),
         "FrontierStreamBroken": (False, False, True),
     }

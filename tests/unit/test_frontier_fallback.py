@@ -15,7 +15,7 @@ from serving.contracts.errors import (
     FrontierUnavailable,
 )
 from serving.frontier.failures import may_fall_back
-from serving.frontier.fallback import Way, hedged, in_order
+from serving.frontier.fallback import TargetCalls, hedged, in_order
 
 TARGETS = ("a/1", "b/2", "c/3")
 OUTCOMES = st.sampled_from([None, FrontierUnavailable, FrontierRejected, FrontierInvalidResponse])
@@ -54,8 +54,8 @@ class World:
     async def discard(self, target: str) -> None:
         self.discarded.append(target)
 
-    def way(self) -> Way[str]:
-        return Way(self.ask, lambda *_: None, self.discard, self.lost.append)
+    def way(self) -> TargetCalls[str]:
+        return TargetCalls(self.ask, lambda *_: None, self.discard, self.lost.append)
 
 
 @settings(deadline=None)

@@ -11,16 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.contracts.errors import InvalidSettings
+from serving.contracts.errors import InvalidRequest, InvalidSettings
 from serving.contracts.frontier import OutputBounds
 from serving.contracts.frontier_settings import ProviderSettings
 from serving.contracts.openai import openai_usage, usage_from_openai
 from serving.contracts.prices import PriceStep, TokenPrices, input_tokens
-from serving.frontier.bounds import bounded, bounded_tokens
+from serving.frontier.bounds import bounded, bounded_tokens, token_limits, worst_case_usd
 from serving.frontier.keys import resolve_key
 from serving.frontier.retry_after import retry_after_s, wait_s
-from serving.frontier.usage import from_anthropic
-from serving.frontier.worst_case import worst_case_usd
+from serving.frontier.usage import usage_from_anthropic
 from serving.ledger.pricing.book import PriceBook
 
 from .frontier_kit import SONNET, flat
@@ -80,6 +79,10 @@ def test_openais_classes_add_up(
             "completion_tokens_details": {"reasoning_tokens": reasoning},
         }
     )
+    if read + written > prompt or reasoning > completion:
+        # Parts exceed their whole: no count of it is believed.
+        assert usage is None
+        return
     assert usage is not None
     assert input_tokens(usage) == prompt
     assert usage.output_tokens + usage.reasoning_tokens == completion
@@ -90,7 +93,7 @@ def test_openais_classes_add_up(
 def test_anthropics_classes_add_up(
     uncached: int, read: int, short: int, hour: int, output: int, thinking: int
 ) -> None:
-    usage = from_anthropic(
+    usage = usage_from_anthropic(
         {
             "input_tokens": uncached,
             "output_tokens": output,
@@ -103,6 +106,9 @@ def test_anthropics_classes_add_up(
             "output_tokens_details": {"thinking_tokens": thinking},
         }
     )
+    if thinking > output:
+        assert usage is None
+        return
     assert usage is not None
     assert input_tokens(usage) == uncached + read + short + hour
     assert (usage.cache_write_5m_tokens, usage.cache_write_1h_tokens) == (short, hour)
@@ -133,7 +139,7 @@ def test_anthropics_classes_add_up(
     )
 )
 def test_no_usage_however_odd_does_harm(data: object) -> None:
-    for read in (usage_from_openai, from_anthropic):
+    for read in (usage_from_openai, usage_from_anthropic):
         usage = read(data)
         assert usage is None or input_tokens(usage) >= 0
 
@@ -152,18 +158,34 @@ def test_reasoning_beside_the_completion_is_seen_in_the_total() -> None:
 
 
 @given(
-    st.one_of(st.none(), st.integers(-5, 5000)),
-    st.one_of(st.none(), st.integers(-5, 5000)),
+    st.one_of(st.none(), st.integers(1, 5000), st.integers(1, 5000).map(float)),
+    st.one_of(st.none(), st.integers(1, 5000)),
     st.integers(1, 4096),
 )
-def test_the_lowest_limit_wins(old: int | None, new: int | None, bound: int) -> None:
+def test_the_lowest_limit_wins(old: float | None, new: int | None, bound: int) -> None:
     body: dict[str, Any] = {"messages": [], "max_tokens": old, "max_completion_tokens": new}
     limit = bounded_tokens(body, OutputBounds(bound))
     assert 1 <= limit <= bound
-    assert all(limit <= own for own in (old, new) if own is not None and own > 0)
+    assert type(limit) is int
+    assert limit == min(own for own in (old, new, bound) if own is not None)
     result = bounded(body, OutputBounds(bound))
     assert result["max_tokens"] == limit
     assert "max_completion_tokens" not in result
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n"])
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "5.5", "many", float("nan"), float("inf"), []])
+def test_a_malformed_limit_is_refused_and_never_replaced(name: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        bounded({"messages": [], name: value}, OutputBounds(4096))
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize("n", [50, 50.0, "50", "50.0"])
+def test_choices_count_in_the_worst_case_in_whatever_form(n: object) -> None:
+    body = bounded({"messages": [], "n": n, "max_tokens": 10}, OutputBounds(4096))
+    assert body["n"] == 50
+    assert token_limits({"messages": [], "n": n, "max_tokens": 10}).output_tokens == 500
 
 
 DIRECTIVE = OutputBounds(9, stop=("END",), directive="Be brief.")

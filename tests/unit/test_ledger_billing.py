@@ -148,7 +148,7 @@ async def test_what_a_provider_did_not_tell_is_held_or_estimated_and_never_free(
     provider: ProviderServer,
 ) -> None:
     faults = [
-        (Fault("cut", after_events=4), "estimated"),
+        (Fault("cut", after_events=4), "unknown"),
         (Fault("no_usage"), "estimated"),
         (Fault("html"), "unknown"),
     ]
@@ -166,4 +166,4 @@ async def test_what_a_provider_did_not_tell_is_held_or_estimated_and_never_free(
                 assert row.cost_usd > 0
     with kept.database.read() as connection:
         held = list(connection.execute(select(exits.c.held_usd)).scalars())
-    assert sum(usd > 0 for usd in held) == 2
+    assert sum(usd > 0 for usd in held) == 4

@@ -1,0 +1,76 @@
+"""The events of one stream in OpenAI's wire format, read as parts. Pure."""
+
+import time
+from typing import Any
+
+from serving.contracts.openai import usage_from_openai
+from serving.frontier.provider_api import StreamPart
+from serving.frontier.provider_data import ChunkRepair
+from serving.frontier.usage import merged_counts, tier_in
+
+
+class OpenAIStream:
+    """Reads events in order, in any of the shapes that compatible servers send.
+
+    Metadata without `choices`, chunks without `delta` and usage in any chunk are accepted.
+    has_response: the provider accepted the request. has_begun: a chunk was returned.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._counts: dict[str, Any] = {}
+        self._tier: str | None = None
+        self._open: set[int] = set()
+        self._ended: set[int] = set()
+        self._repair = ChunkRepair()
+        self.has_response = False
+        self.has_begun = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether every choice that began has a finish reason."""
+        return bool(self._ended) and self._open <= self._ended
+
+    def names_error(self, event: dict[str, Any]) -> bool:
+        """Return whether a choice of an event ends in an error."""
+        return any(choice.get("finish_reason") == "error" for choice in _choices(event))
+
+    def read(self, event: object) -> StreamPart | None:
+        """Return what an event brings; None for one that brings nothing.
+
+        Raises ValueError for an event nested too deeply.
+        """
+        if not isinstance(event, dict):
+            return None
+        counts = event.pop("usage", None)
+        usage = None
+        if isinstance(counts, dict):
+            self._counts = merged_counts(self._counts, counts)
+            usage = usage_from_openai(self._counts)
+        choices = _choices(event)
+        for choice in choices:
+            self._take(choice)
+        self._tier = tier_in(event) or self._tier
+        if not choices:
+            # A stream begins with a chunk; the usage that precedes it is merged into later usage.
+            known = self.has_begun and usage is not None
+            return StreamPart(None, usage, self._tier, self.is_finished) if known else None
+        self.has_begun = True
+        chunk = {"object": "chat.completion.chunk", "created": int(time.time()), **event}
+        chunk = self._repair({**chunk, "model": self._model, "choices": choices})
+        return StreamPart(chunk, usage, self._tier, self.is_finished)
+
+    def _take(self, choice: dict[str, Any]) -> None:
+        if not isinstance(choice.get("delta"), dict):
+            choice["delta"] = {}
+        index = choice.get("index")
+        if type(index) is not int:
+            choice["index"] = index = 0
+        self._open.add(index)
+        if choice.get("finish_reason"):
+            self._ended.add(index)
+
+
+def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = event.get("choices")
+    return [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []

@@ -1,0 +1,125 @@
+"""JSON documents and server-sent events as providers send them: read leniently, repaired.
+
+What a provider sends is data. A value that JSON or UTF-8 does not allow is replaced, so that what
+was read can be written as JSON again.
+"""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+_MAX_DEPTH = 64
+_MAX_DIGITS = 40
+_REST_OF_BODY_S = 0.2
+_MAX_EVENT_BYTES = 16 * 2**20
+_EVENT_END = (b"\n\n", b"\r\r", b"\r\n\r\n")
+
+
+def read_json(data: bytes | str) -> Any:
+    """Return a JSON value; NaN, infinities and numbers of more than 40 digits become null.
+
+    Raises ValueError for text that is not JSON.
+    """
+    if isinstance(data, bytes):
+        data = data.decode("utf-8-sig", "replace")
+    try:
+        return json.loads(
+            data, parse_constant=lambda _: None, parse_float=_float, parse_int=_integer
+        )
+    except RecursionError:
+        raise ValueError("the document is nested too deeply") from None
+
+
+def repaired(value: Any, depth: int = 0) -> Any:
+    """Return a JSON value whose texts are valid Unicode: half a surrogate pair becomes U+FFFD.
+
+    Raises ValueError for a value nested deeper than 64 levels.
+    """
+    if depth > _MAX_DEPTH:
+        raise ValueError("the document is nested too deeply")
+    if isinstance(value, str):
+        return _joined_surrogates(value)
+    if isinstance(value, list):
+        return [repaired(item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {_joined_surrogates(k): repaired(v, depth + 1) for k, v in value.items()}
+    return value
+
+
+class ChunkRepair:
+    """Repairs the chunks of one stream, where a surrogate pair may be split between two chunks."""
+
+    def __init__(self) -> None:
+        self._halves: dict[Any, str] = {}
+
+    def __call__(self, chunk: dict[str, Any]) -> dict[str, Any]:
+        """Return the chunk with valid texts. Raises ValueError for one nested too deeply."""
+        for choice in chunk["choices"]:
+            delta, index = choice["delta"], choice.get("index", 0)
+            text = delta.get("content")
+            half = self._halves.pop(index, "")
+            if isinstance(text, str):
+                text = half + text
+                if text and "\ud800" <= text[-1] <= "\udbff" and not choice.get("finish_reason"):
+                    self._halves[index] = text[-1]
+                    text = text[:-1]
+                delta["content"] = text
+            elif half:
+                delta["content"] = half
+        return dict(repaired(chunk))
+
+
+async def read_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
+    """Yield the data of each server-sent event in a body, decoded as UTF-8.
+
+    Comments, events without data and other fields are skipped. Raises ValueError for an event
+    larger than 16 MiB.
+    """
+    pending = b""
+    async for chunk in chunks:
+        pending += chunk
+        if len(pending) > _MAX_EVENT_BYTES:
+            raise ValueError("an event exceeds 16 MiB")
+        while (end := _end_of_event(pending)) is not None:
+            event, pending = pending[:end], pending[end:]
+            if data := _data(event):
+                yield data
+    if data := _data(pending):
+        yield data
+
+
+async def read_rest(events: AsyncIterator[str]) -> None:
+    """Read a body to its end after the last event, for 0.2 s at most, to reuse the connection."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_REST_OF_BODY_S):
+            async for _ in events:
+                pass
+
+
+def _end_of_event(pending: bytes) -> int | None:
+    found = [at + len(end) for end in _EVENT_END if (at := pending.find(end)) >= 0]
+    return min(found, default=None)
+
+
+def _data(event: bytes) -> str:
+    lines = event.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    values = [line[5:] for line in lines.split("\n") if line.startswith("data:")]
+    return "\n".join(value.removeprefix(" ") for value in values).strip()
+
+
+def _float(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if len(text) <= _MAX_DIGITS else None
+
+
+def _joined_surrogates(text: str) -> str:
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
