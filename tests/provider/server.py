@@ -104,23 +104,10 @@ class ProviderApp:
         answer = reply(seen, self.script.answer(seen))
         usage = self._usage(seen, answer, fault)
         number = len(self.script.seen)
-        refused = fault is not None and fault.status >= 400 and fault.kind == "raw"
-        if refused and not fault.worked:
-            seen.usage = None
-        elif not seen.streamed or fault is not None:
+        if fault is not None and await self._after_work(fault, seen, send, direct):
+            return
+        if not seen.streamed:
             seen.billed = seen.usage
-        if fault is not None and fault.worked:
-            await self._instead(fault, seen, send)
-            return
-        if fault is not None and fault.kind == "hang_up":
-            # ASGI has no message for this; the connection belongs to uvicorn's request cycle.
-            direct.__self__.transport.abort()
-            raise Cut
-        if fault is not None and fault.kind == "hang":
-            await asyncio.sleep(_HANG_S)
-        if fault is not None and fault.kind == "raw":
-            await _raw(send, fault, seen)
-            return
         if seen.streamed:
             if fault is not None and fault.kind in ("empty_choices", "truncated"):
                 await _stream(send, [], None, wire, seen)
@@ -130,6 +117,26 @@ class ProviderApp:
         else:
             await self._whole(wire.whole(seen, answer, usage, number), fault, seen, send)
         seen.completed = True
+
+    async def _after_work(self, fault: Fault, seen: Seen, send: Send, direct: Any) -> bool:
+        """Keep the answer that was made from the client, if the fault is of that kind."""
+        if fault.kind == "raw" and fault.status >= 400 and not fault.worked:
+            seen.usage = None
+        else:
+            seen.billed = seen.usage
+        if fault.kind == "raw":
+            await _raw(send, fault, seen)
+        elif fault.worked:
+            await self._instead(fault, seen, send)
+        elif fault.kind == "hang":
+            await asyncio.sleep(_HANG_S)
+        elif fault.kind == "hang_up":
+            # ASGI has no message for this; the connection belongs to uvicorn's request cycle.
+            direct.__self__.transport.abort()
+            raise Cut
+        else:
+            return False
+        return True
 
     async def _instead(self, fault: Fault, seen: Seen, send: Send) -> bool:
         """Do what comes instead of an answer, if the fault is of that kind."""
