@@ -59,19 +59,24 @@ class Completion:
 
     @property
     def text(self) -> str:
-        """Return the first choice's text, empty where it has none."""
-        return self.body["choices"][0]["message"].get("content") or ""
+        """Return the first choice's text, empty where it has none. Parts are joined."""
+        content = self.body["choices"][0]["message"].get("content")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts = (part.get("text") for part in parts if isinstance(part, dict))
+        return "".join(text for text in texts if isinstance(text, str))
 
 
 @dataclass(slots=True)
 class CompletionStream:
-    """An answer that has begun: its first event is there, so no other provider is tried.
+    """An answer that has begun: its first event has arrived, so no other target is asked.
 
-    events: OpenAI `chat.completion.chunk` documents, the last of them with `usage`; raises
-    FrontierStreamBroken where the provider breaks off. Closing the iterator (`aclose`) cancels
-    upstream, also before the first event was taken from it.
-    usage: set by the time the events end, however they do; None where nothing was begun.
-    service_tier: as the provider names it, by then.
+    events: OpenAI `chat.completion.chunk` documents. No chunk but the last has `usage`, and the
+    last has no choices; the usage is estimated where none was reported. Raises FrontierStreamBroken
+    where the answer ends unfinished. Closing the iterator (`aclose`), also before its first event,
+    ends the call: the connection is closed, or a short rest is read in the background for its
+    usage, and the ledger's call is closed then, possibly after the exit.
+    usage: what was received so far, set when the events end or are closed. service_tier: as the
+    provider names it, set then.
     """
 
     model: str
@@ -91,7 +96,8 @@ class Frontier(Protocol):
     async def complete(self, call: FrontierCall) -> Completion:
         """Return the answer of the first target that gives one.
 
-        Raises FrontierNotConfigured, UnpricedModel, MaxCostExceeded before anything is sent,
+        Raises FrontierNotConfigured, UnsupportedParameter and InvalidRequest (a field that is not
+        passed on, or a malformed limit), UnpricedModel, MaxCostExceeded before anything is sent;
         BudgetExceeded and LedgerUnavailable instead of a call, DeadlineExceeded, or the last
         target's FrontierError. Errors carry what was attempted: see attempts_of.
         """
