@@ -1,4 +1,4 @@
-"""The line to the database's server, which another thread may cut where the server fell silent."""
+"""Cuts the connection to a PostgreSQL server that has stopped answering."""
 
 import socket
 import threading
@@ -9,30 +9,28 @@ from typing import Any
 
 from sqlalchemy import event
 
-from serving.ledger.database import Database
-
-SILENCE_S = 5.0
-"""A stopped server's machine still acknowledges bytes, so no time-out of the network's ends it."""
+from serving.ledger.database import DEFAULT_TIMEOUTS, Database, Timeouts
 
 
 class ConnectionWatchdog:
-    """Watches one thread's transactions with a PostgreSQL server; of SQLite there is no line.
+    """Watches the transactions of one thread with a PostgreSQL server; SQLite needs no watching.
 
-    The database must be that thread's alone.
+    No other thread may use the database. A frozen server's machine still acknowledges bytes, so no
+    time-out of the network stack ends such a transaction.
     """
 
-    def __init__(self, database: Database, silence_s: float = SILENCE_S) -> None:
-        self._silence_s = silence_s
+    def __init__(self, database: Database, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
+        self._silence_s = timeouts.silence_s
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._busy_since: float | None = None
         if not database.is_sqlite:
-            # First of all listeners: the ones after it already talk to the server.
+            # Before all other listeners, because those already talk to the server.
             event.listen(database.engine, "connect", self._connected, insert=True)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Watch what is done within."""
+        """Watch the block."""
         self._busy_since = time.monotonic()
         try:
             yield
@@ -40,9 +38,10 @@ class ConnectionWatchdog:
             self._busy_since = None
 
     def cut_if_silent(self) -> bool:
-        """End the connection where what is watched takes too long; any thread may call it.
+        """End the connection if the watched block takes longer than silence_s.
 
-        Returns whether there was one to end. What waited for the server fails at once.
+        Any thread may call it. Returns whether a connection was ended; the watched block then fails
+        at once.
         """
         since = self._busy_since
         if since is None or time.monotonic() - since < self._silence_s:
@@ -50,20 +49,20 @@ class ConnectionWatchdog:
         with self._lock:
             if self._socket is None:
                 return False
-            with suppress(OSError):  # the server has ended it
+            with suppress(OSError):  # the server has closed it
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._forget()
         return True
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Forget the connection."""
         with self._lock:
             self._forget()
 
     def _connected(self, connection: Any, _: object) -> None:
         with self._lock:
             self._forget()
-            # A duplicate: the connection's own number may be closed and given to another file.
+            # A duplicate, because the connection's own descriptor may be closed and reused.
             self._socket = socket.fromfd(connection.fileno(), socket.AF_UNSPEC, socket.SOCK_STREAM)
 
     def _forget(self) -> None:

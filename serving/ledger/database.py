@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -10,34 +11,43 @@ from sqlalchemy.engine import URL, make_url
 
 from serving.contracts.errors import InvalidSettings, LedgerUnavailable
 
-_SQLITE_BUSY_MS = 1000
-_POSTGRES_TIMEOUT_MS = 2000
-_LIMIT = f"timeout={_POSTGRES_TIMEOUT_MS}"
-# A server that is silent is given up after about 5 s: 2 s of idling and 3 probes.
-_POSTGRES = {
-    "connect_timeout": 2,
-    "options": f"-c statement_{_LIMIT} -c lock_{_LIMIT}",
-    "keepalives_idle": 2,
-    "keepalives_interval": 1,
-    "keepalives_count": 3,
-    "tcp_user_timeout": _POSTGRES_TIMEOUT_MS,
-}
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long the ledger waits for its database, in seconds.
+
+    busy_s: SQLite, for another writer. statement_s: PostgreSQL, for one statement or lock.
+    silence_s: PostgreSQL, for any byte, before the connection is cut. beat_s: between two signs of
+    life of a gateway. probe_s: between two tries to reach an unreachable database. watch_s: between
+    two checks for a silent server.
+    """
+
+    busy_s: float = 1.0
+    statement_s: float = 2.0
+    silence_s: float = 5.0
+    beat_s: float = 2.0
+    probe_s: float = 1.0
+    watch_s: float = 0.5
+
+
+DEFAULT_TIMEOUTS = Timeouts()
 
 
 class Database:
     """One database, reached by blocking calls. url: as database_url returns it."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         self.is_sqlite = url.get_backend_name() == "sqlite"
-        self.engine = _sqlite(url) if self.is_sqlite else _postgres(url)
+        self.engine = _sqlite(url, timeouts) if self.is_sqlite else _postgres(url, timeouts)
         self._reading = self.engine.execution_options(read_only=True)
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that may write; with SQLite, the only such one.
+        """Yield a connection in a transaction that may write. SQLite has one such transaction.
 
-        Commits on leaving, rolls back on an error. Raises LedgerUnavailable, blocking for 1 to 2 s
-        at most before it, or 5 s where the server fell silent.
+        Commits at the end of the block, rolls back on an error. Raises LedgerUnavailable after
+        busy_s (SQLite) or statement_s (PostgreSQL), and after silence_s where the server sends
+        nothing.
         """
         yield from _transaction(self.engine)
 
@@ -47,12 +57,16 @@ class Database:
         yield from _transaction(self._reading)
 
     def close(self) -> None:
-        """Close every connection that is not in use."""
+        """Close the connections that are not in use."""
         self.engine.dispose()
 
 
 def database_url(url: SecretStr | None, state: Path) -> URL:
-    """Return where the ledger is. Raises InvalidSettings for a URL of another kind."""
+    """Return the URL of the ledger's database.
+
+    url: None for SQLite in the state folder. Raises InvalidSettings for a URL that is not a
+    PostgreSQL URL.
+    """
     if url is None:
         return URL.create("sqlite+pysqlite", database=str(state.resolve() / "ledger" / "ledger.db"))
     try:
@@ -61,11 +75,16 @@ def database_url(url: SecretStr | None, state: Path) -> URL:
         found = None
     if found is None or found.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
         raise InvalidSettings(
-            "ledger.url is no URL of a PostgreSQL database",
+            # The value itself may hold a password.
+            f"ledger.url is not the URL of a PostgreSQL database: {_kind(found)}",
             field="ledger.url",
             fix="give postgresql://USER:PASSWORD@HOST/DATABASE, or leave it out for SQLite",
         )
     return found.set(drivername="postgresql+psycopg")
+
+
+def _kind(url: URL | None) -> str:
+    return "it cannot be parsed" if url is None else f"it begins with {url.drivername!r}"
 
 
 def _transaction(engine: Engine) -> Iterator[Connection]:
@@ -73,19 +92,29 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except (exc.InterfaceError, exc.OperationalError, exc.TimeoutError) as error:
-        # Not the driver's words: they hold hosts, users and parameters.
+        # The driver's message is left out: it holds hosts, users and parameters.
         raise LedgerUnavailable(
-            f"the ledger's database does not answer: {type(error).__name__}",
-            fix="see that it runs and that ledger.url is right",
+            f"the ledger's database is unreachable: {type(error).__name__}",
+            fix="check that the database runs and that ledger.url is right",
             retry_after_s=5,
         ) from error
 
 
-def _postgres(url: URL) -> Engine:
-    return create_engine(url, connect_args=_POSTGRES, pool_pre_ping=False)
+def _postgres(url: URL, timeouts: Timeouts) -> Engine:
+    limit = f"timeout={round(timeouts.statement_s * 1000)}"
+    arguments = {
+        "connect_timeout": 2,
+        "options": f"-c statement_{limit} -c lock_{limit}",
+        # The kernel gives up a silent server after about 5 s: 2 s idle and 3 probes.
+        "keepalives_idle": 2,
+        "keepalives_interval": 1,
+        "keepalives_count": 3,
+        "tcp_user_timeout": round(timeouts.statement_s * 1000),
+    }
+    return create_engine(url, connect_args=arguments, pool_pre_ping=False)
 
 
-def _sqlite(url: URL) -> Engine:
+def _sqlite(url: URL, timeouts: Timeouts) -> Engine:
     assert url.database is not None
     folder = Path(url.database).parent
     try:
@@ -96,19 +125,19 @@ def _sqlite(url: URL) -> Engine:
             field="state",
             fix="give --state a folder, not a file, that this user may write",
         ) from error
-    engine = create_engine(url, connect_args={"timeout": _SQLITE_BUSY_MS / 1000})
+    engine = create_engine(url, connect_args={"timeout": timeouts.busy_s})
 
     @event.listens_for(engine, "connect")
     def _configure(connection: object, _: object) -> None:
-        # Transactions are begun below, and not by the driver at the first write.
+        # The listener below begins transactions; the driver would begin one at the first write.
         connection.isolation_level = None  # type: ignore[attr-defined]
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A deferred transaction that reads before it writes fails at once where another has
-        # written in between, whatever the busy time-out is.
+        # A deferred transaction that reads before it writes fails at once if another connection
+        # wrote in between, whatever the busy time-out is.
         read_only = connection.get_execution_options().get("read_only", False)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 

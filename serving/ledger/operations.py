@@ -1,4 +1,7 @@
-"""What is done to the books, each so that doing it twice does no harm, and as lines of text."""
+"""The operations on the ledger, and their form as lines of text.
+
+Applying an operation twice has the same result as applying it once.
+"""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +12,7 @@ from typing import Any
 
 
 class UnreadableLine(ValueError):
-    """A line that is torn or no operation."""
+    """A line that is cut off or is not an operation."""
 
 
 Row = Mapping[str, Any]
@@ -18,9 +21,9 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Open a call and, where it is the exit's first, the exit; hold the call's worst case.
+    """Open a call, and its exit where this is the exit's first call; hold the call's worst case.
 
-    first: none was tried for the exit before, so the exit is not there.
+    first: no call of the exit was tried before, so the exit has no row yet.
     """
 
     exit: Row
@@ -32,8 +35,8 @@ class Open:
 class Close:
     """Write how a call ended.
 
-    call: its whole row, so that it can be written where its opening was lost. withdrawn: the call
-    was never made, so nothing is written where its opening was not.
+    call: the whole row, so that it can be written even if the opening was lost. withdrawn: the call
+    was never made, so nothing is written unless its opening was.
     """
 
     call: Row
@@ -43,7 +46,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Write an exit with its local calls. paid: it opened calls of providers, too."""
+    """Write an exit with its local calls. paid: the exit has opened provider calls as well."""
 
     exit: Row
     calls: tuple[Row, ...] = ()
@@ -52,20 +55,20 @@ class Leave:
 
 
 Operation = Open | Close | Leave
-Keepable = Close | Leave
-"""What may be done later; an opening that waits is of no use to anybody."""
+Spillable = Close | Leave
+"""Operations that may be applied later. A call cannot wait for its opening."""
 
 
 def withdrawal(operation: Open) -> Close:
-    """Return what undoes an opening, whether or not it was written."""
+    """Return the operation that undoes an opening, whether or not the opening was written."""
     call = {**operation.call, "state": "closed", "outcome": "not_made", "held_usd": Decimal(0)}
     return Close({**call, "cost_usd": Decimal(0)}, withdrawn=True)
 
 
-def to_line(operation: Keepable) -> str:
+def to_line(operation: Spillable) -> str:
     """Return an operation as one line of JSON, without the line's end.
 
-    Raises TypeError for a value that is none of a row.
+    Raises TypeError for a value that no row can hold.
     """
     if isinstance(operation, Close):
         content = {
@@ -85,7 +88,7 @@ def to_line(operation: Keepable) -> str:
     return json.dumps(content, default=_plain)
 
 
-def from_line(line: str) -> Keepable:
+def from_line(line: str) -> Spillable:
     """Read a line. Raises UnreadableLine."""
     try:
         content = json.loads(line)
@@ -95,7 +98,7 @@ def from_line(line: str) -> Keepable:
         calls = tuple(map(_row, content["calls"]))
         return Leave(_row(content["exit"]), calls, prices, content["paid"])
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UnreadableLine(f"no operation of the ledger: {type(error).__name__}") from error
+        raise UnreadableLine(f"not an operation of the ledger: {type(error).__name__}") from error
 
 
 def _plain(value: object) -> str:
@@ -103,7 +106,7 @@ def _plain(value: object) -> str:
         return str(value)
     if isinstance(value, datetime):
         return value.isoformat()
-    raise TypeError(f"a row of the ledger holds no {type(value).__name__}")
+    raise TypeError(f"a row of the ledger cannot hold a {type(value).__name__}")
 
 
 def _row(content: Mapping[str, Any]) -> Row:

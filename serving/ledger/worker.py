@@ -1,4 +1,7 @@
-"""Keeps the books in the database, and in files while that is away. Blocking; for one thread."""
+"""Writes ledger operations into the database, and into files while it is unreachable.
+
+Blocking, and for one thread.
+"""
 
 import logging
 import time
@@ -10,13 +13,13 @@ from sqlalchemy import exc
 from serving.contracts.errors import LedgerUnavailable, LedgerUnusable, NarrowgateError
 from serving.contracts.ledger import LedgerEvents
 from serving.ledger.connection_watchdog import ConnectionWatchdog
-from serving.ledger.database import Database
+from serving.ledger.database import DEFAULT_TIMEOUTS, Database, Timeouts
 from serving.ledger.instances import SILENT, Instance, beat, end
 from serving.ledger.migrate import migrate
 from serving.ledger.operations import (
-    Keepable,
     Open,
     Operation,
+    Spillable,
     UnreadableLine,
     from_line,
     to_line,
@@ -30,32 +33,32 @@ logger = logging.getLogger(__name__)
 BATCH = 256
 """Operations in one transaction."""
 
-_BEAT_S = 2.0
-_PROBE_S = 1.0
-_UNSPILLED = 10_000
-"""Lines kept in memory while neither the database nor the disk takes any."""
+_MAX_UNSPILLED = 10_000
+"""Lines kept in memory while neither the database nor the disk accepts writes."""
 
 Answer = NarrowgateError | None
-"""Why a call may not be made; None for everything that is written or will be."""
+"""Why a call may not be made; None for an operation that is written or will be."""
 
 
-class Books(NamedTuple):
-    """What the keeper works with. line: that of the database, which is the keeper's alone."""
+class WorkerDeps(NamedTuple):
+    """Dependencies of the worker. No other thread may use the database."""
 
     database: Database
-    line: ConnectionWatchdog
+    watchdog: ConnectionWatchdog
     spill: Spill
     instance: Instance
+    timeouts: Timeouts = DEFAULT_TIMEOUTS
 
 
 class LedgerWorker:
-    """Writes operations and tends what must happen besides: signs of life, probes, files.
+    """Writes operations, sends signs of life, probes the database and replays spill files.
 
-    Down until the first probe succeeds. fault: why the database will never do as it is.
+    up: the database accepts writes; False until the first probe succeeds. fault: why the database
+    can never be used as it is.
     """
 
-    def __init__(self, books: Books, events: LedgerEvents) -> None:
-        self._books = books
+    def __init__(self, deps: WorkerDeps, events: LedgerEvents) -> None:
+        self._deps = deps
         self._events = events
         self._store = Store()
         self.up = False
@@ -69,33 +72,34 @@ class LedgerWorker:
         events.ledger_changed("down")
 
     def idle_s(self) -> float:
-        """Return for how long there is nothing to tend."""
+        """Return the seconds until `tend` has work to do."""
         if self.up and self._files:
             return 0.0
         return max(0.0, self._next_s - time.monotonic())
 
     def tend(self) -> None:
-        """Do what is due. Never raises for a database that is away."""
+        """Do what is due. Does not raise for an unreachable database."""
         if time.monotonic() >= self._next_s:
-            self._next_s = time.monotonic() + (_BEAT_S if self.up else _PROBE_S)
+            timeouts = self._deps.timeouts
+            self._next_s = time.monotonic() + (timeouts.beat_s if self.up else timeouts.probe_s)
             self._beat()
             self._retry_unspilled()
         if self.up and self._files:
             self._replay()
 
     def write(self, operations: Sequence[Operation]) -> list[Answer]:
-        """Do operations, each or in a file, and return what became of them, in their order.
+        """Apply operations or spill them to a file, and return their answers in the same order.
 
-        A bad one does not touch the others.
+        An operation that the database rejects does not affect the others.
         """
         if not self.up:
-            return self._put_off(operations)
+            return self._postpone(operations)
         try:
             answers = self._commit(operations)
         except LedgerUnavailable as error:
             self._went_down(error)
-            return self._put_off(operations, unsure=self._reached_commit)
-        except Exception as error:  # noqa: BLE001  # the thread's edge: one row, or a bug
+            return self._postpone(operations, unsure=self._reached_commit)
+        except Exception as error:  # noqa: BLE001  # the thread's edge: a bad row, or a bug
             if len(operations) > 1:
                 return [answer for item in operations for answer in self.write([item])]
             return [self._reject(operations[0], error)]
@@ -103,27 +107,27 @@ class LedgerWorker:
         return answers
 
     def finish(self) -> None:
-        """Say that this process has ended, and let go of everything."""
-        database, line, spill, instance = self._books
+        """Mark this process as ended and close everything."""
+        database, watchdog, spill, instance, _ = self._deps
         if self.up:
             try:
-                with line.watched(), database.begin() as connection:
+                with watchdog.watched(), database.begin() as connection:
                     end(connection, instance.id)
             except (LedgerUnavailable, exc.DBAPIError):
-                # Another process finds out.
+                # Another process will find this one dead.
                 logger.warning("ledger.end_unwritten instance=%s", instance.id)
         if self._unspilled:
-            self._keep([])
+            self._spill([])
         for file in self._files:
             file.close()
         spill.close()
         database.close()
-        line.close()
+        watchdog.close()
 
     def _commit(self, operations: Sequence[Operation]) -> list[Answer]:
         self._reached_commit = False
         try:
-            with self._books.line.watched(), self._books.database.begin() as connection:
+            with self._deps.watchdog.watched(), self._deps.database.begin() as connection:
                 answers = self._store.apply(connection, operations)
                 self._reached_commit = True
         except BaseException as error:
@@ -133,32 +137,35 @@ class LedgerWorker:
             raise
         return list(answers)
 
-    def _put_off(self, operations: Sequence[Operation], *, unsure: bool = False) -> list[Answer]:
-        """Keep what can wait and refuse calls. unsure: they may have been written all the same."""
-        kept: list[Keepable] = [item for item in operations if not isinstance(item, Open)]
+    def _postpone(self, operations: Sequence[Operation], *, unsure: bool = False) -> list[Answer]:
+        """Spill what can be written later and refuse calls.
+
+        unsure: the database may have committed the operations although it did not confirm it.
+        """
+        later: list[Spillable] = [item for item in operations if not isinstance(item, Open)]
         if unsure:
-            kept += [withdrawal(item) for item in operations if isinstance(item, Open)]
-        if kept:
-            self._keep([line for item in kept if (line := self._line_of(item))])
+            later += [withdrawal(item) for item in operations if isinstance(item, Open)]
+        if later:
+            self._spill([line for item in later if (line := self._line_of(item))])
         return [_unavailable() if isinstance(item, Open) else None for item in operations]
 
-    def _keep(self, lines: Sequence[str]) -> None:
+    def _spill(self, lines: Sequence[str]) -> None:
         lines = [*self._unspilled, *lines]
         try:
-            self._books.spill.append(lines)
+            self._deps.spill.append(lines)
         except OSError as error:
-            lost = max(0, len(lines) - _UNSPILLED)
+            lost = max(0, len(lines) - _MAX_UNSPILLED)
             logger.error("ledger.spill_failed error=%s lost=%d", error.strerror, lost)  # noqa: TRY400
-            self._unspilled = lines[-_UNSPILLED:]
+            self._unspilled = lines[-_MAX_UNSPILLED:]
             return
         self._unspilled = []
         self._events.ledger_spilled(len(lines))
 
     def _retry_unspilled(self) -> None:
-        """Write what neither the database nor the disk took before."""
+        """Write the lines that neither the database nor the disk accepted before."""
         if not self.up:
             if self._unspilled:
-                self._keep([])
+                self._spill([])
             return
         try:
             while self._unspilled:
@@ -168,18 +175,18 @@ class LedgerWorker:
             self._went_down(error)
 
     def _beat(self) -> None:
-        """Say that this process lives; where the database was away, see whether it is back."""
-        database, line, _, instance = self._books
+        """Send a sign of life; probe a database that was unreachable."""
+        database, watchdog, _, instance, _ = self._deps
         long_up = self.up and time.monotonic() - self._up_since_s > SILENT.total_seconds()
         try:
-            with line.watched():
+            with watchdog.watched():
                 if not self.up:
                     migrate(database)
                 with database.begin() as connection:
                     dead = beat(connection, instance, others_had_time=long_up)
         except LedgerUnusable as error:
             if self.fault is None:
-                logger.error("ledger.unusable %s", error.message)  # noqa: TRY400  # says it all
+                logger.error("ledger.unusable %s", error.message)  # noqa: TRY400  # no traceback
             self.fault = error
             self._went_down(error)
         except (LedgerUnavailable, exc.DBAPIError) as error:
@@ -190,23 +197,23 @@ class LedgerWorker:
     def _came_up(self, dead: int) -> None:
         if not self.up:
             self.up, self.fault, self._up_since_s = True, None, time.monotonic()
-            self._next_s = time.monotonic() + _BEAT_S
+            self._next_s = time.monotonic() + self._deps.timeouts.beat_s
             self._events.ledger_changed("up")
             logger.info("ledger.up")
         elif not dead:
             return
-        self._files += self._books.spill.take()
+        self._files += self._deps.spill.take()
 
     def _went_down(self, error: Exception) -> None:
         if self.up:
             self.up = False
             self._chunks = None
-            self._next_s = time.monotonic() + _PROBE_S
+            self._next_s = time.monotonic() + self._deps.timeouts.probe_s
             self._events.ledger_changed("down")
             logger.warning("ledger.down error=%s", type(error.__cause__ or error).__name__)
 
     def _replay(self) -> None:
-        """Write one transaction's worth of the first file."""
+        """Write the next lines of the first file in one transaction."""
         file = self._files[0]
         try:
             if self._chunks is None:
@@ -218,7 +225,7 @@ class LedgerWorker:
             else:
                 self._rewrite(self._read(lines))
         except LedgerUnavailable as error:
-            # From its first line again: what is written already stays as it is.
+            # Replayed from the first line again: applying a line twice changes nothing.
             self._went_down(error)
         except OSError as error:
             self._next_file()
@@ -228,16 +235,16 @@ class LedgerWorker:
         self._files.pop(0)
         self._chunks = None
 
-    def _read(self, lines: Sequence[str]) -> list[Keepable]:
-        operations: list[Keepable] = []
+    def _read(self, lines: Sequence[str]) -> list[Spillable]:
+        operations: list[Spillable] = []
         for line in lines:
             try:
                 operations.append(from_line(line))
             except UnreadableLine:
-                self._put_aside(line.rstrip("\n"))
+                self._quarantine(line.rstrip("\n"))
         return operations
 
-    def _rewrite(self, operations: Sequence[Keepable]) -> None:
+    def _rewrite(self, operations: Sequence[Spillable]) -> None:
         if not operations:
             return
         try:
@@ -254,41 +261,42 @@ class LedgerWorker:
         self._events.ledger_written(len(operations))
 
     def _reject(self, operation: Operation, error: Exception) -> Answer:
-        # The values may hold what users sent; the kinds of error do not.
+        # Only the kinds of error are logged: the values may hold text of users.
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
         kinds = type(operation).__name__, type(cause).__name__
         logger.error("ledger.rejected operation=%s error=%s", *kinds)
         if isinstance(operation, Open):
             return _unavailable()
-        self._put_aside(self._line_of(operation) or repr(operation))
+        self._quarantine(self._line_of(operation) or repr(operation))
         return None
 
-    def _line_of(self, operation: Keepable) -> str | None:
+    def _line_of(self, operation: Spillable) -> str | None:
         try:
             return to_line(operation)
         except (TypeError, ValueError) as error:
             logger.error("ledger.row_lost error=%s", type(error).__name__)  # noqa: TRY400
             return None
 
-    def _put_aside(self, line: str) -> None:
+    def _quarantine(self, line: str) -> None:
+        """Keep a line that cannot be written for a person to inspect."""
         self._events.ledger_rejected(1)
         try:
-            self._books.spill.reject([line])
+            self._deps.spill.reject([line])
         except OSError as error:
             logger.error("ledger.row_lost error=%s", error.strerror)  # noqa: TRY400
 
 
 def _blames_row(error: exc.DBAPIError) -> bool:
-    """Tell an error of one row from one of the database: rights, a missing table, read-only."""
+    """Return whether an error is a row's, not the database's (rights, missing table, read-only)."""
     if isinstance(error, exc.DataError | exc.IntegrityError):
         return True
-    # Those of the driver itself carry no state: a value that it cannot send.
+    # The driver's own errors have no state: it cannot send a value.
     return getattr(error.orig, "sqlstate", None) is None
 
 
 def _unavailable() -> LedgerUnavailable:
     return LedgerUnavailable(
-        "the call cannot be written into the ledger now, so it was not made",
-        fix="retry later; see that the ledger's database runs",
+        "the call was not made because the ledger cannot record it now",
+        fix="retry later; check that the ledger's database runs",
         retry_after_s=5,
     )

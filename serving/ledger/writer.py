@@ -1,4 +1,4 @@
-"""One thread that writes for the event loop: what waits at once is committed at once."""
+"""The thread that writes for the event loop. Pending writes are committed in one transaction."""
 
 import asyncio
 import contextlib
@@ -21,17 +21,16 @@ logger = logging.getLogger(__name__)
 
 _START_S = 10.0
 _STOP_S = 15.0
-_WATCH_S = 0.5
 _AFTER_BUG_S = 0.1
-"""Pause of the thread after an error that nobody foresaw, which may well come again at once."""
+"""Pause after an unexpected error, which may come again at once."""
 
 _MAX_QUEUED = 10_000
-"""From which calls are refused; what is over already is taken in any case."""
+"""Queue length above which calls are refused. Exits and ends of calls are always accepted."""
 
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
-    """abandoned: nobody waits for the call any more; it is not to be opened."""
+    """A queued operation. abandoned: its caller has given up, so it must not be opened."""
 
     operation: Operation
     answer: "asyncio.Future[Answer]"
@@ -39,16 +38,22 @@ class _Ticket:
 
 
 class Writer:
-    """Hands operations to a keeper's thread. Its methods are for the loop that started it."""
+    """Hands operations to the worker's thread. Only the loop that started it may call it."""
 
     def __init__(
-        self, keeper: LedgerWorker, line: ConnectionWatchdog, late: Spill, events: LedgerEvents
+        self,
+        worker: LedgerWorker,
+        watchdog: ConnectionWatchdog,
+        late: Spill,
+        events: LedgerEvents,
+        watch_s: float,
     ) -> None:
-        """late: where what comes after the end is kept."""
-        self._keeper = keeper
-        self._line = line
+        """late: takes operations that come after the end. watch_s: between checks for silence."""
+        self._worker = worker
+        self._watchdog = watchdog
         self._late = late
         self._events = events
+        self._watch_s = watch_s
         self._queue: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
         self._tried = threading.Event()
@@ -58,23 +63,23 @@ class Writer:
 
     @property
     def state(self) -> LedgerState:
-        """Return whether the database takes what is written."""
-        return "up" if self._keeper.up else "down"
+        """Return whether the database accepts writes."""
+        return "up" if self._worker.up else "down"
 
     async def start(self) -> None:
-        """Start, and wait until the database was tried, 10 s at most. Raises LedgerUnusable."""
+        """Start, and wait until the database was tried, at most 10 s. Raises LedgerUnusable."""
         self._loop = asyncio.get_running_loop()
-        self._watch = asyncio.create_task(self._watch_line())
+        self._watch = asyncio.create_task(self._watch_connection())
         self._thread.start()
         await asyncio.to_thread(self._tried.wait, _START_S)
-        if self._keeper.fault is not None:
+        if self._worker.fault is not None:
             await self.aclose()
-            raise self._keeper.fault
+            raise self._worker.fault
 
     async def open(self, operation: Open, wait_s: float, deadline: Deadline) -> None:
         """Open a call. Raises BudgetExceeded, LedgerUnavailable or DeadlineExceeded.
 
-        Whatever it raises, and where it is cancelled: the call holds nothing.
+        After an error or a cancellation, the call holds nothing.
         """
         if not deadline.remaining_s():
             raise deadline_exceeded()
@@ -93,16 +98,16 @@ class Writer:
             raise answer
 
     def submit(self, operation: Close | Leave) -> "asyncio.Future[Answer]":
-        """Have an operation done; the future is done when it is on disk. Never waits."""
+        """Queue an operation; the future is done when it is on disk. Does not block."""
         return self._put(operation).answer
 
     def later(self, seconds: float, do: Callable[[], None]) -> None:
-        """Have something done on the loop that started this."""
+        """Schedule a function on the loop that started the writer."""
         assert self._loop is not None, "the ledger was not started"
         self._loop.call_later(seconds, do)
 
     async def aclose(self) -> None:
-        """Write what waits and stop, within 15 s; what comes later goes to a file."""
+        """Write what is pending and stop, within 15 s. Later operations go to a file."""
         if self._ended:
             return
         if self._thread.is_alive():
@@ -117,17 +122,17 @@ class Writer:
             while True:
                 ticket = self._queue.get_nowait()
                 if ticket is not None:
-                    self._settle([(ticket, self._keep_late(ticket.operation))])
+                    self._resolve([(ticket, self._spill_late(ticket.operation))])
 
     async def _opened(self, operation: Open, wait_s: float) -> Answer:
-        if not self._keeper.up or self._queue.qsize() > _MAX_QUEUED:
+        if not self._worker.up or self._queue.qsize() > _MAX_QUEUED:
             raise _too_slow()
         ticket = self._put(operation)
         try:
             async with asyncio.timeout(wait_s):
                 return await ticket.answer
         except BaseException:
-            # It is skipped where it was not written yet, and undone where it was.
+            # The worker skips it if it is still queued; the withdrawal undoes it if it was written.
             ticket.abandoned = True
             self.submit(withdrawal(operation))
             raise
@@ -136,43 +141,43 @@ class Writer:
         assert self._loop is not None, "the ledger was not started"
         ticket = _Ticket(operation, self._loop.create_future())
         if self._ended:
-            ticket.answer.set_result(self._keep_late(operation))
+            ticket.answer.set_result(self._spill_late(operation))
         else:
             self._queue.put(ticket)
         return ticket
 
-    def _keep_late(self, operation: Operation) -> Answer:
+    def _spill_late(self, operation: Operation) -> Answer:
         if isinstance(operation, Open):
             return _too_slow()
         try:
             self._late.append([to_line(operation)])
-            # At once, so that the next process finds it.
+            # Closed at once, so that the next process can claim the file.
             self._late.close()
         except OSError as error:
             logger.error("ledger.row_lost error=%s", error.strerror)  # noqa: TRY400
         return None
 
-    async def _watch_line(self) -> None:
+    async def _watch_connection(self) -> None:
         while True:
-            await asyncio.sleep(_WATCH_S)
-            if self._line.cut_if_silent():
+            await asyncio.sleep(self._watch_s)
+            if self._watchdog.cut_if_silent():
                 logger.warning("ledger.server_silent")
 
     def _work(self) -> None:
         stopping = False
         while not stopping:
             try:
-                self._keeper.tend()
+                self._worker.tend()
                 self._tried.set()
-                batch, stopping = self._take(self._keeper.idle_s())
+                batch, stopping = self._take(self._worker.idle_s())
                 self._write(batch)
             except Exception:
                 logger.exception("ledger.writer_failed")
                 time.sleep(_AFTER_BUG_S)
-        self._keeper.finish()
+        self._worker.finish()
 
     def _take(self, wait_s: float) -> tuple[list[_Ticket], bool]:
-        """Return what waits, and whether it was the last of all."""
+        """Return the pending operations, and whether the end was requested after them."""
         batch: list[_Ticket] = []
         with contextlib.suppress(queue.Empty):
             found = self._queue.get(timeout=wait_s) if wait_s else self._queue.get_nowait()
@@ -188,14 +193,14 @@ class Writer:
         live = [ticket for ticket in batch if not ticket.abandoned]
         if not live:
             return
-        answers = self._keeper.write([ticket.operation for ticket in live])
+        answers = self._worker.write([ticket.operation for ticket in live])
         assert self._loop is not None
-        # A loop that was closed has nobody left who waits.
+        # On a closed loop, no caller waits any more.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._settle, list(zip(live, answers, strict=True)))
+            self._loop.call_soon_threadsafe(self._resolve, list(zip(live, answers, strict=True)))
 
     @staticmethod
-    def _settle(answered: list[tuple[_Ticket, Answer]]) -> None:
+    def _resolve(answered: list[tuple[_Ticket, Answer]]) -> None:
         for ticket, answer in answered:
             if not ticket.answer.done():
                 ticket.answer.set_result(answer)
@@ -203,7 +208,7 @@ class Writer:
 
 def _too_slow() -> LedgerUnavailable:
     return LedgerUnavailable(
-        "the ledger's database does not answer, so the call was not made",
-        fix="retry later; see that the database runs",
+        "the call was not made because the ledger's database does not answer in time",
+        fix="retry later; check that the database runs",
         retry_after_s=5,
     )

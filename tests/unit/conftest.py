@@ -1,5 +1,7 @@
 """Fixtures of the unit tests: specs, a signing key, databases, the gateway, a provider server."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,10 +48,10 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """URL of a real PostgreSQL server, started at its first use."""
+    """URL of a real PostgreSQL server, shared by all workers of a test run."""
     from .database import postgres_server
 
-    with postgres_server() as url:
+    with postgres_server(os.environ.get("PYTEST_XDIST_TESTRUNUID", "")[:12]) as url:
         yield url
 
 
@@ -64,9 +66,12 @@ def ledger_url(request: pytest.FixtureRequest) -> SecretStr | None:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
-    """A state folder of the test's own."""
-    return tmp_path / "state"
+def state() -> Iterator[Path]:
+    """A state folder of the test's own, not yet created."""
+    from .database import MEMORY
+
+    with tempfile.TemporaryDirectory(prefix="ng-", dir=MEMORY) as folder:
+        yield Path(folder) / "state"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from serving.contracts.ledger import CallEnd, Caller
 from serving.contracts.ledger_settings import LedgerSettings
 from serving.contracts.prices import TokenPrices
 from serving.ledger.build import build_ledger
-from serving.ledger.database import Database, database_url
+from serving.ledger.database import DEFAULT_TIMEOUTS, Database, Timeouts, database_url
 from serving.ledger.ledger import DatabaseEntry, DatabaseLedger
 from serving.ledger.pricing.cost import Price, Priced, replica_cost_usd, replica_us
 from serving.ledger.schema import calls, exits, instances, spending
@@ -33,6 +33,9 @@ WORST = Decimal("0.5")
 USAGE = Usage(uncached_input_tokens=1000, output_tokens=100)
 COST = Decimal("0.0025")
 """Of USAGE at MODEL."""
+
+QUICK = Timeouts(busy_s=0.2, statement_s=0.5, silence_s=0.8, probe_s=0.1, watch_s=0.1)
+"""Bounds for tests that wait for them to pass."""
 
 _TOKENS = TokenPrices(*(Decimal(n) / 10**6 for n in ("1", "0.1", "1.25", "2", "15")))
 _HOUR = Decimal("3.6")
@@ -83,19 +86,27 @@ class Noted:
 
 
 def new_ledger(
-    url: SecretStr | None, state: Path, events: Noted, **settings: Any
+    url: SecretStr | None,
+    state: Path,
+    events: Noted,
+    timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    **settings: Any,
 ) -> DatabaseLedger:
     """Return a ledger that is not started."""
     wanted = LedgerSettings(url=url, **{"call_wait_s": 10.0, "commit_wait_s": 10.0, **settings})
-    return build_ledger(wanted, state, FixedPrices(), events, Decimal(1))
+    return build_ledger(wanted, state, FixedPrices(), events, Decimal(1), timeouts)
 
 
 @asynccontextmanager
 async def running(
-    url: SecretStr | None, state: Path, events: Noted | None = None, **settings: Any
+    url: SecretStr | None,
+    state: Path,
+    events: Noted | None = None,
+    timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    **settings: Any,
 ) -> AsyncIterator[DatabaseLedger]:
-    """Yield a ledger at work, and close it."""
-    ledger = new_ledger(url, state, events or Noted(), **settings)
+    """Yield a started ledger, and close it."""
+    ledger = new_ledger(url, state, events or Noted(), timeouts, **settings)
     await ledger.start()
     try:
         yield ledger
@@ -135,7 +146,7 @@ def set_aside(replica_s: float | None = 0.002) -> Attempt:
 
 
 class Reader:
-    """Looks into a ledger's database from outside."""
+    """Reads a ledger's database from outside."""
 
     def __init__(self, url: SecretStr | None, state: Path) -> None:
         self.database = Database(database_url(url, state))
@@ -145,7 +156,7 @@ class Reader:
             return [row._asdict() for row in connection.execute(select(table))]
 
     def sums(self) -> dict[str, tuple[Decimal, Decimal]]:
-        """Return spent and held by period, which must agree with the calls."""
+        """Return spent and held by period; they must agree with the calls."""
         found = {
             f"{row['tenant']}/{row['period']}/{row['start']}": (row["spent_usd"], row["held_usd"])
             for row in self.rows(spending)
@@ -182,8 +193,8 @@ class Reader:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait until something is so; fail where it does not come."""
+    """Wait until a condition holds; fail after some seconds."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come"
+        assert time.monotonic() < end, "the condition did not come to hold"
         await asyncio.sleep(0.02)

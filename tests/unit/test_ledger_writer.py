@@ -1,18 +1,17 @@
-"""A database that is absent, locked or silent delays nobody, lets no call pass and loses no row."""
+"""An absent, locked or silent database delays no request, lets no call pass and loses no row."""
 
 import asyncio
 import contextlib
-import shutil
 import signal
 import sqlite3
 import subprocess
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -30,12 +29,13 @@ from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, exits, instances
 from serving.ledger.spill import Spill
 from serving.ledger.store import Store
-from serving.ledger.worker import Books, LedgerWorker
+from serving.ledger.worker import LedgerWorker, WorkerDeps
 
-from .database import fresh_postgres, pgserver
+from .database import MEMORY, fresh_postgres, pgserver
 from .ledger_kit import (
     COST,
     MODEL,
+    QUICK,
     WORST,
     Noted,
     Reader,
@@ -52,13 +52,17 @@ from .ledger_operations import departed, opened, page
 
 
 class Server:
-    """A PostgreSQL server of the test's own, to be stopped, frozen and started again."""
+    """A PostgreSQL server that tests stop, freeze and start again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._server = pgserver.get_server(folder, cleanup_mode="delete")
-        self.url = fresh_postgres(self._server.get_uri(), "ledger")
+        self.url = SecretStr("")
         self._program = Path(pgserver.postgres_server.POSTGRES_BIN_PATH) / "pg_ctl"
+
+    def renew(self) -> None:
+        """Give the next test an empty database."""
+        self.url = fresh_postgres(self._server.get_uri(), "ledger")
 
     def stop(self) -> None:
         self._control("stop", "-m", "immediate")
@@ -94,13 +98,18 @@ class Server:
         self._server.cleanup()
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    found = Server(folder)
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    """One server for this file: starting one takes longer than most of the tests."""
+    found = Server(MEMORY / f"pg-{uuid4().hex[:12]}")
     yield found
     found.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def server(own_server: Server) -> Server:
+    own_server.renew()
+    return own_server
 
 
 @pytest.fixture
@@ -141,7 +150,7 @@ async def test_an_absent_server_refuses_calls_and_takes_exits(
     server: Server, state: Path, noted: Noted
 ) -> None:
     server.stop()
-    ledger = new_ledger(server.url, state, noted)
+    ledger = new_ledger(server.url, state, noted, QUICK)
     await ledger.start()
     await refused(entry_of(ledger))
     await leave_while_away(ledger)
@@ -161,7 +170,7 @@ async def test_an_absent_server_refuses_calls_and_takes_exits(
 async def test_a_server_that_goes_away_takes_no_row_along(
     server: Server, state: Path, noted: Noted
 ) -> None:
-    async with running(server.url, state, noted) as ledger:
+    async with running(server.url, state, noted, QUICK) as ledger:
         entry = entry_of(ledger)
         call = await entry.open_call(MODEL, WORST, in_time())
         server.stop()
@@ -181,7 +190,9 @@ async def test_a_server_that_goes_away_takes_no_row_along(
 
 
 async def test_a_silent_server_is_cut_off(server: Server, state: Path, noted: Noted) -> None:
-    async with running(server.url, state, noted, call_wait_s=0.3, commit_wait_s=0.05) as ledger:
+    async with running(
+        server.url, state, noted, QUICK, call_wait_s=0.3, commit_wait_s=0.05
+    ) as ledger:
         with server.frozen():
             await refused(entry_of(ledger))
             quick = entry_of(ledger)
@@ -202,7 +213,7 @@ async def test_a_silent_server_is_cut_off(server: Server, state: Path, noted: No
 async def test_an_opening_whose_commit_nobody_confirmed_holds_nothing(
     server: Server, state: Path, noted: Noted
 ) -> None:
-    async with running(server.url, state, noted) as ledger:
+    async with running(server.url, state, noted, QUICK) as ledger:
         written = await entry_of(ledger).open_call(MODEL, WORST, in_time())
         written.close(ended())
         await until(lambda: noted.counts["written"] == 2)
@@ -235,7 +246,7 @@ def frozen_at_commit(server: Server) -> Iterator[None]:
 
 
 async def test_a_locked_file_refuses_calls_and_takes_exits(state: Path, noted: Noted) -> None:
-    async with running(None, state, noted) as ledger:
+    async with running(None, state, noted, QUICK) as ledger:
         other = sqlite3.connect(state / "ledger" / "ledger.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         await refused(entry_of(ledger))
@@ -288,15 +299,15 @@ async def test_files_of_dead_processes_are_written_at_the_start(
 
 
 @pytest.fixture
-def keeper(ledger_url: SecretStr | None, state: Path, noted: Noted) -> Iterator[LedgerWorker]:
+def worker(ledger_url: SecretStr | None, state: Path, noted: Noted) -> Iterator[LedgerWorker]:
     database = Database(database_url(ledger_url, state))
-    books = Books(
+    deps = WorkerDeps(
         database,
         ConnectionWatchdog(database),
         Spill(state / "ledger" / "spill"),
         Instance.of_this_process(Decimal(0)),
     )
-    found = LedgerWorker(books, noted)
+    found = LedgerWorker(deps, noted)
     found.tend()
     assert found.up
     yield found
@@ -304,17 +315,17 @@ def keeper(ledger_url: SecretStr | None, state: Path, noted: Noted) -> Iterator[
 
 
 def test_a_bad_row_does_not_touch_the_others(
-    keeper: LedgerWorker, ledger_url: SecretStr | None, state: Path, noted: Noted
+    worker: LedgerWorker, ledger_url: SecretStr | None, state: Path, noted: Noted
 ) -> None:
     broken: dict[str, Any] = {**departed(page(2), paid=False).exit, "outcome": None, "tenant": None}
     huge = opened(page(3), Decimal(10) ** 9)
-    answers = keeper.write(
+    answers = worker.write(
         [departed(page(1), paid=False), Leave(cast(Row, broken)), huge, opened(page(4), WORST)]
     )
     assert [isinstance(answer, LedgerUnavailable) for answer in answers] == [
         False, False, True, False,
     ]  # fmt: skip
-    assert keeper.up
+    assert worker.up
     assert noted.counts["rejected"] == 1
     reader = Reader(ledger_url, state)
     assert {row["id"] for row in reader.rows(exits)} == {"e0001", "e0004"}
@@ -324,19 +335,19 @@ def test_a_bad_row_does_not_touch_the_others(
 
 
 def test_a_table_that_is_gone_is_a_database_that_is_away_and_no_bad_row(
-    keeper: LedgerWorker, ledger_url: SecretStr | None, state: Path, noted: Noted
+    worker: LedgerWorker, ledger_url: SecretStr | None, state: Path, noted: Noted
 ) -> None:
     reader = Reader(ledger_url, state)
     with reader.database.begin() as connection:
         connection.execute(text("ALTER TABLE exits RENAME TO hidden"))
-    keeper.write([departed(page(1), paid=False)])
-    assert not keeper.up
+    worker.write([departed(page(1), paid=False)])
+    assert not worker.up
     assert (noted.counts["spilled"], noted.counts["rejected"]) == (1, 0)
     with reader.database.begin() as connection:
         connection.execute(text("ALTER TABLE hidden RENAME TO exits"))
-    keeper._next_s = 0.0
+    worker._next_s = 0.0
     while spilled(state):
-        keeper.tend()
+        worker.tend()
     assert closed_rows(reader) == 1
     verified(reader)
 
@@ -349,14 +360,16 @@ def test_what_neither_database_nor_disk_takes_is_kept_and_written_later(
     database = Database(database_url(SecretStr(f"postgresql:///x?host={state}"), state))
     spill = Spill(state / "ledger" / "spill")
     instance = Instance.of_this_process(Decimal(0))
-    keeper = LedgerWorker(Books(database, ConnectionWatchdog(database), spill, instance), noted)
-    keeper.tend()
-    keeper.write([departed(page(1), paid=False)])
+    worker = LedgerWorker(
+        WorkerDeps(database, ConnectionWatchdog(database), spill, instance), noted
+    )
+    worker.tend()
+    worker.write([departed(page(1), paid=False)])
     assert noted.counts["spilled"] == 0
     (state / "ledger").unlink()
-    keeper.write([departed(page(2), paid=False)])
+    worker.write([departed(page(2), paid=False)])
     assert noted.counts["spilled"] == spilled(state) == 2
-    keeper.finish()
+    worker.finish()
 
 
 async def test_a_stopped_process_is_taken_for_dead_and_its_late_ends_are_taken(
@@ -380,7 +393,7 @@ async def test_a_stopped_process_is_taken_for_dead_and_its_late_ends_are_taken(
 
 
 async def test_the_loop_is_never_held(state: Path, turns: Callable[[], int]) -> None:
-    async with running(None, state, commit_wait_s=0.0) as ledger:
+    async with running(None, state, None, QUICK, commit_wait_s=0.0) as ledger:
         other = sqlite3.connect(state / "ledger" / "ledger.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         before = turns()
