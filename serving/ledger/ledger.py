@@ -1,4 +1,4 @@
-"""The books as requests see them, on top of the writer."""
+"""The ledger that requests use, on top of the writer."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,19 +14,20 @@ from serving.contracts.exits import Endpoint, Exit
 from serving.contracts.ledger import CallEnd, Caller, LedgerState
 from serving.contracts.ledger_settings import LedgerSettings
 from serving.ledger.operations import Close, Leave, Open, Row
-from serving.ledger.periods import periods_at
 from serving.ledger.pricing.cost import Priced
 from serving.ledger.rows import (
+    ExitHeader,
     LocalShare,
-    Page,
     Prices,
     Sums,
     closed_call,
     closed_exit,
+    is_credible,
     local_call,
     local_shares,
     opened_call,
     opened_exit,
+    periods_at,
     price_row,
     unknown_call,
 )
@@ -35,7 +36,7 @@ from serving.ledger.writer import Writer
 
 _ZERO = Decimal(0)
 _WITH_EXIT_S = 0.02
-"""How long a call's end waits for the exit that follows it; a retry may come between."""
+"""How long the end of a call waits for the exit after it; a retry may come first."""
 
 
 def _now() -> datetime:
@@ -44,7 +45,10 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class LedgerDeps:
-    """What entries and calls work with. instance: id of this process's. clock: with its zone."""
+    """Dependencies of entries and calls.
+
+    instance: id of this process's instance. clock: returns the time with its time zone.
+    """
 
     writer: Writer
     prices: Prices
@@ -58,26 +62,26 @@ class LedgerDeps:
 
 
 class DatabaseLedger:
-    """Implements serving.contracts.ledger.Ledger. For the event loop that starts it."""
+    """Implements serving.contracts.ledger.LedgerService for the event loop that starts it."""
 
-    def __init__(self, desk: LedgerDeps) -> None:
-        self._desk = desk
+    def __init__(self, deps: LedgerDeps) -> None:
+        self._deps = deps
 
     @property
     def state(self) -> LedgerState:
-        """Return whether the database takes what is written."""
-        return self._desk.writer.state
+        """Return whether the database accepts writes."""
+        return self._deps.writer.state
 
     async def start(self) -> None:
-        """Begin to write; also where the database is away, and then without it.
+        """Start to write, also while the database is unreachable.
 
-        Waits for it for 10 s at most. Raises LedgerUnusable for one that will never do.
+        Waits at most 10 s for the database. Raises LedgerUnusable for one that can never be used.
         """
-        await self._desk.writer.start()
+        await self._deps.writer.start()
 
     async def aclose(self) -> None:
-        """Write what waits and end, within 15 s; what the database does not take stays in files."""
-        await self._desk.writer.aclose()
+        """Write what is pending and stop, within 15 s; the rest stays in files."""
+        await self._deps.writer.aclose()
 
     def entry(
         self,
@@ -89,78 +93,78 @@ class DatabaseLedger:
         opened_at: datetime | None = None,
     ) -> "DatabaseEntry":
         """Return the entry of an input; opened_at: when its request arrived, now by default."""
-        desk = self._desk
-        page = Page(
+        deps = self._deps
+        header = ExitHeader(
             id=uuid4().hex,
             caller=caller,
             request_id=request_id,
             endpoint=endpoint,
             task=task,
             index=index,
-            opened_at=opened_at or desk.clock(),
-            instance=desk.instance,
+            opened_at=opened_at or deps.clock(),
+            instance=deps.instance,
         )
-        return DatabaseEntry(desk, page)
+        return DatabaseEntry(deps, header)
 
 
 class DatabaseEntry:
     """Implements serving.contracts.ledger.Entry."""
 
-    def __init__(self, desk: LedgerDeps, page: Page) -> None:
-        self._desk = desk
-        self._page = page
-        self._calls: list[BookCall] = []
+    def __init__(self, deps: LedgerDeps, header: ExitHeader) -> None:
+        self._deps = deps
+        self._header = header
+        self._calls: list[DatabaseCall] = []
         self._ended: list[Close] = []
         self._tried = False
         self._left: asyncio.Future[Answer] | None = None
 
     @property
     def booked(self) -> bool:
-        """Return whether the input is on disk already: its paid calls are, and it with them."""
+        """Return whether the input is on disk already, which its first paid call sees to."""
         return bool(self._calls)
 
     async def open_call(
         self, model: str, worst_case_usd: Decimal, deadline: Deadline
-    ) -> "BookCall":
-        """Write a call into the books and hold its worst case; only then may it be made.
+    ) -> "DatabaseCall":
+        """Record a call and hold its worst case; only then may the call be made.
 
-        model: `provider/model`. Raises BudgetExceeded; LedgerUnavailable where the books cannot be
-        written within call_wait_s; DeadlineExceeded where the request has less time than that. A
-        call that was not returned holds nothing.
+        model: `provider/model`. Raises BudgetExceeded; LedgerUnavailable where the call cannot be
+        recorded within call_wait_s; DeadlineExceeded where the request has less time left than
+        that. A call that is not returned holds nothing.
         """
         assert self._left is None, "a call was opened after its exit"
-        desk = self._desk
-        now = desk.clock()
-        call = opened_call(self._page, model, worst_case_usd, periods_at(now, desk.zone), now)
-        operation = Open(opened_exit(self._page), call, first=not self._tried)
+        deps = self._deps
+        now = deps.clock()
+        call = opened_call(self._header, model, worst_case_usd, periods_at(now, deps.zone), now)
+        operation = Open(opened_exit(self._header), call, first=not self._tried)
         self._tried = True
-        await desk.writer.open(operation, desk.settings.call_wait_s, deadline)
-        self._calls.append(BookCall(self, desk.prices, call))
+        await deps.writer.open(operation, deps.settings.call_wait_s, deadline)
+        self._calls.append(DatabaseCall(self, deps.prices, call))
         return self._calls[-1]
 
-    def hand_in(self, operation: Close) -> None:
-        """Write the end of a call: with the exit, which follows most of them at once.
+    def add_end(self, operation: Close) -> None:
+        """Write the end of a call, together with the exit where the exit follows soon.
 
-        One transaction takes half the time of two, and the next request waits for it.
+        One transaction takes half the time of two.
         """
         if self._left is not None:
-            self._desk.writer.submit(operation)
+            self._deps.writer.submit(operation)
             return
         if not self._ended:
-            self._desk.writer.later(_WITH_EXIT_S, self._write_ended)
+            self._deps.writer.later(_WITH_EXIT_S, self._write_ended)
         self._ended.append(operation)
 
     def _write_ended(self) -> None:
         for operation in self._ended:
-            self._desk.writer.submit(operation)
+            self._deps.writer.submit(operation)
         self._ended.clear()
 
     def close(self, exit_: Exit) -> Decimal | None:
-        """Write how the input left; at most once. Never raises or waits.
+        """Write the exit of the input. At most once; does not raise or block.
 
-        Returns what it cost in all, US dollars; None where a call's cost is unknown.
+        Returns the cost of all its calls, US dollars; None where a call's cost is unknown.
         """
-        assert self._left is None, "an input left twice"
+        assert self._left is None, "an entry was closed twice"
         priced = [(share, self._priced(share)) for share in local_shares(exit_)]
         costs = [None if price is None else price.cost_usd for _, price in priced]
         costs += [call.cost_usd for call in self._calls]
@@ -172,33 +176,33 @@ class DatabaseEntry:
         )
         exit_ = replace(exit_, elapsed_s=max(exit_.elapsed_s, self._age_s()))
         self._write_ended()
-        self._left = self._desk.writer.submit(self._leave(exit_, sums, priced))
+        self._left = self._deps.writer.submit(self._leave(exit_, sums, priced))
         return sums.cost_usd if len(known) == len(costs) else None
 
     async def written(self) -> None:
         """Return when the exit is on disk, or after commit_wait_s."""
-        assert self._left is not None, "the input has not left"
-        await asyncio.wait([self._left], timeout=self._desk.settings.commit_wait_s)
+        assert self._left is not None, "the entry was not closed"
+        await asyncio.wait([self._left], timeout=self._deps.settings.commit_wait_s)
 
     def _age_s(self) -> float:
         """Return the seconds since the request arrived, the queue included."""
-        return (self._desk.clock() - self._page.opened_at).total_seconds()
+        return (self._deps.clock() - self._header.opened_at).total_seconds()
 
     def _leave(
         self, exit_: Exit, sums: Sums, priced: list[tuple[LocalShare, Priced | None]]
     ) -> Leave:
-        page, desk, paid = self._page, self._desk, bool(self._calls)
-        periods = periods_at(page.opened_at, desk.zone)
+        header, deps, paid = self._header, self._deps, bool(self._calls)
+        periods = periods_at(header.opened_at, deps.zone)
         return Leave(
-            exit=closed_exit(page, exit_, sums, desk.settings.reference_model, paid=paid),
-            calls=tuple(local_call(page, share, price, periods) for share, price in priced),
+            exit=closed_exit(header, exit_, sums, deps.settings.reference_model, paid=paid),
+            calls=tuple(local_call(header, share, price, periods) for share, price in priced),
             prices=tuple(price_row(price.price) for _, price in priced if price is not None),
             paid=paid,
         )
 
     def _priced(self, share: LocalShare) -> Priced | None:
         try:
-            return self._desk.prices.local(share.model, share.replica_s)
+            return self._deps.prices.local(share.model, share.replica_s)
         except UnpricedModel:
             return None
 
@@ -206,15 +210,16 @@ class DatabaseEntry:
         if exit_.error is not None or exit_.usage is None:
             return None
         try:
-            return self._desk.prices.reference(exit_.usage, self._page.opened_at)
+            return self._deps.prices.reference(exit_.usage, self._header.opened_at)
         except UnpricedModel:
             return None
 
 
-class BookCall:
+class DatabaseCall:
     """Implements serving.contracts.ledger.OpenCall.
 
-    cost_usd: None until it ended, and where nobody told. held_usd: its worst case for as long.
+    cost_usd: None while the call is open and where its cost is unknown; held_usd is then its worst
+    case.
     """
 
     def __init__(self, entry: DatabaseEntry, prices: Prices, call: Row) -> None:
@@ -226,10 +231,10 @@ class BookCall:
         self.held_usd: Decimal = call["held_usd"]
 
     def close(self, end: CallEnd) -> None:
-        """Say how it ended; at most once. Never raises or waits.
+        """Record how the call ended. At most once; does not raise or block.
 
-        A call whose usage is `unknown`, or whose model has lost its price, stays charged at its
-        worst case.
+        A call stays charged at its worst case where its usage is `unknown` or not credible, and
+        where its model no longer has a price.
         """
         assert not self._closed, "a call was closed twice"
         self._closed = True
@@ -239,11 +244,11 @@ class BookCall:
             operation = Close(unknown_call(self._call, end))
         self.cost_usd = operation.call.get("cost_usd")
         self.held_usd = operation.call["held_usd"]
-        self._entry.hand_in(operation)
+        self._entry.add_end(operation)
 
     def _ended(self, end: CallEnd) -> Close:
-        if end.usage_source == "unknown":
-            return Close(unknown_call(self._call, end))
+        if end.usage_source == "unknown" or (end.usage and not is_credible(end.usage)):
+            return Close(unknown_call(self._call, replace(end, usage=None)))
         if end.usage is None:
             return Close(closed_call(self._call, end, None))
         priced = self._prices.frontier(

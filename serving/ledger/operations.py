@@ -54,6 +54,14 @@ class Leave:
     paid: bool = False
 
 
+_OWN_CALL_FIELDS = (
+    "id", "exit_id", "tenant", "kind", "model", "outcome", "day", "month", "opened_at", "instance",
+)  # fmt: skip
+_OWN_EXIT_FIELDS = (
+    "id", "request_id", "input_index", "tenant", "key_id", "endpoint", "task", "route", "reason",
+    "outcome", "valid", "guaranteed", "escalated", "cached", "opened_at", "instance",
+)  # fmt: skip
+
 Operation = Open | Close | Leave
 Spillable = Close | Leave
 """Operations that may be applied later. A call cannot wait for its opening."""
@@ -63,6 +71,21 @@ def withdrawal(operation: Open) -> Close:
     """Return the operation that undoes an opening, whether or not the opening was written."""
     call = {**operation.call, "state": "closed", "outcome": "not_made", "held_usd": Decimal(0)}
     return Close({**call, "cost_usd": Decimal(0)}, withdrawn=True)
+
+
+def without_reported_values(operation: Spillable) -> Spillable:
+    """Return an operation without the values that providers, models and clients report.
+
+    For an operation that the database rejects: a call or an exit must not stay open because one
+    value does not fit. The call's usage is unknown then, and what its opening held stays held.
+    """
+    if isinstance(operation, Close):
+        kept = {name: operation.call.get(name) for name in _OWN_CALL_FIELDS}
+        unknown = {"state": "unknown", "usage_source": "unknown", "held_usd": None}
+        return Close({**kept, **unknown})
+    kept = {name: operation.exit.get(name) for name in _OWN_EXIT_FIELDS}
+    # paid: the sums are computed again from the calls that are there.
+    return Leave({**kept, "state": "closed"}, paid=True)
 
 
 def to_line(operation: Spillable) -> str:

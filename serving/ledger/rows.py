@@ -1,29 +1,34 @@
-"""Rows of the books, made from what requests leave behind. Pure."""
+"""Rows of the ledger, made from what requests report. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import ROUND_CEILING, Decimal
 from typing import Protocol
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 from serving.contracts.answer import Usage
 from serving.contracts.exits import Endpoint, Exit
 from serving.contracts.ledger import CallEnd, Caller
 from serving.contracts.prices import PICODOLLAR
 from serving.ledger.operations import Row
-from serving.ledger.periods import Periods
 from serving.ledger.pricing.cost import Price, Priced, replica_us
 
 _ZERO = Decimal(0)
-_ID_CHARS = 256
-"""Of a request's id, which clients may choose."""
+_MAX_CHARS = 256
+"""Longest text from outside: clients choose request ids, providers name service tiers."""
 
-_STAYED = frozenset({None, "narrow", "requested", "out_of_scope"})
-"""Reasons for which nothing local was to answer, or did."""
+_MAX_TOKENS = 10**9
+"""Most tokens of one class that a call can plausibly have; more is not credible."""
+
+_MAX_SECONDS = 10.0**9
+
+_NOT_LOCAL = frozenset({None, "narrow", "requested", "out_of_scope"})
+"""Reasons for which no local model was asked, or a local model answered."""
 
 
 class Prices(Protocol):
-    """What calls cost; serving.ledger.pricing.cost has it."""
+    """What calls cost; serving.ledger.pricing.cost implements it."""
 
     def frontier(
         self, model: str, usage: Usage, service_tier: str | None, at: datetime | None = None
@@ -41,8 +46,22 @@ class Prices(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """What is known of an exit from the start. id: of its row."""
+class Periods:
+    """A day and its month, each as the ISO date of its first day."""
+
+    day: str
+    month: str
+
+
+def periods_at(moment: datetime, zone: ZoneInfo) -> Periods:
+    """Return the budget periods that contain a moment. moment: with a time zone, any."""
+    day = moment.astimezone(zone).date()
+    return Periods(day.isoformat(), day.replace(day=1).isoformat())
+
+
+@dataclass(frozen=True, slots=True)
+class ExitHeader:
+    """The fields of an exit that are known when its input arrives. id: of its row."""
 
     id: str
     caller: Caller
@@ -56,7 +75,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class LocalShare:
-    """What one attempt or answer took of a local replica's time."""
+    """Time of a local replica that one attempt or answer took."""
 
     model: str
     outcome: str
@@ -67,47 +86,57 @@ class LocalShare:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Of an exit, US dollars. cost_usd: of its calls whose cost is known; held_usd: the others."""
+    """Sums over an exit's calls, US dollars.
+
+    cost_usd: of the calls with a known cost. held_usd: worst case of the others.
+    """
 
     cost_usd: Decimal
     held_usd: Decimal
     reference_usd: Decimal | None
 
 
-def opened_exit(page: Page) -> Row:
-    """Return an exit's row while the request runs."""
+def is_credible(usage: Usage) -> bool:
+    """Return whether a usage fits the columns and what models can do: 10^9 tokens of each class."""
+    return all(tokens <= _MAX_TOKENS for tokens in usage.model_dump().values())
+
+
+def opened_exit(header: ExitHeader) -> Row:
+    """Return an exit's row while the request is in progress."""
     return {
-        "id": page.id,
-        "request_id": page.request_id.replace("\x00", "")[:_ID_CHARS],
-        "input_index": page.index,
-        "tenant": page.caller.tenant,
-        "key_id": page.caller.key_id,
-        "endpoint": page.endpoint,
-        "task": page.task,
+        "id": header.id,
+        "request_id": _text(header.request_id),
+        "input_index": header.index,
+        "tenant": header.caller.tenant,
+        "key_id": header.caller.key_id,
+        "endpoint": header.endpoint,
+        "task": header.task,
         "state": "open",
         "escalated": False,
         "cached": False,
-        "opened_at": page.opened_at,
-        "instance": page.instance,
+        "opened_at": header.opened_at,
+        "instance": header.instance,
     }
 
 
-def closed_exit(page: Page, exit_: Exit, sums: Sums, reference_model: str, *, paid: bool) -> Row:
-    """Return an exit's row when it has left. paid: it opened calls of providers."""
+def closed_exit(
+    header: ExitHeader, exit_: Exit, sums: Sums, reference_model: str, *, paid: bool
+) -> Row:
+    """Return the row of an exit that has ended. paid: it has opened provider calls."""
     return {
-        **opened_exit(page),
-        "task": exit_.task or page.task,
+        **opened_exit(header),
+        "task": exit_.task or header.task,
         "state": "closed",
         "route": exit_.route,
         "reason": exit_.reason,
-        "model": exit_.model,
+        "model": _text(exit_.model),
         "outcome": exit_.error or "answered",
         "valid": exit_.valid,
         "guaranteed": exit_.guaranteed,
         "escalated": is_escalated(exit_, paid=paid),
         "cached": exit_.route == "cache",
         **_tokens(exit_.usage),
-        "service_tier": exit_.service_tier,
+        "service_tier": _text(exit_.service_tier),
         "cost_usd": sums.cost_usd,
         "held_usd": sums.held_usd,
         "reference_usd": sums.reference_usd,
@@ -117,36 +146,36 @@ def closed_exit(page: Page, exit_: Exit, sums: Sums, reference_model: str, *, pa
 
 
 def is_escalated(exit_: Exit, *, paid: bool) -> bool:
-    """Tell whether a provider was asked for what a local model was to answer.
+    """Return whether a provider was asked for an input that a local model should have answered.
 
-    That is so where a local attempt came first, and where the reason is one that local models give:
-    they had no room or proof, failed, or their answer was not good enough.
+    So it is after a local attempt, and for the reasons that concern local models: overload, no
+    attestation, failure, or an answer below its threshold.
     """
     tried = any(attempt.replica_s is not None for attempt in exit_.attempts)
-    return (paid or exit_.route == "frontier") and (tried or exit_.reason not in _STAYED)
+    return (paid or exit_.route == "frontier") and (tried or exit_.reason not in _NOT_LOCAL)
 
 
 def opened_call(
-    page: Page, model: str, worst_case_usd: Decimal, periods: Periods, at: datetime
+    header: ExitHeader, model: str, worst_case_usd: Decimal, periods: Periods, at: datetime
 ) -> Row:
-    """Return a provider call's row before it is made; it holds its worst case, rounded up."""
+    """Return the row of a provider call before it is made; its worst case is held, rounded up."""
     worst = worst_case_usd.quantize(PICODOLLAR, ROUND_CEILING)
     return {
-        **_call(page, "frontier", model, periods, at),
+        **_call(header, "frontier", model, periods, at),
         "state": "open",
         "held_usd": worst,
     }
 
 
 def closed_call(call: Row, end: CallEnd, priced: Priced | None) -> Row:
-    """Return a provider call's row when it has ended. priced: None where nothing was used."""
+    """Return the row of a provider call that has ended. priced: None where nothing was used."""
     return {
         **call,
         "state": "closed",
         "outcome": end.outcome,
         **_tokens(end.usage),
         "usage_source": end.usage_source,
-        "service_tier": end.service_tier,
+        "service_tier": _text(end.service_tier),
         "price_id": None if priced is None else priced.price.id,
         "cost_usd": _ZERO if priced is None else priced.cost_usd,
         "held_usd": _ZERO,
@@ -155,23 +184,25 @@ def closed_call(call: Row, end: CallEnd, priced: Priced | None) -> Row:
 
 
 def unknown_call(call: Row, end: CallEnd) -> Row:
-    """Return the row of a call that may have been billed and told nothing: its hold stays."""
+    """Return the row of a call whose usage is unknown. It may have been billed: its hold stays."""
     return {
         **call,
         "state": "unknown",
         "outcome": end.outcome,
         **_tokens(end.usage),
         "usage_source": "unknown",
-        "service_tier": end.service_tier,
+        "service_tier": _text(end.service_tier),
         "elapsed_us": _microseconds(end.elapsed_s),
     }
 
 
-def local_call(page: Page, share: LocalShare, priced: Priced | None, periods: Periods) -> Row:
-    """Return a local call's row. priced: None where nobody knows, which leaves its cost open."""
-    # Nobody tells when it began: within its request.
+def local_call(
+    header: ExitHeader, share: LocalShare, priced: Priced | None, periods: Periods
+) -> Row:
+    """Return a local call's row. priced: None where the price is unknown, and so the cost."""
+    # Its own start is not known, only that of its request.
     return {
-        **_call(page, "local", share.model, periods, page.opened_at),
+        **_call(header, "local", share.model, periods, header.opened_at),
         "state": "closed",
         "outcome": share.outcome,
         **_tokens(share.usage),
@@ -206,7 +237,7 @@ def price_row(price: Price) -> Row:
 
 
 def local_shares(exit_: Exit) -> list[LocalShare]:
-    """Return what a request took of local replicas: attempts set aside, then the answer."""
+    """Return the local replica time of an input: discarded attempts first, then the answer."""
     shares = [
         LocalShare(tried.model, tried.error, tried.usage, tried.replica_s, tried.elapsed_s)
         for tried in exit_.attempts
@@ -218,17 +249,19 @@ def local_shares(exit_: Exit) -> list[LocalShare]:
     return shares
 
 
-def _call(page: Page, kind: str, model: str, periods: Periods, at: datetime) -> dict[str, object]:
+def _call(
+    header: ExitHeader, kind: str, model: str, periods: Periods, at: datetime
+) -> dict[str, object]:
     return {
         "id": uuid4().hex,
-        "exit_id": page.id,
-        "tenant": page.caller.tenant,
+        "exit_id": header.id,
+        "tenant": header.caller.tenant,
         "kind": kind,
-        "model": model,
+        "model": _text(model),
         "day": periods.day,
         "month": periods.month,
         "opened_at": at,
-        "instance": page.instance,
+        "instance": header.instance,
     }
 
 
@@ -236,5 +269,14 @@ def _tokens(usage: Usage | None) -> dict[str, int]:
     return {} if usage is None else usage.model_dump()
 
 
+def _text(value: str | None) -> str | None:
+    """Return a text that both databases can store: no NUL, no lone surrogates, 256 characters."""
+    if value is None:
+        return None
+    return value.replace("\x00", "").encode("utf-8", "replace").decode()[:_MAX_CHARS]
+
+
 def _microseconds(seconds: float) -> int:
-    return timedelta(seconds=seconds) // timedelta(microseconds=1)
+    # Comparisons with NaN are false, so that NaN counts as no time.
+    bounded = min(seconds, _MAX_SECONDS) if seconds > 0 else 0.0
+    return timedelta(seconds=bounded) // timedelta(microseconds=1)

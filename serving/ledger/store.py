@@ -155,6 +155,8 @@ def _open(item: Open, accounts: Accounts, pending: _Pending) -> BudgetExceeded |
 def _close(item: Close, accounts: Accounts, pending: _Pending) -> None:
     call = item.call
     before = pending.found.get(call["id"])
+    if call["held_usd"] is None:
+        call = {**call, "held_usd": _ZERO if before is None else before["held_usd"]}
     if before is None:
         if item.withdrawn:
             return

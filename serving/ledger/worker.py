@@ -24,6 +24,7 @@ from serving.ledger.operations import (
     from_line,
     to_line,
     withdrawal,
+    without_reported_values,
 )
 from serving.ledger.spill import Spill, SpillFile
 from serving.ledger.store import Store
@@ -268,7 +269,19 @@ class LedgerWorker:
         if isinstance(operation, Open):
             return _unavailable()
         self._quarantine(self._line_of(operation) or repr(operation))
+        self._close_reduced(without_reported_values(operation))
         return None
+
+    def _close_reduced(self, operation: Spillable) -> None:
+        """Close a call or an exit whose own values the database rejects."""
+        try:
+            self._commit([operation])
+        except LedgerUnavailable as error:
+            self._went_down(error)
+            self._postpone([operation])
+        except Exception as error:  # noqa: BLE001  # as in write
+            kinds = type(operation).__name__, type(error).__name__
+            logger.error("ledger.row_unclosed operation=%s error=%s", *kinds)  # noqa: TRY400
 
     def _line_of(self, operation: Spillable) -> str | None:
         try:

@@ -34,7 +34,7 @@ USAGE = Usage(uncached_input_tokens=1000, output_tokens=100)
 COST = Decimal("0.0025")
 """Of USAGE at MODEL."""
 
-QUICK = Timeouts(busy_s=0.2, statement_s=0.5, silence_s=0.8, probe_s=0.1, watch_s=0.1)
+QUICK = Timeouts(busy_s=0.2, statement_s=1.0, silence_s=1.5, probe_s=0.1, watch_s=0.1)
 """Bounds for tests that wait for them to pass."""
 
 _TOKENS = TokenPrices(*(Decimal(n) / 10**6 for n in ("1", "0.1", "1.25", "2", "15")))

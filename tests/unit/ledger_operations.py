@@ -7,16 +7,16 @@ from zoneinfo import ZoneInfo
 
 from serving.contracts.ledger import Caller
 from serving.ledger.operations import Close, Leave, Open
-from serving.ledger.periods import periods_at
 from serving.ledger.rows import (
+    ExitHeader,
     LocalShare,
-    Page,
     Sums,
     closed_call,
     closed_exit,
     local_call,
     opened_call,
     opened_exit,
+    periods_at,
     price_row,
     unknown_call,
 )
@@ -26,11 +26,11 @@ from .ledger_kit import LOCAL, MODEL, USAGE, FixedPrices, ended, left, left_loca
 AT = datetime(2026, 3, 31, 23, 30, tzinfo=UTC)
 
 
-def page(number: int, tenant: str = "a", instance: str = "one") -> Page:
-    return Page(f"e{number:04d}", Caller(tenant), "r", "chat", None, 0, AT, instance)
+def header(number: int, tenant: str = "a", instance: str = "one") -> ExitHeader:
+    return ExitHeader(f"e{number:04d}", Caller(tenant), "r", "chat", None, 0, AT, instance)
 
 
-def opened(of: Page, worst: Decimal, zone: str = "UTC") -> Open:
+def opened(of: ExitHeader, worst: Decimal, zone: str = "UTC") -> Open:
     periods = periods_at(of.opened_at, ZoneInfo(zone))
     return Open(opened_exit(of), opened_call(of, MODEL, worst, periods, of.opened_at))
 
@@ -42,7 +42,7 @@ def closed(operation: Open, *, known: bool = True) -> Close:
     return Close(closed_call(operation.call, ended(), priced), (price_row(priced.price),))
 
 
-def departed(of: Page, *, paid: bool) -> Leave:
+def departed(of: ExitHeader, *, paid: bool) -> Leave:
     local: tuple[Any, ...] = ()
     prices: tuple[Any, ...] = ()
     cost = Decimal(0)

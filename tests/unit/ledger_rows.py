@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, insert
 
 from serving.ledger.database import Database
-from serving.ledger.periods import periods_at
+from serving.ledger.rows import periods_at
 from serving.ledger.schema import calls, exits, instances, metadata, prices, spending
 
 Row = dict[str, Any]

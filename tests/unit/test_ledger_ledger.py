@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from serving.contracts.answer import Usage
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import DeadlineExceeded, InvalidSettings, LedgerUnusable
 from serving.contracts.exits import Exit
-from serving.contracts.ledger import Caller
+from serving.contracts.ledger import CallEnd, Caller
 from serving.contracts.ledger_settings import LedgerSettings
 from serving.ledger.build import build_ledger
 from serving.ledger.reports.reconcile import reconcile
@@ -25,6 +26,7 @@ from .ledger_kit import (
     COST,
     LOCAL,
     MODEL,
+    USAGE,
     WORST,
     FixedPrices,
     Noted,
@@ -158,6 +160,46 @@ async def test_a_model_that_lost_its_price_stays_charged_at_its_worst_case(
         assert entry.close(left(model="free/model")) is None
         await entry.written()
     assert reader.rows(calls)[0]["state"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        Usage(uncached_input_tokens=10**25, output_tokens=1),
+        Usage(uncached_input_tokens=1, output_tokens=5 * 10**9),
+        Usage(uncached_input_tokens=1, output_tokens=1, reasoning_tokens=10**25),
+    ],
+)
+async def test_a_usage_that_is_not_credible_is_unknown_and_leaves_no_row_open(
+    reader: Reader, ledger_url: SecretStr | None, state: Path, usage: Usage
+) -> None:
+    noted = Noted()
+    async with running(ledger_url, state, noted) as ledger:
+        entry = entry_of(ledger)
+        call = await entry.open_call(MODEL, WORST, in_time())
+        call.close(ended(usage))
+        assert entry.close(left()) is None
+        await entry.written()
+    assert [(row["state"], row["held_usd"]) for row in reader.rows(calls)] == [("unknown", WORST)]
+    assert [row["state"] for row in reader.rows(exits)] == ["closed"]
+    assert noted.counts["rejected"] == 0
+
+
+@pytest.mark.parametrize("elapsed_s", [float("nan"), float("inf"), -1.0])
+async def test_any_text_and_any_time_can_be_stored(
+    reader: Reader, ledger_url: SecretStr | None, state: Path, elapsed_s: float
+) -> None:
+    hostile = "a\x00\udcff" + "b" * 1000
+    async with running(ledger_url, state) as ledger:
+        entry = entry_of(ledger, request_id=hostile)
+        call = await entry.open_call(MODEL, WORST, in_time())
+        call.close(CallEnd("ok", USAGE, "reported", elapsed_s, hostile))
+        entry.close(left(service_tier=hostile, elapsed_s=elapsed_s))
+        await entry.written()
+    (call_row,), (row,) = reader.rows(calls), reader.rows(exits)
+    assert (call_row["state"], row["state"]) == ("closed", "closed")
+    assert call_row["service_tier"] == row["service_tier"] == row["request_id"]
+    assert row["request_id"] == "a?" + "b" * 254
 
 
 async def test_an_exit_from_the_cache_costs_nothing(

@@ -19,15 +19,14 @@ from serving.contracts.errors import BudgetExceeded
 from serving.ledger.instances import Instance, beat, end
 from serving.ledger.migrate import migrate
 from serving.ledger.operations import Close, Leave, Open, Operation, from_line, to_line, withdrawal
-from serving.ledger.periods import periods_at
 from serving.ledger.pricing.cost import Price, Priced
 from serving.ledger.reports.reconcile import reconcile
-from serving.ledger.rows import Page
+from serving.ledger.rows import ExitHeader, periods_at
 from serving.ledger.schema import calls, exits, instances, metadata, spending, tenants
 from serving.ledger.store import Store
 
 from .ledger_kit import MODEL, USAGE, FixedPrices, Reader
-from .ledger_operations import AT, closed, departed, opened, page
+from .ledger_operations import AT, closed, departed, header, opened
 
 TENANTS = ("a", "b")
 LIMIT = Decimal("1.5")
@@ -49,36 +48,36 @@ def apply(reader: Reader, *operations: Operation, store: Store | None = None) ->
 
 
 def test_doing_everything_twice_changes_nothing(reader: Reader) -> None:
-    first = opened(page(1), Decimal(1))
-    for operations in ([first], [closed(first)], [departed(page(1), paid=True)]):
+    first = opened(header(1), Decimal(1))
+    for operations in ([first], [closed(first)], [departed(header(1), paid=True)]):
         apply(reader, *operations)
         before = [reader.rows(table) for table in (calls, exits, spending)]
         assert apply(reader, *operations) == [None]
         assert [reader.rows(table) for table in (calls, exits, spending)] == before
-    local = departed(page(2), paid=False)
+    local = departed(header(2), paid=False)
     apply(reader, local, local)
     assert apply(reader, local) == [None]
     assert len(reader.rows(calls)) == 2
 
 
 def test_a_close_whose_opening_was_lost_brings_it_along(reader: Reader) -> None:
-    apply(reader, closed(opened(page(1), Decimal(1))), departed(page(1), paid=True))
+    apply(reader, closed(opened(header(1), Decimal(1))), departed(header(1), paid=True))
     assert [row["state"] for row in reader.rows(calls)] == ["closed"]
 
 
 def test_what_was_withdrawn_holds_nothing_whether_it_was_written_or_not(reader: Reader) -> None:
-    written, unwritten = opened(page(1), Decimal(1)), opened(page(2), Decimal(1))
+    written, unwritten = opened(header(1), Decimal(1)), opened(header(2), Decimal(1))
     apply(reader, written)
-    apply(reader, withdrawal(written), withdrawal(unwritten), departed(page(1), paid=False))
+    apply(reader, withdrawal(written), withdrawal(unwritten), departed(header(1), paid=False))
     frontier = [row for row in reader.rows(calls) if row["kind"] == "frontier"]
     assert [(row["outcome"], row["cost_usd"]) for row in frontier] == [("not_made", 0)]
     assert all(held == 0 for _, held in reader.sums().values())
 
 
 def test_an_unknown_call_that_tells_later_is_charged_what_it_cost(reader: Reader) -> None:
-    call = opened(page(1), Decimal(1))
+    call = opened(header(1), Decimal(1))
     apply(reader, call)
-    apply(reader, closed(call, known=False), departed(page(1), paid=True))
+    apply(reader, closed(call, known=False), departed(header(1), paid=True))
     assert reader.rows(exits)[0]["held_usd"] == 1
     apply(reader, closed(call), closed(call, known=False))
     assert [row["state"] for row in reader.rows(calls)] == ["closed"]
@@ -88,9 +87,9 @@ def test_an_unknown_call_that_tells_later_is_charged_what_it_cost(reader: Reader
 def test_a_refusal_leaves_its_batch_alone(reader: Reader) -> None:
     with reader.database.begin() as connection:
         connection.execute(insert(tenants), {"name": "a", "month_usd": LIMIT, "created_at": AT})
-    asked = [opened(page(n), Decimal(1), "UTC") for n in range(3)]
-    asked.append(opened(page(9, "b"), Decimal(100)))
-    answers = apply(reader, *asked, departed(page(4), paid=False))
+    asked = [opened(header(n), Decimal(1), "UTC") for n in range(3)]
+    asked.append(opened(header(9, "b"), Decimal(100)))
+    answers = apply(reader, *asked, departed(header(4), paid=False))
     assert [isinstance(answer, BudgetExceeded) for answer in answers] == [
         False, True, True, False, False,
     ]  # fmt: skip
@@ -105,27 +104,27 @@ def test_the_last_cent_may_be_spent_and_no_more(
     with reader.database.begin() as connection:
         limits = {"day_usd": day and Decimal(day), "month_usd": month and Decimal(month)}
         connection.execute(insert(tenants), {"name": "a", **limits, "created_at": AT})
-    assert apply(reader, opened(page(1), Decimal("1.000000000001")))[0] is not None
-    assert apply(reader, opened(page(2), Decimal(1))) == [None]
-    assert apply(reader, opened(page(3), Decimal("0.000000000001")))[0] is not None
-    assert apply(reader, opened(page(4), Decimal(0))) == [None]
+    assert apply(reader, opened(header(1), Decimal("1.000000000001")))[0] is not None
+    assert apply(reader, opened(header(2), Decimal(1))) == [None]
+    assert apply(reader, opened(header(3), Decimal("0.000000000001")))[0] is not None
+    assert apply(reader, opened(header(4), Decimal(0))) == [None]
 
 
 def test_a_store_forgets_what_a_rolled_back_transaction_wrote(reader: Reader) -> None:
-    store, call = Store(), opened(page(1), Decimal(1))
+    store, call = Store(), opened(header(1), Decimal(1))
     with reader.database.engine.connect() as connection:
-        store.apply(connection, [call, closed(opened(page(2), Decimal(1)))])
+        store.apply(connection, [call, closed(opened(header(2), Decimal(1)))])
         connection.rollback()
     store.forget()
-    apply(reader, call, closed(opened(page(2), Decimal(1))), store=store)
-    apply(reader, departed(page(2), paid=True))
+    apply(reader, call, closed(opened(header(2), Decimal(1))), store=store)
+    apply(reader, departed(header(2), paid=True))
     assert len(reader.rows(calls)) == 2
 
 
 def test_a_dead_processs_open_rows_become_unknown_and_keep_their_holds(reader: Reader) -> None:
     own = Instance.of_this_process(Decimal(0))
-    apply(reader, opened(page(1, instance=own.id), Decimal(1)))
-    finished = opened(page(2, instance=own.id), Decimal(1))
+    apply(reader, opened(header(1, instance=own.id), Decimal(1)))
+    finished = opened(header(2, instance=own.id), Decimal(1))
     apply(reader, finished)
     apply(reader, closed(finished))
     with reader.database.begin() as connection:
@@ -209,7 +208,7 @@ def test_ends_of_months(moment: str, zone: str, day: str, month: str) -> None:
 class Booked:
     """A request of the random test. pending: its calls whose end was not told."""
 
-    page: Page
+    page: ExitHeader
     pending: list[Open] = field(default_factory=list)
     paid: bool = False
     gone: bool = False
@@ -239,7 +238,7 @@ class Bookkeeping(RuleBasedStateMachine):
     @rule(tenant=st.sampled_from(TENANTS), instance=st.sampled_from(("one", "two")))
     def arrive(self, tenant: str, instance: str) -> None:
         self.number += 1
-        self.booked.append(Booked(page(self.number, tenant, instance)))
+        self.booked.append(Booked(header(self.number, tenant, instance)))
 
     @precondition(lambda self: any(not booked.gone for booked in self.booked))
     @rule(data=st.data(), cents=st.integers(0, 100), zone=st.sampled_from(ZONES))
@@ -318,8 +317,8 @@ def test_prices_are_kept_once(reader: Reader) -> None:
     assert Priced(Decimal(0), price).price == FixedPrices().frontier(MODEL, USAGE, None).price
     store = Store()
     for number in range(3):
-        apply(reader, closed(opened(page(number), Decimal(1))), store=store)
-        apply(reader, departed(page(number), paid=True), store=store)
-    apply(reader, closed(opened(page(9), Decimal(1))), departed(page(9), paid=True))
+        apply(reader, closed(opened(header(number), Decimal(1))), store=store)
+        apply(reader, departed(header(number), paid=True), store=store)
+    apply(reader, closed(opened(header(9), Decimal(1))), departed(header(9), paid=True))
     with reader.database.read() as connection:
         assert len(connection.execute(metadata.tables["prices"].select()).all()) == 1

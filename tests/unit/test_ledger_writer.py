@@ -24,14 +24,14 @@ from serving.ledger.database import Database, database_url
 from serving.ledger.instances import Instance
 from serving.ledger.ledger import DatabaseEntry, DatabaseLedger
 from serving.ledger.migrate import migrate
-from serving.ledger.operations import Leave, Row, to_line
+from serving.ledger.operations import Close, Leave, Row, to_line
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, exits, instances
 from serving.ledger.spill import Spill
 from serving.ledger.store import Store
 from serving.ledger.worker import LedgerWorker, WorkerDeps
 
-from .database import MEMORY, fresh_postgres, pgserver
+from .database import MEMORY, fresh_postgres, pgserver, remove_server
 from .ledger_kit import (
     COST,
     MODEL,
@@ -48,7 +48,7 @@ from .ledger_kit import (
     running,
     until,
 )
-from .ledger_operations import departed, opened, page
+from .ledger_operations import closed, departed, header, opened
 
 
 class Server:
@@ -95,7 +95,7 @@ class Server:
         return [*parent.children(recursive=True), parent]
 
     def cleanup(self) -> None:
-        self._server.cleanup()
+        remove_server(self.folder, self._server)
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ async def test_files_of_dead_processes_are_written_at_the_start(
     ledger_url: SecretStr | None, state: Path, noted: Noted
 ) -> None:
     dead = Spill(state / "ledger" / "spill")
-    dead.append([to_line(departed(page(n), paid=False)) for n in range(600)])
+    dead.append([to_line(departed(header(n), paid=False)) for n in range(600)])
     dead.append(["no operation"])
     dead.close()
     (path,) = (state / "ledger" / "spill").glob("*.jsonl")
@@ -317,10 +317,14 @@ def worker(ledger_url: SecretStr | None, state: Path, noted: Noted) -> Iterator[
 def test_a_bad_row_does_not_touch_the_others(
     worker: LedgerWorker, ledger_url: SecretStr | None, state: Path, noted: Noted
 ) -> None:
-    broken: dict[str, Any] = {**departed(page(2), paid=False).exit, "outcome": None, "tenant": None}
-    huge = opened(page(3), Decimal(10) ** 9)
+    broken: dict[str, Any] = {
+        **departed(header(2), paid=False).exit,
+        "outcome": None,
+        "tenant": None,
+    }
+    huge = opened(header(3), Decimal(10) ** 9)
     answers = worker.write(
-        [departed(page(1), paid=False), Leave(cast(Row, broken)), huge, opened(page(4), WORST)]
+        [departed(header(1), paid=False), Leave(cast(Row, broken)), huge, opened(header(4), WORST)]
     )
     assert [isinstance(answer, LedgerUnavailable) for answer in answers] == [
         False, False, True, False,
@@ -334,13 +338,31 @@ def test_a_bad_row_does_not_touch_the_others(
     verified(reader)
 
 
+def test_a_call_and_an_exit_whose_values_do_not_fit_are_closed_all_the_same(
+    worker: LedgerWorker, ledger_url: SecretStr | None, state: Path, noted: Noted
+) -> None:
+    opening = opened(header(1), WORST)
+    worker.write([opening])
+    end = closed(opening)
+    worker.write([Close({**end.call, "output_tokens": 10**25, "service_tier": "a\x00"})])
+    left_ = departed(header(1), paid=True)
+    worker.write([Leave({**left_.exit, "output_tokens": 10**25}, paid=True)])
+    reader = Reader(ledger_url, state)
+    (call,), (row,) = reader.rows(calls), reader.rows(exits)
+    assert (call["state"], call["held_usd"], call["cost_usd"]) == ("unknown", WORST, None)
+    assert (row["state"], row["held_usd"], row["cost_usd"]) == ("closed", WORST, 0)
+    assert noted.counts["rejected"] == 2
+    assert worker.up
+    verified(reader)
+
+
 def test_a_table_that_is_gone_is_a_database_that_is_away_and_no_bad_row(
     worker: LedgerWorker, ledger_url: SecretStr | None, state: Path, noted: Noted
 ) -> None:
     reader = Reader(ledger_url, state)
     with reader.database.begin() as connection:
         connection.execute(text("ALTER TABLE exits RENAME TO hidden"))
-    worker.write([departed(page(1), paid=False)])
+    worker.write([departed(header(1), paid=False)])
     assert not worker.up
     assert (noted.counts["spilled"], noted.counts["rejected"]) == (1, 0)
     with reader.database.begin() as connection:
@@ -364,10 +386,10 @@ def test_what_neither_database_nor_disk_takes_is_kept_and_written_later(
         WorkerDeps(database, ConnectionWatchdog(database), spill, instance), noted
     )
     worker.tend()
-    worker.write([departed(page(1), paid=False)])
+    worker.write([departed(header(1), paid=False)])
     assert noted.counts["spilled"] == 0
     (state / "ledger").unlink()
-    worker.write([departed(page(2), paid=False)])
+    worker.write([departed(header(2), paid=False)])
     assert noted.counts["spilled"] == spilled(state) == 2
     worker.finish()
 
