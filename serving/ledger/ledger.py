@@ -29,6 +29,7 @@ from serving.ledger.rows import (
     opened_exit,
     periods_at,
     price_row,
+    storable_text,
     unknown_call,
 )
 from serving.ledger.worker import Answer
@@ -252,6 +253,9 @@ class DatabaseCall:
         if end.usage is None:
             return Close(closed_call(self._call, end, None))
         priced = self._prices.frontier(
-            self._call["model"], end.usage, end.service_tier, self._call["opened_at"]
+            self._call["model"],
+            end.usage,
+            storable_text(end.service_tier),
+            self._call["opened_at"],
         )
         return Close(closed_call(self._call, end, priced), (price_row(priced.price),))

@@ -105,7 +105,7 @@ def opened_exit(header: ExitHeader) -> Row:
     """Return an exit's row while the request is in progress."""
     return {
         "id": header.id,
-        "request_id": _text(header.request_id),
+        "request_id": storable_text(header.request_id),
         "input_index": header.index,
         "tenant": header.caller.tenant,
         "key_id": header.caller.key_id,
@@ -129,14 +129,14 @@ def closed_exit(
         "state": "closed",
         "route": exit_.route,
         "reason": exit_.reason,
-        "model": _text(exit_.model),
+        "model": storable_text(exit_.model),
         "outcome": exit_.error or "answered",
         "valid": exit_.valid,
         "guaranteed": exit_.guaranteed,
         "escalated": is_escalated(exit_, paid=paid),
         "cached": exit_.route == "cache",
         **_tokens(exit_.usage),
-        "service_tier": _text(exit_.service_tier),
+        "service_tier": storable_text(exit_.service_tier),
         "cost_usd": sums.cost_usd,
         "held_usd": sums.held_usd,
         "reference_usd": sums.reference_usd,
@@ -175,7 +175,7 @@ def closed_call(call: Row, end: CallEnd, priced: Priced | None) -> Row:
         "outcome": end.outcome,
         **_tokens(end.usage),
         "usage_source": end.usage_source,
-        "service_tier": _text(end.service_tier),
+        "service_tier": storable_text(end.service_tier),
         "price_id": None if priced is None else priced.price.id,
         "cost_usd": _ZERO if priced is None else priced.cost_usd,
         "held_usd": _ZERO,
@@ -191,7 +191,7 @@ def unknown_call(call: Row, end: CallEnd) -> Row:
         "outcome": end.outcome,
         **_tokens(end.usage),
         "usage_source": "unknown",
-        "service_tier": _text(end.service_tier),
+        "service_tier": storable_text(end.service_tier),
         "elapsed_us": _microseconds(end.elapsed_s),
     }
 
@@ -257,7 +257,7 @@ def _call(
         "exit_id": header.id,
         "tenant": header.caller.tenant,
         "kind": kind,
-        "model": _text(model),
+        "model": storable_text(model),
         "day": periods.day,
         "month": periods.month,
         "opened_at": at,
@@ -269,7 +269,7 @@ def _tokens(usage: Usage | None) -> dict[str, int]:
     return {} if usage is None else usage.model_dump()
 
 
-def _text(value: str | None) -> str | None:
+def storable_text(value: str | None) -> str | None:
     """Return a text that both databases can store: no NUL, no lone surrogates, 256 characters."""
     if value is None:
         return None

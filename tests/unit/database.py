@@ -37,6 +37,7 @@ def postgres_server(name: str = "") -> Iterator[str]:
     """
     # Short, because a Unix socket's path has at most 107 bytes.
     folder = MEMORY / f"pg-{name or uuid4().hex[:12]}"
+    folder.mkdir(exist_ok=True)  # two processes may start at once
     server = pgserver.get_server(folder, cleanup_mode="delete")
     try:
         yield server.get_uri()
