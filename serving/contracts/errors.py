@@ -25,6 +25,7 @@
     |- DeadlineExceeded
     |- FrontierNotConfigured         no key for any provider that could answer
     |- MaxCostExceeded               the client's own limit leaves no provider
+    |- UnpricedModel                 the model has no price, so its cost cannot be recorded
     |- FrontierError                 a provider was asked and gave no answer
     |  |- FrontierRejected           the provider finds fault with the request
     |  |- FrontierContextTooLong     the model's window is too small for it
@@ -55,7 +56,6 @@
        |- EnvironmentUnavailable
        |- InvalidSuite
        |- InvalidKey
-       |- UnpricedModel              nobody knows what its answers cost
        |- LedgerUnusable             the ledger's database cannot be opened or brought up to date
        `- AttestationRefused          the model must not be served
 
@@ -258,6 +258,12 @@ class MaxCostExceeded(NarrowgateError):
     code = "max_cost_exceeded"
 
 
+class UnpricedModel(NarrowgateError):
+    """The model has no price. No price does not mean that it is free."""
+
+    code = "unpriced_model"
+
+
 class FrontierError(NarrowgateError):
     """A provider gave no answer."""
 
@@ -440,12 +446,6 @@ class InvalidKey(ConfigurationError):
     """A key file is missing, unreadable or of another kind than Ed25519."""
 
     code = "invalid_key"
-
-
-class UnpricedModel(ConfigurationError):
-    """A model has no price, and none is not free."""
-
-    code = "unpriced_model"
 
 
 class LedgerUnusable(ConfigurationError):

@@ -115,13 +115,21 @@ class ModelSettings(_Frozen):
     )
 
 
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
+
+
 class GatewaySettings(_Frozen):
     """The HTTP side."""
 
     replicas: int = Field(default=1, ge=1, le=100)
     num_cpus: float = Field(default=0.0, ge=0.0, description="CPU resources reserved in Ray")
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
-    max_inputs: int = Field(default=256, ge=1, le=4096, description="inputs in one request")
+    max_inputs: int = Field(
+        default=256,
+        ge=1,
+        le=4096,
+        description="inputs in one request: texts of a task, prompts, choices",
+    )
     max_concurrent_inputs: int = Field(
         default=256, ge=1, description="inputs being worked on, a gateway replica"
     )
@@ -131,6 +139,11 @@ class GatewaySettings(_Frozen):
     request_timeout_s: float = Field(default=120.0, gt=0.0, le=3600.0)
     drain_timeout_s: float = Field(
         default=10.0, ge=0.0, le=600.0, description="time for requests in flight at shutdown"
+    )
+    cors_origins: tuple[Origin, ...] = Field(
+        default=(),
+        description="origins whose pages may call the API from a browser, such as "
+        "https://app.example.com; * allows all; none by default",
     )
 
 

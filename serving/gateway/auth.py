@@ -1,26 +1,34 @@
-"""Who sends a request: the API key becomes a caller before anything else is read."""
+"""Authenticates a request: its API key becomes a caller before its body is read."""
 
-from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.contracts.auth import Directory
-from serving.contracts.errors import Forbidden, NarrowgateError, Unauthenticated
+from serving.contracts.errors import (
+    Forbidden,
+    InvalidRequest,
+    NarrowgateError,
+    Unauthenticated,
+)
 from serving.contracts.ledger import DEFAULT_TENANT, Caller
 from serving.gateway.errors import error_response
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
-"""For probes, scrapers and readers: what they show is no tenant's."""
+"""Paths that need no key: they are for probes, scrapers and readers, and show no tenant's data."""
+
+KEY_HEADERS = ("authorization", "x-api-key", "api-key")
+"""Headers with a key, in order: OpenAI's SDKs, Anthropic's, Azure's."""
 
 _ADMIN = "/v1/admin"
+_NO_KEY_FIX = "send Authorization: Bearer KEY; narrowgate key create makes one"
 
 
 class Authentication:
-    """Puts the request's Caller into scope["state"]["caller"], or refuses it.
+    """Puts the request's Caller into scope["state"]["caller"], or refuses the request.
 
     Admin keys are for the paths under /v1/admin, and those paths for admin keys. Open paths get no
-    caller. enforced: False takes everybody for the default tenant, and for an admin on admin paths.
+    caller. enforced: False makes every caller the default tenant, and an admin on admin paths.
     """
 
     def __init__(self, app: ASGIApp, directory: Directory, *, enforced: bool) -> None:
@@ -33,8 +41,9 @@ class Authentication:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # The router's own reading: where another one differed, a path could pass for another.
-        path = get_route_path(scope)
+        path = plain_path(scope)
+        # The router reads the same path: a path that it read otherwise could pass for another.
+        scope["path"], scope["root_path"] = path, ""
         if path not in OPEN_PATHS:
             try:
                 caller = self._caller(path, Headers(scope=scope))
@@ -44,14 +53,24 @@ class Authentication:
             scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
 
+    def _known(self, keys: tuple[str, ...]) -> Caller:
+        """Return whose key it is: SDKs that want one header filled send a made-up key in it."""
+        *others, last = keys
+        for key in others:
+            try:
+                return self._directory.find(key)
+            except Unauthenticated:
+                continue
+        return self._directory.find(last)
+
     def _caller(self, path: str, headers: Headers) -> Caller:
         admin_path = path == _ADMIN or path.startswith(_ADMIN + "/")
         if not self._enforced:
             return Caller(DEFAULT_TENANT, admin=admin_path)
-        caller = self._directory.find(presented_key(headers))
+        caller = self._known(presented_keys(headers))
         if caller.admin and not admin_path:
             raise Forbidden(
-                "an admin key is for /v1/admin alone: it has no tenant who would pay",
+                "an admin key is for paths under /v1/admin only: it belongs to no tenant",
                 fix="send a tenant's key; narrowgate key create --tenant NAME makes one",
             )
         if admin_path and not caller.admin:
@@ -61,21 +80,43 @@ class Authentication:
         return caller
 
 
-def presented_key(headers: Headers) -> str:
-    """Return the key as OpenAI's SDKs send it, else as Anthropic's do. Raises Unauthenticated."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    key = key.strip() if scheme.lower() == "bearer" else ""
-    key = key or headers.get("x-api-key", "").strip()
-    if not key:
-        raise Unauthenticated(
-            "the request carries no API key",
-            fix="send Authorization: Bearer KEY; narrowgate key create makes one",
-        )
-    return key
+def plain_path(scope: Scope) -> str:
+    """Return the path below the application's root, without a slash at its end."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and (path == root or path.startswith(f"{root}/")):
+        path = path[len(root) :]
+    return path.rstrip("/") or "/"
+
+
+def presented_keys(headers: Headers) -> tuple[str, ...]:
+    """Return the keys that a request carries, in the order of KEY_HEADERS.
+
+    Raises InvalidRequest for a header that is there twice: a proxy in front may have read the
+    other one. Raises Unauthenticated where there is no key.
+    """
+    keys = []
+    for name in KEY_HEADERS:
+        values = headers.getlist(name)
+        if len(values) > 1:
+            raise InvalidRequest(
+                f"the request has {len(values)} {name} headers", field=name, fix="send one"
+            )
+        keys += [key for value in values if (key := _key(name, value))]
+    if not keys:
+        raise Unauthenticated("the request carries no API key", fix=_NO_KEY_FIX)
+    return tuple(keys)
+
+
+def _key(name: str, value: str) -> str:
+    if name != "authorization":
+        return value.strip()
+    scheme, _, key = value.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def refusal(error: NarrowgateError) -> Response:
-    """Return the response to a request that goes no further than its headers."""
+    """Return the response to a request that is refused for its headers."""
     response = error_response(error)
     if isinstance(error, Unauthenticated):
         response.headers["www-authenticate"] = "Bearer"

@@ -8,11 +8,12 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from serving.contracts.errors import NarrowgateError
 from serving.gateway import errors, health_api, models_api, openai_api, report_api, tasks_api
 from serving.gateway.context import GatewayContext
-from serving.gateway.middleware import BodyLimit, RequestScope
+from serving.gateway.middleware import BodyLimit, HeadAsGet, RequestScope
 
 
 def build_http(context: GatewayContext) -> FastAPI:
@@ -38,12 +39,17 @@ def build_http(context: GatewayContext) -> FastAPI:
         title="narrowgate",
         summary="Narrow NLP tasks on local models",
         lifespan=lifespan,
+        # A slash at a path's end is taken away before routing: clients do not follow a redirected
+        # POST.
+        redirect_slashes=False,
         middleware=[
             Middleware(
                 RequestScope,
                 finished=context.metrics.http_finished,
                 development=context.development,
             ),
+            Middleware(HeadAsGet),
+            *_cross_origin(context.settings.cors_origins),
             *context.access.middleware(),
             Middleware(BodyLimit, max_body_bytes=context.settings.max_body_bytes),
         ],
@@ -61,3 +67,22 @@ def build_http(context: GatewayContext) -> FastAPI:
     app.include_router(health_api.router)
     app.include_router(report_api.router)
     return app
+
+
+def _cross_origin(origins: tuple[str, ...]) -> list[Middleware]:
+    """Return what lets pages of other origins call the API: nothing unless origins are set.
+
+    Before authentication: a browser's preflight request carries no key. Credentials are never
+    allowed: keys go in headers, and a page must hold its own.
+    """
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    ]

@@ -1,6 +1,7 @@
-"""What every HTTP request passes: an id, a route header, one log line, a bound on its body."""
+"""Middleware of every HTTP request: its id, one log line, HEAD, and the limit on its body."""
 
 import logging
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -23,7 +24,8 @@ ATTESTATION = "x-narrowgate-attestation"
 COST = "x-narrowgate-cost-usd"
 DEVELOPMENT = "x-narrowgate-development"
 
-_LOGGED_ID_CHARS = 128
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+"""Printable ASCII: the id goes into logs, headers and the ledger."""
 
 Finished = Callable[[str, str, int, float], None]
 
@@ -38,10 +40,10 @@ class Arrival:
 
 
 class RequestScope:
-    """Gives each request an id, and reports it when its last byte is out or its client is gone.
+    """Gives each request an id and its arrival, and reports it when it has ended.
 
-    finished: told the path template, method, status and seconds. A client that hung up before
-    the response began has status 499. development: every response says that attestations are not
+    finished: gets the path template, method, status and seconds. A client that hung up before the
+    response began has status 499. development: every response says that attestations are not
     enforced.
     """
 
@@ -56,10 +58,11 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         # Ray Serve takes the id from the request or makes one, and puts it on the response.
-        request_id = Headers(scope=scope).get(REQUEST_ID) or uuid.uuid4().hex
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         arrival = Arrival(request_id, datetime.now(UTC), time.monotonic())
         scope.setdefault("state", {})["arrival"] = arrival
-        status = 499
+        status, method = 499, scope["method"]
 
         async def send_with_route(message: Message) -> None:
             nonlocal status
@@ -77,19 +80,40 @@ class RequestScope:
             elapsed_s = time.monotonic() - arrival.monotonic_s
             route = scope.get("route")
             endpoint = getattr(route, "path", "unmatched")
-            self._finished(endpoint, scope["method"], status, elapsed_s)
+            self._finished(endpoint, method, status, elapsed_s)
             logger.info(
                 "request_finished id=%s endpoint=%s method=%s status=%d seconds=%.4f",
-                request_id[:_LOGGED_ID_CHARS],
+                request_id,
                 endpoint,
-                scope["method"],
+                method,
                 status,
                 elapsed_s,
             )
 
 
+class HeadAsGet:
+    """Answers HEAD as GET without a body: monitors and load balancers ask so."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        scope["method"] = "GET"
+        await self._app(scope, receive, send_without_body)
+
+
 class BodyLimit:
-    """Refuses a body over the bound, by its declared length or as it arrives."""
+    """Refuses a body over the limit, by its declared length or as it arrives."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from serving.contracts.errors import InvalidRequest
 from serving.contracts.requests import Role
+from serving.pipeline.json_schema import check_schema
 
 Check = Callable[[Any, str], Any]
 """Takes a value and its path in the request; returns the value. Raises InvalidRequest."""
@@ -137,7 +138,11 @@ def _response_format(value: Any, path: str) -> dict[str, Any]:
         raise invalid(f"{path}.type", kind, "one of json_object, json_schema, text")
     if kind == "json_schema":
         described = object_(form.get("json_schema"), f"{path}.json_schema")
-        object_(described.get("schema"), f"{path}.json_schema.schema")
+        text(described.get("name"), f"{path}.json_schema.name")
+        check_schema(
+            object_(described.get("schema"), f"{path}.json_schema.schema"),
+            f"{path}.json_schema.schema",
+        )
     return form
 
 

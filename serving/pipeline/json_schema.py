@@ -1,0 +1,105 @@
+"""Checks the JSON schema of a response format before an engine or a provider gets it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from serving.contracts.errors import InvalidRequest
+
+_TYPES = frozenset({"string", "number", "integer", "boolean", "object", "array", "null"})
+_MAPS = ("properties", "$defs", "definitions", "patternProperties")
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else")
+_SAME_VALUE = ("allOf", "anyOf", "oneOf")
+"""Keywords whose schemas describe the value itself, not a part of it."""
+
+
+def check_schema(schema: Any, path: str) -> None:
+    """Raise InvalidRequest, with the path, for a schema that no value can be generated from.
+
+    Refuses keywords of the wrong type, references that lead nowhere or outside the schema, and
+    references that lead back to themselves without a property or an item between.
+    """
+    for where, node in _schemas(schema, path):
+        _check_keywords(node, where)
+        if "$ref" in node:
+            _resolved(schema, node["$ref"], f"{where}.$ref")
+    done: set[int] = set()
+    for where, node in _schemas(schema, path):
+        _check_ends(schema, node, where, set(), done)
+
+
+def _schemas(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield every schema in a schema, with its path. Raises InvalidRequest for what is none."""
+    waiting = [(path, node)]
+    while waiting:
+        where, found = waiting.pop()
+        if isinstance(found, bool):
+            continue
+        if not isinstance(found, Mapping):
+            raise _broken(where, "is no schema: an object or a boolean")
+        yield where, found
+        for name in _MAPS:
+            inner = found.get(name, {})
+            if not isinstance(inner, Mapping):
+                raise _broken(f"{where}.{name}", "is not an object of schemas")
+            waiting += [(f"{where}.{name}.{key}", item) for key, item in inner.items()]
+        for name in _LISTS:
+            inner = found.get(name, [True])
+            if not isinstance(inner, list) or not inner:
+                raise _broken(f"{where}.{name}", "is not a list of at least one schema")
+            waiting += [(f"{where}.{name}.{i}", item) for i, item in enumerate(inner)]
+        waiting += [(f"{where}.{name}", found[name]) for name in _SINGLE if name in found]
+
+
+def _check_keywords(node: Mapping[str, Any], path: str) -> None:
+    kinds = node.get("type", "object")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if not kinds or any(not isinstance(kind, str) or kind not in _TYPES for kind in kinds):
+        raise _broken(f"{path}.type", "is not one of " + ", ".join(sorted(_TYPES)))
+    required = node.get("required", [])
+    if not isinstance(required, list) or any(not isinstance(name, str) for name in required):
+        raise _broken(f"{path}.required", "is not a list of strings")
+    if "enum" in node and (not isinstance(node["enum"], list) or not node["enum"]):
+        raise _broken(f"{path}.enum", "is not a list of at least one value")
+    if "pattern" in node and not isinstance(node["pattern"], str):
+        raise _broken(f"{path}.pattern", "is not a string")
+
+
+def _resolved(root: Any, reference: Any, path: str) -> Any:
+    """Return the schema that a reference names."""
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        raise _broken(path, "does not name a place in the schema, such as #/$defs/item")
+    node = root
+    for part in reference.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, Mapping) and key in node:
+            node = node[key]
+        elif isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+            node = node[int(key)]
+        else:
+            raise _broken(path, "names a place that the schema does not have")
+    if not isinstance(node, Mapping | bool):
+        raise _broken(path, "names a place that is no schema")
+    return node
+
+
+def _check_ends(root: Any, node: Any, path: str, above: set[int], done: set[int]) -> None:
+    """Raise InvalidRequest where a value would have to be described before it is described."""
+    if not isinstance(node, Mapping) or id(node) in done:
+        return
+    if id(node) in above:
+        raise _broken(path, "refers to itself without a property or an item between")
+    above.add(id(node))
+    if "$ref" in node:
+        _check_ends(root, _resolved(root, node["$ref"], f"{path}.$ref"), path, above, done)
+    for name in _SAME_VALUE:
+        for item in node.get(name, []):
+            _check_ends(root, item, path, above, done)
+    above.remove(id(node))
+    done.add(id(node))
+
+
+def _broken(path: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{path} {reason}", field=path, fix="correct the JSON schema of response_format"
+    )
