@@ -169,7 +169,9 @@ def _context(plan: Plan, ledger: LedgerService) -> "GatewayContext":
     meters = {LOCAL_MODEL: ReplicaMeter(Replicas())}
     decisions = NoDecisions()
     path = RequestPath(
-        policy=Policy.of(providers, RoutingSettings(), {}, engines, frontier.configured),
+        policy=Policy.of(
+            providers, RoutingSettings(), {}, {LOCAL_MODEL: 8192}, frontier.configured
+        ),
         router=NoRouter(),
         recorder=ExitRecorder(ledger, metrics),
         runners=build_runners({}, engines, meters, frontier, decisions, local, remote),

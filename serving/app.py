@@ -41,6 +41,7 @@ from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.request_path import RequestPath, build_runners
 from serving.pipeline.runner import BoundTask
 from serving.routing.build import build_decision_log, build_router
+from serving.tasks.prompt import longest_input
 from serving.tasks.task import bind
 
 # Admission is the gateway's own and says why it refuses; Serve's must not step in before it.
@@ -133,6 +134,10 @@ def _build_context(
         model_id: load_tokenizer(LoadCheck.of(settings, model, checkpoints[model_id]))
         for model_id, model in models.items()
     }
+    max_chars = {
+        model_id: longest_input(tokenizer, models[model_id].max_model_len)
+        for model_id, tokenizer in tokenizers.items()
+    }
     tasks = {}
     for name, spec in specs.items():
         model = models[settings.model_for(name)]
@@ -152,7 +157,7 @@ def _build_context(
     return GatewayContext(
         settings=gateway,
         path=RequestPath(
-            policy=Policy.of(settings.frontier, routing, specs, engines, frontier.configured),
+            policy=Policy.of(settings.frontier, routing, specs, max_chars, frontier.configured),
             router=build_router(routing, specs, build_embedder(settings.state), metrics),
             recorder=ExitRecorder(ledger, metrics),
             runners=build_runners(tasks, engines, meters, frontier, decisions, local, remote),

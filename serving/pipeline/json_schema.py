@@ -8,7 +8,16 @@ from serving.contracts.errors import InvalidRequest
 _TYPES = frozenset({"string", "number", "integer", "boolean", "object", "array", "null"})
 _MAPS = ("properties", "$defs", "definitions", "patternProperties")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_SINGLE = ("items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else")
+_SINGLE = (
+    "items",
+    "additionalProperties",
+    "not",
+    "contains",
+    "propertyNames",
+    "if",
+    "then",
+    "else",
+)
 _SAME_VALUE = ("allOf", "anyOf", "oneOf")
 """Keywords whose schemas describe the value itself, not a part of it."""
 

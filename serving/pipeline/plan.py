@@ -1,12 +1,12 @@
 """Which model answers a request, and why. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
-from serving.contracts.errors import InvalidRequest, UnknownModel
+from serving.contracts.errors import InputTooLong, InvalidRequest, UnknownModel
 from serving.contracts.frontier import OutputBounds
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.requests import (
@@ -73,14 +73,15 @@ Plan = LocalPlan | FrontierPlan | TaskPlan
 class Policy:
     """The part of the settings that decides about plans.
 
-    specs: tasks by name. local_models: ids, the default first. escalate_on: reasons for which a
-    task's input goes to a frontier model. tiers: `provider/model`s in order. bounds: of free-form
+    specs: tasks by name. local_models: by id, the default first, the most characters of a prompt
+    that can fit the model's window. escalate_on: reasons for which a task's input goes to a
+    frontier model. tiers: `provider/model`s in order. bounds: of free-form
     answers. reserve_s: time that a local attempt leaves for a frontier call. providers: those
     configured, with a key or without. configured: returns those targets whose provider has a key.
     """
 
     specs: Mapping[str, TaskSpec]
-    local_models: tuple[str, ...]
+    local_models: Mapping[str, int]
     escalate_on: frozenset[Reason]
     task_tier: Tier
     tiers: Mapping[Tier, tuple[str, ...]]
@@ -95,13 +96,13 @@ class Policy:
         frontier: FrontierSettings,
         routing: RoutingSettings,
         specs: Mapping[str, TaskSpec],
-        local_models: Iterable[str],
+        local_models: Mapping[str, int],
         configured: Callable[[tuple[str, ...]], tuple[str, ...]],
     ) -> Self:
         """Return the policy of the settings."""
         return cls(
             specs=specs,
-            local_models=tuple(local_models),
+            local_models=local_models,
             escalate_on=frozenset(routing.escalate_on),
             task_tier=routing.task_tier,
             tiers={tier: frontier.tiers[tier] for tier in TIERS},
@@ -176,12 +177,12 @@ def _chat_plan(
 def _routed_plan(
     request: ChatRequest, context: RequestContext, policy: Policy, decision: Decision
 ) -> Plan:
-    route = context.options.route
+    route, models = context.options.route, policy.local_models
     if decision.task is not None and route != "frontier_only":
         batch = TaskBatch(decision.task.task, (decision.task,))
         return _task_plan(batch, context, policy, decision)
     if route == "local_only":
-        return _local_plan(request, policy.local_models[0], policy.local_models, context)
+        return _local_plan(request, next(iter(models)), models, context)
     reason: Reason = "requested" if route == "frontier_only" else "out_of_scope"
     tier = decision.tier
     return _frontier_plan(policy.tiers[tier], tier, context, policy, reason, decision)
@@ -221,7 +222,7 @@ def _frontier_plan(
 def _local_plan(
     request: ChatRequest | CompletionRequest,
     name: str,
-    models: tuple[str, ...],
+    models: Mapping[str, int],
     context: RequestContext,
     others: tuple[str, ...] = (),
 ) -> LocalPlan:
@@ -230,6 +231,14 @@ def _local_plan(
         raise UnknownModel(f"no model {name!r}", field="model", fix=f"use one of: {known}")
     if context.options.route == "frontier_only":
         raise _contradiction(name, context)
+    if request.text_chars > models[name]:
+        # Tokenizing it only to find out takes 1 s and 250 MB for each MiB.
+        raise InputTooLong(
+            f"the text is {request.text_chars} characters long, and at most {models[name]} can fit "
+            f"the window of {name!r}",
+            field="messages" if isinstance(request, ChatRequest) else "prompt",
+            fix="shorten the text",
+        )
     return LocalPlan(name, request.engine_body(name), context.deadline)
 
 

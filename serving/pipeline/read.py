@@ -136,25 +136,17 @@ def find_task(specs: Mapping[str, TaskSpec], name: str) -> TaskSpec:
 
 
 def task_request(spec: TaskSpec, text_: str, source: object, target: object) -> TaskRequest:
-    """Return one input of a task. Languages do not depend on case.
-
-    Raises UnsupportedParameter for a language where the task has none.
-    """
+    """Return one input of a task. Raises UnsupportedParameter for a language it cannot have."""
     codes = {"source_language": source, "target_language": target}
-    found: dict[str, str | None] = {}
-    for name, value in codes.items():
-        if value is None:
-            found[name] = None
-            continue
-        code = text(value, name)
-        if not isinstance(spec, TranslationSpec):
-            raise UnsupportedParameter(
-                f"the task {spec.name!r} has no languages, and {name} is {code!r}",
-                field=name,
-                fix=f"remove {name}",
-            )
-        found[name] = next((k for k in spec.languages if k.lower() == code.lower()), code)
-    return TaskRequest(spec.name, text_, found["source_language"], found["target_language"])
+    given = {name: text(code, name) for name, code in codes.items() if code is not None}
+    if given and not isinstance(spec, TranslationSpec):
+        name, code = next(iter(given.items()))
+        raise UnsupportedParameter(
+            f"the task {spec.name!r} has no languages, and {name} is {code!r}",
+            field=name,
+            fix=f"remove {name}",
+        )
+    return TaskRequest(spec.name, text_, **given)
 
 
 def _body(document: Any, exempt: frozenset[str] = frozenset()) -> dict[str, Any]:

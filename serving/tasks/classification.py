@@ -7,7 +7,7 @@ from serving.contracts.answer import Prediction, TaskRequest
 from serving.contracts.engine import EngineOutput, ScoreOutput, ScoreWork
 from serving.contracts.task_spec import ClassificationSpec
 from serving.tasks.label_trie import LabelTrie
-from serving.tasks.prompt import PromptFrame, PromptTokenizer, cleaned
+from serving.tasks.prompt import PromptFrame, PromptTokenizer, cleaned, longest_input
 
 
 class ClassificationTask:
@@ -28,6 +28,7 @@ class ClassificationTask:
         self._offsets = label_offsets
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
+        self._max_chars = longest_input(tokenizer, max_model_len)
         verbalizers = {label.name: label.verbalizer for label in spec.labels}
         self._frame = PromptFrame.build(
             tokenizer,
@@ -44,7 +45,7 @@ class ClassificationTask:
 
     def plan(self, request: TaskRequest) -> ScoreWork:
         """Return the scoring of every point at which labels differ. Raises InvalidRequest."""
-        ids = self._tokenizer.encode(cleaned(request.text))
+        ids = self._tokenizer.encode(cleaned(request.text, self._max_chars))
         prompt = self._frame.assemble(ids, self._max_model_len, self._reserve)
         return ScoreWork(prompt, self._trie.points)
 

@@ -9,7 +9,7 @@ from serving.contracts.engine import EngineOutput, GenerateOutput, GenerateWork
 from serving.contracts.task_spec import ExtractionSpec
 from serving.tasks.confidence import sequence_confidence
 from serving.tasks.entity_location import locate
-from serving.tasks.prompt import PromptFrame, PromptTokenizer, cleaned
+from serving.tasks.prompt import PromptFrame, PromptTokenizer, cleaned, longest_input
 
 # An entity takes its own tokens, its type and about ten tokens of JSON. Inputs that consist of
 # entities alone are rare: 3 output tokens an input token covered every development sample whose
@@ -29,6 +29,7 @@ class ExtractionTask:
         self.spec = spec
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
+        self._max_chars = longest_input(tokenizer, max_model_len)
         shots = [
             (
                 example.text,
@@ -42,7 +43,7 @@ class ExtractionTask:
 
     def plan(self, request: TaskRequest) -> GenerateWork:
         """Return a constrained generation, bounded by the input's length. Raises InvalidRequest."""
-        ids = self._tokenizer.encode(cleaned(request.text))
+        ids = self._tokenizer.encode(cleaned(request.text, self._max_chars))
         bound = min(
             self.spec.max_output_tokens,
             _OUTPUT_TOKENS_BASE + math.ceil(_OUTPUT_TOKENS_PER_INPUT_TOKEN * len(ids)),

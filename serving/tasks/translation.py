@@ -10,7 +10,7 @@ from serving.contracts.errors import UnknownLanguage
 from serving.contracts.task_spec import TranslationSpec
 from serving.tasks.blank_text import is_blank
 from serving.tasks.confidence import sequence_confidence
-from serving.tasks.prompt import PromptFrame, PromptTokenizer, cleaned
+from serving.tasks.prompt import PromptFrame, PromptTokenizer, cleaned, longest_input
 from serving.tasks.translation_check import Losses, losses
 
 _OUTPUT_TOKENS_BASE = 16
@@ -63,6 +63,7 @@ class TranslationTask:
         self.spec = spec
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
+        self._max_chars = longest_input(tokenizer, max_model_len)
         self._detector = detector or LinguaDetector(spec.languages)
         self._frames = {
             (source, target): self._frame(source, target)
@@ -75,7 +76,7 @@ class TranslationTask:
 
     def plan(self, request: TaskRequest) -> GenerateWork:
         """Return a generation that stops at the end of the translation. Raises InvalidRequest."""
-        text = cleaned(request.text)
+        text = cleaned(request.text, self._max_chars)
         source, target = self.direction(request)
         ids = self._tokenizer.encode(text)
         bound = min(

@@ -9,6 +9,7 @@ class CharacterTokenizer:
     """One token a character; the template marks turns with characters that texts do not hold."""
 
     end_of_turn_id = ord("\x03")
+    longest_token_chars = 4
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]

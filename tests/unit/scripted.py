@@ -73,6 +73,8 @@ class ScriptedEngine:
         self.bodies: list[dict[str, Any]] = []
         self.events = ['data: {"choices": [{"delta": {"content": "hi"}}]}\n\n']
         self.fail_after_events: NarrowgateError | None = None
+        usage = {"prompt_tokens": 5, "completion_tokens": 2}
+        self.document: dict[str, Any] = {"id": "x", "usage": usage}
 
     async def _ping(self, timeout_s: float) -> EngineInfo:
         return INFO
@@ -107,8 +109,7 @@ class ScriptedEngine:
 
         if body.get("stream"):
             return OpenAIReply(200, None), events()
-        usage = {"prompt_tokens": 5, "completion_tokens": 2}
-        return OpenAIReply(200, {"id": "x", "usage": usage}), events()
+        return OpenAIReply(200, self.document), events()
 
     async def metrics(self, timeout_s: float) -> str:
         return (
@@ -299,7 +300,8 @@ class Server:
         engines = {MODEL: self.engine}
         path = RequestPath(
             policy=Policy.of(
-                FrontierSettings(), RoutingSettings(), specs, engines, self.frontier.configured
+                FrontierSettings(), RoutingSettings(), specs, {MODEL: 4 * WINDOW},
+                self.frontier.configured,
             ),
             router=self.router,
             recorder=ExitRecorder(self.ledger, self.exits),

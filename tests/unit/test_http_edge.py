@@ -1,0 +1,226 @@
+"""The edge of HTTP: media types, JSON, methods, paths, origins, request ids, headers."""
+
+import asyncio
+import gzip
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from serving.contracts.errors import InvalidSettings
+from serving.contracts.settings import load_settings
+from serving.contracts.task_spec import TaskSpec
+
+from .chat_kit import CHAT, asked, said
+from .scripted import MODEL, Server, assert_error
+
+TASK = "/v1/tasks/topic"
+
+
+@pytest.fixture
+async def server(specs: dict[str, TaskSpec]) -> Server:
+    return await Server(specs).ready()
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", TASK])
+async def test_another_media_type_is_a_415_that_names_the_header(
+    server: Server, kind: str | None, path: str
+) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    response = await server.post(path, content=b"{}", headers=headers)
+    error = assert_error(response, 415, "unsupported_media_type")
+    assert error["param"] == "content-type"
+    assert "application/json" in error["fix"]
+
+
+async def test_a_compressed_body_is_a_415_that_names_the_header(server: Server) -> None:
+    body = gzip.compress(json.dumps(asked(MODEL)).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    error = assert_error(
+        await server.post(CHAT, content=body, headers=headers), 415, "unsupported_media_type"
+    )
+    assert error["param"] == "content-encoding"
+    plain = {"content-type": "application/json; charset=utf-8", "content-encoding": "identity"}
+    kept = await server.post(CHAT, content=json.dumps(asked(MODEL)), headers=plain)
+    assert kept.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "inside"),
+    [
+        (b'{"input": "a", "input": "b"}', "'input' twice"),
+        (b'{"inputs": [{"a": 1, "a": 2}]}', "'a' twice"),
+        (b'{"input": NaN}', "NaN"),
+        (b'{"input": -Infinity}', "Infinity"),
+        (b'{"input": 1e999}', "1e999"),
+        (b'{"input": ' + b"9" * 5000 + b"}", "digits"),
+        (b"[" * 100_000, "nested"),
+        (b'{"input": "\xe9"}', "UTF-8"),
+        (b"", "not JSON"),
+    ],
+)
+async def test_a_body_that_is_not_plain_json_says_why(
+    server: Server, content: bytes, inside: str
+) -> None:
+    headers = {"content-type": "application/json"}
+    response = await server.post(TASK, content=content, headers=headers)
+    assert inside in assert_error(response, 400, "invalid_request")["message"]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v1/models", "/v1/tasks"])
+async def test_head_is_get_without_a_body(server: Server, path: str) -> None:
+    head = await server.client.head(path)
+    assert head.status_code == (await server.client.get(path)).status_code
+    assert head.content == b""
+    text = (await server.client.get("/metrics")).text
+    assert f'narrowgate_http_requests_total{{endpoint="{path}",method="HEAD"' in text
+    assert (await server.client.head(TASK)).status_code == 405
+
+
+async def test_a_slash_at_the_end_changes_nothing(server: Server) -> None:
+    assert (await server.post(f"{TASK}/", json={"input": "x"})).status_code == 200
+    assert (await server.post(f"{CHAT}/", json=asked(MODEL))).status_code == 200
+    assert (await server.client.get("/v1/models/")).json()["object"] == "list"
+    assert (await server.client.get(f"/v1/models/{MODEL}/")).json()["id"] == MODEL
+
+
+@pytest.mark.parametrize("given", [b"\xe9", b"a b", b"x" * 129, b"", b"\x01"])
+async def test_a_request_id_that_logs_cannot_hold_is_replaced(server: Server, given: bytes) -> None:
+    response = await server.client.post(
+        TASK, json={"inputs": ["x"]}, headers=[(b"x-request-id", given)]
+    )
+    assert response.status_code == 200
+    assert len(response.json()["request_id"]) == 32
+    kept = await server.post(TASK, json={"inputs": ["x"]}, headers={"x-request-id": "mine-1"})
+    assert kept.json()["request_id"] == "mine-1"
+
+
+ORIGIN = "https://app.example.com"
+PREFLIGHT = {
+    "origin": ORIGIN,
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type",
+}
+
+
+async def test_pages_of_other_origins_are_refused_by_default(server: Server) -> None:
+    assert (await server.client.options(CHAT, headers=PREFLIGHT)).status_code == 405
+    answer = await server.post(CHAT, json=asked(MODEL), headers={"origin": ORIGIN})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_pages_of_a_configured_origin_may_call_the_api(specs: dict[str, TaskSpec]) -> None:
+    server = await Server(specs, cors_origins=(ORIGIN,)).ready()
+    preflight = await server.client.options(CHAT, headers=PREFLIGHT)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == ORIGIN
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    assert "access-control-allow-credentials" not in preflight.headers
+    answer = await server.post(CHAT, json=asked(MODEL), headers={"origin": ORIGIN})
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    other = {**PREFLIGHT, "origin": "https://evil.example.com"}
+    refused = await server.client.options(CHAT, headers=other)
+    assert "access-control-allow-origin" not in refused.headers
+
+
+@pytest.mark.parametrize("origin", ["app.example.com", "https://a/b", "ftp://a", ""])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(InvalidSettings, match=r"gateway\.cors_origins\.0"):
+        load_settings(None, {"gateway": {"cors_origins": [origin]}})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_model_name_that_headers_cannot_hold_is_escaped(
+    server: Server, stream: bool
+) -> None:
+    server.frontier.reply = said("An answer.")
+    response = await server.post(CHAT, json=asked("openai/模型 é", stream=stream))
+    assert response.status_code == 200, response.text
+    assert response.headers["x-narrowgate-model"] == "openai/%E6%A8%A1%E5%9E%8B %C3%A9"
+    assert server.context.frontier_admission.active == 0
+    assert [call.end is not None for call in server.ledger.calls] == [True]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_whatever_fails_before_the_first_byte_closes_the_call(
+    server: Server, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(value: str) -> str:
+        raise UnicodeError("no header")
+
+    server.frontier.reply = said("one two three")
+    monkeypatch.setattr("serving.gateway.openai_api._header_text", broken)
+    assert_error(await server.post(CHAT, json=asked("auto", stream=stream)), 500, "internal_error")
+    assert server.context.frontier_admission.active == 0
+    (page,) = server.ledger.pages
+    assert page.exit is not None
+    assert page.exit.error == ("internal_error" if stream else None)
+    assert all(call.end is not None for call in page.calls)
+
+
+NAN_AND_HALF_PAIR: dict[str, Any] = {
+    "role": "assistant",
+    "content": "smile \ud83d",
+    "logprob": float("nan"),
+}
+
+
+async def test_a_providers_nan_and_half_pairs_are_repaired(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.frontier.reply = said("An answer.")
+    original = server.frontier.complete
+
+    async def odd(call: Any) -> Any:
+        completion = await original(call)
+        completion.body["choices"][0]["message"] = NAN_AND_HALF_PAIR
+        return completion
+
+    monkeypatch.setattr(server.frontier, "complete", odd)
+    response = await server.post(CHAT, json=asked("auto"))
+    assert response.status_code == 200
+    message = response.json()["choices"][0]["message"]
+    assert (message["content"], message["logprob"]) == ("smile \ufffd", None)
+    assert server.context.frontier_admission.active == 0
+
+
+async def test_a_local_answer_has_the_fields_of_the_api_alone(server: Server) -> None:
+    answer = {
+        "id": "x", "object": "chat.completion", "created": 1, "model": MODEL,
+        "prompt_token_ids": [1], "prompt_text": "secret", "kv_transfer_params": None,
+        "choices": [{"index": 0, "finish_reason": "stop", "stop_reason": None, "token_ids": [5],
+                     "logprobs": None, "routed_experts": None,
+                     "message": {"role": "assistant", "content": "hi", "reasoning": None,
+                                 "tool_calls": []}}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }  # fmt: skip
+    server.engine.document = answer
+    found = (await server.post(CHAT, json=asked(MODEL))).json()
+    assert set(found) == {"id", "object", "created", "model", "choices", "usage"}
+    (choice,) = found["choices"]
+    assert set(choice) == {"index", "finish_reason", "logprobs", "message"}
+    assert choice["message"] == {"role": "assistant", "content": "hi", "tool_calls": []}
+    delta = {"content": "hi", "reasoning": None}
+    chunk = {"id": "x", "prompt_token_ids": None,
+             "choices": [{"index": 0, "delta": delta, "token_ids": None}]}  # fmt: skip
+    server.engine.events = [f"data: {json.dumps(chunk)}\n\n"]
+    text = (await server.post(CHAT, json=asked(MODEL, stream=True))).text
+    assert json.loads(text.split("\n\n")[0].removeprefix("data: ")) == {
+        "id": "x", "choices": [{"index": 0, "delta": {"content": "hi"}}],
+    }  # fmt: skip
+
+
+async def test_an_entry_is_dated_from_the_requests_arrival(server: Server) -> None:
+    server.engine.release.clear()
+    before = datetime.now(UTC)
+    sent = asyncio.create_task(server.post(TASK, json={"input": "x"}))
+    while server.context.local_admission.active < 1:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    waited = datetime.now(UTC)
+    server.engine.release.set()
+    await sent
+    (page,) = server.ledger.pages
+    assert page.opened_at is not None
+    assert before <= page.opened_at <= waited

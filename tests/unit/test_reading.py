@@ -1,0 +1,360 @@
+"""What the chat, completion and task endpoints take, ignore and refuse, over the ASGI app."""
+
+import json
+from typing import Any
+
+import pytest
+
+from serving.contracts.requests import IGNORED_FIELDS
+from serving.contracts.task_spec import TaskSpec
+from serving.pipeline.read import MAX_MESSAGES
+
+from .chat_kit import CHAT, asked, said
+from .scripted import MODEL, WINDOW, Server, assert_error
+
+PROVIDER = "openai/gpt-6-luna"
+TASK = "task/topic"
+COMPLETIONS = "/v1/completions"
+
+
+@pytest.fixture
+async def server(specs: dict[str, TaskSpec]) -> Server:
+    """A local model, tasks, and a provider that answers."""
+    server = await Server(specs).ready()
+    server.frontier.reply = said("An answer.")
+    return server
+
+
+def untouched(server: Server) -> bool:
+    """Return whether neither engine nor provider was asked."""
+    return not server.engine.bodies and not server.frontier.calls
+
+
+NUMBERS: list[tuple[str, Any]] = [
+    *(("max_tokens", value) for value in (0, -1, "5", 5.0, True, "lots", [], {}, 2**40)),
+    *(("max_completion_tokens", value) for value in (0, -1, "5", True)),
+    *(("n", value) for value in (0, -2, True, "1000", "50", 50.0, 129, [2])),
+    *(("temperature", value) for value in ("hot", -0.1, 2.1, True, [])),
+    *(("top_p", value) for value in ("1", -1, 1.5)),
+    *(("seed", value) for value in ("1", 1.5, 2**70)),
+    ("stop", ""),
+    ("stop", [""]),
+    ("stop", ["a", 5]),
+    ("stop", 5),
+    ("stop", ["x"] * 17),
+    ("stream", "yes"),
+    ("stream", 1),
+    ("frequency_penalty", 3),
+    ("logprobs", "x"),
+    ("top_logprobs", "3"),
+    ("top_logprobs", 99),
+    ("logit_bias", {"a": 1}),
+    ("logit_bias", {"1": 200}),
+    ("user", 5),
+    ("metadata", "x"),
+    ("response_format", "json"),
+    ("response_format.type", {"type": "xml"}),
+    ("response_format.json_schema", {"type": "json_schema"}),
+]
+
+
+@pytest.mark.parametrize("model", [MODEL, TASK, PROVIDER, "auto"])
+async def test_a_value_that_is_not_valid_is_a_400_with_its_name_on_every_route(
+    server: Server, model: str
+) -> None:
+    for param, value in NUMBERS:
+        body = asked(model, **{param.partition(".")[0]: value})
+        error = assert_error(await server.post(CHAT, json=body), 400, "invalid_request")
+        assert error["param"].startswith(param), (param, value)
+    assert untouched(server)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": "x"}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
+    ],
+)
+async def test_fields_that_need_another_one_are_refused_without_it(
+    server: Server, fields: dict[str, Any], param: str
+) -> None:
+    for model in (MODEL, PROVIDER):
+        response = await server.post(CHAT, json=asked(model, **fields))
+        assert assert_error(response, 400, "invalid_request")["param"] == param
+    assert untouched(server)
+
+
+NOTHING: dict[str, list[Any]] = {
+    "tools": [None, []],
+    "tool_choice": [None, "none", "auto"],
+    "functions": [None, []],
+    "function_call": [None, "none"],
+    "audio": [None],
+    "modalities": [None, ["text"]],
+    "prediction": [None],
+    "reasoning_effort": [None],
+    "web_search_options": [None],
+    "stop": [None, []],
+    "response_format": [None, {"type": "text"}],
+    "logprobs": [None, False],
+    "top_logprobs": [None],
+    "logit_bias": [None, {}],
+    "n": [None, 1],
+    "stream_options": [None],
+    "stream": [None, False],
+    "max_tokens": [None],
+    "frequency_penalty": [None, 0],
+    "presence_penalty": [None, 0.0],
+    "parallel_tool_calls": [None, True, False],
+    "store": [None, False, True],
+    "service_tier": [None, "auto"],
+    "user": [None, "u"],
+    "metadata": [None, {}, {"a": "b"}],
+    "source_language": [None],
+    "anything_new": [None],
+}
+
+
+@pytest.mark.parametrize("model", [MODEL, TASK, PROVIDER, "auto"])
+async def test_a_field_that_says_nothing_is_absent_on_every_route(
+    server: Server, model: str
+) -> None:
+    for name, values in NOTHING.items():
+        for value in values:
+            response = await server.post(CHAT, json=asked(model, "A text.", **{name: value}))
+            assert response.status_code == 200, (name, value, response.text)
+    everything = {name: values[-1] for name, values in NOTHING.items()}
+    response = await server.post(CHAT, json=asked(model, "A text.", **everything))
+    assert response.status_code == 200, response.text
+
+
+async def test_ignored_fields_reach_providers_and_nobody_else(server: Server) -> None:
+    fields: dict[str, Any] = dict.fromkeys(IGNORED_FIELDS, "x")
+    fields |= {"metadata": {"a": "b"}, "store": True, "parallel_tool_calls": True}
+    for model in (MODEL, TASK, PROVIDER):
+        assert (await server.post(CHAT, json=asked(model, **fields))).status_code == 200
+    assert set(server.engine.bodies[0]) == {"model", "messages"}
+    (call,) = server.frontier.calls
+    assert set(call.body) >= IGNORED_FIELDS
+
+
+async def test_tools_are_refused_where_no_model_calls_them(server: Server) -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    for model in (MODEL, TASK):
+        response = await server.post(CHAT, json=asked(model, tools=[tool], tool_choice="auto"))
+        assert_error(response, 400, "unsupported_parameter")
+    assert (await server.post(CHAT, json=asked(PROVIDER, tools=[tool]))).status_code == 200
+    assert server.frontier.calls[0].body["tools"] == [tool]
+
+
+@pytest.mark.parametrize("model", [MODEL, TASK, PROVIDER, "auto"])
+async def test_roles_are_read_in_one_way(server: Server, model: str) -> None:
+    turns = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "A text."}]
+    response = await server.post(CHAT, json={"model": model, "messages": turns})
+    assert response.status_code == 200, response.text
+    for role in ("banana", "", "User", None, 5, ["user"]):
+        turns = [{"role": "user", "content": "x"}, {"role": role, "content": "x"}]
+        refused = await server.post(CHAT, json={"model": model, "messages": turns})
+        assert assert_error(refused, 400, "invalid_request")["param"] == "messages.1.role"
+
+
+MESSAGES: list[tuple[Any, str]] = [
+    ("hi", "messages"),
+    ([], "messages"),
+    (["hi"], "messages.0"),
+    ([{"role": "user"}], "messages.0.content"),
+    ([{"role": "user", "content": None}], "messages.0.content"),
+    ([{"role": "user", "content": 5}], "messages.0.content"),
+    ([{"role": "user", "content": {"text": "hi"}}], "messages.0.content"),
+    ([{"role": "user", "content": []}], "messages.0.content"),
+    ([{"role": "user", "content": ["hi"]}], "messages.0.content.0"),
+    ([{"role": "user", "content": [{"text": "hi"}]}], "messages.0.content.0.type"),
+    ([{"role": "user", "content": [{"type": "hologram"}]}], "messages.0.content.0.type"),
+    ([{"role": "user", "content": [{"type": "text", "text": None}]}], "messages.0.content.0.text"),
+    ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text"),
+    ([{"role": "user", "content": "\ud83d"}], "messages.0.content"),
+    ([{"role": "user", "content": [{"type": "text", "text": "\ude00"}]}],
+     "messages.0.content.0.text"),
+    ([{"role": "user", "content": "x"}] * (MAX_MESSAGES + 1), "messages"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [MODEL, TASK, PROVIDER, "auto"])
+async def test_a_message_at_fault_is_named_by_the_path_that_the_client_wrote(
+    server: Server, model: str
+) -> None:
+    headers = {"content-type": "application/json"}
+    for messages, param in MESSAGES:
+        for stream in (False, True):
+            content = json.dumps({"model": model, "messages": messages, "stream": stream})
+            response = await server.post(CHAT, content=content, headers=headers)
+            error = assert_error(response, 400, "invalid_request")
+            assert error["param"] == param
+            for inside in ("pydantic", "Validator", "Param", "vllm", "http"):
+                assert inside not in error["message"]
+    assert untouched(server)
+
+
+async def test_an_assistant_may_have_no_content_where_it_called_a_tool(server: Server) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "1"},
+    ]
+    assert (await server.post(CHAT, json={"model": PROVIDER, "messages": turns})).status_code == 200
+    assert server.frontier.calls[0].body["messages"][1:] == [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "1", "tool_call_id": "c"},
+    ]
+    del turns[1]["tool_calls"]
+    refused = await server.post(CHAT, json={"model": PROVIDER, "messages": turns})
+    assert assert_error(refused, 400, "invalid_request")["param"] == "messages.1.content"
+
+
+async def test_text_parts_are_joined_with_a_separator(server: Server) -> None:
+    parts = [{"type": "text", "text": "The striker"}, {"type": "text", "text": "signed."}]
+    body = {"model": TASK, "messages": [{"role": "user", "content": parts}]}
+    seen: list[str] = []
+    task = server.context.tasks["topic"].task
+    plan = task.plan
+    task.plan = lambda request: seen.append(request.text) or plan(request)  # type: ignore[method-assign, assignment, func-returns-value]
+    assert (await server.post(CHAT, json=body)).status_code == 200
+    assert seen == ["The striker\nsigned."]
+
+
+@pytest.mark.parametrize(
+    ("schema", "param"),
+    [
+        ({"$ref": "#"}, ""),
+        ({"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"allOf": [{"$ref": "#"}]}}}, ""),
+        ({"$ref": "#/$defs/none"}, ".$ref"),
+        ({"$ref": "http://example.org/x"}, ".$ref"),
+        ({"$ref": 5}, ".$ref"),
+        ({"type": "nonsense"}, ".type"),
+        ({"type": []}, ".type"),
+        ({"properties": []}, ".properties"),
+        ({"properties": {"a": 5}}, ".properties.a"),
+        ({"anyOf": []}, ".anyOf"),
+        ({"enum": []}, ".enum"),
+        ({"required": "a"}, ".required"),
+        ({"items": "x"}, ".items"),
+    ],
+)
+async def test_a_schema_that_describes_no_value_is_refused_before_a_model_gets_it(
+    server: Server, schema: Any, param: str
+) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    for model in (MODEL, PROVIDER):
+        response = await server.post(CHAT, json=asked(model, response_format=form))
+        error = assert_error(response, 400, "invalid_request")
+        assert error["param"].startswith(f"response_format.json_schema.schema{param}")
+    assert untouched(server)
+
+
+async def test_a_schema_may_refer_to_itself_inside_a_property(server: Server) -> None:
+    tree = {"type": "object", "properties": {"children": {"items": {"$ref": "#"}}}}
+    form = {"type": "json_schema", "json_schema": {"name": "tree", "schema": tree}}
+    assert (await server.post(CHAT, json=asked(MODEL, response_format=form))).status_code == 200
+
+
+async def test_auto_kept_local_is_answered_by_the_local_model(server: Server) -> None:
+    response = await server.post(CHAT, json=asked("auto", "Write a poem.", route="local_only"))
+    assert response.status_code == 200
+    assert response.headers["x-narrowgate-model"] == MODEL
+    assert server.engine.bodies[0]["model"] == MODEL
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"prompt": ""}, 400, "prompt"),
+        ({"prompt": []}, 400, "prompt"),
+        ({"prompt": [""]}, 400, "prompt.0"),
+        ({"prompt": [1, 2, 3]}, 400, "prompt"),
+        ({"prompt": [[1, 2]]}, 400, "prompt"),
+        ({"prompt": 5}, 400, "prompt"),
+        ({"prompt": "\ud83d"}, 400, "prompt"),
+        ({"prompt": ["a"] * 257}, 413, "prompt"),
+        ({"prompt": ["a"] * 1500}, 413, "prompt"),
+        ({"prompt": ["a"] * 100, "n": 3}, 413, "n"),
+        ({"logprobs": "x"}, 400, "logprobs"),
+        ({"logprobs": 99}, 400, "logprobs"),
+        ({"stream_options": "x"}, 400, "stream_options"),
+        ({"best_of": 3}, 400, "best_of"),
+        ({"echo": "yes"}, 400, "echo"),
+        ({"max_tokens": "4"}, 400, "max_tokens"),
+    ],
+)
+async def test_a_completion_at_fault_is_named(
+    server: Server, fields: dict[str, Any], status: int, param: str
+) -> None:
+    content = json.dumps({"model": MODEL, "prompt": "x", **fields})
+    response = await server.post(
+        COMPLETIONS, content=content, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["param"] == param
+    assert server.engine.bodies == []
+
+
+async def test_prompts_and_choices_take_a_place_each(specs: dict[str, TaskSpec]) -> None:
+    server = await Server(specs, max_concurrent_inputs=8, max_inputs=8).ready()
+    seen: list[int] = []
+    original = server.engine.openai
+
+    async def watched(*args: Any) -> Any:
+        seen.append(server.context.local_admission.active)
+        return await original(*args)
+
+    server.engine.openai = watched  # type: ignore[method-assign]
+    await server.post(COMPLETIONS, json={"model": MODEL, "prompt": ["a", "b", "c"], "n": 2})
+    await server.post(CHAT, json=asked(MODEL, n=3))
+    assert seen == [6, 3]
+    refused = await server.post(CHAT, json=asked(MODEL, n=9))
+    assert assert_error(refused, 413, "too_many_inputs")["param"] == "n"
+    assert server.context.local_admission.active == 0
+
+
+async def test_a_language_is_refused_where_the_task_has_none(server: Server) -> None:
+    for name in ("source_language", "target_language"):
+        whole = await server.post("/v1/tasks/topic", json={"input": "x", name: "fr"})
+        assert assert_error(whole, 400, "unsupported_parameter")["param"] == name
+        for model in (TASK, MODEL):
+            chat = await server.post(CHAT, json=asked(model, **{name: "fr"}))
+            assert assert_error(chat, 400, "unsupported_parameter")["param"] == name
+
+
+@pytest.mark.parametrize("model", [MODEL, "auto"])
+async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    server: Server, model: str
+) -> None:
+    long = "x" * (4 * WINDOW + 1)
+    body = asked(model, long, route="local_only")
+    error = assert_error(await server.post(CHAT, json=body), 400, "context_length_exceeded")
+    assert error["param"] == "messages"
+    body = {"model": MODEL, "prompt": ["short", long]}
+    error = assert_error(await server.post(COMPLETIONS, json=body), 400, "context_length_exceeded")
+    assert error["param"] == "prompt"
+    assert server.engine.bodies == []
+
+
+async def test_a_long_input_of_a_task_is_refused_before_it_is_tokenized(
+    specs: dict[str, TaskSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await Server(specs).ready()
+
+    def tokenized(self: Any, text: str) -> list[int]:
+        raise AssertionError("the text was tokenized")
+
+    monkeypatch.setattr("tests.unit.character_tokenizer.CharacterTokenizer.encode", tokenized)
+    for task in specs:
+        body = {"input": "x" * (4 * WINDOW + 1)}
+        if task == "translation":
+            body |= {"source_language": "en", "target_language": "de"}
+        response = await server.post(f"/v1/tasks/{task}", json=body)
+        assert_error(response, 400, "context_length_exceeded")
