@@ -1,9 +1,10 @@
 """Baseline and candidate on the same examples, in turns, so that both see the same machine.
 
-The order is baseline, candidate, candidate, baseline, ...: what slows the machine down for a while
-slows both.
+The order is baseline, candidate, candidate, baseline, ...: another program that slows the machine
+for a while slows both models.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,19 +24,22 @@ R = TypeVar("R")
 Side = Literal["baseline", "candidate"]
 SIDES: tuple[Side, Side] = ("baseline", "candidate")
 
-# Where both engines stay loaded, turns cost nothing; where not, every second turn is a load.
-_TURNS_RESIDENT = 4
-_TURNS_LOADING = 2
+# Shares of the examples, one a turn. Where both engines stay loaded, turns cost nothing; where they
+# do not, every second turn loads a model.
+_TURNS_RESIDENT = (0.25, 0.25, 0.25, 0.25)
+_TURNS_LOADING = (0.5, 0.5)
+# With early stopping the first looks are short: most tasks that fail their floor fail it clearly.
+_TURNS_STOPPING = (1 / 12, 1 / 6, 1 / 4, 1 / 2)
 _WARM_UP = 8
 # A loaded engine besides its weights and KV cache: interpreter, libraries, buffers.
 _ENGINE_BYTES = int(1.5 * 2**30)
 
 
 class Narrator(Protocol):
-    """Shows how far a run is."""
+    """Shows the progress of a run."""
 
     def step(self, sentence: str, done: int, total: int) -> None:
-        """Show a step that has begun; done of total examples lie behind."""
+        """Show a step that has begun; `done` of `total` examples are finished."""
         ...
 
 
@@ -58,9 +62,9 @@ Futile = Callable[[Suite, Answered, Answered], bool]
 
 @dataclass(slots=True)
 class _Record:
-    """Outputs in the examples' order, and examples and seconds of each turn; by side and suite."""
+    """Outputs by the examples' index, and examples and seconds of each turn; by side and suite."""
 
-    outputs: dict[tuple[Side, str], list[EngineOutput]]
+    outputs: dict[tuple[Side, str], dict[int, EngineOutput]]
     seconds: dict[tuple[Side, str], list[tuple[int, float]]]
 
     def turns(self, name: str) -> list[Turn]:
@@ -69,10 +73,11 @@ class _Record:
 
 
 class Pair:
-    """Two subjects and the suites they are tested on.
+    """Two subjects and the suites that they are tested on.
 
-    futile: told what was seen of a suite after each turn, says whether to stop there. suites: by
-    name, cut where they were stopped. turns: how long each took, by suite.
+    futile: receives what was seen of a suite after each turn and returns whether to stop there.
+    suites: by name, reduced to the examples that were run where they were stopped. turns: how long
+    each took, by suite.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Pair:
         self._total = 2 * sum(len(suite.examples) for suite in suites)
         self._resident = _fit_together(list(subjects.values()))
         self._warm: set[Side] = set()
+        self._orders = {suite.name: _order(suite.examples) for suite in suites}
         self._answered: dict[tuple[Side, str], Answered] = {}
         self.turns: dict[str, list[Turn]] = {}
 
@@ -134,40 +140,60 @@ class Pair:
     def run(self) -> None:
         """Run every suite on both models. Blocking, minutes. Raises EngineFailure, InvalidSuite."""
         record = _Record({}, {})
-        count = _TURNS_RESIDENT if self._resident else _TURNS_LOADING
+        self._load()
+        shares = _TURNS_RESIDENT if self._resident else _TURNS_LOADING
+        if self._resident and self._futile is not None:
+            shares = _TURNS_STOPPING
         active = list(self.suites.values())
-        for turn in range(count):
+        for turn in range(len(shares)):
             for side in SIDES if turn % 2 == 0 else reversed(SIDES):
                 self._make_room(side)
                 self._warm_up(side, active)
                 for suite in active:
-                    self._run_part(side, suite, (turn, count), record)
-            if turn < count - 1:
+                    self._run_part(side, suite, (sum(shares[:turn]), shares[turn]), record)
+            if turn < len(shares) - 1:
                 active = [suite for suite in active if not self._stop(suite, record)]
         for suite in self.suites.values():
             for side in SIDES:
-                found = record.outputs[side, suite.name]
-                self._answered[side, suite.name] = read(self._subjects[side], suite, found)
+                self._answered[side, suite.name] = self._read(side, suite, record)
             self.turns[suite.name] = record.turns(suite.name)
 
-    def _run_part(self, side: Side, suite: Suite, turn: tuple[int, int], record: "_Record") -> None:
-        part = _part(suite.examples, *turn)
+    def _load(self) -> None:
+        """Load both engines at the same time where both fit: most of a load uses one core."""
+        self._narrator.step("loading both models", self._done, self._total)
+        if not self._resident:
+            return
+        for subject in self._subjects.values():
+            subject.begin_load()
+        for suite in self.suites.values():
+            # Prompts and language models take seconds: they are made while the engines load.
+            for subject in self._subjects.values():
+                subject.task(suite.spec)
+
+    def _run_part(
+        self, side: Side, suite: Suite, turn: tuple[float, float], record: "_Record"
+    ) -> None:
+        part = _part(self._orders[suite.name], *turn)
         self._narrator.step(f"{suite.name}: {side}", self._done, self._total)
-        batch = self._subjects[side].run(works(self._subjects[side], suite, part))
-        record.outputs.setdefault((side, suite.name), []).extend(batch.outputs)
+        examples = [suite.examples[index] for index in part]
+        batch = self._subjects[side].run(works(self._subjects[side], suite, examples))
+        outputs = record.outputs.setdefault((side, suite.name), {})
+        outputs.update(zip(part, batch.outputs, strict=True))
         if part:
             record.seconds.setdefault((side, suite.name), []).append((len(part), batch.seconds))
         self._done += len(part)
+
+    def _read(self, side: Side, suite: Suite, record: "_Record") -> Answered:
+        """Return the answers to what was run of a suite, in the examples' order."""
+        outputs = record.outputs[side, suite.name]
+        return read(self._subjects[side], suite, [outputs[index] for index in sorted(outputs)])
 
     def _stop(self, suite: Suite, record: "_Record") -> bool:
         """Return whether the rest of a suite would change nothing; it is cut to what was run."""
         if self._futile is None:
             return False
-        seen = suite.between(0, len(record.outputs["candidate", suite.name]))
-        answered = {
-            side: read(self._subjects[side], seen, record.outputs[side, suite.name])
-            for side in SIDES
-        }
+        seen = suite.among(sorted(record.outputs["candidate", suite.name]))
+        answered = {side: self._read(side, seen, record) for side in SIDES}
         if not self._futile(seen, answered["baseline"], answered["candidate"]):
             return False
         self._total -= 2 * (len(suite.examples) - len(seen.examples))
@@ -195,9 +221,27 @@ class Pair:
                     self._subjects[other].unload()
 
 
-def _part(examples: Sequence[Example], turn: int, count: int) -> Sequence[Example]:
-    size = len(examples)
-    return examples[size * turn // count : size * (turn + 1) // count]
+def _order(examples: Sequence[Example]) -> list[int]:
+    """Return the examples' indices in the order in which they are run, the same in every run.
+
+    One example of each group first, each time another member of it, then the next, so that a look
+    at a part of a suite sees as many independent texts as it can. Within a round the order is that
+    of a hash: the order of a file may follow labels or subjects.
+    """
+    members: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        members.setdefault(example.group, []).append(index)
+    ranked = []
+    for number, found in enumerate(members.values()):
+        for place, index in enumerate(found):
+            digest = hashlib.sha256(f"narrowgate-order:{examples[index].id}".encode()).digest()
+            ranked.append(((place - number) % len(found), digest, index))
+    return [index for _, _, index in sorted(ranked)]
+
+
+def _part(order: Sequence[int], before: float, share: float) -> Sequence[int]:
+    size = len(order)
+    return order[round(size * before) : round(size * (before + share))]
 
 
 def _fit_together(subjects: Sequence[Subject]) -> bool:

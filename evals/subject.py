@@ -31,7 +31,7 @@ Precision = Literal["16-bit", "int8", "int4"]
 
 @dataclass(slots=True)
 class Subject:
-    """One model. settings: how it is (to be) served; its source is not looked at.
+    """One model. settings: how it is served or will be; their source is not read.
 
     Not for use from several threads.
     """
@@ -46,6 +46,7 @@ class Subject:
     _tokenizer: CheckpointTokenizer | None = None
     _tasks: dict[str, Task] = field(default_factory=dict)
     _engine: OfflineEngine | None = None
+    _loaded: bool = False
     _log: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="narrowgate-gate-")))
 
     def task(self, spec: TaskSpec, label_offsets: dict[str, float] | None = None) -> Task:
@@ -59,8 +60,8 @@ class Subject:
             self._tasks[spec.name] = bind(spec, self._tokenizer, self.settings.max_model_len)
         return self._tasks[spec.name]
 
-    def load(self) -> None:
-        """Start the engine unless it runs. Blocking, up to minutes. Raises EngineFailure."""
+    def begin_load(self) -> None:
+        """Start the engine unless it runs, without waiting for it. Raises EngineFailure."""
         if self._engine is not None:
             return
         checkpoint = Checkpoint(str(self.folder.resolve()), None)
@@ -68,13 +69,25 @@ class Subject:
         # One process: the engine's memory is that of the process that is asked.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         log = self._log / "engine.log"
-        self._engine = OfflineEngine.start(engine_kwargs, environment, log)
-        self.version = self.call(engine_version)
+        self._engine = OfflineEngine.launch(engine_kwargs, environment, log)
+        self._loaded = False
         self.arguments = answer_arguments(engine_kwargs)
         self.environment = answer_environment({**os.environ, **environment})
 
+    def load(self) -> None:
+        """Start the engine unless it runs, and wait until its model is loaded.
+
+        Blocking, up to minutes. Raises EngineFailure.
+        """
+        self.begin_load()
+        assert self._engine is not None
+        if not self._loaded:
+            self._engine.wait_until_loaded()
+            self._loaded = True
+            self.version = self._engine.call(engine_version)
+
     def unload(self) -> None:
-        """Stop the engine if it runs."""
+        """Stop the engine if it runs, and note the most memory that it held."""
         if self._engine is not None:
             self.memory_bytes = max(self.memory_bytes, self.call(peak_memory))
             self._engine.stop()

@@ -79,6 +79,11 @@ class Suite:
         """Return the suite with its examples from `first` on, up to but without `end`."""
         return Suite(self.name, self.source, self.spec, self.examples[first:end])
 
+    def among(self, indices: Sequence[int]) -> "Suite":
+        """Return the suite with the examples at these indices alone."""
+        examples = tuple(self.examples[index] for index in indices)
+        return Suite(self.name, self.source, self.spec, examples)
+
     def first(self, limit: int) -> "Suite":
         """Return the suite with its first `limit` groups alone."""
         kept: list[str] = []

@@ -26,9 +26,12 @@ _LOG_LINES = 15
 class OfflineEngine:
     """The parent's side. Not for use from several threads."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", model: str) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", model: str, log: Path | None = None
+    ) -> None:
         self._process = process
         self._model = model
+        self._log = log
         self.load_s = 0.0
         """Seconds from the arguments to a model ready to answer, without imports."""
 
@@ -38,9 +41,20 @@ class OfflineEngine:
     ) -> Self:
         """Start the child and wait until the model is loaded. Blocking, up to minutes.
 
+        The arguments are those of `launch`. Raises EngineFailure when the model cannot be loaded.
+        """
+        engine = cls.launch(engine_kwargs, environment, log)
+        engine.wait_until_loaded()
+        return engine
+
+    @classmethod
+    def launch(
+        cls, engine_kwargs: dict[str, Any], environment: dict[str, str], log: Path | None = None
+    ) -> Self:
+        """Start the child, which begins to load the model, and return at once.
+
         engine_kwargs: of vllm.LLM. environment: added to this process's. log: file for what the
         engine prints; this process's standard error without one.
-        Raises EngineFailure when the model cannot be loaded.
         """
         stderr: IO[bytes] | None = log.open("wb") if log else None
         try:
@@ -54,17 +68,21 @@ class OfflineEngine:
         finally:
             if stderr is not None:
                 stderr.close()
-        engine = cls(process, str(engine_kwargs["model"]))
-        try:
-            engine._send(engine_kwargs)
-            engine.load_s = engine._receive()
-        except EngineFailure as error:
-            engine.stop()
-            raise EngineFailure(f"{error.message}{_tail(log)}", fix=error.fix) from error
-        except BaseException:
-            engine.stop()
-            raise
+        engine = cls(process, str(engine_kwargs["model"]), log)
+        # Small enough for the pipe: this does not wait for the child.
+        engine._send(engine_kwargs)
         return engine
+
+    def wait_until_loaded(self) -> None:
+        """Wait until the model is loaded. Blocking, up to minutes. Raises EngineFailure."""
+        try:
+            self.load_s = self._receive()
+        except EngineFailure as error:
+            self.stop()
+            raise EngineFailure(f"{error.message}{_tail(self._log)}", fix=error.fix) from error
+        except BaseException:
+            self.kill()
+            raise
 
     def call(
         self, function: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs

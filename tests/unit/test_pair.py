@@ -1,12 +1,13 @@
 """Two models in turns, and lm-eval over their answers: scripted engines, the real harness."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evals.answers import Answered
+from evals.answers import Answered, answer
 from evals.assessment import Rules, assess, hopeless
 from evals.pair import Pair
 from evals.suite import Suite, built_in_suites
@@ -57,6 +58,9 @@ class Scripted:
         ]
         return ScoreOutput(tuple(points), TOKENS)
 
+    def begin_load(self) -> None:
+        self._diary.append(f"{self.name} loading")
+
     def unload(self) -> None:
         self._diary.append(f"{self.name} unloaded")
 
@@ -92,6 +96,7 @@ def test_the_models_take_turns_on_the_same_examples(suites: dict[str, Suite]) ->
     assert turns == ["baseline", "candidate", "candidate", "baseline"] * 2
     assert [turn.examples for turn in pair.turns["topic"]] == [3, 3, 3, 3]
     assert all(turn.ratio == 1.0 for turn in pair.turns["topic"])
+    assert diary[:2] == ["baseline loading", "candidate loading"]
     assert diary[-2:] == ["baseline closed", "candidate closed"]
 
 
@@ -107,15 +112,39 @@ def test_a_hopeless_task_is_stopped_and_cut(suites: dict[str, Suite]) -> None:
 
     def futile(seen: Suite, baseline: Answered, candidate: Answered) -> bool:
         assert len(seen.examples) == len(candidate.predictions)
-        return seen.name == "ner" and len(seen.examples) >= 6
+        return seen.name == "ner" and len(seen.examples) >= 3
 
     pair = pair_of([suites["topic"], suites["ner"]], diary, futile=futile)
     pair.run()
     assert {name: len(suite.examples) for name, suite in pair.suites.items()} == {
-        "topic": 12, "ner": 6,
+        "topic": 12, "ner": 3,
     }  # fmt: skip
-    assert len(pair.answered("candidate", "ner").predictions) == 6
-    assert [turn.examples for turn in pair.turns["ner"]] == [3, 3]
+    assert len(pair.answered("candidate", "ner").predictions) == 3
+    assert [turn.examples for turn in pair.turns["ner"]] == [1, 2]
+    assert [turn.examples for turn in pair.turns["topic"]] == [1, 2, 3, 6]
+
+
+def test_each_answer_is_that_of_its_example(suites: dict[str, Suite]) -> None:
+    topic = suites["topic"]
+    together = pair_of([topic], []).answered("candidate", "topic").predictions
+    subject: Any = Scripted("candidate", [])
+    assert together == answer(subject, topic).predictions
+
+
+def test_the_first_look_has_one_example_of_every_text(specs: dict[str, TaskSpec]) -> None:
+    (suite,) = (suite for suite in built_in_suites(specs) if suite.name == "translation")
+    seen: list[Suite] = []
+
+    def futile(looked_at: Suite, baseline: Answered, candidate: Answered) -> bool:
+        seen.append(looked_at)
+        return True
+
+    pair_of([suite], [], futile=futile).run()
+    groups = {example.group for example in suite.examples}
+    assert {example.group for example in seen[0].examples} == groups
+    assert len(seen[0].examples) == len(groups)
+    slices = Counter(example.slice for example in seen[0].examples)
+    assert max(slices.values()) == min(slices.values()) == len(groups) / 12
 
 
 def test_only_what_is_clearly_below_the_floor_is_hopeless(specs: dict[str, TaskSpec]) -> None:
