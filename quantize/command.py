@@ -31,6 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=Path, metavar="FILE", help="JSONL instead of the built-in texts"
     )
     parser.add_argument(
+        "--samples", type=int, metavar="N",
+        help="calibration samples instead of the recipe's number: fewer are faster and less exact",
+    )  # fmt: skip
+    parser.add_argument(
         "--held-out", type=Path, action="append", default=[], metavar="PATH",
         help="evaluation suite (JSONL file or folder) whose examples must not be calibrated on",
     )  # fmt: skip
@@ -113,7 +117,7 @@ def _quantize(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> "Request":
-    from quantize.recipe import load_recipe
+    from quantize.recipe import load_recipe, with_samples
     from quantize.run import Request
     from quantize.source import parse_source
     from serving.contracts.errors import InvalidRecipe, OutputInUse, UnsuitableModel
@@ -123,6 +127,7 @@ def _request(args: argparse.Namespace) -> "Request":
     from serving.tasks.catalog import load_specs
 
     refuse_outside("--seed", args.seed, least=0, most=MOST_SEED)
+    refuse_outside("--samples", args.samples, least=1)
     if args.out is not None:
         refuse_used_output(args.out)
     if args.model is None:
@@ -134,7 +139,7 @@ def _request(args: argparse.Namespace) -> "Request":
     settings = load_settings(args.config, {"state": args.state, "tasks_dir": args.tasks_dir})
     return Request(
         source=parse_source(args.model, args.revision, settings.state),
-        recipe=load_recipe(args.recipe),
+        recipe=with_samples(load_recipe(args.recipe), args.samples),
         # A plan without a destination is checked against the disk it is made on.
         # Links are followed: the artifact takes the place of a folder, never of a link.
         out=args.out.resolve() if args.out else Path.cwd() / "artifact.dry-run",

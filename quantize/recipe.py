@@ -241,3 +241,20 @@ def load_recipe(name_or_file: str) -> Recipe:
             fix="use one of: " + ", ".join(recipes) + "; or name a YAML file of your own",
         )
     return recipes[name_or_file]
+
+
+def with_samples(recipe: Recipe, samples: int | None) -> Recipe:
+    """Return the recipe with another number of calibration samples, the same one for None.
+
+    Raises InvalidRecipe for a recipe that does not calibrate.
+    """
+    if samples is None:
+        return recipe
+    if recipe.calibration is None:
+        raise InvalidRecipe(
+            f"--samples {samples}: recipe {recipe.name!r} needs no calibration data",
+            field="samples",
+            fix="leave --samples out",
+        )
+    need = recipe.calibration.model_copy(update={"samples": samples})
+    return recipe.model_copy(update={"calibration": need})

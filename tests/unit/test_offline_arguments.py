@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from quantize.recipe import load_recipe, with_samples
 from serving.cli import main
 
 from .checkpoints import write
@@ -95,6 +96,21 @@ def test_the_seed_of_a_quantization_is_checked_first(
 ) -> None:
     status, document = run(capsys, "quantize", "/nowhere", f"--seed={seed}")
     assert (status, document["error"]["field"]) == (2, "seed")
+
+
+def test_the_number_of_samples_can_be_lowered_for_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = write(tmp_path / "tiny")
+    for arguments in (["--samples=0"], ["--recipe", "bnb-nf4", "--samples", "5"]):
+        status, document = run(capsys, "quantize", tiny, "--dry-run", *arguments)
+        assert (status, document["error"]["field"]) == (2, "samples")
+    recipe = load_recipe("int8-w8a8")
+    fewer = with_samples(recipe, 96)
+    assert recipe.calibration is not None
+    assert fewer.calibration == recipe.calibration.model_copy(update={"samples": 96})
+    assert fewer.digest() != recipe.digest()
+    assert with_samples(recipe, None) is recipe
 
 
 @pytest.mark.parametrize(
