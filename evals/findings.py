@@ -1,6 +1,6 @@
 """What a gate run found, example by example: what reports are made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from serving.contracts.attestation import GatePredicate, TaskResult, Verdict
@@ -46,12 +46,17 @@ class TaskFindings:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """A whole gate run. subject: the artifact's name; digest: its root, hex."""
+    """A whole gate run.
+
+    subject: the artifact's name. digest: its root, hex. steps_s: seconds of each step of the run,
+    which is not signed.
+    """
 
     subject: str
     digest: str
     predicate: GatePredicate
     tasks: dict[str, TaskFindings]
+    steps_s: dict[str, float] = field(default_factory=dict)
 
 
 def overall(findings: Findings) -> Verdict:

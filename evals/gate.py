@@ -13,7 +13,7 @@ from evals.answers import Answered
 from evals.assessment import Rules, assess, hopeless
 from evals.findings import Findings, TaskFindings
 from evals.harness import General, HarnessResult, run_harness
-from evals.pair import SIDES, Futile, Narrator, Side
+from evals.pair import SIDES, Futile, Side
 from evals.pair import Pair as SubjectPair
 from evals.paired import Indices, bootstrap_interval
 from evals.subject import (
@@ -41,6 +41,7 @@ from serving.contracts.errors import (
     InvalidSuite,
 )
 from serving.contracts.settings import ModelSettings
+from serving.host.progress import StepObserver, StepTimes
 from serving.local.offline_work import device_name
 
 _TOOLS = ("lm-eval", "numpy", "sacrebleu", "scipy", "transformers", "model-signing")
@@ -65,7 +66,7 @@ class Request:
     seed: int = 0
 
 
-def run_gate(request: Request, narrator: Narrator) -> Findings:
+def run_gate(request: Request, observer: StepObserver) -> Findings:
     """Evaluate and judge. Blocking, minutes. Signs and writes nothing.
 
     Raises ConfigurationError before anything is spent, EngineFailure when a model does not run.
@@ -73,7 +74,8 @@ def run_gate(request: Request, narrator: Narrator) -> Findings:
     _refuse_unknown_margins(request)
     precision = precision_of(request.candidate)
     _refuse_overlap(request)
-    narrator.step("digesting both models", 0, 1)
+    steps = StepTimes(observer)
+    steps.step("digesting both models")
     manifests: dict[Side, Manifest] = {
         "baseline": file_manifest(request.baseline),
         "candidate": file_manifest(request.candidate),
@@ -82,17 +84,19 @@ def run_gate(request: Request, narrator: Narrator) -> Findings:
         "baseline": Subject("baseline", request.baseline, request.settings),
         "candidate": Subject("candidate", request.candidate, request.settings),
     }
-    with SubjectPair(subjects, request.suites, narrator, _futile(request)).running() as pair:
+    with SubjectPair(subjects, request.suites, steps, _futile(request)).running() as pair:
         if request.stop_early:
             # The harness must know how many examples there are to be.
             pair.run()
         suites = list(pair.suites.values())
+        pair.report_step("scoring with lm-eval")
         reported = {side: run_harness(pair, side, suites, request.general) for side in SIDES}
+        pair.report_step("stopping the engines")
         hardware = pair.call("candidate", device_name)
         pair.measure_memory()
         tasks = {}
         for suite in suites:
-            narrator.step(f"{suite.name}: judging", 1, 1)
+            pair.report_step("judging")
             tasks[suite.name] = assess(
                 suite,
                 pair.answered("baseline", suite.name),
@@ -100,6 +104,7 @@ def run_gate(request: Request, narrator: Narrator) -> Findings:
                 pair.turns[suite.name],
                 _rules(request, suite, precision),
             )
+    steps.step("checking the results")
     _refuse_disagreement(tasks, reported)
     _refuse_changed(request.candidate, manifests["candidate"])
     predicate = GatePredicate(
@@ -132,7 +137,7 @@ def run_gate(request: Request, narrator: Narrator) -> Findings:
         general={name: _general(name, reported, request) for name in request.general.names},
     )
     name = request.candidate.resolve().name
-    return Findings(name, manifests["candidate"].root, predicate, tasks)
+    return Findings(name, manifests["candidate"].root, predicate, tasks, steps.seconds())
 
 
 def _futile(request: Request) -> Futile | None:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import psutil
 
@@ -18,6 +18,7 @@ from evals.suite import Example, Suite
 from serving.contracts.answer import Prediction
 from serving.contracts.engine import EngineOutput
 from serving.contracts.settings import CpuAccelerator
+from serving.host.progress import StepObserver
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,16 +32,10 @@ _TURNS_LOADING = (0.5, 0.5)
 # With early stopping the first looks are short: most tasks that fail their floor fail it clearly.
 _TURNS_STOPPING = (1 / 12, 1 / 6, 1 / 4, 1 / 2)
 _WARM_UP = 8
+# What loading counts for in the progress, in examples.
+_LOAD_UNITS = 400
 # A loaded engine besides its weights and KV cache: interpreter, libraries, buffers.
 _ENGINE_BYTES = int(1.5 * 2**30)
-
-
-class Narrator(Protocol):
-    """Shows the progress of a run."""
-
-    def step(self, sentence: str, done: int, total: int) -> None:
-        """Show a step that has begun; `done` of `total` examples are finished."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +79,15 @@ class Pair:
         self,
         subjects: Mapping[Side, Subject],
         suites: Sequence[Suite],
-        narrator: Narrator,
+        observer: StepObserver,
         futile: Futile | None = None,
     ) -> None:
         self._subjects = subjects
         self.suites = {suite.name: suite for suite in suites}
-        self._narrator = narrator
+        self._observer = observer
         self._futile = futile
         self._done = 0
-        self._total = 2 * sum(len(suite.examples) for suite in suites)
+        self._total = _LOAD_UNITS + 2 * sum(len(suite.examples) for suite in suites)
         self._resident = _fit_together(list(subjects.values()))
         self._warm: set[Side] = set()
         self._orders = {suite.name: _order(suite.examples) for suite in suites}
@@ -132,6 +127,10 @@ class Pair:
         self._make_room(side)
         return self._subjects[side].call(function, *args, **kwargs)
 
+    def report_step(self, name: str) -> None:
+        """Tell the observer that a step has begun, with how much of the run is done."""
+        self._observer.step(name, self._done, self._total)
+
     def measure_memory(self) -> None:
         """Stop both engines and note the most memory they held."""
         for subject in self._subjects.values():
@@ -160,7 +159,8 @@ class Pair:
 
     def _load(self) -> None:
         """Load both engines at the same time where both fit: most of a load uses one core."""
-        self._narrator.step("loading both models", self._done, self._total)
+        self.report_step("loading both models")
+        self._done += _LOAD_UNITS
         if not self._resident:
             return
         for subject in self._subjects.values():
@@ -169,12 +169,14 @@ class Pair:
             # Prompts and language models take seconds: they are made while the engines load.
             for subject in self._subjects.values():
                 subject.task(suite.spec)
+        for subject in self._subjects.values():
+            subject.load()
 
     def _run_part(
         self, side: Side, suite: Suite, turn: tuple[float, float], record: "_Record"
     ) -> None:
         part = _part(self._orders[suite.name], *turn)
-        self._narrator.step(f"{suite.name}: {side}", self._done, self._total)
+        self.report_step(f"{suite.name}: {side}")
         examples = [suite.examples[index] for index in part]
         batch = self._subjects[side].run(works(self._subjects[side], suite, examples))
         outputs = record.outputs.setdefault((side, suite.name), {})

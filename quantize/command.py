@@ -98,11 +98,11 @@ def _list(args: argparse.Namespace) -> int:
 
 def _quantize(args: argparse.Namespace) -> int:
     from quantize.plan_report import as_document, print_plan
-    from quantize.progress import Bar, JsonLines
     from quantize.run import carry_out, prepare
+    from serving.host.progress import Bar, JsonLines
 
     with JsonLines() if args.json else Bar() as progress:
-        progress.say("checking the model, the recipe and the calibration data")
+        progress.step("checking the model, the recipe and the calibration data")
         prepared = prepare(_request(args))
         if not args.dry_run:
             artifact = carry_out(prepared, progress)

@@ -1,109 +1,48 @@
-"""What a person or a CI log sees while a run goes on. On standard error."""
+"""The steps of a quantization, from the worker's reports."""
 
-import sys
-import time
-from abc import ABC, abstractmethod
-from typing import Self
-
-from pydantic import BaseModel
+from typing import Any
 
 from quantize.job import Layer, Outliers, Report, Stage
-from serving.host.terminal import terminal_progress
+from serving.host.progress import StepObserver
 
 _STAGES = {"load": "loading the model", "quantize": "quantizing", "save": "writing the checkpoint"}
+# What else takes time, counted in decoder blocks: loading, outliers, writing, checking.
+_BESIDES_BLOCKS = 4
 
 
-class Progress(ABC):
-    """Takes the worker's reports as they come. A context manager."""
+class RunSteps:
+    """Reports the steps of one run to an observer. blocks: decoder blocks of the model."""
 
-    def __enter__(self) -> Self:
-        """Begin."""
-        return self
+    def __init__(self, observer: StepObserver, blocks: int) -> None:
+        self._observer = observer
+        self._total = blocks + _BESIDES_BLOCKS
+        self._done = 0
 
-    def __exit__(self, *raised: object) -> None:
-        """End."""
-        return
-
-    @abstractmethod
-    def say(self, sentence: str) -> None:
-        """Show that a step of our own has begun."""
-
-    @abstractmethod
-    def report(self, report: Report) -> None:
-        """Show a report of the worker."""
-
-
-class Bar(Progress):
-    """A bar with blocks, loss, memory and time left on a terminal; silent elsewhere."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        self._bar = terminal_progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-        )
-        self._task = self._bar.add_task("checking", total=None, detail="")
-        self._quantizing_since = 0.0
-
-    def __enter__(self) -> Self:
-        """Begin."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        """End."""
-        self._bar.stop()
-
-    def say(self, sentence: str) -> None:
-        """Show that a step of our own has begun."""
-        self._bar.update(self._task, description=sentence, total=None, detail="")
+    def begin(self, name: str) -> None:
+        """Report a step of the command itself."""
+        self._observer.step(name, self._done, self._total)
 
     def report(self, report: Report) -> None:
-        """Show a report of the worker."""
+        """Report what the worker says."""
         match report:
             case Stage(name=name):
-                self._quantizing_since = time.monotonic()
-                self.say(_STAGES[name])
+                if name != "load":
+                    self._done += 1
+                self.begin(_STAGES[name])
             case Outliers(layers=layers):
+                self._done += 1
                 named = ", ".join(layers) or "none"
-                if self._bar.console.is_terminal:
-                    self._bar.console.print(f"kept in 16 bits: {named}", highlight=False)
-            case Layer(index=index, total=total):
-                self._bar.update(
-                    self._task, total=total, completed=index, detail=self._detail(report)
-                )
+                details = {"kept_16bit": layers, "shown": f"kept in 16 bits: {named}"}
+                self._observer.step("quantizing", self._done, self._total, details)
+            case Layer(index=index, total=blocks):
+                self._done += 1
+                loss = "" if report.loss is None else f"loss {report.loss:.3g}  "
+                about: dict[str, Any] = {
+                    "index": index,
+                    "loss": report.loss,
+                    "memory_bytes": report.memory_bytes,
+                    "shown": f"block {index}/{blocks}  {loss}{report.memory_bytes / 2**30:.1f} GiB",
+                }
+                self._observer.step("quantizing", self._done, self._total, about)
             case _:
                 pass
-
-    def _detail(self, layer: Layer) -> str:
-        each_s = (time.monotonic() - self._quantizing_since) / layer.index
-        left_s = round(each_s * (layer.total - layer.index))
-        loss = "" if layer.loss is None else f"loss {layer.loss:.3g}  "
-        return (
-            f"block {layer.index}/{layer.total}  {loss}{layer.memory_bytes / 2**30:.1f} GiB  "
-            f"{left_s // 60}:{left_s % 60:02d} left"
-        )
-
-
-class JsonLines(Progress):
-    """One JSON object a report."""
-
-    def say(self, sentence: str) -> None:
-        """Show that a step of our own has begun."""
-        self._print(_Said(message=sentence))
-
-    def report(self, report: Report) -> None:
-        """Show a report of the worker."""
-        self._print(report)
-
-    def _print(self, report: BaseModel) -> None:
-        print(report.model_dump_json(exclude={"losses"}), file=sys.stderr, flush=True)
-
-
-class _Said(BaseModel):
-    event: str = "step"
-    message: str

@@ -20,7 +20,7 @@ from quantize.hardware import Machine, this_machine
 from quantize.job import REPORT, Done, Failed, Job, Outliers
 from quantize.layout import ModelLayout, read_layout
 from quantize.plan import Plan, Workload, keeping, make_plan
-from quantize.progress import Progress
+from quantize.progress import RunSteps
 from quantize.provenance import FILE, Run, model_card, provenance
 from quantize.recipe import Recipe
 from quantize.source import ModelSource
@@ -29,6 +29,7 @@ from quantize.verify import verify_checkpoint
 from serving.artifacts.manifest import Manifest, file_manifest
 from serving.contracts.errors import NarrowgateError, QuantizationFailed, UnsuitableTarget
 from serving.contracts.task_spec import TaskSpec
+from serving.host.progress import StepObserver
 from serving.host.safe_write import refuse_used_output
 from serving.tasks.prompt import CheckpointTokenizer
 
@@ -100,22 +101,23 @@ def prepare(request: Request) -> Prepared:
     return Prepared(request, layout, machine, gpu, target, used, plan)
 
 
-def carry_out(prepared: Prepared, progress: Progress) -> Artifact:
+def carry_out(prepared: Prepared, observer: StepObserver) -> Artifact:
     """Quantize, check what was written and publish it. Blocking, minutes to hours.
 
     Raises QuantizationFailed with the library's last words; the whole log stays beside the output.
     """
     request = prepared.request
-    python = quantize_python(gpu=prepared.gpu, given=request.python, announce=progress.say)
-    progress.say("fetching the checkpoint")
+    steps = RunSteps(observer, prepared.layout.blocks)
+    python = quantize_python(gpu=prepared.gpu, given=request.python, announce=steps.begin)
+    steps.begin("fetching the checkpoint")
     base = request.source.fetch()
     started = time.monotonic()
     with workspace(request.out) as space:
         space.checkpoint.mkdir()
         space.job.write_text(_job(prepared, base, space).model_dump_json(), encoding="utf-8")
-        worked = _work(python, space, progress, gpu=prepared.gpu)
+        worked = _work(python, space, steps, gpu=prepared.gpu)
         plan = keeping(prepared.plan, worked.outliers)
-        progress.say("checking and digesting what was written")
+        steps.begin("checking and digesting what was written")
         space.copy_description(base)
         size = verify_checkpoint(space.checkpoint, request.recipe, plan)
         facts = Run(
@@ -213,7 +215,7 @@ class _Worked:
     outliers: dict[str, float]
 
 
-def _work(python: Path, space: Workspace, progress: Progress, *, gpu: bool) -> _Worked:
+def _work(python: Path, space: Workspace, steps: RunSteps, *, gpu: bool) -> _Worked:
     """Run the worker to its end and return what it reported."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     if not gpu:
@@ -237,7 +239,7 @@ def _work(python: Path, space: Workspace, progress: Progress, *, gpu: bool) -> _
         try:
             for line in worker.stdout:
                 report = REPORT.validate_json(line)
-                progress.report(report)
+                steps.report(report)
                 if isinstance(report, Done):
                     done = report
                 elif isinstance(report, Outliers):

@@ -87,10 +87,10 @@ def _run(args: argparse.Namespace) -> int:
     from evals.gate import run_gate
     from evals.harness import refuse_unknown_general
     from evals.output import refuse_unwritable_results, write_results
-    from evals.progress import Bar, JsonLines
     from evals.signing import load_signer, read_key
     from serving.artifacts.checkpoint import refuse_no_checkpoint
     from serving.contracts.errors import EngineFailure, EvaluationFailed
+    from serving.host.progress import Bar, JsonLines
 
     # Whatever the end of the run needs is checked before the run: it takes minutes to hours.
     _refuse_bad_numbers(args)
@@ -116,6 +116,7 @@ def _run(args: argparse.Namespace) -> int:
             "verdict": verdict.value,
             "attestation": digest,
             "folder": str(out),
+            "steps_s": {name: round(seconds, 2) for name, seconds in findings.steps_s.items()},
             "predicate": json.loads(findings.predicate.model_dump_json()),
         }
         print(json.dumps(document))

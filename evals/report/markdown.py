@@ -96,6 +96,7 @@ def render_markdown(findings: Findings) -> str:
         *_table(HEADINGS, [_row(name, f.result) for name, f in findings.tasks.items()]),
         "",
         *_reasons(findings),
+        *_steps(findings),
     ]
     return "\n".join(lines) + "\n"
 
@@ -135,6 +136,15 @@ def _reasons(findings: Findings) -> list[str]:
         reasons = (detail, *check.reasons)
         lines.append(_reason(f"{name} (general check)", check.verdict, reasons))
     return lines
+
+
+def _steps(findings: Findings) -> list[str]:
+    """Return where the time of the run went, the longest step first."""
+    if not findings.steps_s:
+        return []
+    longest = sorted(findings.steps_s.items(), key=lambda step: -step[1])
+    steps = ", ".join(f"{_text(name)} {seconds:.0f} s" for name, seconds in longest)
+    return ["", f"The run took {sum(findings.steps_s.values()):.0f} s: {steps}"]
 
 
 def _reason(name: str, verdict: Verdict, reasons: tuple[str, ...]) -> str:

@@ -9,7 +9,6 @@ from quantize.compare.measure import Materials, Subject, measure
 from quantize.compare.report import as_document, print_table
 from quantize.compare.workload import inputs_from, passages_from
 from quantize.hardware import this_machine
-from quantize.progress import Bar, JsonLines
 from quantize.provenance import FILE
 from quantize.source import parse_source
 from serving.artifacts.checkpoint import refuse_no_checkpoint
@@ -17,6 +16,7 @@ from serving.artifacts.manifest import file_manifest
 from serving.contracts.errors import UnsuitableModel
 from serving.contracts.settings import BUNDLED_MODEL, load_settings
 from serving.host.numbers import refuse_outside
+from serving.host.progress import Bar, JsonLines
 from serving.tasks.catalog import load_specs
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         JsonLines() if args.json else Bar() as progress,
         tempfile.TemporaryDirectory(prefix="narrowgate-compare-") as scratch,
     ):
-        measured = measure(subjects, materials, Path(scratch), progress.say)
+        measured = measure(subjects, materials, Path(scratch), progress.step)
     document = as_document(measured, materials)
     if args.json:
         print(json.dumps(document))

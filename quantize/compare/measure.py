@@ -25,7 +25,7 @@ _KV_GIB = 1
 # A loaded engine besides its weights and KV cache: interpreter, libraries, buffers.
 _ENGINE_BYTES = int(1.5 * 2**30)
 
-Narrate = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Measured:
 
 
 def measure(
-    subjects: Sequence[Subject], materials: Materials, scratch: Path, narrate: Narrate
+    subjects: Sequence[Subject], materials: Materials, scratch: Path, report: Report
 ) -> list[Measured]:
     """Return the figures of each subject, in order. Blocking, minutes.
 
@@ -77,7 +77,7 @@ def measure(
     try:
         measured = []
         for number, subject in enumerate(subjects):
-            narrate(f"{subject.name}: loading and measuring quality")
+            report(f"{subject.name}: loading and measuring quality")
             share = 1.0 / len(subjects) if resident else 1.0
             engine = _start(subject, materials.machine, scratch, share=share)
             engines[subject.name] = engine
@@ -87,7 +87,7 @@ def measure(
         prompts = materials.passages.slices(PROMPT_TOKENS, PROMPTS)
         for number in range(materials.rounds + 1):
             for subject, item in zip(subjects, measured, strict=True):
-                narrate(f"{subject.name}: throughput, round {number} of {materials.rounds}")
+                report(f"{subject.name}: throughput, round {number} of {materials.rounds}")
                 if not resident:
                     engines[subject.name] = _start(subject, materials.machine, scratch, share=1.0)
                 speed = engines[subject.name].call(

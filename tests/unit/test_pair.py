@@ -1,7 +1,7 @@
 """Two models in turns, and lm-eval over their answers: scripted engines, the real harness."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,9 @@ class Scripted:
     def begin_load(self) -> None:
         self._diary.append(f"{self.name} loading")
 
+    def load(self) -> None:
+        self._diary.append(f"{self.name} loaded")
+
     def unload(self) -> None:
         self._diary.append(f"{self.name} unloaded")
 
@@ -69,7 +72,9 @@ class Scripted:
 
 
 class Silent:
-    def step(self, sentence: str, done: int, total: int) -> None:
+    def step(
+        self, name: str, done: float = 0, total: float = 0, details: Mapping[str, Any] | None = None
+    ) -> None:
         assert done <= total
 
 

@@ -17,9 +17,10 @@ import pytest
 from quantize import job
 from quantize.environment import REQUIREMENTS, quantize_python, worker_environment
 from quantize.job import Layer, Outliers, Stage
-from quantize.progress import Bar, JsonLines
+from quantize.progress import RunSteps
 from serving.cli import main
 from serving.contracts.errors import EnvironmentUnavailable
+from serving.host.progress import JsonLines
 
 from .checkpoints import config, tensors, write
 
@@ -96,27 +97,32 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"int4-gptq", "bnb-nf4"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
 
 
-def test_progress_is_silent_in_a_pipe_and_json_on_request(
+def test_reports_of_the_worker_become_steps_with_a_share(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     reports = [
+        Stage(name="load"),
         Stage(name="quantize"),
         Outliers(layers={"model.layers.1.mlp.down_proj": 99.5}),
-        Layer(index=1, total=30, loss=0.5, memory_bytes=2**30),
+        *(Layer(index=n, total=30, loss=0.5, memory_bytes=2**30) for n in range(1, 31)),
+        Stage(name="save"),
     ]
-    with Bar() as bar:
+    with JsonLines() as lines:
+        steps = RunSteps(lines, 30)
+        steps.begin("fetching")
         for report in reports:
-            bar.report(report)
-    assert capsys.readouterr() == ("", "")
-    lines = JsonLines()
-    lines.say("checking")
-    for report in reports:
-        lines.report(report)
+            steps.report(report)
     out, err = capsys.readouterr()
     assert out == ""
     events = [json.loads(line) for line in err.splitlines()]
-    assert [event["event"] for event in events] == ["step", "stage", "outliers", "layer"]
-    assert events[3]["loss"] == 0.5
+    assert {event["event"] for event in events} == {"step"}
+    shares = [event["share"] for event in events]
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0
+    assert 0.9 < shares[-1] < 1.0
+    assert events[3]["kept_16bit"] == {"model.layers.1.mlp.down_proj": 99.5}
+    assert (events[4]["index"], events[4]["loss"]) == (1, 0.5)
+    assert all("shown" not in event for event in events)
 
 
 @pytest.fixture
