@@ -1,6 +1,8 @@
 # make serve   set up and serve the bundled model at http://127.0.0.1:8000, for anybody on this
 #              machine; AUTH=keys asks for API keys
 # make test    set up, lint, and run the tests; test-slow runs those of rarer formats
+# make coverage   run the unit tests and show the lines that no test runs
+# make fuzz    try generated requests, provider answers, files and arguments; FUZZ_SECONDS=600
 # make gate    test INT8 and INT4 models against the 16-bit one and show the verdicts
 # make bench   measure the running stack beside bare vLLM and an empty handler
 # make bench-gate   measure evaluations beside bare lm-eval
@@ -13,9 +15,10 @@ STATE ?= .narrowgate
 AUTH ?= off
 VENV ?= .venv
 BENCH_ARGS ?=
+FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 
-.PHONY: serve test test-slow unit integration lint gate bench bench-gate bench-gateway bench-ledger bench-cost lock clean
+.PHONY: serve test test-slow unit coverage integration fuzz lint gate bench bench-gate bench-gateway bench-ledger bench-cost lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -38,8 +41,20 @@ lint: $(VENV)/.cpu-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/zizmor --offline --no-progress --quiet .github
 
+# loadfile: a server that the tests of a file share starts once.
 unit: $(VENV)/.cpu-dev
-	$(VENV)/bin/pytest tests/unit -m "not slow" -n 2
+	$(VENV)/bin/pytest tests/unit -m "not slow" -n 2 --dist loadfile --cov --cov-report=
+
+coverage: unit
+	$(VENV)/bin/coverage report --skip-covered --show-missing
+	$(VENV)/bin/coverage html -d build/coverage
+
+# Each fuzzer gets an equal share of the time; one that finds something ends the run.
+FUZZERS = $(notdir $(basename $(filter-out %/__init__.py %/rounds.py,$(wildcard tests/fuzz/*.py))))
+fuzz: $(VENV)/.cpu-dev
+	set -e; for name in $(FUZZERS); do \
+		$(VENV)/bin/python -m tests.fuzz.$$name --seconds $$(($(FUZZ_SECONDS) / $(words $(FUZZERS)))); \
+	done
 
 integration: $(VENV)/.cpu-dev
 	$(VENV)/bin/pytest tests/integration -m "not slow" --durations=25

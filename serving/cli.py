@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from serving.contracts.errors import (
     EngineFailure,
@@ -63,11 +63,22 @@ def narrowgate_parser() -> argparse.ArgumentParser:
     return build_parser(PROGRAM, DESCRIPTION, installed_commands())
 
 
+class _RaisingParser(argparse.ArgumentParser):
+    """Raises InvalidRequest for wrong arguments, so that --json can report them as a document."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InvalidRequest; argparse itself prints the usage and ends the process."""
+        raise InvalidRequest(message, fix=f"{self.prog} --help lists the arguments")
+
+
 def build_parser(
-    program: str, description: str, commands: Mapping[str, Command]
+    program: str,
+    description: str,
+    commands: Mapping[str, Command],
+    parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser,
 ) -> argparse.ArgumentParser:
     """Return the parser of a program with these subcommands."""
-    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser = parser_class(prog=program, description=description)
     subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():
         subparser = subcommands.add_parser(name, help=command.HELP, description=command.HELP)
@@ -103,7 +114,8 @@ def run_program(
     try:
         try:
             _refuse_undecodable(given)
-            args = build_parser(program, description, commands).parse_args(given)
+            wanted = _RaisingParser if "--json" in given else argparse.ArgumentParser
+            args = build_parser(program, description, commands, wanted).parse_args(given)
             return commands[args.command].run(args)
         finally:
             # The interpreter flushes at exit, too late for an error to be reported.

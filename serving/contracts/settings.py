@@ -10,13 +10,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    YamlConfigSettingsSource,
+    SettingsError,
 )
 
 from serving.contracts.errors import InvalidSettings
@@ -24,6 +24,7 @@ from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import Name
+from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
 ENV_PREFIX = "NARROWGATE_"
 BUNDLED_MODEL = "bundled:smollm2-135m-instruct"
@@ -226,8 +227,7 @@ def load_settings(file: Path | None, overrides: Mapping[str, Any]) -> Settings:
     overrides: top-level fields given on the command line; None means not given.
     Raises InvalidSettings, which names the fields at fault.
     """
-    if file is not None and not file.is_file():
-        raise InvalidSettings(f"no settings file at {str(file)!r}", field="config")
+    written = _read_file(file)
     _refuse_unknown_environment()
 
     class Sources(BaseSettings, Settings):
@@ -247,7 +247,7 @@ def load_settings(file: Path | None, overrides: Mapping[str, Any]) -> Settings:
             return (
                 init_settings,
                 env_settings,
-                YamlConfigSettingsSource(settings_cls, yaml_file=file),
+                InitSettingsSource(settings_cls, init_kwargs=written),
             )
 
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -261,13 +261,31 @@ def load_settings(file: Path | None, overrides: Mapping[str, Any]) -> Settings:
             field=_dotted(problems[0]["loc"]),
             fix="docs/settings.md lists every field with its unit and range",
         ) from error
-    except yaml.YAMLError as error:
-        raise InvalidSettings(f"{str(file)!r} is not YAML: {error}", field="config") from error
-    except (TypeError, ValueError) as error:
-        # What pydantic-settings raises for a document that is a list or a scalar.
+    except SettingsError as error:
         raise InvalidSettings(
-            f"{str(file)!r} does not hold a mapping of settings", field="config"
+            f"an environment variable cannot be read: {error}",
+            field="environment",
+            fix=f"a variable of a whole group, such as {ENV_PREFIX}MODELS, holds JSON",
         ) from error
+
+
+def _read_file(file: Path | None) -> dict[str, Any]:
+    """Return the settings that a YAML file holds. Raises InvalidSettings."""
+    if file is None:
+        return {}
+    if not file.is_file():
+        raise InvalidSettings(f"no settings file at {str(file)!r}", field="config")
+    try:
+        document = parse_yaml(file.read_bytes()) or {}
+    except UnreadableYaml as error:
+        raise InvalidSettings(f"{str(file)!r} is {error}", field="config") from error
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+        raise InvalidSettings(
+            f"{str(file)!r} does not hold a mapping of settings",
+            field="config",
+            fix="docs/settings.md lists every field",
+        )
+    return document
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

@@ -41,6 +41,18 @@ def test_an_unknown_subcommand_is_a_usage_error() -> None:
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize(
+    "words", [["fly", "--json"], ["config", "--json", "--port", "x"], ["verify", "--json"]]
+)
+def test_wrong_arguments_are_one_json_document_too(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "invalid_request"
+    assert "--help" in error["fix"]
+
+
 def test_config_prints_settings_that_can_be_read_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

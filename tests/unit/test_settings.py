@@ -55,6 +55,9 @@ def test_flags_beat_the_environment_beats_the_file(
         ("- 1\n", "config"),
         ("just text\n", "config"),
         ("port: [\n", "config"),
+        ("port: 1\nport: 2\n", "config"),
+        ("[" * 5000, "config"),
+        ("1: 2\n", "config"),
     ],
 )  # fmt: skip
 def test_what_does_not_hold_is_named(tmp_path: Path, text: str, field: str) -> None:
@@ -87,6 +90,12 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, text: str, message: 
 def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NARROWGATE_PROT", "1")
     with pytest.raises(InvalidSettings, match="'NARROWGATE_PROT', which is no setting"):
+        load_settings(None, {})
+
+
+def test_an_unreadable_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NARROWGATE_MODELS", "[{")
+    with pytest.raises(InvalidSettings, match=r"an environment variable cannot be read: .*models"):
         load_settings(None, {})
 
 

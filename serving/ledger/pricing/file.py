@@ -97,7 +97,7 @@ def load_price_file(path: Path) -> Mapping[str, ModelPrices]:
         raise InvalidSettings(
             f"{str(path)!r} cannot be read: {error.strerror}", field=FIELD, fix="correct the path"
         ) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise InvalidSettings(
             f"{str(path)!r} is not YAML: {error}", field=FIELD, fix=_FIX
         ) from error
