@@ -1,4 +1,4 @@
-"""Settings of frontier providers: where they are, what they may cost, how they fail over."""
+"""Settings of frontier providers: addresses, bounds, failover, prompt caching."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -9,7 +9,7 @@ from serving.contracts.routing import TIERS, Tier
 
 ProviderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 FrontierModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}/\S{1,200}$")]
-"""provider/model, the model as the provider names it."""
+"""`provider/model`, with the provider's name of the model."""
 
 
 class _Frozen(BaseModel):
@@ -17,9 +17,9 @@ class _Frozen(BaseModel):
 
 
 class BreakerSettings(_Frozen):
-    """When a provider is left alone for a while.
+    """When calls to a failing provider stop.
 
-    failures: consecutive ones that open the breaker; open_s: until one request may probe it.
+    failures: consecutive failures that open the breaker. open_s: seconds until one call probes.
     """
 
     failures: int = Field(default=5, ge=1, le=1000)
@@ -27,19 +27,19 @@ class BreakerSettings(_Frozen):
 
 
 class ProviderSettings(_Frozen):
-    """One provider. Its key comes from a file, else from an environment variable; never from here.
+    """One provider. Its key is read from a file or an environment variable, never from settings.
 
-    With neither given, `openai` reads OPENAI_API_KEY, `anthropic` ANTHROPIC_API_KEY, another NAME
-    reads NAME_API_KEY. keyless: for servers that want none.
+    With neither named, `openai` reads OPENAI_API_KEY, `anthropic` ANTHROPIC_API_KEY, another NAME
+    reads NAME_API_KEY.
     """
 
     api: Literal["openai", "anthropic"] = Field(description="wire format")
     base_url: str | None = Field(
-        default=None, pattern=r"^https?://", description="the provider's own where absent"
+        default=None, pattern=r"^https?://", description="the vendor's own address where absent"
     )
     api_key_env: str | None = Field(default=None, description="environment variable with the key")
     api_key_file: Path | None = Field(default=None, description="file with the key, read at start")
-    keyless: bool = Field(default=False, description="the server wants no key")
+    keyless: bool = Field(default=False, description="the server requires no key")
     connect_timeout_s: float = Field(default=5.0, gt=0.0, le=120.0)
     first_byte_timeout_s: float = Field(
         default=60.0, gt=0.0, le=3600.0, description="longest silence before an answer begins"
@@ -48,7 +48,7 @@ class ProviderSettings(_Frozen):
         default=30.0, gt=0.0, le=3600.0, description="longest silence within a stream"
     )
     max_retries: int = Field(
-        default=2, ge=0, le=10, description="of a call that failed for a passing reason"
+        default=2, ge=0, le=10, description="of a call that failed and cannot have been billed"
     )
     max_concurrent: int = Field(
         default=64, ge=1, description="calls in progress per gateway replica"
@@ -74,8 +74,9 @@ class ProviderSettings(_Frozen):
 class PromptCacheSettings(_Frozen):
     """Prompt caching at providers.
 
-    marker: on a line of its own or inline, splits static prefix from dynamic part; never sent.
-    expected_reuses: requests that share a prefix within its time to live, where not yet observed.
+    marker: ends the static prefix, on a line of its own or inline; never sent. expected_reuses:
+    requests that share a prefix within its time to live, until observed. tracked_prefixes: kept in
+    memory.
     """
 
     enabled: bool = True
@@ -85,16 +86,16 @@ class PromptCacheSettings(_Frozen):
 
 
 class BoundSettings(_Frozen):
-    """Bounds of answers to free-form requests, a tier. Tasks bound their answers themselves."""
+    """Bounds of answers to free-form requests, per tier. Tasks bound their own answers."""
 
     max_tokens: dict[Tier, int] = Field(
         default={"economy": 512, "standard": 1024, "frontier": 4096},
-        description="tokens; reasoning included where the provider counts so",
+        description="tokens, including reasoning where the provider counts it as output",
     )
     stop: tuple[str, ...] = ()
     directive: str | None = Field(
         default="Answer briefly: at most {words} words unless asked for more.",
-        description="added to the system prompt; {words} is what max_tokens has room for",
+        description="added to the system prompt; {words} is computed from max_tokens",
     )
 
     @model_validator(mode="after")

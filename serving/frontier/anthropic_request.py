@@ -1,8 +1,9 @@
-"""An OpenAI chat completion request in the words of Anthropic's Messages API. Pure.
+"""Translates OpenAI chat completion requests to Anthropic's Messages API. Pure.
 
-Anthropic's API version 2026-10-21 has no temperature, top_p or top_k and refuses them; penalties
-and seeds it never had. They steer style, not meaning, so they are left out. What would change the
-answer's meaning (n, log-probabilities, logit_bias, audio, old-style functions) is refused.
+Anthropic's API version 2026-10-21 refuses temperature, top_p and top_k, and it never had penalties
+and seeds. These affect style, not meaning, so they are left out. Fields that change the meaning of
+the answer (n, log-probabilities, logit_bias, audio, old-style functions, stop sequences of white
+space) are refused.
 """
 
 import json
@@ -15,12 +16,12 @@ from anthropic import transform_schema
 from serving.contracts.errors import FrontierRejected
 from serving.frontier.cache_policy import Ttl
 
-_NO_WORDS_FOR = ("logprobs", "top_logprobs", "logit_bias", "audio", "functions", "function_call",
-                 "prediction", "web_search_options")  # fmt: skip
+_NOT_OFFERED = ("logprobs", "top_logprobs", "logit_bias", "audio", "functions", "function_call",
+                "prediction", "web_search_options")  # fmt: skip
 _EFFORT = {"none": "low", "minimal": "low"}
 _THINKING_OFF = (
-    # Models that think unless told otherwise. Opus 5.5 and Fable cannot be told: they refuse
-    # `disabled`, and get the lowest effort alone.
+    # Models that think unless told otherwise. Opus 5.5 and Fable refuse `disabled`, and get only
+    # the lowest effort.
     ("claude-sonnet-5-5", "between_tools"),
     ("claude-haiku-5", "disabled"),
     ("claude-sonnet-5", "disabled"),
@@ -33,7 +34,7 @@ def anthropic_request(body: Mapping[str, Any], model: str) -> dict[str, Any]:
     """Return keyword arguments for `messages.create`.
 
     body: bounded, with `max_tokens`; `cache_control` on a text part is passed on. Raises
-    FrontierRejected, naming the field, where Anthropic has no words for something.
+    FrontierRejected, naming the field, for a field that Anthropic does not offer.
     """
     _refuse_unknown(body)
     system, messages = _conversation(body.get("messages", []))
@@ -49,14 +50,12 @@ def anthropic_request(body: Mapping[str, Any], model: str) -> dict[str, Any]:
     effort = body.get("reasoning_effort")
     if effort:
         config["effort"] = _EFFORT.get(effort, effort)
-    stop = body.get("stop") or []
-    stop = [s for s in ([stop] if isinstance(stop, str) else stop) if s.strip()]
     user = body.get("safety_identifier") or body.get("user")
     optional = {
         "system": system,
         "output_config": config,
         "thinking": _no_thinking(model) if effort == "none" else None,
-        "stop_sequences": stop,
+        "stop_sequences": _stop_sequences(body.get("stop")),
         "metadata": {"user_id": user} if user else None,
         **_tools(body),
     }
@@ -68,6 +67,21 @@ def cache_control(ttl: Ttl) -> dict[str, str]:
     return {"type": "ephemeral"} if ttl == "5m" else {"type": "ephemeral", "ttl": ttl}
 
 
+def _stop_sequences(stop: object) -> list[str]:
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, list):
+        return []
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            # Left out, it would not stop the answer, and the client would pay for the rest.
+            raise _rejected(
+                "stop",
+                f"stop sequence {text!r} has no visible character",
+                "use a sequence with a visible character, or a provider in OpenAI's format",
+            )
+    return texts
+
+
 def _no_thinking(model: str) -> dict[str, str] | None:
     kinds = (kind for name, kind in _THINKING_OFF if model.startswith(name))
     kind = next(kinds, None)
@@ -76,14 +90,14 @@ def _no_thinking(model: str) -> dict[str, str] | None:
 
 def _refuse_unknown(body: Mapping[str, Any]) -> None:
     if body.get("n") not in (None, 1):
-        raise _rejected("n", f"n={body['n']!r}: Anthropic gives one choice", "ask for n=1")
-    for name in _NO_WORDS_FOR:
+        raise _rejected("n", f"n is {body['n']!r}, and Anthropic returns one choice", "ask for n=1")
+    for name in _NOT_OFFERED:
         if body.get(name):
             raise _rejected(name, f"{name} is not offered by Anthropic", f"leave out {name}")
 
 
 def _conversation(messages: list[dict[str, Any]]) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Return system blocks and turns; turns of one role in a row become one, as the API has it."""
+    """Return system blocks and turns; consecutive turns of one role are merged."""
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
     for index, message in enumerate(messages):
@@ -113,14 +127,16 @@ def _blocks(content: object, where: str) -> list[dict[str, Any]]:
     if isinstance(content, str) or content is None:
         return [_text(content)] if content and content.strip() else []
     if not isinstance(content, list):
-        raise _rejected(f"{where}.content", "content is no text and no list", "send text or parts")
+        raise _rejected(
+            f"{where}.content", "content is neither text nor a list", "send text or parts"
+        )
     blocks = [_block(part, f"{where}.content.{n}") for n, part in enumerate(content)]
     return [block for block in blocks if block is not None]
 
 
 def _block(part: object, where: str) -> dict[str, Any] | None:
     if not isinstance(part, dict):
-        raise _rejected(where, "a part is no object", "send parts as objects")
+        raise _rejected(where, "a part is not an object", "send parts as objects")
     match part.get("type"):
         case "text" | "refusal" as kind:
             text = part.get("text" if kind == "text" else "refusal") or ""
@@ -133,7 +149,7 @@ def _block(part: object, where: str) -> dict[str, Any] | None:
         case "image_url":
             return {"type": "image", "source": _image(part.get("image_url"), where)}
         case kind:
-            raise _rejected(where, f"parts of type {kind!r} have no counterpart", "send text")
+            raise _rejected(where, f"parts of type {kind!r} are not supported", "send text")
 
 
 def _image(image: object, where: str) -> dict[str, str]:
@@ -144,7 +160,7 @@ def _image(image: object, where: str) -> dict[str, str]:
         return {"type": "base64", "media_type": found[1], "data": "".join(found[2].split())}
     raise _rejected(
         f"{where}.image_url",
-        "an image is neither at an http(s) URL nor base64 JPEG, PNG, GIF or WebP",
+        "the image is neither an http(s) URL nor base64 JPEG, PNG, GIF or WebP",
         "send another image",
     )
 
@@ -159,7 +175,9 @@ def _assistant(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         except ValueError:
             arguments = None
         if not isinstance(arguments, dict):
-            raise _rejected(field, "arguments are no JSON object", "send them as they were made")
+            raise _rejected(
+                field, "arguments are not a JSON object", "send the call as the model made it"
+            )
         blocks.append(
             {
                 "type": "tool_use",
@@ -214,14 +232,14 @@ def _tool_choice(body: Mapping[str, Any]) -> dict[str, Any] | None:
         case {"type": "function", "function": {"name": name}}:
             result = {"type": "tool", "name": name}
         case _:
-            raise _rejected("tool_choice", "this choice has no counterpart", "use auto or required")
+            raise _rejected("tool_choice", "this choice is not supported", "use auto or required")
     if body.get("parallel_tool_calls") is False:
         return {**result, "disable_parallel_tool_use": True}
     return result if choice is not None else None
 
 
 def _output_format(form: object) -> dict[str, Any] | None:
-    """Return Anthropic's format; empty for a JSON object of any shape, which it has no mode for."""
+    """Return Anthropic's format; empty for a JSON object of any shape, which has no mode there."""
     match form:
         case None | {"type": "text"}:
             return None
@@ -236,7 +254,7 @@ def _output_format(form: object) -> dict[str, Any] | None:
                     f"Anthropic cannot follow this schema ({type(error).__name__})",
                     "give every part of the schema a type",
                 ) from error
-    raise _rejected("response_format", "this format has no counterpart", "use json_schema")
+    raise _rejected("response_format", "this format is not supported", "use json_schema")
 
 
 def _text(text: str) -> dict[str, Any]:
@@ -245,5 +263,5 @@ def _text(text: str) -> dict[str, Any]:
 
 def _rejected(field: str, message: str, fix: str) -> FrontierRejected:
     return FrontierRejected(
-        f"the request cannot be put to Anthropic: {message}", field=field, fix=fix
+        f"the request cannot be sent to Anthropic: {message}", field=field, fix=fix
     )

@@ -1,4 +1,4 @@
-"""A circuit breaker: leaves a provider alone that keeps failing. No I/O, no tasks."""
+"""A circuit breaker: stops calls to a provider that keeps failing. No I/O, no tasks."""
 
 import time
 from collections.abc import Callable
@@ -10,10 +10,10 @@ BreakerState = Literal["closed", "open", "half_open"]
 
 
 class Breaker:
-    """Closed until so many calls in a row fail; then open; then one call probes.
+    """Closed until a number of calls in a row fail; then open; then one call probes.
 
     Every call takes a ticket and reports with it. Reports of calls that began before the last
-    change of state are ignored: they say how the provider was, not how it is.
+    change of state are ignored: they describe the provider's earlier state.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Breaker:
         return max(0.0, self._open_until_s - self._clock()) if self.state == "open" else 0.0
 
     def succeeded(self, ticket: int) -> None:
-        """Report that the provider answered, be it with a refusal."""
+        """Report that the provider answered, possibly with a refusal."""
         if ticket != self._era:
             return
         self._failures = 0
@@ -50,7 +50,7 @@ class Breaker:
             self._change("closed")
 
     def failed(self, ticket: int) -> None:
-        """Report a failure that says the provider is ill."""
+        """Report a failure of the provider itself."""
         if ticket != self._era:
             return
         self._failures += 1
@@ -59,7 +59,7 @@ class Breaker:
             self._change("open")
 
     def abandoned(self, ticket: int) -> None:
-        """Report a call that nobody waited for to the end: it says nothing, and a probe is free."""
+        """Report a call that was cancelled: it has no result, and the next call may probe."""
         if ticket == self._era and self.state == "half_open":
             self._open_until_s = self._clock()
             self._change("open")

@@ -1,4 +1,4 @@
-"""Builds the frontier from settings: reads keys, opens nothing."""
+"""Builds the frontier from settings: reads keys, opens no connection."""
 
 import logging
 import random
@@ -29,7 +29,7 @@ def build_frontier(
     environ: Mapping[str, str],
     events: FrontierEvents,
 ) -> FrontierStack:
-    """Return the frontier of these settings; close it with `aclose`.
+    """Return the frontier for these settings; close it with `aclose`.
 
     prices: a target without one is never asked. Providers without a key are left out. Reads key
     files, blocking. Raises InvalidSettings where a named key file gives no key.
@@ -49,7 +49,7 @@ def _api(name: str, settings: ProviderSettings, key: SecretStr | None) -> Provid
 
 
 def _quiet() -> None:
-    """Keep the SDKs and their HTTP client from logging requests: at DEBUG they print prompts."""
+    """Keep the SDKs and their HTTP client from logging requests: at DEBUG they log prompts."""
     for name in _CHATTY_LOGGERS:
         logger = logging.getLogger(name)
         logger.setLevel(max(logger.level, logging.WARNING))

@@ -1,4 +1,4 @@
-"""What the frontier reports of itself, for metrics."""
+"""What the frontier reports, for metrics."""
 
 from typing import Protocol
 
@@ -14,7 +14,7 @@ class FrontierEvents(Protocol):
         ...
 
     def retried(self, provider: str, reason: str) -> None:
-        """A call is repeated at the same provider. reason: the code of the error before."""
+        """A call is repeated at the same provider. reason: the previous error's code."""
         ...
 
     def fell_back(self, from_target: str, to_target: str, reason: str) -> None:
@@ -26,15 +26,15 @@ class FrontierEvents(Protocol):
         ...
 
     def prefix_read(self, prefix_id: str, read_tokens: int, input_tokens: int) -> None:
-        """An answer to a request with a marked prefix came: so much of its input was cached.
+        """A request with a marked prefix was answered: read_tokens of its input were cached.
 
-        prefix_id: `other` for prefixes that came once, and beyond `tracked_prefixes` of them.
+        prefix_id: `other` for prefixes used once, and beyond `tracked_prefixes` of them.
         """
         ...
 
     def prefix_unstable(self, prefix_id: str) -> None:
-        """Requests that should share a prefix differ inside it.
+        """Requests that should share a prefix differ within it.
 
-        prefix_id: of the prefix's place (purpose and position), since its text keeps changing.
+        prefix_id: of the prefix's place (purpose and position), because its text keeps changing.
         """
         ...

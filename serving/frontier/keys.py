@@ -1,4 +1,4 @@
-"""Where the providers' keys come from."""
+"""Reads the providers' keys."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +52,7 @@ def _checked(value: str, field: str) -> SecretStr:
     # An illegal header value would make the HTTP client raise an error that quotes it.
     if not (value.isascii() and value.isprintable()) or " " in value:
         raise InvalidSettings(
-            f"{field} leads to a key with spaces, line breaks or characters beyond ASCII",
+            f"{field} gives a key with spaces, line breaks or characters beyond ASCII",
             field=field,
             fix="store the key alone, on one line",
         )

@@ -1,4 +1,4 @@
-"""How long a provider asks to be left alone, and how long to wait before a retry. Pure."""
+"""How long a provider asks its clients to wait, and how long to wait before a retry. Pure."""
 
 import random
 from collections.abc import Mapping
@@ -8,37 +8,45 @@ from math import isfinite
 
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 8.0
+_LONGEST_ASKED_S = 86_400.0
+"""A longer wait than a day is not passed on: clients would take it literally."""
+
 _RESETS = ("requests", "tokens", "input-tokens", "output-tokens")
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Return the seconds to wait that an answer's headers name, or None.
+    """Return the seconds to wait that an answer's headers name, at most a day; None without any.
 
     Reads `retry-after-ms`, then `retry-after` (seconds or a date), then the reset times of those
     Anthropic limits of which nothing remains. headers: keys in lower case.
     """
-    now = now or datetime.now(UTC)
+    asked_s = _asked_s(headers, now or datetime.now(UTC))
+    return None if asked_s is None else min(asked_s, _LONGEST_ASKED_S)
+
+
+def _asked_s(headers: Mapping[str, str], now: datetime) -> float | None:
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after")
     if (seconds := _number(value)) is not None:
         return seconds
     if (at := _date(value)) is not None:
-        return max(0.0, (at - now).total_seconds())
+        return _until(at, now)
     waits = [
-        (reset - now).total_seconds()
+        _until(reset, now)
         for limit in _RESETS
         if headers.get(f"anthropic-ratelimit-{limit}-remaining") == "0"
         if (reset := _timestamp(headers.get(f"anthropic-ratelimit-{limit}-reset"))) is not None
     ]
-    return max(0.0, *waits) if waits else None
+    return max(waits, default=None)
 
 
 def wait_s(retry: int, asked_s: float | None, rng: random.Random) -> float:
     """Return how long to wait before a retry, seconds.
 
-    retry: 0 for the first. What the provider asks for wins, with up to 10 % on top, so that its
-    clients do not come back as one. Else half to all of an interval that doubles from 0.5 s to 8 s.
+    retry: 0 for the first. asked_s: the provider's wish, with up to 10 % on top, so that clients do
+    not return at the same moment. Without one: half to all of an interval that doubles from 0.5 s
+    to 8 s.
     """
     if asked_s is not None:
         return asked_s * (1 + rng.random() / 10)
@@ -57,7 +65,7 @@ def _number(value: str | None) -> float | None:
 def _date(value: str | None) -> datetime | None:
     try:
         found = parsedate_to_datetime(value or "")
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
@@ -68,3 +76,11 @@ def _timestamp(value: str | None) -> datetime | None:
     except ValueError:
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _until(at: datetime, now: datetime) -> float:
+    try:
+        return max(0.0, (at - now).total_seconds())
+    except OverflowError:
+        # A date at the end of the calendar, in a zone that moves it beyond.
+        return _LONGEST_ASKED_S

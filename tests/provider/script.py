@@ -30,7 +30,9 @@ class Fault:
     """One thing that goes wrong.
 
     code, message: of the error document; {key} becomes the key. worked: the provider had made its
-    answer, and bills it, before a proxy answered with `status`. body: of a `raw` answer, in pieces.
+    answer, and bills it, before a proxy answered with `status`. body: of a `raw` answer, in pieces;
+    aborts: the connection breaks behind them. bill: of a `raw` answer, in the wire format; that of
+    the answer that it replaces where None, nothing where empty.
     """
 
     kind: FaultKind
@@ -42,6 +44,8 @@ class Fault:
     delay_s: float = 0.0
     worked: bool = False
     body: tuple[bytes, ...] = ()
+    aborts: bool = False
+    bill: dict[str, Any] | None = None
 
 
 def rate_limited(retry_after: str | None = None, **headers: str) -> Fault:

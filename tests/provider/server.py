@@ -123,9 +123,14 @@ class ProviderApp:
         if fault.kind == "raw" and fault.status >= 400 and not fault.worked:
             seen.usage = None
         else:
+            seen.usage = seen.usage if fault.bill is None else fault.bill or None
             seen.billed = seen.usage
         if fault.kind == "raw":
             await _raw(send, fault, seen)
+            if fault.aborts:
+                direct.__self__.transport.abort()
+                raise Cut
+            await send({"type": "http.response.body", "body": b""})
         elif fault.worked:
             await self._instead(fault, seen, send)
         elif fault.kind == "hang":
@@ -207,8 +212,8 @@ async def _raw(send: Send, fault: Fault, seen: Seen) -> None:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
         # Pieces arrive one by one.
         await asyncio.sleep(0)
+    # Before the last byte: the client may act on it at once.
     seen.completed = seen.billed is not None
-    await send({"type": "http.response.body", "body": b""})
 
 
 async def _stream(

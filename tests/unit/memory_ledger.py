@@ -28,8 +28,8 @@ class BookedCall:
 
     @property
     def cost_usd(self) -> Decimal | None:
-        assert self.end is not None, "the exit was closed before its call"
-        if self.end.usage_source == "unknown":
+        # An abandoned stream may be read on in the background, behind its exit.
+        if self.end is None or self.end.usage_source == "unknown":
             return None
         return COST if self.end.usage is not None else Decimal(0)
 
