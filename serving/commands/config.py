@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 
+from serving.commands.ledger import check_ledger
 from serving.commands.options import add_settings_options, settings_from
 
 HELP = "check the settings and print them with every default"
@@ -23,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_from(args)
     lint(settings)
     load_specs(settings.tasks_dir)
+    check_ledger(settings, os.environ)
     content = settings.model_dump(mode="json")
     print(json.dumps(content) if args.json else yaml.safe_dump(content, sort_keys=False), end="")
     return 0

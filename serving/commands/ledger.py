@@ -30,17 +30,17 @@ def opened_ledger(args: argparse.Namespace) -> Iterator["Database"]:
         database.close()
 
 
-def prepare_ledger(settings: "Settings", environ: Mapping[str, str]) -> None:
-    """Bring the ledger up to date and see that everything that may be paid for has a price.
+def check_ledger(settings: "Settings", environ: Mapping[str, str]) -> None:
+    """Check the ledger's URL and that everything that may be paid for has a price.
 
-    Blocking. Raises LedgerUnavailable, LedgerUnusable, UnpricedModel or InvalidSettings.
+    Does not touch the database. Blocking. Raises InvalidSettings or UnpricedModel.
     """
     from serving.frontier.keys import resolve_key
-    from serving.ledger.database import Database, database_url
-    from serving.ledger.migrate import migrate
+    from serving.ledger.database import database_url
     from serving.ledger.pricing.book import PriceBook
     from serving.ledger.pricing.cost import check_priced
 
+    database_url(settings.ledger.url, settings.state)
     prices = PriceBook.load(settings.ledger.prices_file)
     check_priced([settings.ledger.reference_model], prices, "ledger.reference_model")
     usable = {
@@ -51,6 +51,17 @@ def prepare_ledger(settings: "Settings", environ: Mapping[str, str]) -> None:
     targets = [target for models in settings.frontier.tiers.values() for target in models]
     paid = [target for target in targets if target.partition("/")[0] in usable]
     check_priced(paid, prices, "ledger.prices_file")
+
+
+def prepare_ledger(settings: "Settings", environ: Mapping[str, str]) -> None:
+    """Check the ledger's settings and bring its database up to date; blocking.
+
+    Raises LedgerUnavailable, LedgerUnusable, UnpricedModel or InvalidSettings.
+    """
+    from serving.ledger.database import Database, database_url
+    from serving.ledger.migrate import migrate
+
+    check_ledger(settings, environ)
     database = Database(database_url(settings.ledger.url, settings.state))
     try:
         migrate(database)

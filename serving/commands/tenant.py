@@ -1,12 +1,12 @@
-"""`narrowgate tenant`: who pays, and within which limits."""
+"""`narrowgate tenant`: create and list tenants and set their limits."""
 
 import argparse
 import json
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from serving.commands.ledger import opened_ledger
-from serving.commands.options import add_settings_options
+from serving.commands.options import add_settings_options, decimal_number, whole_number
 
 if TYPE_CHECKING:
     from serving.contracts.ledger import Tenant
@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Create, change or list; print what is there now."""
+    """Create, change or list tenants, and print the result."""
     from serving.contracts.ledger import Tenant
     from serving.ledger.access.tenants import create_tenant, list_tenants, update_tenant
 
@@ -52,32 +52,32 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
-    # Suppressed: what is not given stays as it is, and `none` is something else.
+    # Suppressed: a limit that is not given stays as it is, and `none` removes it.
     for flag, kind, meta, text in (
         ("--day-usd", _usd, "D", "US dollars a calendar day for paid calls"),
         ("--month-usd", _usd, "D", "US dollars a calendar month for paid calls"),
-        ("--requests-per-minute", _count, "N", "requests in any minute, the whole stack's"),
-        ("--max-concurrent-requests", _count, "N", "requests under way, the whole stack's"),
+        (
+            "--requests-per-minute",
+            _count,
+            "N",
+            "requests a minute, over the whole stack",
+        ),
+        (
+            "--max-concurrent-requests",
+            _count,
+            "N",
+            "requests in progress, over the whole stack",
+        ),
     ):
         parser.add_argument(flag, type=kind, metavar=meta, default=argparse.SUPPRESS, help=text)
 
 
 def _usd(text: str) -> Decimal | None:
-    if text == "none":
-        return None
-    try:
-        return Decimal(text)
-    except InvalidOperation as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount and not `none`") from error
+    return None if text == "none" else decimal_number(text)
 
 
 def _count(text: str) -> int | None:
-    if text == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number and not `none`") from error
+    return None if text == "none" else whole_number(text)
 
 
 def _print_all(tenants: "list[Tenant]", *, as_json: bool) -> None:
@@ -90,7 +90,7 @@ def _print_all(tenants: "list[Tenant]", *, as_json: bool) -> None:
 
 def _document(tenant: "Tenant") -> dict[str, Any]:
     limits = {name: getattr(tenant, name) for name in _LIMITS}
-    # Money as text: a JSON number would be read as a binary fraction.
+    # Money is text, because a JSON number would be read as a binary fraction.
     shown = {n: f"{v:f}" if isinstance(v, Decimal) else v for n, v in limits.items()}
     return {"name": tenant.name, **shown}
 

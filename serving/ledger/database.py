@@ -71,7 +71,7 @@ def database_url(url: SecretStr | None, state: Path) -> URL:
         return URL.create("sqlite+pysqlite", database=str(state.resolve() / "ledger" / "ledger.db"))
     try:
         found = make_url(url.get_secret_value())
-    except exc.ArgumentError:
+    except (exc.ArgumentError, ValueError):  # ValueError: a port that is not a number
         found = None
     if found is None or found.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
         raise InvalidSettings(

@@ -1,11 +1,12 @@
 """Brings the ledger's database to this version's tables."""
 
 import logging
+import threading
 from pathlib import Path
-from typing import Any
 
+from alembic import command
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, exc, inspect, text
@@ -13,22 +14,24 @@ from sqlalchemy import Connection, exc, inspect, text
 from serving.contracts.errors import LedgerUnusable
 from serving.ledger.database import Database
 
-_FOLDER = Path(__file__).parent / "migrations"
+FOLDER = Path(__file__).parent / "migrations"
 _VERSION_TABLE = "alembic_version"
 _LOCK = 0x6E6172726F776761
-"""PostgreSQL's advisory lock of whoever migrates: `narrowga` in ASCII."""
+"""Key of the PostgreSQL advisory lock that a migrating process holds: `narrowga` in ASCII."""
 
 _MIGRATION_MS = 60_000
+
+_upgrading = threading.Lock()
 
 
 def migrate(database: Database, to: str = "head") -> None:
     """Create the tables, or bring those of an earlier version up to date, in one transaction.
 
-    Of several processes that start at once, one does it and the others find it done. Blocking.
-    to: a revision, for tests. Raises LedgerUnavailable where the database is away, and
-    LedgerUnusable where it is a newer version's or holds something else.
+    Of several processes that start at once, one migrates while the others wait for it. Blocking.
+    to: a revision, for tests. Raises LedgerUnavailable where the database is unreachable, and
+    LedgerUnusable where it belongs to a newer version or to another program.
     """
-    # Its lines about every revision would go to wherever the root logger writes.
+    # Alembic would log every revision to wherever the root logger writes.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         with database.begin() as connection:
@@ -39,12 +42,19 @@ def migrate(database: Database, to: str = "head") -> None:
         raise LedgerUnusable(
             f"the ledger's database cannot be used: {type(error.orig).__name__}",
             field="ledger.url",
-            fix="see that it is a database, and that its user may create and change tables",
+            fix="check that it is a database whose tables its user may create and change",
         ) from error
 
 
+def refuse_newer(connection: Connection) -> None:
+    """Raise LedgerUnusable for a ledger that a later version has written."""
+    version = _version(connection)
+    if version is not None and version not in _revisions():
+        raise _newer(version)
+
+
 def _lock(connection: Connection) -> None:
-    # The transaction's end gives it back, also where the process dies.
+    # The end of the transaction releases the lock, also where the process is killed.
     for limit in ("statement_timeout", "lock_timeout"):
         connection.execute(text(f"SET LOCAL {limit} = {_MIGRATION_MS}"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
@@ -52,33 +62,47 @@ def _lock(connection: Connection) -> None:
 
 def _upgrade(connection: Connection, to: str) -> None:
     _refuse_foreign(connection)
-    script = ScriptDirectory(str(_FOLDER))
-
-    def steps(revision: Any, _: MigrationContext) -> Any:
-        return script._upgrade_revs(to, revision)
-
-    context = MigrationContext.configure(
-        connection, opts={"fn": steps, "version_table": _VERSION_TABLE}
-    )
+    config = alembic_config()
+    version = _version(connection)
+    if version is not None and version == ScriptDirectory.from_config(config).get_current_head():
+        return
+    config.attributes["connection"] = connection
     try:
-        if context.get_current_revision() == script.get_current_head():
-            return
-        with Operations.context(context):
-            context.run_migrations()
+        # Alembic keeps the environment of a running command in a global variable.
+        with _upgrading:
+            command.upgrade(config, to)
     except CommandError as error:
-        raise LedgerUnusable(
-            f"the ledger's database is of version {context.get_current_revision()!r}, "
-            "which this version does not know",
-            field="ledger.url",
-            fix="run the version that wrote it or a later one",
-        ) from error
+        raise _newer(version) from error
+
+
+def alembic_config() -> Config:
+    """Return Alembic's configuration of the ledger's revisions."""
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    return config
+
+
+def _revisions() -> set[str]:
+    return {item.revision for item in ScriptDirectory(str(FOLDER)).walk_revisions()}
+
+
+def _version(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _newer(version: str | None) -> LedgerUnusable:
+    return LedgerUnusable(
+        f"the ledger's database has version {version!r}, which this program does not know",
+        field="ledger.url",
+        fix="run the version that wrote it, or a later one",
+    )
 
 
 def _refuse_foreign(connection: Connection) -> None:
     tables = inspect(connection).get_table_names()
     if tables and _VERSION_TABLE not in tables:
         raise LedgerUnusable(
-            f"the ledger's database holds something else: table {sorted(tables)[0]!r}",
+            f"the ledger's database belongs to another program: table {sorted(tables)[0]!r}",
             field="ledger.url",
             fix="give the ledger a database of its own",
         )

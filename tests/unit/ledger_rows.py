@@ -12,7 +12,8 @@ from sqlalchemy import delete, insert
 
 from serving.ledger.database import Database
 from serving.ledger.rows import periods_at
-from serving.ledger.schema import calls, exits, instances, metadata, prices, spending
+from serving.ledger.schema import calls, exits, instances, metadata, prices, spending, tenants
+from serving.ledger.upsert import insert_new
 
 Row = dict[str, Any]
 
@@ -120,6 +121,8 @@ class LedgerRows:
             for table, rows in tables:
                 if rows:
                     connection.execute(insert(table), rows)
+            names = [{"name": name, "created_at": self.start} for name in ("a", "b")]
+            connection.execute(insert_new(connection, tenants), names)
 
 
 def instance(start: datetime, end: datetime, rate: str, *, ended: bool = True) -> Row:

@@ -18,7 +18,7 @@ from serving.ledger.database import Database, database_url
 from serving.ledger.migrate import migrate
 from serving.ledger.schema import metadata
 
-SCRIPT = ScriptDirectory(str(module._FOLDER))
+SCRIPT = ScriptDirectory(str(module.FOLDER))
 REVISIONS = [revision.revision for revision in reversed(list(SCRIPT.walk_revisions()))]
 ROWS: dict[str, dict[str, Any]] = {
     "prices": {"id": "p", "model": "a/b", "source": "test", "over_input_tokens": 0},

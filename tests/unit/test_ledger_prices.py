@@ -372,6 +372,29 @@ def test_a_file_that_cannot_be_read_one_way_stops_the_start(tmp_path: Path, text
         load_price_file(tmp_path / "missing.yaml")
 
 
+@pytest.mark.parametrize("price", ["1_000", "-0", "+1", "1e3", "0x10", "\u0661", "1,5", " 1", ""])
+def test_a_price_in_another_notation_is_refused(tmp_path: Path, price: str) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text(f"a/b: {{input: '{price}', output: 1}}", encoding="utf-8")
+    with pytest.raises(InvalidSettings, match="is not a number such as"):
+        load_price_file(path)
+    path.write_text(
+        f"a/b: {{input: 1, output: 1, over: {{'{price}': {{input: 1, output: 1}}}}}}",
+        encoding="utf-8",
+    )
+    with pytest.raises(InvalidSettings, match="is not a number such as"):
+        load_price_file(path)
+
+
+@pytest.mark.parametrize("twin", ["a/B", "a/b\u200b", "a/\u00adb", "a/\uff42"])
+def test_model_names_that_look_the_same_are_refused(tmp_path: Path, twin: str) -> None:
+    path = tmp_path / "prices.yaml"
+    lines = [f'"{name}": {{input: 1, output: 1}}' for name in ("a/b", twin)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(InvalidSettings, match="nothing that can be seen"):
+        load_price_file(path)
+
+
 @pytest.mark.parametrize("price", ["-1e-6", "1e-13", "NaN", "Infinity"])
 def test_prices_that_cannot_be_booked_are_refused(price: str) -> None:
     for name in (item.name for item in fields(TokenPrices)):

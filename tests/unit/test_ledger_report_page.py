@@ -21,6 +21,7 @@ from serving.cli import main
 from serving.contracts.errors import LedgerUnusable
 from serving.contracts.report import Day, Report
 from serving.ledger.database import Database, database_url
+from serving.ledger.migrate import migrate
 from serving.ledger.reports.build import build_report
 from serving.ledger.reports.page import render_page
 from serving.ledger.reports.query import Scope
@@ -165,7 +166,32 @@ def test_json_is_the_document_and_the_page_a_file(
     assert json.loads(capsys.readouterr().out)["error"]["field"] == "--html"
 
 
-def test_books_that_do_not_agree_fail(honest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_tenant_is_an_error(honest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ledger_command(honest, "--tenant", "typo", "--json") == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["code"], error["field"]) == ("not_found", "tenant")
+    assert "'typo'" in error["message"]
+    assert ledger_command(honest, "--tenant", "a", "--json") == 0
+    assert ledger_command(honest, "--tenant", "default", "--json") == 0
+
+
+def test_a_ledger_of_a_newer_version_has_no_report(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = Database(database_url(None, state))
+    migrate(database)
+    assert ledger_command(state, "--json") == 0
+    with database.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999_later'"))
+    database.close()
+    capsys.readouterr()
+    assert ledger_command(state, "--json") == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "ledger_unusable"
+    assert "9999_later" in error["message"]
+
+
+def test_rows_that_do_not_agree_fail(honest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with sqlite3.connect(honest / "ledger" / "ledger.db") as connection:
         connection.execute("UPDATE exits SET cost_usd = cost_usd + 1 WHERE id = 'exit-3'")
     connection.close()

@@ -1,10 +1,10 @@
-"""API keys: `ng-ID-SECRET`, of which the database has the id and a digest of the secret."""
+"""API keys `ng-ID-SECRET`. The database stores the id and a digest of the secret."""
 
 import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -20,7 +20,7 @@ _FORM = re.compile(r"ng-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
 _ID_BYTES = 6
 _SECRET_BYTES = 32
 _LONGEST_LABEL = 100
-# What the secrets of unknown keys are compared with: as long as a digest, and nobody's.
+# Compared with the secret of an unknown key: as long as a digest, and no key's digest.
 _NO_DIGEST = "0" * 64
 
 
@@ -36,7 +36,7 @@ class LiveKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """What may be shown of a key."""
+    """The fields of a key that may be shown."""
 
     id: str
     tenant: str | None
@@ -48,30 +48,34 @@ class KeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class IssuedKey:
-    """A key that was just made. text: the whole key, which nothing keeps."""
+    """A new key. text: the whole key, which is not stored."""
 
     id: str
     text: SecretStr
 
 
-def matching(presented: str, live: Mapping[str, LiveKey]) -> LiveKey | None:
-    """Return the live key that a text is, None where it is none.
+def matching(
+    presented: str,
+    live: Mapping[str, LiveKey],
+    is_same: Callable[[str, str], bool] = hmac.compare_digest,
+) -> LiveKey | None:
+    """Return the live key with this text; None for any other text.
 
-    Digests and compares once whatever the text is, so the time it takes does not tell which ids
-    exist or how much of a secret is right.
+    Computes one digest and compares once (is_same, in constant time) whatever the text is, so that
+    the time taken does not reveal which ids exist or how much of a secret is right.
     """
     form = _FORM.fullmatch(presented)
     key_id, secret = form.groups() if form else ("", "")
     key = live.get(key_id)
     expected = key.secret_sha256 if key is not None else _NO_DIGEST
-    same = hmac.compare_digest(_digest(secret), expected)
-    return key if same else None
+    return key if is_same(_digest(secret), expected) else None
 
 
 def create_key(database: Database, tenant: str | None, label: str = "") -> IssuedKey:
-    """Make a key and store it; blocking. tenant: None makes an admin key.
+    """Create a key and store it; blocking. tenant: None creates an admin key.
 
-    Raises NotFound for a tenant that does not exist, InvalidRequest for an unfit label.
+    Raises NotFound for an unknown tenant, InvalidRequest for a label that is too long or cannot be
+    printed.
     """
     if len(label) > _LONGEST_LABEL or not label.isprintable():
         raise InvalidRequest(
@@ -133,5 +137,5 @@ def live_keys(connection: Connection) -> dict[str, LiveKey]:
 
 
 def _digest(secret: str) -> str:
-    # Over the text: its last character has bits that the decoded bytes would not show.
+    # Of the text, because the last character of base64 has bits that decoding drops.
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,25 +1,47 @@
-"""Prices of your own: a YAML file that beats the table."""
+"""The operator's own prices: a YAML file that takes precedence over the table."""
 
 import hashlib
+import re
 from collections.abc import Hashable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier_settings import FrontierModelName
 from serving.contracts.prices import STANDARD_NAMES, ModelPrices, PriceStep
+from serving.contracts.task_spec import folded_name
 from serving.ledger.pricing.table import by_class
 
 FIELD = "ledger.prices_file"
 _FIX = "docs/ledger.md shows what a price file holds"
 
-MtokUsd = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=6, allow_inf_nan=False)]
-"""US dollars a million tokens; six decimals make whole picodollars a token."""
-_Threshold = Annotated[int, Field(gt=0, le=10**9)]
+
+def _plain_number(value: object) -> object:
+    """Refuse the notations that Python reads as numbers and people may not: 1_000, -0, 1e3."""
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?|\.[0-9]+", value):
+        raise ValueError("is not a number such as 12 or 0.25")
+    return value
+
+
+MtokUsd = Annotated[
+    Decimal,
+    BeforeValidator(_plain_number),
+    Field(ge=0, le=1_000_000, decimal_places=6, allow_inf_nan=False),
+]
+"""US dollars per million tokens; six decimals make whole picodollars per token."""
+_Threshold = Annotated[int, BeforeValidator(_plain_number), Field(gt=0, le=10**9)]
 
 
 def _not_standard(name: str) -> str:
@@ -28,11 +50,25 @@ def _not_standard(name: str) -> str:
     return name
 
 
+def _distinct(models: dict[str, "_Model"]) -> dict[str, "_Model"]:
+    """Refuse names that look the same. Names must match exactly, so one of them is a mistake."""
+    seen: dict[str, str] = {}
+    for name in models:
+        folded = folded_name(name)
+        if folded in seen:
+            raise ValueError(f"{name!r} differs from {seen[folded]!r} in nothing that can be seen")
+        seen[folded] = name
+    return models
+
+
 _TierName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$"), AfterValidator(_not_standard)]
 
 
 class _Step(BaseModel):
-    """One level. Classes left out cost what input does, 1-hour writes what 5-minute writes do."""
+    """Prices of inputs of one length.
+
+    A class that is left out costs what input does; 1-hour writes cost what 5-minute writes do.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +86,7 @@ class _Step(BaseModel):
 
 
 class _Tier(_Step):
-    """over: by length of input, tokens; what is longer costs that, for all of its tokens."""
+    """over: prices of longer inputs, by the length in tokens above which all tokens cost them."""
 
     over: dict[_Threshold, _Step] = Field(default_factory=dict)
 
@@ -65,16 +101,16 @@ class _Model(_Tier):
     service_tiers: dict[_TierName, _Tier] = Field(default_factory=dict)
 
 
-_FILE = TypeAdapter(dict[FrontierModelName, _Model])
+_FILE = TypeAdapter(Annotated[dict[FrontierModelName, _Model], AfterValidator(_distinct)])
 
 
 class _TextLoader(yaml.BaseLoader):
-    """Reads every scalar as the text that is written: a price never passes through a float."""
+    """Reads every scalar as text, so that a price never passes through a float."""
 
     def construct_mapping(
         self, node: yaml.MappingNode, deep: bool = False
     ) -> dict[Hashable, object]:
-        """Refuse a key that is written twice: of two prices, which one holds?"""
+        """Refuse a key that is written twice."""
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
@@ -91,7 +127,7 @@ def load_price_file(path: Path) -> Mapping[str, ModelPrices]:
     """
     try:
         content = path.read_bytes()
-        document = yaml.load(content.decode(), _TextLoader)  # noqa: S506 - makes text alone
+        document = yaml.load(content.decode(), _TextLoader)  # noqa: S506 - makes text only
         models = _FILE.validate_python(document or {})
     except OSError as error:
         raise InvalidSettings(

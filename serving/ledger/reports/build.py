@@ -55,6 +55,8 @@ def build_report(
     timeout_s: as in snapshot. Raises LedgerUnavailable.
     """
     with snapshot(database, timeout_s) as connection:
+        if scope.tenant is not None:
+            query.require_known_tenant(connection, scope.tenant)
         found = _Found(
             query.count_requests(connection, scope),
             query.exit_groups(connection, scope),

@@ -26,9 +26,11 @@ from sqlalchemy import (
     values,
 )
 
+from serving.contracts.errors import NotFound
+from serving.contracts.ledger import DEFAULT_TENANT
 from serving.contracts.report import Latency, TokenClass
 from serving.ledger.reports.days import days_between, midnight
-from serving.ledger.schema import Usd, UtcTime, calls, exits, instances, prices
+from serving.ledger.schema import Usd, UtcTime, calls, exits, instances, prices, tenants
 
 Fate = Literal["answered", "failed", "unknown", "open"]
 
@@ -234,6 +236,18 @@ def _days(connection: Connection, scope: Scope, zone: tzinfo) -> FromClause | No
     return values(
         column("day", Text), column("start", UtcTime), column("end", UtcTime), name="days"
     ).data(rows).cte()  # fmt: skip
+
+
+def require_known_tenant(connection: Connection, name: str) -> None:
+    """Raise NotFound for a tenant that was never created and has no input."""
+    if name == DEFAULT_TENANT:
+        return
+    for known in (tenants.c.name, exits.c.tenant):
+        if connection.execute(select(known).where(known == name).limit(1)).first() is not None:
+            return
+    raise NotFound(
+        f"there is no tenant {name!r}", field="tenant", fix="narrowgate tenant list shows them"
+    )
 
 
 def count_requests(connection: Connection, scope: Scope) -> int:

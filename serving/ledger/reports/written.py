@@ -1,4 +1,4 @@
-"""A ledger that is there already, for those who only read it."""
+"""Opens an existing ledger for reading."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +9,15 @@ from sqlalchemy import exc, inspect
 
 from serving.contracts.errors import LedgerUnusable
 from serving.ledger.database import Database, database_url
+from serving.ledger.migrate import refuse_newer
 from serving.ledger.schema import metadata
 
 
 @contextmanager
 def written_ledger(url: SecretStr | None, state: Path) -> Iterator[Database]:
-    """Yield the database, and close it; nothing is created or changed. Blocking.
+    """Yield the ledger's database and close it. Creates and changes nothing. Blocking.
 
-    Raises LedgerUnusable where there is none, or one of another version; InvalidSettings;
+    Raises LedgerUnusable for a missing ledger or one of another version, InvalidSettings, and
     LedgerUnavailable.
     """
     place = database_url(url, state)
@@ -24,7 +25,7 @@ def written_ledger(url: SecretStr | None, state: Path) -> Iterator[Database]:
         raise LedgerUnusable(
             f"there is no ledger at {str(place.database)!r}",
             field="state",
-            fix="give the --state or --config of the gateway; narrowgate serve makes the ledger",
+            fix="give the gateway's --state or --config; narrowgate serve creates the ledger",
         )
     database = Database(place)
     try:
@@ -37,6 +38,7 @@ def written_ledger(url: SecretStr | None, state: Path) -> Iterator[Database]:
 def _require_tables(database: Database) -> None:
     try:
         with database.read() as connection:
+            refuse_newer(connection)
             found = inspect(connection)
             tables = set(found.get_table_names())
             missing = [
@@ -50,7 +52,7 @@ def _require_tables(database: Database) -> None:
         raise LedgerUnusable(
             f"the ledger's database cannot be read: {type(error.orig).__name__}",
             field="ledger.url",
-            fix="see that it is a ledger",
+            fix="check that ledger.url names a ledger of narrowgate",
         ) from error
     if missing:
         raise LedgerUnusable(

@@ -1,4 +1,4 @@
-"""ExitObserver, the calls behind them, and the prices that they were charged at."""
+"""Exits, the calls of models behind them, and the prices that the calls were charged at."""
 
 import sqlalchemy as sa
 from alembic import op

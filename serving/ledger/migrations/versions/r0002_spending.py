@@ -1,4 +1,4 @@
-"""What tenants spent and hold, and the processes whose open rows may have to be given up."""
+"""Sums that tenants spent and hold, and gateway processes."""
 
 import sqlalchemy as sa
 from alembic import op

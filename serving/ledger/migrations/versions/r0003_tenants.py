@@ -1,4 +1,4 @@
-"""Who may ask, and within which limits."""
+"""Tenants with their limits, and API keys."""
 
 import sqlalchemy as sa
 from alembic import op

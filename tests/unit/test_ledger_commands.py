@@ -1,0 +1,57 @@
+"""The ledger's subcommands: how numbers are written, and what `config` refuses as `serve` does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serving.cli import main
+
+NUMBERS = ["1_000", "\u0661\u0662", "+5", "-5", "1e3", "0x10", " 5", "", "5,0", "nan", "Infinity"]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("flag", ["--day-usd", "--month-usd", "--requests-per-minute"])
+def test_a_limit_in_another_notation_is_a_usage_error(
+    state: Path, capsys: pytest.CaptureFixture[str], flag: str, number: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["tenant", "create", "acme", "--state", str(state), f"{flag}={number}"])
+    assert caught.value.code == 2
+    assert repr(number) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["8_000", "\u0661", "+80"])
+def test_a_port_in_another_notation_is_a_usage_error(port: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["config", f"--port={port}"])
+    assert caught.value.code == 2
+
+
+def test_plain_limits_are_taken_as_written(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ["--day-usd", "12.50", "--requests-per-minute", "60"]
+    assert main(["tenant", "create", "acme", "--state", str(state), *limits, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["day_usd"], made["requests_per_minute"]) == ("12.50", 60)
+    assert main(["tenant", "set", "acme", "--state", str(state), "--day-usd", "none"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("ledger", "field"),
+    [
+        ("url: 'mysql://user:hunter2@host/d'", "ledger.url"),
+        ("url: 'postgresql://user:hunter2@host:port/d'", "ledger.url"),
+        ("url: 'hunter2'", "ledger.url"),
+        ("prices_file: /nowhere/prices.yaml", "ledger.prices_file"),
+        ("reference_model: nobody/knows", "ledger.reference_model"),
+    ],
+)
+def test_config_refuses_a_ledger_that_serve_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ledger: str, field: str
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"ledger: {{{ledger}}}", encoding="utf-8")
+    assert main(["config", "--config", str(file), "--json"]) == 2
+    shown = capsys.readouterr().out
+    assert json.loads(shown)["error"]["field"] == field
+    assert "hunter2" not in shown
