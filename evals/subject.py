@@ -133,12 +133,16 @@ def precision_of(folder: Path) -> Precision:
     stated = config.get("quantization_config")
     if stated is None:
         return "16-bit"
-    bits = _bits(stated)
+    try:
+        bits = _bits(stated)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        bits = []
     if not bits:
         raise UnsuitableModel(
-            f"{str(folder)!r}: quantization method {stated.get('quant_method')!r} does not say how "
-            "many bits its weights have",
+            f"{str(folder)!r}: quantization_config in config.json does not say how many bits the "
+            "weights have",
             field="candidate",
+            fix="use a checkpoint whose quantization method this version knows (docs/quantize.md)",
         )
     return "int4" if min(bits) <= 4 else "int8" if min(bits) <= 8 else "16-bit"
 
@@ -154,10 +158,23 @@ def recipe_of(folder: Path) -> str | None:
 def calibration_digests(folder: Path) -> frozenset[str]:
     """Return the digests of the texts that an artifact was calibrated on, where it tells."""
     try:
-        used = _json(folder / "provenance.json")["calibration"]
-    except (UnsuitableModel, KeyError):
+        provenance = _json(folder / "provenance.json")
+    except UnsuitableModel:
+        # Artifacts of other tools have none.
+        if not (folder / "provenance.json").exists():
+            return frozenset()
+        raise
+    used = provenance.get("calibration")
+    if used is None:
         return frozenset()
-    return frozenset(used["example_digests"]) if used else frozenset()
+    try:
+        return frozenset(map(str, used["example_digests"]))
+    except (KeyError, TypeError) as error:
+        raise UnsuitableModel(
+            f"provenance.json of {str(folder)!r} does not list the calibration texts as digests",
+            field="candidate",
+            fix="quantize the model again",
+        ) from error
 
 
 def _bits(stated: dict[str, Any]) -> list[int]:
@@ -178,7 +195,7 @@ def _bits(stated: dict[str, Any]) -> list[int]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnsuitableModel(
             f"{str(path)!r} cannot be read: {type(error).__name__}",
             field="candidate",

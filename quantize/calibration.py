@@ -202,7 +202,7 @@ def _suite_texts(file: Path) -> Iterator[str]:
                     for key, value in row.items()
                     if isinstance(value, str) and key not in _NOT_TEXT
                 )
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InvalidCalibration(
             f"suite {str(file)!r} cannot be read: {error}", field="held_out"
         ) from error

@@ -10,7 +10,9 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from quantize.source import ModelSource
 from serving.contracts.errors import UnsuitableModel
@@ -29,7 +31,7 @@ _SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 100 * 2**20
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 _SIXTEEN_BITS = frozenset({"BF16", "F16"})
-_DECODER_LINEAR = re.compile(r"^model\.layers\.(\d+)\.(self_attn|mlp)\.\w+_proj\.weight$")
+_DECODER_LINEAR = re.compile(r"^model\.layers\.(\d{1,6})\.(self_attn|mlp)\.\w+_proj\.weight$")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -66,6 +68,38 @@ class ModelLayout:
         return sum(layer.weights for layer in self.linear)
 
 
+_Positive = Annotated[int, Field(ge=1, le=2**40)]
+
+
+class _Description(BaseModel):
+    """What is read of a config.json; its other fields are for others."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    architectures: tuple[str, ...] | None = None
+    quantization_config: Any = None
+    num_hidden_layers: _Positive
+    num_attention_heads: _Positive
+    num_key_value_heads: _Positive
+    head_dim: _Positive | None = None
+    hidden_size: _Positive
+    vocab_size: _Positive
+    max_position_embeddings: _Positive
+
+
+class _Index(BaseModel):
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]]
+
+
+class _Entry(BaseModel):
+    dtype: str
+    shape: tuple[Annotated[int, Field(ge=0, le=2**40)], ...]
+    data_offsets: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+
+_HEADER: TypeAdapter[dict[str, _Entry]] = TypeAdapter(dict[str, _Entry])
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One entry of a safetensors header."""
@@ -96,7 +130,7 @@ def layout_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: s
 
     Raises UnsuitableModel.
     """
-    architecture = _architecture(config, model)
+    described = _described(config, model)
     linear = []
     for name, tensor in tensors.items():
         if _DECODER_LINEAR.match(name):
@@ -110,8 +144,8 @@ def layout_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: s
                 )
             linear.append(LinearLayer(name.removesuffix(".weight"), *tensor.shape))
     blocks = {_block_of(layer.name) for layer in linear}
-    wanted = int(config["num_hidden_layers"])
-    if blocks != set(range(wanted)):
+    wanted = described.num_hidden_layers
+    if len(blocks) != wanted or max(blocks, default=-1) != wanted - 1:
         raise UnsuitableModel(
             f"{model!r}: config.json says {wanted} decoder blocks, the weight files hold "
             f"{len(blocks)}",
@@ -119,18 +153,17 @@ def layout_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: s
         )
     total = sum(tensor.size_bytes for tensor in tensors.values())
     in_linear = sum(tensors[f"{layer.name}.weight"].size_bytes for layer in linear)
-    heads = int(config["num_attention_heads"])
-    head_size = int(config.get("head_dim") or config["hidden_size"] // heads)
+    head_size = described.head_dim or described.hidden_size // described.num_attention_heads
     return ModelLayout(
-        architecture=architecture,
+        architecture=(described.architectures or ("none",))[0],
         linear=tuple(sorted(linear, key=lambda layer: (_block_of(layer.name), layer.name))),
         other_bytes=total - in_linear,
         total_bytes=total,
         blocks=wanted,
-        hidden_size=int(config["hidden_size"]),
-        vocab_size=int(config["vocab_size"]),
-        max_position_embeddings=int(config["max_position_embeddings"]),
-        kv_bytes_per_token=2 * 2 * wanted * head_size * int(config["num_key_value_heads"]),
+        hidden_size=described.hidden_size,
+        vocab_size=described.vocab_size,
+        max_position_embeddings=described.max_position_embeddings,
+        kv_bytes_per_token=2 * 2 * wanted * head_size * described.num_key_value_heads,
     )
 
 
@@ -146,7 +179,7 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
     """
     index = folder / _INDEX
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = _indexed_files(index)
     elif (folder / _SINGLE).is_file():
         files = [_SINGLE]
     else:
@@ -158,8 +191,28 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in files:
         for tensor, entry in _header(folder / name).items():
-            tensors[tensor] = Tensor(entry["dtype"], tuple(entry["shape"]))
+            tensors[tensor] = Tensor(entry.dtype, entry.shape)
     return tensors
+
+
+def _indexed_files(index: Path) -> list[str]:
+    try:
+        return sorted(set(_Index.model_validate_json(index.read_bytes()).weight_map.values()))
+    except (OSError, ValidationError) as error:
+        raise UnsuitableModel(
+            f"{index.name} of {index.parent.name!r} cannot be read: {_reason(error)}",
+            field="model",
+            fix="fetch the checkpoint again",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first problem of a validation in one line, or the error itself."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    return f"{place}: {problem['msg']}" if place else problem["msg"]
 
 
 def weight_bytes(folder: Path) -> int:
@@ -167,20 +220,22 @@ def weight_bytes(folder: Path) -> int:
     return sum(tensor.size_bytes for tensor in folder_tensors(folder).values())
 
 
-def _header(path: Path) -> dict[str, Any]:
+def _header(path: Path) -> dict[str, _Entry]:
     try:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
-            # Damage can claim any length; json then complains of what was read.
-            header: dict[str, Any] = json.loads(file.read(min(size, _MAX_HEADER_BYTES)))
-    except (OSError, ValueError, struct.error) as error:
+            # Damage can claim any length; the parser then refuses what was read.
+            content = json.loads(file.read(min(size, _MAX_HEADER_BYTES)))
+        if isinstance(content, dict):
+            content.pop("__metadata__", None)
+        header = _HEADER.validate_python(content)
+    except (OSError, ValueError, struct.error, RecursionError) as error:
         raise UnsuitableModel(
-            f"{path.name} of {path.parent.name!r} cannot be read: {error}",
+            f"{path.name} of {path.parent.name!r} cannot be read: {_reason(error)}",
             field="model",
             fix="fetch the checkpoint again",
         ) from error
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    end = max((entry.data_offsets[1] for entry in header.values()), default=0)
     missing = 8 + size + end - path.stat().st_size
     if missing > 0:
         raise UnsuitableModel(
@@ -210,32 +265,43 @@ def _hub_tensors(source: ModelSource) -> dict[str, Tensor]:
 
 def _config(folder: Path, model: str) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UnsuitableModel(
             f"{model!r} has no readable config.json: {error}",
             field="model",
             fix="name a folder with a Hugging Face checkpoint",
         ) from error
+    if not isinstance(content, dict):
+        raise UnsuitableModel(f"config.json of {model!r} holds no object", field="model")
     return content
 
 
-def _architecture(config: Mapping[str, Any], model: str) -> str:
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "an unknown method")
+def _described(config: Mapping[str, Any], model: str) -> _Description:
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        named = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise UnsuitableModel(
-            f"{model!r} is already quantized ({method})",
+            f"{model!r} is already quantized ({named or 'an unknown method'})",
             field="model",
             fix="name the 16-bit checkpoint it was made from",
         )
-    named = (config.get("architectures") or ["none"])[0]
-    if named not in ARCHITECTURES:
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else "none"
+    if first not in tuple(ARCHITECTURES):
         raise UnsuitableModel(
-            f"{model!r} has architecture {named!r}",
+            f"{model!r} has architecture {first!r}",
             field="model",
             fix="covered are: " + ", ".join(sorted(ARCHITECTURES)),
         )
-    return str(named)
+    try:
+        return _Description.model_validate(config)
+    except ValidationError as error:
+        raise UnsuitableModel(
+            f"config.json of {model!r}: {_reason(error)}",
+            field="model",
+            fix="fetch the checkpoint again",
+        ) from error
 
 
 def _block_of(name: str) -> int:

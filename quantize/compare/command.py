@@ -56,7 +56,7 @@ def _provenance(folder: Path) -> tuple[str, str | None, str] | None:
         base = json.loads((folder / FILE).read_text(encoding="utf-8"))["base"]
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnsuitableModel(
             f"{FILE} of {str(folder)!r} is damaged: {error}", field="compare"
         ) from error

@@ -168,10 +168,21 @@ class CheckpointTokenizer:
 
     @classmethod
     def load(cls, source: str | Path, revision: str | None = None) -> Self:
-        """Load from a local folder, or a hub id with a revision. Blocking, takes seconds."""
+        """Load from a local folder, or a hub id with a revision. Blocking, takes seconds.
+
+        Raises ConfigurationError where there is no tokenizer that can be read.
+        """
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(str(source), revision=revision))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(source), revision=revision)
+        except Exception as error:  # translated: the libraries below raise Exception itself
+            raise ConfigurationError(
+                f"the tokenizer of {str(source)!r} cannot be read: {type(error).__name__}: {error}",
+                field="model",
+                fix="name a checkpoint with tokenizer.json, or fetch it again",
+            ) from error
+        return cls(tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, with special tokens read as plain text."""
