@@ -9,12 +9,13 @@ import contextlib
 import copy
 import io
 import json
+import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from hypothesis import strategies as st
@@ -50,15 +51,14 @@ BYTES = [
 class Kind:
     """One kind of file. content: a valid one. lay: writes what the command needs beside the file.
 
-    name: where the file lies. arguments: of the command, for a folder. values: of the content, None
-    where its values cannot be changed one by one.
+    name: where the file lies. arguments: of the command, for a folder. form: how values are changed.
     """
 
     name: str
     content: bytes = field(repr=False)
     arguments: Callable[[Path], list[str]]
     lay: Callable[[Path], None] = lambda folder: None
-    lines: bool = False
+    form: Literal["document", "lines", "safetensors"] = "document"
 
     def damaged(self) -> SearchStrategy[bytes]:
         """Return damaged contents."""
@@ -75,14 +75,25 @@ class Kind:
         document = self._parsed()
         for place, number, remove in swaps:
             document = _swapped(document, place, ODD[number], remove=remove)
-        if self.lines and isinstance(document, list):
+        if self.form == "lines" and isinstance(document, list):
             return "\n".join(json.dumps(row) for row in document).encode()
-        return json.dumps(document).encode()
+        text = json.dumps(document).encode()
+        if self.form == "safetensors":
+            return struct.pack("<Q", len(text)) + text + self.content[8 + self._header_size() :]
+        return text
 
     def _parsed(self) -> Any:
-        if self.lines:
-            return [json.loads(line) for line in self.content.splitlines()]
-        return yaml.safe_load(self.content)
+        match self.form:
+            case "lines":
+                return [json.loads(line) for line in self.content.splitlines()]
+            case "safetensors":
+                return json.loads(self.content[8 : 8 + self._header_size()])
+            case _:
+                return yaml.safe_load(self.content)
+
+    def _header_size(self) -> int:
+        (size,) = struct.unpack("<Q", self.content[:8])
+        return int(size)
 
 
 def _cuts() -> SearchStrategy[list[tuple[float, int, bytes]]]:
@@ -202,17 +213,18 @@ def kinds() -> dict[str, Kind]:
     int8 = ("--recipe", "bnb-int8")
     return {
         "config": Kind("model/config.json", config, _plan(*int8), _lay_model),
-        "weights": Kind("model/model.safetensors", weights, _plan(*int8), _lay_model),
+        "weights": Kind("model/model.safetensors", weights, _plan(*int8), _lay_model,
+                        form="safetensors"),
         "index": Kind("model/model.safetensors.index.json", json.dumps(index).encode(),
                       _plan(*int8), _lay_model),
         "recipe": Kind("mine.yaml", (recipes / "int8-w8a8.yaml").read_bytes(),
                        _plan("--recipe", "FOLDER/mine.yaml"), _lay_model),
         "calibration": Kind("mine.jsonl", _TEXTS,
                             _plan("--recipe", "int8-w8a8", "--calibration", "FOLDER/mine.jsonl"),
-                            _lay_model, lines=True),
+                            _lay_model, form="lines"),
         "held out": Kind("held.jsonl", _SUITE,
                          _plan("--recipe", "int8-w8a8", "--held-out", "FOLDER/held.jsonl"),
-                         _lay_model, lines=True),
+                         _lay_model, form="lines"),
         "attestation": Kind(f"model/{ATTESTATION}", attestation, _verify, _lay_attested),
         "task": Kind("tasks/mine.yaml", _yaml(_task()),
                      lambda folder: ["tasks", "--tasks-dir", str(folder / "tasks")]),
@@ -220,7 +232,7 @@ def kinds() -> dict[str, Kind]:
                          lambda folder: ["config", "--config", str(folder / "settings.yaml")]),
         "suite": Kind("suite/test.jsonl", _SUITE,
                       lambda folder: ["suite", "check", str(folder / "suite")], _lay_suite,
-                      lines=True),
+                      form="lines"),
         "suite's task": Kind("suite/task.yaml", _yaml(_task()),
                              lambda folder: ["suite", "check", str(folder / "suite")], _lay_suite),
     }  # fmt: skip
