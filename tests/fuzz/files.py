@@ -51,7 +51,7 @@ BYTES = [
 class Kind:
     """One kind of file. content: a valid one. lay: writes what the command needs beside the file.
 
-    name: where the file lies. arguments: of the command, for a folder. form: how values are changed.
+    name: where the file lies. arguments: of the command, for a folder. form: how values change.
     """
 
     name: str
