@@ -121,7 +121,7 @@ class ChatRequest:
         text and for too many choices.
         """
         _require_fields(self.fields, LOCAL_CHAT_FIELDS, self._others(), "a local model")
-        _require_choices(self.choices)
+        _require_choices(self.choices, self.fields)
         for index, message in enumerate(self.messages):
             _require_text(index, message)
         return {
@@ -183,7 +183,7 @@ class CompletionRequest:
     def engine_body(self, model: str) -> dict[str, Any]:
         """Return the body for a local model's engine. Raises as ChatRequest's."""
         _require_fields(self.fields, LOCAL_COMPLETION_FIELDS, self.extras, "a local model")
-        _require_choices(self.choices)
+        _require_choices(self.choices, self.fields)
         prompt = self.prompts[0] if len(self.prompts) == 1 else list(self.prompts)
         return {
             "model": model,
@@ -248,12 +248,18 @@ def _require_fields(
         )
 
 
-def _require_choices(choices: int) -> None:
+def _require_choices(choices: int, fields: Mapping[str, Any]) -> None:
     if choices > MAX_LOCAL_CHOICES:
         raise InvalidRequest(
             f"n is {choices}, and a local model makes at most {MAX_LOCAL_CHOICES} choices",
             field="n",
             fix=f"send n between 1 and {MAX_LOCAL_CHOICES}",
+        )
+    if choices > 1 and fields.get("temperature") == 0:
+        raise InvalidRequest(
+            f"n is {choices} and temperature is 0, which makes all choices the same",
+            field="n",
+            fix="send n: 1, or a temperature above 0",
         )
 
 

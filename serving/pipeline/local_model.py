@@ -67,7 +67,7 @@ class LocalModelRunner:
                 endpoint, dict(plan.body), record.context.request_id, plan.deadline
             )
             if reply.body is not None and reply.status != 200:
-                raise _refusal(reply.status, reply.body.get("error"))
+                raise _refusal(reply.status, reply.body.get("error"), plan.body)
         except (InvalidRequest, Unavailable):
             # The model did no work for it.
             record.inputs[0].serving = None
@@ -95,7 +95,7 @@ async def _chunks(events: AsyncIterator[str], work: _Work) -> AsyncIterator[dict
     async for text in events:
         for chunk in _parsed(text):
             if "error" in chunk:
-                raise _refusal(500, chunk["error"])
+                raise _refusal(500, chunk["error"], {})
             work.usage = usage_from_openai(chunk.get("usage")) or work.usage
             yield without_engine_fields(chunk)
 
@@ -108,16 +108,22 @@ def _parsed(text: str) -> Iterator[dict[str, Any]]:
             yield json.loads(data)
 
 
-def _refusal(status: int, error: object) -> NarrowgateError:
-    """Return the error of our tree for an error document of the engine."""
+def _refusal(status: int, error: object, body: Mapping[str, Any]) -> NarrowgateError:
+    """Return the error of our tree for an error document of the engine. body: what it got."""
     told = error if isinstance(error, Mapping) else {}
     message = str(told.get("message", "the engine gave no reason"))
     if status >= 500:
         return EngineFailure("the engine failed on this request")
-    field = told.get("param")
     if "maximum context length" in message or "max_model_len" in message:
-        return InputTooLong(message, field=field)
-    return InvalidRequest(message, field=field)
+        return InputTooLong(
+            message,
+            field="messages" if "messages" in body else "prompt",
+            fix="shorten the text, or lower max_tokens",
+        )
+    field = told.get("param")
+    # The engine names its own fields, too; a client knows those that it sent.
+    known = isinstance(field, str) and field.partition(".")[0] in body
+    return InvalidRequest(message, field=field if known else None)
 
 
 async def _close(events: AsyncIterator[str]) -> None:

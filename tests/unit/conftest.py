@@ -15,6 +15,7 @@ from serving.contracts.task_spec import ClassificationSpec, TaskSpec
 from serving.tasks.catalog import load_specs
 
 from .attested import make_key
+from .blocked_loop import LoopWatch
 from .character_tokenizer import CharacterTokenizer
 
 if TYPE_CHECKING:
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from .scripted import Server
 
 # A fixture imports what it needs: the gateway takes seconds to import, and most tests do without.
+
+
+@pytest.fixture(autouse=True)
+def loop_watch() -> Iterator[LoopWatch]:
+    """Fail a test in which something blocked the event loop."""
+    with LoopWatch() as watch:
+        yield watch
+    assert watch.blocked == [], "the event loop was blocked"
 
 
 @pytest.fixture

@@ -100,6 +100,7 @@ class ScriptedEngine:
     ) -> tuple[OpenAIReply, AsyncIterator[str]]:
         self.health.require_ready()
         self.bodies.append(body)
+        await self.release.wait()
 
         async def events() -> AsyncIterator[str]:
             for event in self.events:

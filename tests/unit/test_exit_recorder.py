@@ -1,6 +1,8 @@
 """Every input has its page: what was tried, what was paid, what it cost, whoever it was."""
 
+import asyncio
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -127,6 +129,35 @@ async def test_a_client_that_leaves_has_its_call_closed_and_its_page_too(
     assert page.exit.error == "client_closed"
     assert all(call.end is not None for call in page.calls)
     assert len(page.calls) == (model == "auto")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, asked(MODEL)),
+        (CHAT, asked("task/topic")),
+        ("/v1/completions", {"model": MODEL, "prompt": ["a", "b"]}),
+        ("/v1/tasks/topic", {"inputs": ["a", "b"]}),
+    ],
+)
+async def test_a_client_that_leaves_before_a_whole_local_answer_has_its_replica_time_recorded(
+    server: Server, path: str, body: dict[str, Any]
+) -> None:
+    server.engine.release.clear()
+    request = asyncio.create_task(server.post(path, json=body))
+    while not server.context.local_admission.active:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert server.ledger.pages
+    for page in server.ledger.pages:
+        assert page.exit is not None
+        assert (page.exit.error, page.exit.model) == ("client_closed", MODEL)
+        assert page.exit.replica_s is not None
+        assert page.exit.replica_s > 0
+    assert server.context.local_admission.active == 0
 
 
 async def test_a_failed_provider_leaves_a_page_as_well(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -343,24 +344,22 @@ async def test_tokenizing_a_long_input_does_not_hold_the_event_loop(
 ) -> None:
     server = await Server(specs).ready()
     task = server.context.tasks["sentiment"].task
-    loop = asyncio.get_running_loop()
-    threads: list[bool] = []
     plan = task.plan
+    started, goes_on = threading.Event(), threading.Event()
 
-    def watched(request: Any) -> EngineWork:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            threads.append(True)
-        else:
-            threads.append(False)
+    def slow(request: Any) -> EngineWork:
+        started.set()
+        assert goes_on.wait(10), "the event loop waited for the tokenizer"
         return plan(request)
 
-    monkeypatch.setattr(task, "plan", watched)
-    assert loop is asyncio.get_running_loop()
-    await server.post("/v1/tasks/sentiment", json={"input": "short"})
-    await server.post("/v1/tasks/sentiment", json={"input": "long " * 2000})
-    assert threads == [False, True]
+    monkeypatch.setattr(task, "plan", slow)
+    long = asyncio.create_task(server.post("/v1/tasks/sentiment", json={"input": "long " * 2000}))
+    assert await asyncio.to_thread(started.wait, 10)
+    # Answered while the long input is still being tokenized.
+    assert (await server.client.get("/healthz")).status_code == 200
+    assert not long.done()
+    goes_on.set()
+    assert_error(await long, 400, "context_length_exceeded")
 
 
 @pytest.fixture

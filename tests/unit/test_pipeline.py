@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from serving.contracts.answer import TaskRequest
+from serving.contracts.engine import GenerateOutput, TokenCounts
 from serving.contracts.errors import (
     FrontierStreamBroken,
     FrontierUnavailable,
@@ -334,6 +335,20 @@ async def test_a_frontier_stream_that_breaks_is_an_error_and_no_second_answer(
     assert len(server.frontier.calls) == 1
     (left,) = server.exits.exits
     assert (left.error, left.model) == ("frontier_stream_broken", "anthropic/claude-sonnet-5-5")
+
+
+async def test_an_output_that_was_cut_says_so(server: Server, monkeypatch: Any) -> None:
+    def cut(work: Any) -> GenerateOutput:
+        return GenerateOutput("Guten", (-0.1,), "length", TokenCounts(7, 3, 1))
+
+    monkeypatch.setattr(server.engine, "_output", cut)
+    body = asked("task/translation", "Good day.", source_language="en", target_language="de",
+                 route="local_only")  # fmt: skip
+    whole = (await server.post(CHAT, json=body)).json()
+    assert whole["choices"][0]["finish_reason"] == "length"
+    assert whole["narrowgate"]["valid"] is False
+    parts = chunks((await server.post(CHAT, json={**body, "stream": True})).text)
+    assert parts[1]["choices"][0]["finish_reason"] == "length"
 
 
 async def test_a_task_as_a_stream_is_one_event(server: Server) -> None:
