@@ -1,4 +1,4 @@
-"""`python -m benchmarks cost`: a mix of chats sent to a frontier model and through the stack."""
+"""`python -m benchmarks cost`: the cost of a mix of chats, directly and through the stack."""
 
 import argparse
 import asyncio
@@ -17,19 +17,19 @@ from serving.host.terminal import terminal_progress
 
 if TYPE_CHECKING:
     from benchmarks.cost_arms import Arm
-    from benchmarks.cost_figures import Books
+    from benchmarks.cost_figures import LedgerTotals
     from benchmarks.cost_mix import Chat
     from serving.contracts.settings import Settings
 
-HELP = "compare what a mix of chats costs, and how long it takes, through the stack and without it"
+HELP = "compare cost and latency of a mix of chats with and without the stack"
 AUTO = "auto"
 _BLOCK = 10
-_SETTLE_S = 20.0
+_RECORDED_WITHIN_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Urls:
-    """Where the chats are sent."""
+    """Base URLs of the fake provider and of the stack."""
 
     provider: str
     stack: str
@@ -47,15 +47,15 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
     from benchmarks.cost_mix import load_texts, replay
     from benchmarks.cost_report import lines
-    from benchmarks.fake_ledger import temporary_ledger, without_keys
     from benchmarks.fake_provider import fake_provider
+    from benchmarks.temporary_ledger import temporary_ledger, without_keys
     from serving.commands.first_start import Origin
     from serving.commands.serve import prepare
     from serving.lifecycle import StopRequested, free_port, local_stack, signals_raise
 
     chats = replay(load_texts(), args.requests, args.seed)
     port = free_port()
-    settings = _before(without_keys(settings_from(args)), port)
+    settings = with_fake_provider(without_keys(settings_from(args)), port)
     prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
     with signals_raise():
         try:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
                 reports_only(),
                 temporary_ledger(prepared) as booked,
                 local_stack(booked.settings, booked.build) as start,
-                fake_provider(settings, port, _names(settings)) as upstream,
+                fake_provider(settings, port, asked_models(settings)) as upstream,
             ):
                 with step("starting the stack"):
                     url = start()
@@ -78,24 +78,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _names(settings: "Settings") -> list[str]:
-    """Return every `provider/model` that may be asked, the reference first."""
+def asked_models(settings: "Settings") -> list[str]:
+    """Return every `provider/model` of the tiers, the reference model first."""
     listed = (target for tier in settings.frontier.tiers.values() for target in tier)
     return list(dict.fromkeys((settings.ledger.reference_model, *listed)))
 
 
-def _before(settings: "Settings", port: int) -> "Settings":
-    """Return the settings with the stand-in behind every provider that the tiers name."""
+def with_fake_provider(settings: "Settings", port: int) -> "Settings":
+    """Return the settings with the fake provider at `port` behind every provider of the tiers."""
     from serving.contracts.frontier_settings import ProviderSettings
 
     provider = ProviderSettings(
         api="openai",
         base_url=f"http://127.0.0.1:{port}/v1",
         keyless=True,
-        # A processor generates slowly, and nothing is known of an answer before its end.
+        # A CPU generates slowly, and the first byte of a whole answer comes at its end.
         first_byte_timeout_s=300.0,
     )
-    names = {name.partition("/")[0] for name in _names(settings)}
+    names = {name.partition("/")[0] for name in asked_models(settings)}
     frontier = settings.frontier.model_copy(update={"providers": dict.fromkeys(names, provider)})
     return settings.model_copy(update={"frontier": frontier})
 
@@ -109,12 +109,12 @@ def _measured(
     asyncio.run(_warmed(urls, reference, chats))
     since = datetime.now(UTC)
     direct, routed = _sent(urls, reference, chats, args.clients)
-    books = _books(settings, since, len(chats))
-    return document(settings, direct, routed, books, args)
+    totals = _ledger_totals(settings, since, len(chats))
+    return document(settings, direct, routed, totals, args)
 
 
 def _sent(urls: Urls, reference: str, chats: "Sequence[Chat]", clients: int) -> "tuple[Arm, Arm]":
-    """Send blocks of chats to both in turn: a machine that grows slower does so for both."""
+    """Send blocks of chats to both arms in turn, so that a slower machine slows both."""
     from benchmarks.cost_arms import Arm, ask, require_answers
 
     direct, routed = Arm(), Arm()
@@ -133,7 +133,7 @@ def _sent(urls: Urls, reference: str, chats: "Sequence[Chat]", clients: int) -> 
 
 
 async def _warmed(urls: Urls, reference: str, chats: "Sequence[Chat]") -> None:
-    """Send the first chat of each kind: first requests load what later ones find."""
+    """Send the first chat of each kind, to warm caches and connections."""
     from benchmarks.cost_arms import ask
 
     first = list({chat.text.kind: chat for chat in reversed(chats)}.values())
@@ -141,15 +141,15 @@ async def _warmed(urls: Urls, reference: str, chats: "Sequence[Chat]") -> None:
     await ask(urls.stack, AUTO, first, 1)
 
 
-def _books(settings: "Settings", since: datetime, requests: int) -> "Books":
-    """Return what the ledger says of the requests since then, once it has all of them."""
-    from benchmarks.cost_figures import Books
+def _ledger_totals(settings: "Settings", since: datetime, requests: int) -> "LedgerTotals":
+    """Return the ledger's totals since then, once all of these requests are recorded."""
+    from benchmarks.cost_figures import LedgerTotals
     from serving.contracts.errors import EngineFailure
     from serving.ledger.reports.build import build_report
     from serving.ledger.reports.query import Scope
     from serving.ledger.reports.written import written_ledger
 
-    deadline = time.monotonic() + _SETTLE_S
+    deadline = time.monotonic() + _RECORDED_WITHIN_S
     with written_ledger(settings.ledger.url, settings.state) as database:
         while True:
             scope = Scope(since, datetime.now(UTC), None)
@@ -161,7 +161,7 @@ def _books(settings: "Settings", since: datetime, requests: int) -> "Books":
                 raise EngineFailure(f"{requests} chats were sent; the ledger has {totals.exits}")
             time.sleep(0.5)
     assert checked is not None
-    return Books(
+    return LedgerTotals(
         provider_usd=totals.frontier_usd,
         held_usd=totals.held_usd,
         local_usd=totals.local_usd,

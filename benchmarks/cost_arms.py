@@ -1,4 +1,4 @@
-"""Sends the chats, directly or through the stack, and keeps what came back."""
+"""The two arms of the cost benchmark: chats sent directly, and through the stack."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ _TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request and what came of it.
+    """One request and its outcome.
 
     usage: as the answer tells it. route, reason: of the stack. cost_usd: as the stack tells it,
     None where unknown. error: its code; such a request got no answer.
@@ -47,7 +47,7 @@ class Arm:
 
 
 def body_of(chat: Chat, model: str) -> dict[str, Any]:
-    """Return the request, which is the same in both arms but for the model's name."""
+    """Return the request body; both arms differ in the model's name only."""
     return {
         "model": model,
         "messages": chat.text.messages(),
@@ -58,7 +58,7 @@ def body_of(chat: Chat, model: str) -> dict[str, Any]:
 
 
 async def ask(url: str, model: str, chats: Sequence[Chat], clients: int) -> Arm:
-    """Send every chat with so many clients, each one's next when its last is answered."""
+    """Send every chat with `clients` concurrent clients."""
     import aiohttp
 
     found: list[Asked | None] = [None] * len(chats)
@@ -106,7 +106,9 @@ def _code(document: Any, status: int) -> str:
 
 
 def require_answers(arm: Arm) -> None:
-    """Raise EngineFailure where a request got no answer: what it costs could not be compared."""
+    """Raise EngineFailure if a request failed: its cost could not be compared."""
     failed = [asked.error for asked in arm.asked if asked.error is not None]
     if failed:
-        raise EngineFailure(f"the stand-in answered {len(failed)} requests with {failed[0]}")
+        raise EngineFailure(
+            f"the fake provider refused {len(failed)} requests, first with {failed[0]!r}"
+        )

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.cost_arms import Arm, Asked
 from benchmarks.cost_mix import KINDS
-from benchmarks.report import percentile
+from benchmarks.load import percentile
 from serving.contracts.answer import Usage
 from serving.contracts.prices import PICODOLLAR
 
@@ -17,8 +17,8 @@ _RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
-    """What the run's own ledger says of the routed arm, US dollars.
+class LedgerTotals:
+    """Totals of the routed arm from the run's own ledger, in US dollars.
 
     held_usd: worst cases of calls whose cost is not known. wasted_usd: what of all that no client
     got an answer of. own_saving: the share that the ledger itself says was saved.
@@ -49,20 +49,20 @@ class Costs:
 
 
 def costs_of(
-    direct_usd: Decimal, books: Books, replicas_hour_usd: Decimal, elapsed_s: float
+    direct_usd: Decimal, totals: LedgerTotals, replicas_hour_usd: Decimal, elapsed_s: float
 ) -> Costs:
     """Return the comparison.
 
     replicas_hour_usd: of all local replicas. elapsed_s: for which the routed arm kept them.
     """
     provisioned = replicas_hour_usd * Decimal(str(elapsed_s)) / _HOUR_S
-    idle = max(Decimal(0), provisioned.quantize(PICODOLLAR) - books.local_usd)
-    paid = books.provider_usd + books.held_usd + books.local_usd
+    idle = max(Decimal(0), provisioned.quantize(PICODOLLAR) - totals.local_usd)
+    paid = totals.provider_usd + totals.held_usd + totals.local_usd
     return Costs(
         direct_usd,
-        books.provider_usd,
-        books.held_usd,
-        books.local_usd,
+        totals.provider_usd,
+        totals.held_usd,
+        totals.local_usd,
         idle,
         _saved(direct_usd, paid),
         _saved(direct_usd, paid + idle),
@@ -97,8 +97,8 @@ def saved_at_equal_length(
 ) -> float | None:
     """Return the share saved, had the reference model answered as long as the routed providers did.
 
-    It leaves out what answers of another length cost or save, which is much where a stand-in
-    answers. Both in the same order, with costs. Where the local model answered, the direct arm's
+    It leaves out what answers of another length cost or save, which is much with a fake
+    provider. Both in the same order, with costs. Where the local model answered, the direct arm's
     own answer counts. None where nothing was paid.
     """
     whole = sum(
@@ -149,7 +149,7 @@ def tokens(asked: Sequence[Asked]) -> dict[str, int]:
 
 
 def by_kind(direct: Arm, routed: Arm) -> list[dict[str, Any]]:
-    """Return, for each kind of chat, how many went which way, and what both arms cost and took."""
+    """Return requests, routes, cost and latency of both arms for each kind of chat."""
     rows = []
     for kind in KINDS:
         ours = [item for item in routed.asked if item.kind == kind]

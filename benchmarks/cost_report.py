@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.cost_arms import MAX_TOKENS, Arm
 from benchmarks.cost_figures import (
-    Books,
     Costs,
+    LedgerTotals,
     break_even_per_s,
     by_kind,
     costs_of,
@@ -32,7 +32,7 @@ _MICRODOLLAR = Decimal("1e-6")
 
 
 def document(
-    settings: "Settings", direct: Arm, routed: Arm, books: Books, args: argparse.Namespace
+    settings: "Settings", direct: Arm, routed: Arm, totals: LedgerTotals, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Return the whole report as one document. Reads the price table, blocking."""
     from benchmarks.machine import machine
@@ -43,7 +43,7 @@ def document(
     )
     reference = _reference(settings)
     direct = _priced(direct, reference)
-    costs = costs_of(paid_usd(direct.asked), books, hour_usd, routed.elapsed_s)
+    costs = costs_of(paid_usd(direct.asked), totals, hour_usd, routed.elapsed_s)
     requests = len(routed.asked)
     return {
         "machine": machine(),
@@ -63,9 +63,9 @@ def document(
         "routed": {
             **_arm(routed),
             "failed": sum(item.error is not None for item in routed.asked),
-            "wasted_usd": _usd(books.wasted_usd),
-            "discrepancies": books.discrepancies,
-            "saved_by_its_own_ledger": books.own_saving,
+            "wasted_usd": _usd(totals.wasted_usd),
+            "discrepancies": totals.discrepancies,
+            "saved_by_its_own_ledger": totals.own_saving,
         },
         "costs": {
             **_costs(costs),
@@ -121,7 +121,7 @@ def _usd(amount: Decimal) -> str:
 
 def _assumed(settings: "Settings", hour_usd: Decimal) -> Iterator[str]:
     yield (
-        "tokens are those of a model of 135 million parameters that stands in for every provider: "
+        "tokens are those of a model of 135 million parameters behind every provider: "
         "truly generated and counted, but a frontier model answers at another length, and better"
     )
     yield (
@@ -130,8 +130,8 @@ def _assumed(settings: "Settings", hour_usd: Decimal) -> Iterator[str]:
         "the same limit"
     )
     yield (
-        "repeats are paid in full in both arms: there is no semantic cache yet, and the stand-in "
-        "has no prompt cache"
+        "repeats are paid in full in both arms: there is no semantic cache yet, and the fake "
+        "provider has no prompt cache"
     )
     yield "answers are not judged: what the cheaper tiers answer may be worth less"
     yield (
@@ -198,7 +198,7 @@ def _money_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{'a replica pays for itself':<44} {word}, at ${price}"
     yield (
         f"of that wasted ${_short(routed['wasted_usd'])}; failed chats: "
-        f"{routed['failed']}; discrepancies in the books: {routed['discrepancies']}; saved by the "
+        f"{routed['failed']}; discrepancies in the ledger: {routed['discrepancies']}; saved by the "
         f"ledger's own estimate: {_share(routed['saved_by_its_own_ledger'])}"
     )
 

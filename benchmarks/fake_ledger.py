@@ -1,34 +1,83 @@
-"""A benchmark's own ledger: what it measures is no spending."""
+"""A ledger that writes nothing: the baseline of the ledger benchmark."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from datetime import datetime
+from decimal import Decimal
 
-if TYPE_CHECKING:
-    from serving.commands.serve import Prepared
-    from serving.contracts.settings import Settings
-
-_LEDGER = "ledger"
+from serving.contracts.deadline import Deadline
+from serving.contracts.exits import Endpoint, Exit
+from serving.contracts.ledger import CallEnd, Caller, LedgerState
 
 
-def without_keys(settings: "Settings") -> "Settings":
-    """Return the settings with no keys asked for and the ledger in the state folder."""
-    from serving.contracts.ledger_settings import AuthSettings
+class NullLedger:
+    """Implements LedgerService; accepts everything and writes nothing."""
 
-    ledger = settings.ledger.model_copy(update={"url": None})
-    return settings.model_copy(update={"auth": AuthSettings(mode="off"), "ledger": ledger})
+    def entry(
+        self,
+        caller: Caller,
+        request_id: str,
+        endpoint: Endpoint,
+        task: str | None,
+        index: int,
+        opened_at: datetime | None = None,
+    ) -> "NullEntry":
+        """Return an entry that stays empty."""
+        return NullEntry()
+
+    @property
+    def state(self) -> LedgerState:
+        """Return `up`."""
+        return "up"
+
+    async def start(self) -> None:
+        """Do nothing."""
+
+    async def aclose(self) -> None:
+        """Do nothing."""
 
 
-@contextmanager
-def temporary_ledger(prepared: "Prepared") -> Iterator["Prepared"]:
-    """Yield the same with a state folder that shares everything but the ledger; removed after."""
-    with tempfile.TemporaryDirectory(prefix="narrowgate-") as name:
-        state = Path(name)
-        for item in prepared.settings.state.resolve().iterdir():
-            if item.name != _LEDGER:
-                (state / item.name).symlink_to(item)
-        settings = prepared.settings.model_copy(update={"state": state})
-        yield replace(prepared, settings=settings)
+class NullEntry:
+    """Implements Entry; records nothing."""
+
+    booked = False
+
+    async def open_call(
+        self, model: str, worst_case_usd: Decimal, deadline: Deadline
+    ) -> "NullCall":
+        """Allow every call."""
+        return NullCall()
+
+    def close(self, exit_: Exit) -> Decimal | None:
+        """Return None: the cost is unknown."""
+        return None
+
+    async def written(self) -> None:
+        """Return immediately."""
+
+
+class NullCall:
+    """Implements the record of one call; records nothing."""
+
+    def close(self, end: CallEnd) -> None:
+        """Do nothing."""
+
+
+class NullEvents:
+    """Implements LedgerEvents; counts nothing."""
+
+    def ledger_written(self, rows: int) -> None:
+        """Do nothing."""
+
+    def ledger_spilled(self, rows: int) -> None:
+        """Do nothing."""
+
+    def ledger_rejected(self, rows: int) -> None:
+        """Do nothing."""
+
+    def ledger_changed(self, state: LedgerState) -> None:
+        """Do nothing."""
+
+    def ledger_waited(self, seconds: float) -> None:
+        """Do nothing."""
+
+    def budget_refused(self, tenant: str) -> None:
+        """Do nothing."""

@@ -1,7 +1,7 @@
-"""A frontier provider's stand-in: vLLM's own OpenAI server on the bundled model in 16 bits.
+"""A fake frontier provider: vLLM's OpenAI server with the bundled model in 16 bits.
 
-It answers under any of the names it is given, with that model's tokens truly counted. What it
-says is worth nothing.
+It serves one model under every name. Token counts are real; the quality of the answers is not
+that of a frontier model.
 """
 
 import sys
@@ -19,7 +19,7 @@ _START_S = 400.0
 
 
 def server_command(path: str, port: int, names: Sequence[str]) -> list[str]:
-    """Return what starts it."""
+    """Return the command that starts the server."""
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", path,
@@ -28,7 +28,7 @@ def server_command(path: str, port: int, names: Sequence[str]) -> list[str]:
         "--port", str(port),
         "--max-model-len", str(WINDOW),
         "--max-num-seqs", "16",
-        # Providers cache no prefix as short as these prompts.
+        # Providers do not cache prefixes as short as these prompts.
         "--no-enable-prefix-caching",
         "--generation-config", "vllm",
         "--enforce-eager",
@@ -39,10 +39,10 @@ def server_command(path: str, port: int, names: Sequence[str]) -> list[str]:
 
 @contextmanager
 def fake_provider(settings: "Settings", port: int, models: Sequence[str]) -> Iterator[str]:
-    """Start it and yield its URL; blocking for a minute or two. Raises EngineFailure.
+    """Start the server and yield its URL. Blocks for one to two minutes. Raises EngineFailure.
 
-    models: `provider/model`s that it is asked for. settings: of the state folder with the model,
-    which is made where it is missing.
+    models: every `provider/model` that it serves. settings: its state folder holds the bundled
+    model, which is written if it is missing.
     """
     from serving.artifacts.checkpoint import locate
     from serving.commands.progress import step
@@ -55,6 +55,6 @@ def fake_provider(settings: "Settings", port: int, models: Sequence[str]) -> Ite
     names = list(dict.fromkeys(name.partition("/")[2] for name in models))
     command = server_command(checkpoint.source, port, names)
     with ExitStack() as running:
-        with step("starting the provider's stand-in"):
+        with step("starting the fake provider"):
             url = running.enter_context(listening(command, port, _START_S, environment=environment))
         yield url

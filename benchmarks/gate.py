@@ -90,7 +90,7 @@ def _row(found: _Measured) -> dict[str, float]:
 
 
 class _Bare:
-    """lm-eval's own way, in a process of its own."""
+    """lm-eval with its own vLLM backend, in a separate process."""
 
     def __init__(self, model: Path) -> None:
         self._process = subprocess.Popen(  # noqa: S603  # our own module

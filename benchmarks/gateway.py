@@ -1,4 +1,4 @@
-"""`python -m benchmarks gateway`: what the gateway adds to a frontier call that takes no time."""
+"""`python -m benchmarks gateway`: latency that the gateway adds to an instant frontier call."""
 
 import argparse
 import asyncio
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 HELP = "measure the gateway's own latency before an instant provider, beside an empty handler"
 CLIENTS = (1, 16, 64)
-# A name that has a price: what could not be booked is not sent.
+# A model with a known price: a call that cannot be priced is not made.
 MODEL = "openai/gpt-6-luna"
 _REQUESTS = {1: 150, 16: 480, 64: 960}
-# With a text in it that could be a task's: the router embeds the instruction before it says no.
+# Looks like a task, so that the router embeds the instruction before it refuses the task.
 _INSTRUCTION = "Guess the age of the writer of this message:"
 
 
@@ -34,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(slots=True)
-class _Way:
-    """One way of calling, with its rounds by number of clients."""
+class _Target:
+    """One URL and model to call, and its rounds by number of clients."""
 
     name: str
     path: str
@@ -45,7 +45,7 @@ class _Way:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
-    from benchmarks.fake_ledger import temporary_ledger, without_keys
+    from benchmarks.temporary_ledger import temporary_ledger, without_keys
     from serving.commands.first_start import Origin
     from serving.commands.serve import prepare
     from serving.lifecycle import StopRequested, local_stack, signals_raise
@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
                 ):
                     with step("starting the stack"):
                         url = start()
-                    ways = _measure(url, upstream, args)
+                    targets = _measure(url, upstream, args)
             except StopRequested:
                 return 1
-    _print(_document(ways, args), as_json=args.json)
+    _print(_document(targets, args), as_json=args.json)
     return 0
 
 
@@ -83,56 +83,56 @@ def _before(settings: "Settings", upstream: str) -> "Settings":
     return settings.model_copy(update={"frontier": frontier})
 
 
-def _measure(url: str, upstream: str, args: argparse.Namespace) -> list[_Way]:
-    ways = [
-        _Way("empty handler", f"{url}/healthz", None),
-        _Way("provider alone", f"{upstream}/v1/chat/completions", MODEL),
-        _Way("frontier model by name", f"{url}/v1/chat/completions", MODEL),
-        _Way("auto, with embedding", f"{url}/v1/chat/completions", "auto"),
+def _measure(url: str, upstream: str, args: argparse.Namespace) -> list[_Target]:
+    targets = [
+        _Target("empty handler", f"{url}/healthz", None),
+        _Target("provider alone", f"{upstream}/v1/chat/completions", MODEL),
+        _Target("frontier model by name", f"{url}/v1/chat/completions", MODEL),
+        _Target("auto, with embedding", f"{url}/v1/chat/completions", "auto"),
     ]
     with terminal_progress() as progress:
         total = progress.add_task(
-            "measuring", total=(args.rounds + 1) * len(args.clients) * len(ways)
+            "measuring", total=(args.rounds + 1) * len(args.clients) * len(targets)
         )
         # Round 0 warms connections and caches and is not counted.
         for number in range(args.rounds + 1):
             for clients in args.clients:
-                for way in ways:
-                    found = _load(way, clients, number)
+                for target in targets:
+                    found = _load(target, clients, number)
                     if number:
-                        way.rounds.setdefault(clients, []).append(found)
+                        target.rounds.setdefault(clients, []).append(found)
                     progress.advance(total)
-    return ways
+    return targets
 
 
-def _load(way: _Way, clients: int, number: int) -> "LoadResult":
+def _load(target: _Target, clients: int, number: int) -> "LoadResult":
     from benchmarks.load import run_load
     from benchmarks.texts import texts
 
     bodies: list[dict[str, Any] | None] = [None] * _REQUESTS[clients]
-    if way.model is not None:
+    if target.model is not None:
         bodies = [
             {
-                "model": way.model,
+                "model": target.model,
                 "messages": [{"role": "user", "content": f'{_INSTRUCTION} "{text}"'}],
             }
             for text in texts(_REQUESTS[clients], seed=1000 * number + clients)
         ]
-    return asyncio.run(run_load(way.path, bodies, clients))
+    return asyncio.run(run_load(target.path, bodies, clients))
 
 
-def _document(ways: list[_Way], args: argparse.Namespace) -> dict[str, Any]:
+def _document(targets: list[_Target], args: argparse.Namespace) -> dict[str, Any]:
     from serving.host.processor import processor_name
 
     rows = []
     for clients in args.clients:
-        empty_ms = _p50_ms(ways[0].rounds[clients])
-        for way in ways:
-            found = way.rounds[clients]
+        empty_ms = _p50_ms(targets[0].rounds[clients])
+        for target in targets:
+            found = target.rounds[clients]
             p50_ms = _p50_ms(found)
             rows.append(
                 {
-                    "way": way.name,
+                    "target": target.name,
                     "clients": clients,
                     "requests": sum(len(item.latencies_s) for item in found),
                     "p50_ms": p50_ms,
@@ -163,7 +163,7 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
           f"{document['workload']}")  # fmt: skip
     for row in document["rows"]:
         print(
-            f"{row['clients']:>3} clients  {row['way']:<24} p50 {row['p50_ms']:>7.2f} ms  "
+            f"{row['clients']:>3} clients  {row['target']:<24} p50 {row['p50_ms']:>7.2f} ms  "
             f"over empty {row['over_empty_ms']:>+7.2f} ms ({row['over_empty']:.2f}x)  "
             f"{row['requests_per_s']:>7.1f} requests/s"
         )

@@ -1,4 +1,4 @@
-"""`python -m benchmarks ledger`: what the ledger adds to a request, and how many rows it takes."""
+"""`python -m benchmarks ledger`: latency that the ledger adds to a request, and rows per second."""
 
 import argparse
 import asyncio
@@ -16,14 +16,14 @@ from serving.commands.progress import step
 from serving.host.terminal import terminal_progress
 
 if TYPE_CHECKING:
-    from benchmarks.ledger_capacity import Way
-    from benchmarks.ledger_databases import Kept
+    from benchmarks.ledger_capacity import Route
+    from benchmarks.ledger_databases import LedgerDatabase
     from benchmarks.ledger_figures import Measured, Round
 
-HELP = "measure the gateway with a ledger beside the same gateway without one, in one run"
+HELP = "measure the gateway with a ledger beside the same gateway without a ledger"
 CLIENTS = (1, 16, 64)
-PATHS: "tuple[Way, ...]" = ("frontier", "local")
-# A name that has a price: what could not be booked is not sent.
+PATHS: "tuple[Route, ...]" = ("frontier", "local")
+# A model with a known price: a call that cannot be priced is not made.
 MODEL = "openai/gpt-6-luna"
 _REQUESTS = {1: 150, 16: 480, 64: 960}
 _CAPACITY_REQUESTS = 5000
@@ -44,21 +44,24 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
     from benchmarks import ledger_figures as figures
     from benchmarks.ledger_capacity import rows_per_s
-    from benchmarks.ledger_databases import databases, versions
+    from benchmarks.ledger_databases import open_databases, versions
 
-    with databases(args.postgres_url) as kept:
-        if len(kept) == 1:
-            print("PostgreSQL is left out: give --postgres-url", file=sys.stderr)
-        with _gateways(kept) as urls:
-            measured = _measure(urls, kept, args)
-        with step("writing without requests"):
+    with open_databases(args.postgres_url) as databases:
+        if len(databases) == 1:
+            print(
+                "PostgreSQL is not measured: set --postgres-url, or install pgserver",
+                file=sys.stderr,
+            )
+        with _gateways(databases) as urls:
+            measured = _measure(urls, databases, args)
+        with step("measuring the writer alone"):
             capacity = {
-                ledger.name: {
-                    path: rows_per_s(ledger, path, MODEL, _CAPACITY_REQUESTS) for path in PATHS
+                database.name: {
+                    path: rows_per_s(database, path, MODEL, _CAPACITY_REQUESTS) for path in PATHS
                 }
-                for ledger in kept
+                for database in databases
             }
-        about = _about(args, [versions(ledger) for ledger in kept])
+        about = _about(args, [versions(database) for database in databases])
     document = figures.as_json(measured, capacity, about)
     if args.json:
         print(json.dumps(document))
@@ -69,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _gateways(kept: "Sequence[Kept]") -> Iterator[dict[str, str]]:
+def _gateways(databases: "Sequence[LedgerDatabase]") -> Iterator[dict[str, str]]:
     """Yield the URL of a gateway for each ledger, and of one without."""
     from benchmarks.ledger_figures import WITHOUT
 
@@ -77,30 +80,32 @@ def _gateways(kept: "Sequence[Kept]") -> Iterator[dict[str, str]]:
         with step("starting the gateways"):
             upstream = running.enter_context(instant_provider())
             urls = {WITHOUT: running.enter_context(_gateway(upstream, None))}
-            for ledger in kept:
-                urls[ledger.name] = running.enter_context(_gateway(upstream, ledger))
+            for database in databases:
+                urls[database.name] = running.enter_context(_gateway(upstream, database))
         yield urls
 
 
 @contextmanager
-def _gateway(upstream: str, kept: "Kept | None") -> Iterator[str]:
+def _gateway(upstream: str, database: "LedgerDatabase | None") -> Iterator[str]:
     from benchmarks.ledger_server import Plan
     from serving.lifecycle import free_port
 
     port = free_port()
-    state, url = (None, None) if kept is None else (str(kept.state), kept.url)
+    state, url = (None, None) if database is None else (str(database.state), database.url)
     plan = Plan(port, upstream, MODEL, state, url)
     command = [sys.executable, "-m", "benchmarks.ledger_server"]
-    # By standard input: the database's URL may hold a password, and everybody sees arguments.
+    # On standard input: the URL may hold a password, and every user can read a process's arguments.
     with listening(command, port, _START_S, stdin=json.dumps(asdict(plan)) + "\n") as address:
         yield address
 
 
-def _measure(urls: dict[str, str], kept: "Sequence[Kept]", args: argparse.Namespace) -> "Measured":
+def _measure(
+    urls: dict[str, str], databases: "Sequence[LedgerDatabase]", args: argparse.Namespace
+) -> "Measured":
     from benchmarks.ledger_figures import Cell, Measured
 
     measured = Measured()
-    ledgers = {ledger.name: ledger for ledger in kept}
+    by_name = {database.name: database for database in databases}
     with terminal_progress() as progress:
         total = progress.add_task(
             "measuring",
@@ -110,9 +115,9 @@ def _measure(urls: dict[str, str], kept: "Sequence[Kept]", args: argparse.Namesp
         for number in range(args.rounds + 1):
             for clients in args.clients:
                 for path in PATHS:
-                    bodies = _bodies(path, _REQUESTS[clients], seed=1000 * number + clients)
+                    bodies = chat_bodies(path, _REQUESTS[clients], seed=1000 * number + clients)
                     for name in _turned(list(urls), number):
-                        found = _round(urls[name], bodies, clients, ledgers.get(name))
+                        found = _round(urls[name], bodies, clients, by_name.get(name))
                         if number:
                             measured.add(Cell(path, clients, name), found)
                         progress.advance(total)
@@ -120,24 +125,25 @@ def _measure(urls: dict[str, str], kept: "Sequence[Kept]", args: argparse.Namesp
 
 
 def _turned(names: list[str], number: int) -> list[str]:
-    """Begin with another one each round: what comes first finds the machine rested."""
+    """Rotate the order each round, because the first gateway finds an idle machine."""
     start = number % len(names)
     return names[start:] + names[:start]
 
 
 def _round(
-    url: str, bodies: "Sequence[dict[str, Any]]", clients: int, kept: "Kept | None"
+    url: str, bodies: "Sequence[dict[str, Any]]", clients: int, database: "LedgerDatabase | None"
 ) -> "Round":
     from benchmarks.ledger_databases import rows_in
     from benchmarks.ledger_figures import Round
     from benchmarks.load import run_load
 
-    before = rows_in(kept) if kept else 0
+    before = rows_in(database) if database else 0
     load = asyncio.run(run_load(f"{url}/v1/chat/completions", bodies, clients))
-    return Round(load, rows_in(kept) - before if kept else 0)
+    return Round(load, rows_in(database) - before if database else 0)
 
 
-def _bodies(path: "Way", requests: int, seed: int) -> list[dict[str, Any]]:
+def chat_bodies(path: "Route", requests: int, seed: int) -> list[dict[str, Any]]:
+    """Return that many chats, all different, for the frontier or the local model."""
     from benchmarks.ledger_databases import LOCAL_MODEL
     from benchmarks.texts import texts
 
@@ -148,7 +154,7 @@ def _bodies(path: "Way", requests: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def _about(args: argparse.Namespace, databases: Sequence[str]) -> dict[str, Any]:
+def _about(args: argparse.Namespace, versions: Sequence[str]) -> dict[str, Any]:
     from importlib.metadata import version
 
     import psutil
@@ -161,7 +167,7 @@ def _about(args: argparse.Namespace, databases: Sequence[str]) -> dict[str, Any]
     return {
         "machine": {**machine(), "file_system": disk},
         "versions": {
-            "databases": ", ".join(databases),
+            "databases": ", ".join(versions),
             "sqlalchemy": version("sqlalchemy"),
             "psycopg": version("psycopg"),
         },

@@ -1,4 +1,4 @@
-"""The real ledgers that a benchmark writes to, and how many rows are in them."""
+"""The SQLite and PostgreSQL databases of the ledger benchmark."""
 
 import shutil
 import tempfile
@@ -18,8 +18,8 @@ _HOUR_USD = Decimal("0.10")
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A ledger's database. state: its folder. url: of PostgreSQL; None for SQLite in `state`."""
+class LedgerDatabase:
+    """A database. state: its folder. url: of PostgreSQL; None for SQLite in `state`."""
 
     name: str
     state: Path
@@ -29,10 +29,10 @@ class Kept:
 def open_ledger(
     url: str | None, state: Path, commit_wait_s: float | None = None
 ) -> "DatabaseLedger":
-    """Return a ledger, to be started. commit_wait_s: as the settings have it where None."""
+    """Return a ledger that is not started. commit_wait_s: None for the default of the settings."""
     from pydantic import SecretStr
 
-    from benchmarks.no_ledger import NoEvents
+    from benchmarks.fake_ledger import NullEvents
     from serving.contracts.ledger_settings import LedgerSettings
     from serving.ledger.build import build_ledger
     from serving.ledger.pricing.book import PriceBook
@@ -42,10 +42,10 @@ def open_ledger(
     if commit_wait_s is not None:
         settings = settings.model_copy(update={"commit_wait_s": commit_wait_s})
     pricing = Pricing(PriceBook.load(), {LOCAL_MODEL: _HOUR_USD}, settings.reference_model)
-    return build_ledger(settings, state, pricing, NoEvents(), _HOUR_USD)
+    return build_ledger(settings, state, pricing, NullEvents(), _HOUR_USD)
 
 
-def rows_in(kept: Kept) -> int:
+def rows_in(database: LedgerDatabase) -> int:
     """Return how many exits and calls are committed; blocking."""
     from pydantic import SecretStr
     from sqlalchemy import func, select
@@ -53,15 +53,15 @@ def rows_in(kept: Kept) -> int:
     from serving.ledger.reports.written import written_ledger
     from serving.ledger.schema import calls, exits
 
-    url = None if kept.url is None else SecretStr(kept.url)
-    with written_ledger(url, kept.state) as database, database.read() as connection:
+    url = None if database.url is None else SecretStr(database.url)
+    with written_ledger(url, database.state) as opened, opened.read() as connection:
         return sum(
             connection.execute(select(func.count()).select_from(table)).scalar_one()
             for table in (exits, calls)
         )
 
 
-def versions(kept: Kept) -> str:
+def versions(database: LedgerDatabase) -> str:
     """Return the database's name and version; blocking."""
     import sqlite3
 
@@ -70,23 +70,23 @@ def versions(kept: Kept) -> str:
 
     from serving.ledger.reports.written import written_ledger
 
-    if kept.url is None:
+    if database.url is None:
         return f"SQLite {sqlite3.sqlite_version}"
-    with written_ledger(SecretStr(kept.url), kept.state) as database, database.read() as found:
+    with written_ledger(SecretStr(database.url), database.state) as opened, opened.read() as found:
         return f"PostgreSQL {found.execute(text('SHOW server_version')).scalar_one()}"
 
 
 @contextmanager
-def databases(postgres_url: str | None) -> Iterator[list[Kept]]:
-    """Yield SQLite in a folder of its own and, where there is one, PostgreSQL.
+def open_databases(postgres_url: str | None) -> Iterator[list[LedgerDatabase]]:
+    """Yield a SQLite database in a temporary folder and, if available, a PostgreSQL database.
 
-    postgres_url: of an empty database; where None, the pgserver package starts one, if installed.
+    postgres_url: of an empty database. If None, the package pgserver starts a server, if installed.
     """
-    with tempfile.TemporaryDirectory(prefix="books-") as name, _postgres(postgres_url) as url:
-        kept = [Kept("sqlite", Path(name) / "sqlite", None)]
+    with tempfile.TemporaryDirectory(prefix="ledger-") as name, _postgres(postgres_url) as url:
+        databases = [LedgerDatabase("sqlite", Path(name) / "sqlite", None)]
         if url is not None:
-            kept.append(Kept("postgresql", Path(name) / "postgresql", url))
-        yield kept
+            databases.append(LedgerDatabase("postgresql", Path(name) / "postgresql", url))
+        yield databases
 
 
 @contextmanager

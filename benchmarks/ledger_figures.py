@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from benchmarks.load import LoadResult
-from benchmarks.report import percentile
+from benchmarks.load import LoadResult, percentile
 
 WITHOUT = "no ledger"
 GOAL_ADDED_P50_MS = 1.0

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.ledger_server`: the gateway between an instant provider and a ledger.
+"""`python -m benchmarks.ledger_server`: a gateway with an instant provider and a ledger.
 
-Everything is the real thing but the local model, which answers at once, too, and, to compare with,
-a ledger that writes nothing. Reads its plan from standard input, one line of JSON.
+The local model answers immediately. Without a state folder the ledger writes nothing. The plan is
+one line of JSON on standard input.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
+from benchmarks.fake_ledger import NullLedger
 from benchmarks.ledger_databases import LOCAL_MODEL, open_ledger
-from benchmarks.no_ledger import NoLedger
 from serving.contracts.deadline import Deadline
 from serving.contracts.engine import EngineOutput, EngineWork
 from serving.contracts.errors import LedgerUnavailable, NarrowgateError, Unauthenticated
@@ -33,7 +33,7 @@ _USAGE = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to serve. state: folder of the ledger; None for one that writes nothing.
+    """What to serve. state: folder of the ledger; None for a ledger that writes nothing.
 
     url: of a PostgreSQL database; None for SQLite. model: `provider/model` that has a price.
     """
@@ -46,7 +46,7 @@ class Plan:
 
 
 class InstantEngine:
-    """Stands where a local model's client does."""
+    """Implements Engine with one constant answer."""
 
     model_id = LOCAL_MODEL
 
@@ -59,7 +59,7 @@ class InstantEngine:
     async def openai(
         self, endpoint: str, body: dict[str, Any], request_id: str, deadline: Deadline
     ) -> tuple[OpenAIReply, AsyncIterator[str]]:
-        """Answer a chat at once."""
+        """Return the constant answer."""
         message = {"role": "assistant", "content": "At once."}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         document = {
@@ -113,7 +113,7 @@ class NoReports:
 
     async def report(self, since: datetime, until: datetime, tenant: str | None) -> Report:
         """Raise LedgerUnavailable."""
-        raise LedgerUnavailable("there are no books to report on")
+        raise LedgerUnavailable("this benchmark keeps no reports")
 
     def close(self) -> None:
         """Nobody waits."""
@@ -129,13 +129,14 @@ async def _serve(plan: Plan) -> None:
 
     from serving.gateway.http import build_http
 
-    ledger = NoLedger() if plan.state is None else open_ledger(plan.url, Path(plan.state))
-    app = build_http(_context(plan, ledger))
+    ledger = NullLedger() if plan.state is None else open_ledger(plan.url, Path(plan.state))
+    app = build_http(build_context(plan, ledger))
     config = uvicorn.Config(app, port=plan.port, log_level="warning", access_log=False)
     await uvicorn.Server(config).serve()
 
 
-def _context(plan: Plan, ledger: LedgerService) -> "GatewayContext":
+def build_context(plan: Plan, ledger: LedgerService) -> "GatewayContext":
+    """Return the gateway of a plan with this ledger."""
     from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
     from serving.contracts.ledger_settings import AuthSettings
     from serving.contracts.routing import TIERS

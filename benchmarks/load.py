@@ -1,4 +1,4 @@
-"""Closed-loop HTTP load: each client sends its next request when the last one is answered."""
+"""Closed-loop HTTP load: each client sends its next request after the answer to its last one."""
 
 import asyncio
 import time
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Ray Serve brings aiohttp; it takes a third of httpx's processor time, which on a small machine
-# would be missing from what is measured.
+# aiohttp comes with Ray Serve. It needs a third of the CPU time of httpx; on a small machine the
+# load generator competes with the system under test.
 import aiohttp
 
 from serving.contracts.errors import EngineFailure
@@ -29,7 +29,7 @@ class LoadResult:
 async def run_load(url: str, bodies: Sequence[dict[str, Any] | None], clients: int) -> LoadResult:
     """Send every body (None: a GET) with that many clients.
 
-    Raises EngineFailure where anything is answered with another status than 200.
+    Raises EngineFailure if a response has a status other than 200.
     """
     pending = iter(bodies)
     latencies: list[float] = []
@@ -56,3 +56,10 @@ async def run_load(url: str, bodies: Sequence[dict[str, Any] | None], clients: i
             # The first one cancelled the rest.
             raise failures.exceptions[0] from None
         return LoadResult(tuple(latencies), time.perf_counter() - started)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least this share of the values do not exceed."""
+    ordered = sorted(values)
+    index = max(0, -(-int(share * 1_000_000) * len(ordered) // 1_000_000) - 1)
+    return ordered[min(index, len(ordered) - 1)]

@@ -1,4 +1,4 @@
-"""Servers of a benchmark, each a process of its own behind a port of loopback."""
+"""Server processes of a benchmark, each on a loopback port."""
 
 import os
 import socket
@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 
 _STOP_S = 30.0
-# What is printed there belongs to the report.
+# Standard output belongs to the report.
 _STANDARD_ERROR = 2
 
 
 @contextmanager
 def reports_only() -> Iterator[None]:
-    """Keep standard output for the report: Ray tells there of actors that end with the stack."""
+    """Send what Ray prints to standard error: standard output holds the report alone."""
     with redirect_stdout(sys.stderr):
         yield
 
@@ -28,10 +28,10 @@ def listening(
     stdin: str | None = None,
     environment: dict[str, str] | None = None,
 ) -> Iterator[str]:
-    """Run a command until it listens on the port and yield its URL; stop it afterwards.
+    """Start a command, wait until it listens on the port, yield its URL, and stop it at the end.
 
-    start_s: how long it may take. stdin: what it reads first. environment: added to
-    this process's. Raises EngineFailure where it does not start.
+    start_s: longest time to wait. stdin: text for its standard input. environment: variables added
+    to those of this process. Raises EngineFailure if it does not listen in time.
     """
     from serving.contracts.errors import EngineFailure
 
@@ -48,7 +48,10 @@ def listening(
         deadline = time.monotonic() + start_s
         while not _listens(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise EngineFailure(f"{command[2]} did not start")
+                raise EngineFailure(
+                    f"{command[2]!r} did not listen on port {port} within {start_s:.0f} s",
+                    fix="its messages are above",
+                )
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -62,11 +65,11 @@ def listening(
 
 @contextmanager
 def instant_provider() -> Iterator[str]:
-    """Yield the URL of a provider that answers at once."""
+    """Start the instant provider and yield its URL."""
     from serving.lifecycle import free_port
 
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.upstream", str(port)]
+    command = [sys.executable, "-m", "benchmarks.instant_provider", str(port)]
     with listening(command, port, start_s=30.0) as url:
         yield url
 

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import machine as described
-from benchmarks.plan import CLIENTS, SCORED_TASKS, TASKS, cells
 from benchmarks.processes import reports_only
+from benchmarks.stack_report import CLIENTS, SCORED_TASKS, TASKS, cells
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
 from serving.host.terminal import terminal_progress
 
 if TYPE_CHECKING:
-    from benchmarks.plan import Cell
-    from benchmarks.report import Rounds
+    from benchmarks.stack_report import Cell, Rounds
     from serving.contracts.engine import EngineWork
     from serving.contracts.settings import Settings
     from serving.local.offline import OfflineEngine
@@ -37,8 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
-    from benchmarks import report
-    from benchmarks.fake_ledger import temporary_ledger, without_keys
+    from benchmarks import stack_report as report
+    from benchmarks.temporary_ledger import temporary_ledger, without_keys
     from serving.commands.first_start import Origin
     from serving.commands.serve import prepare
     from serving.lifecycle import StopRequested, local_stack, signals_raise
@@ -103,7 +102,7 @@ def _tasks(settings: "Settings", specs: Any, checkpoint: Any) -> dict[str, "Task
 def _measure(
     url: str, bare: "OfflineEngine", tasks: dict[str, "Task"], plan: list["Cell"], rounds: int
 ) -> list["Rounds"]:
-    from benchmarks.report import Rounds
+    from benchmarks.stack_report import Rounds
 
     measured = [Rounds(cell) for cell in plan]
     with terminal_progress() as progress:

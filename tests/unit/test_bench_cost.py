@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.cost import _before, _names
+from benchmarks.cost import asked_models, with_fake_provider
 from benchmarks.cost_arms import Arm, Asked, ask, require_answers
 from benchmarks.cost_figures import (
-    Books,
+    LedgerTotals,
     break_even_per_s,
     by_kind,
     costs_of,
@@ -28,7 +28,9 @@ from serving.contracts.settings import Settings
 
 from ..provider.server import ProviderServer
 
-BOOKS = Books(Decimal("0.002"), Decimal("0.0005"), Decimal("0.001"), Decimal("0.0001"), 0.5, 0)
+TOTALS = LedgerTotals(
+    Decimal("0.002"), Decimal("0.0005"), Decimal("0.001"), Decimal("0.0001"), 0.5, 0
+)
 ARGS = argparse.Namespace(clients=2, seed=1)
 
 
@@ -68,7 +70,7 @@ def test_a_system_message_comes_first() -> None:
 
 
 def test_what_is_saved_is_net_of_holds_and_local_time() -> None:
-    costs = costs_of(Decimal("0.01"), BOOKS, Decimal("0.1"), elapsed_s=72.0)
+    costs = costs_of(Decimal("0.01"), TOTALS, Decimal("0.1"), elapsed_s=72.0)
     assert costs.saved == pytest.approx(1 - 0.0035 / 0.01)
     # 72 s of $0.1 an hour are $0.002, half of which requests were charged.
     assert costs.idle_usd == Decimal("0.001")
@@ -76,7 +78,7 @@ def test_what_is_saved_is_net_of_holds_and_local_time() -> None:
 
 
 def test_busy_replicas_are_not_idle_and_nothing_saves_nothing() -> None:
-    costs = costs_of(Decimal(0), BOOKS, Decimal("0.1"), elapsed_s=1.0)
+    costs = costs_of(Decimal(0), TOTALS, Decimal("0.1"), elapsed_s=1.0)
     assert costs.idle_usd == 0
     assert costs.saved is None
     assert break_even_per_s(costs, 10, Decimal(1)) is None
@@ -90,10 +92,10 @@ def test_busy_replicas_are_not_idle_and_nothing_saves_nothing() -> None:
 def test_at_the_break_even_rate_an_hour_saves_its_price(
     direct: Decimal, hour: Decimal, requests: int
 ) -> None:
-    costs = costs_of(direct, BOOKS, hour, elapsed_s=60.0)
+    costs = costs_of(direct, TOTALS, hour, elapsed_s=60.0)
     rate = break_even_per_s(costs, requests, hour)
     assert rate is not None
-    saved_each = (direct - BOOKS.provider_usd - BOOKS.held_usd) / requests
+    saved_each = (direct - TOTALS.provider_usd - TOTALS.held_usd) / requests
     assert rate * 3600 * float(saved_each) == pytest.approx(float(hour))
 
 
@@ -135,7 +137,7 @@ def test_kinds_tell_their_routes_apart() -> None:
 
 def test_the_report_prices_the_direct_arm_and_names_what_is_assumed() -> None:
     arm = Arm((asked(), asked("open")), 36.0)
-    found = document(Settings(), arm, arm, BOOKS, ARGS)
+    found = document(Settings(), arm, arm, TOTALS, ARGS)
     # 200 tokens in at $2 a million, 20 out at $10.
     assert Decimal(found["costs"]["direct_usd"]) == Decimal("0.0006")
     assert Decimal(found["costs"]["idle_usd"]) == 0
@@ -148,12 +150,14 @@ def test_the_report_prices_the_direct_arm_and_names_what_is_assumed() -> None:
     assert "never" in text
 
 
-def test_every_provider_of_the_tiers_is_the_stand_in() -> None:
-    settings = _before(Settings(), 1234)
+def test_the_fake_provider_is_behind_every_provider_of_the_tiers() -> None:
+    settings = with_fake_provider(Settings(), 1234)
     assert set(settings.frontier.providers) == {"anthropic", "openai"}
-    names = _names(settings)
+    names = asked_models(settings)
     assert names[0] == settings.ledger.reference_model
     assert {name.partition("/")[0] for name in names} <= set(settings.frontier.providers)
+    for provider in settings.frontier.providers.values():
+        assert provider.base_url == "http://127.0.0.1:1234/v1"
     command = server_command("/m", 1234, ["a", "b"])
     assert command[command.index("--served-model-name") + 1 :][:2] == ["a", "b"]
 

@@ -1,4 +1,4 @@
-"""What the ledger's benchmark is made of."""
+"""The ledger benchmark: its temporary ledger, its figures, its gateway, its writer."""
 
 import json
 import sys
@@ -9,15 +9,15 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from benchmarks.fake_ledger import temporary_ledger, without_keys
-from benchmarks.ledger import MODEL, PATHS, _bodies
-from benchmarks.ledger_capacity import Way, rows_per_s
-from benchmarks.ledger_databases import Kept, open_ledger, rows_in, versions
+from benchmarks.fake_ledger import NullLedger
+from benchmarks.ledger import MODEL, PATHS, chat_bodies
+from benchmarks.ledger_capacity import Route, rows_per_s
+from benchmarks.ledger_databases import LedgerDatabase, open_ledger, rows_in, versions
 from benchmarks.ledger_figures import WITHOUT, Cell, Measured, Round, as_json, lines, rows_of
-from benchmarks.ledger_server import Plan, _context
+from benchmarks.ledger_server import Plan, build_context
 from benchmarks.load import LoadResult
-from benchmarks.no_ledger import NoLedger
 from benchmarks.processes import listening, reports_only
+from benchmarks.temporary_ledger import temporary_ledger, without_keys
 from serving.commands.serve import Prepared
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import EngineFailure
@@ -35,7 +35,7 @@ from ..provider.server import ProviderServer
 ABOUT = {"machine": {"cores": 2}, "versions": {"python": "3.11"}, "workload": {"rounds": 3}}
 
 
-def test_a_benchmark_leaves_the_books_of_its_state_alone(tmp_path: Path) -> None:
+def test_a_benchmark_does_not_write_into_the_ledger_of_its_state_folder(tmp_path: Path) -> None:
     for folder in ("models", "ledger"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").write_text(folder)
@@ -83,38 +83,38 @@ def test_what_is_added_is_taken_within_a_round() -> None:
 
 @pytest.mark.parametrize("path", ["frontier", "local"])
 def test_the_writer_alone_writes_two_rows_a_request(
-    ledger_url: SecretStr | None, state: Path, path: Way
+    ledger_url: SecretStr | None, state: Path, path: Route
 ) -> None:
-    kept = Kept("ledger", state, ledger_url and ledger_url.get_secret_value())
-    assert rows_per_s(kept, path, MODEL, 30) > 0
-    assert rows_in(kept) == 60
-    assert versions(kept).split()[0] in {"SQLite", "PostgreSQL"}
-    with written_ledger(ledger_url, state) as database:
-        assert reconcile(database) == []
+    database = LedgerDatabase("ledger", state, ledger_url and ledger_url.get_secret_value())
+    assert rows_per_s(database, path, MODEL, 30) > 0
+    assert rows_in(database) == 60
+    assert versions(database).split()[0] in {"SQLite", "PostgreSQL"}
+    with written_ledger(ledger_url, state) as opened:
+        assert reconcile(opened) == []
 
 
-async def test_the_gateway_of_the_benchmark_keeps_books_of_both_ways(state: Path) -> None:
-    kept = Kept("sqlite", state, None)
-    ledger = open_ledger(kept.url, kept.state)
+async def test_the_gateway_of_the_benchmark_records_both_routes(state: Path) -> None:
+    database = LedgerDatabase("sqlite", state, None)
+    ledger = open_ledger(database.url, database.state)
     await ledger.start()
     with ProviderServer() as provider:
-        context = _context(Plan(0, provider.url, MODEL, str(state)), ledger)
+        context = build_context(Plan(0, provider.url, MODEL, str(state)), ledger)
         transport = httpx.ASGITransport(build_http(context))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             for path in PATHS:
-                for body in _bodies(path, 3, seed=0):
+                for body in chat_bodies(path, 3, seed=0):
                     response = await client.post("/v1/chat/completions", json=body)
                     assert response.status_code == 200, response.text
                     assert response.headers["x-narrowgate-route"] == path
     await context.frontier.aclose()
     await ledger.aclose()
-    assert rows_in(kept) == 2 * 2 * 3
-    with written_ledger(None, state) as database:
-        assert reconcile(database) == []
+    assert rows_in(database) == 2 * 2 * 3
+    with written_ledger(None, state) as opened:
+        assert reconcile(opened) == []
 
 
 async def test_the_ledger_to_compare_with_writes_nothing() -> None:
-    entry = NoLedger().entry(Caller("default"), "r", "chat", None, 0)
+    entry = NullLedger().entry(Caller("default"), "r", "chat", None, 0)
     call = await entry.open_call(MODEL, Decimal(1), Deadline.after(1.0))
     call.close(CallEnd("ok", None, "unknown", 0.1))
     left = Exit("r", "chat", None, "frontier", "requested", MODEL, None, 0.1)
@@ -122,7 +122,7 @@ async def test_the_ledger_to_compare_with_writes_nothing() -> None:
     await entry.written()
 
 
-def test_what_others_print_stays_off_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+def test_standard_output_holds_the_report_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with reports_only():
         print("an actor has ended")
     print("{}")
@@ -132,5 +132,5 @@ def test_what_others_print_stays_off_the_report(capsys: pytest.CaptureFixture[st
 
 def test_a_server_that_ends_before_it_listens_is_named() -> None:
     server = listening([sys.executable, "-c", "exit()", "the server"], free_port(), start_s=30.0)
-    with pytest.raises(EngineFailure, match="did not start"):
+    with pytest.raises(EngineFailure, match="did not listen on port"):
         server.__enter__()

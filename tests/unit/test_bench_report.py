@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.load import LoadResult
-from benchmarks.plan import Cell
-from benchmarks.report import Rounds, percentile, row
+from benchmarks.stack_report import Cell, Rounds, percentile, row
 from benchmarks.texts import texts
 
 

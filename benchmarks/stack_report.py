@@ -1,17 +1,43 @@
-"""Turns measured rounds into rows and ratios, and prints them."""
+"""Cells, figures and text of the stack benchmark."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from benchmarks.load import LoadResult
-from benchmarks.plan import Cell
+from benchmarks.load import LoadResult, percentile
+
+TASKS = ("sentiment", "topic", "ner", "translation")
+SCORED_TASKS = ("sentiment", "topic")
+CLIENTS = (1, 16, 64)
+
+# Requests in a round, by number of clients.
+_SCORED = {1: 40, 16: 128, 64: 256}
+_GENERATED = {1: 6, 16: 32, 64: 128}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One task at one number of clients. requests: in one round."""
+
+    task: str
+    clients: int
+    requests: int
+
+
+def cells(tasks: Sequence[str], clients: Sequence[int], *, quick: bool) -> list[Cell]:
+    """Return the cells of a run; `quick` halves the requests."""
+    share = 2 if quick else 1
+    return [
+        Cell(task, count, (_SCORED if task in SCORED_TASKS else _GENERATED)[count] // share)
+        for task in tasks
+        for count in clients
+    ]
 
 
 @dataclass(slots=True)
 class Rounds:
-    """Everything measured for one cell, round by round.
+    """The measurements of one cell, one item per round.
 
     bare_s: seconds bare vLLM took for the round's requests (at one client: one value a request).
     constrained_s: seconds for generating the labels under a grammar; scored tasks only.
@@ -80,13 +106,6 @@ def row(rounds: Rounds) -> Row:
         added_ms=added_ms,
         scoring_over_constrained=constrained,
     )
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least this share of the values do not exceed."""
-    ordered = sorted(values)
-    index = max(0, -(-int(share * 1_000_000) * len(ordered) // 1_000_000) - 1)
-    return ordered[min(index, len(ordered) - 1)]
 
 
 def as_json(

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.upstream PORT`: an OpenAI-compatible server that answers at once."""
+"""`python -m benchmarks.instant_provider PORT`: an OpenAI server with one answer."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ _ANSWER = json.dumps(
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Read a request to its end and answer it: an ASGI application."""
+    """ASGI application: read the whole request and send the constant answer."""
     if scope["type"] != "http":
         return
     while (await receive()).get("more_body"):

@@ -1,0 +1,34 @@
+"""A temporary ledger, so that a benchmark writes no rows into the user's ledger."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from serving.commands.serve import Prepared
+    from serving.contracts.settings import Settings
+
+_LEDGER = "ledger"
+
+
+def without_keys(settings: "Settings") -> "Settings":
+    """Return the settings without API keys and with the ledger in the state folder."""
+    from serving.contracts.ledger_settings import AuthSettings
+
+    ledger = settings.ledger.model_copy(update={"url": None})
+    return settings.model_copy(update={"auth": AuthSettings(mode="off"), "ledger": ledger})
+
+
+@contextmanager
+def temporary_ledger(prepared: "Prepared") -> Iterator["Prepared"]:
+    """Yield `prepared` with a temporary state folder: links to its files, and a new ledger."""
+    with tempfile.TemporaryDirectory(prefix="narrowgate-") as name:
+        state = Path(name)
+        for item in prepared.settings.state.resolve().iterdir():
+            if item.name != _LEDGER:
+                (state / item.name).symlink_to(item)
+        settings = prepared.settings.model_copy(update={"state": state})
+        yield replace(prepared, settings=settings)
