@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 
 from evals.signing import KeyPair
@@ -21,6 +22,10 @@ from .character_tokenizer import CharacterTokenizer
 if TYPE_CHECKING:
     from ..provider.server import ProviderServer
     from .scripted import Server
+
+# A busy machine generates slowly; no test may depend on the clock.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 # A fixture imports what it needs: the gateway takes seconds to import, and most tests do without.
 
