@@ -121,7 +121,7 @@ def _request(args: argparse.Namespace) -> "Request":
     from quantize.run import Request
     from quantize.source import parse_source
     from serving.contracts.errors import InvalidRecipe, OutputInUse, UnsuitableModel
-    from serving.contracts.settings import load_settings
+    from serving.contracts.settings_sources import load_settings
     from serving.host.numbers import MOST_SEED, refuse_outside
     from serving.host.safe_write import refuse_used_output
     from serving.tasks.catalog import load_specs

@@ -137,7 +137,7 @@ def _refuse_bad_numbers(args: argparse.Namespace) -> None:
 def _request(args: argparse.Namespace) -> "Request":
     from evals.gate import Request
     from evals.harness import General
-    from serving.contracts.settings import load_settings
+    from serving.contracts.settings_sources import load_settings
     from serving.tasks.catalog import load_specs
 
     settings = load_settings(args.config, {"tasks_dir": args.tasks_dir})

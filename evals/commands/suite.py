@@ -116,7 +116,7 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _specs(args: argparse.Namespace) -> "Mapping[str, TaskSpec]":
-    from serving.contracts.settings import load_settings
+    from serving.contracts.settings_sources import load_settings
     from serving.tasks.catalog import load_specs
 
     return load_specs(load_settings(args.config, {"tasks_dir": args.tasks_dir}).tasks_dir)

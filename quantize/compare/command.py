@@ -14,7 +14,8 @@ from quantize.source import parse_source
 from serving.artifacts.checkpoint import refuse_no_checkpoint
 from serving.artifacts.manifest import file_manifest
 from serving.contracts.errors import UnsuitableModel
-from serving.contracts.settings import BUNDLED_MODEL, load_settings
+from serving.contracts.settings import BUNDLED_MODEL
+from serving.contracts.settings_sources import load_settings
 from serving.host.numbers import refuse_outside
 from serving.host.progress import Bar, JsonLines
 from serving.tasks.catalog import load_specs

@@ -16,16 +16,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the settings; anything that does not hold or does harm is an error."""
+    """Print the settings, secrets masked; whatever `serve` refuses of them is an error.
+
+    Only what needs the database, the models' files or the network is left to `serve`.
+    """
     import yaml
 
+    from serving.routing.heads import load_model
     from serving.settings_linter import lint
     from serving.tasks.catalog import load_specs
 
     settings = settings_from(args)
     lint(settings)
-    load_specs(settings.tasks_dir)
     check_ledger(settings, os.environ)
+    load_specs(settings.tasks_dir)
+    if settings.routing.model is not None:
+        load_model(settings.routing.model)
     content = settings.model_dump(mode="json")
     print(json.dumps(content) if args.json else yaml.safe_dump(content, sort_keys=False), end="")
     return 0

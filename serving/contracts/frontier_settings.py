@@ -1,15 +1,20 @@
 """Settings of frontier providers: addresses, bounds, failover, prompt caching."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 from serving.contracts.routing import TIERS, Tier
 
 ProviderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 FrontierModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}/\S{1,200}$")]
 """`provider/model`, with the provider's name of the model."""
+
+
+_MASK = "**********"
 
 
 class _Frozen(BaseModel):
@@ -69,6 +74,16 @@ class ProviderSettings(_Frozen):
         default=512, ge=0, description="most output tokens that may be left for such a reading"
     )
     breaker: BreakerSettings = BreakerSettings()
+
+    @field_serializer("base_url", when_used="json")
+    def _masked(self, url: str | None) -> str | None:
+        """Hide what a URL may hold of a secret wherever settings are printed."""
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        _, at, host = parts.netloc.rpartition("@")
+        query = re.sub(r"(?<==)[^&]+", _MASK, parts.query)
+        return parts._replace(netloc=(_MASK + at if at else "") + host, query=query).geturl()
 
 
 class PromptCacheSettings(_Frozen):

@@ -1,32 +1,19 @@
 """The one settings model of a process: built at the entry point, frozen, passed down.
 
-Sources, the first wins: command-line flags, environment (`NARROWGATE_` and `__` between levels),
-the YAML file. Unknown keys are refused.
+settings_sources.py reads it from the command line, the environment and a file.
 """
 
-import os
-from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import Name
-from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
-ENV_PREFIX = "NARROWGATE_"
 BUNDLED_MODEL = "bundled:smollm2-135m-instruct"
 """In 16 bits. With @RECIPE it is quantized, gated and signed at the first start."""
 
@@ -219,88 +206,3 @@ def bundled_recipe(source: str) -> str | None:
     """Return the recipe in a bundled model's source, None for any other source."""
     name, _, recipe = source.partition("@")
     return recipe if name == BUNDLED_MODEL and recipe else None
-
-
-def load_settings(file: Path | None, overrides: Mapping[str, Any]) -> Settings:
-    """Return the settings of a file, the environment and the command line together.
-
-    overrides: top-level fields given on the command line; None means not given.
-    Raises InvalidSettings, which names the fields at fault.
-    """
-    written = _read_file(file)
-    _refuse_unknown_environment()
-
-    class Sources(BaseSettings, Settings):
-        model_config = SettingsConfigDict(
-            env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
-        )
-
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (
-                init_settings,
-                env_settings,
-                InitSettingsSource(settings_cls, init_kwargs=written),
-            )
-
-    given = {key: value for key, value in overrides.items() if value is not None}
-    try:
-        return Settings.model_validate(Sources(**given).model_dump())
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
-        raise InvalidSettings(
-            "settings do not hold: "
-            + "; ".join(f"{_dotted(item['loc'])}: {item['msg']}" for item in problems),
-            field=_dotted(problems[0]["loc"]),
-            fix="docs/settings.md lists every field with its unit and range",
-        ) from error
-    except SettingsError as error:
-        raise InvalidSettings(
-            f"an environment variable cannot be read: {error}",
-            field="environment",
-            fix=f"a variable of a whole group, such as {ENV_PREFIX}MODELS, holds JSON",
-        ) from error
-
-
-def _read_file(file: Path | None) -> dict[str, Any]:
-    """Return the settings that a YAML file holds. Raises InvalidSettings."""
-    if file is None:
-        return {}
-    if not file.is_file():
-        raise InvalidSettings(f"no settings file at {str(file)!r}", field="config")
-    try:
-        document = parse_yaml(file.read_bytes()) or {}
-    except UnreadableYaml as error:
-        raise InvalidSettings(f"{str(file)!r} is {error}", field="config") from error
-    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
-        raise InvalidSettings(
-            f"{str(file)!r} does not hold a mapping of settings",
-            field="config",
-            fix="docs/settings.md lists every field",
-        )
-    return document
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "settings"
-
-
-def _refuse_unknown_environment() -> None:
-    known = tuple(f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields)
-    for variable in os.environ:
-        upper = variable.upper()
-        if upper.startswith(ENV_PREFIX) and not any(
-            upper == name or upper.startswith(name + "__") for name in known
-        ):
-            raise InvalidSettings(
-                f"the environment sets {variable!r}, which is no setting",
-                field=variable,
-                fix="unset it or correct the name; levels are joined by two underscores",
-            )

@@ -139,7 +139,7 @@ class Label(_Frozen):
             return {"name": value, "verbalizer": value}
         if isinstance(value, dict) and "verbalizer" not in value:
             return {**value, "verbalizer": value.get("name")}
-        return value
+        return _text(value)
 
 
 class LabelledExample(_Frozen):

@@ -1,5 +1,6 @@
 """YAML documents that people write: read strictly, so that a file means what it says."""
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -10,8 +11,33 @@ class UnreadableYaml(ValueError):
     """The text is not UTF-8, not YAML, or says something twice. The message has the place."""
 
 
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(
+    r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)", re.IGNORECASE
+)
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is written twice. PyYAML keeps the last one without a word."""
+    """Refuses a key that is written twice, and values that YAML 1.1 and 1.2 read differently.
+
+    PyYAML reads YAML 1.1: the last of two equal keys counts, yes and on are true, 010 is 8, 2:13 is
+    133 and 1_000 is 1000.
+    """
+
+    def construct_yaml_bool(self, node: yaml.ScalarNode) -> bool:
+        if node.value.lower() not in ("true", "false"):
+            raise _ambiguous(node, "true or false", "write true or false, or put it in quotes")
+        return bool(node.value.lower() == "true")
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if not _WHOLE.fullmatch(node.value):
+            raise _ambiguous(node, "a number", "write it in decimal digits, or put it in quotes")
+        return int(node.value)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        if not _FLOAT.fullmatch(node.value):
+            raise _ambiguous(node, "a number", "write it in decimal digits, or put it in quotes")
+        return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[tuple[str, str]] = set()
@@ -24,6 +50,18 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+
+for _kind in ("bool", "int", "float"):
+    _StrictLoader.add_constructor(
+        f"tag:yaml.org,2002:{_kind}", getattr(_StrictLoader, f"construct_yaml_{_kind}")
+    )
+
+
+def _ambiguous(node: yaml.ScalarNode, kind: str, fix: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(
+        None, None, f"YAML reads {node.value} as {kind}: {fix}", node.start_mark
+    )
 
 
 def parse_yaml(content: bytes | str) -> object:
@@ -41,7 +79,9 @@ def parse_yaml(content: bytes | str) -> object:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-        raise UnreadableYaml(f"not YAML: {error.problem or error.context}{place}") from error
+        strict = isinstance(error, yaml.constructor.ConstructorError)
+        kind = "not strict YAML" if strict else "not YAML"
+        raise UnreadableYaml(f"{kind}: {error.problem or error.context}{place}") from error
     except yaml.YAMLError as error:
         raise UnreadableYaml(f"not YAML: {error}") from error
     except RecursionError as error:

@@ -91,3 +91,39 @@ def test_tasks_lists_and_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert again == rows
     assert main(["tasks", "show", "nothing"]) == 2
     assert "use one of" in capsys.readouterr().err
+
+
+def config(file: Path, text: str) -> int:
+    file.write_text(text, encoding="utf-8")
+    return main(["config", "--config", str(file)])
+
+
+PROVIDER = "frontier: {providers: {anthropic: {api: anthropic}, openai: {api: openai, base_url: "
+
+
+def test_config_prints_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for url in ("http://user:hunter2@host:1/v1", "http://hunter2@host/v1?api-key=hunter2&v=1"):
+        assert config(tmp_path / "s.yaml", PROVIDER + f"'{url}'}}}}}}") == 0
+        shown = capsys.readouterr().out
+        assert "hunter2" not in shown
+        assert "@host" in shown
+    url = "postgresql://u:hunter2@h/d"
+    assert config(tmp_path / "s.yaml", f"ledger: {{url: '{url}'}}") == 0
+    assert "hunter2" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("ledger: {url: 'mysql://u:p@h/d'}", "ledger.url"),
+        ("ledger: {prices_file: /none.yaml}", "ledger.prices_file"),
+        ("ledger: {reference_model: anthropic/nobody-knows-it}", "ledger.reference_model"),
+        ("routing: {model: /none}", "routing.model"),
+        (PROVIDER + "'http://h', api_key_file: /none}}}", "frontier.providers.openai.api_key_file"),
+    ],
+)
+def test_config_refuses_what_serve_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, field: str
+) -> None:
+    assert config(tmp_path / "s.yaml", text) == 2
+    assert field in capsys.readouterr().err

@@ -37,8 +37,8 @@ from serving.contracts.settings import (
     ModelSettings,
     Replicas,
     Settings,
-    load_settings,
 )
+from serving.contracts.settings_sources import load_settings
 from serving.contracts.task_spec import parse_task_spec
 from serving.gateway.metrics import Metrics
 from serving.settings_linter import lint

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serving.contracts.errors import InvalidSettings
-from serving.contracts.settings import load_settings
+from serving.contracts.settings_sources import load_settings
 from serving.contracts.task_spec import TaskSpec
 
 from .chat_kit import CHAT, asked, said

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from serving.contracts.errors import InvalidSettings
-from serving.contracts.settings import BUNDLED_MODEL, bundled_recipe, load_settings
+from serving.contracts.settings import BUNDLED_MODEL, bundled_recipe
+from serving.contracts.settings_sources import load_settings
 
 
 def write(folder: Path, text: str) -> Path:
@@ -95,7 +96,7 @@ def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_unreadable_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NARROWGATE_MODELS", "[{")
-    with pytest.raises(InvalidSettings, match=r"an environment variable cannot be read: .*models"):
+    with pytest.raises(InvalidSettings, match="NARROWGATE_MODELS does not hold JSON"):
         load_settings(None, {})
 
 
@@ -108,3 +109,92 @@ def test_settings_cannot_be_changed() -> None:
     settings = load_settings(None, {})
     with pytest.raises(ValueError, match="frozen"):
         settings.port = 1  # type: ignore[misc]
+
+
+BENT = [
+    ("port: yes\n", "reads yes as true or false", 1),
+    ("port: 010000\n", "reads 010000 as a number", 1),
+    ("host: 127.0.0.1\nport: 2:13\n", "reads 2:13 as a number", 2),
+    ("port: 8_000\n", "reads 8_000 as a number", 1),
+    ("port: 0x1F40\n", "reads 0x1F40 as a number", 1),
+    ("gateway: {max_inputs: on}\n", "reads on as true or false", 1),
+    ("port: 8001\nport: 8002\n", "the key 'port' is written twice", 2),
+    ("gateway: {max_inputs: 5, max_inputs: 50}\n", "the key 'max_inputs' is written twice", 1),
+]
+
+
+@pytest.mark.parametrize(("text", "message", "line"), BENT)
+def test_a_file_says_a_thing_once_and_in_one_way(
+    tmp_path: Path, text: str, message: str, line: int
+) -> None:
+    with pytest.raises(InvalidSettings, match=message) as caught:
+        load_settings(write(tmp_path, text), {})
+    assert f"(line {line}, " in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("port: true\n", "port"),
+        ("port: '8000'\n", "port"),
+        ("port: 8000.5\n", "port"),
+        ("host: 1\n", "host"),
+        ("gateway: {request_timeout_s: true}\n", "gateway.request_timeout_s"),
+        ("attestation: {development: 1}\n", "attestation.development"),
+        ("attestation: {development: 'true'}\n", "attestation.development"),
+        ("frontier: {bounds: {max_tokens: {economy: true, standard: 5, frontier: 6}}}\n",
+         "frontier.bounds.max_tokens.economy"),
+        ("models: [{id: a, source: b, accelerator: {kind: cpu}, max_num_seqs: true}]\n",
+         "models.0.max_num_seqs"),
+    ],
+)  # fmt: skip
+def test_a_type_in_a_file_is_not_bent(tmp_path: Path, text: str, field: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings(write(tmp_path, text), {})
+    assert caught.value.field == field
+
+
+def test_a_whole_number_is_a_number_of_seconds(tmp_path: Path) -> None:
+    file = write(tmp_path, "gateway: {request_timeout_s: 7}\nmodels: [{id: a, source: b, "
+                 "accelerator: {kind: cpu}, replica_hour_usd: 0.25}]\n")  # fmt: skip
+    settings = load_settings(file, {})
+    assert settings.gateway.request_timeout_s == 7.0
+    assert str(settings.models[0].replica_hour_usd) == "0.25"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("NARROWGATE_GATEWAY", "{bad", "does not hold JSON"),
+        ("NARROWGATE_GATEWAY", "[1]", "valid"),
+        ("NARROWGATE_GATEWAY", '{"max_inputs": true}', "gateway.max_inputs"),
+        ("NARROWGATE_GATEWAY", '{"max_inputs": 5, "max_inputs": 6}', "written twice"),
+        ("NARROWGATE_ATTESTATION__TRUSTED_KEYS", "/a/b", "does not hold JSON"),
+        ("NARROWGATE_MODELS", '[{"id": 1}]', "models.0.id"),
+        ("NARROWGATE_PORT", "high", "port"),
+        ("NARROWGATE_GATEWAY__MAX_INPUT", "1", "which is no setting"),
+        ("NARROWGATE_MODELS__0__ID", "a", "nothing stands below a list"),
+        ("NARROWGATE_FRONTIER__PROVIDERS__X__NO", "a", "which is no setting"),
+    ],
+)
+def test_a_variable_at_fault_is_named(variable: str, value: str, message: str) -> None:
+    with pytest.raises(InvalidSettings, match=message) as caught:
+        load_settings(None, {}, {variable: value})
+    assert variable in caught.value.message
+    assert caught.value.fix
+
+
+def test_a_variable_reaches_every_level() -> None:
+    settings = load_settings(None, {}, {
+        "NARROWGATE_FRONTIER__PROVIDERS__OPENAI__API": "openai",
+        "NARROWGATE_FRONTIER__PROVIDERS__ANTHROPIC__API": "anthropic",
+        "narrowgate_frontier__providers__openai__keyless": "true",
+        "NARROWGATE_ATTESTATION__TRUSTED_KEYS": '["/a", "/b"]',
+        "NARROWGATE_LEDGER__URL": "postgresql://u:p@h/d",
+        "NARROWGATE_STATE": "",
+        "OTHER": "x",
+    })  # fmt: skip
+    assert settings.frontier.providers["openai"].keyless
+    assert settings.attestation.trusted_keys == (Path("/a"), Path("/b"))
+    assert settings.ledger.url is not None
+    assert settings.state == Path(".narrowgate")

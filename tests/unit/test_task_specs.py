@@ -186,3 +186,21 @@ def test_a_task_file_at_fault_is_named_in_one_sentence(
         load_specs(tmp_path)
     assert message in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("labels", ["[yes, no]", "[true, false]", "[1, 2]"])
+def test_labels_that_yaml_does_not_read_as_text_must_be_quoted(tmp_path: Path, labels: str) -> None:
+    text = "name: it\nkind: classification\ninstruction: x\nfloor: 0.1\ntarget_error: 0.1\n"
+    (tmp_path / "it.yaml").write_text(text + f"labels: {labels}\n", encoding="utf-8")
+    with pytest.raises(InvalidTaskSpec, match="quote") as caught:
+        load_specs(tmp_path)
+    assert "YAML reads" in caught.value.message
+    assert "Label" not in caught.value.message
+    (tmp_path / "it.yaml").write_text(text + "labels: ['yes', 'no']\n", encoding="utf-8")
+    assert "it" in load_specs(tmp_path)
+
+
+def test_a_key_that_is_written_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("name: it\nname: other\n", encoding="utf-8")
+    with pytest.raises(InvalidTaskSpec, match=r"'name' is written twice \(line 2"):
+        load_specs(tmp_path)

@@ -1,0 +1,207 @@
+"""Reads the settings from their sources. The first wins: command line, environment, file.
+
+A variable is `NARROWGATE_` and the names of the levels, joined by `__`. It holds a list or mapping
+as JSON. An empty variable counts as unset. Unknown keys and variables are refused.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from serving.contracts.errors import InvalidSettings
+from serving.contracts.settings import Settings
+from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
+
+ENV_PREFIX = "NARROWGATE_"
+_LEVEL = "__"
+_LISTED = "docs/settings.md lists every field with its unit and range"
+
+
+def load_settings(
+    file: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Return the settings of a file, the environment and the command line together.
+
+    overrides: top-level fields given on the command line; None means not given. environ: this
+    process's environment where None. Blocking. Raises InvalidSettings, which names the field, the
+    variable or the line at fault.
+    """
+    merged: dict[str, Any] = {}
+    if file is not None:
+        merged = _from_file(file)
+    for variable, value in sorted((os.environ if environ is None else environ).items()):
+        if variable.upper().startswith(ENV_PREFIX) and value != "":
+            merged = _joined(merged, _from_variable(variable, value))
+    given = {key: value for key, value in overrides.items() if value is not None}
+    try:
+        return Settings.model_validate(_joined(merged, given))
+    except ValidationError as error:
+        raise _invalid(error, "the settings are invalid") from error
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise InvalidSettings(f"no settings file at {str(file)!r}", field="config")
+    try:
+        content = parse_yaml(file.read_bytes())
+    except UnreadableYaml as error:
+        raise InvalidSettings(f"{str(file)!r} is {error}", field="config") from error
+    except OSError as error:
+        raise InvalidSettings(
+            f"{str(file)!r} cannot be read: {error.strerror}", field="config"
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InvalidSettings(
+            f"{str(file)!r} does not hold a mapping of settings",
+            field="config",
+            fix="write one `name: value` a line; narrowgate config prints an example",
+        )
+    _refuse_bent(content, f"{str(file)!r} is invalid")
+    return content
+
+
+def _from_variable(variable: str, value: str) -> dict[str, Any]:
+    """Return a variable's value below the names of its levels."""
+    names = variable[len(ENV_PREFIX) :].lower().split(_LEVEL)
+    place = _place(names, variable)
+    nested: Any = value
+    if place.structured:
+        try:
+            nested = json.loads(value, object_pairs_hook=_distinct)
+        except ValueError as error:
+            # Not the value: it may hold a secret.
+            raise InvalidSettings(
+                f"the environment variable {variable} does not hold JSON: {error}",
+                field=variable,
+                fix=f"{'.'.join(names)} is a {place.kind}: write it as JSON, such as {place.shown}",
+            ) from error
+    for name in reversed(names):
+        nested = {name: nested}
+    _refuse_bent(
+        nested, f"the environment variable {variable} is invalid", names, strict=place.structured
+    )
+    return dict(nested)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a setting holds. structured: a list or mapping, which a variable holds as JSON."""
+
+    structured: bool
+    kind: str = "value"
+    shown: str = ""
+
+
+def _place(names: list[str], variable: str) -> _Place:
+    """Return what stands at a path of names. Raises InvalidSettings for a path that is none."""
+    annotation: Any = Settings
+    for name in names:
+        models = _models(annotation)
+        if models:
+            fields = {key: field for model in models for key, field in model.model_fields.items()}
+            if name not in fields:
+                raise InvalidSettings(
+                    f"the environment sets {variable!r}, which is no setting",
+                    field=variable,
+                    fix="unset it or correct the name; levels are joined by two underscores",
+                )
+            annotation = fields[name].annotation
+        elif _origin(annotation) is dict:
+            annotation = get_args(_plain(annotation))[1]
+        else:
+            raise InvalidSettings(
+                f"the environment sets {variable}, and nothing stands below a list or a value",
+                field=variable,
+                fix="set the whole list as JSON in one variable",
+            )
+    if _models(annotation) or _origin(annotation) is dict:
+        return _Place(True, "mapping", '{"name": "value"}')
+    if _origin(annotation) is tuple:
+        return _Place(True, "list", '["first", "second"]')
+    return _Place(False)
+
+
+def _plain(annotation: Any) -> Any:
+    """Return a type without Annotated and without None."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        return _plain(kinds[0]) if len(kinds) == 1 else annotation
+    return annotation
+
+
+def _origin(annotation: Any) -> Any:
+    return get_origin(_plain(annotation))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the groups of settings that a type stands for."""
+    plain = _plain(annotation)
+    kinds = get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,)
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def _refuse_bent(
+    content: dict[str, Any], what: str, names: list[str] | None = None, *, strict: bool = True
+) -> None:
+    """Raise InvalidSettings where a source by itself is wrong at a field that it sets.
+
+    strict: true is no number, a text is no number and 1.0 is no whole number. names: the path
+    that the source sets; what it lacks beside them may come from another source.
+    """
+    try:
+        text = json.dumps(content, default=str)
+        Settings.model_validate_json(text, strict=strict)
+    except ValidationError as error:
+        prefix = tuple(names or ())
+        found = [
+            item
+            for item in error.errors(include_url=False, include_context=False)
+            if item["loc"] and item["type"] != "missing" and _below(item["loc"], prefix)
+        ]
+        if found:
+            raise _invalid(error, what, only=found) from error
+
+
+def _below(location: tuple[int | str, ...], prefix: tuple[str, ...]) -> bool:
+    return location[: len(prefix)] == prefix
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is written twice")
+        found[key] = value
+    return found
+
+
+def _joined(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both, where `above` wins; mappings are joined level by level."""
+    joined = dict(below)
+    for key, value in above.items():
+        current = joined.get(key)
+        if isinstance(current, dict) and isinstance(value, dict):
+            joined[key] = _joined(current, value)
+        else:
+            joined[key] = value
+    return joined
+
+
+def _invalid(error: ValidationError, what: str, only: Any = None) -> InvalidSettings:
+    problems = only or error.errors(include_url=False, include_context=False)
+    listed = "; ".join(f"{_dotted(item['loc'])}: {item['msg']}" for item in problems)
+    return InvalidSettings(f"{what}: {listed}", field=_dotted(problems[0]["loc"]), fix=_LISTED)
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "settings"
