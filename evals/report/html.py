@@ -1,15 +1,13 @@
-"""The report as one HTML file that loads nothing and runs nothing."""
+"""The report as one HTML file without scripts, which loads no other file."""
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evals.findings import Findings, Outcome, TaskFindings, overall
 from evals.report import curves, markdown, plots
 from serving.contracts.task_spec import ClassificationSpec
+from serving.reporting.page import Plot, page_environment
 
 TEMPLATE = "report.html.j2"
 
@@ -18,21 +16,6 @@ SHOWN_FLIPS = 50
 
 SHOWN_CHARS = 300
 """Characters that are shown of a text or an answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """An <svg> element and how to read it."""
-
-    svg: str
-    caption: str
-
-    @property
-    def width_pt(self) -> float:
-        """Return the width the plot was drawn for."""
-        found = re.search(r' width="([\d.]+)pt"', self.svg)
-        assert found is not None
-        return float(found[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +34,7 @@ def render_html(findings: Findings, *, texts: bool = True) -> str:
 
     texts: whether to show inputs, expectations and answers where an answer changed, or ids alone.
     """
-    template = _environment().get_template(TEMPLATE)
+    template = page_environment("evals.report", _FILTERS).get_template(TEMPLATE)
     return template.render(
         findings=findings,
         predicate=findings.predicate,
@@ -69,26 +52,16 @@ def shorten(text: str) -> str:
     return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
 
 
-def _environment() -> Environment:
-    # Inputs, answers and names may hold markup: only our own SVG is exempt from escaping.
-    environment = Environment(
-        autoescape=True,
-        loader=PackageLoader("evals.report", "."),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": markdown.number,
-        "share": markdown.share,
-        "bounded": markdown.bounded,
-        "ratio": markdown.ratio,
-        "size": markdown.size,
-        "threshold": markdown.threshold,
-        "tested": markdown.tested,
-        "shorten": shorten,
-    }
-    return environment
+_FILTERS: dict[str, Callable[..., str]] = {
+    "number": markdown.number,
+    "share": markdown.share,
+    "bounded": markdown.bounded,
+    "ratio": markdown.ratio,
+    "size": markdown.size,
+    "threshold": markdown.threshold,
+    "tested": markdown.tested,
+    "shorten": shorten,
+}
 
 
 def _summary_plots(findings: Findings) -> Iterator[Plot]:

@@ -1,14 +1,8 @@
-"""The report's plots as inline SVG: text stays text, colours are the page's CSS variables."""
+"""The plots of a gate's report, as inline SVG."""
 
-import io
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,14 +12,19 @@ from matplotlib.ticker import PercentFormatter
 from evals.report.curves import Bin, Confusion, RiskPoint
 from evals.report.markdown import bounded, ratio
 from serving.contracts.attestation import Certificate, Interval, Speed, Verdict
+from serving.reporting.figures import (
+    INK,
+    MUTED,
+    name_rows,
+    report_figure,
+    shortened,
+    svg_element,
+    write_beside,
+)
 
-INK, MUTED, GRID = "#1f2328", "#59636f", "#d1d9e0"
 BEFORE, AFTER = "#8b6914", "#0969da"
 COLOURS = {Verdict.PASS: "#1a7f37", Verdict.FAIL: "#cf222e", Verdict.INCONCLUSIVE: "#9a6700"}
 VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    GRID: "line",
     BEFORE: "before",
     AFTER: "after",
     **{colour: verdict.value for verdict, colour in COLOURS.items()},
@@ -35,28 +34,7 @@ VARIABLES = {
 LABELS_WITH_NUMBERS = 12
 """Up to this many labels the cells of a confusion matrix have room for their counts."""
 
-STYLE: dict[str, object] = {
-    # As text, labels in any script are drawn with the reader's fonts, and can be searched.
-    "svg.fonttype": "none",
-    "font.size": 9.0,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 9.5,
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "none",
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8.0,
-    "xtick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.color": MUTED,
-    "ytick.labelcolor": INK,
-}
+_NAME_CHARS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +49,7 @@ class ForestRow:
 
 def forest(rows: Sequence[ForestRow]) -> str:
     """Return every paired difference with its bounds; what is beyond the margin is shaded."""
-    with _style():
-        figure = Figure(figsize=(9.6, 0.9 + 0.36 * len(rows)), layout="constrained")
+    with report_figure(9.6, 0.9 + 0.36 * len(rows)) as figure:
         axes = figure.subplots()
         start, end = _forest_range(rows)
         for position, row in enumerate(rows):
@@ -84,7 +61,7 @@ def forest(rows: Sequence[ForestRow]) -> str:
             _forest_interval(axes, position, row)
         axes.axvline(0.0, color=MUTED, linewidth=0.9)
         axes.set_xlim(start, end)
-        _rows(axes, [row.name for row in rows])
+        name_rows(axes, _short([row.name for row in rows]))
         axes.set_xlabel("candidate - baseline, in units of each metric")
         return _svg(figure, "Paired differences with their bounds against the margins")
 
@@ -105,7 +82,7 @@ def _forest_interval(axes: Axes, position: int, row: ForestRow) -> None:
                     color=colour, linewidth=2.0)  # fmt: skip
         axes.plot(found.estimate, position, "o", color=colour, markersize=5.5)
     text = "not computed" if row.difference is None else bounded(row.difference, signed=True)
-    _beside(axes, position, f"{text}  {row.verdict.value}", colour)
+    write_beside(axes, position, f"{text}  {row.verdict.value}", colour)
 
 
 def reliability_diagram(
@@ -115,8 +92,7 @@ def reliability_diagram(
 
     ece: before and after. An empty panel says that there is nothing to show.
     """
-    with _style():
-        figure = Figure(figsize=(6.3, 3.7), layout="constrained")
+    with report_figure(6.3, 3.7) as figure:
         grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[4, 1])
         panels = (("raw", before, BEFORE, ece[0]), ("calibrated", after, AFTER, ece[1]))
         for column, (word, bins, colour, error) in enumerate(panels):
@@ -152,8 +128,7 @@ def risk_coverage_plot(
 
     points: from strict to permissive, at least one. target: error rate to certify.
     """
-    with _style():
-        figure = Figure(figsize=(4.4, 3.7), layout="constrained")
+    with report_figure(4.4, 3.7) as figure:
         axes = figure.subplots()
         coverage = [point.coverage for point in points]
         axes.plot(coverage, [point.risk for point in points], color=AFTER, label="errors",
@@ -177,8 +152,7 @@ def confusion_plot(name: str, baseline: Confusion, candidate: Confusion) -> str:
     """Return both models' confusion matrices, shaded by the share of the expected label."""
     labels = baseline.labels
     side = min(max(3.0, 1.4 + 0.42 * len(labels)), 9.0)
-    with _style():
-        figure = Figure(figsize=(2 * side + 0.6, side), layout="constrained")
+    with report_figure(2 * side + 0.6, side) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, word, found in zip(
             panels, ("baseline", "candidate"), (baseline, candidate), strict=True
@@ -217,8 +191,7 @@ def _matrix(axes: Axes, found: Confusion) -> None:
 
 def speed_plot(speeds: Mapping[str, Speed]) -> str:
     """Return the throughput ratios, lowest to highest turn, against what is required."""
-    with _style():
-        figure = Figure(figsize=(9.6, 0.9 + 0.36 * len(speeds)), layout="constrained")
+    with report_figure(9.6, 0.9 + 0.36 * len(speeds)) as figure:
         axes = figure.subplots()
         for position, speed in enumerate(speeds.values()):
             axes.barh(position, speed.ratio, height=0.5, color=AFTER, alpha=0.45, linewidth=0)
@@ -226,54 +199,17 @@ def speed_plot(speeds: Mapping[str, Speed]) -> str:
             axes.vlines([speed.lowest, speed.highest], position - 0.12, position + 0.12, color=INK)
             axes.vlines(speed.required, position - 0.4, position + 0.4,
                         color=COLOURS[Verdict.FAIL], linewidth=1.6)  # fmt: skip
-            _beside(axes, position, ratio(speed), INK)
+            write_beside(axes, position, ratio(speed), INK)
         axes.axvline(1.0, color=MUTED, linewidth=0.9)
         axes.set_xlim(left=0.0)
-        _rows(axes, list(speeds))
+        name_rows(axes, _short(list(speeds)))
         axes.set_xlabel("throughput, candidate / baseline")
         return _svg(figure, "Throughput of the candidate relative to the baseline")
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), labels=_short(names), parse_math=False)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=True, axis="x")
-
-
-def _beside(axes: Axes, position: int, text: str, colour: str) -> None:
-    axes.text(1.015, position, text, color=colour, va="center", fontsize=8.5,
-              transform=axes.get_yaxis_transform())  # fmt: skip
-
-
-def _short(names: Sequence[str], length: int = 24) -> list[str]:
-    return [name if len(name) <= length else name[: length - 1] + "…" for name in names]
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context():
-        # A reader's own matplotlibrc must not change the report.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
+def _short(names: Sequence[str]) -> list[str]:
+    return [shortened(name, _NAME_CHARS) for name in names]
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """Return the figure as an <svg> element for HTML; the same figure gives the same string."""
-    # The ids of clip paths and markers depend on the salt: several plots share one page.
-    matplotlib.rcParams["svg.hashsalt"] = title
-    file = io.StringIO()
-    with warnings.catch_warnings():
-        # Only the reader's browser has to have the glyphs.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        absent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", metadata=absent)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # A style element inside would apply to the whole page; ids of groups are the same in all plots.
-    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    for colour, variable in VARIABLES.items():
-        svg = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{variable})", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+    return svg_element(figure, title, VARIABLES)
