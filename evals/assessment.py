@@ -1,6 +1,6 @@
 """From the answers of both models to a task's findings: every number that is signed. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ from serving.contracts.attestation import (
 from serving.contracts.task_spec import ClassificationSpec
 
 Bools = NDArray[np.bool_]
+Over = Callable[[Indices], Counts]
 LEVEL = 0.95
 # A slice can only fail a task, where it is clearly worse.
 _SLICE_RESAMPLES = 1000
@@ -125,7 +126,7 @@ def hopeless(suite: Suite, candidate: Answered, rules: Rules) -> bool:
     metric = metric_of(suite.spec)
     rows = _by_group(suite, _judged(suite, metric, candidate).rows)
     own = bootstrap_interval(
-        lambda chosen: metric.value(rows[chosen].sum(axis=0)),
+        metric.over(rows),
         len(rows),
         seed=rules.seed,
         resamples=min(rules.resamples, _EARLY_RESAMPLES),
@@ -146,11 +147,10 @@ def _intervals(
 ) -> tuple[Interval, Interval]:
     before, after = _by_group(suite, old.rows), _by_group(suite, new.rows)
 
-    def own(chosen: Indices) -> float:
-        return metric.value(after[chosen].sum(axis=0))
+    own, reference = metric.over(after), metric.over(before)
 
-    def gain(chosen: Indices) -> float:
-        return own(chosen) - metric.value(before[chosen].sum(axis=0))
+    def gain(chosen: Indices) -> Counts:
+        return own(chosen) - reference(chosen)
 
     n = len(after)
     found = bootstrap_interval(own, n, seed=rules.seed, resamples=rules.resamples)
@@ -165,11 +165,10 @@ def _slices(
     found = {}
     for name in sorted({example.slice for example in suite.examples if example.slice}):
         inside = np.array([example.slice == name for example in suite.examples])
-        before, after = old.rows[inside], new.rows[inside]
+        before, after = metric.over(old.rows[inside]), metric.over(new.rows[inside])
 
-        def gain(chosen: Indices, before: Counts = before, after: Counts = after) -> float:
-            one, other = before[chosen].sum(axis=0), after[chosen].sum(axis=0)
-            return metric.value(other) - metric.value(one)
+        def gain(chosen: Indices, before: Over = before, after: Over = after) -> Counts:
+            return after(chosen) - before(chosen)
 
         found[name] = bootstrap_interval(gain, int(inside.sum()), seed=0, resamples=resamples)
     return found

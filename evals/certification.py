@@ -5,6 +5,7 @@ candidate thresholds are fixed; on the other the thresholds are tested. Pure.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,15 @@ def fit_calibration(raw: Floats, right: Bools) -> CalibrationMap:
 
 
 def calibrated(mapping: CalibrationMap, raw: Floats) -> Floats:
-    """Return the calibrated confidences. raw: (n,)."""
-    return np.array([mapping.calibrated(value) for value in raw.tolist()])
+    """Return the calibrated confidences, bit for bit those of `mapping.calibrated`. raw: (n,)."""
+    knots, values = np.array(mapping.knots), np.array(mapping.values)
+    right = np.searchsorted(knots, raw, side="right")
+    if len(knots) == 1:
+        return np.full(len(raw), values[0])
+    above = np.clip(right, 1, len(knots) - 1)
+    low, high, start, end = knots[above - 1], knots[above], values[above - 1], values[above]
+    between = np.clip(start + (raw - low) / (high - low) * (end - start), start, end)
+    return np.where(right == 0, values[0], np.where(right == len(knots), values[-1], between))
 
 
 def equal_width_bins(confidence: Floats, bins: int) -> NDArray[np.int64]:
@@ -66,6 +74,7 @@ def expected_calibration_error(confidence: Floats, right: Bools, bins: int = 10)
     return sum(gaps) / len(confidence)
 
 
+@lru_cache(maxsize=16_384)
 def error_bound(errors: int, accepted: int, confidence: float = 0.95) -> float:
     """Return the Clopper-Pearson upper bound of an error rate; 1 where nothing was accepted.
 
@@ -73,6 +82,7 @@ def error_bound(errors: int, accepted: int, confidence: float = 0.95) -> float:
     """
     if accepted == 0 or errors == accepted:
         return 1.0
+    # What scipy.stats.binomtest(...).proportion_ci(method="exact") searches for; ten times faster.
     return float(beta.ppf(confidence, errors + 1, accepted - errors))
 
 

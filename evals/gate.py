@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evals.answers import Answered
 from evals.assessment import Rules, assess, hopeless
@@ -169,8 +170,9 @@ def _general(name: str, reported: Mapping[Side, HarnessResult], request: Request
     old = np.array(reported["baseline"].general[name])
     new = np.array(reported["candidate"].general[name])
 
-    def gain(chosen: Indices) -> float:
-        return float(new[chosen].mean() - old[chosen].mean())
+    def gain(chosen: Indices) -> NDArray[np.float64]:
+        mean: NDArray[np.float64] = (new[chosen] - old[chosen]).mean(axis=-1)
+        return mean
 
     difference = bootstrap_interval(gain, len(old), seed=request.seed)
     judgement = judge_loss(difference, len(old), request.general.margin)

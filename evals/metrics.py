@@ -1,4 +1,4 @@
-"""Metrics of a task over any choice of its examples, fast enough to resample ten thousand times.
+"""Metrics of a task over any choice of its examples, fast enough for ten thousand resamples.
 
 Each example is reduced once to a row of counts; a metric is a function of the sum of rows. All are
 shares in [0, 1]: chrF++ and BLEU are divided by 100.
@@ -26,11 +26,22 @@ Expected = str | tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """rows: what an example's answer counts, (k,) floats. value: the metric of summed rows."""
+    """row: the counts of an example's answer, (k,). values: metrics of summed rows, (..., k)."""
 
     name: str
     row: Callable[[Prediction, Expected], Sequence[float]]
-    value: Callable[[Counts], float]
+    values: Callable[[Counts], Counts]
+
+    def value(self, total: Counts) -> float:
+        """Return the metric of one sum of rows, (k,)."""
+        return float(self.values(total))
+
+    def over(self, rows: Counts) -> Callable[[NDArray[np.intp]], Counts]:
+        """Return the metric of chosen rows as a function of their indices, (..., n) in, (...) out.
+
+        rows: (n, k).
+        """
+        return lambda chosen: self.values(rows[chosen].sum(axis=-2))
 
     def rows(self, predictions: Sequence[Prediction], expected: Sequence[Expected]) -> Counts:
         """Return (n, k) counts, in the examples' order."""
@@ -42,7 +53,7 @@ def metric_of(spec: TaskSpec) -> Metric:
     """Return the metric that a task names."""
     match spec:
         case ClassificationSpec(metric="accuracy"):
-            return Metric("accuracy", _accuracy_row, lambda total: float(total[0] / total[1]))
+            return Metric("accuracy", _accuracy_row, lambda total: total[..., 0] / total[..., 1])
         case ClassificationSpec():
             return _macro_f1([label.name for label in spec.labels])
         case ExtractionSpec():
@@ -92,13 +103,14 @@ def _macro_f1(labels: list[str]) -> Metric:
         counts[2 * k + wanted] += 1.0
         return counts.tolist()
 
-    def value(total: Counts) -> float:
-        right, said, members = total[:k], total[k : 2 * k], total[2 * k :]
+    def values(total: Counts) -> Counts:
+        right, both = total[..., :k], total[..., k : 2 * k] + total[..., 2 * k :]
         # A class that a resample neither has nor is given says nothing.
-        seen = said + members > 0
-        return float(np.mean(2.0 * right[seen] / (said + members)[seen]))
+        f1 = np.divide(2.0 * right, both, out=np.zeros_like(right), where=both > 0)
+        mean: Counts = f1.sum(axis=-1) / (both > 0).sum(axis=-1)
+        return mean
 
-    return Metric("macro_f1", row, value)
+    return Metric("macro_f1", row, values)
 
 
 def _entities(prediction: Prediction) -> list[tuple[str, str]]:
@@ -113,10 +125,10 @@ def _entity_row(prediction: Prediction, expected: Expected) -> Sequence[float]:
     return (float(right), float(sum(found.values())), float(sum(wanted.values())))
 
 
-def _f1(total: Counts) -> float:
-    right, said, members = total.tolist()
+def _f1(total: Counts) -> Counts:
+    both = total[..., 1] + total[..., 2]
     # No entity anywhere and none said: nothing was missed.
-    return 2.0 * right / (said + members) if said + members else 1.0
+    return np.divide(2.0 * total[..., 0], both, out=np.ones_like(both), where=both > 0)
 
 
 def _scorer(name: str) -> Any:
@@ -139,4 +151,5 @@ def _translation(name: str) -> Metric:
         score = scorer._compute_score_from_stats([int(count) for count in total])
         return float(score.score) / 100
 
-    return Metric(name, row, value)
+    # One sum after the other: sacrebleu has no code for several.
+    return Metric(name, row, lambda total: np.apply_along_axis(value, -1, total))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from evals.certification import (
     accepted_needed,
@@ -65,6 +65,8 @@ def test_the_bound_is_where_the_counted_errors_become_unlikely(n: int, data) -> 
     bound = error_bound(errors, n)
     assert errors / n < bound <= 1.0
     assert binom.cdf(errors, n, bound) == pytest.approx(0.05, abs=1e-6)
+    exact = binomtest(errors, n, alternative="less").proportion_ci(0.95, method="exact")
+    assert bound == pytest.approx(exact.high, abs=1e-10)
 
 
 def test_without_errors_the_numbers_are_those_that_are_promised() -> None:

@@ -98,7 +98,7 @@ def test_the_bootstrap_repeats_with_its_seed_and_keeps_pairs() -> None:
     candidate[:10] = ~candidate[:10]
 
     def gain(chosen):  # type: ignore[no-untyped-def]
-        return float(candidate[chosen].mean() - baseline[chosen].mean())
+        return candidate[chosen].mean(axis=-1) - baseline[chosen].mean(axis=-1)
 
     one = bootstrap_interval(gain, 200, seed=3, resamples=2000)
     assert one == bootstrap_interval(gain, 200, seed=3, resamples=2000)
@@ -112,12 +112,31 @@ def test_the_bootstrap_repeats_with_its_seed_and_keeps_pairs() -> None:
 
 def test_the_bootstrap_of_identical_copies_is_as_wide_as_their_number_allows() -> None:
     for n in (20, 312):
-        found = bootstrap_interval(lambda chosen: 0.0, n, seed=0, resamples=50)
+        found = bootstrap_interval(zero, n, seed=0, resamples=50)
         same = accuracy_difference(*answers(n, 0, 0, 0))
         assert found.lower == pytest.approx(same.lower, abs=1e-6)
         assert found.upper == pytest.approx(same.upper, abs=1e-6)
     with pytest.raises(ValueError, match="nothing to resample"):
-        bootstrap_interval(lambda chosen: 0.0, 0, seed=0)
+        bootstrap_interval(zero, 0, seed=0)
+    assert bootstrap_interval(zero, 1, seed=0).estimate == 0.0
+
+
+def zero(chosen):  # type: ignore[no-untyped-def]
+    return np.zeros(chosen.shape[:-1])
+
+
+@pytest.mark.parametrize("n", [2, 20, 312])
+def test_the_bootstrap_draws_one_resample_after_the_other(n: int) -> None:
+    values = np.random.default_rng(1).normal(size=n)
+    random = np.random.default_rng(3)
+    means = [values[random.integers(0, n, size=n)].mean() for _ in range(500)]
+    found = bootstrap_interval(
+        lambda chosen: values[chosen].mean(axis=-1), n, seed=3, resamples=500
+    )
+    least = 1.6448536269514722**2 / (n + 1.6448536269514722**2)
+    lower, upper = np.quantile(means, [0.05, 0.95])
+    assert found.lower == pytest.approx(min(lower, values.mean() - least), abs=1e-12)
+    assert found.upper == pytest.approx(max(upper, values.mean() + least), abs=1e-12)
 
 
 def test_by_the_bootstrap_a_candidate_at_the_margin_passes_in_at_most_five_percent() -> None:
@@ -130,7 +149,7 @@ def test_by_the_bootstrap_a_candidate_at_the_margin_passes_in_at_most_five_perce
     ):
         change = np.repeat([0.0, 1.0, -1.0], draw)
         found = bootstrap_interval(
-            lambda chosen, change=change: float(change[chosen].mean()), n, seed=number,
+            lambda chosen, change=change: change[chosen].mean(axis=-1), n, seed=number,
             resamples=400,
         )  # fmt: skip
         passed += found.lower >= -margin
