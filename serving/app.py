@@ -40,7 +40,8 @@ from serving.pipeline.plan import Policy
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.request_path import RequestPath, build_runners
 from serving.pipeline.runner import BoundTask
-from serving.routing.build import build_decision_log, build_router
+from serving.routing.decision_log import build_decision_log
+from serving.routing.router import build_router
 from serving.tasks.prompt import longest_input
 from serving.tasks.task import bind
 

@@ -1,42 +1,61 @@
-"""Reads a chat request and tells by its form whether it can be narrow at all."""
+"""Reads a chat request and tells by its form whether it can be a narrow task."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from serving.contracts.requests import INSTRUCTING_ROLES, PART_SEPARATOR, ChatRequest, Message
+from serving.tasks.blank_text import is_blank
+
+# Longer texts are searched up to here. Every pattern takes time linear in the searched length.
+SEARCHED_CHARS = 20_000
 _CODE = re.compile(
     r"```|~~~"
-    r"|^\s*(?:def|class)\s+\w+.*:\s*$|^\s*(?:from\s+\S+\s+)?import\s+\w+|^\s*#include\b"
-    r"|\b(?:function|func|fn)\s+\w*\s*\(|=>|\bconsole\.log\(|\bprint\(|\breturn\s+\w+;"
-    r"|^\s*(?:SELECT|INSERT INTO|UPDATE|CREATE TABLE)\b.*|;\s*$\s*\S.*;\s*$"
-    r"|</(?:div|span|p|html|body|script|table)>|\bpublic\s+(?:static|class)\b|\{\s*$",
+    r"|^[ \t]*(?:def|class)[ \t]+\w[^\n]*:[ \t]*$|^[ \t]*(?:from[ \t]+\S+[ \t]+)?import[ \t]+\w"
+    r"|^[ \t]*#include\b|\b(?:function|func|fn)[ \t]+(?:\w+[ \t]*)?\(|=>"
+    r"|\bconsole\.log\(|\bprint\(|\breturn[ \t]+\w+;"
+    r"|^[ \t]*(?:SELECT|INSERT INTO|UPDATE|CREATE TABLE)\b"
+    r"|;[ \t]*\n(?:[ \t]*\n){0,2}[^\n]*;[ \t]*$"
+    r"|</(?:div|span|p|html|body|script|table)>|\bpublic[ \t]+(?:static|class)\b|\{[ \t]*$",
     re.MULTILINE,
 )
-_INSTRUCTING_ROLES = ("system", "developer")
+_WHO = (
+    r"(?:you are|you're|act as|du bist|sie sind|tu es|vous êtes|eres|usted es)"
+    r" (?:an? |the |ein |eine |un |une |el |la )?"
+)
+_HELPER = (
+    r"(?:assistant|chatbot|chat bot|bot|ai|language model|helper|assistent|assistente|asistente|"
+    r"agent|system|model|ki|ia)"
+)
+_PERSONA = re.compile(
+    rf"(?:{_WHO}(?:[\w-]+ ){{0,4}}{_HELPER}(?: (?:named|called) \w+)?\s*[.!]?"
+    r"|(?:please )?(?:answer|respond|reply|be) (?:\w+ )?(?:helpful(?:ly)?|concise(?:ly)?|"
+    r"accurate(?:ly)?|brief(?:ly)?|polite(?:ly)?|honest(?:ly)?)(?:,? and \w+)?\s*[.!]?)\s*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The text of a chat request of one turn. system: empty where there is none."""
+    """The text of a chat of one turn. system: empty where there is none."""
 
     system: str
     user: str
 
     @property
     def text(self) -> str:
-        """Return everything that was said, the system message first."""
+        """Return the whole text, the system message first."""
         return f"{self.system}\n\n{self.user}" if self.system else self.user
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a body says.
+    """The form of a chat request.
 
-    prompt: system messages joined, and the last user message. turns: messages that are neither
-    system nor developer. has_code: in the last user message. wants_more: tools, images, several
-    answers or the like are asked for. obstacle: why the request cannot be narrow; None where its
-    form allows it.
+    prompt: the system messages, joined, and the last user message. turns: messages that are neither
+    system nor developer messages. has_code: in the last user message. wants_more: the request asks
+    for tools, images, several choices or the like. obstacle: why the request cannot be narrow; None
+    where its form allows it.
     """
 
     prompt: Prompt
@@ -46,61 +65,83 @@ class Reading:
     obstacle: str | None
 
 
-def read(body: Mapping[str, Any], max_chars: int) -> Reading:
-    """Return what a chat request says; never raises, whatever the body holds.
+def read(request: ChatRequest, max_chars: int) -> Reading:
+    """Return the form of a chat request. Takes time linear in its length.
 
-    max_chars: system and user messages together must not be longer to be narrow.
+    max_chars: the most characters of system and user messages of a narrow request.
     """
-    raw = body.get("messages")
-    messages = [m for m in raw if isinstance(m, Mapping)] if isinstance(raw, list) else []
-    systems = [m for m in messages if _instructs(m)]
-    others = [m for m in messages if not _instructs(m)]
-    users = [m for m in others if m.get("role") == "user"]
-    prompt = Prompt(
-        "\n".join(_text(m.get("content")) for m in systems).strip(),
-        _text(users[-1].get("content")) if users else "",
-    )
-    has_code = bool(_CODE.search(prompt.user))
-    field = _field_obstacle(body)
+    turns = [m for m in request.messages if m.role not in INSTRUCTING_ROLES]
+    prompt = prompt_of(request.messages)
+    has_code = _has_code(prompt.user)
+    field = _field_obstacle(request)
     obstacle = (
         field
-        or _turn_obstacle(messages, others, users)
+        or _turn_obstacle(request.messages, turns)
         or _text_obstacle(prompt, max_chars, has_code=has_code)
     )
-    wants_more = field is not None or any(not _is_plain(m.get("content")) for m in messages)
-    return Reading(prompt, len(others), has_code, wants_more, obstacle)
+    wants_more = field is not None or not all(m.is_text for m in request.messages)
+    return Reading(prompt, len(turns), has_code, wants_more, obstacle)
 
 
-def _field_obstacle(body: Mapping[str, Any]) -> str | None:
-    """Return the field that asks for more than a task's answer."""
+def prompt_of(messages: Sequence[Message]) -> Prompt:
+    """Return the joined system messages and the last user message."""
+    systems = [m.text for m in messages if m.role in INSTRUCTING_ROLES]
+    users = [m.text for m in messages if m.role == "user"]
+    return Prompt(PART_SEPARATOR.join(systems).strip(), users[-1] if users else "")
+
+
+def is_persona(system: str) -> bool:
+    """Tell whether a system message only says who answers ("You are a helpful assistant")."""
+    system = system.strip()
+    position = 0
+    while position < len(system):
+        match = _PERSONA.match(system, position)
+        if match is None:
+            return False
+        position = match.end()
+    return True
+
+
+def is_longer(text: str, chars: int) -> bool:
+    """Tell whether a text has more characters than this, a run of white space counted as one."""
+    length = -1
+    for word in re.finditer(r"\S+", text):
+        length += 1 + word.end() - word.start()
+        if length > chars:
+            return True
+    return False
+
+
+def _has_code(text: str) -> bool:
+    return _CODE.search(text, 0, SEARCHED_CHARS) is not None
+
+
+def _field_obstacle(request: ChatRequest) -> str | None:
+    """Return the field that asks for something else than one plain text answer."""
+    fields = request.fields
     for name in ("tools", "functions", "audio", "prediction", "web_search_options", "logit_bias"):
-        if body.get(name):
+        if fields.get(name):
             return name
     for name in ("tool_choice", "function_call"):
-        if body.get(name) not in (None, "none"):
+        if fields.get(name) not in (None, "none"):
             return name
-    if body.get("n") not in (None, 1):
+    if request.choices != 1:
         return "n"
-    if body.get("logprobs") or body.get("top_logprobs"):
+    if fields.get("logprobs") or fields.get("top_logprobs"):
         return "logprobs"
-    shape = body.get("response_format")
-    if shape is not None and not (isinstance(shape, Mapping) and shape.get("type") == "text"):
+    if fields.get("response_format", {"type": "text"}).get("type") != "text":
         return "response_format"
-    if body.get("modalities") not in (None, ["text"]):
+    if fields.get("modalities", ["text"]) != ["text"]:
         return "modalities"
     return None
 
 
-def _turn_obstacle(
-    messages: list[Mapping[str, Any]],
-    others: list[Mapping[str, Any]],
-    users: list[Mapping[str, Any]],
-) -> str | None:
-    if len(others) != 1 or len(users) != 1:
+def _turn_obstacle(messages: Sequence[Message], turns: Sequence[Message]) -> str | None:
+    if len(turns) != 1 or turns[0].role != "user":
         return "not exactly one user turn"
-    if messages[-1] is not users[0]:
+    if messages[-1] is not turns[0]:
         return "a message after the user's"
-    if any(not _is_plain(message.get("content")) for message in messages):
+    if not all(message.is_text for message in messages):
         return "content other than text"
     return None
 
@@ -108,30 +149,6 @@ def _turn_obstacle(
 def _text_obstacle(prompt: Prompt, max_chars: int, *, has_code: bool) -> str | None:
     if len(prompt.system) + len(prompt.user) > max_chars:
         return f"longer than {max_chars} characters"
-    if not prompt.user.strip():
+    if is_blank(prompt.user):
         return "no text"
-    return "code" if has_code or _CODE.search(prompt.system) else None
-
-
-def _instructs(message: Mapping[str, Any]) -> bool:
-    return message.get("role") in _INSTRUCTING_ROLES
-
-
-def _is_plain(content: object) -> bool:
-    if isinstance(content, str):
-        return True
-    return (
-        isinstance(content, list)
-        and len(content) > 0
-        and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content)
-        and all(isinstance(p.get("text"), str) for p in content)
-    )
-
-
-def _text(content: object) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return ""
-    texts = [p.get("text") for p in content if isinstance(p, Mapping)]
-    return "\n".join(text for text in texts if isinstance(text, str))
+    return "code" if has_code or _has_code(prompt.system) else None

@@ -1,4 +1,4 @@
-"""The texts that the router is trained and tested on: the shipped ones and a user's own log."""
+"""The texts that the router is trained and tested on: the shipped texts and a user's own logs."""
 
 import hashlib
 import json
@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from serving.contracts.errors import InvalidRequest
-from serving.routing.conversation import Prompt, read
+from serving.contracts.requests import PART_SEPARATOR, Message
+from serving.routing.conversation import Prompt, prompt_of
 
 _FILES = ("instructions.jsonl", "payloads.jsonl", "prompts.jsonl", "task_words.jsonl")
 _GAP = "{payload}"
-# First hex digits of a text's SHA-256: three of sixteen are never trained on.
+# First hex digits of an origin's SHA-256. Its prompts, 3 of 16, are not used for training.
 _HELD_OUT = frozenset("def")
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """A prompt and what is known of it.
+class LabelledPrompt:
+    """A prompt with its labels.
 
-    task: its task; None where it is none; `unknown` where nobody said. payload: of a task.
-    complexity: in [0, 1], None where nobody rated it. origin: what it was made from; everything
-    with one origin is on one side of a split.
+    task: its task, None where it is no task, `unknown` where it has no label. payload: the task's
+    input. complexity: in [0, 1]; None where it is not rated. origin: the text from which it was
+    made; all prompts of one origin are on the same side of the split. kind: its group in reports.
     """
 
     prompt: Prompt
@@ -35,7 +36,7 @@ class Labelled:
 
     @property
     def held_out(self) -> bool:
-        """Tell whether this may not be trained on."""
+        """Tell whether the prompt is kept for evaluation."""
         return hashlib.sha256(self.origin.encode()).hexdigest()[0] in _HELD_OUT
 
 
@@ -44,26 +45,26 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Labelled prompts and a digest of the files they came from.
+    """LabelledPrompt prompts and a digest of the files they came from.
 
     cues: for each task words that tell it from others. others: words of its instructions that do
     not; both beside those in the prompts.
     """
 
-    prompts: tuple[Labelled, ...]
+    prompts: tuple[LabelledPrompt, ...]
     cues: Mapping[str, frozenset[str]]
     others: Mapping[str, frozenset[str]]
     digest: str
 
-    def part(self, *, held_out: bool) -> tuple[Labelled, ...]:
+    def part(self, *, held_out: bool) -> tuple[LabelledPrompt, ...]:
         """Return the prompts of one side of the split."""
         return tuple(row for row in self.prompts if row.held_out == held_out)
 
 
 def shipped_corpus(logs: Iterable[Path] = ()) -> Corpus:
-    """Return the shipped prompts and those of logs. Reads files, blocking.
+    """Return the shipped prompts and those of a user's logs. Reads files, blocking.
 
-    Raises InvalidRequest, which names the line at fault.
+    Raises InvalidRequest, which names the file and line at fault.
     """
     folder = resources.files("serving.routing.texts")
     contents = [(name, (folder / name).read_bytes()) for name in _FILES]
@@ -93,7 +94,7 @@ def _rows(name: str, content: bytes) -> list[dict[str, Any]]:
         except ValueError as error:
             raise _bad_row(f"{name}:{number}", str(error)) from error
         if not isinstance(row, dict):
-            raise _bad_row(f"{name}:{number}", "not an object")
+            raise _bad_row(f"{name}:{number}", "it is not an object")
         rows.append(row)
     return rows
 
@@ -102,32 +103,34 @@ def _bad_row(where: str, problem: str) -> InvalidRequest:
     return InvalidRequest(
         f"{where} is not a labelled prompt: {problem}",
         field=where,
-        fix='a row is {"text": …} or {"body": …}, with "task" and "complexity"',
+        fix='write rows as {"text": …} or {"body": …}, with "task" or "complexity"',
     )
 
 
-# Payloads for each instruction: enough to show that they do not matter.
+# Payloads for each instruction. The head never sees them; the rules do.
 _PAYLOADS_EACH = 4
 
 
-def _wrapped(instructions: Sequence[Mapping[str, Any]], payloads: Sequence[str]) -> list[Labelled]:
+def _wrapped(
+    instructions: Sequence[Mapping[str, Any]], payloads: Sequence[str]
+) -> list[LabelledPrompt]:
     rows = []
     for number, row in enumerate(instructions):
         for step in range(_PAYLOADS_EACH):
             payload = payloads[(number * 7 + step * 11) % len(payloads)]
             prompt = Prompt(row.get("system", ""), row["text"].replace(_GAP, payload))
             origin = f"{row.get('system', '')}\n{row['text']}"
-            rows.append(Labelled(prompt, row["task"], payload, None, origin, row["task"]))
+            rows.append(LabelledPrompt(prompt, row["task"], payload, None, origin, row["task"]))
     return rows
 
 
-def _plain(row: Mapping[str, Any]) -> Labelled:
+def _plain(row: Mapping[str, Any]) -> LabelledPrompt:
     prompt = Prompt(row.get("system", ""), row["text"])
-    return Labelled(prompt, None, None, row["complexity"], prompt.text, row["kind"])
+    return LabelledPrompt(prompt, None, None, row["complexity"], prompt.text, row["kind"])
 
 
-def _logged(row: Mapping[str, Any], where: str) -> Labelled | None:
-    """Return a row that a person labelled; None where neither task nor complexity is filled in."""
+def _logged(row: Mapping[str, Any], where: str) -> LabelledPrompt | None:
+    """Return a row of a log as a prompt; None where it has neither a task nor a complexity."""
     prompt = _prompt_of(row, where)
     task, complexity = row.get("task", UNKNOWN), row.get("complexity")
     if not (task is None or isinstance(task, str)):
@@ -138,8 +141,8 @@ def _logged(row: Mapping[str, Any], where: str) -> Labelled | None:
         raise _bad_row(where, f"complexity is {complexity!r}, needs a number in [0, 1]")
     if task == UNKNOWN and complexity is None:
         return None
-    # A log is the user's to split; all of it is trained on.
-    return Labelled(prompt, task, None, complexity, _trained_origin(prompt.text), "log")
+    # All rows of a log are used for training.
+    return LabelledPrompt(prompt, task, None, complexity, _trained_origin(prompt.text), "log")
 
 
 def _trained_origin(text: str) -> str:
@@ -152,7 +155,21 @@ def _trained_origin(text: str) -> str:
 def _prompt_of(row: Mapping[str, Any], where: str) -> Prompt:
     body = row.get("body")
     if isinstance(body, Mapping):
-        return read(body, max_chars=1 << 30).prompt
+        messages = body.get("messages")
+        if not isinstance(messages, list):
+            raise _bad_row(where, "its body has no list of messages")
+        return prompt_of([_message(message, where) for message in messages])
     if isinstance(row.get("text"), str):
         return Prompt("", row["text"])
-    raise _bad_row(where, "neither text nor body")
+    raise _bad_row(where, "it has neither text nor body")
+
+
+def _message(message: object, where: str) -> Message:
+    """Return a logged message with its text parts alone."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise _bad_row(where, "a message has no role")
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
+    text = PART_SEPARATOR.join(text for text in texts if isinstance(text, str))
+    return Message(message["role"], text)

@@ -1,7 +1,7 @@
-"""Keeps requests that were sent elsewhere, for a person to label and `router train` to learn from.
+"""Logs chats that a frontier model answered, for a person to label and `router train` to train on.
 
-The file holds what users wrote: it exists only where `routing.decisions_log` names it, readable by
-its owner alone.
+The file contains what users wrote. It exists only where the setting `routing.decisions_log` names
+it, and only its owner can read it.
 """
 
 import json
@@ -13,35 +13,45 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from serving.contracts.routing import DecisionLog
+from serving.contracts.routing_settings import RoutingSettings
+
 _MAX_QUEUED = 1000
 _MAX_ROW_BYTES = 256 * 1024
-# What the router thought is no label: it moves out of the way of what a person fills in.
+# The router's decision is not a label. Its names leave `task` and `complexity` to the person.
 _RENAMED = {"task": "detected", "complexity": "scored"}
 
 
 class Observer(Protocol):
-    """Counts rows that were lost."""
+    """Counts rows that were not written."""
 
     def decision_dropped(self) -> None:
-        """A row was not written. Called from any thread."""
+        """Count a row that was not written. Called from any thread."""
         ...
 
 
+def build_decision_log(settings: RoutingSettings, observer: Observer) -> DecisionLog:
+    """Return the log in the configured file, or one that writes nothing."""
+    if settings.decisions_log is None:
+        return NoLog()
+    return FileLog(settings.decisions_log, observer)
+
+
 class NoLog:
-    """Keeps nothing."""
+    """Implements DecisionLog without a file."""
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Forget the row."""
+        """Do nothing."""
 
     def close(self) -> None:
         """Do nothing."""
 
 
 class FileLog:
-    """Appends rows to a JSON Lines file on a thread of its own.
+    """Appends rows to a JSON Lines file in a thread of its own.
 
-    A row is dropped and counted where as many as max_queued wait, where it is larger than 256 KiB
-    or no JSON, and where the disk refuses it.
+    A row is dropped and counted where max_queued rows wait already, where it is larger than 256 KiB
+    or cannot be written as JSON, and where writing fails.
     """
 
     def __init__(self, path: Path, observer: Observer, *, max_queued: int = _MAX_QUEUED) -> None:
@@ -52,9 +62,9 @@ class FileLog:
         self._thread.start()
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Queue a row; its task and complexity are written as `detected` and `scored`.
+        """Queue a row. Its task and complexity are written as `detected` and `scored`.
 
-        Never blocks and never raises.
+        Neither blocks nor raises.
         """
         line = _line(row)
         if line is None:
@@ -66,7 +76,7 @@ class FileLog:
             self._observer.decision_dropped()
 
     def close(self) -> None:
-        """Write what is queued and end the thread. Blocking."""
+        """Write the queued rows and end the thread. Blocking."""
         self._rows.put(None)
         self._thread.join()
 
@@ -75,14 +85,14 @@ class FileLog:
             try:
                 self._append(line)
             except OSError:
-                # The disk is full or the folder gone: requests go on, and the count shows it.
+                # A full disk must not fail requests; the count shows it.
                 self._observer.decision_dropped()
 
     def _append(self, line: str) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            # One write: rows of several processes do not mix.
+            # One write for each row, so that rows of several processes do not mix.
             os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
@@ -92,7 +102,7 @@ def _line(row: Mapping[str, Any]) -> str | None:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     content = {"time": now} | {_RENAMED.get(name, name): value for name, value in row.items()}
     try:
-        # Escaped, not UTF-8: lone surrogates stay writable.
+        # ASCII with escapes: a lone surrogate cannot be written as UTF-8.
         line = json.dumps(content) + "\n"
     except (TypeError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""What can be counted in a prompt and says something about how hard it is."""
+"""Counts in a prompt that indicate how hard it is to answer."""
 
 import math
 import re
@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+# Every pattern below takes time linear in this length.
 _CHECKED_CHARS = 20_000
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 _WORD = re.compile(r"[^\W\d_]+")
-_SENTENCE = re.compile(r"[.!?]+(?:\s|$)")
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
 _MATHS = re.compile(
     r"[=^√∑∫≤≥≠∈∀∃→]|\b(?:prove|proof|theorem|integral|derivative|matrix|eigen\w+|polynomial|"
     r"probability|equation|convex|finite|group|ring|field|ideal|homomorphism|modulo|prime|beweise|"
@@ -44,7 +45,7 @@ _QUESTION = re.compile(
     r"was|wann|wo|qui|quel\w*|où|quand|qué|quién|cuándo|dónde)\b",
     re.IGNORECASE,
 )
-_OPTIONS = re.compile(r"^\s*\(?[A-E][.)]\s", re.MULTILINE)
+_OPTIONS = re.compile(r"^[ \t]*\(?[A-E][.)]\s", re.MULTILINE)
 
 FEATURES: tuple[str, ...] = (
     "log_words", "log_sentences", "log_numbers", "number_share", "mean_word_chars", "maths", "code",
@@ -54,17 +55,14 @@ FEATURES: tuple[str, ...] = (
 
 
 def lexical_features(text: str) -> NDArray[np.float32]:
-    """Return (len(FEATURES),) float32, each roughly in [0, 3].
-
-    Looks at the first 20,000 characters.
-    """
+    """Return (len(FEATURES),) float32, each in [0, 3], of a text's first 20,000 characters."""
     text = text[:_CHECKED_CHARS]
     words = _WORD.findall(text)
     count = max(1, len(words))
     numbers = len(_NUMBER.findall(text))
     values = [
         math.log1p(len(words)) / 2,
-        math.log1p(len(_SENTENCE.findall(text))),
+        math.log1p(len(_SENTENCE_END.findall(text))),
         math.log1p(numbers),
         numbers / count,
         sum(map(len, words)) / count / 5,

@@ -1,8 +1,9 @@
-"""Finds in an instruction what no narrow task gives: another form, another length, a reason."""
+"""Finds words in an instruction that ask for more or other than a task's output."""
 
 import re
+import string
 
-# Every alternative was added for a request that would otherwise get the wrong kind of answer.
+# Each alternative was added for a request that would otherwise get the wrong kind of answer.
 _PATTERNS = (
     # a form
     r"\bjson\b|\bxml\b|\byaml\b|\bcsv\b|\bhtml\b|\bmarkdown\b|\btab(?:le|elle|leau|la)\b"
@@ -50,7 +51,7 @@ _PLURAL = re.compile(
     r"nachrichten\b(?= \d)|textes\b(?= suivants)|frases|textos|reseñas|comentarios)\b",
     re.IGNORECASE,
 )
-# What reads as an instruction at the end of a text that no quotes close.
+# Words of an instruction at the end of a text without closing quotes.
 _TRAILING = re.compile(
     r"\b(?:your (?:answer|response|reply|reasoning|output)"
     r"|the (?:translation|sentiment|label|entities)"
@@ -61,25 +62,25 @@ _TRAILING = re.compile(
     r"|^(?:then|also|finally|afterwards|please|dann|ensuite|luego)\b",
     re.IGNORECASE | re.MULTILINE,
 )
-_LAST_SENTENCE = re.compile(r"[^.!?\n]*[.!?\s]*\Z")
+_SENTENCE_ENDS = ".!?"
 
 
 def foreign_output(instruction: str) -> str | None:
-    """Return the words by which an instruction asks for another output; None where it does not."""
+    """Return the words with which an instruction asks for another output, or None."""
     match = _FOREIGN.search(instruction)
     return match.group() if match else None
 
 
 def names_several_texts(instruction: str) -> bool:
-    """Tell whether an instruction speaks of texts in the plural."""
+    """Tell whether an instruction names texts in the plural."""
     return _PLURAL.search(instruction) is not None
 
 
 def may_hold_instruction(payload: str) -> bool:
-    """Tell whether a payload that nothing closes may have swallowed an instruction at its end."""
-    paragraphs = payload.split("\n\n")
-    if len(paragraphs) > 1 and _TRAILING.search(paragraphs[-1]):
+    """Tell whether the last paragraph or sentence of an unmarked payload may be an instruction."""
+    _, gap, paragraph = payload.rpartition("\n\n")
+    if gap and _TRAILING.search(paragraph):
         return True
-    last = _LAST_SENTENCE.search(payload.rstrip())
-    alone = last is None or last.start() == 0
-    return not alone and last is not None and bool(_TRAILING.search(last.group().strip()))
+    body = payload.rstrip(_SENTENCE_ENDS + string.whitespace)
+    start = 1 + max(body.rfind(mark) for mark in _SENTENCE_ENDS + "\n")
+    return start > 0 and _TRAILING.search(payload[start:].strip()) is not None

@@ -1,4 +1,4 @@
-"""The learned part of the router: two linear heads on a text's vector, as plain numbers."""
+"""The learned part of the router: two linear heads on a text's vector."""
 
 import json
 import math
@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contracts.errors import InvalidSettings
+from serving.embedding.encoder import DIMENSIONS
 from serving.routing.features import FEATURES
 from serving.routing.vocabulary import words
 
 FORMAT = 1
 MODEL_FILE = "model.json"
 NONE = "none"
-# Weights are written with this many decimals: changes vectors' scores by less than 1e-4.
+# Decimals of the weights in the file. Rounding changes a score by less than 1e-4.
 _DECIMALS = 5
 
 Floats = NDArray[np.float32]
@@ -26,12 +27,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class TaskHead:
-    """Softmax over the tasks and `none`, on an instruction's vector and its cues.
+    """A softmax over the tasks and `none`, from an instruction's vector and its cue words.
 
     classes: in the order of the rows. weights: (classes, dimensions + cues). bias: (classes,).
-    cues: for each task the words that tell it from the others; one input a task, in this order.
-    slope, offset: of the map from a task's log-odds to the certainty that the task is right once
-    every rule has let it pass, by Platt's method on folds that the head was not fitted to.
+    cues: for each task the words that only its instructions contain; one input for each task, in
+    this order. slope, offset: of the map from a task's log-odds to the probability that the task is
+    right, given that it passed every rule. Fitted with Platt's method, cross-validated.
     """
 
     classes: tuple[str, ...]
@@ -42,13 +43,16 @@ class TaskHead:
     offset: float = 0.0
 
     def certainty(self, probability: float) -> float:
-        """Return how sure a task is that has this probability and that every rule lets pass."""
+        """Return the probability that a task is right that passed every rule.
+
+        probability: the head's, for this task.
+        """
         p = min(max(probability, 1e-9), 1.0 - 1e-9)
         odds = self.slope * math.log(p / (1.0 - p)) + self.offset
         return 1.0 / (1.0 + math.exp(-odds))
 
     def probabilities(self, vector: Floats, instruction: str) -> dict[str, float]:
-        """Return the probability of every class. vector: the instruction's, (dimensions,)."""
+        """Return each class's probability. vector: of the instruction, (dimensions,)."""
         inputs = np.concatenate([vector, cue_features(instruction, self.cues)])
         scores = (self.weights @ inputs + self.bias).astype(np.float64)
         exps = np.exp(scores - scores.max())
@@ -56,17 +60,17 @@ class TaskHead:
 
 
 def cue_features(instruction: str, cues: Mapping[str, frozenset[str]]) -> Floats:
-    """Return (len(cues),) float32: how many different cues of each task occur, 2 and more as 1."""
+    """Return (len(cues),) float32: half the number of each task's cues that occur, at most 1."""
     found = set(words(instruction))
     return np.array([min(1.0, len(found & known) / 2) for known in cues.values()], np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class ComplexityHead:
-    """A linear score of vector and lexical features, cut to [0, 1].
+    """A linear score of a prompt's vector and lexical features, clipped to [0, 1].
 
-    weights: (dimensions + len(FEATURES),). trusted: the score was shown to tell prompts that need
-    a dear model from others better than chance; evidence says how.
+    weights: (dimensions + len(FEATURES),). trusted: measurements show that the score predicts
+    better than chance which prompts need an expensive model. evidence: the measurements, in words.
     """
 
     weights: Floats
@@ -82,10 +86,10 @@ class ComplexityHead:
 
 @dataclass(frozen=True, slots=True)
 class RouterModel:
-    """Everything that was learned.
+    """All learned parts of the router.
 
-    vocabulary: for each task the words of its instructions. texts_digest: of the texts that it
-    was trained on. seed: of the training.
+    vocabulary: for each task the words of its instructions. texts_digest: of the training texts.
+    seed: of the training.
     """
 
     task: TaskHead
@@ -96,9 +100,9 @@ class RouterModel:
 
 
 def load_model(folder: Path | None) -> RouterModel:
-    """Return the model in a folder, or the shipped one. Reads a file, blocking.
+    """Return the model in a folder, or the shipped model. Reads a file, blocking.
 
-    Raises InvalidSettings where it is missing, damaged or of another format.
+    Raises InvalidSettings where the file is missing, damaged or of another format.
     """
     try:
         if folder is None:
@@ -108,14 +112,14 @@ def load_model(folder: Path | None) -> RouterModel:
         return _parse(json.loads(text))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidSettings(
-            f"no router model can be read from {str(folder or 'the package')!r}: {error}",
+            f"the router model in {str(folder or 'the package')!r} cannot be read: {error}",
             field="routing.model",
             fix="write one with: narrowgate router train --out DIR",
         ) from error
 
 
 def save_model(model: RouterModel, folder: Path) -> None:
-    """Write a model into a folder, whole or not at all."""
+    """Write a model into a folder, replacing the file atomically. Blocking. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "format": FORMAT,
@@ -147,7 +151,7 @@ def _parse(content: Any) -> RouterModel:
     if content["format"] != FORMAT:
         raise ValueError(f"format {content['format']!r}, needs {FORMAT}")
     if content["complexity"]["features"] != list(FEATURES):
-        raise ValueError("trained on other lexical features")
+        raise ValueError("it was trained on other lexical features: retrain it")
     task = TaskHead(
         tuple(content["task"]["classes"]),
         np.array(content["task"]["weights"], np.float32),
@@ -156,13 +160,12 @@ def _parse(content: Any) -> RouterModel:
         float(content["task"]["slope"]),
         float(content["task"]["offset"]),
     )
-    if task.weights.ndim != 2 or len(task.classes) != len(task.weights) != len(task.bias):
-        raise ValueError("classes and weights of the task head do not match")
     complexity = content["complexity"]
     weights = np.array(complexity["weights"], np.float32)
-    dimensions = task.weights.shape[1] - len(task.cues)
-    if weights.shape != (dimensions + len(FEATURES),):
-        raise ValueError(f"complexity weights have shape {weights.shape}")
+    inputs = DIMENSIONS + len(task.cues)
+    _require_shape("task weights", task.weights, (len(task.classes), inputs))
+    _require_shape("task bias", task.bias, (len(task.classes),))
+    _require_shape("complexity weights", weights, (DIMENSIONS + len(FEATURES),))
     return RouterModel(
         task,
         ComplexityHead(
@@ -172,6 +175,13 @@ def _parse(content: Any) -> RouterModel:
         str(content["texts_digest"]),
         int(content["seed"]),
     )
+
+
+def _require_shape(name: str, values: Floats, shape: tuple[int, ...]) -> None:
+    if values.shape != shape:
+        raise ValueError(f"{name} have shape {values.shape} and need {shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} hold a value that is not finite")
 
 
 def _rounded(values: Floats) -> list[Any]:

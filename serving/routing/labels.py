@@ -1,4 +1,4 @@
-"""Which labels or entity types an instruction names, and how the client spells them."""
+"""Finds the labels or entity types that an instruction names, and the client's words for them."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from serving.contracts.task_spec import ClassificationSpec, ExtractionSpec, TaskSpec
 
-# Other words for the built-in tasks' labels, by the label's name in lower case: patterns.
+# Patterns of other words for the built-in tasks' labels, by the label's name in lower case.
 _SYNONYMS: Mapping[str, str] = {
     "positive": r"positiv(?:e[snrm]?|o|a|f|i)?|positifs?|pos",
     "negative": r"negativ(?:e[snrm]?|o|a)?|n[ée]gati(?:fs?|ves?)|neg",
@@ -21,10 +21,10 @@ _SYNONYMS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """What an instruction says about labels.
+    """The labels that an instruction names.
 
-    spelled: label to the client's own word for it; empty where none is named. rest: the
-    instruction with the named labels taken out.
+    spelled: the client's own word for each named label, by label. rest: the instruction with a
+    space in place of each of these words.
     """
 
     spelled: Mapping[str, str]
@@ -32,7 +32,7 @@ class Naming:
 
 
 def label_pattern(spec: TaskSpec) -> re.Pattern[str] | None:
-    """Return a pattern with a group for each label of a task; None where it has no labels."""
+    """Return a pattern with one group for each label of a task; None for a task without labels."""
     forms: list[tuple[str, ...]]
     if isinstance(spec, ClassificationSpec):
         forms = [(label.name, label.verbalizer) for label in spec.labels]
@@ -45,7 +45,7 @@ def label_pattern(spec: TaskSpec) -> re.Pattern[str] | None:
 
 
 def label_names(spec: TaskSpec) -> tuple[str, ...]:
-    """Return the labels or entity types in the order of the pattern's groups."""
+    """Return a task's labels or entity types in the order of the pattern's groups."""
     if isinstance(spec, ClassificationSpec):
         return tuple(label.name for label in spec.labels)
     if isinstance(spec, ExtractionSpec):
@@ -54,7 +54,7 @@ def label_names(spec: TaskSpec) -> tuple[str, ...]:
 
 
 def named_labels(instruction: str, spec: TaskSpec) -> Naming:
-    """Return the labels of a task that an instruction names."""
+    """Return the task's labels that an instruction names."""
     pattern = label_pattern(spec)
     if pattern is None:
         return Naming({}, instruction)

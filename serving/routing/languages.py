@@ -1,10 +1,10 @@
-"""Which translation an instruction asks for, by the names of languages."""
+"""Finds the translation that an instruction asks for, by the names of languages."""
 
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-# Names in English, German, French and Spanish, as stems: "deutsch" also finds "deutschen".
+# Names in English, German, French and Spanish; a stem such as "deutsch" also matches "deutschen".
 _NAMES: dict[str, str] = {
     "en": r"english|englisch\w*|anglais\w*|ingl[eé]s\w*",
     "de": r"german|deutsch\w*|allemande?s?|alem[aá]n\w*",
@@ -68,7 +68,7 @@ _CONJUNCTION = re.compile(
     r"\bou\b|\by\b|\bo\b)+\s*(?:(?:into|to|in|ins|en|al|auf)\s+)?$",
     re.IGNORECASE,
 )
-# The language of an answer, and not of a translation.
+# The language of an answer, not of a translation.
 _ANSWER_IN = re.compile(
     r"\b(?:answer|respond|reply|speak|talk|chat|converse|communicate|continue|antworte\w*|sprich|"
     r"sprechen|réponds|répondez|parle[sz]?|responde|responda|contesta|habla)\b[^.\n]{0,30}\b"
@@ -82,11 +82,15 @@ _VARIETY = re.compile(
     r"schweizer\w*|österreich\w*|einfache\w*|leichte\w*)\s*$",
     re.IGNORECASE,
 )
+# An instruction that names more languages is not one translation.
+_MAX_MENTIONS = 12
+# Each name is judged by the words around it.
+_CONTEXT_CHARS = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """A translation that was asked for. source: None where the text's own language decides."""
+    """The languages of a translation, as codes. source: None where it must be detected."""
 
     source: str | None
     target: str
@@ -95,7 +99,7 @@ class Direction:
 def direction(instruction: str, offered: Collection[str]) -> Direction | None:
     """Return the translation that an instruction asks for.
 
-    offered: ISO 639-1 codes. None where no target or more than one is named, where any language
+    offered: ISO 639-1 codes. Returns None where not exactly one target is named, where a language
     is not offered or is a variety of one ("Swiss German"), and where the wording is unclear.
     """
     if arrow := _ARROW.search(instruction):
@@ -106,9 +110,12 @@ def direction(instruction: str, offered: Collection[str]) -> Direction | None:
     sources: set[str] = set()
     targets: set[str] = set()
     mentions = list(_MENTION.finditer(instruction))
+    if len(mentions) > _MAX_MENTIONS:
+        return None
     for match in mentions:
         code = (match.lastgroup or "").rstrip("_")
-        before, after = instruction[: match.start()], instruction[match.end() :]
+        before = instruction[max(0, match.start() - _CONTEXT_CHARS) : match.start()]
+        after = instruction[match.end() : match.end() + _CONTEXT_CHARS]
         if code not in offered or any(
             pattern.search(before) for pattern in (_VARIETY, _ANSWER_IN, _CONJUNCTION)
         ):
@@ -120,12 +127,12 @@ def direction(instruction: str, offered: Collection[str]) -> Direction | None:
 
 
 def mentions_language(text: str) -> bool:
-    """Tell whether a language is named."""
+    """Tell whether a text names a language."""
     return _MENTION.search(text) is not None
 
 
 def without_languages(text: str) -> str:
-    """Return the text with every language's name taken out."""
+    """Return a text with a space in place of each language's name."""
     return _MENTION.sub(" ", text)
 
 
@@ -138,5 +145,5 @@ def _is_target(
         return True
     if _AFTER_TARGET.search(after):
         return True
-    # "English: …" above "German:" at the end: the cue names the target.
+    # "English: …" and a last line "German:": the last line names the target.
     return match is mentions[-1] and len(mentions) == 2 and after.strip() in {":", ""}

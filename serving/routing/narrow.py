@@ -1,12 +1,12 @@
-"""Decides whether a prompt is one of the tasks, with what payload: rules around a learned head."""
+"""Decides whether a prompt is one of the tasks, and with which input: rules and a learned head."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from serving.contracts.answer import TaskRequest
 from serving.contracts.task_spec import TaskSpec, TranslationSpec
 from serving.embedding.embedder import Embedder, Vector
-from serving.routing.conversation import Prompt
+from serving.routing.conversation import Prompt, is_persona
 from serving.routing.foreign_output import (
     foreign_output,
     may_hold_instruction,
@@ -23,15 +23,16 @@ from serving.routing.payload import (
     only_names,
     split_message,
 )
-from serving.routing.persona import is_persona
 from serving.routing.vocabulary import unknown_words
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What a prompt is. certainty: probability of the task, or that it is none.
+    """The task of a prompt.
 
-    labels: those that the client named, by its own words for them; None where it named none.
+    request: None where it is no task. certainty: probability of the task, or that it is none.
+    because: the rule or the scores. labels: the client's own word for each label that it named, by
+    label; None where it named none.
     """
 
     request: TaskRequest | None
@@ -51,14 +52,18 @@ class _Match:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
+    """none: probability that it is no task. because: what spoke against the likeliest task."""
+
     match: _Match | None
-    # Of no task at all, and what spoke against the likeliest one.
     none: float
-    because: str = field(default="no task")
+    because: str = ""
 
 
 class NarrowDetector:
-    """Finds the task of a prompt whose form allows one."""
+    """Finds the task of a prompt whose form allows one.
+
+    certainty: the least probability of a task, in (0.5, 1].
+    """
 
     def __init__(
         self,
@@ -94,7 +99,7 @@ class NarrowDetector:
         return {text: await self._embedder.embed(text) for text in sorted(texts)}
 
     def _by_system(self, prompt: Prompt, vectors: Mapping[str, Vector]) -> Detection:
-        """The system message orders the task; the user's is the payload, or holds it."""
+        """Read the system message as the instruction and the user's as the payload or around it."""
         verdict = self._judge(prompt.system, vectors)
         if verdict.match is None:
             return Detection(None, verdict.none, verdict.because)
@@ -117,18 +122,18 @@ class NarrowDetector:
 
     def _among(self, readings: list[tuple[str, Split]], vectors: Mapping[str, Vector]) -> Detection:
         if not readings:
-            return Detection(None, 1.0, "no payload can be told apart")
+            return Detection(None, 1.0, "no payload found")
         verdicts = [(split, self._judge(text, vectors)) for text, split in readings]
         found = [(split, verdict.match) for split, verdict in verdicts if verdict.match]
         if len(found) == 1:
             return _detection(found[0][1], found[0][0])
         if found:
-            return Detection(None, 0.5, "two readings")
+            return Detection(None, 0.5, "two readings are possible")
         surest = min((verdict for _, verdict in verdicts), key=lambda verdict: verdict.none)
         return Detection(None, surest.none, surest.because)
 
     def _judge(self, instruction: str, vectors: Mapping[str, Vector]) -> _Verdict:
-        """Return the task that an instruction orders, if every rule allows it."""
+        """Return the task that an instruction asks for, if every rule allows it."""
         if (obstacle := instruction_obstacle(instruction)) is not None:
             return _Verdict(None, 1.0, obstacle)
         vector = vectors[embedded_part(instruction)]
@@ -145,11 +150,12 @@ class NarrowDetector:
 
 
 def _orders(system: str) -> bool:
+    """Tell whether a system message asks for something."""
     return bool(system) and not is_persona(system)
 
 
 def likeliest(probabilities: Mapping[str, float]) -> tuple[str, float]:
-    """Return the likeliest task, `none` aside, and its probability."""
+    """Return the most probable task other than `none`, and its probability."""
     tasks = [name for name in probabilities if name != NONE]
     task = max(tasks, key=lambda name: probabilities[name])
     return task, probabilities[task]
@@ -157,7 +163,7 @@ def likeliest(probabilities: Mapping[str, float]) -> tuple[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What an instruction asks of a task besides doing it."""
+    """Details of a task that an instruction asks for. source, target: of a translation."""
 
     labels: Mapping[str, str] | None = None
     source: str | None = None
@@ -165,19 +171,19 @@ class Asked:
 
 
 def check(instruction: str, spec: TaskSpec, vocabulary: frozenset[str] | None) -> Asked | str:
-    """Return what is asked of a task, or why the task's own output would not be it.
+    """Return the details that are asked for, or why the task's output is not what is asked for.
 
-    vocabulary: words of the task's instructions; None where none is known.
+    vocabulary: words of the task's instructions; None where they are not known.
     """
     naming = named_labels(instruction, spec)
     if len(naming.spelled) == 1:
-        return f"one label alone is named: {next(iter(naming.spelled.values()))!r}"
+        return f"only one label is named: {next(iter(naming.spelled.values()))!r}"
     if vocabulary is not None and (unknown := unknown_words(naming.rest, vocabulary)):
         return f"unknown words: {unknown[:3]}"
     if isinstance(spec, TranslationSpec):
         asked = direction(instruction, spec.languages)
         return (
-            "no single direction it offers"
+            "it does not name exactly one translation that is offered"
             if asked is None
             else Asked(None, asked.source, asked.target)
         )
@@ -187,9 +193,9 @@ def check(instruction: str, spec: TaskSpec, vocabulary: frozenset[str] | None) -
 
 
 def instruction_obstacle(instruction: str) -> str | None:
-    """Return why no instruction with these words can order a task; None where it may."""
+    """Return why an instruction cannot ask for any task; None where it may."""
     if len(instruction) > MAX_INSTRUCTION_CHARS:
-        return "a long instruction"
+        return f"an instruction of more than {MAX_INSTRUCTION_CHARS} characters"
     if not embedded_part(instruction):
         return "no instruction"
     if (words := foreign_output(instruction)) is not None:
@@ -198,7 +204,7 @@ def instruction_obstacle(instruction: str) -> str | None:
 
 
 def split_obstacle(split: Split) -> str | None:
-    """Return why a reading must not be taken, whatever its instruction; None where it may be."""
+    """Return why a split must not be used with any task; None where it may be."""
     if holds_list(split.payload):
         return "several texts"
     if names_several_texts(split.instruction):
@@ -209,7 +215,7 @@ def split_obstacle(split: Split) -> str | None:
 
 
 def embedded_part(instruction: str) -> str:
-    """Return the part of an instruction that the head judges."""
+    """Return the part of an instruction that is embedded for the head."""
     return instruction.replace(GAP.strip(), " ").strip(" \n:")
 
 

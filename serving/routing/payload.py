@@ -1,18 +1,21 @@
-"""Tells an instruction from the text that it is about, by rule and without guessing.
+"""Splits a message into an instruction and the text that it is about (the payload), by rules.
 
-Every payload is a contiguous piece of the message, character for character. Where two readings
-are possible both are returned, and the router drops the request if both make sense.
+A payload is a contiguous piece of the message, without any change. Where a message can be read in
+two ways, both are returned; the router refuses the request if both make sense. Every rule takes
+time linear in the message's length.
 """
 
 import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 MAX_INSTRUCTION_CHARS = 500
-# What stands in an instruction where the payload was.
 GAP = " … "
+"""Stands in an instruction in place of the payload."""
 
 _QUOTES = (("“", "”"), ("„", "“"), ("„", "”"), ("«", "»"), ("»", "«"), ("‹", "›"), ("「", "」"))  # noqa: RUF001
-_TAGS = re.compile(r"<([A-Za-z][\w-]{0,30})>(.*?)</\1>", re.DOTALL)
+_TAG = re.compile(r"<(/?)([A-Za-z][\w-]{0,30})>")
 _TRIPLE = re.compile(r'"""(.+?)"""|\'\'\'(.+?)\'\'\'', re.DOTALL)
 _RULE = re.compile(r"^[ \t]*(?:-{3,}|={3,}|#{3,}|\*{3,}|_{3,})[ \t]*$", re.MULTILINE)
 _BLOCK_QUOTE = re.compile(r"^> ?(.*)$", re.MULTILINE)
@@ -32,15 +35,14 @@ _FIELD = re.compile(
     rf"^[ \t]*(?:the )?(?:{_FIELD_NAMES}|{_LANGUAGE_FIELDS})[ \t\u00a0]*:[ \t]*", re.I | re.M
 )
 _BARE_FIELD = re.compile(
-    rf"\A(?:(?:the )?(?:{_FIELD_NAMES}|{_LANGUAGE_FIELDS})\s*:)?\s*…\s*"
-    r"(?:[^\W\d_]{1,20}\s*:)?\s*\Z",
+    rf"(?:(?:the )?(?:{_FIELD_NAMES}|{_LANGUAGE_FIELDS}) ?:)? ?… ?(?:[^\W\d_]{{1,20}} ?:)?",
     re.IGNORECASE,
 )
 _INLINE_FIELD = re.compile(rf"(?<=[.!?:)]) (?:{_FIELD_NAMES})[ \u00a0]?: ", re.I)
-_CUE = re.compile(
-    r"\n[ \t]*(?:the )?[\w \u2019'/-]{1,40}[ \t\u00a0]*:[ \t]*(?:\.\.\.|…|\?|_+)?[ \t]*\Z"
-)
-_SEPARATOR = re.compile(r"[:\uff1a][ \t\u00a0]+(?=\S)|[:\uff1a]?[ \t]*\n\s*")
+# Matched against a last line in which runs of white space are one space.
+_CUE = re.compile(r"(?:the )?[\w \u2019'/-]{1,40} ?: ?(?:\.\.\.|…|\?|_+)?")
+_MAX_CUE_CHARS = 80
+_SEPARATOR = re.compile(r"[:\uff1a][ \t\u00a0]+(?=\S)|\n\s*")
 _LETTER = re.compile(r"[^\W\d_]")
 _ITEM = re.compile(r"^[ \t]*(?:[-*•‣]|\(?\d{1,2}[.):]|\(?[a-hA-H][.)])[ \t]+\S", re.MULTILINE)
 
@@ -49,8 +51,8 @@ _ITEM = re.compile(r"^[ \t]*(?:[-*•‣]|\(?\d{1,2}[.):]|\(?[a-hA-H][.)])[ \t]+
 class Split:
     """One way to read a message.
 
-    instruction: the message without the payload; may be empty. marked: quotes, tags or the like
-    say where the payload begins and ends, so it cannot have swallowed an instruction.
+    instruction: the message with a gap in place of the payload. marked: quotes, tags or the like
+    mark where the payload begins and ends, so that it cannot contain an instruction.
     """
 
     instruction: str
@@ -59,10 +61,7 @@ class Split:
 
 
 def split_message(message: str) -> tuple[Split, ...]:
-    """Return the ways to read a message as instruction and payload, none where that is unsure.
-
-    Never raises. At most two.
-    """
+    """Return the ways to read a message as instruction and payload: at most two, or none."""
     text = message.strip()
     for rule in (_by_tags, _by_triple_quotes, _by_rules, _by_block_quote):
         if (found := rule(text)) is not None:
@@ -75,12 +74,14 @@ def split_message(message: str) -> tuple[Split, ...]:
 
 
 def only_names(instruction: str) -> bool:
-    """Tell whether what surrounds a payload says no more than what it is: `Text: …`."""
-    return _BARE_FIELD.match(instruction) is not None
+    """Tell whether the words around a payload only name it, as in `Text: …`."""
+    if len(instruction) > MAX_INSTRUCTION_CHARS:
+        return False
+    return _BARE_FIELD.fullmatch(" ".join(instruction.split())) is not None
 
 
 def holds_list(text: str) -> bool:
-    """Tell whether two or more lines are items: several texts, of which a task takes one."""
+    """Tell whether two or more lines are list items, so that the text is several texts."""
     return len(_ITEM.findall(text)) >= 2
 
 
@@ -93,7 +94,7 @@ def _sound(splits: tuple[Split, ...]) -> tuple[Split, ...]:
 
 
 def _cut(text: str, start: int, end: int, inner: tuple[int, int], *, marked: bool) -> Split:
-    """Take text[start:end] out; of it the payload is `inner`, less white space and quotes."""
+    """Split off text[start:end]. Its payload is `inner` without outer white space and quotes."""
     payload = text[inner[0] : inner[1]].strip()
     instruction = f"{text[:start].rstrip()}{GAP}{text[end:].lstrip()}".strip()
     unquoted = _unquoted(payload)
@@ -101,13 +102,32 @@ def _cut(text: str, start: int, end: int, inner: tuple[int, int], *, marked: boo
 
 
 def _by_tags(text: str) -> tuple[Split, ...] | None:
-    found = list(_TAGS.finditer(text))
+    found = list(_tagged(text))
     if not found:
         return None
     if len(found) > 1:
         return ()
-    match = found[0]
-    return (_cut(text, *match.span(), match.span(2), marked=True),)
+    start, end, inner = found[0]
+    return (_cut(text, start, end, inner, marked=True),)
+
+
+def _tagged(text: str) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """Yield start, end and inner span of each opening tag with the next closing tag of its name."""
+    tags = list(_TAG.finditer(text))
+    closing: dict[str, list[re.Match[str]]] = {}
+    for tag in tags:
+        if tag[1]:
+            closing.setdefault(tag[2], []).append(tag)
+    position = 0
+    for tag in tags:
+        if tag[1] or tag.start() < position:
+            continue
+        ends = closing.get(tag[2], [])
+        following = bisect_left(ends, tag.end(), key=re.Match.start)
+        if following < len(ends):
+            end = ends[following]
+            yield tag.start(), end.end(), (tag.end(), end.start())
+            position = end.end()
 
 
 def _by_triple_quotes(text: str) -> tuple[Split, ...] | None:
@@ -146,13 +166,12 @@ def _by_field(text: str) -> tuple[Split, ...] | None:
     found = list(_FIELD.finditer(text)) or list(_INLINE_FIELD.finditer(text))
     if not found:
         return None
-    cue = _CUE.search(text)
-    # The trailing cue ("English:") may look like a field itself.
-    found = [match for match in found if cue is None or match.start() < cue.start()]
+    end = _before_cue(text)
+    # The cue itself ("English:") may look like a field.
+    found = [match for match in found if match.start() < end]
     if len(found) != 1:
         return () if found else None
     match = found[0]
-    end = cue.start() if cue is not None else len(text)
     split = _cut(text, match.end(), end, (match.end(), end), marked=False)
     _, gap, rest = split.payload.partition("\n\n")
     if gap:
@@ -167,14 +186,23 @@ def _by_field(text: str) -> tuple[Split, ...] | None:
     return (split,) if after is None or split.marked else ()
 
 
+def _before_cue(text: str) -> int:
+    """Return where a last line that asks for the answer ("Sentiment:") begins; else the length."""
+    newline = text.rfind("\n")
+    last = text[newline + 1 :]
+    if newline == -1 or len(last) > _MAX_CUE_CHARS:
+        return len(text)
+    return newline if _CUE.fullmatch(" ".join(last.split())) else len(text)
+
+
 def _by_quotes(text: str) -> tuple[Split, ...] | None:
-    """Read a single quoted span as the payload, where nothing else could be it."""
+    """Read the only quoted span as the payload, where nothing else can be the payload."""
     spans = [s for s in _quoted_spans(text) if len(text[s[0] : s[1]].split()) > 0]
     if not spans:
         return None
     longest = max(spans, key=lambda s: s[1] - s[0])
     others = [s for s in spans if s != longest]
-    # Beside the payload only single words may be quoted, such as labels.
+    # Beside the payload, only a word or two may be quoted, such as labels.
     if any(len(text[a:b].split()) > 2 for a, b in others):
         return ()
     start, end = longest
@@ -182,15 +210,15 @@ def _by_quotes(text: str) -> tuple[Split, ...] | None:
         return ()
     before, after = text[:start].rstrip(), text[end:].strip()
     separator = next(
-        (m for m in _SEPARATOR.finditer(before) if not _is_label_list(text[m.end() :])), None
+        (m for m in _SEPARATOR.finditer(before) if not _is_label_list(text, m.end())), None
     )
     if separator is not None and separator.end() < len(before):
-        # Quoted inside of what may itself be the payload: "Translate: he said "no" to me."
+        # The quotation is inside what may be the payload: "Translate: he said "no" to me."
         return None
     if before.endswith((":", ",")) and after[:1] and (after[0] == "," or after[0].islower()):
         return ()
     if after.strip(".!?") and (before.endswith(":") or text[:start].rstrip(" ").endswith("\n")):
-        # What follows may order something, or be the rest of a text that begins with a quotation.
+        # The rest may be an order, or belong to a text that begins with a quotation.
         whole = _cut(text, start, len(text), (start, len(text)), marked=False)
         return (*_one(text, longest), whole)
     return _one(text, longest)
@@ -202,12 +230,12 @@ def _one(text: str, span: tuple[int, int]) -> tuple[Split, ...]:
 
 
 def _by_separator(text: str) -> tuple[Split, ...]:
-    """Read the first line or what precedes a colon as the instruction, or else the last line."""
+    """Read the first line, the words before a colon, or the last line as the instruction."""
     splits: list[Split] = []
     for match in _SEPARATOR.finditer(text):
-        payload = text[match.end() :]
-        if _is_label_list(payload):
+        if _is_label_list(text, match.end()):
             continue
+        payload = text[match.end() :]
         if payload.strip():
             start = match.end() + _named_again(text[: match.end()], payload)
             splits.append(_cut(text, start, len(text), (start, len(text)), marked=False))
@@ -227,73 +255,118 @@ def _named_again(instruction: str, payload: str) -> int:
     return heading.end() if re.search(named, instruction, re.IGNORECASE) else 0
 
 
-def _is_label_list(text: str) -> bool:
-    """Tell whether a text goes on with the items of a list, before anything else."""
-    line = re.split(r"[.?!)\n\"“„«]", text, maxsplit=1)[0].strip()
-    items = re.split(
-        r"\s*[,/|;]\s*(?:or |and |oder |und |ou |et |o |y )?|\s+(?:or|oder|ou|o)\s+", line
+_MAX_LABEL_LIST_CHARS = 120
+_SENTENCE_END = re.compile(r"[.?!)\n\"“„«]")
+_LABEL_SEPARATOR = re.compile(
+    r"\s*[,/|;]\s*(?:or |and |oder |und |ou |et |o |y )?|\s+(?:or|oder|ou|o)\s+"
+)
+
+
+def _is_label_list(text: str, start: int) -> bool:
+    """Tell whether a text goes on at `start` with the items of a list and nothing else."""
+    # A list that is longer than the window is none, wherever it ends.
+    window = text[start : start + 2 * _MAX_LABEL_LIST_CHARS]
+    line = _SENTENCE_END.split(window, maxsplit=1)[0].strip()
+    items = _LABEL_SEPARATOR.split(line)
+    return (
+        len(line) < _MAX_LABEL_LIST_CHARS
+        and len(items) >= 2
+        and all(0 < len(item.split()) <= 2 for item in items)
     )
-    return len(items) >= 2 and all(0 < len(item.split()) <= 2 for item in items) and len(line) < 120
 
 
 def _quoted_spans(text: str) -> list[tuple[int, int]]:
     """Return the outermost quoted spans, quotes included, left to right."""
+    quotes = _Quotes(text)
     spans: list[tuple[int, int]] = []
     position = 0
-    while position < len(text):
-        end = _closing(text, position)
-        if end is None:
-            position += 1
-        else:
-            spans.append((position, end))
+    for mark in _OPENING_MARK.finditer(text):
+        start = mark.start()
+        if start >= position and (end := quotes.closing(start)) is not None:
+            spans.append((start, end))
             position = end
     return spans
 
 
-def _closing(text: str, start: int) -> int | None:
-    """Return the end of the quotation that opens at `start`, or None where none does."""
-    mark = text[start]
-    if mark == '"':
-        return _closing_straight(text, start)
-    if mark in "'‘":  # noqa: RUF001
-        return _closing_single(text, start)
-    ends = [text.find(close, start + 1) for opening, close in _QUOTES if opening == mark]
-    ends = [end for end in ends if end > start + 1]
-    return min(ends) + 1 if ends else None
+_OPENING_MARK = re.compile("[\"'‘" + "".join(opening for opening, _ in _QUOTES) + "]")  # noqa: RUF001
 
 
-def _closing_straight(text: str, start: int) -> int | None:
-    """Both marks look the same: one before a word opens, one after a word closes."""
+class _Quotes:
+    """The places of a text's quotation marks, for finding the one that closes another."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        marks = {close for _, close in _QUOTES}
+        self._closing = {mark: [m.start() for m in re.finditer(mark, text)] for mark in marks}
+        self._single = {mark: self._single_ends(mark) for mark in "'’"}  # noqa: RUF001
+        self._straight = _straight_ends(text)
+
+    def closing(self, start: int) -> int | None:
+        """Return the end of the quotation that opens at `start`, or None where none does."""
+        mark = self._text[start]
+        if mark == '"':
+            return self._straight.get(start)
+        if mark in "'‘":  # noqa: RUF001
+            return self._closing_single(start)
+        ends = [
+            _following(self._closing[close], start) for opening, close in _QUOTES if opening == mark
+        ]
+        # Marks without a text between them quote nothing.
+        found = [end for end in ends if end is not None and end > start + 1]
+        return min(found) + 1 if found else None
+
+    def _closing_single(self, start: int) -> int | None:
+        # An apostrophe follows a letter; an opening quotation mark does not.
+        if start > 0 and self._text[start - 1].isalnum():
+            return None
+        close = "'" if self._text[start] == "'" else "’"  # noqa: RUF001
+        end = _following(self._single[close], start + 1)
+        return None if end is None else end + 1
+
+    def _single_ends(self, mark: str) -> list[int]:
+        """Return the marks that may close: none before a letter or after white space."""
+        return [
+            match.start()
+            for match in re.finditer(mark, self._text)
+            if not self._text[match.end() : match.end() + 1].isalnum()
+            and not self._text[match.start() - 1 : match.start()].isspace()
+        ]
+
+
+def _following(positions: Sequence[int], start: int) -> int | None:
+    """Return the first of some sorted positions after `start`."""
+    index = bisect_right(positions, start)
+    return positions[index] if index < len(positions) else None
+
+
+def _straight_ends(text: str) -> dict[int, int]:
+    """Return the end of the quotation that each straight mark opens, by the mark's position.
+
+    Both marks look the same: one before a word opens, one after a word closes. A quotation ends at
+    the first mark behind which all that were opened inside it are closed.
+    """
+    ends: dict[int, int] = {}
+    # Marks whose quotation is not closed yet, with the depth that closes it.
+    waiting: list[tuple[int, int]] = []
     depth = 0
-    for end in range(start, len(text)):
-        if text[end] != '"':
-            continue
-        opens = end == start or (
-            not text[end - 1].isalnum()
-            and text[end - 1] not in ".!?,;…"
-            and text[end + 1 : end + 2].strip() != ""
+    for match in re.finditer('"', text):
+        position = match.start()
+        opens = (
+            not text[position - 1 : position].isalnum()
+            and text[position - 1 : position] not in tuple(".!?,;…")
+            and text[position + 1 : position + 2].strip() != ""
         )
         depth += 1 if opens else -1
-        if depth == 0:
-            return end + 1
-    return None
-
-
-def _closing_single(text: str, start: int) -> int | None:
-    # An apostrophe follows a letter and precedes one; a quotation mark does not.
-    if start > 0 and (text[start - 1].isalnum()):
-        return None
-    close = "'" if text[start] == "'" else "’"  # noqa: RUF001
-    end = start
-    while (end := text.find(close, end + 1)) != -1:
-        following = text[end + 1 : end + 2]
-        if not following.isalnum() and not text[end - 1].isspace() and end > start + 1:
-            return end + 1
-    return None
+        while waiting and waiting[-1][1] == depth:
+            ends[waiting.pop()[0]] = position + 1
+        # A quotation that begins here is closed by the next mark that brings the depth below this
+        # one, whichever way this mark itself counts.
+        waiting.append((position, depth - 1))
+    return ends
 
 
 def _unquoted(text: str) -> str | None:
-    """Return what is inside where one pair of quotes holds the whole text."""
+    """Return the inside of a text that one pair of quotes holds as a whole."""
     spans = _quoted_spans(text)
     if spans == [(0, len(text))] and len(text) > 2:
         return text[1:-1].strip() or None
@@ -301,7 +374,7 @@ def _unquoted(text: str) -> str | None:
 
 
 def _quote_at_start(text: str) -> str | None:
-    """Return what follows a quotation with which a text begins."""
+    """Return the rest of a text that begins with a quotation."""
     stripped = text.strip()
     spans = _quoted_spans(stripped)
     if spans and spans[0][0] == 0 and spans[0][1] < len(stripped):

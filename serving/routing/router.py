@@ -1,38 +1,47 @@
-"""Decides about a chat request: a narrow task, or how dear a model it needs."""
+"""Decides about a chat that names no model: which task it is, or which tier answers it."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import Protocol
 
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.requests import ChatRequest
-from serving.contracts.routing import Decision, Tier, Vectors
-from serving.contracts.routing_settings import RoutingSettings
+from serving.contracts.routing import Decision, Router, Tier, Vectors
+from serving.contracts.routing_settings import ComplexityThresholds, RoutingSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder
-from serving.routing.conversation import Reading, read
+from serving.routing.conversation import SEARCHED_CHARS, Reading, is_longer, read
 from serving.routing.features import lexical_features
-from serving.routing.heads import RouterModel
+from serving.routing.heads import RouterModel, load_model
 from serving.routing.narrow import Detection, NarrowDetector
-from serving.routing.tiers import tier_by_rule, tier_of_score
+from serving.tasks.blank_text import is_blank
 
-# A decision waits no longer for vectors: by then any answer is worth more than a better one.
+# After this time the rule decides: a late answer costs more than a less exact decision.
 EMBEDDING_TIMEOUT_S = 2.0
+
+_SHORT_WORDS = 6
+_LONG_CHARS = 6000
+_HARD = re.compile(
+    r"\b(?:prove|proof|theorem|derive|lemma|refactor|debug|concurren\w+|implement|optimi[sz]e|"
+    r"beweise?n?|démontre\w*|demuestra)\b",
+    re.IGNORECASE,
+)
 
 
 class Observer(Protocol):
-    """Counts what went wrong without failing a request."""
+    """Counts decisions that had to be made without vectors."""
 
     def router_failed(self, reason: str) -> None:
-        """A decision was made by rule because there was no vector. reason: an error's code."""
+        """Count a decision by rule. reason: the code of the error for which there is no vector."""
         ...
 
 
 class LearnedRouter:
-    """Rules, a learned head for tasks and one for complexity.
+    """Implements Router with rules, a learned head for tasks and one for complexity.
 
-    Where no vector is to be had in time the request is not narrow and its tier comes from a simple
-    rule; `observer` is told. Deciding never fails for lack of the embedder.
+    Where the embedder fails or takes too long, the request is not narrow, its tier follows from a
+    rule, and `observer` is told. A request never fails because of the router.
     """
 
     def __init__(
@@ -87,11 +96,11 @@ class LearnedRouter:
         return Decision(None, detection.certainty, score, tier, detection.because)
 
     def _read(self, request: ChatRequest) -> Reading:
-        return read(request.provider_body(), self._settings.narrow_max_chars)
+        return read(request, self._settings.narrow_max_chars)
 
     def _scores(self, reading: Reading) -> bool:
-        # A score that decides nothing would cost a long prompt 30 ms.
-        return self._complexity.trusted and bool(reading.prompt.text.strip())
+        # A score that is not trusted decides nothing; for a long prompt it would take 30 ms.
+        return self._complexity.trusted and not is_blank(reading.prompt.text)
 
     def _tier(self, reading: Reading, vectors: Vectors) -> tuple[float | None, Tier]:
         if not self._scores(reading):
@@ -99,3 +108,43 @@ class LearnedRouter:
         text = reading.prompt.text
         score = self._complexity.score(vectors.by_text[text], lexical_features(text))
         return score, tier_of_score(score, self._settings.complexity)
+
+
+def build_router(
+    settings: RoutingSettings,
+    specs: Mapping[str, TaskSpec],
+    embedder: Embedder,
+    observer: Observer,
+) -> Router:
+    """Return a router with the shipped or the configured model. Reads a file, blocking.
+
+    Raises InvalidSettings where the model cannot be read.
+    """
+    return LearnedRouter(settings, load_model(settings.model), specs, embedder, observer)
+
+
+def tier_of_score(score: float, thresholds: ComplexityThresholds) -> Tier:
+    """Return the tier of a complexity score: the higher one within the margin below a threshold."""
+    if score + thresholds.margin < thresholds.low:
+        return "economy"
+    if score + thresholds.margin < thresholds.medium:
+        return "standard"
+    return "frontier"
+
+
+def tier_by_rule(reading: Reading) -> Tier:
+    """Return the tier of a request without a trusted score.
+
+    `economy`: one turn of at most six words that asks for text. `frontier`: code, proofs and
+    prompts of more than 6,000 characters, a run of white space counted as one. `standard`: all
+    others.
+    """
+    prompt = reading.prompt
+    if (
+        reading.has_code
+        or is_longer(prompt.text, _LONG_CHARS)
+        or _HARD.search(prompt.user, 0, SEARCHED_CHARS)
+    ):
+        return "frontier"
+    is_short = len(prompt.user.split(maxsplit=_SHORT_WORDS)) <= _SHORT_WORDS and not prompt.system
+    return "economy" if is_short and reading.turns == 1 and not reading.wants_more else "standard"

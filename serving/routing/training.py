@@ -1,7 +1,7 @@
-"""Fits the two heads. The same texts and seed give the same numbers.
+"""Fits the two heads of the router's model. The same texts and seed give the same model.
 
-The task head sees what it will see when serving: the instruction parts of readings that the rules
-let through. Readings that a rule refuses anyway teach it nothing and are left out.
+The task head is trained on what it gets when serving: the instructions of splits that pass the
+rules. Splits that a rule refuses are left out.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from serving.contracts.errors import EnvironmentUnavailable
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder
-from serving.routing.corpus import UNKNOWN, Corpus, Labelled
+from serving.routing.conversation import is_persona
+from serving.routing.corpus import UNKNOWN, Corpus, LabelledPrompt
 from serving.routing.features import feature_rows
 from serving.routing.heads import NONE, ComplexityHead, RouterModel, TaskHead, cue_features
 from serving.routing.languages import direction, mentions_language
 from serving.routing.narrow import check, embedded_part, instruction_obstacle, likeliest
 from serving.routing.payload import split_message
-from serving.routing.persona import is_persona
 from serving.routing.vocabulary import harmless_words, words
 
 SEED = 20
-# Chosen by five-fold cross-validation on the shipped texts, templates kept together.
+# Chosen by five-fold cross-validation on the shipped texts; prompts of one origin share a fold.
 TASK_C = 30.0
 COMPLEXITY_ALPHA = 3.0
 _FOLDS = 5
@@ -36,15 +36,15 @@ _OFFERED = ("en", "de", "fr", "es")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An instruction and its task, or `none`. origin: as in Labelled."""
+    """task: a task's name, or `none`. origin: as in LabelledPrompt."""
 
     instruction: str
     task: str
     origin: str
 
 
-def instruction_examples(rows: Sequence[Labelled]) -> list[Example]:
-    """Return what the task head learns from, each instruction once, in order."""
+def instruction_examples(rows: Sequence[LabelledPrompt]) -> list[Example]:
+    """Return the task head's training examples, each instruction once, in order."""
     found: dict[str, Example] = {}
     for row in rows:
         if row.task == UNKNOWN:
@@ -73,11 +73,11 @@ def train(
     specs: Mapping[str, TaskSpec],
     *,
     trusted: bool = False,
-    evidence: str = "none was given",
+    evidence: str = "no samples were given",
 ) -> RouterModel:
-    """Return heads fitted to the corpus's training part. Blocking, some 10 s.
+    """Return a model fitted to the corpus's training part. Blocking, about 10 s.
 
-    trusted, evidence: whether complexity scores may decide, and why.
+    trusted: complexity scores may decide. evidence: the measurements that say so.
     Raises EnvironmentUnavailable where scikit-learn is not installed.
     """
     rows = corpus.part(held_out=False)
@@ -106,8 +106,7 @@ def _calibrated(
 ) -> tuple[float, float]:
     """Return slope and offset of Platt's map for instructions that pass every rule.
 
-    The share of wrong ones among the shipped texts stands for that in traffic; the texts hold many
-    more near misses than traffic does.
+    The shipped texts contain more near misses than traffic does, so the map is conservative.
     """
     odds: list[float] = []
     right: list[bool] = []
@@ -135,7 +134,7 @@ def _fold(origin: str) -> int:
 
 
 def cues_of(corpus: Corpus) -> dict[str, frozenset[str]]:
-    """Return for each task its cues, less those that another task has too."""
+    """Return for each task the cues that no other task has."""
     counts = Counter(word for known in corpus.cues.values() for word in known)
     return {
         task: frozenset(word for word in known if counts[word] == 1) - harmless_words()
@@ -177,24 +176,24 @@ def fit_complexity(
     return linear.coef_.astype(np.float32), float(linear.intercept_)
 
 
-def _examples(row: Labelled) -> Iterator[Example]:
+def _examples(row: LabelledPrompt) -> Iterator[Example]:
     prompt = row.prompt
-    ordered = prompt.system and not is_persona(prompt.system)
-    if ordered:
+    is_ordered = prompt.system and not is_persona(prompt.system)
+    if is_ordered:
         yield from _example(prompt.system, row.task, row)
     for number, split in enumerate(split_message(prompt.user)):
-        # Of a log nobody says what the payload is: the first reading is the likelier one.
+        # A log does not say what the payload is: the first split is the more probable one.
         meant = number == 0 if row.payload is None else split.payload == row.payload
-        right = row.task is not None and meant and not ordered
+        right = row.task is not None and meant and not is_ordered
         yield from _example(split.instruction, row.task if right else None, row)
     if row.task is None:
         yield from _example(prompt.user, None, row)
 
 
-def _example(instruction: str, task: str | None, row: Labelled) -> Iterator[Example]:
+def _example(instruction: str, task: str | None, row: LabelledPrompt) -> Iterator[Example]:
     if instruction_obstacle(instruction) is not None:
         return
-    # "Translate to Italian" is refused by its language: to the head it is a translation.
+    # "Translate to Italian" is refused for its language. To the head it is a translation.
     if task is None and mentions_language(instruction) and direction(instruction, _OFFERED) is None:
         return
     yield Example(instruction, task or NONE, row.origin)

@@ -1,8 +1,7 @@
-"""Whether an instruction holds words that no instruction of a task was ever seen to hold.
+"""Finds words in an instruction that no training instruction of the task contains.
 
-A vector says what a sentence is about and hardly what it leaves out or adds. "Classify the
-sentiment as a pirate would" lies next to "Classify the sentiment". One unknown word is enough to
-leave the request to others.
+A vector represents the topic of a sentence; additions change it little: "Classify the sentiment as
+a pirate would" is close to "Classify the sentiment". One unknown word makes a request not narrow.
 """
 
 import re
@@ -28,21 +27,21 @@ _GERMAN_NOUNS = (
 
 @cache
 def harmless_words() -> frozenset[str]:
-    """Return words that change nothing wherever they stand. Reads a shipped file once."""
+    """Return words that change the meaning of no instruction. Reads a shipped file once."""
     text = (resources.files("serving.routing.texts") / "harmless_words.txt").read_text("utf-8")
     lines = (line for line in text.splitlines() if not line.startswith("#"))
     return frozenset(word for line in lines for word in line.split())
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case, without language names."""
+    """Return the words of a text in lower case, without names of languages."""
     return [w.lower().replace("’", "'") for w in _WORD.findall(without_languages(text))]  # noqa: RUF001
 
 
 def unknown_words(text: str, known: Collection[str]) -> list[str]:
     """Return the words of an instruction that are neither known nor harmless.
 
-    A word in front of a noun for texts is taken as its kind, as in "airline review".
+    A word before a noun for texts names the kind of text ("airline review") and is left out.
     """
     found = words(text)
     return [
@@ -56,7 +55,7 @@ def unknown_words(text: str, known: Collection[str]) -> list[str]:
 def _is_known(word: str, known: Collection[str]) -> bool:
     if word in known or word in harmless_words() or word in _TEXT_NOUNS or word in _GERMAN_NOUNS:
         return True
-    # German compounds: Hotelbewertung.
+    # German compounds, such as Hotelbewertung.
     if any(word.endswith(noun) and len(word) > len(noun) + 2 for noun in _GERMAN_NOUNS):
         return True
     parts = word.split("'")

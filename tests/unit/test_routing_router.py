@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-import time
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +16,16 @@ from numpy.typing import NDArray
 from serving.contracts.answer import TaskRequest
 from serving.contracts.errors import EngineFailure, InvalidSettings
 from serving.contracts.requests import ChatRequest, Message
-from serving.contracts.routing import Decision, Router
+from serving.contracts.routing import Decision, Router, Vectors
 from serving.contracts.routing_settings import ComplexityThresholds, RoutingSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import ThreadedEmbedder, build_embedder
-from serving.routing.build import build_router
 from serving.routing.conversation import read
 from serving.routing.corpus import Corpus, shipped_corpus
 from serving.routing.evaluation.run import Subject
 from serving.routing.heads import MODEL_FILE, RouterModel, load_model, save_model
 from serving.routing.narrow import embedded_part, likeliest
-from serving.routing.router import LearnedRouter
-from serving.routing.tiers import tier_by_rule, tier_of_score
+from serving.routing.router import LearnedRouter, build_router, tier_by_rule, tier_of_score
 from serving.routing.training import cues_of, instruction_examples, train, vocabulary_of
 
 
@@ -46,6 +44,17 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedEmbed
     found.close()
 
 
+def chat(body: Mapping[str, Any]) -> ChatRequest:
+    """Return the request of a chat's body: messages, `n`, and other fields."""
+    contents = [(message["role"], message["content"]) for message in body["messages"]]
+    messages = tuple(
+        Message(role, tuple(content) if isinstance(content, list) else content)
+        for role, content in contents
+    )
+    fields = {name: value for name, value in body.items() if name not in {"messages", "n"}}
+    return ChatRequest("auto", messages, choices=body.get("n", 1), fields=fields)
+
+
 class Routed:
     """A router that is asked with a chat's body."""
 
@@ -53,14 +62,7 @@ class Routed:
         self._router = router
 
     async def decide(self, body: dict[str, Any]) -> Decision:
-        messages = tuple(
-            Message(
-                m["role"], tuple(m["content"]) if isinstance(m["content"], list) else m["content"]
-            )
-            for m in body["messages"]
-        )
-        fields = {name: value for name, value in body.items() if name not in {"messages", "n"}}
-        request = ChatRequest("auto", messages, choices=body.get("n", 1), fields=fields)
+        request = chat(body)
         return self._router.decide(request, await self._router.vectors(request))
 
 
@@ -225,25 +227,35 @@ async def test_without_vectors_a_rule_decides(
     assert counted.failures == [reason]
 
 
-async def test_deciding_does_not_block_the_event_loop(router: Routed) -> None:
-    longest = 0.0
+async def test_texts_are_embedded_outside_the_event_loops_thread(
+    embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]
+) -> None:
+    threads: list[str] = []
 
-    async def watch() -> None:
-        nonlocal longest
-        while True:
-            before = time.perf_counter()
-            await asyncio.sleep(0.001)
-            longest = max(longest, time.perf_counter() - before)
+    def encode(texts: Sequence[str]) -> NDArray[np.float32]:
+        threads.append(threading.current_thread().name)
+        return embedder.embed_all(texts)
 
-    watcher = asyncio.create_task(watch())
-    # Each embeds for some 25 ms: on the loop, all of them would be one gap of 200 ms.
-    await asyncio.gather(*(router.decide(body(f"{n} " + "why " * 600)) for n in range(8)))
-    watcher.cancel()
-    assert longest < 0.15
+    recorded = ThreadedEmbedder(encode)
+    router = Routed(build_router(RoutingSettings(), specs, recorded, Counted()))
+    await asyncio.gather(*(router.decide(request_) for request_, _ in NARROW))
+    recorded.close()
+    assert set(threads) == {"embedder"}
+
+
+async def test_a_decision_is_a_function_of_the_request_and_its_vectors(
+    embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]
+) -> None:
+    router = build_router(RoutingSettings(), specs, embedder, Counted())
+    for request_, _ in NARROW:
+        request = chat(request_)
+        vectors = await router.vectors(request)
+        assert router.decide(request, vectors) == router.decide(request, vectors)
+        assert router.decide(request, Vectors(failure="timeout")).task is None
 
 
 def decide_tier(text: str, **fields: Any) -> str:
-    return tier_by_rule(read(body(text, **fields), 4000))
+    return tier_by_rule(read(chat(body(text, **fields)), 4000))
 
 
 def test_the_simple_rule() -> None:
@@ -253,6 +265,12 @@ def test_the_simple_rule() -> None:
     assert decide_tier("Prove that the square root of 2 is irrational.") == "frontier"
     assert decide_tier("```python\nx = 1\n```") == "frontier"
     assert decide_tier("word " * 2000) == "frontier"
+
+
+@pytest.mark.parametrize("white", ["\n", " ", "\u2003", "\r\n\t"])
+def test_white_space_does_not_count_toward_the_tier(white: str) -> None:
+    assert decide_tier("Write a poem" + white * 8000) == "economy"
+    assert decide_tier("Write a long poem" + white * 8000 + "about a train ride") == "standard"
 
 
 def test_scores_near_a_threshold_take_the_dearer_tier() -> None:
@@ -348,25 +366,60 @@ def test_precision_on_texts_that_were_not_trained_on(
     assert report.held_out.wrongly_narrow["all"].value <= 0.01
 
 
-def test_a_saved_model_is_read_back(tmp_path: Path) -> None:
+def test_a_saved_model_decides_as_before(tmp_path: Path, embedder: ThreadedEmbedder) -> None:
     model = load_model(None)
     save_model(model, tmp_path)
-    assert load_model(tmp_path).vocabulary == model.vocabulary
+    again = load_model(tmp_path)
+    assert (again.vocabulary, again.texts_digest) == (model.vocabulary, model.texts_digest)
+    for text in ("Classify the sentiment", "Translate to French", "Tell me a joke"):
+        (vector,) = embedder.embed_all([text])
+        assert again.task.probabilities(vector, text) == model.task.probabilities(vector, text)
+
+
+DAMAGE: list[tuple[str, Any, str]] = [
+    ("format", 99, "format 99"),
+    ("task", {}, "classes"),
+    ("complexity.features", [], "other lexical features"),
+    ("task.classes", ["ner", "none"], r"task weights have shape \(5, 388\) and need \(2, 388\)"),
+    ("task.bias", [0.0, 0.0, 0.0, 0.0], r"task bias have shape \(4,\)"),
+    ("task.bias", [[0.0]] * 5, r"task bias have shape \(5, 1\)"),
+    ("task.weights", [[0.0] * 388] * 4, r"task weights have shape \(4, 388\)"),
+    ("task.weights", [[0.0] * 387] * 5, r"task weights have shape \(5, 387\)"),
+    ("task.weights", [[float("nan")] * 388] * 5, "not finite"),
+    ("complexity.weights", [0.0] * 7, r"complexity weights have shape \(7,\)"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), DAMAGE)
+def test_a_damaged_model_is_refused(tmp_path: Path, path: str, value: Any, message: str) -> None:
+    save_model(load_model(None), tmp_path)
     content = json.loads((tmp_path / MODEL_FILE).read_text(encoding="utf-8"))
-    for damage in ({"format": 99}, {"task": {}}, {"complexity": content["complexity"] | {
-        "features": []}}):  # fmt: skip
-        (tmp_path / MODEL_FILE).write_text(json.dumps(content | damage), encoding="utf-8")
-        with pytest.raises(InvalidSettings, match="router model"):
-            load_model(tmp_path)
-    with pytest.raises(InvalidSettings):
+    *parents, name = path.split(".")
+    inner = content
+    for parent in parents:
+        inner = inner[parent]
+    inner[name] = value
+    (tmp_path / MODEL_FILE).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InvalidSettings, match=message) as caught:
+        load_model(tmp_path)
+    assert caught.value.field == "routing.model"
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="nowhere"):
         load_model(tmp_path / "nowhere")
 
 
-def test_the_split_keeps_texts_of_one_origin_together() -> None:
-    corpus = shipped_corpus()
-    sides = {
-        held_out: {row.origin for row in corpus.part(held_out=held_out)}
-        for held_out in (True, False)
-    }
-    assert not sides[True] & sides[False]
-    assert 0.1 < len(sides[True]) / len(sides[True] | sides[False]) < 0.3
+def test_prompts_made_from_one_instruction_share_an_origin() -> None:
+    rows = [row for row in shipped_corpus().prompts if row.payload]
+    origins: dict[str, set[str]] = {}
+    for row in rows:
+        template = row.prompt.text.replace(row.payload or "", "{payload}")
+        origins.setdefault(template, set()).add(row.origin)
+    assert all(len(found) == 1 for found in origins.values())
+    assert len(rows) > 3 * len(origins)
+
+
+def test_about_a_fifth_of_the_origins_is_held_out() -> None:
+    origins = {row.origin: row.held_out for row in shipped_corpus().prompts}
+    assert 0.1 < sum(origins.values()) / len(origins) < 0.3

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from serving.routing.corpus import Labelled
+from serving.routing.corpus import LabelledPrompt
 from serving.routing.evaluation.intervals import Share, wilson
 from serving.routing.evaluation.samples import Sample
 from serving.routing.narrow import Detection
@@ -43,10 +43,10 @@ class DetectionReport:
     wrongly_narrow: Mapping[str, Share]
 
 
-def outcome(row: Labelled | Sample, detection: Detection) -> Outcome:
+def outcome(row: LabelledPrompt | Sample, detection: Detection) -> Outcome:
     """Compare a detection with what is known of its prompt."""
     found = detection.request
-    source = row.kind if isinstance(row, Labelled) else row.source
+    source = row.kind if isinstance(row, LabelledPrompt) else row.source
     exact = found is not None and (row.payload is None or found.text == row.payload)
     return Outcome(row.task, found.task if found else None, exact, source)
 

@@ -1,4 +1,4 @@
-"""Runs the router over what is there to measure it on."""
+"""Measures the router on the shipped held-out texts and on development samples."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -7,27 +7,28 @@ from typing import Any
 
 import numpy as np
 
+from serving.contracts.requests import ChatRequest, Message
 from serving.contracts.routing import Tier
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder
 from serving.routing.conversation import Prompt, read
-from serving.routing.corpus import UNKNOWN, Corpus, Labelled
+from serving.routing.corpus import UNKNOWN, Corpus, LabelledPrompt
 from serving.routing.evaluation.cost import CostReport, cost_report, tiers_by_category
 from serving.routing.evaluation.detection import DetectionReport, detection_report, outcome
 from serving.routing.evaluation.samples import RoutingSample, Sample, Samples
 from serving.routing.features import feature_rows
 from serving.routing.heads import RouterModel
 from serving.routing.narrow import Detection, NarrowDetector
-from serving.routing.tiers import tier_by_rule, tier_of_score
+from serving.routing.router import tier_by_rule, tier_of_score
 
 
 @dataclass(frozen=True, slots=True)
 class RouterReport:
-    """held_out: on shipped texts that were not trained on. samples: on development samples.
+    """held_out: on shipped texts outside the training part. samples: on development samples.
 
-    costs: by data set. categories: tiers of open questions by category, as they are decided.
-    trusted: what the model says of its complexity scores.
+    costs: accuracy against cost, by data set. categories: the tiers of open questions, by category.
+    trusted: the model's complexity scores decide.
     """
 
     held_out: DetectionReport
@@ -38,18 +39,18 @@ class RouterReport:
 
     @property
     def scores_earn_trust(self) -> bool:
-        """Tell whether complexity beats random in every data set there was."""
+        """Tell whether complexity beats random in every data set."""
         return earns_trust(self.costs)
 
 
 def earns_trust(costs: Mapping[str, CostReport]) -> bool:
-    """Tell whether scores beat random in every data set, and there is one."""
+    """Tell whether there is a data set and scores beat random in every one."""
     return bool(costs) and all(report.beats_random for report in costs.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured."""
+    """A router model with what it needs to decide."""
 
     model: RouterModel
     specs: Mapping[str, TaskSpec]
@@ -57,7 +58,7 @@ class Subject:
     settings: RoutingSettings
 
     def evaluate(self, corpus: Corpus, samples: Samples | None) -> RouterReport:
-        """Return every figure. Blocking, about 5 ms a prompt."""
+        """Return all figures. Blocking, about 5 ms a prompt."""
         known = [row for row in corpus.part(held_out=True) if row.task != UNKNOWN]
         return RouterReport(
             self._detections(known),
@@ -79,16 +80,16 @@ class Subject:
             )
         return reports
 
-    def _detections(self, rows: Sequence[Labelled | Sample]) -> DetectionReport:
+    def _detections(self, rows: Sequence[LabelledPrompt | Sample]) -> DetectionReport:
         return detection_report(asyncio.run(self._outcomes(rows)))
 
-    async def _outcomes(self, rows: Sequence[Labelled | Sample]) -> list[Any]:
+    async def _outcomes(self, rows: Sequence[LabelledPrompt | Sample]) -> list[Any]:
         detector = NarrowDetector(
             self.model, self.specs, self.embedder, self.settings.narrow_certainty
         )
         found = []
         for row in rows:
-            reading = read(_body(row.prompt), self.settings.narrow_max_chars)
+            reading = read(_chat(row.prompt), self.settings.narrow_max_chars)
             detection = (
                 detector.detect(reading.prompt, await detector.vectors(reading.prompt))
                 if reading.obstacle is None
@@ -109,10 +110,10 @@ class Subject:
             scores = self._scores(texts)
             tiers = [tier_of_score(score, self.settings.complexity) for score in scores]
         else:
-            tiers = [tier_by_rule(read(_body(Prompt("", text)), 1)) for text in texts]
+            tiers = [tier_by_rule(read(_chat(Prompt("", text)), 1)) for text in texts]
         return tiers_by_category(tiers, [chat.category for chat in samples.chats])
 
 
-def _body(prompt: Prompt) -> dict[str, Any]:
-    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    return {"messages": [*system, {"role": "user", "content": prompt.user}]}
+def _chat(prompt: Prompt) -> ChatRequest:
+    system = (Message("system", prompt.system),) if prompt.system else ()
+    return ChatRequest("auto", (*system, Message("user", prompt.user)))
