@@ -360,7 +360,9 @@ def test_precision_on_texts_that_were_not_trained_on(
     embedder: ThreadedEmbedder, specs: Mapping[str, TaskSpec]
 ) -> None:
     subject = Subject(load_model(None), specs, embedder, RoutingSettings())
-    report = subject.evaluate(shipped_corpus(), None)
+    corpus = shipped_corpus()
+    # One of each instruction's four payloads, and a quarter of the other prompts.
+    report = subject.evaluate(replace(corpus, prompts=corpus.prompts[::4]), None)
     assert report.held_out.overall.precision.value >= 0.98
     assert report.held_out.overall.recall.value >= 0.85
     assert report.held_out.wrongly_narrow["all"].value <= 0.01
