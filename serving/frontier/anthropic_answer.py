@@ -5,10 +5,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from serving.contracts.answer import Usage
 from serving.contracts.openai import openai_usage
 from serving.frontier.provider_api import StreamPart, WholeAnswer
 from serving.frontier.provider_data import ChunkRepair
-from serving.frontier.usage import merged_counts, tier_in, usage_from_anthropic
+from serving.frontier.usage import is_lesser_output, merged_counts, tier_in, usage_from_anthropic
 
 _FINISH = {
     "end_turn": "stop",
@@ -118,17 +119,18 @@ class AnthropicStream:
     def _usage(self, counts: object) -> StreamPart | None:
         if not self.has_begun or not isinstance(counts, Mapping):
             return None
-        self._counts = merged_counts(self._counts, counts)
-        usage = usage_from_anthropic(self._counts)
+        usage = self._merged(counts)
         return StreamPart(None, usage, tier_in(self._counts), self.is_finished)
+
+    def _merged(self, counts: Mapping[str, Any]) -> Usage | None:
+        is_lesser = is_lesser_output(self._counts, counts, "output_tokens")
+        self._counts = merged_counts(self._counts, counts)
+        return None if is_lesser else usage_from_anthropic(self._counts)
 
     def _part(
         self, delta: dict[str, Any], finish: str | None = None, counts: object = None
     ) -> StreamPart:
-        usage = None
-        if isinstance(counts, Mapping):
-            self._counts = merged_counts(self._counts, counts)
-            usage = usage_from_anthropic(self._counts)
+        usage = self._merged(counts) if isinstance(counts, Mapping) else None
         self.has_begun = True
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         chunk = {

@@ -6,7 +6,7 @@ from typing import Any
 from serving.contracts.openai import usage_from_openai
 from serving.frontier.provider_api import StreamPart
 from serving.frontier.provider_data import ChunkRepair
-from serving.frontier.usage import merged_counts, tier_in
+from serving.frontier.usage import is_lesser_output, merged_counts, tier_in
 
 
 class OpenAIStream:
@@ -45,8 +45,9 @@ class OpenAIStream:
         counts = event.pop("usage", None)
         usage = None
         if isinstance(counts, dict):
+            is_lesser = is_lesser_output(self._counts, counts, "completion_tokens")
             self._counts = merged_counts(self._counts, counts)
-            usage = usage_from_openai(self._counts)
+            usage = None if is_lesser else usage_from_openai(self._counts)
         choices = _choices(event)
         for choice in choices:
             self._take(choice)

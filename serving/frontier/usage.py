@@ -71,6 +71,15 @@ def merged_counts(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[s
     return merged
 
 
+def is_lesser_output(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> bool:
+    """Return whether a usage event's output count is malformed, missing or less than before it.
+
+    Such an event is not the usage of the whole answer. name: of the output count.
+    """
+    count = token_count(after.get(name))
+    return count is None or count < (token_count(before.get(name)) or 0)
+
+
 def is_credible(
     usage: Usage, limits: TokenLimits, answer_chars: int, *, is_whole: bool = True
 ) -> bool:
