@@ -1,4 +1,4 @@
-"""`narrowgate prompt-lint`: whether prompts can be cached, from recorded requests."""
+"""`narrowgate prompt-lint`: find what keeps recorded prompts from being cached."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 from serving.commands.options import add_settings_options, settings_from
 
-HELP = "find what changes inside the static part of recorded prompts, and show it"
+HELP = "find and show what changes inside the static part of recorded prompts"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each finding with what stands there before and after; exit status 1 for any."""
+    """Print each finding with its text before and after; exit status 1 for any."""
     from serving.frontier.prefix_lint import PrefixLinter
     from serving.frontier.prompt_cache import split_prompt
 
@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         for row in rows:
             print(
                 f"breakpoint {row['breakpoint']}: a {row['kind']} changes at character "
-                f"{row['at_char']}: {row['before']!r} -> {row['after']!r}; move it behind it"
+                f"{row['at_char']}: {row['before']!r} -> {row['after']!r}; "
+                "move it behind the marker"
             )
     return 1 if rows else 0
 
@@ -65,9 +66,9 @@ def _bodies(path: Path) -> list[dict[str, Any]]:
     bodies = [_body(line) for line in lines]
     if None in bodies:
         raise InvalidRequest(
-            f"line {bodies.index(None) + 1} of {str(path)!r} is no request with messages",
+            f"line {bodies.index(None) + 1} of {str(path)!r} is not a request with messages",
             field="file",
-            fix='a line is {"messages": [{"role": "user", "content": "..."}]}',
+            fix='write each line as {"messages": [{"role": "user", "content": "..."}]}',
         )
     return [body for body in bodies if body is not None]
 

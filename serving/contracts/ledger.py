@@ -11,8 +11,8 @@ from serving.contracts.deadline import Deadline
 from serving.contracts.exits import Endpoint, Exit
 
 UsageSource = Literal["reported", "estimated", "unknown"]
-"""reported: the provider told. estimated: it broke off first, and this is what was delivered.
-unknown: it may have billed something and told nothing."""
+"""reported: by the provider. estimated: from the texts of a whole answer without credible usage.
+unknown: the provider may have billed something and did not report it; the worst case stays held."""
 
 DEFAULT_TENANT = "default"
 """Whose requests they are where authentication is off."""

@@ -240,9 +240,9 @@ def stream_events(exchange: Exchange) -> list[str]:
 def _anthropic_events(exchange: Exchange, words: list[str]) -> list[str]:
     usage = told(exchange)
     message = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}
-    early = {**usage, "output_tokens": 1} if isinstance(usage, dict) and exchange.is_told else usage
-    if isinstance(early, dict):
-        early.pop("output_tokens_details", None)
+    early = usage
+    if isinstance(usage, dict) and exchange.is_told:
+        early = {**usage, "output_tokens": 1, "output_tokens_details": None}
     start = {"type": "message_start", "message": {**message, "usage": early}}
     block = {
         "type": "content_block_start",
