@@ -91,14 +91,16 @@ class AnthropicApi:
                 async for part in parts:
                     yield part
         except ERRORS as error:
-            # A complete answer stays complete; only its usage may be missing.
             if not reader.is_finished:
                 raise self._broken(translate(error, self._name, self._secret), reader) from None
+            # A complete answer stays complete; only its usage may be missing.
+            yield StreamPart(None, is_finished=True, is_cut=True)
         except (TypeError, ValueError) as error:
             if not reader.has_response:
                 raise unsendable(self._name, error) from None
             if not reader.is_finished:
                 raise self._broken(unreadable(self._name, "an event is not JSON"), reader) from None
+            yield StreamPart(None, is_finished=True, is_cut=True)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -127,6 +129,7 @@ class AnthropicApi:
                     break
                 if kind == "error":
                     if reader.is_finished:
+                        yield StreamPart(None, is_finished=True, is_cut=True)
                         break
                     refusal = refusal_from(self._name, "in a stream", 200, event)
                     raise self._broken(error_of(refusal, self._secret), reader)

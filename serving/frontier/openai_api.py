@@ -105,14 +105,16 @@ class OpenAIApi:
                 async for part in parts:
                     yield part
         except ERRORS as error:
-            # A complete answer stays complete; only its usage may be missing.
             if not reader.is_finished:
                 raise self._broken(translate(error, self._name, self._secret), reader) from None
+            # A complete answer stays complete; only its usage may be missing.
+            yield StreamPart(None, is_finished=True, is_cut=True)
         except (TypeError, ValueError) as error:
             if not reader.has_response:
                 raise unsendable(self._name, error) from None
             if not reader.is_finished:
                 raise self._broken(unreadable(self._name, "an event is not JSON"), reader) from None
+            yield StreamPart(None, is_finished=True, is_cut=True)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -153,6 +155,7 @@ class OpenAIApi:
                 event = read_json(data)
                 if isinstance(event, dict) and (event.get("error") or reader.names_error(event)):
                     if reader.is_finished:
+                        yield StreamPart(None, is_finished=True, is_cut=True)
                         break
                     refusal = refusal_from(self._name, "in a stream", 200, event)
                     raise self._broken(error_of(refusal, self._secret), reader)

@@ -28,13 +28,15 @@ class StreamPart:
 
     chunk: an OpenAI `chat.completion.chunk` without usage, each choice with a `delta`; None for an
     event that has nothing for the client. usage: as far as it is known, where this event reported
-    some. is_finished: every choice has its finish reason.
+    some. is_finished: every choice has its finish reason. is_cut: the stream broke off after that,
+    so that usage which was still to come is lost.
     """
 
     chunk: dict[str, Any] | None
     usage: Usage | None = None
     service_tier: str | None = None
     is_finished: bool = False
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,11 +75,13 @@ class Progress:
         self._service_tier: str | None = None
         self.is_finished = False
         self._is_final = False
+        self._is_cut = False
 
     def take(self, part: StreamPart) -> None:
         """Add a part. Counts that come with the end of the answer, or after it, are the whole's."""
         self._service_tier = part.service_tier or self._service_tier
         self.is_finished = self.is_finished or part.is_finished
+        self._is_cut = self._is_cut or part.is_cut
         if part.usage is not None:
             self._told = part.usage
             self._is_final = self.is_finished
@@ -96,8 +98,9 @@ class Progress:
     def spent(self) -> Spent:
         """Return what the answer used so far.
 
-        `reported` once its final usage is there, `estimated` where it ended without one, `unknown`
-        before its end: the provider may have made more than it sent.
+        `reported` once its final usage has arrived, `estimated` where it ended without one,
+        `unknown` before its end, because the provider may have made more than it sent, and where it
+        broke off behind its text, because the usage is lost.
         """
         told, limits = self._told, self._asked.limits
         if told is not None and self._is_final and is_credible(told, limits, self._chars):
@@ -105,7 +108,8 @@ class Progress:
         if told is not None and not is_credible(told, limits, self._chars, is_whole=False):
             told = None
         guess = _estimated(self._asked, self._quarters, None if self._is_final else told)
-        return Spent(guess, "estimated" if self.is_finished else "unknown", self._service_tier)
+        is_whole = self.is_finished and not self._is_cut
+        return Spent(guess, "estimated" if is_whole else "unknown", self._service_tier)
 
 
 def _estimated(asked: Asked, answer_quarters: int, told: Usage | None = None) -> Usage:

@@ -13,6 +13,7 @@ FOUND = (
     Exchange(is_stream=True, place="no_choices_key", event_noise=True),
     Exchange(ANTHROPIC, is_stream=True, place="then_zeros", form="floats"),
     Exchange(is_stream=True, place="growing", form="zeros"),
+    Exchange(is_stream=True, end="early"),
     Exchange(form="absurd"),
     Exchange(form="beside", reasoning_tokens=20),
     Exchange(end="proxy", cut_seed=1),

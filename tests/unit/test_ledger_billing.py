@@ -11,9 +11,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from genai_prices import extract_usage
 from pydantic import SecretStr
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
-from serving.contracts.errors import FrontierError
+from serving.contracts.errors import BudgetExceeded, FrontierError
 from serving.contracts.exits import Exit
 from serving.contracts.ledger import Caller
 from serving.contracts.ledger_settings import LedgerSettings
@@ -26,7 +26,7 @@ from serving.ledger.pricing.book import PriceBook
 from serving.ledger.pricing.cost import Pricing
 from serving.ledger.reports.build import build_report
 from serving.ledger.reports.query import Scope
-from serving.ledger.schema import calls, exits
+from serving.ledger.schema import calls, exits, tenants
 
 from ..provider.script import Fault, Reply, Seen
 from ..provider.server import ProviderServer
@@ -34,6 +34,7 @@ from .frontier_kit import (
     call,
     frontier,
     settings,
+    until,
 )
 from .ledger_kit import Noted
 
@@ -80,6 +81,25 @@ class Kept:
             left = Exit("r", "chat", None, "none", "requested", None, None, 0.1, error=error.code)
         entry.close(left)
         await entry.written()
+
+    async def hang_up(self, target: str, text: str) -> None:
+        """Take the first event of a stream and close it, as a client that leaves does."""
+        entry = self.ledger.entry(Caller("acme"), "r", "chat", None, 0)
+        fields = {"messages": [{"role": "user", "content": text}]}
+        try:
+            stream = await self.stack.stream(call(target, body=fields, entry=entry))
+            await anext(stream.events)
+            await stream.events.aclose()  # type: ignore[attr-defined]
+            error = "client_closed"
+        except BudgetExceeded as refusal:
+            error = refusal.code
+        entry.close(Exit("r", "chat", None, "none", "requested", None, None, 0.1, error=error))
+        await entry.written()
+
+    def limit(self, day_usd: Decimal) -> None:
+        with self.database.begin() as connection:
+            row = {"name": "acme", "created_at": datetime.now(UTC), "day_usd": day_usd}
+            connection.execute(insert(tenants), row)
 
     def rows(self) -> list[Any]:
         with self.database.read() as connection:
@@ -167,3 +187,35 @@ async def test_what_a_provider_did_not_tell_is_held_or_estimated_and_never_free(
     with kept.database.read() as connection:
         held = list(connection.execute(select(exits.c.held_usd)).scalars())
     assert sum(usd > 0 for usd in held) == 4
+
+
+async def test_a_tenant_that_hangs_up_on_every_stream_pays_what_is_billed(
+    kept: Kept, provider: ProviderServer
+) -> None:
+    provider.script.answer = lambda _: Reply("word " * 40, reasoning_tokens=10)
+    for target in (SONNET, GPT) * 3:
+        await kept.hang_up(target, "A question of some length.")
+    await until(lambda: all(row.state == "closed" for row in kept.rows()))
+    assert [row.cost_usd for row in kept.rows()] == [oracle(seen) for seen in provider.script.seen]
+    with kept.database.read() as connection:
+        # The calls ended behind their exits, which have the cost all the same.
+        costs = list(connection.execute(select(exits.c.cost_usd)).scalars())
+    assert sum(costs) == sum(oracle(seen) for seen in provider.script.seen)
+
+
+async def test_a_budget_holds_against_streams_that_are_left_and_never_read_to_their_end(
+    kept: Kept, provider: ProviderServer
+) -> None:
+    provider.script.answer = lambda _: "word " * 40
+    provider.script.on("*", Fault("hang_mid_stream", after_events=3))
+    for api in kept.stack._providers.values():
+        object.__setattr__(api.settings, "drain_s", 0.0)
+    kept.limit(Decimal("0.02"))
+    for _ in range(40):
+        await kept.hang_up(SONNET, "A question of some length.")
+    await until(lambda: all(row.state == "unknown" for row in kept.rows()))
+    made = len(provider.script.seen)
+    assert 0 < made < 40
+    held = sum(row.held_usd for row in kept.rows())
+    billed = sum(oracle(seen) for seen in provider.script.seen)
+    assert billed <= held <= Decimal("0.02")
