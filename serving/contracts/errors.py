@@ -1,4 +1,4 @@
-"""Every error this system raises on purpose.
+"""The errors that this system raises on purpose.
 
     NarrowgateError
     |- InvalidRequest                the caller must change the request
@@ -9,10 +9,10 @@
     |  |- BodyTooLarge
     |  |- UnsupportedMediaType       content-type or content-encoding
     |  `- TooManyInputs
-    |- Unauthenticated               no API key, or none that is known
-    |- Forbidden                     the key is known and may not do this
-    |- RateLimited                   the tenant's own limit; it says when to come back
-    |- BudgetExceeded                the tenant's money for the day or month is spent or held
+    |- Unauthenticated               the API key is missing or unknown
+    |- Forbidden                     the key has no right to this
+    |- RateLimited                   the tenant's own limit; with the time to wait
+    |- BudgetExceeded                the tenant's budget of the day or month is spent or held
     |- NotFound
     |  |- UnknownTask
     |  `- UnknownModel
@@ -20,14 +20,14 @@
     |  |- QueueFull
     |  |- ModelStarting
     |  |- ModelUnavailable
-    |  |- LedgerUnavailable          what may not go unrecorded, or unchecked, is not done
+    |  |- LedgerUnavailable          a paid call that cannot be recorded is not made
     |  `- ShuttingDown
     |- DeadlineExceeded
     |- FrontierNotConfigured         no key for any provider that could answer
     |- MaxCostExceeded               the client's own limit leaves no provider
     |- UnpricedModel                 the model has no price, so its cost cannot be recorded
-    |- FrontierError                 a provider was asked and gave no answer
-    |  |- FrontierRejected           the provider finds fault with the request
+    |- FrontierError                 a provider was called and gave no answer
+    |  |- FrontierRejected           the provider refuses the request
     |  |- FrontierContextTooLong     the model's window is too small for it
     |  |- FrontierAuthFailed         the key is wrong, or may not use the model
     |  |- FrontierUnknownModel       the provider has no such model
@@ -35,12 +35,12 @@
     |  |- FrontierRateLimited
     |  |- FrontierUnavailable        not reached, overloaded, or its breaker is open
     |  |- FrontierTimeout            no answer in the time that the request had
-    |  |- FrontierInvalidResponse    what came back could not be read
+    |  |- FrontierInvalidResponse    the response is unreadable
     |  `- FrontierStreamBroken       the answer broke off after it had begun
     |- EngineFailure                 the model ran and failed
     |- QuantizationFailed            the quantization ran and failed
-    |- EvaluationFailed              a gate could not be run to its end, so it says nothing
-    |- TaskNotAttested               the model has no signed proof that it is fit for the task
+    |- EvaluationFailed              a gate did not finish: it has no verdict
+    |- TaskNotAttested               no attestation covers the task on the model
     `- ConfigurationError            the process must not start
        |- InvalidSettings
        |- InvalidTaskSpec
@@ -112,13 +112,13 @@ def _rebuild(
 
 
 class InvalidRequest(NarrowgateError):
-    """The request cannot be answered as it stands."""
+    """The request is not valid."""
 
     code = "invalid_request"
 
 
 class EmptyInput(InvalidRequest):
-    """The text to work on is empty or only white space."""
+    """The input has no visible character."""
 
     code = "empty_input"
 
@@ -136,7 +136,7 @@ class UnknownLanguage(InvalidRequest):
 
 
 class UnsupportedParameter(InvalidRequest):
-    """A request field that this server refuses rather than ignores."""
+    """A request field that this server does not support."""
 
     code = "unsupported_parameter"
 
@@ -160,32 +160,32 @@ class TooManyInputs(InvalidRequest):
 
 
 class Unauthenticated(NarrowgateError):
-    """The request carries no API key that is known."""
+    """The request carries no known API key."""
 
     code = "invalid_api_key"
 
 
 class Forbidden(NarrowgateError):
-    """The API key is known, and not for this."""
+    """The API key has no right to this."""
 
     code = "forbidden"
 
 
 class RateLimited(NarrowgateError):
-    """The tenant sends more than it may, by rate or at once."""
+    """The tenant exceeds its rate or its number of concurrent requests."""
 
     code = "rate_limit_exceeded"
     retryable = True
 
 
 class BudgetExceeded(NarrowgateError):
-    """The call might cost more than is left of the tenant's budget; it was not made."""
+    """The call could cost more than the rest of the tenant's budget; it was not made."""
 
     code = "budget_exceeded"
 
 
 class NotFound(NarrowgateError):
-    """The named thing does not exist here."""
+    """The named path, task, model or tenant does not exist."""
 
     code = "not_found"
 
@@ -203,14 +203,14 @@ class UnknownModel(NotFound):
 
 
 class Unavailable(NarrowgateError):
-    """The request is fine and this server cannot take it now."""
+    """The server cannot take the request now."""
 
     code = "unavailable"
     retryable = True
 
 
 class QueueFull(Unavailable):
-    """As many requests wait as the settings allow."""
+    """The queue is full."""
 
     code = "queue_full"
 
@@ -222,19 +222,19 @@ class ModelStarting(Unavailable):
 
 
 class ModelUnavailable(Unavailable):
-    """No healthy replica of the model is left for now."""
+    """No replica of the model is healthy."""
 
     code = "model_unavailable"
 
 
 class LedgerUnavailable(Unavailable):
-    """The books cannot be read or written now."""
+    """The ledger cannot be read or written now."""
 
     code = "ledger_unavailable"
 
 
 class ShuttingDown(Unavailable):
-    """The server drains and takes no new requests."""
+    """The server is shutting down and takes no new requests."""
 
     code = "shutting_down"
 
@@ -247,13 +247,13 @@ class DeadlineExceeded(NarrowgateError):
 
 
 class FrontierNotConfigured(NarrowgateError):
-    """Only a frontier model could answer, and no provider of one has a key."""
+    """Only a frontier model can answer, and no configured provider has a key."""
 
     code = "frontier_not_configured"
 
 
 class MaxCostExceeded(NarrowgateError):
-    """Every model that could answer might cost more than the client allows."""
+    """The worst case of every model that could answer exceeds the client's limit."""
 
     code = "max_cost_exceeded"
 
@@ -265,13 +265,13 @@ class UnpricedModel(NarrowgateError):
 
 
 class FrontierError(NarrowgateError):
-    """A provider gave no answer."""
+    """A provider was called and gave no answer."""
 
     code = "frontier_failed"
 
 
 class FrontierRejected(FrontierError):
-    """The provider finds fault with the request itself."""
+    """The provider refuses the request."""
 
     code = "frontier_rejected_request"
 
@@ -283,7 +283,7 @@ class FrontierContextTooLong(FrontierRejected):
 
 
 class FrontierAuthFailed(FrontierError):
-    """The provider does not accept the key, or not for this model."""
+    """The provider refuses the key, or refuses it for this model."""
 
     code = "frontier_auth_failed"
 
@@ -308,7 +308,7 @@ class FrontierRateLimited(FrontierError):
 
 
 class FrontierUnavailable(FrontierError):
-    """The provider was not reached, is overloaded, or its circuit breaker is open."""
+    """The provider is unreachable or overloaded, or its circuit breaker is open."""
 
     code = "frontier_unavailable"
     retryable = True
@@ -322,14 +322,14 @@ class FrontierTimeout(FrontierError):
 
 
 class FrontierInvalidResponse(FrontierError):
-    """What the provider sent could not be read."""
+    """The provider's response is unreadable."""
 
     code = "frontier_invalid_response"
     retryable = True
 
 
 class FrontierStreamBroken(FrontierError):
-    """The provider's answer broke off after it had begun; what came before was delivered."""
+    """The provider's answer ended early; what came before was delivered."""
 
     code = "frontier_stream_broken"
 
@@ -341,13 +341,13 @@ class EngineFailure(NarrowgateError):
 
 
 class QuantizationFailed(NarrowgateError):
-    """Everything was checked and the quantization failed all the same."""
+    """The quantization failed although its checks had passed."""
 
     code = "quantization_failed"
 
 
 class EvaluationFailed(NarrowgateError):
-    """A gate's run broke off: no verdict, neither pass nor fail."""
+    """A gate did not finish: it has no verdict."""
 
     code = "evaluation_failed"
 
@@ -359,13 +359,13 @@ class TaskNotAttested(NarrowgateError):
 
 
 class ConfigurationError(NarrowgateError):
-    """What was configured cannot be served; raised before anything starts."""
+    """The configuration cannot be served; raised before anything starts."""
 
     code = "configuration_error"
 
 
 class InvalidSettings(ConfigurationError):
-    """A setting is missing, out of range, or known to do harm."""
+    """A setting is missing, out of range, or refused by the linter."""
 
     code = "invalid_settings"
 

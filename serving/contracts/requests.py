@@ -120,7 +120,7 @@ class ChatRequest:
         it (templates, cache salts, transfer parameters), InvalidRequest for content other than
         text and for too many choices.
         """
-        _require_fields(self.fields, LOCAL_CHAT_FIELDS, self._others(), "a local model")
+        _require_fields(self.fields, LOCAL_CHAT_FIELDS, self.extras, "a local model")
         _require_choices(self.choices, self.fields)
         for index, message in enumerate(self.messages):
             _require_text(index, message)
@@ -148,13 +148,6 @@ class ChatRequest:
                 fix="send the text to work on as the only user message",
             )
         return turns[0].text
-
-    def _others(self) -> dict[str, Any]:
-        languages = {
-            "source_language": self.source_language, "target_language": self.target_language,
-        }  # fmt: skip
-        given = {name: code for name, code in languages.items() if code is not None}
-        return {**self.extras, **given}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Who may ask, and how much: what the gateway needs for both."""
+"""Authentication and tenants' limits, together."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -13,7 +13,7 @@ from serving.gateway.limits import LimitTenants, TenantLimits
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The tenants, this replica's count of their requests, and whether keys are asked for."""
+    """The tenants, this replica's count of their requests, and whether keys are required."""
 
     directory: Directory
     limits: TenantLimits
@@ -21,11 +21,11 @@ class Access:
 
     @classmethod
     def of(cls, directory: Directory, settings: AuthSettings, gateway_replicas: int) -> Self:
-        """Return what the settings ask for."""
+        """Return the access that the settings describe."""
         return cls(directory, TenantLimits(gateway_replicas), settings.mode == "keys")
 
     def middleware(self) -> list[Middleware]:
-        """Return what every request passes before its body is read, outermost first."""
+        """Return the middleware that runs before a body is read, outermost first."""
         return [
             Middleware(Authentication, directory=self.directory, enforced=self.enforced),
             Middleware(LimitTenants, directory=self.directory, limits=self.limits),

@@ -49,7 +49,7 @@ class AdmissionQueue:
             self._note_idle()
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse whatever comes from now on; return when nothing is left or the time is up."""
+        """Refuse new inputs; return when no input is left or the time is up."""
         self.draining = True
         self._note_idle()
         with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""What clients and operators are told of a task's attestation."""
+"""A task's attestation as clients and operators see it."""
 
 from typing import Self
 
@@ -9,10 +9,10 @@ from serving.tasks.grant import Grant
 
 
 class TaskState(BaseModel):
-    """One task on one model. The figures are the gate's; null where it found none.
+    """One task on one model. The figures are the gate's; null where it has none.
 
-    served: whether the model answers it here. bound: certified error rate among answers that are
-    not below the threshold.
+    served: whether the model answers the task here. bound: certified error rate among answers that
+    are not below the threshold.
     """
 
     served: bool

@@ -1,4 +1,4 @@
-"""What the endpoints need, built once in app.py and reached through the ASGI application."""
+"""The objects that endpoints use, built once in serving.app."""
 
 import asyncio
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class GatewayContext:
     """Settings, the request path, and the parts of it that endpoints show.
 
     tasks, engines: by name and by model id. local_admission: of work for local models;
-    frontier_admission: of requests at frontier APIs. access: who may ask, and how much.
+    frontier_admission: of requests at frontier APIs. access: authentication and limits.
     development: attestations are not enforced, which every response must say.
     """
 
@@ -45,13 +45,13 @@ class GatewayContext:
     development: bool = False
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse whatever comes from now on; return when all is done or the time is up."""
+        """Refuse new requests; return when those in progress are done or the time is up."""
         async with asyncio.TaskGroup() as group:
             for limit in (self.local_admission, self.frontier_admission):
                 group.create_task(limit.drain(timeout_s))
 
     def tasks_of(self, model_id: str) -> dict[str, TaskState]:
-        """Return the tasks that a model is to answer, by name, with what is attested of each."""
+        """Return the attestation of each task that a model is configured for, by name."""
         tasks = sorted(self.tasks.items())
         return {
             name: TaskState.of(bound.grant)

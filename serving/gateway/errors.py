@@ -1,4 +1,4 @@
-"""The one table from errors to HTTP, and the OpenAI error shape."""
+"""The table from errors to HTTP statuses, and OpenAI's error shape."""
 
 import math
 from collections.abc import Mapping
@@ -38,16 +38,16 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.ShuttingDown: 503,
     errors.DeadlineExceeded: 504,
     errors.FrontierNotConfigured: 503,
-    # The client's own limit; nothing was spent.
+    # The client's own limit: no call was made.
     errors.MaxCostExceeded: 400,
     errors.FrontierError: 502,
     errors.FrontierRejected: 400,
     errors.FrontierContextTooLong: 400,
-    # Of our key, not of the client's: 401 would make clients ask for theirs.
+    # Our key for the provider is wrong, not the client's: 401 would make clients replace theirs.
     errors.FrontierAuthFailed: 502,
     errors.FrontierUnknownModel: 404,
     errors.FrontierQuotaExhausted: 503,
-    # The provider's limit, not one of this client: 429 would make it slow down everything.
+    # The provider's limit, not this client's: 429 would make the client slow all its requests.
     errors.FrontierRateLimited: 503,
     errors.FrontierUnavailable: 503,
     errors.FrontierTimeout: 504,
@@ -116,7 +116,7 @@ def error_response(error: errors.NarrowgateError) -> Response:
 
 
 async def on_narrowgate_error(request: Request, exc: Exception) -> Response:
-    """Answer an error of our own tree."""
+    """Answer an error of contracts.errors."""
     assert isinstance(exc, errors.NarrowgateError)
     return error_response(exc)
 
@@ -144,7 +144,7 @@ async def on_validation_error(request: Request, exc: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, exc: Exception) -> Response:
-    """Answer what the framework itself refuses: unknown paths, methods, unreadable bodies."""
+    """Answer an error of the framework: unknown path, unknown method, body over the limit."""
     assert isinstance(exc, HTTPException)
     if exc.status_code == 400:
         # FastAPI raises this one for a body that is not text, or nested beyond reason.
@@ -175,9 +175,9 @@ def body_too_large(message: str) -> errors.BodyTooLarge:
 
 
 async def on_unexpected_error(request: Request, exc: Exception) -> Response:
-    """Answer a bug: the client learns the request id and nothing else; the log has the trace."""
+    """Answer a defect: the client gets no detail; the log has the traceback."""
     body = {
-        "message": "internal error; the request id leads to the log entry",
+        "message": "internal error; the log holds the details under the request id",
         "type": _type(500),
         "param": None,
         "code": "internal_error",

@@ -17,13 +17,13 @@ _EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """Say that this process answers."""
+    """Return 200: this process answers."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
 async def readyz(context: Context) -> Response:
-    """Say whether every model is loaded: 200, or 503 with what is missing."""
+    """Return 200 where every model is loaded, else 503 with the state of each."""
     models: dict[str, Any] = {}
     for model_id, engine in context.engines.items():
         info = engine.health.info
@@ -45,7 +45,7 @@ async def readyz(context: Context) -> Response:
     status = "draining" if context.local_admission.draining else "ready" if ready else "not_ready"
     headers = {} if ready else {"retry-after": "5"}
     enforced = "not enforced (development)" if context.development else "enforced"
-    # The ledger's absence is no reason to send narrow requests elsewhere.
+    # Not part of `ready`: narrow requests are answered without the ledger's database.
     document = {
         "status": status,
         "attestation": enforced,
@@ -77,6 +77,6 @@ async def _engine_metrics(context: Context, model_id: str) -> str | None:
     try:
         return await engine.metrics(_SCRAPE_TIMEOUT_S)
     except NarrowgateError:
-        # Metrics are an optional part: a scrape without the engine's is better than none.
+        # Metrics are optional: a scrape without the engine's is better than none.
         context.metrics.scrape_failed(model_id)
         return None

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the books."""
+"""Prometheus metrics of the ledger."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -8,32 +8,32 @@ _WAIT_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 
 
 class LedgerMetrics:
-    """Implements serving.contracts.ledger.LedgerEvents; tenants are not named.
+    """Implements serving.contracts.ledger.LedgerEvents.
 
-    Whoever scrapes needs no key, and what one tenant does is nobody else's business.
+    No metric names a tenant: /metrics needs no key, and tenants must not see one another.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._rows = Counter(
             "narrowgate_ledger_rows",
-            "Rows of the books: `written`, `spilled` to a file for later, `rejected` for a person.",
+            "Rows `written`, `spilled` to a file for later, or `rejected` for a person to check.",
             ["how"],
             registry=registry,
         )
         self._up = Gauge(
             "narrowgate_ledger_up",
-            "1 where the ledger's database takes what is written; else paid calls are refused.",
+            "1 where the ledger's database accepts writes; 0: paid calls are refused.",
             registry=registry,
         )
         self._wait_seconds = Histogram(
             "narrowgate_ledger_wait_seconds",
-            "Time that paid calls waited to be written down.",
+            "Time that paid calls waited until they were written to the ledger.",
             buckets=_WAIT_BUCKETS_S,
             registry=registry,
         )
         self._refused = Counter(
             "narrowgate_budget_refusals",
-            "Paid calls that were refused because a tenant's budget would not bear them.",
+            "Paid calls refused because they could exceed a tenant's budget.",
             registry=registry,
         )
 
@@ -46,11 +46,11 @@ class LedgerMetrics:
         self._rows.labels("spilled").inc(rows)
 
     def ledger_rejected(self, rows: int) -> None:
-        """Count rows that were put aside."""
+        """Count rows that the database cannot take."""
         self._rows.labels("rejected").inc(rows)
 
     def ledger_changed(self, state: LedgerState) -> None:
-        """Record whether the database is there."""
+        """Record whether the database accepts writes."""
         self._up.set(state == "up")
 
     def ledger_waited(self, seconds: float) -> None:

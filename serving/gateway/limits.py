@@ -1,4 +1,4 @@
-"""How much a tenant may ask: requests a minute and requests at once."""
+"""Limits of a tenant: requests a minute, and concurrent requests."""
 
 import math
 import time
@@ -23,9 +23,9 @@ _SLOT_RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A tenant's last minute at this replica, with the request in hand.
+    """A tenant's requests of the last minute at this replica, the current one included.
 
-    reset_s: seconds until the oldest request in it no longer counts.
+    reset_s: seconds until the oldest of them no longer counts.
     """
 
     limit: int
@@ -34,7 +34,7 @@ class Window:
     exceeded: bool
 
     def headers(self) -> dict[str, str]:
-        """Return the headers in which OpenAI's API tells the same."""
+        """Return the headers that OpenAI's API has for this."""
         return {
             "x-ratelimit-limit-requests": str(self.limit),
             "x-ratelimit-remaining-requests": str(self.remaining),
@@ -45,34 +45,34 @@ class Window:
 class TenantLimits:
     """Counts this replica's requests by tenant.
 
-    The limits are the whole stack's; each of its replicas grants an equal share, rounded down, and
-    one request at least. replicas: of the gateway.
+    The limits are those of the whole stack. Each gateway replica grants an equal share, rounded
+    down, and at least one request. replicas: of the gateway.
     """
 
     def __init__(self, replicas: int) -> None:
         self._replicas = replicas
         self._active: Counter[str] = Counter()
-        # A storage each: one sweeps all that it holds after every request, on threads. With 20
-        # tenants in one, that took 1.6 ms of processor time a request; with one in each, 0.25 ms.
+        # One storage a tenant: a storage sweeps everything in it after each request, on threads.
+        # 20 tenants in one storage took 1.6 ms of processor time a request, one in each 0.25 ms.
         self._rates: defaultdict[str, MovingWindowRateLimiter] = defaultdict(
             lambda: MovingWindowRateLimiter(MemoryStorage())
         )
 
     def active(self, tenant: str) -> int:
-        """Return how many requests of a tenant are under way."""
+        """Return how many requests of a tenant are in progress."""
         return self._active[tenant]
 
     @contextmanager
     def slot(self, tenant: Tenant) -> Iterator[None]:
-        """Hold one of the requests that a tenant may have under way. Raises RateLimited."""
+        """Hold one of a tenant's concurrent requests. Raises RateLimited."""
         name, limit = tenant.name, tenant.max_concurrent_requests
         if limit is not None and self._active[name] >= self._share(limit):
             raise RateLimited(
-                f"{self._active[name]} requests of tenant {name!r} are under way",
+                f"{self._active[name]} requests of tenant {name!r} are in progress, its limit",
                 fix="wait for one of them to end, or ask for a higher limit",
                 retry_after_s=_SLOT_RETRY_S,
             )
-        # Without a limit, too: one may be set while they are under way.
+        # Counted without a limit, too: a limit may be set while they are in progress.
         self._active[name] += 1
         try:
             yield
@@ -97,9 +97,9 @@ class TenantLimits:
 
 
 class LimitTenants:
-    """Holds a tenant to its limits from a request's headers to its response's end.
+    """Enforces a tenant's limits from a request's headers to the end of its response.
 
-    Inside Authentication. Requests without a caller, and those of admin keys, are not counted.
+    Runs inside Authentication. Requests without a caller, and of admin keys, are not counted.
     """
 
     def __init__(self, app: ASGIApp, directory: Directory, limits: TenantLimits) -> None:

@@ -39,7 +39,7 @@ class Metrics:
         )
         self._inputs = Counter(
             "narrowgate_inputs",
-            "Inputs by how they left: route, reason for it, and `answered` or an error code.",
+            "Inputs by route, reason for the route, and outcome: `answered` or an error code.",
             ["endpoint", "task", "route", "reason", "outcome"],
             registry=self.registry,
         )
@@ -52,8 +52,8 @@ class Metrics:
         )
         self._cost = Counter(
             "narrowgate_cost_usd",
-            "Known cost of inputs that left, US dollars, failed attempts included; for rates and "
-            "alerts: the ledger is exact.",
+            "Known cost of finished inputs, US dollars, failed attempts included. For rates and "
+            "alerts; the ledger is exact.",
             ["endpoint", "task", "route"],
             registry=self.registry,
         )
@@ -65,7 +65,7 @@ class Metrics:
         )
         self._set_aside = Counter(
             "narrowgate_attempts_set_aside",
-            "Attempts that gave the client no answer, by model and why: paid for all the same.",
+            "Calls whose answer was not sent to the client, by model and reason; paid for.",
             ["task", "model", "reason"],
             registry=self.registry,
         )
@@ -77,7 +77,7 @@ class Metrics:
         )
         self._batch = Histogram(
             "narrowgate_scoring_batch_size",
-            "Inputs that travelled to the engine in one scoring call.",
+            "Inputs of one scoring call to the engine.",
             ["model"],
             buckets=_BATCH_BUCKETS,
             registry=self.registry,
@@ -90,7 +90,7 @@ class Metrics:
         )
         self._scrape_failures = Counter(
             "narrowgate_engine_scrape_failures",
-            "Scrapes that went without an engine's metrics because it did not answer in time.",
+            "Scrapes without an engine's metrics because it did not answer in time.",
             ["model"],
             registry=self.registry,
         )
@@ -115,7 +115,7 @@ class Metrics:
         )
         self._fallbacks = Counter(
             "narrowgate_frontier_fallbacks",
-            "Requests passed on to the next target, by the error of the one before.",
+            "Requests sent to the next target, by the error of the one before.",
             ["from", "to", "reason"],
             registry=self.registry,
         )
@@ -133,19 +133,19 @@ class Metrics:
         )
         self._unstable = Counter(
             "narrowgate_prompt_cache_unstable_prefixes",
-            "Findings of prefixes that change from request to request; the log shows the span.",
+            "Prefixes found to change from request to request; the log shows where.",
             ["prefix"],
             registry=self.registry,
         )
         self._router_failures = Counter(
             "narrowgate_router_failures",
-            "Decisions made by rule because the embedding was not there in time.",
+            "Routing decisions by rule because no embedding was available in time.",
             ["reason"],
             registry=self.registry,
         )
         self._decisions_dropped = Counter(
             "narrowgate_decisions_dropped",
-            "Rows that the decisions' log could not take.",
+            "Rows that the decision log dropped.",
             registry=self.registry,
         )
         self.ledger = LedgerMetrics(self.registry)
@@ -176,7 +176,7 @@ class Metrics:
         self._http_seconds.labels(endpoint).observe(elapsed_s)
 
     def left(self, exit_: Exit, cost_usd: Decimal | None) -> None:
-        """Record how an input left, and what it cost where that is known."""
+        """Record how an input ended, and its cost where known."""
         task, reason = exit_.task or "none", exit_.reason or "none"
         outcome = exit_.error or "answered"
         self._inputs.labels(exit_.endpoint, task, exit_.route, reason, outcome).inc()
@@ -243,7 +243,7 @@ class Metrics:
         self._router_failures.labels(reason).inc()
 
     def decision_dropped(self) -> None:
-        """Record a row that the decisions' log could not take. From any thread."""
+        """Record a row that the decision log dropped. Any thread may call this."""
         self._decisions_dropped.inc()
 
     def exposition(self, engines: Mapping[str, str]) -> bytes:

@@ -1,4 +1,4 @@
-"""GET /v1/models: everything that a chat completion may name."""
+"""GET /v1/models: the names that a chat completion may send as `model`."""
 
 import time
 from typing import Literal
@@ -18,7 +18,7 @@ _STARTED_AT = int(time.time())
 
 
 class ModelCard(BaseModel):
-    """A name and what is behind it.
+    """A name, and the model, task or router behind it.
 
     state: of a local model, starting, ready or unavailable; of a task, served or refused; of a
     frontier model, ready or no_key. attestation, tasks, max_model_len: of local models.
@@ -45,13 +45,13 @@ class ModelList(BaseModel):
 
 @router.get("")
 async def list_models(context: Context) -> ModelList:
-    """List what a chat completion may name, and what is attested of it."""
+    """List the models that a chat completion may name, with their attestations."""
     return ModelList(data=_cards(context))
 
 
 @router.get("/{model_id:path}")
 async def get_model(model_id: str, context: Context) -> ModelCard:
-    """Return one of them."""
+    """Return one model."""
     cards = {card.id: card for card in _cards(context)}
     if model_id not in cards:
         raise UnknownModel(

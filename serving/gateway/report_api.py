@@ -1,4 +1,4 @@
-"""GET /v1/usage for a tenant and GET /v1/admin/report for whoever runs the stack."""
+"""GET /v1/usage for a tenant and GET /v1/admin/report for operators."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -30,11 +30,11 @@ async def own_usage(
     since: Since = None,
     until: Until = None,
 ) -> Report:
-    """Return what the caller's own tenant spent, on what, and what it saved."""
+    """Return the report on the caller's own tenant."""
     return await _report(context, since, until, caller.tenant)
 
 
-# Authentication lets admin keys alone through to paths under /v1/admin.
+# Authentication admits only admin keys to paths under /v1/admin.
 @router.get("/v1/admin/report")
 async def full_report(
     context: Context,
@@ -42,7 +42,7 @@ async def full_report(
     until: Until = None,
     tenant: Annotated[str | None, Query(description="one tenant; all if absent")] = None,
 ) -> Report:
-    """Return the report on all tenants, with the books checked, or on one of them."""
+    """Return the report on all tenants, with the ledger's consistency check, or on one tenant."""
     return await _report(context, since, until, tenant)
 
 

@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
 
 class ErrorBody(BaseModel):
-    """Why an input was not answered."""
+    """The error of one input."""
 
     message: str
     type: str
@@ -50,7 +50,7 @@ class AnswerList(BaseModel):
 
 
 class TaskCard(BaseModel):
-    """A task, served or refused."""
+    """One task, served or refused."""
 
     name: str
     kind: str
@@ -64,7 +64,7 @@ class TaskCard(BaseModel):
 
 
 class TaskList(BaseModel):
-    """Every task there is."""
+    """All configured tasks."""
 
     object: str = "list"
     data: list[TaskCard]
@@ -72,7 +72,7 @@ class TaskList(BaseModel):
 
 @router.get("")
 async def list_tasks(context: Context) -> TaskList:
-    """List the tasks, with what is attested of each."""
+    """List the tasks with their attestations."""
     cards = []
     for name in sorted(context.tasks):
         bound = context.tasks[name]

@@ -128,7 +128,7 @@ class InputRecord:
         self.reason = reason
         self.serving = None
 
-    def settle(self, outcome: Outcome) -> Outcome:
+    def finish(self, outcome: Outcome) -> Outcome:
         """Record an outcome; return it with its cost."""
         content = outcome.content
         if isinstance(content, NarrowgateError):
@@ -205,19 +205,19 @@ class RequestRecord:
         for item in self.inputs:
             item.reason = plan.reason
 
-    async def settle(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Record the inputs' outcomes and wait for the ledger; return them with their costs."""
-        settled = [
-            item.settle(outcome) for item, outcome in zip(self.inputs, outcomes, strict=True)
+        finished = [
+            item.finish(outcome) for item, outcome in zip(self.inputs, outcomes, strict=True)
         ]
         await self._request.written()
-        return settled
+        return finished
 
     async def follow(self, stream: Outcome | OutcomeStream) -> Outcome | OutcomeStream:
         """Return a stream that records its end; record an outcome that is whole already."""
         (item,) = self.inputs
         if isinstance(stream, Outcome):
-            return (await self.settle([stream]))[0]
+            return (await self.finish([stream]))[0]
         record = StreamRecord(self._request, item, stream)
         item.serving = stream.served
         # Both: a generator that was never started cleans nothing up when it is closed.

@@ -6,7 +6,12 @@ from typing import Any, Self
 
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
-from serving.contracts.errors import InputTooLong, InvalidRequest, UnknownModel
+from serving.contracts.errors import (
+    InputTooLong,
+    InvalidRequest,
+    UnknownModel,
+    UnsupportedParameter,
+)
 from serving.contracts.frontier import OutputBounds
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.requests import (
@@ -156,6 +161,8 @@ def _chat_plan(
     request: ChatRequest, context: RequestContext, policy: Policy, decision: Decision | None
 ) -> Plan:
     name = request.model
+    if not name.startswith(TASK_PREFIX):
+        _require_no_language(request)
     if decision is not None:
         return _routed_plan(request, context, policy, decision)
     if name.startswith(TASK_PREFIX):
@@ -240,6 +247,20 @@ def _local_plan(
             fix="shorten the text",
         )
     return LocalPlan(name, request.engine_body(name), context.deadline)
+
+
+def _require_no_language(request: ChatRequest) -> None:
+    codes = {
+        "source_language": request.source_language,
+        "target_language": request.target_language,
+    }
+    for name, code in codes.items():
+        if code is not None:
+            raise UnsupportedParameter(
+                f"{name} is {code!r}, and only a task that is named has languages",
+                field=name,
+                fix=f"remove {name}, or send model: {TASK_PREFIX}NAME",
+            )
 
 
 def _contradiction(name: str, context: RequestContext) -> InvalidRequest:

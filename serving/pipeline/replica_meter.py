@@ -1,4 +1,4 @@
-"""Whose time a busy replica's second is."""
+"""Divides the time of busy replicas among the inputs that they work on."""
 
 import math
 import time
@@ -8,15 +8,14 @@ from serving.contracts.settings import Replicas
 
 
 class ReplicaMeter:
-    """Divides the time of a model's replicas evenly among the inputs that are with them.
+    """Divides the busy time of one model's replicas evenly among concurrent inputs.
 
-    With n inputs under way, each takes 1/n of the replicas that autoscaling aims at for n, and of
-    no more than n. So the shares of all inputs add up to the replicas' busy time: a batch costs
-    what a lone input does. Idle time is nobody's. Where there are several gateways, each takes
-    its own inputs for an even part of all.
+    n concurrent inputs take 1/n each of the number of replicas that autoscaling aims at for n
+    inputs, at most n. The shares of all inputs add up to the replicas' busy time. Idle time is not
+    divided. With several gateways, each assumes that it has an equal part of all inputs.
 
-    The integral of a share over time is kept as one number that runs, so that entering and leaving
-    take constant time. clock: monotonic seconds.
+    One running number holds the integral of a share over time, so that entering and leaving take
+    constant time. clock: monotonic seconds.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class ReplicaMeter:
         return Lap(self, inputs, self._moved(inputs))
 
     def _moved(self, inputs: int) -> float:
-        """Bring the running share to this moment, then change the number of inputs under way."""
+        """Bring the running share up to now, then change the number of concurrent inputs."""
         now_s = self._clock()
         if self._inputs:
             total = self._inputs * self._gateways

@@ -78,7 +78,7 @@ class RequestPath:
             plan = choose_plan(batch, context, self.policy)
             record.planned(plan)
             outcomes = await self.runners[TaskPlan].whole(batch, plan, record)
-            yield write_tasks(batch, await record.settle(outcomes))
+            yield write_tasks(batch, await record.finish(outcomes))
 
     async def _planned(self, request: ChatRequest, context: RequestContext) -> Plan:
         if request.model != AUTO:
@@ -95,7 +95,7 @@ class RequestPath:
         record.planned(plan)
         if request.stream:
             return await record.follow(await runner.stream(request, plan, record))
-        (outcome,) = await record.settle(await runner.whole(request, plan, record))
+        (outcome,) = await record.finish(await runner.whole(request, plan, record))
         return outcome
 
 

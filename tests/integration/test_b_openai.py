@@ -162,6 +162,7 @@ def test_alternatives_are_right_while_labels_are_scored(stack: Stack) -> None:
             return alone, among
 
     alone, among = asyncio.run(scenario())
+    compared = 0
     for one, two in zip(
         alone["choices"][0]["logprobs"]["content"],
         among["choices"][0]["logprobs"]["content"],
@@ -169,9 +170,11 @@ def test_alternatives_are_right_while_labels_are_scored(stack: Stack) -> None:
     ):
         if one["token"] != two["token"]:
             break  # batches round differently; from here on the texts differ
-        assert len(two["top_logprobs"]) == 4
-        assert all(math.isfinite(top["logprob"]) for top in two["top_logprobs"])
-        assert two["top_logprobs"][0]["logprob"] > -10
-        assert {top["token"] for top in one["top_logprobs"][:2]} & {
-            top["token"] for top in two["top_logprobs"][:2]
-        }
+        compared += 1
+        found = {top["token"]: top["logprob"] for top in two["top_logprobs"]}
+        assert len(found) == 4
+        assert all(math.isfinite(logprob) for logprob in found.values())
+        # Greedy: the token that was taken is the likeliest one, in both.
+        assert max(found, key=lambda token: found[token]) == two["token"]
+        assert found[one["token"]] == pytest.approx(one["logprob"], abs=0.5)
+    assert compared >= 4, "the two answers differ too early to compare anything"

@@ -324,7 +324,7 @@ async def test_a_language_is_refused_where_the_task_has_none(server: Server) -> 
     for name in ("source_language", "target_language"):
         whole = await server.post("/v1/tasks/topic", json={"input": "x", name: "fr"})
         assert assert_error(whole, 400, "unsupported_parameter")["param"] == name
-        for model in (TASK, MODEL):
+        for model in (TASK, MODEL, PROVIDER, "auto"):
             chat = await server.post(CHAT, json=asked(model, **{name: "fr"}))
             assert assert_error(chat, 400, "unsupported_parameter")["param"] == name
 
