@@ -12,7 +12,6 @@ from zoneinfo import ZoneInfo
 
 from benchmarks.processes import reports_only
 from serving.commands.options import add_settings_options, settings_from
-from serving.commands.progress import step
 from serving.host.terminal import terminal_progress
 
 if TYPE_CHECKING:
@@ -50,8 +49,10 @@ def run(args: argparse.Namespace) -> int:
     from benchmarks.fake_provider import fake_provider
     from benchmarks.temporary_ledger import temporary_ledger, without_keys
     from serving.commands.first_start import Origin
-    from serving.commands.serve import prepare
-    from serving.lifecycle import StopRequested, free_port, local_stack, signals_raise
+    from serving.commands.serve import Start, prepare
+    from serving.lifecycle.ports import free_port
+    from serving.lifecycle.signals import StopRequested, signals_raise
+    from serving.lifecycle.stack import local_stack
 
     chats = replay(load_texts(), args.requests, args.seed)
     port = free_port()
@@ -62,12 +63,11 @@ def run(args: argparse.Namespace) -> int:
             with (
                 reports_only(),
                 temporary_ledger(prepared) as booked,
-                local_stack(booked.settings, booked.build) as start,
+                local_stack(booked.settings) as stack,
                 fake_provider(settings, port, asked_models(settings)) as upstream,
             ):
-                with step("starting the stack"):
-                    url = start()
-                document = _measured(booked.settings, Urls(upstream, url), chats, args)
+                Start(booked, stack).run()
+                document = _measured(booked.settings, Urls(upstream, stack.url), chats, args)
         except StopRequested:
             return 1
     if args.json:

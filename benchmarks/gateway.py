@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import instant_provider, reports_only
 from serving.commands.options import add_settings_options, settings_from
-from serving.commands.progress import step
 from serving.host.terminal import terminal_progress
 
 if TYPE_CHECKING:
@@ -47,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
     from benchmarks.temporary_ledger import temporary_ledger, without_keys
     from serving.commands.first_start import Origin
-    from serving.commands.serve import prepare
-    from serving.lifecycle import StopRequested, local_stack, signals_raise
+    from serving.commands.serve import Start, prepare
+    from serving.lifecycle.signals import StopRequested, signals_raise
+    from serving.lifecycle.stack import local_stack
 
     with instant_provider() as upstream:
         settings = _before(without_keys(settings_from(args)), upstream)
@@ -58,11 +58,10 @@ def run(args: argparse.Namespace) -> int:
                 with (
                     reports_only(),
                     temporary_ledger(prepared) as booked,
-                    local_stack(booked.settings, booked.build) as start,
+                    local_stack(booked.settings) as stack,
                 ):
-                    with step("starting the stack"):
-                        url = start()
-                    targets = _measure(url, upstream, args)
+                    Start(booked, stack).run()
+                    targets = _measure(stack.url, upstream, args)
             except StopRequested:
                 return 1
     _print(_document(targets, args), as_json=args.json)

@@ -88,7 +88,7 @@ def _gateways(databases: "Sequence[LedgerDatabase]") -> Iterator[dict[str, str]]
 @contextmanager
 def _gateway(upstream: str, database: "LedgerDatabase | None") -> Iterator[str]:
     from benchmarks.ledger_server import Plan
-    from serving.lifecycle import free_port
+    from serving.lifecycle.ports import free_port
 
     port = free_port()
     state, url = (None, None) if database is None else (str(database.state), database.url)

@@ -146,6 +146,7 @@ def build_context(plan: Plan, ledger: LedgerService) -> "GatewayContext":
     from serving.gateway.access import Access
     from serving.gateway.admission import AdmissionQueue
     from serving.gateway.context import GatewayContext
+    from serving.gateway.local_models import LocalModels
     from serving.gateway.metrics import Metrics
     from serving.ledger.pricing.book import PriceBook
     from serving.pipeline.exit_recorder import ExitRecorder
@@ -181,8 +182,7 @@ def build_context(plan: Plan, ledger: LedgerService) -> "GatewayContext":
     return GatewayContext(
         settings=settings,
         path=path,
-        tasks={},
-        engines={},
+        models=LocalModels.serving({}, {}),
         frontier=frontier,
         decisions=decisions,
         local_admission=local,

@@ -66,7 +66,7 @@ def listening(
 @contextmanager
 def instant_provider() -> Iterator[str]:
     """Start the instant provider and yield its URL."""
-    from serving.lifecycle import free_port
+    from serving.lifecycle.ports import free_port
 
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.instant_provider", str(port)]

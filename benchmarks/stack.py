@@ -38,9 +38,11 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
     from benchmarks import stack_report as report
     from benchmarks.temporary_ledger import temporary_ledger, without_keys
+    from serving.artifacts.checkpoint import locate
     from serving.commands.first_start import Origin
-    from serving.commands.serve import prepare
-    from serving.lifecycle import StopRequested, local_stack, signals_raise
+    from serving.commands.serve import Start, prepare
+    from serving.lifecycle.signals import StopRequested, signals_raise
+    from serving.lifecycle.stack import local_stack
 
     # What is measured is speed, on every task there is.
     settings = without_keys(settings_from(args))
@@ -52,18 +54,17 @@ def run(args: argparse.Namespace) -> int:
             with (
                 reports_only(),
                 temporary_ledger(prepared) as booked,
-                local_stack(booked.settings, booked.build) as start,
+                local_stack(booked.settings) as stack,
             ):
-                with step("starting the stack"):
-                    url = start()
+                Start(booked, stack).run()
                 model = settings.models[0]
-                checkpoint = prepared.checkpoints[model.id]
+                checkpoint = locate(model, settings.state)
                 with step("starting bare vLLM"):
                     bare = _start_bare(settings, checkpoint)
                 try:
                     tasks = _tasks(settings, prepared.specs, checkpoint)
                     plan = cells(args.tasks, args.clients, quick=args.quick)
-                    rounds = _measure(url, bare, tasks, plan, args.rounds)
+                    rounds = _measure(stack.url, bare, tasks, plan, args.rounds)
                 finally:
                     bare.stop()
         except StopRequested:

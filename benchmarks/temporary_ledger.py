@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from serving.commands.serve import Prepared
+    from serving.commands.serve import Checked
     from serving.contracts.settings import Settings
 
 _LEDGER = "ledger"
@@ -23,7 +23,7 @@ def without_keys(settings: "Settings") -> "Settings":
 
 
 @contextmanager
-def temporary_ledger(prepared: "Prepared") -> Iterator["Prepared"]:
+def temporary_ledger(prepared: "Checked") -> Iterator["Checked"]:
     """Yield `prepared` with a temporary state folder: links to its files, and a new ledger."""
     with tempfile.TemporaryDirectory(prefix="narrowgate-") as name:
         state = Path(name)

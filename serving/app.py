@@ -1,9 +1,10 @@
-"""Builds the Ray Serve application from settings: the only place that wires the parts."""
+"""Builds the Ray Serve applications from settings: the only place that wires the parts."""
 
 import logging
 import os
 from collections.abc import Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,11 +12,10 @@ from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 from ray import serve
 from ray.serve.deployment import Application
-from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from serving.artifacts.checkpoint import Checkpoint
-from serving.artifacts.load_check import CONFIG_KEY, LoadCheck, granted_by_model
+from serving.artifacts.checkpoint import Checkpoint, locate
+from serving.artifacts.load_check import CONFIG_KEY, Granted, LoadCheck
 from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
@@ -25,6 +25,7 @@ from serving.gateway.access import Access
 from serving.gateway.admission import AdmissionQueue
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
+from serving.gateway.local_models import ConnectedModel, LocalModels
 from serving.gateway.metrics import Metrics
 from serving.ledger.access.directory import Directory
 from serving.ledger.build import build_ledger
@@ -35,6 +36,7 @@ from serving.ledger.pricing.cost import Pricing
 from serving.ledger.reports.served import LedgerReports
 from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
+from serving.local.status_file import read_statuses
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.plan import Policy
 from serving.pipeline.replica_meter import ReplicaMeter
@@ -50,18 +52,15 @@ _GATEWAY_MAX_ONGOING = 100_000
 
 
 class Gateway:
-    """The HTTP replica: tokenizes, plans, batches, parses. No model weights."""
+    """The HTTP replica: tokenizes, plans, batches, parses. No model weights.
 
-    def __init__(
-        self,
-        settings: Settings,
-        specs: Mapping[str, TaskSpec],
-        checkpoints: Mapping[str, Checkpoint],
-        handles: dict[str, DeploymentHandle],
-    ) -> None:
+    statuses: file in which the process that starts the stack tells of the models.
+    """
+
+    def __init__(self, settings: Settings, specs: Mapping[str, TaskSpec], statuses: Path) -> None:
         _log_through_serve()
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._context = _build_context(settings, specs, checkpoints, handles)
+        self._context = _build_context(settings, specs, statuses)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook
         """Return the ASGI application; called by Ray Serve after the constructor."""
@@ -75,27 +74,11 @@ class Gateway:
         await self._context.drain(timeout_s)
 
 
-def build(
-    settings: Settings, specs: Mapping[str, TaskSpec], checkpoints: Mapping[str, Checkpoint]
-) -> Application:
-    """Return the application: one deployment a model, and the gateway in front of them.
+def build_gateway(settings: Settings, specs: Mapping[str, TaskSpec], statuses: Path) -> Application:
+    """Return the gateway's application. It starts without any model and connects each later.
 
-    settings: linted. specs: tasks by name. checkpoints: by model id.
+    settings: linted. specs: tasks by name. statuses: the file that write_statuses writes.
     """
-    # Here and not above: gateway replicas import this module and have no use for vLLM, which takes
-    # 10 s and 500 MB to import.
-    from ray.serve.llm import build_llm_deployment
-
-    from serving.local.engine import EngineServer
-
-    engines: dict[str, Any] = {
-        model.id: build_llm_deployment(
-            _llm_config(settings, model, checkpoints[model.id]),
-            name_prefix="Engine:",
-            deployment_cls=EngineServer,
-        )
-        for model in settings.models
-    }
     application: Application = serve.deployment(
         name="Gateway",
         max_ongoing_requests=_GATEWAY_MAX_ONGOING,
@@ -105,7 +88,23 @@ def build(
         ray_actor_options={"num_cpus": settings.gateway.num_cpus},
         graceful_shutdown_timeout_s=settings.gateway.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.2,
-    )(serve.ingress()(Gateway)).bind(settings, specs, checkpoints, engines)
+    )(serve.ingress()(Gateway)).bind(settings, specs, statuses)
+    return application
+
+
+def build_engine(settings: Settings, model: ModelSettings, checkpoint: Checkpoint) -> Application:
+    """Return the application that is one model's engine."""
+    # Here and not above: gateway replicas import this module and have no use for vLLM, which takes
+    # 10 s and 500 MB to import.
+    from ray.serve.llm import build_llm_deployment
+
+    from serving.local.engine import EngineServer
+
+    application: Application = build_llm_deployment(
+        _llm_config(settings, model, checkpoint),
+        name_prefix="Engine:",
+        deployment_cls=EngineServer,
+    )
     return application
 
 
@@ -119,32 +118,17 @@ def _llm_config(settings: Settings, model: ModelSettings, checkpoint: Checkpoint
 
 
 def _build_context(
-    settings: Settings,
-    specs: Mapping[str, TaskSpec],
-    checkpoints: Mapping[str, Checkpoint],
-    handles: Mapping[str, DeploymentHandle],
+    settings: Settings, specs: Mapping[str, TaskSpec], statuses: Path
 ) -> GatewayContext:
     metrics = Metrics()
-    models = {model.id: model for model in settings.models}
-    granted = granted_by_model(settings, specs, checkpoints)
-    engines = {
-        model_id: EngineClient(model, handles[model_id], metrics, granted[model_id].enforced)
-        for model_id, model in models.items()
-    }
-    tokenizers = {
-        model_id: load_tokenizer(LoadCheck.of(settings, model, checkpoints[model_id]))
-        for model_id, model in models.items()
-    }
-    max_chars = {
-        model_id: longest_input(tokenizer, models[model_id].max_model_len)
-        for model_id, tokenizer in tokenizers.items()
-    }
-    tasks = {}
-    for name, spec in specs.items():
-        model = models[settings.model_for(name)]
-        grant = granted[model.id].tasks[name]
-        task = bind(spec, tokenizers[model.id], model.max_model_len, grant.label_offsets)
-        tasks[name] = BoundTask(task, engines[model.id], grant)
+    models = LocalModels(
+        {
+            model.id: [specs[name] for name in specs if settings.model_for(name) == model.id]
+            for model in settings.models
+        },
+        read=lambda: read_statuses(statuses),
+        connect=_Connector(settings, specs, metrics),
+    )
     gateway, routing = settings.gateway, settings.routing
     local = AdmissionQueue(gateway.max_concurrent_inputs, gateway.max_queued_inputs)
     remote = AdmissionQueue(routing.max_concurrent_frontier, routing.max_queued_frontier)
@@ -158,14 +142,17 @@ def _build_context(
     return GatewayContext(
         settings=gateway,
         path=RequestPath(
-            policy=Policy.of(settings.frontier, routing, specs, max_chars, frontier.configured),
+            policy=Policy.of(
+                settings.frontier, routing, specs, models.max_chars, frontier.configured
+            ),
             router=build_router(routing, specs, build_embedder(settings.state), metrics),
             recorder=ExitRecorder(ledger, metrics),
-            runners=build_runners(tasks, engines, meters, frontier, decisions, local, remote),
+            runners=build_runners(
+                models.tasks, models.engines, meters, frontier, decisions, local, remote
+            ),
             max_inputs=gateway.max_inputs,
         ),
-        tasks=tasks,
-        engines=engines,
+        models=models,
         frontier=frontier,
         decisions=decisions,
         local_admission=local,
@@ -176,6 +163,36 @@ def _build_context(
         reports=LedgerReports(reading, ZoneInfo(settings.ledger.time_zone)),
         development=settings.attestation.development,
     )
+
+
+class _Connector:
+    """Connects the gateway to a model whose engine is deployed."""
+
+    def __init__(self, settings: Settings, specs: Mapping[str, TaskSpec], metrics: Metrics) -> None:
+        self._settings = settings
+        self._specs = specs
+        self._metrics = metrics
+
+    def __call__(self, model_id: str, application: str) -> ConnectedModel:
+        """Return the client and the tasks. Blocking: reads the attestation and the tokenizer.
+
+        Raises AttestationRefused, InvalidKey, ConfigurationError.
+        """
+        settings = self._settings
+        (model,) = (model for model in settings.models if model.id == model_id)
+        checkpoint = locate(model, settings.state)
+        check = LoadCheck.of(settings, model, checkpoint)
+        granted = Granted.of(check, self._specs)
+        tokenizer = load_tokenizer(check)
+        handle = serve.get_app_handle(application)
+        client = EngineClient(model, handle, self._metrics, granted.enforced)
+        tasks = {}
+        for name, spec in self._specs.items():
+            if settings.model_for(name) == model_id:
+                grant = granted.tasks[name]
+                task = bind(spec, tokenizer, model.max_model_len, grant.label_offsets)
+                tasks[name] = BoundTask(task, client, grant)
+        return ConnectedModel(client, tasks, longest_input(tokenizer, model.max_model_len))
 
 
 def _build_ledger(settings: Settings, prices: PriceBook, metrics: Metrics) -> DatabaseLedger:

@@ -1,5 +1,6 @@
 """Settings that are valid and known to do harm, refused with the reason before anything starts."""
 
+import resource
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -41,6 +42,7 @@ _OWNED_ARGUMENTS = {
 }
 
 _LARGEST_SENSIBLE_ONGOING = 4096
+_FILES_RESERVED = 512
 
 
 def lint(settings: Settings) -> None:
@@ -179,6 +181,29 @@ def _gateway(settings: Settings) -> Iterator[InvalidSettings]:
             f"({gateway.max_concurrent_inputs}): the largest request could never start",
             field="gateway.max_concurrent_inputs",
             fix="raise it to max_inputs or more",
+        )
+    if gateway.max_connections_per_address > gateway.max_connections:
+        yield InvalidSettings(
+            f"max_connections_per_address ({gateway.max_connections_per_address}) is above "
+            f"max_connections ({gateway.max_connections}): one address could take them all",
+            field="gateway.max_connections_per_address",
+            fix="lower it, or raise max_connections",
+        )
+    if gateway.health_port == settings.port:
+        yield InvalidSettings(
+            f"health_port and port are both {settings.port}",
+            field="gateway.health_port",
+            fix="choose another port, or remove health_port",
+        )
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    # HAProxy needs a file for each side of a connection, and some of its own.
+    needed = 2 * gateway.max_connections + _FILES_RESERVED
+    if files not in (resource.RLIM_INFINITY, -1) and needed > files:
+        yield InvalidSettings(
+            f"max_connections ({gateway.max_connections}) needs {needed} open files and this "
+            f"process may have {files}",
+            field="gateway.max_connections",
+            fix=f"use at most {(files - _FILES_RESERVED) // 2}, or raise the limit (ulimit -Hn)",
         )
 
 

@@ -1,19 +1,18 @@
-"""The first start with a bundled model: write it, quantize it, gate it, sign what was found.
+"""The first start with a bundled model: write it, quantize it, test it, sign the result.
 
-Each step is a subcommand in a process of its own, as a user or a CI job would run it; what is there
-and still holds is kept.
+Each step is a subcommand in a process of its own. Files that exist and are still valid are kept.
 """
 
-import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.commands.progress import step
+from serving.commands.child import Children, Observe
+from serving.commands.timeline import Say, Timeline
 from serving.contracts.errors import (
     AttestationRefused,
     EngineFailure,
@@ -23,13 +22,31 @@ from serving.contracts.errors import (
 )
 
 if TYPE_CHECKING:
-    from serving.contracts.settings import Settings
+    from serving.contracts.settings import ModelSettings, Settings
     from serving.contracts.task_spec import TaskSpec
 
-# Whatever the verdicts, what was found is signed: serving reads it there.
+# Whatever the verdicts, the result is signed: serving reads it there.
 _GATE_EXITS = (0, 1, 3)
-_STOP_S = 10.0
 _SHOWN = 2000
+_INSTALL = (
+    "from quantize.environment import quantize_python\n"
+    "quantize_python(gpu=False, given=None, announce=print)"
+)
+
+WRITE = "writing the bundled model in 16 bits"
+INSTALL = "installing the quantization libraries"
+# Measured on two cores.
+_WRITE_S, _INSTALL_S, _QUANTIZE_S, _GATE_S = 25.0, 40.0, 90.0, 130.0
+
+
+def quantizing(recipe: str) -> str:
+    """Return the name of the step that quantizes with a recipe."""
+    return f"quantizing the model ({recipe})"
+
+
+def gating(recipe: str) -> str:
+    """Return the name of the step that gates what a recipe made."""
+    return f"testing the {recipe} model against the 16-bit model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,106 +62,183 @@ def development_key(state: Path) -> Path:
     return state / "keys" / "development"
 
 
-def prepare_bundled(
-    settings: "Settings", specs: "dict[str, TaskSpec]", origin: Origin
-) -> "Settings":
-    """Make what the settings' bundled models need and return the settings that trust it.
-
-    Blocking: ten minutes on two cores the first time, seconds afterwards.
-    Raises MaterializationFailed, QuantizationFailed, EngineFailure.
-    """
+def trusting_bundled(settings: "Settings") -> "Settings":
+    """Return settings that trust this machine's development key where a bundled model needs it."""
     from serving.artifacts.trust import public_key_path
-    from serving.contracts.settings import BUNDLED_MODEL, bundled_recipe
+    from serving.contracts.settings import bundled_recipe
 
-    recipes = {
-        model.id: recipe
-        for model in settings.models
-        if (recipe := bundled_recipe(model.source)) is not None
-    }
-    if recipes or any(model.source == BUNDLED_MODEL for model in settings.models):
-        _materialize(settings.state)
-    if not recipes:
+    if not any(bundled_recipe(model.source) for model in settings.models):
         return settings
-    key = development_key(settings.state)
-    public = public_key_path(key)
-    if not public.is_file():
-        key.unlink(missing_ok=True)
-        _run(["keygen", "--out", str(key)], EngineFailure, "the development key")
-    for model_id, recipe in recipes.items():
-        _quantize(settings.state, recipe)
-        _gate(settings.state, model_id, recipe, specs, origin)
-    trusted = (*settings.attestation.trusted_keys, public.resolve())
+    public = public_key_path(development_key(settings.state)).resolve()
+    trusted = (*settings.attestation.trusted_keys, public)
     attestation = settings.attestation.model_copy(update={"trusted_keys": trusted})
     return settings.model_copy(update={"attestation": attestation})
 
 
-def _materialize(state: Path) -> None:
-    from serving.artifacts.checkpoint import is_materialized
+class FirstStart:
+    """Makes what bundled models are missing.
 
-    if is_materialized(state / "models"):
-        return
-    # In a process of its own: torch and the weights would stay in this one for good.
-    with step("first start: writing the bundled model in 16 bits"):
-        _run(
-            ["materialize", "--state", str(state)],
-            MaterializationFailed,
-            "the bundled model",
+    specs: every task by name. timeline: measures the steps, which `expected_s` lists.
+    """
+
+    def __init__(
+        self, settings: "Settings", specs: "Mapping[str, TaskSpec]", origin: Origin
+    ) -> None:
+        self._settings = settings
+        self._specs = specs
+        self._origin = origin
+        self._children = Children()
+        self._begun: dict[str, Future[None]] = {}
+
+    def missing(self, model: "ModelSettings") -> bool:
+        """Return whether files of a model have to be made. False for models of the user's own."""
+        from serving.artifacts.checkpoint import bundled_artifact, is_materialized
+        from serving.contracts.settings import BUNDLED_MODEL, bundled_recipe
+
+        state, recipe = self._settings.state, bundled_recipe(model.source)
+        if recipe is None:
+            return model.source == BUNDLED_MODEL and not is_materialized(state / "models")
+        return not self._still_holds(bundled_artifact(state, recipe))
+
+    def expected_s(self, model: "ModelSettings") -> dict[str, float]:
+        """Return the steps that a missing model needs, with the seconds that each may take."""
+        from serving.artifacts.checkpoint import bundled_artifact, is_materialized
+        from serving.contracts.settings import bundled_recipe
+
+        state, recipe = self._settings.state, bundled_recipe(model.source)
+        needed = {} if is_materialized(state / "models") else {WRITE: _WRITE_S}
+        if recipe is not None:
+            if not _is_quantized(bundled_artifact(state, recipe)):
+                needed |= {INSTALL: _INSTALL_S, quantizing(recipe): _QUANTIZE_S}
+            needed[gating(recipe)] = _GATE_S
+        return needed
+
+    @contextmanager
+    def begun(self, timeline: Timeline, steps: "Mapping[str, float]") -> Iterator[None]:
+        """Run the steps that wait for nothing beside the body; end all steps on leaving it."""
+        early = {WRITE: self._write, INSTALL: self._install}
+        with ThreadPoolExecutor(max_workers=len(early), thread_name_prefix="first-start") as pool:
+            for name, work in early.items():
+                if name in steps:
+                    self._begun[name] = pool.submit(self._measured, timeline, name, work)
+            try:
+                yield
+            finally:
+                self._children.stop()
+
+    def make(self, model: "ModelSettings", timeline: Timeline) -> None:
+        """Make a missing model's files. Blocking: minutes.
+
+        Raises MaterializationFailed, QuantizationFailed, EngineFailure.
+        """
+        from serving.artifacts.checkpoint import bundled_artifact
+        from serving.contracts.settings import bundled_recipe
+
+        if WRITE in self._begun:
+            self._begun[WRITE].result()
+        recipe = bundled_recipe(model.source)
+        if recipe is None:
+            return
+        folder = bundled_artifact(self._settings.state, recipe)
+        if not _is_quantized(folder):
+            if INSTALL in self._begun:
+                self._begun[INSTALL].result()
+            with timeline.step(quantizing(recipe)) as say:
+                self._quantize(folder, recipe, say)
+        if not self._still_holds(folder):
+            self._make_key()
+            with timeline.step(gating(recipe)) as say:
+                self._gate(folder, model.id, say)
+
+    def _measured(self, timeline: Timeline, name: str, work: Any) -> None:
+        with timeline.step(name):
+            work()
+
+    def _write(self) -> None:
+        # In a process of its own: torch and the weights would stay in this one for good.
+        arguments = ["materialize", "--state", str(self._settings.state)]
+        self._children.run(arguments, MaterializationFailed, "the bundled model")
+
+    def _install(self) -> None:
+        self._children.run(
+            ["-c", _INSTALL],
+            QuantizationFailed,
+            "the environment of the quantization libraries",
+            program=[sys.executable],
         )
 
+    def _make_key(self) -> None:
+        from serving.artifacts.trust import public_key_path
 
-def _quantize(state: Path, recipe: str) -> None:
-    from serving.artifacts.checkpoint import bundled_artifact
-    from serving.contracts.settings import BUNDLED_MODEL
+        key = development_key(self._settings.state)
+        if not public_key_path(key).is_file():
+            key.unlink(missing_ok=True)
+            self._children.run(["keygen", "--out", str(key)], EngineFailure, "the development key")
 
-    folder = bundled_artifact(state, recipe)
-    if (folder / "config.json").is_file():
-        return
-    command = ["quantize", BUNDLED_MODEL, "--recipe", recipe, "--out", str(folder)]
-    with step(f"first start: quantizing it with {recipe}") as say:
-        _run(
-            [*command, "--state", str(state), "--json"],
+    def _quantize(self, folder: Path, recipe: str, say: Say) -> None:
+        from serving.contracts.settings import BUNDLED_MODEL
+
+        command = ["quantize", BUNDLED_MODEL, "--recipe", recipe, "--out", str(folder)]
+        self._children.run(
+            [*command, "--state", str(self._settings.state), "--json"],
             QuantizationFailed,
             "the quantized model",
-            lambda event: say(_quantizing(recipe, event)),
+            _observer(say),
+        )
+
+    def _gate(self, folder: Path, model_id: str, say: Say) -> None:
+        from serving.artifacts.checkpoint import materialize_bundled
+
+        state = self._settings.state
+        command = ["gate", "--baseline", str(materialize_bundled(state / "models"))]
+        command += ["--candidate", str(folder), "--suite", "builtin"]
+        command += ["--key", str(development_key(state)), "--model", model_id]
+        command += ["--stop-early", "--json"]
+        for name in _unchanged(self._specs):
+            command += ["--task", name]
+        for flag, value in (("--config", self._origin.config),
+                            ("--tasks-dir", self._origin.tasks_dir)):  # fmt: skip
+            if value is not None:
+                command += [flag, str(value)]
+        output = self._children.run(
+            command, EngineFailure, "the gate's attestation", _observer(say), _GATE_EXITS
+        )
+        if not self._still_holds(folder):
+            # A crash has the exit status of a failed test.
+            raise EngineFailure(
+                f"the gate wrote no valid attestation:\n{output[-_SHOWN:]}",
+                fix=f"narrowgate {' '.join(command)} shows the whole error",
+            )
+
+    def _still_holds(self, folder: Path) -> bool:
+        """Return whether the attestation is of this engine version and of the tasks as they are."""
+        from serving.artifacts.trust import (
+            TrustPolicy,
+            attestation_path,
+            public_key_path,
+            read_attestation,
+            refuse_other_engine,
+        )
+        from serving.artifacts.versions import vllm_version
+
+        public = public_key_path(development_key(self._settings.state))
+        try:
+            found = read_attestation(attestation_path(folder, None), TrustPolicy((public,)))
+            refuse_other_engine(found, "vllm", vllm_version())
+        except (AttestationRefused, InvalidKey):
+            return False
+        return all(
+            name in self._specs and self._specs[name].digest() == result.spec_digest
+            for name, result in found.predicate.tasks.items()
         )
 
 
-def _gate(
-    state: Path, model_id: str, recipe: str, specs: "dict[str, TaskSpec]", origin: Origin
-) -> None:
-    from serving.artifacts.checkpoint import bundled_artifact
-    from serving.artifacts.trust import public_key_path
-
-    folder, key = bundled_artifact(state, recipe), development_key(state)
-    public = public_key_path(key)
-    if _still_holds(folder, public, specs):
-        return
-    command = ["gate", "--baseline", str(_baseline(state)), "--candidate", str(folder)]
-    command += ["--suite", "builtin", "--key", str(key), "--model", model_id]
-    command += ["--stop-early", "--json"]
-    for name in _unchanged(specs):
-        command += ["--task", name]
-    for flag, value in (("--config", origin.config), ("--tasks-dir", origin.tasks_dir)):
-        if value is not None:
-            command += [flag, str(value)]
-    with step("first start: testing it against the 16-bit model") as say:
-        output = _run(
-            command,
-            EngineFailure,
-            "the gate's attestation",
-            lambda event: say(_gating(event)),
-            _GATE_EXITS,
-        )
-    if not _still_holds(folder, public, specs):
-        # A crash has the exit status of a failed test.
-        raise EngineFailure(
-            f"the gate signed nothing that holds:\n{output[-_SHOWN:]}",
-            fix=f"narrowgate {' '.join(command)} shows the whole error",
-        )
+def _is_quantized(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
-def _unchanged(specs: "dict[str, TaskSpec]") -> list[str]:
-    """Return the tasks that are as they come: the built-in suites were written for those."""
+def _unchanged(specs: "Mapping[str, TaskSpec]") -> list[str]:
+    """Return the built-in tasks that no file replaces; the built-in suites fit no others."""
     from serving.tasks.catalog import load_specs
 
     shipped = load_specs(None)
@@ -155,95 +249,14 @@ def _unchanged(specs: "dict[str, TaskSpec]") -> list[str]:
     )
 
 
-def _baseline(state: Path) -> Path:
-    from serving.artifacts.checkpoint import materialize_bundled
+def _observer(say: Say) -> Observe:
+    """Return what turns the events of a subcommand into the progress of its step."""
+    share: float | None = None
 
-    return materialize_bundled(state / "models")
+    def observe(event: dict[str, Any]) -> None:
+        nonlocal share
+        if isinstance(told := event.get("share"), int | float):
+            share = max(share or 0.0, told)
+        say(share, event.get("step"))
 
-
-def _still_holds(folder: Path, public: Path, specs: "dict[str, TaskSpec]") -> bool:
-    """Return whether the attestation speaks of this engine and of the tasks as they are now."""
-    from serving.artifacts.trust import (
-        TrustPolicy,
-        attestation_path,
-        read_attestation,
-        refuse_other_engine,
-    )
-    from serving.artifacts.versions import vllm_version
-
-    try:
-        found = read_attestation(attestation_path(folder, None), TrustPolicy((public,)))
-        refuse_other_engine(found, "vllm", vllm_version())
-    except (AttestationRefused, InvalidKey):
-        return False
-    return all(
-        name in specs and specs[name].digest() == result.spec_digest
-        for name, result in found.predicate.tasks.items()
-    )
-
-
-def _run(
-    arguments: Sequence[str],
-    failure: type[MaterializationFailed | QuantizationFailed | EngineFailure],
-    what: str,
-    observe: Callable[[dict[str, Any]], None] | None = None,
-    expected: Sequence[int] = (0,),
-    program: Sequence[str] = (sys.executable, "-m", "serving.cli"),
-) -> str:
-    """Run a subcommand to its end and return what it printed; end it when we are interrupted.
-
-    observe: told each event that the subcommand writes, one JSON object a line.
-    """
-    process = subprocess.Popen(  # noqa: S603  # our own program
-        [*program, *arguments],
-        env={**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines: list[str] = []
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            event = _event(line)
-            if event is None:
-                lines.append(line)
-            elif observe is not None:
-                observe(event)
-        status = process.wait()
-    except BaseException:
-        process.terminate()
-        try:
-            process.wait(timeout=_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        raise
-    finally:
-        process.stdout.close()
-    if status not in expected:
-        raise failure(
-            f"{what} could not be made (status {status}):\n{''.join(lines).strip()[-_SHOWN:]}",
-            fix=f"narrowgate {' '.join(arguments)} shows the whole error",
-        )
-    return "".join(lines).strip()
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "event" in event else None
-
-
-def _quantizing(recipe: str, event: dict[str, Any]) -> str:
-    base = f"first start: quantizing it with {recipe}"
-    if event["event"] == "layer":
-        return f"{base}: block {event['index']} of {event['total']}"
-    return f"{base}: {event['message']}" if "message" in event else base
-
-
-def _gating(event: dict[str, Any]) -> str:
-    share = 100 * int(event["done"]) // max(int(event["total"]), 1)
-    return f"first start: testing it against the 16-bit model: {event['step']}, {share} %"
+    return observe

@@ -1,8 +1,9 @@
-"""Progress of long steps: a spinner with the time on a terminal, nothing in a pipe."""
+"""Progress of long steps on a terminal; nothing in a pipe."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from serving.contracts.model_status import Progress
 from serving.host.terminal import terminal_progress
 
 
@@ -19,3 +20,34 @@ def step(description: str) -> Iterator[Callable[[str], None]]:
         task = progress.add_task(description, total=None)
         yield lambda text: progress.update(task, description=text)
         progress.update(task, total=1, completed=1)
+
+
+@contextmanager
+def start_bar() -> Iterator[Callable[[Progress], None]]:
+    """Show a bar with the step, the share done and the time left on standard error.
+
+    Yields a function that takes the progress; safe between threads.
+    """
+    from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with terminal_progress(*columns) as progress:
+        task = progress.add_task("starting", total=1.0, left="")
+
+        def show(found: Progress) -> None:
+            left = "" if found.left_s is None else f"{_minutes(found.left_s)} left"
+            progress.update(task, description=found.step, completed=found.share, left=left)
+
+        yield show
+        progress.update(task, completed=1.0, left="")
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d}"

@@ -4,22 +4,31 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from serving.commands.first_start import Origin, prepare_bundled
+from serving.commands.first_start import FirstStart, Origin, trusting_bundled
 from serving.commands.ledger import prepare_ledger
 from serving.commands.options import add_settings_options, settings_from
-from serving.commands.progress import step
+from serving.commands.progress import start_bar
+from serving.commands.timeline import Timeline, report_lines
+from serving.contracts.errors import NarrowgateError
+from serving.contracts.model_status import ModelStatus, Progress
 
 if TYPE_CHECKING:
-    from serving.artifacts.checkpoint import Checkpoint
     from serving.artifacts.load_check import Granted
-    from serving.contracts.settings import Settings
+    from serving.contracts.settings import ModelSettings, Settings
     from serving.contracts.task_spec import TaskSpec
+    from serving.lifecycle.stack import LocalStack
 
 HELP = "serve the configured models and tasks over HTTP until SIGINT or SIGTERM"
+
+GATEWAY = "starting Ray Serve and the gateway"
+LOAD = "loading the models"
+_GATEWAY_S, _LOAD_S = 25.0, 45.0
+_EXIT_FAILED = 1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,95 +42,257 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """Checked settings with everything that the start needs on disk.
-
-    specs: by task name. checkpoints, granted: by model id.
-    """
+class Checked:
+    """Settings and tasks that hold. specs: by task name."""
 
     settings: "Settings"
     specs: "Mapping[str, TaskSpec]"
-    checkpoints: "Mapping[str, Checkpoint]"
-    granted: "Mapping[str, Granted]"
-
-    def build(self) -> object:
-        """Return the Serve application; imports Ray, so its environment must be set by then."""
-        from serving.app import build
-
-        return build(self.settings, self.specs, self.checkpoints)
+    origin: Origin
 
 
-def prepare(settings: "Settings", origin: Origin) -> Prepared:
-    """Check the settings and tasks, and make what bundled models are missing.
+def check(settings: "Settings", origin: Origin) -> Checked:
+    """Check settings, tasks, ledger, and the attestations of models that exist already.
 
-    Blocking: ten minutes on two cores at the first start with a bundled model.
-    Raises ConfigurationError, and AttestationRefused before anything is started.
+    Blocking, seconds. Raises ConfigurationError, and AttestationRefused before anything starts.
     """
-    from serving.artifacts.checkpoint import locate
-    from serving.artifacts.load_check import granted_by_model
     from serving.settings_linter import lint
     from serving.tasks.catalog import load_specs
 
     lint(settings)
-    # Here and not after ten minutes of a first start.
     prepare_ledger(settings, os.environ)
     specs = dict(load_specs(settings.tasks_dir))
-    settings = prepare_bundled(settings, specs, origin)
-    checkpoints = {model.id: locate(model, settings.state) for model in settings.models}
-    # Every attestation is read here: a replica's refusal would be found in a log file.
-    granted = granted_by_model(settings, specs, checkpoints)
-    return Prepared(settings, specs, checkpoints, granted)
+    checked = Checked(trusting_bundled(settings), specs, origin)
+    first = FirstStart(checked.settings, specs, origin)
+    for model in checked.settings.models:
+        if not first.missing(model):
+            # A replica's refusal would be found in a log file.
+            _granted(checked.settings, model, specs)
+    return checked
+
+
+def prepare(settings: "Settings", origin: Origin) -> Checked:
+    """Check the settings and make what bundled models are missing, without a stack.
+
+    Blocking: minutes the first time. Raises as `check`, and MaterializationFailed,
+    QuantizationFailed, EngineFailure.
+    """
+    checked = check(settings, origin)
+    first = FirstStart(checked.settings, checked.specs, origin)
+    missing = [model for model in checked.settings.models if first.missing(model)]
+    steps: dict[str, float] = {}
+    for model in missing:
+        steps |= first.expected_s(model)
+    with start_bar() as show:
+        timeline = Timeline(steps, show)
+        with timeline.ticking(), first.begun(timeline, steps):
+            for model in missing:
+                first.make(model, timeline)
+    return checked
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the settings, produce what is missing, start, wait for a signal, stop."""
-    from serving.lifecycle import (
-        StopRequested,
-        local_stack,
-        refuse_taken_port,
-        signals_raise,
-        wait_for_signal,
-    )
+    """Check the settings, start, make what is missing meanwhile, wait for a signal, stop."""
+    from serving.lifecycle.ports import refuse_taken_port
+    from serving.lifecycle.processes import wait_for_signal
+    from serving.lifecycle.signals import StopRequested, signals_raise
+    from serving.lifecycle.stack import local_stack
 
     settings = settings_from(args)
-    # Before ten minutes of a first start, not after.
-    refuse_taken_port(settings)
+    refuse_taken_port(settings.host, settings.port)
+    failed: Mapping[str, str] = {}
     with signals_raise():
         try:
-            prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
-            with local_stack(prepared.settings, prepared.build) as start:
-                with step("starting Ray Serve and loading the models"):
-                    url = start()
-                _announce(url, prepared, as_json=args.json)
+            checked = check(settings, Origin(args.config, settings.tasks_dir))
+            with local_stack(checked.settings) as stack:
+                started = Start(checked, stack).run(lambda: _announce_gateway(stack, args))
+                failed = started.failed
+                _announce(stack, checked, started, as_json=args.json)
                 print(f"{wait_for_signal()}: draining", file=sys.stderr)
         except StopRequested as stop:
             print(f"{stop}: stopped before the start was complete", file=sys.stderr)
-    return 0
+    return _EXIT_FAILED if failed else 0
 
 
-def _announce(url: str, prepared: Prepared, *, as_json: bool) -> None:
-    settings, granted = prepared.settings, prepared.granted
-    grants = {name: granted[settings.model_for(name)].tasks[name] for name in prepared.specs}
-    served = sorted(name for name, grant in grants.items() if grant.refusal is None)
-    refused = {n: g.refusal.message for n, g in sorted(grants.items()) if g.refusal is not None}
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a start came to. failed: the reason by model id. report: where the time went."""
+
+    failed: Mapping[str, str]
+    report: Mapping[str, Any]
+
+
+class Start:
+    """One start of a stack: the gateway at once, each model when its files are there.
+
+    Gateways learn of every model through the stack's status file.
+    """
+
+    def __init__(self, checked: Checked, stack: "LocalStack") -> None:
+        self._settings = checked.settings
+        self._specs = checked.specs
+        self._stack = stack
+        self._first = FirstStart(checked.settings, checked.specs, checked.origin)
+        self._missing = [m for m in checked.settings.models if self._first.missing(m)]
+        self._statuses = {m.id: ModelStatus("preparing") for m in checked.settings.models}
+        self._show: Callable[[Progress], None] = lambda progress: None
+        self._steps: dict[str, float] = {}
+        for model in self._missing:
+            self._steps |= self._first.expected_s(model)
+        self._timeline = Timeline(
+            {GATEWAY: _GATEWAY_S, **self._steps, LOAD: _LOAD_S}, self._publish
+        )
+
+    def run(self, gateway_serves: Callable[[], None] = lambda: None) -> Started:
+        """Start everything; return when every model serves or has failed.
+
+        gateway_serves: called when frontier models can be asked. Raises EngineFailure where the
+        gateway or the engine of a model of the user's own does not start, and the error of a
+        bundled model that could not be made where nothing else can serve.
+        """
+        from serving.app import build_gateway
+
+        failed: dict[str, str] = {}
+        stack, timeline = self._stack, self._timeline
+        self._publish(timeline.progress())
+        with start_bar() as self._show, timeline.ticking(), ExitStack() as making:
+            with timeline.step(GATEWAY):
+                # Before any other work: Ray gives up when its own processes start too slowly.
+                stack.start_ray()
+                if self._missing:
+                    making.enter_context(self._first.begun(timeline, self._steps))
+                stack.deploy_gateway(build_gateway(self._settings, self._specs, stack.statuses))
+                self._deploy([m for m in self._settings.models if m not in self._missing])
+                stack.wait_gateway()
+            if self._missing:
+                gateway_serves()
+            for model in self._missing:
+                if (error := self._made(model)) is not None:
+                    self._fail(model, error, failed)
+            with timeline.step(LOAD):
+                for model in self._settings.models:
+                    if model.id not in failed:
+                        stack.wait_engine(model.id)
+                stack.wait_ready()
+        report = timeline.report()
+        if self._missing:
+            file = self._settings.state / "first_start.json"
+            file.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        return Started(failed, report)
+
+    def _made(self, model: "ModelSettings") -> NarrowgateError | None:
+        """Make a model's files and deploy its engine; return the error that prevents it."""
+        try:
+            self._first.make(model, self._timeline)
+            _granted(self._settings, model, self._specs)
+        except NarrowgateError as error:
+            return error
+        self._deploy([model])
+        return None
+
+    def _fail(self, model: "ModelSettings", error: NarrowgateError, failed: dict[str, str]) -> None:
+        failed[model.id] = error.message
+        self._statuses[model.id] = ModelStatus("failed", reason=_first_line(error.message))
+        self._publish(self._timeline.progress())
+        if len(failed) == len(self._settings.models) and not _has_frontier(self._settings):
+            raise error
+        print(f"model {model.id!r} will not serve: {error.message}", file=sys.stderr)
+
+    def _deploy(self, models: "list[ModelSettings]") -> None:
+        if not models:
+            return
+        from serving.app import build_engine
+        from serving.artifacts.checkpoint import locate
+        from serving.lifecycle.stack import engine_application
+
+        state = self._settings.state
+        self._stack.deploy_engines(
+            {m.id: build_engine(self._settings, m, locate(m, state)) for m in models}
+        )
+        for model in models:
+            name = engine_application(model.id)
+            self._statuses[model.id] = ModelStatus("deployed", application=name)
+        self._publish(self._timeline.progress())
+
+    def _publish(self, progress: Progress) -> None:
+        """Tell the gateways, and whoever watches the terminal."""
+        from serving.local.status_file import write_statuses
+
+        statuses = {
+            model_id: status
+            if status.state == "failed"
+            else ModelStatus(status.state, progress, status.application)
+            for model_id, status in self._statuses.items()
+        }
+        write_statuses(self._stack.statuses, statuses)
+        self._show(progress)
+
+
+def _granted(
+    settings: "Settings", model: "ModelSettings", specs: "Mapping[str, TaskSpec]"
+) -> "Granted":
+    from serving.artifacts.checkpoint import locate
+    from serving.artifacts.load_check import Granted, LoadCheck
+
+    return Granted.of(LoadCheck.of(settings, model, locate(model, settings.state)), specs)
+
+
+def _has_frontier(settings: "Settings") -> bool:
+    """Return whether any frontier provider can be asked."""
+    from serving.frontier.keys import resolve_key
+
+    return any(
+        provider.keyless or resolve_key(name, provider, os.environ) is not None
+        for name, provider in settings.frontier.providers.items()
+    )
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.splitlines()), text)
+
+
+def _announce_gateway(stack: "LocalStack", args: argparse.Namespace) -> None:
+    if not args.json:
+        print(f"gateway at {stack.url}: frontier models answer; local models are being prepared")
+        print(f"progress: {stack.health_url}/readyz", flush=True)
+
+
+def _announce(stack: "LocalStack", checked: Checked, started: Started, *, as_json: bool) -> None:
+    settings, specs = checked.settings, checked.specs
+    served: list[str] = []
+    refused: dict[str, str] = {}
+    for model in settings.models:
+        names = sorted(name for name in specs if settings.model_for(name) == model.id)
+        if model.id in started.failed:
+            refused |= dict.fromkeys(names, started.failed[model.id])
+            continue
+        grants = _granted(settings, model, specs).tasks
+        for name in names:
+            refusal = grants[name].refusal
+            if refusal is None:
+                served.append(name)
+            else:
+                refused[name] = refusal.message
     if as_json:
         document = {
-            "url": url,
-            "tasks": served,
-            "refused": refused,
+            "url": stack.url,
+            "health_url": stack.health_url,
+            "tasks": sorted(served),
+            "refused": dict(sorted(refused.items())),
             "development": settings.attestation.development,
             "auth": settings.auth.mode,
+            "start": started.report,
         }
         print(json.dumps(document), flush=True)
         return
-    print(f"ready at {url}  (docs: {url}/docs)")
-    print(f"tasks served: {', '.join(served) or 'none'}")
-    for reason in refused.values():
+    print(f"ready at {stack.url}  (docs: {stack.url}/docs, health: {stack.health_url}/readyz)")
+    print(f"tasks served: {', '.join(sorted(served)) or 'none'}")
+    for _, reason in sorted(refused.items()):
         print(f"refused: {reason}")
     if settings.attestation.development:
         print("DEVELOPMENT: attestations are not enforced; every task is served")
     if settings.auth.mode == "off":
-        print("AUTH OFF: whoever reaches this address may ask; it is loopback alone")
+        print("AUTH OFF: anybody on this machine may use the API; it listens on loopback only")
     else:
         print("every request needs a key: narrowgate tenant create, narrowgate key create")
+    print("\n".join(report_lines(started.report)))
     sys.stdout.flush()

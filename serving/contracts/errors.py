@@ -7,6 +7,7 @@
     |  |- UnknownLanguage
     |  |- UnsupportedParameter
     |  |- BodyTooLarge
+    |  |- BodyTimeout
     |  |- UnsupportedMediaType       content-type or content-encoding
     |  `- TooManyInputs
     |- Unauthenticated               the API key is missing or unknown
@@ -19,7 +20,9 @@
     |- Unavailable                   a retry may help
     |  |- QueueFull
     |  |- ModelStarting
+    |  |  `- ModelPreparing          its files are being made, or it is loading for the first time
     |  |- ModelUnavailable
+    |  |  `- ModelFailed             it could not be prepared; only a restart may help
     |  |- LedgerUnavailable          a paid call that cannot be recorded is not made
     |  `- ShuttingDown
     |- DeadlineExceeded
@@ -64,6 +67,8 @@ later (`retryable`). The gateway holds the one table that maps classes to HTTP.
 """
 
 from typing import Any, ClassVar, Self
+
+from serving.contracts.model_status import Progress
 
 
 class NarrowgateError(Exception):
@@ -153,6 +158,12 @@ class UnsupportedMediaType(InvalidRequest):
     code = "unsupported_media_type"
 
 
+class BodyTimeout(InvalidRequest):
+    """The HTTP body did not arrive in the configured time."""
+
+    code = "request_timeout"
+
+
 class TooManyInputs(InvalidRequest):
     """More inputs in one request than the configured number."""
 
@@ -221,10 +232,38 @@ class ModelStarting(Unavailable):
     code = "model_starting"
 
 
+class ModelPreparing(ModelStarting):
+    """The model's files are being made or loaded. progress: how far that is, where known."""
+
+    code = "model_preparing"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        fix: str | None = None,
+        retry_after_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(message, field=field, fix=fix, retry_after_s=retry_after_s)
+        self.progress = progress
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (*super().__reduce__(), {"progress": self.progress})
+
+
 class ModelUnavailable(Unavailable):
     """No replica of the model is healthy."""
 
     code = "model_unavailable"
+
+
+class ModelFailed(ModelUnavailable):
+    """The model could not be prepared and will not serve until the process is restarted."""
+
+    code = "model_failed"
+    retryable = False
 
 
 class LedgerUnavailable(Unavailable):

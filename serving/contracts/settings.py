@@ -124,6 +124,31 @@ class GatewaySettings(_Frozen):
     max_queued_inputs: int = Field(
         default=1024, ge=0, description="inputs waiting beyond those; more get 429"
     )
+    health_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="port for /healthz, /readyz and /metrics alone, with connections of its own; "
+        "the next free one above `port` if absent",
+    )
+    max_connections: int = Field(
+        default=4096, ge=16, le=500_000, description="open connections of all clients"
+    )
+    max_connections_per_address: int = Field(
+        default=1024, ge=1, le=500_000, description="open connections of one client address"
+    )
+    header_timeout_s: float = Field(
+        default=10.0, gt=0.0, le=600.0, description="for the line and headers of a request"
+    )
+    body_timeout_s: float = Field(
+        default=30.0, gt=0.0, le=3600.0, description="for the whole body of a request; then 408"
+    )
+    idle_timeout_s: float = Field(
+        default=60.0,
+        gt=0.0,
+        le=3600.0,
+        description="until a connection is closed that sends nothing between two requests",
+    )
     request_timeout_s: float = Field(default=120.0, gt=0.0, le=3600.0)
     drain_timeout_s: float = Field(
         default=10.0, ge=0.0, le=600.0, description="time for requests in flight at shutdown"

@@ -15,6 +15,7 @@ from serving.contracts.settings import GatewaySettings
 from serving.gateway.access import Access
 from serving.gateway.admission import AdmissionQueue
 from serving.gateway.attested import TaskState
+from serving.gateway.local_models import LocalModels
 from serving.gateway.metrics import Metrics
 from serving.local.client import EngineClient
 from serving.pipeline.request_path import RequestPath
@@ -25,15 +26,14 @@ from serving.pipeline.runner import BoundTask
 class GatewayContext:
     """Settings, the request path, and the parts of it that endpoints show.
 
-    tasks, engines: by name and by model id. local_admission: of work for local models;
+    models: the local ones and their tasks. local_admission: of work for local models;
     frontier_admission: of requests at frontier APIs. access: authentication and limits.
     development: attestations are not enforced, which every response must say.
     """
 
     settings: GatewaySettings
     path: RequestPath
-    tasks: Mapping[str, BoundTask]
-    engines: Mapping[str, EngineClient]
+    models: LocalModels
     frontier: Frontier
     decisions: DecisionLog
     local_admission: AdmissionQueue
@@ -43,6 +43,16 @@ class GatewayContext:
     ledger: LedgerService
     reports: Reports
     development: bool = False
+
+    @property
+    def engines(self) -> Mapping[str, EngineClient]:
+        """Return the clients of the engines that are deployed, by model id."""
+        return self.models.clients
+
+    @property
+    def tasks(self) -> Mapping[str, BoundTask]:
+        """Return the tasks of the local models, by name."""
+        return self.models.tasks
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests; return when those in progress are done or the time is up."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import Request
@@ -20,6 +21,7 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.UnknownLanguage: 400,
     errors.UnsupportedParameter: 400,
     errors.BodyTooLarge: 413,
+    errors.BodyTimeout: 408,
     errors.UnsupportedMediaType: 415,
     errors.TooManyInputs: 413,
     errors.Unauthenticated: 401,
@@ -33,7 +35,9 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.Unavailable: 503,
     errors.QueueFull: 429,
     errors.ModelStarting: 503,
+    errors.ModelPreparing: 503,
     errors.ModelUnavailable: 503,
+    errors.ModelFailed: 503,
     errors.LedgerUnavailable: 503,
     errors.ShuttingDown: 503,
     errors.DeadlineExceeded: 504,
@@ -95,15 +99,22 @@ def status_of(error: errors.NarrowgateError) -> int:
 
 
 def error_body(error: errors.NarrowgateError) -> dict[str, Any]:
-    """Return the inner error object: message, type, param, code, fix."""
+    """Return the inner error object: message, type, param, code, fix.
+
+    For a model that is being prepared, also progress: step, share (of the whole, in [0, 1]) and
+    left_s (estimated seconds).
+    """
     status = status_of(error)
-    return {
+    body: dict[str, Any] = {
         "message": error.message,
         "type": _type(status),
         "param": error.field,
         "code": error.code,
         "fix": error.fix,
     }
+    if isinstance(error, errors.ModelPreparing) and error.progress is not None:
+        body["progress"] = asdict(error.progress)
+    return body
 
 
 def error_response(error: errors.NarrowgateError) -> Response:
@@ -155,6 +166,14 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
         )
     if exc.status_code == 413:
         return error_response(body_too_large(exc.detail))
+    if exc.status_code == 408:
+        response = error_response(
+            errors.BodyTimeout(
+                exc.detail, fix="send the body at once, or raise gateway.body_timeout_s"
+            )
+        )
+        response.headers["connection"] = "close"
+        return response
     body = {
         "message": f"{request.method} {request.url.path}: {exc.detail}",
         "type": _type(exc.status_code),

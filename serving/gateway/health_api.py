@@ -1,6 +1,7 @@
 """/healthz, /readyz and /metrics."""
 
 import asyncio
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -23,12 +24,16 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(context: Context) -> Response:
-    """Return 200 where every model is loaded, else 503 with the state of each."""
+    """Return 200 where every model serves or has failed, else 503 with the state of each."""
     models: dict[str, Any] = {}
-    for model_id, engine in context.engines.items():
-        info = engine.health.info
+    for model_id in context.models.ids:
+        engine = context.engines.get(model_id)
+        info = engine.health.info if engine is not None else None
+        waiting = context.models.status(model_id)
         models[model_id] = {
-            "state": engine.health.state,
+            "state": context.models.state(model_id),
+            "progress": asdict(waiting.progress) if waiting and waiting.progress else None,
+            "reason": waiting.reason if waiting else None,
             "engine": f"{info.engine} {info.engine_version}" if info else None,
             "max_model_len": info.max_model_len if info else None,
             "quantization": info.quantization if info else None,
@@ -40,7 +45,7 @@ async def readyz(context: Context) -> Response:
             },
         }
     ready = not context.local_admission.draining and all(
-        model["state"] == "ready" for model in models.values()
+        model["state"] in ("ready", "failed") for model in models.values()
     )
     status = "draining" if context.local_admission.draining else "ready" if ready else "not_ready"
     headers = {} if ready else {"retry-after": "5"}
@@ -62,8 +67,9 @@ async def metrics(context: Context) -> Response:
     for name, limit in limits.items():
         context.metrics.active.labels(name).set(limit.active)
         context.metrics.queued.labels(f"admission:{name}").set(limit.queued)
+    for model_id in context.models.ids:
+        context.metrics.ready.labels(model_id).set(context.models.state(model_id) == "ready")
     for model_id, engine in context.engines.items():
-        context.metrics.ready.labels(model_id).set(engine.health.state == "ready")
         context.metrics.queued.labels(f"scoring:{model_id}").set(engine.queue_depth)
     texts = await asyncio.gather(*(_engine_metrics(context, name) for name in context.engines))
     engines = {name: text for name, text in zip(context.engines, texts, strict=True) if text}

@@ -24,9 +24,9 @@ def build_http(context: GatewayContext) -> FastAPI:
         await context.ledger.start()
         async with asyncio.TaskGroup() as group:
             watches = [
-                group.create_task(engine.health.watch()) for engine in context.engines.values()
+                group.create_task(context.models.watch()),
+                group.create_task(context.access.directory.watch()),
             ]
-            watches.append(group.create_task(context.access.directory.watch()))
             yield
             for watch in watches:
                 watch.cancel()
@@ -51,7 +51,11 @@ def build_http(context: GatewayContext) -> FastAPI:
             Middleware(HeadAsGet),
             *_cross_origin(context.settings.cors_origins),
             *context.access.middleware(),
-            Middleware(BodyLimit, max_body_bytes=context.settings.max_body_bytes),
+            Middleware(
+                BodyLimit,
+                max_body_bytes=context.settings.max_body_bytes,
+                timeout_s=context.settings.body_timeout_s,
+            ),
         ],
         exception_handlers={
             NarrowgateError: errors.on_narrowgate_error,

@@ -1,5 +1,6 @@
 """Middleware of every HTTP request: its id, one log line, HEAD, and the limit on its body."""
 
+import asyncio
 import logging
 import re
 import time
@@ -113,11 +114,16 @@ class HeadAsGet:
 
 
 class BodyLimit:
-    """Refuses a body over the limit, by its declared length or as it arrives."""
+    """Refuses a body over the limit, by its declared length or as it arrives, or one that is late.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    timeout_s: for the whole body, from the end of the headers; a proxy in front looks at silence
+    alone, and a client may send a byte now and then.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._timeout_s = timeout_s
         self._message = f"the body exceeds {max_body_bytes} bytes"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,12 +135,21 @@ class BodyLimit:
         if declared.isdecimal() and int(declared) > self._max_body_bytes:
             await self._refuse(scope, receive, send)
             return
-        received = 0
+        received, is_whole = 0, False
+        deadline = time.monotonic() + self._timeout_s
 
         async def receive_bounded() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_whole
+            if is_whole:
+                # What comes now is the client's end, which may take as long as the answer.
+                return await receive()
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body took over {self._timeout_s} s") from None
             if message["type"] == "http.request":
+                is_whole = not message.get("more_body", False)
                 received += len(message.get("body", b""))
                 if received > self._max_body_bytes:
                     # The one kind of error that FastAPI lets through while it reads a body.

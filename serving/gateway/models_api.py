@@ -6,11 +6,12 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from serving.contracts.errors import UnknownModel
+from serving.contracts.errors import ModelPreparing, UnknownModel
 from serving.contracts.requests import AUTO, TASK_PREFIX
 from serving.contracts.routing import Tier
 from serving.gateway.attested import TaskState
 from serving.gateway.context import Context, GatewayContext
+from serving.tasks.grant import Grant
 
 router = APIRouter(prefix="/v1/models", tags=["openai"])
 
@@ -20,8 +21,9 @@ _STARTED_AT = int(time.time())
 class ModelCard(BaseModel):
     """A name, and the model, task or router behind it.
 
-    state: of a local model, starting, ready or unavailable; of a task, served or refused; of a
-    frontier model, ready or no_key. attestation, tasks, max_model_len: of local models.
+    state: of a local model, preparing, failed, starting, ready or unavailable; of a task,
+    preparing, served or refused; of a frontier model, ready or no_key. attestation, tasks,
+    max_model_len: of local models.
     """
 
     id: str
@@ -61,12 +63,12 @@ async def get_model(model_id: str, context: Context) -> ModelCard:
 
 
 def _cards(context: GatewayContext) -> list[ModelCard]:
-    local = [_local(context, model_id) for model_id in context.engines]
+    local = [_local(context, model_id) for model_id in context.models.ids]
     tasks = [
         ModelCard(
             id=TASK_PREFIX + name,
             kind="task",
-            state="served" if bound.grant.refusal is None else "refused",
+            state=_task_state(bound.grant),
             attestation=bound.grant.attestation,
         )
         for name, bound in sorted(context.tasks.items())
@@ -75,15 +77,26 @@ def _cards(context: GatewayContext) -> list[ModelCard]:
 
 
 def _local(context: GatewayContext, model_id: str) -> ModelCard:
-    health = context.engines[model_id].health
+    engine = context.engines.get(model_id)
+    info = engine.health.info if engine is not None else None
     return ModelCard(
         id=model_id,
         kind="local",
-        state=health.state,
-        max_model_len=health.info.max_model_len if health.info else None,
-        attestation=health.info.attestation if health.info else None,
+        state=context.models.state(model_id),
+        max_model_len=info.max_model_len if info else None,
+        attestation=info.attestation if info else None,
         tasks=context.tasks_of(model_id),
     )
+
+
+def _task_state(grant: Grant) -> str:
+    match grant.refusal:
+        case None:
+            return "served"
+        case ModelPreparing():
+            return "preparing"
+        case _:
+            return "refused"
 
 
 def _frontier(context: GatewayContext) -> list[ModelCard]:

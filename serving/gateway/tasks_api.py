@@ -30,6 +30,7 @@ class ErrorBody(BaseModel):
     param: str | None
     code: str
     fix: str | None
+    progress: dict[str, Any] | None = None
 
 
 class IndexedResult(BaseModel):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from serving.contracts.answer import Prediction
 from serving.contracts.attestation import TaskResult
-from serving.contracts.errors import TaskNotAttested
+from serving.contracts.errors import TaskNotAttested, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Grant:
 
     result: TaskResult | None
     attestation: str | None
-    refusal: TaskNotAttested | None
+    refusal: TaskNotAttested | Unavailable | None
 
     @property
     def label_offsets(self) -> dict[str, float] | None:

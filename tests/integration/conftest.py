@@ -53,7 +53,7 @@ class Stack:
             return []
 
     def engine_replicas(self) -> list[psutil.Process]:
-        return [p for p in self.descendants() if "ServeReplica:narrowgate:Engine" in _title(p)]
+        return [p for p in self.descendants() if "ServeReplica:engine:" in _title(p)]
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric's samples."""

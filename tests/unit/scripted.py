@@ -43,6 +43,7 @@ from serving.gateway.access import Access
 from serving.gateway.admission import AdmissionQueue
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
+from serving.gateway.local_models import LocalModels
 from serving.gateway.metrics import Metrics
 from serving.local.health import EngineHealth
 from serving.pipeline.exit_recorder import ExitRecorder
@@ -277,6 +278,7 @@ class Server:
         *,
         development: bool = False,
         access: Access | None = None,
+        models: LocalModels | None = None,
         **limits: Any,
     ) -> None:
         self.engine = ScriptedEngine()
@@ -298,7 +300,7 @@ class Server:
         self.decisions = Rows()
         self.exits = Recorded(metrics)
         self.ledger = MemoryLedger()
-        engines = {MODEL: self.engine}
+        models = models or LocalModels.serving({MODEL: self.engine}, tasks)  # type: ignore[dict-item]
         path = RequestPath(
             policy=Policy.of(
                 FrontierSettings(), RoutingSettings(), specs, {MODEL: 4 * WINDOW},
@@ -307,16 +309,15 @@ class Server:
             router=self.router,
             recorder=ExitRecorder(self.ledger, self.exits),
             runners=build_runners(
-                tasks, engines, {MODEL: ReplicaMeter(Replicas())}, self.frontier, self.decisions,
-                local, remote,
+                models.tasks, models.engines, {MODEL: ReplicaMeter(Replicas())}, self.frontier,
+                self.decisions, local, remote,
             ),
             max_inputs=config.max_inputs,
         )  # fmt: skip
         self.context = GatewayContext(
             settings=config,
             path=path,
-            tasks=tasks,
-            engines=engines,  # type: ignore[arg-type]
+            models=models,
             frontier=self.frontier,
             decisions=self.decisions,
             local_admission=local,

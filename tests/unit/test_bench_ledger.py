@@ -28,7 +28,7 @@ from serving.contracts.settings import Settings
 from serving.gateway.http import build_http
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.reports.written import written_ledger
-from serving.lifecycle import free_port
+from serving.lifecycle.ports import free_port
 
 from ..provider.server import ProviderServer
 

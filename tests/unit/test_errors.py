@@ -45,6 +45,7 @@ def test_an_error_survives_pickling_whole(cls: type[NarrowgateError]) -> None:
 
 # The stack is fine and another request will pass: these wait for an operator.
 UNAVAILABLE_FOR_LONG = {
+    errors.ModelFailed,
     errors.BudgetExceeded,
     errors.FrontierNotConfigured,
     errors.FrontierQuotaExhausted,

@@ -1,6 +1,8 @@
 """The first start: which steps are taken, what is kept, and what a failing step says."""
 
 import sys
+import threading
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,27 @@ import pytest
 from evals.signing import generate_key
 from serving.artifacts.checkpoint import bundled_artifact
 from serving.artifacts.versions import vllm_version
-from serving.commands import first_start
-from serving.commands.first_start import Origin, development_key, prepare_bundled
+from serving.commands.child import Children
+from serving.commands.first_start import (
+    INSTALL,
+    WRITE,
+    FirstStart,
+    Origin,
+    development_key,
+    gating,
+    quantizing,
+    trusting_bundled,
+)
+from serving.commands.timeline import Timeline, report_lines
 from serving.contracts.errors import EngineFailure, QuantizationFailed
+from serving.contracts.model_status import Progress
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 
 from .attested import attest, predicate, result, write_model
 
 
-class Steps:
+class Subcommands:
     """Takes the place of the subcommands: notes what was called and does the least of it."""
 
     def __init__(self, state: Path, specs: dict[str, TaskSpec]) -> None:
@@ -29,7 +42,7 @@ class Steps:
         self.tested: list[str] = []
         self.gate_signs = True
 
-    def __call__(self, arguments: Any, *_: Any) -> str:
+    def run(self, arguments: Any, *_: Any, **__: Any) -> str:
         name = arguments[0]
         self.called.append(name)
         if name == "keygen":
@@ -42,6 +55,9 @@ class Steps:
             self.sign(folder, {name: result(self.specs[name]) for name in self.tested})
         return "the last words"
 
+    def stop(self) -> None:
+        """Nothing runs beside the test."""
+
     def sign(self, folder: Path, tasks: dict[str, Any], **changes: Any) -> None:
         key = development_key(self.state)
         pair = type("Pair", (), {"private": key})()
@@ -49,65 +65,90 @@ class Steps:
 
 
 @pytest.fixture
-def steps(tmp_path: Path, specs: dict[str, TaskSpec], monkeypatch: pytest.MonkeyPatch) -> Steps:
-    found = Steps(tmp_path, specs)
-    monkeypatch.setattr(first_start, "_run", found)
+def commands(
+    tmp_path: Path, specs: dict[str, TaskSpec], monkeypatch: pytest.MonkeyPatch
+) -> Subcommands:
+    found = Subcommands(tmp_path, specs)
+    monkeypatch.setattr("serving.commands.first_start.Children", lambda: found)
     monkeypatch.setattr("serving.artifacts.checkpoint.is_materialized", lambda models: True)
     return found
 
 
-def prepare(steps: Steps) -> Settings:
-    return prepare_bundled(Settings(state=steps.state), steps.specs, Origin(None, None))
+def make(commands: Subcommands, specs: Mapping[str, TaskSpec] | None = None) -> Settings:
+    settings = Settings(state=commands.state)
+    first = FirstStart(settings, specs or commands.specs, Origin(None, None))
+    (model,) = settings.models
+    if first.missing(model):
+        steps = first.expected_s(model)
+        timeline = Timeline(steps, lambda progress: None)
+        with first.begun(timeline, steps):
+            first.make(model, timeline)
+        assert not first.missing(model)
+    return settings
 
 
-def test_everything_is_made_once_and_its_key_is_trusted(steps: Steps) -> None:
-    settings = prepare(steps)
-    assert steps.called == ["keygen", "quantize", "gate"]
-    public = development_key(steps.state).with_name("development.pub")
-    assert settings.attestation.trusted_keys == (public.resolve(),)
-    steps.called.clear()
-    assert prepare(steps) == settings
-    assert steps.called == []
+def test_everything_is_made_once_and_its_key_is_trusted(commands: Subcommands) -> None:
+    settings = make(commands)
+    assert sorted(commands.called) == ["-c", "gate", "keygen", "quantize"]
+    public = development_key(commands.state).with_name("development.pub")
+    assert trusting_bundled(settings).attestation.trusted_keys == (public.resolve(),)
+    commands.called.clear()
+    make(commands)
+    assert commands.called == []
 
 
-def test_a_task_or_an_engine_that_changed_is_gated_again(steps: Steps) -> None:
-    prepare(steps)
-    folder = bundled_artifact(steps.state, "int8-w8a8")
-    changed = result(steps.specs["topic"], spec_digest="sha256:older")
-    steps.sign(folder, {"topic": changed})
-    steps.called.clear()
-    prepare(steps)
-    assert steps.called == ["gate"]
+def test_a_task_or_an_engine_that_changed_is_gated_again(commands: Subcommands) -> None:
+    make(commands)
+    folder = bundled_artifact(commands.state, "int8-w8a8")
+    changed = result(commands.specs["topic"], spec_digest="sha256:older")
+    commands.sign(folder, {"topic": changed})
+    commands.called.clear()
+    make(commands)
+    assert commands.called == ["gate"]
     engine = predicate(folder, {}).engine
     assert vllm_version().startswith(engine.major)
-    steps.sign(folder, {}, engine=engine.model_copy(update={"version": "0.28.0"}))
-    steps.called.clear()
-    prepare(steps)
-    assert steps.called == ["gate"]
+    commands.sign(folder, {}, engine=engine.model_copy(update={"version": "0.28.0"}))
+    commands.called.clear()
+    make(commands)
+    assert commands.called == ["gate"]
 
 
-def test_a_task_that_was_replaced_is_left_to_its_owner(steps: Steps) -> None:
-    prepare(steps)
-    assert steps.tested == ["ner", "sentiment", "topic", "translation"]
-    (bundled_artifact(steps.state, "int8-w8a8") / "attestation.json").unlink()
-    own = steps.specs["topic"].model_copy(update={"instruction": "Another question?"})
-    prepare_bundled(Settings(state=steps.state), {**steps.specs, "topic": own}, Origin(None, None))
-    assert steps.tested == ["ner", "sentiment", "translation"]
+def test_a_task_that_was_replaced_is_left_to_its_owner(commands: Subcommands) -> None:
+    make(commands)
+    assert commands.tested == ["ner", "sentiment", "topic", "translation"]
+    (bundled_artifact(commands.state, "int8-w8a8") / "attestation.json").unlink()
+    own = commands.specs["topic"].model_copy(update={"instruction": "Another question?"})
+    make(commands, {**commands.specs, "topic": own})
+    assert commands.tested == ["ner", "sentiment", "translation"]
 
 
-def test_a_gate_that_signs_nothing_is_an_error_whatever_its_status(steps: Steps) -> None:
-    steps.gate_signs = False
-    with pytest.raises(EngineFailure, match="signed nothing that holds:\nthe last words"):
-        prepare(steps)
+def test_a_gate_that_signs_nothing_is_an_error_whatever_its_status(commands: Subcommands) -> None:
+    commands.gate_signs = False
+    with pytest.raises(EngineFailure, match="wrote no valid attestation:\nthe last words"):
+        make(commands)
 
 
-def test_other_models_need_nothing(steps: Steps, tmp_path: Path) -> None:
+def test_other_models_need_nothing(commands: Subcommands, tmp_path: Path) -> None:
     own = ModelSettings.model_validate(
         {"id": "own", "source": str(tmp_path), "accelerator": {"kind": "cpu"}}
     )
-    settings = Settings(state=steps.state, models=(own,))
-    assert prepare_bundled(settings, steps.specs, Origin(None, None)) == settings
-    assert steps.called == []
+    settings = Settings(state=commands.state, models=(own,))
+    assert trusting_bundled(settings) == settings
+    assert not FirstStart(settings, commands.specs, Origin(None, None)).missing(own)
+
+
+def test_the_steps_that_are_left_are_known_before(
+    commands: Subcommands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(state=commands.state)
+    (model,) = settings.models
+    first = FirstStart(settings, commands.specs, Origin(None, None))
+    recipe = "int8-w8a8"
+    assert list(first.expected_s(model)) == [INSTALL, quantizing(recipe), gating(recipe)]
+    monkeypatch.setattr("serving.artifacts.checkpoint.is_materialized", lambda models: False)
+    assert next(iter(first.expected_s(model))) == WRITE
+    write_model(bundled_artifact(commands.state, recipe))
+    assert list(first.expected_s(model)) == [WRITE, gating(recipe)]
 
 
 def test_a_failing_step_shows_its_last_words_and_events_are_no_words() -> None:
@@ -117,8 +158,75 @@ def test_a_failing_step_shows_its_last_words_and_events_are_no_words() -> None:
     )
     seen: list[dict[str, Any]] = []
     with pytest.raises(QuantizationFailed) as caught:
-        first_start._run(
+        Children().run(
             ["-c", code], QuantizationFailed, "it", seen.append, program=[sys.executable]
         )
     assert "it could not be made (status 4):\nwhat went wrong" in caught.value.message
     assert seen == [{"event": "layer", "index": 1, "total": 2}]
+
+
+def test_children_are_ended_together_and_none_is_started_afterwards() -> None:
+    children = Children()
+    began, ended = threading.Event(), threading.Event()
+    code = 'import time\nprint(\'{"event": "step"}\', flush=True)\ntime.sleep(60)'
+
+    def run() -> None:
+        with pytest.raises(QuantizationFailed, match=r"status -15"):
+            children.run(
+                ["-c", code], QuantizationFailed, "it", lambda event: began.set(),
+                program=[sys.executable],
+            )  # fmt: skip
+        ended.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert began.wait(30)
+    children.stop()
+    assert ended.wait(30)
+    thread.join()
+    with pytest.raises(EngineFailure, match="stopped"):
+        children.run(["-c", "1"], QuantizationFailed, "it", program=[sys.executable])
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_share_and_time_left_follow_the_pace_of_the_machine() -> None:
+    clock, seen = Clock(), list[Progress]()
+    timeline = Timeline({"one": 10.0, "two": 30.0}, seen.append, clock)
+    assert timeline.progress() == Progress("one", 0.0, 40.0)
+    with timeline.step("one"):
+        clock.now_s = 5.0
+        assert timeline.progress() == Progress("one", 0.125, 35.0)
+        # Twice as slow as expected: what is left takes twice as long.
+        clock.now_s = 20.0
+    assert timeline.progress() == Progress("two", 0.25, 60.0)
+    with timeline.step("two") as say:
+        say(0.5, "block 3 of 6")
+        assert seen[-1] == Progress("two: block 3 of 6", 0.625, pytest.approx(12.0))
+        clock.now_s = 40.0
+    assert timeline.progress() == Progress("done", 1.0, 0.0)
+    report = timeline.report()
+    assert report == {
+        "total_s": 40.0,
+        "steps": [
+            {"step": "one", "began_s": 0.0, "took_s": 20.0},
+            {"step": "two", "began_s": 20.0, "took_s": 20.0},
+        ],
+    }
+    assert "   20.0 s  one (began at 0.0 s)" in "\n".join(report_lines(report))
+
+
+def test_a_step_that_tells_nothing_is_not_finished_before_it_is() -> None:
+    clock = Clock()
+    timeline = Timeline({"one": 10.0}, lambda progress: None, clock)
+    with timeline.step("one"):
+        clock.now_s = 100.0
+        assert timeline.progress().share == pytest.approx(0.95)

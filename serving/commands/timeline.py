@@ -1,0 +1,134 @@
+"""The steps of a start: how long each takes, the share that is done, the time that is left."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from serving.contracts.model_status import Progress
+
+_TICK_S = 1.0
+# A step that tells nothing of itself is never shown as finished before it is.
+_LONGEST_GUESS = 0.95
+# The pace of this machine against the expected one counts once so much is done.
+_PACE_AFTER = 0.05
+_SLOWEST, _FASTEST = 5.0, 0.2
+
+Say = Callable[[float | None, str | None], None]
+"""Tells the share of a step that is done, in [0, 1], None where unknown, and what it does now."""
+
+
+@dataclass(slots=True)
+class _Step:
+    expected_s: float
+    began_s: float | None = None
+    took_s: float | None = None
+    told: float | None = None
+    doing: str | None = None
+
+    def share(self, now_s: float) -> float:
+        """Return how much of the step is done, in [0, 1]."""
+        if self.took_s is not None:
+            return 1.0
+        if self.began_s is None:
+            return 0.0
+        if self.told is not None:
+            return self.told
+        return min((now_s - self.began_s) / self.expected_s, _LONGEST_GUESS)
+
+
+class Timeline:
+    """Measures steps, which may run beside each other. Safe between threads.
+
+    expected_s: every step in order, with the seconds that it takes on two cores. observe: told
+    the progress once a second while the context is open, and at each change. clock: monotonic.
+    """
+
+    def __init__(
+        self,
+        expected_s: Mapping[str, float],
+        observe: Callable[[Progress], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._steps = {name: _Step(seconds) for name, seconds in expected_s.items()}
+        self._observe = observe
+        self._clock = clock
+        self._began_s = clock()
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+
+    @contextmanager
+    def ticking(self) -> Iterator[None]:
+        """Tell the observer once a second while the body runs."""
+
+        def tick() -> None:
+            while not self._over.wait(_TICK_S):
+                self._tell()
+
+        thread = threading.Thread(target=tick, name="timeline", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Say]:
+        """Measure a step while the body runs. Yields a function that tells its progress."""
+        step = self._steps[name]
+        step.began_s = self._clock() - self._began_s
+        self._tell()
+
+        def say(share: float | None, doing: str | None) -> None:
+            step.told = None if share is None else min(max(share, 0.0), 1.0)
+            step.doing = doing
+            self._tell()
+
+        try:
+            yield say
+        finally:
+            step.took_s = self._clock() - self._began_s - step.began_s
+            self._tell()
+
+    def progress(self) -> Progress:
+        """Return what is done now. The step is the first that runs; left_s is an estimate."""
+        now_s = self._clock() - self._began_s
+        total_s = sum(step.expected_s for step in self._steps.values())
+        done_s = sum(step.expected_s * step.share(now_s) for step in self._steps.values())
+        share = done_s / total_s if total_s else 1.0
+        pace = 1.0
+        if share > _PACE_AFTER:
+            pace = min(max(now_s / done_s, _FASTEST), _SLOWEST)
+        return Progress(self._current(), share, (total_s - done_s) * pace)
+
+    def report(self) -> dict[str, Any]:
+        """Return where the time went: each step's begin and duration, and the total, seconds."""
+        steps = [
+            {"step": name, "began_s": round(step.began_s, 1), "took_s": round(step.took_s, 1)}
+            for name, step in self._steps.items()
+            if step.began_s is not None and step.took_s is not None
+        ]
+        return {"total_s": round(self._clock() - self._began_s, 1), "steps": steps}
+
+    def _current(self) -> str:
+        for name, step in self._steps.items():
+            if step.began_s is not None and step.took_s is None:
+                return f"{name}: {step.doing}" if step.doing else name
+        waiting = [name for name, step in self._steps.items() if step.began_s is None]
+        return waiting[0] if waiting else "done"
+
+    def _tell(self) -> None:
+        with self._lock:
+            self._observe(self.progress())
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return the report as lines of text."""
+    lines = ["where the time went (steps may overlap):"]
+    for step in report["steps"]:
+        began_s = step["began_s"]
+        lines.append(f"  {step['took_s']:7.1f} s  {step['step']} (began at {began_s:.1f} s)")
+    return [*lines, f"  {report['total_s']:7.1f} s  in all"]

@@ -1,0 +1,1 @@
+"""Starts the stack on this machine and stops everything it started."""

