@@ -23,12 +23,12 @@ def without_keys(settings: "Settings") -> "Settings":
 
 
 @contextmanager
-def temporary_ledger(prepared: "Checked") -> Iterator["Checked"]:
-    """Yield `prepared` with a temporary state folder: links to its files, and a new ledger."""
+def temporary_ledger(checked: "Checked") -> Iterator["Checked"]:
+    """Yield `checked` with a temporary state folder: links to its files, and a new ledger."""
     with tempfile.TemporaryDirectory(prefix="narrowgate-") as name:
         state = Path(name)
-        for item in prepared.settings.state.resolve().iterdir():
+        for item in checked.settings.state.resolve().iterdir():
             if item.name != _LEDGER:
                 (state / item.name).symlink_to(item)
-        settings = prepared.settings.model_copy(update={"state": state})
-        yield replace(prepared, settings=settings)
+        settings = checked.settings.model_copy(update={"state": state})
+        yield replace(checked, settings=settings)
