@@ -28,12 +28,15 @@ from evals.subject import (
 from evals.suite import Suite
 from evals.verdict import judge_loss
 from serving.artifacts.manifest import Manifest, file_manifest
+from serving.artifacts.probes import measure_probes
 from serving.contracts.attestation import (
     Artifact,
     Engine,
     GatePredicate,
     GeneralResult,
     Pair,
+    TaskProbes,
+    Verdict,
 )
 from serving.contracts.errors import (
     AttestationRefused,
@@ -43,7 +46,7 @@ from serving.contracts.errors import (
 )
 from serving.contracts.settings import ModelSettings
 from serving.host.progress import StepObserver, StepTimes
-from serving.local.offline_work import device_name
+from serving.local.offline_work import device_name, kernels, run_works
 
 _TOOLS = ("lm-eval", "numpy", "sacrebleu", "scipy", "transformers", "model-signing")
 
@@ -92,9 +95,7 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
         suites = list(pair.suites.values())
         pair.report_step("scoring with lm-eval")
         reported = {side: run_harness(pair, side, suites, request.general) for side in SIDES}
-        pair.report_step("stopping the engines")
         hardware = pair.call("candidate", device_name)
-        pair.measure_memory()
         tasks = {}
         for suite in suites:
             pair.report_step("judging")
@@ -105,6 +106,11 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
                 pair.turns[suite.name],
                 _rules(request, suite, precision),
             )
+        pair.report_step("measuring probes")
+        chosen_kernels = pair.call("candidate", kernels)
+        probes = _probes(pair, subjects["candidate"], tasks, request)
+        pair.report_step("stopping the engines")
+        pair.measure_memory()
     steps.step("checking the results")
     _refuse_disagreement(tasks, reported)
     _refuse_changed(request.candidate, manifests["candidate"])
@@ -131,14 +137,30 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
             hardware=hardware,
             arguments=subjects["candidate"].arguments,
             environment=subjects["candidate"].environment,
+            kernels=chosen_kernels,
         ),
         tools={"python": platform.python_version(), **{t: metadata.version(t) for t in _TOOLS}},
         seed=request.seed,
         tasks={name: found.result for name, found in tasks.items()},
         general={name: _general(name, reported, request) for name in request.general.names},
+        probes=probes,
     )
     name = request.candidate.resolve().name
     return Findings(name, manifests["candidate"].root, predicate, tasks, steps.seconds())
+
+
+def _probes(
+    pair: SubjectPair, candidate: Subject, tasks: Mapping[str, TaskFindings], request: Request
+) -> dict[str, TaskProbes]:
+    """Measure probes of the tasks that will be served, or of the first where none will be."""
+    passed = [found.spec for found in tasks.values() if found.result.verdict is Verdict.PASS]
+    specs = passed or [found.spec for found in list(tasks.values())[:1]]
+    return measure_probes(
+        specs,
+        candidate.tokenizer,
+        request.settings.max_model_len,
+        lambda works: pair.call("candidate", run_works, works).outputs,
+    )
 
 
 def _futile(request: Request) -> Futile | None:

@@ -49,15 +49,20 @@ class Subject:
     _loaded: bool = False
     _log: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="narrowgate-gate-")))
 
-    def task(self, spec: TaskSpec, label_offsets: dict[str, float] | None = None) -> Task:
-        """Return the task bound to this model. Raises InvalidTaskSpec."""
+    @property
+    def tokenizer(self) -> CheckpointTokenizer:
+        """Return the model's tokenizer, loaded once."""
         if self._tokenizer is None:
             self._tokenizer = CheckpointTokenizer.load(self.folder)
+        return self._tokenizer
+
+    def task(self, spec: TaskSpec, label_offsets: dict[str, float] | None = None) -> Task:
+        """Return the task bound to this model. Raises InvalidTaskSpec."""
         if label_offsets is not None:
-            return bind(spec, self._tokenizer, self.settings.max_model_len, label_offsets)
+            return bind(spec, self.tokenizer, self.settings.max_model_len, label_offsets)
         # Rendering a prompt for every direction, and language models, take seconds.
         if spec.name not in self._tasks:
-            self._tasks[spec.name] = bind(spec, self._tokenizer, self.settings.max_model_len)
+            self._tasks[spec.name] = bind(spec, self.tokenizer, self.settings.max_model_len)
         return self._tasks[spec.name]
 
     def begin_load(self) -> None:

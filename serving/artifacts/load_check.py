@@ -1,13 +1,14 @@
 """What a replica checks before it loads a model, and what a gateway learns of it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.artifacts.accepted import AcceptedAttestations
 from serving.artifacts.checkpoint import Checkpoint
 from serving.artifacts.digest_cache import DigestCache
+from serving.artifacts.probes import refuse_other_answers
 from serving.artifacts.trust import (
     Attestation,
     TrustPolicy,
@@ -15,14 +16,17 @@ from serving.artifacts.trust import (
     read_attestation,
     refuse_other_arguments,
     refuse_other_engine,
+    refuse_other_kernels,
     verify_files,
 )
 from serving.contracts.attestation import Verdict
+from serving.contracts.engine import ScoreOutput
 from serving.contracts.engine_arguments import ArgumentValue, refusal_reason, unlisted_arguments
 from serving.contracts.errors import (
     AttestationRefused,
     InvalidKey,
     InvalidSettings,
+    NarrowgateError,
     TaskNotAttested,
 )
 from serving.contracts.settings import ModelSettings, Settings
@@ -94,12 +98,13 @@ class LoadCheck:
             return None
         return found
 
-    def verify(self, engine: RunningEngine) -> str | None:
-        """Return the envelope's digest once every file, and the engine, are what was attested.
+    def verify(self, engine: RunningEngine) -> Attestation | None:
+        """Return the attestation once every file, and the engine, are what was attested.
 
-        Blocking: reads the files that are not known to be unchanged; for a hub id, fetches them.
-        None where development allows a difference. Raises AttestationRefused, InvalidKey, and
-        InvalidSettings for an engine argument that is never allowed.
+        Called before a model is loaded; `accept` is called after it. Blocking: reads the files that
+        are not known to be unchanged; for a hub id, fetches them. None where development allows a
+        difference. Raises AttestationRefused, InvalidKey, and InvalidSettings for an engine
+        argument that is never allowed.
         """
         refuse_unlisted_arguments(engine.arguments)
         found = self.attestation()
@@ -110,6 +115,26 @@ class LoadCheck:
             refuse_other_engine(found, engine.name, engine.version)
             refuse_other_arguments(found, engine.arguments, engine.environment)
             verify_files(self.checkpoint.folder(), found, cache)
+        except AttestationRefused as error:
+            self.refused(error)
+            return None
+        return found
+
+    def accept(
+        self,
+        found: Attestation,
+        kernels: Mapping[str, str],
+        outputs: Sequence[ScoreOutput | NarrowgateError],
+    ) -> str | None:
+        """Return the envelope's digest once the loaded engine computes what the gate measured.
+
+        outputs: answers to the attestation's probes (`probe_works`). The attestation is then
+        remembered as the newest one. None where development allows a difference.
+        Raises AttestationRefused, EngineFailure.
+        """
+        try:
+            refuse_other_kernels(found, kernels)
+            refuse_other_answers(found.predicate.probes, outputs)
         except AttestationRefused as error:
             self.refused(error)
             return None

@@ -169,6 +169,22 @@ def refuse_other_arguments(
                 )
 
 
+def refuse_other_kernels(attestation: Attestation, kernels: Mapping[str, str]) -> None:
+    """Raise AttestationRefused when the engine chose other kernels than in the gate's run.
+
+    kernels: as `KernelReport` tells them. An attestation without any accepts all.
+    """
+    tested = attestation.predicate.engine.kernels
+    for kind in sorted(tested.keys() | kernels.keys()) if tested else ():
+        here, there = kernels.get(kind, "none"), tested.get(kind, "none")
+        if here != there:
+            raise AttestationRefused(
+                f"the engine computes {kind} with {here}, and the gate's used {there}",
+                fix="serve on the hardware and with the vLLM build of the gate, or run the gate "
+                "on this machine",
+            )
+
+
 def _value(values: Mapping[str, ArgumentValue], name: str) -> str:
     # repr: 1, True and "1" are equal to Python or to people, and not to the engine.
     return repr(values[name]) if name in values else "not set"

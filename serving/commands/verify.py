@@ -1,15 +1,19 @@
-"""`narrowgate verify`: check that a model is what its attestation says, as serving does at load."""
+"""`narrowgate verify`: check a model against its attestation, as serving does at load."""
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.commands.progress import step
+
 if TYPE_CHECKING:
     from serving.artifacts.trust import Attestation
+    from serving.contracts.settings import ModelSettings
 
-HELP = "verify a model's attestation: signature, age, and every file"
+HELP = "verify a model's attestation: signature, age, every file, and with --probe its answers"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +28,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-age-days", type=float, metavar="N", help="refuse an older attestation"
+    )
+    parser.add_argument(
+        "--probe", action="store_true",
+        help="load the model and compare its answers to the attested probes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings of the engine for --probe (YAML)"
+    )
+    parser.add_argument(
+        "--model", metavar="ID", help="which of the settings' models, for --probe (the first)"
     )
 
 
@@ -43,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         started = time.perf_counter()
         manifest = verify_files(args.folder, found)
         seconds = time.perf_counter() - started
+        if args.probe:
+            _probe(args.folder, found, _model(args.config, args.model))
     except AttestationRefused as error:
         if args.json:
             print(json.dumps({"valid": False, "reason": error.message, "fix": error.fix}))
@@ -52,12 +68,64 @@ def run(args: argparse.Namespace) -> int:
                 print(f"  fix: {error.fix}")
         return 1
     if args.json:
-        print(json.dumps({**_document(found), "digest_seconds": seconds}))
+        document = {**_document(found), "digest_seconds": seconds, "probed": args.probe}
+        print(json.dumps(document))
     else:
         _print(found)
         size = sum((args.folder / name).stat().st_size for name in manifest.files)
         print(f"  {len(manifest.files)} files, {size / 1e9:.2f} GB, digested in {seconds:.2f} s")
+        if args.probe:
+            count = sum(len(each.probes) for each in found.predicate.probes.values())
+            print(f"  {count} probes answered as attested")
     return 0
+
+
+def _model(config: Path | None, model_id: str | None) -> "ModelSettings":
+    from serving.contracts.errors import UnknownModel
+    from serving.contracts.settings import load_settings
+    from serving.settings_linter import lint_engines
+
+    settings = load_settings(config, {})
+    lint_engines(settings)
+    for model in settings.models:
+        if model_id in (None, model.id):
+            return model
+    raise UnknownModel(
+        f"the settings have no model {model_id!r}",
+        field="model",
+        fix="use one of: " + ", ".join(model.id for model in settings.models),
+    )
+
+
+def _probe(folder: Path, found: "Attestation", model: "ModelSettings") -> None:
+    """Load the model and compare what it computes. Raises AttestationRefused, EngineFailure."""
+    from serving.artifacts.checkpoint import Checkpoint
+    from serving.artifacts.probes import probe_works, refuse_other_answers
+    from serving.artifacts.trust import (
+        refuse_other_arguments,
+        refuse_other_engine,
+        refuse_other_kernels,
+    )
+    from serving.contracts.errors import AttestationRefused
+    from serving.local.deployment import offline_arguments
+    from serving.local.offline import OfflineEngine
+    from serving.local.offline_work import engine_version, kernels, run_scoring
+    from serving.tasks.prompt import CheckpointTokenizer
+
+    probes, engine = found.predicate.probes, found.predicate.engine
+    if not probes:
+        raise AttestationRefused("the attestation has no probes", fix="run the gate again")
+    arguments, environment = offline_arguments(model, Checkpoint(str(folder.resolve()), None))
+    refuse_other_arguments(found, arguments, {**os.environ, **environment})
+    works = probe_works(probes, CheckpointTokenizer.load(folder), engine.max_model_len)
+    with step("loading the model for its probes"):
+        running = OfflineEngine.start(arguments, environment)
+    try:
+        refuse_other_engine(found, "vllm", running.call(engine_version))
+        refuse_other_kernels(found, running.call(kernels))
+        refuse_other_answers(probes, running.call(run_scoring, works))
+    finally:
+        running.stop()
 
 
 def _document(found: "Attestation") -> dict[str, object]:

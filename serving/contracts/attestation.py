@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.contracts.engine_arguments import ArgumentValue
+from serving.contracts.task_spec import TaskSpec
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:narrowgate:gate:v1"
@@ -206,6 +207,9 @@ class Engine(_Frozen):
     environment: dict[str, str] = Field(
         description="environment variables of the engine that may change an answer"
     )
+    kernels: dict[str, str] = Field(
+        default_factory=dict, description="what computes each kind of layer; empty: not recorded"
+    )
 
     @property
     def major(self) -> str:
@@ -215,6 +219,29 @@ class Engine(_Frozen):
         """
         parts = self.version.split(".")
         return ".".join(parts[:2]) if parts[0] == "0" else parts[0]
+
+
+class Probe(_Frozen):
+    """One input and the candidate's answer to it, in log-probabilities (natural log).
+
+    prompt: SHA-256 of the prompt's token ids. continuation: token ids after the prompt that are
+    scored one by one; empty for a classification, whose labels are scored.
+    """
+
+    text: str
+    source_language: str | None = None
+    target_language: str | None = None
+    prompt: Hex
+    continuation: tuple[int, ...] = ()
+    logprobs: tuple[tuple[float, ...], ...] = Field(min_length=1)
+
+
+class TaskProbes(_Frozen):
+    """A task's probes. tolerance: largest accepted difference of a log-probability, nats."""
+
+    spec: TaskSpec
+    tolerance: float = Field(gt=0.0)
+    probes: tuple[Probe, ...] = Field(min_length=1)
 
 
 class GatePredicate(_Frozen):
@@ -230,6 +257,9 @@ class GatePredicate(_Frozen):
     seed: int
     tasks: dict[str, TaskResult]
     general: dict[str, GeneralResult] = Field(default_factory=dict)
+    probes: dict[str, TaskProbes] = Field(
+        default_factory=dict, description="by task: what every engine must answer after loading"
+    )
 
     @property
     def age_days(self) -> float:

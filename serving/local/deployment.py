@@ -6,6 +6,7 @@ from serving.artifacts.checkpoint import Checkpoint
 from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSettings
 from serving.contracts.task_spec import MAX_LABELS
 from serving.local.engine_log import CONFIG_FILE
+from serving.local.kernels import EXTENSION
 
 _HEALTH_CHECK_PERIOD_S = 5
 _HEALTH_CHECK_TIMEOUT_S = 30
@@ -66,6 +67,8 @@ def _engine_arguments(model: ModelSettings, checkpoint: Checkpoint) -> dict[str,
         # A checkpoint's generation_config.json must not change what greedy means.
         "generation_config": "vllm",
         "seed": 0,
+        # Answers which kernels were chosen; a gate records them.
+        "worker_extension_cls": EXTENSION,
         # Usage then says how many prompt tokens came from the prefix cache.
         "enable_prompt_tokens_details": True,
         **model.engine_args,

@@ -18,7 +18,10 @@ from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionReq
 from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
 
-from serving.artifacts.load_check import CONFIG_KEY, RunningEngine
+from serving.artifacts.load_check import CONFIG_KEY, LoadCheck, RunningEngine
+from serving.artifacts.probes import probe_works
+from serving.artifacts.trust import Attestation
+from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.contracts.engine import (
     EngineInfo,
     GenerateOutput,
@@ -27,7 +30,7 @@ from serving.contracts.engine import (
     ScoreWork,
     ScoringPoint,
 )
-from serving.contracts.errors import EngineFailure, NarrowgateError
+from serving.contracts.errors import AttestationRefused, EngineFailure, NarrowgateError
 from serving.contracts.openai import OpenAIReply
 from serving.local.engine_output import generate_output, score_output
 from serving.local.exclusion import ExclusiveKinds
@@ -60,8 +63,9 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
         check = config.experimental_configs[CONFIG_KEY]
         running = RunningEngine("vllm", vllm.__version__, config.engine_kwargs, dict(os.environ))
         # Before the weights are loaded, in a thread: reading gigabytes must not hold the loop.
-        self._attestation = await asyncio.to_thread(check.verify, running)
+        attested = await asyncio.to_thread(check.verify, running)
         await super().__init__(*args, **kwargs)
+        self._attestation = await self._prove(check, attested)
         await self._warm_up()
 
     @own_errors
@@ -135,6 +139,22 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
     async def metrics(self) -> str:
         """Return this replica's engine metrics in Prometheus text format."""
         return generate_latest(REGISTRY).decode()
+
+    async def _prove(self, check: LoadCheck, attested: Attestation | None) -> str | None:
+        """Return the attestation's digest once the loaded engine answers its probes as attested."""
+        if attested is None:
+            return None
+        tokenizer = await asyncio.to_thread(load_tokenizer, check)
+        predicate = attested.predicate
+        try:
+            works = probe_works(predicate.probes, tokenizer, predicate.engine.max_model_len)
+        except AttestationRefused as error:
+            check.refused(error)
+            return None
+        kernels = await self._client.collective_rpc("narrowgate_kernels")
+        outputs = await self.score(works) if works else []
+        digest: str | None = await asyncio.to_thread(check.accept, attested, kernels[0], outputs)
+        return digest
 
     async def _warm_up(self) -> None:
         # The first scoring, the first grammar and the first alternatives each set something up

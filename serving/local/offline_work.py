@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.contracts.engine import EngineOutput, EngineWork, GenerateWork, ScoreWork
+from serving.contracts.engine import EngineOutput, EngineWork, GenerateWork, ScoreOutput, ScoreWork
 from serving.host.processor import processor_name
 from serving.local.engine_output import generate_output, score_output
 
@@ -43,6 +43,12 @@ def run_works(llm: Any, works: Sequence[EngineWork]) -> Batch:
     return Batch([_output(work, done) for work in works], seconds)
 
 
+def run_scoring(llm: Any, works: Sequence[ScoreWork]) -> list[ScoreOutput]:
+    """Run scoring works together. Blocking."""
+    outputs = run_works(llm, works).outputs
+    return [output for output in outputs if isinstance(output, ScoreOutput)]
+
+
 def _output(work: EngineWork, done: Any) -> EngineOutput:
     if isinstance(work, ScoreWork):
         return score_output(work, [next(done) for _ in work.points])
@@ -54,6 +60,12 @@ def engine_version(llm: Any) -> str:
     import vllm
 
     return str(vllm.__version__)
+
+
+def kernels(llm: Any) -> dict[str, str]:
+    """Return what computes each kind of layer of the engine's model."""
+    found: dict[str, str] = llm.collective_rpc("narrowgate_kernels")[0]
+    return found
 
 
 def device_name(llm: Any) -> str:

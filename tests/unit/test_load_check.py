@@ -80,6 +80,9 @@ def test_a_replica_verifies_files_engine_and_signature(folder: Path, key: KeyPai
     assert found.cache is not None
     assert found.cache.is_file()
     assert check(folder, key, strict=True).cache is None
+    attested = found.verify(RUNNING)
+    assert attested is not None
+    assert found.accept(attested, {}, []) == attested.digest
     with pytest.raises(AttestationRefused, match="the gate ran on"):
         found.verify(replace(RUNNING, version="0.30.0"))
     (folder / "model.safetensors").write_bytes(b"other")
@@ -145,11 +148,17 @@ def test_an_argument_that_is_not_listed_is_never_loaded(
     assert caught.value.field == "models.engine_args.load_format"
 
 
+def load(check: LoadCheck) -> None:
+    attested = check.verify(RUNNING)
+    assert attested is not None
+    assert check.accept(attested, {}, []) == attested.digest
+
+
 def test_an_older_attestation_does_not_replace_a_newer_one(
     folder: Path, key: KeyPair, specs: dict[str, TaskSpec]
 ) -> None:
     newer = (folder / "attestation.json").read_bytes()
-    assert check(folder, key).verify(RUNNING)
+    load(check(folder, key))
     yesterday = datetime.now(UTC) - timedelta(days=1)
     attest(folder, key, predicate(folder, {}, date=yesterday))
     with pytest.raises(AttestationRefused, match="was accepted before") as caught:
@@ -157,15 +166,15 @@ def test_an_older_attestation_does_not_replace_a_newer_one(
     assert caught.value.field == "attestation.allow_older"
     with pytest.raises(AttestationRefused, match="was accepted before"):
         Granted.of(check(folder, key), specs)
-    assert check(folder, key, allow_older=True).verify(RUNNING)
+    load(check(folder, key, allow_older=True))
     # The return is remembered; the newer one is accepted as well.
-    assert check(folder, key).verify(RUNNING)
+    load(check(folder, key))
     (folder / "attestation.json").write_bytes(newer)
-    assert check(folder, key).verify(RUNNING)
+    load(check(folder, key))
 
 
 def test_a_memory_that_others_can_write_is_refused(folder: Path, key: KeyPair) -> None:
-    assert check(folder, key).verify(RUNNING)
+    load(check(folder, key))
     file = check(folder, key).accepted.file
     file.chmod(0o666)
     with pytest.raises(AttestationRefused, match="has mode 0666"):
