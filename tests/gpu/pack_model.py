@@ -2,10 +2,9 @@
 
     python -m tests.gpu.pack_model --model FOLDER --out FILE
 
-The file holds the package's own 4-bit blocks for every layer, and of the vocabulary only the rows
-that the prompts use, so that it stays below 60 MiB. Log-probabilities over that part of the
-vocabulary differ from those over all of it by one number for each prompt; differences between labels
-are the same. `torch_checks.py` rebuilds the model from it with torch alone.
+The file holds the package's own 4-bit blocks for every layer. Of the vocabulary it holds only the
+rows that the prompts use, so that it stays below 60 MiB. Probabilities over a prompt's labels are
+those of the whole vocabulary. `torch_checks.py` rebuilds the model from it with torch alone.
 """
 
 import argparse

@@ -2,15 +2,16 @@
 
     python tests/gpu/torch_checks.py --model FILE --out DIR
 
-FILE is what `pack_model.py` wrote, or a folder with packed files in it. Writes DIR/torch_checks.json
-and ends with status 1 where a check fails, 2 where there is no GPU (`--rehearse` runs on the CPU).
+FILE is what `pack_model.py` wrote, or a folder that holds one such file (*.packed). Writes
+DIR/torch_checks.json. The status is 1 where a check fails and 2 where there is no GPU; with
+`--rehearse` everything runs on the CPU with small sizes.
 
-1. Label log-probabilities of the bundled model on the GPU, in float32, bfloat16 and float16, agree with
-   those of the CPU in float32.
-2. Weights in the layouts of compressed-tensors (W8A8 and W4A16, made here) dequantize to the same bits
-   on the CPU and on the GPU, and the INT8 multiplication gives what its dequantized weights give.
-3. Throughput: prefill with and without a shared prefix, and decoding steps, of the bundled model and of
-   layers in the shape of Llama-3-8B.
+1. Label log-probabilities of the bundled model on the GPU, in float32, bfloat16 and float16, agree
+   with those of the CPU in float32.
+2. Weights in the layouts of compressed-tensors (W8A8 and W4A16, made here) dequantize to the same
+   bits on the CPU and on the GPU, and the INT8 multiplication is exact.
+3. Throughput: prefill with and without a shared prefix, and decoding steps, of the bundled model
+   and of layers in the shape of Llama-3-8B.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def main() -> int:
     model, prompts = unpacked(file)
     report: dict[str, Any] = {"device": _device(device), "torch": torch.__version__, "checks": []}
 
-    def check(name: str, passed: bool, **facts: object) -> None:  # noqa: FBT001
+    def check(name: str, passed: bool, **facts: object) -> None:
         report["checks"].append({"name": name, "passed": passed, **facts})
         print(f"{'pass' if passed else 'FAIL'}  {name}  {facts}", flush=True)
 
