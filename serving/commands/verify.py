@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _model(config: Path | None, model_id: str | None) -> "ModelSettings":
     from serving.contracts.errors import UnknownModel
-    from serving.contracts.settings import load_settings
+    from serving.contracts.settings_sources import load_settings
     from serving.settings_linter import lint_engines
 
     settings = load_settings(config, {})
