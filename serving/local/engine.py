@@ -32,8 +32,12 @@ from serving.contracts.engine import (
 )
 from serving.contracts.errors import AttestationRefused, EngineFailure, NarrowgateError
 from serving.contracts.openai import OpenAIReply
-from serving.local.engine_output import generate_output, score_output
-from serving.local.exclusion import ExclusiveKinds
+from serving.local.engine_work import (
+    generate_output,
+    generation_params,
+    score_output,
+    scoring_params,
+)
 from serving.local.json_schema import refuse_broken_schema
 from serving.local.request_errors import (
     culprit,
@@ -46,7 +50,7 @@ from serving.local.request_errors import (
     refusal,
     refused_item,
 )
-from serving.local.sampling import generation_params, scoring_params
+from serving.local.step_separation import StepSeparation
 
 _SCORING = "label scoring"
 _ALTERNATIVES = "top alternatives"
@@ -58,7 +62,7 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
 
     # Ray Serve awaits constructors.
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
-        self._kinds = ExclusiveKinds()
+        self._steps = StepSeparation()
         config = args[0] if args else kwargs["llm_config"]
         check = config.experimental_configs[CONFIG_KEY]
         running = RunningEngine("vllm", vllm.__version__, config.engine_kwargs, dict(os.environ))
@@ -94,7 +98,7 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
 
         A failed input becomes an error in its place. Raises ModelUnavailable for a dead engine.
         """
-        async with self._kinds.hold(_SCORING):
+        async with self._steps.hold(_SCORING):
             return await asyncio.gather(*(self._score(work) for work in works))
 
     @own_errors_streamed
@@ -124,7 +128,7 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
         run = self.engine.chat if endpoint == "chat" else self.engine.completions
         async with AsyncExitStack() as held:
             if _asks_alternatives(request):
-                await held.enter_async_context(self._kinds.hold(_ALTERNATIVES))
+                await held.enter_async_context(self._steps.hold(_ALTERNATIVES))
             items = await held.enter_async_context(aclosing(run(request)))
             first = await _first(items, body)
             if isinstance(first, OpenAIReply):

@@ -1,7 +1,7 @@
 """Gathers waiting inputs so that many travel to the engine in one call.
 
-No timer: a batch leaves as soon as fewer than `concurrent_batches` are under way, with everything
-that waits by then. One client alone waits for nobody; many clients fill the batches by themselves.
+There is no timer: a batch leaves as soon as fewer than `concurrent_batches` are in progress, with
+every input that waits then. A single client never waits; many clients fill the batches.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from serving.contracts.deadline import Deadline, deadline_exceeded
 from serving.contracts.engine import ScoreOutput, ScoreWork
-from serving.contracts.errors import NarrowgateError
+from serving.contracts.errors import EngineFailure, NarrowgateError
 
 Send = Callable[[Sequence[ScoreWork], Deadline], Awaitable[Sequence[ScoreOutput | NarrowgateError]]]
 
@@ -28,7 +28,8 @@ class MicroBatcher:
     """Sends works in batches and hands each submitter its own result.
 
     send: delivers a batch and returns outputs in its order.
-    max_batch_size: works in one batch. concurrent_batches: batches under way at once.
+    max_batch_size: works in one batch. concurrent_batches: batches in progress at
+    once.
     observe: told the size of each batch that leaves.
     """
 
@@ -45,7 +46,7 @@ class MicroBatcher:
         self._free_slots = concurrent_batches
         self._observe = observe
         self._waiting: deque[_Waiting] = deque()
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._in_progress: set[asyncio.Task[None]] = set()
 
     @property
     def depth(self) -> int:
@@ -55,8 +56,8 @@ class MicroBatcher:
     async def submit(self, work: ScoreWork, deadline: Deadline) -> ScoreOutput:
         """Return the output of a work.
 
-        Cancelling the caller takes the work out of the queue; a batch that nobody waits for any
-        more is cancelled as a whole. Raises DeadlineExceeded and whatever the engine reports.
+        Cancelling the caller takes the work out of the queue. A batch whose submitters have all
+        left is cancelled. Raises DeadlineExceeded, EngineFailure, and what the engine reports.
         """
         result: asyncio.Future[ScoreOutput] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(work, deadline, result))
@@ -75,7 +76,7 @@ class MicroBatcher:
             task = asyncio.get_running_loop().create_task(
                 self._deliver(batch), context=contextvars.Context()
             )
-            self._under_way.add(task)
+            self._in_progress.add(task)
             task.add_done_callback(self._delivered)
 
     def _next_batch(self) -> list[_Waiting]:
@@ -87,7 +88,7 @@ class MicroBatcher:
         return batch
 
     def _delivered(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+        self._in_progress.discard(task)
         self._free_slots += 1
         self._dispatch()
 
@@ -107,17 +108,17 @@ class MicroBatcher:
             waiting.result.add_done_callback(on_done)
         try:
             for waiting, output in zip(batch, await sending, strict=True):
-                _settle(waiting.result, output)
+                _finish(waiting.result, output)
         except NarrowgateError as error:
             for waiting in batch:
-                _settle(waiting.result, error)
+                _finish(waiting.result, error)
         finally:
-            # Nobody may wait for ever, whatever went wrong above.
+            # Also after a defect above: every submitter gets an end.
             for waiting in batch:
-                waiting.result.cancel()
+                _finish(waiting.result, EngineFailure("the batch ended without an answer"))
 
 
-def _settle(result: asyncio.Future[ScoreOutput], output: ScoreOutput | NarrowgateError) -> None:
+def _finish(result: asyncio.Future[ScoreOutput], output: ScoreOutput | NarrowgateError) -> None:
     if result.done():
         return
     if isinstance(output, NarrowgateError):

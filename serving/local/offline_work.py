@@ -10,7 +10,12 @@ from typing import Any
 
 from serving.contracts.engine import EngineOutput, EngineWork, GenerateWork, ScoreOutput, ScoreWork
 from serving.host.processor import processor_name
-from serving.local.engine_output import generate_output, score_output
+from serving.local.engine_work import (
+    generate_output,
+    generation_params,
+    score_output,
+    scoring_params,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +29,6 @@ class Batch:
 def run_works(llm: Any, works: Sequence[EngineWork]) -> Batch:
     """Run works together. Blocking."""
     from vllm.inputs import TokensPrompt
-
-    from serving.local.sampling import generation_params, scoring_params
 
     prompts, params = [], []
     for work in works:

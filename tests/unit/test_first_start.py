@@ -11,7 +11,7 @@ import pytest
 
 from evals.signing import generate_key
 from serving.artifacts.checkpoint import bundled_artifact
-from serving.artifacts.versions import vllm_version
+from serving.artifacts.trust import vllm_version
 from serving.commands.child import Children
 from serving.commands.first_start import (
     INSTALL,

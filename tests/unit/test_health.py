@@ -18,13 +18,17 @@ class Replica:
 
     def __init__(self) -> None:
         self.mood = "silent"
+        self.answered = 0
+        self.missed = 0
 
     async def ping(self, timeout_s: float) -> EngineInfo:
         if self.mood == "silent":
             await asyncio.sleep(timeout_s)
+            self.missed += 1
             raise TimeoutError
         if self.mood == "dead":
             raise ModelUnavailable("gone")
+        self.answered += 1
         return INFO
 
 
@@ -65,12 +69,22 @@ async def test_one_late_answer_is_not_a_loss(replica: Replica) -> None:
     health = EngineHealth("m", replica.ping)
     replica.mood = "well"
     await health.confirm()
-    replica.mood = "silent"
+    states = []
+    for allowed in range(1, health_module._MISSED_PINGS_ALLOWED):
+        replica.mood, replica.missed, replica.answered = "silent", 0, 0
+        watching = asyncio.create_task(health.watch())
+        await until(lambda: replica.missed >= allowed)  # noqa: B023  # awaited at once
+        replica.mood = "well"
+        states.append(health.state)
+        await until(lambda: replica.answered > 0)
+        states.append(health.state)
+        watching.cancel()
+    assert states == ["ready"] * 4
+    # One more in a row than is allowed is a loss.
+    replica.mood, replica.missed = "silent", 0
     watching = asyncio.create_task(health.watch())
-    await asyncio.sleep(0.015)
-    replica.mood = "well"
-    await asyncio.sleep(0.03)
-    assert health.state == "ready"
+    await until(lambda: health.state == "unavailable")
+    assert replica.missed == health_module._MISSED_PINGS_ALLOWED
     watching.cancel()
 
 

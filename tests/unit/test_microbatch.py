@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 from collections.abc import Sequence
 
 import pytest
@@ -171,8 +172,13 @@ async def test_a_bug_in_sending_leaves_nobody_waiting() -> None:
     reported: list[object] = []
     loop.set_exception_handler(lambda _, context: reported.append(context["message"]))
     batcher = MicroBatcher(send, max_batch_size=8, concurrent_batches=1, observe=lambda _: None)
-    with pytest.raises((asyncio.CancelledError, ValueError)):
+    with pytest.raises(EngineFailure, match="without an answer"):
         await batcher.submit(work(1), LATER)
+    # The slot is free again, and the defect is reported.
+    with pytest.raises(EngineFailure, match="without an answer"):
+        await batcher.submit(work(2), LATER)
+    gc.collect()
+    assert reported == ["Task exception was never retrieved"] * 2
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,4 +1,4 @@
-"""Keeps two kinds of engine work from sharing a step.
+"""Keeps two kinds of engine work from sharing a step of the engine.
 
 vLLM gathers log-probabilities once for a whole step: where any sequence of the step asks for given
 token ids (label scoring), the sequences that ask for their top alternatives get the padding of
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class ExclusiveKinds:
+class StepSeparation:
     """Admits any number of holders of one kind at a time; waiters are served in order of arrival.
 
     Not reentrant, for one event loop.
@@ -46,7 +46,7 @@ class ExclusiveKinds:
             if turn.cancelled():
                 self._admit()
             else:
-                # Admitted in the very moment of being cancelled.
+                # Admitted and cancelled before this task ran again.
                 self._leave()
             raise
 

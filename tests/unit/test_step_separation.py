@@ -1,18 +1,18 @@
-"""Two kinds of engine work never overlap, and nobody starves."""
+"""Two kinds of engine work never overlap, and every waiter is admitted."""
 
 import asyncio
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.local.exclusion import ExclusiveKinds
+from serving.local.step_separation import StepSeparation
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.booleans()), max_size=20))
 def test_kinds_never_overlap_whoever_is_cancelled(steps: list[tuple[str, int, bool]]) -> None:
     async def scenario() -> None:
-        kinds = ExclusiveKinds()
+        kinds = StepSeparation()
         inside: list[str] = []
         finished = 0
 
@@ -47,7 +47,7 @@ def test_kinds_never_overlap_whoever_is_cancelled(steps: list[tuple[str, int, bo
 
 
 async def test_a_waiter_of_the_other_kind_is_not_overtaken() -> None:
-    kinds = ExclusiveKinds()
+    kinds = StepSeparation()
     order: list[str] = []
     release = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""What vLLM hands back, as scores, texts and exclusive token counts."""
+"""vLLM's outputs become scores, texts and exclusive token counts."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,7 @@ from serving.contracts.engine import (
     ScoringPoint,
     TokenCounts,
 )
-from serving.local.engine_output import generate_output, score_output
+from serving.local.engine_work import generate_output, score_output
 
 
 def request(read: int, cached: int | None, steps: list[dict[int, float]], **done: Any) -> Any:
