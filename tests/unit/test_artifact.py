@@ -145,11 +145,13 @@ def test_a_renamed_file_makes_another_model(tmp_path: Path) -> None:
     assert file_manifest(folder) != before
 
 
-def test_links_as_in_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+def test_the_links_of_a_hub_snapshot_are_followed(tmp_path: Path) -> None:
     folder = fill(tmp_path / "model")
-    linked = tmp_path / "linked"
-    (linked / "sub").mkdir(parents=True)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            (linked / path.relative_to(folder)).symlink_to(path)
-    assert file_manifest(linked) == file_manifest(folder)
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "c0ffee"
+    (snapshot / "sub").mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(path for path in folder.rglob("*") if path.is_file()):
+        blob = blobs / f"{number:064x}"
+        blob.write_bytes(path.read_bytes())
+        (snapshot / path.relative_to(folder)).symlink_to(blob)
+    assert file_manifest(snapshot) == file_manifest(folder)
