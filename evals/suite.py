@@ -107,6 +107,7 @@ def calibration_half(group: str) -> bool:
 
 
 _Line: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+_Text: TypeAdapter[str] = TypeAdapter(Text)
 
 
 class _Row(BaseModel):
@@ -172,7 +173,7 @@ def _read(folder: Path, spec: TaskSpec, source: str) -> Suite:
     for file in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(_lines(file), start=1):
             if line.strip():
-                examples += _examples(line, spec, f"{file.name}, line {number}")
+                examples += parse_line(line, spec, f"{file.name}, line {number}")
     if not examples:
         raise InvalidSuite(f"{str(folder)!r} holds no examples", field="suite")
     _refuse_repeated_ids(examples, folder)
@@ -189,7 +190,8 @@ def _lines(file: Path) -> list[str]:
         ) from error
 
 
-def _examples(line: str, spec: TaskSpec, where: str) -> list[Example]:
+def parse_line(line: str, spec: TaskSpec, where: str) -> list[Example]:
+    """Return the examples of one line of JSON. Raises InvalidSuite, which names `where`."""
     try:
         row = _Line.validate_json(line)
         match spec:
@@ -238,8 +240,9 @@ def _translated(row: dict[str, Any], spec: TranslationSpec, where: str) -> Itera
         yield Example(name, name, request, parsed.reference, "-".join(pair))
         return
     name = _id(_Row.model_validate(row), where)
-    texts = {code: row[code] for code in spec.languages if row.get(code)}
-    if len(texts) < 2 or not all(isinstance(t, str) and t.strip() for t in texts.values()):
+    found = {code: row[code] for code in spec.languages if row.get(code)}
+    texts = {code: _Text.validate_python(text) for code, text in found.items()}
+    if len(texts) < 2:
         raise ValueError(f"needs a text in two or more of {list(spec.languages)}")
     for source, text in texts.items():
         for target, reference in texts.items():

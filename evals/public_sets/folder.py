@@ -52,8 +52,9 @@ def datasheet(origin: Origin, number: int, spec: TaskSpec) -> str:
             f"- data set: {source.name} (usually from `{source.hub_id}`)", *where,
             f"- task: {spec.name}, {spec.digest()}",
             f"- examples: {number} ({drawn})",
-            "- left out: texts that are empty, repeated, answered in two ways or in the task's "
-            "prompt",
+            "- left out: rows that a suite cannot hold (a text without a visible character or of "
+            "more than 20,000 characters), and texts that are repeated, answered in two ways or in "
+            "the task's prompt",
             "- licence: check it at the source before passing this folder on", "",
         ]
     )  # fmt: skip

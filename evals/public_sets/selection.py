@@ -1,15 +1,19 @@
 """Which rows a suite holds, and which of them are drawn. Pure.
 
-Texts stay as they are in the source; what a suite cannot hold is left out: a text that is empty,
-that comes again, that has two different answers, or that the task's own prompt shows.
+Texts stay as they are in the source. Left out are rows that the suite's reader refuses (a text
+without a visible character, or one that is too long), repeated texts, texts with two different
+answers, and texts that the task's own prompt shows.
 """
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from evals.public_sets.catalog import FLORES, Row
+from evals.suite import parse_line
 from evals.suite_check import few_shot_digests
+from serving.contracts.errors import InvalidSuite
 from serving.contracts.task_spec import TaskSpec
 from serving.tasks.fingerprint import text_digest
 
@@ -23,7 +27,7 @@ def distinct(rows: Sequence[Row], spec: TaskSpec) -> list[Row]:
     for row in rows:
         texts = {code: row[code] for code in ("text", *FLORES) if code in row}
         digests = {code: text_digest(text) for code, text in texts.items()}
-        if not all(texts.values()) or shown & set(digests.values()):
+        if not _is_readable(row, spec) or shown & set(digests.values()):
             continue
         keys = [f"{code} {digest}" for code, digest in digests.items()]
         earlier = [first[key] for key in keys if key in first]
@@ -54,6 +58,13 @@ def sample(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
     for name in sorted(strata):
         chosen += random.choice(strata[name], taken[name], replace=False).tolist()
     return [rows[index] for index in sorted(chosen)]
+
+
+def _is_readable(row: Row, spec: TaskSpec) -> bool:
+    try:
+        return bool(parse_line(json.dumps(row), spec, str(row["id"])))
+    except InvalidSuite:
+        return False
 
 
 def _answer(row: Row) -> object:

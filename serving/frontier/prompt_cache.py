@@ -60,6 +60,8 @@ def split_prompt(body: Mapping[str, Any], marker: str) -> SplitPrompt:
     }
     if isinstance(stripped.get("stop"), list):
         stripped["stop"] = [text for text in stripped["stop"] if text]
+    elif stripped.get("stop") == "":
+        del stripped["stop"]
     walk = _Walk(marker, stripped.get("tools"))
     messages = body.get("messages", [])
     stripped["messages"] = [walk.message(n, message) for n, message in enumerate(messages)]

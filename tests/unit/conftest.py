@@ -130,6 +130,18 @@ def provider_server() -> "Iterator[ProviderServer]":
 
 
 @pytest.fixture
+def keyless_provider() -> "Iterator[ProviderServer]":
+    """A provider server of the test's own, which takes any key.
+
+    A fixture, because its start and its end wait: in an async test they would block the loop.
+    """
+    from ..provider.server import ProviderServer
+
+    with ProviderServer() as running:
+        yield running
+
+
+@pytest.fixture
 def provider(provider_server: "ProviderServer") -> "ProviderServer":
     """The module's provider server, with nothing scripted and nothing seen."""
     provider_server.reset()

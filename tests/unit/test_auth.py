@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -301,12 +302,15 @@ async def test_new_and_revoked_keys_count_without_a_restart(
 async def test_while_the_database_is_away_known_keys_hold_for_a_time(
     specs: dict[str, TaskSpec], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with postgres_server() as server:
-        database = opened(fresh_postgres(server, "books"), tmp_path)
+    with ExitStack() as servers:
+        # In a thread: the start and the end of a server wait for a process.
+        server = await asyncio.to_thread(servers.enter_context, postgres_server())
+        database = opened(fresh_postgres(server, "ledger"), tmp_path)
         door = Door(specs, database, max_stale_s=60.0)
         await door.server.ready()
         key = await door.tenant("acme")
         assert (await door.ask(key)).status_code == 200
+        await asyncio.to_thread(servers.close)
     await door.directory.refresh()
     assert "directory_stale error=LedgerUnavailable" in caplog.text
     door.clock.now_s += 60.0

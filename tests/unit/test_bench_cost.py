@@ -162,12 +162,13 @@ def test_the_fake_provider_is_behind_every_provider_of_the_tiers() -> None:
     assert command[command.index("--served-model-name") + 1 :][:2] == ["a", "b"]
 
 
-async def test_both_arms_are_asked_the_same_and_answers_are_counted() -> None:
+async def test_both_arms_are_asked_the_same_and_answers_are_counted(
+    keyless_provider: ProviderServer,
+) -> None:
     chats = replay(load_texts(), 6, seed=1)
-    with ProviderServer() as provider:
-        provider.script.answer = lambda seen: "word " * 7
-        arm = await ask(provider.url, "m", chats, clients=2)
-        sent = [seen.body for seen in provider.script.seen]
+    keyless_provider.script.answer = lambda seen: "word " * 7
+    arm = await ask(keyless_provider.url, "m", chats, clients=2)
+    sent = [seen.body for seen in keyless_provider.script.seen]
     assert {body["max_tokens"] for body in sent} == {512}
     assert sorted(body["messages"][-1]["content"] for body in sent) == sorted(
         chat.text.text for chat in chats

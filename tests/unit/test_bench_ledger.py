@@ -94,19 +94,20 @@ def test_the_writer_alone_writes_two_rows_a_request(
         assert reconcile(opened) == []
 
 
-async def test_the_gateway_of_the_benchmark_records_both_routes(state: Path) -> None:
+async def test_the_gateway_of_the_benchmark_records_both_routes(
+    state: Path, keyless_provider: ProviderServer
+) -> None:
     database = LedgerDatabase("sqlite", state, None)
     ledger = open_ledger(database.url, database.state)
     await ledger.start()
-    with ProviderServer() as provider:
-        context = build_context(Plan(0, provider.url, MODEL, str(state)), ledger)
-        transport = httpx.ASGITransport(build_http(context))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            for path in PATHS:
-                for body in chat_bodies(path, 3, seed=0):
-                    response = await client.post("/v1/chat/completions", json=body)
-                    assert response.status_code == 200, response.text
-                    assert response.headers["x-narrowgate-route"] == path
+    context = build_context(Plan(0, keyless_provider.url, MODEL, str(state)), ledger)
+    transport = httpx.ASGITransport(build_http(context))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for path in PATHS:
+            for body in chat_bodies(path, 3, seed=0):
+                response = await client.post("/v1/chat/completions", json=body)
+                assert response.status_code == 200, response.text
+                assert response.headers["x-narrowgate-route"] == path
     await context.frontier.aclose()
     await ledger.aclose()
     assert rows_in(database) == 2 * 2 * 3

@@ -1,7 +1,7 @@
 """Calibration sets: rendered as served, disjoint from the suites, repeatable, never padded."""
 
-import importlib.util
 import json
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -86,10 +86,8 @@ def test_overlap_is_found_however_it_is_written(tmp_path: Path, variant: str) ->
 
 
 def test_missing_suites_stop_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    installed = importlib.util.find_spec("evals")
-    assert installed is not None
-    (tmp_path / "evals").mkdir()
-    installed.submodule_search_locations = [str(tmp_path / "evals")]
+    installed = ModuleSpec("evals", None, is_package=True)
+    installed.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(calibration, "find_spec", lambda name: installed)
     with pytest.raises(InvalidCalibration, match="suites are missing"):
         built_in_suites()

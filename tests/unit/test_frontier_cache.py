@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.contracts.errors import FrontierRejected
 from serving.contracts.frontier_settings import PromptCacheSettings
 from serving.contracts.prices import MIN_CACHED_TOKENS
 from serving.frontier.anthropic_request import anthropic_request, cache_control
@@ -66,7 +67,8 @@ def strings(value: object) -> list[str]:
 @given(MESSAGES, PIECES, PIECES)
 def test_no_marker_ever_leaves(messages: Any, stop: str, told: str) -> None:
     tool = {"type": "function", "function": {"name": "f", "description": told}}
-    body = {"messages": messages, "stop": [stop], "tools": [tool], "max_tokens": 1}
+    # Anthropic takes no stop sequence without a visible character.
+    body = {"messages": messages, "stop": [f"{stop}."], "tools": [tool], "max_tokens": 1}
     split = split_prompt(body, MARKER)
     assert not [text for text in strings(split.body) if MARKER in text]
     assert len(split.prefixes) <= MAX_BREAKPOINTS
@@ -78,6 +80,20 @@ def test_no_marker_ever_leaves(messages: Any, stop: str, told: str) -> None:
     assert not [text for text in strings(sent) if MARKER in text]
     breakpoints = json.dumps(sent).count('"cache_control"')
     assert breakpoints == len(split.prefixes)
+
+
+@pytest.mark.parametrize("stop", [MARKER, [MARKER], [MARKER, "END"]])
+def test_a_stop_sequence_that_is_a_marker_is_left_out(stop: str | list[str]) -> None:
+    split = split_prompt({**user("hi"), "stop": stop, "max_tokens": 1}, MARKER)
+    sent = anthropic_request(split.body, "m")
+    assert sent.get("stop_sequences", []) == (["END"] if "END" in stop else [])
+
+
+@pytest.mark.parametrize("stop", ["\n", f"\n{MARKER}\n"])
+def test_a_stop_sequence_without_a_visible_character_is_refused(stop: str) -> None:
+    split = split_prompt({**user("hi"), "stop": [stop], "max_tokens": 1}, MARKER)
+    with pytest.raises(FrontierRejected, match="has no visible character"):
+        anthropic_request(split.body, "m")
 
 
 def said(message: dict[str, Any]) -> str:

@@ -230,16 +230,17 @@ async def test_a_rejection_is_quoted_in_whatever_shape(
 
 
 @TARGET
-async def test_redirects_are_not_followed(provider: ProviderServer, target: str) -> None:
+async def test_redirects_are_not_followed(
+    provider: ProviderServer, keyless_provider: ProviderServer, target: str
+) -> None:
     path = "/v1/chat/completions" if target == OPENAI else "/v1/messages"
-    with ProviderServer() as elsewhere:
-        for location in (f"{elsewhere.url}{path}", path):
-            for ask in (whole, streamed):
-                provider.reset()
-                with pytest.raises(FrontierUnavailable, match="redirects"):
-                    await ask(provider, raw("", status=307, location=location), target)
-                assert len(provider.script.seen) == 1
-        assert elsewhere.script.seen == []
+    for location in (f"{keyless_provider.url}{path}", path):
+        for ask in (whole, streamed):
+            provider.reset()
+            with pytest.raises(FrontierUnavailable, match="redirects"):
+                await ask(provider, raw("", status=307, location=location), target)
+            assert len(provider.script.seen) == 1
+    assert keyless_provider.script.seen == []
 
 
 @pytest.mark.parametrize(

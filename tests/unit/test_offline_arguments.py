@@ -121,7 +121,8 @@ def test_the_number_of_samples_can_be_lowered_for_one_run(
         (b"name: [", "not YAML"),
         (b"[" * 3000, "nested too deeply"),
         (b"name: 2024-99-99", "not readable YAML"),
-        (b"name: !!bool maybe", "not readable YAML"),
+        (b"name: !!bool maybe", "maybe as true or false"),
+        (b"name: !!timestamp soon", "not readable YAML"),
     ],
 )
 def test_recipes_and_tasks_that_are_not_readable_are_named(

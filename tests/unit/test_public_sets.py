@@ -22,7 +22,7 @@ from evals.public_sets.selection import sample
 from evals.suite import load_suites
 from evals.suite_check import check
 from serving.contracts.errors import InvalidSuite, OutputInUse, UnknownTask
-from serving.contracts.task_spec import TaskSpec
+from serving.contracts.task_spec import TaskSpec, folded_name
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -132,12 +132,25 @@ def test_what_a_suite_cannot_hold_is_left_out(tmp_path: Path, specs: dict[str, T
     spec = specs["sentiment"]
     shown = spec.examples[0].text  # type: ignore[union-attr]
     texts = [("Fine tea", 2), ("fine  TEA", 2), ("Odd tea", 0), ("odd tea", 1), (" ", 1),
-             (shown, 0), ("Bad tea", 0)]  # fmt: skip
+             (shown, 0), ("\x1b", 1), ("\u200b", 1), ("long " * 5000, 1),
+             ("Bad tea", 0)]  # fmt: skip
     records = [{"text": text, "label": label} for text, label in texts]
     rows = get("tweet_eval", spec, jsonl(tmp_path / "a.jsonl", records))
     assert [row["text"] for row in rows] == ["Fine tea", "Bad tea"]
     with pytest.raises(InvalidSuite, match="no row that task 'sentiment' can use"):
         get("tweet_eval", spec, jsonl(tmp_path / "a.jsonl", records[4:5]))
+
+
+def test_sentences_that_a_suite_cannot_hold_are_left_out(
+    tmp_path: Path, specs: dict[str, TaskSpec]
+) -> None:
+    records = [{"id": 1, "en": "\x1b", "de": "Guten Tag"}, {"id": 2, "en": "Hi", "de": "Hallo"}]
+    file = jsonl(tmp_path / "a.jsonl", records)
+    rows = get("flores", specs["translation"], file)
+    assert [row["id"] for row in rows] == ["flores-2"]
+    out = tmp_path / "suite"
+    write_suite(rows, specs["translation"], out, Origin(SETS["flores"], COMMIT, {}, None, 0))
+    assert len(load_suites(out)) == 1
 
 
 @given(
@@ -199,7 +212,7 @@ def test_what_cannot_be_fetched(
     assert raised.value.field == field
 
 
-@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5, unique=True))
+@given(st.lists(st.text(min_size=1).filter(folded_name), min_size=1, max_size=5, unique=True))
 def test_a_written_suite_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, specs: dict[str, TaskSpec], texts: list[str]
 ) -> None:
@@ -248,7 +261,7 @@ def test_the_subcommand_makes_a_suite(tmp_path: Path, capsys: pytest.CaptureFixt
     assert sorted(path.name for path in out.iterdir()) == [
         "datasheet.md", "task.yaml", "test.jsonl",
     ]  # fmt: skip
-    with pytest.raises(OutputInUse, match="holds something"):
+    with pytest.raises(OutputInUse, match="is not empty"):
         run(arguments)
     with pytest.raises(UnknownTask):
         run([*arguments[:-1], str(tmp_path / "other"), "--task", "poetry"])
