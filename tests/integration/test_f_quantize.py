@@ -145,10 +145,12 @@ def test_the_facts_are_in_the_artifact(int8: Path) -> None:
         assert (int8 / name).read_bytes() == (BASELINE / name).read_bytes()
 
 
+# Formats that the quick tests leave out: make test-slow.
 GPTQ_TOO = pytest.param("gptq", marks=pytest.mark.slow)
+NF4_TOO = pytest.param("nf4", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", GPTQ_TOO, "nf4"])
+@pytest.mark.parametrize("name", ["int8", "int4", GPTQ_TOO, NF4_TOO])
 def test_the_plan_told_the_size(name: str, folder: Path, request: pytest.FixtureRequest) -> None:
     out: Path = request.getfixturevalue(name)
     recipe = {"int8": "int8-w8a8", "nf4": "bnb-nf4"}.get(name, str(folder / f"{name}.yaml"))

@@ -110,7 +110,12 @@ def swap_labels(tensors: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("source", "change"),
-    [(BASELINE, shuffle_a_layer), (INT8, spoil_a_scale), (BASELINE, swap_labels)],
+    [
+        # Each starts an engine; the swapped labels are the hardest to see.
+        pytest.param(BASELINE, shuffle_a_layer, marks=pytest.mark.slow),
+        pytest.param(INT8, spoil_a_scale, marks=pytest.mark.slow),
+        (BASELINE, swap_labels),
+    ],
 )
 def test_a_broken_model_fails(
     source: Path,
