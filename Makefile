@@ -3,6 +3,8 @@
 # make test    set up, lint, and run the tests; test-slow runs those of rarer formats
 # make coverage   run the unit tests and show the lines that no test runs
 # make fuzz    try generated requests, provider answers, files and arguments; FUZZ_SECONDS=600
+# make gpu    run the checks that need an NVIDIA GPU, in an environment of requirements/gpu.txt and
+#              pytest; fails where all are skipped
 # make gate    test INT8 and INT4 models against the 16-bit one and show the verdicts
 # make bench   measure the running stack beside bare vLLM and an empty handler
 # make bench-gate   measure evaluations beside bare lm-eval
@@ -18,7 +20,7 @@ BENCH_ARGS ?=
 FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 
-.PHONY: serve test test-slow unit coverage integration fuzz lint gate bench bench-gate bench-gateway bench-ledger bench-cost lock clean
+.PHONY: serve test test-slow unit coverage integration fuzz lint gpu gate bench bench-gate bench-gateway bench-ledger bench-cost lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -61,6 +63,10 @@ integration: $(VENV)/.cpu-dev
 
 test-slow: $(VENV)/.cpu-dev
 	$(VENV)/bin/pytest tests/unit tests/integration -m slow --durations=25
+
+# The environment is not made here: requirements/cpu-dev.txt has a torch without CUDA.
+gpu:
+	$(VENV)/bin/python -m pytest tests/gpu -m gpu
 
 bench: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks stack --port $(PORT) --state $(STATE) $(BENCH_ARGS)
