@@ -1,4 +1,4 @@
-"""`narrowgate key`: make, list and revoke API keys."""
+"""`narrowgate key`: create, list and revoke API keys."""
 
 import argparse
 import json
@@ -11,21 +11,21 @@ from serving.commands.options import add_settings_options
 if TYPE_CHECKING:
     from serving.ledger.access.keys import KeyRecord
 
-HELP = "make, list and revoke API keys"
+HELP = "create, list and revoke API keys"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the actions and their arguments."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    create = actions.add_parser("create", help="make a key and print it, this once")
+    create = actions.add_parser("create", help="create a key and print it once")
     whose = create.add_mutually_exclusive_group(required=True)
-    whose.add_argument("--tenant", metavar="NAME", help="who pays for its requests")
+    whose.add_argument("--tenant", metavar="NAME", help="tenant that pays for its requests")
     whose.add_argument(
-        "--admin", action="store_true", help="reads every tenant's report and spends nothing"
+        "--admin", action="store_true", help="may read every tenant's report and may not spend"
     )
-    create.add_argument("--label", default="", metavar="TEXT", help="what it is for")
-    listing = actions.add_parser("list", help="show every key, never its secret")
-    revoke = actions.add_parser("revoke", help="make a key worthless, for good")
+    create.add_argument("--label", default="", metavar="TEXT", help="note about its use")
+    listing = actions.add_parser("list", help="show every key without its secret")
+    revoke = actions.add_parser("revoke", help="revoke a key permanently")
     revoke.add_argument("id", metavar="ID", help="as `key list` shows it")
     for action in (create, listing, revoke):
         add_settings_options(action)
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make, list or revoke."""
+    """Create, list or revoke keys."""
     return {"create": _create, "list": _list, "revoke": _revoke}[args.action](args)
 
 
@@ -49,9 +49,9 @@ def _create(args: argparse.Namespace) -> int:
         whose = {"tenant": args.tenant, "admin": args.admin, "label": args.label}
         print(json.dumps({"id": issued.id, **whose, "key": text}))
         return 0
-    # Alone on stdout, so that it can go straight into a secret store.
+    # Only the key is on stdout, so that it can be piped into a secret store.
     print(text)
-    print(f"key {issued.id}: shown this once, and kept nowhere", file=sys.stderr)
+    print(f"key {issued.id}: it is shown once and not stored", file=sys.stderr)
     return 0
 
 
@@ -79,7 +79,7 @@ def _revoke(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"id": args.id, "revoked": True}))
     else:
-        print(f"key {args.id} is revoked; gateways refuse it within auth.refresh_s")
+        print(f"key {args.id} is revoked; gateways refuse it within auth.refresh_s seconds")
     return 0
 
 

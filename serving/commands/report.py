@@ -1,4 +1,4 @@
-"""`narrowgate report`: what was spent, on what, what it saved, and whether the books agree."""
+"""`narrowgate report`: spending, savings, and the reconciliation of the ledger."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from serving.contracts.report import Report
     from serving.contracts.settings import Settings
 
-HELP = "show what requests cost and saved, and check that the books agree"
+HELP = "show what requests cost and saved, and reconcile the ledger"
 
 _TIMEOUT_S = 600.0
 
@@ -23,12 +23,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="2026-11-01, 2026-11-01T09:30, 7d or 24h (the first of this month)",
     )  # fmt: skip
     parser.add_argument("--until", metavar="WHEN", help="the same, exclusive (now)")
-    parser.add_argument("--tenant", metavar="NAME", help="this tenant's requests alone")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots as well")
+    parser.add_argument("--tenant", metavar="NAME", help="only this tenant's requests")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write an HTML page with plots"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; exit 1 where the books do not agree."""
+    """Print the report; return 1 if the reconciliation finds discrepancies."""
     report = _read(args, settings_from(args))
     if args.html is not None:
         _write_page(args.html, report)

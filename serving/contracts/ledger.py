@@ -1,4 +1,4 @@
-"""The books as a request sees them: who pays, what a paid call may cost, what it did cost."""
+"""The ledger as requests use it: tenants, entries, calls of providers and what they cost."""
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ UsageSource = Literal["reported", "estimated", "unknown"]
 unknown: the provider may have billed something and did not report it; the worst case stays held."""
 
 DEFAULT_TENANT = "default"
-"""Whose requests they are where authentication is off."""
+"""Tenant of all requests where authentication is off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who pays, and within which limits; None is no limit.
+    """A tenant and its limits; None is no limit.
 
-    day_usd, month_usd: of money paid to providers, by the calendar of `ledger.time_zone`.
-    requests_per_minute, max_concurrent_requests: of HTTP requests, the whole stack's.
+    day_usd, month_usd: of money paid to providers in a calendar day or month of `ledger.time_zone`.
+    requests_per_minute, max_concurrent_requests: of HTTP requests, over the whole stack.
     """
 
     name: str
@@ -35,9 +35,9 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request. key_id: of the API key, None where authentication is off.
+    """The sender of a request. key_id: of the API key, None where authentication is off.
 
-    admin: may read every tenant's report; may not spend.
+    admin: may read every tenant's report and may not spend.
     """
 
     tenant: str
@@ -61,45 +61,45 @@ class CallEnd:
 
 
 LedgerState = Literal["up", "down"]
-"""down: the database does not take what is written; exits go to files, paid calls are refused."""
+"""down: the database accepts no writes; exits go to files, and paid calls are refused."""
 
 
 class LedgerEvents(Protocol):
-    """Counts what the books do. Any thread may call any method; none raises or waits.
+    """Counts events of the ledger. Any thread may call any method; none raises or blocks.
 
-    A row is an exit with its local calls, a paid call's opening, or its end.
+    A row is an exit with its local calls, the opening of a paid call, or the end of a paid call.
     """
 
     def ledger_written(self, rows: int) -> None:
-        """Rows were committed, also ones from files."""
+        """Rows were committed, from memory or from files."""
         ...
 
     def ledger_spilled(self, rows: int) -> None:
-        """Rows went to a file, to be committed later."""
+        """Rows were written to a file, to be committed later."""
         ...
 
     def ledger_rejected(self, rows: int) -> None:
-        """Rows are of no use to the database and were put aside for a person."""
+        """The database rejected rows; they were set aside in a file for a person to inspect."""
         ...
 
     def ledger_changed(self, state: LedgerState) -> None:
-        """The database went away or came back; told once at the start, too."""
+        """The database became unreachable or reachable; called once at the start as well."""
         ...
 
     def ledger_waited(self, seconds: float) -> None:
-        """A paid call waited so long to be written down, or refused."""
+        """A paid call waited this long to be recorded or refused."""
         ...
 
     def budget_refused(self, tenant: str) -> None:
-        """A paid call was refused for its tenant's budget."""
+        """A paid call was refused because of its tenant's budget."""
         ...
 
 
 class OpenCall(Protocol):
-    """A call that is in the books and on its way."""
+    """A recorded call that is in progress."""
 
     def close(self, end: CallEnd) -> None:
-        """Say how it ended; at most once. Never raises or waits, so it can run in any cleaning up.
+        """Record how the call ended. At most once; does not raise or block.
 
         A call whose usage is `unknown` stays charged at its worst case.
         """
@@ -107,38 +107,38 @@ class OpenCall(Protocol):
 
 
 class Entry(Protocol):
-    """One input's page in the books."""
+    """The ledger's entry for one input."""
 
     @property
     def booked(self) -> bool:
-        """Return whether something of the input is on disk, so that a crash would not lose it.
+        """Return whether the input is on disk, so that a crash cannot lose it.
 
         True from its first paid call on.
         """
         ...
 
     async def open_call(self, model: str, worst_case_usd: Decimal, deadline: Deadline) -> OpenCall:
-        """Write a call into the books and hold its worst case; only then may it be made.
+        """Record a call and hold its worst case; only then may the call be made.
 
-        model: `provider/model`. Raises BudgetExceeded, and LedgerUnavailable where the books
-        cannot be written: an unchecked call is not made.
+        model: `provider/model`. Raises BudgetExceeded, and LedgerUnavailable where the call cannot
+        be recorded: a call that was not checked is not made.
         """
         ...
 
     def close(self, exit_: Exit) -> Decimal | None:
-        """Write how the input left; at most once. Never raises or waits.
+        """Write the exit of the input. At most once; does not raise or block.
 
-        Returns what it cost in all, US dollars; None where a call's cost is unknown.
+        Returns the cost of all its calls, US dollars; None where a call's cost is unknown.
         """
         ...
 
     def written(self) -> Awaitable[None]:
-        """Return when the exit is on disk, or the bound on waiting for it is up."""
+        """Return when the exit is on disk, or after a bounded wait."""
         ...
 
 
 class Ledger(Protocol):
-    """Every cent, accounted for; serving.ledger implements it."""
+    """Records every input and every call of a model; serving.ledger implements it."""
 
     def entry(
         self,
@@ -158,17 +158,17 @@ class Ledger(Protocol):
 
 
 class LedgerService(Ledger, Protocol):
-    """A ledger with a beginning and an end."""
+    """A ledger that is started and closed."""
 
     @property
     def state(self) -> LedgerState:
-        """Return whether the database takes what is written."""
+        """Return whether the database accepts writes."""
         ...
 
     async def start(self) -> None:
-        """Begin to write; also where the database is away, and then without it."""
+        """Start to write, also while the database is unreachable."""
         ...
 
     async def aclose(self) -> None:
-        """Write what waits, and end, within a bound."""
+        """Write what is pending and stop, within a bounded time."""
         ...

@@ -1,4 +1,4 @@
-"""Settings of the books and of who may ask: storage, prices, budgets' calendar, API keys."""
+"""Settings of the ledger and of authentication: storage, prices, calendar, API keys."""
 
 from pathlib import Path
 from typing import Literal
@@ -14,10 +14,10 @@ class _Frozen(BaseModel):
 
 
 class LedgerSettings(_Frozen):
-    """What every request cost.
+    """The ledger.
 
-    commit_wait_s: how long at most an answer waits for its own row; the row is written in any case.
-    call_wait_s: how long a paid call waits to be written down and checked before it is refused.
+    commit_wait_s: longest wait of an answer for its own row; a slower row is still written.
+    call_wait_s: longest wait of a paid call to be recorded and checked; then it is refused.
     """
 
     url: SecretStr | None = Field(
@@ -25,14 +25,14 @@ class LedgerSettings(_Frozen):
         description="postgresql://USER:PASSWORD@HOST/DATABASE; STATE/ledger/ledger.db where absent",
     )
     prices_file: Path | None = Field(
-        default=None, description="YAML with prices that beat those of genai-prices"
+        default=None, description="YAML with prices that take precedence over those of genai-prices"
     )
     reference_model: FrontierModelName = Field(
         default="anthropic/claude-sonnet-5-5",
-        description="what every request is compared with: the model it would have gone to",
+        description="model with which every request's cost is compared",
     )
     time_zone: str = Field(
-        default="UTC", description="IANA name; budgets' days and months begin at its midnight"
+        default="UTC", description="IANA name; days and months of budgets begin at its midnight"
     )
     commit_wait_s: float = Field(default=0.05, ge=0.0, le=10.0)
     call_wait_s: float = Field(default=2.0, gt=0.0, le=60.0)
@@ -43,16 +43,16 @@ class LedgerSettings(_Frozen):
         try:
             ZoneInfo(name)
         except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError(f"{name!r} is no IANA time zone") from error
+            raise ValueError(f"{name!r} is not an IANA time zone") from error
         return name
 
 
 class AuthSettings(_Frozen):
-    """Who may ask.
+    """Authentication.
 
-    mode: `keys` asks every request for an API key; `off` asks for none and listens on loopback
-    alone. refresh_s: how soon a new or revoked key counts. max_stale_s: how long known keys hold
-    while the database is away.
+    mode: `keys` requires an API key of every request; `off` requires none and listens on loopback
+    only. refresh_s: delay after which a new or revoked key takes effect. max_stale_s: how long
+    known keys stay valid while the database is unreachable.
     """
 
     mode: Literal["keys", "off"] = "keys"

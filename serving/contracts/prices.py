@@ -1,4 +1,4 @@
-"""What a provider's tokens cost: by class, by length of the prompt, by service tier."""
+"""Prices of a provider's tokens: by class, by length of the prompt, by service tier."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,24 +14,24 @@ PICODOLLAR = Decimal("1e-12")
 """US dollars. Every price of a token is a whole number of it, and so is every cost."""
 
 MIN_CACHED_TOKENS = 1024
-"""The least that OpenAI and most Anthropic models cache; what marks less is ignored and costs
-nothing."""
+"""Shortest prefix that OpenAI and most Anthropic models cache. A shorter marked prefix is ignored
+and costs nothing extra."""
 
 STANDARD = "standard"
 DEAREST = "dearest"
 
 STANDARD_NAMES = frozenset({STANDARD, "default", "auto", "scale"})
-"""What providers call it. `scale` is prepaid, and what exceeds it costs the standard price."""
+"""Names of the standard tier. `scale` is prepaid; usage beyond it costs the standard price."""
 
-# Asked for, these are not exceeded. `auto` and silence may mean what the account is set to.
+# A request for one of these gets no dearer tier. `auto` and no tier depend on the account.
 _CAPPED = frozenset({STANDARD, "default", "standard_only", "flex"})
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPrices:
-    """US dollars a token, by exclusive class; reasoning tokens cost what output does.
+    """US dollars per token, by exclusive class; reasoning tokens cost what output tokens do.
 
-    Raises ValueError for a price that is no whole number of picodollars, or below zero.
+    Raises ValueError for a price that is negative or not a whole number of picodollars.
     """
 
     uncached_input: Decimal
@@ -44,15 +44,15 @@ class TokenPrices:
         for name in (item.name for item in fields(self)):
             price: Decimal = getattr(self, name)
             if not price.is_finite() or price < 0 or price.scaleb(12) % 1:
-                raise ValueError(f"{name} is {price} dollars a token, no whole picodollars")
+                raise ValueError(f"{name} is {price} dollars a token, not whole picodollars")
 
     @property
     def dearest_input(self) -> Decimal:
-        """Return the price of the dearest class of input."""
+        """Return the highest price among the classes of input."""
         return max(self.uncached_input, self.cache_read, self.cache_write_5m, self.cache_write_1h)
 
     def cost(self, usage: Usage) -> Decimal:
-        """Return what a usage costs, US dollars."""
+        """Return the cost of a usage, US dollars."""
         return (
             usage.uncached_input_tokens * self.uncached_input
             + usage.cache_read_tokens * self.cache_read
@@ -64,7 +64,7 @@ class TokenPrices:
 
 @dataclass(frozen=True, slots=True)
 class PriceStep:
-    """What all tokens of a request cost whose input is longer than over_input_tokens."""
+    """Prices of all tokens of a request whose input is longer than over_input_tokens."""
 
     over_input_tokens: int
     prices: TokenPrices
@@ -72,7 +72,7 @@ class PriceStep:
 
 @dataclass(frozen=True, slots=True)
 class AppliedPrice:
-    """The prices that one usage met. service_tier: whose they are; `dearest` where it has none."""
+    """The prices applied to one usage. service_tier: `dearest` where the reported tier has none."""
 
     service_tier: str
     step: PriceStep
@@ -82,8 +82,8 @@ class AppliedPrice:
 class ModelPrices:
     """A model's prices at one time.
 
-    model: `provider/model`. source: where the prices are from. standard, and each service tier:
-    steps by ascending length, the first over 0; raises ValueError for others.
+    model: `provider/model`. source: origin of the prices. standard, and each service tier: steps in
+    ascending order, the first over 0. Raises ValueError for other steps.
     """
 
     model: str
@@ -105,9 +105,9 @@ class ModelPrices:
         return self.standard[0].prices
 
     def applied(self, usage: Usage, service_tier: str | None) -> AppliedPrice:
-        """Return the prices of an answer. service_tier: as its provider named it.
+        """Return the prices of an answer. service_tier: as reported by the provider.
 
-        A tier without prices of its own costs what the dearest tier does, class by class.
+        A tier without prices costs the highest price of each class in any tier.
         """
         tokens = input_tokens(usage)
         name = (service_tier or STANDARD).lower()
@@ -120,10 +120,10 @@ class ModelPrices:
     def worst_case(
         self, input_tokens: int, output_tokens: int, service_tier: str | None = None
     ) -> Decimal:
-        """Return the most that so many tokens can cost, or fewer, in any class, US dollars.
+        """Return the highest possible cost of at most this many tokens, in any class, US dollars.
 
-        service_tier: what the request asks for. Where it does not cap it, the provider may choose,
-        and the dearest tier counts.
+        service_tier: as requested. Where the request does not limit the tier, the provider may
+        choose it, and the dearest tier counts.
         """
         steps, most = self._possible(service_tier), Decimal(0)
         ends = [*(step.over_input_tokens for step in steps[1:]), input_tokens]
@@ -145,15 +145,15 @@ class ModelPrices:
 
 
 class PriceList(Protocol):
-    """Whoever knows prices; serving.ledger implements it."""
+    """Looks up prices; serving.ledger implements it."""
 
     def of(self, model: str) -> ModelPrices | None:
-        """Return what `provider/model` costs now; None where nobody knows. Does not wait."""
+        """Return the current prices of `provider/model`; None where unknown. Does not block."""
         ...
 
 
 def input_tokens(usage: Usage) -> int:
-    """Return all input of a usage, tokens: what decides on a price's step."""
+    """Return the input tokens of all classes, which decide the price step."""
     return (
         usage.uncached_input_tokens
         + usage.cache_read_tokens
@@ -163,9 +163,9 @@ def input_tokens(usage: Usage) -> int:
 
 
 def unpriced(models: Sequence[str], setting: str) -> UnpricedModel:
-    """Return the error for models without a price. setting: the field that names them."""
+    """Return the error for models without a price. setting: the field that names the models."""
     return UnpricedModel(
-        f"no price is known for {', '.join(map(repr, models))}",
+        f"the price is unknown for {', '.join(map(repr, models))}",
         field=setting,
         fix=f"give ledger.prices_file a line `{models[0]}: {{input: 2.50, output: 10}}`, "
         "US dollars a million tokens; 0 where it is free",
@@ -173,14 +173,14 @@ def unpriced(models: Sequence[str], setting: str) -> UnpricedModel:
 
 
 def _step(steps: tuple[PriceStep, ...], tokens: int) -> PriceStep:
-    """Return the last step that so much input is over: a cliff, for all tokens of the request."""
+    """Return the last step that the input exceeds. It applies to all tokens of the request."""
     return next((step for step in reversed(steps) if tokens > step.over_input_tokens), steps[0])
 
 
 def _dearest_of(tiers: Sequence[tuple[PriceStep, ...]]) -> tuple[PriceStep, ...]:
     """Return the highest price of each class at each length."""
     starts = sorted({step.over_input_tokens for steps in tiers for step in steps})
-    # The first length that is over a start is one token more.
+    # The shortest length over a start is one token more.
     return tuple(
         PriceStep(start, _highest([_step(steps, start + 1).prices for steps in tiers]))
         for start in starts

@@ -1,7 +1,7 @@
-"""The report's document: what was spent, on what, what it saved, and whether the books agree.
+"""The report document: spending, its breakdowns, savings, and the reconciliation of the ledger.
 
-Money is in US dollars, exact, and a string in JSON. `cost_usd` is known. `held_usd` is the worst
-case of calls that told nothing (state unknown), `open_usd` that of calls still on their way.
+Money is in US dollars, exact, and a string in JSON. `cost_usd` is the known cost. `held_usd` is the
+worst case of calls whose usage is unknown, `open_usd` that of calls in progress.
 """
 
 from datetime import date, datetime
@@ -23,8 +23,8 @@ TokenClass = Literal[
 ]
 
 DiscrepancyKind = Literal[
-    "exit_cost",  # an input's cost is not the sum of its calls'
-    "exit_held",  # nor its worst case
+    "exit_cost",  # an input's cost is not the sum of its calls' costs
+    "exit_held",  # an input's held amount is not the sum of its calls' held amounts
     "call_cost",  # a call's cost is not its tokens, or replica time, times its price
     "call_state",  # an open or unknown call has a cost, or a closed one holds money or has none
     "call_exit",  # a call belongs to no input, or to one of another tenant
@@ -38,7 +38,7 @@ class _Frozen(BaseModel):
 
 
 class Spend(_Frozen):
-    """Calls that have something in common. name: None where they have no such thing."""
+    """Calls with an equal property. name: the property's value, None where the calls have none."""
 
     name: str | None
     calls: int
@@ -48,12 +48,12 @@ class Spend(_Frozen):
 
     @property
     def paid_usd(self) -> Decimal:
-        """Return what was paid or may still have to be."""
+        """Return what was paid or may still have to be paid."""
         return self.cost_usd + self.held_usd + self.open_usd
 
 
 class Part(Spend):
-    """Inputs that have something in common, with all their calls.
+    """Inputs with an equal property, and all their calls.
 
     reference_usd: what the answered inputs would have cost at the reference model, without those
     outside a guarantee.
@@ -65,14 +65,14 @@ class Part(Spend):
 
 
 class Day(Part):
-    """The inputs that came on one day of the ledger's time zone. models: their calls by model."""
+    """The inputs of one day in the ledger's time zone. models: their calls by model."""
 
     day: date
     models: tuple[Spend, ...]
 
 
 class PriceSpend(Spend):
-    """Calls booked at one version of a price. name: the version's id."""
+    """Calls that were priced at one version of a price. name: the version's id."""
 
     model: str | None
     source: str | None
@@ -81,7 +81,7 @@ class PriceSpend(Spend):
 
 
 class OutcomeSpend(Spend):
-    """Calls that ended alike. wasted: no client got an answer of them."""
+    """Calls with the same outcome. wasted: no client got an answer from them."""
 
     kind: Literal["frontier", "local"]
     wasted: bool
@@ -96,7 +96,7 @@ class TokenSpend(_Frozen):
 
 
 class Share(_Frozen):
-    """How many of something. share: of the whole, in [0, 1]."""
+    """A count and its share of the whole, in [0, 1]."""
 
     name: str | None
     count: int
@@ -115,9 +115,9 @@ class Latency(_Frozen):
 class Totals(_Frozen):
     """The whole window. exits = answered + failed + unknown + open.
 
-    requests: distinct ids. unknown: inputs whose gateway was lost. answers_usd + wasted_usd:
-    cost_usd + held_usd, apart by whether a client got an answer of it. without_reference: answered
-    inputs whose price at the reference model is not known.
+    requests: distinct ids. unknown: inputs whose gateway was lost. answers_usd and wasted_usd split
+    cost_usd + held_usd by whether a client got an answer. without_reference: answered inputs whose
+    price at the reference model is not known.
     """
 
     requests: int
@@ -162,10 +162,11 @@ class Savings(_Frozen):
 
 
 class Idle(_Frozen):
-    """Local replicas that nobody used, and what is left of the savings after them.
+    """The cost of idle local replicas, and the savings after it.
 
-    provisioned_usd: all local replicas for as long as any gateway was alive. idle_usd: that, less
-    the replica time that calls were charged. saved_usd, share: as in Savings, less idle_usd.
+    provisioned_usd: cost of all local replicas while any gateway was alive. idle_usd:
+    provisioned_usd less the replica time that calls were charged. saved_usd, share: as in Savings,
+    less idle_usd.
     """
 
     alive_s: float
@@ -176,7 +177,7 @@ class Idle(_Frozen):
 
 
 class Discrepancy(_Frozen):
-    """Two places in the books that should agree and do not. row: table, column and key."""
+    """Two values of the ledger that should agree and do not. row: table, column and key."""
 
     kind: DiscrepancyKind
     row: str
@@ -185,17 +186,17 @@ class Discrepancy(_Frozen):
 
 
 class Reconciliation(_Frozen):
-    """The books against themselves, over all time. rows: how many were looked at."""
+    """Consistency of the ledger over all time. rows: number of rows checked."""
 
     rows: int
     discrepancies: tuple[Discrepancy, ...]
 
 
 class Report(_Frozen):
-    """Inputs that came in [since, until), with all their calls.
+    """Inputs that arrived in [since, until), with all their calls.
 
-    tenant: None for all of them. tenants, idle: of reports on all tenants alone. reconciliation:
-    None where it was not asked for. Lists of money are in falling order, days in theirs.
+    tenant: None for all tenants. tenants, idle: only in reports on all tenants. reconciliation:
+    None where it was not requested. Lists of money are in descending order, days in calendar order.
     """
 
     since: datetime
@@ -224,7 +225,7 @@ class Report(_Frozen):
 
 
 class Reports(Protocol):
-    """Whoever can read the books; serving.ledger implements it."""
+    """Reads reports from the ledger; serving.ledger implements it."""
 
     @property
     def zone(self) -> ZoneInfo:
@@ -236,5 +237,5 @@ class Reports(Protocol):
         ...
 
     def close(self) -> None:
-        """Let nobody wait any more. Does not block."""
+        """Cancel waiting reports. Does not block."""
         ...

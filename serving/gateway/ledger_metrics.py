@@ -42,7 +42,7 @@ class LedgerMetrics:
         self._rows.labels("written").inc(rows)
 
     def ledger_spilled(self, rows: int) -> None:
-        """Count rows that went to a file."""
+        """Count rows that were written to a file."""
         self._rows.labels("spilled").inc(rows)
 
     def ledger_rejected(self, rows: int) -> None:
@@ -54,7 +54,7 @@ class LedgerMetrics:
         self._up.set(state == "up")
 
     def ledger_waited(self, seconds: float) -> None:
-        """Record a paid call's wait."""
+        """Record how long a paid call waited."""
         self._wait_seconds.observe(seconds)
 
     def budget_refused(self, tenant: str) -> None:

@@ -1,4 +1,4 @@
-"""What tenants spent and hold by day and month, checked against their limits."""
+"""Amounts that tenants spent and hold by day and month, checked against their limits."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from serving.ledger.upsert import insert_new
 
 _ZERO = Decimal(0)
 _KEY = tuple_(spending.c.tenant, spending.c.period, spending.c.start)
-# Statements are made once: making one takes as long as running it.
+# Statements are built once, because building one takes as long as running it.
 _LOCKED = (
     select(spending, tenants.c.day_usd, tenants.c.month_usd)
-    # A tenant without a row of its own has no limits.
+    # A tenant without a row in `tenants` has no limits.
     .outerjoin_from(spending, tenants, tenants.c.name == spending.c.tenant)
     .where(_KEY.in_(bindparam("keys", expanding=True)))
     .order_by(spending.c.tenant, spending.c.period, spending.c.start)
@@ -35,7 +35,7 @@ _WRITE = (
 
 
 class AccountKey(NamedTuple):
-    """One tenant's day or month. Sorted, they are locked in one order by everybody."""
+    """One tenant's day or month. All processes lock accounts in sorted order."""
 
     tenant: str
     period: str
@@ -56,7 +56,7 @@ class Accounts:
     def __init__(
         self, connection: Connection, calls: Iterable[Row], known: set[AccountKey]
     ) -> None:
-        """Lock the accounts of calls. known: those that are there for sure, added to."""
+        """Lock the accounts of calls. known: accounts that certainly exist; new ones are added."""
         self._connection = connection
         keys = sorted({key for call in calls for key in _keys(call)})
         if missing := [key for key in keys if key not in known]:
@@ -77,11 +77,11 @@ class Accounts:
             raise BudgetExceeded(
                 f"the call may cost ${worst:f} and the {key.period}'s budget of tenant "
                 f"{key.tenant!r} has ${left:f} left",
-                fix=f"ask for less output, wait for the next {key.period}, or have it raised",
+                fix=f"request less output, wait for the next {key.period}, or raise the budget",
             )
 
     def charge(self, call: Row, spent_usd: Decimal, held_usd: Decimal) -> None:
-        """Add to what a call's tenant spent and holds in its periods."""
+        """Add to the amounts that a call's tenant spent and holds in the call's periods."""
         for key in _keys(call):
             balance = self._balances[key]
             balance.spent_usd += spent_usd
@@ -89,7 +89,7 @@ class Accounts:
             balance.changed = True
 
     def write(self) -> None:
-        """Write what changed."""
+        """Write the changed accounts."""
         rows = [
             {
                 "of_tenant": key.tenant,

@@ -1,4 +1,4 @@
-"""Which gateway processes live, and what becomes of the rows that a dead one left open."""
+"""Gateway processes: their signs of life, and the rows that a dead process left open."""
 
 import os
 import socket
@@ -16,19 +16,19 @@ from serving.ledger.store import summed_exits
 from serving.ledger.upsert import insert_or_replace
 
 GATEWAY_LOST = "gateway_lost"
-"""Outcome of what was open when its process ended."""
+"""Outcome of exits and calls that were open when their process ended."""
 
 SILENT = timedelta(seconds=15)
-"""After which a process of another host counts as dead; seven signs of life are missed by then."""
+"""A process of another host counts as dead after this silence: seven missed signs of life."""
 
 _SAME_START = timedelta(seconds=2)
-# The literal words, and no parameters: SQLite takes the index of open exits for those alone.
+# Literal text, not parameters: only then does SQLite use the index of open exits.
 _OPEN_EXIT = text("exits.state = 'open'")
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A process that keeps books. host: tells machines, boots and process namespaces apart."""
+    """A gateway process. host: identifies the machine, its boot and the process namespace."""
 
     id: str
     host: str
@@ -39,7 +39,7 @@ class Instance:
 
     @classmethod
     def of_this_process(cls, replica_hour_usd: Decimal) -> "Instance":
-        """Return a new instance of the process that asks."""
+        """Return a new instance for the calling process."""
         return cls(
             id=uuid4().hex,
             host=_host(),
@@ -51,13 +51,13 @@ class Instance:
 
 
 def beat(connection: Connection, own: Instance, *, others_had_time: bool) -> int:
-    """Say that an instance lives, and give up what dead ones left open. Blocking.
+    """Record a sign of life, and end the instances that are dead. Blocking.
 
-    others_had_time: the database has answered for long enough that a living process would have
-    been heard. Returns how many instances were found dead.
+    others_had_time: the database has been reachable for long enough that every living process has
+    sent a sign of life. Returns how many instances were found dead.
     """
     now = _now(connection)
-    _say_alive(connection, own, now)
+    _record_sign_of_life(connection, own, now)
     dead = [row for row in _others(connection, own) if _is_dead(row, own, now, others_had_time)]
     for row in dead:
         end(connection, row.id, now)
@@ -65,9 +65,9 @@ def beat(connection: Connection, own: Instance, *, others_had_time: bool) -> int
 
 
 def end(connection: Connection, instance: str, now: datetime | None = None) -> None:
-    """Mark an instance as ended and what it left open as unknown; holds stay. Blocking.
+    """Mark an instance as ended, and its open rows as unknown; holds stay. Blocking.
 
-    A late close or exit is still taken.
+    A late close or exit is still accepted.
     """
     lost = (calls.c.state == "open") & (calls.c.instance == instance)
     connection.execute(select(calls.c.id).where(lost).order_by(calls.c.id).with_for_update())
@@ -86,8 +86,8 @@ def end(connection: Connection, instance: str, now: datetime | None = None) -> N
     )
 
 
-def _say_alive(connection: Connection, own: Instance, now: datetime) -> None:
-    # Whoever was taken for dead and is not has no end any more.
+def _record_sign_of_life(connection: Connection, own: Instance, now: datetime) -> None:
+    # An instance that was wrongly taken for dead loses its end.
     row = {
         "id": own.id,
         "host": own.host,
@@ -125,7 +125,7 @@ def _runs(pid: int, started_at: datetime) -> bool:
 
 
 def _now(connection: Connection) -> datetime:
-    """Return the time by the one clock that all processes share."""
+    """Return the time by the clock that all processes share."""
     if connection.dialect.name == "sqlite":
         return datetime.now(UTC)
     found: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()

@@ -1,4 +1,4 @@
-"""The ledger's tables, and the two types in which both databases store money and time exactly."""
+"""The ledger's tables, and the column types that store money and time exactly."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 
 PICODOLLARS = Decimal(10) ** 12
-"""In a dollar. A price of up to six decimals a million tokens is a whole number of them a token."""
+"""Picodollars in a dollar. Six decimals per million tokens are whole picodollars per token."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -29,7 +29,8 @@ _MICROSECOND = timedelta(microseconds=1)
 class Usd(TypeDecorator[Decimal]):
     """US dollars as whole picodollars: exact, and summed exactly by both databases.
 
-    Refuses what is no whole number of picodollars; the largest amount is $9.2 million.
+    Raises ValueError for an amount that is not a whole number of picodollars. The largest amount is
+    $9.2 million.
     """
 
     impl = BigInteger
@@ -42,7 +43,7 @@ class Usd(TypeDecorator[Decimal]):
         scaled = value * PICODOLLARS
         whole = int(scaled)
         if whole != scaled:
-            raise ValueError(f"{value} is no whole number of picodollars")
+            raise ValueError(f"{value} is not a whole number of picodollars")
         return whole
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
@@ -81,10 +82,11 @@ def _usage_columns() -> list[Column[Any]]:
     ]
 
 
-# state: open, closed, or unknown (its gateway is gone). outcome: `answered` or an error's code.
-# usage and service_tier: of the answer alone. cost_usd: of all its calls whose cost is known;
-# held_usd: the worst case of those whose cost is not. reference_usd: the same request, answered by
-# reference_model.
+# One input. state: open, closed, or unknown (its gateway was lost). outcome: `answered` or an error
+# code. guaranteed: a local answer lies within its attested error bound. usage and service_tier: of
+# the answer only. cost_usd: of all its calls whose cost is known; held_usd: the worst case of the
+# others. reference_usd: cost of the same tokens at reference_model. opened_at: arrival of the
+# request. elapsed_us: from there to the exit, the queue included.
 exits = Table(
     "exits",
     metadata,
@@ -115,14 +117,14 @@ exits = Table(
     Column("instance", Text, nullable=False),
     Index("exits_by_time", "opened_at"),
     Index("exits_by_tenant", "tenant", "opened_at"),
-    # Of open rows alone: closed ones are many, and written without it.
+    # Only open rows: most rows are closed, and writing them does not touch this index.
     Index("exits_open", "instance", sqlite_where=_OPEN, postgresql_where=_OPEN),
 )
 
 # One call of a model. kind: local or frontier. state: open, closed, or unknown. outcome: `ok`, an
-# error's code, a reason for setting a local answer aside, `hedge_lost`, `cancelled`, `not_made`
-# (nobody waited for its opening any more), or `gateway_lost`. cost_usd: NULL while open and where
-# nobody told; then held_usd is what it may have cost at most. replica_us: share of a local
+# error code, the reason for discarding a local answer, `hedge_lost`, `cancelled`, `not_made` (the
+# caller gave up before the call was recorded), or `gateway_lost`. cost_usd: NULL while the call is
+# open and where its usage is unknown; held_usd is then its worst case. replica_us: share of a local
 # replica's time. day, month: the periods it is charged to, as the date of their first day.
 calls = Table(
     "calls",
@@ -151,8 +153,8 @@ calls = Table(
     Index("calls_by_state", "state", "instance"),
 )
 
-# What tokens cost when a row was priced; a row's cost is its tokens times its price. id: digest of
-# the rest. US dollars a token, and for local models US dollars a replica-hour.
+# Prices that calls were charged at: a call's cost is its tokens times its price. id: digest of the
+# other columns. US dollars per token, and for local models US dollars per replica-hour.
 prices = Table(
     "prices",
     metadata,
@@ -169,8 +171,8 @@ prices = Table(
     Column("replica_hour_usd", Usd),
 )
 
-# What a tenant spent with providers and what its calls under way may still cost. period: day or
-# month. start: date of its first day.
+# Amounts that a tenant spent with providers, and the worst case of its open and unknown calls.
+# period: day or month. start: date of its first day.
 spending = Table(
     "spending",
     metadata,
@@ -181,8 +183,8 @@ spending = Table(
     Column("held_usd", Usd, nullable=False),
 )
 
-# Gateway processes. seen_at: their last sign of life; one that is silent has lost its open rows.
-# replica_hour_usd: what all local replicas of the stack cost an hour, busy or idle.
+# Gateway processes. seen_at: last sign of life; the open rows of a silent process become unknown.
+# replica_hour_usd: cost of all local replicas of the stack per hour, busy or idle.
 instances = Table(
     "instances",
     metadata,

@@ -1,7 +1,7 @@
-"""Files for what cannot be written into the database now: nothing of it is lost with the process.
+"""Files for rows that the database does not accept now. They survive the process.
 
-Each process appends to a file of its own and holds a lock on it for as long as it lives; a file
-that can be locked is a dead process's, and whoever locks it writes its lines into the database.
+Each process appends to its own file and holds a lock on it while it lives. A file that can be
+locked belongs to a dead process; the process that locks it writes its lines into the database.
 """
 
 import fcntl
@@ -27,14 +27,14 @@ class SpillFile:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         while True:
             found = cls._locked(folder / f"{uuid4().hex}.jsonl", os.O_CREAT | os.O_EXCL)
-            # Another process may have taken it for a dead one's before it was locked.
+            # Another process may have claimed the file before it was locked.
             if found is not None:
                 _sync_folder(folder)
                 return found
 
     @classmethod
     def claim(cls, path: Path) -> "SpillFile | None":
-        """Return a dead process's file; None where it lives, or the file is gone."""
+        """Return the file of a dead process; None if the process lives or the file is gone."""
         try:
             return cls._locked(path, 0)
         except FileNotFoundError:
@@ -54,7 +54,7 @@ class SpillFile:
         return cls(path, handle)
 
     def append(self, lines: Sequence[str]) -> None:
-        """Write lines through to the disk, all or none of them. Blocking. Raises OSError."""
+        """Write lines to the disk, all or none of them. Blocking. Raises OSError."""
         size = os.fstat(self._handle).st_size
         left = "".join(f"{line}\n" for line in lines).encode()
         try:
@@ -66,7 +66,7 @@ class SpillFile:
             raise
 
     def chunks(self, lines: int) -> Iterator[list[str]]:
-        """Yield the file's lines, so many at a time; a torn last one is left out."""
+        """Yield the file's lines in chunks; a last line that is cut off is left out."""
         chunk: list[str] = []
         with self._path.open("rb") as file:
             for raw in file:
@@ -81,39 +81,39 @@ class SpillFile:
             yield chunk
 
     def remove(self) -> None:
-        """Remove the file: its lines are in the database."""
+        """Remove the file, after its lines were written into the database."""
         self._path.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
-        """Leave the file for whoever claims it."""
+        """Release the file, so that another process can claim it."""
         os.close(self._handle)
 
 
 class Spill:
-    """A process's files in a folder. For one thread at a time."""
+    """The spill files of one process in a folder. For one thread at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._own: SpillFile | None = None
+        self._current: SpillFile | None = None
         self._rejected: SpillFile | None = None
 
     def append(self, lines: Sequence[str]) -> None:
-        """Keep lines for later. Blocking. Raises OSError."""
-        if self._own is None:
-            self._own = SpillFile.create(self._folder)
-        self._own.append(lines)
+        """Append lines that are written later. Blocking. Raises OSError."""
+        if self._current is None:
+            self._current = SpillFile.create(self._folder)
+        self._current.append(lines)
 
     def reject(self, lines: Sequence[str]) -> None:
-        """Keep lines that the database refuses, for a person to look at. Raises OSError."""
+        """Append lines that the database rejects, for a person to inspect. Raises OSError."""
         if self._rejected is None:
             self._rejected = SpillFile.create(self._folder / "rejected")
         self._rejected.append(lines)
 
     def take(self) -> list[SpillFile]:
-        """Return the files that wait to be written: the own one so far, and dead processes'."""
-        found = [] if self._own is None else [self._own]
-        self._own = None
+        """Return the files to replay: this process's current file and those of dead processes."""
+        found = [] if self._current is None else [self._current]
+        self._current = None
         for path in sorted(self._folder.glob("*.jsonl")):
             claimed = SpillFile.claim(path)
             if claimed is not None:
@@ -121,15 +121,15 @@ class Spill:
         return found
 
     def close(self) -> None:
-        """Leave every file for a later process."""
-        for file in (self._own, self._rejected):
+        """Release every file for a later process."""
+        for file in (self._current, self._rejected):
             if file is not None:
                 file.close()
-        self._own = self._rejected = None
+        self._current = self._rejected = None
 
 
 def _sync_folder(folder: Path) -> None:
-    # A new file's name is as lasting as its folder.
+    # A new file survives a crash only if its folder is on disk.
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

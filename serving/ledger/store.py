@@ -1,9 +1,9 @@
-"""Doing operations to the books, many in one transaction. Blocking.
+"""Applies operations to the ledger's tables, many in one transaction. Blocking.
 
-Whoever writes takes locks in one order, so that processes wait for each other and never block each
-other for good: prices, accounts, calls, exits; within each, by key. Accounts are locked first of
-all that counts: a transaction of which nobody knows whether it was committed still holds them, and
-what undoes or repeats it waits until that is settled.
+Every process takes locks in the same order, so that no deadlock is possible: prices, accounts,
+calls, exits; within each table, by key. Accounts come before calls and exits: a transaction whose
+commit is not confirmed still holds them, so that the operation that undoes or repeats it waits
+until the commit is decided.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ _ZERO = Decimal(0)
 _CALL_COLUMNS = [column.name for column in calls.columns]
 _EXIT_COLUMNS = [column.name for column in exits.columns]
 _PRICE_COLUMNS = [column.name for column in prices.columns]
-# Statements are made once: making one takes as long as running it.
+# Statements are built once, because building one takes as long as running it.
 _LOCKED = (
     select(calls.c.id, calls.c.state, calls.c.cost_usd, calls.c.held_usd)
     .where(calls.c.id.in_(bindparam("ids", expanding=True)))
@@ -43,13 +43,13 @@ def _sum_of(name: str) -> Any:
 
 
 def summed_exits() -> Update:
-    """Return an update that sets exits' sums to those of their calls; narrow it by `where`."""
+    """Return an update that sets exits' sums to the sums of their calls; add a `where` to it."""
     return update(exits).values(cost_usd=_sum_of("cost_usd"), held_usd=_sum_of("held_usd"))
 
 
 @dataclass(slots=True)
 class _Pending:
-    """Rows to write at a transaction's end. closed: by id, since one may close twice."""
+    """Rows to write at the end of a transaction. closed: by id; a call may be closed twice."""
 
     found: dict[str, Row]
     exits_opened: list[Row] = field(default_factory=list)
@@ -59,7 +59,7 @@ class _Pending:
 
 
 class Store:
-    """Does operations to the books. Remembers which prices and accounts are there."""
+    """Applies operations. Remembers which prices and accounts exist."""
 
     def __init__(self) -> None:
         self._prices: set[str] = set()
@@ -68,7 +68,7 @@ class Store:
     def apply(
         self, connection: Connection, operations: Sequence[Operation]
     ) -> list[BudgetExceeded | None]:
-        """Do operations and return what became of each: None, or why a call may not be made.
+        """Apply operations and return for each None, or why its call may not be made.
 
         After a transaction that was not committed, call `forget`. A call's opening and its close
         are never in the same sequence.
@@ -147,7 +147,7 @@ def _open(item: Open, accounts: Accounts, pending: _Pending) -> BudgetExceeded |
     pending.opened.append(item.call)
     pending.exits_opened.append(item.exit)
     if not item.first:
-        # It may be unknown already, where its process was taken for dead.
+        # The exit may be unknown already, if its process was taken for dead.
         pending.touched.add(item.exit["id"])
     return None
 

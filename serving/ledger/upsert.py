@@ -1,4 +1,4 @@
-"""Inserting what may be there already, in both databases' words."""
+"""Inserts of rows that may exist already, for both databases."""
 
 from functools import cache
 
@@ -7,12 +7,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 
 def insert_new(connection: Connection, table: Table) -> Insert:
-    """Return an insert that leaves rows alone whose key is there."""
+    """Return an insert that skips rows whose key exists."""
     return _insert_new(connection.dialect.name, table)
 
 
 def insert_or_replace(connection: Connection, table: Table) -> Insert:
-    """Return an insert that overwrites every column of a row whose `id` is there."""
+    """Return an insert that overwrites every column of a row whose `id` exists."""
     return _insert_or_replace(connection.dialect.name, table)
 
 

@@ -240,7 +240,7 @@ async def test_before_the_database_was_read_everybody_is_asked_to_come_back(door
     refused = await door.ask(UNKNOWN)
     error = assert_error(refused, 503, "ledger_unavailable")
     assert refused.headers["retry-after"] == "5"
-    assert error["fix"] == "see that it runs; keys are known again within auth.refresh_s"
+    assert error["fix"] == "check that the database runs; keys are read again within auth.refresh_s"
     await door.directory.refresh()
     assert_error(await door.ask(UNKNOWN), 401, "invalid_api_key")
 

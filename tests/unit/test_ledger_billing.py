@@ -1,4 +1,4 @@
-"""What providers report is what the books hold and the report adds up; the arithmetic that it is
+"""What providers report is what the ledger holds and the report adds up; the arithmetic that it is
 compared with is genai-prices' own, on the providers' own documents."""
 
 from collections.abc import AsyncIterator

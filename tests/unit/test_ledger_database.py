@@ -26,7 +26,7 @@ def test_money_comes_back_as_it_went(picodollars: int) -> None:
 
 
 def test_money_finer_than_the_unit_is_refused_rather_than_rounded() -> None:
-    with pytest.raises(ValueError, match="no whole number"):
+    with pytest.raises(ValueError, match="not a whole number"):
         Usd().process_bind_param(Decimal("0.0000000000001"), DIALECT)
 
 

@@ -1,4 +1,4 @@
-"""What requests leave in the books, and what it costs them."""
+"""Rows and costs that requests leave in the ledger."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The books against themselves: drawn ones agree, and no row can be changed unnoticed."""
+"""Reconciliation: generated ledgers agree, and no changed row goes unnoticed."""
 
 from collections.abc import Iterator
 from decimal import Decimal

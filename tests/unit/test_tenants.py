@@ -218,7 +218,7 @@ def test_the_tenant_command(program: Program) -> None:
     assert program.document("tenant", "create", "acme")["error"]["code"] == "invalid_request"
     code, _, err = program("tenant", "set", "other", "--day-usd", "1")
     assert code == 2
-    assert "fix: narrowgate tenant create" in err
+    assert "fix: create it with narrowgate tenant create" in err
 
 
 def test_the_key_command_prints_a_key_once_and_alone(program: Program) -> None:

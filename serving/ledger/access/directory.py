@@ -18,12 +18,12 @@ from serving.ledger.database import Database
 logger = logging.getLogger(__name__)
 
 _NO_TENANT = ""
-"""Of admin keys; no tenant can be called so."""
+"""Tenant of admin keys; no tenant can have this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """read_at: by the clock, from before the reading."""
+    """Tenants and keys as of one read. read_at: clock time before the read."""
 
     keys: Mapping[str, LiveKey]
     tenants: Mapping[str, Tenant]
@@ -31,10 +31,10 @@ class _Snapshot:
 
 
 class Directory:
-    """Implements serving.contracts.auth.Directory from a copy that is renewed all the time.
+    """Implements serving.contracts.auth.Directory from a copy that is read again regularly.
 
-    The copy is used while the database is away, for max_stale_s at most; then, and before the
-    first one is read, everybody is refused. clock: monotonic seconds.
+    While the database is unreachable, the copy is used for at most max_stale_s. After that, and
+    before the first read, every caller is refused. clock: monotonic seconds.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Directory:
         self._settings = settings
         self._clock = clock
         self._snapshot: _Snapshot | None = None
-        self._away = False
+        self._is_stale = False
 
     async def watch(self) -> None:
         """Read the database every refresh_s until cancelled."""
@@ -57,38 +57,38 @@ class Directory:
             await asyncio.sleep(max(0.0, began + self._settings.refresh_s - self._clock()))
 
     async def refresh(self) -> None:
-        """Read the database once; where that fails, log it and keep what is known."""
+        """Read the database once; after a failure, log it and keep the last copy."""
         try:
             self._snapshot = await asyncio.to_thread(self._read)
         except (LedgerUnavailable, SQLAlchemyError) as error:
-            # Of the error its kind alone: SQLAlchemy's words hold statements and parameters.
-            if not self._away:
+            # Only the kind of error: SQLAlchemy's messages hold statements and parameters.
+            if not self._is_stale:
                 logger.warning("directory_stale error=%s", type(error).__name__)
-            self._away = True
+            self._is_stale = True
             return
-        if self._away:
+        if self._is_stale:
             logger.info("directory_fresh")
-        self._away = False
+        self._is_stale = False
 
     def find(self, presented: str) -> Caller:
-        """Return whose key it is. Raises Unauthenticated, or LedgerUnavailable."""
+        """Return the caller of a key. Raises Unauthenticated or LedgerUnavailable."""
         key = matching(presented, self._known().keys)
         if key is None:
             raise Unauthenticated(
-                "the API key is not known here, or is revoked",
+                "the API key is unknown or revoked",
                 fix="send Authorization: Bearer KEY; narrowgate key create makes one",
             )
         return Caller(key.tenant or _NO_TENANT, key.id, key.admin)
 
     def tenant(self, name: str) -> Tenant:
-        """Return a tenant with its limits. Raises NotFound, or LedgerUnavailable."""
+        """Return a tenant with its limits. Raises NotFound or LedgerUnavailable."""
         found = self._known().tenants.get(name)
         if found is not None:
             return found
         if name == DEFAULT_TENANT:
             return Tenant(DEFAULT_TENANT)
         raise NotFound(
-            f"no tenant is called {name!r}",
+            f"there is no tenant {name!r}",
             field="tenant",
             fix="narrowgate tenant list shows them",
         )
@@ -97,8 +97,8 @@ class Directory:
         snapshot = self._snapshot
         if snapshot is None or self._clock() - snapshot.read_at > self._settings.max_stale_s:
             raise LedgerUnavailable(
-                "who may ask cannot be looked up: the ledger's database does not answer",
-                fix="see that it runs; keys are known again within auth.refresh_s",
+                "keys cannot be looked up: the ledger's database is unreachable",
+                fix="check that the database runs; keys are read again within auth.refresh_s",
                 retry_after_s=self._settings.refresh_s,
             )
         return snapshot
@@ -106,6 +106,6 @@ class Directory:
     def _read(self) -> _Snapshot:
         read_at = self._clock()
         with self._database.read() as connection:
-            # Keys first: a tenant is there before its keys, and none is ever removed.
+            # Keys first: a tenant exists before its keys, and tenants are never removed.
             keys = live_keys(connection)
             return _Snapshot(keys, known_tenants(connection), read_at)

@@ -100,12 +100,14 @@ def create_key(database: Database, tenant: str | None, label: str = "") -> Issue
 
 
 def revoke_key(database: Database, key_id: str) -> None:
-    """Revoke a key for good; blocking. Revoking it again changes nothing. Raises NotFound."""
+    """Revoke a key permanently; blocking. Revoking it again changes nothing. Raises NotFound."""
     with database.begin() as connection:
         known = connection.execute(select(api_keys.c.id).where(api_keys.c.id == key_id)).first()
         if known is None:
             raise NotFound(
-                f"no key has the id {key_id!r}", field="id", fix="narrowgate key list shows the ids"
+                f"there is no key with the id {key_id!r}",
+                field="id",
+                fix="narrowgate key list shows the ids",
             )
         connection.execute(
             update(api_keys)

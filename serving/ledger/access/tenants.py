@@ -1,4 +1,4 @@
-"""The tenants: who pays, and within which limits."""
+"""Tenants and their limits."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from serving.ledger.database import Database
 from serving.ledger.schema import PICODOLLARS, tenants
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-# Far within what a column holds: $9.2 million, and 2^31 requests.
+# Far below the largest values of the columns: $9.2 million, and 2^31 requests.
 _LARGEST_USD = Decimal(1_000_000)
 _LARGEST_COUNT = 1_000_000
 _COLUMNS = (
@@ -27,15 +27,15 @@ _COLUMNS = (
 
 
 def create_tenant(database: Database, tenant: Tenant) -> None:
-    """Add a tenant; blocking. Raises InvalidRequest for an unfit or taken name or an unfit limit.
+    """Add a tenant; blocking. Raises InvalidRequest for an invalid or used name or a limit.
 
-    Names have lower-case letters, digits and hyphens, 63 at most.
+    Names have lower-case letters, digits and hyphens, at most 63.
     """
     if not _NAME.fullmatch(tenant.name):
         raise InvalidRequest(
-            f"{tenant.name!r} is no name for a tenant",
+            f"{tenant.name!r} is not a valid name of a tenant",
             field="name",
-            fix="use lower-case letters, digits and hyphens, 63 at most, no hyphen first",
+            fix="use at most 63 lower-case letters, digits and hyphens, and no hyphen first",
         )
     row = {"name": tenant.name, "created_at": datetime.now(UTC), **_limits(tenant)}
     try:
@@ -43,7 +43,7 @@ def create_tenant(database: Database, tenant: Tenant) -> None:
             connection.execute(insert(tenants), row)
     except exc.IntegrityError as error:
         raise InvalidRequest(
-            f"there is a tenant {tenant.name!r} already",
+            f"the tenant {tenant.name!r} exists already",
             field="name",
             fix="narrowgate tenant set changes its limits",
         ) from error
@@ -55,7 +55,7 @@ def update_tenant(
     """Change some of a tenant's limits and return it; blocking.
 
     changes: by field of Tenant; None removes a limit. Raises NotFound, and InvalidRequest for an
-    unfit limit.
+    invalid limit.
     """
     with database.begin() as connection:
         tenant = replace(require_tenant(connection, name), **changes)  # type: ignore[arg-type]
@@ -76,20 +76,20 @@ def known_tenants(connection: Connection) -> dict[str, Tenant]:
 
 
 def require_tenant(connection: Connection, name: str) -> Tenant:
-    """Return a tenant, unchangeable by others until the transaction ends. Raises NotFound."""
+    """Return a tenant, locked until the transaction ends. Raises NotFound."""
     found = select(*_COLUMNS).where(tenants.c.name == name).with_for_update()
     row = connection.execute(found).first()
     if row is None:
         raise NotFound(
-            f"no tenant is called {name!r}",
+            f"there is no tenant {name!r}",
             field="tenant",
-            fix="narrowgate tenant create makes one, narrowgate tenant list shows them",
+            fix="create it with narrowgate tenant create; narrowgate tenant list shows all",
         )
     return Tenant(*row)
 
 
 def _limits(tenant: Tenant) -> dict[str, Decimal | int | None]:
-    """Return the columns of a tenant's limits. Raises InvalidRequest where one is unfit."""
+    """Return the columns of a tenant's limits. Raises InvalidRequest for an invalid limit."""
     for field in ("day_usd", "month_usd"):
         amount: Decimal | None = getattr(tenant, field)
         if amount is not None and not _fits(amount):

@@ -1,1 +1,1 @@
-"""What calls cost: the price table, the operator's own prices, and a row's cost by its price."""
+"""Prices and costs: the price table, the operator's own prices, and the cost of a row."""

@@ -1,9 +1,12 @@
-"""Every price that is known: the operator's own first, then the table's."""
+"""All known prices: the operator's own first, then the table's."""
 
+import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
+
+from cachetools import LRUCache
 
 from serving.contracts.prices import ModelPrices
 from serving.ledger.pricing.file import load_price_file
@@ -17,10 +20,7 @@ def _now() -> datetime:
 
 
 class PriceBook:
-    """Implements serving.contracts.prices.PriceList; make it with `load`.
-
-    Any thread may ask: what is remembered is replaced, never taken away by halves.
-    """
+    """Implements serving.contracts.prices.PriceList; create it with `load`. Thread-safe."""
 
     def __init__(
         self,
@@ -31,7 +31,9 @@ class PriceBook:
         self._overrides = overrides
         self._table = table
         self._clock = clock
-        self._found: dict[tuple[str, datetime], ModelPrices | None] = {}
+        # Bounded, because clients name models.
+        self._found = LRUCache[tuple[str, datetime], ModelPrices | None](_REMEMBERED)
+        self._lock = threading.Lock()
 
     @classmethod
     def load(cls, overrides_file: Path | None = None, clock: Callable[[], datetime] = _now) -> Self:
@@ -44,22 +46,20 @@ class PriceBook:
         return cls(overrides, PriceTable(), clock)
 
     def of(self, model: str, at: datetime | None = None) -> ModelPrices | None:
-        """Return what `provider/model` cost at a time, now by default; None where nobody knows.
+        """Return the prices of `provider/model` at a time, now by default; None where unknown.
 
-        The table's prices change at midnight in UTC, and with few providers within the day: a
-        price is looked up once a quarter of an hour.
+        The table's prices change at midnight UTC, and for few providers within the day, so prices
+        are looked up once per quarter of an hour.
         """
         own = self._overrides.get(model)
         if own is not None:
             return own
         quarter = _quarter(at or self._clock())
         key = (model, quarter)
-        found = self._found
-        if key not in found:
-            if len(found) >= _REMEMBERED:  # clients name models
-                found = self._found = {}
-            found[key] = self._table.find(model, quarter)
-        return found[key]
+        with self._lock:
+            if key not in self._found:
+                self._found[key] = self._table.find(model, quarter)
+            return self._found[key]
 
 
 def _quarter(at: datetime) -> datetime:

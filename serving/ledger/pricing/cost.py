@@ -1,4 +1,4 @@
-"""What a call cost, and by which price: a row's cost can be computed again from the row."""
+"""The cost of a call and the price it was charged at, so that the cost can be recomputed."""
 
 import hashlib
 import json
@@ -28,11 +28,11 @@ _REFERENCE_FIELD = "ledger.reference_model"
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What one unit cost when a call was priced; tokens for providers, an hour for local models.
+    """Price of one unit when a call was priced: a token of a provider, an hour of a local replica.
 
-    id: digest of the rest, the same for the same price. source: where it is from. service_tier:
-    whose prices they are, `dearest` where the provider's tier has none. over_input_tokens: length
-    from which they hold. replica_hour_usd: US dollars.
+    id: digest of the other fields, equal for equal prices. source: origin of the price.
+    service_tier: `dearest` where the provider's tier has no prices. over_input_tokens: input length
+    above which the prices apply. replica_hour_usd: US dollars.
     """
 
     id: str = field(init=False)
@@ -54,21 +54,21 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """cost_usd: whole picodollars."""
+    """A cost and its price. cost_usd: whole picodollars."""
 
     cost_usd: Decimal
     price: Price
 
 
 class Pricing:
-    """Prices calls by what is known when they were made; raises rather than guess."""
+    """Prices calls at the prices of their time. Raises for an unknown price."""
 
     def __init__(
         self, book: PriceBook, replica_hours: Mapping[str, Decimal], reference_model: str
     ) -> None:
-        """Take what one replica of each local model costs an hour, US dollars.
+        """replica_hours: cost of one replica-hour of each local model, US dollars.
 
-        Raises InvalidSettings for what is no whole number of picodollars.
+        Raises InvalidSettings for a cost that is not a whole number of picodollars.
         """
         self._book = book
         self._hours = {model: _hour_price(model, usd) for model, usd in replica_hours.items()}
@@ -77,7 +77,7 @@ class Pricing:
     def frontier(
         self, model: str, usage: Usage, service_tier: str | None, at: datetime | None = None
     ) -> Priced:
-        """Return what a provider's tokens cost. service_tier: as it names it; at: now by default.
+        """Return the cost of a provider's tokens. service_tier: as reported; at: now by default.
 
         Raises UnpricedModel.
         """
@@ -90,22 +90,22 @@ class Pricing:
         return Priced(step.prices.cost(usage), price)
 
     def local(self, model: str, replica_s: float) -> Priced:
-        """Return what a share of a local replica's time cost. Raises UnpricedModel."""
+        """Return the cost of a share of a local replica's time. Raises UnpricedModel."""
         price = self._hours.get(model)
         if price is None or price.replica_hour_usd is None:
             raise UnpricedModel(
-                f"an hour of a replica of {model!r} has no price",
+                f"the price of a replica-hour of {model!r} is unknown",
                 field="models.replica_hour_usd",
-                fix="give what a replica costs an hour, 0 where it costs nothing",
+                fix="give the cost of a replica per hour; 0 if it costs nothing",
             )
         return Priced(replica_cost_usd(price.replica_hour_usd, replica_us(replica_s)), price)
 
     def reference(self, usage: Usage, at: datetime | None = None) -> Decimal:
-        """Return what the same tokens would have cost at the reference model, US dollars.
+        """Return the cost of the same tokens at the reference model, US dollars.
 
-        An approximation: its tokenizer would count others, and it would answer at another length.
-        Providers cache no prefix under 1,024 tokens, so a shorter request pays all of its input as
-        uncached; a longer one pays class by class. Raises UnpricedModel.
+        This is an approximation: another model counts other tokens and answers at another length.
+        Providers cache no prefix under 1,024 tokens, so all input of a shorter request counts as
+        uncached; a longer request is priced class by class. Raises UnpricedModel.
         """
         tokens = input_tokens(usage)
         if tokens < MIN_CACHED_TOKENS:
@@ -125,28 +125,28 @@ class Pricing:
 def check_priced(
     models: Iterable[str], book: PriceBook, setting: str = "ledger.prices_file"
 ) -> None:
-    """Raise UnpricedModel where a model has no price now. setting: the field to correct."""
+    """Raise UnpricedModel if a model has no price now. setting: the field to correct."""
     missing = [model for model in dict.fromkeys(models) if book.of(model) is None]
     if missing:
         raise unpriced(missing, setting)
 
 
 def replica_us(replica_s: float) -> int:
-    """Return a share of a replica's time in the whole microseconds that are stored and priced."""
+    """Return a share of a replica's time in whole microseconds, as it is stored and priced."""
     return round(replica_s * 1_000_000)
 
 
 def replica_cost_usd(replica_hour_usd: Decimal, replica_us: int) -> Decimal:
-    """Return what so much of a replica's time costs, rounded half-even to a picodollar."""
-    # A fraction, which no context rounds before that.
+    """Return the cost of replica time, rounded half-even to a picodollar."""
+    # A fraction, because no decimal context rounds it earlier.
     return round(Fraction(picodollars(replica_hour_usd) * replica_us, _HOUR_US)) * PICODOLLAR
 
 
 def picodollars(usd: Decimal) -> int:
-    """Return an amount in picodollars. Raises ValueError where it is no whole number of them."""
+    """Return an amount in picodollars. Raises ValueError if it is not a whole number."""
     whole = int(usd.scaleb(12))
     if whole * PICODOLLAR != usd:
-        raise ValueError(f"{usd} dollars are no whole number of picodollars")
+        raise ValueError(f"{usd} dollars are not a whole number of picodollars")
     return whole
 
 
@@ -155,7 +155,7 @@ def _hour_price(model: str, usd: Decimal) -> Price:
         return Price(model, REPLICA_HOUR_SOURCE, None, 0, replica_hour_usd=usd)
     except ValueError as error:
         raise InvalidSettings(
-            f"replica_hour_usd of {model!r} is {usd}, no whole number of picodollars",
+            f"replica_hour_usd of {model!r} is {usd}, not a whole number of picodollars",
             field="models.replica_hour_usd",
             fix="give at most 12 decimals",
         ) from error

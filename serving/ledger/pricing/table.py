@@ -18,16 +18,16 @@ _CLASSES = (
     "cache_write_mtok",
     "cache_write_1h_mtok",
 )
-# How the table names a way of serving that OpenAI and Anthropic report as a service tier.
+# Keys of the table for what OpenAI and Anthropic report as a service tier.
 _TIER_KEYS = frozenset({"service_tier", "processing"})
 
 
 class PriceTable:
-    """The table of genai-prices. Making the first imports it, blocking: do it at start."""
+    """The table of genai-prices. Creating the first one imports the table; blocking."""
 
     def __init__(self) -> None:
-        # 30,000 lines of Python: read here, not where this module is imported. Not get_snapshot():
-        # that one can be replaced at run time by an updater that uses the network.
+        # 30,000 lines of Python, so not imported with this module. Not get_snapshot(), which an
+        # updater that uses the network can replace at run time.
         from genai_prices.data import providers
 
         self.source = f"genai-prices {version('genai-prices')}"
@@ -37,13 +37,13 @@ class PriceTable:
     def find(self, name: str, at: datetime) -> ModelPrices | None:
         """Return the prices of a `provider/model` at a time, with its zone.
 
-        The provider's name is the table's id of it, to the letter: a guess could find the prices
-        of another server. None where the table has no such model, or has it without a price for
-        input and output. Prices finer than a picodollar a token are rounded to it.
+        The provider's name must match the table's id exactly: a guess could find the prices of
+        another server. None if the table does not have the model, or has it without prices for
+        input and output. Prices finer than a picodollar per token are rounded.
         """
         provider_id, _, model = name.partition("/")
         provider = self._providers.get(provider_id)
-        # Not the snapshot's own search, which remembers every name that a client thinks up.
+        # Not the snapshot's search, which remembers every name that clients send.
         info = provider.find_model(model, all_providers=self._all) if provider else None
         standard = _steps(info.get_prices(at)) if info else ()
         if provider is None or info is None or not standard:
@@ -55,7 +55,7 @@ def _service_tiers(
     provider: Provider, info: ModelInfo, at: datetime
 ) -> Mapping[str, tuple[PriceStep, ...]]:
     if not any(info is own for own in provider.models):
-        return {}  # lent by another provider, whose tiers these would be
+        return {}  # the entry belongs to another provider, and so do its tiers
     tiers = {}
     for variant in info.price_variants or ():
         (key, tier), *more = variant.when.items()
@@ -66,7 +66,7 @@ def _service_tiers(
 
 
 def _steps(prices: ModelPrice) -> tuple[PriceStep, ...]:
-    """Return the levels of a price list; none where input or output has no price."""
+    """Return the steps of a price list; none if input or output has no price."""
     if _at(prices, "input_mtok", 0) is None or _at(prices, "output_mtok", 0) is None:
         return ()
     tiered = [
@@ -84,7 +84,7 @@ def _token_prices(prices: ModelPrice, start: int) -> TokenPrices:
 
 
 def _at(prices: ModelPrice, name: str, start: int) -> Decimal | None:
-    """Return what a class costs where the input is longer than `start`, dollars a million."""
+    """Return the price of a class for inputs longer than `start`, dollars per million."""
     value = getattr(prices, name)
     if isinstance(value, TieredPrices):
         reached = [tier.price for tier in value.tiers if tier.start <= start]
@@ -99,10 +99,9 @@ def by_class(
     cache_write: Decimal | None = None,
     cache_write_1h: Decimal | None = None,
 ) -> TokenPrices:
-    """Return prices a token; given are US dollars a million tokens.
+    """Return prices per token, from US dollars per million tokens.
 
-    A class without a price of its own costs what input does; writes that live for an hour cost
-    what other writes do.
+    A class without a price costs what input does; 1-hour writes cost what 5-minute writes do.
     """
     write = uncached_input if cache_write is None else cache_write
     return TokenPrices(

@@ -1,1 +1,1 @@
-"""What was spent, wasted and saved, and whether the books agree with themselves."""
+"""Reports on spending, waste and savings, and the reconciliation of the ledger."""

@@ -1,4 +1,4 @@
-"""The report: sums of the database, put together. What is added here is exact as well."""
+"""Builds the report from sums that the database computes. All additions are exact."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What the database added up."""
+    """Sums from the database."""
 
     requests: int
     exits: Sequence[ExitGroup]
@@ -49,10 +49,10 @@ def build_report(
     reconciled: bool = True,
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> Report:
-    """Return what the inputs in scope cost, all of it as of one moment; blocking.
+    """Return the report on the inputs in scope as of one moment; blocking.
 
-    zone: where days begin. reconciled: whether to check the books, which reads all of them.
-    timeout_s: as in snapshot. Raises LedgerUnavailable.
+    zone: time zone of the days. reconciled: whether to check the ledger, which reads all its rows.
+    timeout_s: as in snapshot. Raises LedgerUnavailable, and NotFound for an unknown tenant.
     """
     with snapshot(database, timeout_s) as connection:
         if scope.tenant is not None:
@@ -81,7 +81,7 @@ def build_report(
 
 
 def _breakdowns(found: _Found) -> dict[str, Any]:
-    """Return the lists that need nothing but the groups."""
+    """Return the lists that follow from the groups."""
     escalated = [group for group in found.exits if group.escalated]
     failed = [group for group in found.exits if group.fate == "failed"]
     return {
@@ -164,7 +164,7 @@ def _idle(
 
 
 def _wasted(call: CallGroup) -> bool:
-    """Return whether no client got an answer of these calls, or ever will."""
+    """Return whether no client got an answer from these calls."""
     return call.state != "open" and (call.outcome != "ok" or call.fate == "failed")
 
 
@@ -257,7 +257,7 @@ def _money(name: str | None, calls: Sequence[CallGroup | DayGroup]) -> dict[str,
 
 
 def _inputs(exits: Sequence[ExitGroup | ExitDay]) -> dict[str, Any]:
-    """Return the fields that a Part has besides."""
+    """Return the fields of a Part that a Spend does not have."""
     answered = [group for group in exits if group.fate == "answered"]
     return {
         "exits": sum(group.count for group in exits),

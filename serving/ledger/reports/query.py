@@ -1,10 +1,10 @@
-"""The sums behind a report, taken by the database over rows that are alike. Exact.
+"""Queries of a report: exact sums by the database over rows with equal keys.
 
-Calls count where their input does, so that every way of grouping them has the same total.
+A call counts where its input counts, so that every grouping has the same total.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
@@ -29,7 +29,6 @@ from sqlalchemy import (
 from serving.contracts.errors import NotFound
 from serving.contracts.ledger import DEFAULT_TENANT
 from serving.contracts.report import Latency, TokenClass
-from serving.ledger.reports.days import days_between, midnight
 from serving.ledger.schema import Usd, UtcTime, calls, exits, instances, prices, tenants
 
 Fate = Literal["answered", "failed", "unknown", "open"]
@@ -39,7 +38,7 @@ TOKEN_CLASSES: tuple[TokenClass, ...] = get_args(TokenClass)
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which inputs a report is about: those opened in [since, until). tenant: None for all."""
+    """The inputs of a report: opened in [since, until). tenant: None for all."""
 
     since: datetime
     until: datetime
@@ -77,7 +76,7 @@ class ExitGroup:
 
 @dataclass(frozen=True, slots=True)
 class CallGroup:
-    """Calls that are alike. fate: of their input. tokens, token_usd: by class, as TOKEN_CLASSES."""
+    """Calls with equal keys. fate: of their input. tokens, token_usd: in order of TOKEN_CLASSES."""
 
     tenant: str
     endpoint: str
@@ -122,7 +121,7 @@ class ExitDay:
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """When a gateway was alive, and what all local replicas cost an hour then."""
+    """Lifetime of a gateway, and the cost of all local replicas per hour in that time."""
 
     start: datetime
     end: datetime
@@ -142,7 +141,7 @@ _REFERENCE_USD = case((_SAVES, exits.c.reference_usd))
 
 
 def exit_groups(connection: Connection, scope: Scope) -> list[ExitGroup]:
-    """Return the inputs, those alike together."""
+    """Return the inputs, grouped by equal keys."""
     keys = [
         exits.c.tenant, exits.c.endpoint, exits.c.task, exits.c.route, exits.c.reason,
         exits.c.outcome, exits.c.reference_model, exits.c.escalated, exits.c.cached, _FATE,
@@ -157,7 +156,7 @@ def exit_groups(connection: Connection, scope: Scope) -> list[ExitGroup]:
 
 
 def call_groups(connection: Connection, scope: Scope) -> list[CallGroup]:
-    """Return the calls of those inputs, those alike together."""
+    """Return the calls of the inputs in scope, grouped by equal keys."""
     keys = [
         exits.c.tenant, exits.c.endpoint, exits.c.task, exits.c.route, _FATE, calls.c.kind,
         calls.c.model, calls.c.state, calls.c.outcome, calls.c.service_tier, calls.c.price_id,
@@ -191,7 +190,7 @@ def tokens_of(name: TokenClass) -> ColumnElement[int]:
 
 
 def token_usd(name: TokenClass) -> ColumnElement[int]:
-    """Return what a call's tokens of a class cost, picodollars; reasoning costs what output does.
+    """Return the cost of a call's tokens of a class, picodollars; reasoning costs what output does.
 
     The query must join `prices`.
     """
@@ -202,7 +201,7 @@ def token_usd(name: TokenClass) -> ColumnElement[int]:
 def day_groups(
     connection: Connection, scope: Scope, zone: tzinfo
 ) -> tuple[list[ExitDay], list[DayGroup]]:
-    """Return the inputs and their calls by the day, in a time zone, on which the inputs came."""
+    """Return the inputs and their calls by the day, in a time zone, on which the inputs arrived."""
     days = _days(connection, scope, zone)
     if days is None:
         return [], []
@@ -224,7 +223,7 @@ def day_groups(
 
 
 def _days(connection: Connection, scope: Scope, zone: tzinfo) -> FromClause | None:
-    """Return a table of the days on which inputs came, with their ends; None where none did."""
+    """Return a table of the days from the first to the last input; None without inputs."""
     bounds = select(func.min(exits.c.opened_at), func.max(exits.c.opened_at))
     first, last = connection.execute(bounds.where(scope.covers())).one()
     if first is None:
@@ -250,18 +249,30 @@ def require_known_tenant(connection: Connection, name: str) -> None:
     )
 
 
+def midnight(day: date, zone: tzinfo) -> datetime:
+    """Return the first moment of a day, in UTC."""
+    # If clocks skip midnight, this is the moment of the change; if they pass it twice, the first.
+    return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
+
+
+def days_between(first: datetime, last: datetime, zone: tzinfo) -> list[date]:
+    """Return the days from that of one moment to that of another, in a time zone."""
+    start, end = first.astimezone(zone).date(), last.astimezone(zone).date()
+    return [start + timedelta(days=n) for n in range((end - start).days + 1)]
+
+
 def count_requests(connection: Connection, scope: Scope) -> int:
-    """Return how many requests the inputs came in."""
-    # A client may name its own request, so two tenants can use one name.
+    """Return the number of requests of the inputs in scope."""
+    # Clients may choose request ids, so two tenants can use the same one.
     names = select(exits.c.tenant, exits.c.request_id).where(scope.covers()).distinct()
     return connection.execute(select(func.count()).select_from(names.subquery())).scalar_one()
 
 
 def latencies(connection: Connection, scope: Scope) -> list[Latency]:
-    """Return exact percentiles (nearest rank) of what closed inputs took, by route."""
+    """Return exact percentiles (nearest rank) of the latency of closed inputs, by route."""
     route, elapsed = exits.c.route, exits.c.elapsed_us
     closed = and_(exits.c.state == "closed", route.is_not(None), elapsed.is_not(None))
-    # Neither database has percentiles that the other has; both rank.
+    # The databases share no percentile function; both have ranks.
     ranked = (
         select(
             route, elapsed,
@@ -286,7 +297,7 @@ def latencies(connection: Connection, scope: Scope) -> list[Latency]:
 
 
 def lifetimes(connection: Connection, scope: Scope) -> list[Lifetime]:
-    """Return when gateways were alive, as far as it touches the window."""
+    """Return the lifetimes of gateways that overlap the window."""
     end = func.coalesce(instances.c.ended_at, instances.c.seen_at)
     query = select(instances.c.started_at, end, instances.c.replica_hour_usd).where(
         instances.c.started_at < scope.until, end > scope.since

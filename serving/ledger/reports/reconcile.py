@@ -1,4 +1,4 @@
-"""The books against themselves: every number that can be worked out twice."""
+"""Reconciliation: recomputes every number that follows from other rows of the ledger."""
 
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
@@ -33,16 +33,16 @@ _Check = Callable[[Connection, str | None], Iterable[Discrepancy]]
 def reconcile(
     database: Database, tenant: str | None = None, timeout_s: float = 60.0
 ) -> list[Discrepancy]:
-    """Return where the books disagree with themselves, over all time; blocking.
+    """Return the discrepancies of the ledger over all time; blocking.
 
-    Empty means that every number agrees. tenant: None for all. Raises LedgerUnavailable.
+    Empty if every number agrees. tenant: None for all. Raises LedgerUnavailable.
     """
     with snapshot(database, timeout_s) as connection:
         return list(reconcile_in(connection, tenant).discrepancies)
 
 
 def reconcile_in(connection: Connection, tenant: str | None) -> Reconciliation:
-    """Return the same with the number of rows, as of a connection's snapshot."""
+    """Return the discrepancies and the number of rows, as of a connection's snapshot."""
     checks: tuple[_Check, ...] = (
         _exits, _frontier_calls, _local_calls, _states, _strays, _spending, _negatives,
     )  # fmt: skip
@@ -68,7 +68,7 @@ def _exits(connection: Connection, tenant: str | None) -> Iterator[Discrepancy]:
         select(exits.c.id, *stated, *found)
         .select_from(exits)
         .outerjoin(sums, sums.c.exit_id == exits.c.id)
-        # An open input is added up when it is closed.
+        # The sums of an open input are computed when it is closed.
         .where(exits.c.state != "open", or_(stated[0] != found[0], stated[1] != found[1]))
     )
     for key, cost, held, cost_found, held_found in _rows(connection, query, exits, tenant):
@@ -96,13 +96,13 @@ def _frontier_calls(connection: Connection, tenant: str | None) -> Iterator[Disc
 
 
 def _worth(name: TokenClass) -> ColumnElement[int]:
-    """Return what a call's tokens of a class cost; NULL where there are some and no price."""
+    """Return the cost of a call's tokens of a class; NULL for tokens without a price."""
     none = func.coalesce(tokens_of(name), 0) == 0
     return case((none, 0), else_=token_usd(name))
 
 
 def _local_calls(connection: Connection, tenant: str | None) -> Iterator[Discrepancy]:
-    # Worked out here: replica time times its price goes beyond 64 bits within a minute.
+    # Computed here: replica time times its price exceeds 64 bits within a minute.
     query = (
         select(calls.c.id, calls.c.cost_usd, calls.c.replica_us, prices.c.replica_hour_usd)
         .select_from(calls)
@@ -182,7 +182,7 @@ def _negatives(connection: Connection, tenant: str | None) -> Iterator[Discrepan
         spending: ("spent_usd", "held_usd"),
     }
     for table, names in columns.items():
-        # As the integers they are: one comparison for money and tokens.
+        # As integers, so that one comparison serves money and tokens.
         values = [type_coerce(table.c[name], BigInteger) for name in names]
         query = select(*table.primary_key, *values).where(or_(*(value < 0 for value in values)))
         keys = len(table.primary_key)

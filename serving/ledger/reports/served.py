@@ -1,4 +1,4 @@
-"""Reports for the gateway: read on a thread, one at a time, and for so long only."""
+"""Reports for the gateway: one at a time, on a thread, within a time limit."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +18,14 @@ TIMEOUT_S = 30.0
 class LedgerReports:
     """Implements serving.contracts.report.Reports.
 
-    zone: where days begin. timeout_s: how long a report may wait for its turn and be read.
+    zone: time zone of the days. timeout_s: limit on waiting for the thread and reading.
     """
 
     def __init__(self, database: Database, zone: ZoneInfo, timeout_s: float = TIMEOUT_S) -> None:
         self._database = database
         self._zone = zone
         self._timeout_s = timeout_s
-        # Of one thread: reports read whole tables, and requests need the database as well.
+        # One thread, because reports read whole tables and requests need the database as well.
         self._turns = ThreadPoolExecutor(1, thread_name_prefix="report")
 
     @property
@@ -34,13 +34,13 @@ class LedgerReports:
         return self._zone
 
     async def report(self, since: datetime, until: datetime, tenant: str | None) -> Report:
-        """Return the report on a tenant, or on all with the books checked.
+        """Return the report on a tenant, or on all tenants with the ledger reconciled.
 
-        Raises LedgerUnavailable, also where it takes too long.
+        Raises NotFound for an unknown tenant, and LedgerUnavailable, also after timeout_s.
         """
         read = partial(
             build_report, self._database, Scope(since, until, tenant), self._zone,
-            # A tenant may ask often, and checking reads everything there ever was.
+            # A tenant may ask often, and reconciliation reads all rows.
             reconciled=tenant is None, timeout_s=self._timeout_s,
         )  # fmt: skip
         try:
@@ -49,10 +49,10 @@ class LedgerReports:
         except TimeoutError as error:
             raise LedgerUnavailable(
                 f"the report was not read within {self._timeout_s:g} s",
-                fix="ask for a shorter time, or later; narrowgate report waits longer",
+                fix="request a shorter time, or retry later; narrowgate report waits longer",
                 retry_after_s=self._timeout_s,
             ) from error
 
     def close(self) -> None:
-        """Let nobody wait any more; what is being read ends by its own time-out."""
+        """Cancel waiting reports; one that is being read ends at its time-out."""
         self._turns.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""One moment of the books, read for as long as it takes while others write."""
+"""Reads the ledger as of one moment while other processes write."""
 
 import sqlite3
 import time
@@ -10,15 +10,15 @@ from sqlalchemy import Connection
 from serving.ledger.database import Database
 
 _SQLITE_STEPS = 100_000
-"""Virtual machine instructions between two looks at the clock; about a millisecond."""
+"""Virtual machine instructions between two checks of the clock; about a millisecond."""
 
 
 @contextmanager
 def snapshot(database: Database, timeout_s: float) -> Iterator[Connection]:
-    """Yield a connection whose every query sees the same moment, and which cannot write.
+    """Yield a read-only connection whose queries all see the same moment. Blocking.
 
-    Blocking. Raises LedgerUnavailable, also where it takes longer than timeout_s: in all with
-    SQLite, a statement with PostgreSQL.
+    Raises LedgerUnavailable, also after timeout_s: for the whole block with SQLite, for each
+    statement with PostgreSQL.
     """
     bounded = _sqlite if database.is_sqlite else _postgres
     with database.read() as connection, bounded(connection, timeout_s):
@@ -40,7 +40,7 @@ def _sqlite(connection: Connection, timeout_s: float) -> Iterator[None]:
 
 @contextmanager
 def _postgres(connection: Connection, timeout_s: float) -> Iterator[None]:
-    # By default every statement sees another moment, and sums taken apart would not agree.
+    # By default every statement sees its own moment, and sums of two queries would not agree.
     connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(timeout_s * 1000))}")
     yield

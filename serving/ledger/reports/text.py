@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serving.contracts.report import Idle, Report, Savings, Share, Spend
-from serving.ledger.reports import words as words
+from serving.ledger.reports import words
 
 SHOWN_DISCREPANCIES = 20
 
@@ -29,7 +29,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     yield Text(f"{whose}, {since} to {until} {report.time_zone}", style="bold")
     yield Text("\n".join(_headline(report)))
     yield from _spending(report)
-    yield from _ways(report)
+    yield from _routes(report)
     yield from _reconciliation(report)
 
 
@@ -43,8 +43,8 @@ def _headline(report: Report) -> Iterator[str]:
         f"{words.dollars(totals.local_usd)}"
     )
     yield f"held    {held} for {totals.unknown_calls:,} calls of unknown cost"
-    yield f"open    {opened} for {totals.open_calls:,} calls on their way"
-    yield f"wasted  {wasted} on calls that gave no client an answer"
+    yield f"open    {opened} for {totals.open_calls:,} calls in progress"
+    yield f"wasted  {wasted} on calls without an answer for a client"
     against = ", ".join(map(words.visible, savings.reference_models)) or words.NONE
     yield f"saved   {_saved(savings)} against {against}"
     if idle is not None:
@@ -55,7 +55,7 @@ def _headline(report: Report) -> Iterator[str]:
         f"locally), {totals.failed:,} failed, {totals.unknown:,} unknown, {totals.open:,} open"
     )
     if totals.without_reference:
-        yield f"        {totals.without_reference:,} answered ones have no reference price"
+        yield f"        {totals.without_reference:,} answered without a reference price"
     if totals.unguaranteed:
         yield f"        {totals.unguaranteed:,} answered outside a guarantee, which saves nothing"
 
@@ -85,7 +85,7 @@ def _spending(report: Report) -> Iterator[RenderableType]:
         yield _spends(word, [_named(line, f"{line.kind} {line.name or 'open'}") for line in lines])
 
 
-def _ways(report: Report) -> Iterator[RenderableType]:
+def _routes(report: Report) -> Iterator[RenderableType]:
     yield _shares("route", report.routes)
     yield _shares("reason", report.reasons)
     yield _shares("escalated for", report.escalations)
@@ -152,6 +152,6 @@ def _table(word: str, numbers: Sequence[str], rows: Iterable[tuple[str | None, .
     for number in numbers:
         table.add_column(number, justify="right", no_wrap=True)
     for name, *values in rows:
-        # Text, not str: a name may hold what would be read as markup.
+        # Text, not str: rich would read markup in a name.
         table.add_row(Text(words.visible(name)), *(Text(value or "") for value in values))
     return table

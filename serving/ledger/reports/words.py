@@ -1,4 +1,4 @@
-"""How a report's numbers and names read, as text and as a page. Pure."""
+"""Formats of a report's numbers and names, in text and HTML. Pure."""
 
 from collections.abc import Iterable
 from datetime import date, datetime, timedelta
@@ -7,19 +7,19 @@ from zoneinfo import ZoneInfo
 
 from serving.contracts.report import Day, PriceSpend, Report, Spend
 
-NONE = "–"  # noqa: RUF001  # an en dash stands for what there is not
+NONE = "–"  # noqa: RUF001  # an en dash stands for a missing value
 
 DAYS_APART = 62
-"""Longer windows are shown by month."""
+"""Longest window in days that is shown by day; longer ones are shown by month."""
 
 
 def usd(amount: Decimal) -> str:
-    """Return an amount in US dollars, to a millionth; the JSON document has every digit."""
+    """Return an amount in US dollars with six decimals; the JSON document has every digit."""
     return f"{amount:z,.6f}"
 
 
 def dollars(amount: Decimal) -> str:
-    """Return an amount for a headline: cents, and below a dollar four decimals."""
+    """Return an amount for a headline: two decimals, or four below one dollar."""
     shown = f"{amount:z,.2f}" if abs(amount) >= 1 else f"{amount:z.4f}"
     return f"-${shown[1:]}" if shown.startswith("-") else f"${shown}"
 
@@ -30,7 +30,7 @@ def share(value: float | None) -> str:
 
 
 def visible(name: str | None) -> str:
-    """Return a name with a mark for every character that terminals or fonts would act on."""
+    """Return a name with a replacement for every character that is not printable."""
     if name is None:
         return NONE
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
@@ -47,7 +47,7 @@ def moment(at: datetime, report: Report) -> str:
 
 
 def price_name(line: PriceSpend) -> str:
-    """Return what a version of a price is for, and the beginning of its id."""
+    """Return the model, tier and length of a price version, and the start of its id."""
     over = f"over {line.over_input_tokens:,} tokens" if line.over_input_tokens else None
     parts = (line.model, line.service_tier, over, f"({line.name[:12]})" if line.name else None)
     return " ".join(part for part in parts if part) or NONE
@@ -60,7 +60,7 @@ def local_share(report: Report) -> float | None:
 
 
 def reconciled(report: Report) -> str:
-    """Return in a sentence whether the books agree."""
+    """Return the result of the reconciliation as a sentence."""
     found = report.reconciliation
     if found is None:
         return "not reconciled"
@@ -71,7 +71,7 @@ def reconciled(report: Report) -> str:
 def by_period(days: Iterable[Day]) -> dict[str, list[Spend]]:
     """Return the calls by model of every day from the first to the last, or of every month.
 
-    Periods in which nothing came have none. Names are ISO dates, 2026-11-23 or 2026-11.
+    A period without inputs has an empty list. Names are ISO dates, 2026-11-23 or 2026-11.
     """
     known = {day.day: day for day in days}
     if not known:
