@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class Models(Protocol):
-    """What the adapter asks; evals.pair.Pair is one."""
+    """Both models, as the adapter uses them; implemented by evals.pair.Pair."""
 
     def prediction(self, side: Side, name: str, index: int) -> Prediction:
         """Return a model's answer to an example of a suite."""
@@ -62,8 +62,8 @@ class ServedModel(LM):  # type: ignore[misc]  # untyped upstream
         ]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Raise NotImplementedError: perplexity is no gate's metric (quantize --compare has it)."""
-        raise NotImplementedError("gates have no perplexity tasks")
+        """Raise NotImplementedError: gates do not measure perplexity; quantize --compare does."""
+        raise NotImplementedError("a gate does not measure perplexity")
 
     def _label(self, item: Instance) -> tuple[float, bool]:
         prediction = self._prediction(item)
@@ -95,5 +95,5 @@ def _as_text(prediction: Prediction) -> str:
         return prediction.value.text
     assert isinstance(prediction.value, tuple)
     text = entities_json([(entity.text, entity.type) for entity in prediction.value])
-    # An output that was cut is no whole list; its reader must see that.
+    # A truncated output must not look like a complete list to lm-eval.
     return text if prediction.valid else text.removesuffix("]")

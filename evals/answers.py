@@ -1,4 +1,4 @@
-"""A model's answers to a suite: the engine's work for each example, and what its outputs mean."""
+"""A model's answers to a suite: makes the engine's work for each example and reads the outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from serving.tasks.classification import label_offsets
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What one model made of a suite. label_offsets: of classifications, else None."""
+    """One model's answers to a suite. label_offsets: for classifications, otherwise None."""
 
     predictions: tuple[Prediction, ...]
     label_offsets: dict[str, float] | None
@@ -46,7 +46,7 @@ def read(subject: Subject, suite: Suite, outputs: Sequence[EngineOutput]) -> Ans
     predictions = _predictions(subject, suite, outputs, None)
     if not isinstance(suite.spec, ClassificationSpec):
         return Answered(predictions, None)
-    # From the half on which nothing is certified, and without its labels.
+    # From the calibration half, on which nothing is certified, and without its labels.
     pairs = zip(suite.examples, predictions, strict=True)
     half = [prediction for example, prediction in pairs if calibration_half(example.group)]
     probabilities = [prediction.label_probabilities or {} for prediction in half or predictions]

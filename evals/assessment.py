@@ -1,4 +1,4 @@
-"""From the answers of both models to a task's findings: every number that is signed. Pure."""
+"""Computes a task's findings, every number that is signed, from both models' answers. Pure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from serving.contracts.task_spec import ClassificationSpec
 Bools = NDArray[np.bool_]
 Over = Callable[[Indices], Counts]
 LEVEL = 0.95
-# A slice can only fail a task, where it is clearly worse.
+# A slice can only fail a task, and only if it is clearly worse: fewer resamples are enough.
 _SLICE_RESAMPLES = 1000
 _EARLY_LEVEL = 0.995
 _EARLY_RESAMPLES = 2000
@@ -45,7 +45,7 @@ _EARLY_RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a task is held to. margin: None where nobody stated one. required_speed: 0 for none."""
+    """The requirements of a task. margin: None if none is stated. required_speed: 0 for none."""
 
     margin: float | None
     required_speed: float
@@ -55,7 +55,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """One model's answers with what is right among them; both in the examples' order."""
+    """One model's answers, and which of them are right, in the order of the examples."""
 
     answered: Answered
     right: Bools
@@ -184,7 +184,7 @@ def _by_group(suite: Suite, rows: Counts) -> Counts:
 
 @dataclass(frozen=True, slots=True)
 class _Confidence:
-    """Calibration on one half, the certificate on the other; None where a half is empty."""
+    """Calibration on one half, the certificate on the other; None if a half is empty."""
 
     mapping: CalibrationMap | None
     certificate: Certificate | None
@@ -210,7 +210,7 @@ class _Confidence:
         return cls(
             mapping,
             certificate,
-            # The lower bound of the errors is what the upper one of right answers leaves.
+            # The lower bound of the error rate is 1 - the upper bound of the rate of right answers.
             1.0 - error_bound(correct, accepted, LEVEL),
             expected_calibration_error(raw[~half], right[~half]),
             expected_calibration_error(sure[~half], right[~half]),

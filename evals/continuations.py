@@ -1,4 +1,4 @@
-"""What lm-eval's other tasks ask of a model, run in the engine's process.
+"""Requests of lm-eval's public tasks, run in the engine's process.
 
 Module-level functions that take the vllm.LLM first, for `OfflineEngine.call`.
 """

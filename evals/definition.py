@@ -24,12 +24,12 @@ from serving.tasks.entity_location import locate
 from serving.tasks.extraction import parse_mentions
 
 INDEX = "narrowgate_index"
-"""Field of a document: the example's place in its suite."""
+"""Field of a document: the example's index in its suite."""
 PREFIX = "narrowgate_"
 
 
 class SuiteTask(ConfigurableTask):  # type: ignore[misc]  # untyped upstream
-    """A suite's lm-eval task. config: further fields, as lm-eval hands them to a task's class."""
+    """A suite's lm-eval task. config: further fields, as lm-eval passes them to a task's class."""
 
     def __init__(self, suite: Suite, config: Mapping[str, Any] | None = None) -> None:
         given = {key: value for key, value in (config or {}).items() if key != "class"}
@@ -154,7 +154,7 @@ def _greedy(spec: TaskSpec) -> dict[str, Any]:
 
 
 def _prediction(spec: TaskSpec, doc: Mapping[str, Any], results: Sequence[Any]) -> Prediction:
-    """Read what lm-eval got from a model: log-likelihoods of the choices, or a text."""
+    """Read a model's results as lm-eval returns them: log-likelihoods of the choices, or a text."""
     match spec:
         case ClassificationSpec():
             likelihoods = [likelihood for likelihood, _ in results]

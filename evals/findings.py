@@ -1,4 +1,4 @@
-"""What a gate run found, example by example: what reports are made from."""
+"""The findings of a gate run, example by example, from which the reports are made."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,7 +11,7 @@ Half = Literal["calibration", "certification"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One example and what both models made of it.
+    """One example with both models' answers.
 
     expected, baseline, candidate: as people read them. raw: the candidate's raw confidence;
     calibrated: through the map, None where there is none. half: which half it belongs to.

@@ -53,7 +53,7 @@ _TOOLS = ("lm-eval", "numpy", "sacrebleu", "scipy", "transformers", "model-signi
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for. margins: stated for this run, by task; the specs' own otherwise.
+    """The arguments of a run. margins: by task, stated for this run; otherwise those of the specs.
 
     settings: how both models are served; their source is not looked at. stop_early: do not go on
     with a task that can only fail.
@@ -71,7 +71,7 @@ class Request:
 
 
 def run_gate(request: Request, observer: StepObserver) -> Findings:
-    """Evaluate and judge. Blocking, minutes. Signs and writes nothing.
+    """Evaluate both models and judge. Blocking, minutes. Does not sign or write anything.
 
     Raises ConfigurationError before anything is spent, EngineFailure when a model does not run.
     """
@@ -90,7 +90,7 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
     }
     with SubjectPair(subjects, request.suites, steps, _futile(request)).running() as pair:
         if request.stop_early:
-            # The harness must know how many examples there are to be.
+            # lm-eval needs the number of examples before it starts.
             pair.run()
         suites = list(pair.suites.values())
         pair.report_step("scoring with lm-eval")
@@ -214,7 +214,7 @@ def _refuse_unknown_margins(request: Request) -> None:
     for name in request.margins:
         if name not in names:
             raise InvalidSuite(
-                f"a margin is stated for {name!r}, which is not tested",
+                f"--margin names task {name!r}, which no suite tests",
                 field="margin",
                 fix="use one of: " + ", ".join(sorted(names)),
             )
@@ -236,7 +236,7 @@ def _refuse_overlap(request: Request) -> None:
 def _refuse_disagreement(
     tasks: Mapping[str, TaskFindings], reported: Mapping[Side, HarnessResult]
 ) -> None:
-    """Compare our metric with what lm-eval made of the same answers: one of two would be wrong."""
+    """Compare the gate's metrics with lm-eval's for the same answers; a difference is an error."""
     for name, found in tasks.items():
         assert found.result.candidate is not None
         ours = {"baseline": found.result.baseline, "candidate": found.result.candidate.estimate}

@@ -1,4 +1,4 @@
-"""One run of lm-eval over one side of a pair."""
+"""Runs lm-eval over one side of a pair."""
 
 import logging
 import os
@@ -68,7 +68,7 @@ def run_harness(
 
     Raises InvalidSuite for a general task that lm-eval does not know or cannot load.
     """
-    # Before lm-eval is imported: bars of its own would break into ours and into pipes.
+    # Set before lm-eval is imported: its progress bars would mix with this program's output.
     os.environ["TQDM_DISABLE"] = "1"
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -92,7 +92,7 @@ def run_harness(
         raise InvalidSuite(
             f"lm-eval could not run {', '.join(general.names) or 'the suites'}: {error}",
             field="general",
-            fix="name tasks that lm_eval ls tasks lists, with their data within reach",
+            fix="name tasks that `lm_eval ls subtasks` lists and whose data can be loaded",
         ) from error
     assert found is not None
     return HarnessResult(
@@ -113,9 +113,9 @@ def _scores(found: Any, name: str) -> list[float]:
         values = [sample[metric] for metric in sample["metrics"]]
         if not values or not isinstance(values[0], int | float):
             raise InvalidSuite(
-                f"lm-eval's task {name!r} gives no number for each document",
+                f"lm-eval's task {name!r} does not score single documents with a number",
                 field="general",
-                fix="use tasks with accuracy or another score of single documents",
+                fix="use a task with accuracy or another score of each document",
             )
         scores.append(float(values[0]))
     if not scores:

@@ -105,7 +105,7 @@ def _macro_f1(labels: list[str]) -> Metric:
 
     def values(total: Counts) -> Counts:
         right, both = total[..., :k], total[..., k : 2 * k] + total[..., 2 * k :]
-        # A class that a resample neither has nor is given says nothing.
+        # A class that occurs neither in the labels nor in the answers of a resample is left out.
         f1 = np.divide(2.0 * right, both, out=np.zeros_like(right), where=both > 0)
         mean: Counts = f1.sum(axis=-1) / (both > 0).sum(axis=-1)
         return mean
@@ -127,7 +127,7 @@ def _entity_row(prediction: Prediction, expected: Expected) -> Sequence[float]:
 
 def _f1(total: Counts) -> Counts:
     both = total[..., 1] + total[..., 2]
-    # No entity anywhere and none said: nothing was missed.
+    # Neither expected nor found entities: nothing was missed.
     return np.divide(2.0 * total[..., 0], both, out=np.ones_like(both), where=both > 0)
 
 
@@ -143,7 +143,7 @@ def _translation(name: str) -> Metric:
 
     def row(prediction: Prediction, expected: Expected) -> Sequence[float]:
         assert isinstance(prediction.value, Translation)
-        # sacrebleu sums these very counts over a corpus; only its own code makes them.
+        # sacrebleu sums these counts over a corpus. Only its own code computes them.
         (counts,) = scorer._extract_corpus_statistics([prediction.value.text], [[str(expected)]])
         return [float(count) for count in counts]
 
@@ -151,5 +151,5 @@ def _translation(name: str) -> Metric:
         score = scorer._compute_score_from_stats([int(count) for count in total])
         return float(score.score) / 100
 
-    # One sum after the other: sacrebleu has no code for several.
+    # One sum at a time: sacrebleu has no code for several.
     return Metric(name, row, lambda total: np.apply_along_axis(value, -1, total))

@@ -32,7 +32,7 @@ _TURNS_LOADING = (0.5, 0.5)
 # With early stopping the first looks are short: most tasks that fail their floor fail it clearly.
 _TURNS_STOPPING = (1 / 12, 1 / 6, 1 / 4, 1 / 2)
 _WARM_UP = 8
-# What loading counts for in the progress, in examples.
+# Progress units that loading counts for; one example is one unit.
 _LOAD_UNITS = 400
 # A loaded engine besides its weights and KV cache: interpreter, libraries, buffers.
 _ENGINE_BYTES = int(1.5 * 2**30)
@@ -40,7 +40,7 @@ _ENGINE_BYTES = int(1.5 * 2**30)
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How long each model took for the same examples, seconds in the engine."""
+    """The time that each model took for the same examples, in seconds of engine time."""
 
     examples: int
     baseline_s: float
@@ -132,7 +132,7 @@ class Pair:
         self._observer.step(name, self._done, self._total)
 
     def measure_memory(self) -> None:
-        """Stop both engines and note the most memory they held."""
+        """Stop both engines and record their peak memory."""
         for subject in self._subjects.values():
             subject.unload()
 
@@ -203,8 +203,8 @@ class Pair:
         return True
 
     def _warm_up(self, side: Side, suites: Sequence[Suite]) -> None:
-        # What is set up at the first work of each kind must not count. Words in reverse order: the
-        # prefix cache must not know the examples.
+        # The first work of each kind sets up kernels and buffers, which must not count. Words are
+        # in reverse order so that the prefix cache does not hold the examples.
         if self._resident and side in self._warm:
             return
         self._warm.add(side)
@@ -251,7 +251,7 @@ def _fit_together(subjects: Sequence[Subject]) -> bool:
     for subject in subjects:
         accelerator = subject.settings.accelerator
         if not isinstance(accelerator, CpuAccelerator):
-            # An engine takes its share of the GPU whole.
+            # An engine reserves its share of GPU memory at once, so two do not fit.
             return False
         needed += weight_bytes(subject.folder) + accelerator.kv_cache_gib * 2**30 + _ENGINE_BYTES
     return needed < 0.9 * psutil.virtual_memory().available

@@ -24,7 +24,7 @@ _PRIVATE_MODE = 0o600
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """The files of a pair. key_id: by which signatures name the key."""
+    """The files of a key pair. key_id: the name of the key in signatures."""
 
     private: Path
     public: Path
@@ -64,7 +64,7 @@ def generate_key(path: Path) -> KeyPair:
 def load_signer(pem: bytes, name: str) -> Any:
     """Return securesystemslib's signer for a private key in PEM. name: for messages.
 
-    Raises InvalidKey for what is no unencrypted Ed25519 private key.
+    Raises InvalidKey if it is not an unencrypted Ed25519 private key.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -73,14 +73,16 @@ def load_signer(pem: bytes, name: str) -> Any:
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:
-        # The library's message may quote what it was given.
+        # The library's message may quote the key.
         raise InvalidKey(
             f"{name} cannot be read as a private key: {type(error).__name__}",
             field="key",
             fix="name the file that narrowgate keygen wrote",
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise InvalidKey(f"{name} holds no Ed25519 key", field="key")
+        raise InvalidKey(
+            f"{name} is not an Ed25519 key", field="key", fix="make one with narrowgate keygen"
+        )
     return CryptoSigner(key, SSlibKey.from_crypto(key.public_key()))
 
 
@@ -93,7 +95,7 @@ def read_key(path: Path) -> bytes:
         raise InvalidKey(
             f"the key {str(path)!r} cannot be read: {error.strerror}",
             field="key",
-            fix="make one with narrowgate keygen --out FILE",
+            fix="correct the path, or make a key with narrowgate keygen --out FILE",
         ) from error
     if mode & 0o077:
         raise InvalidKey(

@@ -32,7 +32,7 @@ SPEC_FILE = "task.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One input with what is expected.
+    """One input with the expected answer.
 
     id: distinct within the suite. group: examples of one group are the same text in several
     directions; they are split and resampled together. expected: a label, a sorted tuple of
@@ -49,7 +49,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A task with its examples, in the files' order. digest: over every value of every example."""
+    """A task with its examples, in the order of the files."""
 
     name: str
     source: str
@@ -111,7 +111,7 @@ _Text: TypeAdapter[str] = TypeAdapter(Text)
 
 
 class _Row(BaseModel):
-    # Descriptions of examples (domain, trait, ...) are for people.
+    # Further fields describe an example for people: domain, trait, ...
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str | int | None = None
@@ -164,7 +164,9 @@ def load_suites(folder: Path) -> list[Suite]:
 
 def _below(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise InvalidSuite(f"no folder {str(folder)!r}", field="suite")
+        raise InvalidSuite(
+            f"{str(folder)!r} is not a folder", field="suite", fix="correct the path"
+        )
     return sorted(path for path in folder.iterdir() if (path / SPEC_FILE).is_file())
 
 
@@ -175,14 +177,16 @@ def _read(folder: Path, spec: TaskSpec, source: str) -> Suite:
             if line.strip():
                 examples += parse_line(line, spec, f"{file.name}, line {number}")
     if not examples:
-        raise InvalidSuite(f"{str(folder)!r} holds no examples", field="suite")
+        raise InvalidSuite(
+            f"{str(folder)!r} holds no examples", field="suite", fix="add lines to a *.jsonl file"
+        )
     _refuse_repeated_ids(examples, folder)
     return Suite(spec.name, source, spec, tuple(examples))
 
 
 def _lines(file: Path) -> list[str]:
     try:
-        # Not splitlines, which also splits at separators that JSON strings may hold.
+        # splitlines would also split at separators that JSON strings may hold.
         return file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSuite(
@@ -211,7 +215,7 @@ def _classified(row: dict[str, Any], spec: ClassificationSpec, where: str) -> Ex
     parsed = _Classified.model_validate(row)
     names = [label.name for label in spec.labels]
     if parsed.label not in names:
-        raise ValueError(f"label {parsed.label!r} is none of {names}")
+        raise ValueError(f"label {parsed.label!r} is not one of {names}")
     name = _id(parsed, where)
     return Example(name, name, TaskRequest(spec.name, parsed.text), parsed.label)
 
@@ -221,7 +225,7 @@ def _extracted(row: dict[str, Any], spec: ExtractionSpec, where: str) -> Example
     types = [item.name for item in spec.entity_types]
     for entity in parsed.entities:
         if entity.type not in types:
-            raise ValueError(f"type {entity.type!r} is none of {types}")
+            raise ValueError(f"type {entity.type!r} is not one of {types}")
         if entity.text not in parsed.text:
             raise ValueError(f"entity {entity.text!r} does not occur in the text")
     expected = tuple(sorted((entity.text, entity.type) for entity in parsed.entities))
@@ -243,7 +247,7 @@ def _translated(row: dict[str, Any], spec: TranslationSpec, where: str) -> Itera
     found = {code: row[code] for code in spec.languages if row.get(code)}
     texts = {code: _Text.validate_python(text) for code, text in found.items()}
     if len(texts) < 2:
-        raise ValueError(f"needs a text in two or more of {list(spec.languages)}")
+        raise ValueError(f"a line needs a text in two or more of {list(spec.languages)}")
     for source, text in texts.items():
         for target, reference in texts.items():
             if source != target:
@@ -263,6 +267,6 @@ def _refuse_repeated_ids(examples: Sequence[Example], folder: Path) -> None:
             raise InvalidSuite(
                 f"{str(folder)!r} has two examples with id {example.id!r}",
                 field="suite",
-                fix="give every example an id of its own, or none",
+                fix="give every example a distinct id, or no id",
             )
         seen.add(example.id)

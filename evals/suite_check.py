@@ -1,4 +1,4 @@
-"""Is a suite fit to test on, and what can its size prove? Pure."""
+"""Checks whether a suite is fit for a gate, and which bounds its size can prove. Pure."""
 
 import math
 import re
@@ -31,7 +31,7 @@ _NOT_LETTERS = re.compile(r"[\W\d_]+")
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """How long the texts are, in words between white space."""
+    """The lengths of the texts, in words separated by white space."""
 
     fewest: int
     median: float
@@ -65,7 +65,7 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class SuiteReport:
-    """What was found. problems make the suite unfit, warnings do not.
+    """The findings of a check. problems make the suite unfit, warnings do not.
 
     groups: independent texts. certification_groups: those on which bounds are certified. counts:
     examples by label or direction, or mentions by entity type. without_entities: share of the
@@ -131,7 +131,7 @@ def refuse_unfit(suite: Suite) -> None:
         raise InvalidSuite(
             f"suite {suite.name} ({suite.source}) is unfit: " + "; ".join(report.problems),
             field="suite",
-            fix="narrowgate suite check shows all that was found",
+            fix="run narrowgate suite check for every finding",
         )
 
 

@@ -1,4 +1,4 @@
-"""Pass, fail or inconclusive: what a task's numbers say. Pure; rounds nothing before comparing."""
+"""Decides a task's verdict: pass, fail or inconclusive. Pure; compares unrounded numbers."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,13 +8,13 @@ from evals.certification import accepted_needed
 from serving.contracts.attestation import Certificate, Interval, Speed, Verdict
 
 _SEVERITY = {Verdict.PASS: 0, Verdict.INCONCLUSIVE: 1, Verdict.FAIL: 2}
-# More than this is not worth collecting: the estimate lies at the border itself.
+# The estimate lies at the border itself: no realistic number of examples decides.
 _MOST_TIMES_N = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict with its reasons in words. more_examples: how many would decide, 0 if decided."""
+    """A verdict with its reasons. more_examples: how many would decide; 0 where it is decided."""
 
     verdict: Verdict
     reasons: tuple[str, ...]
@@ -23,13 +23,13 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What one task is judged on, in the metric's units.
+    """The numbers that one task is judged on, in the metric's units.
 
     difference: candidate - baseline; None where the metric could not be computed. own: the
     candidate's metric with its bounds. margin: largest acceptable loss; None where nobody has
     stated one, which is no permission. floor: lowest acceptable metric. slices: differences within
     parts of the suite. certificate: None where there was nothing to certify on. wrong_at_best:
-    lower bound of the error rate among the surest answers. speed: None where it was not measured.
+    lower bound of the error rate among the most confident answers. speed: None if not measured.
     """
 
     n: int
@@ -108,10 +108,10 @@ def _certified(certificate: Certificate | None, wrong_at_best: float) -> Judgeme
         )
     if wrong_at_best > target:
         return _fail(
-            f"even of its surest answers at least {wrong_at_best:.4f} are wrong, and {target} is "
-            "the target"
+            f"at least {wrong_at_best:.4f} of its most confident answers are wrong, and {target} "
+            "is the target"
         )
-    # Both halves grow together, and half of them at best are accepted.
+    # Both halves grow together, and at most half of the examples are accepted.
     more = max(4 * accepted_needed(target) - 2 * certificate.tested, 2 * accepted_needed(target))
     return Judgement(
         Verdict.INCONCLUSIVE,
@@ -124,8 +124,8 @@ def _fast_enough(speed: Speed) -> Judgement:
     measured = (
         f"{speed.lowest:.2f} to {speed.highest:.2f} of the baseline's (median {speed.ratio:.2f})"
     )
-    # Unlike quality, speed is measured beside whatever else the machine does: only what is slower
-    # in every turn is called slower.
+    # Other programs on the machine change the speed, not the quality: a candidate counts as slower
+    # only if it is slower in every turn.
     if speed.highest < speed.required:
         return _fail(f"its throughput is {measured}, and {speed.required} is needed")
     return _pass(f"its throughput is {measured}; {speed.required} is needed")

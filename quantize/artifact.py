@@ -1,7 +1,7 @@
 """The output folder: written beside its final name and renamed when everything is in it.
 
-A killed run leaves `.NAME.partial`, which nothing takes for a model; the next run with the same
-output begins anew. A lock keeps two runs from writing to one output.
+A killed run leaves `.NAME.partial`, which is not a model; the next run with the same output starts
+again. A lock keeps two runs from writing to one output.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ from serving.host.safe_write import refuse_used_output
 
 _CHECKPOINT = "checkpoint"
 _LOCK = "lock"
-# What a checkpoint has besides weights and its configuration, which quantization rewrites.
+# The other files of a checkpoint; quantization rewrites weights and configuration.
 _COPIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "chat_template*", "generation_config.json", "LICENSE*", "USE_POLICY*", "NOTICE*",
@@ -57,7 +57,7 @@ class Workspace:
                     shutil.copyfile(path, self.checkpoint / path.name)
 
     def publish(self) -> None:
-        """Give the artifact its name. It is there whole or not at all."""
+        """Rename the artifact to its final name, atomically."""
         for path in [self.checkpoint, *self.checkpoint.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
             _flush(path)
@@ -70,7 +70,7 @@ class Workspace:
 
 @contextmanager
 def workspace(out: Path) -> Iterator[Workspace]:
-    """Lock the output and give an empty workspace; remove it at the end.
+    """Lock the output and provide an empty workspace; remove it at the end.
 
     After a failure it stays where it is, for its log.
     Raises OutputInUse when the output holds something or another run writes to it.
@@ -86,7 +86,7 @@ def workspace(out: Path) -> Iterator[Workspace]:
                 f"another run is writing {str(out)!r}", field="out", fix="wait for it, or stop it"
             ) from error
         for path in folder.iterdir():
-            # What a killed run has left.
+            # Left by a run that was killed.
             if path.name != _LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield Workspace(folder, out)
@@ -99,7 +99,7 @@ def partial_folder(out: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    # To the disk before the rename: after a power cut the name must not be there without the data.
+    # Written to disk before the rename: after a power cut the name must not exist without the data.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The calibration set: which texts, rendered how, in which order.
+"""The calibration set: its texts, how they are rendered, and their order.
 
 By default the built-in tasks' texts, in the very prompts that serving sends; or a user's JSONL.
 Texts on which the gate tests are refused by their digest.
@@ -71,7 +71,7 @@ class Example(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSet:
-    """Sequences of token ids in the order in which they are fed.
+    """Sequences of token ids in the order in which the model reads them.
 
     example_digests: of the texts, sorted; the gate refuses to test on any of them.
     left_out: how many were too long, too short, or no valid input of their task.
@@ -132,7 +132,8 @@ def read_examples(path: Path) -> list[Example]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidCalibration(
-            f"calibration file {str(path)!r} cannot be read: {error}", field="calibration"
+            f"calibration file {str(path)!r} cannot be read: {error}",
+            field="calibration",
         ) from error
     examples = []
     for number, line in enumerate(lines, start=1):
@@ -209,7 +210,7 @@ def _suite_texts(file: Path) -> Iterator[str]:
 
 
 def refuse_overlap(examples: Iterable[Example], held_out: Mapping[str, str]) -> None:
-    """Refuse examples on which the gate tests. Raises CalibrationOverlap naming the first."""
+    """Raise CalibrationOverlap, which names the first, if examples are in an evaluation suite."""
     hits = [
         (number, held_out[example.digest()])
         for number, example in enumerate(examples, start=1)
@@ -221,7 +222,7 @@ def refuse_overlap(examples: Iterable[Example], held_out: Mapping[str, str]) -> 
             f"{len(hits)} calibration examples are in an evaluation suite; the first is number "
             f"{number}, in {file}",
             field="calibration",
-            fix="a gate on examples that the model was tuned on proves nothing: remove them",
+            fix="remove them: a gate that tests on calibration examples proves nothing",
         )
 
 
@@ -260,7 +261,7 @@ def build_calibration(
         raise InvalidCalibration(
             f"{len(chosen)} of {len(distinct)} distinct calibration examples can be used and the "
             f"recipe wants {need.samples} (at least half of them); {left_out} are longer than "
-            f"{need.max_tokens} tokens, too short, or no input of their task",
+            f"{need.max_tokens} tokens, too short, or not a valid input of their task",
             field="calibration",
             fix="add examples, or lower calibration.samples in a recipe of your own",
         )
@@ -305,7 +306,7 @@ def _taking_turns(examples: list[Example], seed: int) -> list[Example]:
 
 
 def _bare_numbers(samples: int, share: float) -> frozenset[int]:
-    # Evenly spread, so that every task gives its part.
+    # Evenly spread over the tasks.
     wanted = round(samples * share)
     return frozenset(int((number + 0.5) * samples / wanted) for number in range(wanted))
 
@@ -333,7 +334,7 @@ class _Renderer:
             return tuple(self._tokenizer.encode_rendered(self._tokenizer.render(turns)))
         assert example.text is not None
         if example.task is None:
-            # As a user's turn: a bare beginning would lack what the model's sequences begin with.
+            # As a user's turn: the model's sequences begin with the chat template.
             turn = [Turn("user", example.text)]
             return tuple(self._tokenizer.encode_rendered(self._tokenizer.render(turn)))
         request = TaskRequest(
@@ -352,11 +353,11 @@ class _Renderer:
         if name not in self._tasks:
             if name not in self._specs:
                 raise InvalidCalibration(
-                    f"the calibration data name task {name!r}, which is not configured",
+                    f"a calibration example is for task {name!r}, which is not configured",
                     field="calibration",
                     fix="use one of: " + ", ".join(sorted(self._specs)) + "; see --tasks-dir",
                 )
-            # No answer is generated here, so the window is not what bounds a prompt.
+            # Nothing is generated here, so the window does not bound a prompt.
             try:
                 self._tasks[name] = bind(self._specs[name], self._tokenizer, 1_000_000)
             except NarrowgateError as error:

@@ -1,4 +1,4 @@
-"""What can be known before expensive work: refused here, each with the fix."""
+"""Checks before expensive work: memory, disk, and whether the engine can serve the result."""
 
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +15,7 @@ _DISK_SLACK = 64 * 2**20
 _BNB_PLUGIN = "vllm-bnb-plugin"
 
 
-def refuse_too_little_room(plan: Plan, machine: Machine, out: Path) -> None:
+def refuse_too_little_space(plan: Plan, machine: Machine, out: Path) -> None:
     """Refuse a run that the machine has no memory or disk for. Raises InsufficientResources."""
     needed, free = plan.size_after + _DISK_SLACK, free_disk_bytes(out)
     if needed > free:
@@ -36,7 +36,7 @@ def refuse_too_little_room(plan: Plan, machine: Machine, out: Path) -> None:
             f"the run takes about {_gib(plan.peak_accelerator_memory)} of GPU memory and "
             f"{_gib(machine.gpu.free_bytes)} are free on {machine.gpu.name}",
             field="device",
-            fix="stop what else uses the GPU, or pass --device cpu",
+            fix="stop other programs on the GPU, or pass --device cpu",
         )
 
 
@@ -44,14 +44,14 @@ def refuse_unservable(recipe: Recipe, target: Target, plan: Plan) -> None:
     """Refuse what the serving engine could not load. Raises UnsuitableTarget."""
     if isinstance(recipe, BitsAndBytesRecipe) and not _installed(_BNB_PLUGIN):
         raise UnsuitableTarget(
-            f"recipe {recipe.name!r}: vLLM 0.29 has no bitsandbytes of its own and the package "
-            f"{_BNB_PLUGIN}, which adds it, is not installed here",
+            f"recipe {recipe.name!r}: vLLM 0.29 needs the package {_BNB_PLUGIN} for bitsandbytes, "
+            "and it is not installed",
             field="recipe",
             fix=f"install {_BNB_PLUGIN} where the artifact is to be served",
         )
     if target.memory_gib is not None and plan.size_after > 0.9 * target.memory_gib * _GIB:
         raise UnsuitableTarget(
-            f"the artifact's {_gib(plan.size_after)} leave no room for the KV cache in the "
+            f"the artifact's {_gib(plan.size_after)} leave no memory for the KV cache in the "
             f"{target.memory_gib:.0f} GiB of target {target.name!r}",
             field="target",
             fix="use a recipe with fewer bits, or a larger GPU",

@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="16-bit checkpoint: a folder, a hub id with --revision, or "
         "bundled:smollm2-135m-instruct",
     )  # fmt: skip
-    parser.add_argument("--revision", metavar="COMMIT", help="of a hub id, 40 hex digits")
+    parser.add_argument("--revision", metavar="COMMIT", help="commit of a hub id, 40 hex digits")
     parser.add_argument("--recipe", metavar="NAME|FILE", help="a shipped recipe or a YAML file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the artifact's folder")
     parser.add_argument("--recipes", action="store_true", help="list the shipped recipes")
@@ -45,10 +45,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to quantize (auto)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the calibration's choice (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the choice of calibration texts (0)"
+    )
     parser.add_argument(
         "--python", type=Path, metavar="FILE",
-        help="interpreter with narrowgate[quantize]; made where none is given",
+        help="interpreter with narrowgate[quantize]; an environment is made if none is given",
     )  # fmt: skip
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (YAML)")
     parser.add_argument("--state", type=Path, metavar="DIR", help="folder for the bundled model")
@@ -56,7 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     compare = parser.add_argument_group("comparison")
     compare.add_argument(
         "--compare", type=Path, nargs="+", metavar="DIR",
-        help="measure these artifacts beside their baseline (MODEL, or where provenance points)",
+        help="measure these artifacts beside their baseline (MODEL, or the model that their "
+        "provenance names)",
     )  # fmt: skip
     compare.add_argument(
         "--text", type=Path, metavar="FILE",
@@ -70,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the arguments say and print it."""
+    """Run the command and print its result."""
     return run_until_stopped(lambda: _run(args), "nothing was published")
 
 
@@ -131,16 +134,20 @@ def _request(args: argparse.Namespace) -> "Request":
     if args.out is not None:
         refuse_used_output(args.out)
     if args.model is None:
-        raise UnsuitableModel("no MODEL was named", field="model", fix="see --help")
+        raise UnsuitableModel(
+            "MODEL is missing", field="model", fix="name a folder or a hub id; see --help"
+        )
     if args.recipe is None:
-        raise InvalidRecipe("no --recipe was named", field="recipe", fix="see --recipes")
+        raise InvalidRecipe(
+            "--recipe is missing", field="recipe", fix="see narrowgate quantize --recipes"
+        )
     if args.out is None and not args.dry_run:
-        raise OutputInUse("no --out was named", field="out", fix="name a folder to write")
+        raise OutputInUse("--out is missing", field="out", fix="name a folder to write")
     settings = load_settings(args.config, {"state": args.state, "tasks_dir": args.tasks_dir})
     return Request(
         source=parse_source(args.model, args.revision, settings.state),
         recipe=with_samples(load_recipe(args.recipe), args.samples),
-        # A plan without a destination is checked against the disk it is made on.
+        # Without --out, a plan is checked against the disk of the current folder.
         # Links are followed: the artifact takes the place of a folder, never of a link.
         out=args.out.resolve() if args.out else Path.cwd() / "artifact.dry-run",
         specs=load_specs(settings.tasks_dir),

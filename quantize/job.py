@@ -1,4 +1,4 @@
-"""What the command tells the worker, and what the worker reports while it runs.
+"""The job that the command gives the worker, and the reports that the worker sends back.
 
 The two are separate processes in separate environments. The job is a JSON file; reports are JSON
 lines on the worker's standard output.

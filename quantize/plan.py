@@ -1,4 +1,4 @@
-"""What a recipe will do to a model: which layers, how large before and after, how long, how much.
+"""The effect of a recipe on a model: layers, sizes, memory and time.
 
 Arithmetic on shapes; nothing is loaded. Sizes follow each format's tensors exactly. Times are
 estimates from the work to be done and a measured rate.
@@ -16,13 +16,13 @@ _NF4_BLOCK = 64
 _NF4_SCALES_BLOCK = 256
 _GROUPS_TO_PROPOSE = (16, 32, 64, 128, 256)
 
-# Interpreter and libraries, before any weight.
+# Interpreter and libraries, without weights.
 _PROCESS_BYTES = 700 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How fast a machine works, as multiply-adds a second.
+    """The speed of a machine, in multiply-adds a second.
 
     forward: matrix products of the calibration pass. rounding: GPTQ's updates, column by column.
     block_s: what each decoder block costs besides. start_s: imports and loading.
@@ -155,7 +155,7 @@ def choose_group_size(recipe: Recipe, layers: Sequence[LinearLayer]) -> int | No
         f"group_size {list(wanted)}: none divides every layer; {size} does not divide "
         f"{named}{more}",
         field="group_size",
-        fix=(f"use {' or '.join(fitting)}" if fitting else "no usual group size fits this model")
+        fix=(f"use {' or '.join(fitting)}" if fitting else "no common group size fits this model")
         + ", or keep those layers in 16 bits (keep_16bit)",
     )
 
@@ -237,7 +237,7 @@ def _bitsandbytes_bytes(recipe: BitsAndBytesRecipe, layer: LinearLayer) -> int:
 
 
 def _peak_memory(recipe: Recipe, layout: ModelLayout, workload: Workload, *, gpu: bool) -> int:
-    # What is fed into a block is kept for all sequences until the next block has it.
+    # The inputs of a block are kept for all sequences until the next block has read them.
     activations = 2 * 2 * workload.tokens * layout.hidden_size
     if gpu:
         return _PROCESS_BYTES + layout.total_bytes + activations

@@ -14,7 +14,7 @@ from typing import Any
 from quantize import calibration as calibration_data
 from quantize.artifact import Workspace, workspace
 from quantize.calibration import CalibrationSet, batches
-from quantize.checks import refuse_too_little_room, refuse_unservable
+from quantize.checks import refuse_too_little_space, refuse_unservable
 from quantize.environment import quantize_python, worker_environment
 from quantize.hardware import Machine, this_machine
 from quantize.job import REPORT, Done, Failed, Job, Outliers
@@ -41,7 +41,7 @@ _NOTHING = Workload(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for. calibration: a file, None for the built-in texts."""
+    """The arguments of a run. calibration: a file, None for the built-in texts."""
 
     source: ModelSource
     recipe: Recipe
@@ -57,7 +57,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request checked and resolved; nothing has been spent yet."""
+    """A request that was checked and resolved, before any expensive work."""
 
     request: Request
     layout: ModelLayout
@@ -78,7 +78,7 @@ class Artifact:
 
 
 def prepare(request: Request) -> Prepared:
-    """Check everything that can be known before the run. Blocking, seconds.
+    """Check everything that can be checked before the run. Blocking, seconds.
 
     Raises a ConfigurationError that names what is wrong and the fix.
     """
@@ -97,14 +97,15 @@ def prepare(request: Request) -> Prepared:
     refuse_unservable(request.recipe, target, shapes)
     used = _calibration(request)
     plan = plan_for(_workload(used, gpu=gpu))
-    refuse_too_little_room(plan, machine, request.out)
+    refuse_too_little_space(plan, machine, request.out)
     return Prepared(request, layout, machine, gpu, target, used, plan)
 
 
 def carry_out(prepared: Prepared, observer: StepObserver) -> Artifact:
-    """Quantize, check what was written and publish it. Blocking, minutes to hours.
+    """Quantize, check the written checkpoint and publish it. Blocking, minutes to hours.
 
-    Raises QuantizationFailed with the library's last words; the whole log stays beside the output.
+    Raises QuantizationFailed with the end of the library's log; the whole log is kept beside the
+    output.
     """
     request = prepared.request
     steps = RunSteps(observer, prepared.layout.blocks)
@@ -174,7 +175,7 @@ def _workload(used: CalibrationSet | None, *, gpu: bool) -> Workload:
 def _uses_gpu(device: str, machine: Machine) -> bool:
     if device == "cuda" and machine.gpu is None:
         raise UnsuitableTarget(
-            "--device cuda, and this machine shows no NVIDIA GPU",
+            "--device cuda was passed, and no NVIDIA GPU was found",
             field="device",
             fix="use --device cpu, or check the driver with nvidia-smi",
         )
@@ -219,7 +220,7 @@ def _work(python: Path, space: Workspace, steps: RunSteps, *, gpu: bool) -> _Wor
     """Run the worker to its end and return what it reported."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     if not gpu:
-        # The libraries take a GPU wherever they see one.
+        # The libraries use a GPU if they see one.
         environment["CUDA_VISIBLE_DEVICES"] = ""
     failure = "it ended without a report"
     with (
@@ -249,7 +250,8 @@ def _work(python: Path, space: Workspace, steps: RunSteps, *, gpu: bool) -> _Wor
         except BaseException:
             worker.kill()
             raise
-    # Libraries may die while they shut down, with everything written: the files are judged next.
+    # A library may crash while it shuts down, after everything was written. The files are checked
+    # next.
     if done is None:
         raise _failed(space, f"{failure} (status {worker.returncode})")
     return _Worked(done, outliers)

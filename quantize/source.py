@@ -10,7 +10,7 @@ from serving.contracts.settings import BUNDLED_MODEL
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-# Weights in another format, images and the like stay where they are.
+# Weights in other formats, images and so on are not fetched.
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -51,12 +51,16 @@ def parse_source(model: str, revision: str | None, state: Path) -> ModelSource:
     if folder.is_dir():
         if revision is not None:
             raise UnsuitableModel(
-                f"{model!r} is a folder and has no revisions", field="revision", fix="leave it out"
+                f"{model!r} is a folder and has no revisions",
+                field="revision",
+                fix="omit --revision",
             )
         return ModelSource(folder.resolve().name, folder=folder.resolve())
     if not _HUB_ID.match(model):
         raise UnsuitableModel(
-            f"{model!r} is neither a folder nor a hub id (owner/name)", field="model"
+            f"{model!r} is neither a folder nor a hub id (owner/name)",
+            field="model",
+            fix="correct it",
         )
     if revision is None or not _COMMIT.match(revision):
         raise UnsuitableModel(
@@ -80,7 +84,7 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError) as error:
         raise UnsuitableModel(
-            f"the hub does not give {repo!r} at {revision}: {error}",
+            f"the hub returned no checkpoint {repo!r} at {revision}: {error}",
             field="model",
             fix="check id, revision, access (HF_TOKEN) and network, or download it and name the "
             "folder",
@@ -89,5 +93,5 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
         raise UnsuitableModel(
             f"{repo!r} is not in the local cache and HF_HUB_OFFLINE is set",
             field="model",
-            fix="unset it, or name a local folder",
+            fix="unset HF_HUB_OFFLINE, or name a local folder",
         ) from error

@@ -1,4 +1,4 @@
-"""Where an artifact is to be served, and what runs there at which speed.
+"""The hardware that serves an artifact, and which precisions run fast on it.
 
 Capabilities: the least ones that vLLM 0.29's kernels name (get_min_capability), and its refusal
 of INT8 matrix products on Blackwell. Memory: NVIDIA's data sheets.

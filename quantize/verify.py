@@ -1,4 +1,4 @@
-"""Whether the written checkpoint is what was planned, read back from its files."""
+"""Checks that the written checkpoint matches the plan, by reading its files."""
 
 import json
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""The subcommands that evaluate: each module is one, found through its entry point."""
+"""The subcommands for evaluation: one module each, registered as an entry point."""

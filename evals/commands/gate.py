@@ -1,4 +1,4 @@
-"""`narrowgate gate`: test a candidate against its 16-bit baseline and sign what was found."""
+"""`narrowgate gate`: test a candidate against its 16-bit baseline and sign the results."""
 
 import argparse
 import json
@@ -45,33 +45,49 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--general", action="append", default=[], metavar="LM_EVAL_TASK",
-        help="also check for general damage on a public task of lm-eval; repeatable",
+        help="also test a public task of lm-eval, for damage outside the served tasks; repeatable",
     )  # fmt: skip
     parser.add_argument(
-        "--general-margin", type=float, default=0.02, metavar="LOSS", help="its margin (0.02)"
+        "--general-margin",
+        type=float,
+        default=0.02,
+        metavar="LOSS",
+        help="largest acceptable loss of each --general task (0.02)",
     )
-    parser.add_argument("--include-path", type=Path, metavar="DIR", help="task files for --general")
+    parser.add_argument(
+        "--include-path",
+        type=Path,
+        metavar="DIR",
+        help="folder with lm-eval task files for --general",
+    )
     parser.add_argument(
         "--min-speed", type=float, default=0.8, metavar="RATIO",
-        help="lowest throughput against the baseline's (0.8: as fast, with room for noise); "
-        "0 accepts any",
+        help="lowest acceptable throughput as a ratio to the baseline's "
+        "(0.8, which tolerates noise); 0 accepts any",
     )  # fmt: skip
     parser.add_argument(
         "--limit", type=int, metavar="N", help="only the first N examples of each suite"
     )
     parser.add_argument(
         "--stop-early", action="store_true",
-        help="do not go on with a task that is clearly below its floor",
+        help="stop a task as soon as it is clearly below its floor",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling (0)")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for attestation and report (the candidate)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for attestation and report (the candidate's)",
     )
     parser.add_argument(
-        "--no-texts", action="store_true", help="no text of any example in the report"
+        "--no-texts", action="store_true", help="leave the texts of examples out of the report"
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of the engine (YAML)")
-    parser.add_argument("--model", metavar="ID", help="which of the settings' models (the first)")
+    parser.add_argument(
+        "--model",
+        metavar="ID",
+        help="id of a model in the settings, whose engine is used (the first)",
+    )
     parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="folder with task files")
 
 
@@ -81,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Before transformers is imported: bars of its own would break into ours and into pipes.
+    # Set before transformers is imported: its progress bars would mix with this program's output.
     os.environ.setdefault("TQDM_DISABLE", "1")
     from evals.findings import overall
     from evals.gate import run_gate
@@ -92,7 +108,7 @@ def _run(args: argparse.Namespace) -> int:
     from serving.contracts.errors import EngineFailure, EvaluationFailed
     from serving.host.progress import Bar, JsonLines
 
-    # Whatever the end of the run needs is checked before the run: it takes minutes to hours.
+    # Everything that the end of the run needs is checked first: a run takes minutes to hours.
     _refuse_bad_numbers(args)
     out = args.out or args.candidate
     refuse_unwritable_results(out)
@@ -209,7 +225,7 @@ def _margin(text: str) -> tuple[str, float]:
         value = -1.0
     if not name or not 0.0 <= value <= 1.0:
         raise InvalidSuite(
-            f"--margin {text!r} is no TASK=LOSS with a loss between 0 and 1",
+            f"--margin {text!r} is not TASK=LOSS with a loss between 0 and 1",
             field="margin",
             fix="for example --margin sentiment=0.03",
         )

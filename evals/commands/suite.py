@@ -1,4 +1,4 @@
-"""`narrowgate suite`: check what gates test on, or make a suite of a public data set."""
+"""`narrowgate suite`: check a suite, or make one of a public data set."""
 
 import argparse
 import json
@@ -19,11 +19,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
         "action", choices=["check", "fetch", "list"],
-        help="check a suite; fetch a public data set; list the sets that are known",
+        help="check a suite; fetch a public data set; list the known data sets",
     )  # fmt: skip
     parser.add_argument(
         "what", nargs="?", metavar="DIR|builtin|NAME",
-        help="check: a suite's folder, a folder of such, or builtin; fetch: a data set's name",
+        help="check: a suite's folder, a folder of suites, or builtin; fetch: a data set's name",
     )  # fmt: skip
     parser.add_argument("--revision", metavar="COMMIT", help="on the hub, 40 hex digits")
     parser.add_argument(
@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         return _list(as_json=args.json)
     if args.what is None:
-        raise InvalidSuite(f"nothing to {args.action} was named", field="what", fix="see --help")
+        raise InvalidSuite(
+            f"{args.action} needs an argument", field="what", fix="see narrowgate suite --help"
+        )
     return _check(args) if args.action == "check" else _fetch(args)
 
 
@@ -94,7 +96,7 @@ def _fetch(args: argparse.Namespace) -> int:
     refuse_outside("--limit", args.limit, least=1)
     refuse_outside("--seed", args.seed, least=0, most=MOST_SEED)
     if args.out is None:
-        raise OutputInUse("no --out was named", field="out", fix="name a folder to write")
+        raise OutputInUse("--out is missing", field="out", fix="name a folder to write")
     # Before what may take minutes.
     refuse_used_output(args.out)
     _quiet_in_a_pipe()

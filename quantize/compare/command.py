@@ -1,4 +1,4 @@
-"""`narrowgate quantize --compare`: several artifacts beside the model they were made from."""
+"""`narrowgate quantize --compare`: measure artifacts beside the model that they were made from."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args.config, {"state": args.state, "tasks_dir": args.tasks_dir})
     made_from = {folder: _provenance(folder) for folder in args.compare}
     baseline = _baseline(args, made_from, settings.state)
-    _refuse_strangers(made_from, file_manifest(baseline).root)
+    _refuse_other_base(made_from, file_manifest(baseline).root)
     subjects = [Subject("baseline", baseline)]
     subjects += [Subject(_name(folder, args.compare), folder) for folder in args.compare]
     machine = this_machine()
@@ -76,13 +76,13 @@ def _baseline(
         if name == BUNDLED_MODEL or revision is not None:
             return parse_source(name, revision, state).fetch()
     raise UnsuitableModel(
-        "the artifacts do not say where their 16-bit model can be found",
+        "the provenance of the artifacts does not name their 16-bit model",
         field="model",
         fix="name it: narrowgate quantize MODEL --compare DIR...",
     )
 
 
-def _refuse_strangers(
+def _refuse_other_base(
     made_from: dict[Path, tuple[str, str | None, str] | None], baseline: str
 ) -> None:
     for folder, base in made_from.items():

@@ -38,7 +38,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Materials:
-    """What all subjects are given."""
+    """The inputs of all subjects."""
 
     passages: Passages
     inputs: Inputs | None
@@ -48,7 +48,7 @@ class Materials:
 
 @dataclass(slots=True)
 class Measured:
-    """What was found. size_bytes: of the weight files. labels: in the inputs' order.
+    """The figures of one subject. size_bytes: of the weight files. labels: in the inputs' order.
 
     rounds: one entry for each interleaved round; the first, uncounted one is not here.
     """
@@ -145,7 +145,7 @@ def _start(subject: Subject, machine: Machine, scratch: Path, *, share: float) -
     # Rounds repeat their prompts, and reading them is what is measured.
     engine_kwargs["enable_prefix_caching"] = False
     engine_kwargs["worker_extension_cls"] = "quantize.compare.recorder.LogitsRecorder"
-    # The recorder and the engine in one process: distributions do not travel.
+    # The recorder runs in the engine's process, so that distributions need not be copied.
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return OfflineEngine.start(engine_kwargs, environment, scratch / "engine.log")
 

@@ -1,4 +1,4 @@
-"""What is mixed into vLLM's worker to see the logits that its own kernels computed.
+"""An extension of vLLM's worker that records the logits that its kernels compute.
 
 vLLM hands out at most a few log-probabilities a token as Python objects; whole distributions are
 read where they arise. Loaded through vLLM's `worker_extension_cls`.

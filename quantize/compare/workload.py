@@ -65,7 +65,7 @@ def passages_from(file: Path | None, checkpoint: Path) -> Passages:
     kept = tuple(ids for ids in found if len(ids) >= _LEAST)
     if sum(len(ids) for ids in kept) < 2 * WINDOW:
         raise InvalidCalibration(
-            f"{path.name!r} holds less than {2 * WINDOW} tokens of text", field="text"
+            f"{path.name!r} holds fewer than {2 * WINDOW} tokens of text", field="text"
         )
     return Passages(path.name, kept)
 
@@ -100,7 +100,7 @@ def inputs_from(
         name = example.task or ""
         if name not in specs or specs[name].kind != "classification":
             raise InvalidCalibration(
-                f"{file.name}, line {number}: {name!r} is no classification task",
+                f"{file.name}, line {number}: {name!r} is not a classification task",
                 field="inputs",
                 fix="name the task of every input",
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 from quantize.job import Done, Failed, Job, Stage
 from quantize.worker.reporter import Reporter
 
-# Imported when needed: each takes seconds, and a machine may lack another's prerequisites.
+# Imported when needed: each takes seconds, and a machine may lack what another one needs.
 _MODULES = {
     "llm-compressor": "quantize.worker.llm_compressor",
     "gptqmodel": "quantize.worker.gptq_model",
@@ -25,7 +25,7 @@ _LIBRARIES = (
 
 def main(job_file: Path) -> int:
     """Run the job and return the exit status."""
-    # Libraries print to standard output as they like; reports go out on a copy.
+    # Libraries print to standard output, so reports are written to a copy of it.
     reporter = Reporter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -42,7 +42,7 @@ def main(job_file: Path) -> int:
 
 
 def _end_with_parent() -> None:
-    # The parent holds the other end of standard input; it closes with the parent, however it dies.
+    # The parent holds the other end of standard input, which closes when the parent ends.
     # Not sys.stdin: a thread inside its buffer makes the interpreter abort when it ends.
     while os.read(0, 4096):
         pass

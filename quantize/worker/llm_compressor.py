@@ -64,7 +64,7 @@ def run(job: Job, reporter: Reporter) -> dict[str, float]:
         logger.remove(sink)
     reporter.send(Stage(name="save"))
     model.save_pretrained(job.out, save_compressed=True)
-    # It repeats provenance.json's recipe in another program's terms, and names our progress hook.
+    # It repeats the recipe of provenance.json in the library's terms, and names the progress hook.
     (job.out / "recipe.yaml").unlink(missing_ok=True)
     return losses.by_layer
 

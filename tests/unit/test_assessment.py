@@ -127,7 +127,7 @@ def test_confidence_that_says_nothing_certifies_nothing() -> None:
     same = answers(tested, 0.6, 1, sharp=False)
     result = gate(tested, same, same).result
     assert result.verdict is Verdict.FAIL
-    assert any("even of its surest answers" in reason for reason in result.reasons)
+    assert any("of its most confident answers" in reason for reason in result.reasons)
     assert result.certificate is not None
     assert result.certificate.threshold is None
 

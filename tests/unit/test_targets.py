@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantize.checks import refuse_too_little_room, refuse_unservable
+from quantize.checks import refuse_too_little_space, refuse_unservable
 from quantize.hardware import Gpu, Machine, parse_gpu
 from quantize.layout import layout_of
 from quantize.plan import Workload, make_plan
@@ -86,23 +86,23 @@ def plan_and_machine(memory: int, gpu: Gpu | None = None):  # type: ignore[no-un
 
 def test_too_little_memory_or_disk_is_refused(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     plan, machine = plan_and_machine(2**40)
-    refuse_too_little_room(plan, machine, tmp_path / "out")
+    refuse_too_little_space(plan, machine, tmp_path / "out")
     plan, small = plan_and_machine(2**20)
     with pytest.raises(InsufficientResources, match="memory"):
-        refuse_too_little_room(plan, small, tmp_path / "out")
+        refuse_too_little_space(plan, small, tmp_path / "out")
     plan, full = plan_and_machine(2**40, Gpu("A10G", 86, 2**35, 2**20))
     with pytest.raises(InsufficientResources, match="GPU memory"):
-        refuse_too_little_room(plan, full, tmp_path / "out")
+        refuse_too_little_space(plan, full, tmp_path / "out")
     monkeypatch.setattr("quantize.checks.free_disk_bytes", lambda folder: 1000)
     with pytest.raises(InsufficientResources, match="are free for"):
-        refuse_too_little_room(plan, machine, tmp_path / "out")
+        refuse_too_little_space(plan, machine, tmp_path / "out")
 
 
 def test_an_artifact_must_leave_room_for_the_cache(tmp_path) -> None:  # type: ignore[no-untyped-def]
     sizes = {"blocks": 80, "hidden": 8192, "intermediate": 28672}
     layout = layout_of(config(**sizes), tensors(**sizes), "large")
     plan = make_plan(RECIPES["int8-w8a8"], layout, Workload(1, 100, 100), cores=2, gpu=True)
-    with pytest.raises(UnsuitableTarget, match="no room for the KV cache"):
+    with pytest.raises(UnsuitableTarget, match="no memory for the KV cache"):
         refuse_unservable(RECIPES["int8-w8a8"], find_target("a10g"), plan)
     refuse_unservable(RECIPES["int8-w8a8"], find_target("h200"), plan)
 
