@@ -58,9 +58,12 @@ def split_prompt(body: Mapping[str, Any], marker: str) -> SplitPrompt:
         name: value if name == "messages" else _without(value, marker)
         for name, value in body.items()
     }
-    if isinstance(stripped.get("stop"), list):
-        stripped["stop"] = [text for text in stripped["stop"] if text]
-    elif stripped.get("stop") == "":
+    # One that was only markers is left out; one that was sent empty is the client's error.
+    stop = body.get("stop")
+    if isinstance(stop, list):
+        cut = [(text, _without(text, marker)) for text in stop]
+        stripped["stop"] = [left for text, left in cut if left or not text]
+    elif stop and not stripped["stop"]:
         del stripped["stop"]
     walk = _Walk(marker, stripped.get("tools"))
     messages = body.get("messages", [])

@@ -419,7 +419,7 @@ async def test_a_null_field_is_absent(provider: ProviderServer, name: str) -> No
     assert name not in provider.script.seen[0].body
 
 
-@pytest.mark.parametrize("stop", ["\n", " ", ["END", "\t"], ""])
+@pytest.mark.parametrize("stop", ["\n", " ", ["END", "\t"], "", ["END", ""]])
 async def test_a_stop_sequence_that_anthropic_cannot_take_is_refused(
     provider: ProviderServer, stop: Any
 ) -> None:
