@@ -25,6 +25,7 @@ from quantize.job import Job, Layer, Outliers, Stage
 from quantize.recipe import LlmCompressorRecipe
 from quantize.worker.reporter import Reporter
 from quantize.worker.sensitivity import outlier_layers
+from serving.host.processor import multiplies_bfloat16
 
 _AWQ_PAIRS = (
     ("input_layernorm", ("q_proj", "k_proj", "v_proj")),
@@ -44,7 +45,9 @@ def run(job: Job, reporter: Reporter) -> dict[str, float]:
     if job.device == "cpu":
         _without_pinned_memory()
     # On a GPU too the model stays in main memory: the pipeline brings one block at a time over.
-    model = AutoModelForCausalLM.from_pretrained(job.base, dtype="auto", local_files_only=True)
+    in_float32 = job.device == "cpu" and not multiplies_bfloat16()
+    dtype = torch.float32 if in_float32 else "auto"
+    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=dtype, local_files_only=True)
     reporter.send(Stage(name="quantize"))
     kept = job.layers_16bit
     if recipe.keep_outliers is not None:
@@ -63,10 +66,24 @@ def run(job: Job, reporter: Reporter) -> dict[str, float]:
     finally:
         logger.remove(sink)
     reporter.send(Stage(name="save"))
+    if in_float32:
+        _narrow_to_bfloat16(model)
     model.save_pretrained(job.out, save_compressed=True)
     # It repeats the recipe of provenance.json in the library's terms, and names the progress hook.
     (job.out / "recipe.yaml").unlink(missing_ok=True)
     return losses.by_layer
+
+
+def _narrow_to_bfloat16(model: Any) -> None:
+    """Store what was not quantized in bfloat16, after a run that computed in float32.
+
+    Quantized layers keep their float32 scales, from which their integers are computed exactly.
+    """
+    for module in model.modules():
+        if not is_module_quantized(module):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
 
 
 def _outliers(model: Any, recipe: LlmCompressorRecipe, job: Job) -> dict[str, float]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Whatever the verdicts, the result is signed: serving reads it there.
 _GATE_EXITS = (0, 1, 3)
 _SHOWN = 2000
+# Of the default 256: a third of the time. The gate decides whether the result is good enough.
+_SAMPLES = 96
 _INSTALL = (
     "from quantize.environment import quantize_python\n"
     "quantize_python(gpu=False, given=None, announce=print)"
@@ -179,6 +181,7 @@ class FirstStart:
         from serving.contracts.settings import BUNDLED_MODEL
 
         command = ["quantize", BUNDLED_MODEL, "--recipe", recipe, "--out", str(folder)]
+        command += ["--samples", str(_SAMPLES)]
         self._children.run(
             [*command, "--state", str(self._settings.state), "--json"],
             QuantizationFailed,

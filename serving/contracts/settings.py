@@ -90,7 +90,10 @@ class ModelSettings(_Frozen):
     )
     max_model_len: int = Field(default=2048, ge=256, description="window, tokens")
     max_num_seqs: int = Field(default=64, ge=1, description="sequences in one engine step")
-    dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto",
+        description="auto: the checkpoint's, but float32 on a processor without fast bfloat16",
+    )
     max_batch_size: int = Field(
         default=32, ge=1, le=256, description="inputs that travel to the engine in one call"
     )

@@ -5,6 +5,7 @@ from typing import Any
 from serving.artifacts.checkpoint import Checkpoint
 from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSettings
 from serving.contracts.task_spec import MAX_LABELS
+from serving.host.processor import multiplies_bfloat16
 from serving.local.engine_log import CONFIG_FILE
 from serving.local.kernels import EXTENSION
 
@@ -17,7 +18,7 @@ _LOGGING = {"VLLM_LOGGING_CONFIG_PATH": str(CONFIG_FILE)}
 def llm_config_arguments(
     model: ModelSettings, checkpoint: Checkpoint, drain_timeout_s: float
 ) -> dict[str, Any]:
-    """Return the keyword arguments of ray.serve.llm.LLMConfig for a model. Pure."""
+    """Return the keyword arguments of ray.serve.llm.LLMConfig for a model, on this processor."""
     arguments: dict[str, Any] = {
         "model_loading_config": {"model_id": model.id, "model_source": checkpoint.source},
         "engine_kwargs": _engine_arguments(model, checkpoint),
@@ -41,7 +42,7 @@ def llm_config_arguments(
 def offline_arguments(
     model: ModelSettings, checkpoint: Checkpoint
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return vllm.LLM's keyword arguments and the environment that serve the model offline. Pure.
+    """Return vllm.LLM's keyword arguments and the environment that serve the model offline.
 
     The same engine as the deployment's, for measurements beside it.
     """
@@ -58,7 +59,7 @@ def _engine_arguments(model: ModelSettings, checkpoint: Checkpoint) -> dict[str,
         "max_model_len": model.max_model_len,
         "max_num_seqs": model.max_num_seqs,
         **_block_size(model),
-        "dtype": model.dtype,
+        "dtype": _dtype(model),
         "enable_prefix_caching": True,
         # One scoring point may ask for every label.
         "max_logprobs": MAX_LABELS,
@@ -80,6 +81,12 @@ def _engine_arguments(model: ModelSettings, checkpoint: Checkpoint) -> dict[str,
         arguments["tensor_parallel_size"] = model.accelerator.count
         arguments["gpu_memory_utilization"] = model.accelerator.memory_utilization
     return arguments
+
+
+def _dtype(model: ModelSettings) -> str:
+    if model.dtype != "auto" or not isinstance(model.accelerator, CpuAccelerator):
+        return model.dtype
+    return "auto" if multiplies_bfloat16() else "float32"
 
 
 def _block_size(model: ModelSettings) -> dict[str, int]:

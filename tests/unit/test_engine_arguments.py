@@ -71,12 +71,14 @@ def test_the_lists_do_not_overlap() -> None:
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_the_deployment_passes_listed_arguments_only(kind: str) -> None:
-    chosen = model(accelerator={"kind": kind}, engine_args={"enforce_eager": True})
+    chosen = model(
+        accelerator={"kind": kind}, dtype="bfloat16", engine_args={"enforce_eager": True}
+    )
     arguments = llm_config_arguments(chosen, Checkpoint("a/b", "0" * 40), 1.0)["engine_kwargs"]
     assert unlisted_arguments(arguments) == []
     recorded = answer_arguments(arguments)
     assert recorded["enforce_eager"] is True
-    assert recorded["dtype"] == "auto"
+    assert recorded["dtype"] == "bfloat16"
     assert not recorded.keys() & FREE_ARGUMENTS
     assert "revision" not in recorded
 
