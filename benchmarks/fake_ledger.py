@@ -38,7 +38,7 @@ class NullLedger:
 class NullEntry:
     """Implements Entry; records nothing."""
 
-    booked = False
+    is_recorded = False
 
     async def open_call(
         self, model: str, worst_case_usd: Decimal, deadline: Deadline

@@ -1,8 +1,8 @@
 """The served models as lm-eval sees them.
 
 Prompts, constraints, parsers and confidences are those of serving.tasks, and the engine is the one
-that serves: a document's text goes the way of a client's request. Tasks that are not ours are
-scored as lm-eval's own backends do it.
+that serves: a document's text is processed like a client's request. Other tasks are scored as
+lm-eval's own backends score them.
 """
 
 from collections.abc import Callable, Sequence

@@ -117,9 +117,9 @@ def assess(
 
 
 def hopeless(suite: Suite, candidate: Answered, rules: Rules) -> bool:
-    """Return whether a task will fail whatever its remaining examples say.
+    """Return whether a task will fail whatever the answers to its remaining examples are.
 
-    suite, candidate: what was seen so far. Only the floor is looked at, at 99.5 %: a task that is
+    suite, candidate: what was seen so far. Only the floor is tested, at 99.5 %: a task that is
     stopped cannot pass, so looking early adds no false pass, and at most half a percent a look of
     false failures.
     """
@@ -199,11 +199,11 @@ class _Confidence:
         if half.all() or not half.any():
             return cls(None, None, 0.0, None, None)
         mapping = fit_calibration(raw[half], right[half])
-        sure = calibrated(mapping, raw)
-        thresholds = candidate_thresholds(sure[half], right[half])
+        confidence = calibrated(mapping, raw)
+        thresholds = candidate_thresholds(confidence[half], right[half])
         # Examples of one group share a text: only the groups are independent.
         independent = _one_a_group(suite, ~half)
-        tested, truth = sure[independent], right[independent]
+        tested, truth = confidence[independent], right[independent]
         certificate = certify(thresholds, tested, truth, suite.spec.target_error, LEVEL)
         best = tested >= thresholds[0]
         accepted, correct = int(best.sum()), int((best & truth).sum())
@@ -213,7 +213,7 @@ class _Confidence:
             # The lower bound of the error rate is 1 - the upper bound of the rate of right answers.
             1.0 - error_bound(correct, accepted, LEVEL),
             expected_calibration_error(raw[~half], right[~half]),
-            expected_calibration_error(sure[~half], right[~half]),
+            expected_calibration_error(confidence[~half], right[~half]),
         )
 
 

@@ -38,7 +38,7 @@ def fit_calibration(raw: Floats, right: Bools) -> CalibrationMap:
     drawn = isotonic_regression((fitted * size + 1.0) / (size + 2.0), weights=weights).x
     # Equal levels may come out a rounding error apart, and a threshold would fall between them.
     drawn = np.round(drawn, 12)
-    # Of a run of equal values the two ends say everything.
+    # Only the first and the last of a run of equal values are needed.
     inner = np.ones(len(knots), dtype=bool)
     inner[1:-1] = (drawn[1:-1] != drawn[:-2]) | (drawn[1:-1] != drawn[2:])
     return CalibrationMap(knots=tuple(knots[inner].tolist()), values=tuple(drawn[inner].tolist()))

@@ -48,10 +48,10 @@ def continue_text(llm: Any, pairs: Sequence[tuple[str, Mapping[str, Any]]]) -> l
     tokenizer = llm.get_tokenizer()
     window = llm.llm_engine.model_config.max_model_len
     prompts, params = [], []
-    for context, asked in pairs:
-        until = asked.get("until") or []
+    for context, options in pairs:
+        until = options.get("until") or []
         stop = [until] if isinstance(until, str) else list(until)
-        bound = int(asked.get("max_gen_toks", 256))
+        bound = int(options.get("max_gen_toks", 256))
         ids = tokenizer.encode(context)[-(window - bound) :]
         prompts.append(TokensPrompt(prompt_token_ids=ids))
         params.append(SamplingParams(max_tokens=bound, temperature=0.0, stop=stop))

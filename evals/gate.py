@@ -55,8 +55,8 @@ _TOOLS = ("lm-eval", "numpy", "sacrebleu", "scipy", "transformers", "model-signi
 class Request:
     """The arguments of a run. margins: by task, stated for this run; otherwise those of the specs.
 
-    settings: how both models are served; their source is not looked at. stop_early: do not go on
-    with a task that can only fail.
+    settings: how both models are served; their source is not used. stop_early: stop a task that
+    can only fail.
     """
 
     baseline: Path

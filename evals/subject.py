@@ -144,7 +144,7 @@ def precision_of(folder: Path) -> Precision:
         bits = []
     if not bits:
         raise UnsuitableModel(
-            f"{str(folder)!r}: quantization_config in config.json does not say how many bits the "
+            f"{str(folder)!r}: quantization_config in config.json does not state how many bits the "
             "weights have",
             field="candidate",
             fix="use a checkpoint whose quantization method this version knows (docs/quantize.md)",
@@ -153,7 +153,7 @@ def precision_of(folder: Path) -> Precision:
 
 
 def recipe_of(folder: Path) -> str | None:
-    """Return the recipe that an artifact was made with, where its provenance tells."""
+    """Return the recipe that an artifact was made with, if its provenance names it."""
     try:
         return str(_json(folder / "provenance.json")["recipe"]["name"])
     except (UnsuitableModel, KeyError, TypeError):
@@ -161,7 +161,7 @@ def recipe_of(folder: Path) -> str | None:
 
 
 def calibration_digests(folder: Path) -> frozenset[str]:
-    """Return the digests of the texts that an artifact was calibrated on, where it tells."""
+    """Return the digests of an artifact's calibration texts, if its provenance lists them."""
     try:
         provenance = _json(folder / "provenance.json")
     except UnsuitableModel:

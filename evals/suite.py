@@ -67,7 +67,7 @@ class Suite:
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
     def text_digests(self) -> dict[str, str]:
-        """Return the id of an example by the digest of its text, in whatever language it is."""
+        """Return the id of an example by the digest of its text, in every language of the suite."""
         found: dict[str, str] = {}
         for example in self.examples:
             found.setdefault(text_digest(example.request.text), example.id)

@@ -26,8 +26,8 @@ class Evidence:
     """The numbers that one task is judged on, in the metric's units.
 
     difference: candidate - baseline; None where the metric could not be computed. own: the
-    candidate's metric with its bounds. margin: largest acceptable loss; None where nobody has
-    stated one, which is no permission. floor: lowest acceptable metric. slices: differences within
+    candidate's metric with its bounds. margin: largest acceptable loss; None where none
+    is stated, which permits no loss. floor: lowest acceptable metric. slices: differences within
     parts of the suite. certificate: None where there was nothing to certify on. wrong_at_best:
     lower bound of the error rate among the most confident answers. speed: None if not measured.
     """

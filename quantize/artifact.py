@@ -94,7 +94,7 @@ def workspace(out: Path) -> Iterator[Workspace]:
 
 
 def partial_folder(out: Path) -> Path:
-    """Return where an unfinished artifact lies."""
+    """Return the folder of an unfinished artifact."""
     return out.with_name(f".{out.name}.partial")
 
 

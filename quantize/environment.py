@@ -3,7 +3,7 @@
 llm-compressor and vLLM pin different versions of compressed-tensors, so the quantization worker
 runs in an environment of its own. It is made when a run needs it and it is missing or out of date.
 It holds only the packages that this environment lacks or has in another version; every other
-package is read from this environment, which saves most of the installation. It lies in the user's
+package is read from this environment, which saves most of the installation. It is in the user's
 cache folder (`$XDG_CACHE_HOME/narrowgate`, by default `~/.cache/narrowgate`).
 """
 
@@ -124,7 +124,7 @@ class _Plan:
                    tuple(versions))  # fmt: skip
 
     def digest(self) -> str:
-        """Return a digest that changes when the environment must be made anew."""
+        """Return a digest that changes when the environment must be made again."""
         return hashlib.sha256(repr((self, sys.version_info[:3])).encode()).hexdigest()
 
 
@@ -158,7 +158,7 @@ def _installed(requirement: str) -> str | None:
 
 
 def _install(folder: Path, plan: _Plan) -> None:
-    # Made anew: an environment that is half upgraded is worse than one more installation.
+    # Made from scratch: an environment that is only partly upgraded may not work.
     shutil.rmtree(folder, ignore_errors=True)
     links = _find_links()
     _uv("venv", "--quiet", "--python", sys.executable, str(folder))
@@ -250,7 +250,7 @@ def _unavailable(reason: str) -> EnvironmentUnavailable:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time install. The lock goes with the process that holds it."""
+    """Let one process at a time install. The lock ends with the process that holds it."""
     path = folder.with_name(f"{folder.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

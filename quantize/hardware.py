@@ -44,7 +44,7 @@ def this_machine() -> Machine:
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """Return the room on the disk that holds a folder, which need not exist yet."""
+    """Return the free bytes on the disk that holds a folder; the folder need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

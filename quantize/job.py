@@ -52,7 +52,7 @@ class Outliers(_Frozen):
 
 
 class Layer(_Frozen):
-    """A decoder block is done. loss: its summed rounding error, where the library tells it."""
+    """A decoder block is done. loss: its summed rounding error, if the library reports it."""
 
     event: Literal["layer"] = "layer"
     index: int

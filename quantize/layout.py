@@ -147,7 +147,7 @@ def layout_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: s
     wanted = described.num_hidden_layers
     if len(blocks) != wanted or max(blocks, default=-1) != wanted - 1:
         raise UnsuitableModel(
-            f"{model!r}: config.json says {wanted} decoder blocks, the weight files hold "
+            f"{model!r}: config.json states {wanted} decoder blocks, the weight files hold "
             f"{len(blocks)}",
             fix="the checkpoint is incomplete or of an unknown layout; fetch it again",
         )

@@ -23,7 +23,7 @@ class RunSteps:
         self._observer.step(name, self._done, self._total)
 
     def report(self, report: Report) -> None:
-        """Report what the worker says."""
+        """Pass on a report of the worker."""
         match report:
             case Stage(name=name):
                 if name != "load":

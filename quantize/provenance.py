@@ -18,7 +18,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a finished run knows of itself. Sizes in bytes, duration in seconds."""
+    """The facts of a finished run. Sizes in bytes, duration in seconds."""
 
     source: ModelSource
     base: Manifest
@@ -122,6 +122,6 @@ def model_card(run: Run) -> str:
         f"---\n{base}library_name: transformers\npipeline_tag: text-generation\ntags:\n"
         f"- {method}\n- narrowgate\n---\n\n# {run.source.id}, {run.recipe.name}\n\n"
         f"{run.recipe.description}\n\n| | |\n| --- | --- |\n{rows}\n\n"
-        "Nothing here says that the model is good enough for a task: that is for its evaluation "
-        f"gate to say. All facts, with the digest of every base file, are in `{FILE}`.\n"
+        "This file does not state whether the model is good enough for a task: the evaluation gate "
+        f"decides that. All facts, with the digest of every base file, are in `{FILE}`.\n"
     )

@@ -1,7 +1,7 @@
-"""What a recipe is: one YAML file, validated, with a stable digest.
+"""Recipes: one YAML file each, validated, with a stable digest.
 
-A recipe says how precise the weights and activations are and how they are rounded. It names one
-library; what that library cannot do is refused here and not after an hour of work.
+A recipe states the precision of weights and activations and how they are rounded. It names one
+library. What that library cannot do is refused here, before an hour of work.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Where the 16-bit checkpoint comes from: a local folder, a hub revision, or the bundled model."""
+"""Sources of the 16-bit checkpoint: a local folder, a hub revision, or the bundled model."""
 
 import re
 from dataclasses import dataclass

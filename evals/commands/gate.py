@@ -177,8 +177,8 @@ def _suites(args: argparse.Namespace, specs: "dict[str, TaskSpec]") -> "list[Sui
     from serving.contracts.errors import InvalidSuite
 
     found: dict[str, Suite] = {}
-    # A built-in suite may not fit a task of one's own by the same name: only what is asked for is
-    # read.
+    # Only the requested suites are read: a built-in suite may not fit a user's task of the same
+    # name.
     wanted = {name: spec for name, spec in specs.items() if not args.task or name in args.task}
     for name in args.suite:
         for suite in built_in_suites(wanted) if name == BUILT_IN else load_suites(Path(name)):

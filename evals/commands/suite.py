@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the arguments say and print it: 0 for fit suites, 1 for unfit ones."""
+    """Run the action and print its result; return 0 for fit suites, 1 for unfit ones."""
     from serving.contracts.errors import InvalidSuite
 
     if args.action == "list":

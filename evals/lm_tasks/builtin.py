@@ -1,4 +1,4 @@
-"""The built-in suites as classes, which lm-eval's task files beside this one name."""
+"""The built-in suites as classes, for lm-eval's task files in this folder."""
 
 from typing import Any
 

@@ -35,7 +35,7 @@ def _classified(source: PublicSet, spec: ClassificationSpec, record: Row) -> Row
     known = named(record["label"], source.names)
     label = source.renamed.get(known, known)
     if label not in (allowed := [item.name for item in spec.labels]):
-        raise ValueError(f"label {label!r} is none of {allowed}")
+        raise ValueError(f"label {label!r} is not one of {allowed}")
     return {"text": str(text).strip(), "label": label}
 
 

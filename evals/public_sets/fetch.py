@@ -18,7 +18,7 @@ _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where rows came from. files: SHA-256 (hex) by name; none from the hub. limit: None: all."""
+    """The origin of rows. files: SHA-256 (hex) by name, empty for the hub. limit: None for all."""
 
     source: PublicSet
     revision: str | None

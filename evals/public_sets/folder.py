@@ -12,7 +12,7 @@ from evals.suite import SPEC_FILE
 from serving.contracts.task_spec import TaskSpec
 from serving.host.safe_write import refuse_used_output
 
-# JSON leaves these as they are, and whoever reads the file by lines ends one there.
+# JSON does not escape these characters, and some readers end a line at them.
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 

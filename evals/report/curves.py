@@ -16,7 +16,7 @@ FlipKind = Literal["lost", "gained", "changed"]
 FLIP_ORDER: tuple[FlipKind, ...] = ("lost", "gained", "changed")
 
 OUTSIDE = "(no label)"
-"""Stands in a confusion matrix for answers that are none of the labels."""
+"""Column of a confusion matrix for answers that are not one of the labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 def risk_coverage(confidence: Sequence[float], right: Sequence[bool]) -> list[RiskPoint]:
     """Return one point a distinct confidence, from strict to permissive; the last accepts all.
 
-    confidence, right: (n,). Equal confidences are accepted together: no threshold tells them apart.
+    confidence, right: (n,). Equal confidences are accepted together: no threshold separates them.
     """
     order = sorted(zip(confidence, right, strict=True), key=lambda pair: -pair[0])
     points = []

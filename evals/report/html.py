@@ -104,9 +104,11 @@ def _task_plots(name: str, found: TaskFindings) -> Iterator[Plot]:
     half = curves.certification_half(found.outcomes)
     if half:
         yield _reliability(name, found, half)
-    sure = [(o.calibrated, o.candidate_right) for o in half if o.calibrated is not None]
-    if sure:
-        points = curves.risk_coverage([c for c, _ in sure], [right for _, right in sure])
+    calibrated = [(o.calibrated, o.candidate_right) for o in half if o.calibrated is not None]
+    if calibrated:
+        points = curves.risk_coverage(
+            [c for c, _ in calibrated], [right for _, right in calibrated]
+        )
         yield Plot(
             plots.risk_coverage_plot(
                 name, points, found.result.certificate, found.spec.target_error
@@ -128,11 +130,11 @@ def _task_plots(name: str, found: TaskFindings) -> Iterator[Plot]:
 
 
 def _reliability(name: str, found: TaskFindings, half: Sequence[Outcome]) -> Plot:
-    sure = [(o.calibrated, o.candidate_right) for o in half if o.calibrated is not None]
+    calibrated = [(o.calibrated, o.candidate_right) for o in half if o.calibrated is not None]
     svg = plots.reliability_diagram(
         name,
         curves.reliability([o.raw for o in half], [o.candidate_right for o in half]),
-        curves.reliability([c for c, _ in sure], [right for _, right in sure]),
+        curves.reliability([c for c, _ in calibrated], [right for _, right in calibrated]),
         (found.result.ece_before, found.result.ece_after),
     )
     return Plot(

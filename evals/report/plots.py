@@ -29,10 +29,10 @@ VARIABLES = {
     AFTER: "after",
     **{colour: verdict.value for verdict, colour in COLOURS.items()},
 }
-"""CSS variables by the colour that is drawn, so that the page decides between light and dark."""
+"""CSS variables by the colour that is drawn, so that the page selects the light or dark theme."""
 
 LABELS_WITH_NUMBERS = 12
-"""Up to this many labels the cells of a confusion matrix have room for their counts."""
+"""Most labels for which the cells of a confusion matrix show their counts."""
 
 _NAME_CHARS = 24
 

@@ -1,1 +1,1 @@
-"""What quantization did to a model: measured in the serving engine, beside the baseline."""
+"""Measures the effect of quantization on a model, in the serving engine, against the baseline."""

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _provenance(folder: Path) -> tuple[str, str | None, str] | None:
-    """Return id, revision and digest of the model an artifact was made from, where it tells."""
+    """Return id, revision and digest of the model an artifact was made from, if recorded."""
     refuse_no_checkpoint(folder, field="compare")
     try:
         base = json.loads((folder / FILE).read_text(encoding="utf-8"))["base"]

@@ -1,6 +1,6 @@
 """An extension of vLLM's worker that records the logits that its kernels compute.
 
-vLLM hands out at most a few log-probabilities a token as Python objects; whole distributions are
+vLLM returns at most a few log-probabilities a token as Python objects; whole distributions are
 read where they arise. Loaded through vLLM's `worker_extension_cls`.
 """
 
@@ -18,7 +18,10 @@ KEPT = 2048
 
 
 class LogitsRecorder:
-    """Methods that vLLM's worker gains. One prompt at a time, unchunked, must be in the engine."""
+    """Methods that are added to vLLM's worker.
+
+    The engine must hold one prompt at a time, unchunked.
+    """
 
     model_runner: Any
 
@@ -28,7 +31,7 @@ class LogitsRecorder:
         self._recorder.attach(self.model_runner.get_model())
 
     def recorder_expect(self, prompt_token_ids: list[int]) -> None:
-        """Say which prompt comes next."""
+        """Set the prompt that comes next."""
         self._recorder.expect(prompt_token_ids)
 
     def recorder_end(self) -> dict[str, list[float]]:
@@ -66,8 +69,8 @@ class _Recorder:
 
         def recorded(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             logits: torch.Tensor = compute(hidden_states, *args, **kwargs)
-            # The sampler asks for the last position alone, the prompt's log-probabilities for all
-            # before it.
+            # The sampler computes the last position only, the prompt's log-probabilities all
+            # positions before it.
             if self._expected and logits.shape[0] == len(self._expected) - 1:
                 self._take(logits)
             return logits

@@ -12,7 +12,7 @@ def run(job: Job, reporter: Reporter) -> dict[str, float]:
     """Quantize, save under job.out and return each layer's loss."""
     recipe = job.recipe
     assert isinstance(recipe, GptqModelRecipe)
-    # Read at import. Its own choice is a worker for every core of the machine, threads besides.
+    # Read at import. The default is a worker for every core of the machine, each with threads.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(job.threads))
     from gptqmodel import GPTQModel, QuantizeConfig
 

@@ -88,11 +88,11 @@ def _narrow_to_bfloat16(model: Any) -> None:
 
 def _outliers(model: Any, recipe: LlmCompressorRecipe, job: Job) -> dict[str, float]:
     assert recipe.keep_outliers is not None
-    # Layers with a precision of their own take no part, not even in the median.
-    settled = {*job.layers_16bit, *job.layers_8bit}
+    # Layers whose precision the job fixes are left out, also of the median.
+    assigned = {*job.layers_16bit, *job.layers_8bit}
     return outlier_layers(
         model,
-        [name for name in job.linear if name not in settled],
+        [name for name in job.linear if name not in assigned],
         job.sequences,
         bits=recipe.weight_bits,
         group_size=job.group_size,
@@ -141,8 +141,8 @@ def _modifiers(recipe: LlmCompressorRecipe, job: Job, kept: Sequence[str]) -> li
 def awq_mappings(kept: Sequence[str]) -> list[AWQMapping]:
     """Return which layer's scale evens out which others', without those that are not rounded.
 
-    The pairs are the Llama family's. Left to itself AWQ also searches scales for layers that stay
-    in 16 bits, and then divides by the number of rounded ones, which is none.
+    The pairs are the Llama family's. By default AWQ also searches scales for layers that stay in
+    16 bits, and then divides by the number of rounded layers, which is zero.
     """
     mappings = []
     for smooth, balanced in _AWQ_PAIRS:
@@ -220,7 +220,7 @@ class Losses:
             self.by_layer[self._names.pop()] = float(found.group(1))
 
     def total(self) -> float | None:
-        """Return the sum over all layers so far, None where the library tells none."""
+        """Return the sum over all layers so far; None if the library logged no loss."""
         return sum(self.by_layer.values()) if self.by_layer else None
 
 
@@ -234,7 +234,7 @@ class Progress(Modifier):  # type: ignore[misc]
     _reporter: Reporter | None = PrivateAttr(default=None)
 
     def begin(self, total: int, losses: Losses, reporter: Reporter) -> None:
-        """Say how many blocks there are and whom to tell."""
+        """Set the number of blocks and the receiver of the reports."""
         self._total, self._losses, self._reporter = total, losses, reporter
 
     def on_initialize(self, state: State, **kwargs: Any) -> bool:
@@ -244,7 +244,7 @@ class Progress(Modifier):  # type: ignore[misc]
     def on_sequential_epoch_end(
         self, state: State, event: Event, modules: list[torch.nn.Module], **kwargs: Any
     ) -> None:
-        """Report the block. What precedes the blocks comes in a call of its own."""
+        """Report the block. A call for the modules before the blocks is ignored."""
         assert self._reporter is not None
         assert self._losses is not None
         if not any(is_module_quantized(module) for module in modules):

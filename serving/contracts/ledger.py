@@ -110,7 +110,7 @@ class Entry(Protocol):
     """The ledger's entry for one input."""
 
     @property
-    def booked(self) -> bool:
+    def is_recorded(self) -> bool:
         """Return whether the input is on disk, so that a crash cannot lose it.
 
         True from its first paid call on.

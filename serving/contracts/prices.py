@@ -133,8 +133,8 @@ class ModelPrices:
                 most = max(most, longest + output_tokens * step.prices.output)
         return most
 
-    def _possible(self, asked: str | None) -> tuple[PriceStep, ...]:
-        name = (asked or "").lower()
+    def _possible(self, requested: str | None) -> tuple[PriceStep, ...]:
+        name = (requested or "").lower()
         if name not in _CAPPED:
             return self._dearest
         return _dearest_of([self.standard, self.service_tiers.get(name, self.standard)])

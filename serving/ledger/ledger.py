@@ -120,7 +120,7 @@ class DatabaseEntry:
         self._left: asyncio.Future[Answer] | None = None
 
     @property
-    def booked(self) -> bool:
+    def is_recorded(self) -> bool:
         """Return whether the input is on disk already, which its first paid call sees to."""
         return bool(self._calls)
 

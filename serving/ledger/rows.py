@@ -24,7 +24,7 @@ _MAX_TOKENS = 10**9
 _MAX_SECONDS = 10.0**9
 
 _NOT_LOCAL = frozenset({None, "narrow", "requested", "out_of_scope"})
-"""Reasons for which no local model was asked, or a local model answered."""
+"""Reasons of inputs that a local model answered, or that were not meant for a local model."""
 
 
 class Prices(Protocol):
@@ -146,9 +146,9 @@ def closed_exit(
 
 
 def is_escalated(exit_: Exit, *, paid: bool) -> bool:
-    """Return whether a provider was asked for an input that a local model should have answered.
+    """Return whether an input that was meant for a local model was sent to a provider.
 
-    So it is after a local attempt, and for the reasons that concern local models: overload, no
+    This is the case after a local attempt, and for reasons that concern local models: overload, no
     attestation, failure, or an answer below its threshold.
     """
     tried = any(attempt.replica_s is not None for attempt in exit_.attempts)

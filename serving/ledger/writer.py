@@ -38,7 +38,7 @@ class _Ticket:
 
 
 class Writer:
-    """Hands operations to the worker's thread. Only the loop that started it may call it."""
+    """Passes operations to the worker's thread. Only the loop that started it may call it."""
 
     def __init__(
         self,

@@ -174,7 +174,7 @@ class InputRecord:
         assert self.is_open, "an input was recorded twice"
         self.is_open = False
         entry = self.entry
-        if not entry.booked:
+        if not entry.is_recorded:
             self._request.last_entry = entry
         cost_usd = entry.close(exit_)
         self._request.observer.left(exit_, cost_usd)

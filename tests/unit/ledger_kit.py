@@ -176,14 +176,14 @@ class Reader:
     def check(self) -> None:
         """Assert that every total is the sum of its rows."""
         self.sums()
-        booked = self.rows(calls)
+        recorded = self.rows(calls)
         for row in self.rows(exits):
-            own = [call for call in booked if call["exit_id"] == row["id"]]
+            own = [call for call in recorded if call["exit_id"] == row["id"]]
             if row["state"] != "open":
                 assert row["cost_usd"] == sum((call["cost_usd"] or 0) for call in own)
                 assert row["held_usd"] == sum(call["held_usd"] for call in own)
         known = {row["id"] for row in self.rows(exits)}
-        assert all(call["exit_id"] in known for call in booked)
+        assert all(call["exit_id"] in known for call in recorded)
 
     def living(self) -> list[dict[str, Any]]:
         return [row for row in self.rows(instances) if row["ended_at"] is None]

@@ -49,7 +49,7 @@ class Page:
     exit: Exit | None = None
 
     @property
-    def booked(self) -> bool:
+    def is_recorded(self) -> bool:
         return bool(self.calls)
 
     async def open_call(

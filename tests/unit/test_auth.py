@@ -1,4 +1,4 @@
-"""Who is let in, to what, and what everybody else is told."""
+"""Authentication: which callers are admitted to what, and the errors of all others."""
 
 import asyncio
 import logging
@@ -236,7 +236,7 @@ async def test_a_refused_request_is_logged_with_its_id(
     assert "request_finished id=abc endpoint=unmatched method=GET status=401" in caplog.text
 
 
-async def test_before_the_database_was_read_everybody_is_asked_to_come_back(door: Door) -> None:
+async def test_before_the_database_was_read_every_key_is_refused(door: Door) -> None:
     refused = await door.ask(UNKNOWN)
     error = assert_error(refused, 503, "ledger_unavailable")
     assert refused.headers["retry-after"] == "5"
@@ -299,7 +299,7 @@ async def test_new_and_revoked_keys_count_without_a_restart(
     database.close()
 
 
-async def test_while_the_database_is_away_known_keys_hold_for_a_time(
+async def test_known_keys_work_for_a_time_while_the_database_is_unreachable(
     specs: dict[str, TaskSpec], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with ExitStack() as servers:

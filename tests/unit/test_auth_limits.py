@@ -42,26 +42,26 @@ async def door(specs: dict[str, TaskSpec], database: Database) -> Door:
     return door
 
 
-def told(response: httpx.Response) -> list[str | None]:
+def limit_headers(response: httpx.Response) -> list[str | None]:
     names = ("limit", "remaining")
     return [response.headers.get(f"x-ratelimit-{name}-requests") for name in names]
 
 
-async def test_requests_beyond_the_minutes_limit_are_told_when_to_come_back(door: Door) -> None:
+async def test_requests_beyond_the_minutes_limit_say_when_to_retry(door: Door) -> None:
     key = await door.tenant("acme", requests_per_minute=3)
     free = await door.tenant("other")
     answers = [await door.ask(key), await door.ask(key, "/nowhere"), await door.ask(key)]
     assert [answer.status_code for answer in answers] == [200, 404, 200]
-    assert [told(answer) for answer in answers] == [["3", "2"], ["3", "1"], ["3", "0"]]
+    assert [limit_headers(answer) for answer in answers] == [["3", "2"], ["3", "1"], ["3", "0"]]
     refused = await door.ask(key)
     error = assert_error(refused, 429, "rate_limit_exceeded")
     assert error["type"] == "rate_limit_error"
-    assert told(refused) == ["3", "0"]
+    assert limit_headers(refused) == ["3", "0"]
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert refused.headers["x-ratelimit-reset-requests"] == refused.headers["retry-after"] + "s"
     assert refused.headers["x-should-retry"] == "true"
     unlimited = await door.ask(free)
-    assert (unlimited.status_code, told(unlimited)) == (200, [None, None])
+    assert (unlimited.status_code, limit_headers(unlimited)) == (200, [None, None])
     assert door.access.limits.active("acme") == 0
 
 
@@ -85,21 +85,21 @@ async def test_refused_requests_do_not_use_up_the_limit(door: Door) -> None:
     assert_error(refused, 429, "rate_limit_exceeded")
     assert refused.headers["retry-after"] == "1"
     door.server.engine.release.set()
-    assert told(await first) == ["2", "1"]
-    assert told(await door.ask(key)) == ["2", "0"]
+    assert limit_headers(await first) == ["2", "1"]
+    assert limit_headers(await door.ask(key)) == ["2", "0"]
 
 
 async def test_changed_limits_count_when_they_are_read(door: Door) -> None:
     key = await door.tenant("acme")
-    assert told(await door.ask(key)) == [None, None]
+    assert limit_headers(await door.ask(key)) == [None, None]
     await door.limit("acme", requests_per_minute=1)
-    assert told(await door.ask(key)) == ["1", "0"]
+    assert limit_headers(await door.ask(key)) == ["1", "0"]
     assert (await door.ask(key)).status_code == 429
     await door.limit("acme", requests_per_minute=None)
-    assert told(await door.ask(key)) == [None, None]
+    assert limit_headers(await door.ask(key)) == [None, None]
 
 
-async def test_a_limit_on_requests_at_once_counts_those_under_way(door: Door) -> None:
+async def test_a_limit_on_requests_at_once_counts_those_in_progress(door: Door) -> None:
     key = await door.tenant("acme")
     door.server.engine.release.clear()
     taken = [asyncio.create_task(door.ask(key)) for _ in range(2)]
@@ -119,7 +119,7 @@ async def test_admin_keys_and_probes_are_not_counted(door: Door) -> None:
     admin = await door.key(None)
     for _ in range(3):
         counted = await door.get("/v1/admin/nothing", {"x-api-key": admin})
-        assert (counted.status_code, told(counted)) == (404, [None, None])
+        assert (counted.status_code, limit_headers(counted)) == (404, [None, None])
         assert (await door.get("/healthz")).status_code == 200
 
 
@@ -129,8 +129,8 @@ async def test_each_replica_grants_its_share(
     door = Door(specs, database, replicas=2)
     await door.server.ready()
     key = await door.tenant("acme", requests_per_minute=5, max_concurrent_requests=1)
-    assert told(await door.ask(key)) == ["2", "1"]
-    assert told(await door.ask(key)) == ["2", "0"]
+    assert limit_headers(await door.ask(key)) == ["2", "1"]
+    assert limit_headers(await door.ask(key)) == ["2", "0"]
     assert (await door.ask(key)).status_code == 429
 
 

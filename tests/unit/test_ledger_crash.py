@@ -41,7 +41,7 @@ SURVIVED, KILLED = 0, -signal.SIGKILL
 
 
 class Bomb:
-    """Kills the process at the n-th time that one of its tasks goes to wait or goes on."""
+    """Kills the process at the n-th time that one of its tasks starts or ends an await."""
 
     def __init__(self, fuse: int) -> None:
         self._fuse = fuse
@@ -56,7 +56,7 @@ class Bomb:
 
 
 class Ticking(Awaitable[T]):
-    """Drives a coroutine by hand, and ticks on every way into an await and out of it."""
+    """Drives a coroutine by hand, and ticks at the start and the end of every await."""
 
     def __init__(self, work: Coroutine[Any, Any, T], bomb: Bomb) -> None:
         self._work = work
@@ -125,7 +125,7 @@ async def ask_provider(port: int, call_id: str) -> None:
 
 
 async def request(ledger: DatabaseLedger, number: int, port: int) -> None:
-    """Answer one request: a local one, one call that tells, and one that tells nothing."""
+    """Answer one request: a local one, one call with usage, and one without."""
     entry = entry_of(ledger, request_id=f"r{number}")
     if number == 0:
         entry.close(left_locally())
@@ -165,11 +165,11 @@ def run_killed(url: SecretStr | None, state: Path, port: int, fuse: int) -> int:
     return code
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 6])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 10])
 async def test_killed_at_any_await_it_accounts_for_every_call(
     ledger_url: SecretStr | None, state: Path, provider: Provider, every: int
 ) -> None:
-    """every: kill at each n-th step only; a complete run takes a minute."""
+    """every: kill at every n-th step only; all steps take a minute."""
     reader = Reader(ledger_url, state)
     port = provider.server_address[1]
     fuse, code = 1 - every, KILLED
@@ -191,8 +191,8 @@ async def test_killed_at_any_await_it_accounts_for_every_call(
 
 def verify(reader: Reader, provider: Provider) -> None:
     """Compare the ledger with what the provider saw, and with itself."""
-    booked = reader.rows(calls)
-    frontier = {row["id"]: row for row in booked if row["kind"] == "frontier"}
+    recorded = reader.rows(calls)
+    frontier = {row["id"]: row for row in recorded if row["kind"] == "frontier"}
     assert len(provider.reached) == len(set(provider.reached))
     assert set(provider.reached) <= set(frontier)
     for row in frontier.values():
@@ -206,8 +206,10 @@ def verify(reader: Reader, provider: Provider) -> None:
     assert reconcile(reader.database) == []
 
 
-def leave_while_away(url: SecretStr, state: Path, told: "multiprocessing.Queue[int]") -> None:
-    """Let inputs leave without a database until killed; tell of each that is on disk."""
+def close_while_unreachable(
+    url: SecretStr, state: Path, acknowledged: "multiprocessing.Queue[int]"
+) -> None:
+    """Close inputs without a database until killed; acknowledge each that is on disk."""
 
     async def run() -> None:
         ledger = new_ledger(url, state, Noted(), commit_wait_s=10.0)
@@ -216,26 +218,26 @@ def leave_while_away(url: SecretStr, state: Path, told: "multiprocessing.Queue[i
             entry = entry_of(ledger)
             entry.close(left_locally())
             await entry.written()
-            told.put(number)
+            acknowledged.put(number)
 
     asyncio.run(run())
 
 
-async def test_killed_while_the_database_is_away_it_loses_no_row_that_was_on_disk(
+async def test_killed_while_the_database_is_unreachable_it_loses_no_row_that_was_on_disk(
     state: Path,
 ) -> None:
     absent = SecretStr(f"postgresql:///x?host={state}")
     context = multiprocessing.get_context("forkserver")
-    told: multiprocessing.Queue[int] = context.Queue()
-    process = context.Process(target=leave_while_away, args=(absent, state, told))
+    acknowledged: multiprocessing.Queue[int] = context.Queue()
+    process = context.Process(target=close_while_unreachable, args=(absent, state, acknowledged))
     process.start()
     last = 0
     while last < 30:
-        last = await asyncio.to_thread(told.get, True, 60)
+        last = await asyncio.to_thread(acknowledged.get, True, 60)
     process.kill()
     process.join()
-    while not told.empty():
-        last = told.get()
+    while not acknowledged.empty():
+        last = acknowledged.get()
     folder = state / "ledger" / "spill"
     async with running(None, state):
         await until(lambda: list(folder.glob("*.jsonl")) == [])

@@ -57,24 +57,32 @@ async def test_a_paid_answer(reader: Reader, ledger_url: SecretStr | None, state
     async with running(ledger_url, state, noted) as ledger:
         entry = entry_of(ledger)
         call = await entry.open_call(MODEL, WORST, in_time())
-        (row,), (page,) = reader.rows(calls), reader.rows(exits)
+        (row,), (exit_row,) = reader.rows(calls), reader.rows(exits)
         assert (row["state"], row["cost_usd"], row["held_usd"]) == ("open", None, WORST)
-        assert (page["state"], page["cost_usd"]) == ("open", None)
+        assert (exit_row["state"], exit_row["cost_usd"]) == ("open", None)
         assert set(reader.sums().values()) == {(Decimal(0), WORST)}
         call.close(ended())
         assert entry.close(left(service_tier="standard")) == COST
         await entry.written()
-    (row,), (page,) = reader.rows(calls), reader.rows(exits)
+    (row,), (exit_row,) = reader.rows(calls), reader.rows(exits)
     assert (row["state"], row["outcome"], row["cost_usd"], row["held_usd"]) == (
         "closed", "ok", COST, 0,
     )  # fmt: skip
     assert (row["kind"], row["model"], row["output_tokens"]) == ("frontier", MODEL, 100)
     assert row["price_id"] == reader.rows(prices)[0]["id"]
-    assert (page["state"], page["outcome"], page["cost_usd"], page["held_usd"]) == (
+    assert (exit_row["state"], exit_row["outcome"], exit_row["cost_usd"], exit_row["held_usd"]) == (
         "closed", "answered", COST, 0,
     )  # fmt: skip
-    assert (page["reference_usd"], page["escalated"], page["cached"]) == (2 * COST, False, False)
-    assert (page["tenant"], page["key_id"], page["service_tier"]) == ("acme", "key1", "standard")
+    assert (exit_row["reference_usd"], exit_row["escalated"], exit_row["cached"]) == (
+        2 * COST,
+        False,
+        False,
+    )
+    assert (exit_row["tenant"], exit_row["key_id"], exit_row["service_tier"]) == (
+        "acme",
+        "key1",
+        "standard",
+    )
     assert set(reader.sums().values()) == {(COST, Decimal(0))}
     assert reader.living() == []
     assert noted.counts == {"written": 3, "waits": 1}
@@ -86,13 +94,17 @@ async def test_a_local_answer(reader: Reader, ledger_url: SecretStr | None, stat
         entry = ledger.entry(CALLER, "r", "task", "sentiment", 3)
         cost = entry.close(left_locally(task="sentiment"))
         await entry.written()
-    (row,), (page,) = reader.rows(calls), reader.rows(exits)
-    assert cost == Decimal("0.000001") == row["cost_usd"] == page["cost_usd"]
+    (row,), (exit_row,) = reader.rows(calls), reader.rows(exits)
+    assert cost == Decimal("0.000001") == row["cost_usd"] == exit_row["cost_usd"]
     assert (row["kind"], row["model"], row["replica_us"], row["outcome"]) == (
         "local", LOCAL, 1000, "ok",
     )  # fmt: skip
-    assert (page["input_index"], page["task"], page["route"]) == (3, "sentiment", "local")
-    assert page["elapsed_us"] == 500_000
+    assert (exit_row["input_index"], exit_row["task"], exit_row["route"]) == (
+        3,
+        "sentiment",
+        "local",
+    )
+    assert exit_row["elapsed_us"] == 500_000
     assert reader.sums() == {}
 
 
@@ -109,8 +121,8 @@ async def test_an_answer_after_a_local_attempt_is_charged_with_both(
         cost = entry.close(left(reason="below_threshold", attempts=tried))
         await entry.written()
     assert cost == COST + Decimal("0.000002")
-    (page,) = reader.rows(exits)
-    assert (page["escalated"], page["cost_usd"]) == (True, cost)
+    (exit_row,) = reader.rows(exits)
+    assert (exit_row["escalated"], exit_row["cost_usd"]) == (True, cost)
     assert sorted((row["kind"], row["outcome"], row["cost_usd"]) for row in reader.rows(calls)) == [
         ("frontier", "frontier_unavailable", 0),
         ("frontier", "ok", COST),
@@ -118,19 +130,23 @@ async def test_an_answer_after_a_local_attempt_is_charged_with_both(
     ]
 
 
-async def test_a_call_that_told_nothing_stays_charged_at_its_worst_case(
+async def test_a_call_of_unknown_usage_stays_charged_at_its_worst_case(
     reader: Reader, ledger_url: SecretStr | None, state: Path
 ) -> None:
     async with running(ledger_url, state) as ledger:
         entry = entry_of(ledger)
         lost = await entry.open_call(MODEL, WORST, in_time())
         lost.close(ended(None, "unknown", "frontier_timeout"))
-        told = await entry.open_call(MODEL, WORST, in_time())
-        told.close(ended(source="estimated", outcome="frontier_stream_broken"))
+        estimated = await entry.open_call(MODEL, WORST, in_time())
+        estimated.close(ended(source="estimated", outcome="frontier_stream_broken"))
         assert entry.close(left(route="none", error="frontier_stream_broken", valid=False)) is None
         await entry.written()
-    (page,) = reader.rows(exits)
-    assert (page["cost_usd"], page["held_usd"], page["reference_usd"]) == (COST, WORST, None)
+    (exit_row,) = reader.rows(exits)
+    assert (exit_row["cost_usd"], exit_row["held_usd"], exit_row["reference_usd"]) == (
+        COST,
+        WORST,
+        None,
+    )
     by_state = {row["state"]: row for row in reader.rows(calls)}
     assert (by_state["unknown"]["cost_usd"], by_state["unknown"]["held_usd"]) == (None, WORST)
     assert set(reader.sums().values()) == {(COST, WORST)}
@@ -146,8 +162,8 @@ async def test_a_call_that_ends_after_its_exit_is_added_to_it(
         await entry.written()
         assert reader.rows(exits)[0]["held_usd"] == WORST
         late.close(ended(outcome="hedge_lost"))
-    (page,) = reader.rows(exits)
-    assert (page["cost_usd"], page["held_usd"]) == (COST, 0)
+    (exit_row,) = reader.rows(exits)
+    assert (exit_row["cost_usd"], exit_row["held_usd"]) == (COST, 0)
 
 
 async def test_a_model_that_lost_its_price_stays_charged_at_its_worst_case(
@@ -209,8 +225,8 @@ async def test_an_exit_from_the_cache_costs_nothing(
         entry = entry_of(ledger)
         assert entry.close(left(route="cache", reason="narrow")) == 0
         await entry.written()
-    (page,) = reader.rows(exits)
-    assert (page["cached"], page["reference_usd"]) == (True, 2 * COST)
+    (exit_row,) = reader.rows(exits)
+    assert (exit_row["cached"], exit_row["reference_usd"]) == (True, 2 * COST)
     assert reader.rows(calls) == []
 
 
@@ -222,9 +238,9 @@ async def test_an_input_that_failed_before_anything_was_tried(
         exit_ = left(route="none", reason=None, model=None, usage=None, error="queue_full")
         assert entry.close(exit_) == 0
         await entry.written()
-    (page,) = reader.rows(exits)
-    assert (page["outcome"], page["escalated"]) == ("queue_full", False)
-    assert page["request_id"] == "ü" * 256
+    (exit_row,) = reader.rows(exits)
+    assert (exit_row["outcome"], exit_row["escalated"]) == ("queue_full", False)
+    assert exit_row["request_id"] == "ü" * 256
 
 
 async def test_a_worst_case_finer_than_the_unit_is_held_rounded_up(

@@ -196,7 +196,7 @@ def test_a_class_that_a_tier_does_not_price_keeps_the_standard_price() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "tier", "booked", "times"),
+    ("model", "tier", "applied_tier", "times"),
     [
         (ASTRA, None, "standard", 1),
         (ASTRA, "default", "standard", 1),
@@ -212,11 +212,11 @@ def test_a_class_that_a_tier_does_not_price_keeps_the_standard_price() -> None:
     ],
 )
 def test_what_providers_call_their_tiers(
-    model: str, tier: str | None, booked: str, times: Decimal
+    model: str, tier: str | None, applied_tier: str, times: Decimal
 ) -> None:
     usage = using(100, 7, cache_read_tokens=9)
     priced = Pricing(real_book(), {}, model).frontier(model, usage, tier)
-    assert priced.price.service_tier == booked
+    assert priced.price.service_tier == applied_tier
     assert priced.cost_usd == times * of(model).base.cost(usage)
 
 

@@ -23,9 +23,9 @@ from serving.contracts.report import Day, Report
 from serving.ledger.database import Database, database_url
 from serving.ledger.migrate import migrate
 from serving.ledger.reports.build import build_report
+from serving.ledger.reports.formats import by_period, dollars, usd, visible
 from serving.ledger.reports.page import render_page
 from serving.ledger.reports.query import Scope
-from serving.ledger.reports.words import by_period, dollars, usd, visible
 from serving.ledger.reports.written import written_ledger
 from serving.ledger.schema import exits
 

@@ -138,15 +138,15 @@ def test_a_killed_process_leaves_every_line_that_it_had_written(tmp_path: Path) 
         [sys.executable, "-c", APPENDER, str(tmp_path)], stdout=subprocess.PIPE
     )
     assert process.stdout is not None
-    told = [int(process.stdout.readline()) for _ in range(50)]
+    acknowledged = [int(process.stdout.readline()) for _ in range(50)]
     assert Spill(tmp_path).take() == []
     os.kill(process.pid, signal.SIGKILL)
-    told += map(int, process.stdout.read().split(b"\n")[:-1])
+    acknowledged += map(int, process.stdout.read().split(b"\n")[:-1])
     process.wait()
     process.stdout.close()
     found = lines_of(Spill(tmp_path).take())
-    assert found[: len(told)] == [f"line {n}" for n in told]
-    assert len(found) <= len(told) + 1
+    assert found[: len(acknowledged)] == [f"line {n}" for n in acknowledged]
+    assert len(found) <= len(acknowledged) + 1
 
 
 def test_files_are_their_owners_alone(tmp_path: Path) -> None:

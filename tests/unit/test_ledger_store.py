@@ -205,16 +205,16 @@ def test_ends_of_months(moment: str, zone: str, day: str, month: str) -> None:
 
 
 @dataclass
-class Booked:
-    """A request of the random test. pending: its calls whose end was not told."""
+class DrawnInput:
+    """A request of the random test. pending: its calls that have not ended."""
 
-    page: ExitHeader
+    header: ExitHeader
     pending: list[Open] = field(default_factory=list)
     paid: bool = False
-    gone: bool = False
+    closed: bool = False
 
 
-class Bookkeeping(RuleBasedStateMachine):
+class LedgerMachine(RuleBasedStateMachine):
     """Opens, closes, leaves, sweeps and repeats at random; the sums must hold after each step."""
 
     reader: Reader
@@ -222,7 +222,7 @@ class Bookkeeping(RuleBasedStateMachine):
     @initialize(limited=st.booleans())
     def begin(self, limited: bool) -> None:
         self.store, self.number = Store(), 0
-        self.booked: list[Booked] = []
+        self.inputs: list[DrawnInput] = []
         self.done: list[Close | Leave] = []
         with self.reader.database.begin() as connection:
             for table in reversed(metadata.sorted_tables):
@@ -238,36 +238,36 @@ class Bookkeeping(RuleBasedStateMachine):
     @rule(tenant=st.sampled_from(TENANTS), instance=st.sampled_from(("one", "two")))
     def arrive(self, tenant: str, instance: str) -> None:
         self.number += 1
-        self.booked.append(Booked(header(self.number, tenant, instance)))
+        self.inputs.append(DrawnInput(header(self.number, tenant, instance)))
 
-    @precondition(lambda self: any(not booked.gone for booked in self.booked))
+    @precondition(lambda self: any(not item.closed for item in self.inputs))
     @rule(data=st.data(), cents=st.integers(0, 100), zone=st.sampled_from(ZONES))
     def call(self, data: st.DataObject, cents: int, zone: str) -> None:
-        some = data.draw(st.sampled_from([b for b in self.booked if not b.gone]))
-        operation = opened(some.page, Decimal(cents) / 100, zone)
+        some = data.draw(st.sampled_from([b for b in self.inputs if not b.closed]))
+        operation = opened(some.header, Decimal(cents) / 100, zone)
         if self.do(operation) == [None]:
             some.pending.append(operation)
             some.paid = True
 
-    @precondition(lambda self: any(booked.pending for booked in self.booked))
-    @rule(data=st.data(), fate=st.sampled_from(("known", "unknown", "withdrawn", "late")))
-    def close(self, data: st.DataObject, fate: str) -> None:
-        some = data.draw(st.sampled_from([b for b in self.booked if b.pending]))
+    @precondition(lambda self: any(item.pending for item in self.inputs))
+    @rule(data=st.data(), end_kind=st.sampled_from(("known", "unknown", "withdrawn", "late")))
+    def close(self, data: st.DataObject, end_kind: str) -> None:
+        some = data.draw(st.sampled_from([b for b in self.inputs if b.pending]))
         operation = some.pending.pop()
-        if fate == "withdrawn":
+        if end_kind == "withdrawn":
             self.do(withdrawal(operation))
-        elif fate == "late":
+        elif end_kind == "late":
             self.do(closed(operation, known=False))
             self.do(closed(operation))
         else:
-            self.do(closed(operation, known=fate == "known"))
+            self.do(closed(operation, known=end_kind == "known"))
 
-    @precondition(lambda self: any(not booked.gone for booked in self.booked))
+    @precondition(lambda self: any(not item.closed for item in self.inputs))
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        some = data.draw(st.sampled_from([b for b in self.booked if not b.gone]))
-        some.gone = True
-        self.do(departed(some.page, paid=some.paid))
+        some = data.draw(st.sampled_from([b for b in self.inputs if not b.closed]))
+        some.closed = True
+        self.do(departed(some.header, paid=some.paid))
 
     @rule(instance=st.sampled_from(("one", "two")))
     def sweep(self, instance: str) -> None:
@@ -282,23 +282,23 @@ class Bookkeeping(RuleBasedStateMachine):
 
     @invariant()
     def sums_hold(self) -> None:
-        if not hasattr(self, "booked"):
+        if not hasattr(self, "inputs"):
             return
         self.reader.sums()
-        booked = self.reader.rows(calls)
+        recorded = self.reader.rows(calls)
         for row in self.reader.rows(exits):
-            own = [call for call in booked if call["exit_id"] == row["id"]]
+            own = [call for call in recorded if call["exit_id"] == row["id"]]
             if row["state"] != "open":
                 assert row["cost_usd"] == sum((call["cost_usd"] or 0) for call in own)
                 assert row["held_usd"] == sum(call["held_usd"] for call in own)
 
     def teardown(self) -> None:
-        if hasattr(self, "booked"):
+        if hasattr(self, "inputs"):
             assert reconcile(self.reader.database) == []
 
 
 def test_totals_are_the_sums_of_their_rows_whatever_happens(reader: Reader) -> None:
-    class Case(Bookkeeping):
+    class Case(LedgerMachine):
         pass
 
     Case.reader = reader

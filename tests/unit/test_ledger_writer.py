@@ -99,7 +99,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def own_server() -> Iterator[Server]:
+def running_server() -> Iterator[Server]:
     """One server for this file: starting one takes longer than most of the tests."""
     found = Server(MEMORY / f"pg-{uuid4().hex[:12]}")
     yield found
@@ -107,9 +107,9 @@ def own_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(own_server: Server) -> Server:
-    own_server.renew()
-    return own_server
+def server(running_server: Server) -> Server:
+    running_server.renew()
+    return running_server
 
 
 @pytest.fixture
@@ -128,8 +128,8 @@ async def refused(entry: DatabaseEntry) -> None:
         await entry.open_call(MODEL, WORST, in_time())
 
 
-async def leave_while_away(ledger: DatabaseLedger, number: int = 20) -> None:
-    """Let inputs leave and see each on disk."""
+async def close_while_unreachable(ledger: DatabaseLedger, number: int = 20) -> None:
+    """Close inputs and wait until each is on disk."""
     for _ in range(number):
         entry = entry_of(ledger)
         entry.close(left_locally())
@@ -153,7 +153,7 @@ async def test_an_absent_server_refuses_calls_and_takes_exits(
     ledger = new_ledger(server.url, state, noted, QUICK)
     await ledger.start()
     await refused(entry_of(ledger))
-    await leave_while_away(ledger)
+    await close_while_unreachable(ledger)
     assert spilled(state) == noted.counts["spilled"] == 20
     server.start()
     await until(lambda: noted.counts["written"] == 20)
@@ -167,7 +167,7 @@ async def test_an_absent_server_refuses_calls_and_takes_exits(
     verified(reader)
 
 
-async def test_a_server_that_goes_away_takes_no_row_along(
+async def test_no_row_is_lost_when_the_server_stops(
     server: Server, state: Path, noted: Noted
 ) -> None:
     async with running(server.url, state, noted, QUICK) as ledger:
@@ -178,7 +178,7 @@ async def test_a_server_that_goes_away_takes_no_row_along(
         assert entry.close(left()) == COST
         await entry.written()
         await refused(entry_of(ledger))
-        await leave_while_away(ledger, 5)
+        await close_while_unreachable(ledger, 5)
         assert spilled(state) == 7
         server.start()
         await until(lambda: noted.states == ["down", "up", "down", "up"])
@@ -199,7 +199,7 @@ async def test_a_silent_server_is_cut_off(server: Server, state: Path, noted: No
             quick.close(left_locally())
             await quick.written()
             await until(lambda: noted.states[-1] == "down")
-            await leave_while_away(ledger, 5)
+            await close_while_unreachable(ledger, 5)
             await until(lambda: spilled(state) >= 6)
             await refused(entry_of(ledger))
         await until(lambda: noted.states[-1] == "up")
@@ -210,7 +210,7 @@ async def test_a_silent_server_is_cut_off(server: Server, state: Path, noted: No
     verified(reader)
 
 
-async def test_an_opening_whose_commit_nobody_confirmed_holds_nothing(
+async def test_an_opening_whose_commit_is_not_confirmed_holds_nothing(
     server: Server, state: Path, noted: Noted
 ) -> None:
     async with running(server.url, state, noted, QUICK) as ledger:
@@ -223,7 +223,7 @@ async def test_an_opening_whose_commit_nobody_confirmed_holds_nothing(
         await until(lambda: noted.states[-1] == "up")
         await until(lambda: spilled(state) == 0)
     reader = Reader(server.url, state)
-    # The server had the commit, and did it when it went on.
+    # The server had received the commit, and executed it when it ran again.
     assert {row["outcome"] for row in reader.rows(calls)} == {"ok", "not_made"}
     assert all(sums == (COST, 0) for sums in reader.sums().values())
     reader.close()
@@ -250,7 +250,7 @@ async def test_a_locked_file_refuses_calls_and_takes_exits(state: Path, noted: N
         other = sqlite3.connect(state / "ledger" / "ledger.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         await refused(entry_of(ledger))
-        await leave_while_away(ledger)
+        await close_while_unreachable(ledger)
         assert spilled(state) == 20
         other.execute("ROLLBACK")
         other.close()
@@ -338,7 +338,7 @@ def test_a_bad_row_does_not_touch_the_others(
     verified(reader)
 
 
-def test_a_call_and_an_exit_whose_values_do_not_fit_are_closed_all_the_same(
+def test_a_call_and_an_exit_whose_values_do_not_fit_are_still_closed(
     worker: LedgerWorker, ledger_url: SecretStr | None, state: Path, noted: Noted
 ) -> None:
     opening = opened(header(1), WORST)
@@ -356,7 +356,7 @@ def test_a_call_and_an_exit_whose_values_do_not_fit_are_closed_all_the_same(
     verified(reader)
 
 
-def test_a_table_that_is_gone_is_a_database_that_is_away_and_no_bad_row(
+def test_a_missing_table_counts_as_an_unreachable_database(
     worker: LedgerWorker, ledger_url: SecretStr | None, state: Path, noted: Noted
 ) -> None:
     reader = Reader(ledger_url, state)

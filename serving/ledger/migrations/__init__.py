@@ -1,1 +1,1 @@
-"""How the ledger's tables came to be: revisions are added, and never changed."""
+"""Revisions of the ledger's tables. Revisions are added and never changed."""

@@ -150,9 +150,9 @@ def _model_prices(name: str, source: str, model: _Model) -> ModelPrices:
 
 def _invalid(path: Path, error: ValidationError) -> InvalidSettings:
     problems = error.errors(include_url=False, include_context=False, include_input=True)
-    told = [f"{_dotted(item['loc'])}: {item['msg']}, not {item['input']!r}" for item in problems]
+    reasons = [f"{_dotted(item['loc'])}: {item['msg']}, not {item['input']!r}" for item in problems]
     return InvalidSettings(
-        f"prices in {str(path)!r} do not hold: " + "; ".join(told),
+        f"prices in {str(path)!r} are invalid: " + "; ".join(reasons),
         field=f"{FIELD}.{_dotted(problems[0]['loc'])}",
         fix=_FIX,
     )

@@ -83,7 +83,7 @@ def build_report(
 def _breakdowns(found: _Found) -> dict[str, Any]:
     """Return the lists that follow from the groups."""
     escalated = [group for group in found.exits if group.escalated]
-    failed = [group for group in found.exits if group.fate == "failed"]
+    failed = [group for group in found.exits if group.status == "failed"]
     return {
         "models": _spends(found.calls, lambda call: call.model),
         "service_tiers": _spends(
@@ -103,17 +103,17 @@ def _breakdowns(found: _Found) -> dict[str, Any]:
 
 
 def _totals(found: _Found) -> document.Totals:
-    fates = _count(found.exits, lambda group: group.fate)
+    statuses = _count(found.exits, lambda group: group.status)
     states = _count(found.calls, lambda call: call.state)
     ended = [call for call in found.calls if call.state != "open"]
     wasted = _paid(call for call in ended if _wasted(call))
     return document.Totals(
         requests=found.requests,
-        exits=fates.total(),
-        answered=fates["answered"],
-        failed=fates["failed"],
-        unknown=fates["unknown"],
-        open=fates["open"],
+        exits=statuses.total(),
+        answered=statuses["answered"],
+        failed=statuses["failed"],
+        unknown=statuses["unknown"],
+        open=statuses["open"],
         cached=sum(group.count for group in found.exits if group.cached),
         escalated=sum(group.count for group in found.exits if group.escalated),
         calls=states.total(),
@@ -165,7 +165,7 @@ def _idle(
 
 def _wasted(call: CallGroup) -> bool:
     """Return whether no client got an answer from these calls."""
-    return call.state != "open" and (call.outcome != "ok" or call.fate == "failed")
+    return call.state != "open" and (call.outcome != "ok" or call.status == "failed")
 
 
 def _outcomes(calls: Iterable[CallGroup]) -> tuple[document.OutcomeSpend, ...]:
@@ -258,7 +258,7 @@ def _money(name: str | None, calls: Sequence[CallGroup | DayGroup]) -> dict[str,
 
 def _inputs(exits: Sequence[ExitGroup | ExitDay]) -> dict[str, Any]:
     """Return the fields of a Part that a Spend does not have."""
-    answered = [group for group in exits if group.fate == "answered"]
+    answered = [group for group in exits if group.status == "answered"]
     return {
         "exits": sum(group.count for group in exits),
         "answered": sum(group.count for group in answered),
@@ -279,7 +279,7 @@ def _paid(calls: Iterable[CallGroup]) -> Decimal:
 
 
 def _answered(exits: Iterable[ExitGroup]) -> list[ExitGroup]:
-    return [group for group in exits if group.fate == "answered"]
+    return [group for group in exits if group.status == "answered"]
 
 
 def _shares(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from serving.contracts.report import Report
-from serving.ledger.reports import plots, words
+from serving.ledger.reports import formats, plots
 from serving.reporting.page import Plot, page_environment
 
 TEMPLATE = "report.html.j2"
@@ -13,12 +13,12 @@ SHOWN_DISCREPANCIES = 200
 
 
 _FILTERS: Mapping[str, Callable[..., Any]] = {
-    "usd": words.usd,
-    "dollars": words.dollars,
-    "share": words.share,
-    "visible": words.visible,
-    "milliseconds": words.milliseconds,
-    "price_name": words.price_name,
+    "usd": formats.usd,
+    "dollars": formats.dollars,
+    "share": formats.share,
+    "visible": formats.visible,
+    "milliseconds": formats.milliseconds,
+    "price_name": formats.price_name,
 }
 
 
@@ -31,18 +31,18 @@ def render_page(report: Report) -> str:
         totals=report.totals,
         savings=report.savings,
         idle=report.idle,
-        local_share=words.local_share(report),
-        reconciled=words.reconciled(report),
-        since=words.moment(report.since, report),
-        until=words.moment(report.until, report),
+        local_share=formats.local_share(report),
+        reconciled=formats.reconciled(report),
+        since=formats.moment(report.since, report),
+        until=formats.moment(report.until, report),
         plots=list(_plots(report)),
         shown_discrepancies=SHOWN_DISCREPANCIES,
-        nothing=words.NONE,
+        nothing=formats.NONE,
     )  # fmt: skip
 
 
 def _plots(report: Report) -> Iterator[Plot]:
-    periods = words.by_period(report.days)
+    periods = formats.by_period(report.days)
     if periods:
         yield Plot(
             title="Spend",

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from serving.contracts.report import Latency, Share, Spend
-from serving.ledger.reports.words import milliseconds, share, visible
+from serving.ledger.reports.formats import milliseconds, share, visible
 from serving.reporting.figures import (
     name_rows,
     report_figure,

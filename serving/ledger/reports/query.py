@@ -31,7 +31,7 @@ from serving.contracts.ledger import DEFAULT_TENANT
 from serving.contracts.report import Latency, TokenClass
 from serving.ledger.schema import Usd, UtcTime, calls, exits, instances, prices, tenants
 
-Fate = Literal["answered", "failed", "unknown", "open"]
+InputStatus = Literal["answered", "failed", "unknown", "open"]
 
 TOKEN_CLASSES: tuple[TokenClass, ...] = get_args(TokenClass)
 
@@ -67,7 +67,7 @@ class ExitGroup:
     reference_model: str | None
     escalated: bool
     cached: bool
-    fate: Fate
+    status: InputStatus
     count: int
     reference_usd: Decimal
     unpriced: int
@@ -76,13 +76,13 @@ class ExitGroup:
 
 @dataclass(frozen=True, slots=True)
 class CallGroup:
-    """Calls with equal keys. fate: of their input. tokens, token_usd: in order of TOKEN_CLASSES."""
+    """Calls with equal keys. status: of the input. tokens, token_usd: in order of TOKEN_CLASSES."""
 
     tenant: str
     endpoint: str
     task: str | None
     route: str | None
-    fate: Fate
+    status: InputStatus
     kind: Literal["frontier", "local"]
     model: str
     state: str
@@ -111,10 +111,10 @@ class DayGroup:
 
 @dataclass(frozen=True, slots=True)
 class ExitDay:
-    """Inputs of one day, by fate. day: ISO."""
+    """Inputs of one day, by status. day: ISO."""
 
     day: str
-    fate: Fate
+    status: InputStatus
     count: int
     reference_usd: Decimal
 
@@ -128,7 +128,7 @@ class Lifetime:
     replica_hour_usd: Decimal
 
 
-_FATE = case(
+_STATUS = case(
     (exits.c.state.in_(("open", "unknown")), exits.c.state),
     (exits.c.outcome == "answered", "answered"),
     else_="failed",
@@ -144,7 +144,7 @@ def exit_groups(connection: Connection, scope: Scope) -> list[ExitGroup]:
     """Return the inputs, grouped by equal keys."""
     keys = [
         exits.c.tenant, exits.c.endpoint, exits.c.task, exits.c.route, exits.c.reason,
-        exits.c.outcome, exits.c.reference_model, exits.c.escalated, exits.c.cached, _FATE,
+        exits.c.outcome, exits.c.reference_model, exits.c.escalated, exits.c.cached, _STATUS,
     ]  # fmt: skip
     saving = func.count(case((_SAVES, exits.c.id)))
     unpriced = saving - func.count(_REFERENCE_USD)
@@ -158,7 +158,7 @@ def exit_groups(connection: Connection, scope: Scope) -> list[ExitGroup]:
 def call_groups(connection: Connection, scope: Scope) -> list[CallGroup]:
     """Return the calls of the inputs in scope, grouped by equal keys."""
     keys = [
-        exits.c.tenant, exits.c.endpoint, exits.c.task, exits.c.route, _FATE, calls.c.kind,
+        exits.c.tenant, exits.c.endpoint, exits.c.task, exits.c.route, _STATUS, calls.c.kind,
         calls.c.model, calls.c.state, calls.c.outcome, calls.c.service_tier, calls.c.price_id,
     ]  # fmt: skip
     query: Select[Any] = (
@@ -207,7 +207,7 @@ def day_groups(
         return [], []
     on = and_(exits.c.opened_at >= days.c.start, exits.c.opened_at < days.c.end)
     of_exits: Select[Any] = select(
-        days.c.day, _FATE, func.count(), _dollars(_REFERENCE_USD)
+        days.c.day, _STATUS, func.count(), _dollars(_REFERENCE_USD)
     ).join_from(days, exits, on)
     keys = [days.c.day, calls.c.model, calls.c.state]
     of_calls: Select[Any] = (
@@ -217,7 +217,7 @@ def day_groups(
     )
     covered, grouped = of_exits.where(scope.covers()), of_calls.where(scope.covers())
     return (
-        [ExitDay(*row) for row in connection.execute(covered.group_by(days.c.day, _FATE))],
+        [ExitDay(*row) for row in connection.execute(covered.group_by(days.c.day, _STATUS))],
         [DayGroup(*row) for row in connection.execute(grouped.group_by(*keys))],
     )
 

@@ -44,7 +44,7 @@ def reconcile(
 def reconcile_in(connection: Connection, tenant: str | None) -> Reconciliation:
     """Return the discrepancies and the number of rows, as of a connection's snapshot."""
     checks: tuple[_Check, ...] = (
-        _exits, _frontier_calls, _local_calls, _states, _strays, _spending, _negatives,
+        _exits, _frontier_calls, _local_calls, _states, _orphans, _spending, _negatives,
     )  # fmt: skip
     return Reconciliation(
         rows=sum(_count(connection, table, tenant) for table in (exits, calls, spending)),
@@ -79,8 +79,8 @@ def _exits(connection: Connection, tenant: str | None) -> Iterator[Discrepancy]:
 
 
 def _frontier_calls(connection: Connection, tenant: str | None) -> Iterator[Discrepancy]:
-    worths = [_worth(name) for name in TOKEN_CLASSES]
-    expected = type_coerce(sum(worths[1:], worths[0]), Usd)
+    token_costs = [_token_cost(name) for name in TOKEN_CLASSES]
+    expected = type_coerce(sum(token_costs[1:], token_costs[0]), Usd)
     query = (
         select(calls.c.id, calls.c.cost_usd, expected)
         .select_from(calls)
@@ -95,7 +95,7 @@ def _frontier_calls(connection: Connection, tenant: str | None) -> Iterator[Disc
         yield _money("call_cost", f"calls.cost_usd {key}", stated, found)
 
 
-def _worth(name: TokenClass) -> ColumnElement[int]:
+def _token_cost(name: TokenClass) -> ColumnElement[int]:
     """Return the cost of a call's tokens of a class; NULL for tokens without a price."""
     none = func.coalesce(tokens_of(name), 0) == 0
     return case((none, 0), else_=token_usd(name))
@@ -129,7 +129,7 @@ def _states(connection: Connection, tenant: str | None) -> Iterator[Discrepancy]
         yield Discrepancy(kind="call_state", row=f"calls.state {key}", stated=state, found=money)
 
 
-def _strays(connection: Connection, tenant: str | None) -> Iterator[Discrepancy]:
+def _orphans(connection: Connection, tenant: str | None) -> Iterator[Discrepancy]:
     query = (
         select(calls.c.id, calls.c.tenant, exits.c.tenant)
         .select_from(calls)

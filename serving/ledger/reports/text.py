@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serving.contracts.report import Idle, Report, Savings, Share, Spend
-from serving.ledger.reports import words
+from serving.ledger.reports import formats
 
 SHOWN_DISCREPANCIES = 20
 
@@ -24,8 +24,8 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _parts(report: Report) -> Iterator[RenderableType]:
-    whose = "all tenants" if report.tenant is None else f"tenant {words.visible(report.tenant)}"
-    since, until = (words.moment(at, report) for at in (report.since, report.until))
+    whose = "all tenants" if report.tenant is None else f"tenant {formats.visible(report.tenant)}"
+    since, until = (formats.moment(at, report) for at in (report.since, report.until))
     yield Text(f"{whose}, {since} to {until} {report.time_zone}", style="bold")
     yield Text("\n".join(_headline(report)))
     yield from _spending(report)
@@ -36,23 +36,25 @@ def _parts(report: Report) -> Iterator[RenderableType]:
 def _headline(report: Report) -> Iterator[str]:
     totals, savings, idle = report.totals, report.savings, report.idle
     spent, held, opened, wasted = map(
-        words.dollars, (totals.cost_usd, totals.held_usd, totals.open_usd, totals.wasted_usd)
+        formats.dollars, (totals.cost_usd, totals.held_usd, totals.open_usd, totals.wasted_usd)
     )
     yield (
-        f"spent   {spent}: providers {words.dollars(totals.frontier_usd)}, local replicas "
-        f"{words.dollars(totals.local_usd)}"
+        f"spent   {spent}: providers {formats.dollars(totals.frontier_usd)}, local replicas "
+        f"{formats.dollars(totals.local_usd)}"
     )
     yield f"held    {held} for {totals.unknown_calls:,} calls of unknown cost"
     yield f"open    {opened} for {totals.open_calls:,} calls in progress"
     yield f"wasted  {wasted} on calls without an answer for a client"
-    against = ", ".join(map(words.visible, savings.reference_models)) or words.NONE
+    against = ", ".join(map(formats.visible, savings.reference_models)) or formats.NONE
     yield f"saved   {_saved(savings)} against {against}"
     if idle is not None:
-        yield f"        {_saved(idle)} after {words.dollars(idle.idle_usd)} of idle local replicas"
+        idle_usd = formats.dollars(idle.idle_usd)
+        yield f"        {_saved(idle)} after {idle_usd} of idle local replicas"
     yield f"inputs  {totals.exits:,} in {totals.requests:,} requests"
+    local_share = formats.share(formats.local_share(report))
     yield (
-        f"        {totals.answered:,} answered ({words.share(words.local_share(report))} of them "
-        f"locally), {totals.failed:,} failed, {totals.unknown:,} unknown, {totals.open:,} open"
+        f"        {totals.answered:,} answered ({local_share} of them locally), "
+        f"{totals.failed:,} failed, {totals.unknown:,} unknown, {totals.open:,} open"
     )
     if totals.without_reference:
         yield f"        {totals.without_reference:,} answered without a reference price"
@@ -61,7 +63,7 @@ def _headline(report: Report) -> Iterator[str]:
 
 
 def _saved(found: Savings | Idle) -> str:
-    return f"{words.dollars(found.saved_usd)} ({words.share(found.share)})"
+    return f"{formats.dollars(found.saved_usd)} ({formats.share(found.share)})"
 
 
 def _spending(report: Report) -> Iterator[RenderableType]:
@@ -71,15 +73,15 @@ def _spending(report: Report) -> Iterator[RenderableType]:
     yield _spends("endpoint", report.endpoints)
     if report.tenant is None:
         yield _spends("tenant", report.tenants)
-    periods = words.by_period(report.days)
+    periods = formats.by_period(report.days)
     yield _spends("day", [_sum(name, models) for name, models in periods.items() if models])
     rows: list[tuple[str | None, ...]] = [
-        (item.name, f"{item.tokens:,}", words.usd(item.cost_usd)) for item in report.token_classes
+        (item.name, f"{item.tokens:,}", formats.usd(item.cost_usd)) for item in report.token_classes
     ]
-    rows.append(("local replica time", words.NONE, words.usd(report.totals.local_usd)))
+    rows.append(("local replica time", formats.NONE, formats.usd(report.totals.local_usd)))
     yield _table("token class", ("tokens", "USD"), rows)
     yield _spends("service tier", report.service_tiers)
-    yield _spends("price", [_named(line, words.price_name(line)) for line in report.prices])
+    yield _spends("price", [_named(line, formats.price_name(line)) for line in report.prices])
     for word, wasted in (("answers", False), ("no answer", True)):
         lines = [line for line in report.outcomes if line.wasted == wasted]
         yield _spends(word, [_named(line, f"{line.kind} {line.name or 'open'}") for line in lines])
@@ -94,8 +96,8 @@ def _routes(report: Report) -> Iterator[RenderableType]:
         "latency, ms",
         ("inputs", "p50", "p95"),
         [
-            (line.route, f"{line.count:,}", words.milliseconds(line.p50_us),
-             words.milliseconds(line.p95_us))
+            (line.route, f"{line.count:,}", formats.milliseconds(line.p50_us),
+             formats.milliseconds(line.p95_us))
             for line in report.latency
         ],
     )  # fmt: skip
@@ -105,10 +107,12 @@ def _reconciliation(report: Report) -> Iterator[RenderableType]:
     found = report.reconciliation
     if found is None:
         return
-    yield Text("\n" + words.reconciled(report), style="bold red" if found.discrepancies else "bold")
+    yield Text(
+        "\n" + formats.reconciled(report), style="bold red" if found.discrepancies else "bold"
+    )
     for item in found.discrepancies[:SHOWN_DISCREPANCIES]:
-        stated, seen = item.stated or words.NONE, item.found or words.NONE
-        yield Text(f"  {item.kind}: {words.visible(item.row)} says {stated}, found {seen}")
+        stated, seen = item.stated or formats.NONE, item.found or formats.NONE
+        yield Text(f"  {item.kind}: {formats.visible(item.row)} says {stated}, found {seen}")
     rest = len(found.discrepancies) - SHOWN_DISCREPANCIES
     if rest > 0:
         yield Text(f"  and {rest:,} more; --json lists them all")
@@ -134,15 +138,15 @@ def _spends(word: str, lines: Sequence[Spend]) -> Table:
         word,
         ("calls", "USD", "held USD"),
         [
-            (line.name, f"{line.calls:,}", words.usd(line.cost_usd),
-             words.usd(line.held_usd + line.open_usd))
+            (line.name, f"{line.calls:,}", formats.usd(line.cost_usd),
+             formats.usd(line.held_usd + line.open_usd))
             for line in lines
         ],
     )  # fmt: skip
 
 
 def _shares(word: str, lines: Sequence[Share]) -> Table:
-    rows = [(line.name, f"{line.count:,}", words.share(line.share)) for line in lines]
+    rows = [(line.name, f"{line.count:,}", formats.share(line.share)) for line in lines]
     return _table(word, ("inputs", "share"), rows)
 
 
@@ -153,5 +157,5 @@ def _table(word: str, numbers: Sequence[str], rows: Iterable[tuple[str | None, .
         table.add_column(number, justify="right", no_wrap=True)
     for name, *values in rows:
         # Text, not str: rich would read markup in a name.
-        table.add_row(Text(words.visible(name)), *(Text(value or "") for value in values))
+        table.add_row(Text(formats.visible(name)), *(Text(value or "") for value in values))
     return table
