@@ -8,7 +8,9 @@ from serving.routing.escalation import is_among, reason_for_answer, reason_for_e
 EXPECTED = {
     "QueueFull": "overload",
     "ModelStarting": "local_failure",
+    "ModelPreparing": "local_failure",
     "ModelUnavailable": "local_failure",
+    "ModelFailed": "local_failure",
     "EngineFailure": "local_failure",
     "DeadlineExceeded": "deadline_at_risk",
     "TaskNotAttested": "not_attested",
