@@ -1,5 +1,6 @@
 """Builds the Ray Serve applications from settings: the only place that wires the parts."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ from serving.pipeline.request_path import RequestPath, build_runners
 from serving.pipeline.runner import BoundTask
 from serving.routing.decision_log import build_decision_log
 from serving.routing.router import build_router
-from serving.tasks.prompt import longest_input
+from serving.tasks.prompt import CheckpointTokenizer, longest_input
 from serving.tasks.task import bind
 
 # Admission is the gateway's own and says why it refuses; Serve's must not step in before it.
@@ -65,6 +66,10 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook
         """Return the ASGI application; called by Ray Serve after the constructor."""
         return build_http(self._context)
+
+    def check_health(self) -> None:  # Ray Serve's hook
+        """Raise EngineFailure where this replica must be replaced."""
+        self._context.background.check()
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests from now on and return when those in progress are done.
@@ -173,17 +178,16 @@ class _Connector:
         self._specs = specs
         self._metrics = metrics
 
-    def __call__(self, model_id: str, application: str) -> ConnectedModel:
-        """Return the client and the tasks. Blocking: reads the attestation and the tokenizer.
+    async def __call__(self, model_id: str, application: str) -> ConnectedModel:
+        """Return the client and the tasks.
 
         Raises AttestationRefused, InvalidKey, ConfigurationError.
         """
         settings = self._settings
         (model,) = (model for model in settings.models if model.id == model_id)
-        checkpoint = locate(model, settings.state)
-        check = LoadCheck.of(settings, model, checkpoint)
-        granted = Granted.of(check, self._specs)
-        tokenizer = load_tokenizer(check)
+        granted, tokenizer = await asyncio.to_thread(self._load, model)
+        # On the event loop: under RAY_SERVE_THROUGHPUT_OPTIMIZED a handle routes in the loop that
+        # made it.
         handle = serve.get_app_handle(application)
         client = EngineClient(model, handle, self._metrics, granted.enforced)
         tasks = {}
@@ -193,6 +197,11 @@ class _Connector:
                 task = bind(spec, tokenizer, model.max_model_len, grant.label_offsets)
                 tasks[name] = BoundTask(task, client, grant)
         return ConnectedModel(client, tasks, longest_input(tokenizer, model.max_model_len))
+
+    def _load(self, model: ModelSettings) -> tuple[Granted, CheckpointTokenizer]:
+        """Read the attestation and the tokenizer. Blocking."""
+        check = LoadCheck.of(self._settings, model, locate(model, self._settings.state))
+        return Granted.of(check, self._specs), load_tokenizer(check)
 
 
 def _build_ledger(settings: Settings, prices: PriceBook, metrics: Metrics) -> DatabaseLedger:

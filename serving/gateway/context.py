@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -15,6 +15,7 @@ from serving.contracts.settings import GatewaySettings
 from serving.gateway.access import Access
 from serving.gateway.admission import AdmissionQueue
 from serving.gateway.attested import TaskState
+from serving.gateway.background import BackgroundTasks
 from serving.gateway.local_models import LocalModels
 from serving.gateway.metrics import Metrics
 from serving.local.client import EngineClient
@@ -43,6 +44,7 @@ class GatewayContext:
     ledger: LedgerService
     reports: Reports
     development: bool = False
+    background: BackgroundTasks = field(default_factory=BackgroundTasks)
 
     @property
     def engines(self) -> Mapping[str, EngineClient]:

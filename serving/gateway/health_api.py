@@ -17,8 +17,9 @@ _EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @router.get("/healthz")
-async def healthz() -> dict[str, str]:
-    """Return 200: this process answers."""
+async def healthz(context: Context) -> dict[str, str]:
+    """Return 200: this replica answers, and its background tasks run."""
+    context.background.check()
     return {"status": "ok"}
 
 

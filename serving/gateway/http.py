@@ -22,14 +22,12 @@ def build_http(context: GatewayContext) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await context.ledger.start()
-        async with asyncio.TaskGroup() as group:
-            watches = [
-                group.create_task(context.models.watch()),
-                group.create_task(context.access.directory.watch()),
-            ]
+        watches = {
+            "models": context.models.watch(),
+            "access": context.access.directory.watch(),
+        }
+        async with context.background.running(watches):
             yield
-            for watch in watches:
-                watch.cancel()
         await context.frontier.aclose()
         context.reports.close()
         await context.ledger.aclose()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -46,7 +46,7 @@ class ConnectedModel:
 
 
 ReadStatuses = Callable[[], Mapping[str, ModelStatus]]
-Connect = Callable[[str, str], ConnectedModel]
+Connect = Callable[[str, str], Awaitable[ConnectedModel]]
 
 
 class LocalModels:
@@ -58,7 +58,8 @@ class LocalModels:
     model may answer them. `clients` has connected models only.
 
     specs: the tasks of each configured model, by model id. read: returns the models' statuses,
-    blocking. connect: takes a model id and the name of its Serve application, blocking.
+    blocking. connect: takes a model id and the name of its Serve application; called on the event
+    loop.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class LocalModels:
     async def _connected(self, waiting: "_Waiting", group: asyncio.TaskGroup) -> None:
         application = waiting.status.application or waiting.model_id
         try:
-            connected = await asyncio.to_thread(self._connect, waiting.model_id, application)
+            connected = await self._connect(waiting.model_id, application)
         except NarrowgateError as error:
             logger.warning("model_refused model=%s error=%s", waiting.model_id, error.message)
             waiting.status = ModelStatus("failed", reason=error.message)
@@ -227,5 +228,5 @@ class _BytesAsTokens:
         return self.encode(text)
 
 
-def _connect_nothing(model_id: str, application: str) -> ConnectedModel:
+async def _connect_nothing(model_id: str, application: str) -> ConnectedModel:
     raise AssertionError(f"{model_id!r} is connected already")

@@ -5,8 +5,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -60,9 +60,9 @@ def backend() -> Iterator[int]:
 class Proxy:
     """A running HAProxy. ports: the API's, the health listener's, statistics, metrics."""
 
-    def __init__(self, folder: Path, backend: int) -> None:
+    def __init__(self, folder: Path, backend: int, header_timeout_s: float = 0.8) -> None:
         self.port, self.stats, self.metrics = free_port(), free_port(), free_port()
-        self.doors = Doors("127.0.0.1", free_port(), 40, 20, 0.8, IDLE_S)
+        self.doors = Doors("127.0.0.1", free_port(), 40, 20, header_timeout_s, IDLE_S)
         self.url = f"http://127.0.0.1:{self.port}"
         self.health = f"http://127.0.0.1:{self.doors.health_port}"
         config = folder / "haproxy.cfg"
@@ -106,9 +106,8 @@ class Proxy:
         pytest.fail("HAProxy does not answer")
 
 
-@pytest.fixture
-def proxy(tmp_path_factory: pytest.TempPathFactory, backend: int) -> Iterator[Proxy]:
-    running = Proxy(tmp_path_factory.mktemp("p"), backend)
+@contextmanager
+def ran(running: Proxy) -> Iterator[Proxy]:
     try:
         running.wait()
         yield running
@@ -117,6 +116,19 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, backend: int) -> Iterator[Pr
         running.process.wait(10)
         assert running.process.stderr is not None
         running.process.stderr.close()
+
+
+@pytest.fixture
+def proxy(tmp_path_factory: pytest.TempPathFactory, backend: int) -> Iterator[Proxy]:
+    with ran(Proxy(tmp_path_factory.mktemp("p"), backend)) as running:
+        yield running
+
+
+@pytest.fixture
+def patient_proxy(tmp_path_factory: pytest.TempPathFactory, backend: int) -> Iterator[Proxy]:
+    """A proxy that closes no silent connection while a test runs."""
+    with ran(Proxy(tmp_path_factory.mktemp("p"), backend, header_timeout_s=60.0)) as running:
+        yield running
 
 
 def test_requests_pass_also_those_that_take_longer_than_a_client_may_be_silent(
@@ -139,34 +151,41 @@ def test_statistics_and_metrics_listen_on_loopback(proxy: Proxy) -> None:
     assert httpx.get(f"http://127.0.0.1:{proxy.metrics}/metrics").status_code == 200
 
 
-def eventually_refused(url: str) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            httpx.get(url, timeout=5)
-        except httpx.TransportError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def test_one_address_is_limited_and_health_checks_are_answered_meanwhile(proxy: Proxy) -> None:
-    address = ("127.0.0.1", proxy.port)
+def test_one_address_is_limited_and_health_checks_are_answered_meanwhile(
+    patient_proxy: Proxy,
+) -> None:
+    address, url = ("127.0.0.1", patient_proxy.port), f"{patient_proxy.url}/any"
     with ExitStack() as held:
         for _ in range(100):
             held.enter_context(socket.create_connection(address))
         # The kernel completes a connection before the proxy counts it.
-        assert eventually_refused(f"{proxy.url}/any")
-        assert httpx.get(f"{proxy.health}/healthz", timeout=5).text == "/healthz"
-        assert httpx.get(f"{proxy.health}/readyz", timeout=5).text == "/readyz"
-    # Those that are open and say nothing are closed, also while their clients hold them.
-    deadline = time.monotonic() + 10
+        assert eventually(lambda: not answers(url))
+        assert httpx.get(f"{patient_proxy.health}/healthz", timeout=5).text == "/healthz"
+        assert httpx.get(f"{patient_proxy.health}/readyz", timeout=5).text == "/readyz"
+    assert eventually(lambda: answers(url)), "the address is still refused"
+
+
+def test_an_address_is_free_again_when_its_silent_connections_are_closed(proxy: Proxy) -> None:
+    with ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(socket.create_connection(("127.0.0.1", proxy.port)))
+        assert eventually(lambda: answers(f"{proxy.url}/any"))
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).text == "/any"
+    except httpx.TransportError:
+        return False
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        with suppress(httpx.TransportError):
-            assert httpx.get(f"{proxy.url}/any").text == "/any"
-            return
+        if holds():
+            return True
         time.sleep(0.05)
-    pytest.fail("the address is still refused")
+    return False
 
 
 def read_to_end(connection: socket.socket) -> bytes:

@@ -41,7 +41,7 @@ class Preparing:
     def write(self, status: ModelStatus) -> None:
         write_statuses(self.file, {MODEL: status})
 
-    def _connect(self, model_id: str, application: str) -> ConnectedModel:
+    async def _connect(self, model_id: str, application: str) -> ConnectedModel:
         if self.refuses:
             raise AttestationRefused("its files were changed")
         self.connected.append(application)
