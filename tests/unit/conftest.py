@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -70,13 +69,15 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger_url(request: pytest.FixtureRequest) -> SecretStr | None:
+def ledger_url(request: pytest.FixtureRequest) -> Iterator[SecretStr | None]:
     """An empty database: None for SQLite, which goes to the state folder."""
     if request.param == "sqlite":
-        return None
-    from .database import fresh_postgres
+        yield None
+        return
+    from .database import passing_postgres
 
-    return fresh_postgres(request.getfixturevalue("postgres"), f"t{uuid4().hex}")
+    with passing_postgres(request.getfixturevalue("postgres")) as url:
+        yield url
 
 
 @pytest.fixture
