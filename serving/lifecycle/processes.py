@@ -42,15 +42,29 @@ def _reap_adopted(own: set[int]) -> None:
             os.waitpid(child.pid, os.WNOHANG)
 
 
-def end_descendants() -> None:
-    """Terminate every process below this one; kill those that are left after 2 s."""
-    descendants = psutil.Process().children(recursive=True)
+def end_descendants(running_from: str = "") -> None:
+    """Terminate every process below this one; kill those that are left after 2 s.
+
+    running_from: a path; only processes whose command names it are ended.
+    """
+    descendants = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if running_from in _command(process)
+    ]
     for process in descendants:
         _signal(process, signal.SIGTERM)
     _, alive = psutil.wait_procs(descendants, timeout=_TERMINATE_S)
     for process in alive:
         _signal(process, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=_TERMINATE_S)
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def _signal(process: psutil.Process, number: int) -> None:

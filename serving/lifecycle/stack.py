@@ -32,6 +32,8 @@ _GATEWAY_DEADLINE_S = 180.0
 _ENGINES_DEADLINE_S = 3600.0
 """A large model is fetched from a hub in this time."""
 _CONNECT_DEADLINE_S = 120.0
+_NODE_ATTEMPTS = 3
+_NODE_TIMED_OUT = "timed out during startup"
 _POLL_S = 0.2
 _PROBE_TIMEOUT_S = 5.0
 _FAILED = "DEPLOY_FAILED"
@@ -58,16 +60,10 @@ class LocalStack:
 
     def start_ray(self) -> None:
         """Start Ray and Ray Serve, without any application."""
-        import ray
         from ray import serve
         from ray.serve.config import HTTPOptions
 
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
+        _start_node()
         # ray.init puts a handler of its own on SIGTERM, which ends the process at once.
         install_handlers()
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -135,6 +131,33 @@ class LocalStack:
         # first used it.
         asyncio.run(_stop_serve(drain_timeout_s))
         ray.shutdown()
+
+
+def _start_node() -> None:
+    """Start Ray's processes. Raises EngineFailure where they do not come up."""
+    import ray
+
+    for _ in range(_NODE_ATTEMPTS):
+        try:
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
+        except Exception as error:
+            # Ray waits 30 s for its own node, which a busy machine may need more of, and has no
+            # class for that error.
+            if _NODE_TIMED_OUT not in str(error):
+                raise
+            ray.shutdown()
+            end_descendants(running_from=str(Path(ray.__file__).parent))
+        else:
+            return
+    raise EngineFailure(
+        f"Ray's node did not start in {_NODE_ATTEMPTS} attempts of 30 s",
+        fix="free processor time or memory on this machine and start again",
+    )
 
 
 @contextmanager

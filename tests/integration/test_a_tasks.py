@@ -10,6 +10,7 @@ import pytest
 
 from serving.contracts.answer import TaskRequest
 from serving.contracts.engine import ScoreWork
+from serving.host.processor import multiplies_bfloat16
 from serving.tasks.catalog import load_specs
 from serving.tasks.classification import ClassificationTask
 from serving.tasks.prompt import CheckpointTokenizer
@@ -18,6 +19,8 @@ from .conftest import COLLIDING, MODEL, ROOT, Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
+# As `models.dtype: auto` decides on this machine.
+DTYPE = "bfloat16" if multiplies_bfloat16() else "float32"
 CHECKPOINT = ROOT / ".narrowgate" / "models" / "smollm2-135m-instruct"
 
 
@@ -34,7 +37,7 @@ def test_ready_names_model_engine_and_tasks(client: httpx.Client) -> None:
     model = ready["models"][MODEL]
     assert model["state"] == "ready"
     assert model["engine"] == "vllm 0.29.0"
-    assert model["dtype"] == "bfloat16"
+    assert model["dtype"] == DTYPE
     assert {"sentiment", "topic", "ner", "translation", "bank", "many"} == set(model["tasks"])
 
 
@@ -64,7 +67,7 @@ def reference() -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=getattr(torch, DTYPE))
 
     def logprobs(ids: list[int]) -> Any:
         with torch.no_grad():

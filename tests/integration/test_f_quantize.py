@@ -17,6 +17,7 @@ from quantize.artifact import partial_folder
 from quantize.environment import environment_folder
 from quantize.layout import folder_tensors
 from serving.artifacts.manifest import file_manifest
+from serving.host.processor import multiplies_bfloat16
 
 from .conftest import ROOT
 
@@ -126,7 +127,7 @@ def test_the_facts_are_in_the_artifact(int8: Path) -> None:
     assert facts["base"]["digest"] == f"sha256:{file_manifest(BASELINE).root}"
     assert facts["base"]["files"]["model.safetensors"]
     assert facts["recipe"]["name"] == "int8-w8a8"
-    assert facts["calibration"]["samples"] == len(facts["calibration"]["example_digests"]) == 256
+    assert facts["calibration"]["samples"] == len(facts["calibration"]["example_digests"]) == 96
     assert facts["libraries"]["compressed-tensors"] == "0.19.0"
     assert facts["duration_s"] > 10
     assert facts["peak_memory_bytes"] > facts["size_before_bytes"]
@@ -160,7 +161,11 @@ def test_the_plan_told_the_size(name: str, folder: Path, request: pytest.Fixture
     )  # fmt: skip
     plan = json.loads(done.stdout)
     facts = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
-    actual = sum(tensor.size_bytes for tensor in folder_tensors(out).values())
+    tensors = folder_tensors(out)
+    actual = sum(tensor.size_bytes for tensor in tensors.values())
+    # Processors without bfloat16 kernels leave scales in float32; the plan counts 16 bits.
+    scales = [item for name, item in tensors.items() if name.endswith(".weight_scale")]
+    actual -= sum(item.size_bytes // 2 for item in scales if item.dtype == "F32")
     # The plan cannot know which layers will be found to be outliers.
     kept = len(facts["resolved"]["outliers"]) * 576 * 1536
     assert plan["size_after_bytes"] + kept == pytest.approx(actual, rel=0.002)
@@ -256,12 +261,16 @@ def compared(artifacts: dict[str, Path], tmp_path: Path) -> dict[str, dict[str, 
 def test_vllm_answers_on_the_right_kernels_beside_the_baseline(
     int8: Path, int4: Path, tmp_path: Path
 ) -> None:
-    models = compared({"int8": int8, "int4": int4}, tmp_path)
+    # vLLM's INT4 kernel for processors needs AVX-512.
+    has_int4_kernel = multiplies_bfloat16()
+    models = compared({"int8": int8, **({"int4": int4} if has_int4_kernel else {})}, tmp_path)
     # vLLM counts joined projections: four layers a block, less those that are kept in 16 bits.
     assert models["int8"]["kernels"]["CPUInt8ScaledMMLinearKernel"] == 117
-    assert models["int4"]["kernels"]["CPUWNA16LinearKernel"] == 119
-    assert 0.0 < models["int8"]["kl_mean"] < 0.1 < models["int4"]["kl_mean"] < 1.0
+    assert 0.0 < models["int8"]["kl_mean"] < 0.1
     assert models["int8"]["agreement"] > 0.8
+    if has_int4_kernel:
+        assert models["int4"]["kernels"]["CPUWNA16LinearKernel"] == 119
+        assert 0.1 < models["int4"]["kl_mean"] < 1.0
 
 
 @pytest.mark.slow

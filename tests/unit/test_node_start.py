@@ -1,0 +1,58 @@
+"""The start of Ray's node on a machine that is too busy for it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from serving.contracts.errors import EngineFailure
+from serving.lifecycle import stack
+from serving.lifecycle.processes import end_descendants
+
+TIMED_OUT = "The current node timed out during startup. This could happen because"
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
+    """What each attempt raises, in order; an attempt takes the first one away."""
+    import ray
+
+    planned: list[Exception | None] = []
+
+    def init(**_: object) -> None:
+        if (error := planned.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    return planned
+
+
+def test_a_node_that_was_late_is_started_again(attempts: list[Exception | None]) -> None:
+    attempts += [Exception(TIMED_OUT), None, Exception("not asked for")]
+    stack._start_node()
+    assert len(attempts) == 1
+
+
+def test_a_node_that_is_always_late_ends_the_start(attempts: list[Exception | None]) -> None:
+    attempts += [Exception(TIMED_OUT)] * 3
+    with pytest.raises(EngineFailure, match="3 attempts") as caught:
+        stack._start_node()
+    assert "free processor time" in (caught.value.fix or "")
+
+
+def test_another_error_is_not_tried_again(attempts: list[Exception | None]) -> None:
+    attempts += [RuntimeError("no such address"), None]
+    with pytest.raises(RuntimeError, match="no such address"):
+        stack._start_node()
+    assert len(attempts) == 1
+
+
+def test_only_processes_of_a_path_are_ended() -> None:
+    wait = "import sys; sys.stdin.read()"
+    marked = subprocess.Popen([sys.executable, "-c", wait, "/a/path"], stdin=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-c", wait], stdin=subprocess.PIPE)
+    with marked, other:
+        end_descendants(running_from="/a/path")
+        assert marked.poll() is not None
+        assert other.poll() is None
+        other.kill()
