@@ -62,12 +62,12 @@ def run(args: argparse.Namespace) -> int:
         try:
             with (
                 reports_only(),
-                temporary_ledger(prepared) as booked,
-                local_stack(booked.settings) as stack,
+                temporary_ledger(prepared) as checked,
+                local_stack(checked.settings) as stack,
                 fake_provider(settings, port, asked_models(settings)) as upstream,
             ):
-                Start(booked, stack).run()
-                document = _measured(booked.settings, Urls(upstream, stack.url), chats, args)
+                Start(checked, stack).run()
+                document = _measured(checked.settings, Urls(upstream, stack.url), chats, args)
         except StopRequested:
             return 1
     if args.json:
@@ -115,7 +115,7 @@ def _measured(
 
 def _sent(urls: Urls, reference: str, chats: "Sequence[Chat]", clients: int) -> "tuple[Arm, Arm]":
     """Send blocks of chats to both arms in turn, so that a slower machine slows both."""
-    from benchmarks.cost_arms import Arm, ask, require_answers
+    from benchmarks.cost_arms import Arm, require_answers, run_arm
 
     direct, routed = Arm(), Arm()
     with terminal_progress() as progress:
@@ -124,9 +124,9 @@ def _sent(urls: Urls, reference: str, chats: "Sequence[Chat]", clients: int) -> 
             block = chats[start : start + _BLOCK]
             for arm in ("direct", "routed") if start % (2 * _BLOCK) else ("routed", "direct"):
                 if arm == "direct":
-                    direct += asyncio.run(ask(urls.provider, reference, block, clients))
+                    direct += asyncio.run(run_arm(urls.provider, reference, block, clients))
                 else:
-                    routed += asyncio.run(ask(urls.stack, AUTO, block, clients))
+                    routed += asyncio.run(run_arm(urls.stack, AUTO, block, clients))
                 progress.advance(total, len(block))
     require_answers(direct)
     return direct, routed
@@ -134,11 +134,11 @@ def _sent(urls: Urls, reference: str, chats: "Sequence[Chat]", clients: int) -> 
 
 async def _warmed(urls: Urls, reference: str, chats: "Sequence[Chat]") -> None:
     """Send the first chat of each kind, to warm caches and connections."""
-    from benchmarks.cost_arms import ask
+    from benchmarks.cost_arms import run_arm
 
     first = list({chat.text.kind: chat for chat in reversed(chats)}.values())
-    await ask(urls.provider, reference, first, 1)
-    await ask(urls.stack, AUTO, first, 1)
+    await run_arm(urls.provider, reference, first, 1)
+    await run_arm(urls.stack, AUTO, first, 1)
 
 
 def _ledger_totals(settings: "Settings", since: datetime, requests: int) -> "LedgerTotals":
@@ -166,6 +166,6 @@ def _ledger_totals(settings: "Settings", since: datetime, requests: int) -> "Led
         held_usd=totals.held_usd,
         local_usd=totals.local_usd,
         wasted_usd=totals.wasted_usd,
-        own_saving=report.savings.share,
+        ledger_saving=report.savings.share,
         discrepancies=len(checked.discrepancies),
     )

@@ -17,7 +17,7 @@ _TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ChatResult:
     """One request and its outcome.
 
     usage: as the answer tells it. route, reason: of the stack. cost_usd: as the stack tells it,
@@ -38,12 +38,12 @@ class Asked:
 class Arm:
     """Requests in the order in which they were sent. elapsed_s: of all of them."""
 
-    asked: tuple[Asked, ...] = ()
+    results: tuple[ChatResult, ...] = ()
     elapsed_s: float = 0.0
 
     def __add__(self, other: "Arm") -> "Arm":
         """Return both as one."""
-        return Arm(self.asked + other.asked, self.elapsed_s + other.elapsed_s)
+        return Arm(self.results + other.results, self.elapsed_s + other.elapsed_s)
 
 
 def body_of(chat: Chat, model: str) -> dict[str, Any]:
@@ -57,11 +57,11 @@ def body_of(chat: Chat, model: str) -> dict[str, Any]:
     }
 
 
-async def ask(url: str, model: str, chats: Sequence[Chat], clients: int) -> Arm:
+async def run_arm(url: str, model: str, chats: Sequence[Chat], clients: int) -> Arm:
     """Send every chat with `clients` concurrent clients."""
     import aiohttp
 
-    found: list[Asked | None] = [None] * len(chats)
+    found: list[ChatResult | None] = [None] * len(chats)
     pending = iter(enumerate(chats))
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as session:
@@ -78,7 +78,7 @@ async def ask(url: str, model: str, chats: Sequence[Chat], clients: int) -> Arm:
     return Arm(tuple(item for item in found if item is not None), elapsed_s)
 
 
-async def _asked(session: Any, url: str, chat: Chat, model: str) -> Asked:
+async def _asked(session: Any, url: str, chat: Chat, model: str) -> ChatResult:
     from serving.gateway.middleware import COST, REASON, ROUTE
 
     started = time.perf_counter()
@@ -88,7 +88,7 @@ async def _asked(session: Any, url: str, chat: Chat, model: str) -> Asked:
     headers = response.headers
     error = None if response.status == 200 else _code(document, response.status)
     cost = headers.get(COST)
-    return Asked(
+    return ChatResult(
         kind=chat.text.kind,
         repeat=chat.repeat,
         latency_s=latency_s,
@@ -107,7 +107,7 @@ def _code(document: Any, status: int) -> str:
 
 def require_answers(arm: Arm) -> None:
     """Raise EngineFailure if a request failed: its cost could not be compared."""
-    failed = [asked.error for asked in arm.asked if asked.error is not None]
+    failed = [results.error for results in arm.results if results.error is not None]
     if failed:
         raise EngineFailure(
             f"the fake provider refused {len(failed)} requests, first with {failed[0]!r}"

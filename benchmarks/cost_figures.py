@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from benchmarks.cost_arms import Arm, Asked
+from benchmarks.cost_arms import Arm, ChatResult
 from benchmarks.cost_mix import KINDS
 from benchmarks.load import percentile
 from serving.contracts.answer import Usage
@@ -21,14 +21,14 @@ class LedgerTotals:
     """Totals of the routed arm from the run's own ledger, in US dollars.
 
     held_usd: worst cases of calls whose cost is not known. wasted_usd: what of all that no client
-    got an answer of. own_saving: the share that the ledger itself says was saved.
+    got an answer of. ledger_saving: the share that the ledger itself says was saved.
     """
 
     provider_usd: Decimal
     held_usd: Decimal
     local_usd: Decimal
     wasted_usd: Decimal
-    own_saving: float | None
+    ledger_saving: float | None
     discrepancies: int
 
 
@@ -74,7 +74,7 @@ def _saved(direct_usd: Decimal, paid_usd: Decimal) -> float | None:
 
 
 def saved_bounds(
-    direct: Sequence[Asked], routed: Sequence[Asked], *, seed: int = 0
+    direct: Sequence[ChatResult], routed: Sequence[ChatResult], *, seed: int = 0
 ) -> tuple[float, float] | None:
     """Return 95 % bootstrap bounds of the share saved, over chats; None where nothing was paid.
 
@@ -93,7 +93,9 @@ def saved_bounds(
 
 
 def saved_at_equal_length(
-    direct: Sequence[Asked], routed: Sequence[Asked], reference: Callable[[Usage], Decimal]
+    direct: Sequence[ChatResult],
+    routed: Sequence[ChatResult],
+    reference: Callable[[Usage], Decimal],
 ) -> float | None:
     """Return the share saved, had the reference model answered as long as the routed providers did.
 
@@ -111,13 +113,13 @@ def saved_at_equal_length(
     return _saved(whole, paid_usd(routed))
 
 
-def paid_usd(asked: Iterable[Asked]) -> Decimal:
+def paid_usd(results: Iterable[ChatResult]) -> Decimal:
     """Return what requests cost in all, where it is known."""
-    return sum(map(_usd, asked), Decimal(0))
+    return sum(map(_usd, results), Decimal(0))
 
 
-def _usd(asked: Asked) -> Decimal:
-    return asked.cost_usd or Decimal(0)
+def _usd(results: ChatResult) -> Decimal:
+    return results.cost_usd or Decimal(0)
 
 
 def break_even_per_s(costs: Costs, requests: int, hour_usd: Decimal) -> float | None:
@@ -131,17 +133,17 @@ def break_even_per_s(costs: Costs, requests: int, hour_usd: Decimal) -> float | 
     return float(hour_usd / _HOUR_S / saved_each)
 
 
-def latency_ms(asked: Iterable[Asked]) -> dict[str, float]:
+def latency_ms(results: Iterable[ChatResult]) -> dict[str, float]:
     """Return p50 and p95 of those that were answered; empty where none was."""
-    found = [item.latency_s for item in asked if item.error is None]
+    found = [item.latency_s for item in results if item.error is None]
     if not found:
         return {}
     return {"p50": percentile(found, 0.5) * 1000, "p95": percentile(found, 0.95) * 1000}
 
 
-def tokens(asked: Sequence[Asked]) -> dict[str, int]:
+def tokens(results: Sequence[ChatResult]) -> dict[str, int]:
     """Return the tokens that the answers tell of."""
-    usages = [item.usage for item in asked if item.usage is not None]
+    usages = [item.usage for item in results if item.usage is not None]
     return {
         "input": sum(usage.uncached_input_tokens + usage.cache_read_tokens for usage in usages),
         "output": sum(usage.output_tokens + usage.reasoning_tokens for usage in usages),
@@ -152,8 +154,8 @@ def by_kind(direct: Arm, routed: Arm) -> list[dict[str, Any]]:
     """Return requests, routes, cost and latency of both arms for each kind of chat."""
     rows = []
     for kind in KINDS:
-        ours = [item for item in routed.asked if item.kind == kind]
-        theirs = [item for item in direct.asked if item.kind == kind]
+        ours = [item for item in routed.results if item.kind == kind]
+        theirs = [item for item in direct.results if item.kind == kind]
         rows.append(
             {
                 "kind": kind,

@@ -43,8 +43,8 @@ def document(
     )
     reference = _reference(settings)
     direct = _priced(direct, reference)
-    costs = costs_of(paid_usd(direct.asked), totals, hour_usd, routed.elapsed_s)
-    requests = len(routed.asked)
+    costs = costs_of(paid_usd(direct.results), totals, hour_usd, routed.elapsed_s)
+    requests = len(routed.results)
     return {
         "machine": machine(),
         "workload": {
@@ -62,15 +62,17 @@ def document(
         "direct": _arm(direct),
         "routed": {
             **_arm(routed),
-            "failed": sum(item.error is not None for item in routed.asked),
+            "failed": sum(item.error is not None for item in routed.results),
             "wasted_usd": _usd(totals.wasted_usd),
             "discrepancies": totals.discrepancies,
-            "saved_by_its_own_ledger": totals.own_saving,
+            "saved_by_ledger": totals.ledger_saving,
         },
         "costs": {
             **_costs(costs),
-            "saved_bounds": saved_bounds(direct.asked, routed.asked),
-            "saved_at_equal_length": saved_at_equal_length(direct.asked, routed.asked, reference),
+            "saved_bounds": saved_bounds(direct.results, routed.results),
+            "saved_at_equal_length": saved_at_equal_length(
+                direct.results, routed.results, reference
+            ),
         },
         "break_even_per_s": {
             f"{_usd(price)} an hour": break_even_per_s(costs, requests, price)
@@ -94,13 +96,17 @@ def _priced(direct: Arm, reference: Callable[[Usage], Decimal]) -> Arm:
     """Return the arm with what each request cost at the reference model."""
     priced = (
         replace(item, cost_usd=reference(item.usage)) if item.usage is not None else item
-        for item in direct.asked
+        for item in direct.results
     )
     return Arm(tuple(priced), direct.elapsed_s)
 
 
 def _arm(arm: Arm) -> dict[str, Any]:
-    return {"elapsed_s": arm.elapsed_s, "tokens": tokens(arm.asked), "ms": latency_ms(arm.asked)}
+    return {
+        "elapsed_s": arm.elapsed_s,
+        "tokens": tokens(arm.results),
+        "ms": latency_ms(arm.results),
+    }
 
 
 def _costs(costs: Costs) -> dict[str, Any]:
@@ -199,7 +205,7 @@ def _money_lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"of that wasted ${_short(routed['wasted_usd'])}; failed chats: "
         f"{routed['failed']}; discrepancies in the ledger: {routed['discrepancies']}; saved by the "
-        f"ledger's own estimate: {_share(routed['saved_by_its_own_ledger'])}"
+        f"ledger's own estimate: {_share(routed['saved_by_ledger'])}"
     )
 
 

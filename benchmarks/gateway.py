@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
             try:
                 with (
                     reports_only(),
-                    temporary_ledger(prepared) as booked,
-                    local_stack(booked.settings) as stack,
+                    temporary_ledger(prepared) as checked,
+                    local_stack(checked.settings) as stack,
                 ):
-                    Start(booked, stack).run()
+                    Start(checked, stack).run()
                     targets = _measure(stack.url, upstream, args)
             except StopRequested:
                 return 1

@@ -53,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
         try:
             with (
                 reports_only(),
-                temporary_ledger(prepared) as booked,
-                local_stack(booked.settings) as stack,
+                temporary_ledger(prepared) as checked,
+                local_stack(checked.settings) as stack,
             ):
-                Start(booked, stack).run()
+                Start(checked, stack).run()
                 model = settings.models[0]
                 checkpoint = locate(model, settings.state)
                 with step("starting bare vLLM"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from serving.commands.serve import Checked
+    from serving.commands.serve import CheckedSettings
     from serving.contracts.settings import Settings
 
 _LEDGER = "ledger"
@@ -23,7 +23,7 @@ def without_keys(settings: "Settings") -> "Settings":
 
 
 @contextmanager
-def temporary_ledger(checked: "Checked") -> Iterator["Checked"]:
+def temporary_ledger(checked: "CheckedSettings") -> Iterator["CheckedSettings"]:
     """Yield `checked` with a temporary state folder: links to its files, and a new ledger."""
     with tempfile.TemporaryDirectory(prefix="narrowgate-") as name:
         state = Path(name)

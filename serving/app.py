@@ -16,7 +16,7 @@ from ray.serve.deployment import Application
 from ray.serve.schema import LoggingConfig
 
 from serving.artifacts.checkpoint import Checkpoint, locate
-from serving.artifacts.load_check import CONFIG_KEY, Granted, LoadCheck
+from serving.artifacts.load_check import CONFIG_KEY, LoadCheck, ModelGrants
 from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
@@ -48,14 +48,14 @@ from serving.routing.router import build_router
 from serving.tasks.prompt import CheckpointTokenizer, longest_input
 from serving.tasks.task import bind
 
-# Admission is the gateway's own and says why it refuses; Serve's must not step in before it.
+# Admission is the gateway's own and says why it refuses; Serve's must not refuse before it.
 _GATEWAY_MAX_ONGOING = 100_000
 
 
 class Gateway:
     """The HTTP replica: tokenizes, plans, batches, parses. No model weights.
 
-    statuses: file in which the process that starts the stack tells of the models.
+    statuses: file in which the process that starts the stack writes the models' states.
     """
 
     def __init__(self, settings: Settings, specs: Mapping[str, TaskSpec], statuses: Path) -> None:
@@ -87,7 +87,7 @@ def build_gateway(settings: Settings, specs: Mapping[str, TaskSpec], statuses: P
     application: Application = serve.deployment(
         name="Gateway",
         max_ongoing_requests=_GATEWAY_MAX_ONGOING,
-        # The gateway writes its own line for each request.
+        # The gateway logs one line for each request.
         logging_config=LoggingConfig(enable_access_log=False),
         num_replicas=settings.gateway.replicas,
         ray_actor_options={"num_cpus": settings.gateway.num_cpus},
@@ -99,7 +99,7 @@ def build_gateway(settings: Settings, specs: Mapping[str, TaskSpec], statuses: P
 
 def build_engine(settings: Settings, model: ModelSettings, checkpoint: Checkpoint) -> Application:
     """Return the application that is one model's engine."""
-    # Here and not above: gateway replicas import this module and have no use for vLLM, which takes
+    # Imported here: gateway replicas import this module and must not load vLLM, which takes
     # 10 s and 500 MB to import.
     from ray.serve.llm import build_llm_deployment
 
@@ -117,7 +117,7 @@ def _llm_config(settings: Settings, model: ModelSettings, checkpoint: Checkpoint
     from ray.serve.llm import LLMConfig
 
     arguments = llm_config_arguments(model, checkpoint, settings.gateway.drain_timeout_s)
-    # The one place for what is not Ray's; the replica takes it out before it loads anything.
+    # Ray accepts extra values only here; the replica removes them before it loads anything.
     arguments["experimental_configs"][CONFIG_KEY] = LoadCheck.of(settings, model, checkpoint)
     return LLMConfig(**arguments)
 
@@ -142,7 +142,7 @@ def _build_context(
     frontier = build_frontier(settings.frontier, prices, os.environ, metrics)
     decisions = build_decision_log(routing, metrics)
     meters = {m.id: ReplicaMeter(m.replicas, gateway.replicas) for m in settings.models}
-    # Its own connections: reading a report must not delay writing a row.
+    # Separate connections: reading a report must not delay writing a row.
     reading = Database(database_url(settings.ledger.url, settings.state))
     return GatewayContext(
         settings=gateway,
@@ -198,10 +198,10 @@ class _Connector:
                 tasks[name] = BoundTask(task, client, grant)
         return ConnectedModel(client, tasks, longest_input(tokenizer, model.max_model_len))
 
-    def _load(self, model: ModelSettings) -> tuple[Granted, CheckpointTokenizer]:
+    def _load(self, model: ModelSettings) -> tuple[ModelGrants, CheckpointTokenizer]:
         """Read the attestation and the tokenizer. Blocking."""
         check = LoadCheck.of(self._settings, model, locate(model, self._settings.state))
-        return Granted.of(check, self._specs), load_tokenizer(check)
+        return ModelGrants.of(check, self._specs), load_tokenizer(check)
 
 
 def _build_ledger(settings: Settings, prices: PriceBook, metrics: Metrics) -> DatabaseLedger:

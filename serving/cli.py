@@ -39,7 +39,7 @@ _PLAIN = {"–": "-", "—": "-", "─": "-", "━": "-", "│": "|", "…": "..
 
 
 class Command(Protocol):
-    """What an entry point's module offers. Importing it must load nothing heavy."""
+    """The interface of an entry point's module. Importing it must load nothing heavy."""
 
     HELP: str
 
@@ -124,7 +124,7 @@ def run_program(
         report(error.code, error.message, error.field, error.fix)
         return failed if isinstance(error, _RAN_AND_FAILED) else EXIT_USAGE
     except BrokenPipeError:
-        # The reader has closed the pipe (`narrowgate tasks | head`), which is no error of ours.
+        # The reader has closed the pipe (`narrowgate tasks | head`), which is not an error.
         _discard_output()
         return system_failed
     except OSError as error:
@@ -172,7 +172,7 @@ def _plain_character(error: UnicodeError) -> tuple[str, int]:
 
 
 def _replace_unencodable_characters() -> None:
-    """Let a terminal that is not UTF-8 show plain characters for those that it cannot encode."""
+    """Replace characters that a terminal without UTF-8 cannot encode by plain ones."""
     codecs.register_error("narrowgate_plain", _plain_character)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -187,7 +187,7 @@ def _flush_output() -> None:
 
 
 def _discard_output() -> None:
-    """Send what is still buffered to the null device, so that the exit's flush cannot fail."""
+    """Redirect buffered output to the null device, so that the flush at exit cannot fail."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

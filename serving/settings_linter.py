@@ -1,4 +1,4 @@
-"""Settings that are valid and known to do harm, refused with the reason before anything starts."""
+"""Refuses valid settings that are known to do harm, with the reason, before anything starts."""
 
 import resource
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from serving.contracts.settings import (
     bundled_recipe,
 )
 
-# engine argument -> why it is not the user's to set
+# engine argument -> why the user may not set it
 _OWNED_ARGUMENTS = {
     "model": "it comes from models.source",
     "served_model_name": "it comes from models.id",
@@ -33,7 +33,7 @@ _OWNED_ARGUMENTS = {
     "max_logprobs": "it must cover the largest label set",
     "generation_config": "a checkpoint's sampling defaults must not change greedy decoding",
     "quantization": "the method is found in the checkpoint; another one would serve other weights",
-    "enable_prefix_caching": "on classification it is worth more than any quantization",
+    "enable_prefix_caching": "for classification it saves more time than any quantization",
     "disable_log_stats": "/metrics and /readyz read the engine's statistics",
     "trust_remote_code": "it runs code from the checkpoint",
     "enable_log_requests": "it writes prompts into the log",
@@ -52,7 +52,7 @@ def lint(settings: Settings) -> None:
 
 
 def lint_engines(settings: Settings) -> None:
-    """Raise InvalidSettings for the first harmful setting of a model, whoever runs its engine."""
+    """Raise InvalidSettings for the first harmful setting of a model, served or offline."""
     for problem in _models(settings):
         raise problem
 
@@ -95,7 +95,7 @@ def _source(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:
         )
     elif model.revision is None:
         yield InvalidSettings(
-            f"hub id {model.source!r} has no revision: what it serves could change under you",
+            f"hub id {model.source!r} has no revision: the model could change between two starts",
             field=f"{where}.revision",
             fix="pin the commit, 40 hex digits",
         )
@@ -136,7 +136,7 @@ def _engine(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:
     for name, value in model.engine_args.items():
         if name in _OWNED_ARGUMENTS:
             yield InvalidSettings(
-                f"engine argument {name!r} is not yours to set: {_OWNED_ARGUMENTS[name]}",
+                f"engine argument {name!r} may not be set: {_OWNED_ARGUMENTS[name]}",
                 field=f"{where}.engine_args.{name}",
                 fix="remove it",
             )
@@ -215,7 +215,7 @@ def _attestation(settings: Settings) -> Iterator[InvalidSettings]:
         yield InvalidSettings(
             f"no key is trusted, so no attestation of model {foreign[0]!r} can be verified",
             field="attestation.trusted_keys",
-            fix="name the public key of whoever runs your gates; docs/gate.md shows the way",
+            fix="name the public key of the gate that signs your attestations (docs/gate.md)",
         )
     for index, key in enumerate(rules.trusted_keys):
         if not key.is_file():
@@ -230,8 +230,7 @@ def _prices(settings: Settings) -> Iterator[InvalidSettings]:
     for index, model in enumerate(settings.models):
         if model.replica_hour_usd is None:
             yield InvalidSettings(
-                f"what a replica of model {model.id!r} costs an hour is not said, so its answers "
-                "could not be compared with those that are paid",
+                f"model {model.id!r} has no replica_hour_usd: the cost of its answers is unknown",
                 field=f"models.{index}.replica_hour_usd",
                 fix="give US dollars, such as replica_hour_usd: 1.01, or 0 where it costs nothing",
             )
@@ -241,8 +240,8 @@ def _ledger(settings: Settings) -> Iterator[InvalidSettings]:
     replicas = settings.gateway.replicas
     if settings.ledger.url is None and replicas > 1:
         yield InvalidSettings(
-            f"{replicas} gateway replicas cannot keep their books in one SQLite file: they may run "
-            "on several machines",
+            f"{replicas} gateway replicas cannot share one SQLite ledger: they may "
+            "run on several machines",
             field="ledger.url",
             fix="give postgresql://USER:PASSWORD@HOST/DATABASE, or use one replica",
         )
@@ -252,8 +251,8 @@ def _auth(settings: Settings) -> Iterator[InvalidSettings]:
     auth = settings.auth
     if auth.mode == "off" and not _is_loopback(settings.host):
         yield InvalidSettings(
-            f"nobody is asked for a key and host is {settings.host!r}: whoever reaches it could "
-            "spend your money",
+            f"auth.mode is off and host is {settings.host!r}: anyone who "
+            "reaches it could spend your money",
             field="auth.mode",
             fix="use keys, or listen on 127.0.0.1",
         )

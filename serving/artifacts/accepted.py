@@ -1,6 +1,6 @@
-"""The newest attestation that each model was loaded with, so that an older one is not taken back.
+"""Records the newest attestation that each model was loaded with; an older one is refused.
 
-Newer is the one with the later signed date. The memory is one file for each model in the state
+The signed date decides which is newer. The record is one file for each model in the state
 folder; deleting the file, or `attestation.allow_older`, permits an older attestation.
 """
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AcceptedAttestations:
-    """One model's memory. folder: where the file is kept, made on the first write."""
+    """One model's record. folder: of the file, made on the first write."""
 
     folder: Path
     model_id: str

@@ -18,7 +18,7 @@ WEIGHT_SUFFIXES = (
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FOLDER = "smollm2-135m-instruct"
 _COMPLETE = "narrowgate.json"
-# Raised when materialization writes other bytes, so that older copies are made anew.
+# Raised when materialization writes other bytes, so that older copies are replaced.
 _FORMAT = 1
 
 
@@ -72,7 +72,7 @@ def locate(model: ModelSettings, state: Path) -> Checkpoint:
     """Return the model's checkpoint, making the bundled one on the first call.
 
     Blocking: up to a minute for the bundled model the first time.
-    Raises InvalidSettings for a folder that is none, MaterializationFailed.
+    Raises InvalidSettings for a folder without a checkpoint, MaterializationFailed.
     """
     recipe = bundled_recipe(model.source)
     if recipe is not None:
@@ -175,7 +175,7 @@ def _dequantize(source: Path, folder: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         local_files_only=True,
     )
-    # The weights are ordinary now; left in, this would send the loader back to GGUF.
+    # The weights are ordinary now; left in, the loader would read the GGUF file again.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     tokenizer = AutoTokenizer.from_pretrained(

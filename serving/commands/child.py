@@ -1,4 +1,4 @@
-"""Subcommands run as processes of their own, as a user or a CI job would run them."""
+"""Runs subcommands as processes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Observe = Callable[[dict[str, Any]], None]
 
 
 class Children:
-    """Processes that may run beside each other and are ended together. Safe between threads."""
+    """Processes that run concurrently and are ended together. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,9 +37,9 @@ class Children:
     ) -> str:
         """Run a subcommand to its end and return what it printed. Blocking.
 
-        failure: raised for an exit status that is not expected, with the last lines printed. what:
-        names the result in the message. observe: told each event that the subcommand writes, one
-        JSON object a line.
+        failure: raised for an unexpected exit status, with the last lines of output. what: names
+        the result in the message. observe: called with each event of the subcommand, one JSON
+        object per line.
         """
         process = self._start([*program, *arguments])
         try:
@@ -83,7 +83,7 @@ class Children:
 
 
 def _read(process: "subprocess.Popen[str]", observe: Observe | None) -> list[str]:
-    """Return the lines that are no events; hand the events on."""
+    """Return the lines that are not events; pass the events on."""
     lines: list[str] = []
     assert process.stdout is not None
     for line in process.stdout:

@@ -16,9 +16,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the settings, secrets masked; whatever `serve` refuses of them is an error.
+    """Print the settings, secrets masked; settings that `serve` would refuse are errors.
 
-    Only what needs the database, the models' files or the network is left to `serve`.
+    Checks that need the database, the models' files or the network are only made by `serve`.
     """
     import yaml
 

@@ -1,6 +1,6 @@
 """The first start with a bundled model: write it, quantize it, test it, sign the result.
 
-Each step is a subcommand in a process of its own. Files that exist and are still valid are kept.
+Each step is a subcommand in its own process. Files that exist and are still valid are reused.
 """
 
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.commands.child import Children, Observe
-from serving.commands.timeline import Say, Timeline
+from serving.commands.timeline import ReportProgress, Timeline
 from serving.contracts.errors import (
     AttestationRefused,
     EngineFailure,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from serving.contracts.settings import ModelSettings, Settings
     from serving.contracts.task_spec import TaskSpec
 
-# Whatever the verdicts, the result is signed: serving reads it there.
+# The result is signed with any verdict, because serving reads the verdicts there.
 _GATE_EXITS = (0, 1, 3)
 _SHOWN = 2000
 # Of the default 256: a third of the time. The gate decides whether the result is good enough.
@@ -53,7 +53,7 @@ def gating(recipe: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the settings came from, to be handed on. config: the file, None without one."""
+    """The sources of the settings, for subcommands. config: the file, None without one."""
 
     config: Path | None
     tasks_dir: Path | None
@@ -78,7 +78,7 @@ def trusting_bundled(settings: "Settings") -> "Settings":
 
 
 class FirstStart:
-    """Makes what bundled models are missing.
+    """Makes missing bundled models.
 
     specs: every task by name. timeline: measures the steps, which `expected_s` lists.
     """
@@ -117,7 +117,7 @@ class FirstStart:
 
     @contextmanager
     def begun(self, timeline: Timeline, steps: "Mapping[str, float]") -> Iterator[None]:
-        """Run the steps that wait for nothing beside the body; end all steps on leaving it."""
+        """Run the steps without a prerequisite during the body; end all steps at its end."""
         early = {WRITE: self._write, INSTALL: self._install}
         with ThreadPoolExecutor(max_workers=len(early), thread_name_prefix="first-start") as pool:
             for name, work in early.items():
@@ -145,19 +145,19 @@ class FirstStart:
         if not _is_quantized(folder):
             if INSTALL in self._begun:
                 self._begun[INSTALL].result()
-            with timeline.step(quantizing(recipe)) as say:
-                self._quantize(folder, recipe, say)
+            with timeline.step(quantizing(recipe)) as report:
+                self._quantize(folder, recipe, report)
         if not self._still_holds(folder):
             self._make_key()
-            with timeline.step(gating(recipe)) as say:
-                self._gate(folder, model.id, say)
+            with timeline.step(gating(recipe)) as report:
+                self._gate(folder, model.id, report)
 
     def _measured(self, timeline: Timeline, name: str, work: Any) -> None:
         with timeline.step(name):
             work()
 
     def _write(self) -> None:
-        # In a process of its own: torch and the weights would stay in this one for good.
+        # In its own process, because this one would never free torch and the weights.
         arguments = ["materialize", "--state", str(self._settings.state)]
         self._children.run(arguments, MaterializationFailed, "the bundled model")
 
@@ -177,7 +177,7 @@ class FirstStart:
             key.unlink(missing_ok=True)
             self._children.run(["keygen", "--out", str(key)], EngineFailure, "the development key")
 
-    def _quantize(self, folder: Path, recipe: str, say: Say) -> None:
+    def _quantize(self, folder: Path, recipe: str, report: ReportProgress) -> None:
         from serving.contracts.settings import BUNDLED_MODEL
 
         command = ["quantize", BUNDLED_MODEL, "--recipe", recipe, "--out", str(folder)]
@@ -186,10 +186,10 @@ class FirstStart:
             [*command, "--state", str(self._settings.state), "--json"],
             QuantizationFailed,
             "the quantized model",
-            _observer(say),
+            _observer(report),
         )
 
-    def _gate(self, folder: Path, model_id: str, say: Say) -> None:
+    def _gate(self, folder: Path, model_id: str, report: ReportProgress) -> None:
         from serving.artifacts.checkpoint import materialize_bundled
 
         state = self._settings.state
@@ -204,7 +204,7 @@ class FirstStart:
             if value is not None:
                 command += [flag, str(value)]
         output = self._children.run(
-            command, EngineFailure, "the gate's attestation", _observer(say), _GATE_EXITS
+            command, EngineFailure, "the gate's attestation", _observer(report), _GATE_EXITS
         )
         if not self._still_holds(folder):
             # A crash has the exit status of a failed test.
@@ -252,14 +252,14 @@ def _unchanged(specs: "Mapping[str, TaskSpec]") -> list[str]:
     )
 
 
-def _observer(say: Say) -> Observe:
-    """Return what turns the events of a subcommand into the progress of its step."""
+def _observer(report: ReportProgress) -> Observe:
+    """Return the function that turns events of a subcommand into its step's progress."""
     share: float | None = None
 
     def observe(event: dict[str, Any]) -> None:
         nonlocal share
-        if isinstance(told := event.get("share"), int | float):
-            share = max(share or 0.0, told)
-        say(share, event.get("step"))
+        if isinstance(reported := event.get("share"), int | float):
+            share = max(share or 0.0, reported)
+        report(share, event.get("step"))
 
     return observe

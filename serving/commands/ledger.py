@@ -31,7 +31,7 @@ def opened_ledger(args: argparse.Namespace) -> Iterator["Database"]:
 
 
 def check_ledger(settings: "Settings", environ: Mapping[str, str]) -> None:
-    """Check the ledger's URL and that everything that may be paid for has a price.
+    """Check the ledger's URL and that every model that may be called has a price.
 
     Does not touch the database. Blocking. Raises InvalidSettings or UnpricedModel.
     """

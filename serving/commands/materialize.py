@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint under the state folder, unless it is there, and print its folder."""
-    # Before transformers is imported: bars of its own would break into ours and into pipes.
+    # Before transformers is imported, because its own progress bars would mix with ours.
     os.environ.setdefault("TQDM_DISABLE", "1")
     from serving.artifacts.checkpoint import materialize_bundled
 

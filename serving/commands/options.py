@@ -34,8 +34,8 @@ def decimal_number(text: str) -> Decimal:
 
 
 def settings_from(args: argparse.Namespace) -> "Settings":
-    """Return the settings that the arguments, the environment and the file add up to."""
-    # Here and not above: `narrowgate --help` imports every subcommand and must not load pydantic.
+    """Return the settings merged from the arguments, the environment and the file."""
+    # Imported here: `narrowgate --help` imports every subcommand and must not load pydantic.
     from serving.contracts.settings_sources import load_settings
 
     names = ("host", "port", "state", "tasks_dir")

@@ -26,7 +26,7 @@ def step(description: str) -> Iterator[Callable[[str], None]]:
 def start_bar() -> Iterator[Callable[[Progress], None]]:
     """Show a bar with the step, the share done and the time left on standard error.
 
-    Yields a function that takes the progress; safe between threads.
+    Yields a function that takes the progress; thread-safe.
     """
     from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn
 

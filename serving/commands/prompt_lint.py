@@ -1,4 +1,4 @@
-"""`narrowgate prompt-lint`: find what keeps recorded prompts from being cached."""
+"""`narrowgate prompt-lint`: find what prevents recorded prompts from being cached."""
 
 import argparse
 import json

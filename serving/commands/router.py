@@ -37,7 +37,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     evaluate = actions.add_parser("evaluate", help="measure the router")
     evaluate.add_argument(
-        "--data", type=Path, metavar="PATH", help="folder or file with samples, besides our own"
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="folder or file with samples, in addition to the shipped ones",
     )
     evaluate.add_argument(
         "--limit", type=int, default=_DEFAULT_LIMIT, metavar="N",
@@ -146,7 +149,7 @@ def _print(report: "RouterReport") -> None:
     if report.costs:
         print(f"\ncomplexity scores are {_trust(report.trusted)} by this model")
         if report.trusted != report.scores_earn_trust:
-            print("  THESE SAMPLES SAY OTHERWISE: retrain with --evidence")
+            print("  THESE SAMPLES CONTRADICT IT: retrain with --evidence")
     for category, tiers in report.categories.items():
         counts = "  ".join(f"{tier} {count}" for tier, count in tiers.items())
         print(f"  {category:<14} {counts}")
@@ -164,13 +167,13 @@ def _print_detection(report: "DetectionReport") -> None:
 def _print_cost(name: str, report: "CostReport") -> None:
     print(
         f"\n{name}: {report.prompts} prompts, always cheap {report.always_cheap:.3f}, "
-        f"always dear {report.always_dear:.3f}"
+        f"always expensive {report.always_dear:.3f}"
     )
     for row in report.rates:
         low, high = row.router_interval
         worth = "" if row.beats_random else "   NO BETTER THAN RANDOM"
         print(
-            f"  {row.rate:.0%} dear: router {row.router:.3f} [{low:.3f}, {high:.3f}]  random "
+            f"  {row.rate:.0%} expensive: router {row.router:.3f} [{low:.3f}, {high:.3f}]  random "
             f"{row.random:.3f}  oracle {row.oracle:.3f}{worth}"
         )
     worth = "" if report.beats_random else "   NO BETTER THAN RANDOM"

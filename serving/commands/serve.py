@@ -18,7 +18,7 @@ from serving.contracts.errors import NarrowgateError
 from serving.contracts.model_status import ModelStatus, Progress
 
 if TYPE_CHECKING:
-    from serving.artifacts.load_check import Granted
+    from serving.artifacts.load_check import ModelGrants
     from serving.contracts.settings import ModelSettings, Settings
     from serving.contracts.task_spec import TaskSpec
     from serving.lifecycle.stack import LocalStack
@@ -37,20 +37,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--auth",
         choices=("keys", "off"),
-        help="ask every request for an API key (keys), or listen on loopback for anybody (off)",
+        help="require an API key of every request (keys), or listen on loopback without keys (off)",
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """Settings and tasks that hold. specs: by task name."""
+class CheckedSettings:
+    """Settings and tasks that passed all checks. specs: by task name."""
 
     settings: "Settings"
     specs: "Mapping[str, TaskSpec]"
     origin: Origin
 
 
-def check(settings: "Settings", origin: Origin) -> Checked:
+def check(settings: "Settings", origin: Origin) -> CheckedSettings:
     """Check settings, tasks, ledger, and the attestations of models that exist already.
 
     Blocking, seconds. Raises ConfigurationError, and AttestationRefused before anything starts.
@@ -61,17 +61,17 @@ def check(settings: "Settings", origin: Origin) -> Checked:
     lint(settings)
     prepare_ledger(settings, os.environ)
     specs = dict(load_specs(settings.tasks_dir))
-    checked = Checked(trusting_bundled(settings), specs, origin)
+    checked = CheckedSettings(trusting_bundled(settings), specs, origin)
     first = FirstStart(checked.settings, specs, origin)
     for model in checked.settings.models:
         if not first.missing(model):
-            # A replica's refusal would be found in a log file.
+            # A replica's refusal would only be in a log file.
             _granted(checked.settings, model, specs)
     return checked
 
 
-def prepare(settings: "Settings", origin: Origin) -> Checked:
-    """Check the settings and make what bundled models are missing, without a stack.
+def prepare(settings: "Settings", origin: Origin) -> CheckedSettings:
+    """Check the settings and make missing bundled models, without a stack.
 
     Blocking: minutes the first time. Raises as `check`, and MaterializationFailed,
     QuantizationFailed, EngineFailure.
@@ -91,7 +91,7 @@ def prepare(settings: "Settings", origin: Origin) -> Checked:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the settings, start, make what is missing meanwhile, wait for a signal, stop."""
+    """Check the settings, start, make missing models, wait for a signal, stop."""
     from serving.lifecycle.ports import refuse_taken_port
     from serving.lifecycle.processes import wait_for_signal
     from serving.lifecycle.signals import StopRequested, signals_raise
@@ -114,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """What a start came to. failed: the reason by model id. report: where the time went."""
+class StartResult:
+    """The result of a start. failed: the reason by model id. report: seconds of each step."""
 
     failed: Mapping[str, str]
     report: Mapping[str, Any]
@@ -124,10 +124,10 @@ class Started:
 class Start:
     """One start of a stack: the gateway at once, each model when its files are there.
 
-    Gateways learn of every model through the stack's status file.
+    Gateways read the state of every model from the stack's status file.
     """
 
-    def __init__(self, checked: Checked, stack: "LocalStack") -> None:
+    def __init__(self, checked: CheckedSettings, stack: "LocalStack") -> None:
         self._settings = checked.settings
         self._specs = checked.specs
         self._stack = stack
@@ -142,12 +142,12 @@ class Start:
             {GATEWAY: _GATEWAY_S, **self._steps, LOAD: _LOAD_S}, self._publish
         )
 
-    def run(self, gateway_serves: Callable[[], None] = lambda: None) -> Started:
+    def run(self, gateway_serves: Callable[[], None] = lambda: None) -> StartResult:
         """Start everything; return when every model serves or has failed.
 
-        gateway_serves: called when frontier models can be asked. Raises EngineFailure where the
+        gateway_serves: called when frontier models can be called. Raises EngineFailure where the
         gateway or the engine of a model of the user's own does not start, and the error of a
-        bundled model that could not be made where nothing else can serve.
+        bundled model that could not be made if no other model can serve.
         """
         from serving.app import build_gateway
 
@@ -177,7 +177,7 @@ class Start:
         if self._missing:
             file = self._settings.state / "first_start.json"
             file.write_text(json.dumps(report, indent=1), encoding="utf-8")
-        return Started(failed, report)
+        return StartResult(failed, report)
 
     def _made(self, model: "ModelSettings") -> NarrowgateError | None:
         """Make a model's files and deploy its engine; return the error that prevents it."""
@@ -214,7 +214,7 @@ class Start:
         self._publish(self._timeline.progress())
 
     def _publish(self, progress: Progress) -> None:
-        """Tell the gateways, and whoever watches the terminal."""
+        """Write the models' states for the gateways, and show the progress."""
         from serving.local.status_file import write_statuses
 
         statuses = {
@@ -229,15 +229,15 @@ class Start:
 
 def _granted(
     settings: "Settings", model: "ModelSettings", specs: "Mapping[str, TaskSpec]"
-) -> "Granted":
+) -> "ModelGrants":
     from serving.artifacts.checkpoint import locate
-    from serving.artifacts.load_check import Granted, LoadCheck
+    from serving.artifacts.load_check import LoadCheck, ModelGrants
 
-    return Granted.of(LoadCheck.of(settings, model, locate(model, settings.state)), specs)
+    return ModelGrants.of(LoadCheck.of(settings, model, locate(model, settings.state)), specs)
 
 
 def _has_frontier(settings: "Settings") -> bool:
-    """Return whether any frontier provider can be asked."""
+    """Return whether any frontier provider can be called."""
     from serving.frontier.keys import resolve_key
 
     return any(
@@ -256,7 +256,9 @@ def _announce_gateway(stack: "LocalStack", args: argparse.Namespace) -> None:
         print(f"progress: {stack.health_url}/readyz", flush=True)
 
 
-def _announce(stack: "LocalStack", checked: Checked, started: Started, *, as_json: bool) -> None:
+def _announce(
+    stack: "LocalStack", checked: CheckedSettings, started: StartResult, *, as_json: bool
+) -> None:
     settings, specs = checked.settings, checked.specs
     served: list[str] = []
     refused: dict[str, str] = {}
@@ -291,7 +293,7 @@ def _announce(stack: "LocalStack", checked: Checked, started: Started, *, as_jso
     if settings.attestation.development:
         print("DEVELOPMENT: attestations are not enforced; every task is served")
     if settings.auth.mode == "off":
-        print("AUTH OFF: anybody on this machine may use the API; it listens on loopback only")
+        print("AUTH OFF: every user of this machine may use the API; it listens on loopback only")
     else:
         print("every request needs a key: narrowgate tenant create, narrowgate key create")
     print("\n".join(report_lines(started.report)))

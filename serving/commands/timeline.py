@@ -10,14 +10,14 @@ from typing import Any
 from serving.contracts.model_status import Progress
 
 _TICK_S = 1.0
-# A step that tells nothing of itself is never shown as finished before it is.
+# Largest share shown for a running step that reports no progress.
 _LONGEST_GUESS = 0.95
-# The pace of this machine against the expected one counts once so much is done.
+# The pace of this machine relative to the expected one is used from this share on.
 _PACE_AFTER = 0.05
 _SLOWEST, _FASTEST = 5.0, 0.2
 
-Say = Callable[[float | None, str | None], None]
-"""Tells the share of a step that is done, in [0, 1], None where unknown, and what it does now."""
+ReportProgress = Callable[[float | None, str | None], None]
+"""Reports the share of a step that is done, in [0, 1] or None, and its current action."""
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class _Step:
     expected_s: float
     began_s: float | None = None
     took_s: float | None = None
-    told: float | None = None
+    reported: float | None = None
     doing: str | None = None
 
     def share(self, now_s: float) -> float:
@@ -34,16 +34,16 @@ class _Step:
             return 1.0
         if self.began_s is None:
             return 0.0
-        if self.told is not None:
-            return self.told
+        if self.reported is not None:
+            return self.reported
         return min((now_s - self.began_s) / self.expected_s, _LONGEST_GUESS)
 
 
 class Timeline:
-    """Measures steps, which may run beside each other. Safe between threads.
+    """Measures steps, which may run concurrently. Thread-safe.
 
-    expected_s: every step in order, with the seconds that it takes on two cores. observe: told
-    the progress once a second while the context is open, and at each change. clock: monotonic.
+    expected_s: every step in order, with the seconds that it takes on two cores. observe: called
+    with the progress once a second while the context is open, and at each change. clock: monotonic.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Timeline:
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
-        """Tell the observer once a second while the body runs."""
+        """Call the observer once a second while the body runs."""
 
         def tick() -> None:
             while not self._over.wait(_TICK_S):
-                self._tell()
+                self._notify()
 
         thread = threading.Thread(target=tick, name="timeline", daemon=True)
         thread.start()
@@ -76,25 +76,25 @@ class Timeline:
             thread.join()
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Say]:
-        """Measure a step while the body runs. Yields a function that tells its progress."""
+    def step(self, name: str) -> Iterator[ReportProgress]:
+        """Measure a step while the body runs. Yields a function that reports its progress."""
         step = self._steps[name]
         step.began_s = self._clock() - self._began_s
-        self._tell()
+        self._notify()
 
-        def say(share: float | None, doing: str | None) -> None:
-            step.told = None if share is None else min(max(share, 0.0), 1.0)
+        def report(share: float | None, doing: str | None) -> None:
+            step.reported = None if share is None else min(max(share, 0.0), 1.0)
             step.doing = doing
-            self._tell()
+            self._notify()
 
         try:
-            yield say
+            yield report
         finally:
             step.took_s = self._clock() - self._began_s - step.began_s
-            self._tell()
+            self._notify()
 
     def progress(self) -> Progress:
-        """Return what is done now. The step is the first that runs; left_s is an estimate."""
+        """Return the current progress. The step is the first that runs; left_s is an estimate."""
         now_s = self._clock() - self._began_s
         total_s = sum(step.expected_s for step in self._steps.values())
         done_s = sum(step.expected_s * step.share(now_s) for step in self._steps.values())
@@ -105,7 +105,7 @@ class Timeline:
         return Progress(self._current(), share, (total_s - done_s) * pace)
 
     def report(self) -> dict[str, Any]:
-        """Return where the time went: each step's begin and duration, and the total, seconds."""
+        """Return the begin and duration of each step, and the total, seconds."""
         steps = [
             {"step": name, "began_s": round(step.began_s, 1), "took_s": round(step.took_s, 1)}
             for name, step in self._steps.items()
@@ -120,14 +120,14 @@ class Timeline:
         waiting = [name for name, step in self._steps.items() if step.began_s is None]
         return waiting[0] if waiting else "done"
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         with self._lock:
             self._observe(self.progress())
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
     """Return the report as lines of text."""
-    lines = ["where the time went (steps may overlap):"]
+    lines = ["seconds of each step (steps may overlap):"]
     for step in report["steps"]:
         began_s = step["began_s"]
         lines.append(f"  {step['took_s']:7.1f} s  {step['step']} (began at {began_s:.1f} s)")

@@ -37,12 +37,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="FILE", help="settings of the engine for --probe (YAML)"
     )
     parser.add_argument(
-        "--model", metavar="ID", help="which of the settings' models, for --probe (the first)"
+        "--model", metavar="ID", help="model of the settings, for --probe (the first)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify and print what is attested; exit 1 where it is refused."""
+    """Verify and print the attestation; exit 1 where it is refused."""
     from serving.artifacts.trust import (
         TrustPolicy,
         attestation_path,
@@ -98,7 +98,7 @@ def _model(config: Path | None, model_id: str | None) -> "ModelSettings":
 
 
 def _probe(folder: Path, found: "Attestation", model: "ModelSettings") -> None:
-    """Load the model and compare what it computes. Raises AttestationRefused, EngineFailure."""
+    """Load the model and compare its probe answers. Raises AttestationRefused, EngineFailure."""
     from serving.artifacts.checkpoint import Checkpoint
     from serving.artifacts.probes import probe_works, refuse_other_answers
     from serving.artifacts.trust import (

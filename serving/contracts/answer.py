@@ -79,13 +79,13 @@ Route = Literal["local", "cache", "frontier"]
 
 
 class Answer(_Frozen):
-    """The answer to one input, whichever way it took."""
+    """The answer to one input, from a local or a frontier model."""
 
     task: str
     value: Value
     label_probabilities: dict[str, float] | None
     confidence: float | None = Field(
-        ge=0.0, le=1.0, description="raw confidence; null for a frontier model, which tells none"
+        ge=0.0, le=1.0, description="raw confidence; null for a frontier model, which reports none"
     )
     calibrated_confidence: float | None = Field(
         default=None, ge=0.0, le=1.0, description="probability of being right, where attested"

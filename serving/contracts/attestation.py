@@ -1,4 +1,4 @@
-"""What a gate found of one model, as it is signed: the only thing the offline flow hands on.
+"""A gate's signed findings on one model: the only output of the offline flow that serving reads.
 
 An in-toto Statement v1 (https://in-toto.io/Statement/v1) whose subject is the model's digest and
 whose predicate holds, for each task, the verdict with all of its numbers.
@@ -33,7 +33,7 @@ class _Frozen(BaseModel):
 
 
 class Verdict(StrEnum):
-    """What a gate says of one task."""
+    """A gate's decision on one task."""
 
     PASS = "pass"  # noqa: S105  # not a password
     FAIL = "fail"
@@ -107,7 +107,7 @@ class Interval(_Frozen):
 
 
 class SuiteRecord(_Frozen):
-    """On which examples a task was tested. digest: over all of them; n: how many were used."""
+    """The examples on which a task was tested. digest: over all of them; n: how many were used."""
 
     name: str
     source: str
@@ -185,7 +185,7 @@ class GeneralResult(_Frozen):
 
 
 class Artifact(_Frozen):
-    """What was tested. files: SHA-256 by relative path, of every file."""
+    """The tested model. files: SHA-256 by relative path, of every file."""
 
     files: dict[str, Hex]
     precision: Literal["16-bit", "int8", "int4"]

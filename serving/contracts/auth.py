@@ -1,4 +1,4 @@
-"""Who may ask, as the gateway sees it."""
+"""Tenants and API keys, as the gateway uses them."""
 
 from typing import Protocol
 
@@ -12,20 +12,20 @@ class Directory(Protocol):
     """
 
     def find(self, presented: str) -> Caller:
-        """Return whose key it is. Raises Unauthenticated, and LedgerUnavailable as `tenant`.
+        """Return the caller of a key. Raises Unauthenticated, and LedgerUnavailable as `tenant`.
 
         Takes as long for a key that does not exist as for one whose secret is wrong.
         """
         ...
 
     def tenant(self, name: str) -> Tenant:
-        """Return a tenant with its limits. Raises NotFound for a name that is none.
+        """Return a tenant with its limits. Raises NotFound for an unknown name.
 
-        The default tenant always exists. Raises LedgerUnavailable where what is known of tenants
-        and keys is too old to be relied on, or nothing is known yet.
+        The default tenant always exists. Raises LedgerUnavailable where the copy of
+        tenants and keys is older than auth.max_stale_s, or was never read.
         """
         ...
 
     async def watch(self) -> None:
-        """Keep up with the database until cancelled; its absence is logged and not raised."""
+        """Read changes from the database until cancelled; a failed read is logged, not raised."""
         ...

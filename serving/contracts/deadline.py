@@ -1,4 +1,4 @@
-"""How much time a request has left."""
+"""The deadline of a request."""
 
 import time
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from serving.contracts.errors import DeadlineExceeded
 class Deadline:
     """A point on this process's monotonic clock, seconds. Never crosses a process border.
 
-    total_s: what the request had when the deadline was set, seconds.
+    total_s: seconds from when the deadline was set.
     """
 
     at_s: float
@@ -19,7 +19,7 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float) -> Self:
-        """Return the deadline that many seconds from now."""
+        """Return the deadline this many seconds from now."""
         return cls(time.monotonic() + seconds, seconds)
 
     def remaining_s(self) -> float:
@@ -27,7 +27,7 @@ class Deadline:
         return max(0.0, self.at_s - time.monotonic())
 
     def earlier(self, reserve_s: float) -> Self:
-        """Return the deadline that much earlier; at most half of the total time is reserved."""
+        """Return the deadline, earlier by this many seconds; at most by half of the total time."""
         return replace(self, at_s=self.at_s - min(reserve_s, self.total_s / 2))
 
 

@@ -1,4 +1,4 @@
-"""What the pipeline asks of an engine and what it gets back, in token ids.
+"""Work for an engine and its outputs, in token ids.
 
 These cross a process border for every request: plain tuples and numbers, cheap to pickle.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ScoringPoint:
-    """A place where the answer can go on in more than one way.
+    """A position at which the answer has several possible continuations.
 
     suffix: token ids to append to the prompt. candidates: distinct token ids to score there.
     """
@@ -18,7 +18,7 @@ class ScoringPoint:
     candidates: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Assert that there is something to choose between."""
+        """Assert that there are at least two candidates."""
         assert len(set(self.candidates)) == len(self.candidates) > 0
 
 
@@ -86,7 +86,10 @@ EngineOutput = ScoreOutput | GenerateOutput
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a running engine says of itself. attestation: digest of the envelope it verified."""
+    """The description that a running engine returns.
+
+    attestation: digest of the envelope it verified.
+    """
 
     model_id: str
     engine: str

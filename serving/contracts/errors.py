@@ -153,7 +153,7 @@ class BodyTooLarge(InvalidRequest):
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body has another type or encoding than JSON as it is."""
+    """The body's media type is not JSON, or the body is compressed."""
 
     code = "unsupported_media_type"
 
@@ -233,7 +233,7 @@ class ModelStarting(Unavailable):
 
 
 class ModelPreparing(ModelStarting):
-    """The model's files are being made or loaded. progress: how far that is, where known."""
+    """The model's files are being made or loaded. progress: the current step, where known."""
 
     code = "model_preparing"
 
@@ -452,7 +452,7 @@ class UnsuitableTarget(ConfigurationError):
 
 
 class InsufficientResources(ConfigurationError):
-    """Too little memory or disk space for what was asked."""
+    """Too little memory or disk space for the request."""
 
     code = "insufficient_resources"
 

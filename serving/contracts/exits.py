@@ -1,4 +1,4 @@
-"""How each input of a request ended: what the ledger and the metrics are told, once an input."""
+"""How each input of a request ended. The ledger and the metrics get it once per input."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -30,12 +30,12 @@ class Attempt:
 class Exit:
     """How one input ended.
 
-    task: None where the input is no task. route: `none` where it ended in an error. reason: why it
-    took this route. model: the one that answered, in whole or in part. usage: of the answer alone;
-    attempts: calls made before it, which are paid for too. elapsed_s: since the request arrived.
-    valid: the answer could be read in full. error: its code. replica_s: share of a local replica's
-    time that the answer took, seconds; None where no local model answered. service_tier: of the
-    answer, in its provider's own word. guaranteed: a local answer lies within its attested error
+    task: None where the input belongs to no task. route: `none` where it ended in an error. reason:
+    why it took this route. model: the one that answered, in whole or in part. usage: of the answer
+    alone; attempts: calls made before it, which are paid for too. elapsed_s: since the request
+    arrived. valid: the answer could be read in full. error: its code. replica_s: share of a local
+    replica's time that the answer took, seconds; None where no local model answered. service_tier:
+    of the answer, as the provider names it. guaranteed: a local answer is within its attested error
     bound; None where no local model answered a task.
     """
 
@@ -58,8 +58,8 @@ class Exit:
 class ExitObserver(Protocol):
     """Counts exits; the gateway's metrics implement it."""
 
-    def left(self, exit_: Exit, cost_usd: Decimal | None) -> None:
-        """Count one exit; called once an input.
+    def input_finished(self, exit_: Exit, cost_usd: Decimal | None) -> None:
+        """Count one exit; called once per input.
 
         cost_usd: of all its calls; None where one of them is unknown.
         """

@@ -18,7 +18,8 @@ class OutputBounds:
 
     max_tokens: hard limit. stop: added where the client names no stop sequences.
     directive: a sentence for the system prompt that asks for this length; None adds nothing.
-    thinking: False asks models that think unless told otherwise, at the cost of max_tokens, not to.
+    thinking: False turns off the reasoning of models that reason by default and count it in
+    max_tokens.
     """
 
     max_tokens: int
@@ -68,7 +69,7 @@ class Completion:
 
 @dataclass(slots=True)
 class CompletionStream:
-    """An answer that has begun: its first event has arrived, so no other target is asked.
+    """An answer that has begun: its first event has arrived, so no other target is called.
 
     events: OpenAI `chat.completion.chunk` documents. No chunk but the last has `usage`, and the
     last has no choices; the usage is estimated where none was reported. Raises FrontierStreamBroken

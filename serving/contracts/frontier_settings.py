@@ -67,7 +67,7 @@ class ProviderSettings(_Frozen):
         default=5.0,
         ge=0.0,
         le=60.0,
-        description="longest reading of a stream whose client hung up, seconds, to learn its "
+        description="longest reading of a stream whose client disconnected, seconds, to learn its "
         "usage; 0 closes the connection at once",
     )
     drain_tokens: int = Field(
@@ -77,7 +77,7 @@ class ProviderSettings(_Frozen):
 
     @field_serializer("base_url", when_used="json")
     def _masked(self, url: str | None) -> str | None:
-        """Hide what a URL may hold of a secret wherever settings are printed."""
+        """Return a URL without its user name, password and query values, for printing."""
         if url is None:
             return None
         parts = urlsplit(url)
@@ -101,7 +101,7 @@ class PromptCacheSettings(_Frozen):
 
 
 class BoundSettings(_Frozen):
-    """Bounds of answers to free-form requests, per tier. Tasks bound their own answers."""
+    """Bounds of answers to free-form requests, by tier. Tasks bound their own answers."""
 
     max_tokens: dict[Tier, int] = Field(
         default={"economy": 512, "standard": 1024, "frontier": 4096},
@@ -125,8 +125,8 @@ class FrontierSettings(_Frozen):
     """Frontier APIs.
 
     providers: by name. tiers: each a list of provider/model, tried in this order.
-    hedge_after_s: send the same request to the next target when the first is silent for so long,
-    and pay both; off where None.
+    hedge_after_s: send the same request to the next target when the first sends nothing for this
+    time, and pay both; off where None.
     """
 
     providers: dict[ProviderName, ProviderSettings] = Field(

@@ -11,8 +11,11 @@ from serving.contracts.deadline import Deadline
 from serving.contracts.exits import Endpoint, Exit
 
 UsageSource = Literal["reported", "estimated", "unknown"]
-"""reported: by the provider. estimated: from the texts of a whole answer without credible usage.
-unknown: the provider may have billed something and did not report it; the worst case stays held."""
+"""reported: by the provider.
+
+estimated: from the texts of a whole answer without credible usage. unknown: the provider may have
+billed something and did not report it; the worst case stays held.
+"""
 
 DEFAULT_TENANT = "default"
 """Tenant of all requests where authentication is off."""
@@ -23,7 +26,7 @@ class Tenant:
     """A tenant and its limits; None is no limit.
 
     day_usd, month_usd: of money paid to providers in a calendar day or month of `ledger.time_zone`.
-    requests_per_minute, max_concurrent_requests: of HTTP requests, over the whole stack.
+    requests_per_minute, max_concurrent_requests: of HTTP requests, over all gateway replicas.
     """
 
     name: str

@@ -16,8 +16,9 @@ class _Frozen(BaseModel):
 class LedgerSettings(_Frozen):
     """The ledger.
 
-    commit_wait_s: longest wait of an answer for its own row; a slower row is still written.
-    call_wait_s: longest wait of a paid call to be recorded and checked; then it is refused.
+    commit_wait_s: longest wait of an answer until its row is written; a slower row is still
+    written. call_wait_s: longest wait of a paid call to be recorded and checked; then it is
+    refused.
     """
 
     url: SecretStr | None = Field(

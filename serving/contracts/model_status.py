@@ -1,4 +1,4 @@
-"""How far each local model is on its way to serving. No pydantic: the error tree imports this."""
+"""The state of each local model before it serves. No pydantic: the error tree imports this."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One local model, as the process that starts the stack sees it.
+    """The state of one local model, written by the process that starts the stack.
 
     preparing: its files are being made. deployed: its engine runs, or starts, as the Serve
     application `application`. failed: it will not serve; `reason` says why.

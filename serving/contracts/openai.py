@@ -29,7 +29,7 @@ class OpenAIReply:
 
 
 def without_engine_fields(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an engine's document or chunk with the fields of OpenAI's API alone."""
+    """Return an engine's document or chunk with only the fields of OpenAI's API."""
     kept = {name: value for name, value in document.items() if name in _DOCUMENT}
     if isinstance(choices := kept.get("choices"), list):
         kept["choices"] = [_choice(choice) for choice in choices]
@@ -89,7 +89,7 @@ def usage_from_openai(data: object) -> Usage | None:
     """Read OpenAI's usage; None where it is missing, malformed or contradicts itself.
 
     prompt_tokens includes cached and written tokens; completion_tokens includes reasoning. Some
-    compatible servers count reasoning beside completion_tokens, and their total shows it. Cache
+    compatible servers do not include reasoning in completion_tokens; their total shows it. Cache
     writes are recorded as 5-minute writes: OpenAI has one price for them.
     """
     if not isinstance(data, Mapping):

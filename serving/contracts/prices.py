@@ -14,8 +14,10 @@ PICODOLLAR = Decimal("1e-12")
 """US dollars. Every price of a token is a whole number of it, and so is every cost."""
 
 MIN_CACHED_TOKENS = 1024
-"""Shortest prefix that OpenAI and most Anthropic models cache. A shorter marked prefix is ignored
-and costs nothing extra."""
+"""Shortest prefix that OpenAI and most Anthropic models cache.
+
+A shorter marked prefix is ignored and costs nothing extra.
+"""
 
 STANDARD = "standard"
 DEAREST = "dearest"
@@ -23,7 +25,7 @@ DEAREST = "dearest"
 STANDARD_NAMES = frozenset({STANDARD, "default", "auto", "scale"})
 """Names of the standard tier. `scale` is prepaid; usage beyond it costs the standard price."""
 
-# A request for one of these gets no dearer tier. `auto` and no tier depend on the account.
+# A request for one of these gets no more expensive tier. `auto` and no tier depend on the account.
 _CAPPED = frozenset({STANDARD, "default", "standard_only", "flex"})
 
 

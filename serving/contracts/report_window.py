@@ -1,4 +1,4 @@
-"""The window of a report, as people write it."""
+"""Parses the window of a report from text."""
 
 import re
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ _AGO = re.compile(r"([1-9][0-9]{0,4})([dh])")
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Moments from since on, before until. Both have a zone."""
+    """The moments in [since, until). Both have a time zone."""
 
     since: datetime
     until: datetime
 
 
 def parse_window(since: str | None, until: str | None, zone: tzinfo, now: datetime) -> Window:
-    """Return a window; by default from the first of this month, in the zone, until now.
+    """Return a window; by default from the first of this month, in the time zone, until now.
 
     since, until: a date (its first moment in the zone), a date and time (of the zone where it names
     none), or `7d` and `24h` for that long before now. Raises InvalidRequest.
@@ -49,7 +49,7 @@ def _moment(field: str, text: str, zone: tzinfo, now: datetime) -> datetime:
         return (moment.replace(tzinfo=zone) if moment.tzinfo is None else moment).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise InvalidRequest(
-            f"{field} is {text!r}, which is no date, time or span",
+            f"{field} is {text!r}, which is not a date, time or span",
             field=field,
             fix="give 2026-11-01, 2026-11-01T09:30, 7d or 24h",
         ) from error

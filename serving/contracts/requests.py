@@ -1,4 +1,4 @@
-"""Requests as the request path carries them: read and validated once, then frozen."""
+"""The typed requests of the request path: read and validated once, then frozen."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ from serving.contracts.answer import TaskRequest
 from serving.contracts.errors import InvalidRequest, UnsupportedParameter
 
 AUTO = "auto"
-"""Model name with which a client leaves the choice to the router."""
+"""Model name that lets the router choose."""
 
 TASK_PREFIX = "task/"
-"""Prefix of the model name with which a client asks a task by name in a chat."""
+"""Prefix of the model name that names a task in a chat."""
 
 MAX_LOCAL_CHOICES = 16
 """The most choices (`n`) of one chat or completion on a local model."""
@@ -20,8 +20,7 @@ IGNORED_FIELDS = frozenset({
     "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention",
     "safety_identifier", "parallel_tool_calls", "verbosity",
 })  # fmt: skip
-"""Fields that SDKs send as a matter of course. Providers get them; local models and tasks do not,
-and a request is not refused for them."""
+"""Fields that SDKs send by default. Providers get them. Local models and tasks ignore them."""
 
 SAMPLING_FIELDS = frozenset({
     "temperature", "top_p", "top_k", "min_p", "seed", "stop", "frequency_penalty",
@@ -67,7 +66,7 @@ class Message:
         return bool(self.content) and all(part["type"] == "text" for part in self.content or ())
 
     def body(self) -> dict[str, Any]:
-        """Return the message as it goes to a provider or engine."""
+        """Return the message for a provider or engine."""
         content = list(self.content) if isinstance(self.content, tuple) else self.content
         return {"role": self.role, "content": content, **self.extras}
 
@@ -76,11 +75,11 @@ class Message:
 class ChatRequest:
     """One chat completion.
 
-    max_tokens: the lower of the client's two limits, for one choice. choices: `n`. include_usage:
-    the client asked for a stream's usage. source_language, target_language: for translations.
-    fields: every other field of OpenAI's API and of the engine that the client set, validated, by
-    name; fields that are null, empty or at a default that asks for nothing are left out. extras:
-    fields that this server does not know, by name.
+    max_tokens: the lower of the client's two limits, for one choice. choices: `n`. include_usage: a
+    stream ends with its usage. source_language, target_language: for translations. fields: every
+    other field of OpenAI's API and of the engine that the client set, validated, by name; fields
+    that are null, empty or at a default without effect are left out. extras: fields that this
+    server does not know, by name.
     """
 
     model: str
@@ -96,7 +95,7 @@ class ChatRequest:
 
     @property
     def units(self) -> int:
-        """Return how much work the request is for admission: one unit a choice."""
+        """Return the admission units of the request: one for each choice."""
         return self.choices
 
     @property
@@ -116,9 +115,9 @@ class ChatRequest:
     def engine_body(self, model: str) -> dict[str, Any]:
         """Return the body for a local model's engine.
 
-        Raises UnsupportedParameter for a field that the engine would ignore or that reaches into
-        it (templates, cache salts, transfer parameters), InvalidRequest for content other than
-        text and for too many choices.
+        Raises UnsupportedParameter for a field that the engine would ignore or that controls its
+        internals (templates, cache salts, transfer parameters), InvalidRequest for content other
+        than text and for too many choices.
         """
         _require_fields(self.fields, LOCAL_CHAT_FIELDS, self.extras, "a local model")
         _require_choices(self.choices, self.fields)
@@ -128,15 +127,15 @@ class ChatRequest:
             "model": model,
             "messages": [message.body() for message in self.messages],
             **_limits(self.max_tokens, self.choices),
-            **_kept(self.fields),
+            **_mutable(self.fields),
             **_streamed(self.stream),
         }
 
     def task_input(self) -> str:
         """Return the input of a chat that names a task.
 
-        Raises UnsupportedParameter for a field that would have no effect although it asks for
-        another kind of answer, InvalidRequest where there is not exactly one user message of text.
+        Raises UnsupportedParameter for a field that asks for another kind of answer, which a task
+        does not give, InvalidRequest where there is not exactly one user message of text.
         """
         extras = {**self.extras, **({"n": self.choices} if self.choices != 1 else {})}
         _require_fields(self.fields, TASK_CHAT_FIELDS, extras, "a task")
@@ -165,7 +164,7 @@ class CompletionRequest:
 
     @property
     def units(self) -> int:
-        """Return how much work the request is for admission: one unit a choice of a prompt."""
+        """Return the admission units of the request: one for each choice of each prompt."""
         return self.choices * len(self.prompts)
 
     @property
@@ -182,7 +181,7 @@ class CompletionRequest:
             "model": model,
             "prompt": prompt,
             **_limits(self.max_tokens, self.choices),
-            **_kept(self.fields),
+            **_mutable(self.fields),
             **_streamed(self.stream),
         }
 
@@ -191,8 +190,8 @@ class CompletionRequest:
 class TaskBatch:
     """The inputs of one request to one task.
 
-    positions: each input's place in the client's list. refused: by place, what was no text; the
-    other inputs are answered all the same. is_list: the client sent a list, and gets one.
+    positions: index of each input in the client's list. refused: errors by index, of items that are
+    not text; the other inputs are answered. is_list: the client sent a list, and gets one.
     """
 
     task: str
@@ -203,7 +202,7 @@ class TaskBatch:
 
     @property
     def units(self) -> int:
-        """Return how much work the request is for admission: one unit an input."""
+        """Return the admission units of the request: one for each input."""
         return len(self.requests)
 
     @property
@@ -221,11 +220,12 @@ def _limits(max_tokens: int | None, choices: int) -> dict[str, Any]:
 
 
 def _streamed(stream: bool) -> dict[str, Any]:
-    # Usage is always asked for: the ledger needs it. The writer hides it from other clients.
+    # Usage is always requested, because the ledger needs it. The writer hides it from other
+    # clients.
     return {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
 
 
-def _kept(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _mutable(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in IGNORED_FIELDS}
 
 

@@ -32,7 +32,7 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """A client's wishes about routing and cost."""
+    """A client's options for routing and cost."""
 
     route: RoutePreference = "auto"
     max_cost_usd: Decimal | None = None
@@ -40,10 +40,10 @@ class RequestOptions:
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """Embeddings of a request's texts, computed once and shared by whatever compares texts.
+    """Embeddings of a request's texts, computed once and shared by all steps that compare texts.
 
-    by_text: a text's vector, (dimensions,) float32. failure: the code of the error for which there
-    are none, `timeout` where they took too long; None where all are there.
+    by_text: a text's vector, (dimensions,) float32. failure: code of the error that prevented them,
+    `timeout` where they took too long; None where there was none.
     """
 
     by_text: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -52,14 +52,14 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The router's decision about a chat that leaves the choice to it.
+    """The router's decision about a chat with the model `auto`.
 
-    task: the narrow task that it is, input included, or None. certainty: probability of that task,
-    or that it is none. complexity: in [0, 1]; None where nothing was scored. tier: of the frontier
-    model that answers where no local one does. because: the rule or the scores, for logs. labels:
-    of a task with labels or entity types, those that the client named, each with the client's own
-    word for it; None where it named none. An answer outside them must escalate; entities of other
-    types are left out.
+    task: the narrow task with its input, or None. certainty: probability of that task, or of no
+    task. complexity: in [0, 1]; None where nothing was scored. tier: of the frontier model that
+    answers where no local one does. because: the rule or the scores, for logs. labels: of a task
+    with labels or entity types, those that the client named, each with the client's own word for
+    it; None where it named none. An answer outside them must escalate; entities of other types are
+    left out.
     """
 
     task: TaskRequest | None
@@ -71,7 +71,7 @@ class Decision:
 
 
 class Router(Protocol):
-    """Decides about a chat before any model is called; serving.routing implements it."""
+    """Makes the decision about a chat before any model is called; serving.routing implements it."""
 
     async def vectors(self, request: ChatRequest) -> Vectors:
         """Return the vectors that `decide` needs. Never raises: see Vectors.failure."""
@@ -83,7 +83,7 @@ class Router(Protocol):
 
 
 class DecisionLog(Protocol):
-    """Keeps chats that went to a frontier model, for people to label and the router to train on."""
+    """Stores chats that went to a frontier model, to be labelled and to train the router."""
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Queue a row to be written. Neither blocks nor raises."""

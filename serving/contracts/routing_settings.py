@@ -15,7 +15,7 @@ class _Frozen(BaseModel):
 class ComplexityThresholds(_Frozen):
     """Below low: economy; below medium: standard; above: frontier.
 
-    margin: a score this close below a threshold takes the dearer tier.
+    margin: a score this close below a threshold takes the more expensive tier.
     """
 
     low: float = Field(default=0.35, ge=0.0, le=1.0)
@@ -30,14 +30,14 @@ class ComplexityThresholds(_Frozen):
 
 
 class RoutingSettings(_Frozen):
-    """Which way requests go.
+    """How requests are routed.
 
     model: folder written by `narrowgate router train`; the shipped one where None.
     """
 
     model: Path | None = None
     narrow_certainty: float = Field(
-        default=0.9, gt=0.5, le=1.0, description="probability of a task that makes a request narrow"
+        default=0.9, gt=0.5, le=1.0, description="least probability of a task for a narrow request"
     )
     narrow_max_chars: int = Field(default=4000, ge=1, description="longer requests are not narrow")
     complexity: ComplexityThresholds = ComplexityThresholds()
@@ -52,13 +52,13 @@ class RoutingSettings(_Frozen):
     frontier_reserve_s: float = Field(
         default=10.0,
         ge=0.0,
-        description="time kept for a frontier call; at most half of the request's",
+        description="time reserved for a frontier call; at most half of the request's",
     )
     max_concurrent_frontier: int = Field(
-        default=256, ge=1, description="requests at frontier APIs, a gateway replica"
+        default=256, ge=1, description="concurrent requests at frontier APIs, per gateway replica"
     )
     max_queued_frontier: int = Field(default=256, ge=0)
     decisions_log: Path | None = Field(
         default=None,
-        description="JSON Lines of escalated requests, texts too, for `narrowgate router train`",
+        description="JSON Lines of escalated requests with texts, for `narrowgate router train`",
     )

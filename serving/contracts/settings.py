@@ -46,9 +46,9 @@ class GpuAccelerator(_Frozen):
 
 
 class Replicas(_Frozen):
-    """How many replicas, and when to add one.
+    """The number of replicas and their autoscaling.
 
-    min == max keeps the number fixed. target_ongoing_requests: calls in progress a replica that
+    min == max keeps the number fixed. target_ongoing_requests: calls in progress per replica that
     autoscaling aims at; a call carries up to `max_batch_size` inputs.
     """
 
@@ -86,7 +86,7 @@ class ModelSettings(_Frozen):
     replica_hour_usd: Decimal | None = Field(
         default=None,
         ge=0,
-        description="what one replica costs an hour, US dollars; 0 where it costs nothing; needed",
+        description="cost of one replica per hour, US dollars; 0 where it costs nothing; required",
     )
     max_model_len: int = Field(default=2048, ge=256, description="window, tokens")
     max_num_seqs: int = Field(default=64, ge=1, description="sequences in one engine step")
@@ -95,10 +95,10 @@ class ModelSettings(_Frozen):
         description="auto: the checkpoint's, but float32 on a processor without fast bfloat16",
     )
     max_batch_size: int = Field(
-        default=32, ge=1, le=256, description="inputs that travel to the engine in one call"
+        default=32, ge=1, le=256, description="inputs in one call of the engine"
     )
     concurrent_batches: int = Field(
-        default=4, ge=1, le=64, description="scoring calls in flight, a gateway replica"
+        default=4, ge=1, le=64, description="scoring calls in progress, per gateway replica"
     )
     engine_args: dict[str, JsonValue] = Field(
         default_factory=dict,
@@ -110,7 +110,7 @@ Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 
 class GatewaySettings(_Frozen):
-    """The HTTP side."""
+    """The HTTP server."""
 
     replicas: int = Field(default=1, ge=1, le=100)
     num_cpus: float = Field(default=0.0, ge=0.0, description="CPU resources reserved in Ray")
@@ -122,16 +122,16 @@ class GatewaySettings(_Frozen):
         description="inputs in one request: texts of a task, prompts, choices",
     )
     max_concurrent_inputs: int = Field(
-        default=256, ge=1, description="inputs being worked on, a gateway replica"
+        default=256, ge=1, description="inputs being processed, per gateway replica"
     )
     max_queued_inputs: int = Field(
-        default=1024, ge=0, description="inputs waiting beyond those; more get 429"
+        default=1024, ge=0, description="inputs that wait beyond those; more get 429"
     )
     health_port: int | None = Field(
         default=None,
         ge=1,
         le=65535,
-        description="port for /healthz, /readyz and /metrics alone, with connections of its own; "
+        description="port for /healthz, /readyz and /metrics only, with its own connections; "
         "the next free one above `port` if absent",
     )
     max_connections: int = Field(
@@ -141,7 +141,7 @@ class GatewaySettings(_Frozen):
         default=1024, ge=1, le=500_000, description="open connections of one client address"
     )
     header_timeout_s: float = Field(
-        default=10.0, gt=0.0, le=600.0, description="for the line and headers of a request"
+        default=10.0, gt=0.0, le=600.0, description="for the request line and headers"
     )
     body_timeout_s: float = Field(
         default=30.0, gt=0.0, le=3600.0, description="for the whole body of a request; then 408"
@@ -150,11 +150,11 @@ class GatewaySettings(_Frozen):
         default=60.0,
         gt=0.0,
         le=3600.0,
-        description="until a connection is closed that sends nothing between two requests",
+        description="longest silence of a connection between two requests",
     )
     request_timeout_s: float = Field(default=120.0, gt=0.0, le=3600.0)
     drain_timeout_s: float = Field(
-        default=10.0, ge=0.0, le=600.0, description="time for requests in flight at shutdown"
+        default=10.0, ge=0.0, le=600.0, description="time for requests in progress at shutdown"
     )
     cors_origins: tuple[Origin, ...] = Field(
         default=(),
@@ -164,41 +164,41 @@ class GatewaySettings(_Frozen):
 
 
 class AttestationSettings(_Frozen):
-    """Whose word is needed for a model to serve a task."""
+    """Which attestations are accepted."""
 
     trusted_keys: tuple[Path, ...] = Field(
-        default=(), description="Ed25519 public keys (PEM); a signature of any of them suffices"
+        default=(), description="Ed25519 public keys (PEM); a signature of one of them suffices"
     )
     max_age_days: float | None = Field(
         default=None, gt=0.0, description="refuse older attestations at load; none: any age"
     )
     allow_older: bool = Field(
         default=False,
-        description="accept an attestation that is older than the newest one accepted before",
+        description="accept an attestation older than the newest one accepted before",
     )
     strict: bool = Field(
-        default=False, description="read every byte at every load, trusting no cached digest"
+        default=False, description="read every byte at every load, without cached digests"
     )
     development: bool = Field(
         default=False,
-        description="serve without valid attestations; said in the log and in every response",
+        description="serve without valid attestations; the log and every response state it",
     )
 
 
 class Settings(_Frozen):
-    """Everything a serving process is told."""
+    """All settings of a serving process."""
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=1, le=65535)
     state: Path = Field(default=Path(".narrowgate"), description="folder for everything written")
-    tasks_dir: Path | None = Field(default=None, description="folder with task files of your own")
+    tasks_dir: Path | None = Field(default=None, description="folder with your own task files")
     models: tuple[ModelSettings, ...] = Field(
         default=(
             ModelSettings(
                 id="smollm2-135m-instruct",
                 source=f"{BUNDLED_MODEL}@int8-w8a8",
                 accelerator=CpuAccelerator(kind="cpu"),
-                # About what two cores cost in a cloud.
+                # About the cloud price of two cores.
                 replica_hour_usd=Decimal("0.10"),
                 engine_args={"enforce_eager": True},
             ),
@@ -222,7 +222,7 @@ class Settings(_Frozen):
             raise ValueError(f"models: ids must be distinct, found {ids}")
         for task, model in self.task_models.items():
             if model not in ids:
-                raise ValueError(f"task_models.{task}: {model!r} is none of the models {ids}")
+                raise ValueError(f"task_models.{task}: {model!r} is not one of the models {ids}")
         return self
 
     def model_for(self, task: str) -> str:

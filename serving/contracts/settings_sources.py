@@ -26,7 +26,7 @@ _LISTED = "docs/settings.md lists every field with its unit and range"
 def load_settings(
     file: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str] | None = None
 ) -> Settings:
-    """Return the settings of a file, the environment and the command line together.
+    """Return the settings merged from a file, the environment and the command line.
 
     overrides: top-level fields given on the command line; None means not given. environ: this
     process's environment where None. Blocking. Raises InvalidSettings, which names the field, the
@@ -93,7 +93,10 @@ def _from_variable(variable: str, value: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What a setting holds. structured: a list or mapping, which a variable holds as JSON."""
+    """The kind of value of a setting.
+
+    structured: a list or mapping, which a variable holds as JSON.
+    """
 
     structured: bool
     kind: str = "value"
@@ -101,7 +104,7 @@ class _Place:
 
 
 def _place(names: list[str], variable: str) -> _Place:
-    """Return what stands at a path of names. Raises InvalidSettings for a path that is none."""
+    """Return the setting at a path of names. Raises InvalidSettings for an unknown path."""
     annotation: Any = Settings
     for name in names:
         models = _models(annotation)
@@ -109,7 +112,7 @@ def _place(names: list[str], variable: str) -> _Place:
             fields = {key: field for model in models for key, field in model.model_fields.items()}
             if name not in fields:
                 raise InvalidSettings(
-                    f"the environment sets {variable!r}, which is no setting",
+                    f"the environment sets {variable!r}, which is not a setting",
                     field=variable,
                     fix="unset it or correct the name; levels are joined by two underscores",
                 )
@@ -118,7 +121,7 @@ def _place(names: list[str], variable: str) -> _Place:
             annotation = get_args(_plain(annotation))[1]
         else:
             raise InvalidSettings(
-                f"the environment sets {variable}, and nothing stands below a list or a value",
+                f"the environment sets {variable}, and a list or a value has no settings below it",
                 field=variable,
                 fix="set the whole list as JSON in one variable",
             )
@@ -144,7 +147,7 @@ def _origin(annotation: Any) -> Any:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """Return the groups of settings that a type stands for."""
+    """Return the settings models in a type."""
     plain = _plain(annotation)
     kinds = get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,)
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
@@ -155,8 +158,8 @@ def _refuse_bent(
 ) -> None:
     """Raise InvalidSettings where a source by itself is wrong at a field that it sets.
 
-    strict: true is no number, a text is no number and 1.0 is no whole number. names: the path
-    that the source sets; what it lacks beside them may come from another source.
+    strict: true and texts are not numbers, and 1.0 is not a whole number. names: the path that the
+    source sets; another source may set the fields that are missing there.
     """
     try:
         text = json.dumps(content, default=str)
@@ -186,7 +189,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _joined(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return both, where `above` wins; mappings are joined level by level."""
+    """Return both merged level by level; a value in `above` takes precedence."""
     joined = dict(below)
     for key, value in above.items():
         current = joined.get(key)

@@ -1,8 +1,8 @@
-"""What a narrow task is: a validated, immutable description with a stable digest.
+"""The specification of a narrow task: validated, immutable, with a stable digest.
 
 A task is one YAML file. Attestations contain its digest, so everything that changes what the model
 sees or how its output is read must change the digest: every field below is part of it, and
-PROMPT_FORMATS stands for the code that renders and parses.
+PROMPT_FORMATS is the version of the code that renders and parses.
 """
 
 import datetime
@@ -30,8 +30,8 @@ PROMPT_FORMATS: Mapping[str, int] = {"classification": 1, "extraction": 2, "tran
 
 MAX_LABELS = 150
 
-# Marks and letters without a visible form, beside the characters of category C: joiners, fillers,
-# Khmer inherent vowels and variation selectors.
+# Marks and letters without a visible form, in addition to the characters of category C: joiners,
+# fillers, Khmer inherent vowels and variation selectors.
 _INVISIBLE = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
     + "".join(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
@@ -39,7 +39,7 @@ _INVISIBLE = frozenset(
 
 
 def folded_name(name: str) -> str:
-    """Return a name without its case, width, outer and repeated white space, invisible characters.
+    """Return a name without case, width, outer and repeated white space, invisible characters.
 
     Names that are equal in this form look the same to a reader.
     """
@@ -54,7 +54,7 @@ def folded_name(name: str) -> str:
 
 
 def _text(value: object) -> object:
-    """Refuse what YAML reads as something else than text, with the reason."""
+    """Refuse a value that YAML does not read as text, with the reason."""
     if isinstance(value, bool):
         raise ValueError(  # noqa: TRY004  # pydantic reports this class alone
             f"YAML reads this as {str(value).lower()}, not as text (as it does yes, no, on, off, "
@@ -104,7 +104,7 @@ class _Spec(_Frozen):
     description: str = Field(default="", max_length=500)
     instruction: Text
     max_output_tokens: Count = Field(le=4096, description="bound on generated tokens")
-    floor: Share = Field(description="lowest acceptable metric, whatever the baseline reaches")
+    floor: Share = Field(description="lowest acceptable metric, independent of the baseline")
     margins: Margins = Margins()
     target_error: float = Field(
         gt=0.0,
@@ -253,7 +253,7 @@ _ADAPTER: TypeAdapter[TaskSpec] = TypeAdapter(TaskSpec)
 def parse_task_spec(content: object, source: str) -> TaskSpec:
     """Return the task that a parsed YAML document describes.
 
-    source: the document's file, for the message.
+    source: the document's file, for messages.
     Raises InvalidTaskSpec, which names every field at fault.
     """
     try:
@@ -293,7 +293,7 @@ def _is_inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) ->
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    """Return a field's path as the file has it, without the kind that pydantic puts in front."""
+    """Return a field's path in the file, without the kind that pydantic puts in front."""
     parts = location[1:] if location and location[0] in PROMPT_FORMATS else location
     return ".".join(map(str, parts)) or "document"
 

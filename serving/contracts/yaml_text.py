@@ -1,4 +1,4 @@
-"""YAML documents that people write: read strictly, so that a file means what it says."""
+"""Strict reading of YAML documents that people write."""
 
 import re
 from collections.abc import Hashable
@@ -87,5 +87,5 @@ def parse_yaml(content: bytes | str) -> object:
     except RecursionError as error:
         raise UnreadableYaml("not readable YAML: nested too deeply") from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        # PyYAML lets through what Python says of a date or a tagged value that does not exist.
+        # PyYAML does not wrap Python's own errors for invalid dates and tagged values.
         raise UnreadableYaml(f"not readable YAML: {error}") from error

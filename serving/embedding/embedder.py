@@ -1,4 +1,4 @@
-"""Embeds on a thread of its own, so that the event loop never waits for arithmetic."""
+"""Embeds texts in a separate thread, so that the event loop is never blocked."""
 
 import asyncio
 import atexit
@@ -43,7 +43,7 @@ class _Waiting:
 
 
 class ThreadedEmbedder:
-    """Embeds in batches of whatever waits, on one thread.
+    """Embeds all waiting texts in batches, in one thread.
 
     encode: the blocking work. max_queued: texts that may wait; more are refused.
     Starts its thread at the first text; `close` ends it.
@@ -63,7 +63,7 @@ class ThreadedEmbedder:
         return len(self._waiting)
 
     async def embed(self, text: str) -> Vector:
-        """Return the text's vector. A cancelled caller's text is dropped unless it is under way.
+        """Return the text's vector. A cancelled caller's text is dropped unless its batch runs.
 
         Raises QueueFull, EngineFailure where the encoder fails, and ShuttingDown after `close`.
         """
@@ -78,7 +78,7 @@ class ThreadedEmbedder:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="embedder", daemon=True)
                 self._thread.start()
-                # A thread inside onnxruntime while the interpreter goes away aborts the process.
+                # A thread inside onnxruntime at interpreter shutdown aborts the process.
                 atexit.register(self.close)
             self._changed.notify()
         return await result
@@ -88,7 +88,7 @@ class ThreadedEmbedder:
         return self._encode(texts)
 
     def close(self) -> None:
-        """Refuse what waits and end the thread. Blocking for at most the batch under way."""
+        """Refuse waiting texts and end the thread. Blocking for at most the current batch."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -147,5 +147,5 @@ def _settle(waiting: _Waiting, outcome: Vector | Exception) -> None:
     try:
         waiting.loop.call_soon_threadsafe(deliver)
     except RuntimeError:
-        # The caller's loop is closed: nobody waits for this any more.
+        # The caller's loop is closed: no caller waits.
         return

@@ -10,7 +10,7 @@ from serving.embedding.weights import EncoderFiles
 
 DIMENSIONS = 384
 MAX_TOKENS = 256
-# A token is rarely longer than this many characters; more than this need not be tokenized.
+# A token is rarely longer than this many characters; longer texts are cut before tokenizing.
 _MAX_CHARS = MAX_TOKENS * 16
 _BATCH = 16
 
@@ -26,7 +26,7 @@ class Encoder:
         from tokenizers import Tokenizer
 
         options = onnxruntime.SessionOptions()
-        # One thread: the encoder must not take cores from the engine beside it.
+        # One thread: the encoder must not take cores from the engine.
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         self._session: Any = onnxruntime.InferenceSession(
@@ -39,8 +39,8 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return (len(texts), 384) float32, rows of unit length. Blocking, about 2.5 ms a text.
 
-        Texts of any language are accepted; the model was trained on English. What is beyond 256
-        tokens is not looked at. A text's vector does not depend on the others.
+        Texts of any language are accepted; the model was trained on English. Tokens after the 256th
+        are ignored. A text's vector does not depend on the other texts.
         """
         rows = [self._tokenizer.encode(_clean(text)).ids for text in texts]
         # Neighbours in length share a batch, so that little of it is padding.
@@ -64,5 +64,5 @@ class Encoder:
 
 
 def _clean(text: str) -> str:
-    # Lone surrogates come in through JSON escapes and cannot be encoded as UTF-8.
+    # JSON escapes can express lone surrogates, which UTF-8 cannot encode.
     return text[:_MAX_CHARS].encode("utf-8", "replace").decode("utf-8")

@@ -9,7 +9,7 @@ from serving.contracts.errors import MaterializationFailed
 from serving.embedding.onnx_graph import encoder_model
 from serving.embedding.weights import EncoderFiles, packaged_files
 
-# Raised by one whenever the graph or its quantization changes: old files are then left alone.
+# Raised by one whenever the graph or its quantization changes: old files are then not used.
 GRAPH_FORMAT = 1
 _DIGEST_CHARS = 16
 _MODEL = "model.onnx"
@@ -19,8 +19,8 @@ _TOKENIZER = "tokenizer.json"
 def ensure_model(state: Path, source: EncoderFiles | None = None) -> EncoderFiles:
     """Return the INT8 model and its tokenizer, made now where they are missing.
 
-    state: the folder for everything written; they lie in its `models`. Blocking: about 1 s the
-    first time, 0.1 s after. Safe beside other processes: the folder appears whole or not at all.
+    state: the folder for everything written; the files are in its `models`. Blocking: about 1 s the
+    first time, 0.1 s after. Safe with concurrent processes: the folder is complete or absent.
     Raises MaterializationFailed.
     """
     source = source or packaged_files()

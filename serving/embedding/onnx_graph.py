@@ -3,7 +3,7 @@
 The graph is BERT with mean pooling and unit length, in onnxruntime's fused operators. In INT8 the
 matrices are `MatMulNBits` in blocks of 32 weights with a scale each. Its activations are quantized
 row by row and not over the whole tensor as in dynamic quantization, so a text's vector does not
-depend on the texts that happen to share its batch.
+depend on the texts in the same batch.
 """
 
 from collections.abc import Mapping, Sequence

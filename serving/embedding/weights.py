@@ -1,4 +1,4 @@
-"""Where the encoder's weights are: in an installed package, never in a hub."""
+"""Finds the encoder's weights in an installed package."""
 
 import hashlib
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class EncoderFiles:
 def packaged_files() -> EncoderFiles:
     """Return the files of all-MiniLM-L6-v2 in the installed package.
 
-    The package is found and not imported: importing it asks for sentence-transformers.
+    The package is not imported, because its import needs sentence-transformers.
     Raises MaterializationFailed where it is not installed or not whole.
     """
     spec = find_spec(PACKAGE)

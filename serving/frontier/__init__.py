@@ -1,1 +1,1 @@
-"""Frontier APIs behind one door: bounds, prompt caching, retries, fallback, circuit breakers."""
+"""Calls of frontier APIs: bounds, prompt caching, retries, fallback, circuit breakers."""

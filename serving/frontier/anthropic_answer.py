@@ -76,7 +76,7 @@ class AnthropicStream:
         self.is_finished = False
 
     def read(self, event: object) -> StreamPart | None:
-        """Return what an event brings; None for one that brings nothing.
+        """Return an event's part; None for an event without content.
 
         Raises ValueError for an event nested too deeply.
         """
@@ -152,8 +152,11 @@ def _tool_call(block: Mapping[str, Any], arguments: str) -> dict[str, Any]:
 
 
 def _finish(reason: object) -> str:
-    """Return OpenAI's finish reason. A reason that is missing or unknown may mean a partial answer,
-    which must not look whole: `length`."""
+    """Return OpenAI's finish reason.
+
+    A reason that is missing or unknown may mean a partial answer, which must not look whole:
+    `length`.
+    """
     return _FINISH.get(reason, "length") if isinstance(reason, str) else "length"
 
 

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API, spoken through its SDK."""
+"""Anthropic's Messages API, called through its SDK."""
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing

@@ -1,4 +1,4 @@
-"""Errors of our tree for what the anthropic SDK raises."""
+"""Translates the errors of the anthropic SDK to NarrowgateErrors."""
 
 import anthropic
 
@@ -45,7 +45,7 @@ STATUS_ERRORS: tuple[type[Exception], ...] = (
     anthropic.APIStatusError,
 )
 STATUS_MEANT: dict[type[Exception], int] = {
-    # The account is at fault, not the request: the next target may answer.
+    # The account is the cause, not the request: the next target may answer.
     anthropic.CMEKKeyDisabledError: 403,
     anthropic.CMEKKeyNetworkBlockedError: 403,
     anthropic.ClaudeCodeKeyCreatorNotMemberError: 403,
@@ -59,7 +59,7 @@ STATUS_MEANT: dict[type[Exception], int] = {
     anthropic.LinkedOrganizationBillingUnavailableError: 402,
     anthropic.LinkedOrganizationSpendLimitReachedError: 402,
 }
-"""Classes whose HTTP status does not say what they mean, and the status that does."""
+"""Classes whose HTTP status is misleading, and the status that is used instead."""
 
 OTHER_ERRORS: dict[type[Exception], type[FrontierError]] = {
     anthropic.APIResponseValidationError: FrontierInvalidResponse,
@@ -76,7 +76,7 @@ ERRORS = (anthropic.AnthropicError, *TRANSPORT_ERRORS)
 
 
 def translate(error: Exception, provider: str, secret: str | None = None) -> FrontierError:
-    """Return the error of our tree for what the SDK raised. secret: the key, never quoted."""
+    """Return the NarrowgateError for an SDK's error. secret: the key, never quoted."""
     source = f"anthropic.{type(error).__name__}"
     match error:
         case anthropic.APIStatusError():

@@ -20,7 +20,7 @@ _NOT_OFFERED = ("logprobs", "top_logprobs", "logit_bias", "audio", "functions", 
                 "prediction", "web_search_options")  # fmt: skip
 _EFFORT = {"none": "low", "minimal": "low"}
 _THINKING_OFF = (
-    # Models that think unless told otherwise. Opus 5.5 and Fable refuse `disabled`, and get only
+    # Models that reason by default. Opus 5.5 and Fable refuse `disabled`, and get only
     # the lowest effort.
     ("claude-sonnet-5-5", "between_tools"),
     ("claude-haiku-5", "disabled"),

@@ -1,4 +1,4 @@
-"""How long an answer may get, and the most that a request can cost. Pure."""
+"""The length limit of an answer, and the most that a request can cost. Pure."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -58,7 +58,7 @@ def bounded(body: dict[str, Any], bounds: OutputBounds) -> dict[str, Any]:
 
 
 def choice_count(body: Mapping[str, Any]) -> int:
-    """Return how many choices a request asks for, in whatever form the number stands.
+    """Return how many choices a request asks for, for every accepted form of the number.
 
     Raises InvalidRequest for a value that is not a whole number of at least 1.
     """
@@ -72,7 +72,7 @@ def choice_count(body: Mapping[str, Any]) -> int:
 def token_limits(body: Mapping[str, Any]) -> TokenLimits:
     """Return the most tokens that a bounded request can be billed.
 
-    Every byte of text counts as a token, since a byte-level tokenizer makes no more. All output
+    Every byte of text counts as a token, the most that a byte-level tokenizer makes. All output
     that `max_tokens` allows is used by each choice, and a prediction is rejected in full, which is
     billed as output. Raises InvalidRequest as choice_count.
     """
@@ -86,8 +86,8 @@ def token_limits(body: Mapping[str, Any]) -> TokenLimits:
 def worst_case_usd(body: Mapping[str, Any], prices: ModelPrices) -> Decimal:
     """Return the most that a bounded request can cost, US dollars.
 
-    All input is priced in its dearest class, at the dearest step that so much input can reach, in
-    the dearest service tier that the request allows.
+    All input is priced in its most expensive class, at the most expensive step that this input can
+    reach, in the most expensive service tier that the request allows.
     """
     limits, tier = token_limits(body), body.get("service_tier")
     return prices.worst_case(

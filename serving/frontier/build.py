@@ -31,8 +31,8 @@ def build_frontier(
 ) -> FrontierStack:
     """Return the frontier for these settings; close it with `aclose`.
 
-    prices: a target without one is never asked. Providers without a key are left out. Reads key
-    files, blocking. Raises InvalidSettings where a named key file gives no key.
+    prices: a target without a price is never called. Providers without a key are left out. Reads
+    key files, blocking. Raises InvalidSettings where a named key file gives no key.
     """
     _quiet()
     providers = {}

@@ -25,7 +25,7 @@ _REMEMBERED_GAPS = 32
 
 @dataclass(frozen=True, slots=True)
 class CacheDecision:
-    """Why a prefix is cached or not, for the log.
+    """The decision whether to cache a prefix, for the log.
 
     expected_reuses: reads a write. break_even: reads from which caching pays; None where reads are
     not cheaper than input, or prices did not decide. ttl: None where it is not cached.
@@ -77,7 +77,7 @@ class CachePolicy:
         return prefix.id if prefix.id in self._labels else "other"
 
     def observe(self, prefixes: Sequence[Prefix]) -> None:
-        """Note a request with these prefixes. The least recently used are forgotten first."""
+        """Record a request with these prefixes. The least recently used are forgotten first."""
         now = self._clock()
         for prefix in prefixes:
             seen = self._seen.get(prefix.digest)

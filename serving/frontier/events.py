@@ -1,4 +1,4 @@
-"""What the frontier reports, for metrics."""
+"""The events of frontier calls, for metrics."""
 
 from typing import Protocol
 
@@ -18,7 +18,7 @@ class FrontierEvents(Protocol):
         ...
 
     def fell_back(self, from_target: str, to_target: str, reason: str) -> None:
-        """The next target is asked. reason: an error's code, or `hedge`."""
+        """The next target is called. reason: an error's code, or `hedge`."""
         ...
 
     def breaker_changed(self, provider: str, state: str) -> None:

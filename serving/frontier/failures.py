@@ -1,4 +1,4 @@
-"""What follows a failed call: a retry, the next target, a failure for the circuit breaker. Pure.
+"""Decides what follows a failed call: a retry, the next target, a circuit breaker's failure. Pure.
 
 One request is paid for once. A call is therefore repeated, at the same provider or at the next
 target, only where the provider cannot have billed it: it refused the request, was not reached, or
@@ -26,7 +26,7 @@ from serving.contracts.errors import (
 
 _RETRY = (FrontierRateLimited, FrontierUnavailable)
 _NEXT_TARGET = (
-    # A cheaper target may fit into what is left.
+    # A cheaper target may fit into the rest of the limit.
     BudgetExceeded,
     FrontierAuthFailed,
     FrontierContextTooLong,
@@ -40,12 +40,12 @@ _COUNTS_FOR_BREAKER = (*_MAY_BE_BILLED, FrontierUnavailable)
 
 
 def may_retry(error: FrontierError) -> bool:
-    """Return whether the same provider may be asked again."""
+    """Return whether the call may be repeated at the same provider."""
     return isinstance(error, _RETRY) and not may_be_billed(error)
 
 
 def may_fall_back(error: NarrowgateError, *, after_timeout: bool = False) -> bool:
-    """Return whether the next target may be asked. after_timeout: also after a timeout."""
+    """Return whether the next target may be called. after_timeout: also after a timeout."""
     if isinstance(error, FrontierTimeout):
         return after_timeout
     if isinstance(error, FrontierError) and may_be_billed(error):
@@ -72,7 +72,7 @@ def with_usage(error: FrontierError, usage: Usage | None) -> FrontierError:
 
 
 def with_partial_answer(error: FrontierError) -> FrontierError:
-    """Mark a failed call that had made a part of its answer, so that it may be billed."""
+    """Mark a failed call that returned part of an answer, so that it may be billed."""
     error.__dict__["partial_answer"] = True
     return error
 

@@ -1,4 +1,4 @@
-"""Asks targets one after the other or, with hedging, the second while the first is silent."""
+"""Calls targets one after the other or, with hedging, the second while the first sends nothing."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,30 +19,30 @@ _FAILURES = (FrontierError, BudgetExceeded)
 class TargetCalls(Generic[T]):
     """How targets are called.
 
-    ask: calls one target. fell_back: called with (from, to, reason). discard: ends an answer that
+    call: calls one target. fell_back: called with (from, to, reason). discard: ends an answer that
     arrived together with the one that is used. lost: called with a target whose call was cancelled.
     after_timeout: a target that timed out is followed by the next, and both may be billed.
     """
 
-    ask: Callable[[str], Awaitable[T]]
+    call: Callable[[str], Awaitable[T]]
     fell_back: Callable[[str, str, str], None]
     discard: Callable[[T], Awaitable[None]]
     lost: Callable[[str], None]
     after_timeout: bool = False
 
     def may_fall_back(self, error: "Failure") -> bool:
-        """Return whether the next target may be asked after an error."""
+        """Return whether the next target may be called after an error."""
         return may_fall_back(error, after_timeout=self.after_timeout)
 
 
 async def in_order(targets: Sequence[str], calls: TargetCalls[T], deadline: Deadline) -> T:
-    """Return the first answer; ask a target only when the one before it failed.
+    """Return the first answer; call a target only when the one before it failed.
 
-    Raises the error of the last target asked, or at once one after which none may be asked.
+    Raises the error of the last target called, or at once one after which none may be called.
     """
     for target, following in zip(targets, [*targets[1:], None], strict=True):
         try:
-            return await calls.ask(target)
+            return await calls.call(target)
         except _FAILURES as error:
             if following is None or not calls.may_fall_back(error) or not deadline.remaining_s():
                 raise
@@ -53,7 +53,7 @@ async def in_order(targets: Sequence[str], calls: TargetCalls[T], deadline: Dead
 async def hedged(
     targets: Sequence[str], calls: TargetCalls[T], deadline: Deadline, after_s: float
 ) -> T:
-    """As `in_order`, but ask the next target also when the first is silent for after_s seconds.
+    """As `in_order`, but call the next target also when the first is silent for after_s seconds.
 
     At most two calls are in progress. The first answer is used and the other call is cancelled;
     both may be billed.
@@ -96,11 +96,11 @@ def _go_on(last: Failure | None, waiting: Sequence[str], deadline: Deadline) -> 
 
 def _start(waiting: list[str], calls: TargetCalls[T], running: dict[asyncio.Task[T], str]) -> None:
     target = waiting.pop(0)
-    running[asyncio.ensure_future(calls.ask(target))] = target
+    running[asyncio.ensure_future(calls.call(target))] = target
 
 
 async def _end(running: dict[asyncio.Task[T], str], calls: TargetCalls[T]) -> None:
-    """Cancel what still runs and wait for it; end answers that are not used."""
+    """Cancel running calls and wait for them; end answers that are not used."""
     for task in running:
         task.cancel()
     results = await asyncio.gather(*running, return_exceptions=True)

@@ -25,9 +25,9 @@ from serving.frontier.fallback import TargetCalls, hedged, in_order
 from serving.frontier.prefix_lint import PrefixLinter
 from serving.frontier.prefixes import PrefixWatch
 from serving.frontier.prompt_cache import SplitPrompt, canonical, split_prompt
-from serving.frontier.provider import Ask, OpenStream, Provider
+from serving.frontier.provider import OpenStream, Provider, TargetCall
 from serving.frontier.request_fields import passed_fields
-from serving.frontier.spent import Asked, Spent
+from serving.frontier.spent import RequestFacts, Spent
 from serving.frontier.usage import quarter_tokens
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Charge:
-    """What a target charges for a call. prices: those of a short request."""
+    """The charge of a target for a call. prices: those of a short request."""
 
     prices: TokenPrices
     worst_case_usd: Decimal
@@ -45,22 +45,22 @@ class _Charge:
 class _PreparedCall:
     """One FrontierCall, bounded and without markers.
 
-    targets: those that may be asked, in order. charges: by target. attempts: failed calls so far.
-    asked_at_s: when each target was first asked, monotonic seconds.
+    targets: those that may be called, in order. charges: by target. attempts: failed calls so far.
+    called_at_s: when each target was first called, monotonic seconds.
     """
 
     call: FrontierCall
     prompt: SplitPrompt
-    asked: Asked
+    facts: RequestFacts
     targets: tuple[str, ...]
     charges: Mapping[str, _Charge]
     attempts: list[Attempt]
-    asked_at_s: dict[str, float]
+    called_at_s: dict[str, float]
 
     def lost(self, target: str, usage: Usage | None = None) -> None:
-        """Note a call of a hedged pair whose answer is not used; it may be billed."""
-        if target in self.asked_at_s:
-            elapsed_s = time.monotonic() - self.asked_at_s[target]
+        """Record a call of a hedged pair whose answer is not used; it may be billed."""
+        if target in self.called_at_s:
+            elapsed_s = time.monotonic() - self.called_at_s[target]
             self.attempts.append(Attempt(target, "hedge_lost", elapsed_s, usage))
 
 
@@ -92,7 +92,7 @@ class FrontierStack:
         """Return the answer of the first target that gives one. Raises as Frontier says."""
         prepared = self._prepared(call)
 
-        async def ask(target: str) -> Completion:
+        async def call_target(target: str) -> Completion:
             provider, request = self._request(prepared, target)
             answer = await provider.whole(request)
             assert answer.usage is not None
@@ -101,7 +101,7 @@ class FrontierStack:
         async def discard(completion: Completion) -> None:
             prepared.lost(completion.model, completion.usage)
 
-        completion = await self._answered(prepared, ask, discard)
+        completion = await self._answered(prepared, call_target, discard)
         self._prefixes.answered(prepared.prompt.prefixes, completion.usage)
         return replace(completion, attempts=tuple(prepared.attempts))
 
@@ -109,7 +109,7 @@ class FrontierStack:
         """Return the answer of the first target that begins one. Raises as `complete`."""
         prepared = self._prepared(call)
 
-        async def ask(target: str) -> tuple[str, OpenStream]:
+        async def call_target(target: str) -> tuple[str, OpenStream]:
             provider, request = self._request(prepared, target)
             return target, await provider.stream(request)
 
@@ -117,7 +117,7 @@ class FrontierStack:
             prepared.lost(opened[0])
             await opened[1].aclose()
 
-        target, opened = await self._answered(prepared, ask, discard)
+        target, opened = await self._answered(prepared, call_target, discard)
         return _completion_stream(
             target,
             opened,
@@ -149,10 +149,10 @@ class FrontierStack:
         targets = _affordable(call, charges)
         if not call.deadline.remaining_s():
             raise deadline_exceeded()
-        self._prefixes.came(call.purpose, prompt.prefixes)
+        self._prefixes.observe(call.purpose, prompt.prefixes)
         messages = prompt.body["messages"]
-        asked = Asked(token_limits(prompt.body), lambda: quarter_tokens(canonical(messages)))
-        return _PreparedCall(call, prompt, asked, targets, charges, [], {})
+        facts = RequestFacts(token_limits(prompt.body), lambda: quarter_tokens(canonical(messages)))
+        return _PreparedCall(call, prompt, facts, targets, charges, [], {})
 
     def _accepting(
         self, targets: tuple[str, ...], body: Mapping[str, Any]
@@ -180,36 +180,36 @@ class FrontierStack:
             raise unpriced(targets, "model")
         return {t: _Charge(p.base, worst_case_usd(body, p)) for t, p in found.items()}
 
-    def _request(self, prepared: _PreparedCall, target: str) -> tuple[Provider, Ask]:
+    def _request(self, prepared: _PreparedCall, target: str) -> tuple[Provider, TargetCall]:
         name, _, model = target.partition("/")
         provider = self._providers[name]
         charge = prepared.charges[target]
         plan = self._prefixes.plan(prepared.prompt.prefixes, charge.prices)
         remaining_s = prepared.call.deadline.remaining_s()
-        prepared.asked_at_s[target] = time.monotonic()
+        prepared.called_at_s[target] = time.monotonic()
         body = prepared.prompt.body
         if not prepared.call.bounds.thinking and provider.api.thinks_by_default:
             body = {"reasoning_effort": "none", **body}
-        return provider, Ask(
+        return provider, TargetCall(
             model,
             provider.api.request(body, model, plan),
             prepared.call.deadline,
-            # Where another target could answer, waiting for a place must leave it time.
+            # Waiting for a place must leave time for the next target.
             remaining_s if target == prepared.targets[-1] else remaining_s / 2,
             prepared.call.entry,
             charge.worst_case_usd,
-            prepared.asked,
+            prepared.facts,
             prepared.attempts,
         )
 
     async def _answered(
         self,
         prepared: _PreparedCall,
-        ask: Callable[[str], Awaitable[T]],
+        call_target: Callable[[str], Awaitable[T]],
         discard: Callable[[T], Awaitable[None]],
     ) -> T:
         calls = TargetCalls(
-            ask,
+            call_target,
             self._events.fell_back,
             discard,
             prepared.lost,
@@ -225,7 +225,7 @@ class FrontierStack:
             raise
 
     def _may_pay_twice(self, prepared: _PreparedCall) -> bool:
-        """Return whether the two dearest answers together stay within the client's limit."""
+        """Return whether the two most expensive answers together stay within the client's limit."""
         if prepared.call.max_cost_usd is None:
             return True
         costs = sorted(prepared.charges[t].worst_case_usd for t in prepared.targets)
@@ -254,7 +254,7 @@ def _completion_stream(
     attempts: tuple[Attempt, ...],
     answered: Callable[[Usage], None],
 ) -> CompletionStream:
-    """Return an opened stream as callers see it. answered: called with the reported usage."""
+    """Return an opened stream for callers. answered: called with the reported usage."""
     events = _Chunks(opened, answered)
     stream = CompletionStream(target, events, attempts)
     events.stream = stream
@@ -284,7 +284,7 @@ class _Chunks:
             raise
 
     async def aclose(self) -> None:
-        """Close the connection to the provider, or leave that to a drain. May be repeated."""
+        """Close the connection to the provider, or drain it in the background. May be repeated."""
         self._note_usage()
         await self._chunks.aclose()
         # A generator that never started runs no `finally`.

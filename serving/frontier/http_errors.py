@@ -1,4 +1,4 @@
-"""Errors of our tree for what providers and their proxies answer, whatever the SDK. Pure."""
+"""Translates the errors of providers and their proxies to NarrowgateErrors. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from serving.frontier.provider_data import read_json, repaired
 from serving.frontier.retry_after import retry_after_s
 
 TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError)
-"""What the HTTP client under both SDKs raises: by itself, or as the cause of an SDK's error."""
+"""Errors of the HTTP client under both SDKs: raised directly or as the cause of an SDK's error."""
 
 # Raised before the whole request has left, so nothing can be billed.
 _NOTHING_SENT = (
@@ -118,7 +118,7 @@ class Refusal:
 def refusal_from(
     provider: str, source: str, status: int, body: object, headers: Mapping[str, str] | None = None
 ) -> Refusal:
-    """Read an error document, of whatever shape.
+    """Read an error document of any shape.
 
     Known shapes: OpenAI's and Anthropic's `error`, an `error` that is a text, `message`, `detail`
     as a text or as a list of validation errors, and a list of such documents.
@@ -138,7 +138,7 @@ def refusal_from(
 
 
 def error_of(refusal: Refusal, secret: str | None) -> FrontierError:
-    """Return the error of our tree for a refusal. secret: the key, which no message may quote."""
+    """Return the NarrowgateError for a refusal. secret: the key, which no message may quote."""
     status = refusal.status
     what = f"provider {refusal.provider!r} answered HTTP {status} ({refusal.source})"
     if 300 <= status < 400:
@@ -172,7 +172,7 @@ def error_of(refusal: Refusal, secret: str | None) -> FrontierError:
 
 
 def translate_transport(error: BaseException, provider: str) -> FrontierError:
-    """Return the error of our tree for what the HTTP client raised."""
+    """Return the NarrowgateError for an error of the HTTP client."""
     source = type(error).__name__
     if isinstance(error, _NOTHING_SENT):
         return FrontierUnavailable(
@@ -187,7 +187,7 @@ def translate_transport(error: BaseException, provider: str) -> FrontierError:
 
 
 def timed_out(provider: str, source: str) -> FrontierTimeout:
-    """Return the error of a provider that took the request and did not answer in time."""
+    """Return the error of a provider that accepted the request and did not answer in time."""
     return FrontierTimeout(
         f"provider {provider!r} did not answer in time ({source}); the call may have been billed",
         fix="retry, or raise first_byte_timeout_s or the request's timeout",
@@ -256,7 +256,7 @@ def _temporary(status: int, what: str, refusal: Refusal) -> FrontierError | None
         )
     if status in (408, 409, 425) or status >= 500:
         return FrontierUnavailable(
-            f"{what}: it cannot answer now", fix="retry later", retry_after_s=wait_s
+            f"{what}: it is temporarily unavailable", fix="retry later", retry_after_s=wait_s
         )
     return None
 
@@ -264,16 +264,16 @@ def _temporary(status: int, what: str, refusal: Refusal) -> FrontierError | None
 def _fault_of_request(
     status: int, what: str, refusal: Refusal, secret: str | None
 ) -> FrontierRejected:
-    said = f": {quoted(refusal.text, secret)}" if refusal.text else ""
+    quote = f": {quoted(refusal.text, secret)}" if refusal.text else ""
     is_long = "context_length_exceeded" in refusal.names or _TOO_LONG.search(refusal.text.lower())
     if status == 413 or is_long:
         return FrontierContextTooLong(
-            f"{what}, the request is too long{said}",
+            f"{what}, the request is too long{quote}",
             field="messages",
             fix="shorten the messages or lower max_tokens",
         )
     return FrontierRejected(
-        f"{what}, it rejected the request{said}",
+        f"{what}, it rejected the request{quote}",
         field="messages",
         fix="change the request as the provider says",
     )
@@ -286,7 +286,7 @@ def _http_error_status(code: object) -> int | None:
 
 
 def _message(error: object) -> str:
-    """Return the text of an error in whatever field it stands; empty for an HTML page."""
+    """Return the text of an error from any of its fields; empty for an HTML page."""
     if isinstance(error, str):
         return "" if error.lstrip().startswith("<") else error
     if isinstance(error, list):

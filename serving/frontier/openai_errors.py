@@ -1,4 +1,4 @@
-"""Errors of our tree for what the openai SDK raises."""
+"""Translates the errors of the openai SDK to NarrowgateErrors."""
 
 import openai
 
@@ -43,7 +43,7 @@ ERRORS = (openai.OpenAIError, openai.InvalidWebhookSignatureError, *TRANSPORT_ER
 
 
 def translate(error: Exception, provider: str, secret: str | None = None) -> FrontierError:
-    """Return the error of our tree for what the SDK raised. secret: the key, never quoted."""
+    """Return the NarrowgateError for an SDK's error. secret: the key, never quoted."""
     source = f"openai.{type(error).__name__}"
     match error:
         case openai.APIStatusError():

@@ -36,7 +36,7 @@ class OpenAIStream:
         return any(choice.get("finish_reason") == "error" for choice in _choices(event))
 
     def read(self, event: object) -> StreamPart | None:
-        """Return what an event brings; None for one that brings nothing.
+        """Return an event's part; None for an event without content.
 
         Raises ValueError for an event nested too deeply.
         """

@@ -79,7 +79,7 @@ def looks_like(text: str) -> Kind:
 
 
 class PrefixLinter:
-    """Keeps the last prefix of each place and warns once for each kind of change.
+    """Stores the last prefix of each place and warns once for each kind of change.
 
     tracked: places remembered; the least recently used are forgotten first. Memory: their texts.
     """
@@ -91,7 +91,7 @@ class PrefixLinter:
     def observe(
         self, purpose: str, position: int, prefix_id: str, text: str
     ) -> tuple[PrefixWarning | None, bool]:
-        """Note a request's prefix; return a new warning, if any, and whether it is unstable.
+        """Record a request's prefix; return a new warning, if any, and whether it is unstable.
 
         Unstable: at least the third request in a row whose prefix differs from the one before and
         shares at least 80 % of its text with it.

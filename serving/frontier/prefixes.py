@@ -1,4 +1,4 @@
-"""Watches the prefixes that markers end: what to cache, what was cached, what changes."""
+"""Observes the prefixes that markers end: what to cache, what was cached, what changes."""
 
 import hashlib
 import logging
@@ -23,8 +23,8 @@ class PrefixWatch:
         self._linter = linter
         self._events = events
 
-    def came(self, purpose: str, prefixes: Sequence[Prefix]) -> None:
-        """Note a request's prefixes; log each kind of change in a static part once."""
+    def observe(self, purpose: str, prefixes: Sequence[Prefix]) -> None:
+        """Observe a request's prefixes; log each kind of change in a static part once."""
         self._policy.observe(prefixes)
         for position, prefix in enumerate(prefixes):
             # An id of the place: an unstable text would create an id for each request.

@@ -10,8 +10,11 @@ from typing import Any
 from serving.frontier.usage import quarter_tokens
 
 MAX_BREAKPOINTS = 4
-"""Anthropic's limit for one request. Of more markers the first four count: they end the most stable
-text, and markers in a user's input, at the end, cannot displace them."""
+"""Anthropic's limit for one request.
+
+Of more markers the first four count: they end the most stable text, and markers in a user's input,
+which comes last, cannot replace them.
+"""
 
 _MARKED_ROLES = ("system", "developer", "user")
 

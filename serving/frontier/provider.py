@@ -28,8 +28,8 @@ from serving.frontier.retry_after import wait_s
 from serving.frontier.spent import (
     NOTHING,
     UNKNOWN,
-    Asked,
     Progress,
+    RequestFacts,
     Spent,
     spent_on,
     spent_on_error,
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class TargetCall:
     """One request to one target.
 
     queue_timeout_s: longest wait for a place among the provider's concurrent calls. entry: the
@@ -53,16 +53,16 @@ class Ask:
     queue_timeout_s: float
     entry: Entry
     worst_case_usd: Decimal
-    asked: Asked
+    facts: RequestFacts
     attempts: list[Attempt] = field(default_factory=list)
 
 
 class _Call:
     """One call in progress: holds a place and a breaker's ticket until it is closed, once."""
 
-    def __init__(self, provider: "Provider", ask: Ask, ticket: int) -> None:
+    def __init__(self, provider: "Provider", target_call: TargetCall, ticket: int) -> None:
         self._provider = provider
-        self._ask = ask
+        self._target_call = target_call
         self._ticket = ticket
         self._recorded: OpenCall | None = None
         self._started_s = time.monotonic()
@@ -78,12 +78,14 @@ class _Call:
 
     async def open(self) -> None:
         """Write the call to the ledger; it may be made only when this returns."""
-        ask = self._ask
-        target = f"{self._provider.name}/{ask.model}"
-        self._recorded = await ask.entry.open_call(target, ask.worst_case_usd, ask.deadline)
+        target_call = self._target_call
+        target = f"{self._provider.name}/{target_call.model}"
+        self._recorded = await target_call.entry.open_call(
+            target, target_call.worst_case_usd, target_call.deadline
+        )
 
     def began(self) -> None:
-        """Note that the provider began to answer: a probe has its result before the end."""
+        """Record that the provider began to answer, which is the result of a probe."""
         breaker = self._provider.breaker
         if breaker.state == "half_open":
             breaker.succeeded(self._ticket)
@@ -103,7 +105,7 @@ class _Call:
         self._close(error.code, spent)
 
     def abandon(self, outcome: str = "cancelled", spent: Spent = UNKNOWN) -> None:
-        """Close the call where nobody waits for it any more; does nothing where it is closed."""
+        """Close a call that was given up; does nothing where it is closed."""
         if not self._closed:
             self._provider.breaker.abandoned(self._ticket)
             self._close(outcome, spent)
@@ -118,7 +120,7 @@ class _Call:
             usage = None if spent.source == "unknown" else spent.usage
             end = CallEnd(outcome, usage, spent.source, elapsed_s, spent.service_tier)
             self._recorded.close(end)
-        provider.events.called(provider.name, self._ask.model, outcome, elapsed_s)
+        provider.events.called(provider.name, self._target_call.model, outcome, elapsed_s)
 
 
 class OpenStream:
@@ -127,30 +129,30 @@ class OpenStream:
     def __init__(
         self,
         provider: "Provider",
-        ask: Ask,
+        target_call: TargetCall,
         call: _Call,
         first: StreamPart,
         rest: AsyncGenerator[StreamPart, None],
     ) -> None:
         self._provider = provider
-        self._ask = ask
+        self._target_call = target_call
         self._call = call
         self._first = first
         self._rest = rest
         self._reading: asyncio.Task[StreamPart | None] | None = None
-        self._progress = Progress(ask.asked)
+        self._progress = Progress(target_call.facts)
         self._progress.take(first)
         self._is_ending = False
 
     @property
     def spent(self) -> Spent:
-        """Return what the answer used so far."""
+        """Return the usage of the answer so far."""
         return self._progress.spent()
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         """Yield every chunk, then one with the usage and no choices.
 
-        Raises FrontierStreamBroken, also for silence and for the deadline.
+        Raises FrontierStreamBroken, also after the idle time-out and the deadline.
         """
         try:
             last = self._first.chunk
@@ -172,10 +174,10 @@ class OpenStream:
             await self.aclose()
 
     async def aclose(self) -> None:
-        """End the call; harmless when repeated.
+        """End the call; may be repeated.
 
-        Where the client hung up, the rest of the answer may be read in the background, so that its
-        usage becomes known. Otherwise the connection is closed when this returns.
+        Where the client disconnected, the rest of the answer may be read in the background, so that
+        its usage becomes known. Otherwise the connection is closed when this returns.
         """
         if self._is_ending:
             return
@@ -193,7 +195,7 @@ class OpenStream:
         """Return whether to read the rest of the answer: it is short, and ends with the usage."""
         if self._call.is_closed or self.spent.source == "reported":
             return False
-        settings, limits = self._provider.settings, self._ask.asked.limits
+        settings, limits = self._provider.settings, self._target_call.facts.limits
         remaining = limits.output_tokens - self._progress.output_tokens
         is_short = self._progress.is_finished or remaining <= settings.drain_tokens
         return settings.drain_s > 0 and is_short and not self._provider.places.locked()
@@ -215,13 +217,15 @@ class OpenStream:
             self._call.abandon(spent=self.spent)
 
     async def _next(self) -> StreamPart | None:
-        remaining_s = self._ask.deadline.remaining_s()
+        remaining_s = self._target_call.deadline.remaining_s()
         try:
             async with asyncio.timeout(min(self._provider.settings.idle_timeout_s, remaining_s)):
                 return await self._read()
         except TimeoutError:
             what = (
-                "was silent for too long" if self._ask.deadline.remaining_s() else "took too long"
+                "was silent for too long"
+                if self._target_call.deadline.remaining_s()
+                else "took too long"
             )
             raise FrontierStreamBroken(
                 f"the answer of provider {self._provider.name!r} {what} after it had begun",
@@ -231,8 +235,8 @@ class OpenStream:
     async def _read(self) -> StreamPart | None:
         """Return the next part, None at the end.
 
-        It is read in a task of its own, so that a client whose task is cancelled does not break the
-        connection before its end is decided.
+        It is read in a task of its own, so that a client whose task is cancelled does not close the
+        connection before that is decided.
         """
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._read_part())
@@ -267,7 +271,7 @@ class Provider:
     def in_background(
         self, work: Coroutine[Any, Any, None], ended: Callable[[], None]
     ) -> asyncio.Task[None]:
-        """Run the end of a stream apart from its request, until `aclose` at the latest.
+        """Run the end of a stream outside of its request, until `aclose` at the latest.
 
         ended: called when the work has ended, also where it was cancelled before it began.
         """
@@ -278,22 +282,22 @@ class Provider:
         return task
 
     async def aclose(self) -> None:
-        """End what runs in the background and close every connection."""
+        """End background tasks and close every connection."""
         running = list(self._background)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         await self.api.aclose()
 
-    async def whole(self, ask: Ask) -> WholeAnswer:
+    async def whole(self, target_call: TargetCall) -> WholeAnswer:
         """Return a whole answer; its usage is an estimate where none was reported.
 
         Raises the last call's FrontierError, DeadlineExceeded, BudgetExceeded, LedgerUnavailable.
         """
 
         async def once(call: _Call) -> WholeAnswer:
-            answer = await self._within(ask, self.api.whole(ask.request))
-            spent = spent_on(answer, ask.asked)
+            answer = await self._within(target_call, self.api.whole(target_call.request))
+            spent = spent_on(answer, target_call.facts)
             call.answered(spent)
             if spent.source == "reported":
                 return answer
@@ -301,30 +305,30 @@ class Provider:
             body = {**answer.body, "usage": openai_usage(spent.usage)}
             return replace(answer, body=body, usage=spent.usage)
 
-        return await self._retried(ask, once)
+        return await self._retried(target_call, once)
 
-    async def stream(self, ask: Ask) -> OpenStream:
+    async def stream(self, target_call: TargetCall) -> OpenStream:
         """Return a stream that has begun. Raises as `whole`."""
 
         async def once(call: _Call) -> OpenStream:
-            parts = self.api.stream(ask.request)
+            parts = self.api.stream(target_call.request)
             try:
-                first = await self._within(ask, anext(parts))
+                first = await self._within(target_call, anext(parts))
             except StopAsyncIteration:
                 raise unreadable(self.name, "the stream is empty") from None
             except BaseException:
                 await parts.aclose()
                 raise
             call.began()
-            return OpenStream(self, ask, call, first, parts)
+            return OpenStream(self, target_call, call, first, parts)
 
-        return await self._retried(ask, once)
+        return await self._retried(target_call, once)
 
-    async def _retried(self, ask: Ask, once: Callable[[_Call], Awaitable[T]]) -> T:
+    async def _retried(self, target_call: TargetCall, once: Callable[[_Call], Awaitable[T]]) -> T:
         last: FrontierError | None = None
         retry = 0
         while True:
-            call = await self._enter(ask, last)
+            call = await self._enter(target_call, last)
             try:
                 await call.open()
             except BaseException as error:
@@ -334,12 +338,14 @@ class Provider:
             try:
                 return await once(call)
             except FrontierError as error:
-                spent = spent_on_error(error, ask.asked.limits)
+                spent = spent_on_error(error, target_call.facts.limits)
                 call.failed(error, spent)
-                ask.attempts.append(
-                    Attempt(f"{self.name}/{ask.model}", error.code, call.elapsed_s, spent.usage)
+                target_call.attempts.append(
+                    Attempt(
+                        f"{self.name}/{target_call.model}", error.code, call.elapsed_s, spent.usage
+                    )
                 )
-                pause_s = self._pause_s(error, retry, ask.deadline)
+                pause_s = self._pause_s(error, retry, target_call.deadline)
                 if pause_s is None:
                     raise
                 last = error
@@ -357,15 +363,17 @@ class Provider:
         pause_s = wait_s(retry, error.retry_after_s, self._rng)
         return pause_s if pause_s < deadline.remaining_s() else None
 
-    async def _enter(self, ask: Ask, last: FrontierError | None) -> _Call:
+    async def _enter(self, target_call: TargetCall, last: FrontierError | None) -> _Call:
         """Wait for a place and a breaker's ticket. last: the error to raise where there is none."""
         try:
-            async with asyncio.timeout(min(ask.queue_timeout_s, ask.deadline.remaining_s())):
+            async with asyncio.timeout(
+                min(target_call.queue_timeout_s, target_call.deadline.remaining_s())
+            ):
                 await self.places.acquire()
         except TimeoutError:
             if last is not None:
                 raise last from None
-            if not ask.deadline.remaining_s():
+            if not target_call.deadline.remaining_s():
                 raise deadline_exceeded() from None
             raise FrontierUnavailable(
                 f"provider {self.name!r} has {self.settings.max_concurrent} calls in progress",
@@ -380,11 +388,11 @@ class Provider:
                 fix="retry later",
                 retry_after_s=self.breaker.retry_after_s(),
             )
-        return _Call(self, ask, ticket)
+        return _Call(self, target_call, ticket)
 
-    async def _within(self, ask: Ask, answer: Awaitable[T]) -> T:
+    async def _within(self, target_call: TargetCall, answer: Awaitable[T]) -> T:
         """Await the beginning of an answer; where it is late, close the connection, then raise."""
-        limit_s = min(self.settings.first_byte_timeout_s, ask.deadline.remaining_s())
+        limit_s = min(self.settings.first_byte_timeout_s, target_call.deadline.remaining_s())
         try:
             async with asyncio.timeout(limit_s):
                 return await answer

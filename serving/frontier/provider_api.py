@@ -1,4 +1,4 @@
-"""What every wire format implements: one whole answer, or a stream of chunks."""
+"""The protocol of a wire format: one whole answer, or a stream of chunks."""
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class CachePlan:
 class ProviderApi(Protocol):
     """One provider's wire format and connection. Raises only FrontierErrors.
 
-    thinks_by_default: its models think unless told otherwise, and it takes `reasoning_effort`.
+    thinks_by_default: its models reason by default, and it accepts `reasoning_effort`.
     """
 
     thinks_by_default: bool

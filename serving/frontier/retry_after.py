@@ -1,4 +1,4 @@
-"""How long a provider asks its clients to wait, and how long to wait before a retry. Pure."""
+"""The wait before a retry: as the provider requested it, or by back-off. Pure."""
 
 import random
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
     Reads `retry-after-ms`, then `retry-after` (seconds or a date), then the reset times of those
     Anthropic limits of which nothing remains. headers: keys in lower case.
     """
-    asked_s = _asked_s(headers, now or datetime.now(UTC))
-    return None if asked_s is None else min(asked_s, _LONGEST_ASKED_S)
+    requested_s = _requested_s(headers, now or datetime.now(UTC))
+    return None if requested_s is None else min(requested_s, _LONGEST_ASKED_S)
 
 
-def _asked_s(headers: Mapping[str, str], now: datetime) -> float | None:
+def _requested_s(headers: Mapping[str, str], now: datetime) -> float | None:
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after")
@@ -41,15 +41,15 @@ def _asked_s(headers: Mapping[str, str], now: datetime) -> float | None:
     return max(waits, default=None)
 
 
-def wait_s(retry: int, asked_s: float | None, rng: random.Random) -> float:
+def wait_s(retry: int, requested_s: float | None, rng: random.Random) -> float:
     """Return how long to wait before a retry, seconds.
 
-    retry: 0 for the first. asked_s: the provider's wish, with up to 10 % on top, so that clients do
-    not return at the same moment. Without one: half to all of an interval that doubles from 0.5 s
-    to 8 s.
+    retry: 0 for the first. requested_s: as the provider requested; up to 10 % is added, so
+    that clients do not return at the same moment. Without one: half to all of an interval that
+    doubles from 0.5 s to 8 s.
     """
-    if asked_s is not None:
-        return asked_s * (1 + rng.random() / 10)
+    if requested_s is not None:
+        return requested_s * (1 + rng.random() / 10)
     interval: float = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0**retry)
     return interval * (0.5 + rng.random() / 2)
 
@@ -82,5 +82,5 @@ def _until(at: datetime, now: datetime) -> float:
     try:
         return max(0.0, (at - now).total_seconds())
     except OverflowError:
-        # A date at the end of the calendar, in a zone that moves it beyond.
+        # A date at the end of the calendar whose time zone moves it out of range.
         return _LONGEST_ASKED_S

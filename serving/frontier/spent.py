@@ -1,4 +1,4 @@
-"""What a call used: reported by its provider, estimated, or unknown. Pure."""
+"""The usage of a call: reported by its provider, estimated, or unknown. Pure."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ _TEXT_FIELDS = ("content", "refusal", "reasoning", "reasoning_content")
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a call used.
+    """The usage of a call.
 
-    usage: None where nothing was used. Where the source is `unknown`, what was received so far.
+    usage: None where nothing was used. Where the source is `unknown`, the part that was received.
     """
 
     usage: Usage | None
@@ -34,8 +34,8 @@ UNKNOWN = Spent(None, "unknown")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What is known of a request before it is answered.
+class RequestFacts:
+    """The facts of a request that its usage is checked against.
 
     limits: the most tokens that it may be billed. prompt_quarters: the estimated length of its
     messages in quarters of a token; called only where no usage is reported.
@@ -45,19 +45,19 @@ class Asked:
     prompt_quarters: Callable[[], int]
 
 
-def spent_on(answer: WholeAnswer, asked: Asked) -> Spent:
-    """Return what a whole answer used, estimated where the reported usage is not credible."""
+def spent_on(answer: WholeAnswer, facts: RequestFacts) -> Spent:
+    """Return the usage of a whole answer, estimated where the reported usage is not credible."""
     messages = [choice["message"] for choice in answer.body["choices"]]
     texts = [text for message in messages for text in _texts(message)]
     chars = sum(map(len, texts))
-    if answer.usage is not None and is_credible(answer.usage, asked.limits, chars):
+    if answer.usage is not None and is_credible(answer.usage, facts.limits, chars):
         return Spent(answer.usage, "reported", answer.service_tier)
-    guess = _estimated(asked, sum(map(quarter_tokens, texts)))
+    guess = _estimated(facts, sum(map(quarter_tokens, texts)))
     return Spent(guess, "estimated", answer.service_tier)
 
 
 def spent_on_error(error: FrontierError, limits: TokenLimits) -> Spent:
-    """Return what a call used that ended in an error before its answer began."""
+    """Return the usage of a call that failed before its answer began."""
     usage = usage_of(error)
     if usage is not None and is_credible(usage, limits, 0):
         return Spent(usage, "reported")
@@ -65,13 +65,13 @@ def spent_on_error(error: FrontierError, limits: TokenLimits) -> Spent:
 
 
 class Progress:
-    """What has been received of a stream so far. is_finished: the answer is complete."""
+    """The part of a stream that has been received. is_finished: the answer is complete."""
 
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
+    def __init__(self, facts: RequestFacts) -> None:
+        self._facts = facts
         self._chars = 0
         self._quarters = 0
-        self._told: Usage | None = None
+        self._reported: Usage | None = None
         self._service_tier: str | None = None
         self.is_finished = False
         self._is_final = False
@@ -83,7 +83,7 @@ class Progress:
         self.is_finished = self.is_finished or part.is_finished
         self._is_cut = self._is_cut or part.is_cut
         if part.usage is not None:
-            self._told = part.usage
+            self._reported = part.usage
             self._is_final = self.is_finished
         for choice in part.chunk.get("choices", []) if part.chunk else []:
             for text in _texts(choice["delta"]):
@@ -102,23 +102,23 @@ class Progress:
         `unknown` before its end, because the provider may have made more than it sent, and where it
         broke off behind its text, because the usage is lost.
         """
-        told, limits = self._told, self._asked.limits
-        if told is not None and self._is_final and is_credible(told, limits, self._chars):
-            return Spent(told, "reported", self._service_tier)
-        if told is not None and not is_credible(told, limits, self._chars, is_whole=False):
-            told = None
-        guess = _estimated(self._asked, self._quarters, None if self._is_final else told)
+        reported, limits = self._reported, self._facts.limits
+        if reported is not None and self._is_final and is_credible(reported, limits, self._chars):
+            return Spent(reported, "reported", self._service_tier)
+        if reported is not None and not is_credible(reported, limits, self._chars, is_whole=False):
+            reported = None
+        guess = _estimated(self._facts, self._quarters, None if self._is_final else reported)
         is_whole = self.is_finished and not self._is_cut
         return Spent(guess, "estimated" if is_whole else "unknown", self._service_tier)
 
 
-def _estimated(asked: Asked, answer_quarters: int, told: Usage | None = None) -> Usage:
-    """Return a rough usage. told: counts from before the answer's end: the input's hold."""
+def _estimated(facts: RequestFacts, answer_quarters: int, reported: Usage | None = None) -> Usage:
+    """Return a rough usage. reported: counts from before the answer's end: the input's hold."""
     output = -(-answer_quarters // 4)
-    if told is not None:
-        shown = max(told.output_tokens, output - told.reasoning_tokens)
-        return told.model_copy(update={"output_tokens": shown})
-    return Usage(uncached_input_tokens=-(-asked.prompt_quarters() // 4), output_tokens=output)
+    if reported is not None:
+        shown = max(reported.output_tokens, output - reported.reasoning_tokens)
+        return reported.model_copy(update={"output_tokens": shown})
+    return Usage(uncached_input_tokens=-(-facts.prompt_quarters() // 4), output_tokens=output)
 
 
 def _texts(message: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from serving.contracts.openai import token_count, token_part
 from serving.contracts.prices import input_tokens
 
 _FRAMING_TOKENS = 4096
-"""A server's own system prompt and template, which the request does not show."""
+"""Tokens of a server's own system prompt and template, which are not part of the request."""
 
 _OUTPUT_SLACK_TOKENS = 1024
 _MAX_REASONING_TOKENS = 131_072
@@ -83,7 +83,7 @@ def is_lesser_output(before: Mapping[str, Any], after: Mapping[str, Any], name: 
 def is_credible(
     usage: Usage, limits: TokenLimits, answer_chars: int, *, is_whole: bool = True
 ) -> bool:
-    """Return whether a request can have used so much, and its answer so little.
+    """Return whether a usage is possible for a request and its answer.
 
     answer_chars: length of the text, reasoning and arguments received. is_whole: the output is that
     of the whole answer; otherwise only the counts' upper bounds are checked.

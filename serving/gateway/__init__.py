@@ -1,1 +1,1 @@
-"""The HTTP side: task endpoints, OpenAI-compatible endpoints, errors, limits, health, metrics."""
+"""The HTTP server: task endpoints, OpenAI-compatible endpoints, errors, health, metrics."""

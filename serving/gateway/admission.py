@@ -16,7 +16,7 @@ _LONGEST_RETRY_AFTER_S = 60.0
 class AdmissionQueue:
     """Admits inputs in the order of their arrival; refuses what exceeds the queue at once.
 
-    max_concurrent, max_queued: inputs worked on and inputs waiting.
+    max_concurrent, max_queued: inputs that are processed and that wait.
     """
 
     def __init__(self, max_concurrent: int, max_queued: int) -> None:
@@ -76,7 +76,7 @@ class AdmissionQueue:
             if turn.cancelled():
                 self._forget(turn)
             else:
-                # Admitted in the moment of leaving: give the place back.
+                # Admitted while it was cancelled: release the place.
                 self.active -= inputs
             self._wake()
             self._note_idle()

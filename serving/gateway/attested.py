@@ -1,4 +1,4 @@
-"""A task's attestation as clients and operators see it."""
+"""The attestation of a task, as the API shows it."""
 
 from typing import Self
 

@@ -15,7 +15,7 @@ from serving.contracts.ledger import DEFAULT_TENANT, Caller
 from serving.gateway.errors import error_response
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
-"""Paths that need no key: they are for probes, scrapers and readers, and show no tenant's data."""
+"""Paths that need no key: probes, metrics and documentation, without any tenant's data."""
 
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")
 """Headers with a key, in order: OpenAI's SDKs, Anthropic's, Azure's."""
@@ -42,7 +42,7 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         path = plain_path(scope)
-        # The router reads the same path: a path that it read otherwise could pass for another.
+        # The router reads the same path, so that no path can be authenticated as another one.
         scope["path"], scope["root_path"] = path, ""
         if path not in OPEN_PATHS:
             try:
@@ -54,7 +54,7 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def _known(self, keys: tuple[str, ...]) -> Caller:
-        """Return whose key it is: SDKs that want one header filled send a made-up key in it."""
+        """Return the caller of the first known key; some SDKs send a made-up key in one header."""
         *others, last = keys
         for key in others:
             try:
@@ -92,8 +92,8 @@ def plain_path(scope: Scope) -> str:
 def presented_keys(headers: Headers) -> tuple[str, ...]:
     """Return the keys that a request carries, in the order of KEY_HEADERS.
 
-    Raises InvalidRequest for a header that is there twice: a proxy in front may have read the
-    other one. Raises Unauthenticated where there is no key.
+    Raises InvalidRequest for a repeated header, because a proxy may have read the other one. Raises
+    Unauthenticated where there is no key.
     """
     keys = []
     for name in KEY_HEADERS:

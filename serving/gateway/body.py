@@ -17,8 +17,8 @@ _INLINE_BYTES = 64 * 1024
 async def _json_body(request: Request) -> Any:
     """Return the body's document.
 
-    Raises UnsupportedMediaType for another type or encoding, InvalidRequest for what is not JSON in
-    UTF-8, holds a key twice, or holds a number that JSON does not have.
+    Raises UnsupportedMediaType for another type or encoding, InvalidRequest for a body that is not
+    JSON in UTF-8, has a key twice, or has a number that JSON does not allow.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (

@@ -25,11 +25,11 @@ from serving.pipeline.runner import BoundTask
 
 @dataclass(frozen=True, slots=True)
 class GatewayContext:
-    """Settings, the request path, and the parts of it that endpoints show.
+    """Settings, the request path, and the parts that endpoints report.
 
     models: the local ones and their tasks. local_admission: of work for local models;
     frontier_admission: of requests at frontier APIs. access: authentication and limits.
-    development: attestations are not enforced, which every response must say.
+    development: attestations are not enforced; every response states it.
     """
 
     settings: GatewaySettings
@@ -72,7 +72,7 @@ class GatewayContext:
         }
 
 
-# Coroutines though they await nothing: FastAPI runs plain functions on a thread each.
+# Coroutines, because FastAPI runs each plain function in a thread.
 async def _context(request: Request) -> GatewayContext:
     context: GatewayContext = request.app.state.context
     return context

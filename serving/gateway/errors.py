@@ -27,7 +27,7 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.RateLimited: 429,
-    # As OpenAI answers an account without credit; x-should-retry tells SDKs to leave it.
+    # As OpenAI answers an account without credit; x-should-retry tells SDKs not to retry.
     errors.BudgetExceeded: 429,
     errors.NotFound: 404,
     errors.UnknownTask: 404,
@@ -119,7 +119,7 @@ def error_body(error: errors.NarrowgateError) -> dict[str, Any]:
 
 def error_response(error: errors.NarrowgateError) -> Response:
     """Return the whole HTTP response for an error."""
-    # The SDKs retry every 409 and 5xx unless told otherwise.
+    # The SDKs retry every 409 and 5xx unless a header forbids it.
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
@@ -158,7 +158,7 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
     """Answer an error of the framework: unknown path, unknown method, body over the limit."""
     assert isinstance(exc, HTTPException)
     if exc.status_code == 400:
-        # FastAPI raises this one for a body that is not text, or nested beyond reason.
+        # FastAPI raises this for a body that is not text or is nested too deeply.
         return error_response(
             errors.InvalidRequest(
                 "the body cannot be read as JSON in UTF-8", fix="send a JSON object in UTF-8"
@@ -208,7 +208,7 @@ async def on_unexpected_error(request: Request, exc: Exception) -> Response:
 def _json(
     document: dict[str, Any], status: int, headers: Mapping[str, str] | None = None
 ) -> Response:
-    # json_text: a name that the client sent may hold what UTF-8 cannot.
+    # json_text: a name from the client may hold characters that UTF-8 cannot encode.
     return Response(json_text(document), status, headers, "application/json")
 
 

@@ -37,7 +37,7 @@ def build_http(context: GatewayContext) -> FastAPI:
         title="narrowgate",
         summary="Narrow NLP tasks on local models",
         lifespan=lifespan,
-        # A slash at a path's end is taken away before routing: clients do not follow a redirected
+        # A slash at the end of a path is removed before routing: clients do not follow a redirected
         # POST.
         redirect_slashes=False,
         middleware=[
@@ -72,10 +72,10 @@ def build_http(context: GatewayContext) -> FastAPI:
 
 
 def _cross_origin(origins: tuple[str, ...]) -> list[Middleware]:
-    """Return what lets pages of other origins call the API: nothing unless origins are set.
+    """Return the CORS middleware; none unless origins are set.
 
     Before authentication: a browser's preflight request carries no key. Credentials are never
-    allowed: keys go in headers, and a page must hold its own.
+    allowed: keys are sent in headers.
     """
     if not origins:
         return []

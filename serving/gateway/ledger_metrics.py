@@ -16,7 +16,7 @@ class LedgerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._rows = Counter(
             "narrowgate_ledger_rows",
-            "Rows `written`, `spilled` to a file for later, or `rejected` for a person to check.",
+            "Rows `written`, `spilled` to a file for later, or `rejected` for inspection.",
             ["how"],
             registry=registry,
         )

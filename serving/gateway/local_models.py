@@ -1,4 +1,4 @@
-"""The local models of one gateway replica: which of them serve, and what the others wait for."""
+"""The local models of one gateway replica and their states."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _REFRESH_S = 0.5
 _RETRY_AFTER_S = 5.0
 _LONGEST_RETRY_AFTER_S = 60.0
-# Wide enough for every prompt: no work that is made with it reaches an engine.
+# Larger than every prompt; no work that is planned with it reaches an engine.
 _ANY_WINDOW = 2**24
 
 State = Literal["preparing", "failed", "starting", "ready", "unavailable"]
@@ -52,10 +52,10 @@ Connect = Callable[[str, str], Awaitable[ConnectedModel]]
 class LocalModels:
     """Connects each model when its engine is deployed, and lets its tasks serve when it is ready.
 
-    `tasks`, `engines`, `clients` and `max_chars` (of a prompt, by model id) are changed in place:
-    whoever holds them sees every change.
-    Until a model is ready, its tasks are refused with ModelPreparing or ModelFailed; a frontier
-    model may answer them. `clients` has connected models only.
+    `tasks`, `engines`, `clients` and `max_chars` (of a prompt, by model id) are changed in place,
+    so that all holders see the changes. Until a model is ready, its tasks are refused with
+    ModelPreparing or ModelFailed; a frontier model may answer them. `clients` has connected models
+    only.
 
     specs: the tasks of each configured model, by model id. read: returns the models' statuses,
     blocking. connect: takes a model id and the name of its Serve application; called on the event
@@ -92,14 +92,14 @@ class LocalModels:
         return list(self.engines)
 
     def state(self, model_id: str) -> State:
-        """Return what a model does now."""
+        """Return the state of a model."""
         waiting = self._waiting.get(model_id)
         if waiting is None:
             return self.clients[model_id].health.state
         return "failed" if waiting.status.state == "failed" else "preparing"
 
     def status(self, model_id: str) -> ModelStatus | None:
-        """Return what a model that does not serve yet waits for; None for one that serves."""
+        """Return the status of a model that does not serve yet; None for one that serves."""
         waiting = self._waiting.get(model_id)
         return None if waiting is None else waiting.status
 
@@ -159,21 +159,21 @@ class _Waiting:
         self.model_id = model_id
         self.status = ModelStatus("preparing")
         self.connected: ConnectedModel | None = None
-        # A frontier model may answer meanwhile, and its prompt is written by the task.
+        # A frontier model may answer in the meantime, with the task's prompt.
         self._tasks = {spec.name: bind(spec, _BytesAsTokens(), _ANY_WINDOW) for spec in specs}
 
     def refused_tasks(self, engine: Engine) -> dict[str, BoundTask]:
-        """Return the model's tasks, each refused for the reason of now."""
+        """Return the model's tasks, each refused with the current reason."""
         grant = Grant(result=None, attestation=None, refusal=self.refusal())
         return {name: BoundTask(task, engine, grant) for name, task in self._tasks.items()}
 
     def refusal(self) -> ModelPreparing | ModelFailed:
-        """Return the error for whoever asks this model now."""
+        """Return the error for requests to this model."""
         status = self.status
         if status.state == "failed":
             return ModelFailed(
                 f"model {self.model_id!r} could not be prepared: {status.reason}",
-                fix="the operator must remove the cause and restart narrowgate serve",
+                fix="remove the cause and restart narrowgate serve",
             )
         progress, left_s, far = status.progress, None, ""
         if progress is not None:
@@ -190,7 +190,7 @@ class _Waiting:
 
 
 class _RefusingEngine:
-    """Stands for the engine of a model that does not serve yet; every call is refused."""
+    """The engine of a model that does not serve yet; it refuses every call."""
 
     def __init__(self, model_id: str, refusal: ModelPreparing | ModelFailed) -> None:
         self.model_id = model_id

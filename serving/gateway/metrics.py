@@ -1,4 +1,4 @@
-"""Prometheus metrics of a gateway replica, with the engines' own beside them."""
+"""Prometheus metrics of a gateway replica, together with those of the engines."""
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -65,7 +65,7 @@ class Metrics:
         )
         self._set_aside = Counter(
             "narrowgate_attempts_set_aside",
-            "Calls whose answer was not sent to the client, by model and reason; paid for.",
+            "Paid calls whose answer was not sent to the client, by model and reason.",
             ["task", "model", "reason"],
             registry=self.registry,
         )
@@ -109,13 +109,13 @@ class Metrics:
         )
         self._call_retries = Counter(
             "narrowgate_frontier_retries",
-            "Calls repeated at the same provider, by the error before.",
+            "Calls repeated at the same provider, by the previous error.",
             ["provider", "reason"],
             registry=self.registry,
         )
         self._fallbacks = Counter(
             "narrowgate_frontier_fallbacks",
-            "Requests sent to the next target, by the error of the one before.",
+            "Requests sent to the next target, by the previous target's error.",
             ["from", "to", "reason"],
             registry=self.registry,
         )
@@ -133,7 +133,7 @@ class Metrics:
         )
         self._unstable = Counter(
             "narrowgate_prompt_cache_unstable_prefixes",
-            "Prefixes found to change from request to request; the log shows where.",
+            "Prefixes that changed from request to request; the log shows where.",
             ["prefix"],
             registry=self.registry,
         )
@@ -157,7 +157,7 @@ class Metrics:
         )
         self.active = Gauge(
             "narrowgate_active_inputs",
-            "Inputs being worked on, locally or at frontier APIs.",
+            "Inputs being processed, locally or at frontier APIs.",
             ["where"],
             registry=self.registry,
         )
@@ -170,12 +170,12 @@ class Metrics:
 
     def http_finished(self, endpoint: str, method: str, status: int, elapsed_s: float) -> None:
         """Record one HTTP request. endpoint: the route's path template."""
-        # Clients choose the method; an unbounded label would let them fill the memory.
+        # Clients choose the method; an unbounded label would let them exhaust the memory.
         known = method if method in _METHODS else "other"
         self._http.labels(endpoint, known, str(status)).inc()
         self._http_seconds.labels(endpoint).observe(elapsed_s)
 
-    def left(self, exit_: Exit, cost_usd: Decimal | None) -> None:
+    def input_finished(self, exit_: Exit, cost_usd: Decimal | None) -> None:
         """Record how an input ended, and its cost where known."""
         task, reason = exit_.task or "none", exit_.reason or "none"
         outcome = exit_.error or "answered"
@@ -221,7 +221,7 @@ class Metrics:
         self._call_retries.labels(provider, reason).inc()
 
     def fell_back(self, from_target: str, to_target: str, reason: str) -> None:
-        """Record that the next target was asked."""
+        """Record that the next target was called."""
         self._fallbacks.labels(from_target, to_target, reason).inc()
 
     def breaker_changed(self, provider: str, state: str) -> None:

@@ -33,7 +33,7 @@ Finished = Callable[[str, str, int, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request's id, and when its headers had been read, by both clocks."""
+    """A request's id, and the time at which its headers had been read, on both clocks."""
 
     request_id: str
     at: datetime
@@ -43,8 +43,8 @@ class Arrival:
 class RequestScope:
     """Gives each request an id and its arrival, and reports it when it has ended.
 
-    finished: gets the path template, method, status and seconds. A client that hung up before the
-    response began has status 499. development: every response says that attestations are not
+    finished: gets the path template, method, status and seconds. A client that disconnected before
+    the response began has status 499. development: every response states that attestations are not
     enforced.
     """
 
@@ -93,7 +93,7 @@ class RequestScope:
 
 
 class HeadAsGet:
-    """Answers HEAD as GET without a body: monitors and load balancers ask so."""
+    """Answers HEAD as GET without a body, as monitors and load balancers require."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -116,8 +116,8 @@ class HeadAsGet:
 class BodyLimit:
     """Refuses a body over the limit, by its declared length or as it arrives, or one that is late.
 
-    timeout_s: for the whole body, from the end of the headers; a proxy in front looks at silence
-    alone, and a client may send a byte now and then.
+    timeout_s: for the whole body, from the end of the headers. A proxy in front only limits
+    silence, which a client avoids by sending single bytes.
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, timeout_s: float) -> None:
@@ -141,7 +141,7 @@ class BodyLimit:
         async def receive_bounded() -> Message:
             nonlocal received, is_whole
             if is_whole:
-                # What comes now is the client's end, which may take as long as the answer.
+                # The next message is the client's disconnect, which may come at any time.
                 return await receive()
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
@@ -152,7 +152,7 @@ class BodyLimit:
                 is_whole = not message.get("more_body", False)
                 received += len(message.get("body", b""))
                 if received > self._max_body_bytes:
-                    # The one kind of error that FastAPI lets through while it reads a body.
+                    # The only error class that FastAPI passes on while it reads a body.
                     raise HTTPException(413, self._message)
             return message
 
@@ -160,6 +160,6 @@ class BodyLimit:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = error_response(body_too_large(self._message))
-        # What is left of the body is not read: the connection cannot be used again.
+        # The rest of the body is not read, so the connection cannot be used again.
         response.headers["connection"] = "close"
         await response(scope, receive, send)

@@ -43,8 +43,8 @@ async def completions(body: JsonBody, requested: RequestedOptions, context: Cont
 class ReplyResponse(Response):
     """Runs a request and sends its reply inside the request's context.
 
-    Whatever fails or hangs up between the first step and the last byte leaves that context, which
-    gives back what the request holds.
+    An error or a disconnect between the first step and the last byte leaves that context, which
+    releases the request's resources.
     """
 
     def __init__(self, reply: AbstractAsyncContextManager[Reply]) -> None:
@@ -57,7 +57,7 @@ class ReplyResponse(Response):
             try:
                 await _response(reply)(scope, receive, send)
             except ClientDisconnect:
-                # No error of ours: the request's context records that its client hung up.
+                # Not an error: the request's context records that its client disconnected.
                 return
 
 
@@ -78,7 +78,7 @@ def _response(reply: Reply) -> Response:
 
 
 def _header_text(value: str) -> str:
-    """Return a text as a header may carry it: what is not printable ASCII is percent-encoded."""
+    """Return a text for a header: characters other than printable ASCII are percent-encoded."""
     return "".join(char if " " <= char <= "~" else quote(char, errors="replace") for char in value)
 
 
@@ -87,5 +87,5 @@ async def _with_errors(events: AsyncIterator[str]) -> AsyncIterator[str]:
         async for event in events:
             yield event
     except NarrowgateError as error:
-        # The status line is sent: the error is an event, which the SDKs raise as an error.
+        # The status line has been sent, so the error is an event, which the SDKs raise.
         yield f"data: {json_text({'error': error_body(error)})}\n\n"

@@ -1,4 +1,4 @@
-"""A client's wishes besides the answer (route, deadline, maximum cost), as fields or headers."""
+"""A client's options (route, deadline, maximum cost), as fields or headers."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -22,7 +22,7 @@ _HEADERS = {
 
 
 class OptionFields(BaseModel):
-    """Fields that every request may carry; a field beats its header."""
+    """Fields that every request may carry; a field takes precedence over its header."""
 
     route: RoutePreference | None = Field(
         default=None, description="auto; local_only forbids and frontier_only forces escalation"
@@ -36,7 +36,7 @@ class OptionFields(BaseModel):
 
 
 class Options:
-    """The options in a request's headers, to be joined with those in its body."""
+    """The options in a request's headers, to be merged with those in its body."""
 
     def __init__(self, request: Request) -> None:
         self._headers = request.headers

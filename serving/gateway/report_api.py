@@ -24,7 +24,7 @@ Until = Annotated[str | None, Query(description=f"{_WHEN}, exclusive; now if abs
 
 
 @router.get("/v1/usage")
-async def own_usage(
+async def tenant_usage(
     context: Context,
     caller: Annotated[Caller, Depends(_caller)],
     since: Since = None,

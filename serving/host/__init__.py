@@ -1,1 +1,1 @@
-"""What the machine offers: its processor's name, its terminal, safe file writes, signals."""
+"""Utilities of the machine: processor, terminal, safe file writes, signals."""

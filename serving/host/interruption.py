@@ -1,4 +1,4 @@
-"""How a long command ends that was told to stop."""
+"""The end of a long command after SIGINT or SIGTERM."""
 
 import signal
 import sys
@@ -11,8 +11,8 @@ EXIT_STOPPED = 130
 def run_until_stopped(command: Callable[[], int], consequence: str) -> int:
     """Run a command and return its exit status; SIGTERM interrupts it as Ctrl-C does.
 
-    What the command started is ended by its own cleaning up. consequence: said of a stopped
-    command. For the main thread alone: sets the process's handler.
+    The command cleans up what it started. consequence: text after "stopped". Only for the main
+    thread, because it sets the process's signal handler.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -1,4 +1,4 @@
-"""The processor: its name, as figures are reported beside it, and what it computes fast."""
+"""The processor: its name for reports, and the number formats that it computes fast."""
 
 import platform
 from pathlib import Path

@@ -12,12 +12,12 @@ from typing import Any, Protocol, Self
 
 from serving.host.terminal import terminal_progress
 
-# An estimate of the time left from less than this share says nothing.
+# An estimate of the time left from less than this share is not useful.
 _LEAST_SHARE = 0.02
 
 
 class StepObserver(Protocol):
-    """Is told about the steps of a command as they begin and advance."""
+    """Receives the steps of a command as they begin and advance."""
 
     def step(
         self, name: str, done: float = 0, total: float = 0, details: Mapping[str, Any] | None = None
@@ -133,7 +133,7 @@ class JsonLines(StepDisplay):
 class StepTimes:
     """A `StepObserver` that measures how long each step takes, and passes it on.
 
-    A step lasts until the next one is reported. observer: is told the same.
+    A step lasts until the next one is reported. observer: receives the same calls.
     """
 
     def __init__(self, observer: StepObserver, clock: Callable[[], float] = time.monotonic) -> None:
@@ -146,7 +146,7 @@ class StepTimes:
     def step(
         self, name: str, done: float = 0, total: float = 0, details: Mapping[str, Any] | None = None
     ) -> None:
-        """Take the time of the step before and pass the new one on."""
+        """Record the time of the previous step and pass the new one on."""
         self._close()
         self._current = name
         self._observer.step(name, done, total, details)

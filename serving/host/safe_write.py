@@ -1,4 +1,4 @@
-"""File writes that never leave a part of a file and never overwrite an artifact."""
+"""Atomic file writes, and checks of output folders."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ from serving.contracts.errors import OutputInUse
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Write or replace a file atomically: a reader sees the old content or the new. Raises OSError.
 
-    mode: the file's permissions, whatever an earlier file had.
+    mode: the file's permissions, also where the file existed.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     unfinished = Path(name)
@@ -39,11 +39,11 @@ def refuse_unwritable_output(out: Path) -> None:
     """Refuse a folder that cannot be made or written, before work begins. Raises OutputInUse.
 
     Writes an empty temporary file to the folder, or to the nearest folder above it that exists,
-    and removes it: permissions alone do not tell of a read-only file system.
+    and removes it: permissions alone do not show a read-only file system.
     """
     try:
         if out.exists() or out.is_symlink():
-            # A link to nowhere, too: making the folder would fail.
+            # Also a broken link, because the folder could not be made.
             existing = out
         else:
             existing = next(parent for parent in out.absolute().parents if parent.exists())
@@ -55,7 +55,7 @@ def refuse_unwritable_output(out: Path) -> None:
             )
         with tempfile.TemporaryFile(dir=existing):
             pass
-        # A name that the file system refuses: too long, or with a null character.
+        # A name that the file system refuses is too long or has a null character.
         out.parent.joinpath(f".{out.name}.partial").exists()
     except OSError as error:
         raise OutputInUse(

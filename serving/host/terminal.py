@@ -11,7 +11,7 @@ def terminal_progress(*columns: "ProgressColumn") -> "Progress":
 
     columns: rich's own (description, bar, share, time left) where none are given.
     """
-    # Here and not above: subcommands import this while the command line is parsed.
+    # Imported here: subcommands import this module while the command line is parsed.
     from rich.console import Console
     from rich.progress import Progress
 

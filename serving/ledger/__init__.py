@@ -1,1 +1,1 @@
-"""What every request cost, by token class."""
+"""The ledger: the cost of every request, by token class."""

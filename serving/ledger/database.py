@@ -17,9 +17,9 @@ class Timeouts:
     """How long the ledger waits for its database, in seconds.
 
     busy_s: SQLite, for another writer. statement_s: PostgreSQL, for one statement or lock.
-    silence_s: PostgreSQL, for any byte, before the connection is cut. beat_s: between two signs of
-    life of a gateway. probe_s: between two tries to reach an unreachable database. watch_s: between
-    two checks for a silent server.
+    silence_s: PostgreSQL, for any byte, before the connection is cut. beat_s: between two
+    heartbeats of a gateway. probe_s: between two attempts to reach an unreachable database.
+    watch_s: between two checks for a silent server.
     """
 
     busy_s: float = 1.0

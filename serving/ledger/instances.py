@@ -1,4 +1,4 @@
-"""Gateway processes: their signs of life, and the rows that a dead process left open."""
+"""Gateway processes: their heartbeats, and the open rows of ended processes."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ GATEWAY_LOST = "gateway_lost"
 """Outcome of exits and calls that were open when their process ended."""
 
 SILENT = timedelta(seconds=15)
-"""A process of another host counts as dead after this silence: seven missed signs of life."""
+"""A process of another host counts as ended after this silence: seven missed heartbeats."""
 
 _SAME_START = timedelta(seconds=2)
 # Literal text, not parameters: only then does SQLite use the index of open exits.
@@ -51,17 +51,17 @@ class Instance:
 
 
 def beat(connection: Connection, own: Instance, *, others_had_time: bool) -> int:
-    """Record a sign of life, and end the instances that are dead. Blocking.
+    """Record a heartbeat, and end the instances whose process has ended. Blocking.
 
-    others_had_time: the database has been reachable for long enough that every living process has
-    sent a sign of life. Returns how many instances were found dead.
+    others_had_time: the database has been reachable for long enough that every running process has
+    sent a heartbeat. Returns the number of ended instances.
     """
     now = _now(connection)
     _record_sign_of_life(connection, own, now)
-    dead = [row for row in _others(connection, own) if _is_dead(row, own, now, others_had_time)]
-    for row in dead:
+    ended = [row for row in _others(connection, own) if _has_ended(row, own, now, others_had_time)]
+    for row in ended:
         end(connection, row.id, now)
-    return len(dead)
+    return len(ended)
 
 
 def end(connection: Connection, instance: str, now: datetime | None = None) -> None:
@@ -87,7 +87,7 @@ def end(connection: Connection, instance: str, now: datetime | None = None) -> N
 
 
 def _record_sign_of_life(connection: Connection, own: Instance, now: datetime) -> None:
-    # An instance that was wrongly taken for dead loses its end.
+    # An instance that was wrongly marked as ended becomes active again.
     row = {
         "id": own.id,
         "host": own.host,
@@ -106,7 +106,7 @@ def _others(connection: Connection, own: Instance) -> list[Row[tuple[object, ...
     return list(connection.execute(select(instances).where(living).order_by(instances.c.id)))
 
 
-def _is_dead(
+def _has_ended(
     row: Row[tuple[object, ...]], own: Instance, now: datetime, others_had_time: bool
 ) -> bool:
     if row.host == own.host:

@@ -13,7 +13,7 @@ from serving.contracts.errors import UnpricedModel
 from serving.contracts.exits import Endpoint, Exit
 from serving.contracts.ledger import CallEnd, Caller, LedgerState
 from serving.contracts.ledger_settings import LedgerSettings
-from serving.ledger.operations import Close, Leave, Open, Row
+from serving.ledger.operations import Close, Open, RecordExit, Row
 from serving.ledger.pricing.cost import Priced
 from serving.ledger.rows import (
     ExitHeader,
@@ -177,7 +177,7 @@ class DatabaseEntry:
         )
         exit_ = replace(exit_, elapsed_s=max(exit_.elapsed_s, self._age_s()))
         self._write_ended()
-        self._left = self._deps.writer.submit(self._leave(exit_, sums, priced))
+        self._left = self._deps.writer.submit(self._exit_record(exit_, sums, priced))
         return sums.cost_usd if len(known) == len(costs) else None
 
     async def written(self) -> None:
@@ -189,12 +189,12 @@ class DatabaseEntry:
         """Return the seconds since the request arrived, the queue included."""
         return (self._deps.clock() - self._header.opened_at).total_seconds()
 
-    def _leave(
+    def _exit_record(
         self, exit_: Exit, sums: Sums, priced: list[tuple[LocalShare, Priced | None]]
-    ) -> Leave:
+    ) -> RecordExit:
         header, deps, paid = self._header, self._deps, bool(self._calls)
         periods = periods_at(header.opened_at, deps.zone)
-        return Leave(
+        return RecordExit(
             exit=closed_exit(header, exit_, sums, deps.settings.reference_model, paid=paid),
             calls=tuple(local_call(header, share, price, periods) for share, price in priced),
             prices=tuple(price_row(price.price) for _, price in priced if price is not None),

@@ -45,7 +45,7 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
+class RecordExit:
     """Write an exit with its local calls. paid: the exit has opened provider calls as well."""
 
     exit: Row
@@ -62,8 +62,8 @@ _OWN_EXIT_FIELDS = (
     "outcome", "valid", "guaranteed", "escalated", "cached", "opened_at", "instance",
 )  # fmt: skip
 
-Operation = Open | Close | Leave
-Spillable = Close | Leave
+Operation = Open | Close | RecordExit
+Spillable = Close | RecordExit
 """Operations that may be applied later. A call cannot wait for its opening."""
 
 
@@ -85,7 +85,7 @@ def without_reported_values(operation: Spillable) -> Spillable:
         return Close({**kept, **unknown})
     kept = {name: operation.exit.get(name) for name in _OWN_EXIT_FIELDS}
     # paid: the sums are computed again from the calls that are there.
-    return Leave({**kept, "state": "closed"}, paid=True)
+    return RecordExit({**kept, "state": "closed"}, paid=True)
 
 
 def to_line(operation: Spillable) -> str:
@@ -119,7 +119,7 @@ def from_line(line: str) -> Spillable:
         if content["do"] == "close":
             return Close(_row(content["call"]), prices, content["withdrawn"])
         calls = tuple(map(_row, content["calls"]))
-        return Leave(_row(content["exit"]), calls, prices, content["paid"])
+        return RecordExit(_row(content["exit"]), calls, prices, content["paid"])
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UnreadableLine(f"not an operation of the ledger: {type(error).__name__}") from error
 

@@ -183,7 +183,7 @@ spending = Table(
     Column("held_usd", Usd, nullable=False),
 )
 
-# Gateway processes. seen_at: last sign of life; the open rows of a silent process become unknown.
+# Gateway processes. seen_at: last heartbeat; the open rows of a silent process become unknown.
 # replica_hour_usd: cost of all local replicas of the stack per hour, busy or idle.
 instances = Table(
     "instances",

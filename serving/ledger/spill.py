@@ -1,7 +1,7 @@
 """Files for rows that the database does not accept now. They survive the process.
 
 Each process appends to its own file and holds a lock on it while it lives. A file that can be
-locked belongs to a dead process; the process that locks it writes its lines into the database.
+locked belongs to an ended process; the process that locks it writes its lines into the database.
 """
 
 import fcntl
@@ -34,7 +34,7 @@ class SpillFile:
 
     @classmethod
     def claim(cls, path: Path) -> "SpillFile | None":
-        """Return the file of a dead process; None if the process lives or the file is gone."""
+        """Return the file of an ended process; None if the process runs or the file was removed."""
         try:
             return cls._locked(path, 0)
         except FileNotFoundError:
@@ -111,7 +111,7 @@ class Spill:
         self._rejected.append(lines)
 
     def take(self) -> list[SpillFile]:
-        """Return the files to replay: this process's current file and those of dead processes."""
+        """Return the files to replay: this process's current file and those of ended processes."""
         found = [] if self._current is None else [self._current]
         self._current = None
         for path in sorted(self._folder.glob("*.jsonl")):

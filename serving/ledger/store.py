@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Update, bindparam, func, literal, select, upd
 
 from serving.contracts.errors import BudgetExceeded
 from serving.ledger.accounts import AccountKey, Accounts
-from serving.ledger.operations import Close, Leave, Open, Operation, Row
+from serving.ledger.operations import Close, Open, Operation, RecordExit, Row
 from serving.ledger.schema import Usd, calls, exits, prices
 from serving.ledger.upsert import insert_new, insert_or_replace
 
@@ -73,24 +73,24 @@ class Store:
         After a transaction that was not committed, call `forget`. A call's opening and its close
         are never in the same sequence.
         """
-        leaving = [item for item in operations if isinstance(item, Leave)]
+        ended = [item for item in operations if isinstance(item, RecordExit)]
         self._put_prices(connection, operations)
-        paid = [item for item in operations if not isinstance(item, Leave)]
-        touched: set[str] = {item.exit["id"] for item in leaving if item.paid}
+        paid = [item for item in operations if not isinstance(item, RecordExit)]
+        touched: set[str] = {item.exit["id"] for item in ended if item.paid}
         refusals: list[BudgetExceeded | None] = []
         if paid:
             refusals, changed = self._paid(connection, paid)
             touched |= changed
-        self._put_exits(connection, leaving)
+        self._put_exits(connection, ended)
         if touched:
             connection.execute(
                 summed_exits().where(exits.c.id.in_(sorted(touched)), exits.c.state != "open")
             )
         answers = iter(refusals)
-        return [None if isinstance(item, Leave) else next(answers) for item in operations]
+        return [None if isinstance(item, RecordExit) else next(answers) for item in operations]
 
     def forget(self) -> None:
-        """Take nothing for granted any more: a transaction was rolled back."""
+        """Clear what is remembered, after a transaction that was rolled back."""
         self._prices.clear()
         self._accounts.clear()
 
@@ -123,15 +123,13 @@ class Store:
         _write(connection, pending)
         return refusals, pending.touched
 
-    def _put_exits(self, connection: Connection, leaving: Sequence[Leave]) -> None:
-        local = sorted((row for item in leaving for row in item.calls), key=_id)
+    def _put_exits(self, connection: Connection, ended: Sequence[RecordExit]) -> None:
+        local = sorted((row for item in ended for row in item.calls), key=_id)
         if local:
             rows = [_whole(row, _CALL_COLUMNS) for row in local]
             connection.execute(insert_new(connection, calls), rows)
-        if leaving:
-            rows = [
-                _whole(row, _EXIT_COLUMNS) for row in sorted((i.exit for i in leaving), key=_id)
-            ]
+        if ended:
+            rows = [_whole(row, _EXIT_COLUMNS) for row in sorted((i.exit for i in ended), key=_id)]
             connection.execute(insert_or_replace(connection, exits), rows)
 
 
@@ -147,7 +145,7 @@ def _open(item: Open, accounts: Accounts, pending: _Pending) -> BudgetExceeded |
     pending.opened.append(item.call)
     pending.exits_opened.append(item.exit)
     if not item.first:
-        # The exit may be unknown already, if its process was taken for dead.
+        # The exit may already be unknown, if its process was marked as ended.
         pending.touched.add(item.exit["id"])
     return None
 

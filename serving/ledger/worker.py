@@ -52,7 +52,7 @@ class WorkerDeps(NamedTuple):
 
 
 class LedgerWorker:
-    """Writes operations, sends signs of life, probes the database and replays spill files.
+    """Writes operations, sends heartbeats, probes the database and replays spill files.
 
     up: the database accepts writes; False until the first probe succeeds. fault: why the database
     can never be used as it is.
@@ -99,7 +99,7 @@ class LedgerWorker:
             answers = self._commit(operations)
         except LedgerUnavailable as error:
             self._went_down(error)
-            return self._postpone(operations, unsure=self._reached_commit)
+            return self._postpone(operations, maybe_committed=self._reached_commit)
         except Exception as error:  # noqa: BLE001  # the thread's edge: a bad row, or a bug
             if len(operations) > 1:
                 return [answer for item in operations for answer in self.write([item])]
@@ -115,7 +115,7 @@ class LedgerWorker:
                 with watchdog.watched(), database.begin() as connection:
                     end(connection, instance.id)
             except (LedgerUnavailable, exc.DBAPIError):
-                # Another process will find this one dead.
+                # Another process will mark this one as ended.
                 logger.warning("ledger.end_unwritten instance=%s", instance.id)
         if self._unspilled:
             self._spill([])
@@ -138,13 +138,15 @@ class LedgerWorker:
             raise
         return list(answers)
 
-    def _postpone(self, operations: Sequence[Operation], *, unsure: bool = False) -> list[Answer]:
+    def _postpone(
+        self, operations: Sequence[Operation], *, maybe_committed: bool = False
+    ) -> list[Answer]:
         """Spill what can be written later and refuse calls.
 
-        unsure: the database may have committed the operations although it did not confirm it.
+        maybe_committed: the database may have committed the operations without a confirmation.
         """
         later: list[Spillable] = [item for item in operations if not isinstance(item, Open)]
-        if unsure:
+        if maybe_committed:
             later += [withdrawal(item) for item in operations if isinstance(item, Open)]
         if later:
             self._spill([line for item in later if (line := self._line_of(item))])
@@ -176,7 +178,7 @@ class LedgerWorker:
             self._went_down(error)
 
     def _beat(self) -> None:
-        """Send a sign of life; probe a database that was unreachable."""
+        """Send a heartbeat; probe a database that was unreachable."""
         database, watchdog, _, instance, _ = self._deps
         long_up = self.up and time.monotonic() - self._up_since_s > SILENT.total_seconds()
         try:
@@ -184,7 +186,7 @@ class LedgerWorker:
                 if not self.up:
                     migrate(database)
                 with database.begin() as connection:
-                    dead = beat(connection, instance, others_had_time=long_up)
+                    ended = beat(connection, instance, others_had_time=long_up)
         except LedgerUnusable as error:
             if self.fault is None:
                 logger.error("ledger.unusable %s", error.message)  # noqa: TRY400  # no traceback
@@ -193,15 +195,15 @@ class LedgerWorker:
         except (LedgerUnavailable, exc.DBAPIError) as error:
             self._went_down(error)
         else:
-            self._came_up(dead)
+            self._came_up(ended)
 
-    def _came_up(self, dead: int) -> None:
+    def _came_up(self, ended: int) -> None:
         if not self.up:
             self.up, self.fault, self._up_since_s = True, None, time.monotonic()
             self._next_s = time.monotonic() + self._deps.timeouts.beat_s
             self._events.ledger_changed("up")
             logger.info("ledger.up")
-        elif not dead:
+        elif not ended:
             return
         self._files += self._deps.spill.take()
 

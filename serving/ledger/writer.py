@@ -13,7 +13,7 @@ from serving.contracts.deadline import Deadline, deadline_exceeded
 from serving.contracts.errors import BudgetExceeded, LedgerUnavailable
 from serving.contracts.ledger import LedgerEvents, LedgerState
 from serving.ledger.connection_watchdog import ConnectionWatchdog
-from serving.ledger.operations import Close, Leave, Open, Operation, to_line, withdrawal
+from serving.ledger.operations import Close, Open, Operation, RecordExit, to_line, withdrawal
 from serving.ledger.spill import Spill
 from serving.ledger.worker import BATCH, Answer, LedgerWorker
 
@@ -97,7 +97,7 @@ class Writer:
         if answer is not None:
             raise answer
 
-    def submit(self, operation: Close | Leave) -> "asyncio.Future[Answer]":
+    def submit(self, operation: Close | RecordExit) -> "asyncio.Future[Answer]":
         """Queue an operation; the future is done when it is on disk. Does not block."""
         return self._put(operation).answer
 

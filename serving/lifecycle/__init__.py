@@ -1,1 +1,1 @@
-"""Starts the stack on this machine and stops everything it started."""
+"""Starts the stack on this machine and stops all its processes."""

@@ -14,7 +14,7 @@ from typing import Self
 _EDITED = "# Rendered by Ray Serve, edited by narrowgate.\n"
 _HEALTH_PATHS = "/healthz /readyz /metrics"
 _RESERVED_CONNECTIONS = 64
-"""For the health listener, beyond the limit of the API's listener."""
+"""Connections of the health listener, in addition to those of the API's listener."""
 
 # HAProxy's own refusals, in the shape of every other error.
 _ERRORS = {
@@ -45,13 +45,13 @@ _RETRYABLE = {408, 429, 502, 503, 504}
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
-    """What HAProxy listens on, and how much each listener takes.
+class Listeners:
+    """The listeners of HAProxy and their limits.
 
-    health_port: of the listener that answers health paths alone and keeps connections reserved.
+    health_port: of the listener that answers only health paths and has reserved connections.
     max_connections: of the API's listener, in all; max_connections_per_address: from one address.
-    header_timeout_s: for a request's headers. idle_timeout_s: without a byte from a client that
-    has something to send, and between two requests of a connection.
+    header_timeout_s: for a request's headers. idle_timeout_s: longest silence within a request, and
+    between two requests of a connection.
     """
 
     host: str
@@ -72,60 +72,60 @@ class Doors:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return what `write` has written."""
+        """Read the file that `write` has written."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def limited(config: str, doors: Doors, folder: Path) -> str:
+def limited(config: str, listeners: Listeners, folder: Path) -> str:
     """Return Ray's configuration with limits, deadlines, JSON errors and the health listener.
 
-    folder: where write_error_files has put its files. Raises ValueError where the configuration
+    folder: of the files of write_error_files. Raises ValueError where the configuration
     does not have the parts that are edited: Ray has changed its template.
     """
     edited = _bind_to_loopback(config)
-    edited = _replace_once(edited, r"^defaults\n", "defaults\n" + _defaults(doors, folder))
-    # Ray turns 502, 503 and 504 into a plain 500; the files above say what happened.
+    edited = _replace_once(edited, r"^defaults\n", "defaults\n" + _defaults(listeners, folder))
+    # Ray turns 502, 503 and 504 into a plain 500; the files above state the reason.
     edited = re.sub(r"^ *errorfile 50[234] (?!.*ng-error).*\n", "", edited, flags=re.MULTILINE)
     edited = re.sub(
         r"^ *timeout (client|http-request|http-keep-alive) (?!.*# narrowgate).*\n", "", edited,
         flags=re.MULTILINE,
     )  # fmt: skip
     edited = _replace_once(
-        edited, r"^frontend http_frontend\n( +bind .*\n)", _listener(doors), keep=True
+        edited, r"^frontend http_frontend\n( +bind .*\n)", _listener(listeners), keep=True
     )
     backend = _api_backend(edited)
-    return edited.rstrip("\n") + "\n" + _health_listener(doors, backend)
+    return edited.rstrip("\n") + "\n" + _health_listener(listeners, backend)
 
 
 def _bind_to_loopback(config: str) -> str:
-    # Statistics and metrics, which ask for no key.
+    # Statistics and metrics, which require no key.
     return re.sub(r"^( +bind) (?:\*|0\.0\.0\.0)?:(\d+)", r"\1 127.0.0.1:\2", config, flags=re.M)
 
 
-def _defaults(doors: Doors, folder: Path) -> str:
+def _defaults(listeners: Listeners, folder: Path) -> str:
     lines = [
-        f"    timeout http-request {_ms(doors.header_timeout_s)} # narrowgate",
-        f"    timeout client {_ms(doors.idle_timeout_s)} # narrowgate",
-        f"    timeout http-keep-alive {_ms(doors.idle_timeout_s)} # narrowgate",
+        f"    timeout http-request {_ms(listeners.header_timeout_s)} # narrowgate",
+        f"    timeout client {_ms(listeners.idle_timeout_s)} # narrowgate",
+        f"    timeout http-keep-alive {_ms(listeners.idle_timeout_s)} # narrowgate",
     ]
     lines += [f"    errorfile {status} {_error_file(folder, status)}" for status in _ERRORS]
     return "\n".join(lines) + "\n"
 
 
-def _listener(doors: Doors) -> str:
+def _listener(listeners: Listeners) -> str:
     return (
-        f"    maxconn {doors.max_connections}\n"
+        f"    maxconn {listeners.max_connections}\n"
         "    stick-table type ipv6 size 100k expire 1h store conn_cur\n"
         "    tcp-request connection track-sc0 src\n"
         f"    tcp-request connection reject if {{ sc0_conn_cur gt "
-        f"{doors.max_connections_per_address} }}\n"
+        f"{listeners.max_connections_per_address} }}\n"
     )
 
 
-def _health_listener(doors: Doors, backend: str | None) -> str:
+def _health_listener(listeners: Listeners, backend: str | None) -> str:
     lines = [
         "frontend narrowgate_health",
-        f"    bind {doors.host}:{doors.health_port}",
+        f"    bind {listeners.host}:{listeners.health_port}",
         f"    maxconn {_RESERVED_CONNECTIONS}",
         "    no log",
         "    http-request return status 404 content-type application/json "
@@ -148,7 +148,7 @@ def _api_backend(config: str) -> str | None:
 def _replace_once(config: str, pattern: str, text: str, *, keep: bool = False) -> str:
     found = list(re.finditer(pattern, config, re.MULTILINE))
     if len(found) != 1:
-        raise ValueError(f"{pattern!r} stands {len(found)} times in HAProxy's configuration")
+        raise ValueError(f"{pattern!r} occurs {len(found)} times in HAProxy's configuration")
     (match,) = found
     replacement = match.group(0) + text if keep else text
     return config[: match.start()] + replacement + config[match.end() :]
@@ -189,7 +189,7 @@ def main(binary: str, folder: Path, arguments: list[str]) -> None:
     Splicing is switched off (-dS): Ray's template sets `option splice-request`, and a request
     whose body was spliced is no longer watched for its client's end (HAProxy 2.8.25, seen for
     every request whose headers and body come in two packets, as httpx and openai send them); the
-    engine would work on for clients that have hung up.
+    engine would continue for clients that have disconnected.
     """
     if "-f" in arguments:
         # In its place: Ray knows its HAProxy processes by the path of the configuration.
@@ -197,7 +197,7 @@ def main(binary: str, folder: Path, arguments: list[str]) -> None:
         config = path.read_text(encoding="utf-8")
         if not config.startswith(_EDITED):
             write_error_files(folder)
-            edited = limited(config, Doors.read(folder / "doors.json"), folder)
+            edited = limited(config, Listeners.read(folder / "listeners.json"), folder)
             path.write_text(_EDITED + edited, encoding="utf-8")
     os.execv(binary, [binary, "-dS", *arguments])  # noqa: S606  # HAProxy itself
 

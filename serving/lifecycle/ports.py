@@ -1,4 +1,4 @@
-"""Which ports are free on this machine."""
+"""Finds free ports on this machine."""
 
 import socket
 from contextlib import suppress
@@ -31,7 +31,7 @@ def refuse_taken_port(host: str, port: int, field: str = "port") -> None:
 
 
 def next_free_port(host: str, after: int) -> int:
-    """Return the first port above `after` on which nothing listens at the host."""
+    """Return the first port above `after` on which no process listens at the host."""
     for port in range(after + 1, _LAST_PORT + 1):
         with suppress(InvalidSettings):
             refuse_taken_port(host, port)
@@ -40,7 +40,7 @@ def next_free_port(host: str, after: int) -> int:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 on which nothing listens now."""
+    """Return a port of 127.0.0.1 on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

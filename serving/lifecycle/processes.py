@@ -15,7 +15,7 @@ _REAP_PERIOD_S = 5.0
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent dies, so that none outlives this process.
+    """Become the parent of descendants whose own parent ends, so that none outlives this process.
 
     An engine core whose replica was killed would otherwise belong to init and keep its memory.
     """
@@ -23,7 +23,7 @@ def adopt_orphans() -> None:
 
 
 def wait_for_signal() -> str:
-    """Return the name of the signal that asked to stop. Under signals_raise only.
+    """Wait for SIGINT or SIGTERM and return its name. Only inside signals_raise.
 
     Reaps adopted processes meanwhile: an engine core whose replica was killed would stay a zombie.
     """
@@ -43,7 +43,7 @@ def _reap_adopted(own: set[int]) -> None:
 
 
 def end_descendants(running_from: str = "") -> None:
-    """Terminate every process below this one; kill those that are left after 2 s.
+    """Terminate every descendant process; kill those that still run after 2 s.
 
     running_from: a path; only processes whose command names it are ended.
     """

@@ -18,19 +18,19 @@ from typing import Any
 from serving.contracts.errors import EngineFailure, NarrowgateError
 from serving.contracts.settings import Settings
 from serving.lifecycle.environment import ray_environment
-from serving.lifecycle.haproxy import Doors
+from serving.lifecycle.haproxy import Listeners
 from serving.lifecycle.ports import next_free_port, refuse_taken_port
 from serving.lifecycle.processes import adopt_orphans, end_descendants
 from serving.lifecycle.signals import install_handlers
 
 GATEWAY_APP = "narrowgate"
 
-# The promise is 20 s from signal to last process; draining takes its part of it.
+# All processes must end within 20 s after the signal, draining included.
 _SERVE_SHUTDOWN_S = 5.0
 _OBJECT_STORE_BYTES = 256 * 2**20
 _GATEWAY_DEADLINE_S = 180.0
 _ENGINES_DEADLINE_S = 3600.0
-"""A large model is fetched from a hub in this time."""
+"""Longest time to fetch a large model from a hub, seconds."""
 _CONNECT_DEADLINE_S = 120.0
 _NODE_ATTEMPTS = 3
 _NODE_TIMED_OUT = "timed out during startup"
@@ -40,15 +40,15 @@ _FAILED = "DEPLOY_FAILED"
 
 
 def engine_application(model_id: str) -> str:
-    """Return the name of the Serve application that is a model's engine."""
+    """Return the name of the Serve application of a model's engine."""
     # A colon is in no model id, so distinct models have distinct names.
     return "engine:" + model_id.replace("/", ":")
 
 
 class LocalStack:
-    """What runs on this machine under one port. Blocking; for the main thread alone.
+    """The stack on this machine under one port. Blocking; only for the main thread.
 
-    folder: for sockets and the models' statuses; gone when the stack has stopped.
+    folder: for sockets and the models' statuses; removed when the stack has stopped.
     """
 
     def __init__(self, settings: Settings, folder: Path, health_port: int) -> None:
@@ -64,7 +64,7 @@ class LocalStack:
         from ray.serve.config import HTTPOptions
 
         _start_node()
-        # ray.init puts a handler of its own on SIGTERM, which ends the process at once.
+        # ray.init sets its own SIGTERM handler, which ends the process at once.
         install_handlers()
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         host, port = self._settings.host, self._settings.port
@@ -96,7 +96,7 @@ class LocalStack:
     def wait_engine(self, model_id: str) -> None:
         """Return when a model's engine has loaded and a gateway has connected to it.
 
-        Raises EngineFailure, with our own reason where the replica gave one.
+        Raises EngineFailure, with the replica's reason where it has one.
         """
         wait_until(
             lambda: _runs(engine_application(model_id), f"the engine of model {model_id!r}"),
@@ -121,7 +121,7 @@ class LocalStack:
         )
 
     def shut_down(self) -> None:
-        """Let requests in flight finish, then stop Ray Serve and Ray."""
+        """Let requests in progress finish, then stop Ray Serve and Ray."""
         import ray
 
         if not ray.is_initialized():
@@ -162,10 +162,10 @@ def _start_node() -> None:
 
 @contextmanager
 def local_stack(settings: Settings) -> Iterator[LocalStack]:
-    """Yield a stack that has not been started; stop whatever it started on leaving.
+    """Yield a stack that has not been started; stop everything that it started at the end.
 
-    Requests in flight at the end get `gateway.drain_timeout_s` to finish.
-    Raises InvalidSettings when a port is taken.
+    Requests in progress at the end get `gateway.drain_timeout_s` to finish. Raises InvalidSettings
+    when a port is taken.
     """
     gateway = settings.gateway
     refuse_taken_port(settings.host, settings.port)
@@ -176,7 +176,7 @@ def local_stack(settings: Settings) -> Iterator[LocalStack]:
         refuse_taken_port(settings.host, health_port, "gateway.health_port")
     adopt_orphans()
     folder = Path(tempfile.mkdtemp(prefix="narrowgate-"))
-    doors = Doors(
+    listeners = Listeners(
         host=settings.host,
         health_port=health_port,
         max_connections=gateway.max_connections,
@@ -184,7 +184,7 @@ def local_stack(settings: Settings) -> Iterator[LocalStack]:
         header_timeout_s=gateway.header_timeout_s,
         idle_timeout_s=gateway.idle_timeout_s,
     )
-    os.environ.update(ray_environment(folder, doors))
+    os.environ.update(ray_environment(folder, listeners))
     stack = LocalStack(settings, folder, health_port)
     try:
         yield stack
@@ -224,7 +224,7 @@ def _runs(application: str, what: str) -> bool:
 def wait_until(holds: Callable[[], bool], deadline_s: float, missing: Callable[[], str]) -> None:
     """Return when a condition holds; look five times a second.
 
-    missing: says what does not hold, for the error. Raises EngineFailure after deadline_s.
+    missing: names what is not there, for the error. Raises EngineFailure after deadline_s.
     """
     until = time.monotonic() + deadline_s
     while not holds():
@@ -247,7 +247,7 @@ def _status_code(url: str) -> int | None:
 
 
 def _model_states(url: str) -> dict[str, str]:
-    """Return each model's state as /readyz tells it; nothing where it cannot be read."""
+    """Return each model's state from /readyz; empty where it cannot be read."""
     try:
         with urllib.request.urlopen(f"{url}/readyz", timeout=_PROBE_TIMEOUT_S) as response:  # noqa: S310  # ours
             content = response.read()
@@ -267,8 +267,8 @@ async def _drain(timeout_s: float) -> None:
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
-    # Asked of the gateway itself: it knows what is in flight, and refuses what comes after.
-    # A gateway that cannot be asked has nothing left to drain.
+    # Called on the gateway itself, which knows the requests in progress and refuses new ones.
+    # A gateway that cannot be called has nothing to drain.
     with suppress(TimeoutError, RayError, RayServeException):
         response = serve.get_app_handle(GATEWAY_APP).drain.remote(timeout_s)
         await asyncio.wait_for(response, timeout_s + 1.0)
@@ -280,7 +280,7 @@ async def _stop_serve(drain_timeout_s: float) -> None:
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return
-    # Ray tells the driver of every actor that ends from here on; that is what is wanted.
+    # Ray logs every actor that ends from here on, which is expected.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     if drain_timeout_s:
         await _drain(drain_timeout_s)
@@ -296,7 +296,7 @@ def _log_folder() -> str:
 
 
 def _reason(application: str) -> str | None:
-    """Return our own error among what Ray Serve tells of an application, if there is one."""
+    """Return the NarrowgateError in Ray Serve's message about an application, if there is one."""
     from ray import serve
 
     names = "|".join(sorted(error.__name__ for error in _errors(NarrowgateError)))

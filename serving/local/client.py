@@ -1,4 +1,4 @@
-"""The gateway's side of an engine deployment: deadlines, one retry, errors of our own tree."""
+"""The gateway's client of an engine deployment: deadlines, one retry, NarrowgateErrors."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -39,10 +39,10 @@ T = TypeVar("T")
 
 
 class EngineEvents(Protocol):
-    """What the client reports of itself, for metrics."""
+    """The events of an engine client, for metrics."""
 
     def batch_sent(self, model: str, size: int) -> None:
-        """A scoring batch of that many inputs left."""
+        """A scoring batch of this many inputs was sent."""
         ...
 
     def call_retried(self, model: str) -> None:
@@ -84,7 +84,7 @@ class EngineClient:
         """Run works of one client request; outputs and errors are in the works' order.
 
         Raises ModelStarting or ModelUnavailable before anything is sent.
-        Cancelling the caller aborts what the engine does for it.
+        Cancelling the caller aborts its work in the engine.
         """
         self.health.require_ready()
         outputs: list[EngineOutput | NarrowgateError | None] = [None] * len(works)
@@ -181,7 +181,7 @@ class EngineClient:
     ) -> T:
         """Await a remote result until the deadline or the loss of the last healthy replica.
 
-        cancel: tells Ray Serve that nobody waits any more; called whenever we leave early.
+        cancel: cancels the call in Ray Serve; called whenever the wait ends early.
         """
         call = asyncio.ensure_future(_translated(awaitable))
         try:
@@ -208,7 +208,7 @@ class EngineClient:
                 except StopAsyncIteration:
                     return
         finally:
-            # Reached early when the client has gone: the engine must not go on for nobody.
+            # Reached early when the client has disconnected: the engine's work is aborted.
             stream.cancel()
 
 
@@ -220,16 +220,16 @@ async def _translated(awaitable: Awaitable[T]) -> T:
 
 
 def translate(error: Exception) -> NarrowgateError:
-    """Return the error of our tree for what Ray raised."""
+    """Return the NarrowgateError for an error of Ray."""
     cause = error.cause if isinstance(error, RayTaskError) else None
     match error:
         case RayTaskError() if isinstance(cause, NarrowgateError):
             return cause
         case RayActorError() | DeploymentUnavailableError() | AioRpcError():
-            return ModelUnavailable("the replica that had the work was lost", retry_after_s=10)
+            return ModelUnavailable("the replica that ran the work was lost", retry_after_s=10)
         case BackPressureError():
             return QueueFull("every replica of the model is at its limit", retry_after_s=1)
         case RequestCancelledError() | TaskCancelledError():
-            return ModelUnavailable("the replica gave the work up", retry_after_s=10)
+            return ModelUnavailable("the replica cancelled the work", retry_after_s=10)
         case _:
             return EngineFailure(f"the engine failed: {type(cause or error).__name__}")

@@ -1,4 +1,4 @@
-"""From model settings to a ray.serve.llm deployment, with the defaults that bite set right."""
+"""Builds a ray.serve.llm deployment from model settings, with corrected defaults."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from serving.local.kernels import EXTENSION
 
 _HEALTH_CHECK_PERIOD_S = 5
 _HEALTH_CHECK_TIMEOUT_S = 30
-# No text of a client's in the log of a replica or of its engine's processes.
+# No client's text in the log of a replica or of its engine's processes.
 _LOGGING = {"VLLM_LOGGING_CONFIG_PATH": str(CONFIG_FILE)}
 
 
@@ -24,9 +24,9 @@ def llm_config_arguments(
         "engine_kwargs": _engine_arguments(model, checkpoint),
         "deployment_config": _deployment_options(model, drain_timeout_s),
         "runtime_env": {"env_vars": {**_environment(model, checkpoint), **_LOGGING}},
-        # Streamed tokens otherwise wait up to 50 ms for company.
+        # Otherwise streamed tokens are batched for up to 50 ms.
         "experimental_configs": {"stream_batching_interval_ms": 0},
-        # Off: vLLM then keeps its own Prometheus registry, which the gateway's /metrics reads.
+        # Off: vLLM then uses its own Prometheus registry, which the gateway's /metrics reads.
         "log_engine_metrics": False,
     }
     match model.accelerator:
@@ -44,13 +44,13 @@ def offline_arguments(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return vllm.LLM's keyword arguments and the environment that serve the model offline.
 
-    The same engine as the deployment's, for measurements beside it.
+    The same engine as the deployment's, for measurements.
     """
     arguments = llm_config_arguments(model, checkpoint, 0.0)
     engine_kwargs = {"model": checkpoint.source, **arguments["engine_kwargs"]}
     # An argument of the HTTP layer, which the offline engine does not have.
     engine_kwargs.pop("enable_prompt_tokens_details")
-    # Without the replica's logging: what fails here is told to whoever started it, in full.
+    # Without the replica's logging: errors here are reported in full to the caller.
     return engine_kwargs, _environment(model, checkpoint)
 
 
@@ -61,16 +61,16 @@ def _engine_arguments(model: ModelSettings, checkpoint: Checkpoint) -> dict[str,
         **_block_size(model),
         "dtype": _dtype(model),
         "enable_prefix_caching": True,
-        # One scoring point may ask for every label.
+        # One scoring point may score every label.
         "max_logprobs": MAX_LABELS,
         # Explicit: the linter refuses overrides, since confidences are computed from these.
         "logprobs_mode": "raw_logprobs",
-        # A checkpoint's generation_config.json must not change what greedy means.
+        # A checkpoint's generation_config.json must not change greedy decoding.
         "generation_config": "vllm",
         "seed": 0,
-        # Answers which kernels were chosen; a gate records them.
+        # Reports the chosen kernels; a gate records them.
         "worker_extension_cls": EXTENSION,
-        # Usage then says how many prompt tokens came from the prefix cache.
+        # Usage then has the number of prompt tokens that came from the prefix cache.
         "enable_prompt_tokens_details": True,
         **model.engine_args,
     }
@@ -90,7 +90,7 @@ def _dtype(model: ModelSettings) -> str:
 
 
 def _block_size(model: ModelSettings) -> dict[str, int]:
-    # The prefix cache keeps whole blocks. On a processor vLLM's default block has 128 tokens, so up
+    # The prefix cache holds whole blocks. On a processor vLLM's default block has 128 tokens, so up
     # to 127 tokens of a task's prompt were computed again for every request: 13.6 requests/s of
     # label scoring, against 35 with blocks of 32, the smallest that its kernels take.
     return {"block_size": 32} if isinstance(model.accelerator, CpuAccelerator) else {}
@@ -125,7 +125,7 @@ def _deployment_options(model: ModelSettings, drain_timeout_s: float) -> dict[st
 def _environment(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, str]:
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if checkpoint.revision is None:
-        # A local folder is complete; a look-up at a hub could only fail or mislead.
+        # A local folder is complete; a look-up at a hub could fail or return other files.
         environment["HF_HUB_OFFLINE"] = "1"
     if isinstance(model.accelerator, CpuAccelerator):
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(model.accelerator.kv_cache_gib)

@@ -45,10 +45,10 @@ from serving.local.request_errors import (
     invalid,
     is_about_request,
     is_dead,
-    own_errors,
-    own_errors_streamed,
     refusal,
     refused_item,
+    translates_errors,
+    translates_stream_errors,
 )
 from serving.local.step_separation import StepSeparation
 
@@ -72,12 +72,12 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
         self._attestation = await self._prove(check, attested)
         await self._warm_up()
 
-    @own_errors
+    @translates_errors
     async def check_health(self) -> None:
         """Return when the engine lives. Called by Ray Serve's controller."""
         await super().check_health()
 
-    @own_errors
+    @translates_errors
     async def describe(self) -> EngineInfo:
         """Return what is loaded. Raises ModelUnavailable when the engine is dead."""
         await self.check_health()
@@ -92,28 +92,28 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
             attestation=self._attestation,
         )
 
-    @own_errors
+    @translates_errors
     async def score(self, works: Sequence[ScoreWork]) -> list[ScoreOutput | NarrowgateError]:
-        """Score every input's labels in one pass; outputs are in the order of the works.
+        """Score every input's labels in one pass; outputs are in the works' order.
 
         A failed input becomes an error in its place. Raises ModelUnavailable for a dead engine.
         """
         async with self._steps.hold(_SCORING):
             return await asyncio.gather(*(self._score(work) for work in works))
 
-    @own_errors_streamed
+    @translates_stream_errors
     async def generate(
         self, works: Sequence[GenerateWork]
     ) -> AsyncGenerator[list[GenerateOutput | NarrowgateError], None]:
         """Generate for every input at once; yields one list, in the order of the works.
 
         A failed input becomes an error in its place. Raises ModelUnavailable for a dead engine.
-        A generator because Ray Serve cancels those in the replica when the caller leaves; over
-        gRPC it does not cancel a plain call, and the engine would go on for nobody.
+        A generator because Ray Serve cancels those in the replica when the caller leaves; over gRPC
+        it does not cancel a plain call, and the engine would continue without a caller.
         """
         yield await asyncio.gather(*(self._generate(work) for work in works))
 
-    @own_errors_streamed
+    @translates_stream_errors
     async def openai(
         self, endpoint: str, body: dict[str, Any], request_id: str
     ) -> AsyncGenerator[OpenAIReply | str, None]:
@@ -137,15 +137,15 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
             yield OpenAIReply(200, None)
             yield first
             async for event in items:
-                yield _own_event(event, body)
+                yield _translated_event(event, body)
 
-    @own_errors
+    @translates_errors
     async def metrics(self) -> str:
         """Return this replica's engine metrics in Prometheus text format."""
         return generate_latest(REGISTRY).decode()
 
     async def _prove(self, check: LoadCheck, attested: Attestation | None) -> str | None:
-        """Return the attestation's digest once the loaded engine answers its probes as attested."""
+        """Check the loaded engine against the attested probes; return the attestation's digest."""
         if attested is None:
             return None
         tokenizer = await asyncio.to_thread(load_tokenizer, check)
@@ -162,7 +162,7 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
 
     async def _warm_up(self) -> None:
         # The first scoring, the first grammar and the first alternatives each set something up
-        # that takes up to seconds. A replica is ready when no client has to wait for that.
+        # that takes up to seconds. A replica is ready when no client waits for that.
         prompt = (0, 1, 2, 3)
         await self.score([ScoreWork(prompt, (ScoringPoint((), (0, 1)),))])
         await self._generate(GenerateWork(prompt, max_tokens=2, json_schema={"type": "array"}))
@@ -174,7 +174,7 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
 
     @property
     def _client(self) -> Any:
-        # ray.serve.llm offers no public way to the engine client that it wraps.
+        # ray.serve.llm has no public access to the engine client that it wraps.
         return self.engine._engine_client
 
     async def _score(self, work: ScoreWork) -> ScoreOutput | NarrowgateError:
@@ -204,12 +204,12 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
                 TokensPrompt(prompt_token_ids=list(prompt)), params, uuid.uuid4().hex
             ):
                 final = output
-        except Exception as error:  # noqa: BLE001  # whatever vLLM raises becomes our own
+        except Exception as error:  # noqa: BLE001  # every error of vLLM is translated
             failure: NarrowgateError | None = engine_failure(error)
         else:
             failure = None
         if failure is not None:
-            # Not chained: the text of vLLM's error may hold the client's, and Ray logs chains.
+            # Not chained: the text of vLLM's error may contain the client's, and Ray logs chains.
             raise failure
         if final is None or not final.finished or not final.outputs[0].token_ids:
             raise EngineFailure("the engine ended the request without an output")
@@ -217,7 +217,7 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
 
 
 def _built(endpoint: str, body: dict[str, Any], request_id: str) -> Any:
-    """Return vLLM's request, or the reply that says what is wrong with the body."""
+    """Return vLLM's request, or the error reply for an invalid body."""
     request_class = ChatCompletionRequest if endpoint == "chat" else CompletionRequest
 
     def build(fields: Mapping[str, Any]) -> Any:
@@ -226,7 +226,7 @@ def _built(endpoint: str, body: dict[str, Any], request_id: str) -> Any:
     try:
         refuse_broken_schema(body)
         return build(body)
-    except Exception as error:  # noqa: BLE001  # a pure function of the body: the client's to mend
+    except Exception as error:  # noqa: BLE001  # a pure function of the body: a client's error
         reply = refusal(error, body)
     assert reply.body is not None
     if reply.body["error"]["param"] is None and (field := culprit(build, body)) is not None:
@@ -237,12 +237,13 @@ def _built(endpoint: str, body: dict[str, Any], request_id: str) -> Any:
 async def _first(items: AsyncIterator[Any], body: dict[str, Any]) -> OpenAIReply | str:
     """Return the whole reply, or the first event of a stream.
 
-    What vLLM finds wrong comes as an exception, as an object, or as a stream's first event. Nothing
-    has been sent by then, so the client still gets a proper status.
+    vLLM reports an error as an exception, as an object, or as a stream's first event. Nothing has
+    been
+        sent by then, so the client gets the right status.
     """
     try:
         item = await anext(items)
-    except Exception as error:  # noqa: BLE001  # sorted here into the client's and the engine's
+    except Exception as error:  # noqa: BLE001  # classified here as the client's or the engine's
         if is_dead(error) or not is_about_request(error):
             failure: NarrowgateError | None = engine_failure(error)
         else:
@@ -251,7 +252,7 @@ async def _first(items: AsyncIterator[Any], body: dict[str, Any]) -> OpenAIReply
         failure = None
     if failure is not None:
         raise failure
-    # By its attribute: the engine yields a base class of the public ErrorResponse.
+    # By attribute, because the engine yields a base class of the public ErrorResponse.
     refused = getattr(item, "error", None)
     if refused is None and isinstance(item, str) and item.startswith(_ERROR_EVENT):
         refused = json.loads(item.removeprefix("data: "))["error"]
@@ -266,8 +267,8 @@ def _raised(reply: OpenAIReply | EngineFailure) -> OpenAIReply:
     return reply
 
 
-def _own_event(event: str, body: dict[str, Any]) -> str:
-    """Return a stream's event; an error of vLLM's in the middle is told in our words."""
+def _translated_event(event: str, body: dict[str, Any]) -> str:
+    """Return a stream's event; an error of vLLM within the stream is translated."""
     if not event.startswith(_ERROR_EVENT):
         return event
     reply = refused_item(json.loads(event.removeprefix("data: "))["error"], body)

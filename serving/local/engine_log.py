@@ -1,4 +1,4 @@
-"""Formats vLLM's log lines without what a client may have sent.
+"""Formats vLLM's log lines without clients' texts.
 
 vLLM writes values and exception texts into its log. Both can hold a request's content. A line here
 keeps its constant text, its numbers, the class of an exception and the places where it was raised.
@@ -25,13 +25,13 @@ ExceptionFacts = (
 
 
 class EngineLogFormatter(logging.Formatter):
-    """Withholds texts that are filled into a line, and the texts of exceptions."""
+    """Removes texts that are filled into a line, and the texts of exceptions."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; the record itself stays as it is."""
         shown = logging.makeLogRecord(record.__dict__)
         shown.args = _withheld(record.args, named="%(" in str(record.msg))
-        # Formatted before by another handler, with everything in it.
+        # Already formatted by another handler, with all texts.
         shown.exc_text = None
         return super().format(shown)
 

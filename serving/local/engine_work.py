@@ -1,8 +1,8 @@
-"""Our works as vLLM's requests, and vLLM's outputs as ours.
+"""Translates works to vLLM's requests, and vLLM's outputs to EngineOutputs.
 
-One place for the replica's engine, the offline engine and the benchmarks. An output is vLLM's
+Used by the replica's engine, the offline engine and the benchmarks. An output is vLLM's
 RequestOutput, finished and with at least one token. vLLM is imported when parameters are made: its
-import takes seconds, and reading outputs needs nothing of it.
+import takes seconds, and reading outputs does not need it.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Whether a model's engine can take work, as one gateway sees it."""
+"""The health of a model's engine, as observed by one gateway."""
 
 import asyncio
 import logging
@@ -21,12 +21,12 @@ _MISSED_PINGS_ALLOWED = 3
 
 
 class EngineHealth:
-    """Pings the engine in the background; `confirm` asks at once when a call has failed.
+    """Pings the engine in the background; `confirm` pings at once after a failed call.
 
-    ping: asks any healthy replica to describe itself, within the seconds given; it waits for a
-    replica where there is none, so the first ping returns as soon as the model has loaded.
-    attestation: digest of the envelope that this gateway reads; a replica that verified another
-    one is not ready for it, as thresholds and answers would not belong together. None: any.
+    ping: returns the description of any healthy replica within a time-out; it waits for a replica
+    where there is none, so the first ping returns as soon as the model has loaded. attestation:
+    digest of the envelope that this gateway reads. A replica that verified another one counts as
+    not ready, because thresholds and answers would not match. None accepts any.
     """
 
     def __init__(self, model_id: str, ping: Ping, attestation: str | None = None) -> None:
@@ -54,8 +54,8 @@ class EngineHealth:
     def until_lost(self) -> Iterator[asyncio.Future[None]]:
         """Yield a future that completes when no healthy replica is left.
 
-        Ray Serve keeps a call whose replica has died until there is another one, however long
-        that takes; whoever waits for a call waits for this future too.
+        Ray Serve holds a call whose replica has ended until there is another one, without a time
+        limit. Callers wait for this future at the same time.
         """
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(lost)
@@ -78,7 +78,7 @@ class EngineHealth:
             try:
                 self._seen(await self._ping(_PING_TIMEOUT_S))
             except TimeoutError as error:
-                # A replica under load may answer late; one that is gone, or that has not been
+                # A replica under load may answer late; one that has ended, or that has not been
                 # started yet, never does.
                 self._missed += 1
                 if self._missed >= _MISSED_PINGS_ALLOWED:

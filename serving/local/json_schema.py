@@ -14,7 +14,7 @@ _IN_PLACE = ("allOf", "anyOf", "oneOf")
 def refuse_broken_schema(body: Mapping[str, Any]) -> None:
     """Raise InvalidRequest for a response format whose schema no grammar can be made of.
 
-    Refused are references that lead nowhere, outside the schema or back to themselves, and a schema
+    Refused are references to a missing place, outside the schema or to themselves, and a schema
     of more than 10,000 values or 64 levels.
     """
     form = body.get("response_format")
@@ -73,7 +73,7 @@ def _target(schema: Mapping[str, Any], reference: object, field: str) -> object:
         else:
             return node
     raise InvalidRequest(
-        f"$ref {str(reference)[:100]!r} leads to no part of the schema",
+        f"$ref {str(reference)[:100]!r} names no part of the schema",
         field=field,
         fix="refer to a part of the same schema, such as #/$defs/NAME",
     )
@@ -99,7 +99,7 @@ def _refuse_cycle(
                 done.add(current)
             elif id(target) in open_:
                 raise InvalidRequest(
-                    "the schema refers to itself without anything in between",
+                    "the schema refers to itself without a property or an item in between",
                     field=field,
                     fix="put the reference under properties or items",
                 )

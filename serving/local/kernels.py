@@ -1,4 +1,4 @@
-"""Tells which kernels vLLM chose for a model: part of what decides an answer."""
+"""Reports the kernels that vLLM chose for a model; they can change an answer."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ class KernelReport:
     model_runner: Any
 
     def narrowgate_kernels(self) -> dict[str, str]:
-        """Return what computes each kind of layer, by kind."""
+        """Return the class that computes each kind of layer, by kind."""
         return kernels_of(self.model_runner.get_model())
 
 

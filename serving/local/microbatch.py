@@ -1,7 +1,7 @@
-"""Gathers waiting inputs so that many travel to the engine in one call.
+"""Sends waiting inputs to the engine in batches.
 
 There is no timer: a batch leaves as soon as fewer than `concurrent_batches` are in progress, with
-every input that waits then. A single client never waits; many clients fill the batches.
+all inputs that wait at that moment. A single client never waits; many clients fill the batches.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ class _Waiting:
 
 
 class MicroBatcher:
-    """Sends works in batches and hands each submitter its own result.
+    """Sends works in batches and returns each submitter its own result.
 
     send: delivers a batch and returns outputs in its order.
     max_batch_size: works in one batch. concurrent_batches: batches in progress at
     once.
-    observe: told the size of each batch that leaves.
+    observe: called with the size of each batch that is sent.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class MicroBatcher:
     async def submit(self, work: ScoreWork, deadline: Deadline) -> ScoreOutput:
         """Return the output of a work.
 
-        Cancelling the caller takes the work out of the queue. A batch whose submitters have all
-        left is cancelled. Raises DeadlineExceeded, EngineFailure, and what the engine reports.
+        Cancelling the caller removes the work from the queue. A batch is cancelled when all its
+        submitters are. Raises DeadlineExceeded, EngineFailure, and what the engine reports.
         """
         result: asyncio.Future[ScoreOutput] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(work, deadline, result))
@@ -72,7 +72,7 @@ class MicroBatcher:
         while self._free_slots > 0 and (batch := self._next_batch()):
             self._free_slots -= 1
             # An empty context: Ray Serve cancels the calls made in the context of an HTTP request
-            # when its client hangs up, and this batch belongs to other clients too.
+            # when its client disconnects, and this batch belongs to other clients as well.
             task = asyncio.get_running_loop().create_task(
                 self._deliver(batch), context=contextvars.Context()
             )
@@ -113,7 +113,7 @@ class MicroBatcher:
             for waiting in batch:
                 _finish(waiting.result, error)
         finally:
-            # Also after a defect above: every submitter gets an end.
+            # Also after a defect above: every submitter gets a result.
             for waiting in batch:
                 _finish(waiting.result, EngineFailure("the batch ended without an answer"))
 

@@ -24,7 +24,7 @@ _LOG_LINES = 15
 
 
 class OfflineEngine:
-    """The parent's side. Not for use from several threads."""
+    """The parent process's side. For one thread."""
 
     def __init__(
         self, process: "subprocess.Popen[bytes]", model: str, log: Path | None = None
@@ -89,7 +89,7 @@ class OfflineEngine:
     ) -> R:
         """Return what a module-level function returns for the vllm.LLM and the arguments.
 
-        Blocking. Raises EngineFailure when it raises there or the engine dies.
+        Blocking. Raises EngineFailure when the function raises or the engine ends.
         """
         self._send((function, args, kwargs))
         result: R = self._receive()
@@ -109,7 +109,7 @@ class OfflineEngine:
         self._process.stdout.close()
 
     def kill(self) -> None:
-        """End the child at once, whatever it is doing."""
+        """Kill the child process."""
         self._process.kill()
         self.stop()
 
@@ -134,7 +134,7 @@ class OfflineEngine:
     def _died(self) -> EngineFailure:
         return EngineFailure(
             f"vLLM's process for {self._model!r} ended with status {self._process.wait(_STOP_S)}",
-            fix="its own last words say why; too little memory is the most frequent cause",
+            fix="the end of its output shows the reason, most often too little memory",
         )
 
 
@@ -146,7 +146,7 @@ def _tail(log: Path | None) -> str:
 
 
 def _child() -> None:
-    # The engine writes to standard output as it likes; answers go out on a copy.
+    # The engine writes to standard output; answers are written to a copy of it.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     commands = sys.stdin.buffer
@@ -156,7 +156,7 @@ def _child() -> None:
     def answer(function: Callable[[], Any]) -> None:
         try:
             reply: tuple[str | None, Any] = (None, function())
-        except Exception as error:  # noqa: BLE001  # the process's edge: told to the parent
+        except Exception as error:  # noqa: BLE001  # the process's edge: sent to the parent
             traceback.print_exc()
             reply = (f"{type(error).__name__}: {error}", None)
         pickle.dump(reply, answers)

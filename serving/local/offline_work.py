@@ -1,4 +1,4 @@
-"""A task's work on the offline engine: what `EngineServer` does for requests, for whole batches.
+"""Runs a task's works on the offline engine, in whole batches.
 
 Module-level functions that take the vllm.LLM first, for `OfflineEngine.call`.
 """
@@ -66,7 +66,7 @@ def engine_version(llm: Any) -> str:
 
 
 def kernels(llm: Any) -> dict[str, str]:
-    """Return what computes each kind of layer of the engine's model."""
+    """Return the class that computes each kind of layer of the engine's model."""
     found: dict[str, str] = llm.collective_rpc("narrowgate_kernels")[0]
     return found
 

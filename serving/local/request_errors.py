@@ -1,6 +1,6 @@
-"""Translates what vLLM raises about a request into our own errors, inside the replica.
+"""Translates vLLM's errors about a request to NarrowgateErrors, inside the replica.
 
-No exception class of a library leaves the replica: whoever unpickled one would import the library.
+No exception class of a library leaves the replica, because unpickling it would import the library.
 Messages name the request's fields and values as the client wrote them, never classes of a library.
 """
 
@@ -30,12 +30,12 @@ T = TypeVar("T")
 
 _LONGEST_MESSAGE = 300
 _REFUSED = "the model's engine does not accept this value"
-# Raised while a request is prepared, these are about the request.
+# Raised while a request is prepared, these concern the request.
 _ABOUT_THE_REQUEST = (
     ValueError, TypeError, OverflowError, NotImplementedError, RecursionError, TemplateError
 )  # fmt: skip
 _CLIENT_ERROR, _DEAD_ENGINE = "VLLMClientError", "EngineDeadError"
-# What only a reader of a library's source would understand.
+# Messages with a library's internals.
 _INTERNAL = re.compile(
     r"vllm|pydantic|xgrammar|outlines|jinja|torch|numpy|python|https?://|--\w|_error\b|Traceback"
     r"|object has no|not supported between|NoneType|Iterator|Iterable|[a-z]\[|instance of"
@@ -47,24 +47,24 @@ _SUFFIX = re.compile(r"\s*\(parameter=.*", re.DOTALL)
 
 
 def engine_dead() -> ModelUnavailable:
-    """Return the error for an engine that has died."""
-    return ModelUnavailable("the model's engine has died and is being restarted", retry_after_s=30)
+    """Return the error for an engine that has ended."""
+    return ModelUnavailable("the model's engine has ended and is being restarted", retry_after_s=30)
 
 
 def is_dead(error: BaseException) -> bool:
-    """Return whether vLLM reports that its engine has died."""
+    """Return whether vLLM reports that its engine has ended."""
     return _DEAD_ENGINE in _class_names(error)
 
 
 def is_about_request(error: BaseException) -> bool:
-    """Return whether an error of the engine, raised before any output, is the client's to mend."""
+    """Return whether an error of the engine, raised before any output, is the client's."""
     return isinstance(error, _ABOUT_THE_REQUEST) or _CLIENT_ERROR in _class_names(error)
 
 
 def engine_failure(error: BaseException) -> NarrowgateError:
-    """Return our error for one that no client can mend, and log where it was raised.
+    """Return the error for one that is not the client's, and log where it was raised.
 
-    Only the class and the places are told: the text of a library's error may hold a client's.
+    Only its class and places are logged: its text may contain a client's.
     """
     if isinstance(error, NarrowgateError):
         return error
@@ -76,8 +76,8 @@ def engine_failure(error: BaseException) -> NarrowgateError:
     return EngineFailure(f"the model's engine failed: {type(error).__name__}")
 
 
-def own_errors(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """Let nothing but our own errors leave a method that Ray calls."""
+def translates_errors(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Translate every error of a method that Ray calls to a NarrowgateError."""
 
     @functools.wraps(function)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -90,10 +90,10 @@ def own_errors(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]
     return guarded
 
 
-def own_errors_streamed(
+def translates_stream_errors(
     function: Callable[P, AsyncGenerator[T, None]],
 ) -> Callable[P, AsyncGenerator[T, None]]:
-    """Let nothing but our own errors leave an asynchronous generator that Ray calls."""
+    """Translate every error of an asynchronous generator that Ray calls to a NarrowgateError."""
 
     @functools.wraps(function)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[T, None]:
@@ -112,7 +112,7 @@ def own_errors_streamed(
 
 
 def refusal(error: BaseException, body: Mapping[str, Any]) -> OpenAIReply:
-    """Return the 400 for an error about a request, with the field that the client wrote."""
+    """Return the 400 for an error about a request, with the client's field."""
     if isinstance(error, ValidationError):
         field, message = _first_problem(error, body)
     elif isinstance(error, UnicodeError):
@@ -128,7 +128,7 @@ def refusal(error: BaseException, body: Mapping[str, Any]) -> OpenAIReply:
 
 
 def refused_item(error: Any, body: Mapping[str, Any]) -> OpenAIReply | EngineFailure:
-    """Return our reply for an error that vLLM returns in place of an answer.
+    """Return the reply for an error that vLLM returns in place of an answer.
 
     error: its ErrorInfo, or the same as a mapping.
     """
@@ -158,7 +158,7 @@ def invalid(field: str | None, message: str, status: int = 400) -> OpenAIReply:
 
 
 def plain_message(text: str) -> str:
-    """Return what vLLM says of a request, or a sentence of our own where it names its insides."""
+    """Return vLLM's message about a request, or a fixed one where it has a library's internals."""
     line = _SUFFIX.sub("", text.strip()).split("\n", 1)[0].removeprefix("Value error, ").strip()
     if not line or _INTERNAL.search(line) or _CLASS_NAME.search(line):
         return _REFUSED
@@ -173,7 +173,7 @@ def culprit(build: Callable[[Mapping[str, Any]], object], body: Mapping[str, Any
     for name in body:
         try:
             build({key: value for key, value in body.items() if key != name})
-        except Exception:  # noqa: BLE001, S112  # whatever a validator raises: not this field alone
+        except Exception:  # noqa: BLE001, S112  # any error of a validator: not only this field
             continue
         return name
     return None
@@ -197,15 +197,15 @@ def surrogate_field(body: Mapping[str, Any]) -> str | None:
 
 
 def _class_names(error: BaseException) -> set[str]:
-    # By name: importing vLLM's classes takes seconds, and this module is tested without it.
+    # By name: importing vLLM's classes takes seconds, and tests run without it.
     return {kind.__name__ for kind in type(error).__mro__}
 
 
 def _first_problem(error: ValidationError, body: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Return the field and message of the problem that lies deepest in what the client wrote.
+    """Return the field and message of the most deeply nested problem in the client's body.
 
-    Where a value may have several forms, each form has problems of its own: the field at which
-    most forms fail is the wrong one.
+    Where a value may have several forms, each form has its own problems: the field at which most
+    forms fail is the wrong one.
     """
     forms: dict[str, set[str]] = {}
     messages: dict[str, str] = {}
@@ -232,7 +232,7 @@ def _written_path(location: Sequence[int | str], body: Mapping[str, Any]) -> lis
             content = message.get("content") if isinstance(message, Mapping) else None
             if isinstance(content, list | Mapping):
                 found = _followed(location, content, ["messages", index, "content"])
-                # A part that is a text is not what a validator of texts objects to.
+                # A part that is a text is not the cause of a text validator's error.
                 if not isinstance(_value_at(body, found), str):
                     paths.append(found)
                     break

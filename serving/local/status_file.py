@@ -1,6 +1,6 @@
-"""The file through which the process that starts the stack tells gateways of local models.
+"""The file with the states of local models, written by the process that starts the stack.
 
-One writer replaces it; every gateway replica reads it, also one that was started later.
+One writer replaces it; every gateway replica reads it.
 """
 
 import json

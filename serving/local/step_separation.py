@@ -1,10 +1,10 @@
-"""Keeps two kinds of engine work from sharing a step of the engine.
+"""Separates two kinds of work into different steps of the engine.
 
 vLLM gathers log-probabilities once for a whole step: where any sequence of the step asks for given
 token ids (label scoring), the sequences that ask for their top alternatives get the padding of
 that gather instead (vllm/v1/sample/sampler.py, "prefer logprob_token_ids"; seen in 0.29.0).
-Log-probabilities of sampled tokens are right in either case, so only requests for alternatives
-must be kept apart. They are rare; scoring goes on as soon as the last of them has left.
+Log-probabilities of sampled tokens are right in either case, so only requests for alternatives must
+be separated. They are rare; scoring continues as soon as the last of them has finished.
 """
 
 import asyncio

@@ -43,15 +43,15 @@ class Escalating:
         self._tasks = tasks
 
     async def whole(self, request: Request, plan: TaskPlan, record: RequestRecord) -> list[Outcome]:
-        """Return the inputs' outcomes; one input's error does not touch the others.
+        """Return the inputs' outcomes; one input's error does not affect the others.
 
-        Raises where the whole request cannot be taken and may not escalate.
+        Raises where the whole request cannot be accepted and may not escalate.
         """
-        tried = await self._tried(plan, record)
+        local_result = await self._local_results(plan, record)
         async with asyncio.TaskGroup() as group:
             pending = [
                 group.create_task(self._finished(request, plan, record, index, outcome))
-                for index, outcome in enumerate(tried)
+                for index, outcome in enumerate(local_result)
             ]
         return [task.result() for task in pending]
 
@@ -59,21 +59,21 @@ class Escalating:
         self, request: Request, plan: TaskPlan, record: RequestRecord
     ) -> Outcome | OutcomeStream:
         """Return the outcome of the only input; a stream where it escalates in free form."""
-        (tried,) = await self._tried(plan, record)
+        (local_result,) = await self._local_results(plan, record)
         (item,) = record.inputs
-        if plan.decision is None or not self._escalates(item, plan, tried):
-            return await self._finished(request, plan, record, 0, tried)
+        if plan.decision is None or not self._escalates(item, plan, local_result):
+            return await self._finished(request, plan, record, 0, local_result)
         assert isinstance(request, ChatRequest)
-        fallback = self._set_aside(item, plan, tried)
+        fallback = self._set_aside(item, plan, local_result)
         return await self._frontier_model.stream(request, fallback, record)
 
-    async def _tried(self, plan: TaskPlan, record: RequestRecord) -> list["_Tried"]:
-        """Return the local model's outcomes, and note on each input why it is to escalate."""
+    async def _local_results(self, plan: TaskPlan, record: RequestRecord) -> list["_LocalResult"]:
+        """Return the local model's outcomes; record on each input the reason to escalate."""
         batch = plan.batch
         if not plan.local:
             for item in record.inputs:
                 item.reason = "requested"
-            return [_Tried(None, 0.0) for _ in batch.requests]
+            return [_LocalResult(None, 0.0) for _ in batch.requests]
         started_s = time.monotonic()
         try:
             outcomes = await self._local.whole(batch, plan, record)
@@ -85,20 +85,25 @@ class Escalating:
         labels = plan.decision.labels if plan.decision is not None else None
         for item, outcome in zip(record.inputs, outcomes, strict=True):
             item.reason = _reason(outcome, labels)
-        return [_Tried(outcome, elapsed_s) for outcome in outcomes]
+        return [_LocalResult(outcome, elapsed_s) for outcome in outcomes]
 
-    def _escalates(self, item: InputRecord, plan: TaskPlan, tried: "_Tried") -> bool:
-        return tried.outcome is None or item.reason in plan.escalate_on
+    def _escalates(self, item: InputRecord, plan: TaskPlan, local_result: "_LocalResult") -> bool:
+        return local_result.outcome is None or item.reason in plan.escalate_on
 
     async def _finished(
-        self, request: Request, plan: TaskPlan, record: RequestRecord, index: int, tried: "_Tried"
+        self,
+        request: Request,
+        plan: TaskPlan,
+        record: RequestRecord,
+        index: int,
+        local_result: "_LocalResult",
     ) -> Outcome:
         one = record.only(index)
         (item,) = one.inputs
-        if not self._escalates(item, plan, tried):
-            assert tried.outcome is not None
-            return _kept(tried.outcome, item.reason)
-        fallback = self._set_aside(item, plan, tried)
+        if not self._escalates(item, plan, local_result):
+            assert local_result.outcome is not None
+            return _delivered(local_result.outcome, item.reason)
+        fallback = self._set_aside(item, plan, local_result)
         try:
             if plan.decision is None:
                 batch = TaskBatch(plan.batch.task, (plan.batch.requests[index],))
@@ -110,23 +115,25 @@ class Escalating:
             return Outcome(error)
         return outcome
 
-    def _set_aside(self, item: InputRecord, plan: TaskPlan, tried: "_Tried") -> FrontierPlan:
+    def _set_aside(
+        self, item: InputRecord, plan: TaskPlan, local_result: "_LocalResult"
+    ) -> FrontierPlan:
         """Note the local attempt on the input; return the plan of its fallback."""
         assert item.reason is not None
         model = self._tasks[plan.batch.task].engine.model_id
-        item.set_aside(tried.attempt(model, item.reason), item.reason)
+        item.set_aside(local_result.attempt(model, item.reason), item.reason)
         return replace(plan.fallback, reason=item.reason)
 
 
-class _Tried:
-    """What a local model made of one input. outcome: None where it was not asked."""
+class _LocalResult:
+    """The result of the local attempt on one input. outcome: None where there was no attempt."""
 
     def __init__(self, outcome: Outcome | None, elapsed_s: float) -> None:
         self.outcome = outcome
         self._elapsed_s = elapsed_s
 
     def attempt(self, model: str, reason: Reason) -> Attempt | None:
-        """Return the attempt as it is recorded when the input goes to another model."""
+        """Return the record of the attempt, for an input that goes to another model."""
         if self.outcome is None:
             return None
         content, served = self.outcome.content, self.outcome.served
@@ -136,19 +143,19 @@ class _Tried:
 
 
 def _reason(outcome: Outcome, labels: Mapping[str, str] | None) -> Reason | None:
-    """Return why an input is to escalate; None where its answer is within its bound."""
+    """Return the reason to escalate an input; None where its answer is within its bound."""
     content = outcome.content
     if isinstance(content, NarrowgateError):
         return reason_for_error(content)
     assert isinstance(content, Answer)
-    # A client that names some of a task's labels wants one of those.
+    # A client that names some of a task's labels expects one of those.
     if not is_among(content.value, labels):
         return "invalid_output"
     return reason_for_answer(content.below_threshold, valid=content.valid)
 
 
-def _kept(outcome: Outcome, reason: Reason | None) -> Outcome:
-    """Return the outcome as the client gets it: an answer outside its bound says why."""
+def _delivered(outcome: Outcome, reason: Reason | None) -> Outcome:
+    """Return the outcome for the client: an answer outside its bound has the reason."""
     if reason is None or not isinstance(outcome.content, Answer):
         return outcome
     assert isinstance(outcome.served, Served)

@@ -1,7 +1,7 @@
-"""Records how every input of a request ended: in the ledger and the metrics, once an input.
+"""Records how every input of a request ended, once per input, in the ledger and the metrics.
 
-Three lifetimes, an object each. RequestRecord: a request, from its plan to the last byte of its
-reply. InputRecord: one of its inputs, with the input's ledger entry. StreamRecord: a streamed
+There is one object for each lifetime. RequestRecord: a request, from its plan to the last byte of
+its reply. InputRecord: one of its inputs, with the input's ledger entry. StreamRecord: a streamed
 answer, which ends when its last event is out.
 """
 
@@ -22,12 +22,12 @@ from serving.contracts.routing import Reason
 from serving.pipeline.plan import Plan, TaskPlan
 
 ABANDONED = "client_closed"
-"""Error code of an input whose client hung up before it was answered."""
+"""Error code of an input whose client disconnected before it was answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model's answer as the ledger needs it, in whole or in part. Fields as those of Exit."""
+    """The ledger's fields of a model's answer, in whole or in part. Fields as those of Exit."""
 
     route: Route
     reason: Reason
@@ -44,9 +44,10 @@ class Served:
 class Outcome:
     """The result of one input.
 
-    content: a task's answer, an OpenAI document, or the error. served: None where no model worked.
-    finish_reason: of a task's answer, in OpenAI's word. attestation: digest of the attestation
-    that covers the answer. cost_usd: set once the input is recorded; None where unknown.
+    content: a task's answer, an OpenAI document, or the error. served: None where no model was
+    used. finish_reason: of a task's answer, as OpenAI names it. attestation: digest of the
+    attestation that covers the answer. cost_usd: set once the input is recorded; None where
+    unknown.
     """
 
     content: Answer | dict[str, Any] | NarrowgateError
@@ -60,7 +61,7 @@ class Outcome:
 class OutcomeStream:
     """An answer that has begun. events: OpenAI chunks; may raise NarrowgateError.
 
-    served: returns what was served by now; final once the events have ended or are closed.
+    served: returns what was served so far; final once the events have ended or are closed.
     """
 
     route: Route
@@ -72,7 +73,7 @@ class OutcomeStream:
 
 @dataclass(slots=True)
 class _Request:
-    """What the records of one request share. task: set when the plan is known."""
+    """The state that the records of one request share. task: set when the plan is known."""
 
     context: RequestContext
     endpoint: Endpoint
@@ -82,9 +83,9 @@ class _Request:
     last_entry: Entry | None = None
 
     async def written(self) -> None:
-        """Return when no closed input can be lost, or the ledger's bound on waiting is up.
+        """Return when no closed input can be lost, or after the ledger's longest wait.
 
-        Those with paid calls are on disk since before these were made.
+        Inputs with paid calls are on disk before the calls are made.
         """
         if self.last_entry is not None:
             # Entries are written in the order in which they were closed.
@@ -92,9 +93,10 @@ class _Request:
 
 
 class InputRecord:
-    """One input. reason: why it goes to the model that has it now; None where nothing is known.
+    """One input.
 
-    serving: returns what the model that has it served so far; for an input that is abandoned.
+    reason: why it goes to its current model; None before the plan. serving: returns what the
+    current model served so far; for an input that is abandoned.
     """
 
     def __init__(self, request: _Request, index: int) -> None:
@@ -123,7 +125,7 @@ class InputRecord:
         return self._entry
 
     def set_aside(self, attempt: Attempt | None, reason: Reason) -> None:
-        """Note that the input goes to another model. attempt: the answer that is not used."""
+        """Record that the input goes to another model. attempt: the answer that is not used."""
         self._attempts = (*self._attempts, *([] if attempt is None else [attempt]))
         self.reason = reason
         self.serving = None
@@ -155,7 +157,7 @@ class InputRecord:
     def failed(
         self, code: str, attempts: tuple[Attempt, ...] = (), served: Served | None = None
     ) -> None:
-        """Record an input that ended in an error. served: the part of an answer that there was."""
+        """Record an input that ended in an error. served: the part of an answer that was made."""
         request = self._request
         reason, model, usage, replica_s, tier = self.reason, None, None, None, None
         if served is not None:
@@ -177,30 +179,31 @@ class InputRecord:
         if not entry.is_recorded:
             self._request.last_entry = entry
         cost_usd = entry.close(exit_)
-        self._request.observer.left(exit_, cost_usd)
+        self._request.observer.input_finished(exit_, cost_usd)
         return cost_usd
 
 
 class RequestRecord:
     """One request. Entered once; leaving it records every input that is still open.
 
-    held: left first, in reverse order: admission and streams that last as long as the reply.
+    resources: released first, in reverse order: admission and streams that last as long as the
+    reply.
     """
 
     def __init__(
-        self, request: _Request, inputs: Sequence[InputRecord], held: AsyncExitStack
+        self, request: _Request, inputs: Sequence[InputRecord], resources: AsyncExitStack
     ) -> None:
         self._request = request
         self.context = request.context
         self.inputs = tuple(inputs)
-        self.held = held
+        self.resources = resources
 
     def only(self, index: int) -> "RequestRecord":
-        """Return the record of one of the inputs, for a runner that has it alone."""
-        return RequestRecord(self._request, (self.inputs[index],), self.held)
+        """Return the record of one input, for a runner of a single input."""
+        return RequestRecord(self._request, (self.inputs[index],), self.resources)
 
     def planned(self, plan: Plan) -> None:
-        """Note the plan: the task of the inputs, and why they go to the plan's model."""
+        """Record the plan: the task of the inputs, and the reason for the plan's model."""
         self._request.task = plan.batch.task if isinstance(plan, TaskPlan) else None
         for item in self.inputs:
             item.reason = plan.reason
@@ -214,15 +217,15 @@ class RequestRecord:
         return finished
 
     async def follow(self, stream: Outcome | OutcomeStream) -> Outcome | OutcomeStream:
-        """Return a stream that records its end; record an outcome that is whole already."""
+        """Return a stream that records its end; record an outcome that is already whole."""
         (item,) = self.inputs
         if isinstance(stream, Outcome):
             return (await self.finish([stream]))[0]
         record = StreamRecord(self._request, item, stream)
         item.serving = stream.served
         # Both: a generator that was never started cleans nothing up when it is closed.
-        self.held.push_async_callback(_close, stream.events)
-        self.held.push_async_callback(_close, record.events)
+        self.resources.push_async_callback(_close, stream.events)
+        self.resources.push_async_callback(_close, record.events)
         return replace(stream, events=record.events)
 
     async def __aenter__(self) -> Self:
@@ -234,13 +237,13 @@ class RequestRecord:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give back what is held, record open inputs, and wait for the ledger if a client waits.
+        """Release the resources, record open inputs, and wait for the ledger if a client waits.
 
         Without an error, an input that is still open was abandoned by its client.
         """
         try:
             # First: a call's usage is known when its connection is closed.
-            await self.held.aclose()
+            await self.resources.aclose()
         finally:
             self._record_open(error)
         if error is None or isinstance(error, Exception):
@@ -295,7 +298,7 @@ class ExitRecorder:
 
 
 async def _close(events: AsyncIterator[Any]) -> None:
-    # Closing is what cancels upstream; waiting for the garbage collector would let it go on.
+    # Closing cancels the call upstream; the garbage collector would do it too late.
     close = getattr(events, "aclose", None)
     if close is not None:
         await close()

@@ -1,4 +1,4 @@
-"""Checks of single fields of OpenAI's API: type, range, and the values that say nothing."""
+"""Checks of single fields of OpenAI's API: type, range, and values without effect."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ _SHOWN_CHARS = 60
 
 
 def invalid(path: str | None, value: object, wanted: str) -> InvalidRequest:
-    """Return the error of a field with a value that it may not have."""
+    """Return the error of a field with an invalid value."""
     if value is None:
         message = f"{path or 'the body'} is missing; it must be {wanted}"
     else:
@@ -203,7 +203,7 @@ CHAT_FIELDS: Mapping[str, Check] = {
     "prompt_cache_retention": text,
     "safety_identifier": text,
 }
-"""Of chats: fields besides those that ChatRequest holds by name."""
+"""Fields of chats that ChatRequest does not have by name."""
 
 COMPLETION_FIELDS: Mapping[str, Check] = {
     **_SAMPLING,
@@ -212,7 +212,7 @@ COMPLETION_FIELDS: Mapping[str, Check] = {
     "suffix": text,
     "best_of": integer(1, MAX_CHOICES),
 }
-"""Of completions: fields besides those that CompletionRequest holds by name."""
+"""Fields of completions that CompletionRequest does not have by name."""
 
 _SAY_NOTHING: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],),
@@ -231,9 +231,9 @@ _SAY_NOTHING: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def says_nothing(name: str, value: Any) -> bool:
-    """Return whether a field asks for no more than its absence does."""
+def is_default(name: str, value: Any) -> bool:
+    """Return whether a field has the same effect as its absence."""
     if name == "logprobs":
-        # In a completion, 0 asks for the sampled tokens' own.
+        # In a completion, 0 asks for the log-probabilities of the sampled tokens.
         return value is False
     return any(value == nothing for nothing in _SAY_NOTHING.get(name, ()))

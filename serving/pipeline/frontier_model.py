@@ -35,7 +35,7 @@ class FrontierModelRunner:
 
 
 class DecisionLogged:
-    """Runs another runner and keeps those of its requests that the router sent there."""
+    """Runs another runner and logs the requests that the router sent to it."""
 
     def __init__(self, runner: Runner[ChatRequest, FrontierPlan], decisions: DecisionLog) -> None:
         self._runner = runner
@@ -44,14 +44,14 @@ class DecisionLogged:
     async def whole(
         self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
     ) -> list[Outcome]:
-        """Keep the request, then run the other runner."""
+        """Log the request, then run the other runner."""
         self._keep(request, plan, record)
         return await self._runner.whole(request, plan, record)
 
     async def stream(
         self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
     ) -> Outcome | OutcomeStream:
-        """Keep the request, then run the other runner."""
+        """Log the request, then run the other runner."""
         self._keep(request, plan, record)
         return await self._runner.stream(request, plan, record)
 
@@ -83,7 +83,7 @@ def _served(answer: Completion | CompletionStream, plan: FrontierPlan) -> Served
 def _row(
     request: ChatRequest, plan: FrontierPlan, decision: Decision, request_id: str
 ) -> Mapping[str, Any]:
-    # Only the messages: the router trains on nothing else.
+    # Only the messages, because the router trains on nothing else.
     return {
         "request_id": request_id,
         "body": {"messages": [message.body() for message in request.messages]},

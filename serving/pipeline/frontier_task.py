@@ -34,8 +34,8 @@ class FrontierTaskRunner:
     ) -> list[Outcome]:
         """Return the frontier model's answer to the only input.
 
-        Raises what Frontier.complete raises, and FrontierInvalidResponse for an answer that was
-        paid for and cannot be read as the task's.
+        Raises what Frontier.complete raises, and FrontierInvalidResponse for a paid answer that
+        cannot be read as the task's.
         """
         (one,) = request.requests
         bound = self._tasks[request.task]
@@ -69,7 +69,7 @@ class FrontierTaskRunner:
     async def stream(
         self, request: TaskBatch, plan: FrontierPlan, record: RequestRecord
     ) -> Outcome:
-        """Return the answer to the only input: a task answers whole."""
+        """Return the answer to the only input; tasks do not stream."""
         (outcome,) = await self.whole(request, plan, record)
         return outcome
 

@@ -25,8 +25,9 @@ _SAME_VALUE = ("allOf", "anyOf", "oneOf")
 def check_schema(schema: Any, path: str) -> None:
     """Raise InvalidRequest, with the path, for a schema that no value can be generated from.
 
-    Refuses keywords of the wrong type, references that lead nowhere or outside the schema, and
-    references that lead back to themselves without a property or an item between.
+    Refuses keywords of the wrong type, references to
+    a missing place or outside the schema, and references to themselves without a property or an
+    item in between.
     """
     for where, node in _schemas(schema, path):
         _check_keywords(node, where)
@@ -38,14 +39,14 @@ def check_schema(schema: Any, path: str) -> None:
 
 
 def _schemas(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every schema in a schema, with its path. Raises InvalidRequest for what is none."""
+    """Yield every schema in a schema, with its path. Raises InvalidRequest for an invalid one."""
     waiting = [(path, node)]
     while waiting:
         where, found = waiting.pop()
         if isinstance(found, bool):
             continue
         if not isinstance(found, Mapping):
-            raise _broken(where, "is no schema: an object or a boolean")
+            raise _broken(where, "is not a schema (an object or a boolean)")
         yield where, found
         for name in _MAPS:
             inner = found.get(name, {})
@@ -88,16 +89,16 @@ def _resolved(root: Any, reference: Any, path: str) -> Any:
         else:
             raise _broken(path, "names a place that the schema does not have")
     if not isinstance(node, Mapping | bool):
-        raise _broken(path, "names a place that is no schema")
+        raise _broken(path, "names a place that is not a schema")
     return node
 
 
 def _check_ends(root: Any, node: Any, path: str, above: set[int], done: set[int]) -> None:
-    """Raise InvalidRequest where a value would have to be described before it is described."""
+    """Raise InvalidRequest for a schema whose description of a value never ends."""
     if not isinstance(node, Mapping) or id(node) in done:
         return
     if id(node) in above:
-        raise _broken(path, "refers to itself without a property or an item between")
+        raise _broken(path, "refers to itself without a property or an item in between")
     above.add(id(node))
     if "$ref" in node:
         _check_ends(root, _resolved(root, node["$ref"], f"{path}.$ref"), path, above, done)

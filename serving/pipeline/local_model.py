@@ -1,4 +1,4 @@
-"""Runs chats and completions on a local model, as the client wrote them."""
+"""Runs a client's chats and completions on a local model."""
 
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -16,7 +16,7 @@ from serving.contracts.openai import usage_from_openai, without_engine_fields
 from serving.contracts.requests import ChatRequest, CompletionRequest
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord, Served
 from serving.pipeline.plan import LocalPlan
-from serving.pipeline.replica_meter import Lap, ReplicaMeter
+from serving.pipeline.replica_meter import MeterEntry, ReplicaMeter
 from serving.pipeline.runner import Engine
 
 _EVENT = "data: "
@@ -47,14 +47,14 @@ class LocalModelRunner:
         work = self._work(request, plan, record)
         _, events = await self._started(request, plan, record)
         # The chunks below close the engine's events only if they were started.
-        record.held.push_async_callback(_close, events)
+        record.resources.push_async_callback(_close, events)
         return OutcomeStream("local", plan.reason, plan.model, _chunks(events, work), work.served)
 
     def _work(
         self, request: ChatRequest | CompletionRequest, plan: LocalPlan, record: RequestRecord
     ) -> "_Work":
         work = _Work(plan, self._meters[plan.model].enter(request.units), request.units)
-        record.held.callback(work.served)
+        record.resources.callback(work.served)
         record.inputs[0].serving = work.served
         return work
 
@@ -69,24 +69,24 @@ class LocalModelRunner:
             if reply.body is not None and reply.status != 200:
                 raise _refusal(reply.status, reply.body.get("error"), plan.body)
         except (InvalidRequest, Unavailable):
-            # The model did no work for it.
+            # The model did no work for the request.
             record.inputs[0].serving = None
             raise
         return reply.body, events
 
 
 class _Work:
-    """A local model at work on one request. usage: set when it is known."""
+    """The work of a local model on one request. usage: set when it is known."""
 
-    def __init__(self, plan: LocalPlan, lap: Lap, units: int) -> None:
+    def __init__(self, plan: LocalPlan, entry: MeterEntry, units: int) -> None:
         self._plan = plan
-        self._lap = lap
+        self._entry = entry
         self._units = units
         self.usage: Usage | None = None
 
     def served(self) -> Served:
-        """End the work, if it has not ended, and return what it was."""
-        replica_s = self._lap.leave() * self._units
+        """End the work, if it has not ended, and return what was served."""
+        replica_s = self._entry.leave() * self._units
         plan = self._plan
         return Served("local", plan.reason, plan.model, self.usage, replica_s=replica_s)
 
@@ -109,9 +109,9 @@ def _parsed(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _refusal(status: int, error: object, body: Mapping[str, Any]) -> NarrowgateError:
-    """Return the error of our tree for an error document of the engine. body: what it got."""
-    told = error if isinstance(error, Mapping) else {}
-    message = str(told.get("message", "the engine gave no reason"))
+    """Return the NarrowgateError for an error document of the engine. body: sent to the engine."""
+    details = error if isinstance(error, Mapping) else {}
+    message = str(details.get("message", "the engine gave no reason"))
     if status >= 500:
         return EngineFailure("the engine failed on this request")
     if "maximum context length" in message or "max_model_len" in message:
@@ -120,8 +120,8 @@ def _refusal(status: int, error: object, body: Mapping[str, Any]) -> NarrowgateE
             field="messages" if "messages" in body else "prompt",
             fix="shorten the text, or lower max_tokens",
         )
-    field = told.get("param")
-    # The engine names its own fields, too; a client knows those that it sent.
+    field = details.get("param")
+    # The engine also names its internal fields; a client knows only those that it sent.
     known = isinstance(field, str) and field.partition(".")[0] in body
     return InvalidRequest(message, field=field if known else None)
 

@@ -13,7 +13,7 @@ from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.runner import BoundTask
 from serving.tasks.task import Task
 
-# Above this many characters, tokenizing takes longer than the event loop may be held (about 1 ms).
+# Tokenizing longer texts would block the event loop for more than about 1 ms.
 _CHARS_PLANNED_INLINE = 4096
 
 
@@ -27,19 +27,19 @@ class LocalTaskRunner:
     async def whole(
         self, request: TaskBatch, plan: TaskPlan, record: RequestRecord
     ) -> list[Outcome]:
-        """Return the inputs' answers and errors; one input's error does not touch the others.
+        """Return the inputs' answers and errors; one input's error does not affect the others.
 
-        Raises TaskNotAttested, and Unavailable where the whole request cannot be taken.
+        Raises TaskNotAttested, and Unavailable where the whole request cannot be accepted.
         """
         bound = self._tasks[request.task]
         if bound.grant.refusal is not None:
             raise bound.grant.refusal
         planned = await _planned(bound.task, request.requests)
         works = [work for work in planned if not isinstance(work, NarrowgateError)]
-        lap = self._meters[bound.engine.model_id].enter(len(works))
+        entry = self._meters[bound.engine.model_id].enter(len(works))
 
         def served(answer: Answer | None = None) -> Served:
-            model, replica_s = bound.engine.model_id, lap.leave()
+            model, replica_s = bound.engine.model_id, entry.leave()
             if answer is None:
                 return Served("local", "narrow", model, None, replica_s=replica_s)
             return Served(
@@ -48,7 +48,7 @@ class LocalTaskRunner:
                 guaranteed=answer.below_threshold is False,
             )  # fmt: skip
 
-        record.held.callback(lap.leave)
+        record.resources.callback(entry.leave)
         for item, work in zip(record.inputs, planned, strict=True):
             item.serving = None if isinstance(work, NarrowgateError) else served
         try:
@@ -58,8 +58,8 @@ class LocalTaskRunner:
                 item.serving = None
             raise
         finally:
-            # On a cancelled run, too: the record asks for what was served until then.
-            lap.leave()
+            # Also for a cancelled run: the record reads what was served until then.
+            entry.leave()
         outcomes = []
         for one, work in zip(request.requests, planned, strict=True):
             if isinstance(work, NarrowgateError):
@@ -81,7 +81,7 @@ class LocalTaskRunner:
         return outcomes
 
     async def stream(self, request: TaskBatch, plan: TaskPlan, record: RequestRecord) -> Outcome:
-        """Return the answer to the only input: a task answers whole."""
+        """Return the answer to the only input; tasks do not stream."""
         (outcome,) = await self.whole(request, plan, record)
         return outcome
 

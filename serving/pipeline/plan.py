@@ -56,10 +56,11 @@ class FrontierPlan:
 class TaskPlan:
     """Inputs of one task: the local model, then a frontier model for those that must escalate.
 
-    local: the local model is tried. deadline: of that attempt. escalate_on: reasons for which an
-    input goes to the fallback; empty where it may not. decision: the router's, where it recognised
-    the task in a chat: its fallback answers the client's own messages, in free form. None where
-    the client named the task: its fallback answers the task's prompt, in the task's form.
+    local: whether the local model is tried. deadline: of that attempt. escalate_on: reasons for
+    which an input goes to the fallback; empty where it may not. decision: the router's, where it
+    recognised the task in a chat: its fallback answers the client's own messages, in free form.
+    None where the client named the task: its fallback answers the task's prompt, in the task's
+    form.
     """
 
     batch: TaskBatch
@@ -76,7 +77,7 @@ Plan = LocalPlan | FrontierPlan | TaskPlan
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The part of the settings that decides about plans.
+    """The settings that plans depend on.
 
     specs: tasks by name. local_models: by id, the default first, the most characters of a prompt
     that can fit the model's window. escalate_on: reasons for which a task's input goes to a
@@ -118,7 +119,7 @@ class Policy:
         )
 
     def tier_of(self, model: str) -> Tier:
-        """Return the cheapest tier that lists a `provider/model`; the dearest where none does."""
+        """Return the cheapest tier that lists a `provider/model`; by default the most expensive."""
         return next((tier for tier, models in self.tiers.items() if model in models), "frontier")
 
 
@@ -127,8 +128,8 @@ def free_form_bounds(frontier: FrontierSettings) -> dict[Tier, OutputBounds]:
     bounds = frontier.bounds
 
     def directive(tier: Tier) -> str | None:
-        # English prose has about 3 words for 4 tokens. Half as many words as tokens leave room, so
-        # that most answers end before the limit.
+        # English prose has about 3 words for 4 tokens. The limit is half as many words as tokens,
+        # so that most answers end before the limit.
         words = str(max(1, bounds.max_tokens[tier] // 2))
         return bounds.directive and bounds.directive.replace("{words}", words)
 
@@ -145,8 +146,8 @@ def choose_plan(
 ) -> Plan:
     """Return the plan of a request. decision: the router's, for a chat with the model `auto`.
 
-    Raises UnknownModel, UnknownTask, UnsupportedParameter, and InvalidRequest where the named
-    model and the asked route contradict each other.
+    Raises UnknownModel, UnknownTask, UnsupportedParameter, and InvalidRequest where the named model
+    and the requested route contradict each other.
     """
     match request:
         case TaskBatch():
@@ -239,7 +240,7 @@ def _local_plan(
     if context.options.route == "frontier_only":
         raise _contradiction(name, context)
     if request.text_chars > models[name]:
-        # Tokenizing it only to find out takes 1 s and 250 MB for each MiB.
+        # Checked before tokenizing, which takes 1 s and 250 MB for each MiB.
         raise InputTooLong(
             f"the text is {request.text_chars} characters long, and at most {models[name]} can fit "
             f"the window of {name!r}",
@@ -257,7 +258,7 @@ def _require_no_language(request: ChatRequest) -> None:
     for name, code in codes.items():
         if code is not None:
             raise UnsupportedParameter(
-                f"{name} is {code!r}, and only a task that is named has languages",
+                f"{name} is {code!r}, and only a named task has languages",
                 field=name,
                 fix=f"remove {name}, or send model: {TASK_PREFIX}NAME",
             )

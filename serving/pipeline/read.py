@@ -1,7 +1,7 @@
 """Reads a request: a JSON document becomes one frozen, validated request.
 
-Every field of the API is known here and nowhere else: validated, left out because it says nothing
-(null, empty, or a default that asks for nothing), or carried as an extra.
+Every field of the API is known here and nowhere else: validated, left out because it has no effect
+(null, empty, or a default), or carried as an extra.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,11 +27,11 @@ from serving.pipeline.fields import (
     boolean,
     choices,
     invalid,
+    is_default,
     object_,
     positive,
     read_part,
     role_of,
-    says_nothing,
     text,
 )
 
@@ -169,7 +169,7 @@ def _body(document: Any, exempt: frozenset[str] = frozenset()) -> dict[str, Any]
 def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield every text in a document, keys too, with its path."""
     if isinstance(value, str):
-        # A part's text is a fault of its message's content, as clients know it.
+        # Clients know a part's text as its message's content.
         yield path, value
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -203,7 +203,7 @@ def _message(value: Any, path: str) -> Message:
     fields = {k: v for k, v in object_(value, path).items() if v is not None}
     role = role_of(fields.pop("role", None), f"{path}.role")
     content = fields.pop("content", None)
-    if says_nothing("tools", fields.get("tool_calls")):
+    if is_default("tools", fields.get("tool_calls")):
         fields.pop("tool_calls", None)
     if content is None:
         if role == "assistant" and not _SPEAK_WITHOUT_CONTENT.isdisjoint(fields):
@@ -260,11 +260,11 @@ def _choices(body: dict[str, Any]) -> int:
 def _fields(
     body: dict[str, Any], known: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the known fields, validated, without those that say nothing, and the others."""
+    """Return the known fields, validated, without those that have no effect, and the others."""
     fields = {name: known[name](value, name) for name, value in body.items() if name in known}
-    kept = {name: value for name, value in fields.items() if not says_nothing(name, value)}
+    kept = {name: value for name, value in fields.items() if not is_default(name, value)}
     for offered, choice in (("tools", "tool_choice"), ("functions", "function_call")):
-        # Without tools there is nothing to choose from: "none" and "auto" ask for the same.
+        # Without tools, "none" and "auto" have the same effect.
         if offered not in kept and kept.get(choice) in {"none", "auto"}:
             del kept[choice]
     return kept, {name: value for name, value in body.items() if name not in known}

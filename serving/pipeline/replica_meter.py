@@ -1,4 +1,4 @@
-"""Divides the time of busy replicas among the inputs that they work on."""
+"""Divides the time of busy replicas among the inputs that they process."""
 
 import math
 import time
@@ -28,12 +28,12 @@ class ReplicaMeter:
         self._share_s = 0.0
         self._at_s = clock()
 
-    def enter(self, inputs: int) -> "Lap":
-        """Begin the time of so many inputs."""
-        return Lap(self, inputs, self._moved(inputs))
+    def enter(self, inputs: int) -> "MeterEntry":
+        """Begin the time of this many inputs."""
+        return MeterEntry(self, inputs, self._advance(inputs))
 
-    def _moved(self, inputs: int) -> float:
-        """Bring the running share up to now, then change the number of concurrent inputs."""
+    def _advance(self, inputs: int) -> float:
+        """Update the running share to now, then change the number of concurrent inputs."""
         now_s = self._clock()
         if self._inputs:
             total = self._inputs * self._gateways
@@ -48,8 +48,8 @@ class ReplicaMeter:
         return min(inputs, max(replicas.min, min(replicas.max, aimed_at)))
 
 
-class Lap:
-    """The time of some inputs that entered together."""
+class MeterEntry:
+    """The time of inputs that entered together."""
 
     def __init__(self, meter: ReplicaMeter, inputs: int, began_s: float) -> None:
         self._meter = meter
@@ -58,7 +58,7 @@ class Lap:
         self._share_s: float | None = None
 
     def leave(self) -> float:
-        """End it; return each input's share, replica-seconds. Repeated: the same again."""
+        """End it; return each input's share, replica-seconds. A repeated call returns the same."""
         if self._share_s is None:
-            self._share_s = self._meter._moved(-self._inputs) - self._began_s
+            self._share_s = self._meter._advance(-self._inputs) - self._began_s
         return self._share_s

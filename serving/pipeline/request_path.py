@@ -83,7 +83,7 @@ class RequestPath:
     async def _planned(self, request: ChatRequest, context: RequestContext) -> Plan:
         if request.model != AUTO:
             return choose_plan(request, context, self.policy)
-        # Awaited once, here; whatever compares texts later in the path shares them.
+        # Awaited once, here; all later steps that compare texts share them.
         vectors = await self.router.vectors(request)
         decision = self.router.decide(request, vectors)
         return choose_plan(request, context, self.policy, decision)
@@ -108,7 +108,7 @@ def build_runners(
     local: AdmissionLimit,
     remote: AdmissionLimit,
 ) -> Mapping[type[Plan], Runner[Any, Any]]:
-    """Return the runners by kind of plan: each model's own, wrapped in what it must pass.
+    """Return the runners by kind of plan: each model's runner, wrapped in those it needs.
 
     local: limit on work for local models. remote: limit on calls of frontier models.
     """

@@ -1,4 +1,4 @@
-"""What runs a plan: the protocol of runners, and the runner that admits before it runs another."""
+"""The protocol of runners, which run plans, and the runner that applies admission."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -23,7 +23,7 @@ class Runner(Protocol[R, P]):
     """Runs a plan for a request. Runners wrap runners; serving.app wires them.
 
     A model's error is raised, or is the outcome of the one input that it concerns. Cancelling a
-    runner cancels what its model does.
+    runner cancels its model's work.
     """
 
     async def whole(self, request: R, plan: P, record: RequestRecord) -> list[Outcome]:
@@ -33,7 +33,7 @@ class Runner(Protocol[R, P]):
     async def stream(self, request: R, plan: P, record: RequestRecord) -> Outcome | OutcomeStream:
         """Return the answer once it has begun; whole where the model answers at once.
 
-        What lasts until the answer's last byte is entered into `record.held`.
+        What lasts until the answer's last byte is entered into `record.resources`.
         """
         ...
 
@@ -58,7 +58,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BoundTask:
-    """A task, the engine that answers it, and what the engine's model is attested for."""
+    """A task, the engine that answers it, and the attestation's grant."""
 
     task: Task
     engine: Engine
@@ -69,12 +69,12 @@ class AdmissionLimit(Protocol):
     """A limit on concurrent work; serving.gateway.admission implements it."""
 
     def admit(self, units: int, deadline: Deadline) -> AbstractAsyncContextManager[None]:
-        """Hold a place for that much work. Raises QueueFull, ShuttingDown, DeadlineExceeded."""
+        """Hold a place for this many units. Raises QueueFull, ShuttingDown, DeadlineExceeded."""
         ...
 
 
 class Admitted(Generic[R, P]):
-    """Runs another runner within an admission limit. units: how much a request counts."""
+    """Runs another runner within an admission limit. units: admission units of a request."""
 
     def __init__(
         self, runner: Runner[R, P], limit: AdmissionLimit, units: Callable[[R], int]
@@ -84,13 +84,13 @@ class Admitted(Generic[R, P]):
         self._units = units
 
     async def whole(self, request: R, plan: P, record: RequestRecord) -> list[Outcome]:
-        """Run the other runner once there is a place; give it back when the outcomes are there."""
+        """Run the other runner once there is a place; release it with the outcomes."""
         async with self._limit.admit(self._units(request), plan.deadline):
             return await self._runner.whole(request, plan, record)
 
     async def stream(self, request: R, plan: P, record: RequestRecord) -> Outcome | OutcomeStream:
-        """Run the other runner once there is a place; give it back when the reply is sent."""
-        await record.held.enter_async_context(
+        """Run the other runner once there is a place; release it when the reply is sent."""
+        await record.resources.enter_async_context(
             self._limit.admit(self._units(request), plan.deadline)
         )
         return await self._runner.stream(request, plan, record)
@@ -102,5 +102,5 @@ def every_unit(request: Request) -> int:
 
 
 def one_call(request: Request) -> int:
-    """Return 1: a provider's call counts once, whatever it holds."""
+    """Return 1: every call of a provider counts once."""
     return 1

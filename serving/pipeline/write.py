@@ -85,7 +85,7 @@ def write_reply(
 
 
 def write_tasks(batch: TaskBatch, outcomes: Sequence[Outcome]) -> TaskReply:
-    """Return the reply with the outcomes of a batch, and the errors of what was no input."""
+    """Return the reply with a batch's outcomes, and the errors of items that are not inputs."""
     found: dict[int, Answer | NarrowgateError] = dict(batch.refused)
     for position, outcome in zip(batch.positions, outcomes, strict=True):
         assert not isinstance(outcome.content, dict)
@@ -98,7 +98,7 @@ def write_tasks(batch: TaskBatch, outcomes: Sequence[Outcome]) -> TaskReply:
 async def _events(
     chunks: AsyncIterator[dict[str, Any]], *, include_usage: bool
 ) -> AsyncIterator[str]:
-    """Yield chunks as events, usage only where the client asked for it, then the end's event."""
+    """Yield chunks as events, usage only where the client asked for it, then the final event."""
     async for chunk in chunks:
         if not include_usage and "usage" in chunk:
             if not chunk.get("choices"):
@@ -137,7 +137,7 @@ async def _chunks(
 def task_text(value: Value, labels: Mapping[str, str] | None = None) -> str:
     """Return a task's value as the text of a chat: a label, a JSON list, or a translation.
 
-    labels: those that the client named, each with its own word for it; entities of other types are
+    labels: those that the client named, by the client's own words; entities of other types are
     left out.
     """
     if isinstance(value, str):

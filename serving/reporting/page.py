@@ -1,4 +1,4 @@
-"""HTML pages from Jinja templates, and the plots that stand in them."""
+"""HTML pages from Jinja templates, and the plots in them."""
 
 import re
 from collections.abc import Callable, Mapping

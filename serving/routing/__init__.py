@@ -1,1 +1,1 @@
-"""Which way a request goes: narrow task or not, how complex, and what escalates."""
+"""Routing: detects narrow tasks, scores complexity, and decides what escalates."""

@@ -1,4 +1,4 @@
-"""Reads a chat request and tells by its form whether it can be a narrow task."""
+"""Reads a chat request and decides by its form whether it can be a narrow task."""
 
 import re
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ _CODE = re.compile(
     r"|</(?:div|span|p|html|body|script|table)>|\bpublic[ \t]+(?:static|class)\b|\{[ \t]*$",
     re.MULTILINE,
 )
-_WHO = (
+_PERSONA_START = (
     r"(?:you are|you're|act as|du bist|sie sind|tu es|vous êtes|eres|usted es)"
     r" (?:an? |the |ein |eine |un |une |el |la )?"
 )
-_HELPER = (
+_PERSONA_NOUN = (
     r"(?:assistant|chatbot|chat bot|bot|ai|language model|helper|assistent|assistente|asistente|"
     r"agent|system|model|ki|ia)"
 )
 _PERSONA = re.compile(
-    rf"(?:{_WHO}(?:[\w-]+ ){{0,4}}{_HELPER}(?: (?:named|called) \w+)?\s*[.!]?"
+    rf"(?:{_PERSONA_START}(?:[\w-]+ ){{0,4}}{_PERSONA_NOUN}(?: (?:named|called) \w+)?\s*[.!]?"
     r"|(?:please )?(?:answer|respond|reply|be) (?:\w+ )?(?:helpful(?:ly)?|concise(?:ly)?|"
     r"accurate(?:ly)?|brief(?:ly)?|polite(?:ly)?|honest(?:ly)?)(?:,? and \w+)?\s*[.!]?)\s*",
     re.IGNORECASE,
@@ -49,7 +49,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ChatForm:
     """The form of a chat request.
 
     prompt: the system messages, joined, and the last user message. turns: messages that are neither
@@ -65,7 +65,7 @@ class Reading:
     obstacle: str | None
 
 
-def read(request: ChatRequest, max_chars: int) -> Reading:
+def read(request: ChatRequest, max_chars: int) -> ChatForm:
     """Return the form of a chat request. Takes time linear in its length.
 
     max_chars: the most characters of system and user messages of a narrow request.
@@ -80,7 +80,7 @@ def read(request: ChatRequest, max_chars: int) -> Reading:
         or _text_obstacle(prompt, max_chars, has_code=has_code)
     )
     wants_more = field is not None or not all(m.is_text for m in request.messages)
-    return Reading(prompt, len(turns), has_code, wants_more, obstacle)
+    return ChatForm(prompt, len(turns), has_code, wants_more, obstacle)
 
 
 def prompt_of(messages: Sequence[Message]) -> Prompt:
@@ -91,7 +91,7 @@ def prompt_of(messages: Sequence[Message]) -> Prompt:
 
 
 def is_persona(system: str) -> bool:
-    """Tell whether a system message only says who answers ("You are a helpful assistant")."""
+    """Return whether a system message only sets a persona ("You are a helpful assistant")."""
     system = system.strip()
     position = 0
     while position < len(system):
@@ -103,7 +103,7 @@ def is_persona(system: str) -> bool:
 
 
 def is_longer(text: str, chars: int) -> bool:
-    """Tell whether a text has more characters than this, a run of white space counted as one."""
+    """Return whether a text has more characters than this, a run of white space counted as one."""
     length = -1
     for word in re.finditer(r"\S+", text):
         length += 1 + word.end() - word.start()

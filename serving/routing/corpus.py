@@ -22,7 +22,7 @@ _HELD_OUT = frozenset("def")
 class LabelledPrompt:
     """A prompt with its labels.
 
-    task: its task, None where it is no task, `unknown` where it has no label. payload: the task's
+    task: its task, None where it has none, `unknown` where it has no label. payload: the task's
     input. complexity: in [0, 1]; None where it is not rated. origin: the text from which it was
     made; all prompts of one origin are on the same side of the split. kind: its group in reports.
     """
@@ -36,7 +36,7 @@ class LabelledPrompt:
 
     @property
     def held_out(self) -> bool:
-        """Tell whether the prompt is kept for evaluation."""
+        """Return whether the prompt is kept for evaluation."""
         return hashlib.sha256(self.origin.encode()).hexdigest()[0] in _HELD_OUT
 
 
@@ -47,8 +47,8 @@ UNKNOWN = "unknown"
 class Corpus:
     """LabelledPrompt prompts and a digest of the files they came from.
 
-    cues: for each task words that tell it from others. others: words of its instructions that do
-    not; both beside those in the prompts.
+    cues: for each task the words that only its instructions have. others: further words of its
+    instructions; both in addition to those in the prompts.
     """
 
     prompts: tuple[LabelledPrompt, ...]

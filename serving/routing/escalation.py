@@ -1,4 +1,4 @@
-"""Why a request leaves the local model after it was tried. Pure."""
+"""The reason to send a request on after a local attempt. Pure."""
 
 from collections.abc import Mapping
 
@@ -22,21 +22,21 @@ _REASONS: Mapping[type[NarrowgateError], Reason] = {
     EngineFailure: "local_failure",
     DeadlineExceeded: "deadline_at_risk",
     TaskNotAttested: "not_attested",
-    # The request is fine for a model with a larger window; this one was the wrong place for it.
+    # The request fits a model with a larger window.
     InputTooLong: "out_of_scope",
 }
 
 
 def reason_for_error(error: NarrowgateError) -> Reason | None:
-    """Return why another model may answer what the local one did not.
+    """Return the reason to send a request to another model after an error of the local one.
 
-    None where the request is at fault or no model would help.
+    None where the request is invalid or no model would help.
     """
     return next((_REASONS[cls] for cls in type(error).__mro__ if cls in _REASONS), None)
 
 
 def reason_for_answer(below_threshold: bool | None, valid: bool) -> Reason | None:
-    """Return why a local answer is not good enough; None where it is.
+    """Return the reason to escalate a local answer; None where it is good enough.
 
     below_threshold: outside the certified bound; None where no bound is attested.
     """
@@ -46,5 +46,5 @@ def reason_for_answer(below_threshold: bool | None, valid: bool) -> Reason | Non
 
 
 def is_among(value: Value, labels: Mapping[str, str] | None) -> bool:
-    """Tell whether a label is one that the client named; everything else is."""
+    """Return whether a label is one that the client named; everything else is."""
     return labels is None or not isinstance(value, str) or value in labels

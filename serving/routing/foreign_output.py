@@ -5,7 +5,7 @@ import string
 
 # Each alternative was added for a request that would otherwise get the wrong kind of answer.
 _PATTERNS = (
-    # a form
+    # a format
     r"\bjson\b|\bxml\b|\byaml\b|\bcsv\b|\bhtml\b|\bmarkdown\b|\btab(?:le|elle|leau|la)\b"
     r"|\bcolumns?\b|\bbullet|\bemojis?\b|\bhashtag|\bdict(?:ionary)?\b|\barray\b|\bobject\b"
     r"|\bkeys?\b|\bformat\b|\byes\b|\btrue or false\b|\bja oder nein\b|\boui ou non\b"
@@ -72,12 +72,12 @@ def foreign_output(instruction: str) -> str | None:
 
 
 def names_several_texts(instruction: str) -> bool:
-    """Tell whether an instruction names texts in the plural."""
+    """Return whether an instruction names texts in the plural."""
     return _PLURAL.search(instruction) is not None
 
 
 def may_hold_instruction(payload: str) -> bool:
-    """Tell whether the last paragraph or sentence of an unmarked payload may be an instruction."""
+    """Return whether an unmarked payload may end in an instruction."""
     _, gap, paragraph = payload.rpartition("\n\n")
     if gap and _TRAILING.search(paragraph):
         return True

@@ -20,7 +20,7 @@ _SYNONYMS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Naming:
+class NamedLabels:
     """The labels that an instruction names.
 
     spelled: the client's own word for each named label, by label. rest: the instruction with a
@@ -53,16 +53,16 @@ def label_names(spec: TaskSpec) -> tuple[str, ...]:
     return ()
 
 
-def named_labels(instruction: str, spec: TaskSpec) -> Naming:
+def named_labels(instruction: str, spec: TaskSpec) -> NamedLabels:
     """Return the task's labels that an instruction names."""
     pattern = label_pattern(spec)
     if pattern is None:
-        return Naming({}, instruction)
+        return NamedLabels({}, instruction)
     names = label_names(spec)
     spelled: dict[str, str] = {}
     for match in pattern.finditer(instruction):
         spelled.setdefault(names[(match.lastindex or 1) - 1], match.group())
-    return Naming(spelled, pattern.sub(" ", instruction))
+    return NamedLabels(spelled, pattern.sub(" ", instruction))
 
 
 def _spellings(names: tuple[str, ...]) -> list[str]:

@@ -127,7 +127,7 @@ def direction(instruction: str, offered: Collection[str]) -> Direction | None:
 
 
 def mentions_language(text: str) -> bool:
-    """Tell whether a text names a language."""
+    """Return whether a text names a language."""
     return _MENTION.search(text) is not None
 
 

@@ -30,9 +30,9 @@ from serving.routing.vocabulary import unknown_words
 class Detection:
     """The task of a prompt.
 
-    request: None where it is no task. certainty: probability of the task, or that it is none.
-    because: the rule or the scores. labels: the client's own word for each label that it named, by
-    label; None where it named none.
+    request: None where it is no task. certainty: probability of the task, or of no task. because:
+    the rule or the scores. labels: the client's own word for each label that it named, by label;
+    None where it named none.
     """
 
     request: TaskRequest | None
@@ -52,7 +52,7 @@ class _Match:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """none: probability that it is no task. because: what spoke against the likeliest task."""
+    """none: probability of no task. because: the rule against the most probable task."""
 
     match: _Match | None
     none: float
@@ -137,7 +137,7 @@ class NarrowDetector:
         if (obstacle := instruction_obstacle(instruction)) is not None:
             return _Verdict(None, 1.0, obstacle)
         vector = vectors[embedded_part(instruction)]
-        task, probability = likeliest(self._model.task.probabilities(vector, instruction))
+        task, probability = most_probable(self._model.task.probabilities(vector, instruction))
         certainty = self._model.task.certainty(probability)
         if task not in self._specs or certainty < self._certainty:
             return _Verdict(None, 1.0 - certainty, f"no task (perhaps {task}, {certainty:.2f})")
@@ -150,11 +150,11 @@ class NarrowDetector:
 
 
 def _orders(system: str) -> bool:
-    """Tell whether a system message asks for something."""
+    """Return whether a system message asks for something."""
     return bool(system) and not is_persona(system)
 
 
-def likeliest(probabilities: Mapping[str, float]) -> tuple[str, float]:
+def most_probable(probabilities: Mapping[str, float]) -> tuple[str, float]:
     """Return the most probable task other than `none`, and its probability."""
     tasks = [name for name in probabilities if name != NONE]
     task = max(tasks, key=lambda name: probabilities[name])
@@ -162,7 +162,7 @@ def likeliest(probabilities: Mapping[str, float]) -> tuple[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TaskDetails:
     """Details of a task that an instruction asks for. source, target: of a translation."""
 
     labels: Mapping[str, str] | None = None
@@ -170,8 +170,8 @@ class Asked:
     target: str | None = None
 
 
-def check(instruction: str, spec: TaskSpec, vocabulary: frozenset[str] | None) -> Asked | str:
-    """Return the details that are asked for, or why the task's output is not what is asked for.
+def check(instruction: str, spec: TaskSpec, vocabulary: frozenset[str] | None) -> TaskDetails | str:
+    """Return the details that an instruction asks for, or why the task's output does not match it.
 
     vocabulary: words of the task's instructions; None where they are not known.
     """
@@ -181,15 +181,15 @@ def check(instruction: str, spec: TaskSpec, vocabulary: frozenset[str] | None) -
     if vocabulary is not None and (unknown := unknown_words(naming.rest, vocabulary)):
         return f"unknown words: {unknown[:3]}"
     if isinstance(spec, TranslationSpec):
-        asked = direction(instruction, spec.languages)
+        details = direction(instruction, spec.languages)
         return (
             "it does not name exactly one translation that is offered"
-            if asked is None
-            else Asked(None, asked.source, asked.target)
+            if details is None
+            else TaskDetails(None, details.source, details.target)
         )
     if mentions_language(instruction):
         return "a language is named"
-    return Asked(naming.spelled or None)
+    return TaskDetails(naming.spelled or None)
 
 
 def instruction_obstacle(instruction: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Splits a message into an instruction and the text that it is about (the payload), by rules.
+"""Splits a message into an instruction and its payload, the text to work on, by rules.
 
 A payload is a contiguous piece of the message, without any change. Where a message can be read in
 two ways, both are returned; the router refuses the request if both make sense. Every rule takes
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 MAX_INSTRUCTION_CHARS = 500
 GAP = " … "
-"""Stands in an instruction in place of the payload."""
+"""Replaces the payload in an instruction."""
 
 _QUOTES = (("“", "”"), ("„", "“"), ("„", "”"), ("«", "»"), ("»", "«"), ("‹", "›"), ("「", "」"))  # noqa: RUF001
 _TAG = re.compile(r"<(/?)([A-Za-z][\w-]{0,30})>")
@@ -49,7 +49,7 @@ _ITEM = re.compile(r"^[ \t]*(?:[-*•‣]|\(?\d{1,2}[.):]|\(?[a-hA-H][.)])[ \t]+
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One way to read a message.
+    """One reading of a message.
 
     instruction: the message with a gap in place of the payload. marked: quotes, tags or the like
     mark where the payload begins and ends, so that it cannot contain an instruction.
@@ -61,7 +61,7 @@ class Split:
 
 
 def split_message(message: str) -> tuple[Split, ...]:
-    """Return the ways to read a message as instruction and payload: at most two, or none."""
+    """Return the readings of a message as instruction and payload: at most two, or none."""
     text = message.strip()
     for rule in (_by_tags, _by_triple_quotes, _by_rules, _by_block_quote):
         if (found := rule(text)) is not None:
@@ -74,14 +74,14 @@ def split_message(message: str) -> tuple[Split, ...]:
 
 
 def only_names(instruction: str) -> bool:
-    """Tell whether the words around a payload only name it, as in `Text: …`."""
+    """Return whether the words around a payload only name it, as in `Text: …`."""
     if len(instruction) > MAX_INSTRUCTION_CHARS:
         return False
     return _BARE_FIELD.fullmatch(" ".join(instruction.split())) is not None
 
 
 def holds_list(text: str) -> bool:
-    """Tell whether two or more lines are list items, so that the text is several texts."""
+    """Return whether two or more lines are list items, so that the text is several texts."""
     return len(_ITEM.findall(text)) >= 2
 
 
@@ -263,8 +263,8 @@ _LABEL_SEPARATOR = re.compile(
 
 
 def _is_label_list(text: str, start: int) -> bool:
-    """Tell whether a text goes on at `start` with the items of a list and nothing else."""
-    # A list that is longer than the window is none, wherever it ends.
+    """Return whether a text goes on at `start` with the items of a list and nothing else."""
+    # A list that is longer than the window does not count.
     window = text[start : start + 2 * _MAX_LABEL_LIST_CHARS]
     line = _SENTENCE_END.split(window, maxsplit=1)[0].strip()
     items = _LABEL_SEPARATOR.split(line)
@@ -311,7 +311,7 @@ class _Quotes:
         ends = [
             _following(self._closing[close], start) for opening, close in _QUOTES if opening == mark
         ]
-        # Marks without a text between them quote nothing.
+        # Marks without a text between them are not a quotation.
         found = [end for end in ends if end is not None and end > start + 1]
         return min(found) + 1 if found else None
 
@@ -360,7 +360,7 @@ def _straight_ends(text: str) -> dict[int, int]:
         while waiting and waiting[-1][1] == depth:
             ends[waiting.pop()[0]] = position + 1
         # A quotation that begins here is closed by the next mark that brings the depth below this
-        # one, whichever way this mark itself counts.
+        # one, whether this mark opens or closes.
         waiting.append((position, depth - 1))
     return ends
 

@@ -1,4 +1,4 @@
-"""Decides about a chat that names no model: which task it is, or which tier answers it."""
+"""Decides about a chat that names no model: its task, or the tier that answers it."""
 
 import asyncio
 import re
@@ -11,13 +11,13 @@ from serving.contracts.routing import Decision, Router, Tier, Vectors
 from serving.contracts.routing_settings import ComplexityThresholds, RoutingSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder
-from serving.routing.conversation import SEARCHED_CHARS, Reading, is_longer, read
+from serving.routing.conversation import SEARCHED_CHARS, ChatForm, is_longer, read
 from serving.routing.features import lexical_features
 from serving.routing.heads import RouterModel, load_model
 from serving.routing.narrow import Detection, NarrowDetector
 from serving.tasks.blank_text import is_blank
 
-# After this time the rule decides: a late answer costs more than a less exact decision.
+# After this time the rule decides, because a late answer costs more than a less exact decision.
 EMBEDDING_TIMEOUT_S = 2.0
 
 _SHORT_WORDS = 6
@@ -41,7 +41,7 @@ class LearnedRouter:
     """Implements Router with rules, a learned head for tasks and one for complexity.
 
     Where the embedder fails or takes too long, the request is not narrow, its tier follows from a
-    rule, and `observer` is told. A request never fails because of the router.
+    rule, and `observer` is called. A request never fails because of the router.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class LearnedRouter:
         score, tier = self._tier(reading, vectors)
         return Decision(None, detection.certainty, score, tier, detection.because)
 
-    def _read(self, request: ChatRequest) -> Reading:
+    def _read(self, request: ChatRequest) -> ChatForm:
         return read(request, self._settings.narrow_max_chars)
 
-    def _scores(self, reading: Reading) -> bool:
+    def _scores(self, reading: ChatForm) -> bool:
         # A score that is not trusted decides nothing; for a long prompt it would take 30 ms.
         return self._complexity.trusted and not is_blank(reading.prompt.text)
 
-    def _tier(self, reading: Reading, vectors: Vectors) -> tuple[float | None, Tier]:
+    def _tier(self, reading: ChatForm, vectors: Vectors) -> tuple[float | None, Tier]:
         if not self._scores(reading):
             return None, tier_by_rule(reading)
         text = reading.prompt.text
@@ -132,7 +132,7 @@ def tier_of_score(score: float, thresholds: ComplexityThresholds) -> Tier:
     return "frontier"
 
 
-def tier_by_rule(reading: Reading) -> Tier:
+def tier_by_rule(reading: ChatForm) -> Tier:
     """Return the tier of a request without a trusted score.
 
     `economy`: one turn of at most six words that asks for text. `frontier`: code, proofs and

@@ -22,7 +22,7 @@ from serving.routing.corpus import UNKNOWN, Corpus, LabelledPrompt
 from serving.routing.features import feature_rows
 from serving.routing.heads import NONE, ComplexityHead, RouterModel, TaskHead, cue_features
 from serving.routing.languages import direction, mentions_language
-from serving.routing.narrow import check, embedded_part, instruction_obstacle, likeliest
+from serving.routing.narrow import check, embedded_part, instruction_obstacle, most_probable
 from serving.routing.payload import split_message
 from serving.routing.vocabulary import harmless_words, words
 
@@ -77,7 +77,7 @@ def train(
 ) -> RouterModel:
     """Return a model fitted to the corpus's training part. Blocking, about 10 s.
 
-    trusted: complexity scores may decide. evidence: the measurements that say so.
+    trusted: complexity scores may decide. evidence: the measurements for it.
     Raises EnvironmentUnavailable where scikit-learn is not installed.
     """
     rows = corpus.part(held_out=False)
@@ -116,7 +116,9 @@ def _calibrated(
         head = fit_task(vectors[folds != fold], kept, cues_of(corpus))
         vocabulary = vocabulary_of(kept, corpus)
         for n in np.flatnonzero(folds == fold):
-            task, probability = likeliest(head.probabilities(vectors[n], examples[n].instruction))
+            task, probability = most_probable(
+                head.probabilities(vectors[n], examples[n].instruction)
+            )
             passed = task in specs and not isinstance(
                 check(examples[n].instruction, specs[task], vocabulary.get(task)), str
             )
@@ -182,7 +184,7 @@ def _examples(row: LabelledPrompt) -> Iterator[Example]:
     if is_ordered:
         yield from _example(prompt.system, row.task, row)
     for number, split in enumerate(split_message(prompt.user)):
-        # A log does not say what the payload is: the first split is the more probable one.
+        # A log does not contain the payload: the first split is the more probable one.
         meant = number == 0 if row.payload is None else split.payload == row.payload
         right = row.task is not None and meant and not is_ordered
         yield from _example(split.instruction, row.task if right else None, row)

@@ -1,5 +1,4 @@
-"""What a narrow task is: its prompt, its decoding constraint, its parser, its confidence. Pure.
+"""Narrow tasks: prompt, decoding constraint, parser and confidence. Pure.
 
-Serving and evaluation run this same code: an evaluation of other prompts than those that are served
-says nothing about them.
+Serving and evaluation run this same code, so that an evaluation applies to the served prompts.
 """

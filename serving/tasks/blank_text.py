@@ -1,4 +1,4 @@
-"""Decides whether a text holds anything that a reader can see."""
+"""Decides whether a text has a visible character."""
 
 import unicodedata
 
@@ -13,8 +13,8 @@ _CHECKED_FIRST = 256
 
 
 def is_blank(text: str) -> bool:
-    """Tell whether no character of a text is visible. Takes time linear in the text's length."""
-    # Most texts show something at once. The set keeps long invisible texts cheap.
+    """Return whether no character of a text is visible. Takes time linear in the text's length."""
+    # Most texts begin with a visible character. The set makes long invisible texts cheap.
     return not (_shows(set(text[:_CHECKED_FIRST])) or _shows(set(text[_CHECKED_FIRST:])))
 
 

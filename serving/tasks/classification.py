@@ -39,9 +39,9 @@ class ClassificationTask:
             [tokenizer.encode(label.verbalizer) for label in spec.labels],
             tokenizer.end_of_turn_id,
         )
-        # Room for the deepest scoring point and the one token that vLLM always samples.
+        # For the deepest scoring point and the one token that vLLM always samples.
         self._reserve = 1 + max(len(point.suffix) for point in self._trie.points)
-        self._frame.require_room(spec.name, self._reserve, max_model_len)
+        self._frame.require_space(spec.name, self._reserve, max_model_len)
 
     def plan(self, request: TaskRequest) -> ScoreWork:
         """Return the scoring of every point at which labels differ. Raises InvalidRequest."""

@@ -1,9 +1,9 @@
 """Finds the mentions that a model named in the input text.
 
 A mention is found at word borders, at an occurrence of its own, and reported in the text's own
-spelling: `text[start:end]`. Composed and decomposed Unicode spellings are equal. Only a mention
-that occurs nowhere so is searched again without regard to case, width, quotation marks, hyphens and
-the kind of white space.
+spelling: `text[start:end]`. Composed and decomposed Unicode spellings are equal. A mention without
+such an occurrence is searched again without regard to case, width, quotation marks, hyphens and the
+kind of white space.
 """
 
 import unicodedata
@@ -56,8 +56,8 @@ def _spans(mentions: Sequence[str], text: str) -> list[Span]:
     """Return the span of each mention, `_MISSING` where there is none."""
     occurrences = _Occurrences(mentions, text)
     in_order = _assigned(mentions, occurrences, in_order=True)
-    # Models mostly name entities in the order of the text. Where one did not, the order says
-    # nothing about which occurrence a mention is.
+    # Models mostly name entities in the order of the text. Where one did not, the order shows
+    # nothing about the occurrence of a mention.
     return in_order or _assigned(mentions, occurrences, in_order=False) or []
 
 
@@ -161,7 +161,7 @@ class _Folded:
         return cls(text, "".join(pieces), starts, ends, fold)
 
     def occurrences(self, mention: str) -> list[Span]:
-        """Return the spans at which a mention stands at word borders, left to right, disjoint."""
+        """Return the spans of a mention at word borders, left to right, disjoint."""
         wanted = "" if is_blank(mention) else _Folded.of(mention.strip(), self.fold).folded.strip()
         found: list[Span] = []
         at = self.folded.find(wanted) if wanted else -1
@@ -181,7 +181,7 @@ class _Folded:
 
 
 def _is_canonical(text: str) -> bool:
-    """Tell whether every character stands by itself in its composed form."""
+    """Return whether no character combines with another in the composed form."""
     return text.isascii() or (
         unicodedata.is_normalized("NFC", text) and not any(map(_continues, set(text)))
     )
@@ -208,12 +208,12 @@ def _clusters(text: str) -> list[Span]:
 
 @lru_cache(maxsize=4096)
 def _continues(character: str) -> bool:
-    """Tell whether a character is a mark, or a Hangul vowel or final, of the one before it."""
+    """Return whether a character is a mark, or a Hangul vowel or final, of the one before it."""
     return unicodedata.category(character)[0] == "M" or "\u1160" <= character <= "\u11ff"
 
 
 def _is_word_border(text: str, position: int) -> bool:
-    """Tell whether a word may begin or end between two characters."""
+    """Return whether a word may begin or end between two characters."""
     if position in (0, len(text)):
         return True
     before, after = _word_script(text[position - 1]), _word_script(text[position])

@@ -39,7 +39,7 @@ class ExtractionTask:
         ]
         self._frame = PromptFrame.build(tokenizer, spec.instruction, shots)
         self._schema = entity_schema(spec)
-        self._frame.require_room(spec.name, _OUTPUT_TOKENS_BASE, max_model_len)
+        self._frame.require_space(spec.name, _OUTPUT_TOKENS_BASE, max_model_len)
 
     def plan(self, request: TaskRequest) -> GenerateWork:
         """Return a constrained generation, bounded by the input's length. Raises InvalidRequest."""

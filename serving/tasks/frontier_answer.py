@@ -1,8 +1,8 @@
 """Reads a frontier model's answer to a task.
 
 Models put JSON into code fences and sentences, change the case of a label and leave out a wrapper
-object. What a person would read without doubt is read. What is left out is noted. An answer with
-two meanings is unreadable.
+object. Unambiguous answers are read, and notes list what is left out. An ambiguous answer is
+unreadable.
 """
 
 import json
@@ -47,7 +47,7 @@ _FINISHED = frozenset({"stop", "end_turn", "stop_sequence", "eos", "None", ""})
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ParsedAnswer:
     """A frontier model's answer in the task's terms.
 
     valid: the answer is whole. notes: what is missing or was left out, and why.
@@ -58,7 +58,7 @@ class Reading:
     notes: tuple[str, ...] = ()
 
 
-def read_frontier(task: Task, request: TaskRequest, text: str, finish_reason: str) -> Reading:
+def read_frontier(task: Task, request: TaskRequest, text: str, finish_reason: str) -> ParsedAnswer:
     """Return the answer in a completion's text.
 
     finish_reason: of the completion, in OpenAI's words. An answer that ended for another reason
@@ -73,7 +73,7 @@ def read_frontier(task: Task, request: TaskRequest, text: str, finish_reason: st
             label = _label(spec, text)
             if label is None:
                 raise _unreadable(spec.name, text, unfinished)
-            return Reading(label, not unfinished, unfinished)
+            return ParsedAnswer(label, not unfinished, unfinished)
         case ExtractionSpec():
             items = _items(text)
             if items is None:
@@ -83,7 +83,7 @@ def read_frontier(task: Task, request: TaskRequest, text: str, finish_reason: st
                 raise _unreadable(spec.name, text, unfinished)
             entities, missing = locate(mentions, request.text)
             valid = not unfinished and "malformed" not in notes
-            return Reading(tuple(entities), valid, (*notes.values(), *missing, *unfinished))
+            return ParsedAnswer(tuple(entities), valid, (*notes.values(), *missing, *unfinished))
         case TranslationSpec():
             assert isinstance(task, TranslationTask)
             source, target = task.direction(request)
@@ -97,7 +97,7 @@ def read_frontier(task: Task, request: TaskRequest, text: str, finish_reason: st
                 target_language=target,
                 source_detected=request.source_language is None,
             )
-            return Reading(value, check.valid and not unfinished, (*unfinished, *check.notes))
+            return ParsedAnswer(value, check.valid and not unfinished, (*unfinished, *check.notes))
 
 
 def _without_reasoning(text: str) -> str:
@@ -222,7 +222,7 @@ def _mentions(
 
 
 def _translation(text: str, source: str) -> str:
-    """Return the translation without what a model puts around it and the source does not have."""
+    """Return the translation without text that a model adds around it."""
     found, source = text.strip(), source.strip()
     fenced = _FENCE.fullmatch(found)
     if fenced and "```" not in source:

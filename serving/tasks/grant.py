@@ -1,4 +1,4 @@
-"""What an attestation allows for one task, and what it says about an answer."""
+"""The attestation's permission and figures for one task."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from serving.contracts.errors import TaskNotAttested, Unavailable
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """One task on one model. result: the gate's finding, None where there is none that counts.
+    """One task on one model. result: the gate's finding, None without a valid one.
 
     refusal: why the task is not served; None where it is. A grant without result and refusal is
     that of a development server. attestation: the envelope's digest.
@@ -21,7 +21,7 @@ class Grant:
 
     @property
     def label_offsets(self) -> dict[str, float] | None:
-        """Return what the attested confidences were measured with."""
+        """Return the label offsets with which the attested confidences were measured."""
         return self.result.label_offsets if self.result is not None else None
 
     def calibrated(self, prediction: Prediction) -> float | None:

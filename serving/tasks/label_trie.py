@@ -5,7 +5,7 @@ all labels begin with different tokens, it is the root alone. All points of an i
 once. A label's probability is the product, over the points on its path, of the softmax over the
 point's candidates. This is the distribution of decoding constrained to the labels, computed without
 decoding. Where one label's tokens are the beginning of another's, the end-of-turn token is the
-candidate that tells them apart.
+candidate that separates them.
 """
 
 import math

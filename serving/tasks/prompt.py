@@ -19,7 +19,7 @@ from serving.contracts.errors import (
 )
 from serving.tasks.blank_text import is_blank
 
-# Shorter inputs are of no use: a task whose prompt leaves less room is refused, tokens.
+# Least tokens for an input: a task whose prompt leaves fewer is refused.
 _SMALLEST_USEFUL_INPUT = 16
 # A text that no chat template alters and no document contains.
 _PLACEHOLDER = "\u2402narrowgate-input\u2403"
@@ -38,7 +38,7 @@ class PromptTokenizer(Protocol):
 
     end_of_turn_id: int
     longest_token_chars: int
-    """Length of the vocabulary's longest token: no token stands for more characters."""
+    """Length of the vocabulary's longest token: no token has more characters."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, with special tokens read as plain text."""
@@ -88,14 +88,14 @@ class PromptFrame:
     ) -> tuple[int, ...]:
         """Return the ids of the whole prompt.
 
-        max_model_len: the model's context window, tokens. output_tokens: kept free for the answer.
+        max_model_len: the model's context window, tokens. output_tokens: reserved for the answer.
         Raises InputTooLong with both lengths where they do not fit; an input is never cut.
         """
         overhead = len(self.prefix) + len(self.suffix)
-        room = max_model_len - overhead - output_tokens
-        if len(input_ids) > room:
+        free = max_model_len - overhead - output_tokens
+        if len(input_ids) > free:
             raise InputTooLong(
-                f"the input is {len(input_ids)} tokens long and at most {max(room, 0)} fit: the "
+                f"the input is {len(input_ids)} tokens long and at most {max(free, 0)} fit: the "
                 f"window is {max_model_len} tokens, the task's prompt takes {overhead} and the "
                 f"answer up to {output_tokens}",
                 field="input",
@@ -103,8 +103,8 @@ class PromptFrame:
             )
         return (*self.prefix, *input_ids, *self.suffix)
 
-    def require_room(self, task: str, output_tokens: int, max_model_len: int) -> None:
-        """Raise InvalidTaskSpec where the prompt leaves no room for an input.
+    def require_space(self, task: str, output_tokens: int, max_model_len: int) -> None:
+        """Raise InvalidTaskSpec where no input fits beside the prompt.
 
         output_tokens: the least that the answer needs. max_model_len: the model's window, tokens.
         """

@@ -72,7 +72,7 @@ class TranslationTask:
             if source != target
         }
         for frame in self._frames.values():
-            frame.require_room(spec.name, _OUTPUT_TOKENS_BASE, max_model_len)
+            frame.require_space(spec.name, _OUTPUT_TOKENS_BASE, max_model_len)
 
     def plan(self, request: TaskRequest) -> GenerateWork:
         """Return a generation that stops at the end of the translation. Raises InvalidRequest."""

@@ -1,7 +1,7 @@
-"""Checks that a translation kept what a translation must keep.
+"""Checks that a translation kept the untranslatable parts of its source.
 
-The checks compare the two texts without knowing either language: placeholders, addresses, numbers
-and lines. A refusal in words is told from a translation of one by the source text.
+The checks compare placeholders, addresses, numbers and lines of the two texts, in any language. A
+refusal in words is distinguished from a translation of one by the source text.
 """
 
 import re
@@ -17,7 +17,7 @@ _ADDRESS = re.compile(
 _PLACEHOLDER = re.compile(
     r"\{\{[^{}\n]{1,60}\}\}|\$\{[^{}\n]{1,60}\}|\{[\w.:!-]{0,60}\}"
     r"|%\(\w{1,60}\)[sdfi]|%\d{0,2}\$?[sdfi@](?!\w)"
-    # Of a tag the name alone: its attributes may be translated.
+    # Only the name of a tag: its attributes may be translated.
     r"|</?[A-Za-z0-9][\w-]{0,20}(?=(?:\s[^<>]{0,200})?/?>)"
 )
 _NUMBER = re.compile(r"\d(?:[.,'’\u00a0\u202f](?=\d)| (?=\d{3}(?!\d))|\d)*")  # noqa: RUF001
@@ -117,7 +117,7 @@ def _numbers(text: str) -> list[str]:
 
 
 def _is_refusal(source: str, translation: str, source_language: str, target_language: str) -> bool:
-    """Tell whether a model refused instead of translating.
+    """Return whether a model refused instead of translating.
 
     A refusal in another language than the target's is never a translation. One in the target
     language is a translation where the source itself speaks of inability or regret.

@@ -69,7 +69,7 @@ def packed(model: Path) -> bytes:
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     config["vocab_size"] = len(kept)
     header = json.dumps(
-        {"config": config, "tensors": tensors, "prompts": [_moved(p, place) for p in prompts]}
+        {"config": config, "tensors": tensors, "prompts": [_advance(p, place) for p in prompts]}
     ).encode()
     return MAGIC + struct.pack("<I", len(header)) + header + b"".join(streams)
 
@@ -97,7 +97,7 @@ def _tokens(prompt: Mapping[str, Any]) -> Sequence[int]:
     return [*prompt["ids"], *prompt["labels"]]
 
 
-def _moved(prompt: Mapping[str, Any], place: Mapping[int, int]) -> dict[str, Any]:
+def _advance(prompt: Mapping[str, Any], place: Mapping[int, int]) -> dict[str, Any]:
     return {
         "task": prompt["task"],
         "ids": [place[token] for token in prompt["ids"]],

@@ -148,10 +148,10 @@ def _check_labels(
     reference = label_logprobs(model, prompts)
     for name, tolerance in TOLERANCE.items():
         dtype = getattr(torch, name)
-        other = _moved(model, device, dtype)
+        other = _advance(model, device, dtype)
         found = label_logprobs(other, prompts)
         differences = (found - reference).abs()
-        same_machine = label_logprobs(_moved(model, "cpu", dtype), prompts)
+        same_machine = label_logprobs(_advance(model, "cpu", dtype), prompts)
         check(
             f"label log-probabilities, {name}",
             bool(differences.max() <= tolerance),
@@ -163,7 +163,7 @@ def _check_labels(
         )
 
 
-def _moved(model: LlamaForCausalLM, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
+def _advance(model: LlamaForCausalLM, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
     other = LlamaForCausalLM(model.config)
     other.load_state_dict(model.state_dict())
     return other.to(device=device, dtype=dtype).eval()
@@ -197,7 +197,7 @@ def _check_formats(
         restored = LlamaForCausalLM(model.config)
         restored.load_state_dict(state)
         reference = label_logprobs(restored.eval(), prompts)
-        found = label_logprobs(_moved(restored, device, torch.bfloat16), prompts)
+        found = label_logprobs(_advance(restored, device, torch.bfloat16), prompts)
         largest = (found - reference).abs().max().item()
         check(
             f"{form} answers alike on CPU and GPU",

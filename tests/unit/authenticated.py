@@ -36,7 +36,7 @@ class Clock:
         return self.now_s
 
 
-class Door:
+class KeyedServer:
     """A server that asks for keys, with the ledger behind it."""
 
     def __init__(

@@ -21,11 +21,11 @@ def labelled(call: FrontierCall) -> str:
     return json.dumps({"label": schema["properties"]["label"]["enum"][-1]})
 
 
-def said(text: str = "A long answer.") -> Any:
+def replying(text: str = "A long answer.") -> Any:
     return lambda call: text
 
 
-def asked(model: str, text: str = "x", **fields: Any) -> dict[str, Any]:
+def chat_body(model: str, text: str = "x", **fields: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from serving.contracts.ledger import Caller
-from serving.ledger.operations import Close, Leave, Open
+from serving.ledger.operations import Close, Open, RecordExit
 from serving.ledger.rows import (
     ExitHeader,
     LocalShare,
@@ -42,7 +42,7 @@ def closed(operation: Open, *, known: bool = True) -> Close:
     return Close(closed_call(operation.call, ended(), priced), (price_row(priced.price),))
 
 
-def departed(of: ExitHeader, *, paid: bool) -> Leave:
+def departed(of: ExitHeader, *, paid: bool) -> RecordExit:
     local: tuple[Any, ...] = ()
     prices: tuple[Any, ...] = ()
     cost = Decimal(0)
@@ -53,4 +53,4 @@ def departed(of: ExitHeader, *, paid: bool) -> Leave:
         prices, cost = (price_row(priced.price),), priced.cost_usd
     sums = Sums(cost, Decimal(0), None)
     exit_ = left() if paid else left_locally()
-    return Leave(closed_exit(of, exit_, sums, MODEL, paid=paid), local, prices, paid)
+    return RecordExit(closed_exit(of, exit_, sums, MODEL, paid=paid), local, prices, paid)

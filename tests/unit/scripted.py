@@ -162,8 +162,8 @@ class ScriptedFrontier:
 
     async def complete(self, call: FrontierCall) -> Completion:
         text = self._text(call)
-        booked = await call.entry.open_call(call.targets[0], Decimal(1), call.deadline)
-        booked.close(CallEnd("ok", PAID, "reported", 0.1))
+        open_call = await call.entry.open_call(call.targets[0], Decimal(1), call.deadline)
+        open_call.close(CallEnd("ok", PAID, "reported", 0.1))
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         body = {"id": "p1", "object": "chat.completion", "model": call.targets[0]}
@@ -171,7 +171,7 @@ class ScriptedFrontier:
 
     async def stream(self, call: FrontierCall) -> CompletionStream:
         words = self._text(call).split()
-        booked = await call.entry.open_call(call.targets[0], Decimal(1), call.deadline)
+        open_call = await call.entry.open_call(call.targets[0], Decimal(1), call.deadline)
         end = CallEnd("cancelled", PAID, "estimated", 0.1)
 
         async def events() -> AsyncGenerator[dict[str, Any], None]:
@@ -188,8 +188,8 @@ class ScriptedFrontier:
                 over()
 
         def over() -> None:
-            if booked.end is None:  # type: ignore[attr-defined]
-                booked.close(end)
+            if open_call.end is None:  # type: ignore[attr-defined]
+                open_call.close(end)
                 self.closed += 1
 
         found = CompletionStream(call.targets[0], _Closing(events(), over))
@@ -238,9 +238,9 @@ class Recorded:
         self.exits: list[Exit] = []
         self._metrics = metrics
 
-    def left(self, exit_: Exit, cost_usd: Decimal | None) -> None:
+    def input_finished(self, exit_: Exit, cost_usd: Decimal | None) -> None:
         self.exits.append(exit_)
-        self._metrics.left(exit_, cost_usd)
+        self._metrics.input_finished(exit_, cost_usd)
 
 
 class NoKeys:

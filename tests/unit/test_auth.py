@@ -25,7 +25,7 @@ from serving.ledger.access.keys import create_key, revoke_key
 from serving.ledger.access.tenants import create_tenant
 from serving.ledger.database import Database, database_url
 
-from .authenticated import BODY, TASK, Clock, Door, opened
+from .authenticated import BODY, TASK, Clock, KeyedServer, opened
 from .database import fresh_postgres, postgres_server
 from .scripted import assert_error
 
@@ -41,10 +41,10 @@ def database(state: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-async def door(specs: dict[str, TaskSpec], database: Database) -> Door:
-    door = Door(specs, database)
-    await door.server.ready()
-    return door
+async def keyed(specs: dict[str, TaskSpec], database: Database) -> KeyedServer:
+    keyed = KeyedServer(specs, database)
+    await keyed.server.ready()
+    return keyed
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,19 @@ async def door(specs: dict[str, TaskSpec], database: Database) -> Door:
     [("authorization", "Bearer {}"), ("authorization", "bearer  {} "), ("x-api-key", "{}"),
      ("X-Api-Key", " {}")],
 )  # fmt: skip
-async def test_a_key_is_taken_as_either_sdk_sends_it(door: Door, header: tuple[str, str]) -> None:
-    key = await door.tenant("acme")
+async def test_a_key_is_taken_as_either_sdk_sends_it(
+    keyed: KeyedServer, header: tuple[str, str]
+) -> None:
+    key = await keyed.tenant("acme")
     name, value = header
-    answer = await door.server.post(TASK, json=BODY, headers={name: value.format(key)})
+    answer = await keyed.server.post(TASK, json=BODY, headers={name: value.format(key)})
     assert answer.status_code == 200
 
 
-async def test_another_scheme_does_not_hide_a_key(door: Door) -> None:
-    key = await door.tenant("acme")
+async def test_another_scheme_does_not_hide_a_key(keyed: KeyedServer) -> None:
+    key = await keyed.tenant("acme")
     headers = {"authorization": "Basic eDp5", "x-api-key": key}
-    assert (await door.server.post(TASK, json=BODY, headers=headers)).status_code == 200
+    assert (await keyed.server.post(TASK, json=BODY, headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -74,9 +76,11 @@ async def test_another_scheme_does_not_hide_a_key(door: Door) -> None:
 @pytest.mark.parametrize(
     "path", [TASK, "/v1/models", "/v1/admin/report", "/nowhere", "/docs/x", "/"]
 )
-async def test_without_a_known_key_nothing_is_answered(door: Door, headers: Any, path: str) -> None:
-    await door.tenant("acme")
-    refused = await door.get(path, headers)
+async def test_without_a_known_key_nothing_is_answered(
+    keyed: KeyedServer, headers: Any, path: str
+) -> None:
+    await keyed.tenant("acme")
+    refused = await keyed.get(path, headers)
     error = assert_error(refused, 401, "invalid_api_key")
     assert (error["type"], error["fix"]) == ("authentication_error", FIX)
     assert refused.headers["www-authenticate"] == "Bearer"
@@ -84,34 +88,34 @@ async def test_without_a_known_key_nothing_is_answered(door: Door, headers: Any,
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"])
-async def test_probes_and_documentation_need_no_key(door: Door, path: str) -> None:
+async def test_probes_and_documentation_need_no_key(keyed: KeyedServer, path: str) -> None:
     # The directory knows nothing yet.
-    assert (await door.get(path)).status_code == 200
+    assert (await keyed.get(path)).status_code == 200
 
 
-async def test_a_wrong_secret_and_a_revoked_key_are_refused_alike(door: Door) -> None:
-    key = await door.tenant("acme")
-    revoked = await door.key("acme")
-    assert (await door.ask(revoked)).status_code == 200
-    await door.revoke(revoked)
+async def test_a_wrong_secret_and_a_revoked_key_are_refused_alike(keyed: KeyedServer) -> None:
+    key = await keyed.tenant("acme")
+    revoked = await keyed.key("acme")
+    assert (await keyed.ask(revoked)).status_code == 200
+    await keyed.revoke(revoked)
     other = key[:-1] + ("A" if key[-1] != "A" else "B")
-    answers = [await door.ask(text) for text in (UNKNOWN, other, revoked)]
+    answers = [await keyed.ask(text) for text in (UNKNOWN, other, revoked)]
     assert len({answer.text for answer in answers}) == 1
     assert_error(answers[0], 401, "invalid_api_key")
-    assert (await door.ask(key)).status_code == 200
+    assert (await keyed.ask(key)).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/admin", "/v1/admin/", "/v1/admin/nothing", "//v1/admin"])
-async def test_admin_keys_are_for_admin_paths_and_no_others(door: Door, path: str) -> None:
-    tenant, admin = await door.tenant("acme"), await door.key(None)
+async def test_admin_keys_are_for_admin_paths_and_no_others(keyed: KeyedServer, path: str) -> None:
+    tenant, admin = await keyed.tenant("acme"), await keyed.key(None)
     is_admin_path = not path.startswith("//")
-    as_admin = await door.get(path, {"x-api-key": admin})
-    as_tenant = await door.get(path, {"x-api-key": tenant})
+    as_admin = await keyed.get(path, {"x-api-key": admin})
+    as_tenant = await keyed.get(path, {"x-api-key": tenant})
     allowed, refused = (as_admin, as_tenant) if is_admin_path else (as_tenant, as_admin)
     assert_error(refused, 403, "forbidden")
     assert_error(allowed, 404, "not_found")
     for spending in (TASK, "/v1/chat/completions", "/v1/adminreport"):
-        error = assert_error(await door.ask(admin, spending), 403, "forbidden")
+        error = assert_error(await keyed.ask(admin, spending), 403, "forbidden")
         assert "narrowgate key create --tenant" in error["fix"]
 
 
@@ -153,26 +157,26 @@ def appending(sent: list[Any]) -> Any:
     return send
 
 
-async def test_a_body_is_not_read_before_its_sender_is_known(door: Door) -> None:
-    await door.tenant("acme")
+async def test_a_body_is_not_read_before_its_sender_is_known(keyed: KeyedServer) -> None:
+    await keyed.tenant("acme")
     for key in (None, UNKNOWN):
         sent: list[Any] = []
-        await build_http(door.server.context)(
+        await build_http(keyed.server.context)(
             http_scope(TASK, key, "POST"), unread, appending(sent)
         )
         assert sent[0]["status"] == 401
 
 
-async def test_the_caller_is_with_the_request(door: Door) -> None:
-    key = await door.tenant("acme")
+async def test_the_caller_is_with_the_request(keyed: KeyedServer) -> None:
+    key = await keyed.tenant("acme")
     seen: list[Caller] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["state"]["caller"])
 
-    guarded = Authentication(app, door.directory, enforced=True)
+    guarded = Authentication(app, keyed.directory, enforced=True)
     await guarded(http_scope(TASK, key), unread, appending([]))
-    admin = await door.key(None)
+    admin = await keyed.key(None)
     await guarded(http_scope("/v1/admin/report", admin), unread, appending([]))
     assert seen == [
         Caller("acme", key.split("-")[1]), Caller("", admin.split("-")[1], admin=True)
@@ -182,45 +186,45 @@ async def test_the_caller_is_with_the_request(door: Door) -> None:
 async def test_with_keys_off_everybody_is_the_default_tenant(
     specs: dict[str, TaskSpec], database: Database
 ) -> None:
-    door = Door(specs, database, mode="off")
-    await door.server.ready()
-    assert_error(await door.ask(None), 503, "ledger_unavailable")
-    await door.directory.refresh()
-    assert (await door.ask(None)).status_code == 200
-    assert (await door.ask("anything")).status_code == 200
-    assert_error(await door.get("/v1/admin/nothing"), 404, "not_found")
+    keyed = KeyedServer(specs, database, mode="off")
+    await keyed.server.ready()
+    assert_error(await keyed.ask(None), 503, "ledger_unavailable")
+    await keyed.directory.refresh()
+    assert (await keyed.ask(None)).status_code == 200
+    assert (await keyed.ask("anything")).status_code == 200
+    assert_error(await keyed.get("/v1/admin/nothing"), 404, "not_found")
     seen: list[Caller] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["state"]["caller"])
 
-    unguarded = Authentication(app, door.directory, enforced=False)
+    unguarded = Authentication(app, keyed.directory, enforced=False)
     for path in (TASK, "/v1/admin/report"):
         await unguarded(http_scope(path, None), unread, appending([]))
     assert seen == [Caller(DEFAULT_TENANT), Caller(DEFAULT_TENANT, admin=True)]
-    await door.tenant(DEFAULT_TENANT, requests_per_minute=1)
-    assert (await door.ask(None)).status_code == 200
-    assert_error(await door.ask(None), 429, "rate_limit_exceeded")
+    await keyed.tenant(DEFAULT_TENANT, requests_per_minute=1)
+    assert (await keyed.ask(None)).status_code == 200
+    assert_error(await keyed.ask(None), 429, "rate_limit_exceeded")
 
 
 async def test_a_key_is_in_no_log_no_answer_and_no_repr(
-    door: Door, caplog: pytest.LogCaptureFixture
+    keyed: KeyedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    keys = [await door.tenant("acme", requests_per_minute=2), await door.key(None)]
+    keys = [await keyed.tenant("acme", requests_per_minute=2), await keyed.key(None)]
     wrong = keys[0][:-1] + ("A" if keys[0][-1] != "A" else "B")
     answers = [
-        await door.ask(key, path)
+        await keyed.ask(key, path)
         for key in (*keys, wrong, UNKNOWN)
         for path in (TASK, "/v1/admin/nothing", "/nowhere")
     ]
     assert {answer.status_code for answer in answers} == {200, 401, 403, 404}
     with pytest.raises(Unauthenticated) as caught:
-        door.directory.find(wrong)
-    shown = [caplog.text, repr(caught.value), repr(door.access), repr(door.server.context)]
+        keyed.directory.find(wrong)
+    shown = [caplog.text, repr(caught.value), repr(keyed.access), repr(keyed.server.context)]
     shown += [answer.text + repr(answer.headers) for answer in answers]
-    shown += [repr(door.directory.find(key)) for key in keys]
-    shown += [repr(vars(door.directory))]
+    shown += [repr(keyed.directory.find(key)) for key in keys]
+    shown += [repr(vars(keyed.directory))]
     assert "request_finished" in caplog.text
     for key in (*keys, wrong, UNKNOWN):
         secret = key.split("-", 2)[2]
@@ -228,44 +232,44 @@ async def test_a_key_is_in_no_log_no_answer_and_no_repr(
 
 
 async def test_a_refused_request_is_logged_with_its_id(
-    door: Door, caplog: pytest.LogCaptureFixture
+    keyed: KeyedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "serving")
-    await door.directory.refresh()
-    await door.get("/v1/models", {"x-request-id": "abc", "x-api-key": UNKNOWN})
+    await keyed.directory.refresh()
+    await keyed.get("/v1/models", {"x-request-id": "abc", "x-api-key": UNKNOWN})
     assert "request_finished id=abc endpoint=unmatched method=GET status=401" in caplog.text
 
 
-async def test_before_the_database_was_read_every_key_is_refused(door: Door) -> None:
-    refused = await door.ask(UNKNOWN)
+async def test_before_the_database_was_read_every_key_is_refused(keyed: KeyedServer) -> None:
+    refused = await keyed.ask(UNKNOWN)
     error = assert_error(refused, 503, "ledger_unavailable")
     assert refused.headers["retry-after"] == "5"
     assert error["fix"] == "check that the database runs; keys are read again within auth.refresh_s"
-    await door.directory.refresh()
-    assert_error(await door.ask(UNKNOWN), 401, "invalid_api_key")
+    await keyed.directory.refresh()
+    assert_error(await keyed.ask(UNKNOWN), 401, "invalid_api_key")
 
 
 async def test_a_database_without_tables_lets_nobody_in(
     specs: dict[str, TaskSpec], state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     database = Database(database_url(None, state))
-    door = Door(specs, database)
-    await door.directory.refresh()
-    await door.directory.refresh()
-    assert_error(await door.ask(UNKNOWN), 503, "ledger_unavailable")
+    keyed = KeyedServer(specs, database)
+    await keyed.directory.refresh()
+    await keyed.directory.refresh()
+    assert_error(await keyed.ask(UNKNOWN), 503, "ledger_unavailable")
     assert caplog.text.count("directory_stale") == 1
     opened(None, state).close()
-    key = await door.tenant("acme")
-    assert door.directory.find(key).tenant == "acme"
+    key = await keyed.tenant("acme")
+    assert keyed.directory.find(key).tenant == "acme"
     database.close()
 
 
-async def test_tenants_are_found_by_name(door: Door) -> None:
-    await door.tenant("acme", requests_per_minute=7)
-    assert door.directory.tenant("acme") == Tenant("acme", requests_per_minute=7)
-    assert door.directory.tenant(DEFAULT_TENANT) == Tenant(DEFAULT_TENANT)
+async def test_tenants_are_found_by_name(keyed: KeyedServer) -> None:
+    await keyed.tenant("acme", requests_per_minute=7)
+    assert keyed.directory.tenant("acme") == Tenant("acme", requests_per_minute=7)
+    assert keyed.directory.tenant(DEFAULT_TENANT) == Tenant(DEFAULT_TENANT)
     with pytest.raises(NotFound):
-        door.directory.tenant("other")
+        keyed.directory.tenant("other")
 
 
 async def test_new_and_revoked_keys_count_without_a_restart(
@@ -306,21 +310,21 @@ async def test_known_keys_work_for_a_time_while_the_database_is_unreachable(
         # In a thread: the start and the end of a server wait for a process.
         server = await asyncio.to_thread(servers.enter_context, postgres_server())
         database = opened(fresh_postgres(server, "ledger"), tmp_path)
-        door = Door(specs, database, max_stale_s=60.0)
-        await door.server.ready()
-        key = await door.tenant("acme")
-        assert (await door.ask(key)).status_code == 200
+        keyed = KeyedServer(specs, database, max_stale_s=60.0)
+        await keyed.server.ready()
+        key = await keyed.tenant("acme")
+        assert (await keyed.ask(key)).status_code == 200
         await asyncio.to_thread(servers.close)
-    await door.directory.refresh()
+    await keyed.directory.refresh()
     assert "directory_stale error=LedgerUnavailable" in caplog.text
-    door.clock.now_s += 60.0
-    assert (await door.ask(key)).status_code == 200
-    assert_error(await door.ask(UNKNOWN), 401, "invalid_api_key")
-    door.clock.now_s += 0.1
-    refused = await door.ask(key)
+    keyed.clock.now_s += 60.0
+    assert (await keyed.ask(key)).status_code == 200
+    assert_error(await keyed.ask(UNKNOWN), 401, "invalid_api_key")
+    keyed.clock.now_s += 0.1
+    refused = await keyed.ask(key)
     assert_error(refused, 503, "ledger_unavailable")
     assert refused.headers["x-should-retry"] == "true"
-    assert (await door.get("/healthz")).status_code == 200
+    assert (await keyed.get("/healthz")).status_code == 200
     database.close()
 
 

@@ -21,7 +21,7 @@ from serving.gateway.http import build_http
 from serving.gateway.limits import TenantLimits
 from serving.ledger.database import Database
 
-from .authenticated import BODY, TASK, Door, listening, opened
+from .authenticated import BODY, TASK, KeyedServer, listening, opened
 from .scripted import MODEL, assert_error
 
 CHAT = "/v1/chat/completions"
@@ -36,10 +36,10 @@ def database(state: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-async def door(specs: dict[str, TaskSpec], database: Database) -> Door:
-    door = Door(specs, database)
-    await door.server.ready()
-    return door
+async def keyed(specs: dict[str, TaskSpec], database: Database) -> KeyedServer:
+    keyed = KeyedServer(specs, database)
+    await keyed.server.ready()
+    return keyed
 
 
 def limit_headers(response: httpx.Response) -> list[str | None]:
@@ -47,91 +47,91 @@ def limit_headers(response: httpx.Response) -> list[str | None]:
     return [response.headers.get(f"x-ratelimit-{name}-requests") for name in names]
 
 
-async def test_requests_beyond_the_minutes_limit_say_when_to_retry(door: Door) -> None:
-    key = await door.tenant("acme", requests_per_minute=3)
-    free = await door.tenant("other")
-    answers = [await door.ask(key), await door.ask(key, "/nowhere"), await door.ask(key)]
+async def test_requests_beyond_the_minutes_limit_say_when_to_retry(keyed: KeyedServer) -> None:
+    key = await keyed.tenant("acme", requests_per_minute=3)
+    free = await keyed.tenant("other")
+    answers = [await keyed.ask(key), await keyed.ask(key, "/nowhere"), await keyed.ask(key)]
     assert [answer.status_code for answer in answers] == [200, 404, 200]
     assert [limit_headers(answer) for answer in answers] == [["3", "2"], ["3", "1"], ["3", "0"]]
-    refused = await door.ask(key)
+    refused = await keyed.ask(key)
     error = assert_error(refused, 429, "rate_limit_exceeded")
     assert error["type"] == "rate_limit_error"
     assert limit_headers(refused) == ["3", "0"]
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert refused.headers["x-ratelimit-reset-requests"] == refused.headers["retry-after"] + "s"
     assert refused.headers["x-should-retry"] == "true"
-    unlimited = await door.ask(free)
+    unlimited = await keyed.ask(free)
     assert (unlimited.status_code, limit_headers(unlimited)) == (200, [None, None])
-    assert door.access.limits.active("acme") == 0
+    assert keyed.access.limits.active("acme") == 0
 
 
 async def test_a_minute_later_there_is_room_again(
-    door: Door, monkeypatch: pytest.MonkeyPatch
+    keyed: KeyedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = await door.tenant("acme", requests_per_minute=1)
-    assert (await door.ask(key)).status_code == 200
-    assert (await door.ask(key)).status_code == 429
+    key = await keyed.tenant("acme", requests_per_minute=1)
+    assert (await keyed.ask(key)).status_code == 200
+    assert (await keyed.ask(key)).status_code == 429
     later = time.time() + 61
     monkeypatch.setattr("limits.aio.storage.memory.time.time", lambda: later)
-    assert (await door.ask(key)).status_code == 200
+    assert (await keyed.ask(key)).status_code == 200
 
 
-async def test_refused_requests_do_not_use_up_the_limit(door: Door) -> None:
-    key = await door.tenant("acme", requests_per_minute=2, max_concurrent_requests=1)
-    door.server.engine.release.clear()
-    first = asyncio.create_task(door.ask(key))
-    await until_active(door, 1)
-    refused = await door.ask(key)
+async def test_refused_requests_do_not_use_up_the_limit(keyed: KeyedServer) -> None:
+    key = await keyed.tenant("acme", requests_per_minute=2, max_concurrent_requests=1)
+    keyed.server.engine.release.clear()
+    first = asyncio.create_task(keyed.ask(key))
+    await until_active(keyed, 1)
+    refused = await keyed.ask(key)
     assert_error(refused, 429, "rate_limit_exceeded")
     assert refused.headers["retry-after"] == "1"
-    door.server.engine.release.set()
+    keyed.server.engine.release.set()
     assert limit_headers(await first) == ["2", "1"]
-    assert limit_headers(await door.ask(key)) == ["2", "0"]
+    assert limit_headers(await keyed.ask(key)) == ["2", "0"]
 
 
-async def test_changed_limits_count_when_they_are_read(door: Door) -> None:
-    key = await door.tenant("acme")
-    assert limit_headers(await door.ask(key)) == [None, None]
-    await door.limit("acme", requests_per_minute=1)
-    assert limit_headers(await door.ask(key)) == ["1", "0"]
-    assert (await door.ask(key)).status_code == 429
-    await door.limit("acme", requests_per_minute=None)
-    assert limit_headers(await door.ask(key)) == [None, None]
+async def test_changed_limits_count_when_they_are_read(keyed: KeyedServer) -> None:
+    key = await keyed.tenant("acme")
+    assert limit_headers(await keyed.ask(key)) == [None, None]
+    await keyed.limit("acme", requests_per_minute=1)
+    assert limit_headers(await keyed.ask(key)) == ["1", "0"]
+    assert (await keyed.ask(key)).status_code == 429
+    await keyed.limit("acme", requests_per_minute=None)
+    assert limit_headers(await keyed.ask(key)) == [None, None]
 
 
-async def test_a_limit_on_requests_at_once_counts_those_in_progress(door: Door) -> None:
-    key = await door.tenant("acme")
-    door.server.engine.release.clear()
-    taken = [asyncio.create_task(door.ask(key)) for _ in range(2)]
-    await until_active(door, 2)
-    await door.limit("acme", max_concurrent_requests=2)
-    error = assert_error(await door.ask(key), 429, "rate_limit_exceeded")
+async def test_a_limit_on_requests_at_once_counts_those_in_progress(keyed: KeyedServer) -> None:
+    key = await keyed.tenant("acme")
+    keyed.server.engine.release.clear()
+    taken = [asyncio.create_task(keyed.ask(key)) for _ in range(2)]
+    await until_active(keyed, 2)
+    await keyed.limit("acme", max_concurrent_requests=2)
+    error = assert_error(await keyed.ask(key), 429, "rate_limit_exceeded")
     assert "2 requests of tenant 'acme'" in error["message"]
-    assert (await door.ask(await door.tenant("other"), "/v1/tasks")).status_code == 405
-    door.server.engine.release.set()
+    assert (await keyed.ask(await keyed.tenant("other"), "/v1/tasks")).status_code == 405
+    keyed.server.engine.release.set()
     assert [answer.status_code for answer in await asyncio.gather(*taken)] == [200, 200]
-    assert (await door.ask(key)).status_code == 200
-    assert door.access.limits.active("acme") == 0
+    assert (await keyed.ask(key)).status_code == 200
+    assert keyed.access.limits.active("acme") == 0
 
 
-async def test_admin_keys_and_probes_are_not_counted(door: Door) -> None:
-    await door.tenant("acme", requests_per_minute=1)
-    admin = await door.key(None)
+async def test_admin_keys_and_probes_are_not_counted(keyed: KeyedServer) -> None:
+    await keyed.tenant("acme", requests_per_minute=1)
+    admin = await keyed.key(None)
     for _ in range(3):
-        counted = await door.get("/v1/admin/nothing", {"x-api-key": admin})
+        counted = await keyed.get("/v1/admin/nothing", {"x-api-key": admin})
         assert (counted.status_code, limit_headers(counted)) == (404, [None, None])
-        assert (await door.get("/healthz")).status_code == 200
+        assert (await keyed.get("/healthz")).status_code == 200
 
 
 async def test_each_replica_grants_its_share(
     specs: dict[str, TaskSpec], database: Database
 ) -> None:
-    door = Door(specs, database, replicas=2)
-    await door.server.ready()
-    key = await door.tenant("acme", requests_per_minute=5, max_concurrent_requests=1)
-    assert limit_headers(await door.ask(key)) == ["2", "1"]
-    assert limit_headers(await door.ask(key)) == ["2", "0"]
-    assert (await door.ask(key)).status_code == 429
+    keyed = KeyedServer(specs, database, replicas=2)
+    await keyed.server.ready()
+    key = await keyed.tenant("acme", requests_per_minute=5, max_concurrent_requests=1)
+    assert limit_headers(await keyed.ask(key)) == ["2", "1"]
+    assert limit_headers(await keyed.ask(key)) == ["2", "0"]
+    assert (await keyed.ask(key)).status_code == 429
 
 
 @given(st.integers(1, 50), st.integers(1, 20))
@@ -146,46 +146,48 @@ def test_the_shares_of_all_replicas_stay_within_the_limit(limit: int, replicas: 
     assert limits.active("a") == 0
 
 
-async def until_active(door: Door, wanted: int) -> None:
+async def until_active(keyed: KeyedServer, wanted: int) -> None:
     """Return once so many requests of the tenant hold a slot; the test's time limit ends it."""
-    while door.access.limits.active("acme") != wanted:  # noqa: ASYNC110
+    while keyed.access.limits.active("acme") != wanted:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
-async def test_a_slot_comes_back_after_a_bug(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slot_comes_back_after_a_bug(
+    keyed: KeyedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def broken(*_: object) -> list[object]:
         raise KeyError("x")
 
-    monkeypatch.setattr(door.server.engine, "run", broken)
-    key = await door.tenant("acme", max_concurrent_requests=1)
+    monkeypatch.setattr(keyed.server.engine, "run", broken)
+    key = await keyed.tenant("acme", max_concurrent_requests=1)
     for _ in range(2):
-        assert_error(await door.ask(key), 500, "internal_error")
-    assert door.access.limits.active("acme") == 0
+        assert_error(await keyed.ask(key), 500, "internal_error")
+    assert keyed.access.limits.active("acme") == 0
 
 
-async def test_a_slot_comes_back_after_a_cancelled_request(door: Door) -> None:
-    key = await door.tenant("acme", max_concurrent_requests=1)
-    door.server.engine.release.clear()
-    asked = asyncio.create_task(door.ask(key))
-    await until_active(door, 1)
+async def test_a_slot_comes_back_after_a_cancelled_request(keyed: KeyedServer) -> None:
+    key = await keyed.tenant("acme", max_concurrent_requests=1)
+    keyed.server.engine.release.clear()
+    asked = asyncio.create_task(keyed.ask(key))
+    await until_active(keyed, 1)
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asked
-    assert door.access.limits.active("acme") == 0
-    door.server.engine.release.set()
-    assert (await door.ask(key)).status_code == 200
+    assert keyed.access.limits.active("acme") == 0
+    keyed.server.engine.release.set()
+    assert (await keyed.ask(key)).status_code == 200
 
 
-async def test_a_slot_is_held_until_a_streams_last_byte(door: Door) -> None:
-    key = await door.tenant("acme", max_concurrent_requests=1)
-    door.server.engine.fail_after_events = EngineFailure("the engine failed: OSError")
+async def test_a_slot_is_held_until_a_streams_last_byte(keyed: KeyedServer) -> None:
+    key = await keyed.tenant("acme", max_concurrent_requests=1)
+    keyed.server.engine.fail_after_events = EngineFailure("the engine failed: OSError")
     for _ in range(2):
         held: list[int] = []
-        app = build_http(door.server.context)
-        await app(chat_scope(key), once(json.dumps(STREAM).encode()), counting(door, held))
+        app = build_http(keyed.server.context)
+        await app(chat_scope(key), once(json.dumps(STREAM).encode()), counting(keyed, held))
         assert set(held) == {1}
         assert len(held) >= 3
-        assert door.access.limits.active("acme") == 0
+        assert keyed.access.limits.active("acme") == 0
 
 
 def chat_scope(key: str) -> dict[str, Any]:
@@ -202,15 +204,15 @@ def once(body: bytes) -> Any:
     return receive
 
 
-def counting(door: Door, held: list[int]) -> Any:
+def counting(keyed: KeyedServer, held: list[int]) -> Any:
     async def send(message: Any) -> None:
-        held.append(door.access.limits.active("acme"))
+        held.append(keyed.access.limits.active("acme"))
 
     return send
 
 
 async def test_a_hang_up_in_the_middle_of_a_stream_gives_the_slot_back(
-    door: Door, monkeypatch: pytest.MonkeyPatch
+    keyed: KeyedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed = []
 
@@ -224,11 +226,11 @@ async def test_a_hang_up_in_the_middle_of_a_stream_gives_the_slot_back(
 
         return OpenAIReply(200, None), events()
 
-    monkeypatch.setattr(door.server.engine, "openai", endless)
-    key = await door.tenant("acme", max_concurrent_requests=1)
+    monkeypatch.setattr(keyed.server.engine, "openai", endless)
+    key = await keyed.tenant("acme", max_concurrent_requests=1)
     headers = {"x-api-key": key}
     async with (
-        listening(build_http(door.server.context)) as url,
+        listening(build_http(keyed.server.context)) as url,
         httpx.AsyncClient(base_url=url, headers=headers) as client,
     ):
         for rounds in (1, 2):
@@ -236,20 +238,20 @@ async def test_a_hang_up_in_the_middle_of_a_stream_gives_the_slot_back(
                 assert stream.status_code == 200
                 async for _ in stream.aiter_text():
                     break
-                assert door.access.limits.active("acme") == 1
+                assert keyed.access.limits.active("acme") == 1
                 assert_error(await client.get("/v1/models"), 429, "rate_limit_exceeded")
-            await until_active(door, 0)
+            await until_active(keyed, 0)
             assert len(closed) == rounds
         assert (await client.get("/v1/models")).status_code == 200
 
 
-async def test_a_connection_lives_on_after_a_refusal(door: Door) -> None:
+async def test_a_connection_lives_on_after_a_refusal(keyed: KeyedServer) -> None:
     async with (
-        listening(build_http(door.server.context)) as url,
+        listening(build_http(keyed.server.context)) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         # Made while the server runs: its lifespan reads the directory anew.
-        key = await door.tenant("acme")
+        key = await keyed.tenant("acme")
         ports = set()
         for headers, status in (({}, 401), ({"x-api-key": key}, 200), ({"x-api-key": "x"}, 401)):
             answer = await client.post(TASK, json=BODY, headers=headers)

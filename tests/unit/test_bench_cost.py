@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.cost import asked_models, with_fake_provider
-from benchmarks.cost_arms import Arm, Asked, ask, require_answers
+from benchmarks.cost_arms import Arm, ChatResult, require_answers, run_arm
 from benchmarks.cost_figures import (
     LedgerTotals,
     break_even_per_s,
@@ -34,9 +34,9 @@ TOTALS = LedgerTotals(
 ARGS = argparse.Namespace(clients=2, seed=1)
 
 
-def asked(kind: str = "narrow", **more: object) -> Asked:
+def result(kind: str = "narrow", **more: object) -> ChatResult:
     usage = Usage(uncached_input_tokens=100, output_tokens=10)
-    return Asked(**{"kind": kind, "repeat": False, "latency_s": 1.0, "usage": usage, **more})  # type: ignore[arg-type]
+    return ChatResult(**{"kind": kind, "repeat": False, "latency_s": 1.0, "usage": usage, **more})  # type: ignore[arg-type]
 
 
 def test_the_shipped_texts_are_enough_for_a_run() -> None:
@@ -100,32 +100,32 @@ def test_at_the_break_even_rate_an_hour_saves_its_price(
 
 
 def test_the_saving_has_bounds_over_chats() -> None:
-    direct = [asked(cost_usd=Decimal(1)) for _ in range(20)]
-    half = [asked(cost_usd=Decimal("0.5")) for _ in range(20)]
+    direct = [result(cost_usd=Decimal(1)) for _ in range(20)]
+    half = [result(cost_usd=Decimal("0.5")) for _ in range(20)]
     assert saved_bounds(direct, half) == pytest.approx((0.5, 0.5))
-    mixed = [asked(cost_usd=Decimal(number % 2)) for number in range(20)]
+    mixed = [result(cost_usd=Decimal(number % 2)) for number in range(20)]
     bounds = saved_bounds(direct, mixed)
     assert bounds is not None
     assert bounds[0] < 0.5 < bounds[1]
-    assert saved_bounds([asked()], [asked()]) is None
+    assert saved_bounds([result()], [result()]) is None
 
 
 def test_the_length_of_answers_may_be_left_out() -> None:
-    direct = [asked(cost_usd=Decimal(3)), asked(cost_usd=Decimal(1))]
+    direct = [result(cost_usd=Decimal(3)), result(cost_usd=Decimal(1))]
     routed = [
-        asked(cost_usd=Decimal(0), route="local"),
-        asked(cost_usd=Decimal(5), route="frontier"),
+        result(cost_usd=Decimal(0), route="local"),
+        result(cost_usd=Decimal(5), route="frontier"),
     ]
     # The reference would have cost 3 for what the local model answered, and 7 for the other.
     assert saved_at_equal_length(direct, routed, lambda _: Decimal(7)) == pytest.approx(0.5)
-    assert saved_at_equal_length([asked()], [asked()], lambda _: Decimal(7)) is None
+    assert saved_at_equal_length([result()], [result()], lambda _: Decimal(7)) is None
 
 
 def test_kinds_tell_their_routes_apart() -> None:
-    routed = Arm((asked(route="local", reason="narrow", cost_usd=Decimal("0.1")),
-                  asked(route="frontier", reason="below_threshold", cost_usd=Decimal("0.2")),
-                  asked("open", usage=None, error="budget_exceeded")), 3.0)  # fmt: skip
-    direct = Arm((asked(), asked(), asked("open")), 6.0)
+    routed = Arm((result(route="local", reason="narrow", cost_usd=Decimal("0.1")),
+                  result(route="frontier", reason="below_threshold", cost_usd=Decimal("0.2")),
+                  result("open", usage=None, error="budget_exceeded")), 3.0)  # fmt: skip
+    direct = Arm((result(), result(), result("open")), 6.0)
     narrow, medium, opened = by_kind(direct, routed)
     assert narrow["routes"] == {"frontier": 1, "local": 1}
     assert narrow["routed_usd"] == "0.3"
@@ -136,7 +136,7 @@ def test_kinds_tell_their_routes_apart() -> None:
 
 
 def test_the_report_prices_the_direct_arm_and_names_what_is_assumed() -> None:
-    arm = Arm((asked(), asked("open")), 36.0)
+    arm = Arm((result(), result("open")), 36.0)
     found = document(Settings(), arm, arm, TOTALS, ARGS)
     # 200 tokens in at $2 a million, 20 out at $10.
     assert Decimal(found["costs"]["direct_usd"]) == Decimal("0.0006")
@@ -167,17 +167,17 @@ async def test_both_arms_are_asked_the_same_and_answers_are_counted(
 ) -> None:
     chats = replay(load_texts(), 6, seed=1)
     keyless_provider.script.answer = lambda seen: "word " * 7
-    arm = await ask(keyless_provider.url, "m", chats, clients=2)
+    arm = await run_arm(keyless_provider.url, "m", chats, clients=2)
     sent = [seen.body for seen in keyless_provider.script.seen]
     assert {body["max_tokens"] for body in sent} == {512}
     assert sorted(body["messages"][-1]["content"] for body in sent) == sorted(
         chat.text.text for chat in chats
     )
-    assert [item.kind for item in arm.asked] == [chat.text.kind for chat in chats]
-    assert all(item.usage is not None and item.usage.output_tokens > 0 for item in arm.asked)
+    assert [item.kind for item in arm.results] == [chat.text.kind for chat in chats]
+    assert all(item.usage is not None and item.usage.output_tokens > 0 for item in arm.results)
     require_answers(arm)
 
 
 def test_a_direct_request_without_an_answer_ends_the_run() -> None:
     with pytest.raises(EngineFailure, match="overloaded"):
-        require_answers(Arm((asked(error="overloaded"),), 1.0))
+        require_answers(Arm((result(error="overloaded"),), 1.0))

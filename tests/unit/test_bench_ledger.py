@@ -19,7 +19,7 @@ from benchmarks.load import LoadResult
 from benchmarks.processes import listening, reports_only
 from benchmarks.temporary_ledger import temporary_ledger, without_keys
 from serving.commands.first_start import Origin
-from serving.commands.serve import Checked
+from serving.commands.serve import CheckedSettings
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import EngineFailure
 from serving.contracts.exits import Exit
@@ -40,8 +40,10 @@ def test_a_benchmark_does_not_write_into_the_ledger_of_its_state_folder(tmp_path
     for folder in ("models", "ledger"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").write_text(folder)
-    with temporary_ledger(Checked(Settings(state=tmp_path), {}, Origin(None, None))) as booked:
-        state = booked.settings.state
+    with temporary_ledger(
+        CheckedSettings(Settings(state=tmp_path), {}, Origin(None, None))
+    ) as checked:
+        state = checked.settings.state
         assert (state / "models" / "file").read_text() == "models"
         assert not (state / "ledger").exists()
         (state / "ledger").mkdir()

@@ -9,7 +9,7 @@ import pytest
 from serving.contracts.errors import BudgetExceeded, FrontierUnavailable, LedgerUnavailable
 from serving.contracts.ledger import DEFAULT_TENANT
 
-from .chat_kit import CHAT, SENTIMENT, asked, hang_up, labelled, said
+from .chat_kit import CHAT, SENTIMENT, chat_body, hang_up, labelled, replying
 from .memory_ledger import COST, LOCAL_COST
 from .scripted import MODEL, Server, assert_error
 
@@ -52,7 +52,7 @@ async def test_each_input_of_a_request_has_its_own_page(server: Server) -> None:
 
 
 async def test_a_paid_answer_of_no_use_is_paid_all_the_same(server: Server) -> None:
-    server.frontier.reply = said("no JSON at all")
+    server.frontier.reply = replying("no JSON at all")
     await server.post(SENTIMENT, json={"input": "Well."})
     (page,) = server.ledger.pages
     (call,) = page.calls
@@ -72,10 +72,10 @@ async def test_a_budget_refuses_one_input_and_not_the_others(server: Server) -> 
 
 
 async def test_a_budget_refuses_a_chat_with_the_reason(server: Server) -> None:
-    server.frontier.reply = said("An answer.")
+    server.frontier.reply = replying("An answer.")
     for stream in (False, True):
         server.ledger.refuse.append(BudgetExceeded("the budget of the day is spent"))
-        refused = await server.post(CHAT, json=asked("auto", stream=stream))
+        refused = await server.post(CHAT, json=chat_body("auto", stream=stream))
         assert_error(refused, 429, "budget_exceeded")
         assert refused.headers["x-should-retry"] == "false"
     assert [page.exit and page.exit.error for page in server.ledger.pages] == [
@@ -88,24 +88,24 @@ async def test_without_books_nothing_is_paid_and_the_narrow_goes_on(
     server: Server,
 ) -> None:
     server.ledger.refuse += [LedgerUnavailable("no books")] * 2
-    server.frontier.reply = said("An answer.")
-    assert_error(await server.post(CHAT, json=asked("auto")), 503, "ledger_unavailable")
+    server.frontier.reply = replying("An answer.")
+    assert_error(await server.post(CHAT, json=chat_body("auto")), 503, "ledger_unavailable")
     server.frontier.reply = labelled
     assert_error(await server.post(SENTIMENT, json={"input": "x"}), 503, "ledger_unavailable")
     assert (await server.post("/v1/tasks/topic", json={"input": "x"})).status_code == 200
 
 
 async def test_a_chat_tells_its_cost_in_a_header(server: Server) -> None:
-    server.frontier.reply = said("An answer.")
-    answered = await server.post(CHAT, json=asked("auto"))
+    server.frontier.reply = replying("An answer.")
+    answered = await server.post(CHAT, json=chat_body("auto"))
     assert Decimal(answered.headers["x-narrowgate-cost-usd"]) == COST
-    local = await server.post(CHAT, json=asked(MODEL))
+    local = await server.post(CHAT, json=chat_body(MODEL))
     assert Decimal(local.headers["x-narrowgate-cost-usd"]) == LOCAL_COST
 
 
 async def test_a_stream_is_settled_when_it_ends(server: Server) -> None:
-    server.frontier.reply = said("one two three")
-    answered = await server.post(CHAT, json=asked("auto", stream=True))
+    server.frontier.reply = replying("one two three")
+    answered = await server.post(CHAT, json=chat_body("auto", stream=True))
     assert answered.text.endswith("data: [DONE]\n\n")
     assert "x-narrowgate-cost-usd" not in answered.headers
     (page,) = server.ledger.pages
@@ -122,8 +122,8 @@ async def test_a_client_that_leaves_has_its_call_closed_and_its_page_too(
     model: str,
     after_bodies: int,
 ) -> None:
-    server.frontier.reply = said("one two three")
-    await hang_up(server, asked(model, stream=True), after_bodies)
+    server.frontier.reply = replying("one two three")
+    await hang_up(server, chat_body(model, stream=True), after_bodies)
     (page,) = server.ledger.pages
     assert page.exit is not None
     assert page.exit.error == "client_closed"
@@ -134,8 +134,8 @@ async def test_a_client_that_leaves_has_its_call_closed_and_its_page_too(
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        (CHAT, asked(MODEL)),
-        (CHAT, asked("task/topic")),
+        (CHAT, chat_body(MODEL)),
+        (CHAT, chat_body("task/topic")),
         ("/v1/completions", {"model": MODEL, "prompt": ["a", "b"]}),
         ("/v1/tasks/topic", {"inputs": ["a", "b"]}),
     ],
@@ -162,7 +162,7 @@ async def test_a_client_that_leaves_before_a_whole_local_answer_has_its_replica_
 
 async def test_a_failed_provider_leaves_a_page_as_well(server: Server) -> None:
     server.frontier.reply = lambda call: FrontierUnavailable("down")
-    await server.post(CHAT, json=asked("auto"))
+    await server.post(CHAT, json=chat_body("auto"))
     (page,) = server.ledger.pages
     assert page.exit is not None
     assert page.exit.error == "frontier_unavailable"

@@ -109,10 +109,10 @@ async def test_parallel_tool_calls_whole_and_streamed(
 ) -> None:
     made = (ToolCall("weather", {"place": "Oslo"}), ToolCall("weather", {"place": "Bergen"}))
     provider.script.answer = lambda _: Reply("", made, finish="tool_calls")
-    asked = call(target, body={"tools": [WEATHER], "tool_choice": "auto"})
+    request = call(target, body={"tools": [WEATHER], "tool_choice": "auto"})
     async with frontier(settings(provider)) as stack:
-        done = await stack.complete(asked)
-        chunks = await chunks_of(await stack.stream(asked))
+        done = await stack.complete(request)
+        chunks = await chunks_of(await stack.stream(request))
     message = done.body["choices"][0]["message"]
     assert message["content"] is None
     found = [json.loads(c["function"]["arguments"]) for c in message["tool_calls"]]
@@ -343,10 +343,10 @@ async def test_bounds_without_thinking_reach_those_that_think_by_themselves(
         for target in (OPENAI, ANTHROPIC):
             await stack.complete(call(target, bounds=bounds))
         await stack.complete(call(ANTHROPIC, bounds=bounds, body={"reasoning_effort": "high"}))
-    quiet, told, asked = (seen.body for seen in provider.script.seen)
+    quiet, told, request = (seen.body for seen in provider.script.seen)
     assert "reasoning_effort" not in quiet
     assert told["output_config"] == {"effort": "low"}
-    assert asked["output_config"] == {"effort": "high"}
+    assert request["output_config"] == {"effort": "high"}
 
 
 async def test_a_changing_prefix_is_told_without_its_text(
@@ -534,11 +534,11 @@ async def test_without_caching_the_marker_still_stays_here(
 
 @BOTH
 async def test_what_no_body_can_carry_is_refused(provider: ProviderServer, target: str) -> None:
-    asked = call(target, body={"messages": [{"role": "user", "content": "half: \ud83d"}]})
+    request = call(target, body={"messages": [{"role": "user", "content": "half: \ud83d"}]})
     async with frontier(settings(provider)) as stack:
         for ask in (stack.complete, stack.stream):
             with pytest.raises(FrontierRejected, match="encoded"):
-                await ask(asked)
+                await ask(request)
     assert provider.script.seen == []
 
 

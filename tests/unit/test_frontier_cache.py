@@ -75,7 +75,7 @@ def test_no_marker_ever_leaves(messages: Any, stop: str, told: str) -> None:
     cut = placed(split)
     assert not [text for text in strings(cut) if MARKER in text]
     for before, after in zip(split.body["messages"], cut["messages"], strict=True):
-        assert said(after) == said(before)
+        assert text_of(after) == text_of(before)
     sent = anthropic_request(cut, "m")
     assert not [text for text in strings(sent) if MARKER in text]
     breakpoints = json.dumps(sent).count('"cache_control"')
@@ -96,7 +96,7 @@ def test_a_stop_sequence_without_a_visible_character_is_refused(stop: str) -> No
         anthropic_request(split.body, "m")
 
 
-def said(message: dict[str, Any]) -> str:
+def text_of(message: dict[str, Any]) -> str:
     content = message["content"]
     parts = [{"text": content}] if isinstance(content, str) else content
     return "".join(
@@ -132,9 +132,9 @@ def test_a_marker_at_the_start_ends_what_came_before() -> None:
             {"role": "user", "content": f"{MARKER}\nask"},
         ]
     }
-    system, asked = placed(split_prompt(body, MARKER))["messages"]
+    system, user = placed(split_prompt(body, MARKER))["messages"]
     assert system["content"][0]["cache_control"] == {"type": "ephemeral"}
-    assert asked["content"] == "ask"
+    assert user["content"] == "ask"
 
 
 def test_of_many_markers_the_first_count() -> None:

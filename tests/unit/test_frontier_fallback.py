@@ -31,14 +31,14 @@ class World:
     ) -> None:
         self.outcomes = outcomes
         self.ticks = ticks or {}
-        self.asked: list[str] = []
+        self.called: list[str] = []
         self.discarded: list[str] = []
         self.lost: list[str] = []
         self.running = 0
         self.most_running = 0
 
     async def ask(self, target: str) -> str:
-        self.asked.append(target)
+        self.called.append(target)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
@@ -75,13 +75,13 @@ def test_in_order_and_patient_hedging_do_the_same(
                 found = await in_order(TARGETS, world.way(), deadline)
         except FrontierError as error:
             found = (type(error), error.message)
-        return found, world.asked
+        return found, world.called
 
     plain = asyncio.run(run(False))
     assert asyncio.run(run(True)) == plain
-    found, asked = plain
+    found, called = plain
     ends = [n for n, o in enumerate(outcomes) if o is None or not may_fall_back(o("x"))]
-    assert asked == list(TARGETS[: ends[0] + 1 if ends else 3])
+    assert called == list(TARGETS[: ends[0] + 1 if ends else 3])
     assert (found in TARGETS) == (bool(ends) and outcomes[ends[0]] is None)
 
 
@@ -104,10 +104,10 @@ def test_hedging_leaves_nothing_running_and_loses_no_answer(
     found = asyncio.run(run())
     assert world.running == 0
     assert world.most_running <= 2
-    assert len(world.asked) == len(set(world.asked))
+    assert len(world.called) == len(set(world.called))
     assert found not in world.discarded
     if found is None:
-        assert not [target for target in world.asked if world.outcomes[target] is None]
+        assert not [target for target in world.called if world.outcomes[target] is None]
 
 
 async def test_an_answer_is_preferred_to_an_error_of_the_same_moment() -> None:
@@ -132,7 +132,7 @@ async def test_past_the_deadline_no_further_target_is_asked() -> None:
         world = World({"a/1": FrontierUnavailable, "b/2": None, "c/3": None})
         past = Deadline.after(0)
         way = world.way()
-        asked = hedged(TARGETS, way, past, 60.0) if hedge else in_order(TARGETS, way, past)
+        called = hedged(TARGETS, way, past, 60.0) if hedge else in_order(TARGETS, way, past)
         with pytest.raises(FrontierUnavailable):
-            await asked
-        assert world.asked == ["a/1"]
+            await called
+        assert world.called == ["a/1"]

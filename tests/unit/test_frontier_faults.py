@@ -47,12 +47,12 @@ from .frontier_kit import (
 LEAK = "your key {key} is bad, Bearer {key}"
 
 
-async def whole(stack: FrontierStack, asked: FrontierCall) -> str:
-    return (await stack.complete(asked)).text
+async def whole(stack: FrontierStack, request: FrontierCall) -> str:
+    return (await stack.complete(request)).text
 
 
-async def streamed(stack: FrontierStack, asked: FrontierCall) -> str:
-    stream = await stack.stream(asked)
+async def streamed(stack: FrontierStack, request: FrontierCall) -> str:
+    stream = await stack.stream(request)
     texts = [
         choice["delta"].get("content") or ""
         async for chunk in stream.events
@@ -434,8 +434,8 @@ async def test_hedging_does_not_exceed_the_clients_limit(provider: ProviderServe
 
     provider.script.on("gpt-4.1", Fault("slow", delay_s=0.3))
     async with frontier(settings(provider, hedge_after_s=0.05)) as stack:
-        asked = call(OPENAI, ANTHROPIC, max_cost_usd=Decimal("0.0012"))
-        done = await stack.complete(asked)
+        request = call(OPENAI, ANTHROPIC, max_cost_usd=Decimal("0.0012"))
+        done = await stack.complete(request)
     assert done.model == OPENAI
     assert len(provider.script.seen) == 1
 
@@ -473,8 +473,8 @@ async def test_calls_in_flight_are_limited(provider: ProviderServer) -> None:
     provider.script.on("*", Fault("slow", delay_s=0.01))
     config = settings(provider, {"max_concurrent": 8, "first_byte_timeout_s": 20.0})
     async with frontier(config) as stack:
-        asked = (call(OPENAI, seconds=30) for _ in range(200))
-        answers = await asyncio.gather(*(stack.complete(one) for one in asked))
+        request = (call(OPENAI, seconds=30) for _ in range(200))
+        answers = await asyncio.gather(*(stack.complete(one) for one in request))
     assert len(answers) == 200
     assert max(seen.in_flight for seen in provider.script.seen) <= 8
 
@@ -511,8 +511,8 @@ async def test_an_ill_provider_is_left_alone_and_probed_by_one(provider: Provide
         assert len(provider.script.seen) == 4
         await asyncio.sleep(0.35)
         provider.script.on("gpt-4.1", Fault("slow", delay_s=0.1))
-        asked = [stack.complete(call(OPENAI, OTHER)) for _ in range(5)]
-        models = [done.model for done in await asyncio.gather(*asked)]
+        request = [stack.complete(call(OPENAI, OTHER)) for _ in range(5)]
+        models = [done.model for done in await asyncio.gather(*request)]
     assert sorted(models) == [OPENAI] + [OTHER] * 4
     assert events.breakers == [("openai", s) for s in ("open", "half_open", "closed")]
 

@@ -310,8 +310,8 @@ def test_a_tier_that_is_not_capped_counts_at_its_dearest() -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 10}
     standard = worst_case_usd({**body, "service_tier": "default"}, prices)
     assert standard == worst_case_usd(body, flat(SONNET))
-    for asked in ("auto", "priority", None, 7):
-        assert worst_case_usd({**body, "service_tier": asked}, prices) == 3 * standard
+    for tier in ("auto", "priority", None, 7):
+        assert worst_case_usd({**body, "service_tier": tier}, prices) == 3 * standard
 
 
 def test_the_documented_break_even_is_that_of_the_price_table() -> None:

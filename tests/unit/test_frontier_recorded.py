@@ -41,12 +41,12 @@ Ask = Callable[[FrontierStack, FrontierCall], Awaitable[None]]
 LONG = {"messages": [{"role": "user", "content": "A preface to be kept. " * 400}]}
 
 
-async def whole(stack: FrontierStack, asked: FrontierCall) -> None:
-    await stack.complete(asked)
+async def whole(stack: FrontierStack, request: FrontierCall) -> None:
+    await stack.complete(request)
 
 
-async def streamed(stack: FrontierStack, asked: FrontierCall) -> None:
-    stream = await stack.stream(asked)
+async def streamed(stack: FrontierStack, request: FrontierCall) -> None:
+    stream = await stack.stream(request)
     async for _ in stream.events:
         pass
 
@@ -61,8 +61,8 @@ def billed(provider: ProviderServer, index: int = -1) -> Usage:
 
 
 def only(entry: Page) -> BookedCall:
-    (booked,) = entry.calls
-    return booked
+    (recorded,) = entry.calls
+    return recorded
 
 
 @HOW
@@ -145,9 +145,9 @@ async def test_a_stream_that_breaks_before_its_usage_holds_its_worst_case(
         assert stream.usage.uncached_input_tokens == billed(provider).uncached_input_tokens
 
 
-async def hung_up(stack: FrontierStack, asked: FrontierCall, after: int = 2) -> None:
+async def hung_up(stack: FrontierStack, request: FrontierCall, after: int = 2) -> None:
     """Take the first chunks of a stream and close it."""
-    stream = await stack.stream(asked)
+    stream = await stack.stream(request)
     for _ in range(after):
         await anext(stream.events)
     await stream.events.aclose()  # type: ignore[attr-defined]
@@ -202,10 +202,10 @@ async def test_a_client_that_hangs_up_on_a_long_or_slow_stream_holds_its_worst_c
     async with frontier(settings(provider, drain)) as stack:
         await hung_up(stack, call(target, entry=entry))
         await until(lambda: provider.script.seen[0].disconnected)
-    booked = only(entry)
-    assert booked.end is not None
-    assert (booked.end.outcome, booked.end.usage_source) == ("cancelled", "unknown")
-    assert PRICES[target].cost(billed(provider)) <= booked.worst_case_usd
+    recorded = only(entry)
+    assert recorded.end is not None
+    assert (recorded.end.outcome, recorded.end.usage_source) == ("cancelled", "unknown")
+    assert PRICES[target].cost(billed(provider)) <= recorded.worst_case_usd
 
 
 async def test_closing_the_frontier_ends_what_is_read_in_the_background(
@@ -245,9 +245,9 @@ async def test_every_call_of_a_request_is_booked_retries_and_fallbacks_too(
     entry = page()
     async with frontier(settings(provider, {"max_retries": 1})) as stack:
         await ask(stack, call(OPENAI, OTHER, entry=entry))
-    assert [booked.model for booked in entry.calls] == [OPENAI, OPENAI, OTHER]
+    assert [recorded.model for recorded in entry.calls] == [OPENAI, OPENAI, OTHER]
     assert len(provider.script.seen) == 3
-    ends = [booked.end for booked in entry.calls]
+    ends = [recorded.end for recorded in entry.calls]
     assert all(end is not None for end in ends)
     outcomes = [end.outcome for end in ends if end]
     assert outcomes == ["frontier_rate_limited", "frontier_unavailable", "ok"]
@@ -258,8 +258,8 @@ async def test_both_calls_of_a_hedged_pair_are_booked(provider: ProviderServer) 
     entry = page()
     async with frontier(settings(provider, hedge_after_s=0.05)) as stack:
         await stack.complete(call(OPENAI, OTHER, entry=entry))
-    booked = {c.model: c.end.usage_source for c in entry.calls if c.end is not None}
-    assert booked == {OPENAI: "unknown", OTHER: "reported"}
+    recorded = {c.model: c.end.usage_source for c in entry.calls if c.end is not None}
+    assert recorded == {OPENAI: "unknown", OTHER: "reported"}
 
 
 @HOW
@@ -303,9 +303,9 @@ async def test_no_answer_costs_more_than_was_held_for_it(provider: ProviderServe
     entry = page()
     async with frontier(settings(provider)) as stack:
         await stack.complete(call(OPENAI, body=LONG, entry=entry))
-    booked = only(entry)
-    assert booked.end is not None
-    assert booked.end.usage is not None
-    usage = booked.end.usage
+    recorded = only(entry)
+    assert recorded.end is not None
+    assert recorded.end.usage is not None
+    usage = recorded.end.usage
     paid = usage.uncached_input_tokens * 2 + (usage.output_tokens + usage.reasoning_tokens) * 8
-    assert Decimal(paid) / 10**6 <= booked.worst_case_usd
+    assert Decimal(paid) / 10**6 <= recorded.worst_case_usd

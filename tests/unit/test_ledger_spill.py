@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.ledger.operations import Close, Leave, UnreadableLine, from_line, to_line
+from serving.ledger.operations import Close, RecordExit, UnreadableLine, from_line, to_line
 from serving.ledger.spill import Spill, SpillFile
 
 MONEY = st.integers(-(10**15), 10**15).map(lambda n: Decimal(n) / 10**12)
@@ -30,7 +30,9 @@ ROWS = st.fixed_dictionaries(
     }
 )
 CLOSES = st.builds(Close, ROWS, st.lists(ROWS, max_size=2).map(tuple), st.booleans())
-LEAVES = st.builds(Leave, ROWS, st.lists(ROWS, max_size=2).map(tuple), st.just(()), st.booleans())
+LEAVES = st.builds(
+    RecordExit, ROWS, st.lists(ROWS, max_size=2).map(tuple), st.just(()), st.booleans()
+)
 APPENDER = """
 import sys
 from pathlib import Path
@@ -64,7 +66,7 @@ def full() -> Iterator[Callable[[int], None]]:
 
 
 @given(CLOSES | LEAVES)
-def test_operations_come_back_as_they_went(operation: Close | Leave) -> None:
+def test_operations_come_back_as_they_went(operation: Close | RecordExit) -> None:
     line = to_line(operation)
     assert "\n" not in line
     assert from_line(line) == operation

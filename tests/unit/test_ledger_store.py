@@ -18,7 +18,15 @@ from sqlalchemy import delete, insert, update
 from serving.contracts.errors import BudgetExceeded
 from serving.ledger.instances import Instance, beat, end
 from serving.ledger.migrate import migrate
-from serving.ledger.operations import Close, Leave, Open, Operation, from_line, to_line, withdrawal
+from serving.ledger.operations import (
+    Close,
+    Open,
+    Operation,
+    RecordExit,
+    from_line,
+    to_line,
+    withdrawal,
+)
 from serving.ledger.pricing.cost import Price, Priced
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.rows import ExitHeader, periods_at
@@ -223,7 +231,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin(self, limited: bool) -> None:
         self.store, self.number = Store(), 0
         self.inputs: list[DrawnInput] = []
-        self.done: list[Close | Leave] = []
+        self.done: list[Close | RecordExit] = []
         with self.reader.database.begin() as connection:
             for table in reversed(metadata.sorted_tables):
                 connection.execute(delete(table))

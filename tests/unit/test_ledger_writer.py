@@ -24,7 +24,7 @@ from serving.ledger.database import Database, database_url
 from serving.ledger.instances import Instance
 from serving.ledger.ledger import DatabaseEntry, DatabaseLedger
 from serving.ledger.migrate import migrate
-from serving.ledger.operations import Close, Leave, Row, to_line
+from serving.ledger.operations import Close, RecordExit, Row, to_line
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, exits, instances
 from serving.ledger.spill import Spill
@@ -324,7 +324,12 @@ def test_a_bad_row_does_not_touch_the_others(
     }
     huge = opened(header(3), Decimal(10) ** 9)
     answers = worker.write(
-        [departed(header(1), paid=False), Leave(cast(Row, broken)), huge, opened(header(4), WORST)]
+        [
+            departed(header(1), paid=False),
+            RecordExit(cast(Row, broken)),
+            huge,
+            opened(header(4), WORST),
+        ]
     )
     assert [isinstance(answer, LedgerUnavailable) for answer in answers] == [
         False, False, True, False,
@@ -346,7 +351,7 @@ def test_a_call_and_an_exit_whose_values_do_not_fit_are_still_closed(
     end = closed(opening)
     worker.write([Close({**end.call, "output_tokens": 10**25, "service_tier": "a\x00"})])
     left_ = departed(header(1), paid=True)
-    worker.write([Leave({**left_.exit, "output_tokens": 10**25}, paid=True)])
+    worker.write([RecordExit({**left_.exit, "output_tokens": 10**25}, paid=True)])
     reader = Reader(ledger_url, state)
     (call,), (row,) = reader.rows(calls), reader.rows(exits)
     assert (call["state"], call["held_usd"], call["cost_usd"]) == ("unknown", WORST, None)

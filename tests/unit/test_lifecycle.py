@@ -13,12 +13,12 @@ import pytest
 
 from serving.contracts.errors import EngineFailure, InvalidSettings
 from serving.lifecycle.environment import ray_environment
-from serving.lifecycle.haproxy import Doors
+from serving.lifecycle.haproxy import Listeners
 from serving.lifecycle.ports import next_free_port, refuse_taken_port
 from serving.lifecycle.signals import StopRequested, signals_raise
 from serving.lifecycle.stack import engine_application, wait_until
 
-DOORS = Doors("127.0.0.1", 1, 400, 20, 1.0, 1.0)
+DOORS = Listeners("127.0.0.1", 1, 400, 20, 1.0, 1.0)
 
 
 def test_waiting_ends_and_says_what_is_missing() -> None:
@@ -97,7 +97,7 @@ def test_ray_asks_for_a_token_that_only_its_owner_can_read(tmp_path: Path) -> No
     assert len(token.read_text(encoding="ascii")) == 64
     assert token.read_text(encoding="ascii") != other.read_text(encoding="ascii")
     assert found["RAY_SERVE_HAPROXY_MAXCONN"] == str(DOORS.max_connections_in_all)
-    assert Doors.read(tmp_path / "doors.json") == DOORS
+    assert Listeners.read(tmp_path / "doors.json") == DOORS
 
 
 def test_distinct_models_are_distinct_applications() -> None:

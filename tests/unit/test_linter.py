@@ -43,7 +43,7 @@ def test_a_local_folder_needs_no_revision(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "field", "reason"),
     [
-        ({"revision": None}, "revision", "could change under you"),
+        ({"revision": None}, "revision", "could change between two starts"),
         ({"source": "bundled:smollm2-135m-instruct"}, "revision", "has no revision"),
         ({"source": "./nowhere", "revision": None}, "source", "neither a folder nor a hub id"),
         ({"source": "/no/such/folder"}, "source", "neither a folder nor a hub id"),
@@ -58,7 +58,7 @@ def test_a_local_folder_needs_no_revision(tmp_path: Path) -> None:
         ({"engine_args": {"logprobs_mode": "processed_logits"}}, "engine_args.logprobs_mode",
          "raw log-probabilities"),
         ({"engine_args": {"enable_prefix_caching": False}}, "engine_args.enable_prefix_caching",
-         "worth more than any quantization"),
+         "saves more time than any quantization"),
         ({"engine_args": {"trust_remote_code": True}}, "engine_args.trust_remote_code",
          "runs code from the checkpoint"),
         ({"engine_args": {"quantization": "fp8"}}, "engine_args.quantization",

@@ -9,7 +9,7 @@ import pytest
 
 from evals.signing import KeyPair
 from serving.artifacts.checkpoint import Checkpoint
-from serving.artifacts.load_check import Granted, LoadCheck, RunningEngine
+from serving.artifacts.load_check import LoadCheck, ModelGrants, RunningEngine
 from serving.contracts.answer import Prediction
 from serving.contracts.attestation import Verdict
 from serving.contracts.errors import AttestationRefused, InvalidKey, InvalidSettings
@@ -49,7 +49,7 @@ def check(folder: Path, key: KeyPair | None, **rules: object) -> LoadCheck:
 def test_only_what_passed_under_the_present_spec_is_served(
     folder: Path, key: KeyPair, specs: dict[str, TaskSpec]
 ) -> None:
-    granted = Granted.of(check(folder, key), specs)
+    granted = ModelGrants.of(check(folder, key), specs)
     assert granted.enforced == granted.tasks["topic"].attestation
     reasons = {n: g.refusal.message for n, g in granted.tasks.items() if g.refusal is not None}
     assert sorted(reasons) == ["ner", "sentiment", "translation"]
@@ -62,7 +62,7 @@ def test_only_what_passed_under_the_present_spec_is_served(
 def test_the_threshold_is_applied_to_the_calibrated_confidence(
     folder: Path, key: KeyPair, specs: dict[str, TaskSpec]
 ) -> None:
-    grant = Granted.of(check(folder, key), specs).tasks["topic"]
+    grant = ModelGrants.of(check(folder, key), specs).tasks["topic"]
 
     def answer(raw: float, *, valid: bool = True) -> tuple[float | None, bool | None]:
         prediction = Prediction(value="World", confidence=raw, valid=valid)
@@ -165,7 +165,7 @@ def test_an_older_attestation_does_not_replace_a_newer_one(
         check(folder, key).verify(RUNNING)
     assert caught.value.field == "attestation.allow_older"
     with pytest.raises(AttestationRefused, match="was accepted before"):
-        Granted.of(check(folder, key), specs)
+        ModelGrants.of(check(folder, key), specs)
     load(check(folder, key, allow_older=True))
     # The return is remembered; the newer one is accepted as well.
     load(check(folder, key))
@@ -198,7 +198,7 @@ def test_development_serves_everything_and_says_so(
     with caplog.at_level(logging.WARNING):
         assert found.verify(RUNNING) is None
     assert "DEVELOPMENT: attestation_not_enforced model=m" in caplog.text
-    granted = Granted.of(found, specs)
+    granted = ModelGrants.of(found, specs)
     assert granted.enforced is None
     assert all(grant.refusal is None for grant in granted.tasks.values())
     # What is attested is still used; the rest has nothing to say of its confidence.
@@ -208,4 +208,4 @@ def test_development_serves_everything_and_says_so(
     assert granted.tasks["sentiment"].below_threshold(prediction) is None
     nothing = check(folder, None, development=True)
     assert nothing.verify(RUNNING) is None
-    assert all(g.refusal is None for g in Granted.of(nothing, specs).tasks.values())
+    assert all(g.refusal is None for g in ModelGrants.of(nothing, specs).tasks.values())

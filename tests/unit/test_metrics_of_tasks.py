@@ -42,13 +42,13 @@ def test_macro_f1_is_scikit_learns(pairs: list[tuple[str, str]]) -> None:
         target_error=0.1,
     )  # fmt: skip
     metric = metric_of(spec)
-    said, wanted = zip(*pairs, strict=True)
-    rows = metric.rows([label(name) for name in said], wanted)
+    answered, wanted = zip(*pairs, strict=True)
+    rows = metric.rows([label(name) for name in answered], wanted)
     ours = metric.value(rows.sum(axis=0))
-    assert ours == pytest.approx(f1_score(wanted, said, average="macro", zero_division=0.0))
+    assert ours == pytest.approx(f1_score(wanted, answered, average="macro", zero_division=0.0))
     accuracy = metric_of(spec.model_copy(update={"metric": "accuracy"}))
     share = np.mean([one == other for one, other in pairs])
-    rows = accuracy.rows([label(name) for name in said], wanted)
+    rows = accuracy.rows([label(name) for name in answered], wanted)
     assert accuracy.value(rows.sum(axis=0)) == pytest.approx(share)
 
 
@@ -68,12 +68,14 @@ def test_entities_count_with_their_type_and_their_number(specs: dict[str, TaskSp
 def test_translation_metrics_are_sacrebleus(name: str, specs: dict[str, TaskSpec]) -> None:
     spec = specs["translation"].model_copy(update={"metric": name})
     metric = metric_of(spec)
-    rows = metric.rows([translation(said) for said, _ in PAIRS], [want for _, want in PAIRS])
-    said, wanted = zip(*PAIRS, strict=True)
+    rows = metric.rows(
+        [translation(answered) for answered, _ in PAIRS], [want for _, want in PAIRS]
+    )
+    answered, wanted = zip(*PAIRS, strict=True)
     theirs = (
-        sacrebleu.corpus_chrf(list(said), [list(wanted)], word_order=2)
+        sacrebleu.corpus_chrf(list(answered), [list(wanted)], word_order=2)
         if name == "chrf"
-        else sacrebleu.corpus_bleu(list(said), [list(wanted)])
+        else sacrebleu.corpus_bleu(list(answered), [list(wanted)])
     )
     assert metric.value(rows.sum(axis=0)) == pytest.approx(theirs.score / 100)
 

@@ -126,7 +126,7 @@ def test_the_number_of_samples_can_be_lowered_for_one_run(
     ],
 )
 def test_recipes_and_tasks_that_are_not_readable_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, expected: str
 ) -> None:
     file = tmp_path / "mine.yaml"
     file.write_bytes(content)
@@ -140,7 +140,7 @@ def test_recipes_and_tasks_that_are_not_readable_are_named(
     ):
         status, document = run(capsys, *arguments)
         assert status == 2
-        assert said in document["error"]["message"]
+        assert expected in document["error"]["message"]
         assert ".yaml" in document["error"]["message"]
 
 

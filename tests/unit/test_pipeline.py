@@ -18,7 +18,7 @@ from serving.contracts.errors import (
 from serving.contracts.routing import Decision
 from serving.contracts.task_spec import TaskSpec
 
-from .chat_kit import CHAT, SENTIMENT, asked, hang_up, labelled, said
+from .chat_kit import CHAT, SENTIMENT, chat_body, hang_up, labelled, replying
 from .scripted import MODEL, PAID, Server, assert_error
 
 
@@ -135,7 +135,7 @@ async def test_a_slow_local_model_leaves_time_for_the_frontier(
 
 
 async def test_what_the_provider_cannot_answer_is_an_error_with_its_cost(server: Server) -> None:
-    server.frontier.reply = said("no JSON at all")
+    server.frontier.reply = replying("no JSON at all")
     assert_error(
         await server.post(SENTIMENT, json={"input": "Well."}), 502, "frontier_invalid_response"
     )
@@ -176,14 +176,14 @@ async def test_options_reach_the_call(server: Server) -> None:
 async def test_options_that_do_not_hold_are_named(
     server: Server, fields: dict[str, Any], headers: dict[str, str], param: str
 ) -> None:
-    for path, body in ((SENTIMENT, {"input": "x"}), (CHAT, asked("auto"))):
+    for path, body in ((SENTIMENT, {"input": "x"}), (CHAT, chat_body("auto"))):
         response = await server.post(path, json={**body, **fields}, headers=headers)
         assert assert_error(response, 400, "invalid_request")["param"] == param
 
 
 async def test_a_chat_out_of_scope_goes_to_the_routers_tier(server: Server) -> None:
-    server.frontier.reply = said()
-    response = await server.post(CHAT, json=asked("auto", "Write a poem.", temperature=0.5))
+    server.frontier.reply = replying()
+    response = await server.post(CHAT, json=chat_body("auto", "Write a poem.", temperature=0.5))
     assert response.json()["choices"][0]["message"]["content"] == "A long answer."
     assert response.headers["x-narrowgate-reason"] == "out_of_scope"
     assert response.headers["x-narrowgate-model"] == "anthropic/claude-sonnet-5-5"
@@ -199,7 +199,7 @@ async def test_a_chat_out_of_scope_goes_to_the_routers_tier(server: Server) -> N
 
 
 async def test_without_a_key_a_chat_out_of_scope_is_503_with_the_fix(server: Server) -> None:
-    response = await server.post(CHAT, json=asked("auto"))
+    response = await server.post(CHAT, json=chat_body("auto"))
     assert_error(response, 503, "frontier_not_configured")
     assert response.headers["x-should-retry"] == "false"
     (left,) = server.exits.exits
@@ -211,7 +211,7 @@ NARROW = Decision(TaskRequest("topic", "A text."), 0.99, None, "standard", "scri
 
 async def test_a_narrow_chat_is_answered_locally(server: Server) -> None:
     server.router.decision = NARROW
-    response = await server.post(CHAT, json=asked("auto", "What is this about? 'A text.'"))
+    response = await server.post(CHAT, json=chat_body("auto", "What is this about? 'A text.'"))
     body = response.json()
     assert body["choices"][0]["message"]["content"] == "World"
     assert body["narrowgate"]["task"] == "topic"
@@ -225,9 +225,9 @@ async def test_a_narrow_chat_is_answered_locally(server: Server) -> None:
 
 
 async def test_a_narrow_chat_in_doubt_escalates_in_the_clients_own_words(server: Server) -> None:
-    server.frontier.reply = said("It is neutral.")
+    server.frontier.reply = replying("It is neutral.")
     server.router.decision = replace(NARROW, task=TaskRequest("sentiment", "Well."))
-    response = await server.post(CHAT, json=asked("auto", "Sentiment of: Well."))
+    response = await server.post(CHAT, json=chat_body("auto", "Sentiment of: Well."))
     assert response.json()["choices"][0]["message"]["content"] == "It is neutral."
     (call,) = server.frontier.calls
     assert call.body["messages"] == [{"role": "user", "content": "Sentiment of: Well."}]
@@ -242,42 +242,42 @@ async def test_a_narrow_chat_in_doubt_escalates_in_the_clients_own_words(server:
 async def test_a_client_that_names_labels_gets_one_of_those(server: Server) -> None:
     named = {"World": "WORLD NEWS", "Sports": "sport"}
     server.router.decision = replace(NARROW, labels=named)
-    kept = await server.post(CHAT, json=asked("auto"))
+    kept = await server.post(CHAT, json=chat_body("auto"))
     assert kept.json()["choices"][0]["message"]["content"] == "WORLD NEWS"
-    server.frontier.reply = said("sport")
+    server.frontier.reply = replying("sport")
     server.router.decision = replace(NARROW, labels={"Sports": "sport", "Business": "money"})
-    left = await server.post(CHAT, json=asked("auto"))
+    left = await server.post(CHAT, json=chat_body("auto"))
     assert left.json()["choices"][0]["message"]["content"] == "sport"
     assert left.headers["x-narrowgate-reason"] == "invalid_output"
 
 
 async def test_a_task_by_name_is_a_chat_of_its_input(server: Server) -> None:
-    response = await server.post(CHAT, json=asked("task/topic", "A text."))
+    response = await server.post(CHAT, json=chat_body("task/topic", "A text."))
     assert response.json()["choices"][0]["message"]["content"] == "World"
     server.frontier.reply = labelled
-    doubtful = await server.post(CHAT, json=asked("task/sentiment", "Well."))
+    doubtful = await server.post(CHAT, json=chat_body("task/sentiment", "Well."))
     # The task was named: the answer keeps the task's form.
     assert doubtful.json()["choices"][0]["message"]["content"] == "positive"
     assert doubtful.json()["narrowgate"]["reason"] == "below_threshold"
-    german = asked("task/translation", "Good day.", source_language="en", target_language="de")
+    german = chat_body("task/translation", "Good day.", source_language="en", target_language="de")
     assert (await server.post(CHAT, json={**german, "route": "local_only"})).status_code == 200
 
 
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
-        (asked("task/nope"), 404, "unknown_task"),
-        (asked("task/topic", tools=[{"type": "function"}]), 400, "unsupported_parameter"),
-        (asked("task/topic", n=2), 400, "unsupported_parameter"),
+        (chat_body("task/nope"), 404, "unknown_task"),
+        (chat_body("task/topic", tools=[{"type": "function"}]), 400, "unsupported_parameter"),
+        (chat_body("task/topic", n=2), 400, "unsupported_parameter"),
         ({"model": "task/topic", "messages": [{"role": "system", "content": "x"}]}, 400,
          "invalid_request"),
-        (asked("task/topic", ""), 400, "empty_input"),
-        (asked("task/topic", "x", target_language="de"), 400, "unsupported_parameter"),
-        (asked("gpt-9"), 404, "model_not_found"),
-        (asked("somebody/gpt-9"), 404, "model_not_found"),
-        (asked(MODEL, route="frontier_only"), 400, "invalid_request"),
-        (asked("openai/gpt-6-luna", route="local_only"), 400, "invalid_request"),
-        (asked("openai/gpt-6-luna"), 503, "frontier_not_configured"),
+        (chat_body("task/topic", ""), 400, "empty_input"),
+        (chat_body("task/topic", "x", target_language="de"), 400, "unsupported_parameter"),
+        (chat_body("gpt-9"), 404, "model_not_found"),
+        (chat_body("somebody/gpt-9"), 404, "model_not_found"),
+        (chat_body(MODEL, route="frontier_only"), 400, "invalid_request"),
+        (chat_body("openai/gpt-6-luna", route="local_only"), 400, "invalid_request"),
+        (chat_body("openai/gpt-6-luna"), 503, "frontier_not_configured"),
     ],
 )  # fmt: skip
 async def test_what_cannot_go_any_way_is_named(
@@ -288,18 +288,18 @@ async def test_what_cannot_go_any_way_is_named(
 
 
 async def test_what_cannot_be_read_is_no_input(server: Server) -> None:
-    body = asked("task/translation", "x", target_language=5)
+    body = chat_body("task/translation", "x", target_language=5)
     assert_error(await server.post(CHAT, json=body), 400, "invalid_request")
     assert server.exits.exits == []
 
 
 async def test_a_frontier_model_by_name_is_bounded_by_its_tier(server: Server) -> None:
-    server.frontier.reply = said()
-    response = await server.post(CHAT, json=asked("openai/gpt-6-luna"))
+    server.frontier.reply = replying()
+    response = await server.post(CHAT, json=chat_body("openai/gpt-6-luna"))
     assert response.headers["x-narrowgate-reason"] == "requested"
     (call,) = server.frontier.calls
     assert (call.targets, call.bounds.max_tokens) == (("openai/gpt-6-luna",), 512)
-    await server.post(CHAT, json=asked("openai/some-new-model"))
+    await server.post(CHAT, json=chat_body("openai/some-new-model"))
     assert server.frontier.calls[1].bounds.max_tokens == 4096
 
 
@@ -309,15 +309,15 @@ def chunks(text: str) -> list[Any]:
 
 
 async def test_a_frontier_stream_is_passed_on_and_told_at_its_end(server: Server) -> None:
-    server.frontier.reply = said("two words")
-    response = await server.post(CHAT, json=asked("auto", stream=True))
+    server.frontier.reply = replying("two words")
+    response = await server.post(CHAT, json=chat_body("auto", stream=True))
     assert response.headers["content-type"].startswith("text/event-stream")
     *parts, done = chunks(response.text)
     assert [part["choices"][0]["delta"]["content"] for part in parts] == ["two", "words"]
     assert done == "[DONE]"
     assert server.exits.exits[0].usage == PAID
     shown = await server.post(
-        CHAT, json=asked("auto", stream=True, stream_options={"include_usage": True})
+        CHAT, json=chat_body("auto", stream=True, stream_options={"include_usage": True})
     )
     assert chunks(shown.text)[-2]["usage"]["completion_tokens"] == 5
     assert server.context.frontier_admission.active == 0
@@ -327,9 +327,9 @@ async def test_a_frontier_stream_is_passed_on_and_told_at_its_end(server: Server
 async def test_a_frontier_stream_that_breaks_is_an_error_and_no_second_answer(
     server: Server,
 ) -> None:
-    server.frontier.reply = said("half an")
+    server.frontier.reply = replying("half an")
     server.frontier.breaks = FrontierStreamBroken("the provider broke off")
-    response = await server.post(CHAT, json=asked("auto", stream=True))
+    response = await server.post(CHAT, json=chat_body("auto", stream=True))
     *_, last = chunks(response.text)
     assert last["error"]["code"] == "frontier_stream_broken"
     assert len(server.frontier.calls) == 1
@@ -342,7 +342,7 @@ async def test_an_output_that_was_cut_says_so(server: Server, monkeypatch: Any) 
         return GenerateOutput("Guten", (-0.1,), "length", TokenCounts(7, 3, 1))
 
     monkeypatch.setattr(server.engine, "_output", cut)
-    body = asked("task/translation", "Good day.", source_language="en", target_language="de",
+    body = chat_body("task/translation", "Good day.", source_language="en", target_language="de",
                  route="local_only")  # fmt: skip
     whole = (await server.post(CHAT, json=body)).json()
     assert whole["choices"][0]["finish_reason"] == "length"
@@ -352,7 +352,7 @@ async def test_an_output_that_was_cut_says_so(server: Server, monkeypatch: Any) 
 
 
 async def test_a_task_as_a_stream_is_one_event(server: Server) -> None:
-    body = asked("task/topic", "A text.", stream=True, stream_options={"include_usage": True})
+    body = chat_body("task/topic", "A text.", stream=True, stream_options={"include_usage": True})
     first, last, usage, done = chunks((await server.post(CHAT, json=body)).text)
     assert first["choices"][0]["delta"]["content"] == "World"
     assert last["choices"][0]["finish_reason"] == "stop"
@@ -364,8 +364,8 @@ async def test_a_task_as_a_stream_is_one_event(server: Server) -> None:
 async def test_a_client_that_leaves_is_told_once_and_closes_upstream(
     server: Server, after_bodies: int
 ) -> None:
-    server.frontier.reply = said("one two three")
-    await hang_up(server, asked("auto", stream=True), after_bodies)
+    server.frontier.reply = replying("one two three")
+    await hang_up(server, chat_body("auto", stream=True), after_bodies)
     assert [left.error for left in server.exits.exits] == ["client_closed"]
     assert server.context.frontier_admission.active == 0
     if after_bodies:
@@ -379,7 +379,7 @@ async def test_a_bug_is_told_as_one(server: Server, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(server.engine, "run", broken)
     await server.post("/v1/tasks/topic", json={"input": "x"})
-    await server.post(CHAT, json=asked("task/topic"))
+    await server.post(CHAT, json=chat_body("task/topic"))
     assert [left.error for left in server.exits.exits] == [NarrowgateError.code] * 2
 
 
@@ -403,6 +403,6 @@ async def test_prompts_are_continued_by_local_models_alone(
 
 
 async def test_a_local_stream_that_is_left_is_told_with_its_model(server: Server) -> None:
-    await hang_up(server, asked(MODEL, stream=True), 1)
+    await hang_up(server, chat_body(MODEL, stream=True), 1)
     (left,) = server.exits.exits
     assert (left.error, left.model) == ("client_closed", MODEL)

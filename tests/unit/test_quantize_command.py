@@ -161,8 +161,10 @@ def write_wheel(folder: Path, version: str) -> Path:
     return path
 
 
-def python(requirements: Path, said: list[str] | None = None, given: Path | None = None) -> Path:
-    announce = (said if said is not None else []).append
+def python(
+    requirements: Path, announced: list[str] | None = None, given: Path | None = None
+) -> Path:
+    announce = (announced if announced is not None else []).append
     return quantize_python(gpu=False, given=given, announce=announce, requirements=requirements)
 
 
@@ -175,16 +177,16 @@ def printed(interpreter: Path, code: str, **variables: str) -> str:
 
 
 def test_the_second_environment_is_made_once_and_again_when_it_changes(requirements: Path) -> None:
-    said: list[str] = []
-    made = python(requirements, said)
+    announced: list[str] = []
+    made = python(requirements, announced)
     assert made.is_relative_to(requirements / "cache" / "narrowgate")
-    assert len(said) == 1
+    assert len(announced) == 1
     assert printed(made, "import probe; print(probe.VERSION)") == "1.0"
-    assert python(requirements, said) == made
-    assert len(said) == 1
+    assert python(requirements, announced) == made
+    assert len(announced) == 1
     write_requirements(requirements, "2.0")
-    assert printed(python(requirements, said), "import probe; print(probe.VERSION)") == "2.0"
-    assert len(said) == 2
+    assert printed(python(requirements, announced), "import probe; print(probe.VERSION)") == "2.0"
+    assert len(announced) == 2
 
 
 def test_what_fits_is_shared_and_the_worker_imports_the_code_of_this_process(

@@ -9,7 +9,7 @@ from serving.contracts.requests import IGNORED_FIELDS
 from serving.contracts.task_spec import TaskSpec
 from serving.pipeline.read import MAX_MESSAGES
 
-from .chat_kit import CHAT, asked, said
+from .chat_kit import CHAT, chat_body, replying
 from .scripted import MODEL, WINDOW, Server, assert_error
 
 PROVIDER = "openai/gpt-6-luna"
@@ -21,7 +21,7 @@ COMPLETIONS = "/v1/completions"
 async def server(specs: dict[str, TaskSpec]) -> Server:
     """A local model, tasks, and a provider that answers."""
     server = await Server(specs).ready()
-    server.frontier.reply = said("An answer.")
+    server.frontier.reply = replying("An answer.")
     return server
 
 
@@ -63,7 +63,7 @@ async def test_a_value_that_is_not_valid_is_a_400_with_its_name_on_every_route(
     server: Server, model: str
 ) -> None:
     for param, value in NUMBERS:
-        body = asked(model, **{param.partition(".")[0]: value})
+        body = chat_body(model, **{param.partition(".")[0]: value})
         error = assert_error(await server.post(CHAT, json=body), 400, "invalid_request")
         assert error["param"].startswith(param), (param, value)
     assert untouched(server)
@@ -83,7 +83,7 @@ async def test_fields_that_need_another_one_are_refused_without_it(
     server: Server, fields: dict[str, Any], param: str
 ) -> None:
     for model in (MODEL, PROVIDER):
-        response = await server.post(CHAT, json=asked(model, **fields))
+        response = await server.post(CHAT, json=chat_body(model, **fields))
         assert assert_error(response, 400, "invalid_request")["param"] == param
     assert untouched(server)
 
@@ -125,10 +125,10 @@ async def test_a_field_that_says_nothing_is_absent_on_every_route(
 ) -> None:
     for name, values in NOTHING.items():
         for value in values:
-            response = await server.post(CHAT, json=asked(model, "A text.", **{name: value}))
+            response = await server.post(CHAT, json=chat_body(model, "A text.", **{name: value}))
             assert response.status_code == 200, (name, value, response.text)
     everything = {name: values[-1] for name, values in NOTHING.items()}
-    response = await server.post(CHAT, json=asked(model, "A text.", **everything))
+    response = await server.post(CHAT, json=chat_body(model, "A text.", **everything))
     assert response.status_code == 200, response.text
 
 
@@ -136,7 +136,7 @@ async def test_ignored_fields_reach_providers_and_nobody_else(server: Server) ->
     fields: dict[str, Any] = dict.fromkeys(IGNORED_FIELDS, "x")
     fields |= {"metadata": {"a": "b"}, "store": True, "parallel_tool_calls": True}
     for model in (MODEL, TASK, PROVIDER):
-        assert (await server.post(CHAT, json=asked(model, **fields))).status_code == 200
+        assert (await server.post(CHAT, json=chat_body(model, **fields))).status_code == 200
     assert set(server.engine.bodies[0]) == {"model", "messages"}
     (call,) = server.frontier.calls
     assert set(call.body) >= IGNORED_FIELDS
@@ -145,9 +145,9 @@ async def test_ignored_fields_reach_providers_and_nobody_else(server: Server) ->
 async def test_tools_are_refused_where_no_model_calls_them(server: Server) -> None:
     tool = {"type": "function", "function": {"name": "f"}}
     for model in (MODEL, TASK):
-        response = await server.post(CHAT, json=asked(model, tools=[tool], tool_choice="auto"))
+        response = await server.post(CHAT, json=chat_body(model, tools=[tool], tool_choice="auto"))
         assert_error(response, 400, "unsupported_parameter")
-    assert (await server.post(CHAT, json=asked(PROVIDER, tools=[tool]))).status_code == 200
+    assert (await server.post(CHAT, json=chat_body(PROVIDER, tools=[tool]))).status_code == 200
     assert server.frontier.calls[0].body["tools"] == [tool]
 
 
@@ -250,7 +250,7 @@ async def test_a_schema_that_describes_no_value_is_refused_before_a_model_gets_i
 ) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     for model in (MODEL, PROVIDER):
-        response = await server.post(CHAT, json=asked(model, response_format=form))
+        response = await server.post(CHAT, json=chat_body(model, response_format=form))
         error = assert_error(response, 400, "invalid_request")
         assert error["param"].startswith(f"response_format.json_schema.schema{param}")
     assert untouched(server)
@@ -259,11 +259,11 @@ async def test_a_schema_that_describes_no_value_is_refused_before_a_model_gets_i
 async def test_a_schema_may_refer_to_itself_inside_a_property(server: Server) -> None:
     tree = {"type": "object", "properties": {"children": {"items": {"$ref": "#"}}}}
     form = {"type": "json_schema", "json_schema": {"name": "tree", "schema": tree}}
-    assert (await server.post(CHAT, json=asked(MODEL, response_format=form))).status_code == 200
+    assert (await server.post(CHAT, json=chat_body(MODEL, response_format=form))).status_code == 200
 
 
 async def test_auto_kept_local_is_answered_by_the_local_model(server: Server) -> None:
-    response = await server.post(CHAT, json=asked("auto", "Write a poem.", route="local_only"))
+    response = await server.post(CHAT, json=chat_body("auto", "Write a poem.", route="local_only"))
     assert response.status_code == 200
     assert response.headers["x-narrowgate-model"] == MODEL
     assert server.engine.bodies[0]["model"] == MODEL
@@ -313,9 +313,9 @@ async def test_prompts_and_choices_take_a_place_each(specs: dict[str, TaskSpec])
 
     server.engine.openai = watched  # type: ignore[method-assign]
     await server.post(COMPLETIONS, json={"model": MODEL, "prompt": ["a", "b", "c"], "n": 2})
-    await server.post(CHAT, json=asked(MODEL, n=3))
+    await server.post(CHAT, json=chat_body(MODEL, n=3))
     assert seen == [6, 3]
-    refused = await server.post(CHAT, json=asked(MODEL, n=9))
+    refused = await server.post(CHAT, json=chat_body(MODEL, n=9))
     assert assert_error(refused, 413, "too_many_inputs")["param"] == "n"
     assert server.context.local_admission.active == 0
 
@@ -325,7 +325,7 @@ async def test_a_language_is_refused_where_the_task_has_none(server: Server) -> 
         whole = await server.post("/v1/tasks/topic", json={"input": "x", name: "fr"})
         assert assert_error(whole, 400, "unsupported_parameter")["param"] == name
         for model in (TASK, MODEL, PROVIDER, "auto"):
-            chat = await server.post(CHAT, json=asked(model, **{name: "fr"}))
+            chat = await server.post(CHAT, json=chat_body(model, **{name: "fr"}))
             assert assert_error(chat, 400, "unsupported_parameter")["param"] == name
 
 
@@ -334,7 +334,7 @@ async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
     server: Server, model: str
 ) -> None:
     long = "x" * (4 * WINDOW + 1)
-    body = asked(model, long, route="local_only")
+    body = chat_body(model, long, route="local_only")
     error = assert_error(await server.post(CHAT, json=body), 400, "context_length_exceeded")
     assert error["param"] == "messages"
     body = {"model": MODEL, "prompt": ["short", long]}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.contracts.settings import Replicas
-from serving.pipeline.replica_meter import Lap, ReplicaMeter
+from serving.pipeline.replica_meter import MeterEntry, ReplicaMeter
 
 
 class Clock:
@@ -29,18 +29,18 @@ def test_shares_add_up_to_the_time_in_which_a_replica_was_busy(
 ) -> None:
     clock = Clock()
     meter = ReplicaMeter(Replicas(), clock=clock)
-    inside: list[tuple[int, Lap]] = []
+    inside: list[tuple[int, MeterEntry]] = []
     shared = busy = 0.0
     for seconds, inputs in steps:
         if inputs is not None:
             inside.append((inputs, meter.enter(inputs)))
         elif inside:
-            number, lap = inside.pop(0)
-            shared += number * lap.leave()
+            number, entry = inside.pop(0)
+            shared += number * entry.leave()
         clock.now_s += seconds
         busy += seconds if inside else 0.0
-    for number, lap in inside:
-        shared += number * lap.leave()
+    for number, entry in inside:
+        shared += number * entry.leave()
     assert shared == pytest.approx(busy)
 
 
@@ -58,11 +58,11 @@ def test_a_batch_costs_what_a_lone_input_does() -> None:
 def test_leaving_twice_is_leaving_once() -> None:
     clock = Clock()
     meter = ReplicaMeter(Replicas(), clock=clock)
-    lap, other = meter.enter(1), meter.enter(1)
+    entry, other = meter.enter(1), meter.enter(1)
     clock.now_s += 4.0
-    assert lap.leave() == 2.0
+    assert entry.leave() == 2.0
     clock.now_s += 4.0
-    assert lap.leave() == 2.0
+    assert entry.leave() == 2.0
     assert other.leave() == 6.0
 
 
@@ -71,9 +71,9 @@ def test_idle_time_is_nobodys() -> None:
     meter = ReplicaMeter(Replicas(), clock=clock)
     meter.enter(1).leave()
     clock.now_s += 100.0
-    lap = meter.enter(1)
+    entry = meter.enter(1)
     clock.now_s += 1.0
-    assert lap.leave() == 1.0
+    assert entry.leave() == 1.0
 
 
 @pytest.mark.parametrize(("inputs", "busy"), [(1, 1), (2, 2), (8, 2), (20, 2), (30, 3), (1000, 4)])
@@ -81,9 +81,9 @@ def test_replicas_are_those_that_autoscaling_aims_at(inputs: int, busy: int) -> 
     clock = Clock()
     replicas = Replicas(min=2, max=4, target_ongoing_requests=10)
     meter = ReplicaMeter(replicas, clock=clock)
-    lap = meter.enter(inputs)
+    entry = meter.enter(inputs)
     clock.now_s += 1.0
-    assert inputs * lap.leave() == pytest.approx(busy)
+    assert inputs * entry.leave() == pytest.approx(busy)
 
 
 def test_gateways_together_take_what_one_would() -> None:
@@ -100,7 +100,7 @@ def test_more_company_never_makes_an_input_dearer(numbers: list[int]) -> None:
     shares = []
     for inputs in sorted(numbers):
         clock = Clock()
-        lap = ReplicaMeter(Replicas(min=1, max=1), clock=clock).enter(inputs)
+        entry = ReplicaMeter(Replicas(min=1, max=1), clock=clock).enter(inputs)
         clock.now_s += 1.0
-        shares.append(lap.leave())
+        shares.append(entry.leave())
     assert all(more <= less for less, more in pairwise(shares))

@@ -25,12 +25,12 @@ from serving.local.request_errors import (
     engine_failure,
     is_about_request,
     is_dead,
-    own_errors,
-    own_errors_streamed,
     plain_message,
     refusal,
     refused_item,
     surrogate_field,
+    translates_errors,
+    translates_stream_errors,
 )
 
 MARKER = "zebra-stripes-4711"
@@ -259,11 +259,11 @@ def foreign() -> Exception:
 def test_only_our_own_errors_leave_the_replica_without_a_clients_text(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    @own_errors
+    @translates_errors
     async def call() -> None:
         raise error
 
-    @own_errors_streamed
+    @translates_stream_errors
     async def stream() -> AsyncGenerator[int, None]:
         yield 1
         raise error
@@ -284,7 +284,7 @@ def test_only_our_own_errors_leave_the_replica_without_a_clients_text(
 
 
 def test_our_own_errors_pass_unchanged() -> None:
-    @own_errors
+    @translates_errors
     async def call() -> None:
         raise QueueFull("full", retry_after_s=1)
 
@@ -295,7 +295,7 @@ def test_our_own_errors_pass_unchanged() -> None:
 def test_a_stream_is_closed_when_its_reader_leaves() -> None:
     closed = []
 
-    @own_errors_streamed
+    @translates_stream_errors
     async def stream() -> AsyncGenerator[int, None]:
         try:
             for number in range(10):

@@ -24,7 +24,7 @@ from serving.routing.conversation import read
 from serving.routing.corpus import Corpus, shipped_corpus
 from serving.routing.evaluation.run import Subject
 from serving.routing.heads import MODEL_FILE, RouterModel, load_model, save_model
-from serving.routing.narrow import embedded_part, likeliest
+from serving.routing.narrow import embedded_part, most_probable
 from serving.routing.router import LearnedRouter, build_router, tier_by_rule, tier_of_score
 from serving.routing.training import cues_of, instruction_examples, train, vocabulary_of
 
@@ -173,8 +173,8 @@ async def test_labels_come_back_as_the_client_spells_them(router: Routed) -> Non
     decision = await router.decide(body('Is this POSITIVE or NEGATIVE? "I like this review."'))
     if decision.task is not None:
         assert decision.labels == {"positive": "POSITIVE", "negative": "NEGATIVE"}
-    asked = body("Is the sentiment of this review positive or negative?\n\nI like it.")
-    decision = await router.decide(asked)
+    details = body("Is the sentiment of this review positive or negative?\n\nI like it.")
+    decision = await router.decide(details)
     assert decision.task is not None
     assert decision.labels == {"positive": "positive", "negative": "negative"}
 
@@ -322,7 +322,7 @@ def _verdicts(
         for vector, text in zip(vectors, instructions, strict=True)
     ]
     classes = [max(each, key=each.__getitem__) for each in found]
-    return classes, np.array([model.task.certainty(likeliest(each)[1]) for each in found])
+    return classes, np.array([model.task.certainty(most_probable(each)[1]) for each in found])
 
 
 def test_training_on_a_sample_gives_the_decisions_of_the_shipped_model(

@@ -1,4 +1,4 @@
-"""Reading a chat takes time linear in its length, whatever it holds."""
+"""ChatForm a chat takes time linear in its length, whatever it holds."""
 
 import signal
 import subprocess

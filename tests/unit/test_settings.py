@@ -70,7 +70,7 @@ def test_what_does_not_hold_is_named(tmp_path: Path, text: str, field: str) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("task_models: {sentiment: other}\n", "'other' is none of the models"),
+        ("task_models: {sentiment: other}\n", "'other' is not one of the models"),
         (
             "models:\n"
             "- {id: a, source: x/y, accelerator: {kind: cpu}}\n"
@@ -90,7 +90,7 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, text: str, message: 
 
 def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NARROWGATE_PROT", "1")
-    with pytest.raises(InvalidSettings, match="'NARROWGATE_PROT', which is no setting"):
+    with pytest.raises(InvalidSettings, match="'NARROWGATE_PROT', which is not a setting"):
         load_settings(None, {})
 
 
@@ -172,9 +172,9 @@ def test_a_whole_number_is_a_number_of_seconds(tmp_path: Path) -> None:
         ("NARROWGATE_ATTESTATION__TRUSTED_KEYS", "/a/b", "does not hold JSON"),
         ("NARROWGATE_MODELS", '[{"id": 1}]', "models.0.id"),
         ("NARROWGATE_PORT", "high", "port"),
-        ("NARROWGATE_GATEWAY__MAX_INPUT", "1", "which is no setting"),
-        ("NARROWGATE_MODELS__0__ID", "a", "nothing stands below a list"),
-        ("NARROWGATE_FRONTIER__PROVIDERS__X__NO", "a", "which is no setting"),
+        ("NARROWGATE_GATEWAY__MAX_INPUT", "1", "which is not a setting"),
+        ("NARROWGATE_MODELS__0__ID", "a", "has no settings below it"),
+        ("NARROWGATE_FRONTIER__PROVIDERS__X__NO", "a", "which is not a setting"),
     ],
 )
 def test_a_variable_at_fault_is_named(variable: str, value: str, message: str) -> None:

@@ -184,8 +184,8 @@ class Program:
 
     def __call__(self, *words: str) -> tuple[int, str, str]:
         code = main([*words, *self._options])
-        said = self._capsys.readouterr()
-        return code, said.out, said.err
+        printed = self._capsys.readouterr()
+        return code, printed.out, printed.err
 
     def document(self, *words: str) -> Any:
         _, out, err = self(*words, "--json")

@@ -294,11 +294,11 @@ def test_a_missing_key_is_named(runner: Runner) -> None:
     [(0, ""), (1, "failed::"), (2, "not run::"), (3, "inconclusive::"), (134, "status 134")],
 )
 def test_the_gates_status_is_the_steps_and_is_explained(
-    runner: Runner, status: int, said: str
+    runner: Runner, status: int, expected: str
 ) -> None:
     done = runner.run(step_named("gate", "Gate and sign"), STATUS=str(status))
     assert done.returncode == status
-    assert said in done.stdout
+    assert expected in done.stdout
     assert ("::error" in done.stdout) == (status != 0)
 
 

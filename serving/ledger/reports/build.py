@@ -33,7 +33,7 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _DatabaseSums:
     """Sums from the database."""
 
     requests: int
@@ -57,7 +57,7 @@ def build_report(
     with snapshot(database, timeout_s) as connection:
         if scope.tenant is not None:
             query.require_known_tenant(connection, scope.tenant)
-        found = _Found(
+        found = _DatabaseSums(
             query.count_requests(connection, scope),
             query.exit_groups(connection, scope),
             query.call_groups(connection, scope),
@@ -80,7 +80,7 @@ def build_report(
         )
 
 
-def _breakdowns(found: _Found) -> dict[str, Any]:
+def _breakdowns(found: _DatabaseSums) -> dict[str, Any]:
     """Return the lists that follow from the groups."""
     escalated = [group for group in found.exits if group.escalated]
     failed = [group for group in found.exits if group.status == "failed"]
@@ -102,7 +102,7 @@ def _breakdowns(found: _Found) -> dict[str, Any]:
     }
 
 
-def _totals(found: _Found) -> document.Totals:
+def _totals(found: _DatabaseSums) -> document.Totals:
     statuses = _count(found.exits, lambda group: group.status)
     states = _count(found.calls, lambda call: call.state)
     ended = [call for call in found.calls if call.state != "open"]
@@ -132,7 +132,7 @@ def _totals(found: _Found) -> document.Totals:
     )
 
 
-def _savings(found: _Found) -> document.Savings:
+def _savings(found: _DatabaseSums) -> document.Savings:
     answered = _answered(found.exits)
     reference = sum((group.reference_usd for group in answered), Decimal(0))
     paid = _paid(found.calls)
@@ -148,7 +148,7 @@ def _savings(found: _Found) -> document.Savings:
 
 
 def _idle(
-    connection: Connection, scope: Scope, found: _Found, savings: document.Savings
+    connection: Connection, scope: Scope, found: _DatabaseSums, savings: document.Savings
 ) -> document.Idle:
     lifetimes = query.lifetimes(connection, scope)
     replicas = provisioned(lifetimes, scope.since, scope.until)
@@ -220,7 +220,7 @@ def _days(exits: Iterable[ExitDay], calls: Iterable[DayGroup]) -> tuple[document
 
 
 def _parts(
-    found: _Found, key: Callable[[ExitGroup | CallGroup], str | None]
+    found: _DatabaseSums, key: Callable[[ExitGroup | CallGroup], str | None]
 ) -> tuple[document.Part, ...]:
     calls = _grouped(found.calls, key)
     return _dearest_first(

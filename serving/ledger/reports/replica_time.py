@@ -1,4 +1,4 @@
-"""What local replicas cost, whether or not anybody used them. Pure."""
+"""The cost of local replicas, busy or idle. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ HOUR_US = 3_600_000_000
 
 @dataclass(frozen=True, slots=True)
 class Provisioned:
-    """For how long any gateway was alive, and what the replicas cost in that time."""
+    """The time for which any gateway ran, and the cost of the replicas in that time."""
 
     alive: timedelta
     cost_usd: Decimal

@@ -40,7 +40,7 @@ class LedgerReports:
         """
         read = partial(
             build_report, self._database, Scope(since, until, tenant), self._zone,
-            # A tenant may ask often, and reconciliation reads all rows.
+            # A tenant may request reports often, and reconciliation reads all rows.
             reconciled=tenant is None, timeout_s=self._timeout_s,
         )  # fmt: skip
         try:

@@ -112,7 +112,7 @@ def _reconciliation(report: Report) -> Iterator[RenderableType]:
     )
     for item in found.discrepancies[:SHOWN_DISCREPANCIES]:
         stated, seen = item.stated or formats.NONE, item.found or formats.NONE
-        yield Text(f"  {item.kind}: {formats.visible(item.row)} says {stated}, found {seen}")
+        yield Text(f"  {item.kind}: {formats.visible(item.row)} states {stated}, found {seen}")
     rest = len(found.discrepancies) - SHOWN_DISCREPANCIES
     if rest > 0:
         yield Text(f"  and {rest:,} more; --json lists them all")

@@ -1,1 +1,1 @@
-"""How good the router is: task detection, and complexity against cost."""
+"""Evaluates the router: task detection, and complexity scores against cost."""

@@ -1,6 +1,6 @@
-"""What complexity scores are worth: accuracy against the share of prompts sent to a dear model.
+"""The value of complexity scores: accuracy against the share of expensive calls.
 
-A router is worth its place only where it beats sending the same share at random.
+A router must be better than sending the same share at random.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ SEED = 7
 
 @dataclass(frozen=True, slots=True)
 class AtRate:
-    """Accuracies where this share of the prompts goes to the dear model, and intervals.
+    """Accuracies where this share of the prompts goes to the expensive model, and intervals.
 
     random: expected. oracle: the best that any choice of the share can do. gain: router less
     random, with its 95 % interval.
@@ -35,7 +35,7 @@ class AtRate:
 
     @property
     def beats_random(self) -> bool:
-        """Tell whether the whole interval of the gain lies above 0."""
+        """Return whether the whole interval of the gain lies above 0."""
         return self.gain_interval[0] > 0.0
 
 
@@ -52,14 +52,17 @@ class CostReport:
 
     @property
     def beats_random(self) -> bool:
-        """Tell whether the router is better than chance over all rates taken together."""
+        """Return whether the router is better than chance over all rates taken together."""
         return self.average_interval[0] > 0.0
 
 
 def cost_report(
     scores: NDArray[np.float64], cheap: NDArray[np.bool_], dear: NDArray[np.bool_]
 ) -> CostReport:
-    """Return accuracy against cost. All (n,); cheap, dear: whether that model was right."""
+    """Return accuracy against cost.
+
+    All (n,); cheap, dear: whether the cheap or expensive model was right.
+    """
     n = len(scores)
     average = _average_gain(scores, cheap, dear, np.arange(n))
     interval = bootstrap(lambda drawn: _average_gain(scores, cheap, dear, drawn), n, SEED)
@@ -100,7 +103,7 @@ def _at_rate(
 def _accuracy(
     rate: float, scores: NDArray[np.float64], cheap: NDArray[np.bool_], dear: NDArray[np.bool_]
 ) -> float:
-    """Return the accuracy where the share with the highest scores goes to the dear model."""
+    """Return the accuracy where the share with the highest scores goes to the expensive model."""
     sent = np.argsort(-scores, kind="stable")[: round(rate * len(scores))]
     right = cheap.copy()
     right[sent] = dear[sent]

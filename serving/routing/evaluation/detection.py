@@ -1,4 +1,4 @@
-"""How often the router is right about what is narrow."""
+"""The accuracy of the router's task detection."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from serving.routing.narrow import Detection
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One prompt. expected, found: task or None. exact: the payload was found to the character."""
+    """One prompt. expected, found: task or None. exact: the payload was found exactly."""
 
     expected: str | None
     found: str | None
@@ -33,9 +33,9 @@ class TaskFigures:
 
 @dataclass(frozen=True, slots=True)
 class DetectionReport:
-    """Figures of each task and of all, and of prompts that are none, by where they came from.
+    """Figures of each task, of all tasks, and of prompts without a task by their source.
 
-    wrongly_narrow: share of those that were taken for a task.
+    wrongly_narrow: share of those for which a task was found.
     """
 
     tasks: Mapping[str, TaskFigures]
@@ -44,7 +44,7 @@ class DetectionReport:
 
 
 def outcome(row: LabelledPrompt | Sample, detection: Detection) -> Outcome:
-    """Compare a detection with what is known of its prompt."""
+    """Compare a detection with its prompt's labels."""
     found = detection.request
     source = row.kind if isinstance(row, LabelledPrompt) else row.source
     exact = found is not None and (row.payload is None or found.text == row.payload)

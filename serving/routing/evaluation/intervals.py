@@ -1,4 +1,4 @@
-"""Intervals of what was counted and averaged. Pure."""
+"""Confidence intervals of shares and averages. Pure."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share with its two-sided 95 % interval. of: how many it is a share of."""
+    """A share with its two-sided 95 % interval. of: the number that it is a share of."""
 
     value: float
     low: float

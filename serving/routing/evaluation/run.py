@@ -39,12 +39,12 @@ class RouterReport:
 
     @property
     def scores_earn_trust(self) -> bool:
-        """Tell whether complexity beats random in every data set."""
+        """Return whether complexity beats random in every data set."""
         return earns_trust(self.costs)
 
 
 def earns_trust(costs: Mapping[str, CostReport]) -> bool:
-    """Tell whether there is a data set and scores beat random in every one."""
+    """Return whether there is a data set and scores beat random in every one."""
     return bool(costs) and all(report.beats_random for report in costs.values())
 
 

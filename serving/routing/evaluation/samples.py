@@ -1,4 +1,4 @@
-"""Reads development samples that a user has, and makes prompts of them.
+"""Makes prompts from a user's development samples.
 
 The wrappers are instructions that are in no training text. The samples never become part of the
 project and nothing is trained on them.
@@ -35,7 +35,7 @@ _GAP = "{payload}"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A prompt of which it is known what it is. task: None where none. payload: of a task."""
+    """A prompt with its known task. task: None where none. payload: of a task."""
 
     prompt: Prompt
     task: str | None
@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class RoutingSample:
-    """A prompt that a cheap and a dear model answered. source: the data set."""
+    """A prompt that a cheap and an expensive model answered. source: the data set."""
 
     text: str
     cheap_right: bool
@@ -63,7 +63,7 @@ class ChatSample:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What a folder holds that the router can be measured on."""
+    """The samples of a folder on which the router is measured."""
 
     tasks: tuple[Sample, ...]
     routing: tuple[RoutingSample, ...]
@@ -73,8 +73,7 @@ class Samples:
 def read_samples(data: Path, limit: int) -> Samples:
     """Return the samples in a folder, or in one of its files. Reads files, blocking.
 
-    limit: rows of a file that are looked at, from its beginning.
-    Raises InvalidRequest where there is nothing to read.
+    limit: rows read from the beginning of a file. Raises InvalidRequest where there are no samples.
     """
     paths = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
     files = {path.stem: _rows(path, limit) for path in paths if path.is_file()}
@@ -98,7 +97,7 @@ def read_samples(data: Path, limit: int) -> Samples:
     return found
 
 
-# What a row may call the two models' being right.
+# Names of the fields that state whether the two models were right.
 _CHEAP_AND_DEAR = (("cheap_right", "dear_right"), ("mixtral_correct", "gpt4_correct"))
 
 
