@@ -64,7 +64,7 @@ class Proxy:
         self.port, self.stats, self.metrics = free_port(), free_port(), free_port()
         self.listeners = Listeners("127.0.0.1", free_port(), 40, 20, header_timeout_s, IDLE_S)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.health = f"http://127.0.0.1:{self.doors.health_port}"
+        self.health = f"http://127.0.0.1:{self.listeners.health_port}"
         config = folder / "haproxy.cfg"
         settings = HAProxyConfig(
             socket_path=str(folder / "admin.sock"),
@@ -86,7 +86,7 @@ class Proxy:
         )
         HAProxyApi(settings, {"narrowgate": target}, str(config))._generate_config_file_internal()
         self.rendered = config.read_text(encoding="utf-8")
-        self.listeners.write(folder / "doors.json")
+        self.listeners.write(folder / "listeners.json")
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", haproxy.__file__, get_haproxy_binary(), str(folder),
              "-db", "-f", str(config)],

@@ -18,7 +18,7 @@ from serving.lifecycle.ports import next_free_port, refuse_taken_port
 from serving.lifecycle.signals import StopRequested, signals_raise
 from serving.lifecycle.stack import engine_application, wait_until
 
-DOORS = Listeners("127.0.0.1", 1, 400, 20, 1.0, 1.0)
+LISTENERS = Listeners("127.0.0.1", 1, 400, 20, 1.0, 1.0)
 
 
 def test_waiting_ends_and_says_what_is_missing() -> None:
@@ -88,16 +88,16 @@ def test_processes_are_ended_also_orphans_that_ignore_the_signal() -> None:
 
 
 def test_ray_asks_for_a_token_that_only_its_owner_can_read(tmp_path: Path) -> None:
-    found = ray_environment(tmp_path, DOORS)
+    found = ray_environment(tmp_path, LISTENERS)
     assert found["RAY_AUTH_MODE"] == "token"
     token = Path(found["RAY_AUTH_TOKEN_PATH"])
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     (tmp_path / "second").mkdir()
-    other = Path(ray_environment(tmp_path / "second", DOORS)["RAY_AUTH_TOKEN_PATH"])
+    other = Path(ray_environment(tmp_path / "second", LISTENERS)["RAY_AUTH_TOKEN_PATH"])
     assert len(token.read_text(encoding="ascii")) == 64
     assert token.read_text(encoding="ascii") != other.read_text(encoding="ascii")
-    assert found["RAY_SERVE_HAPROXY_MAXCONN"] == str(DOORS.max_connections_in_all)
-    assert Listeners.read(tmp_path / "doors.json") == DOORS
+    assert found["RAY_SERVE_HAPROXY_MAXCONN"] == str(LISTENERS.max_connections_in_all)
+    assert Listeners.read(tmp_path / "listeners.json") == LISTENERS
 
 
 def test_distinct_models_are_distinct_applications() -> None:

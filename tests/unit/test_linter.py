@@ -102,7 +102,7 @@ def test_without_a_trusted_key_nothing_could_be_verified(tmp_path: Path) -> None
 
 def test_a_model_without_a_price_is_refused_for_serving_and_not_for_gates() -> None:
     unpriced = settings(replica_hour_usd=None)
-    with pytest.raises(InvalidSettings, match="costs an hour") as caught:
+    with pytest.raises(InvalidSettings, match="has no replica_hour_usd") as caught:
         lint(unpriced)
     assert caught.value.field == "models.0.replica_hour_usd"
     assert caught.value.fix
