@@ -11,6 +11,7 @@ Kind = Literal["timestamp", "date", "uuid", "id", "number", "name", "text"]
 _CONSECUTIVE = 3
 _LEAST_SHARED = 0.8
 _REMEMBERED_PATTERNS = 64
+_LONGEST_SPAN = 200
 _WORD = r"[\w.:/+@-]"
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("uuid", re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)),
@@ -132,8 +133,9 @@ def _common(left: str, right: str, longest: int) -> int:
 
 def _widened(text: str, head: int, tail: int) -> str:
     start, end = head, len(text) - tail
-    while start and re.match(_WORD, text[start - 1]):
+    first, last = max(0, start - _LONGEST_SPAN), min(len(text), start + _LONGEST_SPAN)
+    while start > first and re.match(_WORD, text[start - 1]):
         start -= 1
-    while end < len(text) and re.match(_WORD, text[end]):
+    while end < last and re.match(_WORD, text[end]):
         end += 1
-    return text[start:end][:200]
+    return text[start:end][:_LONGEST_SPAN]

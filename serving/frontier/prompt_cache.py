@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from serving.frontier.usage import quarter_tokens
@@ -55,7 +56,7 @@ def split_prompt(body: Mapping[str, Any], marker: str) -> SplitPrompt:
     A marker on a line of its own is removed with its line. Markers in texts of system and user
     messages end prefixes; elsewhere (answers, tools, formats) they are only removed. A marker at
     the start of a text ends the text before it. Where removing markers from a text forms a new one,
-    that is removed too, and the text ends no prefix.
+    a space takes the place of each, and the text ends no prefix.
     """
     stripped = {
         name: value if name == "messages" else _without(value, marker)
@@ -146,19 +147,25 @@ class _Walk:
             return text
         pieces = self._pattern.split(text)
         joined: str = "".join(pieces)
-        if role not in _MARKED_ROLES or self._marker in joined:
-            while self._marker in joined:
-                joined = joined.replace(self._marker, "")
+        forms_new = self._marker in joined
+        if role not in _MARKED_ROLES or forms_new:
+            joined = _without(text, self._marker) if forms_new else joined
             self._take(joined)
             self._remember(index, number, joined)
             return joined
         end = 0
-        for piece in pieces[:-1]:
+        for nth, piece in enumerate(pieces[:-1]):
+            # Each prefix copies its text.
+            if len(self.prefixes) == MAX_BREAKPOINTS:
+                break
             self._take(piece)
             end += len(piece)
+            if nth and not piece.strip():
+                # The marker before it has ended the same text.
+                continue
             self._remember(index, number, joined[:end])
             self._end_prefix()
-        self._take(pieces[-1])
+        self._take(joined[end:])
         self._remember(index, number, joined)
         return joined
 
@@ -184,11 +191,17 @@ class _Walk:
 
 
 def _without(value: Any, marker: str) -> Any:
-    """Remove markers from every string in a value, until none is left."""
+    """Remove markers from every string in a value.
+
+    Where removing markers from a text forms a new one, a character takes the place of each.
+    """
     if isinstance(value, str):
-        while marker in value:
-            value = value.replace(marker, "")
-        return value
+        removed = value.replace(marker, "")
+        if marker not in removed:
+            return removed
+        # Markers inside markers: removing layer after layer takes quadratic time.
+        apart = next(char for char in map(chr, count(ord(" "))) if char not in marker)
+        return value.replace(marker, apart)
     if isinstance(value, list):
         return [_without(item, marker) for item in value]
     if isinstance(value, dict):

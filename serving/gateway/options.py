@@ -1,24 +1,38 @@
 """A client's options (route, deadline, maximum cost), as fields or headers."""
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
-from serving.contracts.errors import InvalidRequest
 from serving.contracts.routing import RequestOptions, RoutePreference
 from serving.gateway.context import GatewayContext
 from serving.gateway.middleware import ROUTE, Arrival
+from serving.pipeline.fields import invalid
 
+_NUMBER = re.compile(r"-?(?:\d{1,20}\.?|\d{0,20}\.\d{1,20})(?:[eE][-+]?\d{1,2})?", re.ASCII)
+_WANTED = {
+    "route": "one of auto, local_only, frontier_only",
+    "deadline_s": "a number of seconds above 0",
+    "max_cost_usd": "a number of US dollars, 0 or more",
+}
 _HEADERS = {
     "route": ROUTE,
     "deadline_s": "x-narrowgate-deadline-s",
     "max_cost_usd": "x-narrowgate-max-cost-usd",
 }
+
+
+def _plain_number(value: Any) -> Any:
+    """Refuse what Python reads as a number and JSON does not have as one."""
+    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
+        raise ValueError("not a number")
+    return value
 
 
 class OptionFields(BaseModel):
@@ -27,10 +41,13 @@ class OptionFields(BaseModel):
     route: RoutePreference | None = Field(
         default=None, description="auto; local_only forbids and frontier_only forces escalation"
     )
-    deadline_s: float | None = Field(
-        default=None, gt=0.0, description="seconds, at most gateway.request_timeout_s"
+    deadline_s: Annotated[float, BeforeValidator(_plain_number)] | None = Field(
+        default=None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="seconds, at most gateway.request_timeout_s",
     )
-    max_cost_usd: Decimal | None = Field(
+    max_cost_usd: Annotated[Decimal, BeforeValidator(_plain_number)] | None = Field(
         default=None, ge=0, description="frontier models whose worst case costs more are left out"
     )
 
@@ -80,10 +97,8 @@ def _validated(found: dict[str, Any], names: Mapping[str, str]) -> OptionFields:
     try:
         return OptionFields.model_validate(found)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False)[0]
-        field = str(problem["loc"][0])
-        name = names.get(field) or field
-        raise InvalidRequest(f"{name}: {problem['msg']}", field=name) from error
+        field = str(error.errors(include_url=False, include_context=False)[0]["loc"][0])
+        raise invalid(names.get(field) or field, found[field], _WANTED[field]) from error
 
 
 async def _options(request: Request) -> Options:

@@ -21,7 +21,8 @@ MAX_ALTERNATIVES = 20
 
 _PART_TEXTS = {"text": "text", "refusal": "refusal"}
 _PART_TYPES = frozenset({*_PART_TEXTS, "image_url", "input_audio", "file", "video_url"})
-_SHOWN_CHARS = 60
+SHOWN_CHARS = 60
+"""Of a client's value or key, the most that an error shows."""
 
 
 def invalid(path: str | None, value: object, wanted: str) -> InvalidRequest:
@@ -38,7 +39,7 @@ def _shown(value: object) -> str:
         # Its content may be long, and is the client's own.
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     shown = repr(value) if not isinstance(value, bool) else str(value).lower()
-    return shown if len(shown) <= _SHOWN_CHARS else f"{shown[:_SHOWN_CHARS]}..."
+    return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}..."
 
 
 def boolean(value: Any, path: str) -> bool:
@@ -215,12 +216,7 @@ COMPLETION_FIELDS: Mapping[str, Check] = {
 """Fields of completions that CompletionRequest does not have by name."""
 
 _SAY_NOTHING: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "functions": ([],),
-    "stop": ([],),
-    "logit_bias": ({},),
-    "metadata": ({},),
-    "modalities": ([], ["text"]),
+    "modalities": (["text"],),
     "response_format": ({"type": "text"},),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -228,6 +224,13 @@ _SAY_NOTHING: Mapping[str, tuple[Any, ...]] = {
     "echo": (False,),
     "suffix": ("",),
     "best_of": (1,),
+    "top_logprobs": (0,),
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "repetition_penalty": (1,),
+    "ignore_eos": (False,),
+    "skip_special_tokens": (True,),
 }
 
 
@@ -236,4 +239,7 @@ def is_default(name: str, value: Any) -> bool:
     if name == "logprobs":
         # In a completion, 0 asks for the log-probabilities of the sampled tokens.
         return value is False
+    if value in ([], {}):
+        # An empty object of web search options asks for a search with the usual ones.
+        return name != "web_search_options"
     return any(value == nothing for nothing in _SAY_NOTHING.get(name, ()))

@@ -20,15 +20,18 @@ _SINGLE = (
 )
 _SAME_VALUE = ("allOf", "anyOf", "oneOf")
 """Keywords whose schemas describe the value itself, not a part of it."""
+_MAX_VALUES = 10_000
+_MAX_DEPTH = 64
 
 
 def check_schema(schema: Any, path: str) -> None:
     """Raise InvalidRequest, with the path, for a schema that no value can be generated from.
 
-    Refuses keywords of the wrong type, references to
-    a missing place or outside the schema, and references to themselves without a property or an
-    item in between.
+    Refuses keywords of the wrong type, references to a missing place or outside the schema,
+    references to themselves without a property or an item in between, and a schema of more than
+    10,000 values or 64 levels.
     """
+    _require_bounded(schema, path)
     for where, node in _schemas(schema, path):
         _check_keywords(node, where)
         if "$ref" in node:
@@ -36,6 +39,19 @@ def check_schema(schema: Any, path: str) -> None:
     done: set[int] = set()
     for where, node in _schemas(schema, path):
         _check_ends(schema, node, where, set(), done)
+
+
+def _require_bounded(schema: Any, path: str) -> None:
+    level, count = [schema], 1
+    for _ in range(_MAX_DEPTH):
+        objects = [value for value in level if isinstance(value, Mapping)]
+        level = [item for value in level if isinstance(value, list) for item in value]
+        level += [item for value in objects for item in value.values()]
+        count += len(level)
+        if count > _MAX_VALUES or not level:
+            break
+    if level:
+        raise _broken(path, f"holds more than {_MAX_VALUES} values or {_MAX_DEPTH} levels")
 
 
 def _schemas(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -52,7 +68,7 @@ def _schemas(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             inner = found.get(name, {})
             if not isinstance(inner, Mapping):
                 raise _broken(f"{where}.{name}", "is not an object of schemas")
-            waiting += [(f"{where}.{name}.{key}", item) for key, item in inner.items()]
+            waiting += [(f"{where}.{name}.{key[:60]}", item) for key, item in inner.items()]
         for name in _LISTS:
             inner = found.get(name, [True])
             if not isinstance(inner, list) or not inner:
@@ -99,6 +115,8 @@ def _check_ends(root: Any, node: Any, path: str, above: set[int], done: set[int]
         return
     if id(node) in above:
         raise _broken(path, "refers to itself without a property or an item in between")
+    if len(above) > _MAX_DEPTH:
+        raise _broken(path, f"is over {_MAX_DEPTH} references long")
     above.add(id(node))
     if "$ref" in node:
         _check_ends(root, _resolved(root, node["$ref"], f"{path}.$ref"), path, above, done)

@@ -24,6 +24,7 @@ from serving.contracts.task_spec import TaskSpec, TranslationSpec
 from serving.pipeline.fields import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
+    SHOWN_CHARS,
     boolean,
     choices,
     invalid,
@@ -158,9 +159,9 @@ def _body(document: Any, exempt: frozenset[str] = frozenset()) -> dict[str, Any]
             value.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(
-                f"{path} holds half of a surrogate pair at character {error.start}, which is no "
-                "text",
-                field=path,
+                f"{path or 'a key'} holds half of a surrogate pair at character {error.start}, "
+                "which is no text",
+                field=path or None,
                 fix="send whole characters: text was probably cut between the two halves of one",
             ) from error
     return {name: value for name, value in document.items() if value is not None}
@@ -174,7 +175,8 @@ def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield path, key
-            yield from _texts(item, f"{path}.{key}" if path else key)
+            name = key[:SHOWN_CHARS]
+            yield from _texts(item, f"{path}.{name}" if path else name)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _texts(item, f"{path}.{index}")
@@ -243,6 +245,8 @@ def _stream(body: dict[str, Any]) -> tuple[bool, bool]:
     if options is None:
         return stream, False
     options = object_(options, "stream_options")
+    if not stream and not any(options.values()):
+        return stream, False
     if not stream:
         raise InvalidRequest(
             "stream_options is set, and stream is not true",
@@ -267,7 +271,8 @@ def _fields(
         # Without tools, "none" and "auto" have the same effect.
         if offered not in kept and kept.get(choice) in {"none", "auto"}:
             del kept[choice]
-    return kept, {name: value for name, value in body.items() if name not in known}
+    others = {name: value for name, value in body.items() if name not in known}
+    return kept, {name: value for name, value in others.items() if not says_nothing(name, value)}
 
 
 def _require_together(fields: Mapping[str, Any]) -> None:

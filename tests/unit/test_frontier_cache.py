@@ -82,6 +82,37 @@ def test_no_marker_ever_leaves(messages: Any, stop: str, told: str) -> None:
     assert breakpoints == len(split.prefixes)
 
 
+HALVES = MARKER[:9], MARKER[9:]
+
+
+def test_markers_inside_markers_are_kept_apart() -> None:
+    for depth in (2, 3):
+        nested = HALVES[0] * depth + HALVES[1] * depth
+        (text,) = [m["content"] for m in split_prompt(user(nested), MARKER).body["messages"]]
+        assert MARKER not in text
+        assert text.replace(" ", MARKER) == nested
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HALVES[0] * 40_000 + HALVES[1] * 40_000,
+        f"a{MARKER}" * 40_000,
+        f" {MARKER}" * 40_000,
+        f"\n{MARKER}" * 40_000,
+        MARKER * 40_000,
+    ],
+    ids=["nested", "words", "spaces", "lines", "markers"],
+)
+@pytest.mark.parametrize("where", ["user", "assistant", "tool"])
+async def test_markers_take_time_linear_in_the_texts_length(text: str, where: str) -> None:
+    # The blocked-loop detector fails this test where it takes longer.
+    tool = {"type": "function", "function": {"name": "f", "description": text}}
+    body = {"messages": [{"role": where, "content": text}]} if where != "tool" else user("a")
+    split = split_prompt({**body, "tools": [tool] if where == "tool" else []}, MARKER)
+    assert not [text for text in strings(split.body) if MARKER in text]
+
+
 @pytest.mark.parametrize("stop", [MARKER, [MARKER], [MARKER, "END"]])
 def test_a_stop_sequence_that_is_a_marker_is_left_out(stop: str | list[str]) -> None:
     split = split_prompt({**user("hi"), "stop": stop, "max_tokens": 1}, MARKER)

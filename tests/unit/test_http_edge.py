@@ -23,6 +23,56 @@ async def server(specs: dict[str, TaskSpec]) -> Server:
     return await Server(specs).ready()
 
 
+def _nested(depth: int, inner: str) -> str:
+    return "[" * depth + inner + "]" * depth
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (_nested(65, "1"), "metadata"),
+        (_nested(900, ",".join(['""'] * 400_000)), "metadata"),
+        ("[" + "1," * 50_000 + "1]", "tools"),
+        ("{" + ",".join(f'"{n}": 1' for n in range(200_000)) + "}", "logit_bias"),
+        (json.dumps([{"role": "user", "content": [{"type": "text", "text": ""}] * 60_000}]),
+         "messages"),
+        (json.dumps({"type": "json_schema", "json_schema": {
+            "name": "a", "schema": {"anyOf": [{}] * 60_000}}}), "response_format"),
+        (_nested(63, ",".join(["1"] * 60_000)), "anything_new"),
+    ],
+    ids=["deep", "deep texts", "many", "keys", "parts", "schema", "unknown"],
+)  # fmt: skip
+@pytest.mark.parametrize("model", [MODEL, "openai/gpt-6-luna", "task/topic"])
+async def test_a_body_of_too_many_values_or_levels_is_refused_before_it_is_read(
+    server: Server, value: str, name: str, model: str
+) -> None:
+    messages = {"messages": [{"role": "user", "content": "x"}]}
+    body = json.dumps({"model": model, **({} if name == "messages" else messages)})
+    content = f'{body[:-1]}, "{name}": {value}}}'
+    headers = {"content-type": "application/json"}
+    error = assert_error(
+        await server.post(CHAT, content=content, headers=headers), 400, "invalid_request"
+    )
+    assert error["param"] == name
+    assert "50000 values" in error["message"]
+
+
+async def test_a_key_of_any_length_is_read_and_shown_in_part(server: Server) -> None:
+    inner = {f"{n}": "\ud83d" if n == 4999 else "" for n in range(5000)}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "k" * 10**6: inner}
+    headers = {"content-type": "application/json"}
+    response = await server.post(CHAT, content=json.dumps(body), headers=headers)
+    assert len(assert_error(response, 400, "invalid_request")["message"]) < 300
+
+
+async def test_half_a_surrogate_pair_in_a_key_is_told_without_a_field(server: Server) -> None:
+    headers = {"content-type": "application/json"}
+    response = await server.post(TASK, content=b'{"\\ud83d": 1}', headers=headers)
+    error = assert_error(response, 400, "invalid_request")
+    assert error["message"].startswith("a key holds half")
+    assert error["param"] is None
+
+
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", ""])
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", TASK])
 async def test_another_media_type_is_a_415_that_names_the_header(
@@ -43,8 +93,9 @@ async def test_a_compressed_body_is_a_415_that_names_the_header(server: Server) 
     )
     assert error["param"] == "content-encoding"
     plain = {"content-type": "application/json; charset=utf-8", "content-encoding": "identity"}
-    kept = await server.post(CHAT, content=json.dumps(chat_body(MODEL)), headers=plain)
-    assert kept.status_code == 200
+    for headers in (plain, {**plain, "content-encoding": ""}):
+        kept = await server.post(CHAT, content=json.dumps(chat_body(MODEL)), headers=headers)
+        assert kept.status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -93,18 +93,25 @@ NOTHING: dict[str, list[Any]] = {
     "tool_choice": [None, "none", "auto"],
     "functions": [None, []],
     "function_call": [None, "none"],
-    "audio": [None],
+    "audio": [None, {}],
     "modalities": [None, ["text"]],
-    "prediction": [None],
+    "prediction": [None, {}],
     "reasoning_effort": [None],
     "web_search_options": [None],
     "stop": [None, []],
     "response_format": [None, {"type": "text"}],
     "logprobs": [None, False],
-    "top_logprobs": [None],
+    "top_logprobs": [None, 0],
+    "top_k": [None, -1],
+    "min_p": [None, 0],
+    "min_tokens": [0],
+    "repetition_penalty": [1, 1.0],
+    "ignore_eos": [False],
+    "skip_special_tokens": [True],
+    "best_of": [None, 1],
     "logit_bias": [None, {}],
     "n": [None, 1],
-    "stream_options": [None],
+    "stream_options": [None, {}, {"include_usage": False}],
     "stream": [None, False],
     "max_tokens": [None],
     "frequency_penalty": [None, 0],
@@ -115,7 +122,7 @@ NOTHING: dict[str, list[Any]] = {
     "user": [None, "u"],
     "metadata": [None, {}, {"a": "b"}],
     "source_language": [None],
-    "anything_new": [None],
+    "anything_new": [None, [], {}],
 }
 
 
@@ -243,8 +250,12 @@ async def test_text_parts_are_joined_with_a_separator(server: Server) -> None:
         ({"enum": []}, ".enum"),
         ({"required": "a"}, ".required"),
         ({"items": "x"}, ".items"),
+        ({"anyOf": [{}] * 10_001}, ""),
+        ({"enum": [0] * 10_001}, ""),
+        ({"$ref": "#/$defs/0", "$defs": {
+            **{f"{n}": {"$ref": f"#/$defs/{n + 1}"} for n in range(2000)}, "2000": {}}}, ""),
     ],
-)
+)  # fmt: skip
 async def test_a_schema_that_describes_no_value_is_refused_before_a_model_gets_it(
     server: Server, schema: Any, param: str
 ) -> None:
@@ -318,6 +329,32 @@ async def test_prompts_and_choices_take_a_place_each(specs: dict[str, TaskSpec])
     refused = await server.post(CHAT, json=chat_body(MODEL, n=9))
     assert assert_error(refused, 413, "too_many_inputs")["param"] == "n"
     assert server.context.local_admission.active == 0
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"deadline_s": True}, {"deadline_s": 0}, {"deadline_s": "inf"}, {"deadline_s": "1_0"},
+        {"deadline_s": []}, {"max_cost_usd": True}, {"max_cost_usd": "1e999999999"},
+        {"max_cost_usd": "NaN"}, {"max_cost_usd": -1}, {"max_cost_usd": {}}, {"route": "LOCAL"},
+        {"route": []},
+    ],
+)  # fmt: skip
+async def test_an_option_at_fault_is_named_in_the_requests_words(
+    server: Server, option: dict[str, Any]
+) -> None:
+    ((name, value),) = option.items()
+    sent = [{"json": {"input": "A text.", name: value}}]
+    if isinstance(value, str):
+        header = "x-narrowgate-" + name.replace("_", "-")
+        sent.append({"json": {"input": "A text."}, "headers": {header: value}})
+    for request in sent:
+        error = assert_error(
+            await server.post("/v1/tasks/topic", **request), 400, "invalid_request"
+        )
+        assert error["param"] in (name, "x-narrowgate-" + name.replace("_", "-"))
+        for inside in ("Decimal", "Input should", "parse", "None"):
+            assert inside not in error["message"]
 
 
 async def test_a_language_is_refused_where_the_task_has_none(server: Server) -> None:
