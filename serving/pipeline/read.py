@@ -272,7 +272,7 @@ def _fields(
         if offered not in kept and kept.get(choice) in {"none", "auto"}:
             del kept[choice]
     others = {name: value for name, value in body.items() if name not in known}
-    return kept, {name: value for name, value in others.items() if not says_nothing(name, value)}
+    return kept, {name: value for name, value in others.items() if not is_default(name, value)}
 
 
 def _require_together(fields: Mapping[str, Any]) -> None:
