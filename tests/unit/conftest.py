@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -69,15 +70,13 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger_url(request: pytest.FixtureRequest) -> Iterator[SecretStr | None]:
+def ledger_url(request: pytest.FixtureRequest) -> SecretStr | None:
     """An empty database: None for SQLite, which goes to the state folder."""
     if request.param == "sqlite":
-        yield None
-        return
-    from .database import passing_postgres
+        return None
+    from .database import fresh_postgres
 
-    with passing_postgres(request.getfixturevalue("postgres")) as url:
-        yield url
+    return fresh_postgres(request.getfixturevalue("postgres"), f"t{uuid4().hex}")
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, r"already quantized \(gptq\)"),
         ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
         ({"architectures": []}, "none"),
-        ({"num_hidden_layers": 3}, "says 3 decoder blocks"),
+        ({"num_hidden_layers": 3}, "states 3 decoder blocks"),
     ],
 )
 def test_what_the_recipes_do_not_cover_is_refused(

@@ -114,7 +114,7 @@ def test_the_number_of_samples_can_be_lowered_for_one_run(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (b"name: caf\xe9\n", "not UTF-8 text (line 1)"),
         (b"name: a\nname: b\n", "'name' is written twice"),

@@ -290,7 +290,7 @@ def test_a_missing_key_is_named(runner: Runner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "expected"),
     [(0, ""), (1, "failed::"), (2, "not run::"), (3, "inconclusive::"), (134, "status 134")],
 )
 def test_the_gates_status_is_the_steps_and_is_explained(
