@@ -171,19 +171,6 @@ class ModelGrants:
         )
 
 
-def granted_by_model(
-    settings: Settings, specs: Mapping[str, TaskSpec], checkpoints: Mapping[str, Checkpoint]
-) -> dict[str, ModelGrants]:
-    """Return the grants of each model, by model id.
-
-    specs: by task name. checkpoints: by model id. Raises AttestationRefused, InvalidKey.
-    """
-    return {
-        model.id: ModelGrants.of(LoadCheck.of(settings, model, checkpoints[model.id]), specs)
-        for model in settings.models
-    }
-
-
 def refuse_unlisted_arguments(arguments: Mapping[str, object]) -> None:
     """Raise InvalidSettings for an engine argument that is not on the list of allowed ones."""
     for name in unlisted_arguments(arguments):

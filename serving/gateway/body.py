@@ -4,12 +4,12 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
 from typing import Annotated, Any, NoReturn
 
 from fastapi import Depends, Request
 
 from serving.contracts.errors import InvalidRequest, UnsupportedMediaType
+from serving.pipeline.json_schema import count_values
 
 _INLINE_BYTES = 64 * 1024
 """A longer body is parsed in a thread: 64 KiB take about 1 ms."""
@@ -68,27 +68,17 @@ def parse_json(body: bytes) -> Any:
 
 def _require_bounded(document: Any) -> None:
     """Raise InvalidRequest, with the field, for a document of too many values or levels."""
-    count = 0
+    left = _MAX_VALUES
     for name, value in document.items() if isinstance(document, dict) else [(None, document)]:
-        level = [value]
-        for _ in range(_MAX_DEPTH + 1):
-            count += len(level)
-            level = [item for outer in level for item in _items(outer)]
-            if not level or count > _MAX_VALUES:
-                break
-        if level or count > _MAX_VALUES:
+        count = count_values(value, left, _MAX_DEPTH + 1)
+        if count is None:
             raise InvalidRequest(
                 f"the body holds more than {_MAX_VALUES} values, or more than {_MAX_DEPTH} levels "
                 "of lists and objects",
                 field=name and name[:60],
                 fix="send a shorter list, or an object of fewer levels",
             )
-
-
-def _items(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+        left -= count
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Checks the JSON schema of a response format before an engine or a provider gets it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from serving.contracts.errors import InvalidRequest
@@ -42,16 +42,27 @@ def check_schema(schema: Any, path: str) -> None:
 
 
 def _require_bounded(schema: Any, path: str) -> None:
-    level, count = [schema], 1
-    for _ in range(_MAX_DEPTH):
-        objects = [value for value in level if isinstance(value, Mapping)]
-        level = [item for value in level if isinstance(value, list) for item in value]
-        level += [item for value in objects for item in value.values()]
-        count += len(level)
-        if count > _MAX_VALUES or not level:
-            break
-    if level:
+    if count_values(schema, _MAX_VALUES, _MAX_DEPTH) is None:
         raise _broken(path, f"holds more than {_MAX_VALUES} values or {_MAX_DEPTH} levels")
+
+
+def count_values(document: Any, max_values: int, max_levels: int) -> int | None:
+    """Return how many values a JSON document holds, itself included; None beyond a limit."""
+    level, count = [document], 0
+    for _ in range(max_levels):
+        count += len(level)
+        if count > max_values:
+            return None
+        level = [item for outer in level for item in _items(outer)]
+        if not level:
+            return count
+    return None
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _schemas(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,5 +1,6 @@
 """The ledger benchmark: its temporary ledger, its figures, its gateway, its writer."""
 
+import asyncio
 import json
 import sys
 from decimal import Decimal
@@ -102,7 +103,9 @@ async def test_the_gateway_of_the_benchmark_records_both_routes(
     database = LedgerDatabase("sqlite", state, None)
     ledger = open_ledger(database.url, database.state)
     await ledger.start()
-    context = build_context(Plan(0, keyless_provider.url, MODEL, str(state)), ledger)
+    # In a thread: it imports the providers' SDKs, which takes seconds.
+    plan = Plan(0, keyless_provider.url, MODEL, str(state))
+    context = await asyncio.to_thread(build_context, plan, ledger)
     transport = httpx.ASGITransport(build_http(context))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         for path in PATHS:
