@@ -1,7 +1,9 @@
 """Real stacks, started by `make serve` as a user does it, each on a free port.
 
-One for the whole session, of the 16-bit model and with the development flag, so that every task can
-be tried; one more, for what needs it, with everything as it comes.
+The files' names put them in an order in which one stack runs at a time: first the one with
+nothing set, whose first start makes the quantized model; then the one with a provider and keys;
+at last the one for the rest of the session, of the 16-bit model and with the development flag, so
+that every task can be tried.
 """
 
 import contextlib
@@ -110,6 +112,7 @@ def stop_hard(stack: Stack) -> None:
     for process in [*stack.descendants(), psutil.Process(stack.process.pid)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    stack.process.wait(timeout=30)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What README.md and docs/tasks.md show is run; test_e_attested.py has the README's part."""
+"""What README.md and docs/tasks.md show is run; test_a_attested.py has the README's part."""
 
 import pytest
 
