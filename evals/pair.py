@@ -16,7 +16,7 @@ from evals.answers import Answered, read, works
 from evals.subject import Subject, weight_bytes
 from evals.suite import Example, Suite
 from serving.contracts.answer import Prediction
-from serving.contracts.engine import EngineOutput
+from serving.contracts.engine import EngineOutput, EngineWork, GenerateWork
 from serving.contracts.settings import CpuAccelerator
 from serving.host.progress import StepObserver
 
@@ -32,6 +32,7 @@ _TURNS_LOADING = (0.5, 0.5)
 # With early stopping the first looks are short: most tasks that fail their floor fail it clearly.
 _TURNS_STOPPING = (1 / 12, 1 / 6, 1 / 4, 1 / 2)
 _WARM_UP = 8
+_WARM_UP_TOKENS = 8
 # Progress units that loading counts for; one example is one unit.
 _LOAD_UNITS = 400
 # A loaded engine besides its weights and KV cache: interpreter, libraries, buffers.
@@ -214,13 +215,20 @@ class Pair:
                 replace(e.request, text=" ".join(reversed(e.request.text.split())))
                 for e in suite.examples[:_WARM_UP]
             ]
-            self._subjects[side].run([task.plan(request) for request in requests])
+            self._subjects[side].run([_shortened(task.plan(request)) for request in requests])
 
     def _make_room(self, side: Side) -> None:
         if not self._resident:
             for other in SIDES:
                 if other != side:
                     self._subjects[other].unload()
+
+
+def _shortened(work: EngineWork) -> EngineWork:
+    # Later tokens need what the first ones need.
+    if isinstance(work, GenerateWork):
+        return replace(work, max_tokens=min(work.max_tokens, _WARM_UP_TOKENS))
+    return work
 
 
 def _order(examples: Sequence[Example]) -> list[int]:
