@@ -25,12 +25,14 @@ R = TypeVar("R")
 Side = Literal["baseline", "candidate"]
 SIDES: tuple[Side, Side] = ("baseline", "candidate")
 
-# Shares of the examples, one a turn. Where both engines stay loaded, turns cost nothing; where they
-# do not, every second turn loads a model.
-_TURNS_RESIDENT = (0.25, 0.25, 0.25, 0.25)
-_TURNS_LOADING = (0.5, 0.5)
+# The share of the examples that has been run at the end of each turn. Where both engines stay
+# loaded, turns cost nothing; where they do not, every second turn loads a model.
+_TURNS_RESIDENT = (0.25, 0.5, 0.75, 1.0)
+_TURNS_LOADING = (0.5, 1.0)
 # With early stopping the first looks are short: most tasks that fail their floor fail it clearly.
-_TURNS_STOPPING = (1 / 12, 1 / 6, 1 / 4, 1 / 2)
+_LOOKS = (1 / 12, 1 / 4, 1 / 2, 1.0)
+_FIRST_LOOK = 24
+"""Most examples of a first look. A translation suite has a dozen directions for each text."""
 _WARM_UP = 8
 _WARM_UP_TOKENS = 8
 # Progress units that loading counts for; one example is one unit.
@@ -141,17 +143,18 @@ class Pair:
         """Run every suite on both models. Blocking, minutes. Raises EngineFailure, InvalidSuite."""
         record = _Record({}, {})
         self._load()
-        shares = _TURNS_RESIDENT if self._resident else _TURNS_LOADING
-        if self._resident and self._futile is not None:
-            shares = _TURNS_STOPPING
+        ends = {name: self._ends(suite) for name, suite in self.suites.items()}
+        turns = max(map(len, ends.values()))
         active = list(self.suites.values())
-        for turn in range(len(shares)):
+        for turn in range(turns):
             for side in SIDES if turn % 2 == 0 else reversed(SIDES):
                 self._make_room(side)
                 self._warm_up(side, active)
                 for suite in active:
-                    self._run_part(side, suite, (sum(shares[:turn]), shares[turn]), record)
-            if turn < len(shares) - 1:
+                    begin = ends[suite.name][turn - 1] if turn else 0
+                    part = self._orders[suite.name][begin : ends[suite.name][turn]]
+                    self._run_part(side, suite, part, record)
+            if turn < turns - 1:
                 active = [suite for suite in active if not self._stop(suite, record)]
         for suite in self.suites.values():
             for side in SIDES:
@@ -173,10 +176,17 @@ class Pair:
         for subject in self._subjects.values():
             subject.load()
 
-    def _run_part(
-        self, side: Side, suite: Suite, turn: tuple[float, float], record: "_Record"
-    ) -> None:
-        part = _part(self._orders[suite.name], *turn)
+    def _ends(self, suite: Suite) -> list[int]:
+        """Return how many examples of a suite have been run at the end of each turn."""
+        size = len(suite.examples)
+        if not self._resident:
+            return _ends(size, _TURNS_LOADING)
+        if self._futile is None:
+            return _ends(size, _TURNS_RESIDENT)
+        first, *others = _ends(size, _LOOKS)
+        return [min(first, _FIRST_LOOK), *others]
+
+    def _run_part(self, side: Side, suite: Suite, part: Sequence[int], record: "_Record") -> None:
         self.report_step(f"{suite.name}: {side}")
         examples = [suite.examples[index] for index in part]
         batch = self._subjects[side].run(works(self._subjects[side], suite, examples))
@@ -249,9 +259,8 @@ def _order(examples: Sequence[Example]) -> list[int]:
     return [index for _, _, index in sorted(ranked)]
 
 
-def _part(order: Sequence[int], before: float, share: float) -> Sequence[int]:
-    size = len(order)
-    return order[round(size * before) : round(size * (before + share))]
+def _ends(size: int, shares: Sequence[float]) -> list[int]:
+    return [round(size * share) for share in shares]
 
 
 def _fit_together(subjects: Sequence[Subject]) -> bool:

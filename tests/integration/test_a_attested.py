@@ -45,7 +45,7 @@ def test_the_first_start_gated_every_task_and_told_the_truth(attested_stack: Sta
     sizes = {name: task.suite.n for name, task in found.tasks.items()}
     assert sizes["topic"] == 312
     assert sizes["ner"] <= 208 // 2
-    assert sizes["translation"] <= 156 * 12 // 2
+    assert sizes["translation"] <= 156 * 12 // 4
     topic = found.tasks["topic"]
     assert topic.certificate is not None
     assert topic.certificate.threshold is not None
@@ -54,7 +54,7 @@ def test_the_first_start_gated_every_task_and_told_the_truth(attested_stack: Sta
     assert found.artifact.precision == "int8"
     assert found.artifact.memory_bytes is not None
     assert found.engine.version == "0.29.0"
-    assert len(found.tasks["translation"].slices) == 12
+    assert len(found.tasks["translation"].slices) >= 10
     page = (INT8 / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 8
     assert "fail" in (INT8 / "report.md").read_text(encoding="utf-8")
@@ -134,7 +134,7 @@ def test_serving_confidences_are_those_that_were_certified(attested_stack: Stack
 def test_a_curl_of_the_readme_gets_what_is_shown(
     attested_stack: Stack, curl: str, answer: str
 ) -> None:
-    check(curl, answer, attested_stack)
+    check(curl, answer, attested_stack.url)
 
 
 def test_the_python_example_of_the_readme_runs(attested_stack: Stack) -> None:

@@ -136,7 +136,7 @@ def test_each_answer_is_that_of_its_example(suites: dict[str, Suite]) -> None:
     assert together == answer(subject, topic).predictions
 
 
-def test_the_first_look_has_one_example_of_every_text(specs: dict[str, TaskSpec]) -> None:
+def test_the_first_look_has_no_text_twice(specs: dict[str, TaskSpec]) -> None:
     (suite,) = (suite for suite in built_in_suites(specs) if suite.name == "translation")
     seen: list[Suite] = []
 
@@ -145,11 +145,10 @@ def test_the_first_look_has_one_example_of_every_text(specs: dict[str, TaskSpec]
         return True
 
     pair_of([suite], [], futile=futile).run()
-    groups = {example.group for example in suite.examples}
-    assert {example.group for example in seen[0].examples} == groups
-    assert len(seen[0].examples) == len(groups)
+    assert len({example.group for example in seen[0].examples}) == len(seen[0].examples) == 24
     slices = Counter(example.slice for example in seen[0].examples)
-    assert max(slices.values()) == min(slices.values()) == len(groups) / 12
+    assert len(slices) >= 10
+    assert max(slices.values()) <= 5
 
 
 def test_only_what_is_clearly_below_the_floor_is_hopeless(specs: dict[str, TaskSpec]) -> None:
