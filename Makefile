@@ -6,6 +6,7 @@
 # make gpu    run the checks that need an NVIDIA GPU, in an environment of requirements/gpu.txt and
 #              pytest; fails where all are skipped
 # make gate    test INT8 and INT4 models against the 16-bit one and show the verdicts
+# make docs-examples   write a running stack's answers into a page; PAGE=docs/tasks.md
 # make bench   measure the running stack beside bare vLLM and an empty handler
 # make bench-gate   measure evaluations beside bare lm-eval
 # make bench-gateway   measure what the gateway adds to a frontier call
@@ -19,8 +20,9 @@ VENV ?= .venv
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
+PAGE ?= README.md
 
-.PHONY: serve test test-slow unit coverage integration fuzz lint gpu gate bench bench-gate bench-gateway bench-ledger bench-cost lock clean
+.PHONY: serve test test-slow unit coverage integration fuzz lint gpu gate docs-examples bench bench-gate bench-gateway bench-ledger bench-cost lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -67,6 +69,10 @@ test-slow: $(VENV)/.cpu-dev
 # The environment is not made here: requirements/cpu-dev.txt has a torch without CUDA.
 gpu:
 	$(VENV)/bin/python -m pytest tests/gpu -m gpu
+
+# The stack must be set as the page states.
+docs-examples: $(VENV)/.cpu-dev
+	$(VENV)/bin/python -m tests.integration.shown $(PAGE) http://127.0.0.1:$(PORT)
 
 bench: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks stack --port $(PORT) --state $(STATE) $(BENCH_ARGS)

@@ -33,7 +33,7 @@ BITS_16 = {
     "engine_args": {"enforce_eager": True}, "replica_hour_usd": "0.10",
 }  # fmt: skip
 # The first start writes, quantizes and gates the bundled model.
-START_DEADLINE_S = 1200
+START_DEADLINE_S = 2400
 STOP_DEADLINE_S = 20
 
 # Labels that begin alike, one that begins another: the collisions of label scoring.

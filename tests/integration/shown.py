@@ -1,14 +1,24 @@
-"""Commands and answers that pages show, and how a real answer is compared with them."""
+"""Commands and answers that pages show: compared with a running stack's, or captured from it.
+
+python -m tests.integration.shown PAGE URL writes a stack's answers into a page.
+"""
 
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-from .conftest import ROOT, Stack
-
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 TASKS = ROOT / "docs" / "tasks.md"
+
+_WIDTH = 110
+_EXAMPLE = re.compile(
+    r"^```sh\n(?P<curl>curl (?:(?!^```).)*)```\n\n```json\n(?P<answer>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -18,8 +28,15 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def shown(path: Path) -> list[tuple[str, str]]:
     """Return each curl with the answer that stands below it."""
-    curls = [block for block in blocks(path, "sh") if block.startswith("curl")]
-    return list(zip(curls, blocks(path, "json"), strict=True))
+    text = path.read_text(encoding="utf-8")
+    return [(found["curl"], found["answer"]) for found in _EXAMPLE.finditer(text)]
+
+
+def run(curl: str, url: str) -> Any:
+    """Return what a stack answers to a command of a page."""
+    command = curl.replace("http://127.0.0.1:8000", url)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def kinds(value: object) -> object:
@@ -31,12 +48,47 @@ def kinds(value: object) -> object:
     return "number" if isinstance(value, int | float) else type(value).__name__
 
 
-def check(curl: str, answer: str, stack: Stack) -> None:
-    command = curl.replace("http://127.0.0.1:8000", stack.url)
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    found, expected = json.loads(done.stdout), json.loads(answer)
+def check(curl: str, answer: str, url: str) -> None:
+    """Assert that a stack answers as a page shows, as far as that depends on no machine."""
+    found, expected = run(curl, url), json.loads(answer)
     assert kinds(found) == kinds(expected)
     if "error" in expected:
         assert found["error"]["code"] == expected["error"]["code"]
-    elif found["confidence"] > 0.6:
+        return
+    assert _input_tokens(found) == _input_tokens(expected)
+    if found["confidence"] > 0.6:
         assert found["value"] == expected["value"]
+
+
+def captured(page: str, url: str) -> str:
+    """Return a page with the answers that a stack gives now."""
+
+    def replaced(example: re.Match[str]) -> str:
+        whole, answer = example.group(0), example["answer"]
+        start = example.start("answer") - example.start()
+        new = laid_out(run(example["curl"], url))
+        return f"{whole[:start]}{new}\n{whole[start + len(answer) :]}"
+
+    return _EXAMPLE.sub(replaced, page)
+
+
+def laid_out(document: dict[str, Any]) -> str:
+    """Return an answer as JSON in lines of a page's width, several fields a line."""
+    text = json.dumps(document, ensure_ascii=False)
+    lines = [""]
+    # Strings are taken whole, so that no line ends within one.
+    for piece in re.findall(r'(?:"(?:[^"\\]|\\.)*"|[^",])+(?:, |$)', text):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > _WIDTH:
+            lines.append(" ")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _input_tokens(answer: dict[str, Any]) -> int:
+    # How many of them were in the cache depends on what was answered before.
+    return sum(count for name, count in answer["usage"].items() if "output" not in name)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.write_text(captured(target.read_text(encoding="utf-8"), sys.argv[2]), encoding="utf-8")

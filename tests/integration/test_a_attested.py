@@ -20,7 +20,7 @@ from serving.commands.first_start import development_key
 from .conftest import MODEL, ROOT, STATE, Stack, free_port
 from .shown import README, blocks, check, shown
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(2700)]
 
 INT8 = bundled_artifact(STATE, "int8-w8a8")
 PUBLIC = development_key(STATE).with_name("development.pub")
@@ -94,12 +94,6 @@ def test_only_what_passed_is_served(attested_stack: Stack) -> None:
         ready = client.get("/readyz").json()
         assert ready["attestation"] == "enforced"
         assert ready["models"][MODEL]["tasks"]["ner"]["verdict"] == "fail"
-
-
-def test_the_development_stack_says_so(stack: Stack) -> None:
-    response = httpx.get(f"{stack.url}/readyz", timeout=10)
-    assert response.headers["x-narrowgate-development"] == "attestation not enforced"
-    assert "DEVELOPMENT" in stack.log.read_text(encoding="utf-8")
 
 
 def test_serving_confidences_are_those_that_were_certified(attested_stack: Stack) -> None:

@@ -31,6 +31,12 @@ def ask(client: httpx.Client, task: str, **body: Any) -> dict[str, Any]:
     return answer
 
 
+def test_the_development_stack_says_so(stack: Stack) -> None:
+    response = httpx.get(f"{stack.url}/readyz", timeout=10)
+    assert response.headers["x-narrowgate-development"] == "attestation not enforced"
+    assert "DEVELOPMENT" in stack.log.read_text(encoding="utf-8")
+
+
 def test_ready_names_model_engine_and_tasks(client: httpx.Client) -> None:
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"

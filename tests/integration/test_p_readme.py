@@ -17,4 +17,4 @@ def test_there_is_a_curl_and_an_answer_for_each_task() -> None:
 
 @pytest.mark.parametrize(("curl", "answer"), shown(TASKS))
 def test_a_curl_of_the_tasks_page_gets_what_is_shown(stack: Stack, curl: str, answer: str) -> None:
-    check(curl, answer, stack)
+    check(curl, answer, stack.url)
