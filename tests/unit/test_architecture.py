@@ -14,6 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "local": {"tasks", "artifacts", "host"},
     "embedding": set(),
     "routing": {"tasks", "embedding"},
+    "evidence": set(),
     "frontier": set(),
     "ledger": {"reporting"},
     "pipeline": {"tasks", "routing"},

@@ -1,0 +1,1 @@
+"""What each shortcut may do, and the evidence for it. `statistics` is pure."""

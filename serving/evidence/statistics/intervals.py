@@ -1,0 +1,119 @@
+"""Intervals of a mean loss: of a fixed sample, and valid at every time.
+
+An interval of a fixed sample is wrong too often when one looks after every example; a confidence
+sequence covers the mean at all times together, with the stated probability.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from serving.evidence.statistics.betting import Floats
+
+CONFIDENCE = 0.95
+_GRID = 1001
+_LARGEST_BET = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Bounds of a mean, and its estimate."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def clopper_pearson(errors: int, count: int, confidence: float = CONFIDENCE) -> Interval:
+    """Return the exact two-sided interval of a binomial share. Raises ValueError."""
+    if not 0 <= errors <= count or count == 0:
+        raise ValueError(f"{errors!r} errors of {count!r} examples")
+    tail = (1.0 - confidence) / 2.0
+    low = float(stats.beta.ppf(tail, errors, count - errors + 1)) if errors else 0.0
+    high = float(stats.beta.ppf(1.0 - tail, errors + 1, count - errors)) if errors < count else 1.0
+    return Interval(errors / count, low, high)
+
+
+def log_mixture(losses: float, count: int, mean: float) -> float:
+    """Return the log of an e-process against "the mean is `mean`": a uniform mixture of bets.
+
+    The mixture of Bernoulli likelihood ratios over all alternatives is a ratio of Beta functions
+    (Robbins, 1970). Each ratio is convex in the loss, so it is at most 1 on average for any loss in
+    [0, 1] of that mean. losses: their sum. mean: in (0, 1).
+    """
+    mixed = float(special.betaln(1.0 + losses, 1.0 + count - losses))
+    return mixed - losses * math.log(mean) - (count - losses) * math.log1p(-mean)
+
+
+def mean_sequence(losses: float, count: int, confidence: float = CONFIDENCE) -> Interval:
+    """Return the bounds of a mean loss, valid at every time. losses: sum of `count` in [0, 1].
+
+    Raises ValueError. Without examples the interval is [0, 1] about one half.
+    """
+    if not 0.0 <= losses <= count:
+        raise ValueError(f"a sum of {losses!r} of {count!r} losses in [0, 1]")
+    if count == 0:
+        return Interval(0.5, 0.0, 1.0)
+    mean = losses / count
+    bar = -math.log(1.0 - confidence)
+
+    def excess(candidate: float) -> float:
+        return log_mixture(losses, count, candidate) - bar
+
+    least, most = 1e-12, 1.0 - 1e-12
+    inside = min(max(mean, least), most)
+    low = 0.0 if excess(least) <= 0.0 else optimize.brentq(excess, least, inside)
+    high = 1.0 if excess(most) <= 0.0 else optimize.brentq(excess, inside, most)
+    return Interval(mean, float(low), float(high))
+
+
+def bounded_sequence(
+    values: Floats, low: float, high: float, confidence: float = CONFIDENCE
+) -> Interval:
+    """Return bounds of the mean of values in [low, high], valid at every time, by hedged betting.
+
+    values: (n,) in order. Narrow where the values vary little, which `mean_sequence` is not.
+    Waudby-Smith and Ramdas (2024), section 4.4: two capitals against each possible mean, with
+    predictable bets sized by the variance seen so far. n x 1,001 operations. Raises ValueError.
+    """
+    if high <= low or (len(values) and not (low <= values.min() and values.max() <= high)):
+        raise ValueError(f"values must be in [{low!r}, {high!r}]")
+    if len(values) == 0:
+        return Interval((low + high) / 2.0, low, high)
+    scaled = (values - low) / (high - low)
+    grid = np.linspace(0.0, 1.0, _GRID)
+    bar = math.log(2.0 / (1.0 - confidence))
+    bets = _variance_bets(scaled, bar)
+    rises, falls = np.zeros(_GRID), np.zeros(_GRID)
+    refuted = np.zeros(_GRID, dtype=bool)
+    for value, bet in zip(scaled, bets, strict=True):
+        up = np.minimum(bet, _LARGEST_BET / np.maximum(grid, 1e-12))
+        down = np.minimum(bet, _LARGEST_BET / np.maximum(1.0 - grid, 1e-12))
+        rises += np.log1p(up * (value - grid))
+        falls += np.log1p(down * (grid - value))
+        # The running intersection of a confidence sequence is one, too.
+        refuted |= np.maximum(rises, falls) >= bar
+    kept = np.flatnonzero(~refuted)
+    mean = float(values.mean())
+    if len(kept) == 0:
+        # The mean itself was refuted early: it has moved. Nothing narrower can be said.
+        return Interval(mean, low, high)
+    step = 1.0 / (_GRID - 1)
+    span = high - low
+    return Interval(
+        mean,
+        low + span * max(0.0, float(grid[kept[0]]) - step),
+        low + span * min(1.0, float(grid[kept[-1]]) + step),
+    )
+
+
+def _variance_bets(scaled: Floats, bar: float) -> Floats:
+    """Return the predictable bets of an empirical-Bernstein plug-in, (n,)."""
+    times = np.arange(1, len(scaled) + 1)
+    means = (0.5 + np.cumsum(scaled)) / (times + 1)
+    variance = (0.25 + np.cumsum((scaled - means) ** 2)) / (times + 1)
+    before = np.concatenate([[0.25], variance[:-1]])
+    bets: Floats = np.sqrt(2.0 * bar / (before * times * np.log(times + 1.0)))
+    return bets

@@ -1,0 +1,84 @@
+"""The error against people, where a model is the reference: prediction-powered inference.
+
+People label a random sample of the audited inputs. The reference's verdict is known for all of
+them; the sample measures by how much it is off (the rectifier). Angelopoulos, Bates, Fannjiang,
+Jordan and Zrnic, "Prediction-powered inference" (2023); with the weight of "PPI++" (2023).
+"""
+
+import math
+
+import numpy as np
+from scipy import stats
+
+from serving.evidence.statistics.betting import Floats
+from serving.evidence.statistics.intervals import (
+    CONFIDENCE,
+    Interval,
+    bounded_sequence,
+    clopper_pearson,
+    mean_sequence,
+)
+
+MIN_LABELS = 100
+"""Labels by people from which the normal approximation of the rectifier is used."""
+
+
+def error_against_people(
+    judged: Floats, judged_labelled: Floats, people: Floats, confidence: float = CONFIDENCE
+) -> Interval:
+    """Return the error against people, of a fixed sample.
+
+    judged: (N,) losses against the reference of audited inputs without a person's label.
+    judged_labelled, people: (n,) losses against the reference and against people of the inputs that
+    people labelled, a random sample of the same inputs. With fewer than 100 labels their own exact
+    interval is returned (losses above one half count as errors). Raises ValueError.
+    """
+    _require_pairs(judged_labelled, people)
+    if len(people) < MIN_LABELS or len(judged) == 0:
+        return clopper_pearson(int(np.count_nonzero(people > 0.5)), len(people), confidence)
+    n, more = len(people), len(judged)
+    weight = _power(judged, judged_labelled, people)
+    rectifier = people - weight * judged_labelled
+    mean = weight * float(judged.mean()) + float(rectifier.mean())
+    variance = weight**2 * float(judged.var(ddof=1)) / more + float(rectifier.var(ddof=1)) / n
+    half = float(stats.norm.ppf((1.0 + confidence) / 2.0)) * math.sqrt(variance)
+    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def error_against_people_over_time(
+    judged: Floats, judged_labelled: Floats, people: Floats, confidence: float = CONFIDENCE
+) -> Interval:
+    """Return the error against people, valid at every time. Arguments as above, in order.
+
+    The sum of a confidence sequence of the reference's verdicts and one of the rectifier, which is
+    in [-1, 1], each at half of the allowed error. Raises ValueError.
+    """
+    _require_pairs(judged_labelled, people)
+    each = (1.0 + confidence) / 2.0
+    alone = mean_sequence(float(people.sum()), len(people), confidence)
+    if len(people) < MIN_LABELS:
+        return alone
+    every = np.concatenate([judged, judged_labelled])
+    verdicts = mean_sequence(float(every.sum()), len(every), each)
+    rectifier = bounded_sequence(people - judged_labelled, -1.0, 1.0, each)
+    return Interval(
+        min(1.0, max(0.0, verdicts.mean + rectifier.mean)),
+        max(0.0, verdicts.low + rectifier.low),
+        min(1.0, verdicts.high + rectifier.high),
+    )
+
+
+def _require_pairs(judged_labelled: Floats, people: Floats) -> None:
+    if len(people) != len(judged_labelled):
+        raise ValueError(f"{len(judged_labelled)} verdicts for {len(people)} labels of people")
+    if len(people) == 0:
+        raise ValueError("people labelled no audited input")
+
+
+def _power(judged: Floats, judged_labelled: Floats, people: Floats) -> float:
+    """Return the weight of the reference's verdicts that makes the variance least, in [0, 1]."""
+    spread = float(np.concatenate([judged, judged_labelled]).var())
+    if spread == 0.0:
+        return 0.0
+    shared = float(np.cov(people, judged_labelled)[0, 1])
+    return min(1.0, max(0.0, shared / (spread * (1.0 + len(people) / len(judged)))))
