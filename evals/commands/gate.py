@@ -103,8 +103,8 @@ def _run(args: argparse.Namespace) -> int:
     from evals.gate import run_gate
     from evals.harness import refuse_unknown_general
     from evals.output import refuse_unwritable_results, write_results
-    from evals.signing import load_signer, read_key
     from serving.artifacts.checkpoint import refuse_no_checkpoint
+    from serving.artifacts.signing_key import load_signer, read_key
     from serving.contracts.errors import EngineFailure, EvaluationFailed
     from serving.host.progress import Bar, JsonLines
 

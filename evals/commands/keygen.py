@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write both files and print where they are."""
-    from evals.signing import generate_key
+    from serving.artifacts.signing_key import generate_key
 
     pair = generate_key(args.out)
     if args.json:

@@ -3,8 +3,6 @@
 Everything here fails closed: what cannot be read, is unknown or does not match is refused.
 """
 
-import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,15 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from serving.artifacts.digest_cache import DigestCache
+from serving.artifacts.envelope import DamagedEnvelope, UnsignedEnvelope, verified_payload
 from serving.artifacts.guarded_file import WritableByOthers, read_guarded
 from serving.artifacts.manifest import Manifest, file_manifest
 from serving.contracts.attestation import (
     FILE,
-    PAYLOAD_TYPE,
     Engine,
     GatePredicate,
     Statement,
-    canonical_envelope,
     envelope_digest,
 )
 from serving.contracts.engine_arguments import (
@@ -204,10 +201,11 @@ def vllm_version() -> str:
     return ""
 
 
-def trusted_keys(files: Sequence[Path]) -> list[Any]:
+def trusted_keys(files: Sequence[Path], field: str = "attestation.trusted_keys") -> list[Any]:
     """Return the public keys of PEM files, as securesystemslib knows them.
 
-    Raises InvalidKey for a file that holds no Ed25519 public key, and where there is no file.
+    field: the setting that names the files. Raises InvalidKey for a file that holds no Ed25519
+    public key, and where there is no file.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -216,8 +214,8 @@ def trusted_keys(files: Sequence[Path]) -> list[Any]:
     if not files:
         raise InvalidKey(
             "no trusted key is configured, so no attestation can be verified",
-            field="attestation.trusted_keys",
-            fix="name the gate's public key (narrowgate keygen makes a pair)",
+            field=field,
+            fix="name the public key of the gate or signer (narrowgate keygen makes a pair)",
         )
     keys = []
     for file in files:
@@ -226,19 +224,17 @@ def trusted_keys(files: Sequence[Path]) -> list[Any]:
         except WritableByOthers as error:
             raise InvalidKey(
                 f"the trusted key cannot be trusted: {error}",
-                field="attestation.trusted_keys",
+                field=field,
                 fix="check that it is the right key, then run chmod go-w on it",
             ) from error
         except (OSError, ValueError) as error:
             raise InvalidKey(
                 f"{str(file)!r} cannot be read as a public key: {type(error).__name__}",
-                field="attestation.trusted_keys",
+                field=field,
                 fix="name the .pub file that narrowgate keygen wrote",
             ) from error
         if not isinstance(key, Ed25519PublicKey):
-            raise InvalidKey(
-                f"{str(file)!r} holds no Ed25519 key", field="attestation.trusted_keys"
-            )
+            raise InvalidKey(f"{str(file)!r} holds no Ed25519 key", field=field)
         keys.append(SSlibKey.from_crypto(key))
     return keys
 
@@ -259,38 +255,15 @@ def _read(envelope: Path) -> bytes:
 
 
 def _verified_payload(content: bytes, envelope: Path, keys: Sequence[Any]) -> tuple[bytes, str]:
-    from securesystemslib.dsse import Envelope
-    from securesystemslib.exceptions import VerificationError
-
     try:
-        document = json.loads(content)
-        # Before the library reads it: white space, or characters that base64 decoders skip, could
-        # otherwise change without notice.
-        _refuse_other_bytes(document, content)
-        parsed = Envelope.from_dict(document)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise AttestationRefused(f"{envelope} is no DSSE envelope", fix="run the gate again") from (
-            error
-        )
-    if parsed.payload_type != PAYLOAD_TYPE:
-        raise AttestationRefused(f"{envelope} holds {parsed.payload_type!r}, not {PAYLOAD_TYPE!r}")
-    try:
-        accepted = parsed.verify(list(keys), 1)
-    except VerificationError as error:
-        signed_by = ", ".join(sorted(parsed.signatures)) or "nobody"
+        return verified_payload(content, keys)
+    except UnsignedEnvelope as error:
         raise AttestationRefused(
-            f"{envelope} has no valid signature of a trusted key (signed by {signed_by})",
+            f"{envelope} {error}",
             fix="trust the key that signed it (attestation.trusted_keys), or run the gate again",
         ) from error
-    return parsed.payload, next(iter(accepted))
-
-
-def _refuse_other_bytes(document: Any, content: bytes) -> None:
-    if canonical_envelope(document) != content:
-        raise ValueError("not as a gate writes it")
-    for text in (document["payload"], *(item["sig"] for item in document["signatures"])):
-        if base64.b64encode(base64.b64decode(text, validate=True)).decode() != text:
-            raise ValueError("not canonical base64")
+    except DamagedEnvelope as error:
+        raise AttestationRefused(f"{envelope} {error}", fix="run the gate again") from error
 
 
 def _refuse_age(predicate: GatePredicate, policy: TrustPolicy, envelope: Path) -> None:

@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from evals.signing import KeyPair, generate_key, load_signer, make_statement, read_key, sign
+from evals.signing import make_statement, sign
 from serving.artifacts.manifest import file_manifest
+from serving.artifacts.signing_key import KeyPair, generate_key, load_signer, read_key
 from serving.contracts.attestation import (
     FILE,
     Artifact,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 
-from evals.signing import KeyPair
+from serving.artifacts.signing_key import KeyPair
 from serving.contracts.task_spec import ClassificationSpec, TaskSpec
 from serving.tasks.catalog import load_specs
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from evals.signing import generate_key
 from serving.artifacts.checkpoint import bundled_artifact
+from serving.artifacts.signing_key import generate_key
 from serving.artifacts.trust import vllm_version
 from serving.commands.child import Children
 from serving.commands.first_start import (

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.signing import KeyPair
 from serving.artifacts.checkpoint import Checkpoint
 from serving.artifacts.load_check import LoadCheck, ModelGrants, RunningEngine
+from serving.artifacts.signing_key import KeyPair
 from serving.contracts.answer import Prediction
 from serving.contracts.attestation import Verdict
 from serving.contracts.errors import AttestationRefused, InvalidKey, InvalidSettings

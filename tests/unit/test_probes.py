@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from evals.signing import KeyPair
 from serving.artifacts.checkpoint import Checkpoint
 from serving.artifacts.load_check import LoadCheck
 from serving.artifacts.probes import (
@@ -17,6 +16,7 @@ from serving.artifacts.probes import (
     probe_works,
     refuse_other_answers,
 )
+from serving.artifacts.signing_key import KeyPair
 from serving.contracts.attestation import Engine, TaskProbes
 from serving.contracts.engine import (
     EngineOutput,

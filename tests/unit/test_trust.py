@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evals.signing import KeyPair, generate_key, load_signer, read_key
 from serving.artifacts.digest_cache import DigestCache
 from serving.artifacts.manifest import file_manifest
+from serving.artifacts.signing_key import KeyPair, generate_key, load_signer, read_key
 from serving.artifacts.trust import (
     TrustPolicy,
     read_attestation,

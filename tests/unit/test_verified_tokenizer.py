@@ -8,10 +8,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from evals.signing import KeyPair
 from serving.artifacts import verified_tokenizer
 from serving.artifacts.checkpoint import Checkpoint
 from serving.artifacts.load_check import LoadCheck
+from serving.artifacts.signing_key import KeyPair
 from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.contracts.errors import AttestationRefused
 from serving.contracts.settings import AttestationSettings, CpuAccelerator, ModelSettings, Settings
