@@ -137,8 +137,10 @@ def hopeless(suite: Suite, candidate: Answered, rules: Rules) -> bool:
 
 def _judged(suite: Suite, metric: Metric, answered: Answered) -> _Judged:
     expected = [example.expected for example in suite.examples]
-    pairs = list(zip(answered.predictions, expected, strict=True))
-    right = np.array([is_right(suite.spec, prediction, want) for prediction, want in pairs])
+    pairs = zip(suite.examples, answered.predictions, strict=True)
+    right = np.array(
+        [is_right(suite.spec, found, example.expected, example.id) for example, found in pairs]
+    )
     return _Judged(answered, right, metric.rows(answered.predictions, expected))
 
 

@@ -85,6 +85,13 @@ LanguageCode = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[a-z]{2}$
 Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
+LossName = Literal["exact", "one_minus_f1", "chrf_below", "judged_worse"]
+"""The loss of an answer against the right one, in [0, 1]; serving.tasks.loss computes it.
+
+exact: 1 where the answers differ. one_minus_f1: 1 less the F1 of entities. chrf_below: 1 where the
+chrF++ of a translation is below `acceptable`. judged_worse: a judge's verdict, by evidence alone.
+"""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
@@ -119,6 +126,10 @@ class _Spec(_Frozen):
         It depends on every value, not on the YAML's white space, comments and key order.
         """
         spec = self.model_dump(mode="json")
+        # Specs had no loss before; a digest without it means the default, so that their
+        # attestations still cover them.
+        if spec.get("loss") == type(self).model_fields["loss"].default:
+            del spec["loss"]
         content = {"prompt_format": PROMPT_FORMATS[spec["kind"]], "spec": spec}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
@@ -156,6 +167,7 @@ class ClassificationSpec(_Spec):
     labels: tuple[Label, ...] = Field(min_length=2, max_length=MAX_LABELS)
     examples: tuple[LabelledExample, ...] = ()
     metric: Literal["accuracy", "macro_f1"] = "macro_f1"
+    loss: Literal["exact"] = "exact"
     max_output_tokens: Count = Field(default=32, le=4096)
 
     @model_validator(mode="after")
@@ -206,6 +218,9 @@ class ExtractionSpec(_Spec):
     max_entities: Count = Field(default=64, le=256)
     max_entity_chars: Count = Field(default=120, le=1000)
     metric: Literal["micro_f1"] = "micro_f1"
+    loss: Literal["exact", "one_minus_f1"] = Field(
+        default="exact", description="target_error bounds its mean"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -230,6 +245,7 @@ class TranslationSpec(_Spec):
     examples: tuple[dict[LanguageCode, Text], ...] = ()
     output_tokens_per_input_token: float = Field(default=2.0, gt=0.0, le=8.0, strict=True)
     metric: Literal["chrf", "bleu"] = "chrf"
+    loss: Literal["chrf_below"] = "chrf_below"
     acceptable: Share = Field(
         default=0.5, description="lowest chrF++ of a translation that counts as right, in [0, 1]"
     )

@@ -123,6 +123,21 @@ def test_a_list_at_fault_is_not_also_called_too_short() -> None:
     assert "at least 2" not in caught.value.message
 
 
+def test_only_a_loss_other_than_the_default_changes_a_digest() -> None:
+    entities = {
+        "name": "places", "kind": "extraction", "instruction": "Find places.",
+        "entity_types": [{"name": "place", "description": "places"}], "max_output_tokens": 64,
+        "floor": 0.1, "target_error": 0.1,
+    }  # fmt: skip
+    digests = {
+        loss: parse_task_spec({**entities, **loss_of}, "a").digest()
+        for loss, loss_of in {
+            "absent": {}, "exact": {"loss": "exact"}, "f1": {"loss": "one_minus_f1"},
+        }.items()
+    }  # fmt: skip
+    assert digests["absent"] == digests["exact"] != digests["f1"]
+
+
 def test_a_new_prompt_format_changes_the_digests_of_its_kind_alone(
     specs: dict[str, TaskSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
