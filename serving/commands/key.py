@@ -24,6 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--admin", action="store_true", help="may read every tenant's report and may not spend"
     )
     create.add_argument("--label", default="", metavar="TEXT", help="note about its use")
+    create.add_argument(
+        "--evidence-external",
+        choices=("on", "off"),
+        default=None,
+        help="off: its inputs never go to a provider for evidence",
+    )
     listing = actions.add_parser("list", help="show every key without its secret")
     revoke = actions.add_parser("revoke", help="revoke a key permanently")
     revoke.add_argument("id", metavar="ID", help="as `key list` shows it")
@@ -43,7 +49,8 @@ def _create(args: argparse.Namespace) -> int:
     from serving.ledger.access.keys import create_key
 
     with opened_ledger(args) as database:
-        issued = create_key(database, args.tenant, args.label)
+        flag = None if args.evidence_external is None else args.evidence_external == "on"
+        issued = create_key(database, args.tenant, args.label, evidence_external=flag)
     text = issued.text.get_secret_value()
     if args.json:
         whose = {"tenant": args.tenant, "admin": args.admin, "label": args.label}

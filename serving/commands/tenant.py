@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 HELP = "create and list tenants, and set their budgets and rate limits"
 
-_LIMITS = ("day_usd", "month_usd", "requests_per_minute", "max_concurrent_requests")
+_LIMITS = (
+    "day_usd",
+    "month_usd",
+    "requests_per_minute",
+    "max_concurrent_requests",
+    "evidence_external",
+    "evidence_providers",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +75,19 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
             "N",
             "requests in progress, over the whole stack",
         ),
+        (
+            "--evidence-external",
+            _switch,
+            "on|off",
+            "inputs may go to providers for evidence; `none` leaves it to evidence.external",
+        ),
+        (
+            "--evidence-providers",
+            _names,
+            "NAMES",
+            "providers that may get them, comma-separated, '' for none; `none` leaves it to "
+            "evidence.providers",
+        ),
     ):
         parser.add_argument(flag, type=kind, metavar=meta, default=argparse.SUPPRESS, help=text)
 
@@ -78,6 +98,16 @@ def _usd(text: str) -> Decimal | None:
 
 def _count(text: str) -> int | None:
     return None if text == "none" else whole_number(text)
+
+
+def _switch(text: str) -> bool | None:
+    if text not in ("on", "off", "none"):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of: on, off, none")
+    return None if text == "none" else text == "on"
+
+
+def _names(text: str) -> str | None:
+    return None if text == "none" else text
 
 
 def _print_all(tenants: "list[Tenant]", *, as_json: bool) -> None:

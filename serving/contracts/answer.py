@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.contracts.evidence import NO_GUARANTEE, Guarantee
+
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
@@ -91,7 +93,9 @@ class Answer(_Frozen):
         default=None, ge=0.0, le=1.0, description="probability of being right, where attested"
     )
     below_threshold: bool | None = Field(
-        default=None, description="outside the certified error bound; null where none is attested"
+        default=None,
+        description="not covered by a claim in force, or by the attested bound where that decides; "
+        "null where there is no bound",
     )
     valid: bool
     notes: tuple[str, ...]
@@ -101,3 +105,6 @@ class Answer(_Frozen):
     usage: Usage
     cost_usd: Decimal | None = Field(default=None, description="null where no price is configured")
     request_id: str
+    guarantee: Guarantee = Field(
+        default=NO_GUARANTEE, description="what is known of this local answer's error"
+    )

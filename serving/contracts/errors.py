@@ -44,6 +44,7 @@
     |- QuantizationFailed            the quantization ran and failed
     |- EvaluationFailed              a gate did not finish: it has no verdict
     |- TaskNotAttested               no attestation covers the task on the model
+    |- ClaimWithdrawn                a person withdrew the claim on a task, and no reference answers
     `- ConfigurationError            the process must not start
        |- InvalidSettings
        |- InvalidTaskSpec
@@ -395,6 +396,12 @@ class TaskNotAttested(NarrowgateError):
     """No attestation covers this task on the model that would answer it."""
 
     code = "task_not_attested"
+
+
+class ClaimWithdrawn(NarrowgateError):
+    """A person withdrew the claim on a task, and no reference may answer in its place."""
+
+    code = "claim_withdrawn"
 
 
 class ConfigurationError(NarrowgateError):

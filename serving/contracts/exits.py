@@ -5,9 +5,11 @@ from decimal import Decimal
 from typing import Literal, Protocol
 
 from serving.contracts.answer import Route, Usage
+from serving.contracts.evidence import Evidence
 from serving.contracts.routing import Reason
 
-Endpoint = Literal["task", "chat", "completions"]
+Endpoint = Literal["task", "chat", "completions", "audit"]
+"""audit: no client waits for it; evidence compares its answer with one that was served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class Exit:
     arrived. valid: the answer could be read in full. error: its code. replica_s: share of a local
     replica's time that the answer took, seconds; None where no local model answered. service_tier:
     of the answer, as the provider names it. guaranteed: a local answer is within its attested error
-    bound; None where no local model answered a task.
+    bound; None where no local model answered a task. evidence: what that bound rests on. claim: the
+    id of the claim under which it was served.
     """
 
     request_id: str
@@ -53,6 +56,8 @@ class Exit:
     replica_s: float | None = None
     service_tier: str | None = None
     guaranteed: bool | None = None
+    evidence: Evidence | None = None
+    claim: str | None = None
 
 
 class ExitObserver(Protocol):

@@ -27,6 +27,9 @@ class Tenant:
 
     day_usd, month_usd: of money paid to providers in a calendar day or month of `ledger.time_zone`.
     requests_per_minute, max_concurrent_requests: of HTTP requests, over all gateway replicas.
+    evidence_external: its inputs may go to providers for evidence; None leaves it to
+    `evidence.external`. evidence_providers: those that may receive them, comma-separated; None
+    leaves it to `evidence.providers`, empty allows none.
     """
 
     name: str
@@ -34,18 +37,22 @@ class Tenant:
     month_usd: Decimal | None = None
     requests_per_minute: int | None = None
     max_concurrent_requests: int | None = None
+    evidence_external: bool | None = None
+    evidence_providers: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """The sender of a request. key_id: of the API key, None where authentication is off.
 
-    admin: may read every tenant's report and may not spend.
+    admin: may read every tenant's report and may not spend. evidence_external: False keeps the
+    inputs of this key from providers that would get them for evidence.
     """
 
     tenant: str
     key_id: str | None = None
     admin: bool = False
+    evidence_external: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

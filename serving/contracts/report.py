@@ -103,6 +103,19 @@ class Share(_Frozen):
     share: float
 
 
+class EvidenceShare(_Frozen):
+    """Local answers by what their bound rests on: `traffic`, `suite` or `none`.
+
+    reference_usd: their cost at the reference model, where it counts as a saving. share: of that of
+    all local answers; None where that is 0.
+    """
+
+    name: str
+    count: int
+    reference_usd: Dollars
+    share: float | None
+
+
 class Latency(_Frozen):
     """Exact percentiles (nearest rank) of closed inputs by route. Microseconds."""
 
@@ -144,6 +157,8 @@ class Totals(_Frozen):
         description="answered inputs whose local answer lies below its threshold or has no "
         "attested error bound: they save nothing"
     )
+    audits: int = Field(description="calls for evidence that no client waited for; not in exits")
+    audits_usd: Dollars = Field(description="of what was paid, for audits")
 
 
 class Savings(_Frozen):
@@ -220,6 +235,7 @@ class Report(_Frozen):
     reasons: tuple[Share, ...]
     escalations: tuple[Share, ...]
     errors: tuple[Share, ...]
+    evidence: tuple[EvidenceShare, ...]
     latency: tuple[Latency, ...]
     reconciliation: Reconciliation | None
 

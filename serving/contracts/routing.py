@@ -12,6 +12,7 @@ from serving.contracts.answer import TaskRequest
 from serving.contracts.requests import ChatRequest
 
 RoutePreference = Literal["local_only", "auto", "frontier_only"]
+AuditPreference = Literal["auto", "never"]
 
 Tier = Literal["economy", "standard", "frontier"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
@@ -26,16 +27,27 @@ Reason = Literal[
     "overload",  # the local queue is full
     "local_failure",  # the local model failed or is not there
     "deadline_at_risk",  # the local model was too slow to leave time for a frontier model
+    "shadow",  # the claim is being earned: the reference answered
+    "withdrawn",  # the claim was withdrawn: the reference answered
+    "audit",  # no client asked: an answer is compared with the reference's
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """A client's options for routing and cost."""
+    """A client's options for routing, cost and evidence.
+
+    audit: `never` keeps the inputs from providers that would get them for evidence. deterministic:
+    two equal calls get equal answers, so no shortcut is taken whose state may change between them.
+    end_user: the client's id of the person that it serves, by which evidence is deleted.
+    """
 
     route: RoutePreference = "auto"
     max_cost_usd: Decimal | None = None
+    audit: AuditPreference = "auto"
+    deterministic: bool = False
+    end_user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

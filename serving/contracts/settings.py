@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.routing_settings import RoutingSettings
@@ -214,6 +215,7 @@ class Settings(_Frozen):
     routing: RoutingSettings = RoutingSettings()
     ledger: LedgerSettings = LedgerSettings()
     auth: AuthSettings = AuthSettings()
+    evidence: EvidenceSettings = EvidenceSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -223,7 +225,21 @@ class Settings(_Frozen):
         for task, model in self.task_models.items():
             if model not in ids:
                 raise ValueError(f"task_models.{task}: {model!r} is not one of the models {ids}")
+        self._check_evidence(ids)
         return self
+
+    def _check_evidence(self, ids: list[str]) -> None:
+        """Raise ValueError where evidence names a model or provider that is not configured."""
+        evidence = self.evidence
+        if evidence.baseline is not None and evidence.baseline not in ids:
+            raise ValueError(
+                f"evidence.baseline: {evidence.baseline!r} is not one of the models {ids}"
+            )
+        providers = sorted(self.frontier.providers)
+        reference = [evidence.reference.split("/")[0]] if evidence.reference else []
+        for provider in (*(evidence.providers or ()), *reference):
+            if provider not in providers:
+                raise ValueError(f"evidence: provider {provider!r} is not one of {providers}")
 
     def model_for(self, task: str) -> str:
         """Return the id of the model that answers a task."""

@@ -56,7 +56,7 @@ def beat(connection: Connection, own: Instance, *, others_had_time: bool) -> int
     others_had_time: the database has been reachable for long enough that every running process has
     sent a heartbeat. Returns the number of ended instances.
     """
-    now = _now(connection)
+    now = database_now(connection)
     _record_sign_of_life(connection, own, now)
     ended = [row for row in _others(connection, own) if _has_ended(row, own, now, others_had_time)]
     for row in ended:
@@ -82,7 +82,9 @@ def end(connection: Connection, instance: str, now: datetime | None = None) -> N
         .values(state="unknown", outcome=GATEWAY_LOST)
     )
     connection.execute(
-        update(instances).where(instances.c.id == instance).values(ended_at=now or _now(connection))
+        update(instances)
+        .where(instances.c.id == instance)
+        .values(ended_at=now or database_now(connection))
     )
 
 
@@ -124,7 +126,7 @@ def _runs(pid: int, started_at: datetime) -> bool:
         return False
 
 
-def _now(connection: Connection) -> datetime:
+def database_now(connection: Connection) -> datetime:
     """Return the time by the clock that all processes share."""
     if connection.dialect.name == "sqlite":
         return datetime.now(UTC)

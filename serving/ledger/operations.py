@@ -59,7 +59,8 @@ _OWN_CALL_FIELDS = (
 )  # fmt: skip
 _OWN_EXIT_FIELDS = (
     "id", "request_id", "input_index", "tenant", "key_id", "endpoint", "task", "route", "reason",
-    "outcome", "valid", "guaranteed", "escalated", "cached", "opened_at", "instance",
+    "outcome", "valid", "guaranteed", "evidence", "claim", "escalated", "cached",
+    "opened_at", "instance",
 )  # fmt: skip
 
 Operation = Open | Close | RecordExit

@@ -23,7 +23,7 @@ _MAX_TOKENS = 10**9
 
 _MAX_SECONDS = 10.0**9
 
-_NOT_LOCAL = frozenset({None, "narrow", "requested", "out_of_scope"})
+_NOT_LOCAL = frozenset({None, "narrow", "requested", "out_of_scope", "shadow", "audit"})
 """Reasons of inputs that a local model answered, or that were not meant for a local model."""
 
 
@@ -133,6 +133,8 @@ def closed_exit(
         "outcome": exit_.error or "answered",
         "valid": exit_.valid,
         "guaranteed": exit_.guaranteed,
+        "evidence": exit_.evidence,
+        "claim": exit_.claim,
         "escalated": is_escalated(exit_, paid=paid),
         "cached": exit_.route == "cache",
         **_tokens(exit_.usage),

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    UniqueConstraint,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -83,7 +85,8 @@ def _usage_columns() -> list[Column[Any]]:
 
 
 # One input. state: open, closed, or unknown (its gateway was lost). outcome: `answered` or an error
-# code. guaranteed: a local answer lies within its attested error bound. usage and service_tier: of
+# code. guaranteed: a local answer lies within its attested error bound. evidence, claim: what the
+# bound rests on: `traffic`, `suite` or `none`; the claim's id. usage and service_tier: of
 # the answer only. cost_usd: of all its calls whose cost is known; held_usd: the worst case of the
 # others. reference_usd: cost of the same tokens at reference_model. opened_at: arrival of the
 # request. elapsed_us: from there to the exit, the queue included.
@@ -104,6 +107,8 @@ exits = Table(
     Column("outcome", Text),
     Column("valid", Boolean),
     Column("guaranteed", Boolean),
+    Column("evidence", Text),
+    Column("claim", Text),
     Column("escalated", Boolean, nullable=False),
     Column("cached", Boolean, nullable=False),
     *_usage_columns(),
@@ -207,6 +212,8 @@ tenants = Table(
     Column("requests_per_minute", Integer),
     Column("max_concurrent_requests", Integer),
     Column("created_at", UtcTime, nullable=False),
+    Column("evidence_external", Boolean),
+    Column("evidence_providers", Text),
 )
 
 # secret_sha256: hex. The secret has 256 random bits, so a slow hash would add nothing.
@@ -220,4 +227,122 @@ api_keys = Table(
     Column("secret_sha256", Text, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("revoked_at", UtcTime),
+    Column("evidence_external", Boolean),
+)
+
+# One row. Each transaction that appends evidence takes its numbers here and holds the row until it
+# commits: the order of sequences is the order of commits, without a gap that is filled later.
+evidence_sequence = Table(
+    "evidence_sequence",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("value", BigInteger, nullable=False),
+)
+
+# One row: which replica folds audits into states, and until when.
+evidence_lease = Table(
+    "evidence_lease",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("holder", Text, nullable=False),
+    Column("until", UtcTime, nullable=False),
+)
+
+# The part of a claim that never changes. versions, shortcuts: JSON.
+evidence_claims = Table(
+    "evidence_claims",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenants", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("versions", Text, nullable=False),
+    Column("shortcuts", Text, nullable=False),
+    Column("pooled", Boolean, nullable=False),
+    Column("shortcut", Text, nullable=False),
+    Column("loss", Text, nullable=False),
+    Column("target_error", Double, nullable=False),
+    Column("reference", Text, nullable=False),
+    Column("has_suite", Boolean, nullable=False),
+    Column("opened_at", UtcTime, nullable=False),
+)
+
+# A claim's state as of a sequence, for replicas that do not fold. document: JSON. Derived: it can
+# be computed again from audits and events.
+evidence_states = Table(
+    "evidence_states",
+    metadata,
+    Column("claim", Text, primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+)
+
+
+def _evidence_columns() -> list[Column[Any]]:
+    return [
+        Column("claim", Text, nullable=False),
+        Column("input", Text, nullable=False),
+        Column("group_id", Text, nullable=False),
+        Column("text_digest", Text, nullable=False),
+        Column("origin", Text, nullable=False),
+        Column("coin", Double),
+        Column("tenant", Text, nullable=False),
+        Column("request_id", Text, nullable=False),
+        Column("end_user", Text),
+        Column("accepted", BigInteger, nullable=False),
+        Column("hypothesis", BigInteger, nullable=False),
+        Column("drawn_at", UtcTime, nullable=False),
+    ]
+
+
+# Inputs that are to be audited, written when they are drawn: an audit that a crash ends is missed.
+evidence_draws = Table(
+    "evidence_draws",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *_evidence_columns(),
+    Index("evidence_draws_by_time", "drawn_at"),
+)
+
+# Verdicts, only appended; the first by (claim, input) counts. candidates: JSON.
+evidence_audits = Table(
+    "evidence_audits",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    *_evidence_columns(),
+    Column("verdict", Text, nullable=False),
+    Column("loss", Double),
+    Column("reference", Text, nullable=False),
+    Column("candidates", Text, nullable=False),
+    Column("served", Text),
+    Column("label", Text),
+    Column("cost_usd", Usd),
+    Column("judged_at", UtcTime, nullable=False),
+    UniqueConstraint("claim", "input", name="evidence_audits_once"),
+    Index("evidence_audits_by_request", "request_id"),
+)
+
+# Changes of a claim's state and people's acts, only appended. action: JSON.
+evidence_events = Table(
+    "evidence_events",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("claim", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("after", BigInteger, nullable=False),
+    Column("action", Text),
+    Index("evidence_events_by_claim", "claim"),
+)
+
+# Who labelled, withdrew, exported, read or deleted. Only appended.
+evidence_acts = Table(
+    "evidence_acts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("actor", Text, nullable=False),
+    Column("act", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("at", UtcTime, nullable=False),
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from serving.contracts.answer import Prediction
 from serving.contracts.attestation import TaskResult
 from serving.contracts.errors import TaskNotAttested, Unavailable
+from serving.contracts.evidence import Guarantee
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,22 @@ class Grant:
         if self.result is None or self.result.calibration is None:
             return None
         return self.result.calibration.calibrated(prediction.confidence)
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """Return what the gate certified of answers within the threshold; None where nothing."""
+        certificate = self.result.certificate if self.result is not None else None
+        if self.result is None or certificate is None or certificate.threshold is None:
+            return None
+        observed = certificate.errors / certificate.accepted if certificate.accepted else 0.0
+        return Guarantee(
+            evidence="suite",
+            target_error=certificate.target_error,
+            observed_error=observed,
+            interval=(0.0, certificate.bound),
+            audits=certificate.accepted,
+            reference=f"suite/{self.result.suite.name}",
+        )
 
     def below_threshold(self, prediction: Prediction) -> bool | None:
         """Return whether an answer falls outside the certified error bound.

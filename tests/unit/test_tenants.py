@@ -204,7 +204,8 @@ def test_the_tenant_command(program: Program) -> None:
     made = program.document("tenant", "create", "acme", "--day-usd", "5.25")
     assert made == {
         "name": "acme", "day_usd": "5.25", "month_usd": None, "requests_per_minute": None,
-        "max_concurrent_requests": None,
+        "max_concurrent_requests": None, "evidence_external": None,
+        "evidence_providers": None,
     }  # fmt: skip
     words = ("--day-usd", "none", "--requests-per-minute", "60", "--max-concurrent-requests", "2")
     changed = program.document("tenant", "set", "acme", *words)

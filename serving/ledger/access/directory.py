@@ -78,7 +78,7 @@ class Directory:
                 "the API key is unknown or revoked",
                 fix="send Authorization: Bearer KEY; narrowgate key create makes one",
             )
-        return Caller(key.tenant or _NO_TENANT, key.id, key.admin)
+        return Caller(key.tenant or _NO_TENANT, key.id, key.admin, key.evidence_external)
 
     def tenant(self, name: str) -> Tenant:
         """Return a tenant with its limits. Raises NotFound or LedgerUnavailable."""

@@ -26,12 +26,13 @@ _NO_DIGEST = "0" * 64
 
 @dataclass(frozen=True, slots=True)
 class LiveKey:
-    """A key that is not revoked. tenant: None for an admin key."""
+    """A key that is not revoked. tenant: None for an admin key. evidence_external: as Caller's."""
 
     id: str
     tenant: str | None
     admin: bool
     secret_sha256: str = field(repr=False)
+    evidence_external: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,16 @@ def matching(
     return key if is_same(_digest(secret), expected) else None
 
 
-def create_key(database: Database, tenant: str | None, label: str = "") -> IssuedKey:
+def create_key(
+    database: Database,
+    tenant: str | None,
+    label: str = "",
+    *,
+    evidence_external: bool | None = None,
+) -> IssuedKey:
     """Create a key and store it; blocking. tenant: None creates an admin key.
 
+    evidence_external: False keeps the inputs of its requests from providers' audits for good.
     Raises NotFound for an unknown tenant, InvalidRequest for a label that is too long or cannot be
     printed.
     """
@@ -91,6 +99,7 @@ def create_key(database: Database, tenant: str | None, label: str = "") -> Issue
         "label": label,
         "secret_sha256": _digest(secret),
         "created_at": datetime.now(UTC),
+        "evidence_external": evidence_external,
     }
     with database.begin() as connection:
         if tenant is not None:
@@ -133,7 +142,13 @@ def list_keys(database: Database) -> list[KeyRecord]:
 
 def live_keys(connection: Connection) -> dict[str, LiveKey]:
     """Return the keys that are not revoked, by id."""
-    columns = (api_keys.c.id, api_keys.c.tenant, api_keys.c.admin, api_keys.c.secret_sha256)
+    columns = (
+        api_keys.c.id,
+        api_keys.c.tenant,
+        api_keys.c.admin,
+        api_keys.c.secret_sha256,
+        api_keys.c.evidence_external,
+    )
     rows = connection.execute(select(*columns).where(api_keys.c.revoked_at.is_(None)))
     return {row.id: LiveKey(*row) for row in rows}
 

@@ -14,6 +14,7 @@ from serving.ledger.database import Database
 from serving.ledger.schema import PICODOLLARS, tenants
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_PROVIDER = re.compile(r"[a-z][a-z0-9-]{0,63}")
 # Far below the largest values of the columns: $9.2 million, and 2^31 requests.
 _LARGEST_USD = Decimal(1_000_000)
 _LARGEST_COUNT = 1_000_000
@@ -23,6 +24,8 @@ _COLUMNS = (
     tenants.c.month_usd,
     tenants.c.requests_per_minute,
     tenants.c.max_concurrent_requests,
+    tenants.c.evidence_external,
+    tenants.c.evidence_providers,
 )
 
 
@@ -50,7 +53,7 @@ def create_tenant(database: Database, tenant: Tenant) -> None:
 
 
 def update_tenant(
-    database: Database, name: str, changes: Mapping[str, Decimal | int | None]
+    database: Database, name: str, changes: Mapping[str, Decimal | int | bool | str | None]
 ) -> Tenant:
     """Change some of a tenant's limits and return it; blocking.
 
@@ -88,7 +91,7 @@ def require_tenant(connection: Connection, name: str) -> Tenant:
     return Tenant(*row)
 
 
-def _limits(tenant: Tenant) -> dict[str, Decimal | int | None]:
+def _limits(tenant: Tenant) -> dict[str, Decimal | int | bool | str | None]:
     """Return the columns of a tenant's limits. Raises InvalidRequest for an invalid limit."""
     for field in ("day_usd", "month_usd"):
         amount: Decimal | None = getattr(tenant, field)
@@ -103,6 +106,13 @@ def _limits(tenant: Tenant) -> dict[str, Decimal | int | None]:
                 f"{field} is {count}",
                 field=field,
                 fix=f"use 1 to {_LARGEST_COUNT}; to shut a tenant out, revoke its keys",
+            )
+    for provider in (tenant.evidence_providers or "").split(","):
+        if provider and not _PROVIDER.fullmatch(provider):
+            raise InvalidRequest(
+                f"evidence_providers names {provider!r}, which is no provider's name",
+                field="evidence_providers",
+                fix="give names of frontier.providers, separated by commas and without spaces",
             )
     return {column.name: getattr(tenant, column.name) for column in _COLUMNS[1:]}
 

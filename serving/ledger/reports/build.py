@@ -99,11 +99,14 @@ def _breakdowns(found: _DatabaseSums) -> dict[str, Any]:
         "reasons": _shares(found.exits, lambda group: group.reason, found.exits),
         "escalations": _shares(escalated, lambda group: group.reason, found.exits),
         "errors": _shares(failed, lambda group: group.outcome, found.exits),
+        "evidence": _evidence(found.exits),
     }
 
 
 def _totals(found: _DatabaseSums) -> document.Totals:
-    statuses = _count(found.exits, lambda group: group.status)
+    requested = [group for group in found.exits if group.endpoint != "audit"]
+    statuses = _count(requested, lambda group: group.status)
+    audit_calls = [call for call in found.calls if call.endpoint == "audit"]
     states = _count(found.calls, lambda call: call.state)
     ended = [call for call in found.calls if call.state != "open"]
     wasted = _paid(call for call in ended if _wasted(call))
@@ -127,9 +130,27 @@ def _totals(found: _DatabaseSums) -> document.Totals:
         frontier_usd=_cost(call for call in found.calls if call.kind == "frontier"),
         local_usd=_cost(call for call in found.calls if call.kind == "local"),
         replica_us=sum(call.replica_us for call in found.calls),
-        without_reference=sum(group.unpriced for group in _answered(found.exits)),
-        unguaranteed=sum(group.unguaranteed for group in _answered(found.exits)),
+        without_reference=sum(group.unpriced for group in _answered(requested)),
+        unguaranteed=sum(group.unguaranteed for group in _answered(requested)),
+        audits=sum(group.count for group in found.exits) - statuses.total(),
+        audits_usd=_paid(audit_calls),
     )
+
+
+def _evidence(exits: Sequence[ExitGroup]) -> tuple[document.EvidenceShare, ...]:
+    """Return on what the local answers rest that count as a saving, dearest first."""
+    local = [g for g in _answered(exits) if g.route == "local" and g.endpoint != "audit"]
+    whole = sum((group.reference_usd for group in local), Decimal(0))
+    found = []
+    for name, groups in _grouped(local, lambda group: group.evidence or "suite").items():
+        usd = sum((group.reference_usd for group in groups), Decimal(0))
+        count = sum(group.count for group in groups)
+        found.append(
+            document.EvidenceShare(
+                name=name, count=count, reference_usd=usd, share=_ratio(usd, whole)
+            )
+        )
+    return tuple(sorted(found, key=lambda item: (-item.reference_usd, item.name)))
 
 
 def _savings(found: _DatabaseSums) -> document.Savings:

@@ -65,6 +65,7 @@ class ExitGroup:
     reason: str | None
     outcome: str | None
     reference_model: str | None
+    evidence: str | None
     escalated: bool
     cached: bool
     status: InputStatus
@@ -136,7 +137,10 @@ _STATUS = case(
 
 
 # A local or cached answer outside an attested error bound is no substitute for the reference model.
-_SAVES = or_(exits.c.route == "frontier", exits.c.guaranteed.is_(True))
+# No client got an audit's answer.
+_SAVES = and_(
+    exits.c.endpoint != "audit", or_(exits.c.route == "frontier", exits.c.guaranteed.is_(True))
+)
 _REFERENCE_USD = case((_SAVES, exits.c.reference_usd))
 
 
@@ -144,7 +148,8 @@ def exit_groups(connection: Connection, scope: Scope) -> list[ExitGroup]:
     """Return the inputs, grouped by equal keys."""
     keys = [
         exits.c.tenant, exits.c.endpoint, exits.c.task, exits.c.route, exits.c.reason,
-        exits.c.outcome, exits.c.reference_model, exits.c.escalated, exits.c.cached, _STATUS,
+        exits.c.outcome, exits.c.reference_model, exits.c.evidence, exits.c.escalated,
+        exits.c.cached, _STATUS,
     ]  # fmt: skip
     saving = func.count(case((_SAVES, exits.c.id)))
     unpriced = saving - func.count(_REFERENCE_USD)

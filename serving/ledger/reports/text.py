@@ -47,6 +47,7 @@ def _headline(report: Report) -> Iterator[str]:
     yield f"wasted  {wasted} on calls without an answer for a client"
     against = ", ".join(map(formats.visible, savings.reference_models)) or formats.NONE
     yield f"saved   {_saved(savings)} against {against}"
+    yield from _evidence(report)
     if idle is not None:
         idle_usd = formats.dollars(idle.idle_usd)
         yield f"        {_saved(idle)} after {idle_usd} of idle local replicas"
@@ -60,6 +61,16 @@ def _headline(report: Report) -> Iterator[str]:
         yield f"        {totals.without_reference:,} answered without a reference price"
     if totals.unguaranteed:
         yield f"        {totals.unguaranteed:,} answered outside a guarantee, which saves nothing"
+
+
+def _evidence(report: Report) -> Iterator[str]:
+    names = {"traffic": "live evidence", "suite": "suite evidence", "none": "no evidence"}
+    shown = [f"{formats.share(item.share)} on {names[item.name]}" for item in report.evidence]
+    if shown:
+        yield f"        local answers' part of it: {', '.join(shown)}"
+    if report.totals.audits:
+        paid = formats.dollars(report.totals.audits_usd)
+        yield f"        net of {report.totals.audits:,} audits, {paid}"
 
 
 def _saved(found: Savings | Idle) -> str:

@@ -1,0 +1,93 @@
+"""Writes claims, draws and verdicts behind the requests, in order; a request never waits for it."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from serving.contracts.errors import LedgerUnavailable
+from serving.contracts.evidence import Audit
+from serving.evidence.store import Definition, EvidenceStore
+
+logger = logging.getLogger(__name__)
+
+_MOST_PENDING = 10_000
+_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """An input that is to be audited."""
+
+    audit: Audit
+
+
+_Pending = Definition | _Drawn | Audit
+
+
+class EvidenceAppender:
+    """A queue in memory and one task that writes it. appended: called after rows were written.
+
+    A crash loses what is pending, at most some tenths of a second. While the database is
+    unreachable rows wait; beyond 10,000, the oldest are dropped and counted in `lost`.
+    """
+
+    def __init__(self, store: EvidenceStore, appended: Callable[[], None]) -> None:
+        self._store = store
+        self._appended = appended
+        self._pending: deque[_Pending] = deque()
+        self._woken = asyncio.Event()
+        self.lost = 0
+
+    def open(self, definition: Definition) -> None:
+        """Note a claim."""
+        self._add(definition)
+
+    def draw(self, audit: Audit) -> None:
+        """Note that an input is to be audited."""
+        self._add(_Drawn(audit))
+
+    def append(self, audit: Audit) -> None:
+        """Note a verdict."""
+        self._add(audit)
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            while self._pending and await self.flush():
+                pass
+            if self._pending:
+                await asyncio.sleep(_RETRY_S)
+                self._woken.set()
+
+    async def flush(self) -> bool:
+        """Write what is pending now; return whether the database took it."""
+        batch = [self._pending.popleft() for _ in range(len(self._pending))]
+        if not batch:
+            return True
+        try:
+            await asyncio.to_thread(self._write, batch)
+        except (LedgerUnavailable, SQLAlchemyError) as error:
+            logger.warning("evidence.pending rows=%d error=%s", len(batch), type(error).__name__)
+            self._pending.extendleft(reversed(batch))
+            return False
+        self._appended()
+        return True
+
+    def _add(self, row: _Pending) -> None:
+        if len(self._pending) >= _MOST_PENDING:
+            self._pending.popleft()
+            self.lost += 1
+        self._pending.append(row)
+        self._woken.set()
+
+    def _write(self, batch: list[_Pending]) -> None:
+        # In this order: a claim before its rows, a draw before the verdict that removes it.
+        self._store.register([row for row in batch if isinstance(row, Definition)])
+        self._store.draw([row.audit for row in batch if isinstance(row, _Drawn)])
+        self._store.append([row for row in batch if isinstance(row, Audit)])

@@ -1,0 +1,291 @@
+"""Folds a claim's audits and events, in the order of the database, into its state. Pure.
+
+Equal rows give an equal state and equal transitions, in every replica and after every restart.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+
+from serving.contracts.evidence import (
+    FOLD,
+    Action,
+    Audit,
+    Claim,
+    ClaimEvent,
+    ClaimState,
+    EventKind,
+)
+from serving.contracts.evidence_settings import EvidenceSettings
+from serving.evidence.candidates import MODEL
+from serving.evidence.statistics.earning import Earning, EarningRules, Example, Outcome, Reopened
+from serving.evidence.statistics.intervals import mean_sequence
+from serving.evidence.statistics.placement import FIT_SIZES, Opening, place_thresholds
+from serving.evidence.statistics.watching import Watch
+from serving.evidence.store import Definition
+
+IRREPRODUCIBLE = "the recorded transitions do not follow from the recorded audits"
+
+
+@dataclass(slots=True)
+class _Held:
+    """What was seen under the hypothesis that is claimed. losses: their sum over its audits."""
+
+    hypothesis: int
+    watch: Watch
+    losses: float = 0.0
+    accepted: int = 0
+    dropped_since: datetime | None = None
+
+
+class ClaimFold:
+    """The state of one claim. transitions: derived so far, in order."""
+
+    def __init__(self, definition: Definition, settings: EvidenceSettings) -> None:
+        self._settings = settings
+        self._earning = Earning(_rules(definition.target_error, settings))
+        self._held: _Held | None = None
+        self._own: list[Outcome] = []
+        self._fits = iter(FIT_SIZES)
+        self._next_fit: int | None = next(self._fits)
+        self._recorded: list[ClaimEvent] = []
+        self._is_edited = False
+        self.transitions: list[ClaimEvent] = []
+        begun = ClaimState.PROVISIONAL if definition.has_suite else ClaimState.SHADOW
+        self._claim = Claim(
+            definition.id, definition.scope, definition.shortcut, definition.loss,  # type: ignore[arg-type]
+            definition.target_error, definition.reference, begun, definition.opened_at,
+        )  # fmt: skip
+
+    @property
+    def claim(self) -> Claim:
+        """Return the claim with what its evidence says now."""
+        held, earning = self._held, self._earning
+        claim = replace(self._claim, hypotheses=earning.tested, episode=earning.suspensions + 1)
+        if held is None:
+            return replace(claim, audits=earning.counted)
+        audits = held.watch.audits
+        observed = mean_sequence(held.losses, audits)
+        return replace(
+            claim,
+            observed_error=observed.mean if audits else None,
+            interval=(observed.low, observed.high),
+            audits=held.watch.audits,
+            accepted=held.accepted,
+            missing=held.watch.missing / max(1, held.watch.audits),
+        )
+
+    @property
+    def is_reproduced(self) -> bool:
+        """Return whether every recorded transition is the one that the rows lead to.
+
+        Where rows were deleted for a person, the recorded transitions are taken as they are.
+        """
+        if self._is_edited:
+            return True
+        derived = [(e.kind, e.after) for e in self.transitions[: len(self._recorded)]]
+        return derived == [(e.kind, e.after) for e in self._recorded]
+
+    @property
+    def unrecorded(self) -> list[ClaimEvent]:
+        """Return transitions that no event records yet."""
+        if self._is_edited:
+            last = self._recorded[-1].after if self._recorded else 0
+            return [event for event in self.transitions if event.after > last]
+        return self.transitions[len(self._recorded) :]
+
+    def is_unwatched(self, since: datetime) -> bool:
+        """Return whether audits of a held claim were due and none has ended since a moment."""
+        dropped = None if self._held is None else self._held.dropped_since
+        return dropped is not None and dropped < since
+
+    def due_tests(self) -> list[Action]:
+        """Return hypotheses of the attested model that are worth opening now, and plan the next.
+
+        Its thresholds are placed by the examples of this episode so far; only later ones count for
+        them. Not a part of the state: whoever folds records the tests as events.
+        """
+        if self._next_fit is None or len(self._own) < self._next_fit:
+            return []
+        self._next_fit = next(self._fits, None)
+        if self._earning.hypotheses and self._claim.state is not ClaimState.HELD:
+            on_course = any(
+                h.is_on_course(self._settings.shadow_max_labels) for h in self._earning.hypotheses
+            )
+            if on_course:
+                return []
+        confidence = np.array([found.confidence for found in self._own])
+        loss = np.array([found.loss for found in self._own])
+        openings = place_thresholds(
+            MODEL, confidence, loss, self._claim.target_error, first=self._earning.tested + 1
+        )
+        return [_test_of(opening) for opening in openings]
+
+    def extend(self, rows: Iterable[Audit | ClaimEvent]) -> "ClaimFold":
+        """Fold rows in their order and return the fold."""
+        for row in rows:
+            self.add(row)
+        return self
+
+    def add(self, row: Audit | ClaimEvent) -> None:
+        """Fold one row."""
+        if isinstance(row, ClaimEvent):
+            self._event(row)
+        elif self._claim.state is not ClaimState.WITHDRAWN:
+            self._audit(row)
+        self._claim = replace(self._claim, sequence=row.sequence)
+
+    def _event(self, event: ClaimEvent) -> None:
+        if event.actor == FOLD:
+            # The rows before it have led to the same transition already.
+            self._recorded.append(event)
+        elif event.kind == "tested":
+            self._test(event)
+        elif event.kind == "deleted":
+            self._is_edited = True
+        elif event.kind == "suspended" and self._held is not None:
+            self._suspend(event.reason, event.at)
+        elif event.kind == "withdrawn":
+            self._held = None
+            self._claim = replace(
+                self._claim, state=ClaimState.WITHDRAWN, since=event.at, reason=event.reason,
+                action=None,
+            )  # fmt: skip
+
+    def _test(self, event: ClaimEvent) -> None:
+        action = event.action
+        assert action is not None
+        if action.candidate == MODEL:
+            # After a restart, tests that were opened then are not due again.
+            while self._next_fit is not None and self._next_fit <= len(self._own):
+                self._next_fit = next(self._fits, None)
+        expected = action.parameters
+        self._earning.add(
+            Opening(
+                action.candidate, action.threshold, expected["expected_error"],
+                expected["expected_coverage"],
+            )
+        )  # fmt: skip
+
+    def _audit(self, audit: Audit) -> None:
+        if audit.verdict == "dropped":
+            self._drop(audit)
+            return
+        if self._held is not None:
+            self._watch(audit, self._held)
+        self._own.extend(_own_outcome(audit))
+        earned = self._earning.add(_example(audit))
+        if earned is not None:
+            self._hold(audit)
+        elif self._earning.is_not_earnable and self._claim.state not in (
+            ClaimState.NOT_EARNABLE, ClaimState.HELD,
+        ):  # fmt: skip
+            self._change(ClaimState.NOT_EARNABLE, "not_earnable", _NOT_EARNABLE, audit)
+
+    def _drop(self, audit: Audit) -> None:
+        self._count_accepted(audit)
+        held = self._held
+        if held is not None and audit.hypothesis == held.hypothesis and held.dropped_since is None:
+            held.dropped_since = audit.drawn_at
+
+    def _count_accepted(self, audit: Audit) -> None:
+        if self._held is not None and audit.hypothesis == self._held.hypothesis:
+            self._held.accepted += audit.accepted
+
+    def _watch(self, audit: Audit, held: _Held) -> None:
+        self._count_accepted(audit)
+        # An answer that another hypothesis accepted says nothing about this one.
+        if audit.origin != "accepted" or audit.hypothesis != held.hypothesis:
+            return
+        held.dropped_since = None
+        loss = None if audit.verdict == "missing" else audit.loss
+        held.watch.add(loss)
+        held.losses += 1.0 if loss is None else loss
+        if held.watch.reason is not None:
+            self._suspend(held.watch.reason, audit.judged_at)
+            self._transition("suspended", held.watch.reason, audit)
+
+    def _hold(self, audit: Audit) -> None:
+        earned = self._earning.earned
+        assert earned is not None
+        settings, claim = self._settings, self._claim
+        self._held = _Held(
+            earned.number,
+            Watch(claim.target_error, settings.alarm, settings.max_missing),
+        )
+        action = Action(earned.opening.candidate, earned.opening.threshold, {}, earned.number)
+        self._claim = replace(claim, action=action, span_h=earned.span_h, earned_at=audit.judged_at)
+        reason = f"hypothesis {earned.number} after {earned.seen} examples"
+        self._change(ClaimState.HELD, "earned", reason, audit, action)
+
+    def _suspend(self, reason: str, at: datetime) -> None:
+        self._held = None
+        self._earning.add(Reopened(reason))
+        self._own.clear()
+        self._fits = iter(FIT_SIZES)
+        self._next_fit = next(self._fits)
+        self._claim = replace(
+            self._claim, state=ClaimState.SUSPENDED, since=at, reason=reason, action=None,
+        )  # fmt: skip
+
+    def _change(
+        self,
+        state: ClaimState,
+        kind: EventKind,
+        reason: str,
+        audit: Audit,
+        action: Action | None = None,
+    ) -> None:
+        self._claim = replace(self._claim, state=state, since=audit.judged_at, reason=reason)
+        self._transition(kind, reason, audit, action)
+
+    def _transition(
+        self, kind: EventKind, reason: str, audit: Audit, action: Action | None = None
+    ) -> None:
+        event = ClaimEvent(
+            self._claim.id, kind, reason, FOLD, audit.judged_at, audit.sequence, action
+        )
+        self.transitions.append(event)
+
+
+_NOT_EARNABLE = "no candidate is on course after evidence.shadow_max_labels labels"
+
+
+def _rules(target_error: float, settings: EvidenceSettings) -> EarningRules:
+    return EarningRules(
+        target=target_error,
+        group_window_s=settings.group_window_s,
+        min_groups=settings.min_groups,
+        min_span_h=settings.min_span_h,
+        max_span_h=settings.max_span_h,
+        max_missing=settings.max_missing,
+        stop_after=settings.shadow_max_labels,
+    )
+
+
+def _own_outcome(audit: Audit) -> list[Outcome]:
+    if audit.coin is None or audit.verdict == "missing":
+        return []
+    return [Outcome(c.confidence, c.loss) for c in audit.candidates if c.name == MODEL]
+
+
+def _test_of(opening: Opening) -> Action:
+    expected = {
+        "expected_error": opening.expected_error,
+        "expected_coverage": opening.expected_coverage,
+    }
+    return Action(opening.candidate, opening.threshold, expected)
+
+
+def _example(audit: Audit) -> Example:
+    return Example(
+        audit.input,
+        audit.group,
+        audit.text,
+        audit.drawn_at.timestamp(),
+        audit.coin,
+        {found.name: Outcome(found.confidence, found.loss) for found in audit.candidates},
+        missing=audit.verdict == "missing",
+    )

@@ -1,0 +1,191 @@
+"""Keeps claims up to date: one replica folds audits into states, every replica reads them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+from uuid import uuid4
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from serving.contracts.errors import LedgerUnavailable
+from serving.contracts.evidence import Claim, ClaimEvent, ClaimState
+from serving.contracts.evidence_settings import EvidenceSettings
+from serving.evidence.fold import IRREPRODUCIBLE, ClaimFold
+from serving.evidence.snapshot import ClaimSnapshot
+from serving.evidence.store import EvidenceStore
+
+logger = logging.getLogger(__name__)
+
+_MISSED_FACTOR = 4
+"""A draw without a verdict after so many deadlines of an audit was lost with its process."""
+
+
+class EvidenceEvents(Protocol):
+    """Counts events of evidence; the gateway's metrics implement it."""
+
+    def claims_changed(self, claims: Sequence[Claim]) -> None:
+        """The states of all claims were read or folded."""
+        ...
+
+    def claim_transition(self, claim: Claim, kind: str) -> None:
+        """A claim was earned, suspended, found not earnable, or withdrawn."""
+        ...
+
+
+class EvidenceKeeper:
+    """Folds while it holds the lease, and refreshes the snapshot. One for a process.
+
+    clock: monotonic seconds. now: the time with its zone.
+    """
+
+    def __init__(
+        self,
+        store: EvidenceStore,
+        settings: EvidenceSettings,
+        snapshot: ClaimSnapshot,
+        events: EvidenceEvents,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._snapshot = snapshot
+        self._events = events
+        self._clock = clock
+        self._now = now
+        self._holder = uuid4().hex
+        self._folds: dict[str, ClaimFold] | None = None
+        self._cursor = 0
+        self._woken = asyncio.Event()
+        self._is_stale = False
+
+    def wake(self) -> None:
+        """Make the next round begin at once: this replica has appended rows."""
+        self._woken.set()
+
+    async def watch(self) -> None:
+        """Fold and refresh every refresh_s until cancelled; an unreachable database is logged."""
+        while True:
+            await self.round()
+            try:
+                await asyncio.wait_for(self._woken.wait(), self._settings.refresh_s)
+            except TimeoutError:
+                continue
+            self._woken.clear()
+
+    async def round(self) -> None:
+        """Fold what is new where this replica has the lease, then read the states once."""
+        try:
+            await asyncio.to_thread(self.round_blocking)
+        except (LedgerUnavailable, SQLAlchemyError) as error:
+            self._folds = None
+            if not self._is_stale:
+                logger.warning("evidence.stale error=%s", type(error).__name__)
+            self._is_stale = True
+            return
+        if self._is_stale:
+            logger.info("evidence.fresh")
+        self._is_stale = False
+        self._events.claims_changed(self._snapshot.all())
+
+    def round_blocking(self) -> None:
+        """As `round`; blocking, and raises LedgerUnavailable."""
+        # Without claims there is nothing to fold, and no reason to write every second.
+        if self._store.has_claims() and self._store.take_lease(
+            self._holder, self._settings.lease_s
+        ):
+            self._fold()
+        else:
+            self._folds = None
+        read_at_s = self._clock()
+        self._snapshot.replace(self._store.states().claims, read_at_s)
+
+    def _fold(self) -> None:
+        self._end_missed()
+        is_new = self._folds is None
+        if self._folds is None:
+            self._folds, self._cursor = {}, 0
+        changed: set[str] = set()
+        for item in self._store.definitions():
+            if item.id not in self._folds:
+                self._folds[item.id] = ClaimFold(item, self._settings)
+                changed.add(item.id)
+        # Events are read back, not folded as they are written: other replicas append in between.
+        changed |= self._read()
+        while self._decide(changed):
+            changed |= self._read()
+        claims = [self._checked(self._folds[name], is_new=is_new) for name in sorted(changed)]
+        for claim in claims:
+            if claim.state is ClaimState.SUSPENDED:
+                self._snapshot.take(claim)
+        if claims:
+            self._store.save(claims)
+
+    def _read(self) -> set[str]:
+        """Fold the rows after the cursor; return the claims that they belong to."""
+        assert self._folds is not None
+        changed: set[str] = set()
+        while rows := self._store.rows_after(self._cursor):
+            for row in rows:
+                if row.claim in self._folds:
+                    self._folds[row.claim].add(row)
+                    changed.add(row.claim)
+                self._cursor = row.sequence
+        return changed
+
+    def _decide(self, changed: set[str]) -> bool:
+        """Append what follows from the rows and from the time; return whether anything did."""
+        assert self._folds is not None
+        events = [event for name in sorted(changed) for event in self._due(self._folds[name])]
+        for name in sorted(self._folds):
+            events += self._silent(self._folds[name])
+        self._store.append(events=events)
+        for event in events:
+            if event.kind != "tested":
+                logger.warning(
+                    "evidence.claim id=%s kind=%s reason=%s", event.claim, event.kind, event.reason
+                )
+                self._events.claim_transition(self._folds[event.claim].claim, event.kind)
+        return bool(events)
+
+    def _due(self, fold: ClaimFold) -> list[ClaimEvent]:
+        """Return a fold's transitions that no event records, and the tests that are due."""
+        found = fold.unrecorded if fold.is_reproduced else []
+        why = "thresholds placed by the examples so far"
+        return found + [
+            ClaimEvent(
+                fold.claim.id, "tested", why, "narrowgate", self._now(), fold.claim.sequence, action
+            )
+            for action in fold.due_tests()
+        ]
+
+    def _silent(self, fold: ClaimFold) -> list[ClaimEvent]:
+        """Return the end of a held claim that was not audited although audits were due."""
+        claim, hours = fold.claim, self._settings.max_silence_h
+        if claim.state is not ClaimState.HELD:
+            return []
+        if not fold.is_unwatched(self._now() - timedelta(hours=hours)):
+            return []
+        reason = f"no audit for {hours:g} h although some were due"
+        return [
+            ClaimEvent(claim.id, "suspended", reason, "narrowgate", self._now(), claim.sequence)
+        ]
+
+    def _checked(self, fold: ClaimFold, *, is_new: bool) -> Claim:
+        """Return a fold's claim, not in force where its recorded transitions do not follow."""
+        claim = fold.claim
+        if fold.is_reproduced:
+            return claim
+        if is_new:
+            logger.error("evidence.irreproducible claim=%s", claim.id)
+        return replace(claim, state=ClaimState.SUSPENDED, action=None, reason=IRREPRODUCIBLE)
+
+    def _end_missed(self) -> None:
+        """Append what is missing for inputs whose audit a crash has ended."""
+        wait = timedelta(seconds=_MISSED_FACTOR * self._settings.deadline_s)
+        if missed := self._store.missed(wait):
+            self._store.append(missed)

@@ -1,0 +1,60 @@
+"""How often accepted answers are audited, and whether an audit is affordable now. Pure."""
+
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from serving.contracts.evidence import Claim, ClaimState
+from serving.contracts.evidence_settings import EvidenceSettings
+from serving.evidence.statistics.audit_rate import AuditSchedule
+
+_SLACK = Decimal(1) / 24
+"""Share of a day's budget that may be spent ahead of the time of day: an hour's."""
+
+_random = secrets.SystemRandom()
+
+
+def coin(probability: float) -> bool:
+    """Return true with a probability, from the system's cryptographic generator."""
+    return _random.random() < probability
+
+
+def audit_rate(claim: Claim | None, settings: EvidenceSettings, now: datetime) -> float:
+    """Return the share of inputs to audit. It depends on the claim and the time, never on an input.
+
+    A claim that is not held is audited at high_rate.
+    """
+    if claim is None or claim.state is not ClaimState.HELD or claim.earned_at is None:
+        return settings.high_rate
+    schedule = AuditSchedule(
+        settings.high_rate,
+        settings.high_rate_inputs,
+        settings.floor_rate,
+        settings.min_audits_a_day,
+    )
+    days = max((now - claim.earned_at).total_seconds() / 86_400, 1e-6)
+    return schedule.rate(claim.accepted, claim.accepted / days)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What audits cost. today_usd: of all claims since midnight, UTC. shadow_usd: by one claim."""
+
+    today_usd: Decimal = Decimal(0)
+    shadow_usd: Decimal = Decimal(0)
+
+
+def is_affordable(spent: Spent, settings: EvidenceSettings, now: datetime) -> bool:
+    """Return whether the day's budget, paced over the day, has room for another audit."""
+    elapsed = Decimal(now.hour * 3600 + now.minute * 60 + now.second) / 86_400
+    return spent.today_usd < settings.max_usd_a_day * min(Decimal(1), elapsed + _SLACK)
+
+
+def shadow_rate(state: ClaimState | None, spent: Spent, settings: EvidenceSettings) -> float:
+    """Return the share of shadowed inputs that are evidence.
+
+    All of them, until the stop rule or the shadow's budget leaves a sample.
+    """
+    stopped = state is ClaimState.NOT_EARNABLE or spent.shadow_usd >= settings.shadow_max_usd
+    return settings.sample_rate if stopped else 1.0

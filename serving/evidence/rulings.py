@@ -1,0 +1,188 @@
+"""Rules on each request to a task: its claim, standing, reference and coins, from memory alone."""
+
+import hashlib
+import hmac
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from serving.contracts.context import RequestContext
+from serving.contracts.evidence import BASELINE_PREFIX, PEOPLE, Claim, Scope, claim_id
+from serving.contracts.evidence_settings import EvidenceSettings
+from serving.contracts.ledger import Tenant
+from serving.contracts.task_spec import TaskSpec
+from serving.evidence.candidates import AttestedModel, CandidateModel
+from serving.evidence.consent import consent_of
+from serving.evidence.pacing import Spent, audit_rate, is_affordable, shadow_rate
+from serving.evidence.snapshot import ClaimSnapshot
+from serving.evidence.standing import Situation, Standing, standing_of
+from serving.evidence.store import Definition
+from serving.tasks.fingerprint import text_digest
+from serving.tasks.grant import Grant
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A task on the model that answers it."""
+
+    spec: TaskSpec
+    model: str
+    grant: Grant
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """How one request is served, and how its inputs become evidence.
+
+    name: the claim's id. reference: the model that judges, `baseline/ID` for a local one, or None.
+    rate: probability of the coin of each input. group: that of all its inputs.
+    """
+
+    standing: Standing
+    name: str
+    reference: str | None
+    rate: float
+    group: str
+
+
+@dataclass(slots=True)
+class Book:
+    """What this process knows besides the claims. spent: as last read from the database.
+
+    accepted: inputs that took the shortcut since the claim's last row. dropped: audits not made, by
+    claim. unread: answers of the reference that are no evidence, by claim.
+    """
+
+    spent_today: Spent = field(default_factory=Spent)
+    shadow_spent: Mapping[str, Spent] = field(default_factory=dict)
+    accepted: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+
+    def take_accepted(self, name: str) -> int:
+        """Return the accepted inputs to be written with the next row, and count anew."""
+        return self.accepted.pop(name, 0)
+
+
+class Evidence:
+    """Rules on requests. One for a process; no method waits.
+
+    reference: `provider/model` that judges, None without a key. tenant_of: returns a tenant with
+    its flags. opened: called once with a claim that was never seen here. key: digests texts.
+    """
+
+    def __init__(
+        self,
+        settings: EvidenceSettings,
+        snapshot: ClaimSnapshot,
+        reference: str | None,
+        tenant_of: Callable[[str], Tenant],
+        opened: Callable[[Definition], None],
+        key: bytes,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.settings = settings
+        self.snapshot = snapshot
+        self.reference = reference
+        self.book = Book()
+        self._tenant_of = tenant_of
+        self._opened = opened
+        self._key = key
+        self._now = now
+        self._seen: set[str] = set()
+        self._candidates: dict[str, Mapping[str, CandidateModel]] = {}
+
+    def ruling(self, subject: Subject, context: RequestContext) -> Ruling:
+        """Return the ruling on a request. Raises LedgerUnavailable where tenants are unknown."""
+        settings, caller = self.settings, context.caller
+        consent = consent_of(
+            context.options, caller, self._tenant_of(caller.tenant), settings, self.reference
+        )
+        external = self.reference is not None and consent.allows(self.reference)
+        baseline = None if settings.baseline is None else BASELINE_PREFIX + settings.baseline
+        reference = self.reference if external else baseline
+        definition = self._definition(subject, caller.tenant, reference or self.reference or PEOPLE)
+        claim = self.snapshot.find(definition.id)
+        standing = standing_of(
+            definition.id,
+            claim,
+            Situation(
+                context.options.route,
+                self.reference is not None,
+                external,
+                reference is not None,
+                settings.start,
+                subject.grant.guarantee,
+                self.snapshot.is_fresh,
+            ),
+        )
+        if standing.claim is not None and definition.id not in self._seen:
+            self._seen.add(definition.id)
+            self._opened(definition)
+        return Ruling(
+            standing,
+            definition.id,
+            reference,
+            self._rate(standing, claim),
+            self._group(context),
+        )
+
+    def candidates(self, name: str) -> Sequence[CandidateModel]:
+        """Return the candidates of a claim; the attested model is always the first."""
+        return (AttestedModel(), *self._candidates.get(name, {}).values())
+
+    def candidate(self, name: str, candidate: str) -> CandidateModel | None:
+        """Return a candidate of a claim by its name; None where it is not loaded."""
+        return self._candidates.get(name, {}).get(candidate)
+
+    def load(self, name: str, candidates: Sequence[CandidateModel]) -> None:
+        """Replace the fitted candidates of a claim."""
+        self._candidates[name] = {candidate.name: candidate for candidate in candidates}
+
+    def text_digest(self, name: str, text: str) -> str:
+        """Return the keyed digest by which equal texts of a scope are known."""
+        content = f"{name}:{text_digest(text)}".encode()
+        return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:32]
+
+    def now(self) -> datetime:
+        """Return the time with its zone."""
+        return self._now()
+
+    def is_affordable(self) -> bool:
+        """Return whether the day's budget has room for an audit now."""
+        return is_affordable(self.book.spent_today, self.settings, self._now())
+
+    def _rate(self, standing: Standing, claim: Claim | None) -> float:
+        if standing.claim is None:
+            return 0.0
+        if standing.mode == "shadow":
+            spent = self.book.shadow_spent.get(standing.claim, Spent())
+            return shadow_rate(standing.state, spent, self.settings)
+        return audit_rate(claim, self.settings, self._now())
+
+    def _definition(self, subject: Subject, tenant: str, reference: str) -> Definition:
+        spec = subject.spec
+        pool = self.settings.pool_of(tenant)
+        versions = {"model": subject.model, "spec": spec.digest()}
+        if subject.grant.attestation is not None:
+            versions["attestation"] = subject.grant.attestation
+        scope = Scope(pool or tenant, spec.name, versions, ("local_task",), pool is not None)
+        name = claim_id(scope, spec.loss, spec.target_error, reference)
+        return Definition(
+            name, scope, "local_task", spec.loss, spec.target_error, reference,
+            subject.grant.guarantee is not None, self._now(),
+        )  # fmt: skip
+
+    def _group(self, context: RequestContext) -> str:
+        """Return the group of a request: that of its client within a window, in every replica."""
+        window_s = self.settings.group_window_s
+        if window_s == 0.0:
+            return uuid4().hex[:16]
+        caller = context.caller
+        client = (caller.tenant, caller.key_id or "", context.options.end_user or "")
+        number = int(time.time() // window_s)
+        content = "\x00".join((*client, str(number))).encode("utf-8", "replace")
+        return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:16]

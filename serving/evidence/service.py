@@ -1,0 +1,90 @@
+"""The running parts of evidence in one process: the writer, the keeper, and what audits cost."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from serving.contracts.errors import LedgerUnavailable
+from serving.contracts.evidence_settings import EvidenceSettings
+from serving.contracts.ledger import Tenant
+from serving.evidence.appender import EvidenceAppender
+from serving.evidence.keeper import EvidenceEvents, EvidenceKeeper
+from serving.evidence.pacing import Spent
+from serving.evidence.rulings import Evidence
+from serving.evidence.snapshot import ClaimSnapshot
+from serving.evidence.store import EvidenceStore
+from serving.ledger.database import Database
+
+logger = logging.getLogger(__name__)
+
+_SPENT_EVERY_S = 5.0
+_EVER = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceService:
+    """Everything that runs beside the requests. Build it with build_evidence.
+
+    closers: called when it stops, before the last rows are written.
+    """
+
+    settings: EvidenceSettings
+    store: EvidenceStore
+    snapshot: ClaimSnapshot
+    keeper: EvidenceKeeper
+    appender: EvidenceAppender
+    evidence: Evidence
+    closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+    async def watch(self) -> None:
+        """Write, fold and read until cancelled; then write what is pending once more."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.keeper.watch())
+                group.create_task(self.appender.run())
+                group.create_task(self._count_spending())
+        finally:
+            for close in self.closers:
+                await close()
+            await self.appender.flush()
+
+    async def _count_spending(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._read_spending)
+            except (LedgerUnavailable, SQLAlchemyError) as error:
+                logger.warning("evidence.spending_unread error=%s", type(error).__name__)
+            await asyncio.sleep(_SPENT_EVERY_S)
+
+    def _read_spending(self) -> None:
+        book, now = self.evidence.book, self.evidence.now()
+        midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        today = sum(self.store.spent_usd(midnight, "accepted").values(), Decimal(0))
+        shadow = self.store.spent_usd(_EVER, "shadow")
+        book.spent_today = Spent(today_usd=today)
+        book.shadow_spent = {name: Spent(shadow_usd=usd) for name, usd in shadow.items()}
+
+
+def build_evidence(
+    settings: EvidenceSettings,
+    database: Database,
+    reference: str | None,
+    tenant_of: Callable[[str], Tenant],
+    events: EvidenceEvents,
+    key: bytes,
+) -> EvidenceService:
+    """Return the service, not running yet. Its watch needs an event loop.
+
+    reference: `provider/model` that judges, None without a key. key: digests texts and clients.
+    """
+    store = EvidenceStore(database)
+    snapshot = ClaimSnapshot(settings.max_snapshot_age_s)
+    keeper = EvidenceKeeper(store, settings, snapshot, events)
+    appender = EvidenceAppender(store, keeper.wake)
+    evidence = Evidence(settings, snapshot, reference, tenant_of, appender.open, key)
+    return EvidenceService(settings, store, snapshot, keeper, appender, evidence)

@@ -1,0 +1,397 @@
+"""Evidence in the database: audits and events in one order, claims' states, and the lease.
+
+Every method is blocking and raises LedgerUnavailable where the database is unreachable.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+from pydantic import TypeAdapter
+from sqlalchemy import ColumnElement, Connection, Row, Table, delete, func, select, update
+
+from serving.contracts.evidence import Action, Audit, Candidate, Claim, ClaimEvent, Scope
+from serving.ledger.database import Database
+from serving.ledger.instances import database_now
+from serving.ledger.schema import (
+    evidence_acts,
+    evidence_audits,
+    evidence_claims,
+    evidence_draws,
+    evidence_events,
+    evidence_lease,
+    evidence_sequence,
+    evidence_states,
+)
+from serving.ledger.upsert import insert_new
+
+_BATCH = 5000
+_CANDIDATES: TypeAdapter[tuple[Candidate, ...]] = TypeAdapter(tuple[Candidate, ...])
+_ACTION: TypeAdapter[Action] = TypeAdapter(Action)
+_CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """The part of a claim that never changes. has_suite: a gate certified its scope."""
+
+    id: str
+    scope: Scope
+    shortcut: str
+    loss: str
+    target_error: float
+    reference: str
+    has_suite: bool
+    opened_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Whose evidence is deleted: all of a tenant, or one request or end user of it."""
+
+    tenant: str
+    request_id: str | None = None
+    end_user: str | None = None
+
+    @property
+    def is_tenant(self) -> bool:
+        """Return whether everything of the tenant is meant."""
+        return self.request_id is None and self.end_user is None
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """The states of all claims. sequence: the last row that any of them includes."""
+
+    claims: Mapping[str, Claim]
+    sequence: int
+
+
+class EvidenceStore:
+    """Reads and writes evidence. One object serves any thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def register(self, definitions: Iterable[Definition]) -> None:
+        """Write claims that are not known yet."""
+        rows = [_definition_row(item) for item in definitions]
+        if rows:
+            with self._database.begin() as connection:
+                connection.execute(insert_new(connection, evidence_claims), rows)
+
+    def has_claims(self) -> bool:
+        """Return whether any claim was ever registered."""
+        with self._database.read() as connection:
+            return connection.execute(select(evidence_claims.c.id).limit(1)).first() is not None
+
+    def definitions(self) -> list[Definition]:
+        """Return every claim that was ever registered."""
+        with self._database.read() as connection:
+            found = connection.execute(select(evidence_claims).order_by(evidence_claims.c.id))
+            return [_definition(row) for row in found]
+
+    def draw(self, audits: Sequence[Audit]) -> None:
+        """Write inputs that are to be audited, before their verdicts are known."""
+        # A batch may be written again after its confirmation was lost.
+        rows = [{"id": f"{audit.claim}:{audit.input}", **_common(audit)} for audit in audits]
+        if rows:
+            with self._database.begin() as connection:
+                connection.execute(insert_new(connection, evidence_draws), rows)
+
+    def append(
+        self, audits: Sequence[Audit] = (), events: Sequence[ClaimEvent] = ()
+    ) -> list[Audit | ClaimEvent]:
+        """Append verdicts and events; return those that were new, with their sequences.
+
+        Of two verdicts on one input of a claim, the first counts and the second is not written.
+        """
+        if not audits and not events:
+            return []
+        with self._database.begin() as connection:
+            next_ = _take(connection, len(audits) + len(events))
+            numbered = [replace(row, sequence=next_ + n) for n, row in enumerate(audits)]
+            written: list[Audit | ClaimEvent] = []
+            for audit in numbered:
+                if _insert(connection, evidence_audits, _row(audit)):
+                    written.append(audit)
+            for number, event in enumerate(events, next_ + len(audits)):
+                event = replace(event, sequence=number)
+                connection.execute(evidence_events.insert(), _event_row(event))
+                written.append(event)
+            for audit in audits:
+                connection.execute(
+                    delete(evidence_draws).where(
+                        evidence_draws.c.claim == audit.claim, evidence_draws.c.input == audit.input
+                    )
+                )
+        return written
+
+    def rows_after(self, sequence: int, claim: str | None = None) -> list[Audit | ClaimEvent]:
+        """Return the audits and events after a sequence in their order, at most some thousands."""
+        with self._database.read() as connection:
+            found: list[Audit | ClaimEvent] = [
+                *map(_audit, _after(connection, evidence_audits, sequence, claim)),
+                *map(_event, _after(connection, evidence_events, sequence, claim)),
+            ]
+        found.sort(key=lambda row: row.sequence)
+        # Both were cut at the same number: beyond the shorter one, rows of the other are missing.
+        return found[:_BATCH]
+
+    def missed(self, older_than: timedelta) -> list[Audit]:
+        """Return inputs drawn so long ago that a crash must have ended their audits."""
+        with self._database.read() as connection:
+            before = database_now(connection) - older_than
+            rows = connection.execute(
+                select(evidence_draws).where(evidence_draws.c.drawn_at < before).limit(_BATCH)
+            )
+            return [_dropped(row, before) for row in rows]
+
+    def take_lease(self, holder: str, lease_s: float) -> bool:
+        """Return whether this replica folds audits now; by the clock that all replicas share."""
+        with self._database.begin() as connection:
+            now = database_now(connection)
+            until = now + timedelta(seconds=lease_s)
+            row = {"id": 1, "holder": holder, "until": until}
+            if _insert(connection, evidence_lease, row):
+                return True
+            free = (evidence_lease.c.holder == holder) | (evidence_lease.c.until < now)
+            values = update(evidence_lease).where(evidence_lease.c.id == 1, free)
+            return bool(connection.execute(values.values(holder=holder, until=until)).rowcount)
+
+    def save(self, claims: Iterable[Claim]) -> None:
+        """Write the states of claims, for the replicas that do not fold."""
+        with self._database.begin() as connection:
+            for claim in claims:
+                document = _CLAIM.dump_json(claim).decode()
+                values = {"document": document, "sequence": claim.sequence}
+                changed = connection.execute(
+                    update(evidence_states)
+                    .where(evidence_states.c.claim == claim.id)
+                    .values(**values)
+                )
+                if not changed.rowcount:
+                    connection.execute(evidence_states.insert(), {"claim": claim.id, **values})
+
+    def states(self) -> States:
+        """Return the states as they were last written."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(evidence_states)).all()
+        claims = {row.claim: _CLAIM.validate_json(row.document) for row in rows}
+        return States(claims, max((row.sequence for row in rows), default=0))
+
+    def spent_usd(self, since: datetime, origin: str | None = None) -> dict[str, Decimal]:
+        """Return what audits since a moment cost, by claim. origin: of these audits alone."""
+        chosen = evidence_audits.c.judged_at >= since
+        if origin is not None:
+            chosen &= evidence_audits.c.origin == origin
+        cost = func.sum(evidence_audits.c.cost_usd).label("cost_usd")
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(evidence_audits.c.claim, cost).where(chosen).group_by("claim")
+            )
+            return {row.claim: row.cost_usd or Decimal(0) for row in rows}
+
+    def delete(self, whose: Whose, actor: str) -> int:
+        """Delete what names a tenant, a request or an end user; return the number of audits.
+
+        A tenant's own claims go with their audits. Of one request or end user the numbers stay,
+        without ids, labels and digests. Both are noted as an act and, in claims that go on, as an
+        event.
+        """
+        chosen = _chosen(evidence_audits, whose)
+        with self._database.begin() as connection:
+            claims = connection.execute(select(evidence_audits.c.claim).where(chosen).distinct())
+            touched = set(claims.scalars())
+            connection.execute(delete(evidence_draws).where(_chosen(evidence_draws, whose)))
+            if whose.is_tenant:
+                count = connection.execute(delete(evidence_audits).where(chosen)).rowcount
+                touched -= _delete_claims(connection, whose.tenant)
+            else:
+                count = _forget(connection, chosen)
+            now = database_now(connection)
+            next_ = _take(connection, len(touched))
+            for number, claim in enumerate(sorted(touched), next_):
+                event = ClaimEvent(
+                    claim, "deleted", "rows of a person were deleted", actor, now, number - 1,
+                    sequence=number,
+                )  # fmt: skip
+                connection.execute(evidence_events.insert(), _event_row(event))
+            row = {
+                "id": uuid4().hex, "actor": actor, "act": "delete", "subject": whose.tenant,
+                "at": now,
+            }  # fmt: skip
+            connection.execute(evidence_acts.insert(), row)
+        return count
+
+    def act(self, actor: str, act: str, subject: str) -> None:
+        """Note who labelled, withdrew, exported, read or deleted what."""
+        with self._database.begin() as connection:
+            now = database_now(connection)
+            row = {"id": uuid4().hex, "actor": actor, "act": act, "subject": subject, "at": now}
+            connection.execute(evidence_acts.insert(), row)
+
+    def acts(self) -> list[tuple[str, str, str, datetime]]:
+        """Return (actor, act, subject, when), oldest first."""
+        columns = (
+            evidence_acts.c.actor, evidence_acts.c.act, evidence_acts.c.subject, evidence_acts.c.at,
+        )  # fmt: skip
+        with self._database.read() as connection:
+            rows = connection.execute(select(*columns).order_by(evidence_acts.c.at))
+            return [(row.actor, row.act, row.subject, row.at) for row in rows]
+
+
+def _chosen(table: Table, whose: Whose) -> ColumnElement[bool]:
+    found = table.c.tenant == whose.tenant
+    if whose.request_id is not None:
+        found &= table.c.request_id == whose.request_id
+    if whose.end_user is not None:
+        found &= table.c.end_user == whose.end_user
+    return found
+
+
+def _delete_claims(connection: Connection, tenant: str) -> set[str]:
+    """Delete a tenant's own claims; return their ids. Those of a pool stay."""
+    own = (evidence_claims.c.tenants == tenant) & evidence_claims.c.pooled.is_(False)
+    names = set(connection.execute(select(evidence_claims.c.id).where(own)).scalars())
+    for column in (evidence_events.c.claim, evidence_states.c.claim, evidence_claims.c.id):
+        connection.execute(delete(column.table).where(column.in_(names)))
+    return names
+
+
+def _forget(connection: Connection, chosen: ColumnElement[bool]) -> int:
+    """Take ids, labels and digests from audits, so that equal groups and texts stay equal."""
+    columns = evidence_audits.c
+    rows = connection.execute(
+        select(columns.sequence, columns.group_id, columns.text_digest).where(chosen)
+    ).all()
+    names: defaultdict[str, str] = defaultdict(lambda: uuid4().hex[:16])
+    for row in rows:
+        connection.execute(
+            update(evidence_audits)
+            .where(columns.sequence == row.sequence)
+            .values(
+                request_id="", end_user=None, served=None, label=None,
+                group_id=names[row.group_id], text_digest=names[row.text_digest],
+            )
+        )  # fmt: skip
+    return len(rows)
+
+
+def _insert(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
+    """Insert a row unless its key exists; return whether it was new."""
+    (key, *_) = table.primary_key.columns
+    # Not rowcount: psycopg reports none for such an insert.
+    inserted = insert_new(connection, table).returning(key)
+    return connection.execute(inserted, row).first() is not None
+
+
+def _take(connection: Connection, count: int) -> int:
+    """Return the first of so many sequences. The row stays locked until the commit."""
+    value = evidence_sequence.c.value
+    taken = update(evidence_sequence).values(value=value + count).returning(value)
+    last: int = connection.execute(taken).scalar_one()
+    return last - count + 1
+
+
+def _after(
+    connection: Connection, table: Table, sequence: int, claim: str | None
+) -> list[Row[Any]]:
+    found = select(table).where(table.c.sequence > sequence).order_by(table.c.sequence)
+    if claim is not None:
+        found = found.where(table.c.claim == claim)
+    return list(connection.execute(found.limit(_BATCH)))
+
+
+def _common(audit: Audit) -> dict[str, Any]:
+    return {
+        "claim": audit.claim,
+        "input": audit.input,
+        "group_id": audit.group,
+        "text_digest": audit.text,
+        "origin": audit.origin,
+        "coin": audit.coin,
+        "tenant": audit.tenant,
+        "request_id": audit.request_id,
+        "end_user": audit.end_user,
+        "accepted": audit.accepted,
+        "hypothesis": audit.hypothesis,
+        "drawn_at": audit.drawn_at,
+    }
+
+
+def _row(audit: Audit) -> dict[str, Any]:
+    return {
+        **_common(audit),
+        "sequence": audit.sequence,
+        "verdict": audit.verdict,
+        "loss": audit.loss,
+        "reference": audit.reference,
+        "candidates": _CANDIDATES.dump_json(audit.candidates).decode(),
+        "served": audit.served,
+        "label": audit.label,
+        "cost_usd": audit.cost_usd,
+        "judged_at": audit.judged_at,
+    }
+
+
+def _audit(row: Row[Any]) -> Audit:
+    return Audit(
+        row.claim, row.input, row.group_id, row.text_digest, row.origin, row.coin, row.verdict,
+        row.loss, row.reference, _CANDIDATES.validate_json(row.candidates), row.served, row.label,
+        row.cost_usd, row.tenant, row.request_id, row.end_user, row.accepted, row.hypothesis,
+        row.drawn_at, row.judged_at, row.sequence,
+    )  # fmt: skip
+
+
+def _dropped(row: Row[Any], at: datetime) -> Audit:
+    return Audit(
+        row.claim, row.input, row.group_id, row.text_digest, row.origin, row.coin, "dropped", None,
+        "", tenant=row.tenant, request_id=row.request_id, end_user=row.end_user,
+        accepted=row.accepted, hypothesis=row.hypothesis, drawn_at=row.drawn_at, judged_at=at,
+    )  # fmt: skip
+
+
+def _event_row(event: ClaimEvent) -> dict[str, Any]:
+    action = None if event.action is None else _ACTION.dump_json(event.action).decode()
+    return {**asdict(event), "action": action}
+
+
+def _event(row: Row[Any]) -> ClaimEvent:
+    action = None if row.action is None else _ACTION.validate_json(row.action)
+    return ClaimEvent(
+        row.claim, row.kind, row.reason, row.actor, row.at, row.after, action, row.sequence
+    )
+
+
+def _definition_row(item: Definition) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "tenants": item.scope.tenants,
+        "subject": item.scope.subject,
+        "versions": json.dumps(dict(item.scope.versions), sort_keys=True),
+        "shortcuts": json.dumps(list(item.scope.shortcuts)),
+        "pooled": item.scope.pooled,
+        "shortcut": item.shortcut,
+        "loss": item.loss,
+        "target_error": item.target_error,
+        "reference": item.reference,
+        "has_suite": item.has_suite,
+        "opened_at": item.opened_at,
+    }
+
+
+def _definition(row: Row[Any]) -> Definition:
+    scope = Scope(
+        row.tenants, row.subject, json.loads(row.versions), tuple(json.loads(row.shortcuts)),
+        row.pooled,
+    )  # fmt: skip
+    return Definition(
+        row.id, scope, row.shortcut, row.loss, row.target_error, row.reference, row.has_suite,
+        row.opened_at,
+    )  # fmt: skip

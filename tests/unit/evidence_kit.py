@@ -1,0 +1,157 @@
+"""The HTTP application with tasks under claims: real stores, a scripted frontier and engine."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from serving.contracts.evidence import Action, Audit, Candidate, Claim, ClaimEvent
+from serving.contracts.evidence_settings import EvidenceSettings
+from serving.contracts.frontier_settings import FrontierSettings
+from serving.contracts.ledger import Tenant
+from serving.contracts.settings import Replicas
+from serving.contracts.task_spec import TaskSpec
+from serving.evidence.appender import EvidenceAppender
+from serving.evidence.keeper import EvidenceKeeper
+from serving.evidence.rulings import Evidence
+from serving.evidence.snapshot import ClaimSnapshot
+from serving.evidence.store import Definition, EvidenceStore
+from serving.ledger.database import Database
+from serving.pipeline.auditor import Auditor
+from serving.pipeline.exit_recorder import ExitRecorder
+from serving.pipeline.replica_meter import ReplicaMeter
+from serving.pipeline.request_path import Audited, build_runners
+from serving.tasks.grant import Grant
+
+from .scripted import MODEL, Server
+
+REFERENCE = FrontierSettings().tiers["economy"][0]
+AT = datetime(2026, 11, 2, 12, tzinfo=UTC)
+EARLY = EvidenceSettings(min_groups=1, min_span_h=0.0, group_window_s=0.0)
+"""Settings under which a few audits earn a claim."""
+
+
+class Transitions:
+    """EvidenceEvents that are kept."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def claims_changed(self, claims: Any) -> None:
+        """Nothing is counted."""
+
+    def claim_transition(self, claim: Claim, kind: str) -> None:
+        self.seen.append((claim.id, kind))
+
+
+class Clock:
+    """Monotonic seconds, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class EvidenceServer:
+    """A server whose tasks run under claims, over a migrated database."""
+
+    def __init__(
+        self,
+        specs: dict[str, TaskSpec],
+        database: Database,
+        grants: dict[str, Grant] | None = None,
+        settings: EvidenceSettings = EARLY,
+        reply: Callable[..., Any] | None = None,
+        reference: str | None = REFERENCE,
+        tenants: Mapping[str, Tenant] | None = None,
+    ) -> None:
+        self.server = Server(specs, grants)
+        self.server.frontier.reply = reply
+        self.store = EvidenceStore(database)
+        self.clock = Clock()
+        self.now = AT
+        self.transitions = Transitions()
+        self.snapshot = ClaimSnapshot(settings.max_snapshot_age_s, self.clock)
+        self.keeper = EvidenceKeeper(
+            self.store, settings, self.snapshot, self.transitions, self.clock, lambda: self.now
+        )
+        self.appender = EvidenceAppender(self.store, self.keeper.wake)
+        known = tenants or {}
+        self.evidence = Evidence(
+            settings, self.snapshot, reference if reply else None,
+            lambda name: known.get(name, Tenant(name)), self.appender.open, b"k" * 32,
+            now=lambda: self.now,
+        )  # fmt: skip
+        context = self.server.context
+        tasks = context.models.tasks
+        recorder = ExitRecorder(self.server.ledger, self.server.exits)
+
+        def auditor(local: Any, frontier_task: Any) -> Auditor:
+            self.auditor = Auditor(
+                self.evidence, self.appender, recorder, tasks, local, frontier_task
+            )
+            return self.auditor
+
+        runners = build_runners(
+            tasks, context.models.engines, {MODEL: ReplicaMeter(Replicas())}, self.server.frontier,
+            self.server.decisions, context.local_admission, context.frontier_admission,
+            Audited(self.evidence, auditor),
+        )  # fmt: skip
+        # The one part of a wired server that these tests replace.
+        object.__setattr__(context, "path", replace(context.path, runners=runners))
+
+    async def ready(self) -> "EvidenceServer":
+        await self.server.ready()
+        await self.keeper.round()
+        return self
+
+    async def settle(self) -> None:
+        """Let audits end, write them, fold them."""
+        await self.auditor.settled()
+        await self.appender.flush()
+        await self.keeper.round()
+
+    async def ask(self, text: str, task: str = "topic", **kwargs: Any) -> Any:
+        return await self.server.post(f"/v1/tasks/{task}", json={"input": text}, **kwargs)
+
+    @property
+    def claim(self) -> Claim:
+        """Return the only claim."""
+        (claim,) = self.snapshot.all()
+        return claim
+
+    def rows(self) -> list[Audit | ClaimEvent]:
+        return self.store.rows_after(0)
+
+    def audits(self) -> list[Audit]:
+        return [row for row in self.rows() if isinstance(row, Audit)]
+
+
+def opening(
+    definition_id: str, threshold: float = 0.5, expected: float = 0.01, candidate: str = "model"
+) -> ClaimEvent:
+    parameters = {"expected_error": expected, "expected_coverage": 0.9}
+    action = Action(candidate, threshold, parameters)
+    return ClaimEvent(definition_id, "tested", "for a test", "narrowgate", AT, 0, action)
+
+
+def audit(name: str, number: int, loss: float = 0.0, **changes: Any) -> Audit:
+    """Return the number-th audit of a claim, each of its own group and text."""
+    base = Audit(
+        claim=name, input=f"i{number}", group=f"g{number}", text=f"t{number}", origin="shadow",
+        coin=1.0, verdict="different" if loss else "same", loss=loss, reference=REFERENCE,
+        candidates=(Candidate("model", 0.9, loss),), drawn_at=AT + timedelta(seconds=number),
+        judged_at=AT + timedelta(seconds=number + 1), request_id=f"r{number}",
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def defined(
+    name: str = "c1", *, target: float = 0.15, has_suite: bool = False, reference: str = REFERENCE
+) -> Definition:
+    from serving.contracts.evidence import Scope
+
+    scope = Scope("default", "topic", {"model": "tiny", "spec": "sha256:1"})
+    return Definition(name, scope, "local_task", "exact", target, reference, has_suite, AT)
