@@ -15,11 +15,20 @@ _LEDGER = "ledger"
 
 
 def without_keys(settings: "Settings") -> "Settings":
-    """Return the settings without API keys and with the ledger in the state folder."""
+    """Return the settings without API keys and audits, with the ledger in the state folder.
+
+    Without evidence, attested thresholds decide from the first request on, as in steady operation.
+    """
+    from serving.contracts.evidence_settings import EvidenceSettings
     from serving.contracts.ledger_settings import AuthSettings
 
     ledger = settings.ledger.model_copy(update={"url": None})
-    return settings.model_copy(update={"auth": AuthSettings(mode="off"), "ledger": ledger})
+    changed = {
+        "auth": AuthSettings(mode="off"),
+        "ledger": ledger,
+        "evidence": EvidenceSettings(enabled=False),
+    }
+    return settings.model_copy(update=changed)
 
 
 @contextmanager

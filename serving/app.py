@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from ray.serve.schema import LoggingConfig
 from serving.artifacts.checkpoint import Checkpoint, locate
 from serving.artifacts.load_check import CONFIG_KEY, LoadCheck, ModelGrants
 from serving.artifacts.verified_tokenizer import load_tokenizer
+from serving.contracts.ledger import Tenant
+from serving.contracts.requests import TaskBatch
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
-from serving.embedding.embedder import build_embedder
+from serving.embedding.embedder import Embedder, build_embedder
+from serving.evidence.service import EvidenceService, build_evidence
+from serving.evidence.text_key import text_key
 from serving.frontier.build import build_frontier
 from serving.gateway.access import Access
 from serving.gateway.admission import AdmissionQueue
@@ -38,11 +43,12 @@ from serving.ledger.reports.served import LedgerReports
 from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
 from serving.local.status_file import read_statuses
+from serving.pipeline.auditor import Auditor
 from serving.pipeline.exit_recorder import ExitRecorder
-from serving.pipeline.plan import Policy
+from serving.pipeline.plan import FrontierPlan, Policy, TaskPlan
 from serving.pipeline.replica_meter import ReplicaMeter
-from serving.pipeline.request_path import RequestPath, build_runners
-from serving.pipeline.runner import BoundTask
+from serving.pipeline.request_path import Audited, RequestPath, build_runners
+from serving.pipeline.runner import BoundTask, Runner
 from serving.routing.decision_log import build_decision_log
 from serving.routing.router import build_router
 from serving.tasks.prompt import CheckpointTokenizer, longest_input
@@ -144,16 +150,21 @@ def _build_context(
     meters = {m.id: ReplicaMeter(m.replicas, gateway.replicas) for m in settings.models}
     # Separate connections: reading a report must not delay writing a row.
     reading = Database(database_url(settings.ledger.url, settings.state))
+    directory = Directory(reading, settings.auth)
+    recorder = ExitRecorder(ledger, metrics)
+    embedder = build_embedder(settings.state)
+    evidence = _build_evidence(settings, frontier.configured, directory.tenant, metrics)
+    audited = None if evidence is None else _audited(evidence, recorder, models.tasks, embedder)
     return GatewayContext(
         settings=gateway,
         path=RequestPath(
             policy=Policy.of(
                 settings.frontier, routing, specs, models.max_chars, frontier.configured
             ),
-            router=build_router(routing, specs, build_embedder(settings.state), metrics),
-            recorder=ExitRecorder(ledger, metrics),
+            router=build_router(routing, specs, embedder, metrics),
+            recorder=recorder,
             runners=build_runners(
-                models.tasks, models.engines, meters, frontier, decisions, local, remote
+                models.tasks, models.engines, meters, frontier, decisions, local, remote, audited
             ),
             max_inputs=gateway.max_inputs,
         ),
@@ -163,11 +174,53 @@ def _build_context(
         local_admission=local,
         frontier_admission=remote,
         metrics=metrics,
-        access=Access.of(Directory(reading, settings.auth), settings.auth, gateway.replicas),
+        access=Access.of(directory, settings.auth, gateway.replicas),
         ledger=ledger,
         reports=LedgerReports(reading, ZoneInfo(settings.ledger.time_zone)),
         development=settings.attestation.development,
+        evidence=evidence,
     )
+
+
+def _build_evidence(
+    settings: Settings,
+    configured: Callable[[tuple[str, ...]], tuple[str, ...]],
+    tenant_of: Callable[[str], Tenant],
+    metrics: Metrics,
+) -> EvidenceService | None:
+    if not settings.evidence.enabled:
+        return None
+    named = settings.evidence.reference
+    targets = settings.frontier.tiers[settings.routing.task_tier] if named is None else (named,)
+    reference = next(iter(configured(targets)), None)
+    # Its own connections: folding audits must not delay requests' rows.
+    database = Database(database_url(settings.ledger.url, settings.state))
+    # Without a reference no text is digested, and the state folder need not hold a key.
+    key = (
+        secrets.token_bytes(32)
+        if reference is None
+        else text_key(settings.state, settings.evidence.vector_key_file)
+    )
+    return build_evidence(settings.evidence, database, reference, tenant_of, metrics.evidence, key)
+
+
+def _audited(
+    evidence: EvidenceService,
+    recorder: ExitRecorder,
+    tasks: Mapping[str, BoundTask],
+    embedder: Embedder,
+) -> Audited:
+    def auditor(
+        local: Runner[TaskBatch, TaskPlan], frontier_task: Runner[TaskBatch, FrontierPlan]
+    ) -> Auditor:
+        made = Auditor(
+            evidence.evidence, evidence.appender, recorder, tasks, local, frontier_task,
+            embed=embedder.embed,
+        )  # fmt: skip
+        evidence.closers.append(made.aclose)
+        return made
+
+    return Audited(evidence.evidence, auditor, embedder.embed)
 
 
 class _Connector:

@@ -65,6 +65,31 @@ def problems(settings: Settings) -> Iterator[InvalidSettings]:
     yield from _attestation(settings)
     yield from _ledger(settings)
     yield from _auth(settings)
+    yield from _evidence(settings)
+
+
+def _evidence(settings: Settings) -> Iterator[InvalidSettings]:
+    evidence = settings.evidence
+    own = {path.resolve() for path in evidence.trusted_keys}
+    if evidence.signing_key is not None:
+        # Where `narrowgate keygen` puts the public half.
+        own |= {evidence.signing_key.with_suffix(".pub").resolve(),
+                Path(f"{evidence.signing_key}.pub").resolve()}  # fmt: skip
+    for path in settings.attestation.trusted_keys:
+        if path.resolve() in own:
+            yield InvalidSettings(
+                f"the key {str(path)!r} is trusted for models and for evidence: a broken gateway "
+                "could attest models",
+                field="evidence.trusted_keys",
+                fix="make a key for evidence alone with narrowgate keygen",
+            )
+    for name in ("baseline", "keep_texts"):
+        if getattr(evidence, name) is not None:
+            yield InvalidSettings(
+                f"evidence.{name} is {getattr(evidence, name)!r} and has no effect in this version",
+                field=f"evidence.{name}",
+                fix="leave it out",
+            )
 
 
 def _models(settings: Settings) -> Iterator[InvalidSettings]:

@@ -12,6 +12,7 @@ from serving.contracts.ledger import LedgerService
 from serving.contracts.report import Reports
 from serving.contracts.routing import DecisionLog
 from serving.contracts.settings import GatewaySettings
+from serving.evidence.service import EvidenceService
 from serving.gateway.access import Access
 from serving.gateway.admission import AdmissionQueue
 from serving.gateway.attested import TaskState
@@ -29,7 +30,8 @@ class GatewayContext:
 
     models: the local ones and their tasks. local_admission: of work for local models;
     frontier_admission: of requests at frontier APIs. access: authentication and limits.
-    development: attestations are not enforced; every response states it.
+    development: attestations are not enforced; every response states it. evidence: claims and
+    audits; None where attested thresholds alone decide.
     """
 
     settings: GatewaySettings
@@ -45,6 +47,7 @@ class GatewayContext:
     reports: Reports
     development: bool = False
     background: BackgroundTasks = field(default_factory=BackgroundTasks)
+    evidence: EvidenceService | None = None
 
     @property
     def engines(self) -> Mapping[str, EngineClient]:

@@ -61,6 +61,7 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.QuantizationFailed: 500,
     errors.EvaluationFailed: 500,
     errors.TaskNotAttested: 409,
+    errors.ClaimWithdrawn: 409,
     errors.ConfigurationError: 500,
     errors.InvalidSettings: 500,
     errors.InvalidTaskSpec: 500,

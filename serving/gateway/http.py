@@ -11,7 +11,15 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from serving.contracts.errors import NarrowgateError
-from serving.gateway import errors, health_api, models_api, openai_api, report_api, tasks_api
+from serving.gateway import (
+    errors,
+    evidence_api,
+    health_api,
+    models_api,
+    openai_api,
+    report_api,
+    tasks_api,
+)
 from serving.gateway.context import GatewayContext
 from serving.gateway.middleware import BodyLimit, HeadAsGet, RequestScope
 
@@ -26,6 +34,8 @@ def build_http(context: GatewayContext) -> FastAPI:
             "models": context.models.watch(),
             "access": context.access.directory.watch(),
         }
+        if context.evidence is not None:
+            watches["evidence"] = context.evidence.watch()
         async with context.background.running(watches):
             yield
         await context.frontier.aclose()
@@ -68,6 +78,7 @@ def build_http(context: GatewayContext) -> FastAPI:
     app.include_router(models_api.router)
     app.include_router(health_api.router)
     app.include_router(report_api.router)
+    app.include_router(evidence_api.router)
     return app
 
 

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from serving.contracts.answer import Usage
 from serving.contracts.exits import Exit
+from serving.gateway.evidence_metrics import EvidenceMetrics
 from serving.gateway.ledger_metrics import LedgerMetrics
 
 _LATENCY_BUCKETS_S = (
@@ -149,6 +150,7 @@ class Metrics:
             registry=self.registry,
         )
         self.ledger = LedgerMetrics(self.registry)
+        self.evidence = EvidenceMetrics(self.registry)
         self.queued = Gauge(
             "narrowgate_queued_inputs",
             "Inputs waiting, for admission or for a scoring batch.",

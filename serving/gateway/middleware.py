@@ -23,6 +23,7 @@ REASON = "x-narrowgate-reason"
 MODEL = "x-narrowgate-model"
 ATTESTATION = "x-narrowgate-attestation"
 COST = "x-narrowgate-cost-usd"
+GUARANTEE = "x-narrowgate-guarantee"
 DEVELOPMENT = "x-narrowgate-development"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")

@@ -15,7 +15,7 @@ from serving.contracts.openai import json_text
 from serving.gateway.body import JsonBody
 from serving.gateway.context import Context
 from serving.gateway.errors import error_body
-from serving.gateway.middleware import ATTESTATION, COST, MODEL, REASON, ROUTE
+from serving.gateway.middleware import ATTESTATION, COST, GUARANTEE, MODEL, REASON, ROUTE
 from serving.gateway.openapi import CHAT_BODY, COMPLETION_BODY
 from serving.gateway.options import RequestedOptions
 from serving.pipeline.write import Reply
@@ -65,6 +65,8 @@ def _response(reply: Reply) -> Response:
     headers = {ROUTE: reply.route, REASON: reply.reason, MODEL: _header_text(reply.model)}
     if reply.attestation is not None:
         headers[ATTESTATION] = reply.attestation
+    if reply.guarantee is not None:
+        headers[GUARANTEE] = reply.guarantee
     if reply.cost_usd is not None:
         headers[COST] = f"{reply.cost_usd:f}"
     if reply.events is None:

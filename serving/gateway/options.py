@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
-from serving.contracts.routing import RequestOptions, RoutePreference
+from serving.contracts.routing import AuditPreference, RequestOptions, RoutePreference
 from serving.gateway.context import GatewayContext
 from serving.gateway.middleware import ROUTE, Arrival
 from serving.pipeline.fields import invalid
@@ -20,12 +20,20 @@ _WANTED = {
     "route": "one of auto, local_only, frontier_only",
     "deadline_s": "a number of seconds above 0",
     "max_cost_usd": "a number of US dollars, 0 or more",
+    "audit": "one of auto, never",
+    "deterministic": "true or false",
 }
 _HEADERS = {
     "route": ROUTE,
     "deadline_s": "x-narrowgate-deadline-s",
     "max_cost_usd": "x-narrowgate-max-cost-usd",
+    "audit": "x-narrowgate-audit",
+    "deterministic": "x-narrowgate-deterministic",
 }
+_END_USER = "x-narrowgate-user"
+# Of OpenAI's API; the newer one first.
+_END_USER_FIELDS = ("safety_identifier", "user")
+_LONGEST_END_USER = 256
 
 
 def _plain_number(value: Any) -> Any:
@@ -49,6 +57,12 @@ class OptionFields(BaseModel):
     )
     max_cost_usd: Annotated[Decimal, BeforeValidator(_plain_number)] | None = Field(
         default=None, ge=0, description="frontier models whose worst case costs more are left out"
+    )
+    audit: AuditPreference | None = Field(
+        default=None, description="never: no provider gets the inputs for evidence"
+    )
+    deterministic: bool | None = Field(
+        default=None, description="equal calls get equal answers: no claim is used"
     )
 
 
@@ -75,11 +89,25 @@ class Options:
         return RequestContext(
             self._arrival.request_id,
             self._request.state.caller,
-            RequestOptions(fields.route or headers.route or "auto", cost),
+            RequestOptions(
+                fields.route or headers.route or "auto",
+                cost,
+                # Whoever says `never` is heard.
+                "never" if "never" in (fields.audit, headers.audit) else "auto",
+                bool(fields.deterministic or headers.deterministic),
+                _end_user(body, self._headers),
+            ),
             Deadline.after(min(wanted_s, longest_s)),
             self._arrival.at,
             self._arrival.monotonic_s,
         )
+
+
+def _end_user(body: Any, headers: Mapping[str, str]) -> str | None:
+    fields = body if isinstance(body, dict) else {}
+    named = [*(fields.get(name) for name in _END_USER_FIELDS), headers.get(_END_USER)]
+    given = (value for value in named if isinstance(value, str) and value)
+    return next((value[:_LONGEST_END_USER] for value in given), None)
 
 
 def _taken(body: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from serving.gateway.attested import TaskState
 from serving.gateway.body import JsonBody
 from serving.gateway.context import Context
 from serving.gateway.errors import error_body
-from serving.gateway.middleware import ATTESTATION, REASON, ROUTE
+from serving.gateway.middleware import ATTESTATION, GUARANTEE, REASON, ROUTE
 from serving.gateway.openapi import TASK_BODY
 from serving.gateway.options import RequestedOptions
 from serving.pipeline.read import find_task
@@ -125,6 +125,8 @@ def _response(reply: TaskReply, request_id: str) -> Response:
         ROUTE: ",".join(sorted({answer.route for answer in answers})) or "none",
         REASON: ",".join(sorted({answer.reason for answer in answers})) or "none",
     }
+    if answers:
+        headers[GUARANTEE] = ", ".join(sorted({answer.guarantee.header() for answer in answers}))
     if reply.attestation is not None:
         headers[ATTESTATION] = reply.attestation
     document = json_text(model.model_dump(mode="json"))

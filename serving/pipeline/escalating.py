@@ -72,7 +72,7 @@ class Escalating:
         batch = plan.batch
         if not plan.local:
             for item in record.inputs:
-                item.reason = "requested"
+                item.reason = plan.fallback.reason
             return [_LocalResult(None, 0.0) for _ in batch.requests]
         started_s = time.monotonic()
         try:

@@ -15,6 +15,7 @@ from typing import Any, Self
 from serving.contracts.answer import Answer, Route, Usage
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import NarrowgateError
+from serving.contracts.evidence import Evidence
 from serving.contracts.exits import Attempt, Endpoint, Exit, ExitObserver
 from serving.contracts.frontier import attempts_of
 from serving.contracts.ledger import Entry, Ledger
@@ -38,6 +39,8 @@ class Served:
     service_tier: str | None = None
     valid: bool = True
     guaranteed: bool | None = None
+    evidence: Evidence | None = None
+    claim: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,9 @@ class InputRecord:
     """One input.
 
     reason: why it goes to its current model; None before the plan. serving: returns what the
-    current model served so far; for an input that is abandoned.
+    current model served so far; for an input that is abandoned. local_answer: the local model's,
+    whichever answer is sent; evidence compares it. closed: called with the cost of all its calls
+    once it is recorded, None where one is unknown.
     """
 
     def __init__(self, request: _Request, index: int) -> None:
@@ -106,6 +111,8 @@ class InputRecord:
         self._attempts: tuple[Attempt, ...] = ()
         self.reason: Reason | None = None
         self.serving: Callable[[], Served] | None = None
+        self.local_answer: Answer | None = None
+        self.closed: Callable[[Decimal | None], None] | None = None
         self.is_open = True
 
     @property
@@ -151,6 +158,7 @@ class InputRecord:
                 served.reason, served.model, served.usage, request.context.elapsed_s,
                 (*self._attempts, *served.attempts), served.valid, replica_s=served.replica_s,
                 service_tier=served.service_tier, guaranteed=served.guaranteed,
+                evidence=served.evidence, claim=served.claim,
             )
         )  # fmt: skip
 
@@ -180,6 +188,8 @@ class InputRecord:
             self._request.last_entry = entry
         cost_usd = entry.close(exit_)
         self._request.observer.input_finished(exit_, cost_usd)
+        if self.closed is not None:
+            self.closed(cost_usd)
         return cost_usd
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from serving.contracts.answer import Answer, TaskRequest, Usage
 from serving.contracts.engine import EngineOutput, EngineWork, GenerateOutput
 from serving.contracts.errors import NarrowgateError
+from serving.contracts.evidence import NO_GUARANTEE
 from serving.contracts.requests import TaskBatch
+from serving.evidence.candidates import under_standing
 from serving.pipeline.exit_recorder import Outcome, RequestRecord, Served
 from serving.pipeline.plan import TaskPlan
 from serving.pipeline.replica_meter import ReplicaMeter
@@ -44,8 +46,9 @@ class LocalTaskRunner:
                 return Served("local", "narrow", model, None, replica_s=replica_s)
             return Served(
                 "local", "narrow", model, answer.usage, replica_s=replica_s, valid=answer.valid,
-                # Without an attested bound (None), nothing is guaranteed.
+                # Without a bound (None), nothing is guaranteed.
                 guaranteed=answer.below_threshold is False,
+                evidence=answer.guarantee.evidence, claim=answer.guarantee.claim,
             )  # fmt: skip
 
         record.resources.callback(entry.leave)
@@ -61,7 +64,7 @@ class LocalTaskRunner:
             # Also for a cancelled run: the record reads what was served until then.
             entry.leave()
         outcomes = []
-        for one, work in zip(request.requests, planned, strict=True):
+        for item, one, work in zip(record.inputs, request.requests, planned, strict=True):
             if isinstance(work, NarrowgateError):
                 outcomes.append(Outcome(work))
                 continue
@@ -70,6 +73,8 @@ class LocalTaskRunner:
                 outcomes.append(Outcome(output, served()))
                 continue
             answer = _answer(bound, one, output, record.context.request_id)
+            item.local_answer = answer
+            answer = under_standing(answer, plan.standing)
             outcomes.append(
                 Outcome(
                     answer,
@@ -112,13 +117,15 @@ def _answer(
     bound: BoundTask, request: TaskRequest, output: EngineOutput, request_id: str
 ) -> Answer:
     prediction = bound.task.read(request, output)
+    below, suite = bound.grant.below_threshold(prediction), bound.grant.guarantee
     return Answer(
         task=request.task,
         value=prediction.value,
         label_probabilities=prediction.label_probabilities,
         confidence=prediction.confidence,
         calibrated_confidence=bound.grant.calibrated(prediction),
-        below_threshold=bound.grant.below_threshold(prediction),
+        below_threshold=below,
+        guarantee=suite if suite is not None and below is False else NO_GUARANTEE,
         valid=prediction.valid,
         notes=prediction.notes,
         route="local",

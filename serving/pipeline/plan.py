@@ -24,6 +24,7 @@ from serving.contracts.requests import (
 from serving.contracts.routing import TIERS, Decision, Reason, Tier
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import TaskSpec
+from serving.evidence.standing import Standing
 from serving.pipeline.read import find_task, task_request
 
 
@@ -60,7 +61,7 @@ class TaskPlan:
     which an input goes to the fallback; empty where it may not. decision: the router's, where it
     recognised the task in a chat: its fallback answers the client's own messages, in free form.
     None where the client named the task: its fallback answers the task's prompt, in the task's
-    form.
+    form. standing: what the task's claim allows; None where the attested threshold alone decides.
     """
 
     batch: TaskBatch
@@ -70,6 +71,7 @@ class TaskPlan:
     fallback: FrontierPlan
     decision: Decision | None = None
     reason: Reason | None = None
+    standing: Standing | None = None
 
 
 Plan = LocalPlan | FrontierPlan | TaskPlan

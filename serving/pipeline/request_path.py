@@ -4,15 +4,19 @@ Each step is entered once. The record is open from the plan to the last byte of 
 closes every input's ledger entry, however the request ends.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from serving.contracts.context import RequestContext
 from serving.contracts.frontier import Frontier
-from serving.contracts.requests import AUTO, ChatRequest, CompletionRequest
+from serving.contracts.requests import AUTO, ChatRequest, CompletionRequest, TaskBatch
 from serving.contracts.routing import DecisionLog, Router
+from serving.evidence.rulings import Evidence
+from serving.pipeline.auditor import Auditor, Embed
+from serving.pipeline.claimed import Claimed
+from serving.pipeline.claimed_local import ClaimedLocal
 from serving.pipeline.escalating import Escalating
 from serving.pipeline.exit_recorder import ExitRecorder, Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.frontier_model import DecisionLogged, FrontierModelRunner
@@ -99,6 +103,15 @@ class RequestPath:
         return outcome
 
 
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What running under claims needs. auditor: makes the auditor of the runners of tasks."""
+
+    evidence: Evidence
+    auditor: Callable[[Runner[TaskBatch, TaskPlan], Runner[TaskBatch, FrontierPlan]], Auditor]
+    embed: Embed | None = None
+
+
 def build_runners(
     tasks: Mapping[str, BoundTask],
     engines: Mapping[str, Engine],
@@ -107,21 +120,38 @@ def build_runners(
     decisions: DecisionLog,
     local: AdmissionLimit,
     remote: AdmissionLimit,
+    audited: Audited | None = None,
 ) -> Mapping[type[Plan], Runner[Any, Any]]:
     """Return the runners by kind of plan: each model's runner, wrapped in those it needs.
 
-    local: limit on work for local models. remote: limit on calls of frontier models.
+    local: limit on work for local models. remote: limit on calls of frontier models. audited: with
+    what tasks run under claims; None where attested thresholds alone decide.
     """
+    local_task: Runner[TaskBatch, TaskPlan] = Admitted(
+        LocalTaskRunner(tasks, meters), local, every_unit
+    )
+    frontier_task: Runner[TaskBatch, FrontierPlan] = Admitted(
+        FrontierTaskRunner(tasks, frontier), remote, one_call
+    )
     frontier_model = DecisionLogged(
         Admitted(FrontierModelRunner(frontier), remote, one_call), decisions
     )
     return {
         LocalPlan: Admitted(LocalModelRunner(engines, meters), local, every_unit),
         FrontierPlan: frontier_model,
-        TaskPlan: Escalating(
-            Admitted(LocalTaskRunner(tasks, meters), local, every_unit),
-            Admitted(FrontierTaskRunner(tasks, frontier), remote, one_call),
-            frontier_model,
-            tasks,
-        ),
+        TaskPlan: _task_runner(tasks, local_task, frontier_task, frontier_model, audited),
     }
+
+
+def _task_runner(
+    tasks: Mapping[str, BoundTask],
+    local: Runner[TaskBatch, TaskPlan],
+    frontier_task: Runner[TaskBatch, FrontierPlan],
+    frontier_model: Runner[ChatRequest, FrontierPlan],
+    audited: Audited | None,
+) -> Runner[Any, TaskPlan]:
+    if audited is None:
+        return Escalating(local, frontier_task, frontier_model, tasks)
+    claimed = ClaimedLocal(local, tasks, audited.evidence, audited.embed)
+    escalating = Escalating(claimed, frontier_task, frontier_model, tasks)
+    return Claimed(escalating, tasks, audited.auditor(local, frontier_task))

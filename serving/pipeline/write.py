@@ -25,6 +25,7 @@ class Reply:
 
     document: JSON. events: may raise NarrowgateError. attestation: digest of the one that covers
     the answer. cost_usd: None where unknown, and for streams, whose cost is known at their end.
+    guarantee: of a task's answer, as its header says it.
     """
 
     route: Route
@@ -34,6 +35,7 @@ class Reply:
     events: AsyncIterator[str] | None = None
     attestation: str | None = None
     cost_usd: Decimal | None = None
+    guarantee: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def write_reply(
             )
     return Reply(
         served.route, served.reason, served.model, document, events, outcome.attestation,
-        outcome.cost_usd,
+        outcome.cost_usd, content.guarantee.header() if isinstance(content, Answer) else None,
     )  # fmt: skip
 
 
@@ -162,6 +164,6 @@ def _details(answer: Answer) -> dict[str, Any]:
         mode="json",
         include={
             "task", "route", "reason", "confidence", "calibrated_confidence", "below_threshold",
-            "label_probabilities", "valid", "notes", "cost_usd",
+            "label_probabilities", "valid", "notes", "cost_usd", "guarantee",
         },
     )  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from serving.contracts.errors import InvalidSettings
+from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.settings import AttestationSettings, GatewaySettings, ModelSettings, Settings
 from serving.settings_linter import lint, lint_engines, problems
@@ -138,3 +139,18 @@ def test_keys_that_would_be_too_old_between_two_readings_are_refused() -> None:
         lint(Settings(auth=AuthSettings(refresh_s=5, max_stale_s=9)))
     assert caught.value.field == "auth.max_stale_s"
     lint(Settings(auth=AuthSettings(refresh_s=5, max_stale_s=10)))
+
+
+def test_no_key_is_trusted_for_models_and_for_evidence(tmp_path: Path) -> None:
+    key = tmp_path / "ours.pub"
+    settings = Settings(
+        attestation=AttestationSettings(trusted_keys=(key,)),
+        evidence=EvidenceSettings(trusted_keys=(tmp_path / "other.pub", key)),
+    )
+    found = [problem for problem in problems(settings) if problem.field == "evidence.trusted_keys"]
+    assert [str(key) in problem.message for problem in found] == [True]
+
+
+def test_settings_of_evidence_without_effect_are_refused() -> None:
+    found = problems(Settings(evidence=EvidenceSettings(keep_texts=7)))
+    assert "evidence.keep_texts" in [problem.field for problem in found]

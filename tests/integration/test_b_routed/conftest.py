@@ -101,6 +101,8 @@ def routed(
         NARROWGATE_LEDGER__URL=books.url.get_secret_value(),
         NARROWGATE_LEDGER__PRICES_FILE=str(prices),
         NARROWGATE_AUTH__REFRESH_S="0.5",
+        # Attested thresholds alone decide: a task in shadow would be answered by the provider.
+        NARROWGATE_EVIDENCE__ENABLED="false",
         NARROWGATE_ROUTING__MAX_CONCURRENT_FRONTIER="256",
         ANTHROPIC_API_KEY=PROVIDER_KEY,
         OPENAI_API_KEY=PROVIDER_KEY,

@@ -1,0 +1,273 @@
+"""`narrowgate evidence`: claims, their evidence, and what people do with them."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.commands.ledger import opened_ledger
+from serving.commands.options import add_settings_options, settings_from
+
+if TYPE_CHECKING:
+    from serving.evidence.administration import Label
+    from serving.evidence.replay import Replay, Replayed
+
+HELP = "show claims and their evidence; label, replay, export, withdraw, delete"
+
+_ACTOR = "operator"
+_WIDTH = 50
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the actions and their arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="list claims, those in force first")
+    show = actions.add_parser("show", help="show a claim's course, events and verdicts")
+    label = actions.add_parser("label", help="note a person's labels of audited inputs")
+    label.add_argument(
+        "file", type=Path, metavar="FILE", help="JSON Lines with request_id, label and index (0)"
+    )
+    replay = actions.add_parser(
+        "replay", help="when would labelled inputs earn a claim on the running server?"
+    )
+    replay.add_argument("file", type=Path, metavar="FILE", help="JSON Lines with text and label")
+    replay.add_argument("--task", required=True, metavar="NAME", help="a task of the server")
+    replay.add_argument("--url", default="http://127.0.0.1:8000", help="of the running server")
+    replay.add_argument(
+        "--key-env", default="NARROWGATE_KEY", metavar="NAME", help="variable with a tenant's key"
+    )
+    withdraw = actions.add_parser("withdraw", help="end a claim for good")
+    withdraw.add_argument("--reason", required=True, metavar="TEXT", help="why")
+    export = actions.add_parser("export", help="write a claim as a signed in-toto statement")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the envelope")
+    delete = actions.add_parser("delete", help="delete what names a tenant, request or end user")
+    delete.add_argument("--tenant", required=True, metavar="NAME", help="whose evidence")
+    delete.add_argument("--request-id", metavar="ID", help="of one request alone")
+    delete.add_argument("--end-user", metavar="ID", help="of one end user alone")
+    for action in (show, label, withdraw, export):
+        action.add_argument("claim", metavar="CLAIM", help="as `evidence list` shows it")
+    for action in (listing, show, label, replay, withdraw, export, delete):
+        add_settings_options(action)
+        action.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the action and print its result."""
+    if args.action == "replay":
+        return _replay(args)
+    with opened_ledger(args) as database:
+        from serving.evidence.store import EvidenceStore
+
+        return _ACTIONS[args.action](args, EvidenceStore(database))
+
+
+def _list(args: argparse.Namespace, store: Any) -> int:
+    from serving.evidence.administration import listed
+
+    claims = listed(store)
+    if args.json:
+        print(json.dumps(claims))
+        return 0
+    for claim in claims:
+        scope = claim["scope"]
+        print(
+            f"{claim['id']}  {claim['state']:<12} {scope['subject']:<16} {scope['tenants']:<16} "
+            f"target {claim['target_error']:.0%}  {_observed(claim)}"
+        )
+    return 0
+
+
+def _show(args: argparse.Namespace, store: Any) -> int:
+    from serving.evidence.administration import shown
+
+    found = shown(store, args.claim, _ACTOR)
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    claim = found["claim"]
+    print(f"claim {claim['id']}: {claim['state']} since {claim['since']}")
+    print(f"against {claim['reference']}, target {claim['target_error']:.0%}, {_observed(claim)}")
+    for event in found["events"]:
+        print(f"{event['at']}  {event['kind']:<12} {event['actor']:<10} {event['reason']}")
+    for point in found["course"][:: max(1, len(found["course"]) // 20)]:
+        print(f"{point['audits']:>6} audits {_bar(point, claim['target_error'])}")
+    print("verdicts: " + ", ".join(f"{n} {kind}" for kind, n in found["verdicts"].items()))
+    return 0
+
+
+def _label(args: argparse.Namespace, store: Any) -> int:
+    from serving.evidence.administration import label
+
+    count = label(store, args.claim, _labels(args.file), _ACTOR)
+    print(json.dumps({"labels": count}) if args.json else f"{count} labels noted")
+    return 0
+
+
+def _withdraw(args: argparse.Namespace, store: Any) -> int:
+    from serving.evidence.administration import withdraw
+
+    withdraw(store, args.claim, args.reason, _ACTOR)
+    if args.json:
+        print(json.dumps({"claim": args.claim, "state": "withdrawn"}))
+    else:
+        print(f"claim {args.claim} is withdrawn; gateways follow within 2 s")
+    return 0
+
+
+def _export(args: argparse.Namespace, store: Any) -> int:
+    from serving.evidence.export import export_claim
+
+    key = settings_from(args).evidence.signing_key
+    envelope = export_claim(store, args.claim, key, _ACTOR)
+    args.out.write_bytes(envelope)
+    print(json.dumps({"file": str(args.out)}) if args.json else f"{args.out} is written")
+    return 0
+
+
+def _delete(args: argparse.Namespace, store: Any) -> int:
+    from serving.evidence.store import Whose
+
+    count = store.delete(Whose(args.tenant, args.request_id, args.end_user), _ACTOR)
+    print(json.dumps({"deleted": count}) if args.json else f"{count} audits deleted or emptied")
+    return 0
+
+
+_ACTIONS = {
+    "list": _list,
+    "show": _show,
+    "label": _label,
+    "withdraw": _withdraw,
+    "export": _export,
+    "delete": _delete,
+}
+
+
+def _replay(args: argparse.Namespace) -> int:
+    """Ask the running server for its local answers, then fold them as audits."""
+    from serving.evidence.replay import replay
+    from serving.tasks.catalog import load_specs
+
+    settings = settings_from(args)
+    spec = load_specs(settings.tasks_dir)[args.task]
+    rows = _lines(args.file, ("text", "label"))
+    found = replay(_answers(args, rows), spec.target_error, settings.evidence)
+    print(json.dumps(_document(found)) if args.json else _words(found, spec.target_error))
+    return 0 if found.earned_after is not None else 1
+
+
+def _answers(args: argparse.Namespace, rows: list[dict[str, Any]]) -> "list[Replayed]":
+    import httpx
+
+    from serving.commands.progress import step
+    from serving.contracts.errors import InvalidArgument
+    from serving.evidence.replay import Replayed
+
+    key = os.environ.get(args.key_env)
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    # Local answers alone, and none of them audited: a replay costs nothing and proves nothing.
+    headers |= {"x-narrowgate-route": "local_only", "x-narrowgate-audit": "never"}
+    found = []
+    url = f"{args.url.rstrip('/')}/v1/tasks/{args.task}"
+    with (
+        step(f"{len(rows)} inputs to {url}"),
+        httpx.Client(headers=headers, timeout=120.0) as client,
+    ):
+        for row in rows:
+            response = client.post(url, json={"input": row["text"], "deterministic": True})
+            if response.status_code != 200:
+                raise InvalidArgument(
+                    f"the server answered {response.status_code}: {response.text[:200]!r}",
+                    field="url",
+                    fix="check --url, --task and the key",
+                )
+            answer = response.json()
+            confidence = answer["calibrated_confidence"]
+            if confidence is None:
+                confidence = answer["confidence"]
+            found.append(
+                Replayed(
+                    row["text"],
+                    confidence if answer["valid"] else -1.0,
+                    float(answer["value"] != row["label"]),
+                )
+            )
+    return found
+
+
+def _labels(file: Path) -> "list[Label]":
+    from serving.evidence.administration import Label
+
+    return [
+        Label(row["request_id"], row["label"], int(row.get("index", 0)))
+        for row in _lines(file, ("request_id", "label"))
+    ]
+
+
+def _lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
+    from serving.contracts.errors import InvalidArgument
+
+    found = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
+            row = json.loads(line) if line.strip() else None
+            if row is not None and not all(isinstance(row.get(name), str) for name in needed):
+                raise InvalidArgument(
+                    f"{file}, line {number} lacks one of {', '.join(needed)} as text",
+                    field="FILE",
+                    fix="write one JSON object a line",
+                )
+            found += [] if row is None else [row]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InvalidArgument(
+            f"{file} cannot be read as JSON Lines: {type(error).__name__}", field="FILE"
+        ) from error
+    return found
+
+
+def _observed(claim: dict[str, Any]) -> str:
+    if claim["observed_error"] is None:
+        return f"{claim['audits']} examples"
+    low, high = claim["interval"]
+    return (
+        f"error {claim['observed_error']:.1%} ({low:.1%} to {high:.1%}) in {claim['audits']} "
+        f"audits of {claim['accepted']} accepted"
+    )
+
+
+def _bar(point: dict[str, Any], target: float) -> str:
+    """Return an interval as a line of characters from 0 to 1: `[--*--]`, the target as `|`."""
+    place = {name: round(point[name] * (_WIDTH - 1)) for name in ("low", "error", "high")}
+    drawn = [" "] * _WIDTH
+    drawn[place["low"] : place["high"] + 1] = "-" * (place["high"] - place["low"] + 1)
+    drawn[round(target * (_WIDTH - 1))] = "|"
+    drawn[place["error"]] = "*"
+    return "".join(drawn)
+
+
+def _document(found: "Replay") -> dict[str, Any]:
+    return {
+        "inputs": found.inputs,
+        "earned_after": found.earned_after,
+        "suspended_after": found.suspended_after,
+        "threshold": None if found.action is None else found.action.threshold,
+        "coverage": found.coverage,
+        "error": found.error,
+    }
+
+
+def _words(found: "Replay", target: float) -> str:
+    if found.earned_after is None or found.action is None:
+        return f"no claim of {target:.0%} in {found.inputs} inputs"
+    text = (
+        f"held after {found.earned_after} of {found.inputs} inputs, from confidence "
+        f"{found.action.threshold:.3f}"
+    )
+    if found.coverage is not None and found.error is not None:
+        text += f"; of the rest {found.coverage:.0%} answered locally, {found.error:.1%} wrong"
+    if found.suspended_after is not None:
+        text += f"; suspended after {found.suspended_after}"
+    return text

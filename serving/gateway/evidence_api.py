@@ -1,0 +1,104 @@
+"""Claims for operators: list, show, withdraw, label, delete. Admin keys alone reach these paths."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.contracts.errors import InvalidRequest, NotFound
+from serving.contracts.ledger import Caller
+from serving.evidence import administration
+from serving.evidence.store import EvidenceStore, Whose
+from serving.gateway.context import Context, GatewayContext
+
+router = APIRouter(prefix="/v1/admin", tags=["evidence"])
+
+
+class Withdrawal(BaseModel):
+    """Why a claim is withdrawn."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(min_length=1, max_length=500)
+
+
+class PersonsLabel(BaseModel):
+    """A person's label of one audited input."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_id: str = Field(min_length=1, max_length=256)
+    label: str = Field(min_length=1, max_length=200)
+    index: int = Field(default=0, ge=0)
+
+
+class Labels(BaseModel):
+    """Labels of audited inputs of one claim."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    labels: list[PersonsLabel] = Field(min_length=1, max_length=10_000)
+
+
+async def _actor(request: Request) -> str:
+    caller: Caller = request.state.caller
+    return caller.key_id or "operator"
+
+
+Actor = Annotated[str, Depends(_actor)]
+
+
+@router.get("/claims")
+async def list_claims(context: Context) -> dict[str, Any]:
+    """List every claim with its state."""
+    found = await asyncio.to_thread(administration.listed, _store(context))
+    return {"object": "list", "data": found}
+
+
+@router.get("/claims/{claim}")
+async def show_claim(claim: str, context: Context, actor: Actor) -> dict[str, Any]:
+    """Show a claim with its events, the course of its error, and people's labels."""
+    return await asyncio.to_thread(administration.shown, _store(context), claim, actor)
+
+
+@router.post("/claims/{claim}/withdraw")
+async def withdraw_claim(
+    claim: str, body: Withdrawal, context: Context, actor: Actor
+) -> dict[str, Any]:
+    """Withdraw a claim for good; every replica follows within 2 s, this one at once."""
+    store = _store(context)
+    await asyncio.to_thread(administration.withdraw, store, claim, body.reason, actor)
+    assert context.evidence is not None
+    await context.evidence.keeper.round()
+    return {"claim": claim, "state": "withdrawn"}
+
+
+@router.post("/claims/{claim}/labels")
+async def label_inputs(claim: str, body: Labels, context: Context, actor: Actor) -> dict[str, Any]:
+    """Note a person's labels of audited inputs."""
+    labels = [administration.Label(item.request_id, item.label, item.index) for item in body.labels]
+    count = await asyncio.to_thread(administration.label, _store(context), claim, labels, actor)
+    return {"claim": claim, "labels": count}
+
+
+@router.delete("/evidence")
+async def delete_evidence(
+    context: Context,
+    actor: Actor,
+    tenant: Annotated[str, Query(description="whose evidence")],
+    request_id: Annotated[str | None, Query(description="of one request alone")] = None,
+    end_user: Annotated[str | None, Query(description="of one end user alone")] = None,
+) -> dict[str, Any]:
+    """Delete what names a tenant, a request or an end user."""
+    if request_id == "" or end_user == "":
+        raise InvalidRequest("request_id and end_user must not be empty", field="request_id")
+    whose = Whose(tenant, request_id, end_user)
+    count = await asyncio.to_thread(_store(context).delete, whose, actor)
+    return {"deleted": count}
+
+
+def _store(context: GatewayContext) -> EvidenceStore:
+    if context.evidence is None:
+        raise NotFound("this server keeps no evidence", fix="set evidence.enabled: true")
+    return context.evidence.store

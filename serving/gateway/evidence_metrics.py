@@ -1,0 +1,75 @@
+"""Metrics of claims. Implements the events of evidence."""
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from serving.contracts.evidence import Claim, ClaimState
+
+_LABELS = ("claim", "task", "tenants")
+
+
+class EvidenceMetrics:
+    """Gauges of each claim as this replica sees it, and counts of transitions."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._state = Gauge(
+            "narrowgate_claim_state",
+            "1 for the state that a claim is in.",
+            [*_LABELS, "state"],
+            registry=registry,
+        )
+        self._target = Gauge(
+            "narrowgate_claim_target_error", "Error that a claim promises.", _LABELS,
+            registry=registry,
+        )  # fmt: skip
+        self._observed = Gauge(
+            "narrowgate_claim_observed_error",
+            "Mean loss of audits since the claim was earned; NaN before any.",
+            _LABELS,
+            registry=registry,
+        )
+        self._upper = Gauge(
+            "narrowgate_claim_error_upper_bound",
+            "Upper bound of the error at 95 %, valid at every time.",
+            _LABELS,
+            registry=registry,
+        )
+        self._audits = Gauge(
+            "narrowgate_claim_audits", "Audits since the claim was earned.", _LABELS,
+            registry=registry,
+        )  # fmt: skip
+        self._accepted = Gauge(
+            "narrowgate_claim_accepted_inputs",
+            "Inputs that took the shortcut since the claim was earned.",
+            _LABELS,
+            registry=registry,
+        )
+        self._missing = Gauge(
+            "narrowgate_claim_missing_verdicts_share", "Share of audits without a verdict.",
+            _LABELS, registry=registry,
+        )  # fmt: skip
+        self._transitions = Counter(
+            "narrowgate_claim_transitions",
+            "Claims earned, suspended, found not earnable or withdrawn, by the folding replica.",
+            ["task", "tenants", "kind"],
+            registry=registry,
+        )
+
+    def claims_changed(self, claims: Sequence[Claim]) -> None:
+        """Set the gauges of every claim."""
+        for claim in claims:
+            names = (claim.id, claim.scope.subject, claim.scope.tenants)
+            for state in ClaimState:
+                self._state.labels(*names, state.value).set(claim.state is state)
+            self._target.labels(*names).set(claim.target_error)
+            observed = claim.observed_error
+            self._observed.labels(*names).set(float("nan") if observed is None else observed)
+            self._upper.labels(*names).set(1.0 if claim.interval is None else claim.interval[1])
+            self._audits.labels(*names).set(claim.audits)
+            self._accepted.labels(*names).set(claim.accepted)
+            self._missing.labels(*names).set(claim.missing)
+
+    def claim_transition(self, claim: Claim, kind: str) -> None:
+        """Count a transition."""
+        self._transitions.labels(claim.scope.subject, claim.scope.tenants, kind).inc()

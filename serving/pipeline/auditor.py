@@ -1,0 +1,341 @@
+"""Compares served answers with the reference's, behind the requests."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.contracts.answer import Answer, TaskRequest, Value
+from serving.contracts.context import RequestContext
+from serving.contracts.deadline import Deadline
+from serving.contracts.errors import (
+    DeadlineExceeded,
+    FrontierContextTooLong,
+    FrontierInvalidResponse,
+    FrontierRejected,
+    FrontierTimeout,
+    InvalidRequest,
+    NarrowgateError,
+)
+from serving.contracts.evidence import Audit, Origin, Verdict
+from serving.contracts.requests import TaskBatch
+from serving.contracts.routing import RequestOptions
+from serving.contracts.task_spec import TaskSpec
+from serving.evidence.appender import EvidenceAppender
+from serving.evidence.candidates import LocalView, judged
+from serving.evidence.rulings import Evidence, Ruling
+from serving.pipeline.exit_recorder import ExitRecorder, Outcome, RequestRecord
+from serving.pipeline.plan import FrontierPlan, TaskPlan
+from serving.pipeline.runner import BoundTask, Runner
+from serving.tasks.loss import loss_of
+
+logger = logging.getLogger(__name__)
+
+Embed = Callable[[str], Awaitable[NDArray[np.float32]]]
+
+OF_THE_INPUT = (
+    FrontierInvalidResponse, FrontierRejected, FrontierContextTooLong, FrontierTimeout,
+    DeadlineExceeded, InvalidRequest,
+)  # fmt: skip
+"""Errors for which a verdict is missing because of the input: a loss of 1. Others are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One input of a request, as it was drawn at acceptance. coin: whether the coin chose it."""
+
+    request: TaskRequest
+    context: RequestContext
+    plan: TaskPlan
+    ruling: Ruling
+    coin: bool
+    input: str
+    drawn_at: datetime
+
+
+class Auditor:
+    """Runs audits with their own concurrency, deadline and queue. One for a process.
+
+    local: runs tasks on their local models. frontier_task: on a frontier model. baseline: on the
+    16-bit model, None where none is configured. embed: returns a text's vector, None without one.
+    """
+
+    def __init__(
+        self,
+        evidence: Evidence,
+        appender: EvidenceAppender,
+        recorder: ExitRecorder,
+        tasks: Mapping[str, BoundTask],
+        local: Runner[TaskBatch, TaskPlan],
+        frontier_task: Runner[TaskBatch, FrontierPlan],
+        baseline: Runner[TaskBatch, TaskPlan] | None = None,
+        embed: Embed | None = None,
+    ) -> None:
+        self.evidence = evidence
+        self._appender = appender
+        self._recorder = recorder
+        self._tasks = tasks
+        self._local = local
+        self._frontier_task = frontier_task
+        self._baseline = baseline
+        self._embed = embed
+        self._places = asyncio.Semaphore(evidence.settings.concurrency)
+        self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Return how many audits wait or run."""
+        return len(self._running)
+
+    async def settled(self) -> None:
+        """Return when every audit that was begun has its verdict."""
+        while self._running:
+            await asyncio.wait(set(self._running))
+
+    async def aclose(self) -> None:
+        """Cancel audits in progress: their inputs are counted as dropped later."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    def shadowed(self, one: Observed, reference: Outcome, cost_usd: Decimal | None) -> None:
+        """Compare the local candidates with the reference's answer, which the client got."""
+        right = _right(reference, one.ruling.reference)
+        if isinstance(right, _NoVerdict) and right.verdict == "dropped":
+            self.evidence.book.unread[one.ruling.name] += 1
+            return
+        self._begin(one, "shadow", self._shadow(one, right, cost_usd))
+
+    def accepted(self, one: Observed, answer: Answer, local: Answer | None) -> None:
+        """Ask the reference about a local answer that the client got, where the coin chose it."""
+        origin: Origin = "escalated" if answer.below_threshold else "accepted"
+        if origin == "accepted":
+            self.evidence.book.accepted[one.ruling.name] += 1
+        if not one.coin or one.ruling.reference is None:
+            return
+        if not self.evidence.is_affordable():
+            self._drop(one, origin)
+            return
+        self._begin(one, origin, self._ask(one, origin, answer, local))
+
+    def escalated(self, one: Observed, local: Answer | None, reference: Outcome) -> None:
+        """Compare a local answer that was set aside with the reference's, which the client got."""
+        right = _right(reference, one.ruling.reference)
+        if isinstance(right, _NoVerdict) and right.verdict == "dropped":
+            self.evidence.book.unread[one.ruling.name] += 1
+            return
+        self._begin(one, "escalated", self._judge(one, "escalated", None, local, right, None))
+
+    def _begin(self, one: Observed, origin: Origin, work: Coroutine[Any, Any, None]) -> None:
+        if len(self._running) >= self.evidence.settings.queue:
+            work.close()
+            self._drop(one, origin)
+            return
+        self._appender.draw(self._row(one, origin, "dropped", None))
+        task = asyncio.create_task(self._placed(work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _placed(self, work: Coroutine[Any, Any, None]) -> None:
+        async with self._places:
+            await work
+
+    def _drop(self, one: Observed, origin: Origin) -> None:
+        self.evidence.book.dropped[one.ruling.name] += 1
+        self._append(self._row(one, origin, "dropped", None))
+
+    async def _shadow(
+        self, one: Observed, right: "Value | _NoVerdict", cost_usd: Decimal | None
+    ) -> None:
+        local: Answer | None = None
+        bound = self._tasks[one.request.task]
+        if bound.grant.refusal is None:
+            outcome = await self._run(self._local, one)
+            if isinstance(outcome.content, Answer):
+                local = outcome.content
+        await self._judge(one, "shadow", None, local, right, cost_usd)
+
+    async def _ask(
+        self, one: Observed, origin: Origin, served: Answer, local: Answer | None
+    ) -> None:
+        reference = one.ruling.reference
+        assert reference is not None
+        if self._baseline is not None and reference.startswith("baseline/"):
+            outcome = await self._run(self._baseline, one)
+        else:
+            outcome = await self._run_reference(one, reference)
+        right = _right(outcome, reference)
+        if isinstance(right, _NoVerdict) and right.verdict == "dropped":
+            self._drop(one, origin)
+            return
+        await self._judge(one, origin, served, local, right, outcome.cost_usd)
+
+    async def _run(self, runner: Runner[TaskBatch, TaskPlan], one: Observed) -> Outcome:
+        """Return the outcome of an input on a local model, in the ledger as an audit."""
+        context = self._context(one)
+        plan = replace(
+            one.plan,
+            batch=TaskBatch(one.request.task, (one.request,)),
+            local=True,
+            deadline=context.deadline,
+            reason="audit",
+            decision=None,
+            standing=None,
+        )
+        return await self._recorded(context, plan, lambda record: runner.whole(
+            plan.batch, plan, record
+        ))  # fmt: skip
+
+    async def _run_reference(self, one: Observed, reference: str) -> Outcome:
+        """Return the reference's answer to an input: that model's alone, asked with the spec."""
+        context = self._context(one)
+        batch = TaskBatch(one.request.task, (one.request,))
+        fallback = replace(
+            one.plan.fallback,
+            targets=(reference,),
+            deadline=context.deadline,
+            reason="audit",
+            decision=None,
+        )
+        plan = replace(one.plan, batch=batch, reason="audit", fallback=fallback)
+        return await self._recorded(context, plan, lambda record: self._frontier_task.whole(
+            batch, fallback, record
+        ))  # fmt: skip
+
+    async def _recorded(
+        self,
+        context: RequestContext,
+        plan: TaskPlan,
+        run: Callable[[RequestRecord], Awaitable[list[Outcome]]],
+    ) -> Outcome:
+        try:
+            async with asyncio.timeout(self.evidence.settings.deadline_s):
+                async with self._recorder.open(context, "audit") as record:
+                    record.planned(plan)
+                    (outcome,) = await record.finish(await run(record))
+                    return outcome
+        except NarrowgateError as error:
+            return Outcome(error)
+        except TimeoutError:
+            return Outcome(DeadlineExceeded("the audit took longer than evidence.deadline_s"))
+
+    def _context(self, one: Observed) -> RequestContext:
+        return RequestContext(
+            one.context.request_id,
+            one.context.caller,
+            RequestOptions(),
+            Deadline.after(self.evidence.settings.deadline_s),
+        )
+
+    async def _judge(
+        self,
+        one: Observed,
+        origin: Origin,
+        served: Answer | None,
+        local: Answer | None,
+        right: "Value | _NoVerdict",
+        cost_usd: Decimal | None,
+    ) -> None:
+        """Append the verdict on an input. served: the local answer that the client got."""
+        spec = self._tasks[one.request.task].task.spec
+        vector = await self._vector(one.request.text)
+        view = LocalView(local, vector, len(one.request.text))
+        value = None if isinstance(right, _NoVerdict) else right
+        candidates = judged(spec, self.evidence.candidates(one.ruling.name), view, value)
+        loss, verdict = _loss(spec, served or local, value)
+        row = self._row(one, origin, verdict, loss)
+        shown = served or local
+        self._append(
+            replace(
+                row,
+                candidates=candidates,
+                served=_shown(spec, None if shown is None else shown.value),
+                label=_shown(spec, value),
+                cost_usd=cost_usd,
+                judged_at=self.evidence.now(),
+            )
+        )
+
+    async def _vector(self, text: str) -> NDArray[np.float32] | None:
+        if self._embed is None:
+            return None
+        try:
+            return await self._embed(text)
+        except NarrowgateError as error:
+            logger.warning("evidence.no_vector error=%s", error.code)
+            return None
+
+    def _append(self, audit: Audit) -> None:
+        self._appender.append(
+            replace(audit, accepted=self.evidence.book.take_accepted(audit.claim))
+        )
+
+    def _row(self, one: Observed, origin: Origin, verdict: Verdict, loss: float | None) -> Audit:
+        ruling, context = one.ruling, one.context
+        return Audit(
+            claim=ruling.name,
+            input=one.input,
+            group=ruling.group,
+            text=self.evidence.text_digest(ruling.name, one.request.text),
+            origin=origin,
+            coin=ruling.rate if one.coin else None,
+            verdict=verdict,
+            loss=loss,
+            reference=ruling.reference or "",
+            tenant=context.caller.tenant,
+            request_id=context.request_id,
+            end_user=context.options.end_user,
+            hypothesis=ruling.standing.hypothesis,
+            drawn_at=one.drawn_at,
+            judged_at=self.evidence.now(),
+        )
+
+
+def observe(
+    request: TaskRequest, context: RequestContext, plan: TaskPlan, ruling: Ruling, coin: bool,
+    drawn_at: datetime,
+) -> Observed:  # fmt: skip
+    """Return an input with its coin, drawn before its answer is known."""
+    return Observed(request, context, plan, ruling, coin, uuid4().hex, drawn_at)
+
+
+@dataclass(frozen=True, slots=True)
+class _NoVerdict:
+    verdict: Verdict
+
+
+def _right(outcome: Outcome, reference: str | None) -> "Value | _NoVerdict":
+    """Return the reference's answer, or why there is none that counts."""
+    content = outcome.content
+    if isinstance(content, OF_THE_INPUT):
+        return _NoVerdict("missing")
+    if not isinstance(content, Answer) or outcome.served is None:
+        return _NoVerdict("dropped")
+    # Another model's answer, of a fallback, is no reference.
+    model = content.model if content.route == "frontier" else f"baseline/{content.model}"
+    if model != reference:
+        return _NoVerdict("dropped")
+    return content.value if content.valid else _NoVerdict("missing")
+
+
+def _loss(
+    spec: TaskSpec, answer: Answer | None, right: Value | None
+) -> tuple[float | None, Verdict]:
+    if right is None:
+        return 1.0, "missing"
+    if answer is None:
+        return None, "different"
+    loss = loss_of(spec, answer.value, right, valid=answer.valid)
+    return loss, "same" if loss == 0.0 else "different"
+
+
+def _shown(spec: TaskSpec, value: Value | None) -> str | None:
+    """Return a label; entities and translations hold texts, which are not kept."""
+    return value if isinstance(value, str) and spec.kind == "classification" else None

@@ -1,0 +1,185 @@
+"""Runs tasks under their claims: what the table of states says, with coins drawn before answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+from serving.contracts.answer import Answer, TaskRequest
+from serving.contracts.errors import (
+    ClaimWithdrawn,
+    FrontierInvalidResponse,
+    FrontierUnavailable,
+    NarrowgateError,
+)
+from serving.contracts.requests import Request, TaskBatch
+from serving.contracts.routing import Reason
+from serving.evidence.pacing import coin
+from serving.evidence.rulings import Ruling, Subject
+from serving.evidence.standing import Standing
+from serving.pipeline.auditor import OF_THE_INPUT, Auditor, Observed, observe
+from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
+from serving.pipeline.plan import TaskPlan
+from serving.pipeline.runner import BoundTask, Runner
+from serving.tasks.frontier_answer import read_frontier
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A request under its claim."""
+
+    plan: TaskPlan
+    ruling: Ruling
+    observed: tuple[Observed, ...]
+
+
+class Claimed:
+    """Implements Runner for tasks. runner: the one that may escalate. tasks: by name."""
+
+    def __init__(
+        self, runner: Runner[Any, TaskPlan], tasks: Mapping[str, BoundTask], auditor: Auditor
+    ) -> None:
+        self._runner = runner
+        self._tasks = tasks
+        self._auditor = auditor
+
+    async def whole(self, request: Request, plan: TaskPlan, record: RequestRecord) -> list[Outcome]:
+        """Return the outcomes of the other runner. Raises what it raises, and ClaimWithdrawn."""
+        taken = self._take(plan, record)
+        if taken is None:
+            return await self._runner.whole(request, plan, record)
+        outcomes = await self._runner.whole(request, taken.plan, record)
+        if taken.ruling.standing.mode == "shadow":
+            return [
+                await self._without_reference(request, taken, record, index, outcome)
+                for index, outcome in enumerate(self._shadowed(taken, record, outcomes))
+            ]
+        self._served(taken, record, outcomes)
+        return outcomes
+
+    async def stream(
+        self, request: Request, plan: TaskPlan, record: RequestRecord
+    ) -> Outcome | OutcomeStream:
+        """As `whole`, for the only input. A streamed answer in free form is no evidence."""
+        taken = self._take(plan, record)
+        if taken is None:
+            return await self._runner.stream(request, plan, record)
+        outcome = await self._runner.stream(request, taken.plan, record)
+        if isinstance(outcome, OutcomeStream):
+            self._auditor.evidence.book.unread[taken.ruling.name] += 1
+            return outcome
+        if taken.ruling.standing.mode == "shadow":
+            (outcome,) = self._shadowed(taken, record, [outcome])
+            return await self._without_reference(request, taken, record, 0, outcome)
+        self._served(taken, record, [outcome])
+        return outcome
+
+    def _take(self, plan: TaskPlan, record: RequestRecord) -> _Taken | None:
+        """Return the request under its claim; None where the attested threshold alone decides."""
+        evidence, context = self._auditor.evidence, record.context
+        options = context.options
+        if not evidence.settings.enabled or options.deterministic:
+            return None
+        if options.route == "frontier_only":
+            return None
+        bound = self._tasks[plan.batch.task]
+        subject = Subject(bound.task.spec, bound.engine.model_id, bound.grant)
+        ruling = evidence.ruling(subject, context)
+        if ruling.standing.mode == "refused":
+            raise ClaimWithdrawn(
+                f"the claim {ruling.name} on task {plan.batch.task!r} was withdrawn",
+                field="task",
+                fix="send route: auto where a reference is configured, or gate the model again",
+            )
+        now = evidence.now()
+        observed = tuple(
+            observe(one, context, plan, ruling, coin(ruling.rate), now)
+            for one in plan.batch.requests
+        )
+        return _Taken(_planned(plan, ruling.standing, evidence.reference), ruling, observed)
+
+    def _shadowed(
+        self, taken: _Taken, record: RequestRecord, outcomes: list[Outcome]
+    ) -> list[Outcome]:
+        """Make evidence of the reference's answers, once their costs are known."""
+        for item, one, outcome in zip(record.inputs, taken.observed, outcomes, strict=True):
+            if not one.coin:
+                continue
+            read = self._read(one.request, outcome)
+
+            def judge(cost_usd: Decimal | None, one: Observed = one, read: Outcome = read) -> None:
+                self._auditor.shadowed(one, read, cost_usd)
+
+            item.closed = judge
+        return outcomes
+
+    def _read(self, request: TaskRequest, outcome: Outcome) -> Outcome:
+        """Return an answer to the client's own messages as the task's, where it reads as one."""
+        content, served = outcome.content, outcome.served
+        if not isinstance(content, dict) or served is None or served.usage is None:
+            return outcome
+        message = content["choices"][0]
+        text = message.get("message", {}).get("content")
+        try:
+            reading = read_frontier(
+                self._tasks[request.task].task, request, text if isinstance(text, str) else "",
+                str(message.get("finish_reason")),
+            )  # fmt: skip
+        except FrontierInvalidResponse:
+            # The client asked in its own words: what is no label is no evidence.
+            return Outcome(FrontierUnavailable("no label was read"))
+        answer = Answer(
+            task=request.task, value=reading.value, label_probabilities=None, confidence=None,
+            valid=reading.valid, notes=(), route="frontier", reason=served.reason,
+            model=served.model, usage=served.usage, request_id="",
+        )  # fmt: skip
+        return replace(outcome, content=answer)
+
+    async def _without_reference(
+        self, request: Request, taken: _Taken, record: RequestRecord, index: int, outcome: Outcome
+    ) -> Outcome:
+        """Return the local answer where the reference failed and the settings allow that."""
+        error = outcome.content
+        settings = self._auditor.evidence.settings
+        if not isinstance(error, NarrowgateError) or settings.when_silent == "refuse":
+            return outcome
+        if isinstance(error, OF_THE_INPUT):
+            return outcome
+        one = taken.observed[index]
+        record.inputs[index].closed = None
+        local = replace(
+            taken.plan,
+            batch=TaskBatch(one.request.task, (one.request,)),
+            local=True,
+            escalate_on=frozenset(),
+            standing=replace(taken.ruling.standing, mode="suite", claim=None),
+        )
+        (found,) = await self._runner.whole(local.batch, local, record.only(index))
+        return found
+
+    def _served(self, taken: _Taken, record: RequestRecord, outcomes: list[Outcome]) -> None:
+        """Make evidence of local answers, by the coin, and of those that were set aside."""
+        if taken.ruling.standing.claim is None:
+            return
+        for item, one, outcome in zip(record.inputs, taken.observed, outcomes, strict=True):
+            content = outcome.content
+            if isinstance(content, Answer) and content.route == "local":
+                self._auditor.accepted(one, content, item.local_answer)
+            elif item.reason == "below_threshold" and item.local_answer is not None:
+                read = self._read(one.request, outcome)
+                self._auditor.escalated(one, item.local_answer, read)
+
+
+def _planned(plan: TaskPlan, standing: Standing, reference: str | None) -> TaskPlan:
+    """Return a plan as its standing lets it run."""
+    if standing.mode not in ("shadow", "reference"):
+        return replace(plan, standing=standing)
+    reason: Reason = "withdrawn" if standing.state == "withdrawn" else "shadow"
+    others = tuple(target for target in plan.fallback.targets if target != reference)
+    targets = plan.fallback.targets if reference is None else (reference, *others)
+    return replace(
+        plan,
+        local=False,
+        fallback=replace(plan.fallback, targets=targets, reason=reason),
+        standing=standing,
+    )

@@ -1,0 +1,96 @@
+"""Runs a task on the candidate that its claim names, instead of the attested model alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from serving.contracts.answer import Answer, TaskRequest, Usage
+from serving.contracts.requests import TaskBatch
+from serving.evidence.candidates import MODEL, CandidateModel, LocalView, under_standing
+from serving.evidence.rulings import Evidence
+from serving.pipeline.auditor import Embed
+from serving.pipeline.exit_recorder import Outcome, RequestRecord, Served
+from serving.pipeline.plan import TaskPlan
+from serving.pipeline.runner import BoundTask, Runner
+
+
+class ClaimedLocal:
+    """Implements Runner for tasks. runner: of the attested model. embed: a text's vector."""
+
+    def __init__(
+        self,
+        runner: Runner[TaskBatch, TaskPlan],
+        tasks: Mapping[str, BoundTask],
+        evidence: Evidence,
+        embed: Embed | None,
+    ) -> None:
+        self._runner = runner
+        self._tasks = tasks
+        self._evidence = evidence
+        self._embed = embed
+
+    async def whole(
+        self, request: TaskBatch, plan: TaskPlan, record: RequestRecord
+    ) -> list[Outcome]:
+        """Return the candidate's answers; a head alone needs no engine."""
+        standing = plan.standing
+        action = None if standing is None or standing.mode != "claim" else standing.action
+        if action is None or action.candidate == MODEL:
+            return await self._runner.whole(request, plan, record)
+        assert standing is not None
+        assert standing.claim is not None
+        candidate = self._evidence.candidate(standing.claim, action.candidate)
+        if candidate is None or self._embed is None:
+            # Its file is not loaded here: no claim is in force in this replica.
+            uncovered = replace(plan, standing=replace(standing, mode="uncovered"))
+            return await self._runner.whole(request, uncovered, record)
+        vectors = [await self._embed(one.text) for one in request.requests]
+        if candidate.needs_model:
+            outcomes = await self._runner.whole(request, replace(plan, standing=None), record)
+        else:
+            outcomes = self._without_engine(request.requests, candidate, record)
+        found = []
+        for item, one, vector, outcome in zip(
+            record.inputs, request.requests, vectors, outcomes, strict=True
+        ):
+            view = LocalView(item.local_answer, vector, len(one.text))
+            found.append(_under(outcome, plan, candidate, view))
+        return found
+
+    async def stream(self, request: TaskBatch, plan: TaskPlan, record: RequestRecord) -> Outcome:
+        """Return the answer to the only input: a task answers whole."""
+        (outcome,) = await self.whole(request, plan, record)
+        return outcome
+
+    def _without_engine(
+        self, requests: Sequence[TaskRequest], candidate: CandidateModel, record: RequestRecord
+    ) -> list[Outcome]:
+        """Return empty answers in the candidate's name, for the candidate to fill."""
+        outcomes = []
+        for one in requests:
+            model = f"{one.task}:{candidate.name}"
+            usage = Usage(uncached_input_tokens=0, output_tokens=0)
+            answer = Answer(
+                task=one.task, value="", label_probabilities=None, confidence=0.0, valid=True,
+                notes=(), route="local", reason="narrow", model=model, usage=usage,
+                request_id=record.context.request_id,
+            )  # fmt: skip
+            outcomes.append(Outcome(answer, Served("local", "narrow", model, usage)))
+        return outcomes
+
+
+def _under(outcome: Outcome, plan: TaskPlan, candidate: CandidateModel, view: LocalView) -> Outcome:
+    if not isinstance(outcome.content, Answer) or outcome.served is None:
+        return outcome
+    proposal = candidate.propose(view)
+    if proposal is None:
+        standing = None if plan.standing is None else replace(plan.standing, mode="uncovered")
+        answer = under_standing(outcome.content, standing)
+    else:
+        answer = under_standing(outcome.content, plan.standing, proposal)
+    served = replace(
+        outcome.served,
+        guaranteed=answer.below_threshold is False,
+        evidence=answer.guarantee.evidence,
+        claim=answer.guarantee.claim,
+    )
+    return replace(outcome, content=answer, served=served)
