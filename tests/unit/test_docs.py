@@ -19,6 +19,7 @@ from quantize.recipe import (
 )
 from serving.cli import narrowgate_parser
 from serving.contracts.errors import NarrowgateError
+from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.frontier_settings import (
     BoundSettings,
     BreakerSettings,
@@ -63,6 +64,7 @@ GROUPS: list[tuple[str, type[BaseModel]]] = [
     ("routing.complexity.", ComplexityThresholds),
     ("ledger.", LedgerSettings),
     ("auth.", AuthSettings),
+    ("evidence.", EvidenceSettings),
 ]
 GROUP_NAMES = {prefix.removesuffix(".") for prefix, _ in GROUPS}
 LISTS = {"models", "frontier.providers"}
