@@ -154,12 +154,8 @@ class Auditor:
     async def _shadow(
         self, one: Observed, right: "Value | _NoVerdict", cost_usd: Decimal | None
     ) -> None:
-        local: Answer | None = None
-        bound = self._tasks[one.request.task]
-        if bound.grant.refusal is None:
-            outcome = await self._run(self._local, one)
-            if isinstance(outcome.content, Answer):
-                local = outcome.content
+        outcome = await self._run(self._local, one)
+        local = outcome.content if isinstance(outcome.content, Answer) else None
         await self._judge(one, "shadow", None, local, right, cost_usd)
 
     async def _ask(

@@ -83,6 +83,9 @@ class Claimed:
         if options.route == "frontier_only":
             return None
         bound = self._tasks[plan.batch.task]
+        if bound.grant.refusal is not None:
+            # No local answer to compare: the model is being prepared, or did not pass its gate.
+            return None
         subject = Subject(bound.task.spec, bound.engine.model_id, bound.grant)
         ruling = evidence.ruling(subject, context)
         if ruling.standing.mode == "refused":
