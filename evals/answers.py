@@ -54,6 +54,16 @@ def read(subject: Subject, suite: Suite, outputs: Sequence[EngineOutput]) -> Ans
     return Answered(_predictions(subject, suite, outputs, offsets), offsets)
 
 
+def read_own_inputs(
+    subject: Subject,
+    inputs: Suite,
+    outputs: Sequence[EngineOutput],
+    offsets: dict[str, float] | None,
+) -> Answered:
+    """Return the answers to a user's own inputs. offsets: those measured on the suite."""
+    return Answered(_predictions(subject, inputs, outputs, offsets), offsets)
+
+
 def answer(subject: Subject, suite: Suite) -> Answered:
     """Run one model on a whole suite. Blocking. Raises EngineFailure, InvalidSuite."""
     return read(subject, suite, subject.run(works(subject, suite)).outputs)

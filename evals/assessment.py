@@ -7,27 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.answers import Answered
-from evals.certification import (
-    calibrated,
-    candidate_thresholds,
-    certify,
-    error_bound,
-    expected_calibration_error,
-    fit_calibration,
-)
-from evals.findings import Outcome, TaskFindings
+from evals.confidence import Confidence, Part
+from evals.findings import Half, Outcome, OwnOutcome, TaskFindings
 from evals.metrics import Counts, Metric, is_right, metric_of
 from evals.pair import Turn
 from evals.paired import Indices, accuracy_difference, bootstrap_interval
+from evals.population import OwnInputs, suite_population
 from evals.suite import Suite, calibration_half
 from evals.verdict import Evidence, judge
 from serving.contracts.answer import Entity, Prediction, Translation
 from serving.contracts.attestation import (
     CalibrationMap,
-    Certificate,
     Flips,
     Interval,
     Pair,
+    Population,
     Speed,
     SuiteRecord,
     TaskResult,
@@ -36,7 +30,6 @@ from serving.contracts.task_spec import ClassificationSpec
 
 Bools = NDArray[np.bool_]
 Over = Callable[[Indices], Counts]
-LEVEL = 0.95
 # A slice can only fail a task, and only if it is clearly worse: fewer resamples are enough.
 _SLICE_RESAMPLES = 1000
 _EARLY_LEVEL = 0.995
@@ -62,19 +55,35 @@ class _Judged:
     rows: Counts
 
 
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """The user's own inputs with the candidate's answers, on which error bounds are certified."""
+
+    inputs: OwnInputs
+    candidate: Answered
+
+
 def assess(
     suite: Suite,
     baseline: Answered,
     candidate: Answered,
     turns: Sequence[Turn],
     rules: Rules,
+    certified: Certified | None = None,
 ) -> TaskFindings:
-    """Return the verdict on one task with everything behind it."""
+    """Return the verdict on one task with everything behind it.
+
+    certified: takes the place of the suite's certification half; None where there are no own
+    inputs.
+    """
     metric = metric_of(suite.spec)
     old, new = _judged(suite, metric, baseline), _judged(suite, metric, candidate)
     difference, own = _intervals(suite, metric, old, new, rules)
     slices = _slices(suite, metric, old, new, min(rules.resamples, _SLICE_RESAMPLES))
-    confidence = _Confidence.of(suite, candidate, new.right)
+    calibration, certification = _parts(suite, new, certified)
+    # Halves of a suite are of about the same size.
+    tested = None if certified is None else len(certification.independent)
+    confidence = Confidence.of(calibration, certification, suite.spec.target_error, tested)
     speed = _speed(turns, rules.required_speed)
     judgement = judge(
         Evidence(
@@ -86,6 +95,7 @@ def assess(
             slices=slices,
             certificate=confidence.certificate,
             wrong_at_best=confidence.wrong_at_best,
+            own_inputs=certified is not None,
             speed=speed,
         )
     )
@@ -97,6 +107,7 @@ def assess(
         suite=SuiteRecord(
             name=suite.name, source=suite.source, digest=suite.digest(), n=len(suite.examples)
         ),
+        population=_population(suite, certified),
         metric=metric.name,
         baseline=metric.value(old.rows.sum(axis=0)),
         candidate=own,
@@ -113,7 +124,9 @@ def assess(
         ece_after=confidence.ece_after,
         speed=speed,
     )
-    return TaskFindings(suite.spec, result, _outcomes(suite, old, new, confidence.mapping))
+    outcomes = _outcomes(suite, old, new, confidence.mapping, certified)
+    own_outcomes = () if certified is None else _own_outcomes(certification, confidence.mapping)
+    return TaskFindings(suite.spec, result, outcomes, own_outcomes)
 
 
 def hopeless(suite: Suite, candidate: Answered, rules: Rules) -> bool:
@@ -184,49 +197,18 @@ def _by_group(suite: Suite, rows: Counts) -> Counts:
     return summed
 
 
-@dataclass(frozen=True, slots=True)
-class _Confidence:
-    """Calibration on one half, the certificate on the other; None if a half is empty."""
-
-    mapping: CalibrationMap | None
-    certificate: Certificate | None
-    wrong_at_best: float
-    ece_before: float | None
-    ece_after: float | None
-
-    @classmethod
-    def of(cls, suite: Suite, candidate: Answered, right: Bools) -> "_Confidence":
-        raw = np.array([prediction.confidence for prediction in candidate.predictions])
-        half = np.array([calibration_half(example.group) for example in suite.examples])
-        if half.all() or not half.any():
-            return cls(None, None, 0.0, None, None)
-        mapping = fit_calibration(raw[half], right[half])
-        confidence = calibrated(mapping, raw)
-        thresholds = candidate_thresholds(confidence[half], right[half])
-        # Examples of one group share a text: only the groups are independent.
-        independent = _one_a_group(suite, ~half)
-        tested, truth = confidence[independent], right[independent]
-        certificate = certify(thresholds, tested, truth, suite.spec.target_error, LEVEL)
-        best = tested >= thresholds[0]
-        accepted, correct = int(best.sum()), int((best & truth).sum())
-        return cls(
-            mapping,
-            certificate,
-            # The lower bound of the error rate is 1 - the upper bound of the rate of right answers.
-            1.0 - error_bound(correct, accepted, LEVEL),
-            expected_calibration_error(raw[~half], right[~half]),
-            expected_calibration_error(confidence[~half], right[~half]),
-        )
+def _parts(suite: Suite, new: _Judged, certified: Certified | None) -> tuple[Part, Part]:
+    """Return what confidences are calibrated on and what error bounds are certified on."""
+    calibration = Part.half(suite, new.answered, new.right, calibration=True)
+    if certified is None:
+        return calibration, Part.half(suite, new.answered, new.right, calibration=False)
+    inputs, answered = certified.inputs.suite, certified.candidate
+    right = _judged(inputs, metric_of(inputs.spec), answered).right
+    return calibration, Part.of(inputs, answered, right)
 
 
-def _one_a_group(suite: Suite, inside: Bools) -> NDArray[np.intp]:
-    """Return one example of each group, another slice from group to group."""
-    members: dict[str, list[int]] = {}
-    for index in np.flatnonzero(inside):
-        members.setdefault(suite.examples[index].group, []).append(int(index))
-    return np.array(
-        [found[number % len(found)] for number, found in enumerate(members.values())], dtype=np.intp
-    )
+def _population(suite: Suite, certified: Certified | None) -> Population:
+    return suite_population(suite) if certified is None else certified.inputs.population
 
 
 def _flips(old: _Judged, new: _Judged) -> Flips:
@@ -263,9 +245,21 @@ def _speed(turns: Sequence[Turn], required: float) -> Speed | None:
     )
 
 
+def _own_outcomes(part: Part, mapping: CalibrationMap | None) -> tuple[OwnOutcome, ...]:
+    return tuple(
+        OwnOutcome(raw, None if mapping is None else mapping.calibrated(raw), right)
+        for raw, right in zip(part.raw.tolist(), part.right.tolist(), strict=True)
+    )
+
+
 def _outcomes(
-    suite: Suite, old: _Judged, new: _Judged, mapping: CalibrationMap | None
+    suite: Suite,
+    old: _Judged,
+    new: _Judged,
+    mapping: CalibrationMap | None,
+    certified: Certified | None,
 ) -> tuple[Outcome, ...]:
+    other: Half = "certification" if certified is None else "comparison"
     outcomes = []
     for index, example in enumerate(suite.examples):
         before, after = old.answered.predictions[index], new.answered.predictions[index]
@@ -282,7 +276,7 @@ def _outcomes(
                 candidate_right=bool(new.right[index]),
                 raw=after.confidence,
                 calibrated=None if mapping is None else mapping.calibrated(after.confidence),
-                half="calibration" if calibration_half(example.group) else "certification",
+                half="calibration" if calibration_half(example.group) else other,
             )
         )
     return tuple(outcomes)

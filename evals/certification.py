@@ -91,25 +91,30 @@ def accepted_needed(target_error: float, confidence: float = 0.95) -> int:
     return int(np.ceil(np.log(1.0 - confidence) / np.log(1.0 - target_error)))
 
 
-def candidate_thresholds(confidence: Floats, right: Bools, steps: int = 20) -> list[float]:
+def candidate_thresholds(
+    confidence: Floats, right: Bools, tested: int | None = None, steps: int = 20
+) -> list[float]:
     """Return thresholds from strict to permissive, fixed on the calibration half alone.
 
-    confidence, right: (n,), of the calibration half. The first is the one whose error bound is
-    lowest there: a stricter one accepts too few to prove anything, and the first failure ends the
-    search on the other half.
+    confidence, right: (n,), of the calibration half. tested: how many answers they are tested on;
+    None for n. The first is the one whose error bound would be lowest at that number: a stricter
+    one accepts too few to prove anything, and the first failure ends the search. More tested
+    answers can prove more with a stricter one.
     """
     if len(confidence) == 0:
         return []
     shares = np.linspace(1.0 / steps, 1.0, steps)
     found = {float(value) for value in np.quantile(confidence, 1.0 - shares, method="lower")}
     ordered = sorted(found, reverse=True)
-    bounds = [_bound_from(threshold, confidence, right) for threshold in ordered]
+    scale = 1.0 if tested is None else tested / len(confidence)
+    bounds = [_bound_from(threshold, confidence, right, scale) for threshold in ordered]
     return ordered[bounds.index(min(bounds)) :]
 
 
-def _bound_from(threshold: float, confidence: Floats, right: Bools) -> float:
+def _bound_from(threshold: float, confidence: Floats, right: Bools, scale: float) -> float:
     taken = confidence >= threshold
-    return error_bound(int(np.sum(taken & ~right)), int(taken.sum()))
+    errors, accepted = int(np.sum(taken & ~right)), int(taken.sum())
+    return error_bound(round(errors * scale), round(accepted * scale))
 
 
 def certify(

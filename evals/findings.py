@@ -6,7 +6,7 @@ from typing import Literal
 from serving.contracts.attestation import GatePredicate, TaskResult, Verdict
 from serving.contracts.task_spec import TaskSpec
 
-Half = Literal["calibration", "certification"]
+Half = Literal["calibration", "certification", "comparison"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,8 @@ class Outcome:
     """One example with both models' answers.
 
     expected, baseline, candidate: as people read them. raw: the candidate's raw confidence;
-    calibrated: through the map, None where there is none. half: which half it belongs to.
+    calibrated: through the map, None where there is none. half: which half it belongs to;
+    comparison where the user's own inputs take the certification half's place.
     """
 
     id: str
@@ -36,12 +37,25 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnOutcome:
+    """The candidate's answer to one of the user's own inputs. raw, calibrated: as of an Outcome."""
+
+    raw: float
+    calibrated: float | None
+    candidate_right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TaskFindings:
-    """One task: its spec, the signed numbers, and the examples behind them."""
+    """One task: its spec, the signed numbers, and the examples behind them.
+
+    own_outcomes: of the user's own inputs; empty where the suite certifies.
+    """
 
     spec: TaskSpec
     result: TaskResult
     outcomes: tuple[Outcome, ...]
+    own_outcomes: tuple[OwnOutcome, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.answers import Answered
-from evals.assessment import Rules, assess, hopeless
+from evals.answers import Answered, works
+from evals.assessment import Certified, Rules, assess, hopeless
 from evals.findings import Findings, TaskFindings
 from evals.harness import General, HarnessResult, run_harness
 from evals.pair import SIDES, Futile, Side
 from evals.pair import Pair as SubjectPair
 from evals.paired import Indices, bootstrap_interval
+from evals.population import OwnInputs
 from evals.subject import (
     Precision,
     Subject,
@@ -56,7 +57,8 @@ class Request:
     """The arguments of a run. margins: by task, stated for this run; otherwise those of the specs.
 
     settings: how both models are served; their source is not used. stop_early: stop a task that
-    can only fail.
+    can only fail. own_inputs: by task, the user's own inputs that certify in place of a half of
+    the suite.
     """
 
     baseline: Path
@@ -68,6 +70,7 @@ class Request:
     required_speed: float
     stop_early: bool = False
     seed: int = 0
+    own_inputs: Mapping[str, OwnInputs] = field(default_factory=dict)
 
 
 def run_gate(request: Request, observer: StepObserver) -> Findings:
@@ -88,7 +91,12 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
         "baseline": Subject("baseline", request.baseline, request.settings),
         "candidate": Subject("candidate", request.candidate, request.settings),
     }
-    with SubjectPair(subjects, request.suites, steps, _futile(request)).running() as pair:
+    own_inputs = {name: found.suite for name, found in request.own_inputs.items()}
+    for inputs in own_inputs.values():
+        # An input that does not fit is refused before the models are loaded.
+        works(subjects["candidate"], inputs)
+    pair = SubjectPair(subjects, request.suites, steps, _futile(request), own_inputs)
+    with pair.running():
         if request.stop_early:
             # lm-eval needs the number of examples before it starts.
             pair.run()
@@ -105,6 +113,7 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
                 pair.answered("candidate", suite.name),
                 pair.turns[suite.name],
                 _rules(request, suite, precision),
+                _certified(request, pair, suite.name),
             )
         pair.report_step("measuring probes")
         chosen_kernels = pair.call("candidate", kernels)
@@ -147,6 +156,11 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
     )
     name = request.candidate.resolve().name
     return Findings(name, manifests["candidate"].root, predicate, tasks, steps.seconds())
+
+
+def _certified(request: Request, pair: SubjectPair, name: str) -> Certified | None:
+    answered = pair.own_answered(name)
+    return None if answered is None else Certified(request.own_inputs[name], answered)
 
 
 def _probes(
@@ -230,6 +244,16 @@ def _refuse_overlap(request: Request) -> None:
                 f"{suite.name!r}; the first is {shared[0]!r}",
                 field="suite",
                 fix="quantize again with --held-out naming the suite, or test on other examples",
+            )
+    for own in request.own_inputs.values():
+        inputs = own.suite
+        shared = [name for digest, name in inputs.text_digests().items() if digest in tuned_on]
+        if shared:
+            raise CalibrationOverlap(
+                f"the candidate was calibrated on {len(shared)} inputs of {inputs.source}; the "
+                f"first is {shared[0]!r}",
+                field="examples",
+                fix="quantize again with --held-out naming the file, or leave these inputs out",
             )
 
 

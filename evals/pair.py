@@ -12,7 +12,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import psutil
 
-from evals.answers import Answered, read, works
+from evals.answers import Answered, read, read_own_inputs, works
 from evals.subject import Subject, weight_bytes
 from evals.suite import Example, Suite
 from serving.contracts.answer import Prediction
@@ -75,7 +75,8 @@ class Pair:
 
     futile: receives what was seen of a suite after each turn and returns whether to stop there.
     suites: by name, reduced to the examples that were run where they were stopped. turns: how long
-    each took, by suite.
+    each took, by suite. own_inputs: by suite, what the candidate alone answers after the turns,
+    unless the suite was stopped.
     """
 
     def __init__(
@@ -84,17 +85,21 @@ class Pair:
         suites: Sequence[Suite],
         observer: StepObserver,
         futile: Futile | None = None,
+        own_inputs: Mapping[str, Suite] | None = None,
     ) -> None:
         self._subjects = subjects
         self.suites = {suite.name: suite for suite in suites}
         self._observer = observer
         self._futile = futile
+        self._own_inputs = dict(own_inputs or {})
         self._done = 0
         self._total = _LOAD_UNITS + 2 * sum(len(suite.examples) for suite in suites)
+        self._total += sum(len(inputs.examples) for inputs in self._own_inputs.values())
         self._resident = _fit_together(list(subjects.values()))
         self._warm: set[Side] = set()
         self._orders = {suite.name: _order(suite.examples) for suite in suites}
         self._answered: dict[tuple[Side, str], Answered] = {}
+        self._own_answered: dict[str, Answered] = {}
         self.turns: dict[str, list[Turn]] = {}
 
     @contextmanager
@@ -118,6 +123,10 @@ class Pair:
         if not self._answered:
             self.run()
         return self._answered[side, name]
+
+    def own_answered(self, name: str) -> Answered | None:
+        """Return the candidate's answers to the user's own inputs; None where it answered none."""
+        return self._own_answered.get(name)
 
     def call(
         self,
@@ -160,6 +169,17 @@ class Pair:
             for side in SIDES:
                 self._answered[side, suite.name] = self._read(side, suite, record)
             self.turns[suite.name] = record.turns(suite.name)
+        for name, inputs in self._own_inputs.items():
+            self._own_answered[name] = self._answer_own_inputs(name, inputs)
+
+    def _answer_own_inputs(self, name: str, inputs: Suite) -> Answered:
+        self.report_step(f"{name}: inputs of {inputs.source}")
+        self._make_room("candidate")
+        subject = self._subjects["candidate"]
+        outputs = subject.run(works(subject, inputs)).outputs
+        self._done += len(inputs.examples)
+        offsets = self._answered["candidate", name].label_offsets
+        return read_own_inputs(subject, inputs, outputs, offsets)
 
     def _load(self) -> None:
         """Load both engines at the same time where both fit: most of a load uses one core."""
@@ -210,6 +230,8 @@ class Pair:
         if not self._futile(seen, answered["baseline"], answered["candidate"]):
             return False
         self._total -= 2 * (len(suite.examples) - len(seen.examples))
+        if (inputs := self._own_inputs.pop(suite.name, None)) is not None:
+            self._total -= len(inputs.examples)
         self.suites[suite.name] = seen
         return True
 

@@ -6,12 +6,14 @@ A suite is a folder with JSONL files and, except for the built-in ones, the task
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from serving.contracts.answer import TaskRequest
@@ -28,6 +30,7 @@ from serving.tasks.catalog import read_task_file
 from serving.tasks.fingerprint import text_digest
 
 SPEC_FILE = "task.yaml"
+_SHOWN_CHARS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +78,32 @@ class Suite:
                 found.setdefault(text_digest(str(example.expected)), example.id)
         return found
 
+    def independent(self, inside: Callable[[Example], bool] | None = None) -> NDArray[np.intp]:
+        """Return the index of one example of each group, another slice from group to group.
+
+        inside: which examples to choose from; None for all. Examples of one group share a text:
+        only the groups are independent.
+        """
+        members: dict[str, list[int]] = {}
+        for index, example in enumerate(self.examples):
+            if inside is None or inside(example):
+                members.setdefault(example.group, []).append(index)
+        return np.array(
+            [found[number % len(found)] for number, found in enumerate(members.values())],
+            dtype=np.intp,
+        )
+
     def between(self, first: int, end: int) -> "Suite":
         """Return the suite with its examples from `first` on, up to but without `end`."""
-        return Suite(self.name, self.source, self.spec, self.examples[first:end])
+        return self.holding(self.examples[first:end])
 
     def among(self, indices: Sequence[int]) -> "Suite":
         """Return the suite with the examples at these indices alone."""
-        examples = tuple(self.examples[index] for index in indices)
-        return Suite(self.name, self.source, self.spec, examples)
+        return self.holding([self.examples[index] for index in indices])
+
+    def holding(self, examples: Sequence[Example]) -> "Suite":
+        """Return the suite with these examples instead of its own."""
+        return Suite(self.name, self.source, self.spec, tuple(examples))
 
     def first(self, limit: int) -> "Suite":
         """Return the suite with its first `limit` groups alone."""
@@ -93,8 +114,7 @@ class Suite:
                     break
                 kept.append(example.group)
         chosen = frozenset(kept)
-        examples = tuple(e for e in self.examples if e.group in chosen)
-        return Suite(self.name, self.source, self.spec, examples)
+        return self.holding([e for e in self.examples if e.group in chosen])
 
 
 def calibration_half(group: str) -> bool:
@@ -198,6 +218,7 @@ def parse_line(line: str, spec: TaskSpec, where: str) -> list[Example]:
     """Return the examples of one line of JSON. Raises InvalidSuite, which names `where`."""
     try:
         row = _Line.validate_json(line)
+        _refuse_other_than_text(row, spec)
         match spec:
             case ClassificationSpec():
                 return [_classified(row, spec, where)]
@@ -206,9 +227,29 @@ def parse_line(line: str, spec: TaskSpec, where: str) -> list[Example]:
             case TranslationSpec():
                 return list(_translated(row, spec, where))
     except (ValueError, TypeError, ValidationError) as error:
+        reason = _reason(error) if isinstance(error, ValidationError) else error
         raise InvalidSuite(
-            f"{where}: {error}", field="suite", fix="docs/gate.md lists the fields of each kind"
+            f"{where}: {reason}", field="suite", fix="docs/gate.md lists the fields of each kind"
         ) from error
+
+
+def _refuse_other_than_text(row: Mapping[str, Any], spec: TaskSpec) -> None:
+    fields = {"classification": ("text", "label"), "extraction": ("text",)}
+    languages = spec.languages if isinstance(spec, TranslationSpec) else ()
+    for name in fields.get(spec.kind, ("text", "reference", *languages)):
+        if row.get(name) is not None and not isinstance(row[name], str):
+            raise ValueError(f"{name} is {row[name]!r}, not a string")
+
+
+def _reason(error: ValidationError) -> str:
+    """Return the first problem with its field and value, in one line."""
+    problem = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"field {place!r} is missing"
+    value = repr(problem["input"])
+    shown = value if len(value) <= _SHOWN_CHARS else value[: _SHOWN_CHARS - 1] + "…"
+    return f"{place + ' ' if place else ''}{shown}: {problem['msg']}"
 
 
 def _classified(row: dict[str, Any], spec: ClassificationSpec, where: str) -> Example:

@@ -30,6 +30,7 @@ class Evidence:
     is stated, which permits no loss. floor: lowest acceptable metric. slices: differences within
     parts of the suite. certificate: None where there was nothing to certify on. wrong_at_best:
     lower bound of the error rate among the most confident answers. speed: None if not measured.
+    own_inputs: whether the certificate is of the user's own inputs.
     """
 
     n: int
@@ -41,6 +42,7 @@ class Evidence:
     certificate: Certificate | None
     wrong_at_best: float
     speed: Speed | None
+    own_inputs: bool = False
 
 
 def judge(evidence: Evidence) -> Judgement:
@@ -78,7 +80,7 @@ def _checks(evidence: Evidence) -> Iterator[Judgement]:
             )
     if evidence.own is not None:
         yield _floor(evidence.own, evidence.floor, evidence.n)
-    yield _certified(evidence.certificate, evidence.wrong_at_best)
+    yield _certified(evidence.certificate, evidence.wrong_at_best, evidence.own_inputs)
     if evidence.speed is not None:
         yield _fast_enough(evidence.speed)
 
@@ -95,7 +97,9 @@ def _floor(own: Interval, floor: float, n: int) -> Judgement:
     )
 
 
-def _certified(certificate: Certificate | None, wrong_at_best: float) -> Judgement:
+def _certified(
+    certificate: Certificate | None, wrong_at_best: float, own_inputs: bool
+) -> Judgement:
     if certificate is None:
         return Judgement(
             Verdict.INCONCLUSIVE, ("there were no examples to certify an error bound on",), 1
@@ -111,8 +115,9 @@ def _certified(certificate: Certificate | None, wrong_at_best: float) -> Judgeme
             f"at least {wrong_at_best:.4f} of its most confident answers are wrong, and {target} "
             "is the target"
         )
-    # Both halves grow together, and at most half of the examples are accepted.
-    more = max(4 * accepted_needed(target) - 2 * certificate.tested, 2 * accepted_needed(target))
+    # At most half of the examples are accepted. Both halves of a suite grow together.
+    needed, halves = accepted_needed(target), 1 if own_inputs else 2
+    more = halves * max(2 * needed - certificate.tested, needed)
     return Judgement(
         Verdict.INCONCLUSIVE,
         (f"no threshold is certified for an error of {target}: too few examples",),

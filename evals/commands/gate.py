@@ -12,6 +12,7 @@ from serving.host.interruption import run_until_stopped
 if TYPE_CHECKING:
     from evals.findings import Findings
     from evals.gate import Request
+    from evals.population import OwnInputs
     from evals.suite import Suite
     from serving.contracts.settings import ModelSettings, Settings
     from serving.contracts.task_spec import TaskSpec
@@ -42,6 +43,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--margin", action="append", default=[], metavar="TASK=LOSS",
         help="largest acceptable loss of a task, in its metric (0.02); INT4 has no default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--examples", action="append", default=[], metavar="[TASK=]FILE",
+        help="your own labelled inputs (JSONL, the fields of the task's suite), on which the error "
+        "bound is certified instead of on a half of the suite; repeatable, one file a task",
     )  # fmt: skip
     parser.add_argument(
         "--general", action="append", default=[], metavar="LM_EVAL_TASK",
@@ -132,6 +138,7 @@ def _run(args: argparse.Namespace) -> int:
             "verdict": verdict.value,
             "attestation": digest,
             "folder": str(out),
+            "populations": _populations(findings),
             "steps_s": {name: round(seconds, 2) for name, seconds in findings.steps_s.items()},
             "predicate": json.loads(findings.predicate.model_dump_json()),
         }
@@ -158,17 +165,36 @@ def _request(args: argparse.Namespace) -> "Request":
 
     settings = load_settings(args.config, {"tasks_dir": args.tasks_dir})
     specs = load_specs(settings.tasks_dir)
+    suites = _suites(args, dict(specs))
     return Request(
         baseline=args.baseline,
         candidate=args.candidate,
-        suites=_suites(args, dict(specs)),
+        suites=suites,
         settings=_model(settings, args.model),
         margins=dict(_margin(text) for text in args.margin),
         general=General(tuple(args.general), args.include_path, args.general_margin),
         required_speed=args.min_speed,
         stop_early=args.stop_early,
         seed=args.seed,
+        own_inputs=_own_inputs(args, suites, settings),
     )
+
+
+def _own_inputs(
+    args: argparse.Namespace, suites: "list[Suite]", settings: "Settings"
+) -> "dict[str, OwnInputs]":
+    if not args.examples:
+        return {}
+    from evals.population import file_of_each_task, read_inputs
+    from evals.population_comparison import compared
+
+    by_name = {suite.name: suite for suite in suites}
+    files = file_of_each_task(args.examples, list(by_name))
+    # Every file is read before the encoder is loaded.
+    found = {name: read_inputs(path, by_name[name]) for name, path in files.items()}
+    return {
+        name: compared(own, by_name[name], settings.state, args.seed) for name, own in found.items()
+    }
 
 
 def _suites(args: argparse.Namespace, specs: "dict[str, TaskSpec]") -> "list[Suite]":
@@ -230,6 +256,14 @@ def _margin(text: str) -> tuple[str, float]:
             fix="for example --margin sentiment=0.03",
         )
     return name, value
+
+
+def _populations(findings: "Findings") -> "dict[str, dict[str, object]]":
+    return {
+        name: {"sentence": found.population.sentence, "warnings": found.population.warnings}
+        for name, found in findings.predicate.tasks.items()
+        if found.population is not None
+    }
 
 
 def _print(findings: "Findings", digest: str, out: Path) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from evals.findings import Findings, Outcome, TaskFindings, overall
+from evals.findings import Findings, Outcome, OwnOutcome, TaskFindings, overall
 from evals.report import curves, markdown, plots
 from serving.contracts.task_spec import ClassificationSpec
 from serving.reporting.page import Plot, page_environment
@@ -101,9 +101,10 @@ def _section(name: str, found: TaskFindings) -> Section:
 
 
 def _task_plots(name: str, found: TaskFindings) -> Iterator[Plot]:
-    half = curves.certification_half(found.outcomes)
+    half = found.own_outcomes or curves.certification_half(found.outcomes)
+    tested = "Own inputs." if found.own_outcomes else "Certification half."
     if half:
-        yield _reliability(name, found, half)
+        yield _reliability(name, found, half, tested)
     calibrated = [(o.calibrated, o.candidate_right) for o in half if o.calibrated is not None]
     if calibrated:
         points = curves.risk_coverage(
@@ -113,7 +114,7 @@ def _task_plots(name: str, found: TaskFindings) -> Iterator[Plot]:
             plots.risk_coverage_plot(
                 name, points, found.result.certificate, found.spec.target_error
             ),
-            "Certification half. Stricter thresholds lie to the left; each bound holds for its own "
+            f"{tested} Stricter thresholds lie to the left; each bound holds for its own "
             "threshold alone, the certificate for the one that was chosen.",
         )
     if isinstance(found.spec, ClassificationSpec) and found.outcomes:
@@ -129,7 +130,9 @@ def _task_plots(name: str, found: TaskFindings) -> Iterator[Plot]:
         )
 
 
-def _reliability(name: str, found: TaskFindings, half: Sequence[Outcome]) -> Plot:
+def _reliability(
+    name: str, found: TaskFindings, half: Sequence[Outcome | OwnOutcome], tested: str
+) -> Plot:
     calibrated = [(o.calibrated, o.candidate_right) for o in half if o.calibrated is not None]
     svg = plots.reliability_diagram(
         name,
@@ -139,6 +142,6 @@ def _reliability(name: str, found: TaskFindings, half: Sequence[Outcome]) -> Plo
     )
     return Plot(
         svg,
-        "Certification half. On the diagonal, confidence is the share of right answers; vertical "
+        f"{tested} On the diagonal, confidence is the share of right answers; vertical "
         "lines are one-sided 95 % Clopper-Pearson bounds.",
     )

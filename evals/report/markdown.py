@@ -8,6 +8,7 @@ from serving.contracts.attestation import (
     Certificate,
     Interval,
     Pair,
+    Population,
     Speed,
     TaskResult,
     Verdict,
@@ -73,6 +74,11 @@ def tested(artifact: Artifact) -> str:
     return f"{artifact.precision}{recipe}"
 
 
+def bounded_for(population: Population) -> str:
+    """Return like which inputs the error bound holds."""
+    return f"the error bound is for inputs like these: {population.sentence}"
+
+
 def threshold(certificate: Certificate | None) -> str:
     """Return the confidence from which answers are accepted, or that none is certified."""
     if certificate is None:
@@ -131,11 +137,22 @@ def _reasons(findings: Findings) -> list[str]:
     lines = []
     for name, found in findings.tasks.items():
         lines.append(_reason(name, found.result.verdict, found.result.reasons))
+        lines += _population(name, found.result)
     for name, check in findings.predicate.general.items():
         detail = f"difference {bounded(check.difference, signed=True)}, n {check.n}"
         reasons = (detail, *check.reasons)
         lines.append(_reason(f"{name} (general check)", check.verdict, reasons))
     return lines
+
+
+def _population(name: str, result: TaskResult) -> list[str]:
+    """Return like which inputs the error bound holds, and how these differ from the suite."""
+    if result.population is None:
+        return []
+    warnings = [
+        f"- **{_text(name)}: warning** {_text(sentence)}" for sentence in result.population.warnings
+    ]
+    return [f"- {_text(name)}: {_text(bounded_for(result.population))}", *warnings]
 
 
 def _steps(findings: Findings) -> list[str]:

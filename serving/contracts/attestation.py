@@ -115,6 +115,65 @@ class SuiteRecord(_Frozen):
     n: Count
 
 
+class Difference(_Frozen):
+    """How far a file's inputs are from a suite's in one respect, and whether that is visible.
+
+    distance, limit: shares in [0, 1], or a cosine distance in [0, 2] for embedding. limit: what
+    chance explains, and at least a distance that matters. finding: both sides' numbers, in words.
+    """
+
+    respect: Literal["length", "language", "labels", "embedding"]
+    distance: float = Field(ge=0.0)
+    limit: float = Field(ge=0.0)
+    finding: str
+
+    @property
+    def is_visible(self) -> bool:
+        """Return whether the distance is larger than its limit."""
+        return self.distance > self.limit
+
+
+class Population(_Frozen):
+    """The inputs like which the error bound holds: a suite's, or those of the user's own file.
+
+    name: the suite's task or the file's name, without its folder. digest: over all of the inputs.
+    differences: from the suite, where a file is the population.
+    """
+
+    kind: Literal["suite", "file"]
+    name: str
+    digest: str
+    n: Count
+    sentence: str = Field(description="which inputs these are, in words")
+    differences: tuple[Difference, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        kind: Literal["suite", "file"],
+        name: str,
+        digest: str,
+        n: int,
+        differences: tuple[Difference, ...] = (),
+    ) -> Self:
+        """Return the population with its sentence."""
+        whose = f"suite {name}" if kind == "suite" else name
+        return cls(
+            kind=kind, name=name, digest=digest, n=n, differences=differences,
+            sentence=f"{n:,} input{'' if n == 1 else 's'} of {whose}",
+        )  # fmt: skip
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return a sentence for every respect in which the inputs visibly differ from the suite."""
+        return tuple(
+            f"{self.name} differs from the suite in {found.respect}: {found.finding} (distance "
+            f"{found.distance:.3f}, visible above {found.limit:.3f})"
+            for found in self.differences
+            if found.is_visible
+        )
+
+
 class Flips(_Frozen):
     """Answers that differ between candidate and baseline, right or wrong."""
 
@@ -153,6 +212,9 @@ class TaskResult(_Frozen):
     more_examples: Count = 0
     spec_digest: str
     suite: SuiteRecord
+    population: Population | None = Field(
+        default=None, description="like which inputs the error bound holds; None: the suite's"
+    )
     metric: str
     baseline: float | None
     candidate: Interval | None
