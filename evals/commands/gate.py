@@ -106,8 +106,6 @@ def _run(args: argparse.Namespace) -> int:
     # Set before transformers is imported: its progress bars would mix with this program's output.
     os.environ.setdefault("TQDM_DISABLE", "1")
     from evals.findings import overall
-    from evals.gate import run_gate
-    from evals.harness import refuse_unknown_general
     from evals.output import refuse_unwritable_results, write_results
     from serving.artifacts.checkpoint import refuse_no_checkpoint
     from serving.artifacts.signing_key import load_signer, read_key
@@ -122,7 +120,12 @@ def _run(args: argparse.Namespace) -> int:
     signer = load_signer(pem, "standard input" if args.key == "-" else repr(args.key))
     for name in ("baseline", "candidate"):
         refuse_no_checkpoint(getattr(args, name), field=name)
-    request = _request(args)
+    settings, suites, own_inputs = _tested_on(args)
+    # The engine and lm-eval take seconds to import; a bad suite or file is refused before.
+    from evals.gate import run_gate
+    from evals.harness import refuse_unknown_general
+
+    request = _request(args, settings, suites, own_inputs)
     refuse_unknown_general(request.general)
     with JsonLines() if args.json else Bar() as progress:
         try:
@@ -157,15 +160,26 @@ def _refuse_bad_numbers(args: argparse.Namespace) -> None:
     refuse_outside("--seed", args.seed, least=0, most=MOST_SEED)
 
 
-def _request(args: argparse.Namespace) -> "Request":
-    from evals.gate import Request
-    from evals.harness import General
+def _tested_on(
+    args: argparse.Namespace,
+) -> "tuple[Settings, list[Suite], dict[str, OwnInputs]]":
     from serving.contracts.settings_sources import load_settings
     from serving.tasks.catalog import load_specs
 
     settings = load_settings(args.config, {"tasks_dir": args.tasks_dir})
-    specs = load_specs(settings.tasks_dir)
-    suites = _suites(args, dict(specs))
+    suites = _suites(args, dict(load_specs(settings.tasks_dir)))
+    return settings, suites, _own_inputs(args, suites, settings)
+
+
+def _request(
+    args: argparse.Namespace,
+    settings: "Settings",
+    suites: "list[Suite]",
+    own_inputs: "dict[str, OwnInputs]",
+) -> "Request":
+    from evals.gate import Request
+    from evals.harness import General
+
     return Request(
         baseline=args.baseline,
         candidate=args.candidate,
@@ -176,7 +190,7 @@ def _request(args: argparse.Namespace) -> "Request":
         required_speed=args.min_speed,
         stop_early=args.stop_early,
         seed=args.seed,
-        own_inputs=_own_inputs(args, suites, settings),
+        own_inputs=own_inputs,
     )
 
 
