@@ -59,12 +59,12 @@ def test_the_built_in_suites_are_fit(specs: dict[str, TaskSpec]) -> None:
     assert {name: report.problems for name, report in reports.items()} == dict.fromkeys(reports, ())
     assert {name: (r.examples, r.groups) for name, r in reports.items()} == {
         "ner": (208, 208),
-        "sentiment": (312, 312),
-        "topic": (312, 312),
+        "sentiment": (435, 435),
+        "topic": (468, 468),
         "translation": (1872, 156),
     }
-    assert reports["sentiment"].counts == dict.fromkeys(LABELS, 104)
-    assert set(reports["topic"].counts.values()) == {78}
+    assert reports["sentiment"].counts == dict.fromkeys(LABELS, 145)
+    assert set(reports["topic"].counts.values()) == {117}
     assert sum(reports["ner"].counts.values()) == 528
     assert reports["ner"].without_entities == 25 / 208
     assert set(reports["translation"].counts.values()) == {156}
