@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from evals.answers import Answered
-from evals.assessment import Rules, assess
+from evals.assessment import Certified, Rules, assess
 from evals.findings import TaskFindings
 from evals.pair import Turn
+from evals.population import OwnInputs
 from evals.suite import Example, Suite, calibration_half
 from serving.contracts.answer import Prediction, TaskRequest, Translation
 from serving.contracts.attestation import Verdict
@@ -199,3 +200,55 @@ def test_directions_of_one_text_count_once_in_the_certificate() -> None:
     certificate = assess(tested, good, good, TURNS, RULES).result.certificate
     assert certificate is not None
     assert certificate.tested == sum(not calibration_half(str(i)) for i in range(160))
+
+
+def own(n: int) -> OwnInputs:
+    examples = tuple(
+        Example(
+            f"mine, line {i}", f"mine, line {i}", TaskRequest("letters", f"own {i}"), "abc"[i % 3]
+        )
+        for i in range(n)
+    )
+    return OwnInputs(Suite("letters", "mine.jsonl", SPEC, examples), "sha256:1")
+
+
+def test_own_inputs_take_the_place_of_the_certification_half() -> None:
+    tested, inputs = suite(600), own(400)
+    same = answers(tested, 0.9, 1)
+    mine = Certified(inputs, answers(inputs.suite, 0.9, 2))
+    alone = gate(tested, same, same)
+    found = assess(tested, same, same, TURNS, RULES, mine)
+    certificate = found.result.certificate
+    assert certificate is not None
+    assert certificate.tested == 400
+    assert certificate.threshold is not None
+    # What is paired, and what is calibrated, is the suite's as before.
+    for name in ("difference", "candidate", "flips", "speed", "calibration", "suite"):
+        assert getattr(found.result, name) == getattr(alone.result, name)
+    assert len(found.own_outcomes) == 400
+    assert {outcome.half for outcome in found.outcomes} == {"calibration", "comparison"}
+    assert found.result.population == inputs.population
+    assert alone.result.population is not None
+    assert alone.result.population.sentence == "600 inputs of suite letters"
+
+
+def test_own_inputs_that_are_answered_worse_than_the_suite_are_not_certified() -> None:
+    tested, inputs = suite(600), own(400)
+    same = answers(tested, 0.95, 1)
+    assert gate(tested, same, same).result.verdict is Verdict.PASS
+    mine = Certified(inputs, answers(inputs.suite, 0.5, 2, sharp=False))
+    result = assess(tested, same, same, TURNS, RULES, mine).result
+    assert result.verdict is Verdict.FAIL
+    assert result.certificate is not None
+    assert result.certificate.threshold is None
+    assert any("of its most confident answers are wrong" in reason for reason in result.reasons)
+
+
+def test_too_few_own_inputs_ask_for_more_of_them_alone() -> None:
+    tested, inputs = suite(600), own(29)
+    same = answers(tested, 0.95, 1)
+    mine = Certified(inputs, answers(inputs.suite, 0.9, 3))
+    result = assess(tested, same, same, TURNS, RULES, mine).result
+    assert result.verdict is Verdict.INCONCLUSIVE
+    # 29 accepted ones are the fewest, and half of the inputs are accepted.
+    assert result.more_examples == 29

@@ -173,3 +173,30 @@ def test_only_what_is_clearly_below_the_floor_is_hopeless(specs: dict[str, TaskS
         None,
     )
     assert not hopeless(topic, right, rules)
+
+
+def test_own_inputs_are_answered_by_the_candidate_alone_with_the_suites_offsets(
+    suites: dict[str, Suite],
+) -> None:
+    diary: list[str] = []
+    topic = suites["topic"]
+    inputs = topic.first(5)
+    pair = pair_of([topic], diary, own_inputs={"topic": inputs})
+    pair.run()
+    own = pair.own_answered("topic")
+    assert own is not None
+    assert diary[-1] == "candidate 5"
+    assert "baseline 5" not in diary
+    answered = pair.answered("candidate", "topic")
+    assert own.label_offsets == answered.label_offsets
+    assert own.predictions == answered.predictions[:5]
+
+
+def test_own_inputs_of_a_stopped_task_are_not_answered(suites: dict[str, Suite]) -> None:
+    diary: list[str] = []
+    pair = pair_of(
+        [suites["ner"]], diary, futile=lambda *_: True, own_inputs={"ner": suites["ner"].first(5)}
+    )
+    pair.run()
+    assert pair.own_answered("ner") is None
+    assert "candidate 5" not in diary

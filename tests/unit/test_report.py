@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.certification import error_bound
-from evals.findings import Findings, Outcome, TaskFindings, overall
+from evals.findings import Findings, Outcome, OwnOutcome, TaskFindings, overall
 from evals.report import curves
 from evals.report.html import SHOWN_CHARS, SHOWN_FLIPS, render_html
 from evals.report.markdown import HEADINGS, number, render_markdown
@@ -18,12 +18,14 @@ from serving.contracts.attestation import (
     Artifact,
     CalibrationMap,
     Certificate,
+    Difference,
     Engine,
     Flips,
     GatePredicate,
     GeneralResult,
     Interval,
     Pair,
+    Population,
     Speed,
     SuiteRecord,
     TaskResult,
@@ -330,3 +332,35 @@ def test_lost_answers_come_first_in_their_order() -> None:
 def test_only_the_certification_half_is_plotted() -> None:
     outcomes = [outcome(i, "a", "a", "a") for i in range(5)]
     assert [o.id for o in curves.certification_half(outcomes)] == ["example-1", "example-3"]
+
+
+def with_population(findings: Findings, *, visible: bool) -> Findings:
+    difference = Difference(
+        respect="length", distance=0.461, limit=0.2 if visible else 0.5,
+        finding=f"a median of 37 words, in the suite 27 {SCRIPT}",
+    )  # fmt: skip
+    population = Population.of("file", f"mine {SCRIPT}", "sha256:feed", 1812, (difference,))
+    task = findings.tasks["sentiment"]
+    changed = task.result.model_copy(update={"population": population})
+    return replace(findings, tasks={"sentiment": replace(task, result=changed)})
+
+
+def test_the_population_and_its_warnings_are_stated_in_both_reports(findings: Findings) -> None:
+    warned = with_population(findings, visible=True)
+    for report in (render_html(warned), render_markdown(warned)):
+        assert "1,812 inputs of mine" in report
+        assert "differs from the suite in length: a median of 37 words, in the suite 27" in report
+        assert "distance 0.461, visible above 0.200" in report
+        assert "<script" not in report
+    assert "sha256:feed" in render_html(warned)
+    quiet = with_population(findings, visible=False)
+    assert "differs from the suite" not in render_html(quiet) + render_markdown(quiet)
+    assert "0.461" in render_html(quiet)
+
+
+def test_the_curves_are_those_of_the_own_inputs(findings: Findings) -> None:
+    task = findings.tasks["sentiment"]
+    own = tuple(OwnOutcome(0.5 + n / 50, 0.9, n % 5 > 0) for n in range(20))
+    page = render_html(replace(findings, tasks={"sentiment": replace(task, own_outcomes=own)}))
+    assert "Own inputs. On the diagonal" in page
+    assert "Certification half." not in page
