@@ -154,3 +154,17 @@ def test_serving_and_evaluation_calibrate_alike_and_in_order(examples, raws) -> 
     assert found == sorted(found)
     assert found == calibrated(fitted, np.array(sorted(raws))).tolist()
     assert found == pytest.approx(np.interp(sorted(raws), fitted.knots, fitted.values).tolist())
+
+
+def test_more_tested_answers_start_at_a_stricter_threshold() -> None:
+    # The surest 20 are all right, the next 140 are wrong once in 40, the rest once in 4.
+    confidence = np.linspace(1.0, 0.0, 400)
+    places = np.arange(400)
+    every = np.where(places < 20, 401, np.where(places < 160, 40, 4))
+    right = places % every != every - 1
+    usual = candidate_thresholds(confidence, right)
+    assert candidate_thresholds(confidence, right, len(confidence)) == usual
+    more = candidate_thresholds(confidence, right, 8000)
+    assert more[0] > usual[0]
+    assert more[-len(usual) :] == usual
+    assert candidate_thresholds(confidence, right, 40)[0] <= usual[0]
