@@ -212,3 +212,17 @@ def test_a_file_is_compared_as_a_gate_does(
 def test_a_comparison_is_the_same_in_every_run(topic: Traits) -> None:
     one, other = (topic.among(rows(half)) for half in halves(len(topic.words), 5))
     assert differences(one, other) == differences(one, other)
+
+
+def test_other_label_shares_make_no_difference_in_length_or_meaning() -> None:
+    def side(long: int, short: int) -> Traits:
+        words = rows([40] * long + [8] * short).astype(np.int64)
+        labels = [frozenset({"long"})] * long + [frozenset({"short"})] * short
+        vectors = np.eye(2, dtype=np.float32)[[0] * long + [1] * short]
+        return Traits(words, ("en",) * len(words), tuple(labels), vectors, label_is_single=True)
+
+    found = differences(side(150, 150), side(270, 30))
+    assert visible(found) == {"labels"}
+    distances = {difference.respect: difference.distance for difference in found}
+    assert distances["length"] == pytest.approx(0.0, abs=1e-9)
+    assert distances["embedding"] == pytest.approx(0.0, abs=1e-9)
