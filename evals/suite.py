@@ -30,6 +30,9 @@ from serving.tasks.catalog import read_task_file
 from serving.tasks.fingerprint import text_digest
 
 SPEC_FILE = "task.yaml"
+BUILT_IN = "builtin"
+EXTENDED = "builtin-extended"
+_BASE_FILE = "test.jsonl"
 _SHOWN_CHARS = 80
 
 
@@ -154,14 +157,26 @@ class _Directed(_Row):
     reference: Text = Field(min_length=1)
 
 
-def built_in_suites(specs: Mapping[str, TaskSpec]) -> list[Suite]:
+def built_in_suites(specs: Mapping[str, TaskSpec], *, extended: bool = False) -> list[Suite]:
     """Return the suites that are shipped, for those of the specs that have one.
 
+    extended: with the inputs of `test_hard.jsonl`, which the first start leaves out for its time.
     Blocking. Raises InvalidSuite.
     """
     root = Path(str(resources.files("evals") / "suites"))
-    folders = sorted(path for path in root.iterdir() if (path / "test.jsonl").is_file())
-    return [_read(path, specs[path.name], "builtin") for path in folders if path.name in specs]
+    source, pattern = (EXTENDED, "*.jsonl") if extended else (BUILT_IN, _BASE_FILE)
+    folders = sorted(path for path in root.iterdir() if (path / _BASE_FILE).is_file())
+    return [_read(p, specs[p.name], source, pattern) for p in folders if p.name in specs]
+
+
+def named_suites(name: str, specs: Mapping[str, TaskSpec]) -> list[Suite]:
+    """Return the suites that `--suite` names: built-in ones by name, or those of a folder.
+
+    Blocking. Raises InvalidSuite, InvalidTaskSpec.
+    """
+    if name in (BUILT_IN, EXTENDED):
+        return built_in_suites(specs, extended=name == EXTENDED)
+    return load_suites(Path(name))
 
 
 def load_suites(folder: Path) -> list[Suite]:
@@ -190,9 +205,9 @@ def _below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if (path / SPEC_FILE).is_file())
 
 
-def _read(folder: Path, spec: TaskSpec, source: str) -> Suite:
+def _read(folder: Path, spec: TaskSpec, source: str, pattern: str = "*.jsonl") -> Suite:
     examples: list[Example] = []
-    for file in sorted(folder.glob("*.jsonl")):
+    for file in sorted(folder.glob(pattern)):
         for number, line in enumerate(_lines(file), start=1):
             if line.strip():
                 examples += parse_line(line, spec, f"{file.name}, line {number}")

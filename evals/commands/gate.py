@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from serving.contracts.task_spec import TaskSpec
 
 HELP = "test a model against its 16-bit baseline, task by task, and sign the verdicts"
-BUILT_IN = "builtin"
 _EXITS = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 
@@ -31,8 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--candidate", type=Path, required=True, metavar="DIR", help="the checkpoint to be served"
     )
     parser.add_argument(
-        "--suite", action="append", required=True, metavar="DIR|builtin",
-        help="a suite, a folder of suites, or the built-in ones; may be repeated",
+        "--suite", action="append", required=True, metavar="DIR|NAME",
+        help="a suite, a folder of suites, builtin, or builtin-extended, which has more inputs; "
+        "may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--key", required=True, metavar="FILE", help="private key (narrowgate keygen); - for stdin"
@@ -212,7 +212,7 @@ def _own_inputs(
 
 
 def _suites(args: argparse.Namespace, specs: "dict[str, TaskSpec]") -> "list[Suite]":
-    from evals.suite import built_in_suites, load_suites
+    from evals.suite import named_suites
     from evals.suite_check import refuse_unfit
     from serving.contracts.errors import InvalidSuite
 
@@ -221,7 +221,7 @@ def _suites(args: argparse.Namespace, specs: "dict[str, TaskSpec]") -> "list[Sui
     # name.
     wanted = {name: spec for name, spec in specs.items() if not args.task or name in args.task}
     for name in args.suite:
-        for suite in built_in_suites(wanted) if name == BUILT_IN else load_suites(Path(name)):
+        for suite in named_suites(name, wanted):
             if suite.name in found:
                 raise InvalidSuite(
                     f"two suites test task {suite.name!r}", field="suite", fix="name one of them"

@@ -22,8 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="check a suite; fetch a public data set; list the known data sets",
     )  # fmt: skip
     parser.add_argument(
-        "what", nargs="?", metavar="DIR|builtin|NAME",
-        help="check: a suite's folder, a folder of suites, or builtin; fetch: a data set's name",
+        "what", nargs="?", metavar="DIR|NAME",
+        help="check: a suite's folder, a folder of suites, builtin or builtin-extended; "
+        "fetch: a data set's name",
     )  # fmt: skip
     parser.add_argument("--revision", metavar="COMMIT", help="on the hub, 40 hex digits")
     parser.add_argument(
@@ -67,12 +68,11 @@ def _list(*, as_json: bool) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from evals.suite import built_in_suites, load_suites
+    from evals.suite import named_suites
     from evals.suite_check import check
     from serving.contracts.errors import InvalidSuite
 
-    builtin = args.what == "builtin"
-    suites = built_in_suites(_specs(args)) if builtin else load_suites(Path(args.what))
+    suites = named_suites(args.what, _specs(args))
     reports = [check(suite) for suite in suites if args.task in (None, suite.name)]
     if not reports:
         raise InvalidSuite(f"{args.what!r} has no suite for task {args.task!r}", field="task")

@@ -43,7 +43,7 @@ def test_the_first_start_gated_every_task_and_told_the_truth(attested_stack: Sta
     verdicts["sentiment"] = found.tasks["sentiment"].verdict.value
     # The first start does not go on with what is far below its floor.
     sizes = {name: task.suite.n for name, task in found.tasks.items()}
-    assert sizes["topic"] == 468
+    assert sizes["topic"] == 312
     assert sizes["ner"] <= 208 // 2
     assert sizes["translation"] <= 156 * 12 // 4
     topic = found.tasks["topic"]

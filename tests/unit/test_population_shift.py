@@ -157,9 +157,10 @@ def test_other_label_shares_differ_in_labels_alone(topic: Traits) -> None:
 def test_inputs_about_other_things_differ_in_embedding_alone(
     specs: dict[str, TaskSpec], measure: MeasureTraits
 ) -> None:
-    (suite,) = built_in_suites({"sentiment": specs["sentiment"]})
-    entry = resources.files("evals") / "suites" / "sentiment" / "test.jsonl"
-    lines = [json.loads(line) for line in entry.read_text("utf-8").splitlines()]
+    (suite,) = built_in_suites({"sentiment": specs["sentiment"]}, extended=True)
+    folder = resources.files("evals") / "suites" / "sentiment"
+    texts = [(folder / name).read_text("utf-8") for name in ("test.jsonl", "test_hard.jsonl")]
+    lines = [json.loads(line) for text in texts for line in text.splitlines()]
     domain = {row["id"]: row["domain"] for row in lines}
     chosen = [i for i, example in enumerate(suite.examples) if domain[example.id] == "software"]
     others = [i for i, example in enumerate(suite.examples) if domain[example.id] != "software"]

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.suite import Example, Suite, built_in_suites, load_suites
+from evals.suite import Example, Suite, built_in_suites, load_suites, named_suites
 from serving.contracts.answer import TaskRequest
 from serving.contracts.errors import InvalidSuite, InvalidTaskSpec
 from serving.contracts.task_spec import TaskSpec
@@ -188,3 +188,15 @@ def test_built_in_suites_are_those_of_the_given_tasks(specs: dict[str, TaskSpec]
     assert {suite.source for suite in suites} == {"builtin"}
     (only,) = built_in_suites({"topic": specs["topic"]})
     assert only.spec == specs["topic"]
+
+
+def test_an_extended_suite_begins_with_the_suite_of_the_first_start(
+    specs: dict[str, TaskSpec],
+) -> None:
+    base = {suite.name: suite.examples for suite in named_suites("builtin", specs)}
+    for suite in named_suites("builtin-extended", specs):
+        assert suite.source == "builtin-extended"
+        assert suite.examples[: len(base[suite.name])] == base[suite.name]
+    assert {name: len(examples) for name, examples in base.items()} == {
+        "ner": 208, "sentiment": 312, "topic": 312, "translation": 1872,
+    }  # fmt: skip
