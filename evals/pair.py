@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import psutil
@@ -29,10 +30,10 @@ SIDES: tuple[Side, Side] = ("baseline", "candidate")
 # loaded, turns cost nothing; where they do not, every second turn loads a model.
 _TURNS_RESIDENT = (0.25, 0.5, 0.75, 1.0)
 _TURNS_LOADING = (0.5, 1.0)
-# With early stopping the first looks are short: most tasks that fail their floor fail it clearly.
-_LOOKS = (1 / 12, 1 / 4, 1 / 2, 1.0)
+# With early stopping the first looks are short: most tasks that fail their floor fail it clearly,
+# and a translation suite has a dozen directions for each text.
 _FIRST_LOOK = 24
-"""Most examples of a first look. A translation suite has a dozen directions for each text."""
+_NEXT_LOOK = 3
 _WARM_UP = 8
 _WARM_UP_TOKENS = 8
 # Progress units that loading counts for; one example is one unit.
@@ -152,19 +153,17 @@ class Pair:
         """Run every suite on both models. Blocking, minutes. Raises EngineFailure, InvalidSuite."""
         record = _Record({}, {})
         self._load()
-        ends = {name: self._ends(suite) for name, suite in self.suites.items()}
-        turns = max(map(len, ends.values()))
-        active = list(self.suites.values())
-        for turn in range(turns):
+        parts = {name: self._parts(suite) for name, suite in self.suites.items()}
+        active, turn = list(self.suites.values()), 0
+        while active:
             for side in SIDES if turn % 2 == 0 else reversed(SIDES):
                 self._make_room(side)
                 self._warm_up(side, active)
                 for suite in active:
-                    begin = ends[suite.name][turn - 1] if turn else 0
-                    part = self._orders[suite.name][begin : ends[suite.name][turn]]
-                    self._run_part(side, suite, part, record)
-            if turn < turns - 1:
-                active = [suite for suite in active if not self._stop(suite, record)]
+                    self._run_part(side, suite, parts[suite.name][turn], record)
+            turn += 1
+            unfinished = [suite for suite in active if turn < len(parts[suite.name])]
+            active = [suite for suite in unfinished if not self._stop(suite, record)]
         for suite in self.suites.values():
             for side in SIDES:
                 self._answered[side, suite.name] = self._read(side, suite, record)
@@ -196,15 +195,17 @@ class Pair:
         for subject in self._subjects.values():
             subject.load()
 
-    def _ends(self, suite: Suite) -> list[int]:
-        """Return how many examples of a suite have been run at the end of each turn."""
+    def _parts(self, suite: Suite) -> list[Sequence[int]]:
+        """Return the indices of the examples of each turn."""
         size = len(suite.examples)
         if not self._resident:
-            return _ends(size, _TURNS_LOADING)
-        if self._futile is None:
-            return _ends(size, _TURNS_RESIDENT)
-        first, *others = _ends(size, _LOOKS)
-        return [min(first, _FIRST_LOOK), *others]
+            ends = [round(size * share) for share in _TURNS_LOADING]
+        elif self._futile is None:
+            ends = [round(size * share) for share in _TURNS_RESIDENT]
+        else:
+            ends = _looks(size)
+        order = self._orders[suite.name]
+        return [order[begin:end] for begin, end in pairwise([0, *ends])]
 
     def _run_part(self, side: Side, suite: Suite, part: Sequence[int], record: "_Record") -> None:
         self.report_step(f"{suite.name}: {side}")
@@ -281,8 +282,12 @@ def _order(examples: Sequence[Example]) -> list[int]:
     return [index for _, _, index in sorted(ranked)]
 
 
-def _ends(size: int, shares: Sequence[float]) -> list[int]:
-    return [round(size * share) for share in shares]
+def _looks(size: int) -> list[int]:
+    """Return how many examples have been run at each look, with early stopping."""
+    looks = [min(round(size / 12), _FIRST_LOOK)]
+    while 0 < looks[-1] * _NEXT_LOOK < size / 2:
+        looks.append(looks[-1] * _NEXT_LOOK)
+    return [*looks, size // 2, size]
 
 
 def _fit_together(subjects: Sequence[Subject]) -> bool:
