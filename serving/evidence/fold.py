@@ -20,7 +20,8 @@ from serving.contracts.evidence import (
 )
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.evidence.candidates import MODEL
-from serving.evidence.statistics.earning import Earning, EarningRules, Example, Outcome, Reopened
+from serving.evidence.statistics.earning import Earning, EarningRules, Reopened
+from serving.evidence.statistics.examples import Example, Outcome
 from serving.evidence.statistics.intervals import mean_sequence
 from serving.evidence.statistics.placement import FIT_SIZES, Opening, place_thresholds
 from serving.evidence.statistics.watching import Watch

@@ -7,17 +7,14 @@ from decimal import Decimal
 
 from serving.contracts.evidence import Claim, ClaimState
 from serving.contracts.evidence_settings import EvidenceSettings
-from serving.evidence.statistics.audit_rate import AuditSchedule
-
-_SLACK = Decimal(1) / 24
-"""Share of a day's budget that may be spent ahead of the time of day: an hour's."""
+from serving.evidence.statistics.audit_rate import AuditSchedule, budget_by_now, is_drawn
 
 _random = secrets.SystemRandom()
 
 
 def coin(probability: float) -> bool:
     """Return true with a probability, from the system's cryptographic generator."""
-    return _random.random() < probability
+    return is_drawn(_random.random(), probability)
 
 
 def audit_rate(claim: Claim | None, settings: EvidenceSettings, now: datetime) -> float:
@@ -47,8 +44,8 @@ class Spent:
 
 def is_affordable(spent: Spent, settings: EvidenceSettings, now: datetime) -> bool:
     """Return whether the day's budget, paced over the day, has room for another audit."""
-    elapsed = Decimal(now.hour * 3600 + now.minute * 60 + now.second) / 86_400
-    return spent.today_usd < settings.max_usd_a_day * min(Decimal(1), elapsed + _SLACK)
+    elapsed_s = now.hour * 3600 + now.minute * 60 + now.second
+    return spent.today_usd < budget_by_now(settings.max_usd_a_day, elapsed_s)
 
 
 def shadow_rate(state: ClaimState | None, spent: Spent, settings: EvidenceSettings) -> float:

@@ -6,14 +6,20 @@ A rate may change with time, never with an input: it depends on the scope alone.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+
+_DAY_S = 86_400
+_AHEAD_S = 3_600
+"""Seconds by which the day's budget may be spent ahead of the time of day."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditSchedule:
     """Shares of inputs to audit.
 
-    high_rate: of the first high_rate_inputs accepted after earning or after a signal. It falls with
-    their inverse to floor_rate, and never so far that a day has fewer than min_audits_a_day.
+    high_rate: of the first high_rate_inputs accepted after earning or after a signal; then it falls
+    with the inverse of their number. Never below floor_rate, nor so low that a day has fewer audits
+    than min_audits_a_day: where fewer inputs come in a day, each is audited.
     """
 
     high_rate: float = 0.2
@@ -27,10 +33,8 @@ class AuditSchedule:
         accepted: inputs accepted since the claim was earned or since the last signal.
         accepted_a_day: at the present pace, or 0 where it is not known.
         """
-        if accepted <= self.high_rate_inputs:
-            return self.high_rate
-        falling = self.high_rate * self.high_rate_inputs / accepted
-        return min(self.high_rate, max(falling, self.floor(accepted_a_day)))
+        falling = self.high_rate * min(1.0, self.high_rate_inputs / max(1, accepted))
+        return max(falling, self.floor(accepted_a_day))
 
     def floor(self, accepted_a_day: float) -> float:
         """Return the least share that keeps a claim watched, at most 1."""
@@ -49,6 +53,25 @@ class AuditSchedule:
             + self.high_rate * self.high_rate_inputs * falling
             + self.floor_rate * at_floor
         )
+
+
+def is_drawn(draw: float, rate: float) -> bool:
+    """Return whether the coin draws an input.
+
+    draw: uniform in [0, 1), of a cryptographic generator, drawn at acceptance before the reference
+    is asked. One draw decides for all candidates and for accepted and escalated inputs alike.
+    """
+    return draw < rate
+
+
+def budget_by_now(max_usd_a_day: Decimal, elapsed_s: int) -> Decimal:
+    """Return how much of a day's budget may be spent by now, an hour ahead of an even pace.
+
+    elapsed_s: seconds since midnight. The rest of the day keeps its share of the audits.
+    """
+    if elapsed_s < 0:
+        raise ValueError(f"elapsed_s must not be negative, and is {elapsed_s!r}")
+    return max_usd_a_day * min(elapsed_s + _AHEAD_S, _DAY_S) / _DAY_S
 
 
 def affordable_rate(avoided_usd: float, audit_usd: float, max_share: float) -> float:

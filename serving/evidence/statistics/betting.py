@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-PRIOR_OBSERVATIONS = 10.0
-"""What the error expected by cross-validation is worth in the running estimate."""
+PRIOR_OBSERVATIONS = 30.0
+"""Examples that the expected error is worth in the running estimate.
+
+At 10 claims came 15 % later on recorded outputs of topic heads, at a target of 15 %.
+"""
 
 
 def stake(expected: Floats, target: float) -> Floats:

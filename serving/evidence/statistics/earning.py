@@ -1,44 +1,18 @@
-"""Earns a claim: folds audited inputs, in order, into e-processes of candidates and thresholds."""
+"""Earns a claim: folds audited inputs, in order, into e-processes of candidates and thresholds.
 
-import hashlib
+The claim is false with a probability of at most 0.05 for the scope, whatever is tested when: given
+all that was known when the j-th hypothesis was opened, it reaches its bar by chance with a
+probability of at most 0.05 / (j (j + 1)), and these sum to 0.05. Closed testing would lower the
+bar, and would not keep this promise: which later hypotheses are true depends on the evidence.
+"""
+
 import math
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from serving.evidence.statistics.betting import Capital
+from serving.evidence.statistics.examples import Counted, CountedExamples, Example, Outcome
 from serving.evidence.statistics.placement import Opening, bar
-
-_MAX_OPEN_GROUPS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a candidate made of one input. loss: in [0, 1], against the reference."""
-
-    confidence: float
-    loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One audited input, as far as earning needs it.
-
-    input: a name drawn at random at acceptance; it decides which input of a group counts. group:
-    inputs that are not independent share it. text: digest of the normalised text. at_s: seconds,
-    any epoch. coin: probability of the fair coin that chose the input, the same for accepted and
-    escalated ones, 1 in shadow; None where the input was labelled for another reason, and then it
-    only trains. outcomes: of each candidate that existed, by name. missing: the reference gave no
-    verdict for reasons of the input, which is a loss of 1 of every candidate.
-    """
-
-    input: str
-    group: str
-    text: str
-    at_s: float
-    coin: float | None
-    outcomes: Mapping[str, Outcome]
-    missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +29,12 @@ Row = Example | Opening | Reopened
 class EarningRules:
     """What a claim needs besides its e-value.
 
-    group_window_s: silence after which a group is complete. min_groups: that the hypothesis
-    accepted. min_span_h: hours between the first and the last of these; it doubles with each
-    suspension, up to max_span_h. max_missing: share of missing verdicts up to which claims are
-    earned. stop_after: counted examples of an episode after which nothing on course means that the
-    claim is not earnable; also the number of further ones within which "on course" expects it.
+    target: largest mean loss, in (0, 1). group_window_s: silence after which a group is complete.
+    min_groups: that the hypothesis accepted. min_span_h: hours between the first and the last of
+    these; it doubles with each suspension, up to max_span_h. max_missing: share of missing verdicts
+    up to which claims are earned. stop_after: counted examples of an episode after which nothing on
+    course means that the claim is not earnable; also the number of further ones within which "on
+    course" expects it.
     """
 
     target: float
@@ -106,14 +81,15 @@ class Hypothesis:
     def after(self, outcome: Outcome, at_s: float) -> "Hypothesis":
         """Return the hypothesis with one more counted example."""
         if outcome.confidence < self.opening.threshold:
-            return Hypothesis(
-                self.number, self.opening, self.opened, self.capital, self.seen + 1,
-                self.accepted, self.first_s, self.last_s,
-            )  # fmt: skip
-        return Hypothesis(
-            self.number, self.opening, self.opened, self.capital.after(outcome.loss),
-            self.seen + 1, self.accepted + 1, min(self.first_s, at_s), max(self.last_s, at_s),
-        )  # fmt: skip
+            return replace(self, seen=self.seen + 1)
+        return replace(
+            self,
+            capital=self.capital.after(outcome.loss),
+            seen=self.seen + 1,
+            accepted=self.accepted + 1,
+            first_s=min(self.first_s, at_s),
+            last_s=max(self.last_s, at_s),
+        )
 
     def is_on_course(self, within: int) -> bool:
         """Return whether it would be earned within so many more examples at its present pace."""
@@ -121,25 +97,17 @@ class Hypothesis:
         return self.capital.log_e > 0.0 and missing * self.seen <= within * self.capital.log_e
 
 
-@dataclass(slots=True)
-class _Group:
-    """A group that may still grow. members: (position of the row, example)."""
-
-    last_s: float
-    members: list[tuple[int, Example]]
-
-
 @dataclass
 class Earning:
     """The evidence of one scope, folded from its rows in the order of the database.
 
-    Equal rows in equal order give an equal state, so a restart recomputes it. At most one input of
-    a group counts, chosen by the names of its inputs when the group is complete, and at most one of
-    a normalised text. A hypothesis counts only examples whose row came after its opening.
+    Equal rows in equal order give an equal state, so a restart recomputes it. A hypothesis counts
+    only examples whose row came after its opening, and of these what `CountedExamples` lets count.
 
     hypotheses: under test in this episode. earned: the claimed one, which accepts most of those
     with enough evidence; None until then and after a suspension. tested: hypotheses of the scope so
-    far. counted: examples that counted in this episode, of them `missing` without a verdict.
+    far. counted: examples that counted in this episode, of them `missing` without a verdict. rows:
+    folded so far. examples: which of them count.
     """
 
     rules: EarningRules
@@ -150,10 +118,10 @@ class Earning:
     counted: int = 0
     missing: int = 0
     rows: int = 0
-    _open: OrderedDict[str, _Group] = field(default_factory=OrderedDict, repr=False)
-    _closed: set[str] = field(default_factory=set, repr=False)
-    _texts: set[str] = field(default_factory=set, repr=False)
-    _now_s: float = field(default=-math.inf, repr=False)
+    examples: CountedExamples = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.examples = CountedExamples(self.rules.group_window_s)
 
     def extend(self, rows: Iterable[Row]) -> "Earning":
         """Fold more rows and return the state."""
@@ -170,7 +138,8 @@ class Earning:
         elif isinstance(row, Reopened):
             self._reopen()
         else:
-            self._receive(row)
+            for one in self.examples.add(self.rows, row):
+                self._count(one)
         return None if self.earned is before else self.earned
 
     @property
@@ -188,8 +157,8 @@ class Earning:
     def close_groups(self) -> Hypothesis | None:
         """Count every group as if it were complete, as a replay does at the end of its file."""
         before = self.earned
-        while self._open:
-            self._count_oldest()
+        for one in self.examples.close():
+            self._count(one)
         return None if self.earned is before else self.earned
 
     def _test(self, opening: Opening) -> None:
@@ -200,41 +169,18 @@ class Earning:
     def _reopen(self) -> None:
         self.suspensions += 1
         self.hypotheses.clear()
-        self._open.clear()
+        self.examples.clear()
         self.earned, self.counted, self.missing = None, 0, 0
 
-    def _receive(self, example: Example) -> None:
-        # A clock that goes back neither reopens a group nor shortens a span.
-        self._now_s = max(self._now_s, example.at_s)
-        while self._open:
-            oldest = next(iter(self._open.values()))
-            quiet = self._now_s - oldest.last_s > self.rules.group_window_s
-            if not quiet and len(self._open) < _MAX_OPEN_GROUPS:
-                break
-            self._count_oldest()
-        if example.coin is None or example.group in self._closed:
-            return
-        group = self._open.setdefault(example.group, _Group(self._now_s, []))
-        group.last_s = self._now_s
-        group.members.append((self.rows, example))
-        self._open.move_to_end(example.group)
-
-    def _count_oldest(self) -> None:
-        name, group = self._open.popitem(last=False)
-        self._closed.add(name)
-        new = [member for member in group.members if member[1].text not in self._texts]
-        if new:
-            self._count(*min(new, key=lambda member: _rank(member[1].input)), group.last_s)
-
-    def _count(self, position: int, example: Example, at_s: float) -> None:
-        self._texts.add(example.text)
+    def _count(self, one: Counted) -> None:
+        example = one.example
         self.counted += 1
         self.missing += example.missing
         for place, hypothesis in enumerate(self.hypotheses):
             outcome = example.outcomes.get(hypothesis.opening.candidate)
-            if outcome is not None and position > hypothesis.opened:
+            if outcome is not None and one.position > hypothesis.opened:
                 loss = 1.0 if example.missing else outcome.loss
-                after = hypothesis.after(Outcome(outcome.confidence, loss), at_s)
+                after = hypothesis.after(Outcome(outcome.confidence, loss), one.at_s)
                 self.hypotheses[place] = after
                 self._claim(after)
 
@@ -255,8 +201,3 @@ class Earning:
             and hypothesis.span_h >= self.min_span_h
             and self.missing <= self.rules.max_missing * self.counted
         )
-
-
-def _rank(name: str) -> bytes:
-    """Return a key whose order is random where names are, whatever they look like."""
-    return hashlib.blake2b(name.encode(), digest_size=8).digest()

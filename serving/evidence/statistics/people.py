@@ -19,6 +19,14 @@ from serving.evidence.statistics.intervals import (
     mean_sequence,
 )
 
+_ADDED = 2
+"""Disagreements of each sign that the variance of the rectifier is computed with besides.
+
+Few disagreements are seen, and with their own variance the interval of 100 labels missed an error
+above it in 15 of 100 simulated samples (reference wrong at 1 %); with these, in 2 at most (in 3 to
+5, of 500 labels).
+"""
+
 MIN_LABELS = 100
 """Labels by people from which the normal approximation of the rectifier is used."""
 
@@ -40,7 +48,7 @@ def error_against_people(
     weight = _power(judged, judged_labelled, people)
     rectifier = people - weight * judged_labelled
     mean = weight * float(judged.mean()) + float(rectifier.mean())
-    variance = weight**2 * float(judged.var(ddof=1)) / more + float(rectifier.var(ddof=1)) / n
+    variance = weight**2 * float(judged.var(ddof=1)) / more + _variance(rectifier) / n
     half = float(stats.norm.ppf((1.0 + confidence) / 2.0)) * math.sqrt(variance)
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
@@ -66,6 +74,13 @@ def error_against_people_over_time(
         max(0.0, verdicts.low + rectifier.low),
         min(1.0, verdicts.high + rectifier.high),
     )
+
+
+def _variance(rectifier: Floats) -> float:
+    """Return the variance of values in [-1, 1] about their mean, with the added disagreements."""
+    mean = rectifier.mean()
+    added = _ADDED * ((1.0 - mean) ** 2 + (1.0 + mean) ** 2)
+    return float((((rectifier - mean) ** 2).sum() + added) / (len(rectifier) + 2 * _ADDED))
 
 
 def _require_pairs(judged_labelled: Floats, people: Floats) -> None:

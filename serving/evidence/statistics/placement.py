@@ -12,7 +12,7 @@ import numpy as np
 
 from serving.evidence.statistics.betting import Floats, examples_needed
 
-FIT_SIZES = (100, 300, 900)
+FIT_SIZES = (100, 200, 600)
 """Labels at which a candidate is fitted again."""
 
 COVERAGES = (0.6, 0.4, 0.8)
