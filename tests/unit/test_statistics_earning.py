@@ -185,19 +185,19 @@ def test_evidence_grows_at_most_as_fast_as_inputs_that_no_coin_drew_allow() -> N
 
 @pytest.mark.slow
 def test_bursts_at_the_target_earn_no_claim() -> None:
-    """Of 200 streams of 100 bursts of 50 with a correlation of 0.17, at most one in twenty."""
+    """Of 200 streams of 60 bursts of 20 with a correlation of 0.17, at most one in twenty."""
     rng = np.random.default_rng(5)
     false, pooled = 0, 0
     for _ in range(200):
         # A beta distribution of the error of a burst: 1 / (a + b + 1) is the correlation.
         size = 1.0 / 0.17 - 1.0
-        error = rng.beta(TARGET * size, (1.0 - TARGET) * size, 100)
-        losses = (rng.random((100, 50)) < error[:, None]).astype(np.float64)
+        error = rng.beta(TARGET * size, (1.0 - TARGET) * size, 60)
+        losses = (rng.random((60, 20)) < error[:, None]).astype(np.float64)
         earning = Earning(RULES)
         earning.add(OPENING)
         earning.extend(_bursts(losses))
         earning.close_groups()
-        assert earning.counted == 100
+        assert earning.counted == 60
         false += earning.earned is not None
         pooled += bool(
             (capital_path(losses.ravel(), TARGET, OPENING.expected_error) >= math.log(bar(1))).any()
@@ -209,7 +209,7 @@ def test_bursts_at_the_target_earn_no_claim() -> None:
 def _bursts(losses: Floats) -> Iterator[Row]:
     for burst, row in enumerate(losses):
         for at, loss in enumerate(row):
-            example = _example(burst * 50 + at, float(loss))
+            example = _example(burst * 20 + at, float(loss))
             yield replace(example, group=str(burst), at_s=100.0 * burst)
 
 

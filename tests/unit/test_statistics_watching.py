@@ -85,6 +85,7 @@ def test_twice_the_target_is_found_within_a_hundred_audits_after_a_quiet_time() 
     assert (delays > 0).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_a_stationary_claim_is_rarely_suspended() -> None:
     """At 0.8 of the target, in 10,000 audits, in at most one of ten streams."""
     delays = _delays(0.8 * TARGET, 10_000, 400, seed=7)
