@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from serving.artifacts.checkpoint import Checkpoint
+from serving.artifacts.quantized_weights import weight_bits
 from serving.contracts.engine import EngineWork
 from serving.contracts.engine_arguments import (
     ArgumentValue,
@@ -66,7 +67,10 @@ class Subject:
         return self._tasks[spec.name]
 
     def begin_load(self) -> None:
-        """Start the engine unless it runs, without waiting for it. Raises EngineFailure."""
+        """Start the engine unless it runs, without waiting for it.
+
+        Raises UnsuitableTarget, EngineFailure.
+        """
         if self._engine is not None:
             return
         checkpoint = Checkpoint(str(self.folder.resolve()), None)
@@ -82,7 +86,7 @@ class Subject:
     def load(self) -> None:
         """Start the engine unless it runs, and wait until its model is loaded.
 
-        Blocking, up to minutes. Raises EngineFailure.
+        Blocking, up to minutes. Raises UnsuitableTarget, EngineFailure.
         """
         self.begin_load()
         assert self._engine is not None
@@ -139,7 +143,7 @@ def precision_of(folder: Path) -> Precision:
     if stated is None:
         return "16-bit"
     try:
-        bits = _bits(stated)
+        bits = weight_bits(stated)
     except (AttributeError, KeyError, TypeError, ValueError):
         bits = []
     if not bits:
@@ -180,21 +184,6 @@ def calibration_digests(folder: Path) -> frozenset[str]:
             field="candidate",
             fix="quantize the model again",
         ) from error
-
-
-def _bits(stated: dict[str, Any]) -> list[int]:
-    match stated.get("quant_method"):
-        case "bitsandbytes":
-            return [4] if stated.get("load_in_4bit") else [8]
-        case "fp8" | "fbgemm_fp8":
-            return [8]
-        case "compressed-tensors":
-            groups = stated.get("config_groups", {}).values()
-            return [int(group["weights"]["num_bits"]) for group in groups if group.get("weights")]
-        case "mxfp4":
-            return [4]
-    named = str(stated.get("bits") or stated.get("w_bit") or stated.get("weight_bits"))
-    return [int(named)] if named.isdecimal() else []
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -107,10 +107,11 @@ def _run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")
     from evals.findings import overall
     from evals.output import refuse_unwritable_results, write_results
-    from serving.artifacts.checkpoint import refuse_no_checkpoint
+    from serving.artifacts.checkpoint import Checkpoint, refuse_no_checkpoint
     from serving.artifacts.signing_key import load_signer, read_key
     from serving.contracts.errors import EngineFailure, EvaluationFailed
     from serving.host.progress import Bar, JsonLines
+    from serving.local.deployment import refuse_missing_kernel
 
     # Everything that the end of the run needs is checked first: a run takes minutes to hours.
     _refuse_bad_numbers(args)
@@ -121,6 +122,8 @@ def _run(args: argparse.Namespace) -> int:
     for name in ("baseline", "candidate"):
         refuse_no_checkpoint(getattr(args, name), field=name)
     settings, suites, own_inputs = _tested_on(args)
+    for name in ("baseline", "candidate"):
+        refuse_missing_kernel(settings, Checkpoint(str(getattr(args, name)), None))
     # The engine and lm-eval take seconds to import; a bad suite or file is refused before.
     from evals.gate import run_gate
     from evals.harness import refuse_unknown_general

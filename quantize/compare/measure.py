@@ -12,7 +12,7 @@ from quantize.hardware import Machine
 from quantize.layout import weight_bytes
 from serving.artifacts.checkpoint import Checkpoint
 from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSettings
-from serving.local.deployment import offline_arguments
+from serving.local.deployment import offline_arguments, refuse_missing_kernel
 from serving.local.offline import OfflineEngine
 from serving.local.offline_work import run_works
 
@@ -69,8 +69,11 @@ def measure(
 
     Engines stay loaded side by side where memory allows; otherwise each is loaded for its turns.
     scratch: an empty folder, for the baseline's distributions (16 KiB a token).
-    Raises EngineFailure when a model does not load.
+    Raises UnsuitableTarget before anything is loaded, EngineFailure when a model does not load.
     """
+    for subject in subjects:
+        settings = _settings(subject, materials.machine, share=1.0)
+        refuse_missing_kernel(settings, _checkpoint(subject))
     resident = _fit_together(subjects, materials.machine)
     reference = str(scratch / "reference.npz")
     engines: dict[str, OfflineEngine] = {}
@@ -123,13 +126,13 @@ def _quality(
     )
 
 
-def _start(subject: Subject, machine: Machine, scratch: Path, *, share: float) -> OfflineEngine:
+def _settings(subject: Subject, machine: Machine, *, share: float) -> ModelSettings:
     accelerator = (
         CpuAccelerator(kind="cpu", kv_cache_gib=_KV_GIB)
         if machine.gpu is None
         else GpuAccelerator(kind="gpu", memory_utilization=0.9 * share)
     )
-    settings = ModelSettings(
+    return ModelSettings(
         id="compared",
         source=str(subject.folder),
         accelerator=accelerator,
@@ -140,8 +143,15 @@ def _start(subject: Subject, machine: Machine, scratch: Path, *, share: float) -
             "max_num_batched_tokens": max(_MAX_MODEL_LEN, 2 * WINDOW),
         },
     )
-    checkpoint = Checkpoint(str(subject.folder.resolve()), None)
-    engine_kwargs, environment = offline_arguments(settings, checkpoint)
+
+
+def _checkpoint(subject: Subject) -> Checkpoint:
+    return Checkpoint(str(subject.folder.resolve()), None)
+
+
+def _start(subject: Subject, machine: Machine, scratch: Path, *, share: float) -> OfflineEngine:
+    settings = _settings(subject, machine, share=share)
+    engine_kwargs, environment = offline_arguments(settings, _checkpoint(subject))
     # Rounds repeat their prompts, and reading them is what is measured.
     engine_kwargs["enable_prefix_caching"] = False
     engine_kwargs["worker_extension_cls"] = "quantize.compare.recorder.LogitsRecorder"

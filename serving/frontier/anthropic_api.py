@@ -15,6 +15,7 @@ from serving.frontier.anthropic_request import anthropic_request, cache_control
 from serving.frontier.failures import with_usage
 from serving.frontier.http_errors import (
     error_of,
+    names_error,
     read_document,
     refusal_from,
     unreadable,
@@ -107,7 +108,8 @@ class AnthropicApi:
         await self._client.close()
 
     def _read(self, message: dict[str, Any], model: str) -> WholeAnswer:
-        if message.get("type") == "error" or message.get("error"):
+        has_content = message.get("content") is not None
+        if message.get("error") or (not has_content and names_error(message, is_whole=True)):
             error = error_of(refusal_from(self._name, "an error", 200, message), self._secret)
             raise with_usage(error, usage_from_anthropic(message.get("usage")))
         answer = whole_answer(message, f"{self._name}/{model}")
@@ -120,14 +122,14 @@ class AnthropicApi:
         self, response: Any, reader: AnthropicStream
     ) -> AsyncGenerator[StreamPart, None]:
         reader.has_response = True
+        skipped: dict[str, Any] = {}
         async with aclosing(read_events(response.iter_bytes())) as events:
             async for data in events:
-                event = read_json(data)
-                kind = event.get("type") if isinstance(event, dict) else None
-                if kind == "message_stop":
+                event = read_json(data) if data != "[DONE]" else {"type": "message_stop"}
+                if isinstance(event, dict) and event.get("type") == "message_stop":
                     await read_rest(events)
                     break
-                if kind == "error":
+                if isinstance(event, dict) and names_error(event):
                     if reader.is_finished:
                         yield StreamPart(None, is_finished=True, is_cut=True)
                         break
@@ -136,6 +138,14 @@ class AnthropicApi:
                 part = reader.read(event)
                 if part is not None:
                     yield part
+                elif isinstance(event, dict):
+                    skipped = event
+        self._require_answer(reader, skipped)
+
+    def _require_answer(self, reader: AnthropicStream, skipped: dict[str, Any]) -> None:
+        """Raise unless a whole answer was read. skipped: the last event without content."""
+        if not reader.has_begun and names_error(skipped, is_whole=True):
+            raise error_of(refusal_from(self._name, "in a stream", 200, skipped), self._secret)
         if not reader.has_begun:
             raise unreadable(self._name, "the stream has no event of a message")
         if not reader.is_finished:

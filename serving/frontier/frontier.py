@@ -10,6 +10,7 @@ from serving.contracts.answer import Usage
 from serving.contracts.deadline import deadline_exceeded
 from serving.contracts.errors import (
     FrontierNotConfigured,
+    FrontierRejected,
     MaxCostExceeded,
     NarrowgateError,
     UnsupportedParameter,
@@ -190,9 +191,16 @@ class FrontierStack:
         body = prepared.prompt.body
         if not prepared.call.bounds.thinking and provider.api.thinks_by_default:
             body = {"reasoning_effort": "none", **body}
+        try:
+            request = provider.api.request(body, model, plan)
+        except FrontierRejected as error:
+            # A directive may have been put before the client's messages.
+            added = len(body["messages"]) - len(prepared.call.body.get("messages") or ())
+            error.field = _clients_path(error.field, added)
+            raise
         return provider, TargetCall(
             model,
-            provider.api.request(body, model, plan),
+            request,
             prepared.call.deadline,
             # Waiting for a place must leave time for the next target.
             remaining_s if target == prepared.targets[-1] else remaining_s / 2,
@@ -230,6 +238,15 @@ class FrontierStack:
             return True
         costs = sorted(prepared.charges[t].worst_case_usd for t in prepared.targets)
         return sum(costs[-2:]) <= prepared.call.max_cost_usd
+
+
+def _clients_path(field: str | None, added: int) -> str | None:
+    """Return the path of a field in the client's own request. added: messages put before it."""
+    name, _, rest = (field or "").partition(".")
+    index, dot, inner = rest.partition(".")
+    if name != "messages" or not index.isdecimal() or int(index) < added:
+        return field
+    return f"messages.{int(index) - added}{dot}{inner}"
 
 
 def _affordable(call: FrontierCall, charges: Mapping[str, _Charge]) -> tuple[str, ...]:

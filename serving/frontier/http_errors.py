@@ -91,6 +91,10 @@ _STATUS_OF_NAME = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
+_CODES = ("code", "type", "status", "status_code", "statusCode", "http_status", "error_code")
+_MESSAGES = ("message", "detail", "msg", "error_description", "error_message", "error_msg",
+             "errors", "reason", "text", "title")  # fmt: skip
+_LIMITED = re.compile(r"rate.?limit|too many requests")
 _TIMED_OUT = frozenset({499, 504, 524, 598, 599})
 """Answers of proxies that stopped waiting while the provider worked."""
 
@@ -123,18 +127,35 @@ def refusal_from(
     Known shapes: OpenAI's and Anthropic's `error`, an `error` that is a text, `message`, `detail`
     as a text or as a list of validation errors, and a list of such documents.
     """
-    if isinstance(body, list) and body:
-        body = body[0]
-    error = body.get("error", body) if isinstance(body, Mapping) else body
-    values = error if isinstance(error, Mapping) else {}
-    details = values.get("details")
-    codes = [values.get(name) for name in ("code", "type", "status")]
-    codes.append(details.get("error_code") if isinstance(details, Mapping) else None)
+    error = _first(body)
+    if isinstance(error, Mapping):
+        # An `error` that is true or null says nothing by itself.
+        inner = error.get("error")
+        listed = error.get("errors")
+        if not isinstance(inner, str | Mapping | list):
+            inner = listed if isinstance(listed, list) else None
+        error = inner or error
+    values = first if isinstance(first := _first(error), Mapping) else {}
+    codes = _codes(values)
     if status < 300:
         status = next((n for n in map(_http_error_status, codes) if n is not None), status)
     names = frozenset(code.lower() for code in codes if isinstance(code, str))
     named = {name.lower(): value for name, value in (headers or {}).items()}
     return Refusal(provider, source, status, names, _message(error), named)
+
+
+def names_error(document: Mapping[str, Any], *, is_whole: bool = False) -> bool:
+    """Return whether a document without an answer names an error, in any known shape.
+
+    is_whole: it is the whole response, so that a message about a limit is an error as well. Any
+    other message may be an answer in a shape that is not known, and paid for.
+    """
+    marks = [document.get(name) for name in ("object", "type", "status")]
+    if document.get("error") or document.get("errors") or document.get("success") is False:
+        return True
+    if "error" in marks or any(_http_error_status(code) for code in _codes(document)):
+        return True
+    return is_whole and "usage" not in document and _tells_limit(_message(document))
 
 
 def error_of(refusal: Refusal, secret: str | None) -> FrontierError:
@@ -146,10 +167,12 @@ def error_of(refusal: Refusal, secret: str | None) -> FrontierError:
             f"{what}: redirects are not followed, so that prompts reach the configured host only",
             fix=f"set frontier.providers.{refusal.provider}.base_url to the final address",
         )
+    text = refusal.text.lower()
+    if status < 400 and not refusal.names & _STATUS_OF_NAME.keys() and _tells_limit(text):
+        status = 429
     if status < 400:
         # Of several names the lowest status is the most specific: every failure is an api_error.
         status = min((_STATUS_OF_NAME.get(name, 500) for name in refusal.names), default=500)
-    text = refusal.text.lower()
     if status in (401, 403) and not refusal.names & _QUOTA_CODES:
         return FrontierAuthFailed(
             f"{what}: the key is not accepted, or may not use this model",
@@ -282,7 +305,24 @@ def _fault_of_request(
 def _http_error_status(code: object) -> int | None:
     if isinstance(code, str) and code.isascii() and code.isdigit():
         code = int(code[:4])
+    if isinstance(code, float) and code.is_integer():
+        code = int(code)
     return code if type(code) is int and 400 <= code < 600 else None
+
+
+def _tells_limit(text: str) -> bool:
+    return _LIMITED.search(text.lower()) is not None
+
+
+def _first(value: object) -> object:
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _codes(values: Mapping[str, Any]) -> list[object]:
+    """Return what an error document gives as its codes, types and statuses."""
+    details = values.get("details")
+    inner = details.get("error_code") if isinstance(details, Mapping) else None
+    return [*(values.get(name) for name in _CODES), inner]
 
 
 def _message(error: object) -> str:
@@ -293,9 +333,12 @@ def _message(error: object) -> str:
         return "; ".join(filter(None, map(_message, error[:5])))
     if not isinstance(error, Mapping):
         return ""
-    for name in ("message", "detail", "msg", "error_description", "errors"):
-        if error.get(name):
+    for name in _MESSAGES:
+        if text := _message(error.get(name)):
             place = error.get("loc")
-            where = f"{'.'.join(map(str, place))}: " if isinstance(place, list) else ""
-            return where + _message(error[name])
+            return f"{'.'.join(map(str, place))}: {text}" if isinstance(place, list) else text
+    errors = error.get("errors")
+    if isinstance(errors, Mapping):
+        # Errors by field.
+        return "; ".join(f"{field}: {_message(what)}" for field, what in list(errors.items())[:5])
     return ""

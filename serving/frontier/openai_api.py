@@ -15,13 +15,14 @@ from serving.contracts.openai import usage_from_openai
 from serving.frontier.failures import with_partial_answer, with_usage
 from serving.frontier.http_errors import (
     error_of,
+    names_error,
     read_document,
     refusal_from,
     unreadable,
     unsendable,
 )
 from serving.frontier.openai_errors import ERRORS, translate
-from serving.frontier.openai_stream import OpenAIStream
+from serving.frontier.openai_stream import OpenAIStream, ends_in_error
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
 from serving.frontier.provider_data import read_events, read_json, read_rest
 from serving.frontier.usage import tier_in
@@ -124,9 +125,10 @@ class OpenAIApi:
         usage = usage_from_openai(body.get("usage"))
         choices = body.get("choices")
         choices = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
-        failed = [c for c in choices if c.get("error") or c.get("finish_reason") == "error"]
-        if body.get("error") or failed:
-            document = body if body.get("error") else failed[0]
+        failed = [c for c in choices if c.get("error") or ends_in_error(c)]
+        is_refused = body.get("error") or (not choices and names_error(body, is_whole=True))
+        if is_refused or failed:
+            document = body if is_refused else failed[0]
             raise self._failed(document, choices, usage)
         if not choices or not all(isinstance(c.get("message"), dict) for c in choices):
             raise with_usage(unreadable(self._name, "it has no choice with a message"), usage)
@@ -147,13 +149,14 @@ class OpenAIApi:
 
     async def _parts(self, response: Any, reader: OpenAIStream) -> AsyncGenerator[StreamPart, None]:
         reader.has_response = True
+        skipped: dict[str, Any] = {}
         async with aclosing(read_events(response.iter_bytes())) as events:
             async for data in events:
                 if data.startswith("[DONE]"):
                     await read_rest(events)
                     break
                 event = read_json(data)
-                if isinstance(event, dict) and (event.get("error") or reader.names_error(event)):
+                if isinstance(event, dict) and reader.names_error(event):
                     if reader.is_finished:
                         yield StreamPart(None, is_finished=True, is_cut=True)
                         break
@@ -162,6 +165,14 @@ class OpenAIApi:
                 part = reader.read(event)
                 if part is not None:
                     yield part
+                elif isinstance(event, dict):
+                    skipped = event
+        self._require_answer(reader, skipped)
+
+    def _require_answer(self, reader: OpenAIStream, skipped: dict[str, Any]) -> None:
+        """Raise unless a whole answer was read. skipped: the last event without content."""
+        if not reader.has_begun and names_error(skipped, is_whole=True):
+            raise error_of(refusal_from(self._name, "in a stream", 200, skipped), self._secret)
         if not reader.has_begun:
             raise unreadable(self._name, "the stream has no event with a choice")
         if not reader.is_finished:

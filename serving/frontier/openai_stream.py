@@ -1,9 +1,11 @@
 """The events of one stream in OpenAI's wire format, read as parts. Pure."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from serving.contracts.openai import usage_from_openai
+from serving.frontier.http_errors import names_error
 from serving.frontier.provider_api import StreamPart
 from serving.frontier.provider_data import ChunkRepair
 from serving.frontier.usage import is_lesser_output, merged_counts, tier_in
@@ -32,8 +34,11 @@ class OpenAIStream:
         return bool(self._ended) and self._open <= self._ended
 
     def names_error(self, event: dict[str, Any]) -> bool:
-        """Return whether a choice of an event ends in an error."""
-        return any(choice.get("finish_reason") == "error" for choice in _choices(event))
+        """Return whether an event, or a choice of it, is an error."""
+        choices = _choices(event)
+        if event.get("error") or any(map(ends_in_error, choices)):
+            return True
+        return not choices and names_error(event)
 
     def read(self, event: object) -> StreamPart | None:
         """Return an event's part; None for an event without content.
@@ -63,13 +68,22 @@ class OpenAIStream:
 
     def _take(self, choice: dict[str, Any]) -> None:
         if not isinstance(choice.get("delta"), dict):
-            choice["delta"] = {}
+            # Some servers send a whole message or a completion's text in place of a delta.
+            message, text = choice.pop("message", None), choice.pop("text", None)
+            given = {"content": text} if isinstance(text, str) else {}
+            choice["delta"] = message if isinstance(message, dict) else given
         index = choice.get("index")
         if type(index) is not int:
             choice["index"] = index = 0
         self._open.add(index)
         if choice.get("finish_reason"):
             self._ended.add(index)
+
+
+def ends_in_error(choice: Mapping[str, Any]) -> bool:
+    """Return whether a choice ended because of an error."""
+    reason = choice.get("finish_reason")
+    return isinstance(reason, str) and reason.lower() == "error"
 
 
 def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:

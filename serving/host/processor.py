@@ -17,6 +17,19 @@ def multiplies_bfloat16() -> bool:
     Without them, a product of bfloat16 matrices takes 50 times as long as one of float32 (AMD EPYC
     with AVX2, torch 2.13: 3,500 ms against 69 ms for 2048 x 576 by 576 x 1536).
     """
+    return _has_avx512()
+
+
+def has_int4_kernel() -> bool:
+    """Return whether vLLM has a kernel for INT4 weights here; on x86 it needs AVX-512.
+
+    vLLM 0.29 has `cpu_gemm_wna16` in its libraries for AVX-512, and not in the one for AVX2.
+    """
+    return _has_avx512()
+
+
+def _has_avx512() -> bool:
+    """Return whether the processor has AVX-512; True where it is not x86, and unknown."""
     flags = _first("flags")
     return flags is None or "avx512bw" in flags.split()
 

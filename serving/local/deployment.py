@@ -1,11 +1,15 @@
 """Builds a ray.serve.llm deployment from model settings, with corrected defaults."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from serving.artifacts.checkpoint import Checkpoint
+from serving.artifacts.quantized_weights import has_int4_weights
+from serving.contracts.errors import UnsuitableTarget
 from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSettings
 from serving.contracts.task_spec import MAX_LABELS
-from serving.host.processor import multiplies_bfloat16
+from serving.host.processor import has_int4_kernel, multiplies_bfloat16, processor_name
 from serving.local.engine_log import CONFIG_FILE
 from serving.local.kernels import EXTENSION
 
@@ -18,7 +22,11 @@ _LOGGING = {"VLLM_LOGGING_CONFIG_PATH": str(CONFIG_FILE)}
 def llm_config_arguments(
     model: ModelSettings, checkpoint: Checkpoint, drain_timeout_s: float
 ) -> dict[str, Any]:
-    """Return the keyword arguments of ray.serve.llm.LLMConfig for a model, on this processor."""
+    """Return the keyword arguments of ray.serve.llm.LLMConfig for a model, on this processor.
+
+    Raises UnsuitableTarget as refuse_missing_kernel.
+    """
+    refuse_missing_kernel(model, checkpoint)
     arguments: dict[str, Any] = {
         "model_loading_config": {"model_id": model.id, "model_source": checkpoint.source},
         "engine_kwargs": _engine_arguments(model, checkpoint),
@@ -44,7 +52,8 @@ def offline_arguments(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return vllm.LLM's keyword arguments and the environment that serve the model offline.
 
-    The same engine as the deployment's, for measurements.
+    The same engine as the deployment's, for measurements. Raises UnsuitableTarget as
+    refuse_missing_kernel.
     """
     arguments = llm_config_arguments(model, checkpoint, 0.0)
     engine_kwargs = {"model": checkpoint.source, **arguments["engine_kwargs"]}
@@ -52,6 +61,40 @@ def offline_arguments(
     engine_kwargs.pop("enable_prompt_tokens_details")
     # Without the replica's logging: errors here are reported in full to the caller.
     return engine_kwargs, _environment(model, checkpoint)
+
+
+def refuse_missing_kernel(model: ModelSettings, checkpoint: Checkpoint) -> None:
+    """Raise UnsuitableTarget for INT4 weights on a processor for which vLLM has no kernel.
+
+    vLLM itself fails while it loads the model, with the name of a missing operator. A hub model
+    that is not on this machine passes.
+    """
+    if not isinstance(model.accelerator, CpuAccelerator) or has_int4_kernel():
+        return
+    if has_int4_weights(_config(checkpoint).get("quantization_config")):
+        raise UnsuitableTarget(
+            f"{checkpoint.source!r} has INT4 weights, and vLLM has no INT4 kernel for this "
+            f"processor ({processor_name()}, without AVX-512)",
+            field="models.accelerator",
+            fix="INT4 models need a GPU or a processor with AVX-512; use int8-w8a8",
+        )
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the checkpoint's config.json; empty where it is not on this machine or unreadable."""
+    file: object = Path(checkpoint.source) / "config.json"
+    if checkpoint.revision is not None:
+        from huggingface_hub import try_to_load_from_cache
+
+        file = try_to_load_from_cache(
+            checkpoint.source, "config.json", revision=checkpoint.revision
+        )
+    try:
+        content = json.loads(Path(str(file)).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        # The engine names what is wrong with the file.
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _engine_arguments(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -110,7 +110,23 @@ def read_part(value: Any, path: str) -> Mapping[str, Any]:
         raise invalid(f"{path}.type", kind, "one of " + ", ".join(sorted(_PART_TYPES)))
     if kind in _PART_TEXTS:
         text(part.get(_PART_TEXTS[kind]), f"{path}.{_PART_TEXTS[kind]}")
+    image = part.get("image_url")
+    if kind == "image_url" and not isinstance(image, str):
+        text(object_(image, f"{path}.image_url").get("url"), f"{path}.image_url.url")
     return part
+
+
+def read_tool_calls(value: Any, path: str) -> list[Any]:
+    """Return the calls of tools that an assistant's message holds."""
+    if not isinstance(value, list):
+        raise invalid(path, value, "a list of objects")
+    for index, call in enumerate(value):
+        where = f"{path}.{index}"
+        if object_(call, where).get("type", "function") == "function":
+            function = object_(call.get("function"), f"{where}.function")
+            text(function.get("name"), f"{where}.function.name")
+            text(function.get("arguments"), f"{where}.function.arguments")
+    return value
 
 
 def _stops(value: Any, path: str) -> Any:
@@ -126,7 +142,7 @@ def _stops(value: Any, path: str) -> Any:
 
 def _biases(value: Any, path: str) -> dict[str, Any]:
     for token, bias in object_(value, path).items():
-        if not token.isdecimal():
+        if not (token.isascii() and token.isdecimal()):
             raise invalid(path, token, "an object from token ids to numbers")
         number(-100, 100)(bias, f"{path}.{token}")
     return object_(value, path)
@@ -151,11 +167,27 @@ def _tools(value: Any, path: str) -> list[Any]:
     if not isinstance(value, list) or len(value) > MAX_TOOLS:
         raise invalid(path, value, f"a list of at most {MAX_TOOLS} objects")
     for index, tool in enumerate(value):
-        object_(tool, f"{path}.{index}")
+        if object_(tool, f"{path}.{index}").get("type") == "function":
+            _function(tool.get("function"), f"{path}.{index}.function")
     return value
 
 
-def _any(value: Any, path: str) -> Any:
+def _functions(value: Any, path: str) -> list[Any]:
+    for index, function in enumerate(_tools(value, path)):
+        _function(function, f"{path}.{index}")
+    return list(value)
+
+
+def _function(value: Any, path: str) -> None:
+    function = object_(value, path)
+    text(function.get("name"), f"{path}.name")
+    if function.get("parameters") is not None:
+        object_(function["parameters"], f"{path}.parameters")
+
+
+def _tool_choice(value: Any, path: str) -> Any:
+    if not isinstance(value, str | dict):
+        raise invalid(path, value, "a string or an object")
     return value
 
 
@@ -190,9 +222,9 @@ CHAT_FIELDS: Mapping[str, Check] = {
     "logprobs": boolean,
     "top_logprobs": integer(0, MAX_ALTERNATIVES),
     "tools": _tools,
-    "tool_choice": _any,
-    "functions": _tools,
-    "function_call": _any,
+    "tool_choice": _tool_choice,
+    "functions": _functions,
+    "function_call": _tool_choice,
     "parallel_tool_calls": boolean,
     "modalities": _texts,
     "audio": object_,

@@ -32,6 +32,7 @@ from serving.pipeline.fields import (
     object_,
     positive,
     read_part,
+    read_tool_calls,
     role_of,
     text,
 )
@@ -213,6 +214,8 @@ def _message(value: Any, path: str) -> Message:
     content = fields.pop("content", None)
     if is_default("tools", fields.get("tool_calls")):
         fields.pop("tool_calls", None)
+    if "tool_calls" in fields:
+        read_tool_calls(fields["tool_calls"], f"{path}.tool_calls")
     if content is None:
         if role == "assistant" and not _SPEAK_WITHOUT_CONTENT.isdisjoint(fields):
             return Message(role, None, fields)
@@ -275,7 +278,7 @@ def _fields(
     kept = {name: value for name, value in fields.items() if not is_default(name, value)}
     for offered, choice in (("tools", "tool_choice"), ("functions", "function_call")):
         # Without tools, "none" and "auto" have the same effect.
-        if offered not in kept and kept.get(choice) in {"none", "auto"}:
+        if offered not in kept and kept.get(choice) in ("none", "auto"):
             del kept[choice]
     others = {name: value for name, value in body.items() if name not in known}
     return kept, {name: value for name, value in others.items() if not is_default(name, value)}

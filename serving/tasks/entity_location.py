@@ -214,12 +214,24 @@ def _continues(character: str) -> bool:
 
 def _is_word_border(text: str, position: int) -> bool:
     """Return whether a word may begin or end between two characters."""
-    if position in (0, len(text)):
+    left, right = position - 1, position
+    # A soft hyphen or a joiner inside a word shows nothing and parts nothing.
+    while left >= 0 and _is_joining(text[left]):
+        left -= 1
+    while right < len(text) and _is_joining(text[right]):
+        right += 1
+    if left < 0 or right == len(text):
         return True
-    before, after = _word_script(text[position - 1]), _word_script(text[position])
+    before, after = _word_script(text[left]), _word_script(text[right])
     if before is None or after is None:
         return True
     return not {before, after}.isdisjoint(_UNSPACED_SCRIPTS) or before in _SUFFIXING_SCRIPTS
+
+
+@lru_cache(maxsize=4096)
+def _is_joining(character: str) -> bool:
+    """Return whether a format character has no effect on word borders; a zero-width space has."""
+    return unicodedata.category(character) == "Cf" and character not in "\u200b\ufeff"
 
 
 @lru_cache(maxsize=4096)

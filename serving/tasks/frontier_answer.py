@@ -29,6 +29,8 @@ from serving.tasks.translation_check import losses
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 # Documents looked for in an answer's prose, and characters of the answer that are searched.
 _MAX_DOCUMENTS = 300
+# Of lists and objects in a document; deeper ones hold no answer.
+_MAX_LEVELS = 8
 _SEARCHED_CHARS = 200_000
 _MARKUP = " \t\r\n*_`\"'“”„«».,;:!#>"
 # "Sci-Tech" is also written "Sci/Tech" and "sci tech".
@@ -43,7 +45,10 @@ _UNFINISHED: Mapping[str, str] = {
     "content_filter": "the provider's content filter ended the output",
     "refusal": "the model refused the request",
 }
-_FINISHED = frozenset({"stop", "end_turn", "stop_sequence", "eos", "None", ""})
+# What models call the fields of an entity; the prompt's own names first.
+_TEXT_NAMES = ("text", "entity", "mention", "span")
+_TYPE_NAMES = ("type", "label", "entity_type", "category")
+_FINISHED = frozenset({"stop", "end_turn", "stop_sequence", "eos", "none", ""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,7 @@ def _without_reasoning(text: str) -> str:
 
 def _unfinished(finish_reason: str) -> tuple[str, ...]:
     """Return a note for an output that did not end by itself."""
-    if finish_reason in _FINISHED:
+    if finish_reason.casefold() in _FINISHED:
         return ()
     ended = f"the output ended with finish_reason {finish_reason!r}"
     return (_UNFINISHED.get(finish_reason, ended),)
@@ -129,8 +134,7 @@ def _label(spec: ClassificationSpec, text: str) -> str | None:
     documents = list(_documents(text))
     found = {named(written) for document in documents for written in _label_texts(document)}
     if not found:
-        values = [v for each in documents if isinstance(each, dict) for v in each.values()]
-        found = {named(value) for value in values if isinstance(value, str)} - {None}
+        found = {named(value) for value in _strings(documents)} - {None}
     if not found - {None} and _json(text) is _NOT_JSON:
         lines = [line for line in text[:_SEARCHED_CHARS].splitlines() if not is_blank(line)]
         after_colon = [line.rpartition(":")[2] for line in lines]
@@ -148,19 +152,34 @@ def _folded(name: str) -> str:
     return " ".join(_SEPARATORS.split(folded_name(name))).strip()
 
 
-def _label_texts(document: object) -> list[str]:
+def _label_texts(document: object, levels: int = _MAX_LEVELS) -> list[str]:
     """Return what a JSON document gives as its label; empty where it has no field for one."""
+    if not levels:
+        return []
     match document:
         case str():
             return [document]
         case bool() | int() | float():
             return [json.dumps(document)]
         case list():
-            return [text for item in document for text in _label_texts(item)]
+            return [text for item in document for text in _label_texts(item, levels - 1)]
         case dict():
             fields = {key.strip().casefold(): value for key, value in document.items()}
-            return (_label_texts(fields["label"]) or [""]) if "label" in fields else []
+            if "label" not in fields:
+                return []
+            inner = fields["label"]
+            return _label_texts(inner, levels - 1) or list(_strings(inner)) or [""]
     return []
+
+
+def _strings(document: object) -> Iterator[str]:
+    """Yield every string value in the upper levels of a JSON document."""
+    level = [document]
+    for _ in range(_MAX_LEVELS):
+        yield from (value for value in level if isinstance(value, str))
+        lists = (each for each in level if isinstance(each, list))
+        objects = (each.values() for each in level if isinstance(each, dict))
+        level = [value for values in (*lists, *objects) for value in values]
 
 
 def _items(text: str) -> list[Any] | None:
@@ -169,9 +188,7 @@ def _items(text: str) -> list[Any] | None:
     wrapped = [items for each in documents if (items := _wrapped(each)) is not None]
     if wrapped:
         return wrapped[0] if all(items == wrapped[0] for items in wrapped) else None
-    single = [
-        each for each in documents if isinstance(each, dict) and {"text", "type"} <= set(each)
-    ]
+    single = [each for each in documents if isinstance(each, dict) and None not in _mention(each)]
     if single:
         return single
     lists = [each for each in documents if isinstance(each, list)]
@@ -193,6 +210,17 @@ def _wrapped(document: object) -> list[Any] | None:
     return lists[0] if len(lists) == 1 else None
 
 
+def _mention(item: object) -> tuple[str | None, str | None]:
+    """Return text and type of an entity; None for one that is missing or is no text."""
+    fields = item if isinstance(item, dict) else {}
+    fields = {key.strip().casefold(): value for key, value in fields.items()}
+    text, written = (
+        next((fields[name] for name in names if isinstance(fields.get(name), str)), None)
+        for names in (_TEXT_NAMES, _TYPE_NAMES)
+    )
+    return text, written
+
+
 def _mentions(
     spec: ExtractionSpec, items: Sequence[Any]
 ) -> tuple[list[tuple[str, str]], dict[str, str]]:
@@ -201,10 +229,8 @@ def _mentions(
     mentions: list[tuple[str, str]] = []
     malformed, unknown = 0, set()
     for item in items:
-        fields = item if isinstance(item, dict) else {}
-        fields = {key.strip().casefold(): value for key, value in fields.items()}
-        text, written = fields.get("text"), fields.get("type")
-        if not isinstance(text, str) or not isinstance(written, str):
+        text, written = _mention(item)
+        if text is None or written is None:
             malformed += 1
             continue
         known = types.get(folded_name(written))

@@ -45,6 +45,7 @@ from ..unit.memory_ledger import BookedCall
 from .rounds import Checks, parser, run_rounds
 
 LIMIT = 400
+DEADLINE_S = 60.0
 TRUE_FORMS = ("plain", "floats", "no_parts", "nulls", "extras", "beside")
 FALSE_FORMS = ("absent", "null", "zeros", "absurd", "negative", "text", "nan", "parts", "list")
 CHANGES: dict[str, Callable[[int], Any]] = {
@@ -347,10 +348,11 @@ class Bench:
 
     def hold(self, exchange: Exchange) -> None:
         """Make an exchange and check every invariant of it."""
-        self._runner.run(asyncio.wait_for(self._hold(exchange), 20))
+        self._runner.run(asyncio.wait_for(self._hold(exchange), 120))
 
     async def _start(self) -> None:
-        provider = {"max_retries": 1, "idle_timeout_s": 5.0}
+        # What is found must not depend on the speed of the machine.
+        provider = {"max_retries": 1, "first_byte_timeout_s": 60.0, "idle_timeout_s": 30.0}
         self._open = frontier(settings(self._server, provider))
         self.stack = await self._open.__aenter__()
 
@@ -366,6 +368,7 @@ class Bench:
             entry=entry,
             body={"messages": [message]},
             bounds=OutputBounds(LIMIT),
+            seconds=DEADLINE_S,
         )
         error: NarrowgateError | None = None
         text: str | None = None

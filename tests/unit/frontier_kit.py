@@ -92,7 +92,8 @@ class Recorder:
 def settings(server: ProviderServer, provider: dict[str, Any] | None = None, **more: Any) -> Any:
     """Return settings of three providers at the server, with short times."""
     usual = {
-        "connect_timeout_s": 1.0,
+        # A busy machine connects slowly.
+        "connect_timeout_s": 30.0,
         "first_byte_timeout_s": 5.0,
         "idle_timeout_s": 0.4,
         "max_retries": 0,

@@ -67,6 +67,11 @@ def test_the_second_mention_is_the_second_occurrence() -> None:
         ("SIEMENS grew.", ["Siemens"], [(0, 7)]),
         ("Mr O’Brien", ["O'Brien"], [(3, 10)]),  # noqa: RUF001
         ("Ｔｏｋｙｏ", ["Tokyo"], [(0, 5)]),  # noqa: RUF001
+        # A soft hyphen or a joiner does not end a word, a zero-width space does.
+        ("Mün\u00adchen lobt Mün.", ["Mün"], [(14, 17)]),
+        ("Mün\u00adchen", ["München"], [(0, 8)]),
+        ("An\u2060na met An", ["An"], [(10, 12)]),
+        ("Ann\u200bmet Bo", ["Ann"], [(0, 3)]),
         # Scripts without spaces between words.
         ("私は東京都に住む", ["東京都"], [(2, 5)]),
         ("김철수는 갔다", ["김철수"], [(0, 3)]),

@@ -317,6 +317,20 @@ async def test_what_anthropic_has_no_words_for_is_refused_unsent(
     assert provider.script.seen == []
 
 
+async def test_a_message_is_named_by_its_place_in_the_clients_request(
+    provider: ProviderServer,
+) -> None:
+    image = [{"type": "image_url", "image_url": {"url": "ftp://x"}}]
+    directed = OutputBounds(64, directive="Be brief.")
+    for leading in ([], [{"role": "system", "content": "Hi."}]):
+        turns = [*leading, {"role": "user", "content": image}]
+        async with frontier(settings(provider)) as stack:
+            for ask in (stack.complete, stack.stream):
+                with pytest.raises(FrontierRejected) as caught:
+                    await ask(call(ANTHROPIC, body={"messages": turns}, bounds=directed))
+                assert caught.value.field == f"messages.{len(leading)}.content.0.image_url"
+
+
 @pytest.mark.parametrize(
     ("model", "thinking"),
     [

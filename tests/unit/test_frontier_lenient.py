@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from serving.contracts.errors import (
+    FrontierAuthFailed,
     FrontierError,
     FrontierInvalidResponse,
     FrontierQuotaExhausted,
@@ -154,6 +155,25 @@ ERRORS: list[tuple[str, str, type[FrontierError]]] = [
     (OPENAI, '{"error": {"code": 504}}', FrontierTimeout),
     (OPENAI, '{"error": {"type": "insufficient_quota"}}', FrontierQuotaExhausted),
     (OPENAI, '{"error": "overloaded"}', FrontierUnavailable),
+    (OPENAI, '{"error": [{"code": 429}]}', FrontierRateLimited),
+    (OPENAI, '{"error": {"code": 429.0}}', FrontierRateLimited),
+    (OPENAI, '{"error": {"status_code": 429}}', FrontierRateLimited),
+    (OPENAI, '{"error": {"message": "Rate limit exceeded"}}', FrontierRateLimited),
+    (OPENAI, '{"error": true, "code": 429, "message": "x"}', FrontierRateLimited),
+    (OPENAI, '{"errors": [{"code": 429, "message": "x"}]}', FrontierRateLimited),
+    (OPENAI, '{"object": "error", "type": "RateLimitError", "code": 429}', FrontierRateLimited),
+    (OPENAI, '{"object": "error", "message": "x", "code": 40303}', FrontierUnavailable),
+    (OPENAI, '{"code": 429, "message": "Too many"}', FrontierRateLimited),
+    (OPENAI, '{"statusCode": 401, "message": "x"}', FrontierAuthFailed),
+    (OPENAI, '{"status": "error", "message": "x"}', FrontierUnavailable),
+    (OPENAI, '{"detail": "Too many requests"}', FrontierRateLimited),
+    (OPENAI, '{"success": false, "error_msg": "x"}', FrontierUnavailable),
+    (OPENAI, '{"text": "An answer in another shape"}', FrontierInvalidResponse),
+    (OPENAI, '{"message": "An answer in another shape"}', FrontierInvalidResponse),
+    (ANTHROPIC, '{"error": {"code": 429}}', FrontierRateLimited),
+    (ANTHROPIC, '{"code": 429, "message": "Too many"}', FrontierRateLimited),
+    (ANTHROPIC, '{"message": "Rate limit exceeded"}', FrontierRateLimited),
+    (ANTHROPIC, '{"message": "An answer in another shape"}', FrontierInvalidResponse),
     (ANTHROPIC, '{"type": "error", "error": {"type": "overloaded_error"}}', FrontierUnavailable),
     (ANTHROPIC, '{"type": "error", "error": {"type": "rate_limit_error"}}', FrontierRateLimited),
 ]
@@ -202,9 +222,16 @@ async def test_an_answer_that_ends_in_an_error_is_an_error_and_paid(
     assert source_of(entry) == source
 
 
-async def test_a_stream_that_ends_in_an_error_is_broken(provider: ProviderServer) -> None:
+@pytest.mark.parametrize("reason", ['"error"', '"ERROR"'])
+async def test_an_answer_whose_finish_reason_is_error_is_an_error(
+    provider: ProviderServer, reason: str
+) -> None:
     with pytest.raises(FrontierStreamBroken):
-        await streamed(provider, events(FIRST, delta('""', '"error"')))
+        await streamed(provider, events(FIRST, delta('""', reason)))
+    with pytest.raises(FrontierUnavailable):
+        await whole(
+            provider, raw(document(content('"Half an"'), choice=f'"finish_reason": {reason}'))
+        )
 
 
 @TARGET
@@ -219,6 +246,10 @@ async def test_a_stream_that_ends_in_an_error_is_broken(provider: ProviderServer
         ('{"message": "bad temperature"}', "bad temperature"),
         ('{"error": "bad top_p"}', "bad top_p"),
         ('[{"error": {"message": "bad seed"}}]', "bad seed"),
+        ('{"errors": {"top_k": ["too large"]}}', "top_k: too large"),
+        ('{"message": {"text": "bad stop"}}', "bad stop"),
+        ('{"error": {"msg": null, "reason": "bad user"}}', "bad user"),
+        ('{"error_message": "bad n"}', "bad n"),
     ],
 )
 async def test_a_rejection_is_quoted_in_whatever_shape(
@@ -271,13 +302,15 @@ async def test_a_wait_without_reason_is_limited_to_a_day(
         (FIRST, delta('" there."'), delta("0", '"stop"').replace('{"content": 0}', "null"), LAST),
         (FIRST, delta('" there."', '"stop"', f', "usage": {json.dumps(USAGE)}')),
         (FIRST, END, delta('""', "null", f', "usage": {json.dumps(USAGE)}')),
+        ('{"choices": [{"text": "Hello there.", "finish_reason": "stop"}]}', LAST),
+        ('{"choices": [{"message": {"content": "Hello there."}, "finish_reason": "stop"}]}', LAST),
         (FIRST, END, LAST, LAST),
         (FIRST, END, LAST, json.dumps({"choices": [], "usage": dict.fromkeys(USAGE, 0)})),
         (FIRST, END, LAST, '{"error": {"message": "late"}}'),
         (FIRST, END, LAST, '{"broken'),
     ],
     ids=["no_choices", "metadata", "odd", "no_delta", "null_delta", "in_finish", "empty_delta",
-         "twice", "then_zeros", "late_error", "late_garbage"],
+         "text", "message", "twice", "then_zeros", "late_error", "late_garbage"],
 )  # fmt: skip
 async def test_a_complete_stream_is_whole_and_ends_with_its_usage(
     provider: ProviderServer, documents: tuple[str, ...]

@@ -109,6 +109,9 @@ def test_what_the_request_lacks_is_its_own_error(tasks: dict[str, Task]) -> None
         ("topic", '{"label": 3}'), ("topic", '{"label": "Weather"}'), ("topic", '{"label": "Wor'),
         ("topic", '{"label": "Sports"} or {"label": "World"}'), ("topic", "World\nSports"),
         ("topic", "I cannot answer that."), ("topic", "Not Sports"), ("topic", "[" * 100_000),
+        ("topic", "[" * 490 + "]" * 490), ("topic", '{"label":' * 490 + "1" + "}" * 490),
+        ("topic", '{"label": {"first": "Sports", "second": "World"}}'),
+        ("topic", '{"label": null, "reason": "Sports"}'), ("topic", '{"label": {}}'),
         ("ner", ""), ("ner", "{}"), ("ner", '{"entities": "Ann"}'), ("ner", '{"entities": [1]}'),
         ("ner", "I cannot answer that."), ("ner", "[" * 100_000),
         ("ner", '[{"text": "Ann", "type": "person"}] or []'),
@@ -129,6 +132,8 @@ def test_what_is_no_answer_is_refused(tasks: dict[str, Task], name: str, text: s
         '{"label": "Sports"}\n\nThe text is about a match.', '[{"label": "Sports"}]', '"Sports"',
         "Sports", "sports.", "**Sports**", "Label: Sports", "The topic is: Sports",
         "Sports\n\nThe text names a match, which World news would not.",
+        '{"label": {"name": "Sports"}}', '{"result": {"label": "sports"}}',
+        '{"labels": ["Sports"]}', '{"answer": [{"topic": "Sports", "score": 1}]}',
         '{"topic": "Sports", "confidence": 0.9}', '{"label": ["Sports"]}', "\ufeffSports",
         '<think>World, or Sports?</think>{"label": "Sports"}',
     ],
@@ -162,6 +167,9 @@ ENTITY = '{"text": "Mara Lindt", "type": "person"}'
         f"Here they are: [{ENTITY}]", ENTITY, f'{{"result": [{ENTITY}]}}',
         '{"Entities": [{"Text": "Mara Lindt", "Type": "Person"}]}',
         '{"entities": [{"text": "Mara Lindt", "type": " PERSON "}]}',
+        '{"entities": [{"text": "Mara Lindt", "label": "person"}]}',
+        '[{"Entity": "Mara Lindt", "entity_type": "Person"}]',
+        '{"mention": "Mara Lindt", "category": "person"}',
     ],
 )  # fmt: skip
 def test_entities_that_a_person_would_read_are_read(tasks: dict[str, Task], text: str) -> None:
@@ -218,6 +226,12 @@ def test_what_a_model_puts_around_a_translation_is_removed(
     reading = read_frontier(tasks["translation"], english("Hello, world"), text, "stop")
     assert isinstance(reading.value, Translation)
     assert (reading.value.text, reading.valid) == ("Hallo, Welt", True)
+
+
+def test_the_case_of_a_finish_reason_is_of_no_account(tasks: dict[str, Task]) -> None:
+    request = TaskRequest("topic", "A goal.")
+    assert read_frontier(tasks["topic"], request, "Sports", "STOP").valid
+    assert not read_frontier(tasks["topic"], request, "Sports", "MAX_TOKENS").valid
 
 
 def test_quotes_and_braces_of_the_input_stay_in_its_translation(tasks: dict[str, Task]) -> None:

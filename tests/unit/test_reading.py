@@ -53,6 +53,17 @@ NUMBERS: list[tuple[str, Any]] = [
     ("user", 5),
     ("metadata", "x"),
     ("response_format", "json"),
+    *(("tool_choice", value) for value in (5, ["auto"], True)),
+    ("function_call", 5),
+    *(("logit_bias", {token: 1}) for token in ("\u0663", "-1", "", "1.0")),
+    ("tools.0.function", [{"type": "function"}]),
+    ("tools.0.function", [{"type": "function", "function": 5}]),
+    ("tools.0.function.name", [{"type": "function", "function": {"name": 5}}]),
+    (
+        "tools.0.function.parameters",
+        [{"type": "function", "function": {"name": "f", "parameters": 7}}],
+    ),
+    ("functions.0.name", [{}]),
     ("response_format.type", {"type": "xml"}),
     ("response_format.json_schema", {"type": "json_schema"}),
 ]
@@ -158,6 +169,18 @@ async def test_tools_are_refused_where_no_model_calls_them(server: Server) -> No
     assert server.frontier.calls[0].body["tools"] == [tool]
 
 
+async def test_a_choice_of_tools_of_any_shape_is_read(server: Server) -> None:
+    choices: list[Any] = [{"type": "none"}, {"type": "function", "function": {"name": "f"}}, {}]
+    for model in (MODEL, TASK, PROVIDER, "auto"):
+        for choice in choices:
+            for tools in ([], None):
+                body = chat_body(model, tools=tools, tool_choice=choice, function_call=choice)
+                assert (await server.post(CHAT, json=body)).status_code in (200, 400)
+        refused = await server.post(CHAT, json=chat_body(MODEL, tool_choice=choices[0]))
+        error = assert_error(refused, 400, "unsupported_parameter")
+        assert error["param"] == "tool_choice"
+
+
 @pytest.mark.parametrize("model", [MODEL, TASK, PROVIDER, "auto"])
 async def test_roles_are_read_in_one_way(server: Server, model: str) -> None:
     turns = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "A text."}]
@@ -183,6 +206,15 @@ MESSAGES: list[tuple[Any, str]] = [
     ([{"role": "user", "content": [{"type": "hologram"}]}], "messages.0.content.0.type"),
     ([{"role": "user", "content": [{"type": "text", "text": None}]}], "messages.0.content.0.text"),
     ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text"),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content.0.image_url"),
+    ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}],
+     "messages.0.content.0.image_url.url"),
+    ([{"role": "assistant", "content": None, "tool_calls": "x"}], "messages.0.tool_calls"),
+    ([{"role": "assistant", "content": None, "tool_calls": [5]}], "messages.0.tool_calls.0"),
+    ([{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],
+     "messages.0.tool_calls.0.function"),
+    ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}],
+     "messages.0.tool_calls.0.function.arguments"),
     ([{"role": "user", "content": "\ud83d"}], "messages.0.content"),
     ([{"role": "user", "content": [{"type": "text", "text": "\ude00"}]}],
      "messages.0.content.0.text"),
