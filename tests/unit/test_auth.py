@@ -67,6 +67,18 @@ async def test_another_scheme_does_not_hide_a_key(keyed: KeyedServer) -> None:
     assert (await keyed.server.post(TASK, json=BODY, headers=headers)).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["authorization", "x-api-key", "api-key"])
+async def test_a_key_header_that_is_sent_twice_is_refused(keyed: KeyedServer, name: str) -> None:
+    key = await keyed.tenant("acme")
+    value = f"Bearer {key}" if name == "authorization" else key
+    for second in (value, "Bearer other", ""):
+        for headers in ([(name, value), (name, second)], [(name, second), (name.upper(), value)]):
+            answer = await keyed.server.post(TASK, json=BODY, headers=headers)
+            error = assert_error(answer, 400, "invalid_request")
+            assert error["param"] == name
+            assert key not in answer.text
+
+
 @pytest.mark.parametrize(
     "headers",
     [{}, {"authorization": ""}, {"authorization": "Bearer"}, {"authorization": "Basic eDp5"},

@@ -61,6 +61,14 @@ def test_what_may_be_retried_says_so_by_its_status(cls: type[NarrowgateError]) -
     assert error_response(cls("x")).headers["x-should-retry"] == str(cls.retryable).lower()
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_an_error_of_a_new_class_has_the_status_of_the_class_above(
+    cls: type[NarrowgateError],
+) -> None:
+    below = type("Below", (type("Between", (cls,), {}),), {})
+    assert error_response(below("x")).status_code == STATUS[cls]
+
+
 def test_retry_after_is_a_whole_number_of_seconds_and_at_least_one() -> None:
     assert error_response(QueueFull("full", retry_after_s=0.2)).headers["retry-after"] == "1"
     assert error_response(QueueFull("full", retry_after_s=2.1)).headers["retry-after"] == "3"
