@@ -122,8 +122,8 @@ def _run(args: argparse.Namespace) -> int:
     for name in ("baseline", "candidate"):
         refuse_no_checkpoint(getattr(args, name), field=name)
     settings, suites, own_inputs = _tested_on(args)
-    for name in ("baseline", "candidate"):
-        refuse_missing_kernel(settings, Checkpoint(str(getattr(args, name)), None))
+    for folder in (args.baseline, args.candidate):
+        refuse_missing_kernel(_model(settings, args.model), Checkpoint(str(folder), None))
     # The engine and lm-eval take seconds to import; a bad suite or file is refused before.
     from evals.gate import run_gate
     from evals.harness import refuse_unknown_general
