@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from serving.contracts.routing import TIERS, Tier
 
@@ -74,6 +81,21 @@ class ProviderSettings(_Frozen):
         default=512, ge=0, description="most output tokens that may be left for such a reading"
     )
     breaker: BreakerSettings = BreakerSettings()
+
+    @field_validator("base_url")
+    @classmethod
+    def _has_host(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            is_usable = bool(parts.hostname) and parts.port != 0 and not parts.fragment
+        except ValueError:
+            is_usable = False
+        if not is_usable or any(char.isspace() for char in url):
+            # Not the value: it may hold a password.
+            raise ValueError("not the address of a server, such as https://host:8443/v1")
+        return url
 
     @field_serializer("base_url", when_used="json")
     def _masked(self, url: str | None) -> str | None:

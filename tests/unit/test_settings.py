@@ -198,3 +198,16 @@ def test_a_variable_reaches_every_level() -> None:
     assert settings.attestation.trusted_keys == (Path("/a"), Path("/b"))
     assert settings.ledger.url is not None
     assert settings.state == Path(".narrowgate")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[", "http://[::1", "https://", "https://:1/v1", "https://h:99999/v1", "https://h:p/",
+     "https://u:hunter2@/", "https://h/v1#hunter2", "https://h /v1"],
+)  # fmt: skip
+def test_an_address_without_a_usable_host_is_refused_and_not_shown(url: str) -> None:
+    providers = {"openai": {"api": "openai", "base_url": url}, "anthropic": {"api": "anthropic"}}
+    with pytest.raises(InvalidSettings, match="address of a server") as caught:
+        load_settings(None, {"frontier": {"providers": providers}})
+    assert caught.value.field == "frontier.providers.openai.base_url"
+    assert "hunter2" not in caught.value.message
