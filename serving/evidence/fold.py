@@ -3,6 +3,8 @@
 Equal rows give an equal state and equal transitions, in every replica and after every restart.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -28,6 +30,22 @@ from serving.evidence.statistics.watching import Watch
 from serving.evidence.store import Definition
 
 IRREPRODUCIBLE = "the recorded transitions do not follow from the recorded audits"
+
+_VERSION = 1
+"""Raised with every change of what rows lead to: a new version begins new claims."""
+
+
+def rules_version(settings: EvidenceSettings) -> str:
+    """Return the digest of all that decides, besides the rows, what state they lead to.
+
+    It is part of a claim's scope. Under other rules the same rows lead to other transitions, which
+    would look like forged ones.
+    """
+    rules = [
+        _VERSION, settings.group_window_s, settings.min_groups, settings.min_span_h,
+        settings.max_span_h, settings.alarm, settings.max_missing, settings.shadow_max_labels,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True)
@@ -140,8 +158,11 @@ class ClaimFold:
 
     def _event(self, event: ClaimEvent) -> None:
         if event.actor == FOLD:
-            # The rows before it have led to the same transition already.
-            self._recorded.append(event)
+            # The rows before it have led to the same transition already. A replica that was
+            # stopped while it had the lease may record one that another has recorded since.
+            known = [(found.kind, found.after) for found in self._recorded]
+            if (event.kind, event.after) not in known:
+                self._recorded.append(event)
         elif event.kind == "tested":
             self._test(event)
         elif event.kind == "deleted":
@@ -176,7 +197,12 @@ class ClaimFold:
             return
         if self._held is not None:
             self._watch(audit, self._held)
-        self._own.extend(_own_outcome(audit))
+        if self._held is None and audit.hypothesis:
+            # It was drawn before the suspension: only later evidence counts.
+            return
+        if len(self._own) < FIT_SIZES[-1]:
+            # No fit takes more.
+            self._own.extend(_own_outcome(audit))
         earned = self._earning.add(_example(audit))
         if earned is not None:
             self._hold(audit)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from serving.contracts.errors import LedgerUnavailable
 from serving.contracts.evidence import Claim, ClaimEvent, ClaimState
 from serving.contracts.evidence_settings import EvidenceSettings
-from serving.evidence.fold import IRREPRODUCIBLE, ClaimFold
+from serving.evidence.fold import IRREPRODUCIBLE, ClaimFold, rules_version
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.store import EvidenceStore
 
@@ -58,6 +58,7 @@ class EvidenceKeeper:
         self._clock = clock
         self._now = now
         self._holder = uuid4().hex
+        self._rules = rules_version(settings)
         self._folds: dict[str, ClaimFold] | None = None
         self._cursor = 0
         self._woken = asyncio.Event()
@@ -90,7 +91,10 @@ class EvidenceKeeper:
         if self._is_stale:
             logger.info("evidence.fresh")
         self._is_stale = False
-        self._events.claims_changed(self._snapshot.all())
+        claims = self._snapshot.all()
+        self._events.claims_changed(
+            [claim for claim in claims if claim.scope.versions.get("rules") == self._rules]
+        )
 
     def round_blocking(self) -> None:
         """As `round`; blocking, and raises LedgerUnavailable."""
@@ -109,11 +113,7 @@ class EvidenceKeeper:
         is_new = self._folds is None
         if self._folds is None:
             self._folds, self._cursor = {}, 0
-        changed: set[str] = set()
-        for item in self._store.definitions():
-            if item.id not in self._folds:
-                self._folds[item.id] = ClaimFold(item, self._settings)
-                changed.add(item.id)
+        changed = self._define()
         # Events are read back, not folded as they are written: other replicas append in between.
         changed |= self._read()
         while self._decide(changed):
@@ -125,11 +125,25 @@ class EvidenceKeeper:
         if claims:
             self._store.save(claims)
 
+    def _define(self) -> set[str]:
+        """Begin the folds of claims that are new here; return their ids."""
+        assert self._folds is not None
+        changed = set()
+        for item in self._store.definitions():
+            # Claims of other rules keep their last state: no request is served under them.
+            if item.id not in self._folds and item.scope.versions.get("rules") == self._rules:
+                self._folds[item.id] = ClaimFold(item, self._settings)
+                changed.add(item.id)
+        return changed
+
     def _read(self) -> set[str]:
         """Fold the rows after the cursor; return the claims that they belong to."""
         assert self._folds is not None
         changed: set[str] = set()
         while rows := self._store.rows_after(self._cursor):
+            if any(row.claim not in self._folds for row in rows):
+                # A claim is registered before its rows, perhaps since the last look.
+                changed |= self._define()
             for row in rows:
                 if row.claim in self._folds:
                     self._folds[row.claim].add(row)

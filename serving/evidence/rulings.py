@@ -16,6 +16,7 @@ from serving.contracts.ledger import Tenant
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.candidates import AttestedModel, CandidateModel
 from serving.evidence.consent import consent_of
+from serving.evidence.fold import rules_version
 from serving.evidence.pacing import Spent, audit_rate, is_affordable, shadow_rate
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.standing import Situation, Standing, standing_of
@@ -92,6 +93,7 @@ class Evidence:
         self._opened = opened
         self._key = key
         self._now = now
+        self._rules = rules_version(settings)
         self._seen: set[str] = set()
         self._candidates: dict[str, Mapping[str, CandidateModel]] = {}
 
@@ -166,7 +168,7 @@ class Evidence:
     def _definition(self, subject: Subject, tenant: str, reference: str) -> Definition:
         spec = subject.spec
         pool = self.settings.pool_of(tenant)
-        versions = {"model": subject.model, "spec": spec.digest()}
+        versions = {"model": subject.model, "spec": spec.digest(), "rules": self._rules}
         if subject.grant.attestation is not None:
             versions["attestation"] = subject.grant.attestation
         scope = Scope(pool or tenant, spec.name, versions, ("local_task",), pool is not None)

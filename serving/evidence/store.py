@@ -165,18 +165,23 @@ class EvidenceStore:
             return bool(connection.execute(values.values(holder=holder, until=until)).rowcount)
 
     def save(self, claims: Iterable[Claim]) -> None:
-        """Write the states of claims, for the replicas that do not fold."""
+        """Write the states of claims, for the replicas that do not fold.
+
+        A state of fewer rows than the one that is stored is not written: a replica that lost the
+        lease while it folded comes late.
+        """
         with self._database.begin() as connection:
             for claim in claims:
                 document = _CLAIM.dump_json(claim).decode()
                 values = {"document": document, "sequence": claim.sequence}
+                older = evidence_states.c.sequence <= claim.sequence
                 changed = connection.execute(
                     update(evidence_states)
-                    .where(evidence_states.c.claim == claim.id)
+                    .where(evidence_states.c.claim == claim.id, older)
                     .values(**values)
                 )
                 if not changed.rowcount:
-                    connection.execute(evidence_states.insert(), {"claim": claim.id, **values})
+                    _insert(connection, evidence_states, {"claim": claim.id, **values})
 
     def states(self) -> States:
         """Return the states as they were last written."""

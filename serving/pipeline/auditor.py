@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +48,11 @@ OF_THE_INPUT = (
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """One input of a request, as it was drawn at acceptance. coin: whether the coin chose it."""
+    """One input of a request, as it was drawn at acceptance, before its answer was known.
+
+    coin: whether the coin chose it. input: its name, drawn at random. is_affordable: the day's
+    budget had room for an audit.
+    """
 
     request: TaskRequest
     context: RequestContext
@@ -58,6 +61,7 @@ class Observed:
     coin: bool
     input: str
     drawn_at: datetime
+    is_affordable: bool
 
 
 class Auditor:
@@ -120,7 +124,7 @@ class Auditor:
             self.evidence.book.accepted[one.ruling.name] += 1
         if not one.coin or one.ruling.reference is None:
             return
-        if not self.evidence.is_affordable():
+        if not one.is_affordable:
             self._drop(one, origin)
             return
         self._begin(one, origin, self._ask(one, origin, answer, local))
@@ -131,6 +135,9 @@ class Auditor:
         if isinstance(right, _NoVerdict) and right.verdict == "dropped":
             self.evidence.book.unread[one.ruling.name] += 1
             return
+        if not one.is_affordable:
+            # Accepted inputs are not audited now: escalated ones alone would be another sample.
+            one = replace(one, coin=False)
         self._begin(one, "escalated", self._judge(one, "escalated", None, local, right, None))
 
     def _begin(self, one: Observed, origin: Origin, work: Coroutine[Any, Any, None]) -> None:
@@ -211,16 +218,20 @@ class Auditor:
         plan: TaskPlan,
         run: Callable[[RequestRecord], Awaitable[list[Outcome]]],
     ) -> Outcome:
+        # An answer that is no verdict may have been paid for: the budget counts it, too.
+        costs: list[Decimal | None] = [None]
         try:
             async with asyncio.timeout(self.evidence.settings.deadline_s):
                 async with self._recorder.open(context, "audit") as record:
                     record.planned(plan)
+                    record.inputs[0].closed = costs.append
                     (outcome,) = await record.finish(await run(record))
                     return outcome
         except NarrowgateError as error:
-            return Outcome(error)
+            return Outcome(error, cost_usd=costs[-1])
         except TimeoutError:
-            return Outcome(DeadlineExceeded("the audit took longer than evidence.deadline_s"))
+            error = DeadlineExceeded("the audit took longer than evidence.deadline_s")
+            return Outcome(error, cost_usd=costs[-1])
 
     def _context(self, one: Observed) -> RequestContext:
         return RequestContext(
@@ -292,14 +303,6 @@ class Auditor:
             drawn_at=one.drawn_at,
             judged_at=self.evidence.now(),
         )
-
-
-def observe(
-    request: TaskRequest, context: RequestContext, plan: TaskPlan, ruling: Ruling, coin: bool,
-    drawn_at: datetime,
-) -> Observed:  # fmt: skip
-    """Return an input with its coin, drawn before its answer is known."""
-    return Observed(request, context, plan, ruling, coin, uuid4().hex, drawn_at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
+from uuid import uuid4
 
 from serving.contracts.answer import Answer, TaskRequest
 from serving.contracts.errors import (
@@ -17,7 +18,7 @@ from serving.contracts.routing import Reason
 from serving.evidence.pacing import coin
 from serving.evidence.rulings import Ruling, Subject
 from serving.evidence.standing import Standing
-from serving.pipeline.auditor import OF_THE_INPUT, Auditor, Observed, observe
+from serving.pipeline.auditor import OF_THE_INPUT, Auditor, Observed
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.plan import TaskPlan
 from serving.pipeline.runner import BoundTask, Runner
@@ -94,9 +95,9 @@ class Claimed:
                 field="task",
                 fix="send route: auto where a reference is configured, or gate the model again",
             )
-        now = evidence.now()
+        now, is_affordable = evidence.now(), evidence.is_affordable()
         observed = tuple(
-            observe(one, context, plan, ruling, coin(ruling.rate), now)
+            Observed(one, context, plan, ruling, coin(ruling.rate), uuid4().hex, now, is_affordable)
             for one in plan.batch.requests
         )
         return _Taken(_planned(plan, ruling.standing, evidence.reference), ruling, observed)

@@ -5,13 +5,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from serving.contracts.evidence import Action, Audit, Candidate, Claim, ClaimEvent
+from serving.contracts.evidence import Action, Audit, Candidate, Claim, ClaimEvent, Scope
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.ledger import Tenant
 from serving.contracts.settings import Replicas
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.appender import EvidenceAppender
+from serving.evidence.fold import rules_version
 from serving.evidence.keeper import EvidenceKeeper
 from serving.evidence.rulings import Evidence
 from serving.evidence.snapshot import ClaimSnapshot
@@ -149,9 +150,13 @@ def audit(name: str, number: int, loss: float = 0.0, **changes: Any) -> Audit:
 
 
 def defined(
-    name: str = "c1", *, target: float = 0.15, has_suite: bool = False, reference: str = REFERENCE
+    name: str = "c1",
+    *,
+    target: float = 0.15,
+    has_suite: bool = False,
+    reference: str = REFERENCE,
+    settings: EvidenceSettings = EARLY,
 ) -> Definition:
-    from serving.contracts.evidence import Scope
-
-    scope = Scope("default", "topic", {"model": "tiny", "spec": "sha256:1"})
+    versions = {"model": "tiny", "spec": "sha256:1", "rules": rules_version(settings)}
+    scope = Scope("default", "topic", versions)
     return Definition(name, scope, "local_task", "exact", target, reference, has_suite, AT)
