@@ -148,7 +148,14 @@ class Auditor:
         self._appender.draw(self._row(one, origin, "dropped", None))
         task = asyncio.create_task(self._placed(work))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            # A defect: no request waits for this task. Its draw is counted as dropped later.
+            logger.error("evidence.audit_failed", exc_info=error)
 
     async def _placed(self, work: Coroutine[Any, Any, None]) -> None:
         async with self._places:
