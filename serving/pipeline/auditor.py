@@ -237,8 +237,8 @@ class Auditor:
         except NarrowgateError as error:
             return Outcome(error, cost_usd=costs[-1])
         except TimeoutError:
-            error = DeadlineExceeded("the audit took longer than evidence.deadline_s")
-            return Outcome(error, cost_usd=costs[-1])
+            late = DeadlineExceeded("the audit took longer than evidence.deadline_s")
+            return Outcome(late, cost_usd=costs[-1])
 
     def _context(self, one: Observed) -> RequestContext:
         return RequestContext(
