@@ -21,6 +21,7 @@ from serving.gateway import (
     tasks_api,
 )
 from serving.gateway.context import GatewayContext
+from serving.gateway.log_heartbeat import LogHeartbeat
 from serving.gateway.middleware import BodyLimit, HeadAsGet, RequestScope
 
 
@@ -33,6 +34,7 @@ def build_http(context: GatewayContext) -> FastAPI:
         watches = {
             "models": context.models.watch(),
             "access": context.access.directory.watch(),
+            "log": LogHeartbeat(context.metrics.log_heartbeat.set).watch(),
         }
         if context.evidence is not None:
             watches["evidence"] = context.evidence.watch()

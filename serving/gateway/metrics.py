@@ -149,6 +149,11 @@ class Metrics:
             "Rows that the decision log dropped.",
             registry=self.registry,
         )
+        self.log_heartbeat = Gauge(
+            "narrowgate_log_heartbeat_seconds",
+            "Unix time of the last heartbeat line that this replica's log received.",
+            registry=self.registry,
+        )
         self.ledger = LedgerMetrics(self.registry)
         self.evidence = EvidenceMetrics(self.registry)
         self.queued = Gauge(
