@@ -73,8 +73,8 @@ def captured(page: str, url: str) -> str:
 
 
 def laid_out(document: dict[str, Any]) -> str:
-    """Return an answer as JSON in lines of a page's width, several fields a line."""
-    text = json.dumps(document, ensure_ascii=False)
+    """Return an answer as JSON in lines of a page's width, numbers with three decimals."""
+    text = json.dumps(_rounded(document), ensure_ascii=False)
     lines = [""]
     # Strings are taken whole, so that no line ends within one.
     for piece in re.findall(r'(?:"(?:[^"\\]|\\.)*"|[^",])+(?:, |$)', text):
@@ -82,6 +82,14 @@ def laid_out(document: dict[str, Any]) -> str:
             lines.append(" ")
         lines[-1] += piece
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 3) if isinstance(value, float) else value
 
 
 def _input_tokens(answer: dict[str, Any]) -> int:
