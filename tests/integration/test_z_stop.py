@@ -17,7 +17,7 @@ from .conftest import MODEL, STOP_DEADLINE_S, Stack, start, stop_hard, wait_read
 # More than a moment's work, and done within the time to drain on a slow processor.
 TOKENS = 80
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 
 def left_over(processes: list[psutil.Process]) -> list[psutil.Process]:

@@ -22,7 +22,7 @@ from ...provider.script import Fault, Reply, Script
 from ..conftest import Stack
 from .conftest import Books, bearer, chat, wait_for_key
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 CHAT = "/v1/chat/completions"
 TOPIC = "/v1/tasks/topic"

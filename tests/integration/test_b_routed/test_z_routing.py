@@ -15,7 +15,7 @@ from ...provider.script import Fault, Seen
 from ..conftest import Stack
 from .conftest import PROVIDER_KEY, chat
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 CHAT = "/v1/chat/completions"
 OPEN_ENDED = "Write a short poem about a lighthouse keeper who has lost his dog."
