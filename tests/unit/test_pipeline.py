@@ -267,7 +267,8 @@ async def test_a_task_by_name_is_a_chat_of_its_input(server: Server) -> None:
     ("body", "status", "code"),
     [
         (chat_body("task/nope"), 404, "unknown_task"),
-        (chat_body("task/topic", tools=[{"type": "function"}]), 400, "unsupported_parameter"),
+        (chat_body("task/topic", tools=[{"type": "function", "function": {"name": "f"}}]), 400,
+         "unsupported_parameter"),
         (chat_body("task/topic", n=2), 400, "unsupported_parameter"),
         ({"model": "task/topic", "messages": [{"role": "system", "content": "x"}]}, 400,
          "invalid_request"),
