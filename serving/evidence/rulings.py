@@ -95,6 +95,7 @@ class Evidence:
         self._now = now
         self._rules = rules_version(settings)
         self._seen: set[str] = set()
+        self._digests: dict[str, tuple[TaskSpec, str]] = {}
         self._candidates: dict[str, Mapping[str, CandidateModel]] = {}
 
     def ruling(self, subject: Subject, context: RequestContext) -> Ruling:
@@ -168,7 +169,7 @@ class Evidence:
     def _definition(self, subject: Subject, tenant: str, reference: str) -> Definition:
         spec = subject.spec
         pool = self.settings.pool_of(tenant)
-        versions = {"model": subject.model, "spec": spec.digest(), "rules": self._rules}
+        versions = {"model": subject.model, "spec": self._digest(spec), "rules": self._rules}
         if subject.grant.attestation is not None:
             versions["attestation"] = subject.grant.attestation
         scope = Scope(pool or tenant, spec.name, versions, ("local_task",), pool is not None)
@@ -177,6 +178,13 @@ class Evidence:
             name, scope, "local_task", spec.loss, spec.target_error, reference,
             subject.grant.guarantee is not None, self._now(),
         )  # fmt: skip
+
+    def _digest(self, spec: TaskSpec) -> str:
+        # Dumping and hashing a spec takes longer than the rest of a ruling.
+        known = self._digests.get(spec.name)
+        if known is None or known[0] is not spec:
+            known = self._digests[spec.name] = (spec, spec.digest())
+        return known[1]
 
     def _group(self, context: RequestContext) -> str:
         """Return the group of a request: that of its client within a window, in every replica."""

@@ -111,11 +111,9 @@ class Auditor:
 
     def shadowed(self, one: Observed, reference: Outcome, cost_usd: Decimal | None) -> None:
         """Compare the local candidates with the reference's answer, which the client got."""
-        right = _right(reference, one.ruling.reference)
-        if isinstance(right, _NoVerdict) and right.verdict == "dropped":
-            self.evidence.book.unread[one.ruling.name] += 1
-            return
-        self._begin(one, "shadow", self._shadow(one, right, cost_usd))
+        right = self._readable(one, reference)
+        if right is not None:
+            self._begin(one, "shadow", self._shadow(one, right, cost_usd))
 
     def accepted(self, one: Observed, answer: Answer, local: Answer | None) -> None:
         """Ask the reference about a local answer that the client got, where the coin chose it."""
@@ -131,14 +129,21 @@ class Auditor:
 
     def escalated(self, one: Observed, local: Answer | None, reference: Outcome) -> None:
         """Compare a local answer that was set aside with the reference's, which the client got."""
-        right = _right(reference, one.ruling.reference)
-        if isinstance(right, _NoVerdict) and right.verdict == "dropped":
-            self.evidence.book.unread[one.ruling.name] += 1
+        right = self._readable(one, reference)
+        if right is None:
             return
         if not one.is_affordable:
             # Accepted inputs are not audited now: escalated ones alone would be another sample.
             one = replace(one, coin=False)
         self._begin(one, "escalated", self._judge(one, "escalated", None, local, right, None))
+
+    def _readable(self, one: Observed, reference: Outcome) -> "Value | _NoVerdict | None":
+        """Return what the reference's answer says; None, counted, where it is no evidence."""
+        right = _right(reference, one.ruling.reference)
+        if isinstance(right, _NoVerdict) and right.verdict == "dropped":
+            self.evidence.book.unread[one.ruling.name] += 1
+            return None
+        return right
 
     def _begin(self, one: Observed, origin: Origin, work: Coroutine[Any, Any, None]) -> None:
         if len(self._running) >= self.evidence.settings.queue:

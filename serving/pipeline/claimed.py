@@ -51,9 +51,10 @@ class Claimed:
             return await self._runner.whole(request, plan, record)
         outcomes = await self._runner.whole(request, taken.plan, record)
         if taken.ruling.standing.mode == "shadow":
+            self._shadowed(taken, record, outcomes)
             return [
                 await self._without_reference(request, taken, record, index, outcome)
-                for index, outcome in enumerate(self._shadowed(taken, record, outcomes))
+                for index, outcome in enumerate(outcomes)
             ]
         self._served(taken, record, outcomes)
         return outcomes
@@ -70,7 +71,7 @@ class Claimed:
             self._auditor.evidence.book.unread[taken.ruling.name] += 1
             return outcome
         if taken.ruling.standing.mode == "shadow":
-            (outcome,) = self._shadowed(taken, record, [outcome])
+            self._shadowed(taken, record, [outcome])
             return await self._without_reference(request, taken, record, 0, outcome)
         self._served(taken, record, [outcome])
         return outcome
@@ -102,9 +103,7 @@ class Claimed:
         )
         return _Taken(_planned(plan, ruling.standing, evidence.reference), ruling, observed)
 
-    def _shadowed(
-        self, taken: _Taken, record: RequestRecord, outcomes: list[Outcome]
-    ) -> list[Outcome]:
+    def _shadowed(self, taken: _Taken, record: RequestRecord, outcomes: list[Outcome]) -> None:
         """Make evidence of the reference's answers, once their costs are known."""
         for item, one, outcome in zip(record.inputs, taken.observed, outcomes, strict=True):
             if not one.coin:
@@ -115,7 +114,6 @@ class Claimed:
                 self._auditor.shadowed(one, read, cost_usd)
 
             item.closed = judge
-        return outcomes
 
     def _read(self, request: TaskRequest, outcome: Outcome) -> Outcome:
         """Return an answer to the client's own messages as the task's, where it reads as one."""

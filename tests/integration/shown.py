@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from .conftest import ROOT
+
 README = ROOT / "README.md"
 TASKS = ROOT / "docs" / "tasks.md"
 

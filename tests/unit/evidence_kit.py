@@ -55,6 +55,14 @@ class Clock:
         return self.now_s
 
 
+def keeper(
+    store: EvidenceStore, settings: EvidenceSettings = EARLY, **changes: Any
+) -> EvidenceKeeper:
+    clock = changes.pop("clock", Clock())
+    snapshot = changes.pop("snapshot", ClaimSnapshot(settings.max_snapshot_age_s, clock))
+    return EvidenceKeeper(store, settings, snapshot, Transitions(), clock, **changes)
+
+
 class EvidenceServer:
     """A server whose tasks run under claims, over a migrated database."""
 

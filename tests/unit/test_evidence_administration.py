@@ -19,8 +19,7 @@ from serving.ledger.database import Database
 
 from .attested import make_key
 from .authenticated import opened
-from .evidence_kit import EARLY, audit, defined, opening
-from .test_evidence_store import keeper
+from .evidence_kit import EARLY, audit, defined, keeper, opening
 
 
 @pytest.fixture

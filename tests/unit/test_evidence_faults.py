@@ -26,9 +26,8 @@ from serving.tasks.grant import Grant
 
 from .attested import result
 from .authenticated import opened
-from .evidence_kit import AT, EARLY, EvidenceServer, audit, defined, opening
+from .evidence_kit import AT, EARLY, EvidenceServer, audit, defined, keeper, opening
 from .test_evidence_states import LABEL, OTHER, bring, says
-from .test_evidence_store import keeper
 
 ALWAYS = EARLY.model_copy(update={"high_rate": 1.0, "lease_s": 60.0})
 
@@ -300,7 +299,7 @@ def test_a_process_killed_between_an_audit_and_its_row(store: EvidenceStore, sta
 
 
 def test_a_replica_cut_off_from_the_database_stops_relying_on_claims(store: EvidenceStore) -> None:
-    from .evidence_kit import Clock
+    from .evidence_kit import Clock, keeper
 
     clock = Clock()
     snapshot = ClaimSnapshot(30.0, clock)

@@ -5,21 +5,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from serving.contracts.evidence import Audit, ClaimEvent, ClaimState
-from serving.contracts.evidence_settings import EvidenceSettings
 from serving.evidence.fold import ClaimFold
-from serving.evidence.keeper import EvidenceKeeper
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.store import EvidenceStore, Whose
 from serving.ledger.database import Database, database_url
 
 from .authenticated import opened
-from .evidence_kit import AT, EARLY, Clock, Transitions, audit, defined, opening
+from .evidence_kit import AT, EARLY, Clock, audit, defined, keeper, opening
 
 
 @pytest.fixture
@@ -34,14 +31,6 @@ def store(database: Database) -> EvidenceStore:
     found = EvidenceStore(database)
     found.register([defined()])
     return found
-
-
-def keeper(
-    store: EvidenceStore, settings: EvidenceSettings = EARLY, **changes: Any
-) -> EvidenceKeeper:
-    clock = changes.pop("clock", Clock())
-    snapshot = changes.pop("snapshot", ClaimSnapshot(settings.max_snapshot_age_s, clock))
-    return EvidenceKeeper(store, settings, snapshot, Transitions(), clock, **changes)
 
 
 def test_the_first_verdict_on_an_input_counts(store: EvidenceStore) -> None:
