@@ -45,6 +45,8 @@
     |- EvaluationFailed              a gate did not finish: it has no verdict
     |- TaskNotAttested               no attestation covers the task on the model
     |- ClaimWithdrawn                a person withdrew the claim on a task, and no reference answers
+    |- HeadRefused                   a learned head is damaged, or signed by no trusted key
+    |- FitFailed                     a head was not fitted: too few labels, or beyond its bounds
     `- ConfigurationError            the process must not start
        |- InvalidSettings
        |- InvalidTaskSpec
@@ -402,6 +404,18 @@ class ClaimWithdrawn(NarrowgateError):
     """A person withdrew the claim on a task, and no reference may answer in its place."""
 
     code = "claim_withdrawn"
+
+
+class HeadRefused(NarrowgateError):
+    """A learned head is damaged, of another form, or signed by no trusted key."""
+
+    code = "head_refused"
+
+
+class FitFailed(NarrowgateError):
+    """A head was not fitted: too few labels, or the fit exceeded its time or memory."""
+
+    code = "fit_failed"
 
 
 class ConfigurationError(NarrowgateError):

@@ -62,6 +62,8 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.EvaluationFailed: 500,
     errors.TaskNotAttested: 409,
     errors.ClaimWithdrawn: 409,
+    errors.HeadRefused: 500,
+    errors.FitFailed: 500,
     errors.ConfigurationError: 500,
     errors.InvalidSettings: 500,
     errors.InvalidTaskSpec: 500,
