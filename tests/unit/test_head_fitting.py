@@ -192,7 +192,7 @@ async def test_a_fit_that_takes_too_long_is_ended() -> None:
     # Importing scikit-learn alone takes longer.
     quick = HeadSettings.model_construct(**{**SETTINGS.model_dump(), "max_fit_s": 0.2})
     before = processes()
-    with pytest.raises(FitFailed, match="more than 0.2 s"):
+    with pytest.raises(FitFailed, match=r"more than 0\.2 s"):
         await fit_in_process(rows(), quick)
     assert processes() <= before
 

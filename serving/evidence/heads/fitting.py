@@ -5,6 +5,7 @@ logistic regression, and linear discriminant analysis with a shrunk covariance, 
 examples. Cross-validation on the examples decides. Only the process that fits imports this module.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -160,7 +161,10 @@ def _discriminant(shrinkage: float) -> Fit:
 
     def fit(features: Doubles, targets: Targets) -> Linear:
         linear = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)
-        linear.fit(features, targets)
+        with warnings.catch_warnings():
+            # A label with one example has no covariance of its own: it counts as none.
+            warnings.filterwarnings("ignore", "Only one sample available", UserWarning)
+            linear.fit(features, targets)
         return _two_sided(linear)
 
     return fit
