@@ -190,7 +190,7 @@ class Candidate:
             scores = (_product(features, self.weights) + self.bias).astype(np.float64)
         if not np.isfinite(scores).all():
             raise EngineFailure(f"candidate {self.digest} was given an input that is not finite")
-        exps = np.exp(scores - scores.max(axis=1, keepdims=True))
+        exps: Probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
         exps /= exps.sum(axis=1, keepdims=True)
         if len(self.classes) == len(self.labels):
             return exps

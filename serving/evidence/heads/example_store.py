@@ -115,8 +115,9 @@ class ExampleStore:
                 _ensure_scope(connection, task)
                 if source.by_person:
                     connection.execute(delete(head_examples).where(same))
-                done = connection.execute(insert_new(connection, head_examples), row)
-                return done.rowcount == 1
+                # PostgreSQL's driver does not tell how many rows such an insert added.
+                added = insert_new(connection, head_examples).returning(head_examples.c.id)
+                return connection.execute(added, row).first() is not None
         except exc.IntegrityError:
             # The scope was erased with its tenant in the meantime.
             return False
