@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from serving.contracts.requests import TaskBatch
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder, build_embedder
+from serving.embedding.model_file import encoder_name
+from serving.evidence.heads.service import build_heads
 from serving.evidence.service import EvidenceService, build_evidence
 from serving.evidence.text_key import text_key
 from serving.frontier.build import build_frontier
@@ -201,7 +204,17 @@ def _build_evidence(
         if reference is None
         else text_key(settings.state, settings.evidence.vector_key_file)
     )
-    return build_evidence(settings.evidence, database, reference, tenant_of, metrics.evidence, key)
+    service = build_evidence(
+        settings.evidence, database, reference, tenant_of, metrics.evidence, key
+    )
+    if reference is None or not settings.evidence.heads:
+        return service
+    heads = build_heads(
+        settings.state, settings.evidence, database, service.evidence, metrics.evidence,
+        encoder_name(),
+    )  # fmt: skip
+    service.keeper.fitted = heads.tests
+    return replace(service, heads=heads)
 
 
 def _audited(
@@ -213,9 +226,10 @@ def _audited(
     def auditor(
         local: Runner[TaskBatch, TaskPlan], frontier_task: Runner[TaskBatch, FrontierPlan]
     ) -> Auditor:
+        learn = None if evidence.heads is None else evidence.heads.learn
         made = Auditor(
             evidence.evidence, evidence.appender, recorder, tasks, local, frontier_task,
-            embed=embedder.embed,
+            embed=embedder.embed, learn=learn,
         )  # fmt: skip
         evidence.closers.append(made.aclose)
         return made

@@ -128,10 +128,20 @@ def _export(args: argparse.Namespace, store: Any) -> int:
 
 
 def _delete(args: argparse.Namespace, store: Any) -> int:
+    from serving.evidence.heads.example_store import ExampleStore
+    from serving.evidence.heads.keys import vector_cipher
+    from serving.evidence.heads.service import erase_examples
     from serving.evidence.store import Whose
 
-    count = store.delete(Whose(args.tenant, args.request_id, args.end_user), _ACTOR)
-    print(json.dumps({"deleted": count}) if args.json else f"{count} audits deleted or emptied")
+    settings = settings_from(args)
+    whose = Whose(args.tenant, args.request_id, args.end_user)
+    cipher = vector_cipher(settings.state, settings.evidence.vector_key_file)
+    count = store.delete(whose, _ACTOR)
+    examples = erase_examples(ExampleStore(store.database, cipher), whose)
+    if args.json:
+        print(json.dumps({"deleted": count, "examples": examples}))
+    else:
+        print(f"{count} audits deleted or emptied, {examples} examples of heads deleted")
     return 0
 
 

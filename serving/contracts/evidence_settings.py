@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.contracts.frontier_settings import FrontierModelName, ProviderName
+from serving.contracts.head_settings import HeadSettings
 
 TenantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
@@ -138,6 +139,9 @@ class EvidenceSettings(BaseModel):
 
     heads: bool = Field(
         default=True, description="learn heads for classification tasks from reference labels"
+    )
+    head: HeadSettings = Field(
+        default_factory=HeadSettings, description="when heads are fitted, and within which bounds"
     )
     keep_texts: int | None = Field(
         default=None,

@@ -8,6 +8,9 @@ from serving.contracts.answer import Route, Usage
 from serving.contracts.evidence import Evidence
 from serving.contracts.routing import Reason
 
+HEAD_PREFIX = "head:"
+"""Prefix of the model's name where a learned head answered: it takes no local replica's time."""
+
 Endpoint = Literal["task", "chat", "completions", "audit"]
 """audit: no client waits for it; evidence compares its answer with one that was served."""
 

@@ -24,8 +24,7 @@ def ensure_model(state: Path, source: EncoderFiles | None = None) -> EncoderFile
     Raises MaterializationFailed.
     """
     source = source or packaged_files()
-    name = f"all-minilm-l6-v2-int8-{source.digest()[:_DIGEST_CHARS]}-{GRAPH_FORMAT}"
-    folder = state / "models" / name
+    folder = state / "models" / encoder_name(source)
     if not folder.is_dir():
         from safetensors import SafetensorError
 
@@ -37,6 +36,15 @@ def ensure_model(state: Path, source: EncoderFiles | None = None) -> EncoderFile
                 fix="check that the state folder is writable and has 30 MB to spare",
             ) from error
     return EncoderFiles(folder / _MODEL, folder / _TOKENIZER)
+
+
+def encoder_name(source: EncoderFiles | None = None) -> str:
+    """Return a name that changes whenever the encoder's vectors may. Blocking: reads the weights.
+
+    source: the weights; the packaged ones where None.
+    """
+    digest = (source or packaged_files()).digest()[:_DIGEST_CHARS]
+    return f"all-minilm-l6-v2-int8-{digest}-{GRAPH_FORMAT}"
 
 
 def _make(folder: Path, source: EncoderFiles) -> None:

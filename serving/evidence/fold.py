@@ -120,6 +120,10 @@ class ClaimFold:
         dropped = None if self._held is None else self._held.dropped_since
         return dropped is not None and dropped < since
 
+    def is_on_course(self, within: int) -> bool:
+        """Return whether a hypothesis under test would be earned within so many more examples."""
+        return any(found.is_on_course(within) for found in self._earning.hypotheses)
+
     def due_tests(self) -> list[Action]:
         """Return hypotheses of the attested model that are worth opening now, and plan the next.
 

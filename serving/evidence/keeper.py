@@ -11,8 +11,8 @@ from uuid import uuid4
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from serving.contracts.errors import LedgerUnavailable
-from serving.contracts.evidence import Claim, ClaimEvent, ClaimState
+from serving.contracts.errors import HeadRefused, LedgerUnavailable
+from serving.contracts.evidence import Action, Claim, ClaimEvent, ClaimState
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.evidence.fold import IRREPRODUCIBLE, ClaimFold, rules_version
 from serving.evidence.snapshot import ClaimSnapshot
@@ -36,11 +36,22 @@ class EvidenceEvents(Protocol):
         ...
 
 
+class OpensTests(Protocol):
+    """Opens tests of fitted candidates; serving.evidence.heads implements it."""
+
+    def due(self, claim: Claim, *, is_on_course: bool) -> list[Action]:
+        """Return the tests that are worth opening now. Blocking."""
+        ...
+
+
 class EvidenceKeeper:
     """Folds while it holds the lease, and refreshes the snapshot. One for a process.
 
-    clock: monotonic seconds. now: the time with its zone.
+    clock: monotonic seconds. now: the time with its zone. fitted: opens tests of heads; None where
+    none are learned.
     """
+
+    fitted: OpensTests | None = None
 
     def __init__(
         self,
@@ -174,8 +185,19 @@ class EvidenceKeeper:
             ClaimEvent(
                 fold.claim.id, "tested", why, "narrowgate", self._now(), fold.claim.sequence, action
             )
-            for action in fold.due_tests()
+            for action in (*fold.due_tests(), *self._due_fitted(fold))
         ]
+
+    def _due_fitted(self, fold: ClaimFold) -> list[Action]:
+        claim = fold.claim
+        if self.fitted is None or not fold.is_reproduced:
+            return []
+        try:
+            # As many more inputs as there were so far: a better head may be there by then.
+            return self.fitted.due(claim, is_on_course=fold.is_on_course(claim.audits))
+        except HeadRefused as error:
+            logger.warning("evidence.head_refused claim=%s error=%s", claim.id, error.message)
+            return []
 
     def _silent(self, fold: ClaimFold) -> list[ClaimEvent]:
         """Return the end of a held claim that was not audited although audits were due."""

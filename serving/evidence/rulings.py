@@ -94,8 +94,8 @@ class Evidence:
         self._key = key
         self._now = now
         self._rules = rules_version(settings)
-        self._seen: set[str] = set()
         self._digests: dict[str, tuple[TaskSpec, str]] = {}
+        self._scopes: dict[str, Scope] = {}
         self._candidates: dict[str, Mapping[str, CandidateModel]] = {}
 
     def ruling(self, subject: Subject, context: RequestContext) -> Ruling:
@@ -122,8 +122,8 @@ class Evidence:
                 self.snapshot.is_fresh,
             ),
         )
-        if standing.claim is not None and definition.id not in self._seen:
-            self._seen.add(definition.id)
+        if standing.claim is not None and definition.id not in self._scopes:
+            self._scopes[definition.id] = definition.scope
             self._opened(definition)
         return Ruling(
             standing,
@@ -132,6 +132,10 @@ class Evidence:
             self._rate(standing, claim),
             self._group(context),
         )
+
+    def scope(self, name: str) -> Scope:
+        """Return the scope of a claim that a request had here."""
+        return self._scopes[name]
 
     def candidates(self, name: str) -> Sequence[CandidateModel]:
         """Return the candidates of a claim; the attested model is always the first."""

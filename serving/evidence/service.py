@@ -13,6 +13,7 @@ from serving.contracts.errors import LedgerUnavailable
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.ledger import Tenant
 from serving.evidence.appender import EvidenceAppender
+from serving.evidence.heads.service import HeadService
 from serving.evidence.keeper import EvidenceEvents, EvidenceKeeper
 from serving.evidence.pacing import Spent
 from serving.evidence.rulings import Evidence
@@ -30,7 +31,8 @@ _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 class EvidenceService:
     """Everything that runs beside the requests. Build it with build_evidence.
 
-    closers: called when it stops, before the last rows are written.
+    closers: called when it stops, before the last rows are written. heads: None where none are
+    learned.
     """
 
     settings: EvidenceSettings
@@ -40,6 +42,7 @@ class EvidenceService:
     appender: EvidenceAppender
     evidence: Evidence
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    heads: HeadService | None = None
 
     async def watch(self) -> None:
         """Write, fold and read until cancelled; then write what is pending once more."""
@@ -48,6 +51,8 @@ class EvidenceService:
                 group.create_task(self.keeper.watch())
                 group.create_task(self.appender.run())
                 group.create_task(self._count_spending())
+                if self.heads is not None:
+                    group.create_task(self.heads.watch())
         finally:
             for close in self.closers:
                 await close()

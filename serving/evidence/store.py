@@ -76,23 +76,23 @@ class EvidenceStore:
     """Reads and writes evidence. One object serves any thread."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     def register(self, definitions: Iterable[Definition]) -> None:
         """Write claims that are not known yet."""
         rows = [_definition_row(item) for item in definitions]
         if rows:
-            with self._database.begin() as connection:
+            with self.database.begin() as connection:
                 connection.execute(insert_new(connection, evidence_claims), rows)
 
     def has_claims(self) -> bool:
         """Return whether any claim was ever registered."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return connection.execute(select(evidence_claims.c.id).limit(1)).first() is not None
 
     def definitions(self) -> list[Definition]:
         """Return every claim that was ever registered."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             found = connection.execute(select(evidence_claims).order_by(evidence_claims.c.id))
             return [_definition(row) for row in found]
 
@@ -101,7 +101,7 @@ class EvidenceStore:
         # A batch may be written again after its confirmation was lost.
         rows = [{"id": f"{audit.claim}:{audit.input}", **_common(audit)} for audit in audits]
         if rows:
-            with self._database.begin() as connection:
+            with self.database.begin() as connection:
                 connection.execute(insert_new(connection, evidence_draws), rows)
 
     def append(
@@ -113,7 +113,7 @@ class EvidenceStore:
         """
         if not audits and not events:
             return []
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             next_ = _take(connection, len(audits) + len(events))
             numbered = [replace(row, sequence=next_ + n) for n, row in enumerate(audits)]
             written: list[Audit | ClaimEvent] = []
@@ -134,7 +134,7 @@ class EvidenceStore:
 
     def rows_after(self, sequence: int, claim: str | None = None) -> list[Audit | ClaimEvent]:
         """Return the audits and events after a sequence in their order, at most some thousands."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             found: list[Audit | ClaimEvent] = [
                 *map(_audit, _after(connection, evidence_audits, sequence, claim)),
                 *map(_event, _after(connection, evidence_events, sequence, claim)),
@@ -145,7 +145,7 @@ class EvidenceStore:
 
     def missed(self, older_than: timedelta) -> list[Audit]:
         """Return inputs drawn so long ago that a crash must have ended their audits."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             before = database_now(connection) - older_than
             rows = connection.execute(
                 select(evidence_draws).where(evidence_draws.c.drawn_at < before).limit(_BATCH)
@@ -154,7 +154,7 @@ class EvidenceStore:
 
     def take_lease(self, holder: str, lease_s: float) -> bool:
         """Return whether this replica folds audits now; by the clock that all replicas share."""
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             now = database_now(connection)
             until = now + timedelta(seconds=lease_s)
             row = {"id": 1, "holder": holder, "until": until}
@@ -170,7 +170,7 @@ class EvidenceStore:
         A state of fewer rows than the one that is stored is not written: a replica that lost the
         lease while it folded comes late.
         """
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             for claim in claims:
                 document = _CLAIM.dump_json(claim).decode()
                 values = {"document": document, "sequence": claim.sequence}
@@ -185,7 +185,7 @@ class EvidenceStore:
 
     def states(self) -> States:
         """Return the states as they were last written."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(select(evidence_states)).all()
         claims = {row.claim: _CLAIM.validate_json(row.document) for row in rows}
         return States(claims, max((row.sequence for row in rows), default=0))
@@ -196,7 +196,7 @@ class EvidenceStore:
         if origin is not None:
             chosen &= evidence_audits.c.origin == origin
         cost = func.sum(evidence_audits.c.cost_usd).label("cost_usd")
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(
                 select(evidence_audits.c.claim, cost).where(chosen).group_by("claim")
             )
@@ -210,7 +210,7 @@ class EvidenceStore:
         event.
         """
         chosen = _chosen(evidence_audits, whose)
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             claims = connection.execute(select(evidence_audits.c.claim).where(chosen).distinct())
             touched = set(claims.scalars())
             connection.execute(delete(evidence_draws).where(_chosen(evidence_draws, whose)))
@@ -236,7 +236,7 @@ class EvidenceStore:
 
     def act(self, actor: str, act: str, subject: str) -> None:
         """Note who labelled, withdrew, exported, read or deleted what."""
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             now = database_now(connection)
             row = {"id": uuid4().hex, "actor": actor, "act": act, "subject": subject, "at": now}
             connection.execute(evidence_acts.insert(), row)
@@ -246,7 +246,7 @@ class EvidenceStore:
         columns = (
             evidence_acts.c.actor, evidence_acts.c.act, evidence_acts.c.subject, evidence_acts.c.at,
         )  # fmt: skip
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(select(*columns).order_by(evidence_acts.c.at))
             return [(row.actor, row.act, row.subject, row.at) for row in rows]
 

@@ -95,7 +95,13 @@ async def delete_evidence(
         raise InvalidRequest("request_id and end_user must not be empty", field="request_id")
     whose = Whose(tenant, request_id, end_user)
     count = await asyncio.to_thread(_store(context).delete, whose, actor)
-    return {"deleted": count}
+    assert context.evidence is not None
+    heads = context.evidence.heads
+    if heads is None:
+        return {"deleted": count}
+    examples = await asyncio.to_thread(heads.delete, whose)
+    await heads.refresh()
+    return {"deleted": count, "examples": examples}
 
 
 def _store(context: GatewayContext) -> EvidenceStore:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from serving.contracts.evidence import Claim, ClaimState
+from serving.evidence.heads.trainer import FitOutcome
 
 _LABELS = ("claim", "task", "tenants")
 
@@ -55,6 +56,21 @@ class EvidenceMetrics:
             ["task", "tenants", "kind"],
             registry=registry,
         )
+
+        self._fits = Counter(
+            "narrowgate_head_fits",
+            "Fits of learned heads by this replica, by outcome.",
+            ["task", "outcome"],
+            registry=registry,
+        )
+        self._fit_seconds = Counter(
+            "narrowgate_head_fit_seconds", "Time of these fits.", ["task"], registry=registry
+        )
+
+    def head_fit_ended(self, task: str, outcome: FitOutcome, seconds: float) -> None:
+        """Count a fit."""
+        self._fits.labels(task, outcome).inc()
+        self._fit_seconds.labels(task).inc(seconds)
 
     def claims_changed(self, claims: Sequence[Claim]) -> None:
         """Set the gauges of every claim."""

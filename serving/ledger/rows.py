@@ -8,7 +8,7 @@ from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 from serving.contracts.answer import Usage
-from serving.contracts.exits import Endpoint, Exit
+from serving.contracts.exits import HEAD_PREFIX, Endpoint, Exit
 from serving.contracts.ledger import CallEnd, Caller
 from serving.contracts.prices import PICODOLLAR
 from serving.ledger.operations import Row
@@ -243,9 +243,10 @@ def local_shares(exit_: Exit) -> list[LocalShare]:
     shares = [
         LocalShare(tried.model, tried.error, tried.usage, tried.replica_s, tried.elapsed_s)
         for tried in exit_.attempts
-        if tried.replica_s is not None
+        if tried.replica_s is not None and not tried.model.startswith(HEAD_PREFIX)
     ]
-    if exit_.model is not None and (exit_.replica_s is not None or exit_.route == "local"):
+    has_time = exit_.replica_s is not None or exit_.route == "local"
+    if exit_.model is not None and has_time and not exit_.model.startswith(HEAD_PREFIX):
         outcome, replica_s = exit_.error or "ok", exit_.replica_s or 0.0
         shares.append(LocalShare(exit_.model, outcome, exit_.usage, replica_s, exit_.elapsed_s))
     return shares

@@ -22,6 +22,7 @@ from serving.contracts.errors import (
     FrontierTimeout,
     InvalidRequest,
     NarrowgateError,
+    TaskNotAttested,
 )
 from serving.contracts.evidence import Audit, Origin, Verdict
 from serving.contracts.requests import TaskBatch
@@ -29,6 +30,8 @@ from serving.contracts.routing import RequestOptions
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.candidates import LocalView, judged
+from serving.evidence.heads.example_store import Source
+from serving.evidence.heads.service import LabelledInput
 from serving.evidence.rulings import Evidence, Ruling
 from serving.pipeline.exit_recorder import ExitRecorder, Outcome, RequestRecord
 from serving.pipeline.plan import FrontierPlan, TaskPlan
@@ -38,6 +41,7 @@ from serving.tasks.loss import loss_of
 logger = logging.getLogger(__name__)
 
 Embed = Callable[[str], Awaitable[NDArray[np.float32]]]
+Learn = Callable[[LabelledInput], Awaitable[None]]
 
 OF_THE_INPUT = (
     FrontierInvalidResponse, FrontierRejected, FrontierContextTooLong, FrontierTimeout,
@@ -69,6 +73,7 @@ class Auditor:
 
     local: runs tasks on their local models. frontier_task: on a frontier model. baseline: on the
     16-bit model, None where none is configured. embed: returns a text's vector, None without one.
+    learn: stores an input with the reference's answer, from which heads learn; None where none do.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Auditor:
         frontier_task: Runner[TaskBatch, FrontierPlan],
         baseline: Runner[TaskBatch, TaskPlan] | None = None,
         embed: Embed | None = None,
+        learn: Learn | None = None,
     ) -> None:
         self.evidence = evidence
         self._appender = appender
@@ -90,8 +96,15 @@ class Auditor:
         self._frontier_task = frontier_task
         self._baseline = baseline
         self._embed = embed
+        self._learn = learn
         self._places = asyncio.Semaphore(evidence.settings.concurrency)
         self._running: set[asyncio.Task[None]] = set()
+
+    def learns(self, bound: BoundTask) -> bool:
+        """Return whether a head may earn the claim of a task that no local model may answer."""
+        refusal, spec = bound.grant.refusal, bound.task.spec
+        is_ungated = isinstance(refusal, TaskNotAttested)
+        return self._learn is not None and is_ungated and spec.kind == "classification"
 
     @property
     def waiting(self) -> int:
@@ -173,8 +186,10 @@ class Auditor:
     async def _shadow(
         self, one: Observed, right: "Value | _NoVerdict", cost_usd: Decimal | None
     ) -> None:
-        outcome = await self._run(self._local, one)
-        local = outcome.content if isinstance(outcome.content, Answer) else None
+        local: Answer | None = None
+        if self._tasks[one.request.task].grant.refusal is None:
+            outcome = await self._run(self._local, one)
+            local = outcome.content if isinstance(outcome.content, Answer) else None
         await self._judge(one, "shadow", None, local, right, cost_usd)
 
     async def _ask(
@@ -268,6 +283,14 @@ class Auditor:
         view = LocalView(local, vector, len(one.request.text))
         value = None if isinstance(right, _NoVerdict) else right
         candidates = judged(spec, self.evidence.candidates(one.ruling.name), view, value)
+        if self._learn is not None and value is not None:
+            context = one.context
+            source = Source(
+                context.caller.tenant, context.request_id, one.request.text,
+                context.options.end_user,
+            )  # fmt: skip
+            scope = self.evidence.scope(one.ruling.name)
+            await self._learn(LabelledInput(scope, spec, source, view, value))
         loss, verdict = _loss(spec, served or local, value)
         row = self._row(one, origin, verdict, loss)
         shown = served or local

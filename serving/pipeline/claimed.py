@@ -24,6 +24,9 @@ from serving.pipeline.plan import TaskPlan
 from serving.pipeline.runner import BoundTask, Runner
 from serving.tasks.frontier_answer import read_frontier
 
+NO_MODEL = "none"
+"""The model in the scope of a claim on a task that only heads answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
@@ -85,11 +88,16 @@ class Claimed:
         if options.route == "frontier_only":
             return None
         bound = self._tasks[plan.batch.task]
-        if bound.grant.refusal is not None:
+        has_model = bound.grant.refusal is None
+        if not has_model and not self._auditor.learns(bound):
             # No local answer to compare: the model is being prepared, or did not pass its gate.
             return None
-        subject = Subject(bound.task.spec, bound.engine.model_id, bound.grant)
-        ruling = evidence.ruling(subject, context)
+        model = bound.engine.model_id if has_model else NO_MODEL
+        ruling = evidence.ruling(Subject(bound.task.spec, model, bound.grant), context)
+        if not has_model:
+            ruling = self._without_model(ruling)
+            if ruling.standing.mode not in ("shadow", "claim", "reference"):
+                return None
         if ruling.standing.mode == "refused":
             raise ClaimWithdrawn(
                 f"the claim {ruling.name} on task {plan.batch.task!r} was withdrawn",
@@ -102,6 +110,16 @@ class Claimed:
             for one in plan.batch.requests
         )
         return _Taken(_planned(plan, ruling.standing, evidence.reference), ruling, observed)
+
+    def _without_model(self, ruling: Ruling) -> Ruling:
+        """Return the ruling; the reference answers where the claimed head is not loaded here."""
+        standing = ruling.standing
+        action = standing.action
+        if standing.mode != "claim" or action is None:
+            return ruling
+        if self._auditor.evidence.candidate(ruling.name, action.candidate) is not None:
+            return ruling
+        return replace(ruling, standing=replace(standing, mode="reference", action=None))
 
     def _shadowed(self, taken: _Taken, record: RequestRecord, outcomes: list[Outcome]) -> None:
         """Make evidence of the reference's answers, once their costs are known."""
@@ -145,7 +163,8 @@ class Claimed:
         settings = self._auditor.evidence.settings
         if not isinstance(error, NarrowgateError) or settings.when_silent == "refuse":
             return outcome
-        if isinstance(error, OF_THE_INPUT):
+        refusal = self._tasks[taken.plan.batch.task].grant.refusal
+        if isinstance(error, OF_THE_INPUT) or refusal is not None:
             return outcome
         one = taken.observed[index]
         record.inputs[index].closed = None
@@ -167,7 +186,7 @@ class Claimed:
             content = outcome.content
             if isinstance(content, Answer) and content.route == "local":
                 self._auditor.accepted(one, content, item.local_answer)
-            elif item.reason == "below_threshold" and item.local_answer is not None:
+            elif item.reason == "below_threshold":
                 read = self._read(one.request, outcome)
                 self._auditor.escalated(one, item.local_answer, read)
 

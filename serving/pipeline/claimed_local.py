@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from serving.contracts.answer import Answer, TaskRequest, Usage
+from serving.contracts.exits import HEAD_PREFIX
 from serving.contracts.requests import TaskBatch
 from serving.evidence.candidates import MODEL, CandidateModel, LocalView, under_standing
 from serving.evidence.rulings import Evidence
@@ -66,8 +67,9 @@ class ClaimedLocal:
     ) -> list[Outcome]:
         """Return empty answers in the candidate's name, for the candidate to fill."""
         outcomes = []
+        version = candidate.name.partition("@")[2]
         for one in requests:
-            model = f"{one.task}:{candidate.name}"
+            model = f"{HEAD_PREFIX}{one.task}@{version}"
             usage = Usage(uncached_input_tokens=0, output_tokens=0)
             answer = Answer(
                 task=one.task, value="", label_probabilities=None, confidence=0.0, valid=True,

@@ -139,6 +139,9 @@ class _LocalResult:
         content, served = self.outcome.content, self.outcome.served
         error = content.code if isinstance(content, NarrowgateError) else reason
         usage, replica_s = (served.usage, served.replica_s) if served else (None, None)
+        if served is not None:
+            # A head may have answered in the local model's place.
+            model = served.model
         return Attempt(model, error, self._elapsed_s, usage, replica_s or 0.0)
 
 

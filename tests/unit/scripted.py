@@ -279,6 +279,7 @@ class Server:
         development: bool = False,
         access: Access | None = None,
         models: LocalModels | None = None,
+        frontier: Any = None,
         **limits: Any,
     ) -> None:
         self.engine = ScriptedEngine()
@@ -295,7 +296,7 @@ class Server:
         metrics = Metrics()
         local = AdmissionQueue(config.max_concurrent_inputs, config.max_queued_inputs)
         remote = AdmissionQueue(4, 0)
-        self.frontier = ScriptedFrontier()
+        self.frontier = frontier or ScriptedFrontier()
         self.router = ScriptedRouter()
         self.decisions = Rows()
         self.exits = Recorded(metrics)

@@ -49,6 +49,10 @@ class HeadDirectory:
                 found[kind] = head
         return {kind: found[kind] for kind in KINDS if kind in found}
 
+    def all(self, scope_id: str) -> tuple[Head, ...]:
+        """Return every head of a scope that is kept, from memory, as `find` knows them."""
+        return tuple(self._known(scope_id).values())
+
     async def watch(self) -> None:
         """Read the heads every refresh_s until cancelled."""
         while True:

@@ -1,0 +1,175 @@
+"""A task of the user's own, made from one YAML file, from its first request to its head's claim."""
+
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.contracts.evidence import Audit, ClaimState
+from serving.embedding.embedder import ThreadedEmbedder, build_embedder
+from serving.ledger.database import Database
+
+from . import head_server
+from .authenticated import opened
+from .head_server import REFERENCE, SETTINGS, SUBJECTS, TASK, Desk, HeadServer, inputs
+
+
+@pytest.fixture
+def database(state: Path) -> Iterator[Database]:
+    found = opened(None, state)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedEmbedder]:
+    found = build_embedder(tmp_path_factory.mktemp("encoder"))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+async def desk() -> Desk:
+    return Desk()
+
+
+@pytest.fixture
+async def replica(
+    state: Path, database: Database, embedder: ThreadedEmbedder, desk: Desk
+) -> AsyncIterator[Any]:
+    specs = head_server.own_task(state / "tasks")
+    async with head_server.provider(desk) as frontier:
+
+        async def started() -> HeadServer:
+            found = HeadServer(specs, database, state, frontier, embedder, SETTINGS)
+            await found.server.ready()
+            await found.settle()
+            return found
+
+        yield started
+
+
+async def asked(server: HeadServer, rows: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    found = [await server.ask(text) for text, _ in rows]
+    await server.settle()
+    return found
+
+
+async def earn(server: HeadServer, stream: Iterator[tuple[str, str]]) -> None:
+    """Send inputs until the head's claim is held."""
+    await asked(server, [next(stream) for _ in range(120)])
+    await server.fit()
+    for _ in range(10):
+        if server.claim.state is ClaimState.HELD:
+            break
+        await asked(server, [next(stream) for _ in range(20)])
+    assert server.claim.state is ClaimState.HELD
+
+
+def p50_ms(seconds: list[float]) -> float:
+    return 1000 * statistics.median(seconds)
+
+
+async def timed(server: HeadServer, rows: list[tuple[str, str]]) -> list[float]:
+    found = []
+    for text, _ in rows:
+        began = time.perf_counter()
+        await server.ask(text)
+        found.append(time.perf_counter() - began)
+    await server.settle()
+    return found
+
+
+async def test_a_task_of_one_yaml_file_earns_a_head(replica: Any, desk: Desk) -> None:
+    server, stream = await replica(), inputs(1)
+    text, label = next(stream)
+    answer = await server.ask(text)
+    # No gate, no examples, no head: the reference answers, from the first request on.
+    assert (answer["value"], answer["route"], answer["model"]) == (label, "frontier", REFERENCE)
+    assert answer["guarantee"]["evidence"] == "none"
+    await server.settle()
+    assert server.claim.state is ClaimState.SHADOW
+    before = await timed(server, [next(stream) for _ in range(20)])
+    await earn(server, stream)
+    claim = server.claim
+    assert claim.action is not None
+    assert claim.action.candidate == "head@1"
+    asked_before = len(desk.asked)
+    rows = [next(stream) for _ in range(100)]
+    answers = [await server.ask(text) for text, _ in rows]
+    served = [
+        (answer, label) for answer, (_, label) in zip(answers, rows, strict=True)
+        if answer["route"] == "local"
+    ]  # fmt: skip
+    assert len(served) >= 30
+    for answer, _ in served:
+        assert answer["model"] == f"head:{TASK}@1"
+        assert answer["guarantee"]["evidence"] == "traffic"
+        assert answer["guarantee"]["claim"] == claim.id
+        assert set(answer["label_probabilities"]) == set(SUBJECTS)
+        assert answer["below_threshold"] is False
+    wrong = sum(answer["value"] != label for answer, label in served)
+    assert wrong <= claim.target_error * len(served)
+    # What the head did not cover went to the reference, and a share of the rest is audited.
+    await server.settle()
+    assert len(desk.asked) - asked_before >= len(rows) - len(served)
+    after = await timed(server, [next(stream) for _ in range(20)])
+    print(
+        f"p50 {p50_ms(before):.1f} ms in shadow, {p50_ms(after):.1f} ms under the claim; "
+        f"{len(served)} of {len(rows)} covered, {wrong} wrong"
+    )
+
+
+async def test_a_head_survives_a_restart_and_serves_in_every_replica(replica: Any) -> None:
+    server, stream = await replica(), inputs(2)
+    await earn(server, stream)
+    other = await replica()
+    assert other.claim == server.claim
+    answers = [await other.ask(next(stream)[0]) for _ in range(20)]
+    assert f"head:{TASK}@1" in {answer["model"] for answer in answers}
+
+
+async def test_deleting_a_tenant_deletes_its_heads_and_the_reference_answers(replica: Any) -> None:
+    server, stream = await replica(), inputs(3)
+    await earn(server, stream)
+    assert server.heads.heads.listed()
+    response = await server.server.client.delete("/v1/admin/evidence?tenant=default")
+    assert response.status_code == 200, response.text
+    assert response.json()["examples"] >= 120
+    assert server.heads.heads.listed() == []
+    await server.settle()
+    answer = await server.ask(next(stream)[0])
+    assert answer["route"] == "frontier"
+
+
+async def test_a_reference_that_changes_its_labels_suspends_the_claim(
+    replica: Any, desk: Desk
+) -> None:
+    server, stream = await replica(), inputs(4)
+    await earn(server, stream)
+    desk.is_wrong = True
+    for _ in range(30):
+        await asked(server, [next(stream) for _ in range(20)])
+        if server.claim.state is ClaimState.SUSPENDED:
+            break
+    assert server.claim.state is ClaimState.SUSPENDED
+    answer = await server.ask(next(stream)[0])
+    assert answer["route"] == "frontier"
+
+
+async def test_inputs_that_may_not_leave_neither_teach_nor_reach_the_reference(
+    replica: Any, desk: Desk
+) -> None:
+    server = await replica()
+    response = await server.server.post(
+        f"/v1/tasks/{TASK}", json={"input": "my secret printer"},
+        headers={"x-narrowgate-route": "local_only"},
+    )  # fmt: skip
+    assert response.status_code == 409
+    assert response.json()["error"]["code"] == "task_not_attested"
+    await server.settle()
+    assert desk.asked == []
+    assert [row for row in server.evidence.store.rows_after(0) if isinstance(row, Audit)] == []
