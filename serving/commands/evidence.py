@@ -11,9 +11,10 @@ from serving.commands.options import add_settings_options, settings_from
 
 if TYPE_CHECKING:
     from serving.evidence.administration import Label
+    from serving.evidence.heads.head_store import HeadStore
     from serving.evidence.replay import Replay, Replayed
 
-HELP = "show claims and their evidence; label, replay, export, withdraw, delete"
+HELP = "show claims, evidence and learned heads; label, replay, export, withdraw, delete"
 
 _ACTOR = "operator"
 _WIDTH = 50
@@ -45,9 +46,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     delete.add_argument("--tenant", required=True, metavar="NAME", help="whose evidence")
     delete.add_argument("--request-id", metavar="ID", help="of one request alone")
     delete.add_argument("--end-user", metavar="ID", help="of one end user alone")
+    heads = actions.add_parser("heads", help="list learned heads, newest first")
+    export_head = actions.add_parser("export-head", help="write a head with its signed statement")
+    export_head.add_argument("digest", metavar="DIGEST", help="as `evidence heads` shows it")
+    export_head.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file")
     for action in (show, label, withdraw, export):
         action.add_argument("claim", metavar="CLAIM", help="as `evidence list` shows it")
-    for action in (listing, show, label, replay, withdraw, export, delete):
+    for action in (listing, show, label, replay, withdraw, export, delete, heads, export_head):
         add_settings_options(action)
         action.add_argument(
             "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document"
@@ -145,6 +150,38 @@ def _delete(args: argparse.Namespace, store: Any) -> int:
     return 0
 
 
+def _heads(args: argparse.Namespace, store: Any) -> int:
+    rows = [
+        {"digest": row.digest, "scope": row.scope, "kind": row.kind, "version": row.version,
+         "created_at": row.created_at.isoformat()}
+        for row in _head_store(args, store).listed()
+    ]  # fmt: skip
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        print(f"{row['digest']}  {row['kind']:<12} version {row['version']}  {row['created_at']}")
+    return 0
+
+
+def _export_head(args: argparse.Namespace, store: Any) -> int:
+    content = _head_store(args, store).signed(args.digest).exported()
+    args.out.write_bytes(content)
+    store.act(_ACTOR, "export head", args.digest)
+    print(json.dumps({"file": str(args.out)}) if args.json else f"{args.out} is written")
+    return 0
+
+
+def _head_store(args: argparse.Namespace, store: Any) -> "HeadStore":
+    from serving.evidence.heads.head_store import HeadStore
+    from serving.evidence.heads.keys import evidence_keys
+
+    settings = settings_from(args)
+    evidence = settings.evidence
+    keys = evidence_keys(settings.state, evidence.signing_key, evidence.trusted_keys)
+    return HeadStore(store.database, keys)
+
+
 _ACTIONS = {
     "list": _list,
     "show": _show,
@@ -152,6 +189,8 @@ _ACTIONS = {
     "withdraw": _withdraw,
     "export": _export,
     "delete": _delete,
+    "heads": _heads,
+    "export-head": _export_head,
 }
 
 

@@ -27,6 +27,7 @@ from serving.contracts.frontier_settings import (
     PromptCacheSettings,
     ProviderSettings,
 )
+from serving.contracts.head_settings import HeadSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.routing import REASONS
 from serving.contracts.routing_settings import ComplexityThresholds, RoutingSettings
@@ -65,6 +66,7 @@ GROUPS: list[tuple[str, type[BaseModel]]] = [
     ("ledger.", LedgerSettings),
     ("auth.", AuthSettings),
     ("evidence.", EvidenceSettings),
+    ("evidence.head.", HeadSettings),
 ]
 GROUP_NAMES = {prefix.removesuffix(".") for prefix, _ in GROUPS}
 LISTS = {"models", "frontier.providers"}

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from serving.contracts.evidence import Audit, ClaimState
-from serving.embedding.embedder import ThreadedEmbedder, build_embedder
 from serving.ledger.database import Database
 
 from . import head_server
@@ -24,27 +23,18 @@ def database(state: Path) -> Iterator[Database]:
     found.close()
 
 
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedEmbedder]:
-    found = build_embedder(tmp_path_factory.mktemp("encoder"))
-    yield found
-    found.close()
-
-
 @pytest.fixture
-async def desk() -> Desk:
+def desk() -> Desk:
     return Desk()
 
 
 @pytest.fixture
-async def replica(
-    state: Path, database: Database, embedder: ThreadedEmbedder, desk: Desk
-) -> AsyncIterator[Any]:
+async def replica(state: Path, database: Database, desk: Desk) -> AsyncIterator[Any]:
     specs = head_server.own_task(state / "tasks")
     async with head_server.provider(desk) as frontier:
 
         async def started() -> HeadServer:
-            found = HeadServer(specs, database, state, frontier, embedder, SETTINGS)
+            found = HeadServer(specs, database, state, frontier, SETTINGS)
             await found.server.ready()
             await found.settle()
             return found
