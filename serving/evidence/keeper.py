@@ -124,6 +124,7 @@ class EvidenceKeeper:
         is_new = self._folds is None
         if self._folds is None:
             self._folds, self._cursor = {}, 0
+        self._drop_deleted()
         changed = self._define()
         # Events are read back, not folded as they are written: other replicas append in between.
         changed |= self._read()
@@ -146,6 +147,13 @@ class EvidenceKeeper:
                 self._folds[item.id] = ClaimFold(item, self._settings)
                 changed.add(item.id)
         return changed
+
+    def _drop_deleted(self) -> None:
+        """Forget claims that were deleted with their tenant: later inputs begin them anew."""
+        assert self._folds is not None
+        known = {item.id for item in self._store.definitions()}
+        for name in set(self._folds) - known:
+            del self._folds[name]
 
     def _read(self) -> set[str]:
         """Fold the rows after the cursor; return the claims that they belong to."""

@@ -122,7 +122,8 @@ class Evidence:
                 self.snapshot.is_fresh,
             ),
         )
-        if standing.claim is not None and definition.id not in self._scopes:
+        # Also where it is not known: it was deleted with its tenant, or is not folded yet.
+        if standing.claim is not None and (claim is None or definition.id not in self._scopes):
             self._scopes[definition.id] = definition.scope
             self._opened(definition)
         return Ruling(

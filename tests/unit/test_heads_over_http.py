@@ -131,8 +131,12 @@ async def test_deleting_a_tenant_deletes_its_heads_and_the_reference_answers(rep
     assert response.json()["examples"] >= 120
     assert server.heads.heads.listed() == []
     await server.settle()
-    answer = await server.ask(next(stream)[0])
-    assert answer["route"] == "frontier"
+    # The claim begins anew, without what was deleted.
+    answers = await asked(server, [next(stream) for _ in range(5)])
+    assert {answer["route"] for answer in answers} == {"frontier"}
+    await asked(server, [next(stream) for _ in range(5)])
+    assert server.claim.state is ClaimState.SHADOW
+    assert server.claim.hypotheses == 0
 
 
 async def test_a_reference_that_changes_its_labels_suspends_the_claim(
