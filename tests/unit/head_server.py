@@ -7,8 +7,7 @@ fake provider, over HTTP.
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from serving.tasks.catalog import load_specs
 from serving.tasks.grant import Grant
 
 from ..provider.script import Seen
-from ..provider.server import ProviderServer
 from . import frontier_kit
 from .scripted import MODEL, Server
 
@@ -44,7 +42,7 @@ TASK = "desk"
 REFERENCE = frontier_kit.OPENAI
 SETTINGS = EvidenceSettings(
     min_groups=1, min_span_h=0.0, group_window_s=0.0,
-    head=HeadSettings(first_fit=100, max_fit_s=300, check_s=0.1),
+    head=HeadSettings(first_fit=100, max_fit_s=3000, check_s=0.1),
 )  # fmt: skip
 """Settings under which some ten audits earn a claim."""
 
@@ -210,12 +208,3 @@ class HeadServer:
         """Return the only claim."""
         (claim,) = self.evidence.snapshot.all()
         return claim
-
-
-@asynccontextmanager
-async def provider(desk: Desk) -> AsyncIterator[Any]:
-    """Run the fake provider; yield the frontier that calls it."""
-    with ProviderServer() as running:
-        running.script.answer = desk.answer
-        async with frontier_kit.frontier(frontier_kit.settings(running)) as stack:
-            yield stack

@@ -11,7 +11,8 @@ import pytest
 from serving.contracts.evidence import Audit, ClaimState
 from serving.ledger.database import Database
 
-from . import head_server
+from ..provider.server import ProviderServer
+from . import frontier_kit, head_server
 from .authenticated import opened
 from .head_server import REFERENCE, SETTINGS, SUBJECTS, TASK, Desk, HeadServer, inputs
 
@@ -29,9 +30,12 @@ def desk() -> Desk:
 
 
 @pytest.fixture
-async def replica(state: Path, database: Database, desk: Desk) -> AsyncIterator[Any]:
+async def replica(
+    state: Path, database: Database, desk: Desk, provider: ProviderServer
+) -> AsyncIterator[Any]:
     specs = head_server.own_task(state / "tasks")
-    async with head_server.provider(desk) as frontier:
+    provider.script.answer = desk.answer
+    async with frontier_kit.frontier(frontier_kit.settings(provider)) as frontier:
 
         async def started() -> HeadServer:
             found = HeadServer(specs, database, state, frontier, SETTINGS)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from serving.contracts.evidence import Action, Claim, ClaimState, Scope
 from serving.contracts.head_settings import HeadSettings
 from serving.evidence.heads.candidate import HeadScope
@@ -55,8 +57,8 @@ class HeadTests:
         self._looked_at.add(seen)
         head = min((self._heads.load(row.digest) for row in newest), key=_error)
         openings = place_on_curve(
-            head.name, head.candidate.curve, head.predicate.examples, claim.target_error,
-            first=claim.hypotheses + 1,
+            head.name, head.candidate.curve.astype(np.float64), head.predicate.examples,
+            claim.target_error, first=claim.hypotheses + 1,
         )  # fmt: skip
         return [
             Action(
