@@ -89,7 +89,8 @@ class Claimed:
             return None
         bound = self._tasks[plan.batch.task]
         has_model = bound.grant.refusal is None
-        if not has_model and not self._auditor.learns(bound):
+        may_learn = self._auditor.learns(bound) and "not_attested" in plan.escalate_on
+        if not has_model and not may_learn:
             # No local answer to compare: the model is being prepared, or did not pass its gate.
             return None
         model = bound.engine.model_id if has_model else NO_MODEL
@@ -109,7 +110,11 @@ class Claimed:
             Observed(one, context, plan, ruling, coin(ruling.rate), uuid4().hex, now, is_affordable)
             for one in plan.batch.requests
         )
-        return _Taken(_planned(plan, ruling.standing, evidence.reference), ruling, observed)
+        return _Taken(
+            _planned(plan, ruling.standing, evidence.reference, has_model=has_model),
+            ruling,
+            observed,
+        )
 
     def _without_model(self, ruling: Ruling) -> Ruling:
         """Return the ruling; the reference answers where the claimed head is not loaded here."""
@@ -191,11 +196,15 @@ class Claimed:
                 self._auditor.escalated(one, item.local_answer, read)
 
 
-def _planned(plan: TaskPlan, standing: Standing, reference: str | None) -> TaskPlan:
-    """Return a plan as its standing lets it run."""
+def _planned(
+    plan: TaskPlan, standing: Standing, reference: str | None, *, has_model: bool
+) -> TaskPlan:
+    """Return a plan as its standing lets it run. has_model: a local model may answer the task."""
     if standing.mode not in ("shadow", "reference"):
         return replace(plan, standing=standing)
-    reason: Reason = "withdrawn" if standing.state == "withdrawn" else "shadow"
+    reason: Reason = "shadow" if has_model else "not_attested"
+    if standing.state == "withdrawn":
+        reason = "withdrawn"
     others = tuple(target for target in plan.fallback.targets if target != reference)
     targets = plan.fallback.targets if reference is None else (reference, *others)
     return replace(

@@ -83,6 +83,7 @@ async def test_a_task_of_one_yaml_file_earns_a_head(replica: Any, desk: Desk) ->
     answer = await server.ask(text)
     # No gate, no examples, no head: the reference answers, from the first request on.
     assert (answer["value"], answer["route"], answer["model"]) == (label, "frontier", REFERENCE)
+    assert answer["reason"] == "not_attested"
     assert answer["guarantee"]["evidence"] == "none"
     await server.settle()
     assert server.claim.state is ClaimState.SHADOW
