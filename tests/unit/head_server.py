@@ -41,10 +41,13 @@ from .scripted import MODEL, Server
 TASK = "desk"
 REFERENCE = frontier_kit.OPENAI
 SETTINGS = EvidenceSettings(
-    min_groups=1, min_span_h=0.0, group_window_s=0.0,
+    min_groups=1, min_span_h=0.0, group_window_s=0.0, max_snapshot_age_s=600.0,
     head=HeadSettings(first_fit=100, max_fit_s=3000, check_s=0.1),
 )  # fmt: skip
-"""Settings under which some ten audits earn a claim."""
+"""Settings under which some ten audits earn a claim.
+
+A busy machine takes long between two readings of the claims, and an old snapshot collects nothing.
+"""
 
 # What people write to a service desk, by label: a thing and what happened to it.
 SUBJECTS: dict[str, tuple[str, ...]] = {
