@@ -124,5 +124,8 @@ def test_the_command_line(
     assert [claim["id"] for claim in run(capsys, state, "list")] == ["c1"]
     assert run(capsys, state, "show", "c1")["claim"]["state"] == "held"
     assert run(capsys, state, "withdraw", "c1", "--reason", "a test")["state"] == "withdrawn"
-    assert run(capsys, state, "delete", "--tenant", "default") == {"deleted": 70}
+    assert run(capsys, state, "delete", "--tenant", "default") == {
+        "deleted": 70,
+        "examples": 0,
+    }
     assert run(capsys, state, "list") == []
