@@ -87,7 +87,7 @@ def test_an_earned_claim_survives_a_restart(store: EvidenceStore) -> None:
     second = keeper(store, EARLY.model_copy(update={"lease_s": 0.001}))
     first_lease = store.take_lease("nobody", 0.0)
     assert not first_lease
-    again = EvidenceStore(store._database)
+    again = EvidenceStore(store.database)
     again.take_lease(first._holder, 0.0)
     second.round_blocking()
     assert store.states().claims["c1"] == replace(held, sequence=rows[-1].sequence)
@@ -179,7 +179,7 @@ def test_a_persons_rows_are_forgotten_and_the_claim_goes_on(store: EvidenceStore
     assert {row.end_user for row in left} == {None, "bob"}
     assert sum(row.label is None for row in left) == 31
     assert "r1" not in {row.request_id for row in left}
-    again = keeper(EvidenceStore(store._database))
+    again = keeper(EvidenceStore(store.database))
     assert again._store.take_lease(again._holder, 5.0) is False
     folded = ClaimFold(defined(), EARLY).extend(store.rows_after(0))
     assert folded.claim.state is before.state is ClaimState.HELD
