@@ -34,6 +34,9 @@ Over = Callable[[Indices], Counts]
 _SLICE_RESAMPLES = 1000
 _EARLY_LEVEL = 0.995
 _EARLY_RESAMPLES = 2000
+# A turn's speed varies by 30 % on a machine that does other work.
+_EARLY_SPEED_SHARE = 0.75
+_EARLY_TURNS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +132,23 @@ def assess(
     return TaskFindings(suite.spec, result, outcomes, own_outcomes)
 
 
-def hopeless(suite: Suite, candidate: Answered, rules: Rules) -> bool:
+def hopeless(suite: Suite, candidate: Answered, turns: Sequence[Turn], rules: Rules) -> bool:
     """Return whether a task will fail whatever the answers to its remaining examples are.
 
-    suite, candidate: what was seen so far. Only the floor is tested, at 99.5 %: a task that is
-    stopped cannot pass, so looking early adds no false pass, and at most half a percent a look of
-    false failures.
+    suite, candidate, turns: what was seen so far. Two things are tested: the floor, at 99.5 %, and
+    the speed, of which every turn must be clearly too slow. A task that is stopped cannot pass, so
+    looking early adds no false pass, and at most half a percent a look of false failures.
     """
+    return _far_too_slow(turns, rules.required_speed) or _below_floor(suite, candidate, rules)
+
+
+def _far_too_slow(turns: Sequence[Turn], required: float) -> bool:
+    if len(turns) < _EARLY_TURNS:
+        return False
+    return all(turn.ratio < _EARLY_SPEED_SHARE * required for turn in turns)
+
+
+def _below_floor(suite: Suite, candidate: Answered, rules: Rules) -> bool:
     metric = metric_of(suite.spec)
     rows = _by_group(suite, _judged(suite, metric, candidate).rows)
     own = bootstrap_interval(

@@ -14,7 +14,7 @@ from evals.answers import Answered, works
 from evals.assessment import Certified, Rules, assess, hopeless
 from evals.findings import Findings, TaskFindings
 from evals.harness import General, HarnessResult, run_harness
-from evals.pair import SIDES, Futile, Side
+from evals.pair import SIDES, Futile, Side, Turn
 from evals.pair import Pair as SubjectPair
 from evals.paired import Indices, bootstrap_interval
 from evals.population import OwnInputs
@@ -181,8 +181,8 @@ def _futile(request: Request) -> Futile | None:
     if not request.stop_early:
         return None
 
-    def futile(seen: Suite, baseline: Answered, candidate: Answered) -> bool:
-        return hopeless(seen, candidate, _rules(request, seen, "16-bit"))
+    def futile(seen: Suite, candidate: Answered, turns: Sequence[Turn]) -> bool:
+        return hopeless(seen, candidate, turns, _rules(request, seen, "16-bit"))
 
     return futile
 

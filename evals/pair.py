@@ -30,9 +30,9 @@ SIDES: tuple[Side, Side] = ("baseline", "candidate")
 # loaded, turns cost nothing; where they do not, every second turn loads a model.
 _TURNS_RESIDENT = (0.25, 0.5, 0.75, 1.0)
 _TURNS_LOADING = (0.5, 1.0)
-# With early stopping the first looks are short: most tasks that fail their floor fail it clearly,
-# and a translation suite has a dozen directions for each text.
-_FIRST_LOOK = 24
+# With early stopping the first looks are short: most tasks that fail their floor or speed fail it
+# clearly, and a translation suite has a dozen directions for each text.
+_FIRST_LOOK = 8
 _NEXT_LOOK = 3
 _WARM_UP = 8
 _WARM_UP_TOKENS = 8
@@ -56,7 +56,7 @@ class Turn:
         return self.baseline_s / self.candidate_s
 
 
-Futile = Callable[[Suite, Answered, Answered], bool]
+Futile = Callable[[Suite, Answered, Sequence[Turn]], bool]
 
 
 @dataclass(slots=True)
@@ -74,7 +74,8 @@ class _Record:
 class Pair:
     """Two subjects and the suites that they are tested on.
 
-    futile: receives what was seen of a suite after each turn and returns whether to stop there.
+    futile: receives what was seen of a suite after each turn (the candidate's answers and the
+    turns) and returns whether to stop there.
     suites: by name, reduced to the examples that were run where they were stopped. turns: how long
     each took, by suite. own_inputs: by suite, what the candidate alone answers after the turns,
     unless the suite was stopped.
@@ -227,8 +228,7 @@ class Pair:
         if self._futile is None:
             return False
         seen = suite.among(sorted(record.outputs["candidate", suite.name]))
-        answered = {side: self._read(side, seen, record) for side in SIDES}
-        if not self._futile(seen, answered["baseline"], answered["candidate"]):
+        if not self._futile(seen, self._read("candidate", seen, record), record.turns(suite.name)):
             return False
         self._total -= 2 * (len(suite.examples) - len(seen.examples))
         if (inputs := self._own_inputs.pop(suite.name, None)) is not None:

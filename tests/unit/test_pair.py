@@ -9,7 +9,7 @@ import pytest
 
 from evals.answers import Answered, answer
 from evals.assessment import Rules, assess, hopeless
-from evals.pair import Pair
+from evals.pair import Pair, Turn
 from evals.suite import Suite, built_in_suites
 from serving.contracts.engine import (
     EngineOutput,
@@ -115,8 +115,9 @@ def test_engines_are_ended_at_once_when_a_run_breaks_off(suites: dict[str, Suite
 def test_a_hopeless_task_is_stopped_and_cut(suites: dict[str, Suite]) -> None:
     diary: list[str] = []
 
-    def futile(seen: Suite, baseline: Answered, candidate: Answered) -> bool:
+    def futile(seen: Suite, candidate: Answered, turns: Sequence[Turn]) -> bool:
         assert len(seen.examples) == len(candidate.predictions)
+        assert len(seen.examples) == sum(turn.examples for turn in turns)
         return seen.name == "ner" and len(seen.examples) >= 3
 
     pair = pair_of([suites["topic"], suites["ner"]], diary, futile=futile)
@@ -140,13 +141,14 @@ def test_the_first_look_has_no_text_twice(specs: dict[str, TaskSpec]) -> None:
     (suite,) = (suite for suite in built_in_suites(specs) if suite.name == "translation")
     seen: list[Suite] = []
 
-    def futile(looked_at: Suite, baseline: Answered, candidate: Answered) -> bool:
+    def futile(looked_at: Suite, candidate: Answered, turns: Sequence[Turn]) -> bool:
         seen.append(looked_at)
-        return True
+        return len(seen) == 2
 
     pair_of([suite], [], futile=futile).run()
-    assert len({example.group for example in seen[0].examples}) == len(seen[0].examples) == 24
-    slices = Counter(example.slice for example in seen[0].examples)
+    assert len(seen[0].examples) == 8
+    assert len({example.group for example in seen[1].examples}) == len(seen[1].examples) == 24
+    slices = Counter(example.slice for example in seen[1].examples)
     assert len(slices) >= 10
     assert max(slices.values()) <= 5
 
@@ -161,7 +163,7 @@ def test_only_what_is_clearly_below_the_floor_is_hopeless(specs: dict[str, TaskS
     }
     pair = Pair(subjects, [topic], Silent())
     constant = pair.answered("candidate", "topic")
-    assert hopeless(topic, constant, rules)
+    assert hopeless(topic, constant, [], rules)
     found = assess(topic, pair.answered("baseline", "topic"), constant, [], rules)
     assert found.result.verdict.value == "fail"
     expected = [example.expected for example in topic.examples]
@@ -172,7 +174,14 @@ def test_only_what_is_clearly_below_the_floor_is_hopeless(specs: dict[str, TaskS
         ),
         None,
     )
-    assert not hopeless(topic, right, rules)
+    assert not hopeless(topic, right, [], rules)
+    demanding = Rules(margin=0.03, required_speed=0.8, resamples=300)
+    slow, noisy = Turn(8, 1.0, 2.0), Turn(8, 1.0, 1.5)
+    assert hopeless(topic, right, [slow, slow], demanding)
+    assert not hopeless(topic, right, [slow, slow], rules)
+    # One turn may be slow because of another program, and a ratio of 0.67 because of noise.
+    assert not hopeless(topic, right, [slow], demanding)
+    assert not hopeless(topic, right, [slow, noisy, slow], demanding)
 
 
 def test_own_inputs_are_answered_by_the_candidate_alone_with_the_suites_offsets(
