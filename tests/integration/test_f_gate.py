@@ -191,7 +191,7 @@ def test_stock_lm_eval_runs_the_task_definitions(int8: Path, tmp_path: Path) -> 
     )  # fmt: skip
     assert set(found) == {f"narrowgate_{name}" for name in names}
     real = lm_eval(
-        "--model", "hf", "--model_args", f"pretrained={BASELINE},dtype=bfloat16",
+        "--model", "hf", "--model_args", f"pretrained={BASELINE},dtype=float32",
         "--tasks", "narrowgate_topic", "--limit", 24, "--apply_chat_template",
         "--output_path", tmp_path / "hf",
     )  # fmt: skip
