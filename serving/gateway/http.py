@@ -24,6 +24,8 @@ from serving.gateway.context import GatewayContext
 from serving.gateway.log_heartbeat import LogHeartbeat
 from serving.gateway.middleware import BodyLimit, HeadAsGet, RequestScope
 
+PARTS = (tasks_api, openai_api, models_api, health_api, report_api, evidence_api)
+
 
 def build_http(context: GatewayContext) -> FastAPI:
     """Return the application; its lifespan runs the ledger and watches engines and tenants."""
@@ -49,6 +51,8 @@ def build_http(context: GatewayContext) -> FastAPI:
         title="narrowgate",
         summary="Narrow NLP tasks on local models",
         lifespan=lifespan,
+        # The routes as they are: `include_router` would build each of them again.
+        routes=[route for part in PARTS for route in part.router.routes],
         # A slash at the end of a path is removed before routing: clients do not follow a redirected
         # POST.
         redirect_slashes=False,
@@ -75,12 +79,6 @@ def build_http(context: GatewayContext) -> FastAPI:
         },
     )
     app.state.context = context
-    app.include_router(tasks_api.router)
-    app.include_router(openai_api.router)
-    app.include_router(models_api.router)
-    app.include_router(health_api.router)
-    app.include_router(report_api.router)
-    app.include_router(evidence_api.router)
     return app
 
 

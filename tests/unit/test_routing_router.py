@@ -5,9 +5,9 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ class Routed:
         return self._router.decide(request, await self._router.vectors(request))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def router(embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]) -> Routed:
     return Routed(build_router(RoutingSettings(), specs, embedder, Counted()))
 
@@ -311,18 +311,26 @@ def _every_eighth(corpus: Corpus) -> Corpus:
     return replace(corpus, prompts=tuple(row for row, digest in kept if digest % 8 == 0))
 
 
-def _verdicts(
-    model: RouterModel, corpus: Corpus, embedder: ThreadedEmbedder
-) -> tuple[list[str], NDArray[np.float64]]:
-    """Return the class of each training instruction and the certainty of its likeliest task."""
-    instructions = [e.instruction for e in instruction_examples(corpus.part(held_out=False))]
-    vectors = embedder.embed_all([embedded_part(text) for text in instructions])
-    found = [
-        model.task.probabilities(vector, text)
-        for vector, text in zip(vectors, instructions, strict=True)
-    ]
-    classes = [max(each, key=each.__getitem__) for each in found]
-    return classes, np.array([model.task.certainty(most_probable(each)[1]) for each in found])
+@dataclass(frozen=True, slots=True)
+class Instructions:
+    """The training instructions of a corpus with their vectors."""
+
+    texts: list[str]
+    vectors: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, corpus: Corpus, embedder: ThreadedEmbedder) -> Self:
+        texts = [e.instruction for e in instruction_examples(corpus.part(held_out=False))]
+        return cls(texts, embedder.embed_all([embedded_part(text) for text in texts]))
+
+    def verdicts(self, model: RouterModel) -> tuple[list[str], NDArray[np.float64]]:
+        """Return each instruction's class and the certainty of its likeliest task."""
+        found = [
+            model.task.probabilities(vector, text)
+            for vector, text in zip(self.vectors, self.texts, strict=True)
+        ]
+        classes = [max(each, key=each.__getitem__) for each in found]
+        return classes, np.array([model.task.certainty(most_probable(each)[1]) for each in found])
 
 
 def test_training_on_a_sample_gives_the_decisions_of_the_shipped_model(
@@ -330,8 +338,9 @@ def test_training_on_a_sample_gives_the_decisions_of_the_shipped_model(
 ) -> None:
     shipped, sample = load_model(None), _every_eighth(shipped_corpus())
     again = train(sample, embedder, specs)
-    expected, _ = _verdicts(shipped, sample, embedder)
-    found, _ = _verdicts(again, sample, embedder)
+    instructions = Instructions.of(sample, embedder)
+    expected, _ = instructions.verdicts(shipped)
+    found, _ = instructions.verdicts(again)
     assert again.task.classes == shipped.task.classes
     assert len(found) > 90
     assert found == expected
@@ -345,8 +354,9 @@ def test_training_gives_the_decisions_of_the_shipped_model(
     # AVX-512. The decisions do not.
     shipped, corpus = load_model(None), shipped_corpus()
     again = train(corpus, embedder, specs)
-    expected, expected_certainties = _verdicts(shipped, corpus, embedder)
-    found, certainties = _verdicts(again, corpus, embedder)
+    instructions = Instructions.of(corpus, embedder)
+    expected, expected_certainties = instructions.verdicts(shipped)
+    found, certainties = instructions.verdicts(again)
     assert np.mean(np.array(found) == np.array(expected)) >= 0.99
     assert np.abs(certainties - expected_certainties).max() < 0.05
     held_out = [Subject(model, specs, embedder, RoutingSettings()).evaluate(corpus, None).held_out
