@@ -32,8 +32,10 @@ ALLOWED: dict[str, set[str]] = {
         "gateway",
     },
     "lifecycle": set(),
+    "kubernetes": {"host", "tasks", "artifacts", "local", "lifecycle", "ledger"},
     "commands": {
         "host",
+        "kubernetes",
         "settings_linter",
         "tasks",
         "artifacts",

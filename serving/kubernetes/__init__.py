@@ -1,0 +1,1 @@
+"""Kubernetes: manifests from the settings, and rules that find what fails on a cluster."""
