@@ -1,4 +1,4 @@
-"""Evaluation: suites, the gate that compares a model with its baseline on them, and attestations.
+"""Evaluates models on suites against their 16-bit baseline and signs the verdicts.
 
-No calibration may use any example of a suite.
+Examples of a suite are never used for calibration.
 """

@@ -1,8 +1,8 @@
-"""The served models as lm-eval sees them.
+"""Presents both models to lm-eval as language models.
 
-Prompts, constraints, parsers and confidences are those of serving.tasks, and the engine is the one
-that serves: a document's text is processed like a client's request. Other tasks are scored as
-lm-eval's own backends score them.
+Prompts, constraints, parsers and confidences are those of serving.tasks, and the engine is the
+serving engine: a document's text is processed like a client's request. Public tasks of lm-eval are
+scored as in lm-eval's own backends.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class Models(Protocol):
-    """Both models, as the adapter uses them; implemented by evals.pair.Pair."""
+    """Interface to both models; implemented by evals.pair.Pair."""
 
     def prediction(self, side: Side, name: str, index: int) -> Prediction:
         """Return a model's answer to an example of a suite."""
@@ -40,7 +40,7 @@ class Models(Protocol):
 
 
 class ServedModel(LM):  # type: ignore[misc]  # untyped upstream
-    """One side of a pair."""
+    """The model on one side of a pair."""
 
     def __init__(self, models: Models, side: Side) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ class ServedModel(LM):  # type: ignore[misc]  # untyped upstream
         self._side = side
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Return log-likelihood and whether it is the most likely one, of each continuation."""
+        """Return the log-likelihood of each continuation and whether it is the most likely one."""
         foreign = [item for item in requests if not _ours(item)]
         scored = iter(self._scored([item.args for item in foreign]))
         return [self._label(item) if _ours(item) else next(scored) for item in requests]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Return the answer to each request, as the text that a model would have written."""
+        """Return the answer to each request as generated text."""
         foreign = [item for item in requests if not _ours(item)]
         written = iter(self._continued([item.args for item in foreign]))
         return [
@@ -95,5 +95,5 @@ def _as_text(prediction: Prediction) -> str:
         return prediction.value.text
     assert isinstance(prediction.value, tuple)
     text = entities_json([(entity.text, entity.type) for entity in prediction.value])
-    # A truncated output must not look like a complete list to lm-eval.
+    # A truncated output must not parse as a complete list in lm-eval.
     return text if prediction.valid else text.removesuffix("]")

@@ -1,4 +1,4 @@
-"""A model's answers to a suite: makes the engine's work for each example and reads the outputs."""
+"""Makes the engine's work for each example of a suite and parses the outputs to answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from serving.tasks.classification import label_offsets
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One model's answers to a suite. label_offsets: for classifications, otherwise None."""
+    """One model's answers to a suite. label_offsets: of a classification, otherwise None."""
 
     predictions: tuple[Prediction, ...]
     label_offsets: dict[str, float] | None
@@ -23,9 +23,9 @@ class Answered:
 def works(
     subject: Subject, suite: Suite, examples: Sequence[Example] | None = None
 ) -> list[EngineWork]:
-    """Return the engine's work for examples of a suite (all of them).
+    """Return the engine's work for examples of a suite; None: for all.
 
-    Raises InvalidSuite for an example that is no request, for instance because it is too long.
+    Raises InvalidSuite for an example that is not a valid request, e.g. too long.
     """
     task = subject.task(suite.spec)
     found = []
@@ -42,11 +42,11 @@ def works(
 
 
 def read(subject: Subject, suite: Suite, outputs: Sequence[EngineOutput]) -> Answered:
-    """Return the answers for the engine's outputs, one for each example of the suite."""
+    """Parse the engine's outputs, one for each example of the suite."""
     predictions = _predictions(subject, suite, outputs, None)
     if not isinstance(suite.spec, ClassificationSpec):
         return Answered(predictions, None)
-    # From the calibration half, on which nothing is certified, and without its labels.
+    # Estimated on the calibration half, without its labels.
     pairs = zip(suite.examples, predictions, strict=True)
     half = [prediction for example, prediction in pairs if calibration_half(example.group)]
     probabilities = [prediction.label_probabilities or {} for prediction in half or predictions]

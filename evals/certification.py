@@ -1,7 +1,8 @@
-"""From which confidence on are answers right often enough? Calibration and a certified threshold.
+"""Calibrates confidences and certifies the threshold above which answers are accepted.
 
-Two disjoint halves: on one the raw confidence is mapped to a probability of being right and the
-candidate thresholds are fixed; on the other the thresholds are tested. Pure.
+There are two disjoint halves. On the calibration half, the raw confidence is mapped to a
+probability of being right and the candidate thresholds are fixed. On the certification half, the
+thresholds are tested. Pure.
 """
 
 from collections.abc import Sequence
@@ -22,30 +23,29 @@ def fit_calibration(raw: Floats, right: Bools) -> CalibrationMap:
     """Return the isotonic regression of being right on the raw confidence.
 
     raw, right: (n,). Equal confidences are pooled first, so the order of the examples does not
-    matter. Each level is drawn towards one half by one right and one wrong answer (Laplace's rule
-    of succession): no finite number of right answers makes a certainty. Raises ValueError for no
-    examples.
+    matter. Each level is shrunk towards one half by one right and one wrong answer (Laplace's rule
+    of succession), so that no level is 0 or 1. Raises ValueError for no examples.
     """
     if len(raw) == 0:
-        raise ValueError("there is nothing to calibrate on")
+        raise ValueError("no examples to calibrate on")
     knots, where = np.unique(raw, return_inverse=True)
     weights = np.bincount(where).astype(np.float64)
     means = np.bincount(where, weights=right.astype(np.float64)) / weights
     fitted = isotonic_regression(means, weights=weights).x
     _, level = np.unique(fitted, return_inverse=True)
     size = np.bincount(level, weights=weights)[level]
-    # Small levels are drawn further than large ones, which may undo the order.
+    # Small levels shrink more than large ones, which may break the order.
     drawn = isotonic_regression((fitted * size + 1.0) / (size + 2.0), weights=weights).x
-    # Equal levels may come out a rounding error apart, and a threshold would fall between them.
+    # Rounding errors may separate equal levels, and a threshold could fall between them.
     drawn = np.round(drawn, 12)
-    # Only the first and the last of a run of equal values are needed.
+    # Interpolation needs only the first and the last of a run of equal values.
     inner = np.ones(len(knots), dtype=bool)
     inner[1:-1] = (drawn[1:-1] != drawn[:-2]) | (drawn[1:-1] != drawn[2:])
     return CalibrationMap(knots=tuple(knots[inner].tolist()), values=tuple(drawn[inner].tolist()))
 
 
 def calibrated(mapping: CalibrationMap, raw: Floats) -> Floats:
-    """Return the calibrated confidences, bit for bit those of `mapping.calibrated`. raw: (n,)."""
+    """Return the calibrated confidences, equal bit for bit to `mapping.calibrated`. raw: (n,)."""
     knots, values = np.array(mapping.knots), np.array(mapping.values)
     right = np.searchsorted(knots, raw, side="right")
     if len(knots) == 1:
@@ -57,7 +57,7 @@ def calibrated(mapping: CalibrationMap, raw: Floats) -> Floats:
 
 
 def equal_width_bins(confidence: Floats, bins: int) -> NDArray[np.int64]:
-    """Return each confidence's bin in [0, 1], numbered from 0; 1 falls into the last. (n,)."""
+    """Return each confidence's bin, (n,), numbered from 0; a confidence of 1 is in the last bin."""
     return np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
 
 
@@ -76,30 +76,30 @@ def expected_calibration_error(confidence: Floats, right: Bools, bins: int = 10)
 
 @lru_cache(maxsize=16_384)
 def error_bound(errors: int, accepted: int, confidence: float = 0.95) -> float:
-    """Return the Clopper-Pearson upper bound of an error rate; 1 where nothing was accepted.
+    """Return the Clopper-Pearson upper bound of an error rate; 1 if no answer was accepted.
 
     Exact: holds at any number of examples. Source: Clopper and Pearson, Biometrika 26, 1934.
     """
     if accepted == 0 or errors == accepted:
         return 1.0
-    # What scipy.stats.binomtest(...).proportion_ci(method="exact") searches for; ten times faster.
+    # Equals scipy.stats.binomtest(...).proportion_ci(method="exact"), and is ten times faster.
     return float(beta.ppf(confidence, errors + 1, accepted - errors))
 
 
 def accepted_needed(target_error: float, confidence: float = 0.95) -> int:
-    """Return how many accepted examples, all right, certify the target error."""
+    """Return the number of accepted examples, all right, that certify the target error."""
     return int(np.ceil(np.log(1.0 - confidence) / np.log(1.0 - target_error)))
 
 
 def candidate_thresholds(
     confidence: Floats, right: Bools, tested: int | None = None, steps: int = 20
 ) -> list[float]:
-    """Return thresholds from strict to permissive, fixed on the calibration half alone.
+    """Return thresholds from strict to permissive, fixed on the calibration half.
 
     confidence, right: (n,), of the calibration half. tested: how many answers they are tested on;
-    None for n. The first is the one whose error bound would be lowest at that number: a stricter
-    one accepts too few to prove anything, and the first failure ends the search. More tested
-    answers can prove more with a stricter one.
+    None for n. The first is the one with the lowest error bound at that number: a stricter one
+    accepts too few examples, and the first failure ends the search. With more tested answers, a
+    stricter threshold can be certified.
     """
     if len(confidence) == 0:
         return []
@@ -124,12 +124,12 @@ def certify(
     target_error: float,
     level: float = 0.95,
 ) -> Certificate:
-    """Test thresholds in their order on the test half and stop at the first that does not hold.
+    """Test thresholds in order on the certification half; stop at the first that fails.
 
-    thresholds: from strict to permissive, chosen without the test half. confidence, right: (n,),
-    calibrated, of the test half. A fixed order needs no correction for testing several: a wrong
-    threshold is certified only if the first wrong one passes, which happens in at most 1 - level of
-    all cases (fixed-sequence testing; Bauer, 1991).
+    thresholds: from strict to permissive, chosen without the certification half. confidence, right:
+    (n,), calibrated, of the certification half. A fixed order needs no correction for testing
+    several: a wrong threshold is certified only if the first wrong one passes, which happens in at
+    most 1 - level of all cases (fixed-sequence testing; Bauer, 1991).
     """
     tested = len(confidence)
     best = Certificate(

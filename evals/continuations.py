@@ -1,4 +1,4 @@
-"""Requests of lm-eval's public tasks, run in the engine's process.
+"""Runs the requests of lm-eval's public tasks in the engine's process.
 
 Module-level functions that take the vllm.LLM first, for `OfflineEngine.call`.
 """
@@ -10,9 +10,9 @@ from typing import Any
 def score_continuations(llm: Any, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
     """Return log-likelihood (nats) and greediness of each continuation after its context.
 
-    pairs: (context, continuation). Tokenized as lm-eval does it: the whole text and the context
-    apart, the continuation being what the whole has more. The oldest context is cut where both do
-    not fit.
+    pairs: (context, continuation). Tokenized as in lm-eval: the continuation's tokens are those of
+    the whole text after the tokens of the context. If both do not fit the window, the start of the
+    context is cut.
     """
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
@@ -21,7 +21,7 @@ def score_continuations(llm: Any, pairs: Sequence[tuple[str, str]]) -> list[tupl
     window = llm.llm_engine.model_config.max_model_len - 1
     prompts, lengths = [], []
     for context, continuation in pairs:
-        # White space belongs to the continuation, whose tokens begin with it.
+        # White space before the continuation belongs to its first token.
         kept = context.rstrip()
         whole = tokenizer.encode(kept + context[len(kept) :] + continuation)
         start = tokenizer.encode(kept) if kept else [tokenizer.eos_token_id]

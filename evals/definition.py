@@ -1,8 +1,8 @@
-"""A suite as an lm-eval task: any model that lm-eval knows can be run on it.
+"""A suite as an lm-eval task, which any model of lm-eval can run.
 
-The prompt of the definition is that of the task (instruction, the same examples, the input), for
-models that lm-eval itself prompts. A gate's own model adapter (evals/adapter.py) takes the input
-alone from a document and lets serving.tasks make the prompt, as for a client's request.
+The task's definition has the prompt of the narrowgate task (instruction, the same examples, the
+input) for models that lm-eval prompts. A gate's own model adapter (evals/adapter.py) reads only the
+input of a document; serving.tasks makes the prompt, as for a client's request.
 """
 
 import json
@@ -114,7 +114,7 @@ def _prompting(spec: TaskSpec) -> dict[str, Any]:
                 "output_type": "generate_until",
                 "description": spec.instruction + "\n\n",
                 "doc_to_text": "{{text}}",
-                # Not as a template: lm-eval would turn the rendered JSON into a list.
+                # Not a template: lm-eval would parse the rendered JSON into a list.
                 "doc_to_target": lambda doc: doc["entities"],
                 "generation_kwargs": _greedy(spec),
                 **_few_shots(
@@ -154,7 +154,7 @@ def _greedy(spec: TaskSpec) -> dict[str, Any]:
 
 
 def _prediction(spec: TaskSpec, doc: Mapping[str, Any], results: Sequence[Any]) -> Prediction:
-    """Read a model's results as lm-eval returns them: log-likelihoods of the choices, or a text."""
+    """Convert lm-eval's results (log-likelihoods of the choices, or a text) to a prediction."""
     match spec:
         case ClassificationSpec():
             likelihoods = [likelihood for likelihood, _ in results]
@@ -186,6 +186,6 @@ def _expected(spec: TaskSpec, doc: Mapping[str, Any]) -> Expected:
 
 
 def entities_json(entities: Sequence[tuple[str, str]]) -> str:
-    """Return (text, type) pairs in the form in which the task's own prompt shows entities."""
+    """Return (text, type) pairs in the JSON form of the task's prompt."""
     items = [{"text": text, "type": kind} for text, kind in entities]
     return json.dumps(items, ensure_ascii=False, separators=(", ", ": "))

@@ -1,4 +1,4 @@
-"""The findings of a gate run, example by example, from which the reports are made."""
+"""The findings of a gate run, example by example: the input of the reports."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,9 +13,9 @@ Half = Literal["calibration", "certification", "comparison"]
 class Outcome:
     """One example with both models' answers.
 
-    expected, baseline, candidate: as people read them. raw: the candidate's raw confidence;
-    calibrated: through the map, None where there is none. half: which half it belongs to;
-    comparison where the user's own inputs take the certification half's place.
+    expected, baseline, candidate: readable text. raw: the candidate's raw confidence. calibrated:
+    None without a calibration map. half: of the suite; `comparison` where the user's own inputs
+    replace the certification half.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def flipped(self) -> bool:
-        """Return whether the answer changed, right or wrong."""
+        """Return whether candidate and baseline answered differently."""
         return self.baseline != self.candidate
 
 
@@ -47,7 +47,7 @@ class OwnOutcome:
 
 @dataclass(frozen=True, slots=True)
 class TaskFindings:
-    """One task: its spec, the signed numbers, and the examples behind them.
+    """One task: its spec, the signed numbers, and the examples.
 
     own_outcomes: of the user's own inputs; empty where the suite certifies.
     """
@@ -60,10 +60,8 @@ class TaskFindings:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """A whole gate run.
-
-    subject: the artifact's name. digest: its root, hex. steps_s: seconds of each step of the run,
-    which is not signed.
+    """A whole gate run. subject: the artifact's name. digest: its root, hex. steps_s: duration of
+    each step, not signed.
     """
 
     subject: str
@@ -73,8 +71,10 @@ class Findings:
     steps_s: dict[str, float] = field(default_factory=dict)
 
 
-def overall(findings: Findings) -> Verdict:
-    """Return fail if anything failed, else inconclusive if anything was, or nothing was tested."""
+def overall_verdict(findings: Findings) -> Verdict:
+    """Return fail if any task or check failed; else inconclusive if any was, or if no task was
+    tested.
+    """
     verdicts = {found.result.verdict for found in findings.tasks.values()}
     verdicts |= {check.verdict for check in findings.predicate.general.values()}
     if Verdict.FAIL in verdicts:

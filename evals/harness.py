@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class General:
-    """Public tasks of lm-eval that are run beside the suites.
+    """Public tasks of lm-eval that a gate runs in addition to the suites.
 
-    include_path: folder with further task files. margin: largest acceptable loss of each.
+    include_path: folder with further task files. margin: largest acceptable loss of each task.
     """
 
     names: tuple[str, ...] = ()
@@ -30,16 +30,16 @@ class General:
 
 @dataclass(frozen=True, slots=True)
 class HarnessResult:
-    """What lm-eval reports. metrics: of the suites, by name. general: each document's score."""
+    """Results of lm-eval. metrics: of the suites, by name. general: document scores by task."""
 
     metrics: dict[str, float]
     general: dict[str, list[float]]
 
 
 def refuse_unknown_general(general: General) -> None:
-    """Refuse general tasks that lm-eval does not know, before a model is loaded.
+    """Refuse general tasks that lm-eval does not have.
 
-    Blocking: imports lm-eval where a task is named. Raises InvalidSuite.
+    Blocking: imports lm-eval if a task is named. Raises InvalidSuite.
     """
     if general.include_path is not None and not general.include_path.is_dir():
         raise InvalidSuite(
@@ -64,11 +64,11 @@ def refuse_unknown_general(general: General) -> None:
 def run_harness(
     models: "Models", side: Side, suites: Sequence[Suite], general: General
 ) -> HarnessResult:
-    """Evaluate one model through lm-eval. Blocking, minutes.
+    """Evaluate one model with lm-eval. Blocking, minutes.
 
-    Raises InvalidSuite for a general task that lm-eval does not know or cannot load.
+    Raises InvalidSuite for a general task that lm-eval does not have or cannot load.
     """
-    # Set before lm-eval is imported: its progress bars would mix with this program's output.
+    # tqdm reads this at import. Its bars would mix with this program's output.
     os.environ["TQDM_DISABLE"] = "1"
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -119,5 +119,5 @@ def _scores(found: Any, name: str) -> list[float]:
             )
         scores.append(float(values[0]))
     if not scores:
-        raise InvalidSuite(f"lm-eval's task {name!r} gave no results", field="general")
+        raise InvalidSuite(f"lm-eval's task {name!r} returned no results", field="general")
     return scores

@@ -1,7 +1,7 @@
-"""Metrics of a task over any choice of its examples, fast enough for ten thousand resamples.
+"""Metrics of a task over resamples of its examples.
 
-Each example is reduced once to a row of counts; a metric is a function of the sum of rows. All are
-shares in [0, 1]: chrF++ and BLEU are divided by 100.
+Each example is reduced once to a row of counts; a metric is a function of the sum of rows, so ten
+thousand resamples take seconds. All metrics are in [0, 1]: chrF++ and BLEU are divided by 100.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ Expected = str | tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """row: the counts of an example's answer, (k,). values: metrics of summed rows, (..., k)."""
+    """A metric. row: counts of one answer, (k,). values: metrics of summed rows, (..., k)."""
 
     name: str
     row: Callable[[Prediction, Expected], Sequence[float]]
@@ -39,7 +39,7 @@ class Metric:
         return float(self.values(total))
 
     def over(self, rows: Counts) -> Callable[[NDArray[np.intp]], Counts]:
-        """Return the metric of chosen rows as a function of their indices, (..., n) in, (...) out.
+        """Return the metric as a function of row indices, (..., n) in, (...) out.
 
         rows: (n, k).
         """
@@ -67,9 +67,9 @@ def metric_of(spec: TaskSpec) -> Metric:
 def is_right(spec: TaskSpec, prediction: Prediction, expected: Expected, seed: str = "") -> bool:
     """Return whether an answer counts as right, for calibration and the error bound.
 
-    An answer with a loss between 0 and 1 counts as wrong with that probability: the mean of the
-    counts is the mean loss, and the exact binomial bound holds for it. seed: fixes the draw; an
-    example's id.
+    An answer with a loss between 0 and 1 counts as wrong with that probability. The expected count
+    of wrong answers is then the sum of the losses, and the exact binomial bound holds for it. seed:
+    fixes the draw; an example's id.
     """
     loss = loss_of(spec, prediction.value, expected, valid=prediction.valid)
     if loss in (0.0, 1.0):
@@ -87,7 +87,7 @@ def _macro_f1(labels: list[str]) -> Metric:
     k = len(labels)
 
     def row(prediction: Prediction, expected: Expected) -> Sequence[float]:
-        # True positives, predictions and members of each class.
+        # True positives, predictions and expected labels of each class.
         counts = np.zeros(3 * k)
         found, wanted = number[str(prediction.value)], number[str(expected)]
         counts[found] = float(found == wanted)
@@ -97,7 +97,7 @@ def _macro_f1(labels: list[str]) -> Metric:
 
     def values(total: Counts) -> Counts:
         right, both = total[..., :k], total[..., k : 2 * k] + total[..., 2 * k :]
-        # A class that occurs neither in the labels nor in the answers of a resample is left out.
+        # Classes without expected labels and without answers in a resample do not count.
         f1 = np.divide(2.0 * right, both, out=np.zeros_like(right), where=both > 0)
         mean: Counts = f1.sum(axis=-1) / (both > 0).sum(axis=-1)
         return mean
@@ -114,7 +114,7 @@ def _entity_row(prediction: Prediction, expected: Expected) -> Sequence[float]:
 
 def _f1(total: Counts) -> Counts:
     both = total[..., 1] + total[..., 2]
-    # Neither expected nor found entities: nothing was missed.
+    # No entities expected and none found: F1 is 1.
     return np.divide(2.0 * total[..., 0], both, out=np.ones_like(both), where=both > 0)
 
 
@@ -130,7 +130,7 @@ def _translation(name: str) -> Metric:
 
     def row(prediction: Prediction, expected: Expected) -> Sequence[float]:
         assert isinstance(prediction.value, Translation)
-        # sacrebleu sums these counts over a corpus. Only its own code computes them.
+        # sacrebleu sums these counts over a corpus. There is no public API for them.
         (counts,) = scorer._extract_corpus_statistics([prediction.value.text], [[str(expected)]])
         return [float(count) for count in counts]
 
@@ -138,5 +138,5 @@ def _translation(name: str) -> Metric:
         score = scorer._compute_score_from_stats([int(count) for count in total])
         return float(score.score) / 100
 
-    # One sum at a time: sacrebleu has no code for several.
+    # One sum at a time: sacrebleu is not vectorized.
     return Metric(name, row, lambda total: np.apply_along_axis(value, -1, total))

@@ -1,4 +1,4 @@
-"""The files of a gate run: two reports and the attestation, by default in the model's folder."""
+"""Writes the files of a gate run: two reports and the attestation."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from serving.contracts.attestation import FILE, envelope_digest
 from serving.contracts.errors import EvaluationFailed, OutputInUse
 from serving.host.safe_write import refuse_unwritable_output, replace_file
 
-# Readable by the user who serves the model, who may not be the one who ran the gate.
+# Readable by other users: the gate and the server may run as different users.
 _MODE = 0o644
 _REPORTS = ("report.html", "report.md")
 
@@ -22,7 +22,7 @@ def refuse_unwritable_results(out: Path) -> None:
     for name in (*_REPORTS, FILE):
         if (out / name).is_dir():
             raise OutputInUse(
-                f"{str(out / name)!r} is a folder, and a file of this name is written",
+                f"{str(out / name)!r} is a folder, and the gate writes a file of this name",
                 field="out",
                 fix="name another folder",
             )
@@ -31,8 +31,8 @@ def refuse_unwritable_results(out: Path) -> None:
 def write_results(findings: Findings, signer: Any, out: Path, *, texts: bool) -> str:
     """Write report.html, report.md and, last, attestation.json; return the envelope's digest.
 
-    Each replaces what an earlier run wrote, whole or not at all. texts: whether the report shows
-    texts of examples. Raises EvaluationFailed where a file cannot be written.
+    Replaces each file of an earlier run atomically. texts: whether the report shows texts of
+    examples. Raises EvaluationFailed where a file cannot be written.
     """
     envelope = sign(make_statement(findings.subject, findings.digest, findings.predicate), signer)
     reports = (render_html(findings, texts=texts).encode(), render_markdown(findings).encode())

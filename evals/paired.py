@@ -1,4 +1,4 @@
-"""Is the candidate no worse than the baseline? Differences on the same examples, with bounds.
+"""Computes differences between candidate and baseline on the same examples, with bounds.
 
 Pure: arrays in, numbers out. Every bound is one-sided at the given confidence, so that a lower and
 an upper bound at 95 % together make an interval of 90 %.
@@ -17,7 +17,7 @@ from serving.contracts.attestation import Interval
 
 Indices = NDArray[np.intp]
 Values = NDArray[np.float64] | float
-# Indices that are drawn at once; each brings its row of counts.
+# Indices drawn in one batch; each has a row of counts in memory.
 _BATCH_INDICES = 200_000
 
 
@@ -26,11 +26,11 @@ def accuracy_difference(
 ) -> Interval:
     """Return the difference of two accuracies with Tango's score bounds.
 
-    baseline, candidate: (n,), whether each answered right. Only examples that exactly one of them
-    answered right carry information. Source: T. Tango, "Equivalence test and confidence interval
+    baseline, candidate: (n,), whether each answer is right. Only discordant examples (exactly one
+    answer is right) carry information. Source: T. Tango, "Equivalence test and confidence interval
     for the difference in proportions for the paired-sample design", Statistics in Medicine 17,
-    1998, equation 5; it keeps its level where normal approximations do not, also without any
-    discordant example. Raises ValueError for no examples or unequal lengths.
+    1998, equation 5; it keeps its level for small samples and without discordant examples. Raises
+    ValueError for no examples or unequal lengths.
     """
     if len(baseline) != len(candidate) or len(baseline) == 0:
         raise ValueError(f"{len(baseline)} and {len(candidate)} answers cannot be paired")
@@ -40,7 +40,7 @@ def accuracy_difference(
     estimate = (gained - lost) / n
     z = float(norm.ppf(confidence))
     lower = _score_bound(gained, lost, n, z)
-    # The same bound seen from the baseline's side.
+    # By symmetry: the lower bound with the two models exchanged.
     upper = -_score_bound(lost, gained, n, z)
     return Interval(
         estimate=estimate,
@@ -64,7 +64,7 @@ def _score_bound(gained: int, lost: int, n: int, z: float) -> float:
 
 
 def _score(gained: int, lost: int, n: int, difference: float) -> float:
-    # The probability of a loss under the restriction that gains exceed losses by `difference`.
+    # Maximum-likelihood estimate of the probability of a loss, given the difference.
     a = 2.0 * n
     b = -gained - lost + (2.0 * n - gained + lost) * difference
     c = -lost * difference * (1.0 - difference)
@@ -84,15 +84,15 @@ def bootstrap_interval(
     resamples: int = 10_000,
     confidence: float = 0.95,
 ) -> Interval:
-    """Return any figure of n examples with one-sided percentile-bootstrap bounds.
+    """Return a statistic of n examples with one-sided percentile-bootstrap bounds.
 
-    value: the figure for indices of examples, (..., n) in and (...) out, repeats allowed; for a
-    difference, of both models on the same resample, which keeps the pairing. The bounds are never
-    closer than n examples allow that all agree (Tango's bounds without a discordant one): resamples
-    of examples none of which differs would promise certainty. Raises ValueError for no examples.
+    value: the statistic of the examples at the given indices, (..., n) in and (...) out, repeats
+    allowed. For a difference it evaluates both models on the same resample. The bounds are at least
+    as wide as Tango's bounds for n examples without a discordant one: resamples of examples that
+    all agree would give an interval of width zero. Raises ValueError for no examples.
     """
     if n == 0:
-        raise ValueError("there is nothing to resample")
+        raise ValueError("no examples to resample")
     examples = np.arange(n)
     estimate = float(value(examples))
     lower = upper = estimate

@@ -13,9 +13,9 @@ from serving.contracts.attestation import (
 
 
 def make_statement(name: str, root: str, predicate: GatePredicate) -> Statement:
-    """Return the in-toto statement about one model, checked by in-toto's own library.
+    """Return the in-toto statement about one model, validated with in-toto's library.
 
-    name: the model's, for people. root: its digest, hex.
+    name: of the model, informative. root: its digest, hex.
     """
     statement = Statement(
         type=STATEMENT_TYPE,
@@ -28,7 +28,7 @@ def make_statement(name: str, root: str, predicate: GatePredicate) -> Statement:
 
 
 def sign(statement: Statement, signer: Any) -> bytes:
-    """Return the envelope's bytes, as they are stored."""
+    """Sign a statement and return the DSSE envelope's bytes."""
     return signed_envelope(statement.to_payload(), signer)
 
 

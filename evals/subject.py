@@ -1,4 +1,4 @@
-"""A model under test: its folder, and the engine that answers for it as settings configure it."""
+"""A model under test: its folder and its engine, configured by the settings."""
 
 import json
 import os
@@ -32,9 +32,9 @@ Precision = Literal["16-bit", "int8", "int4"]
 
 @dataclass(slots=True)
 class Subject:
-    """One model. settings: how it is served or will be; their source is not read.
+    """One model. settings: configure its engine; their `source` field is not read.
 
-    Not for use from several threads.
+    Not thread-safe.
     """
 
     name: str
@@ -61,13 +61,13 @@ class Subject:
         """Return the task bound to this model. Raises InvalidTaskSpec."""
         if label_offsets is not None:
             return bind(spec, self.tokenizer, self.settings.max_model_len, label_offsets)
-        # Rendering a prompt for every direction, and language models, take seconds.
+        # Cached: binding a translation task takes seconds.
         if spec.name not in self._tasks:
             self._tasks[spec.name] = bind(spec, self.tokenizer, self.settings.max_model_len)
         return self._tasks[spec.name]
 
     def begin_load(self) -> None:
-        """Start the engine unless it runs, without waiting for it.
+        """Start the engine unless it runs, and return at once.
 
         Raises UnsuitableTarget, EngineFailure.
         """
@@ -75,7 +75,7 @@ class Subject:
             return
         checkpoint = Checkpoint(str(self.folder.resolve()), None)
         engine_kwargs, environment = offline_arguments(self.settings, checkpoint)
-        # One process: the engine's memory is that of the process that is asked.
+        # In one process, so that the peak memory of that process is the engine's.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         log = self._log / "engine.log"
         self._engine = OfflineEngine.launch(engine_kwargs, environment, log)
@@ -96,14 +96,14 @@ class Subject:
             self.version = self._engine.call(engine_version)
 
     def unload(self) -> None:
-        """Stop the engine if it runs, and note the most memory that it held."""
+        """Stop the engine if it runs, and record its peak memory."""
         if self._engine is not None:
             self.memory_bytes = max(self.memory_bytes, self.call(peak_memory))
             self._engine.stop()
             self._engine = None
 
     def close(self, *, broken_off: bool = False) -> None:
-        """Stop the engine and remove its log. broken_off: at once, in the middle of its work."""
+        """Stop the engine and remove its log. broken_off: at once, during its work."""
         if self._engine is not None:
             if broken_off:
                 self._engine.kill()
@@ -133,10 +133,10 @@ def weight_bytes(folder: Path) -> int:
 
 
 def precision_of(folder: Path) -> Precision:
-    """Return the precision of a checkpoint's weights, as its configuration states it.
+    """Return the precision of a checkpoint's weights according to its configuration.
 
-    Mixed precision counts as its lowest. Raises UnsuitableModel for a configuration that cannot be
-    read or a method that this version does not know.
+    Mixed precision counts as its lowest. Raises UnsuitableModel for an unreadable configuration or
+    an unknown quantization method.
     """
     config = _json(folder / "config.json")
     stated = config.get("quantization_config")
@@ -157,7 +157,7 @@ def precision_of(folder: Path) -> Precision:
 
 
 def recipe_of(folder: Path) -> str | None:
-    """Return the recipe that an artifact was made with, if its provenance names it."""
+    """Return an artifact's recipe, or None if its provenance does not name one."""
     try:
         return str(_json(folder / "provenance.json")["recipe"]["name"])
     except (UnsuitableModel, KeyError, TypeError):
@@ -165,11 +165,11 @@ def recipe_of(folder: Path) -> str | None:
 
 
 def calibration_digests(folder: Path) -> frozenset[str]:
-    """Return the digests of an artifact's calibration texts, if its provenance lists them."""
+    """Return the digests of an artifact's calibration texts; empty without a provenance file."""
     try:
         provenance = _json(folder / "provenance.json")
     except UnsuitableModel:
-        # Artifacts of other tools have none.
+        # Artifacts of other tools have no provenance file.
         if not (folder / "provenance.json").exists():
             return frozenset()
         raise
@@ -196,5 +196,5 @@ def _json(path: Path) -> dict[str, Any]:
             fix="name a folder with a Hugging Face checkpoint",
         ) from error
     if not isinstance(content, dict):
-        raise UnsuitableModel(f"{str(path)!r} holds no object", field="candidate")
+        raise UnsuitableModel(f"{str(path)!r} is not a JSON object", field="candidate")
     return content

@@ -1,7 +1,7 @@
-"""A suite: the examples on which one task is tested, and the task itself.
+"""Reads suites: the examples on which one task is tested, and the task's spec.
 
 A suite is a folder with JSONL files and, except for the built-in ones, the task's spec as
-`task.yaml`. What a line holds depends on the kind of task; docs/gate.md has the fields.
+`task.yaml`. docs/gate.md lists the fields of a line for each kind of task.
 """
 
 import hashlib
@@ -38,12 +38,10 @@ _SHOWN_CHARS = 80
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One input with the expected answer.
-
-    id: distinct within the suite. group: examples of one group are the same text in several
-    directions; they are split and resampled together. expected: a label, a sorted tuple of
-    (entity text, type), or a reference translation. slice: part of the suite that is reported by
-    itself (a translation's direction), or None.
+    """One input with the expected answer. id: unique within the suite. group: examples of one group
+    are the same text in several directions; they are split and resampled together. expected: a
+    label, a sorted tuple of (entity text, type), or a reference translation. slice: part of the
+    suite with a result of its own (a translation's direction), or None.
     """
 
     id: str
@@ -73,7 +71,7 @@ class Suite:
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
     def text_digests(self) -> dict[str, str]:
-        """Return the id of an example by the digest of its text, in every language of the suite."""
+        """Return the example ids by text digest, in every language of the suite."""
         found: dict[str, str] = {}
         for example in self.examples:
             found.setdefault(text_digest(example.request.text), example.id)
@@ -97,19 +95,19 @@ class Suite:
         )
 
     def between(self, first: int, end: int) -> "Suite":
-        """Return the suite with its examples from `first` on, up to but without `end`."""
+        """Return a suite of the examples from `first` to before `end`."""
         return self.holding(self.examples[first:end])
 
     def among(self, indices: Sequence[int]) -> "Suite":
-        """Return the suite with the examples at these indices alone."""
+        """Return a suite of the examples at these indices."""
         return self.holding([self.examples[index] for index in indices])
 
     def holding(self, examples: Sequence[Example]) -> "Suite":
-        """Return the suite with these examples instead of its own."""
+        """Return a suite of these examples, with this suite's name and spec."""
         return Suite(self.name, self.source, self.spec, tuple(examples))
 
     def first(self, limit: int) -> "Suite":
-        """Return the suite with its first `limit` groups alone."""
+        """Return a suite of the first `limit` groups."""
         kept: list[str] = []
         for example in self.examples:
             if example.group not in kept:
@@ -121,10 +119,8 @@ class Suite:
 
 
 def calibration_half(group: str) -> bool:
-    """Return whether a group of examples belongs to the half on which confidences are calibrated.
-
-    The other half certifies. The choice is a hash of the group's name: it is the same in every run,
-    in any order of the examples, and after examples were added.
+    """Return whether a group of examples is in the calibration half; the other half certifies. A
+    hash of the group's name decides, so adding or reordering examples moves none to the other half.
     """
     return hashlib.sha256(f"narrowgate-half:{group}".encode()).digest()[0] % 2 == 0
 
@@ -134,7 +130,7 @@ _Text: TypeAdapter[str] = TypeAdapter(Text)
 
 
 class _Row(BaseModel):
-    # Further fields describe an example for people: domain, trait, ...
+    # Other fields are comments for readers: domain, trait, ...
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str | int | None = None
@@ -158,7 +154,9 @@ class _Directed(_Row):
 
 
 def built_in_suites(specs: Mapping[str, TaskSpec], *, extended: bool = False) -> list[Suite]:
-    """Return the suites that are shipped, for those of the specs that have one.
+    """Return the built-in suites of those specs that have one.
+
+    extended: with the inputs of `test_hard.jsonl`, which the first start omits to save time.
 
     extended: with the inputs of `test_hard.jsonl`, which the first start leaves out for its time.
     Blocking. Raises InvalidSuite.
@@ -182,12 +180,12 @@ def named_suites(name: str, specs: Mapping[str, TaskSpec]) -> list[Suite]:
 def load_suites(folder: Path) -> list[Suite]:
     """Return the suite of a folder, or the suites of the folders in it.
 
-    Blocking. Raises InvalidSuite, which names file and line, and InvalidTaskSpec.
+    Blocking. Raises InvalidSuite with file and line, and InvalidTaskSpec.
     """
     folders = [folder] if (folder / SPEC_FILE).is_file() else _below(folder)
     if not folders:
         raise InvalidSuite(
-            f"{str(folder)!r} holds no {SPEC_FILE}",
+            f"{str(folder)!r} has no {SPEC_FILE}",
             field="suite",
             fix=f"a suite is a folder with {SPEC_FILE} and *.jsonl, or a folder of such folders",
         )
@@ -213,7 +211,7 @@ def _read(folder: Path, spec: TaskSpec, source: str, pattern: str = "*.jsonl") -
                 examples += parse_line(line, spec, f"{file.name}, line {number}")
     if not examples:
         raise InvalidSuite(
-            f"{str(folder)!r} holds no examples", field="suite", fix="add lines to a *.jsonl file"
+            f"{str(folder)!r} has no examples", field="suite", fix="add lines to a *.jsonl file"
         )
     _refuse_repeated_ids(examples, folder)
     return Suite(spec.name, source, spec, tuple(examples))
@@ -221,7 +219,7 @@ def _read(folder: Path, spec: TaskSpec, source: str, pattern: str = "*.jsonl") -
 
 def _lines(file: Path) -> list[str]:
     try:
-        # splitlines would also split at separators that JSON strings may hold.
+        # splitlines would also split at separators that may occur in JSON strings.
         return file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSuite(
@@ -230,7 +228,9 @@ def _lines(file: Path) -> list[str]:
 
 
 def parse_line(line: str, spec: TaskSpec, where: str) -> list[Example]:
-    """Return the examples of one line of JSON. Raises InvalidSuite, which names `where`."""
+    """Return the examples of one line of JSON. Raises InvalidSuite. where: file and line, for the
+    message.
+    """
     try:
         row = _Line.validate_json(line)
         _refuse_other_than_text(row, spec)
@@ -294,7 +294,7 @@ def _translated(row: dict[str, Any], spec: TranslationSpec, where: str) -> Itera
         parsed = _Directed.model_validate(row)
         pair = (parsed.source_language, parsed.target_language)
         if not set(pair) <= set(spec.languages) or pair[0] == pair[1]:
-            raise ValueError(f"{pair} is no direction of {list(spec.languages)}")
+            raise ValueError(f"{pair} is not a direction of {list(spec.languages)}")
         name = _id(parsed, where)
         request = TaskRequest(spec.name, parsed.text, *pair)
         yield Example(name, name, request, parsed.reference, "-".join(pair))
@@ -303,7 +303,7 @@ def _translated(row: dict[str, Any], spec: TranslationSpec, where: str) -> Itera
     found = {code: row[code] for code in spec.languages if row.get(code)}
     texts = {code: _Text.validate_python(text) for code, text in found.items()}
     if len(texts) < 2:
-        raise ValueError(f"a line needs a text in two or more of {list(spec.languages)}")
+        raise ValueError(f"a line must have a text in two or more of {list(spec.languages)}")
     for source, text in texts.items():
         for target, reference in texts.items():
             if source != target:
@@ -323,6 +323,6 @@ def _refuse_repeated_ids(examples: Sequence[Example], folder: Path) -> None:
             raise InvalidSuite(
                 f"{str(folder)!r} has two examples with id {example.id!r}",
                 field="suite",
-                fix="give every example a distinct id, or no id",
+                fix="give every example a unique id, or no id",
             )
         seen.add(example.id)

@@ -1,4 +1,4 @@
-"""Checks whether a suite is fit for a gate, and which bounds its size can prove. Pure."""
+"""Checks whether a gate can use a suite, and which bounds its size can prove. Pure."""
 
 import math
 import re
@@ -42,8 +42,8 @@ class Words:
 class ErrorBound:
     """Whether an error rate among accepted answers can be certified at 95 %.
 
-    needed: accepted texts, all answered right. reachable: whether the certification half has as
-    many. coverage: share of that half that must be accepted; None where it is too small.
+    needed: number of accepted texts, all answered right. reachable: whether the certification half
+    has that many. coverage: share of that half that must be accepted; None if it is too small.
     """
 
     alpha: float
@@ -54,7 +54,7 @@ class ErrorBound:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """The smallest margin that is decided when a share of the answers flips and none is lost.
+    """The smallest margin that can be decided when a share of the answers flips without a net loss.
 
     margin: in units of accuracy, one-sided 95 %; for other metrics a rule of thumb.
     """
@@ -65,11 +65,11 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class SuiteReport:
-    """The findings of a check. problems make the suite unfit, warnings do not.
+    """The findings of a check. A gate refuses a suite with problems, not one with warnings.
 
-    groups: independent texts. certification_groups: those on which bounds are certified. counts:
+    groups: independent texts. certification_groups: those in the certification half. counts:
     examples by label or direction, or mentions by entity type. without_entities: share of the
-    examples, None where the task has no entities. target: for the task's own target error.
+    examples, None where the task has no entities. target: the bound for the task's target error.
     """
 
     name: str
@@ -90,12 +90,12 @@ class SuiteReport:
 
     @property
     def fit(self) -> bool:
-        """Return whether a gate may test on it."""
+        """Return whether a gate accepts the suite."""
         return not self.problems
 
 
 def check(suite: Suite) -> SuiteReport:
-    """Return what a suite holds, what is wrong with it and what its size can prove."""
+    """Return the contents of a suite, its problems, and the bounds that its size can prove."""
     groups = {example.group for example in suite.examples}
     tested = sum(not calibration_half(group) for group in groups)
     lengths = [len(example.request.text.split()) for example in suite.examples]
@@ -136,23 +136,24 @@ def refuse_unfit(suite: Suite) -> None:
 
 
 def error_bound_for(alpha: float, tested: int) -> ErrorBound:
-    """Return what it takes to certify an error rate on a half of `tested` texts."""
+    """Return the requirements for certifying an error rate on a half of `tested` texts."""
     needed = accepted_needed(alpha)
     reachable = needed <= tested
     return ErrorBound(alpha, needed, reachable, needed / tested if reachable else None)
 
 
 def smallest_margin(flips: float, n: int) -> float:
-    """Return the loss that n examples tell from none, when a share of the answers flips.
+    """Return the smallest loss that n examples can distinguish from zero.
 
-    The difference of two accuracies on the same examples has variance flips / n where gains equal
-    losses; its one-sided 95 % bound lies 1.645 standard errors away.
+    flips: share of changed answers. The difference of two accuracies on the same examples has
+    variance flips / n where gains equal losses; its one-sided 95 % bound is 1.645 standard errors
+    away.
     """
     return _Z * math.sqrt(flips / n)
 
 
 def few_shot_digests(spec: TaskSpec) -> frozenset[str]:
-    """Return the digests of the texts that the task's prompt shows, in every language."""
+    """Return the digests of the texts in the task's prompt, in every language."""
     if isinstance(spec, TranslationSpec):
         return frozenset(text_digest(text) for shown in spec.examples for text in shown.values())
     return frozenset(text_digest(shown.text) for shown in spec.examples)
@@ -186,15 +187,15 @@ def _without_entities(suite: Suite) -> float | None:
 
 def _problems(suite: Suite, counts: Mapping[str, int], repeated: Sequence[str]) -> Iterator[str]:
     if repeated:
-        yield f"{len(repeated)} texts occur more than once: {_some(repeated)}"
+        yield f"{len(repeated)} texts occur more than once: {_listed(repeated)}"
     missing = [name for name, count in counts.items() if count == 0]
     if missing and not isinstance(suite.spec, TranslationSpec):
         what = "label" if isinstance(suite.spec, ClassificationSpec) else "entity type"
-        yield f"no example of {what} {_some(missing)}"
+        yield f"no example of {what} {_listed(missing)}"
     known = suite.text_digests()
     shown = sorted(known[digest] for digest in few_shot_digests(suite.spec) & known.keys())
     if shown:
-        yield f"{len(shown)} texts are shown in the task's own prompt: {_some(shown)}"
+        yield f"{len(shown)} texts are in the task's own prompt: {_listed(shown)}"
 
 
 def _content_warnings(
@@ -203,10 +204,10 @@ def _content_warnings(
     exact = set(repeated)
     near = [item for item in _repeated(suite, _letters) if item not in exact]
     if near:
-        yield f"{len(near)} texts differ in punctuation or digits alone: {_some(near)}"
+        yield f"{len(near)} texts differ only in punctuation or digits: {_listed(near)}"
     missing = [name for name, count in counts.items() if count == 0]
     if isinstance(suite.spec, TranslationSpec) and missing:
-        yield f"{len(missing)} of {len(counts)} directions have no example: {_some(missing)}"
+        yield f"{len(missing)} of {len(counts)} directions have no example: {_listed(missing)}"
     present = [count for count in counts.values() if count]
     if isinstance(suite.spec, ClassificationSpec) and present:
         ratio = max(present) / min(present)
@@ -218,7 +219,7 @@ def _size_warnings(spec: TaskSpec, target: ErrorBound, tested: int, groups: int)
     margin, least = spec.margins.int8, smallest_margin(_USUAL_FLIPS, groups)
     if not target.reachable:
         yield (
-            f"the target error {target.alpha:g} takes {target.needed} accepted texts, and the "
+            f"the target error {target.alpha:g} needs {target.needed} accepted texts, and the "
             f"certification half has {tested}: no gate can pass"
         )
     if margin < least:
@@ -235,7 +236,7 @@ def _texts_for(margin: float) -> str:
 
 
 def _texts(suite: Suite) -> Iterator[tuple[str, str, str]]:
-    """Yield (group, language, text), each once; the language is empty but for translations."""
+    """Yield each distinct (group, language, text); only translations have a language."""
     seen: set[tuple[str, str, str]] = set()
     for example in suite.examples:
         request = example.request
@@ -249,7 +250,9 @@ def _texts(suite: Suite) -> Iterator[tuple[str, str, str]]:
 
 
 def _repeated(suite: Suite, key: Callable[[str], str]) -> list[str]:
-    """Return `first = later` for every text whose key an earlier one has; keys may be empty."""
+    """Return `first = later` for every text with the key of an earlier text. Empty keys never
+    match.
+    """
     first: dict[tuple[str, str], str] = {}
     found = []
     for group, language, text in _texts(suite):
@@ -264,7 +267,7 @@ def _letters(text: str) -> str:
     return _NOT_LETTERS.sub(" ", text).casefold().strip()
 
 
-def _some(items: Iterable[str]) -> str:
+def _listed(items: Iterable[str]) -> str:
     every = list(items)
     rest = len(every) - _NAMED
     return ", ".join(every[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

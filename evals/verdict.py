@@ -8,13 +8,13 @@ from evals.certification import accepted_needed
 from serving.contracts.attestation import Certificate, Interval, Speed, Verdict
 
 _SEVERITY = {Verdict.PASS: 0, Verdict.INCONCLUSIVE: 1, Verdict.FAIL: 2}
-# The estimate lies at the border itself: no realistic number of examples decides.
+# The estimate is at the limit: no realistic number of examples decides.
 _MOST_TIMES_N = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict with its reasons. more_examples: how many would decide; 0 where it is decided."""
+    """A verdict with its reasons. more_examples: number that would decide; 0 if it is decided."""
 
     verdict: Verdict
     reasons: tuple[str, ...]
@@ -23,14 +23,14 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The numbers that one task is judged on, in the metric's units.
+    """The numbers that decide one task's verdict, in the metric's units.
 
-    difference: candidate - baseline; None where the metric could not be computed. own: the
-    candidate's metric with its bounds. margin: largest acceptable loss; None where none
-    is stated, which permits no loss. floor: lowest acceptable metric. slices: differences within
-    parts of the suite. certificate: None where there was nothing to certify on. wrong_at_best:
-    lower bound of the error rate among the most confident answers. speed: None if not measured.
-    own_inputs: whether the certificate is of the user's own inputs.
+    difference: candidate - baseline; None if the metric could not be computed. own: the candidate's
+    metric with its bounds. margin: largest acceptable loss; None if none is stated, which permits
+    no loss. floor: lowest acceptable metric. slices: differences within parts of the suite.
+    certificate: None without examples to certify on. wrong_at_best: lower bound of the error rate
+    among the most confident answers. speed: None if not measured. own_inputs: whether the
+    certificate is of the user's own inputs.
     """
 
     n: int
@@ -46,25 +46,25 @@ class Evidence:
 
 
 def judge(evidence: Evidence) -> Judgement:
-    """Return the verdict of one task: the worst of its checks, with the reasons of those."""
+    """Return the verdict of one task: the worst of its checks, with their reasons."""
     return _worst(list(_checks(evidence)))
 
 
 def judge_loss(difference: Interval | None, n: int, margin: float | None) -> Judgement:
-    """Return the verdict on the loss against the baseline alone."""
+    """Return the verdict on only the loss against the baseline."""
     if difference is None or math.isnan(difference.estimate):
         return _fail("the metric could not be computed")
     if margin is None:
         return _fail("no margin is stated for this precision (--margin TASK=LOSS)")
     if difference.upper < -margin:
-        return _fail(f"worse by at least {-difference.upper:.4f}, and {margin} is acceptable")
+        return _fail(f"worse by at least {-difference.upper:.4f}; the margin is {margin}")
     if difference.lower >= -margin:
-        return _pass(f"worse by at most {max(-difference.lower, 0.0):.4f}; {margin} is acceptable")
+        return _pass(f"worse by at most {max(-difference.lower, 0.0):.4f}; the margin is {margin}")
     return Judgement(
         Verdict.INCONCLUSIVE,
         (
-            f"the loss is between {-difference.upper:.4f} and {-difference.lower:.4f}, and "
-            f"{margin} is acceptable",
+            f"the loss is between {-difference.upper:.4f} and {-difference.lower:.4f}; the "
+            f"margin is {margin}",
         ),
         _more_examples(difference, -margin, n),
     )
@@ -75,8 +75,8 @@ def _checks(evidence: Evidence) -> Iterator[Judgement]:
     for name, difference in evidence.slices.items():
         if evidence.margin is not None and difference.upper < -evidence.margin:
             yield _fail(
-                f"{name} is worse by at least {-difference.upper:.4f}, and {evidence.margin} is "
-                "acceptable"
+                f"{name} is worse by at least {-difference.upper:.4f}; the margin is "
+                f"{evidence.margin}"
             )
     if evidence.own is not None:
         yield _floor(evidence.own, evidence.floor, evidence.n)
@@ -87,12 +87,12 @@ def _checks(evidence: Evidence) -> Iterator[Judgement]:
 
 def _floor(own: Interval, floor: float, n: int) -> Judgement:
     if own.upper < floor:
-        return _fail(f"its own metric is at most {own.upper:.4f}, and {floor} is needed")
+        return _fail(f"its own metric is at most {own.upper:.4f}; the floor is {floor}")
     if own.lower >= floor:
-        return _pass(f"its own metric is at least {own.lower:.4f}; {floor} is needed")
+        return _pass(f"its own metric is at least {own.lower:.4f}; the floor is {floor}")
     return Judgement(
         Verdict.INCONCLUSIVE,
-        (f"its own metric is between {own.lower:.4f} and {own.upper:.4f}, and {floor} is needed",),
+        (f"its own metric is between {own.lower:.4f} and {own.upper:.4f}; the floor is {floor}",),
         _more_examples(own, floor, n),
     )
 
@@ -102,20 +102,20 @@ def _certified(
 ) -> Judgement:
     if certificate is None:
         return Judgement(
-            Verdict.INCONCLUSIVE, ("there were no examples to certify an error bound on",), 1
+            Verdict.INCONCLUSIVE, ("there were no examples to certify an error bound with",), 1
         )
     target = certificate.target_error
     if certificate.threshold is not None:
         return _pass(
-            f"at most {certificate.bound:.4f} of the answers from confidence "
-            f"{certificate.threshold:.3f} on are wrong; {target} is the target"
+            f"at most {certificate.bound:.4f} of the answers with confidence "
+            f"{certificate.threshold:.3f} or more are wrong; the target is {target}"
         )
     if wrong_at_best > target:
         return _fail(
-            f"at least {wrong_at_best:.4f} of its most confident answers are wrong, and {target} "
-            "is the target"
+            f"at least {wrong_at_best:.4f} of its most confident answers are wrong; the target is "
+            f"{target}"
         )
-    # At most half of the examples are accepted. Both halves of a suite grow together.
+    # Acceptance is assumed for at most half of the examples. Both halves of a suite grow together.
     needed, halves = accepted_needed(target), 1 if own_inputs else 2
     more = halves * max(2 * needed - certificate.tested, needed)
     return Judgement(
@@ -129,17 +129,16 @@ def _fast_enough(speed: Speed) -> Judgement:
     measured = (
         f"{speed.lowest:.2f} to {speed.highest:.2f} of the baseline's (median {speed.ratio:.2f})"
     )
-    # Other programs on the machine change the speed, not the quality: a candidate counts as slower
-    # only if it is slower in every turn.
+    # Other programs on the machine affect the speed: a candidate counts as slower only if it is
+    # slower in every turn.
     if speed.highest < speed.required:
-        return _fail(f"its throughput is {measured}, and {speed.required} is needed")
-    return _pass(f"its throughput is {measured}; {speed.required} is needed")
+        return _fail(f"its throughput is {measured}; the required ratio is {speed.required}")
+    return _pass(f"its throughput is {measured}; the required ratio is {speed.required}")
 
 
 def _more_examples(interval: Interval, border: float, n: int) -> int:
-    """Return how many more examples would decide if the estimate stayed as it is.
-
-    Bounds narrow with the square root of the number of examples.
+    """Return the number of further examples that would decide, if the estimate does not change. The
+    width of the bounds is proportional to 1 / sqrt(n).
     """
     distance = abs(interval.estimate - border)
     half_width = (

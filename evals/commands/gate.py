@@ -86,7 +86,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folder for attestation and report (the candidate's)",
     )
     parser.add_argument(
-        "--no-texts", action="store_true", help="leave the texts of examples out of the report"
+        "--no-texts", action="store_true", help="omit the texts of examples from the report"
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of the engine (YAML)")
     parser.add_argument(
@@ -103,9 +103,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Set before transformers is imported: its progress bars would mix with this program's output.
+    # transformers reads this at import. Its bars would mix with this program's output.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from evals.findings import overall
+    from evals.findings import overall_verdict
     from evals.output import refuse_unwritable_results, write_results
     from serving.artifacts.checkpoint import Checkpoint, refuse_no_checkpoint
     from serving.artifacts.signing_key import load_signer, read_key
@@ -113,7 +113,7 @@ def _run(args: argparse.Namespace) -> int:
     from serving.host.progress import Bar, JsonLines
     from serving.local.deployment import refuse_missing_kernel
 
-    # Everything that the end of the run needs is checked first: a run takes minutes to hours.
+    # Outputs and key are checked first: a run takes minutes to hours.
     _refuse_bad_numbers(args)
     out = args.out or args.candidate
     refuse_unwritable_results(out)
@@ -134,11 +134,11 @@ def _run(args: argparse.Namespace) -> int:
         try:
             findings = run_gate(request, progress)
         except EngineFailure as error:
-            # Its exit status would be that of a candidate that failed its tests.
+            # Exit status 1 would mean that the candidate failed.
             raise EvaluationFailed(f"no verdict: {error.message}", fix=error.fix) from error
         progress.step("signing and writing the report", 1, 1)
         digest = write_results(findings, signer, out, texts=not args.no_texts)
-    verdict = overall(findings)
+    verdict = overall_verdict(findings)
     if args.json:
         document = {
             "verdict": verdict.value,
@@ -220,7 +220,7 @@ def _suites(args: argparse.Namespace, specs: "dict[str, TaskSpec]") -> "list[Sui
     from serving.contracts.errors import InvalidSuite
 
     found: dict[str, Suite] = {}
-    # Only the requested suites are read: a built-in suite may not fit a user's task of the same
+    # Only the requested suites are read: a built-in suite may not fit a user's task with the same
     # name.
     wanted = {name: spec for name, spec in specs.items() if not args.task or name in args.task}
     for name in args.suite:

@@ -1,4 +1,4 @@
-"""`narrowgate keygen`: make the pair of keys with which gates sign and servers verify."""
+"""`narrowgate keygen`: make the key pair for signing and verifying attestations."""
 
 import argparse
 import json
@@ -11,12 +11,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE",
-        help="private key, for gates alone; FILE.pub is the public one, for servers",
+        help="private key, only for gates; FILE.pub is the public key, for servers",
     )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write both files and print where they are."""
+    """Write both files and print their paths."""
     from serving.artifacts.signing_key import generate_key
 
     pair = generate_key(args.out)
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         found = {"private": str(pair.private), "public": str(pair.public), "key_id": pair.key_id}
         print(json.dumps(found))
     else:
-        print(f"private key  {pair.private}  (keep it where gates run, and nowhere else)")
+        print(f"private key  {pair.private}  (store it only where gates run)")
         print(f"public key   {pair.public}  (attestation.trusted_keys of the servers)")
         print(f"key id       {pair.key_id}")
     return 0

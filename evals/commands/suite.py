@@ -1,4 +1,4 @@
-"""`narrowgate suite`: check a suite, or make one of a public data set."""
+"""`narrowgate suite`: check a suite, or make one from a public data set."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from evals.suite_check import ErrorBound, SuiteReport
     from serving.contracts.task_spec import TaskSpec
 
-HELP = "check a test suite, or make one of a public data set"
+HELP = "check a test suite, or make one from a public data set"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="the new suite's folder")
     parser.add_argument("--limit", type=int, metavar="N", help="examples to draw (all)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
-    parser.add_argument("--task", metavar="NAME", help="check or fetch for this task alone")
+    parser.add_argument("--task", metavar="NAME", help="check or fetch only for this task")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (YAML)")
     parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="folder with task files")
 
@@ -97,9 +97,9 @@ def _fetch(args: argparse.Namespace) -> int:
     refuse_outside("--seed", args.seed, least=0, most=MOST_SEED)
     if args.out is None:
         raise OutputInUse("--out is missing", field="out", fix="name a folder to write")
-    # Before what may take minutes.
+    # Checked first: fetching may take minutes.
     refuse_used_output(args.out)
-    _quiet_in_a_pipe()
+    _without_progress_bars()
     draw = {"revision": args.revision, "files": args.file, "limit": args.limit, "seed": args.seed}
     origin = origin_of(args.what, **draw)
     task = args.task or SETS[args.what].task
@@ -124,7 +124,7 @@ def _specs(args: argparse.Namespace) -> "Mapping[str, TaskSpec]":
     return load_specs(load_settings(args.config, {"tasks_dir": args.tasks_dir}).tasks_dir)
 
 
-def _quiet_in_a_pipe() -> None:
+def _without_progress_bars() -> None:
     if not sys.stderr.isatty():
         from datasets import disable_progress_bars
 
@@ -139,7 +139,7 @@ def as_document(report: "SuiteReport") -> dict[str, Any]:
 
 
 def as_text(report: "SuiteReport") -> str:
-    """Return a report for people, lines without an end."""
+    """Return a report as lines of text."""
     texts = "" if report.groups == report.examples else f" of {report.groups} texts"
     counts = ", ".join(f"{name} {count}" for name, count in report.counts.items())
     words = report.words
@@ -155,7 +155,7 @@ def as_text(report: "SuiteReport") -> str:
     if report.without_entities is not None:
         lines.insert(2, f"  empty      {report.without_entities:.0%} have no entity")
     if best.alpha < report.target.alpha:
-        lines.append(f"             {_bound(best)} (the best of its size)")
+        lines.append(f"             {_bound(best)} (the lowest that its size can certify)")
     lines.append(f"  decides    a loss of {losses}")
     lines += [f"  problem    {sentence}" for sentence in report.problems]
     lines += [f"  warning    {sentence}" for sentence in report.warnings]
@@ -164,7 +164,10 @@ def as_text(report: "SuiteReport") -> str:
 
 def _bound(bound: "ErrorBound") -> str:
     if bound.coverage is None:
-        return f"no error of {bound.alpha:g}: {bound.needed} accepted texts are too many"
+        return (
+            f"no error of {bound.alpha:g}: {bound.needed} accepted texts are needed, more than its "
+            "half has"
+        )
     return (
         f"an error of {bound.alpha:g} with {bound.needed} accepted texts, all right "
         f"({bound.coverage:.0%} of its half)"

@@ -1,4 +1,4 @@
-"""The built-in suites as classes, for lm-eval's task files in this folder."""
+"""Task classes of the built-in suites, for lm-eval's task files in this folder."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ class _BuiltIn(SuiteTask):
 
 
 class Sentiment(_BuiltIn):
-    """Polarity of short texts."""
+    """Sentiment of short texts."""
 
     name = "sentiment"
 
 
 class Topic(_BuiltIn):
-    """Subject area of documents."""
+    """Topic of documents."""
 
     name = "topic"
 

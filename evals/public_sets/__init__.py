@@ -1,1 +1,1 @@
-"""Public data sets by name, turned into suites."""
+"""Makes suites from public data sets."""

@@ -1,14 +1,14 @@
-"""The public data sets that are known by name."""
+"""The catalog of public data sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Row = dict[str, Any]
-"""A record of the source, or an example in a suite's format."""
+"""A record of the source, or a row in a suite's format."""
 
 FLORES = {"en": "eng_Latn", "de": "deu_Latn", "fr": "fra_Latn", "es": "spa_Latn"}
-"""FLORES' names of the languages; rows of its single-language tables carry the first part."""
+"""The language names in FLORES; rows of its single-language tables have the part before `_`."""
 
 _WNUT = ("corporation", "creative-work", "group", "location", "person", "product")
 _CONLL = {"PER": "person", "ORG": "organization", "LOC": "location", "MISC": "miscellaneous"}
@@ -16,10 +16,9 @@ _CONLL = {"PER": "person", "ORG": "organization", "LOC": "location", "MISC": "mi
 
 @dataclass(frozen=True, slots=True)
 class PublicSet:
-    """A data set known by name.
-
-    task: the built-in task that it fits. configs, folder: which part of the repository. names: what
-    the source's integers mean, in order. renamed: names of the source that are others here.
+    """A public data set. task: the built-in task for it. configs, folder: the part of the
+    repository. names: of the source's class numbers, in order. renamed: the source's names to the
+    task's.
     """
 
     name: str

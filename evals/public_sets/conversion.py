@@ -1,4 +1,4 @@
-"""Records of a source as rows in a suite's format."""
+"""Converts records of a source to rows in a suite's format."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,9 +9,9 @@ from serving.contracts.task_spec import ClassificationSpec, ExtractionSpec, Task
 
 
 def converted(source: PublicSet, spec: TaskSpec, records: Iterator[Row]) -> Iterator[Row]:
-    """Yield one row an example, in the source's order. spec: of the set's kind.
+    """Yield one row per example, in the source's order. spec: a task of the set's kind.
 
-    Raises InvalidSuite, which names the first record that the task cannot use.
+    Raises InvalidSuite with the first record that the task cannot use.
     """
     if source.kind == "translation":
         yield from _aligned(source, spec, records)
@@ -56,9 +56,9 @@ def _extracted(source: PublicSet, spec: ExtractionSpec, record: Row) -> Row:
 def mentions(tokens: Sequence[str], tags: Sequence[str]) -> tuple[str, list[dict[str, str]]]:
     """Return the text and its entities (text, type) in order of appearance.
 
-    tokens, tags: (n,); tags are O, B-type or I-type, and an I- of another type than the tag before
-    it begins an entity. Tokens are joined by single spaces, so that each entity occurs in the text.
-    Raises ValueError for unequal lengths.
+    tokens, tags: (n,); tags are O, B-type or I-type, and an I- whose type differs from the previous
+    tag's begins an entity. Tokens are joined by single spaces, so that each entity occurs in the
+    text. Raises ValueError for unequal lengths.
     """
     found: list[dict[str, str]] = []
     before = "O"
@@ -73,7 +73,7 @@ def mentions(tokens: Sequence[str], tags: Sequence[str]) -> tuple[str, list[dict
 
 
 def _aligned(source: PublicSet, spec: TaskSpec, records: Iterator[Row]) -> Iterator[Row]:
-    """Yield one row a sentence, from columns a language or from tables a language."""
+    """Yield one row per sentence, from one column or one table per language."""
     sentences: dict[str, Row] = {}
     for index, record in enumerate(records):
         single = str(record.get("iso_639_3"))

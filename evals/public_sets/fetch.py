@@ -1,4 +1,4 @@
-"""From the name of a public data set to a suite's rows, and the record of how they were got."""
+"""Fetches the rows of a public data set, and records their origin."""
 
 import hashlib
 import re
@@ -18,7 +18,9 @@ _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The origin of rows. files: SHA-256 (hex) by name, empty for the hub. limit: None for all."""
+    """The origin of a suite's rows. files: SHA-256 (hex) by name, empty for the hub. limit: None
+    for all.
+    """
 
     source: PublicSet
     revision: str | None
@@ -30,7 +32,7 @@ class Origin:
 def origin_of(
     name: str, *, revision: str | None, files: Sequence[Path], limit: int | None, seed: int
 ) -> Origin:
-    """Return the record of a fetch. Blocking: digests the files. Raises InvalidSuite."""
+    """Return the origin of a fetch. Blocking: digests the files. Raises InvalidSuite."""
     _checked(name, revision, files)
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return Origin(SETS[name], revision, digests, limit, seed)
@@ -48,9 +50,8 @@ def fetch(
     """Return the set's rows in a suite's format, in the source's order.
 
     revision: the commit on the hub, 40 hex digits; None with files. files: parquet, JSON, JSONL or
-    CSV instead of the hub. limit: how many rows to draw, with the labels in the shares that they
-    have; None for all. Blocking, and reaches the network where there are no files.
-    Raises InvalidSuite.
+    CSV instead of the hub. limit: number of rows to draw, stratified by label; None for all.
+    Blocking; downloads if there are no files. Raises InvalidSuite.
     """
     source = _checked(name, revision, files)
     if source.kind != spec.kind:
@@ -64,7 +65,7 @@ def fetch(
     records = from_files(files) if files else from_hub(source, str(revision))
     rows = distinct(list(converted(source, spec, records)), spec)
     if not rows:
-        raise InvalidSuite(f"{name} gave no row that task {spec.name!r} can use", field="suite")
+        raise InvalidSuite(f"{name} has no row that task {spec.name!r} can use", field="suite")
     return rows if limit is None else sample(rows, limit, seed)
 
 
@@ -75,7 +76,7 @@ def _checked(name: str, revision: str | None, files: Sequence[Path]) -> PublicSe
         )
     if bool(files) == (revision is not None):
         raise InvalidSuite(
-            "a set comes either from the hub or from files",
+            "the source is ambiguous: pass a revision or files, not both or neither",
             field="revision",
             fix="pass --revision COMMIT or --file PATH",
         )
@@ -90,7 +91,7 @@ def _checked(name: str, revision: str | None, files: Sequence[Path]) -> PublicSe
             raise InvalidSuite(f"no file {str(path)!r}", field="file")
         if path.suffix.lower() not in LOADERS:
             raise InvalidSuite(
-                f"{path.name} is no kind of file that is read",
+                f"{path.name} has an unknown suffix",
                 field="file",
                 fix="use one of: " + ", ".join(LOADERS),
             )

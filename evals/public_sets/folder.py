@@ -1,4 +1,4 @@
-"""A fetched suite's folder."""
+"""Writes the folder of a fetched suite."""
 
 import json
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from evals.suite import SPEC_FILE
 from serving.contracts.task_spec import TaskSpec
 from serving.host.safe_write import refuse_used_output
 
-# JSON does not escape these characters, and some readers end a line at them.
+# JSON does not escape these characters, and some readers split lines at them.
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 def write_suite(rows: Sequence[Row], spec: TaskSpec, out: Path, origin: Origin) -> None:
-    """Write a suite's folder: the examples, where they are from, and the task.
+    """Write a suite's folder: the examples, their origin, and the task.
 
     out: absent or an empty folder. Blocking. Raises OutputInUse.
     """
@@ -26,13 +26,13 @@ def write_suite(rows: Sequence[Row], spec: TaskSpec, out: Path, origin: Origin) 
     lines = [json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows]
     (out / "test.jsonl").write_text("".join(lines), encoding="utf-8")
     (out / "datasheet.md").write_text(datasheet(origin, len(rows), spec), encoding="utf-8")
-    # Last: a folder without it is no suite.
+    # Written last: a folder without it is not a suite.
     content = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (out / SPEC_FILE).write_text(content, encoding="utf-8")
 
 
 def datasheet(origin: Origin, number: int, spec: TaskSpec) -> str:
-    """Return what a reader must know of a fetched suite, as Markdown. It holds no date."""
+    """Return the origin and selection of a fetched suite as Markdown, without a date."""
     source = origin.source
     if origin.files:
         where = [f"- file: `{name}`, SHA-256 `{hash_}`" for name, hash_ in origin.files.items()]

@@ -1,4 +1,4 @@
-"""A set's records as its source has them: from the hub at a commit, or from local files."""
+"""Reads the records of a public data set from the hub at a commit, or from local files."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -9,11 +9,11 @@ from evals.public_sets.catalog import PublicSet, Row
 from serving.contracts.errors import InvalidSuite
 
 LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-"""What reads a local file, by its suffix."""
+"""The loader of a local file, by suffix."""
 
 
 def from_hub(source: PublicSet, revision: str) -> Iterator[Row]:
-    """Yield the set's records at a commit. Blocking, over the network. Raises InvalidSuite."""
+    """Yield the set's records at a commit. Blocking: downloads. Raises InvalidSuite."""
     part = None
     if source.folder is not None:
         part = {source.split: f"{source.folder}/{source.split}/*.parquet"}
@@ -27,7 +27,7 @@ def from_hub(source: PublicSet, revision: str) -> Iterator[Row]:
 def from_files(files: Sequence[Path]) -> Iterator[Row]:
     """Yield the records of files with known suffixes, in order. Blocking. Raises InvalidSuite."""
     for path in files:
-        # A cache of its own: the shared one would keep a copy of every file.
+        # A temporary cache: the shared cache would hold a copy of every file.
         with tempfile.TemporaryDirectory() as cache:
             rows = _load(
                 path.name, LOADERS[path.suffix.lower()],
@@ -58,15 +58,15 @@ def _load(what: str, path: str, **options: Any) -> list[Row]:
 
 
 def named(value: Any, names: Sequence[str]) -> Any:
-    """Return a value with the names of its class numbers, nested lists too; others as they are.
+    """Replace class numbers by their names, also in nested lists; return other values unchanged.
 
     Raises InvalidSuite for a number without a name.
     """
     if isinstance(value, list):
         return [named(item, names) for item in value]
     if isinstance(value, int):
-        # -1 is how the hub writes that a test split's labels are withheld.
+        # The hub writes -1 for the withheld labels of a test split.
         if not 0 <= value < len(names):
-            raise InvalidSuite(f"{value} is no class of {list(names)}", field="suite")
+            raise InvalidSuite(f"{value} is not a class number of {list(names)}", field="suite")
         return names[value]
     return value

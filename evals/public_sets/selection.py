@@ -1,8 +1,8 @@
-"""Which rows a suite holds, and which of them are drawn. Pure.
+"""Selects the rows of a suite and draws a sample of them. Pure.
 
-Texts stay as they are in the source. Left out are rows that the suite's reader refuses (a text
-without a visible character, or one that is too long), repeated texts, texts with two different
-answers, and texts that the task's own prompt shows.
+Texts are not changed. The selection leaves out rows that the suite's reader refuses (a text without
+a visible character, or one that is too long), repeated texts, texts with two different answers, and
+texts of the task's own prompt.
 """
 
 import json
@@ -19,7 +19,7 @@ from serving.tasks.fingerprint import text_digest
 
 
 def distinct(rows: Sequence[Row], spec: TaskSpec) -> list[Row]:
-    """Return the rows that a suite can hold, in their order."""
+    """Return the rows that a suite can hold, in the source's order."""
     shown = few_shot_digests(spec)
     first: dict[str, Row] = {}
     contradicted: set[str] = set()
@@ -39,7 +39,7 @@ def distinct(rows: Sequence[Row], spec: TaskSpec) -> list[Row]:
 
 
 def sample(rows: Sequence[Row], limit: int, seed: int) -> list[Row]:
-    """Return `limit` rows in their order, each label's share kept to within one row.
+    """Draw `limit` rows, stratified by label, and return them in the source's order.
 
     The rows left over by rounding go to the labels with the largest remainders.
     """

@@ -1,1 +1,1 @@
-"""What a gate found, for people: one HTML file, and a short Markdown summary."""
+"""Renders a gate's findings as one HTML file and as a short Markdown summary."""

@@ -1,4 +1,4 @@
-"""The numbers behind the report's plots. Pure; nothing is rounded."""
+"""Computes the data of the report's plots. Pure; nothing is rounded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ FlipKind = Literal["lost", "gained", "changed"]
 FLIP_ORDER: tuple[FlipKind, ...] = ("lost", "gained", "changed")
 
 OUTSIDE = "(no label)"
-"""Column of a confusion matrix for answers that are not one of the labels."""
+"""Column of a confusion matrix for answers that are not a label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
     """Answers of similar confidence. Shares in [0, 1]; lower, upper: one-sided 95 % bounds.
 
-    start, end: the bin's edges. confidence: mean in the bin. accuracy: share that is right.
+    start, end: the bin's edges. confidence: mean in the bin. accuracy: share of right answers.
     """
 
     start: float
@@ -37,7 +37,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class RiskPoint:
-    """What accepting every answer from a confidence on means. Shares in [0, 1].
+    """Coverage and errors at one confidence threshold. Shares in [0, 1].
 
     risk: share of errors among accepted answers. bound: its Clopper-Pearson upper bound at 95 %,
     for this threshold alone.
@@ -53,7 +53,7 @@ class RiskPoint:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How often each label (row) was answered with each label (column)."""
+    """Counts of expected labels (rows) by answered labels (columns)."""
 
     labels: tuple[str, ...]
     counts: NDArray[np.int64]
@@ -67,21 +67,21 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """An answer that changed. lost: was right, is wrong; gained: was wrong, is right."""
+    """A changed answer. lost: was right, is wrong; gained: was wrong, is right."""
 
     kind: FlipKind
     outcome: Outcome
 
 
 def certification_half(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return the outcomes on which thresholds were tested, not fitted."""
+    """Return the outcomes of the certification half."""
     return [outcome for outcome in outcomes if outcome.half == "certification"]
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[Bin]:
-    """Return the occupied bins of equal width over [0, 1], the same as the ECE's.
+    """Return the occupied bins of equal width over [0, 1], as for the ECE.
 
-    confidence, right: (n,). The bounds are Clopper and Pearson's.
+    confidence, right: (n,). The bounds are Clopper-Pearson bounds.
     """
     values = np.asarray(confidence, dtype=np.float64)
     hits = np.asarray(right, dtype=bool)
@@ -106,9 +106,10 @@ def reliability(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 
 
 def risk_coverage(confidence: Sequence[float], right: Sequence[bool]) -> list[RiskPoint]:
-    """Return one point a distinct confidence, from strict to permissive; the last accepts all.
+    """Return one point per distinct confidence, from strict to permissive; the last accepts all.
 
-    confidence, right: (n,). Equal confidences are accepted together: no threshold separates them.
+    confidence, right: (n,). No threshold separates equal confidences, so they are accepted
+    together.
     """
     order = sorted(zip(confidence, right, strict=True), key=lambda pair: -pair[0])
     points = []
@@ -133,8 +134,8 @@ def risk_coverage(confidence: Sequence[float], right: Sequence[bool]) -> list[Ri
 def confusion(labels: Sequence[str], outcomes: Sequence[Outcome], model: Model) -> Confusion:
     """Return one model's confusion matrix.
 
-    Where either model gave an answer that is no label, OUTSIDE is added as the last label, so that
-    both models' matrices have the same shape.
+    If either model gave an answer that is not a label, OUTSIDE is added as the last label. Both
+    models' matrices have the same shape.
     """
     known = frozenset(labels)
     answers = {answer for outcome in outcomes for answer in (outcome.baseline, outcome.candidate)}

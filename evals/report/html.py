@@ -1,10 +1,10 @@
-"""The report as one HTML file without scripts, which loads no other file."""
+"""Renders the report as one HTML file without scripts or external resources."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from evals.findings import Findings, Outcome, OwnOutcome, TaskFindings, overall
+from evals.findings import Findings, Outcome, OwnOutcome, TaskFindings, overall_verdict
 from evals.report import curves, markdown, plots
 from serving.contracts.task_spec import ClassificationSpec
 from serving.reporting.page import Plot, page_environment
@@ -12,15 +12,15 @@ from serving.reporting.page import Plot, page_environment
 TEMPLATE = "report.html.j2"
 
 SHOWN_FLIPS = 50
-"""Changed answers that are shown of a task, the lost ones first."""
+"""Number of changed answers shown for a task, lost ones first."""
 
 SHOWN_CHARS = 300
-"""Characters that are shown of a text or an answer."""
+"""Number of characters shown of a text or an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One task with its plots. slice_counts: examples by slice; flips: all that changed."""
+    """One task with its plots. slice_counts: examples by slice; flips: all changed answers."""
 
     name: str
     found: TaskFindings
@@ -32,13 +32,13 @@ class Section:
 def render_html(findings: Findings, *, texts: bool = True) -> str:
     """Return the report as a self-contained page; the same findings give the same string.
 
-    texts: whether to show inputs, expectations and answers where an answer changed, or ids alone.
+    texts: whether to show inputs and answers of the changed examples, or only their ids.
     """
     template = page_environment("evals.report", _FILTERS).get_template(TEMPLATE)
     return template.render(
         findings=findings,
         predicate=findings.predicate,
-        overall=overall(findings),
+        overall_verdict=overall_verdict(findings),
         summary=list(_summary_plots(findings)),
         sections=[_section(name, found) for name, found in findings.tasks.items()],
         texts=texts,
@@ -78,8 +78,8 @@ def _summary_plots(findings: Findings) -> Iterator[Plot]:
             plots.forest(rows),
             "Difference to the baseline on the same examples, with one-sided 95 % bounds. Non-"
             "inferior: the whole interval lies right of the shaded area, which begins at the "
-            "non-inferiority margin. Colours are those of the verdicts, which rest on further "
-            "checks as well.",
+            "non-inferiority margin. Colours show the verdicts, which depend on further checks as "
+            "well.",
         )
     speeds = {name: f.result.speed for name, f in findings.tasks.items() if f.result.speed}
     if speeds:
@@ -115,7 +115,7 @@ def _task_plots(name: str, found: TaskFindings) -> Iterator[Plot]:
                 name, points, found.result.certificate, found.spec.target_error
             ),
             f"{tested} Stricter thresholds lie to the left; each bound holds for its own "
-            "threshold alone, the certificate for the one that was chosen.",
+            "threshold only; the certificate holds for the chosen threshold.",
         )
     if isinstance(found.spec, ClassificationSpec) and found.outcomes:
         labels = [label.name for label in found.spec.labels]
@@ -126,7 +126,7 @@ def _task_plots(name: str, found: TaskFindings) -> Iterator[Plot]:
                 curves.confusion(labels, found.outcomes, "candidate"),
             ),
             "All examples. Rows are expected labels, columns answers; shading is the share of the "
-            "row, blue where it is right.",
+            "row, blue where the answer is right.",
         )
 
 

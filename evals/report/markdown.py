@@ -1,8 +1,8 @@
-"""The report in a few lines of Markdown, for logs and pull requests, and the wording of numbers."""
+"""Renders the report as a few lines of Markdown for logs and pull requests; formats numbers."""
 
 from collections.abc import Iterable
 
-from evals.findings import Findings, overall
+from evals.findings import Findings, overall_verdict
 from serving.contracts.attestation import (
     Artifact,
     Certificate,
@@ -14,7 +14,7 @@ from serving.contracts.attestation import (
     Verdict,
 )
 
-NONE = "–"  # noqa: RUF001  # an en dash stands for what there is not
+NONE = "–"  # noqa: RUF001  # an en dash for a missing value
 
 HEADINGS = (
     "task",
@@ -34,19 +34,19 @@ HEADINGS = (
 
 
 def number(value: float | None, *, signed: bool = False) -> str:
-    """Return a value with three decimals; never a negative zero."""
+    """Format a value with three decimals, never as a negative zero."""
     if value is None:
         return NONE
     return f"{value:+z.3f}" if signed else f"{value:z.3f}"
 
 
 def share(value: float | None) -> str:
-    """Return a share in [0, 1] as a percentage."""
+    """Format a share in [0, 1] as a percentage."""
     return NONE if value is None else f"{value:.1%}"
 
 
 def bounded(found: Interval | None, *, signed: bool = False) -> str:
-    """Return an estimate with its two one-sided bounds."""
+    """Format an estimate with its two one-sided bounds."""
     if found is None:
         return NONE
     lower, upper = number(found.lower, signed=signed), number(found.upper, signed=signed)
@@ -54,14 +54,14 @@ def bounded(found: Interval | None, *, signed: bool = False) -> str:
 
 
 def ratio(speed: Speed | None) -> str:
-    """Return a median throughput ratio with its lowest and highest turn."""
+    """Format a median throughput ratio with its lowest and highest turn."""
     if speed is None:
         return NONE
     return f"{speed.ratio:.2f}x ({speed.lowest:.2f}-{speed.highest:.2f})"
 
 
 def size(found: Pair | None) -> str:
-    """Return both models' bytes in GB (10^9) and their ratio."""
+    """Format both models' bytes in GB (10^9) and their ratio."""
     if found is None:
         return NONE
     factor = f" ({found.candidate / found.baseline:.2f}x)" if found.baseline else ""
@@ -69,7 +69,7 @@ def size(found: Pair | None) -> str:
 
 
 def tested(artifact: Artifact) -> str:
-    """Return precision and recipe in words."""
+    """Format precision and recipe."""
     recipe = "" if artifact.recipe is None else f", recipe {artifact.recipe}"
     return f"{artifact.precision}{recipe}"
 
@@ -80,7 +80,7 @@ def bounded_for(population: Population) -> str:
 
 
 def threshold(certificate: Certificate | None) -> str:
-    """Return the confidence from which answers are accepted, or that none is certified."""
+    """Format the certified confidence threshold, `none` if no threshold is certified."""
     if certificate is None:
         return NONE
     return "none" if certificate.threshold is None else number(certificate.threshold)
@@ -90,7 +90,7 @@ def render_markdown(findings: Findings) -> str:
     """Return the verdicts with their reasons as GitHub-flavoured Markdown; one row a task."""
     predicate = findings.predicate
     lines = [
-        f"## Gate: {overall(findings).value}",
+        f"## Gate: {overall_verdict(findings).value}",
         "",
         f"{_text(findings.subject)} ({_text(tested(predicate.artifact))}), digest "
         f"`{findings.digest[:16]}`, against the 16-bit baseline `{predicate.baseline[:16]}`",
@@ -156,7 +156,7 @@ def _population(name: str, result: TaskResult) -> list[str]:
 
 
 def _steps(findings: Findings) -> list[str]:
-    """Return where the time of the run went, the longest step first."""
+    """Return the duration of each step of the run, the longest first."""
     if not findings.steps_s:
         return []
     longest = sorted(findings.steps_s.items(), key=lambda step: -step[1])
@@ -169,7 +169,7 @@ def _reason(name: str, verdict: Verdict, reasons: tuple[str, ...]) -> str:
 
 
 def _text(text: str) -> str:
-    """Return text that stays in its cell and its line, and is not read as markup."""
+    """Escape text for one Markdown table cell."""
     for mark in "\\|`*[]":
         text = text.replace(mark, "\\" + mark)
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())

@@ -29,17 +29,17 @@ VARIABLES = {
     AFTER: "after",
     **{colour: verdict.value for verdict, colour in COLOURS.items()},
 }
-"""CSS variables by the colour that is drawn, so that the page selects the light or dark theme."""
+"""CSS variables by plotted colour; the page sets them for the light and the dark theme."""
 
 LABELS_WITH_NUMBERS = 12
-"""Most labels for which the cells of a confusion matrix show their counts."""
+"""Largest number of labels for which a confusion matrix shows counts in its cells."""
 
 _NAME_CHARS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """One line of the forest plot; margin in the metric's units, None where none is stated."""
+    """One line of the forest plot. margin: in the metric's units, None if none is stated."""
 
     name: str
     verdict: Verdict
@@ -48,7 +48,7 @@ class ForestRow:
 
 
 def forest(rows: Sequence[ForestRow]) -> str:
-    """Return every paired difference with its bounds; what is beyond the margin is shaded."""
+    """Plot every paired difference with its bounds; the area beyond the margin is shaded."""
     with report_figure(9.6, 0.9 + 0.36 * len(rows)) as figure:
         axes = figure.subplots()
         start, end = _forest_range(rows)
@@ -88,9 +88,9 @@ def _forest_interval(axes: Axes, position: int, row: ForestRow) -> None:
 def reliability_diagram(
     name: str, before: Sequence[Bin], after: Sequence[Bin], ece: tuple[float | None, float | None]
 ) -> str:
-    """Return accuracy over confidence, raw and calibrated, with how many answers are in each bin.
+    """Plot accuracy over confidence, raw and calibrated, with the number of answers in each bin.
 
-    ece: before and after. An empty panel says that there is nothing to show.
+    ece: before and after calibration. A panel without data shows "no data".
     """
     with report_figure(6.3, 3.7) as figure:
         grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[4, 1])
@@ -118,13 +118,13 @@ def _reliability_panel(axes: Axes, bins: Sequence[Bin], colour: str) -> None:
     axes.vlines(middles, [b.lower for b in bins], [b.upper for b in bins], color=colour)
     axes.plot(middles, [b.accuracy for b in bins], "o", color=colour, markersize=4.5)
     if not bins:
-        axes.text(0.5, 0.5, "nothing to show", ha="center", color=MUTED)
+        axes.text(0.5, 0.5, "no data", ha="center", color=MUTED)
 
 
 def risk_coverage_plot(
     name: str, points: Sequence[RiskPoint], certificate: Certificate | None, target: float
 ) -> str:
-    """Return the error among accepted answers, with its bound, over the share accepted.
+    """Plot the error rate among accepted answers, with its bound, over coverage.
 
     points: from strict to permissive, at least one. target: error rate to certify.
     """
@@ -149,7 +149,7 @@ def risk_coverage_plot(
 
 
 def confusion_plot(name: str, baseline: Confusion, candidate: Confusion) -> str:
-    """Return both models' confusion matrices, shaded by the share of the expected label."""
+    """Plot both models' confusion matrices, shaded by the share of the expected label."""
     labels = baseline.labels
     side = min(max(3.0, 1.4 + 0.42 * len(labels)), 9.0)
     with report_figure(2 * side + 0.6, side) as figure:
@@ -161,7 +161,7 @@ def confusion_plot(name: str, baseline: Confusion, candidate: Confusion) -> str:
             axes.set_title(word)
             axes.set_xlabel("answered")
         panels[0].set_ylabel("expected")
-        # Without overlaps at up to 150 labels: 4 points each.
+        # 4 points a label avoid overlaps with up to 150 labels.
         size = min(9.0, 60.0 * side / len(labels))
         panels[0].set_yticks(range(len(labels)), labels=_short(labels), parse_math=False)
         for axes in panels:
@@ -183,14 +183,14 @@ def _matrix(axes: Axes, found: Confusion) -> None:
     axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect="equal")
     axes.spines[:].set_visible(True)
     axes.tick_params(length=0)
-    # Labels of a few letters fit below their cells, longer ones only when they stand.
+    # Short labels fit below their cells horizontally, longer ones only vertically.
     upright = max(map(len, _short(found.labels))) * n > 36
     axes.set_xticks(range(n), labels=_short(found.labels), parse_math=False,
                     rotation=90 if upright else 0)  # fmt: skip
 
 
 def speed_plot(speeds: Mapping[str, Speed]) -> str:
-    """Return the throughput ratios, lowest to highest turn, against what is required."""
+    """Plot the throughput ratios, lowest to highest turn, and the required ratio."""
     with report_figure(9.6, 0.9 + 0.36 * len(speeds)) as figure:
         axes = figure.subplots()
         for position, speed in enumerate(speeds.values()):

@@ -1,4 +1,4 @@
-"""Ed25519 key pairs as PEM files: made, read, and never overwritten."""
+"""Makes and reads Ed25519 key pairs (PEM files). Never overwrites a key."""
 
 import os
 from dataclasses import dataclass
@@ -22,16 +22,18 @@ class KeyPair:
 
 
 def generate_key(path: Path) -> KeyPair:
-    """Write a new Ed25519 pair: PKCS8 PEM at `path`, readable by its owner alone, and `path`.pub.
+    """Write a new Ed25519 pair: PKCS8 PEM at `path`, readable only by its owner, and `path`.pub.
 
-    Writes both files or neither. Raises OutputInUse where one of them exists (a key that was
-    overwritten is lost) or cannot be written.
+    Writes both files or neither. Raises OutputInUse if one of them exists (an overwritten key would
+    be lost) or cannot be written.
     """
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
     from securesystemslib.signer import CryptoSigner
 
     if not path.name:
-        raise OutputInUse(f"{str(path)!r} names no file", field="out", fix="name a file")
+        raise OutputInUse(
+            f"{str(path)!r} does not name a file", field="out", fix="pass the name of a file"
+        )
     public = public_key_path(path)
     signer = CryptoSigner.generate_ed25519()
     pem = signer.public_key._crypto_key().public_bytes(
@@ -63,11 +65,11 @@ def load_signer(pem: bytes, name: str) -> Any:
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:
-        # The library's message may quote the key.
+        # The library's message may contain the key.
         raise InvalidKey(
             f"{name} cannot be read as a private key: {type(error).__name__}",
             field="key",
-            fix="name the file that narrowgate keygen wrote",
+            fix="pass the private key file that narrowgate keygen wrote",
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise InvalidKey(
@@ -77,7 +79,7 @@ def load_signer(pem: bytes, name: str) -> Any:
 
 
 def read_key(path: Path) -> bytes:
-    """Return a private key file's bytes. Raises InvalidKey where others may read the file."""
+    """Return a private key file's bytes. Raises InvalidKey if other users may read the file."""
     try:
         mode = path.stat().st_mode
         content = path.read_bytes()
@@ -101,7 +103,7 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
         raise OutputInUse(
-            f"{str(path)!r} exists and keys are never overwritten",
+            f"{str(path)!r} exists, and keygen does not overwrite keys",
             field="out",
             fix="name another file",
         ) from error

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.certification import error_bound
-from evals.findings import Findings, Outcome, OwnOutcome, TaskFindings, overall
+from evals.findings import Findings, Outcome, OwnOutcome, TaskFindings, overall_verdict
 from evals.report import curves
 from evals.report.html import SHOWN_CHARS, SHOWN_FLIPS, render_html
 from evals.report.markdown import HEADINGS, number, render_markdown
@@ -222,21 +222,23 @@ def test_nothing_tested_is_no_pass(findings: Findings) -> None:
     empty = replace(
         findings, tasks={}, predicate=findings.predicate.model_copy(update={"general": {}})
     )
-    assert overall(empty) is Verdict.INCONCLUSIVE
+    assert overall_verdict(empty) is Verdict.INCONCLUSIVE
     assert "No task was tested." in render_html(empty)
     assert "inconclusive" in render_markdown(empty)
 
 
 def test_the_outcome_is_the_worst_of_all(findings: Findings) -> None:
     tasks = findings.tasks
-    assert overall(findings) is Verdict.FAIL
+    assert overall_verdict(findings) is Verdict.FAIL
     without = {name: found for name, found in tasks.items() if name != "ner"}
-    assert overall(replace(findings, tasks=without)) is Verdict.INCONCLUSIVE
-    assert overall(replace(findings, tasks={"sentiment": tasks["sentiment"]})) is Verdict.PASS
+    assert overall_verdict(replace(findings, tasks=without)) is Verdict.INCONCLUSIVE
+    assert (
+        overall_verdict(replace(findings, tasks={"sentiment": tasks["sentiment"]})) is Verdict.PASS
+    )
     bad = findings.predicate.general["arc"].model_copy(update={"verdict": Verdict.FAIL})
     predicate = findings.predicate.model_copy(update={"general": {"arc": bad}})
     only = replace(findings, tasks={"sentiment": tasks["sentiment"]}, predicate=predicate)
-    assert overall(only) is Verdict.FAIL
+    assert overall_verdict(only) is Verdict.FAIL
 
 
 def test_the_markdown_table_has_a_row_a_task(findings: Findings) -> None:

@@ -91,7 +91,7 @@ def test_a_failure_outweighs_what_is_undecided() -> None:
     both = replace(GOOD, certificate=None, own=interval(0.1, 0.2, 0.3))
     found = judge(both)
     assert found.verdict is Verdict.FAIL
-    assert found.reasons == ("its own metric is at most 0.3000, and 0.5 is needed",)
+    assert found.reasons == ("its own metric is at most 0.3000; the floor is 0.5",)
 
 
 @given(bounds, st.floats(0.0, 0.2))
