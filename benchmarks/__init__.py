@@ -1,1 +1,1 @@
-"""Measures the stack beside its parts; not part of the product's wheel."""
+"""Compares the stack with its parts; not part of the wheel."""

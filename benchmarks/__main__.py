@@ -18,7 +18,7 @@ _BENCHMARKS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one benchmark and return its exit status."""
     return run_program(
-        "python -m benchmarks", "Measure the stack beside its parts.", _BENCHMARKS, argv
+        "python -m benchmarks", "Compare the stack with its parts.", _BENCHMARKS, argv
     )
 
 

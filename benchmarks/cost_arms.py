@@ -20,8 +20,8 @@ _TIMEOUT_S = 600.0
 class ChatResult:
     """One request and its outcome.
 
-    usage: as the answer tells it. route, reason: of the stack. cost_usd: as the stack tells it,
-    None where unknown. error: its code; such a request got no answer.
+    usage: reported by the answer. route, reason: of the stack. cost_usd: reported by the stack,
+    None if unknown. error: its code; such a request got no answer.
     """
 
     kind: Kind
@@ -68,7 +68,7 @@ async def run_arm(url: str, model: str, chats: Sequence[Chat], clients: int) -> 
 
         async def client() -> None:
             for place, chat in pending:
-                found[place] = await _asked(session, url, chat, model)
+                found[place] = await _send(session, url, chat, model)
 
         started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
@@ -78,7 +78,7 @@ async def run_arm(url: str, model: str, chats: Sequence[Chat], clients: int) -> 
     return Arm(tuple(item for item in found if item is not None), elapsed_s)
 
 
-async def _asked(session: Any, url: str, chat: Chat, model: str) -> ChatResult:
+async def _send(session: Any, url: str, chat: Chat, model: str) -> ChatResult:
     from serving.gateway.middleware import COST, REASON, ROUTE
 
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the chats cost directly and through the stack. Pure."""
+"""Computes the cost of the chats directly and through the stack. Pure."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -20,8 +20,8 @@ _RESAMPLES = 2000
 class LedgerTotals:
     """Totals of the routed arm from the run's own ledger, in US dollars.
 
-    held_usd: worst cases of calls whose cost is not known. wasted_usd: what of all that no client
-    got an answer of. ledger_saving: the share that the ledger itself says was saved.
+    held_usd: worst cases of calls whose cost is not known. wasted_usd: the part of all that for
+    which no client got an answer. ledger_saving: the share saved according to the ledger.
     """
 
     provider_usd: Decimal
@@ -34,7 +34,7 @@ class LedgerTotals:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Both arms in US dollars. idle_usd: replicas that nobody used while the routed arm ran.
+    """Both arms in US dollars. idle_usd: the idle time of the replicas in the routed arm.
 
     saved, saved_with_idle: shares of direct_usd; None where that is 0.
     """
@@ -114,7 +114,7 @@ def saved_at_equal_length(
 
 
 def paid_usd(results: Iterable[ChatResult]) -> Decimal:
-    """Return what requests cost in all, where it is known."""
+    """Return the total cost of the requests with a known cost."""
     return sum(map(_usd, results), Decimal(0))
 
 
@@ -134,7 +134,7 @@ def break_even_per_s(costs: Costs, requests: int, hour_usd: Decimal) -> float | 
 
 
 def latency_ms(results: Iterable[ChatResult]) -> dict[str, float]:
-    """Return p50 and p95 of those that were answered; empty where none was."""
+    """Return p50 and p95 latency of answered requests; empty without any."""
     found = [item.latency_s for item in results if item.error is None]
     if not found:
         return {}
@@ -142,7 +142,7 @@ def latency_ms(results: Iterable[ChatResult]) -> dict[str, float]:
 
 
 def tokens(results: Sequence[ChatResult]) -> dict[str, int]:
-    """Return the tokens that the answers tell of."""
+    """Return the tokens that the answers report."""
     usages = [item.usage for item in results if item.usage is not None]
     return {
         "input": sum(usage.uncached_input_tokens + usage.cache_read_tokens for usage in usages),

@@ -1,4 +1,4 @@
-"""The cost benchmark's report: both arms, the mix, and everything that is assumed."""
+"""Formats the cost benchmark's report: both arms, the mix, and the assumptions."""
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
@@ -79,12 +79,12 @@ def document(
             for price in (hour_usd, A10G_HOUR_USD)
         },
         "kinds": by_kind(direct, routed),
-        "assumed": list(_assumed(settings, hour_usd)),
+        "assumed": list(_assumptions(settings, hour_usd)),
     }
 
 
 def _reference(settings: "Settings") -> Callable[[Usage], Decimal]:
-    """Return what gives the reference model's price of a usage."""
+    """Return the function from a usage to its price at the reference model."""
     from serving.ledger.pricing.book import PriceBook
     from serving.ledger.pricing.cost import Pricing
 
@@ -125,7 +125,7 @@ def _usd(amount: Decimal) -> str:
     return f"{amount:f}"
 
 
-def _assumed(settings: "Settings", hour_usd: Decimal) -> Iterator[str]:
+def _assumptions(settings: "Settings", hour_usd: Decimal) -> Iterator[str]:
     yield (
         "tokens are those of a model of 135 million parameters behind every provider: "
         "truly generated and counted, but a frontier model answers at another length, and better"
@@ -139,7 +139,7 @@ def _assumed(settings: "Settings", hour_usd: Decimal) -> Iterator[str]:
         "repeats are paid in full in both arms: there is no semantic cache yet, and the fake "
         "provider has no prompt cache"
     )
-    yield "answers are not judged: what the cheaper tiers answer may be worth less"
+    yield "answers are not judged: the quality of the cheaper tiers' answers may be lower"
     yield (
         f"local replicas cost {_usd(hour_usd)} dollars an hour (models.replica_hour_usd); idle is "
         "what they cost while the routed arm ran, less what requests were charged. An hour at P "

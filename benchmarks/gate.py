@@ -1,4 +1,4 @@
-"""`python -m benchmarks gate`: evaluation speed, beside lm-eval with its own vLLM backend."""
+"""`python -m benchmarks gate`: evaluation speed, compared with lm-eval's own vLLM backend."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evals.suite import Suite
     from serving.contracts.answer import Prediction
 
-HELP = "measure evaluation speed beside lm-eval with its own vLLM backend, interleaved"
+HELP = "compare evaluation speed with lm-eval's own vLLM backend, interleaved"
 TASKS = ("topic", "ner")
 
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     model = args.model or materialize_bundled(args.state / "models")
     suites = [suite for suite in built_in_suites(load_specs(None)) if suite.name in args.tasks]
     measured = {suite.name: _Measured() for suite in suites}
-    with _Bare(model) as bare, _Ours(model) as ours:
+    with _BareProcess(model) as bare, _GateEvaluation(model) as ours:
         for number in range(args.rounds):
             for suite in suites:
                 size = len(suite.examples) // args.rounds
@@ -89,7 +89,7 @@ def _row(found: _Measured) -> dict[str, float]:
     }
 
 
-class _Bare:
+class _BareProcess:
     """lm-eval with its own vLLM backend, in a separate process."""
 
     def __init__(self, model: Path) -> None:
@@ -103,7 +103,7 @@ class _Bare:
                  "TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
 
-    def __enter__(self) -> "_Bare":
+    def __enter__(self) -> "_BareProcess":
         self._answer()
         return self
 
@@ -130,7 +130,7 @@ class _Bare:
         return json.loads(line)
 
 
-class _Ours:
+class _GateEvaluation:
     """A gate's evaluation of one model, harness included."""
 
     def __init__(self, model: Path) -> None:
@@ -139,7 +139,7 @@ class _Ours:
 
         self._subject = Subject("candidate", model, Settings().models[0])
 
-    def __enter__(self) -> "_Ours":
+    def __enter__(self) -> "_GateEvaluation":
         self._subject.load()
         return self
 
@@ -150,12 +150,12 @@ class _Ours:
         from evals.harness import General, run_harness
 
         started = time.perf_counter()
-        run_harness(_Alone(self._subject, suite), "candidate", [suite], General())
+        run_harness(_SingleModel(self._subject, suite), "candidate", [suite], General())
         return time.perf_counter() - started
 
 
-class _Alone:
-    """One model on one suite, as the harness's adapter asks for it."""
+class _SingleModel:
+    """One model on one suite, with the interface of the harness's adapter."""
 
     def __init__(self, subject: "Subject", suite: "Suite") -> None:
         self._subject = subject

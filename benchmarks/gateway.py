@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from benchmarks.load import LoadResult
     from serving.contracts.settings import Settings
 
-HELP = "measure the gateway's own latency before an instant provider, beside an empty handler"
+HELP = "measure the latency that the gateway adds to an instant provider and to an empty handler"
 CLIENTS = (1, 16, 64)
-# A model with a known price: a call that cannot be priced is not made.
+# A model with a known price: calls of unpriced models are refused.
 MODEL = "openai/gpt-6-luna"
 _REQUESTS = {1: 150, 16: 480, 64: 960}
 # Looks like a task, so that the router embeds the instruction before it refuses the task.
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from serving.lifecycle.stack import local_stack
 
     with instant_provider() as upstream:
-        settings = _before(without_keys(settings_from(args)), upstream)
+        settings = _with_instant_provider(without_keys(settings_from(args)), upstream)
         prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
         with signals_raise():
             try:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _before(settings: "Settings", upstream: str) -> "Settings":
+def _with_instant_provider(settings: "Settings", upstream: str) -> "Settings":
     """Return the settings with the instant provider as the only one."""
     from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
     from serving.contracts.routing import TIERS

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from benchmarks.ledger_databases import LedgerDatabase
     from benchmarks.ledger_figures import Measured, Round
 
-HELP = "measure the gateway with a ledger beside the same gateway without a ledger"
+HELP = "compare the gateway with a ledger to the same gateway without one"
 CLIENTS = (1, 16, 64)
 PATHS: "tuple[Route, ...]" = ("frontier", "local")
-# A model with a known price: a call that cannot be priced is not made.
+# A model with a known price: calls of unpriced models are refused.
 MODEL = "openai/gpt-6-luna"
 _REQUESTS = {1: 150, 16: 480, 64: 960}
 _CAPACITY_REQUESTS = 5000
@@ -116,7 +116,7 @@ def _measure(
             for clients in args.clients:
                 for path in PATHS:
                     bodies = chat_bodies(path, _REQUESTS[clients], seed=1000 * number + clients)
-                    for name in _turned(list(urls), number):
+                    for name in _rotate(list(urls), number):
                         found = _round(urls[name], bodies, clients, by_name.get(name))
                         if number:
                             measured.add(Cell(path, clients, name), found)
@@ -124,7 +124,7 @@ def _measure(
     return measured
 
 
-def _turned(names: list[str], number: int) -> list[str]:
+def _rotate(names: list[str], number: int) -> list[str]:
     """Rotate the order each round, because the first gateway finds an idle machine."""
     start = number % len(names)
     return names[start:] + names[:start]

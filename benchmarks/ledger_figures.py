@@ -1,4 +1,4 @@
-"""What a ledger adds to a request, and how many rows it takes; as figures and as text."""
+"""Computes and formats the latency that a ledger adds and its rows per second."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What was asked of a gateway. ledger: its database, or WITHOUT. path: frontier or local."""
+    """One measured combination. ledger: its database, or WITHOUT. path: frontier or local."""
 
     path: str
     clients: int
@@ -60,7 +60,7 @@ class Measured:
 
 
 def rows_of(measured: Measured) -> list[Row]:
-    """Return the figures of every cell, each beside the same rounds without a ledger."""
+    """Return the figures of every cell, compared with the same rounds without a ledger."""
     return [
         _row(cell, found, measured.rounds[Cell(cell.path, cell.clients, WITHOUT)])
         for cell, found in measured.rounds.items()

@@ -70,7 +70,7 @@ class InstantEngine:
 
 
 class NoRouter:
-    """Nothing is narrow."""
+    """Routes every chat to the standard tier."""
 
     async def vectors(self, request: ChatRequest) -> Vectors:
         """Return no vectors: none are needed."""
@@ -82,7 +82,7 @@ class NoRouter:
 
 
 class NoDecisions:
-    """Keeps no decision."""
+    """Discards decisions."""
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Forget the row."""
@@ -107,16 +107,16 @@ class OneTenant:
 
 
 class NoReports:
-    """There is nothing to report on."""
+    """Refuses every report."""
 
     zone = ZoneInfo("UTC")
 
     async def report(self, since: datetime, until: datetime, tenant: str | None) -> Report:
         """Raise LedgerUnavailable."""
-        raise LedgerUnavailable("this benchmark keeps no reports")
+        raise LedgerUnavailable("this benchmark has no reports")
 
     def close(self) -> None:
-        """Nobody waits."""
+        """Do nothing."""
 
 
 async def _nothing() -> AsyncIterator[str]:

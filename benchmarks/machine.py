@@ -1,4 +1,4 @@
-"""What a measurement was taken on."""
+"""Describes the machine of a measurement."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Return the machine as figures are reported beside it."""
+    """Return the description of the machine for a report."""
     import psutil
 
     from serving.host.processor import processor_name

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from serving.local.offline import OfflineEngine
     from serving.tasks.task import Task
 
-HELP = "measure the stack beside bare vLLM and an empty handler, interleaved in one run"
+HELP = "compare the stack with bare vLLM and an empty handler, interleaved in one run"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from serving.lifecycle.signals import StopRequested, signals_raise
     from serving.lifecycle.stack import local_stack
 
-    # What is measured is speed, on every task there is.
+    # Speed is measured on every task.
     settings = without_keys(settings_from(args))
     rules = settings.attestation.model_copy(update={"development": True})
     settings = settings.model_copy(update={"attestation": rules})

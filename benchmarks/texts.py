@@ -1,4 +1,4 @@
-"""Inputs for the benchmark: seeded, no two alike, so that only the task's prompt can be cached."""
+"""Generates seeded, distinct inputs, so that only the task's prompt can be cached."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The output folder: written beside its final name and renamed when everything is in it.
+"""Writes the output folder under a temporary name and renames it when it is complete.
 
 A killed run leaves `.NAME.partial`, which is not a model; the next run with the same output starts
 again. A lock keeps two runs from writing to one output.
@@ -42,7 +42,7 @@ class Workspace:
 
     @property
     def log(self) -> Path:
-        """Return the file for what the worker prints."""
+        """Return the file for the worker's output."""
         return self.folder / "worker.log"
 
     def copy_description(self, base: Path) -> None:
@@ -86,7 +86,7 @@ def workspace(out: Path) -> Iterator[Workspace]:
                 f"another run is writing {str(out)!r}", field="out", fix="wait for it, or stop it"
             ) from error
         for path in folder.iterdir():
-            # Left by a run that was killed.
+            # A killed run left it.
             if path.name != _LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield Workspace(folder, out)

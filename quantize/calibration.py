@@ -1,7 +1,7 @@
-"""The calibration set: its texts, how they are rendered, and their order.
+"""Builds the calibration set: selects, renders and orders its texts.
 
 By default the built-in tasks' texts, in the very prompts that serving sends; or a user's JSONL.
-Texts on which the gate tests are refused by their digest.
+Texts of an evaluation suite are refused by their digest.
 """
 
 import hashlib
@@ -44,8 +44,7 @@ class Example(BaseModel):
     """One line of a calibration file.
 
     Either `messages`; or `text`, with a `task` (rendered as serving does) or without (a user's
-    turn).
-    answer: what the model should say; calibrates generation as well as reading.
+    turn). answer: the expected output; calibrates decoding as well as prefill.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,7 +64,7 @@ class Example(BaseModel):
         return self
 
     def digest(self) -> str:
-        """Return the digest by which overlap is recognised."""
+        """Return the digest that is compared with the suites' texts."""
         return text_digest(self.text or "\n".join(message.content for message in self.messages))
 
 
@@ -210,7 +209,7 @@ def _suite_texts(file: Path) -> Iterator[str]:
 
 
 def refuse_overlap(examples: Iterable[Example], held_out: Mapping[str, str]) -> None:
-    """Raise CalibrationOverlap, which names the first, if examples are in an evaluation suite."""
+    """Raise CalibrationOverlap, with the first example, if examples are in an evaluation suite."""
     hits = [
         (number, held_out[example.digest()])
         for number, example in enumerate(examples, start=1)
@@ -243,7 +242,7 @@ def build_calibration(
     """
     renderer = _Renderer(specs, tokenizer, need.max_tokens)
     distinct = {example.digest(): example for example in examples}
-    ordered = _taking_turns(list(distinct.values()), seed)
+    ordered = _interleave_tasks(list(distinct.values()), seed)
     bare = _bare_numbers(min(need.samples, len(ordered)), need.plain_share)
     chosen: list[tuple[str, tuple[int, ...]]] = []
     left_out = 0
@@ -292,7 +291,7 @@ def batches(
         yield batch
 
 
-def _taking_turns(examples: list[Example], seed: int) -> list[Example]:
+def _interleave_tasks(examples: list[Example], seed: int) -> list[Example]:
     random.Random(seed).shuffle(examples)  # noqa: S311  # a repeatable choice, not a secret
     queues: dict[str | None, list[Example]] = {}
     for example in examples:
@@ -312,7 +311,7 @@ def _bare_numbers(samples: int, share: float) -> frozenset[int]:
 
 
 class _Renderer:
-    """Turns examples into token ids; None for what does not fit or is no input of its task."""
+    """Renders examples as token ids; None for an example that is too long or not a valid input."""
 
     def __init__(
         self, specs: Mapping[str, TaskSpec], tokenizer: PromptTokenizer, max_tokens: int

@@ -41,7 +41,7 @@ def refuse_too_little_space(plan: Plan, machine: Machine, out: Path) -> None:
 
 
 def refuse_unservable(recipe: Recipe, target: Target, plan: Plan) -> None:
-    """Refuse what the serving engine could not load. Raises UnsuitableTarget."""
+    """Refuse an artifact that the serving engine could not load. Raises UnsuitableTarget."""
     if isinstance(recipe, BitsAndBytesRecipe) and not _installed(_BNB_PLUGIN):
         raise UnsuitableTarget(
             f"recipe {recipe.name!r}: vLLM 0.29 needs the package {_BNB_PLUGIN} for bitsandbytes, "

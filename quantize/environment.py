@@ -91,11 +91,11 @@ def worker_environment(folder: Path) -> Iterator[dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is installed and what is shared.
+    """The packages to install and to share.
 
     torch_cpu: requirement of the CPU build, None where it is shared or a GPU build is wanted.
-    install: lines of a requirements file. shared: folders with the packages that are shared, in
-    the order in which they are searched. versions: of the shared packages.
+    install: lines of a requirements file. shared: folders with the packages that are shared, in the
+    order in which they are searched. versions: of the shared packages.
     """
 
     torch_cpu: str | None

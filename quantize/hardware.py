@@ -1,4 +1,4 @@
-"""What this machine has: memory within its container's limit, disk, cores, an NVIDIA GPU."""
+"""Detects this machine's memory (within its container's limit), disk, cores and NVIDIA GPU."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a run can use. Memory in bytes."""
+    """The resources of a run. Memory in bytes."""
 
     cpu: str
     cores: int
@@ -34,7 +34,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Return what is here now. Runs nvidia-smi where there is one."""
+    """Return the resources available now. Runs nvidia-smi if it is installed."""
     return Machine(
         cpu=processor_name(),
         cores=len(os.sched_getaffinity(0)),

@@ -1,4 +1,4 @@
-"""What a checkpoint is made of, read from its config and the headers of its weight files.
+"""Reads the layout of a checkpoint from its config and the headers of its weight files.
 
 No weight is loaded: a plan for 8 billion parameters takes milliseconds and no memory.
 """
@@ -72,7 +72,7 @@ _Positive = Annotated[int, Field(ge=1, le=2**40)]
 
 
 class _Description(BaseModel):
-    """What is read of a config.json; its other fields are for others."""
+    """The fields that are read from a config.json; others are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -224,7 +224,7 @@ def _header(path: Path) -> dict[str, _Entry]:
     try:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
-            # Damage can claim any length; the parser then refuses what was read.
+            # A damaged file may state any length; the parser refuses the truncated header.
             content = json.loads(file.read(min(size, _MAX_HEADER_BYTES)))
         if isinstance(content, dict):
             content.pop("__metadata__", None)
@@ -273,7 +273,7 @@ def _config(folder: Path, model: str) -> dict[str, Any]:
             fix="name a folder with a Hugging Face checkpoint",
         ) from error
     if not isinstance(content, dict):
-        raise UnsuitableModel(f"config.json of {model!r} holds no object", field="model")
+        raise UnsuitableModel(f"config.json of {model!r} is not a JSON object", field="model")
     return content
 
 

@@ -1,7 +1,6 @@
-"""The effect of a recipe on a model: layers, sizes, memory and time.
-
-Arithmetic on shapes; nothing is loaded. Sizes follow each format's tensors exactly. Times are
-estimates from the work to be done and a measured rate.
+"""Predicts the effect of a recipe on a model from shapes: layers, sizes, memory and time. Sizes
+follow each format's tensors exactly. Times are estimates from the work to be done and a measured
+rate.
 """
 
 import math
@@ -25,8 +24,8 @@ class Rate:
     """The speed of a machine, in multiply-adds a second.
 
     forward: matrix products of the calibration pass. rounding: GPTQ's updates, column by column.
-    block_s: what each decoder block costs besides. start_s: imports and loading.
-    measured: where the figures are from.
+    block_s: further time of each decoder block. start_s: imports and loading. measured: the run
+    that the figures are from.
     """
 
     forward: float
@@ -73,7 +72,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is fed. tokens: of all sequences. longest_batch: tokens of the longest batch."""
+    """The calibration workload. tokens: of all sequences. longest_batch: tokens of the longest
+    batch.
+    """
 
     samples: int
     tokens: int
@@ -117,7 +118,7 @@ def make_plan(
     )
 
 
-def keeping(plan: Plan, names: Collection[str]) -> Plan:
+def with_layers_in_16bit(plan: Plan, names: Collection[str]) -> Plan:
     """Return the plan with these layers in 16 bits."""
     layers = tuple(
         LayerPlan(item.layer, 16, None, 2 * item.layer.weights)
@@ -254,7 +255,7 @@ def _peak_accelerator(recipe: Recipe, layout: ModelLayout, workload: Workload) -
 
 
 def _block_bytes(recipe: Recipe, layout: ModelLayout, workload: Workload) -> int:
-    """Return what working on one block takes: Hessians, a layer in 32 bits, logits."""
+    """Return the memory for one block, bytes: Hessians, a layer in 32 bits, logits."""
     if isinstance(recipe, BitsAndBytesRecipe):
         return 0
     block = layout.linear[: len(layout.linear) // layout.blocks]

@@ -1,4 +1,4 @@
-"""A plan as a table for people and as a document for programs."""
+"""Formats a plan as a table and as a JSON document."""
 
 from collections import Counter
 from dataclasses import asdict

@@ -6,7 +6,7 @@ from quantize.job import Layer, Outliers, Report, Stage
 from serving.host.progress import StepObserver
 
 _STAGES = {"load": "loading the model", "quantize": "quantizing", "save": "writing the checkpoint"}
-# What else takes time, counted in decoder blocks: loading, outliers, writing, checking.
+# The other work (loading, outliers, writing, checking) in units of decoder blocks.
 _BESIDES_BLOCKS = 4
 
 
@@ -23,7 +23,7 @@ class RunSteps:
         self._observer.step(name, self._done, self._total)
 
     def report(self, report: Report) -> None:
-        """Pass on a report of the worker."""
+        """Convert a report of the worker to a step of the observer."""
         match report:
             case Stage(name=name):
                 if name != "load":

@@ -1,4 +1,4 @@
-"""Where an artifact comes from: the facts, as JSON for programs and as a model card for people."""
+"""Writes an artifact's provenance as JSON and as a model card."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ class Run:
 
 
 def provenance(run: Run) -> dict[str, Any]:
-    """Return the document. It holds digests of the calibration texts and none of their words."""
+    """Return the document. It has digests of the calibration texts, not the texts."""
     precision: dict[str, int] = {}
     for item in run.plan.layers:
         precision[str(item.bits)] = precision.get(str(item.bits), 0) + 1

@@ -1,7 +1,7 @@
 """Recipes: one YAML file each, validated, with a stable digest.
 
 A recipe states the precision of weights and activations and how they are rounded. It names one
-library. What that library cannot do is refused here, before an hour of work.
+library. Validation refuses combinations that the library does not support.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class _Frozen(BaseModel):
 
 
 class CalibrationNeed(_Frozen):
-    """What the recipe wants of the calibration set."""
+    """The calibration data that the recipe needs."""
 
     samples: int = Field(default=256, ge=1, le=100_000, description="sequences")
     max_tokens: int = Field(default=512, ge=16, le=32_768, description="longer ones are left out")

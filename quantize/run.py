@@ -1,4 +1,4 @@
-"""One quantization from checks to the published artifact."""
+"""Runs one quantization, from checks to the published artifact."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from quantize.environment import quantize_python, worker_environment
 from quantize.hardware import Machine, this_machine
 from quantize.job import REPORT, Done, Failed, Job, Outliers
 from quantize.layout import ModelLayout, read_layout
-from quantize.plan import Plan, Workload, keeping, make_plan
+from quantize.plan import Plan, Workload, make_plan, with_layers_in_16bit
 from quantize.progress import RunSteps
 from quantize.provenance import FILE, Run, model_card, provenance
 from quantize.recipe import Recipe
@@ -80,7 +80,7 @@ class Artifact:
 def prepare(request: Request) -> Prepared:
     """Check everything that can be checked before the run. Blocking, seconds.
 
-    Raises a ConfigurationError that names what is wrong and the fix.
+    Raises ConfigurationError.
     """
     refuse_used_output(request.out)
     layout = read_layout(request.source)
@@ -117,7 +117,7 @@ def carry_out(prepared: Prepared, observer: StepObserver) -> Artifact:
         space.checkpoint.mkdir()
         space.job.write_text(_job(prepared, base, space).model_dump_json(), encoding="utf-8")
         worked = _work(python, space, steps, gpu=prepared.gpu)
-        plan = keeping(prepared.plan, worked.outliers)
+        plan = with_layers_in_16bit(prepared.plan, worked.outliers)
         steps.begin("checking and digesting what was written")
         space.copy_description(base)
         size = verify_checkpoint(space.checkpoint, request.recipe, plan)
@@ -217,10 +217,10 @@ class _Worked:
 
 
 def _work(python: Path, space: Workspace, steps: RunSteps, *, gpu: bool) -> _Worked:
-    """Run the worker to its end and return what it reported."""
+    """Run the worker to its end and return its report."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     if not gpu:
-        # The libraries use a GPU if they see one.
+        # The libraries use every visible GPU.
         environment["CUDA_VISIBLE_DEVICES"] = ""
     failure = "it ended without a report"
     with (

@@ -1,8 +1,8 @@
-"""How far a candidate's next-token distributions are from the baseline's. Arrays only.
+"""Computes the divergence of a candidate's next-token distributions from the baseline's. Pure.
 
-A distribution is kept as its most probable tokens and, in one number, all others. Lumping tokens
-can only lower the Kullback-Leibler divergence (data processing inequality), so the figures are
-lower bounds; with 2,048 tokens kept, what is lumped is seldom a percent of the probability.
+A distribution is stored as its most probable tokens and the sum of all others. Lumping tokens can
+only lower the Kullback-Leibler divergence (data processing inequality), so the figures are lower
+bounds; with 2,048 tokens kept, what is lumped is seldom a percent of the probability.
 """
 
 from dataclasses import dataclass

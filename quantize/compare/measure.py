@@ -1,4 +1,4 @@
-"""The measurement itself: every model in the serving engine, speed in interleaved rounds."""
+"""Measures every model in the serving engine; speed in interleaved rounds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What runs in the engine's process: module-level functions that take the vllm.LLM first."""
+"""Measurements in the engine's process: module-level functions that take the vllm.LLM first."""
 
 import time
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def diverge(
 
 
 def kernels(llm: Any) -> dict[str, int]:
-    """Return which kernels the engine chose, with the number of layers."""
+    """Return the number of layers by the kernel that the engine chose."""
     found: dict[str, int] = llm.collective_rpc("chosen_kernels")[0]
     return found
 

@@ -1,4 +1,4 @@
-"""The comparison as a table and as a document."""
+"""Formats a comparison as a table and as a JSON document."""
 
 import statistics
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from quantize.compare.measure import (
 
 
 def as_document(measured: Sequence[Measured], materials: Materials) -> dict[str, Any]:
-    """Return everything that was measured, the baseline first."""
+    """Return all measurements as JSON values, the baseline first."""
     return {
         "machine": {
             "cpu": materials.machine.cpu,

@@ -1,4 +1,4 @@
-"""What the models are given: passages for divergence and speed, inputs of tasks for labels."""
+"""Reads the inputs of a comparison: passages for divergence and speed, task inputs for labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.cost import asked_models, with_fake_provider
+from benchmarks.cost import models_of_tiers, with_fake_provider
 from benchmarks.cost_arms import Arm, ChatResult, require_answers, run_arm
 from benchmarks.cost_figures import (
     LedgerTotals,
@@ -153,7 +153,7 @@ def test_the_report_prices_the_direct_arm_and_names_what_is_assumed() -> None:
 def test_the_fake_provider_is_behind_every_provider_of_the_tiers() -> None:
     settings = with_fake_provider(Settings(), 1234)
     assert set(settings.frontier.providers) == {"anthropic", "openai"}
-    names = asked_models(settings)
+    names = models_of_tiers(settings)
     assert names[0] == settings.ledger.reference_model
     assert {name.partition("/")[0] for name in names} <= set(settings.frontier.providers)
     for provider in settings.frontier.providers.values():

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from quantize.layout import layout_of
-from quantize.plan import Plan, Workload, keeping, make_plan
+from quantize.plan import Plan, Workload, make_plan, with_layers_in_16bit
 from quantize.recipe import parse_recipe
 from quantize.verify import verify_checkpoint
 from serving.contracts.errors import QuantizationFailed
@@ -32,7 +32,7 @@ def plan() -> Plan:
     made = make_plan(
         RECIPE, layout_of(config(), tensors(), "tiny"), Workload(8, 800, 200), cores=2, gpu=False
     )
-    return keeping(made, [KEPT])
+    return with_layers_in_16bit(made, [KEPT])
 
 
 def stored() -> dict[str, torch.Tensor]:
