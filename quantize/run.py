@@ -247,7 +247,7 @@ def _work(python: Path, space: Workspace, steps: RunSteps, *, gpu: bool) -> _Wor
                     outliers = report.layers
                 elif isinstance(report, Failed):
                     failure = report.message
-        except BaseException:
+        except BaseException:  # KeyboardInterrupt too: no worker may remain; re-raised
             worker.kill()
             raise
     # A library may crash while it shuts down, after everything was written. The files are checked

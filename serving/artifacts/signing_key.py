@@ -47,7 +47,7 @@ def generate_key(path: Path) -> KeyPair:
     _write_new(public, pem, 0o644)
     try:
         _write_new(path, signer.private_bytes, _PRIVATE_MODE)
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt too: both files or neither; re-raised
         public.unlink()
         raise
     return KeyPair(path, public, signer.public_key.keyid)

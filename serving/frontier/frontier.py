@@ -294,7 +294,7 @@ class _Chunks:
     async def __anext__(self) -> dict[str, Any]:
         try:
             return await anext(self._chunks)
-        except BaseException as error:
+        except BaseException as error:  # cancellation too: usage so far is recorded; re-raised
             spent = self._note_usage()
             if isinstance(error, StopAsyncIteration) and spent.source == "reported" and spent.usage:
                 self._answered(spent.usage)

@@ -316,7 +316,7 @@ class Provider:
                 first = await self._within(target_call, anext(parts))
             except StopAsyncIteration:
                 raise unreadable(self.name, "the stream is empty") from None
-            except BaseException:
+            except BaseException:  # cancellation too: the connection must be closed
                 await parts.aclose()
                 raise
             call.began()
@@ -331,7 +331,7 @@ class Provider:
             call = await self._enter(target_call, last)
             try:
                 await call.open()
-            except BaseException as error:
+            except BaseException as error:  # cancellation too: the place must be released
                 code = error.code if isinstance(error, NarrowgateError) else "cancelled"
                 call.abandon(code, NOTHING)
                 raise
@@ -349,7 +349,7 @@ class Provider:
                 if pause_s is None:
                     raise
                 last = error
-            except BaseException:
+            except BaseException:  # cancellation too: the call's row must be closed
                 call.abandon()
                 raise
             retry += 1

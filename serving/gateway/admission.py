@@ -72,7 +72,7 @@ class AdmissionQueue:
             # Not wait_for, which in Python 3.11 can swallow a cancellation.
             async with asyncio.timeout(deadline.remaining_s()):
                 await turn
-        except BaseException as error:
+        except BaseException as error:  # cancellation too: the place must be released
             if turn.cancelled():
                 self._forget(turn)
             else:

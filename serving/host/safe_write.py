@@ -19,7 +19,7 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
             file.write(content)
         unfinished.chmod(mode)
         unfinished.replace(path)
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt too: no unfinished file may remain; re-raised
         unfinished.unlink(missing_ok=True)
         raise
 

@@ -131,7 +131,7 @@ class LedgerWorker:
             with self._deps.watchdog.watched(), self._deps.database.begin() as connection:
                 answers = self._store.apply(connection, operations)
                 self._reached_commit = True
-        except BaseException as error:
+        except BaseException as error:  # whatever ends the transaction; re-raised
             self._store.forget()
             if isinstance(error, exc.DBAPIError) and not _blames_row(error):
                 raise _unavailable() from error

@@ -171,7 +171,7 @@ class Writer:
                 self._tried.set()
                 batch, stopping = self._take(self._worker.idle_s())
                 self._write(batch)
-            except Exception:
+            except Exception:  # the thread's edge: a defect must not end the writer
                 logger.exception("ledger.writer_failed")
                 time.sleep(_AFTER_BUG_S)
         self._worker.finish()

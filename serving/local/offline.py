@@ -80,7 +80,7 @@ class OfflineEngine:
         except EngineFailure as error:
             self.stop()
             raise EngineFailure(f"{error.message}{_tail(self._log)}", fix=error.fix) from error
-        except BaseException:
+        except BaseException:  # KeyboardInterrupt too: no process may remain; re-raised
             self.kill()
             raise
 

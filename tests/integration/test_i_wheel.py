@@ -88,6 +88,7 @@ def follow(process: "subprocess.Popen[bytes]", url: str, log: Path) -> set[str]:
         try:
             ready = httpx.get(f"{url}/readyz", timeout=5)
         except httpx.HTTPError:
+            # Polls a start that takes minutes.
             time.sleep(1)
             continue
         if "models" in ready.json():
@@ -99,5 +100,6 @@ def follow(process: "subprocess.Popen[bytes]", url: str, log: Path) -> set[str]:
             if task.status_code == 503:
                 assert task.json()["error"]["code"] == "model_preparing"
                 assert int(task.headers["retry-after"]) >= 1
+        # Polls a start that takes minutes.
         time.sleep(2)
     pytest.fail(f"not ready after {START_DEADLINE_S} s:\n{log.read_text('utf-8')[-4000:]}")

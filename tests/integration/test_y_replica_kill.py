@@ -38,6 +38,7 @@ async def client(stack: Stack, number: int, outcomes: list[Outcome], stop: async
             now = time.monotonic()
             outcomes.append(Outcome(now, now - started, response))
             if response.status_code != 200:
+                # Without a pause, refused clients would send in a tight loop.
                 await asyncio.sleep(1)
 
 
@@ -45,6 +46,7 @@ async def scenario(stack: Stack, victim: psutil.Process) -> tuple[float, list[Ou
     outcomes: list[Outcome] = []
     stop = asyncio.Event()
     clients = [asyncio.create_task(client(stack, n, outcomes, stop)) for n in range(8)]
+    # Requests must be in progress when the replica is killed.
     await asyncio.sleep(4)
     victim.kill()
     killed_at = time.monotonic()

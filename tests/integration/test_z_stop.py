@@ -85,6 +85,7 @@ def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path) -> None:
         while not any("raylet" in p.name() for p in starting.descendants()):
             assert time.monotonic() < deadline, starting.log.read_text()
             time.sleep(0.2)
+        # The signal must arrive during Ray's start, after its first process.
         time.sleep(2)
         processes = starting.descendants()
         # As a terminal does it: to every process of the foreground group.
