@@ -116,7 +116,7 @@ def test_the_bootstrap_of_identical_copies_is_as_wide_as_their_number_allows() -
         same = accuracy_difference(*answers(n, 0, 0, 0))
         assert found.lower == pytest.approx(same.lower, abs=1e-6)
         assert found.upper == pytest.approx(same.upper, abs=1e-6)
-    with pytest.raises(ValueError, match="nothing to resample"):
+    with pytest.raises(ValueError, match="no examples to resample"):
         bootstrap_interval(zero, 0, seed=0)
     assert bootstrap_interval(zero, 1, seed=0).estimate == 0.0
 

@@ -129,7 +129,7 @@ def test_every_mistake_names_file_and_line(
 def test_folders_that_are_no_suites(tmp_path: Path, specs: dict[str, TaskSpec]) -> None:
     with pytest.raises(InvalidSuite, match="is not a folder"):
         load_suites(tmp_path / "absent")
-    with pytest.raises(InvalidSuite, match=r"holds no task\.yaml"):
+    with pytest.raises(InvalidSuite, match=r"has no task\.yaml"):
         load_suites(tmp_path)
     with pytest.raises(InvalidSuite, match="no examples"):
         read(tmp_path / "empty", specs["ner"], "\n\n")

@@ -143,7 +143,7 @@ def test_too_small_a_suite_is_said_to_be(specs: dict[str, TaskSpec]) -> None:
     report = check(many(specs["sentiment"], dict.fromkeys(LABELS, 8)))
     assert report.fit
     assert not report.target.reachable
-    assert any("takes 29 accepted texts" in warning for warning in report.warnings)
+    assert any("needs 29 accepted texts" in warning for warning in report.warnings)
     margin = specs["sentiment"].margins.int8
     needed = math.ceil(0.05 * (1.645 / margin) ** 2)
     assert any(f"and {needed} are needed" in warning for warning in report.warnings)
