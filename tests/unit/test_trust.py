@@ -294,7 +294,9 @@ def test_the_engine_must_be_the_one_that_was_tested(model: Path, key: KeyPair) -
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"\xff", b'{"payload": 1}'])
-def test_content_other_than_an_envelope_is_refused(model: Path, key: KeyPair, content: bytes) -> None:
+def test_bytes_other_than_an_envelope_are_refused(
+    model: Path, key: KeyPair, content: bytes
+) -> None:
     (model / "attestation.json").write_bytes(content)
     with pytest.raises(AttestationRefused, match="is not a DSSE envelope"):
         verify(model, key)
