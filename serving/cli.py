@@ -30,7 +30,7 @@ EXIT_USAGE = 2
 EXIT_DEFECT = 70
 EXIT_SYSTEM = 74
 # Commands whose statuses 0, 1 and 3 are verdicts: an error must not look like one.
-_VERDICTS = frozenset({"gate", "suite", "verify"})
+_VERDICTS = frozenset({"gate", "k8s", "suite", "verify"})
 # Errors that other arguments would not have avoided.
 _RAN_AND_FAILED = (EngineFailure, QuantizationFailed)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 HELP = "render manifests for Kubernetes and find what would fail on a cluster"
 
-_ACTIONS: dict[str, str] = {}
+_ACTIONS: dict[str, str] = {"lint": "serving.commands.k8s_lint"}
 """Module of each action, with HELP, configure and run. Importing it must load nothing heavy."""
 
 

@@ -1,0 +1,1 @@
+"""Rules that find in Kubernetes manifests what fails, or serves wrongly, on a cluster with Ray."""
