@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from serving.artifacts.checkpoint import Checkpoint
-from serving.artifacts.quantized_weights import weight_bits
+from serving.artifacts.checkpoint_config import read_config, weight_bits
 from serving.contracts.engine import EngineWork
 from serving.contracts.engine_arguments import (
     ArgumentValue,
@@ -138,7 +138,7 @@ def precision_of(folder: Path) -> Precision:
     Mixed precision counts as its lowest. Raises UnsuitableModel for an unreadable configuration or
     an unknown quantization method.
     """
-    config = _json(folder / "config.json")
+    config = read_config(folder, "candidate")
     stated = config.get("quantization_config")
     if stated is None:
         return "16-bit"

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from quantize.source import ModelSource
+from serving.artifacts.checkpoint_config import read_config
 from serving.contracts.errors import UnsuitableModel
 
 ARCHITECTURES = frozenset(
@@ -120,7 +121,7 @@ def read_layout(source: ModelSource) -> ModelLayout:
     missing or damaged files.
     """
     folder = source.fetch_description()
-    config = _config(folder, source.id)
+    config = read_config(folder, "model", source.id)
     tensors = _hub_tensors(source) if source.on_hub else folder_tensors(folder)
     return layout_of(config, tensors, source.id)
 
@@ -261,20 +262,6 @@ def _hub_tensors(source: ModelSource) -> dict[str, Tensor]:
         for file in metadata.files_metadata.values()
         for name, info in file.tensors.items()
     }
-
-
-def _config(folder: Path, model: str) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnsuitableModel(
-            f"{model!r} has no readable config.json: {error}",
-            field="model",
-            fix="name a folder with a Hugging Face checkpoint",
-        ) from error
-    if not isinstance(content, dict):
-        raise UnsuitableModel(f"config.json of {model!r} is not a JSON object", field="model")
-    return content
 
 
 def _described(config: Mapping[str, Any], model: str) -> _Description:

@@ -1,6 +1,5 @@
 """Checks that the written checkpoint matches the plan, by reading its files."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from quantize.layout import Tensor, folder_tensors
 from quantize.plan import Plan
 from quantize.recipe import BitsAndBytesRecipe, GptqModelRecipe, Recipe
+from serving.artifacts.checkpoint_config import read_config
 from serving.contracts.errors import QuantizationFailed
 
 _INTEGER = frozenset({"I8", "U8", "I32", "F8_E4M3"})
@@ -19,7 +19,7 @@ def verify_checkpoint(folder: Path, recipe: Recipe, plan: Plan) -> int:
     Blocking: reads the scales, not the weights. Raises QuantizationFailed, naming the layer.
     """
     tensors = folder_tensors(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder, "out")
     if "quantization_config" not in config:
         raise QuantizationFailed("the written config.json has no quantization_config")
     for item in plan.layers:

@@ -85,8 +85,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _fetch(args: argparse.Namespace) -> int:
     from evals.public_sets.catalog import SETS
-    from evals.public_sets.fetch import fetch, origin_of
-    from evals.public_sets.folder import write_suite
+    from evals.public_sets.fetch import fetch, origin_of, write_suite
     from evals.suite import load_suites
     from evals.suite_check import check
     from serving.contracts.errors import OutputInUse, UnknownTask

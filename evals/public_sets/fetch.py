@@ -1,19 +1,26 @@
-"""Fetches the rows of a public data set, and records their origin."""
+"""Fetches the rows of a public data set and writes them as a suite, with their origin."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from evals.public_sets.catalog import SETS, PublicSet, Row
 from evals.public_sets.conversion import converted
 from evals.public_sets.records import LOADERS, from_files, from_hub
 from evals.public_sets.selection import distinct, sample
+from evals.suite import SPEC_FILE
 from serving.contracts.errors import InvalidSuite
 from serving.contracts.task_spec import TaskSpec
+from serving.host.safe_write import refuse_used_output
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
+# JSON does not escape these characters, and some readers split lines at them.
+_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,50 @@ def fetch(
     if not rows:
         raise InvalidSuite(f"{name} has no row that task {spec.name!r} can use", field="suite")
     return rows if limit is None else sample(rows, limit, seed)
+
+
+def write_suite(rows: Sequence[Row], spec: TaskSpec, out: Path, origin: Origin) -> None:
+    """Write a suite's folder: the examples, their origin, and the task.
+
+    out: absent or an empty folder. Blocking. Raises OutputInUse.
+    """
+    refuse_used_output(out)
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n" for row in rows]
+    (out / "test.jsonl").write_text("".join(lines), encoding="utf-8")
+    (out / "datasheet.md").write_text(datasheet(origin, len(rows), spec), encoding="utf-8")
+    # Written last: a folder without it is not a suite.
+    content = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    (out / SPEC_FILE).write_text(content, encoding="utf-8")
+
+
+def datasheet(origin: Origin, number: int, spec: TaskSpec) -> str:
+    """Return the origin and selection of a fetched suite as Markdown, without a date."""
+    source = origin.source
+    if origin.files:
+        where = [f"- file: `{name}`, SHA-256 `{hash_}`" for name, hash_ in origin.files.items()]
+    else:
+        configs = ", ".join(config for config in source.configs if config)
+        part = f", {configs}" if configs else ""
+        where = [f"- hub: `{source.hub_id}`{part}, split {source.split}",
+                 f"- revision: `{origin.revision}`"]  # fmt: skip
+    drawn = (
+        "all that the task can use"
+        if origin.limit is None
+        else f"at most {origin.limit}, drawn with seed {origin.seed}, labels in their shares"
+    )
+    return "\n".join(
+        [
+            f"# {source.name}", "",
+            f"- data set: {source.name} (usually from `{source.hub_id}`)", *where,
+            f"- task: {spec.name}, {spec.digest()}",
+            f"- examples: {number} ({drawn})",
+            "- left out: rows that a suite cannot hold (a text without a visible character or of "
+            "more than 20,000 characters), and texts that are repeated, answered in two ways or in "
+            "the task's prompt",
+            "- licence: check it at the source before passing this folder on", "",
+        ]
+    )  # fmt: skip
 
 
 def _checked(name: str, revision: str | None, files: Sequence[Path]) -> PublicSet:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.artifacts.checkpoint_config import CONFIG_NAME
 from serving.contracts.errors import InvalidSettings, MaterializationFailed, UnsuitableModel
 from serving.contracts.settings import BUNDLED_MODEL, ModelSettings, bundled_recipe
 
@@ -82,7 +83,7 @@ def locate(model: ModelSettings, state: Path) -> Checkpoint:
         return Checkpoint(str(folder), None)
     folder = Path(model.source).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not (folder / CONFIG_NAME).is_file():
             raise InvalidSettings(
                 f"model {model.id!r}: {model.source!r} has no config.json",
                 field="models.source",
@@ -99,7 +100,7 @@ def bundled_artifact(state: Path, recipe: str) -> Path:
 
 def refuse_no_checkpoint(folder: Path, *, field: str) -> None:
     """Raise UnsuitableModel where a folder holds no Hugging Face checkpoint."""
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_NAME).is_file():
         raise UnsuitableModel(
             f"{str(folder)!r} has no config.json",
             field=field,

@@ -1,12 +1,11 @@
 """Builds a ray.serve.llm deployment from model settings, with corrected defaults."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from serving.artifacts.checkpoint import Checkpoint
-from serving.artifacts.quantized_weights import has_int4_weights
-from serving.contracts.errors import UnsuitableTarget
+from serving.artifacts.checkpoint_config import CONFIG_NAME, has_int4_weights, read_config
+from serving.contracts.errors import UnsuitableModel, UnsuitableTarget
 from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSettings
 from serving.contracts.task_spec import MAX_LABELS
 from serving.host.processor import has_int4_kernel, multiplies_bfloat16, processor_name
@@ -82,19 +81,19 @@ def refuse_missing_kernel(model: ModelSettings, checkpoint: Checkpoint) -> None:
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the checkpoint's config.json; empty where it is not on this machine or unreadable."""
-    file: object = Path(checkpoint.source) / "config.json"
+    folder = Path(checkpoint.source)
     if checkpoint.revision is not None:
         from huggingface_hub import try_to_load_from_cache
 
-        file = try_to_load_from_cache(
-            checkpoint.source, "config.json", revision=checkpoint.revision
-        )
+        file = try_to_load_from_cache(checkpoint.source, CONFIG_NAME, revision=checkpoint.revision)
+        if not isinstance(file, str):
+            return {}
+        folder = Path(file).parent
     try:
-        content = json.loads(Path(str(file)).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_config(folder, "models.source")
+    except UnsuitableModel:
         # The engine names what is wrong with the file.
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _engine_arguments(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, Any]:

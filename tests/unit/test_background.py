@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from serving.contracts.errors import EngineFailure, NarrowgateError
-from serving.gateway.background import BackgroundTasks
+from serving.gateway.context import BackgroundTasks
 
 from .scripted import Server, assert_error
 

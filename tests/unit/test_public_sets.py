@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from evals.commands import suite as command
 from evals.public_sets.catalog import SETS, Row
 from evals.public_sets.conversion import mentions
-from evals.public_sets.fetch import Origin, fetch, origin_of
-from evals.public_sets.folder import datasheet, write_suite
+from evals.public_sets.fetch import Origin, datasheet, fetch, origin_of, write_suite
 from evals.public_sets.selection import sample
 from evals.suite import load_suites
 from evals.suite_check import check

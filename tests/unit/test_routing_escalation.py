@@ -3,7 +3,7 @@
 from serving.contracts import errors
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.routing import REASONS
-from serving.routing.escalation import is_among, reason_for_answer, reason_for_error
+from serving.pipeline.escalating import is_among, reason_for_answer, reason_for_error
 
 EXPECTED = {
     "QueueFull": "overload",

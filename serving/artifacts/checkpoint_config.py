@@ -1,9 +1,39 @@
-"""What a checkpoint's config.json states about its quantized weights."""
+"""Reads a checkpoint's config.json, and what it states about quantized weights."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from serving.contracts.errors import UnsuitableModel
+
+CONFIG_NAME = "config.json"
+
 _INTEGER_METHODS = frozenset({"compressed-tensors", "gptq", "awq"})
+
+
+def read_config(folder: Path, field: str, model: str | None = None) -> dict[str, Any]:
+    """Return the content of a checkpoint's config.json.
+
+    field: the option that names the checkpoint. model: its name in messages; None for the folder.
+    Raises UnsuitableModel for a file that cannot be read or is not a JSON object.
+    """
+    named = repr(model or str(folder))
+    try:
+        content = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnsuitableModel(
+            f"config.json of {named} cannot be read: {error}",
+            field=field,
+            fix="name a folder with a Hugging Face checkpoint",
+        ) from error
+    if not isinstance(content, dict):
+        raise UnsuitableModel(
+            f"config.json of {named} is not a JSON object",
+            field=field,
+            fix="name a folder with a Hugging Face checkpoint",
+        )
+    return content
 
 
 def weight_bits(stated: Mapping[str, Any]) -> list[int]:
