@@ -109,7 +109,7 @@ class Pair:
         """Stop both engines at the end."""
         try:
             yield self
-        except BaseException:
+        except BaseException:  # KeyboardInterrupt too: both engines must stop; re-raised
             for subject in self._subjects.values():
                 subject.close(broken_off=True)
             raise

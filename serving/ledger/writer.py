@@ -131,7 +131,7 @@ class Writer:
         try:
             async with asyncio.timeout(wait_s):
                 return await ticket.answer
-        except BaseException:
+        except BaseException:  # cancellation too: the row must not stay open; re-raised
             # The worker skips it if it is still queued; the withdrawal undoes it if it was written.
             ticket.abandoned = True
             self.submit(withdrawal(operation))

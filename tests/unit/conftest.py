@@ -20,6 +20,9 @@ from .blocked_loop import LoopWatch
 from .character_tokenizer import CharacterTokenizer
 
 if TYPE_CHECKING:
+    from serving.evidence.store import EvidenceStore
+    from serving.ledger.database import Database
+
     from ..provider.server import ProviderServer
     from .scripted import Server
 
@@ -86,6 +89,28 @@ def state() -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(prefix="ng-", dir=MEMORY) as folder:
         yield Path(folder) / "state"
+
+
+@pytest.fixture
+def database(state: Path) -> "Iterator[Database]":
+    """A migrated SQLite database. Test files that run on both databases override it."""
+    from .authenticated import opened
+
+    found = opened(None, state)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def store(database: "Database") -> "EvidenceStore":
+    """An evidence store with one defined claim."""
+    from serving.evidence.store import EvidenceStore
+
+    from .evidence_kit import defined
+
+    found = EvidenceStore(database)
+    found.register([defined()])
+    return found
 
 
 @pytest.fixture

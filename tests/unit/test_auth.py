@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,6 @@ from .scripted import assert_error
 
 FIX = "send Authorization: Bearer KEY; narrowgate key create makes one"
 UNKNOWN = "ng-" + "0" * 12 + "-" + "A" * 43
-
-
-@pytest.fixture
-def database(state: Path) -> Iterator[Database]:
-    found = opened(None, state)
-    yield found
-    found.close()
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,18 +20,11 @@ from serving.gateway.http import build_http
 from serving.gateway.limits import TenantLimits
 from serving.ledger.database import Database
 
-from .authenticated import BODY, TASK, KeyedServer, listening, opened
+from .authenticated import BODY, TASK, KeyedServer, listening
 from .scripted import MODEL, assert_error
 
 CHAT = "/v1/chat/completions"
 STREAM = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "stream": True}
-
-
-@pytest.fixture
-def database(state: Path) -> Iterator[Database]:
-    found = opened(None, state)
-    yield found
-    found.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +14,22 @@ from serving.evidence.administration import Label, label, listed, shown, withdra
 from serving.evidence.export import export_claim
 from serving.evidence.replay import Replayed, replay
 from serving.evidence.store import EvidenceStore
-from serving.ledger.database import Database
 
 from .attested import make_key
-from .authenticated import opened
-from .evidence_kit import EARLY, audit, defined, keeper, opening
+from .evidence_kit import EARLY, audit, keeper, opening
 
 
 @pytest.fixture
-def database(state: Path) -> Iterator[Database]:
-    found = opened(None, state)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def store(database: Database) -> EvidenceStore:
-    found = EvidenceStore(database)
-    found.register([defined()])
-    found.append(events=[opening("c1")])
-    found.append([audit("c1", number, served="World") for number in range(60)])
-    found.append([
+def store(store: EvidenceStore) -> EvidenceStore:
+    """The conftest's store with 60 right answers and one wrong accepted answer of ten."""
+    store.append(events=[opening("c1")])
+    store.append([audit("c1", number, served="World") for number in range(60)])
+    store.append([
         audit("c1", 100 + n, float(n == 0), origin="accepted", hypothesis=1, served="World")
         for n in range(10)
     ])  # fmt: skip
-    keeper(found).round_blocking()
-    return found
+    keeper(store).round_blocking()
+    return store
 
 
 def test_a_claim_is_shown_with_its_course(store: EvidenceStore) -> None:

@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,6 @@ from .evidence_kit import AT, EARLY, EvidenceServer, audit, defined, keeper, ope
 from .test_evidence_states import LABEL, OTHER, bring, says
 
 ALWAYS = EARLY.model_copy(update={"high_rate": 1.0, "lease_s": 60.0})
-
-
-@pytest.fixture
-def database(state: Path) -> Iterator[Database]:
-    found = opened(None, state)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def store(database: Database) -> EvidenceStore:
-    found = EvidenceStore(database)
-    found.register([defined()])
-    return found
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """Tasks under claims, over HTTP: each cell of the table of states, consent, and the evidence."""
 
 import json
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,6 @@ from serving.ledger.database import Database
 from serving.tasks.grant import Grant
 
 from .attested import result
-from .authenticated import opened
 from .evidence_kit import AT, EARLY, REFERENCE, EvidenceServer, audit, opening
 from .scripted import assert_error
 
@@ -32,13 +29,6 @@ LABEL, OTHER = "World", "Sports"
 
 def says(label: str = LABEL) -> Any:
     return lambda call: json.dumps({"label": label})
-
-
-@pytest.fixture
-def database(state: Path) -> Iterator[Database]:
-    found = opened(None, state)
-    yield found
-    found.close()
 
 
 @pytest.fixture

@@ -26,13 +26,6 @@ def database(ledger_url: SecretStr | None, state: Path) -> Iterator[Database]:
     found.close()
 
 
-@pytest.fixture
-def store(database: Database) -> EvidenceStore:
-    found = EvidenceStore(database)
-    found.register([defined()])
-    return found
-
-
 def test_the_first_verdict_on_an_input_counts(store: EvidenceStore) -> None:
     store.draw([audit("c1", 1)])
     store.append([audit("c1", 1), audit("c1", 2, loss=1.0)])

@@ -13,15 +13,7 @@ from serving.ledger.database import Database
 
 from ..provider.server import ProviderServer
 from . import frontier_kit, head_server
-from .authenticated import opened
 from .head_server import REFERENCE, SETTINGS, SUBJECTS, TASK, Desk, HeadServer, inputs
-
-
-@pytest.fixture
-def database(state: Path) -> Iterator[Database]:
-    found = opened(None, state)
-    yield found
-    found.close()
 
 
 @pytest.fixture
