@@ -47,6 +47,9 @@ FOREIGN = {
     "DCGM_FI_DEV_POWER_USAGE",
     "DCGM_FI_DEV_XID_ERRORS",
 }
+ADDED = {"le", "pod", "namespace"}
+"""Labels that a histogram or Prometheus adds."""
+
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 
 
@@ -110,8 +113,20 @@ def test_our_metrics_and_their_labels_exist(where: str, expression: str) -> None
             continue
         assert selector.name in names, f"{where}: {selector.name}"
         given = {matcher.name for matcher in selector.matchers.matchers}
-        added_by_prometheus = {"le", "pod", "namespace"}
-        assert given <= names[selector.name] | added_by_prometheus, f"{where}: {given}"
+        assert given <= names[selector.name] | ADDED, f"{where}: {given}"
+
+
+def test_labels_that_queries_keep_exist() -> None:
+    names = own_names()
+    for where, expression in EXPRESSIONS:
+        used = {s.name for s in selectors(expression) if s.name.startswith("narrowgate_")}
+        kept = {
+            label.strip()
+            for group in re.findall(r"by \(([^)]*)\)", expression)
+            for label in group.split(",")
+        }
+        for name in used:
+            assert kept <= names[name] | ADDED, f"{where}: {kept}"
 
 
 def test_metrics_of_vllm_and_ray_exist() -> None:
