@@ -144,11 +144,11 @@ def build_context(plan: Plan, ledger: LedgerService) -> "GatewayContext":
     from serving.contracts.settings import GatewaySettings, Replicas
     from serving.frontier.build import build_frontier
     from serving.gateway.access import Access
-    from serving.gateway.admission import AdmissionQueue
     from serving.gateway.context import GatewayContext
     from serving.gateway.local_models import LocalModels
     from serving.gateway.metrics import Metrics
     from serving.ledger.pricing.book import PriceBook
+    from serving.pipeline.admission import AdmissionQueue
     from serving.pipeline.exit_recorder import ExitRecorder
     from serving.pipeline.plan import Policy
     from serving.pipeline.replica_meter import ReplicaMeter

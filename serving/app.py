@@ -31,7 +31,6 @@ from serving.evidence.service import EvidenceService, build_evidence
 from serving.evidence.text_key import text_key
 from serving.frontier.build import build_frontier
 from serving.gateway.access import Access
-from serving.gateway.admission import AdmissionQueue
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.local_models import ConnectedModel, LocalModels
@@ -46,6 +45,7 @@ from serving.ledger.reports.served import LedgerReports
 from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
 from serving.local.status_file import read_statuses
+from serving.pipeline.admission import AdmissionQueue
 from serving.pipeline.auditor import Auditor
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.plan import FrontierPlan, Policy, TaskPlan

@@ -17,11 +17,11 @@ from serving.contracts.routing import DecisionLog
 from serving.contracts.settings import GatewaySettings
 from serving.evidence.service import EvidenceService
 from serving.gateway.access import Access
-from serving.gateway.admission import AdmissionQueue
 from serving.gateway.attested import TaskState
 from serving.gateway.local_models import LocalModels
 from serving.gateway.metrics import Metrics
 from serving.local.client import EngineClient
+from serving.pipeline.admission import AdmissionQueue
 from serving.pipeline.request_path import RequestPath
 from serving.pipeline.runner import BoundTask
 

@@ -14,6 +14,7 @@ from serving.contracts.frontier import Frontier
 from serving.contracts.requests import AUTO, ChatRequest, CompletionRequest, TaskBatch
 from serving.contracts.routing import DecisionLog, Router
 from serving.evidence.rulings import Evidence
+from serving.pipeline.admission import AdmissionQueue, Admitted, every_unit, one_call
 from serving.pipeline.auditor import Auditor, Embed
 from serving.pipeline.claimed import Claimed
 from serving.pipeline.claimed_local import ClaimedLocal
@@ -34,13 +35,9 @@ from serving.pipeline.plan import (
 from serving.pipeline.read import read_chat, read_completion, read_tasks
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.runner import (
-    AdmissionLimit,
-    Admitted,
     BoundTask,
     Engine,
     Runner,
-    every_unit,
-    one_call,
 )
 from serving.pipeline.write import Reply, TaskReply, write_reply, write_tasks
 
@@ -118,8 +115,8 @@ def build_runners(
     meters: Mapping[str, ReplicaMeter],
     frontier: Frontier,
     decisions: DecisionLog,
-    local: AdmissionLimit,
-    remote: AdmissionLimit,
+    local: AdmissionQueue,
+    remote: AdmissionQueue,
     audited: Audited | None = None,
 ) -> Mapping[type[Plan], Runner[Any, Any]]:
     """Return the runners by kind of plan: each model's runner, wrapped in those it needs.

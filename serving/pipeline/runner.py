@@ -1,9 +1,8 @@
-"""The protocol of runners, which run plans, and the runner that applies admission."""
+"""The protocol of runners, which run plans, and of the engines that they call."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from serving.contracts.deadline import Deadline
 from serving.contracts.engine import EngineOutput, EngineWork
@@ -63,44 +62,3 @@ class BoundTask:
     task: Task
     engine: Engine
     grant: Grant
-
-
-class AdmissionLimit(Protocol):
-    """A limit on concurrent work; serving.gateway.admission implements it."""
-
-    def admit(self, units: int, deadline: Deadline) -> AbstractAsyncContextManager[None]:
-        """Hold a place for this many units. Raises QueueFull, ShuttingDown, DeadlineExceeded."""
-        ...
-
-
-class Admitted(Generic[R, P]):
-    """Runs another runner within an admission limit. units: admission units of a request."""
-
-    def __init__(
-        self, runner: Runner[R, P], limit: AdmissionLimit, units: Callable[[R], int]
-    ) -> None:
-        self._runner = runner
-        self._limit = limit
-        self._units = units
-
-    async def whole(self, request: R, plan: P, record: RequestRecord) -> list[Outcome]:
-        """Run the other runner once there is a place; release it with the outcomes."""
-        async with self._limit.admit(self._units(request), plan.deadline):
-            return await self._runner.whole(request, plan, record)
-
-    async def stream(self, request: R, plan: P, record: RequestRecord) -> Outcome | OutcomeStream:
-        """Run the other runner once there is a place; release it when the reply is sent."""
-        await record.resources.enter_async_context(
-            self._limit.admit(self._units(request), plan.deadline)
-        )
-        return await self._runner.stream(request, plan, record)
-
-
-def every_unit(request: Request) -> int:
-    """Return the units of a request: choices, prompts or inputs."""
-    return request.units
-
-
-def one_call(request: Request) -> int:
-    """Return 1: every call of a provider counts once."""
-    return 1

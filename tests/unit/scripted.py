@@ -40,12 +40,12 @@ from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.settings import GatewaySettings, Replicas
 from serving.contracts.task_spec import TaskSpec
 from serving.gateway.access import Access
-from serving.gateway.admission import AdmissionQueue
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.local_models import LocalModels
 from serving.gateway.metrics import Metrics
 from serving.local.health import EngineHealth
+from serving.pipeline.admission import AdmissionQueue
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.plan import Policy
 from serving.pipeline.replica_meter import ReplicaMeter

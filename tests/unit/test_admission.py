@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import DeadlineExceeded, QueueFull, ShuttingDown
-from serving.gateway.admission import AdmissionQueue
+from serving.pipeline.admission import AdmissionQueue
 
 LATER = Deadline.after(3600)
 

@@ -1,13 +1,17 @@
-"""The limit on concurrent work of a gateway replica, counted in inputs."""
+"""The limit on concurrent work of a gateway replica, and the runner that applies it."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Generic
 
 from serving.contracts.deadline import Deadline, deadline_exceeded
 from serving.contracts.errors import QueueFull, ShuttingDown
+from serving.contracts.requests import Request
+from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
+from serving.pipeline.runner import P, R, Runner
 
 _RATE_WINDOW_S = 10.0
 _LONGEST_RETRY_AFTER_S = 60.0
@@ -114,3 +118,36 @@ class AdmissionQueue:
         if rate == 0.0:
             return _RATE_WINDOW_S
         return min(_LONGEST_RETRY_AFTER_S, max(1.0, self.queued / rate))
+
+
+class Admitted(Generic[R, P]):
+    """Runs another runner within an admission limit. units: admission units of a request."""
+
+    def __init__(
+        self, runner: Runner[R, P], limit: AdmissionQueue, units: Callable[[R], int]
+    ) -> None:
+        self._runner = runner
+        self._limit = limit
+        self._units = units
+
+    async def whole(self, request: R, plan: P, record: RequestRecord) -> list[Outcome]:
+        """Run the other runner once there is a place; release it with the outcomes."""
+        async with self._limit.admit(self._units(request), plan.deadline):
+            return await self._runner.whole(request, plan, record)
+
+    async def stream(self, request: R, plan: P, record: RequestRecord) -> Outcome | OutcomeStream:
+        """Run the other runner once there is a place; release it when the reply is sent."""
+        await record.resources.enter_async_context(
+            self._limit.admit(self._units(request), plan.deadline)
+        )
+        return await self._runner.stream(request, plan, record)
+
+
+def every_unit(request: Request) -> int:
+    """Return the units of a request: choices, prompts or inputs."""
+    return request.units
+
+
+def one_call(request: Request) -> int:
+    """Return 1: every call of a provider counts once."""
+    return 1
