@@ -1,68 +1,59 @@
-"""Answers FrontierCalls: prepares each request and asks its targets in order."""
+"""Answers FrontierCalls: calls targets one after the other, or with hedging the second while the
+first sends nothing.
+"""
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from serving.contracts.answer import Usage
-from serving.contracts.deadline import deadline_exceeded
+from serving.contracts.deadline import Deadline
 from serving.contracts.errors import (
+    BudgetExceeded,
+    FrontierError,
     FrontierNotConfigured,
     FrontierRejected,
-    MaxCostExceeded,
     NarrowgateError,
-    UnsupportedParameter,
 )
 from serving.contracts.exits import Attempt
 from serving.contracts.frontier import Completion, CompletionStream, FrontierCall, with_attempts
 from serving.contracts.frontier_settings import FrontierSettings
-from serving.contracts.prices import PriceList, TokenPrices, unpriced
-from serving.frontier.bounds import bounded, token_limits, worst_case_usd
+from serving.contracts.prices import PriceList
 from serving.frontier.cache_policy import CachePolicy
 from serving.frontier.events import FrontierEvents
-from serving.frontier.fallback import TargetCalls, hedged, in_order
+from serving.frontier.failures import may_fall_back
 from serving.frontier.prefix_lint import PrefixLinter
 from serving.frontier.prefixes import PrefixWatch
-from serving.frontier.prompt_cache import SplitPrompt, canonical, split_prompt
+from serving.frontier.prepared_call import PreparedCall, prepare
 from serving.frontier.provider import OpenStream, Provider, TargetCall
-from serving.frontier.request_fields import passed_fields
-from serving.frontier.spent import RequestFacts, Spent
-from serving.frontier.usage import quarter_tokens
+from serving.frontier.spent import Spent
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class _Charge:
-    """The charge of a target for a call. prices: those of a short request."""
-
-    prices: TokenPrices
-    worst_case_usd: Decimal
+Failure = FrontierError | BudgetExceeded
+_FAILURES = (FrontierError, BudgetExceeded)
 
 
 @dataclass(frozen=True, slots=True)
-class _PreparedCall:
-    """One FrontierCall, bounded and without markers.
+class TargetCalls(Generic[T]):
+    """How targets are called.
 
-    targets: those that may be called, in order. charges: by target. attempts: failed calls so far.
-    called_at_s: when each target was first called, monotonic seconds.
+    call: calls one target. fell_back: called with (from, to, reason). discard: ends an answer that
+    arrived together with the one that is used. lost: called with a target whose call was cancelled.
+    after_timeout: a target that timed out is followed by the next, and both may be billed.
     """
 
-    call: FrontierCall
-    prompt: SplitPrompt
-    facts: RequestFacts
-    targets: tuple[str, ...]
-    charges: Mapping[str, _Charge]
-    attempts: list[Attempt]
-    called_at_s: dict[str, float]
+    call: Callable[[str], Awaitable[T]]
+    fell_back: Callable[[str, str, str], None]
+    discard: Callable[[T], Awaitable[None]]
+    lost: Callable[[str], None]
+    after_timeout: bool = False
 
-    def lost(self, target: str, usage: Usage | None = None) -> None:
-        """Record a call of a hedged pair whose answer is not used; it may be billed."""
-        if target in self.called_at_s:
-            elapsed_s = time.monotonic() - self.called_at_s[target]
-            self.attempts.append(Attempt(target, "hedge_lost", elapsed_s, usage))
+    def may_fall_back(self, error: "Failure") -> bool:
+        """Return whether the next target may be called after an error."""
+        return may_fall_back(error, after_timeout=self.after_timeout)
 
 
 class FrontierStack:
@@ -131,11 +122,10 @@ class FrontierStack:
         for provider in self._providers.values():
             await provider.aclose()
 
-    def _prepared(self, call: FrontierCall) -> _PreparedCall:
-        """Check, bound and price a call.
+    def _prepared(self, call: FrontierCall) -> PreparedCall:
+        """Return the call for those of its targets that may be called.
 
-        Raises FrontierNotConfigured, UnsupportedParameter, InvalidRequest, UnpricedModel,
-        MaxCostExceeded, DeadlineExceeded.
+        Raises FrontierNotConfigured, and what `prepare` raises.
         """
         targets = self.configured(call.targets)
         if not targets:
@@ -144,44 +134,12 @@ class FrontierStack:
                 field="frontier.providers",
                 fix="set a provider's key, or mark it keyless",
             )
-        targets, fields = self._accepting(targets, call.body)
-        prompt = split_prompt(bounded(fields, call.bounds), self._settings.prompt_cache.marker)
-        charges = self._charges(targets, prompt.body)
-        targets = _affordable(call, charges)
-        if not call.deadline.remaining_s():
-            raise deadline_exceeded()
-        self._prefixes.observe(call.purpose, prompt.prefixes)
-        messages = prompt.body["messages"]
-        facts = RequestFacts(token_limits(prompt.body), lambda: quarter_tokens(canonical(messages)))
-        return _PreparedCall(call, prompt, facts, targets, charges, [], {})
-
-    def _accepting(
-        self, targets: tuple[str, ...], body: Mapping[str, Any]
-    ) -> tuple[tuple[str, ...], dict[str, Any]]:
-        """Return the targets to which every field may be passed on, and the fields."""
         extra = {t: self._providers[t.partition("/")[0]].settings.extra_fields for t in targets}
-        refusal: UnsupportedParameter | None = None
-        accepted: list[str] = []
-        fields: dict[str, Any] = {}
-        for target in targets:
-            try:
-                fields = passed_fields(body, extra[target])
-                accepted.append(target)
-            except UnsupportedParameter as error:
-                refusal = error
-        if not accepted:
-            assert refusal is not None
-            raise refusal
-        return tuple(accepted), fields
+        prepared = prepare(call, extra, self._prices, self._settings.prompt_cache.marker)
+        self._prefixes.observe(call.purpose, prepared.prompt.prefixes)
+        return prepared
 
-    def _charges(self, targets: tuple[str, ...], body: Mapping[str, Any]) -> dict[str, _Charge]:
-        """Return the charges of the targets that have a price; the others cannot be recorded."""
-        found = {t: prices for t in targets if (prices := self._prices.of(t)) is not None}
-        if not found:
-            raise unpriced(targets, "model")
-        return {t: _Charge(p.base, worst_case_usd(body, p)) for t, p in found.items()}
-
-    def _request(self, prepared: _PreparedCall, target: str) -> tuple[Provider, TargetCall]:
+    def _request(self, prepared: PreparedCall, target: str) -> tuple[Provider, TargetCall]:
         name, _, model = target.partition("/")
         provider = self._providers[name]
         charge = prepared.charges[target]
@@ -212,7 +170,7 @@ class FrontierStack:
 
     async def _answered(
         self,
-        prepared: _PreparedCall,
+        prepared: PreparedCall,
         call_target: Callable[[str], Awaitable[T]],
         discard: Callable[[T], Awaitable[None]],
     ) -> T:
@@ -232,7 +190,7 @@ class FrontierStack:
             with_attempts(error, tuple(prepared.attempts))
             raise
 
-    def _may_pay_twice(self, prepared: _PreparedCall) -> bool:
+    def _may_pay_twice(self, prepared: PreparedCall) -> bool:
         """Return whether the two most expensive answers together stay within the client's limit."""
         if prepared.call.max_cost_usd is None:
             return True
@@ -247,22 +205,6 @@ def _clients_path(field: str | None, added: int) -> str | None:
     if name != "messages" or not index.isdecimal() or int(index) < added:
         return field
     return f"messages.{int(index) - added}{dot}{inner}"
-
-
-def _affordable(call: FrontierCall, charges: Mapping[str, _Charge]) -> tuple[str, ...]:
-    """Return the targets that cannot cost more than the client allows."""
-    limit = call.max_cost_usd
-    if limit is None:
-        return tuple(charges)
-    kept = tuple(t for t, charge in charges.items() if charge.worst_case_usd <= limit)
-    if not kept:
-        least = min(charge.worst_case_usd for charge in charges.values())
-        raise MaxCostExceeded(
-            f"max_cost_usd is {limit:f} and the cheapest answer may cost {least:f}",
-            field="max_cost_usd",
-            fix="raise it, lower max_tokens, or shorten the messages",
-        )
-    return kept
 
 
 def _completion_stream(
@@ -311,3 +253,79 @@ class _Chunks:
         spent = self._opened.spent
         self.stream.usage, self.stream.service_tier = spent.usage, spent.service_tier
         return spent
+
+
+async def in_order(targets: Sequence[str], calls: TargetCalls[T], deadline: Deadline) -> T:
+    """Return the first answer; call a target only when the one before it failed.
+
+    Raises the error of the last target called, or at once one after which none may be called.
+    """
+    for target, following in zip(targets, [*targets[1:], None], strict=True):
+        try:
+            return await calls.call(target)
+        except _FAILURES as error:
+            if following is None or not calls.may_fall_back(error) or not deadline.remaining_s():
+                raise
+            calls.fell_back(target, following, error.code)
+    raise AssertionError("at least one target")
+
+
+async def hedged(
+    targets: Sequence[str], calls: TargetCalls[T], deadline: Deadline, after_s: float
+) -> T:
+    """As `in_order`, but call the next target also when the first is silent for after_s seconds.
+
+    At most two calls are in progress. The first answer is used and the other call is cancelled;
+    both may be billed.
+    """
+    waiting = list(targets)
+    running: dict[asyncio.Task[T], str] = {}
+    last: Failure | None = None
+    try:
+        while running or _go_on(last, waiting, deadline):
+            if not running:
+                _start(waiting, calls, running)
+            may_hedge = bool(waiting) and len(running) == 1
+            done, _ = await asyncio.wait(
+                running,
+                timeout=after_s if may_hedge else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not done:
+                calls.fell_back(next(iter(running.values())), waiting[0], "hedge")
+                _start(waiting, calls, running)
+            for task in sorted(done, key=lambda task: task.exception() is not None):
+                target = running.pop(task)
+                try:
+                    return task.result()
+                except _FAILURES as error:
+                    last = error
+                    if not calls.may_fall_back(error):
+                        waiting.clear()
+                    if not running and _go_on(last, waiting, deadline):
+                        calls.fell_back(target, waiting[0], error.code)
+    finally:
+        await _end(running, calls)
+    assert last is not None
+    raise last
+
+
+def _go_on(last: Failure | None, waiting: Sequence[str], deadline: Deadline) -> bool:
+    return bool(waiting) and (last is None or bool(deadline.remaining_s()))
+
+
+def _start(waiting: list[str], calls: TargetCalls[T], running: dict[asyncio.Task[T], str]) -> None:
+    target = waiting.pop(0)
+    running[asyncio.ensure_future(calls.call(target))] = target
+
+
+async def _end(running: dict[asyncio.Task[T], str], calls: TargetCalls[T]) -> None:
+    """Cancel running calls and wait for them; end answers that are not used."""
+    for task in running:
+        task.cancel()
+    results = await asyncio.gather(*running, return_exceptions=True)
+    for target, result in zip(running.values(), results, strict=True):
+        if isinstance(result, asyncio.CancelledError):
+            calls.lost(target)
+        elif not isinstance(result, BaseException):
+            await calls.discard(result)

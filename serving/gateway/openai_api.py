@@ -12,12 +12,11 @@ from starlette.types import Receive, Scope, Send
 
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.openai import json_text
-from serving.gateway.body import JsonBody
 from serving.gateway.context import Context
 from serving.gateway.errors import error_body
+from serving.gateway.http_request import JsonBody, RequestedOptions
 from serving.gateway.middleware import ATTESTATION, COST, GUARANTEE, MODEL, REASON, ROUTE
 from serving.gateway.openapi import CHAT_BODY, COMPLETION_BODY
-from serving.gateway.options import RequestedOptions
 from serving.pipeline.write import Reply
 
 router = APIRouter(prefix="/v1", tags=["openai"])

@@ -10,12 +10,11 @@ from serving.contracts.answer import Answer
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.openai import json_text
 from serving.gateway.attested import TaskState
-from serving.gateway.body import JsonBody
 from serving.gateway.context import Context
 from serving.gateway.errors import error_body
+from serving.gateway.http_request import JsonBody, RequestedOptions
 from serving.gateway.middleware import ATTESTATION, GUARANTEE, REASON, ROUTE
 from serving.gateway.openapi import TASK_BODY
-from serving.gateway.options import RequestedOptions
 from serving.pipeline.read import find_task
 from serving.pipeline.write import TaskReply
 

@@ -1,14 +1,9 @@
 """Runs chats on frontier models."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from serving.contracts.frontier import Completion, CompletionStream, Frontier, FrontierCall
 from serving.contracts.requests import ChatRequest
-from serving.contracts.routing import Decision, DecisionLog
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord, Served
 from serving.pipeline.plan import FrontierPlan
-from serving.pipeline.runner import Runner
 
 
 class FrontierModelRunner:
@@ -34,32 +29,6 @@ class FrontierModelRunner:
         )
 
 
-class DecisionLogged:
-    """Runs another runner and logs the requests that the router sent to it."""
-
-    def __init__(self, runner: Runner[ChatRequest, FrontierPlan], decisions: DecisionLog) -> None:
-        self._runner = runner
-        self._decisions = decisions
-
-    async def whole(
-        self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
-    ) -> list[Outcome]:
-        """Log the request, then run the other runner."""
-        self._keep(request, plan, record)
-        return await self._runner.whole(request, plan, record)
-
-    async def stream(
-        self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
-    ) -> Outcome | OutcomeStream:
-        """Log the request, then run the other runner."""
-        self._keep(request, plan, record)
-        return await self._runner.stream(request, plan, record)
-
-    def _keep(self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord) -> None:
-        if plan.decision is not None:
-            self._decisions.record(_row(request, plan, plan.decision, record.context.request_id))
-
-
 def _call(request: ChatRequest, plan: FrontierPlan, record: RequestRecord) -> FrontierCall:
     context = record.context
     return FrontierCall(
@@ -78,19 +47,3 @@ def _served(answer: Completion | CompletionStream, plan: FrontierPlan) -> Served
         "frontier", plan.reason, answer.model, answer.usage, answer.attempts,
         service_tier=answer.service_tier,
     )  # fmt: skip
-
-
-def _row(
-    request: ChatRequest, plan: FrontierPlan, decision: Decision, request_id: str
-) -> Mapping[str, Any]:
-    # Only the messages, because the router trains on nothing else.
-    return {
-        "request_id": request_id,
-        "body": {"messages": [message.body() for message in request.messages]},
-        "task": decision.task.task if decision.task else None,
-        "certainty": decision.certainty,
-        "complexity": decision.complexity,
-        "tier": decision.tier,
-        "because": decision.because,
-        "reason": plan.reason,
-    }

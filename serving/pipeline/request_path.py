@@ -12,7 +12,7 @@ from typing import Any
 from serving.contracts.context import RequestContext
 from serving.contracts.frontier import Frontier
 from serving.contracts.requests import AUTO, ChatRequest, CompletionRequest, TaskBatch
-from serving.contracts.routing import DecisionLog, Router
+from serving.contracts.routing import Decision, DecisionLog, Router
 from serving.evidence.rulings import Evidence
 from serving.pipeline.admission import AdmissionQueue, Admitted, every_unit, one_call
 from serving.pipeline.auditor import Auditor, Embed
@@ -20,7 +20,7 @@ from serving.pipeline.claimed import Claimed
 from serving.pipeline.claimed_local import ClaimedLocal
 from serving.pipeline.escalating import Escalating
 from serving.pipeline.exit_recorder import ExitRecorder, Outcome, OutcomeStream, RequestRecord
-from serving.pipeline.frontier_model import DecisionLogged, FrontierModelRunner
+from serving.pipeline.frontier_model import FrontierModelRunner
 from serving.pipeline.frontier_task import FrontierTaskRunner
 from serving.pipeline.local_model import LocalModelRunner
 from serving.pipeline.local_task import LocalTaskRunner
@@ -100,6 +100,32 @@ class RequestPath:
         return outcome
 
 
+class DecisionLogged:
+    """Runs another runner and logs the requests that the router sent to it."""
+
+    def __init__(self, runner: Runner[ChatRequest, FrontierPlan], decisions: DecisionLog) -> None:
+        self._runner = runner
+        self._decisions = decisions
+
+    async def whole(
+        self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
+    ) -> list[Outcome]:
+        """Log the request, then run the other runner."""
+        self._keep(request, plan, record)
+        return await self._runner.whole(request, plan, record)
+
+    async def stream(
+        self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
+    ) -> Outcome | OutcomeStream:
+        """Log the request, then run the other runner."""
+        self._keep(request, plan, record)
+        return await self._runner.stream(request, plan, record)
+
+    def _keep(self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord) -> None:
+        if plan.decision is not None:
+            self._decisions.record(_row(request, plan, plan.decision, record.context.request_id))
+
+
 @dataclass(frozen=True, slots=True)
 class Audited:
     """What running under claims needs. auditor: makes the auditor of the runners of tasks."""
@@ -152,3 +178,19 @@ def _task_runner(
     claimed = ClaimedLocal(local, tasks, audited.evidence, audited.embed)
     escalating = Escalating(claimed, frontier_task, frontier_model, tasks)
     return Claimed(escalating, tasks, audited.auditor(local, frontier_task))
+
+
+def _row(
+    request: ChatRequest, plan: FrontierPlan, decision: Decision, request_id: str
+) -> Mapping[str, Any]:
+    # Only the messages, because the router trains on nothing else.
+    return {
+        "request_id": request_id,
+        "body": {"messages": [message.body() for message in request.messages]},
+        "task": decision.task.task if decision.task else None,
+        "certainty": decision.certainty,
+        "complexity": decision.complexity,
+        "tier": decision.tier,
+        "because": decision.because,
+        "reason": plan.reason,
+    }

@@ -15,7 +15,7 @@ from serving.contracts.errors import (
     FrontierUnavailable,
 )
 from serving.frontier.failures import may_fall_back
-from serving.frontier.fallback import TargetCalls, hedged, in_order
+from serving.frontier.frontier import TargetCalls, hedged, in_order
 
 TARGETS = ("a/1", "b/2", "c/3")
 OUTCOMES = st.sampled_from([None, FrontierUnavailable, FrontierRejected, FrontierInvalidResponse])
