@@ -20,6 +20,9 @@ class LedgerMetrics:
             ["how"],
             registry=registry,
         )
+        for how in ("written", "spilled", "rejected"):
+            # At 0 from the start: Prometheus counts no increase of a series that begins above 0.
+            self._rows.labels(how)
         self._up = Gauge(
             "narrowgate_ledger_up",
             "1 where the ledger's database accepts writes; 0: paid calls are refused.",
