@@ -14,6 +14,8 @@ _PER_NODE = frozenset(
 )  # fmt: skip
 _VERSION = re.compile(r":(\d+\.\d+\.\d+)(?:[-.]|$)")
 _WITH_WGET = re.compile(r"(^|/)rayproject/ray(-ml|-llm)?[:@]")
+# Ray's own image for LLMs is built on CUDA's development image.
+_WITH_NVCC = re.compile(r"(^|/)rayproject/ray-llm[:@]")
 _SAMPLER = "VLLM_USE_FLASHINFER_SAMPLER"
 _DNS = 53
 _API = {443, 6443}
@@ -176,7 +178,8 @@ def _runtime(manifests: Manifests) -> Iterator[Place]:
     for cluster, group in manifests.groups:
         ray = group.ray
         file, line = group.resource.file, ray.fields.line_of("env")
-        if ray.has_gpu and cluster.runs_vllm and ray.value(_SAMPLER) != "0":
+        compiles = cluster.runs_vllm and not _WITH_NVCC.search(ray.image)
+        if ray.has_gpu and compiles and ray.value(_SAMPLER) != "0":
             yield Place(file, line, f"{_SAMPLER} of {group.title} is not 0")
         library_path = ray.value("LD_LIBRARY_PATH")
         if ray.has_gpu and library_path:
