@@ -145,12 +145,13 @@ def _ledger_totals(settings: "Settings", since: datetime, requests: int) -> "Led
     """Return the ledger's totals since then, once all of these requests are recorded."""
     from benchmarks.cost_figures import LedgerTotals
     from serving.contracts.errors import EngineFailure
+    from serving.ledger.database import ledger_url
     from serving.ledger.reports.build import build_report
     from serving.ledger.reports.query import Scope
     from serving.ledger.reports.written import written_ledger
 
     deadline = time.monotonic() + _RECORDED_WITHIN_S
-    with written_ledger(settings.ledger.url, settings.state) as database:
+    with written_ledger(ledger_url(settings.ledger), settings.state) as database:
         while True:
             scope = Scope(since, datetime.now(UTC), None)
             report = build_report(database, scope, ZoneInfo(settings.ledger.time_zone))

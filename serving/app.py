@@ -5,7 +5,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from ray.serve.deployment import Application
 from ray.serve.schema import LoggingConfig
 
 from serving.artifacts.checkpoint import Checkpoint, locate
-from serving.artifacts.load_check import CONFIG_KEY, LoadCheck, ModelGrants
+from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck, ModelGrants
 from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.contracts.ledger import Tenant
 from serving.contracts.requests import TaskBatch
-from serving.contracts.settings import ModelSettings, Settings
+from serving.contracts.settings import GatewaySettings, ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder, build_embedder
 from serving.embedding.model_file import encoder_name
@@ -33,11 +33,11 @@ from serving.frontier.build import build_frontier
 from serving.gateway.access import Access
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
-from serving.gateway.local_models import ConnectedModel, LocalModels
+from serving.gateway.local_models import ConnectedModel, LocalModels, ReadStatuses
 from serving.gateway.metrics import Metrics
 from serving.ledger.access.directory import Directory
 from serving.ledger.build import build_ledger
-from serving.ledger.database import Database, database_url
+from serving.ledger.database import Database, database_url, ledger_url
 from serving.ledger.ledger import DatabaseLedger
 from serving.ledger.pricing.book import PriceBook
 from serving.ledger.pricing.cost import Pricing
@@ -57,20 +57,44 @@ from serving.routing.router import build_router
 from serving.tasks.prompt import CheckpointTokenizer, longest_input
 from serving.tasks.task import bind
 
+GATEWAY_DEPLOYMENT = "Gateway"
 # Admission is the gateway's own and says why it refuses; Serve's must not refuse before it.
 _GATEWAY_MAX_ONGOING = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """How a gateway finds its engines.
+
+    read: returns the models' statuses, blocking. handle: returns the handle of a deployed engine by
+    the application in its status; called on the event loop. artifact: digest (hex) of the only
+    model that may serve, None where attestations alone decide.
+    """
+
+    read: ReadStatuses
+    handle: Callable[[str], Any]
+    artifact: str | None = None
+
+    @classmethod
+    def of_file(cls, statuses: Path) -> "Engines":
+        """Return engines that are applications of their own, as a local stack's file lists them."""
+        return cls(lambda: read_statuses(statuses), serve.get_app_handle)
 
 
 class Gateway:
     """The HTTP replica: tokenizes, plans, batches, parses. No model weights.
 
-    statuses: file in which the process that starts the stack writes the models' states.
+    engines: how the models' engines are found; a path is the file in which the process that starts
+    the stack writes the models' states.
     """
 
-    def __init__(self, settings: Settings, specs: Mapping[str, TaskSpec], statuses: Path) -> None:
+    def __init__(
+        self, settings: Settings, specs: Mapping[str, TaskSpec], engines: Engines | Path
+    ) -> None:
         _log_through_serve()
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._context = _build_context(settings, specs, statuses)
+        found = Engines.of_file(engines) if isinstance(engines, Path) else engines
+        self._context = _build_context(settings, specs, found)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook
         """Return the ASGI application; called by Ray Serve after the constructor."""
@@ -93,21 +117,37 @@ def build_gateway(settings: Settings, specs: Mapping[str, TaskSpec], statuses: P
 
     settings: linted. specs: tasks by name. statuses: the file that write_statuses writes.
     """
-    application: Application = serve.deployment(
-        name="Gateway",
-        max_ongoing_requests=_GATEWAY_MAX_ONGOING,
-        # The gateway logs one line for each request.
-        logging_config=LoggingConfig(enable_access_log=False),
-        num_replicas=settings.gateway.replicas,
-        ray_actor_options={"num_cpus": settings.gateway.num_cpus},
-        graceful_shutdown_timeout_s=settings.gateway.drain_timeout_s,
-        graceful_shutdown_wait_loop_s=0.2,
-    )(serve.ingress()(Gateway)).bind(settings, specs, statuses)
+    application: Application = serve.deployment(**gateway_options(settings.gateway))(
+        serve.ingress()(Gateway)
+    ).bind(settings, specs, statuses)
     return application
 
 
-def build_engine(settings: Settings, model: ModelSettings, checkpoint: Checkpoint) -> Application:
-    """Return the application that is one model's engine."""
+def gateway_options(gateway: GatewaySettings) -> dict[str, Any]:
+    """Return the options of the gateway's Serve deployment."""
+    return {
+        "name": GATEWAY_DEPLOYMENT,
+        "max_ongoing_requests": _GATEWAY_MAX_ONGOING,
+        # The gateway logs one line for each request.
+        "logging_config": LoggingConfig(enable_access_log=False),
+        "num_replicas": gateway.replicas,
+        "max_replicas_per_node": gateway.max_replicas_per_node,
+        "ray_actor_options": {"num_cpus": gateway.num_cpus},
+        "graceful_shutdown_timeout_s": gateway.drain_timeout_s,
+        "graceful_shutdown_wait_loop_s": 0.2,
+    }
+
+
+def build_engine(
+    settings: Settings,
+    model: ModelSettings,
+    checkpoint: Checkpoint,
+    artifact: str | None = None,
+) -> Application:
+    """Return the application that is one model's engine.
+
+    artifact: digest (hex) of the only model that it may load, None where the attestation decides.
+    """
     # Imported here: gateway replicas import this module and must not load vLLM, which takes
     # 10 s and 500 MB to import.
     from ray.serve.llm import build_llm_deployment
@@ -115,24 +155,28 @@ def build_engine(settings: Settings, model: ModelSettings, checkpoint: Checkpoin
     from serving.local.engine import EngineServer
 
     application: Application = build_llm_deployment(
-        _llm_config(settings, model, checkpoint),
+        _llm_config(settings, model, checkpoint, artifact),
         name_prefix="Engine:",
         deployment_cls=EngineServer,
     )
     return application
 
 
-def _llm_config(settings: Settings, model: ModelSettings, checkpoint: Checkpoint) -> Any:
+def _llm_config(
+    settings: Settings, model: ModelSettings, checkpoint: Checkpoint, artifact: str | None
+) -> Any:
     from ray.serve.llm import LLMConfig
 
     arguments = llm_config_arguments(model, checkpoint, settings.gateway.drain_timeout_s)
     # Ray accepts extra values only here; the replica removes them before it loads anything.
-    arguments["experimental_configs"][CONFIG_KEY] = LoadCheck.of(settings, model, checkpoint)
+    check = LoadCheck.of(settings, model, checkpoint, artifact)
+    arguments["experimental_configs"][CONFIG_KEY] = check
+    arguments["experimental_configs"][METRICS_PORT_KEY] = settings.metrics_port
     return LLMConfig(**arguments)
 
 
 def _build_context(
-    settings: Settings, specs: Mapping[str, TaskSpec], statuses: Path
+    settings: Settings, specs: Mapping[str, TaskSpec], engines: Engines
 ) -> GatewayContext:
     metrics = Metrics()
     models = LocalModels(
@@ -140,8 +184,8 @@ def _build_context(
             model.id: [specs[name] for name in specs if settings.model_for(name) == model.id]
             for model in settings.models
         },
-        read=lambda: read_statuses(statuses),
-        connect=_Connector(settings, specs, metrics),
+        read=engines.read,
+        connect=_Connector(settings, specs, metrics, engines),
     )
     gateway, routing = settings.gateway, settings.routing
     local = AdmissionQueue(gateway.max_concurrent_inputs, gateway.max_queued_inputs)
@@ -152,7 +196,7 @@ def _build_context(
     decisions = build_decision_log(routing, metrics)
     meters = {m.id: ReplicaMeter(m.replicas, gateway.replicas) for m in settings.models}
     # Separate connections: reading a report must not delay writing a row.
-    reading = Database(database_url(settings.ledger.url, settings.state))
+    reading = Database(database_url(ledger_url(settings.ledger), settings.state))
     directory = Directory(reading, settings.auth)
     recorder = ExitRecorder(ledger, metrics)
     embedder = build_embedder(settings.state)
@@ -182,6 +226,7 @@ def _build_context(
         reports=LedgerReports(reading, ZoneInfo(settings.ledger.time_zone)),
         development=settings.attestation.development,
         evidence=evidence,
+        metrics_port=settings.metrics_port,
     )
 
 
@@ -197,7 +242,7 @@ def _build_evidence(
     targets = settings.frontier.tiers[settings.routing.task_tier] if named is None else (named,)
     reference = next(iter(configured(targets)), None)
     # Its own connections: folding audits must not delay requests' rows.
-    database = Database(database_url(settings.ledger.url, settings.state))
+    database = Database(database_url(ledger_url(settings.ledger), settings.state))
     # Without a reference no text is digested, and the state folder need not hold a key.
     key = (
         secrets.token_bytes(32)
@@ -240,10 +285,17 @@ def _audited(
 class _Connector:
     """Connects the gateway to a model whose engine is deployed."""
 
-    def __init__(self, settings: Settings, specs: Mapping[str, TaskSpec], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        specs: Mapping[str, TaskSpec],
+        metrics: Metrics,
+        engines: Engines,
+    ) -> None:
         self._settings = settings
         self._specs = specs
         self._metrics = metrics
+        self._engines = engines
 
     async def __call__(self, model_id: str, application: str) -> ConnectedModel:
         """Return the client and the tasks.
@@ -255,7 +307,8 @@ class _Connector:
         granted, tokenizer = await asyncio.to_thread(self._load, model)
         # On the event loop: under RAY_SERVE_THROUGHPUT_OPTIMIZED a handle routes in the loop that
         # made it.
-        handle = serve.get_app_handle(application)
+        handle = self._engines.handle(application)
+        self._metrics.model_connected(model_id, granted.artifact, granted.expires)
         client = EngineClient(model, handle, self._metrics, granted.enforced)
         tasks = {}
         for name, spec in self._specs.items():
@@ -267,7 +320,8 @@ class _Connector:
 
     def _load(self, model: ModelSettings) -> tuple[ModelGrants, CheckpointTokenizer]:
         """Read the attestation and the tokenizer. Blocking."""
-        check = LoadCheck.of(self._settings, model, locate(model, self._settings.state))
+        checkpoint = locate(model, self._settings.state)
+        check = LoadCheck.of(self._settings, model, checkpoint, self._engines.artifact)
         return ModelGrants.of(check, self._specs), load_tokenizer(check)
 
 

@@ -263,7 +263,8 @@ def _prices(settings: Settings) -> Iterator[InvalidSettings]:
 
 def _ledger(settings: Settings) -> Iterator[InvalidSettings]:
     replicas = settings.gateway.replicas
-    if settings.ledger.url is None and replicas > 1:
+    database = settings.ledger.url or settings.ledger.url_file
+    if database is None and replicas > 1:
         yield InvalidSettings(
             f"{replicas} gateway replicas cannot share one SQLite ledger: they may "
             "run on several machines",

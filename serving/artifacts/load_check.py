@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from serving.artifacts.accepted import AcceptedAttestations
@@ -39,6 +40,10 @@ CONFIG_KEY = "narrowgate_load_check"
 """Where an engine replica finds its LoadCheck, in LLMConfig.experimental_configs."""
 
 
+METRICS_PORT_KEY = "narrowgate_metrics_port"
+"""Where an engine replica finds the port of its own /metrics there; None for none."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunningEngine:
     """The engine that loads a model, with all its arguments and its whole environment."""
@@ -55,7 +60,8 @@ class LoadCheck:
 
     cache: file of known digests; None reads every byte at every load. accepted: the newest
     attestation that was accepted. allow_older: accept an older one than that. development: a
-    refusal is logged and the model is loaded.
+    refusal is logged and the model is loaded. artifact: digest (hex) of the only model that may be
+    loaded; None where the attestation alone decides.
     """
 
     model_id: str
@@ -66,10 +72,17 @@ class LoadCheck:
     accepted: AcceptedAttestations
     allow_older: bool
     development: bool
+    artifact: str | None = None
 
     @classmethod
-    def of(cls, settings: Settings, model: ModelSettings, checkpoint: Checkpoint) -> "LoadCheck":
-        """Return the check that the settings ask for."""
+    def of(
+        cls,
+        settings: Settings,
+        model: ModelSettings,
+        checkpoint: Checkpoint,
+        artifact: str | None = None,
+    ) -> "LoadCheck":
+        """Return the check that the settings ask for. artifact: as in the class."""
         rules = settings.attestation
         return cls(
             model_id=model.id,
@@ -80,6 +93,7 @@ class LoadCheck:
             accepted=AcceptedAttestations((settings.state / "attestations").resolve(), model.id),
             allow_older=rules.allow_older,
             development=rules.development,
+            artifact=artifact,
         )
 
     def attestation(self) -> Attestation | None:
@@ -91,6 +105,7 @@ class LoadCheck:
         try:
             path = attestation_path(self.checkpoint.folder_of("attestation.json"), self.envelope)
             found = read_attestation(path, self.policy)
+            self._refuse_other_artifact(found)
             if not self.allow_older:
                 self.accepted.refuse_older(found)
         except (AttestationRefused, InvalidKey) as error:
@@ -141,6 +156,14 @@ class LoadCheck:
         self.accepted.remember(found)
         return found.digest
 
+    def _refuse_other_artifact(self, found: Attestation) -> None:
+        if self.artifact is not None and found.root != self.artifact:
+            raise AttestationRefused(
+                f"the attestation is of sha256-{found.root}, and this release serves "
+                f"sha256-{self.artifact}",
+                fix="fetch the release's model, or render the release again for this one",
+            )
+
     def refused(self, error: AttestationRefused | InvalidKey) -> None:
         """Raise the error, or log it in development mode."""
         if not self.development:
@@ -155,11 +178,15 @@ class ModelGrants:
     """The grants of one model.
 
     enforced: digest of the envelope that every replica must have verified; None where development
-    lifts it. tasks: a grant for every task, also for those refused.
+    lifts it. tasks: a grant for every task, also for those refused. artifact: the model's digest
+    (hex), None without an attestation. expires: when the attestation becomes too old, None where
+    it does not.
     """
 
     enforced: str | None
     tasks: Mapping[str, Grant]
+    artifact: str | None = None
+    expires: datetime | None = None
 
     @classmethod
     def of(cls, check: LoadCheck, specs: Mapping[str, TaskSpec]) -> "ModelGrants":
@@ -168,7 +195,14 @@ class ModelGrants:
         return cls(
             None if found is None or check.development else found.digest,
             {name: _grant(check, found, spec) for name, spec in specs.items()},
+            None if found is None else found.root,
+            None if found is None else _expiry(found, check.policy),
         )
+
+
+def _expiry(found: Attestation, policy: TrustPolicy) -> datetime | None:
+    days = policy.max_age_days
+    return None if days is None else found.predicate.date + timedelta(days=days)
 
 
 def refuse_unlisted_arguments(arguments: Mapping[str, object]) -> None:

@@ -18,11 +18,11 @@ def opened_ledger(args: argparse.Namespace) -> Iterator["Database"]:
 
     Raises InvalidSettings, LedgerUnavailable or LedgerUnusable.
     """
-    from serving.ledger.database import Database, database_url
+    from serving.ledger.database import Database, database_url, ledger_url
     from serving.ledger.migrate import migrate
 
     settings = settings_from(args)
-    database = Database(database_url(settings.ledger.url, settings.state))
+    database = Database(database_url(ledger_url(settings.ledger), settings.state))
     try:
         migrate(database)
         yield database
@@ -36,11 +36,11 @@ def check_ledger(settings: "Settings", environ: Mapping[str, str]) -> None:
     Does not touch the database. Blocking. Raises InvalidSettings or UnpricedModel.
     """
     from serving.frontier.keys import resolve_key
-    from serving.ledger.database import database_url
+    from serving.ledger.database import database_url, ledger_url
     from serving.ledger.pricing.book import PriceBook
     from serving.ledger.pricing.cost import check_priced
 
-    database_url(settings.ledger.url, settings.state)
+    database_url(ledger_url(settings.ledger), settings.state)
     prices = PriceBook.load(settings.ledger.prices_file)
     check_priced([settings.ledger.reference_model], prices, "ledger.reference_model")
     usable = {
@@ -58,11 +58,11 @@ def prepare_ledger(settings: "Settings", environ: Mapping[str, str]) -> None:
 
     Raises LedgerUnavailable, LedgerUnusable, UnpricedModel or InvalidSettings.
     """
-    from serving.ledger.database import Database, database_url
+    from serving.ledger.database import Database, database_url, ledger_url
     from serving.ledger.migrate import migrate
 
     check_ledger(settings, environ)
-    database = Database(database_url(settings.ledger.url, settings.state))
+    database = Database(database_url(ledger_url(settings.ledger), settings.state))
     try:
         migrate(database)
     finally:

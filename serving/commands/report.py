@@ -51,6 +51,7 @@ def _read(args: argparse.Namespace, settings: "Settings") -> "Report":
     from zoneinfo import ZoneInfo
 
     from serving.contracts.report_window import parse_window
+    from serving.ledger.database import ledger_url
     from serving.ledger.reports.build import build_report
     from serving.ledger.reports.query import Scope
     from serving.ledger.reports.written import written_ledger
@@ -58,7 +59,7 @@ def _read(args: argparse.Namespace, settings: "Settings") -> "Report":
     zone = ZoneInfo(settings.ledger.time_zone)
     window = parse_window(args.since, args.until, zone, datetime.now(UTC))
     scope = Scope(window.since, window.until, args.tenant)
-    with written_ledger(settings.ledger.url, settings.state) as database:
+    with written_ledger(ledger_url(settings.ledger), settings.state) as database:
         return build_report(database, scope, zone, timeout_s=_TIMEOUT_S)
 
 

@@ -18,7 +18,6 @@ from serving.contracts.errors import NarrowgateError
 from serving.contracts.model_status import ModelStatus, Progress
 
 if TYPE_CHECKING:
-    from serving.artifacts.load_check import ModelGrants
     from serving.contracts.settings import ModelSettings, Settings
     from serving.contracts.task_spec import TaskSpec
     from serving.lifecycle.stack import LocalStack
@@ -55,18 +54,16 @@ def check(settings: "Settings", origin: Origin) -> CheckedSettings:
 
     Blocking, seconds. Raises ConfigurationError, and AttestationRefused before anything starts.
     """
-    from serving.settings_linter import lint
-    from serving.tasks.catalog import load_specs
+    from serving.preparation import checked_specs, model_grants
 
-    lint(settings)
+    specs = checked_specs(settings)
     prepare_ledger(settings, os.environ)
-    specs = dict(load_specs(settings.tasks_dir))
     checked = CheckedSettings(trusting_bundled(settings), specs, origin)
     first = FirstStart(checked.settings, specs, origin)
     for model in checked.settings.models:
         if not first.missing(model):
             # A replica's refusal would only be in a log file.
-            _granted(checked.settings, model, specs)
+            model_grants(checked.settings, model, specs)
     return checked
 
 
@@ -181,9 +178,11 @@ class Start:
 
     def _made(self, model: "ModelSettings") -> NarrowgateError | None:
         """Make a model's files and deploy its engine; return the error that prevents it."""
+        from serving.preparation import model_grants
+
         try:
             self._first.make(model, self._timeline)
-            _granted(self._settings, model, self._specs)
+            model_grants(self._settings, model, self._specs)
         except NarrowgateError as error:
             return error
         self._deploy([model])
@@ -227,15 +226,6 @@ class Start:
         self._show(progress)
 
 
-def _granted(
-    settings: "Settings", model: "ModelSettings", specs: "Mapping[str, TaskSpec]"
-) -> "ModelGrants":
-    from serving.artifacts.checkpoint import locate
-    from serving.artifacts.load_check import LoadCheck, ModelGrants
-
-    return ModelGrants.of(LoadCheck.of(settings, model, locate(model, settings.state)), specs)
-
-
 def _has_frontier(settings: "Settings") -> bool:
     """Return whether any frontier provider can be called."""
     from serving.frontier.keys import resolve_key
@@ -259,6 +249,8 @@ def _announce_gateway(stack: "LocalStack", args: argparse.Namespace) -> None:
 def _announce(
     stack: "LocalStack", checked: CheckedSettings, started: StartResult, *, as_json: bool
 ) -> None:
+    from serving.preparation import model_grants
+
     settings, specs = checked.settings, checked.specs
     served: list[str] = []
     refused: dict[str, str] = {}
@@ -267,7 +259,7 @@ def _announce(
         if model.id in started.failed:
             refused |= dict.fromkeys(names, started.failed[model.id])
             continue
-        grants = _granted(settings, model, specs).tasks
+        grants = model_grants(settings, model, specs).tasks
         for name in names:
             refusal = grants[name].refusal
             if refusal is None:

@@ -1,10 +1,10 @@
 """Settings of the ledger and of authentication: storage, prices, calendar, API keys."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from serving.contracts.frontier_settings import FrontierModelName
 
@@ -24,6 +24,10 @@ class LedgerSettings(_Frozen):
     url: SecretStr | None = Field(
         default=None,
         description="postgresql://USER:PASSWORD@HOST/DATABASE; STATE/ledger/ledger.db where absent",
+    )
+    url_file: Path | None = Field(
+        default=None,
+        description="file that holds the URL, such as a mounted Secret; instead of url",
     )
     prices_file: Path | None = Field(
         default=None, description="YAML with prices that take precedence over those of genai-prices"
@@ -46,6 +50,12 @@ class LedgerSettings(_Frozen):
         except (ZoneInfoNotFoundError, ValueError) as error:
             raise ValueError(f"{name!r} is not an IANA time zone") from error
         return name
+
+    @model_validator(mode="after")
+    def _one_url(self) -> Self:
+        if self.url is not None and self.url_file is not None:
+            raise ValueError("url and url_file are both set; remove one of them")
+        return self
 
 
 class AuthSettings(_Frozen):

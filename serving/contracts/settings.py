@@ -39,7 +39,10 @@ class GpuAccelerator(_Frozen):
     """The engine on NVIDIA GPUs."""
 
     kind: Literal["gpu"]
-    type: str = Field(default="A10G", description="Ray accelerator type: A10G, L4, A100, H100, ...")
+    type: str | None = Field(
+        default="A10G",
+        description="Ray accelerator type: A10G, L4, A100, H100, ...; null takes any GPU",
+    )
     count: int = Field(default=1, ge=1, le=16, description="GPUs a replica (tensor parallel)")
     memory_utilization: float = Field(
         default=0.90, gt=0.1, le=0.98, description="share of GPU memory for weights and KV cache"
@@ -59,6 +62,12 @@ class Replicas(_Frozen):
     max_ongoing_requests: int = Field(default=128, ge=1)
     max_surge_percent: int = Field(
         default=100, ge=0, le=100, description="extra replicas during a rolling update, percent"
+    )
+    drain_timeout_s: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=3600.0,
+        description="for calls in progress when a replica stops; the gateway's if absent",
     )
 
     @model_validator(mode="after")
@@ -115,6 +124,9 @@ class GatewaySettings(_Frozen):
 
     replicas: int = Field(default=1, ge=1, le=100)
     num_cpus: float = Field(default=0.0, ge=0.0, description="CPU resources reserved in Ray")
+    max_replicas_per_node: int | None = Field(
+        default=None, ge=1, le=100, description="gateway replicas on one Ray node; any if absent"
+    )
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     max_inputs: int = Field(
         default=256,
@@ -191,6 +203,13 @@ class Settings(_Frozen):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=1, le=65535)
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="port on which each replica, gateway or engine, answers its own /metrics; for "
+        "one replica a pod; off if absent",
+    )
     state: Path = Field(default=Path(".narrowgate"), description="folder for everything written")
     tasks_dir: Path | None = Field(default=None, description="folder with your own task files")
     models: tuple[ModelSettings, ...] = Field(

@@ -114,7 +114,9 @@ def _place(names: list[str], variable: str) -> _Place:
                 raise InvalidSettings(
                     f"the environment sets {variable!r}, which is not a setting",
                     field=variable,
-                    fix="unset it or correct the name; levels are joined by two underscores",
+                    fix="unset it or correct the name; levels are joined by two underscores. In "
+                    "Kubernetes a Service's name makes such variables: set enableServiceLinks: "
+                    "false in the pod",
                 )
             annotation = fields[name].annotation
         elif _origin(annotation) is dict:

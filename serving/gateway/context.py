@@ -75,7 +75,8 @@ class GatewayContext:
     models: the local ones and their tasks. local_admission: of work for local models;
     frontier_admission: of requests at frontier APIs. access: authentication and limits.
     development: attestations are not enforced; every response states it. evidence: claims and
-    audits; None where attested thresholds alone decide.
+    audits; None where attested thresholds alone decide. metrics_port: of this replica's own
+    /metrics, None for none.
     """
 
     settings: GatewaySettings
@@ -92,6 +93,7 @@ class GatewayContext:
     development: bool = False
     background: BackgroundTasks = field(default_factory=BackgroundTasks)
     evidence: EvidenceService | None = None
+    metrics_port: int | None = None
 
     @property
     def engines(self) -> Mapping[str, EngineClient]:

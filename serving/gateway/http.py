@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +23,7 @@ from serving.gateway import (
 from serving.gateway.context import GatewayContext
 from serving.gateway.log_heartbeat import LogHeartbeat
 from serving.gateway.middleware import BodyLimit, HeadAsGet, RequestScope
+from serving.local.metrics_server import metrics_served
 
 PARTS = (tasks_api, openai_api, models_api, health_api, report_api, evidence_api)
 
@@ -32,7 +33,6 @@ def build_http(context: GatewayContext) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await context.ledger.start()
         watches = {
             "models": context.models.watch(),
             "access": context.access.directory.watch(),
@@ -40,12 +40,17 @@ def build_http(context: GatewayContext) -> FastAPI:
         }
         if context.evidence is not None:
             watches["evidence"] = context.evidence.watch()
-        async with context.background.running(watches):
+        # Rows and decisions are flushed whatever else fails at the end: Serve stops a replica
+        # without calling `drain`, and only this runs.
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(asyncio.to_thread, context.decisions.close)
+            closing.push_async_callback(context.ledger.aclose)
+            closing.callback(context.reports.close)
+            closing.push_async_callback(context.frontier.aclose)
+            closing.enter_context(metrics_served(context.metrics_port, context.metrics.registry))
+            await context.ledger.start()
+            await closing.enter_async_context(context.background.running(watches))
             yield
-        await context.frontier.aclose()
-        context.reports.close()
-        await context.ledger.aclose()
-        await asyncio.to_thread(context.decisions.close)
 
     app = FastAPI(
         title="narrowgate",

@@ -1,7 +1,9 @@
 """Prometheus metrics of a gateway replica, together with those of the engines."""
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -154,6 +156,18 @@ class Metrics:
             "Unix time of the last heartbeat line that this replica's log received.",
             registry=self.registry,
         )
+        self._build = Gauge(
+            "narrowgate_build_info",
+            "1 for the version of narrowgate and the digest of each model served.",
+            ["version", "artifact"],
+            registry=self.registry,
+        )
+        self._expires = Gauge(
+            "narrowgate_attestation_expires_days",
+            "Days until a model's attestation is older than attestation.max_age_days allows.",
+            ["model"],
+            registry=self.registry,
+        )
         self.ledger = LedgerMetrics(self.registry)
         self.evidence = EvidenceMetrics(self.registry)
         self.queued = Gauge(
@@ -174,6 +188,16 @@ class Metrics:
             ["model"],
             registry=self.registry,
         )
+
+    def model_connected(self, model: str, artifact: str | None, expires: datetime | None) -> None:
+        """Record the model that this replica serves.
+
+        artifact: its digest (hex), None without an attestation. expires: when its attestation
+        becomes too old, None where it does not.
+        """
+        self._build.labels(version("narrowgate"), artifact or "none").set(1)
+        if expires is not None:
+            self._expires.labels(model).set_function(lambda: _days_until(expires))
 
     def http_finished(self, endpoint: str, method: str, status: int, elapsed_s: float) -> None:
         """Record one HTTP request. endpoint: the route's path template."""
@@ -260,6 +284,10 @@ class Metrics:
         several engines share are merged into one, as the format demands.
         """
         return generate_latest(self.registry) + generate_latest(_registry_of(engines))
+
+
+def _days_until(moment: datetime) -> float:
+    return (moment - datetime.now(UTC)) / timedelta(days=1)
 
 
 class _Families(Collector):

@@ -6,7 +6,7 @@ from pathlib import Path
 from serving.contracts.ledger import LedgerEvents
 from serving.contracts.ledger_settings import LedgerSettings
 from serving.ledger.connection_watchdog import ConnectionWatchdog
-from serving.ledger.database import DEFAULT_TIMEOUTS, Database, Timeouts, database_url
+from serving.ledger.database import DEFAULT_TIMEOUTS, Database, Timeouts, database_url, ledger_url
 from serving.ledger.instances import Instance
 from serving.ledger.ledger import DatabaseLedger, LedgerDeps
 from serving.ledger.rows import Prices
@@ -28,7 +28,7 @@ def build_ledger(
     replica_hour_usd: cost of all local replicas of the stack for an hour, busy or idle. Raises
     InvalidSettings for a URL of another kind of database.
     """
-    database = Database(database_url(settings.url, state), timeouts)
+    database = Database(database_url(ledger_url(settings), state), timeouts)
     watchdog = ConnectionWatchdog(database, timeouts)
     folder = state / "ledger" / "spill"
     instance = Instance.of_this_process(replica_hour_usd)

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import URL, make_url
 
 from serving.contracts.errors import InvalidSettings, LedgerUnavailable
+from serving.contracts.ledger_settings import LedgerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,31 @@ class Database:
     def close(self) -> None:
         """Close the connections that are not in use."""
         self.engine.dispose()
+
+
+def ledger_url(settings: LedgerSettings) -> SecretStr | None:
+    """Return the URL in the settings or in `url_file`; None for SQLite in the state folder.
+
+    Blocking. Raises InvalidSettings for a file that cannot be read or is empty.
+    """
+    file = settings.url_file
+    if file is None:
+        return settings.url
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise InvalidSettings(
+            f"the file with the ledger's URL {str(file)!r} cannot be read: {type(error).__name__}",
+            field="ledger.url_file",
+            fix="mount the Secret that holds the URL there, or set ledger.url",
+        ) from error
+    if not text:
+        raise InvalidSettings(
+            f"the file with the ledger's URL {str(file)!r} is empty",
+            field="ledger.url_file",
+            fix="write postgresql://USER:PASSWORD@HOST/DATABASE into it",
+        )
+    return SecretStr(text)
 
 
 def database_url(url: SecretStr | None, state: Path) -> URL:

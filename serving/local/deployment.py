@@ -42,7 +42,8 @@ def llm_config_arguments(
             arguments["placement_group_config"] = {"bundles": [{"CPU": cores}]}
         case GpuAccelerator(type=gpu_type):
             arguments["accelerator_config"] = {"kind": "gpu"}
-            arguments["accelerator_type"] = gpu_type
+            if gpu_type is not None:
+                arguments["accelerator_type"] = gpu_type
     return arguments
 
 
@@ -146,7 +147,9 @@ def _deployment_options(model: ModelSettings, drain_timeout_s: float) -> dict[st
         "max_surge_percent": replicas.max_surge_percent,
         "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,
-        "graceful_shutdown_timeout_s": drain_timeout_s,
+        "graceful_shutdown_timeout_s": (
+            drain_timeout_s if replicas.drain_timeout_s is None else replicas.drain_timeout_s
+        ),
         "graceful_shutdown_wait_loop_s": 0.2,
         # A line for every call costs as much as the call; the gateway logs requests.
         "logging_config": {"enable_access_log": False},
@@ -175,4 +178,8 @@ def _environment(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, str]
             # vLLM compiles parts of its sampler even then: 8 s in the first request, and a C++
             # compiler needed at run time, for nothing measurable on a processor.
             environment["TORCH_COMPILE_DISABLE"] = "1"
+    else:
+        # FlashInfer's sampler is compiled by nvcc, which images with only the CUDA libraries lack;
+        # vLLM 0.29.0 chooses it by compute capability alone and fails at its start.
+        environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return environment

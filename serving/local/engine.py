@@ -8,7 +8,7 @@ import json
 import os
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing
 from typing import Any
 
 import vllm
@@ -18,7 +18,7 @@ from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionReq
 from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
 
-from serving.artifacts.load_check import CONFIG_KEY, LoadCheck, RunningEngine
+from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck, RunningEngine
 from serving.artifacts.probes import probe_works
 from serving.artifacts.trust import Attestation
 from serving.artifacts.verified_tokenizer import load_tokenizer
@@ -39,6 +39,7 @@ from serving.local.engine_work import (
     scoring_params,
 )
 from serving.local.json_schema import refuse_broken_schema
+from serving.local.metrics_server import metrics_served
 from serving.local.request_errors import (
     culprit,
     engine_failure,
@@ -71,6 +72,10 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
         await super().__init__(*args, **kwargs)
         self._attestation = await self._prove(check, attested)
         await self._warm_up()
+        # Until the process ends.
+        self._scraped = ExitStack()
+        port = config.experimental_configs.get(METRICS_PORT_KEY)
+        self._scraped.enter_context(metrics_served(port, REGISTRY))
 
     @translates_errors
     async def check_health(self) -> None:
