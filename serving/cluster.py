@@ -153,6 +153,6 @@ def _refuse_other_source(settings: Settings, release: Release) -> None:
         raise InvalidSettings(
             f"this pod has no folder {source!r}",
             field="models.0.source",
-            fix="its init container fetches it: narrowgate model fetch, with --descriptions where "
+            fix="its init container fetches it: narrowgate k8s fetch, with --descriptions where "
             "the weights are not needed",
         )
