@@ -110,8 +110,8 @@ def fetch_model(
 ) -> Path:
     """Return `out/sha256-HEX` with the verified files of a model.
 
-    artifact: digest (hex). descriptions: leave the weights out, for a pod that only tokenizes. Files
-    that an interrupted run has fetched are kept. Blocking: minutes for gigabytes. Raises
+    artifact: digest (hex). descriptions: leave the weights out, for a pod that only tokenizes.
+    Files that an interrupted run has fetched are kept. Blocking: minutes for gigabytes. Raises
     AttestationRefused for other files than the attested ones, InvalidKey, MaterializationFailed.
     """
     folder = out / f"{PREFIX}{artifact}"
@@ -182,7 +182,7 @@ def _verify_all(folder: Path, found: Attestation) -> None:
 def _safe(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise UnsuitableModel(f"the attestation lists the file {name!r}, outside the model's folder")
+        raise UnsuitableModel(f"the attestation lists {name!r}, outside the model's folder")
     return path
 
 

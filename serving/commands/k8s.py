@@ -6,7 +6,11 @@ from typing import Any
 
 HELP = "render manifests for Kubernetes and find what would fail on a cluster"
 
-_ACTIONS: dict[str, str] = {"lint": "serving.commands.k8s_lint"}
+_ACTIONS: dict[str, str] = {
+    "fetch": "serving.commands.k8s_fetch",
+    "lint": "serving.commands.k8s_lint",
+    "render": "serving.commands.k8s_render",
+}
 """Module of each action, with HELP, configure and run. Importing it must load nothing heavy."""
 
 

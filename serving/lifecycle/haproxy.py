@@ -98,8 +98,8 @@ def limited(config: str, listeners: Listeners, folder: Path) -> str:
 
 
 def _bind_to_loopback(config: str) -> str:
-    # Statistics and metrics, which require no key.
-    return re.sub(r"^( +bind) (?:\*|0\.0\.0\.0)?:(\d+)", r"\1 127.0.0.1:\2", config, flags=re.M)
+    # Statistics and metrics, which require no key. The API's listener names its address.
+    return re.sub(r"^( +bind) \*?:(\d+)", r"\1 127.0.0.1:\2", config, flags=re.M)
 
 
 def _defaults(listeners: Listeners, folder: Path) -> str:
@@ -183,8 +183,10 @@ def _ms(seconds: float) -> str:
     return f"{max(1, round(seconds * 1000))}ms"
 
 
-def main(binary: str, folder: Path, arguments: list[str]) -> None:
+def main(binary: str, folder: Path, listeners: Path, arguments: list[str]) -> None:
     """Edit the configuration named by -f and become HAProxy. Does not return.
+
+    folder: for error responses; made where it is missing. listeners: the file of Listeners.write.
 
     Splicing is switched off (-dS): Ray's template sets `option splice-request`, and a request
     whose body was spliced is no longer watched for its client's end (HAProxy 2.8.25, seen for
@@ -196,11 +198,12 @@ def main(binary: str, folder: Path, arguments: list[str]) -> None:
         path = Path(arguments[arguments.index("-f") + 1])
         config = path.read_text(encoding="utf-8")
         if not config.startswith(_EDITED):
+            folder.mkdir(parents=True, exist_ok=True)
             write_error_files(folder)
-            edited = limited(config, Listeners.read(folder / "listeners.json"), folder)
+            edited = limited(config, Listeners.read(listeners), folder)
             path.write_text(_EDITED + edited, encoding="utf-8")
     os.execv(binary, [binary, "-dS", *arguments])  # noqa: S606  # HAProxy itself
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

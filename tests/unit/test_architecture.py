@@ -32,10 +32,13 @@ ALLOWED: dict[str, set[str]] = {
         "gateway",
     },
     "lifecycle": set(),
+    "preparation": {"settings_linter", "tasks", "artifacts"},
+    "cluster": {"preparation", "app", "artifacts"},
     "kubernetes": {"host", "tasks", "artifacts", "local", "lifecycle", "ledger"},
     "commands": {
         "host",
         "kubernetes",
+        "preparation",
         "settings_linter",
         "tasks",
         "artifacts",

@@ -89,7 +89,7 @@ class Proxy:
         self.listeners.write(folder / "listeners.json")
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", haproxy.__file__, get_haproxy_binary(), str(folder),
-             "-db", "-f", str(config)],
+             str(folder / "listeners.json"), "-db", "-f", str(config)],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -149,6 +149,15 @@ def test_statistics_and_metrics_listen_on_loopback(proxy: Proxy) -> None:
         proxy.port, proxy.listeners.health_port, proxy.stats, proxy.metrics,
     }  # fmt: skip
     assert httpx.get(f"http://127.0.0.1:{proxy.metrics}/metrics").status_code == 200
+
+
+def test_the_api_listens_where_it_is_told_to(proxy: Proxy, tmp_path: Path) -> None:
+    everywhere = proxy.rendered.replace(
+        f"bind 127.0.0.1:{proxy.port}", f"bind 0.0.0.0:{proxy.port}"
+    )
+    assert everywhere != proxy.rendered
+    edited = limited(everywhere, proxy.listeners, tmp_path)
+    assert f"bind 0.0.0.0:{proxy.port}" in edited
 
 
 def test_one_address_is_limited_and_health_checks_are_answered_meanwhile(
