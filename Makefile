@@ -44,6 +44,8 @@ lint: $(VENV)/.cpu-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/zizmor --offline --no-progress --quiet .github
+	$(VENV)/bin/actionlint
+	$(VENV)/bin/hadolint Dockerfile.gpu
 
 # loadfile: a server that the tests of a file share starts once.
 unit: $(VENV)/.cpu-dev

@@ -36,6 +36,7 @@ TEXT = WORKFLOWS["model-gate"]
 # YAML 1.1 reads the key `on` as true.
 WORKFLOW: dict[Any, Any] = yaml.safe_load(TEXT)
 TEST_WORKFLOW: dict[Any, Any] = yaml.safe_load(WORKFLOWS["test"])
+IMAGE_WORKFLOW: dict[Any, Any] = yaml.safe_load(WORKFLOWS["image"])
 JOBS: dict[str, dict[str, Any]] = WORKFLOW["jobs"]
 DOCUMENT = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
 
@@ -46,7 +47,7 @@ SETTINGS = {
     "MODEL": MODEL, "REVISION": COMMIT, "RECIPE": "int8-w8a8", "BASELINE": "/hub/snapshot",
     "MARGINS": "sentiment=0.02\ntopic=0.02", "CONFIG": "settings.yaml", "HF_TOKEN": "",
     "SIGNING_KEY": "-- a key --", "PUBLIC_KEY": "-- a public key --", "PULL_REQUEST": "7",
-    "GH_TOKEN": "token",
+    "GH_TOKEN": "token", "STORE": "/store", "OVERLAY": "", "UPLOAD": "",
 }  # fmt: skip
 
 # Records its arguments as one line of JSON, prints $SAYS and exits with $STATUS.
@@ -150,7 +151,13 @@ def test_each_job_has_the_permissions_that_it_needs_and_no_other() -> None:
         "changes": {"contents": "read"},
         "gate": {"contents": "read"},
         "comment": {"pull-requests": "write"},
+        "release": {"contents": "read"},
         "verdict": {},
+    }
+    assert IMAGE_WORKFLOW["permissions"] == {}
+    assert IMAGE_WORKFLOW["jobs"]["image"]["permissions"] == {
+        "contents": "read",
+        "packages": "write",
     }
     assert TEST_WORKFLOW["permissions"] == {}
     (job,) = TEST_WORKFLOW["jobs"].values()
@@ -160,7 +167,9 @@ def test_each_job_has_the_permissions_that_it_needs_and_no_other() -> None:
 def test_the_model_gate_runs_only_when_another_workflow_calls_it() -> None:
     assert set(WORKFLOW[True]) == {"workflow_call"}
     call = WORKFLOW[True]["workflow_call"]
-    assert set(call["inputs"]) == {"model", "revision", "recipe", "margins"}
+    assert set(call["inputs"]) == {
+        "model", "revision", "recipe", "margins", "overlay", "admission",
+    }  # fmt: skip
     read = set(re.findall(r"secrets\.(\w+)", TEXT))
     assert set(call["secrets"]) == read
     # The environment of the calling repository holds them; the caller need not pass them by name.
@@ -246,7 +255,11 @@ def test_no_shell_step_interpolates_an_expression() -> None:
 def test_every_job_ends_and_only_the_gate_runs_on_the_gpu_machine() -> None:
     assert all(job["timeout-minutes"] <= 240 for job in JOBS.values())
     hosts = {name: job["runs-on"] for name, job in JOBS.items()}
-    assert hosts.pop("gate") == ["self-hosted", "linux", "x64", "gpu"]
+    # A runner scale set is selected by its one name, so the labels are a variable.
+    (default,) = re.findall(
+        r"^\$\{\{ fromJSON\(vars\.GATE_RUNNER \|\| '(.*)'\) \}\}$", hosts.pop("gate")
+    )
+    assert json.loads(default) == ["self-hosted", "linux", "x64", "gpu"]
     assert set(hosts.values()) == {"ubuntu-latest"}
 
 
@@ -257,7 +270,9 @@ def test_secrets_are_the_environments_and_each_goes_to_its_step_alone() -> None:
         for job, step in STEPS
         for name in re.findall(r"secrets\.(\w+)", json.dumps(step))
     }
+    assert JOBS["release"]["environment"] == "model-release"
     assert held == {
+        ("release", "Make a token of the App", "RELEASE_APP_KEY"),
         ("gate", "Fetch the 16-bit model", "HF_TOKEN"),
         ("gate", "Quantize", "HF_TOKEN"),
         ("gate", "Write the key", "NARROWGATE_SIGNING_KEY"),
@@ -304,7 +319,11 @@ def test_the_gates_status_is_the_steps_and_is_explained(
 
 def test_the_model_is_uploaded_after_success_alone_and_the_report_in_any_case() -> None:
     model = step_named("gate", "Upload the model")
-    assert model["if"] == "success()"
+    # GitHub's storage is for users without a store of their own.
+    assert model["if"] == "success() && env.UPLOAD == ''"
+    assert step_named("gate", "Upload the model to the store")["if"] == (
+        "success() && env.UPLOAD != ''"
+    )
     assert (
         position("gate", "Upload the model")
         > position("gate", "Verify")
@@ -352,17 +371,14 @@ def test_the_required_check_passes_only_with_a_gate_or_nothing_to_gate(
 def test_what_a_pull_request_touches_is_seen(
     runner: Runner, path: str, event: str, touched: str
 ) -> None:
-    def git(*arguments: str) -> None:
-        who = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
-        subprocess.run(["git", *who, *arguments], cwd=runner.checkout, check=True)
-
-    git("init", "--quiet")
-    git("commit", "--quiet", "--allow-empty", "--message", "before")
+    checkout = runner.checkout
+    git(checkout, "init", "--quiet")
+    git(checkout, "commit", "--quiet", "--allow-empty", "--message", "before")
     file = runner.checkout / path
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("new", encoding="utf-8")
-    git("add", ".")
-    git("commit", "--quiet", "--message", "after")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "--quiet", "--message", "after")
     step = step_named("changes", "Check whether recipes, tasks, suites or workflows changed")
     assert runner.run(step, GITHUB_EVENT_NAME=event).returncode == 0
     assert (runner.folder / "output").read_text(encoding="utf-8") == f"touched={touched}\n"
@@ -484,10 +500,213 @@ def test_gate_takes_what_was_not_set_from_its_defaults(runner: Runner) -> None:
     parsed(call)
 
 
-def test_verify_is_called_as_it_wants(runner: Runner) -> None:
+def test_verify_is_called_as_it_wants_and_names_the_model(runner: Runner) -> None:
+    attested(runner.temp / "model")
     (call,) = calls_of(runner, "Verify")
     assert (runner.temp / "narrowgate.pub").read_text(encoding="utf-8") == "-- a public key --\n"
     parsed(call)
+    assert (runner.folder / "output").read_text(encoding="utf-8") == f"artifact={ARTIFACT}\n"
+
+
+def test_the_store_gets_the_folder_and_the_digest(runner: Runner) -> None:
+    step = step_named("gate", "Upload the model to the store")
+    store = runner.folder / "store"
+    command = f'mkdir -p {store}; cp -r "$1" "{store}/$2"'
+    (runner.temp / "model").mkdir()
+    assert runner.run(step, UPLOAD=command, ARTIFACT=ARTIFACT).returncode == 0
+    assert (store / ARTIFACT).is_dir()
+    # A later command of the line must not hide the failure of an earlier one.
+    assert runner.run(step, UPLOAD="false; true", ARTIFACT=ARTIFACT).returncode != 0
+
+
+def test_render_is_called_as_it_wants(runner: Runner) -> None:
+    step = step_named("gate", "Render the overlay")
+    assert runner.run(step, OVERLAY="k8s/overlays/a", ARTIFACT=ARTIFACT).returncode == 0
+    (call,) = runner.calls()
+    arguments = parsed(call)
+    assert (arguments.settings, arguments.artifact, arguments.store, arguments.out) == (
+        Path("k8s/overlays/a/settings.yaml"), ARTIFACT, "/store", runner.temp / "overlay",
+    )  # fmt: skip
+
+
+OVERLAY = "k8s/overlays/a"
+ADMISSION = "digests.yaml"
+
+
+def prepared_release(runner: Runner, digest: str, verdict: str = "pass") -> dict[str, str]:
+    """Write what the job `release` downloads and checks out; return the variables of its steps."""
+    key = attested(runner.temp / "report", verdict)
+    rendered, overlay = runner.temp / "overlay", runner.checkout / OVERLAY
+    for folder, shown in ((rendered, digest), (overlay, OLD)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "rayservice.yaml").write_text(f"artifact: {shown}\n", encoding="utf-8")
+        (folder / "config.yaml").write_text(f"source: /models/{shown}\n", encoding="utf-8")
+    (overlay / "settings.yaml").write_text(f"source: /models/{OLD}\n", encoding="utf-8")
+    (runner.checkout / ADMISSION).write_text("kind: ConfigMap\ndata: {}\n", encoding="utf-8")
+    return {
+        "PUBLIC_KEY": key.read_text(encoding="utf-8").rstrip("\n"), "OVERLAY": OVERLAY,
+        "ADMISSION": ADMISSION, "ARTIFACT": ARTIFACT,
+    }  # fmt: skip
+
+
+def test_the_release_takes_the_digest_from_the_signed_attestation(runner: Runner) -> None:
+    variables = prepared_release(runner, ARTIFACT)
+    step = step_named("release", "Verify the attestation")
+    done = runner.run(step, **variables)
+    assert done.returncode == 0, done.stderr
+    assert (runner.folder / "output").read_text(encoding="utf-8") == f"artifact={ARTIFACT}\n"
+
+    (runner.folder / "output").unlink()
+    other = attested(runner.folder / "other").read_text(encoding="utf-8")
+    done = runner.run(step, **{**variables, "PUBLIC_KEY": other})
+    assert done.returncode == 1
+    assert "not signed" in done.stdout
+
+    envelope = runner.temp / "report" / "attestation.json"
+    document = json.loads(envelope.read_text(encoding="utf-8"))
+    payload = base64.b64decode(document["payload"]).replace(b"sentiment", b"sentimenT")
+    document["payload"] = base64.b64encode(payload).decode()
+    envelope.write_text(json.dumps(document), encoding="utf-8")
+    assert runner.run(step, **variables).returncode == 1
+    assert not (runner.folder / "output").exists()
+
+
+def test_the_release_refuses_a_model_that_did_not_pass(runner: Runner) -> None:
+    variables = prepared_release(runner, ARTIFACT, "inconclusive")
+    done = runner.run(step_named("release", "Verify the attestation"), **variables)
+    assert done.returncode == 1
+    assert "did not pass: sentiment" in done.stdout
+
+
+def test_the_release_changes_the_overlay_and_the_list_of_admitted_models(runner: Runner) -> None:
+    variables = prepared_release(runner, ARTIFACT)
+    step = step_named("release", "Change the overlay")
+    # The second run finds what the first wrote.
+    for _ in range(2):
+        done = runner.run(step, **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        for name in ("rayservice.yaml", "config.yaml", "settings.yaml"):
+            text = (runner.checkout / OVERLAY / name).read_text(encoding="utf-8")
+            assert ARTIFACT in text
+            assert OLD not in text
+        admitted = yaml.safe_load((runner.checkout / ADMISSION).read_text(encoding="utf-8"))
+        assert admitted["data"] == {ARTIFACT: "https://github.example/acme/models/actions/runs/1"}
+
+
+def test_the_release_refuses_an_overlay_of_another_model(runner: Runner) -> None:
+    variables = prepared_release(runner, "sha256-" + "2" * 64)
+    done = runner.run(step_named("release", "Change the overlay"), **variables)
+    assert done.returncode == 1
+    assert "another model" in done.stdout
+    assert OLD in (runner.checkout / OVERLAY / "rayservice.yaml").read_text(encoding="utf-8")
+
+
+def git(checkout: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+    return subprocess.run(
+        ["git", *who, *arguments], cwd=checkout, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_the_pull_request_holds_the_overlay_and_nothing_else(runner: Runner) -> None:
+    variables = prepared_release(runner, ARTIFACT)
+    remote = runner.folder / "remote.git"
+    git(runner.folder, "init", "--quiet", "--bare", str(remote))
+    git(runner.checkout, "init", "--quiet")
+    git(runner.checkout, "add", ".")
+    git(runner.checkout, "commit", "--quiet", "--message", "before")
+    git(runner.checkout, "remote", "add", "origin", str(remote))
+    step = step_named("release", "Open the pull request")
+    assert runner.run(step, **variables).returncode == 0
+    assert runner.calls() == []
+
+    (runner.checkout / "stray").touch()
+    assert runner.run(step_named("release", "Change the overlay"), **variables).returncode == 0
+    done = runner.run(step, HOME=str(runner.folder), **variables)
+    assert done.returncode == 0, done.stderr
+    assert [call[1:3] for call in runner.calls()] == [["auth", "setup-git"], ["pr", "create"]]
+    changed = git(remote, "show", "--name-only", "--format=", f"model/{ARTIFACT[:19]}").split()
+    assert changed == [ADMISSION, *(f"{OVERLAY}/{n}.yaml" for n in
+                                    ("config", "rayservice", "settings"))]  # fmt: skip
+
+
+def test_the_image_is_run_before_it_is_pushed(runner: Runner) -> None:
+    (job,) = IMAGE_WORKFLOW["jobs"].values()
+    assert set(IMAGE_WORKFLOW[True]) == {"workflow_call"}
+    steps = {step["name"]: step for step in job["steps"] if "run" in step}
+    assert list(steps) == ["Build", "Run once", "Log in", "Push", "Log out"]
+    assert steps["Log out"]["if"] == "always()"
+    docker = runner.folder / "bin" / "docker"
+    docker.write_text(FAKE_PROGRAM, encoding="utf-8")
+    docker.chmod(0o755)
+    # What --metadata-file gets.
+    pushed = '{"containerimage.digest": "sha256:1"}'
+    (runner.temp / "pushed.json").write_text(pushed, encoding="utf-8")
+    image = {"IMAGE": "ghcr.io/acme/narrowgate", "TARGET": "serve", "GITHUB_SHA": "c" * 40,
+             "USER_NAME": "a", "PASSWORD": "-- a password --"}  # fmt: skip
+    for step in steps.values():
+        done = runner.run(step, **image)
+        assert done.returncode == 0, done.stderr
+    calls = runner.calls()
+    assert (runner.folder / "output").read_text(encoding="utf-8") == "digest=sha256:1\n"
+    assert "-- a password --" not in json.dumps(calls)
+    (login,) = [call for call in calls if call[1] == "login"]
+    assert login[2] == "ghcr.io"
+    stages = re.findall(r"^FROM .* AS (\S+)", (ROOT / "Dockerfile.gpu").read_text(), re.MULTILINE)
+    built = [call for call in calls if call[1:3] == ["buildx", "build"]]
+    assert ["--load" in call for call in built] == [True, False]
+    assert all(call[call.index("--target") + 1] in stages for call in built)
+
+
+# Steps of the workflow whose commands ci/gate.sh repeats.
+SHARED_STEPS = (
+    "Check the suites", "Fetch the 16-bit model", "Quantize", "Gate and sign", "Verify",
+    "Render the overlay",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("own_files", [False, True])
+def test_the_script_for_other_ci_calls_what_the_workflow_calls(
+    runner: Runner, own_files: bool
+) -> None:
+    if own_files:
+        add_own_files(runner.checkout)
+    attested(runner.temp / "model")
+    prepared_release(runner, ARTIFACT)
+    said = {"SAYS": "/hub/snapshot", "OVERLAY": OVERLAY, "ARTIFACT": ARTIFACT}
+    for name in SHARED_STEPS:
+        assert runner.run(step_named("gate", name), **said).returncode == 0
+    wanted = runner.calls()
+
+    temp = str(runner.temp)
+    done = subprocess.run(
+        [str(ROOT / "ci" / "gate.sh")],
+        env={
+            **runner.environment, **SETTINGS, **said, "WORK": temp, "ADMISSION": ADMISSION,
+            "KEY": f"{temp}/narrowgate.key", "PUBLIC_KEY": f"{temp}/narrowgate.pub",
+        },
+        cwd=runner.checkout, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ARTIFACT
+    # The workflow renders beside the checkout, for another machine to check.
+    found = json.dumps(runner.calls()).replace(f'"{OVERLAY}"]', f'"{temp}/overlay"]')
+    assert json.loads(found) == wanted
+    admitted = yaml.safe_load((runner.checkout / ADMISSION).read_text(encoding="utf-8"))
+    assert list(admitted["data"]) == [ARTIFACT]
+
+
+@pytest.mark.parametrize("status", [1, 2, 3])
+def test_the_script_ends_with_the_status_of_what_failed(runner: Runner, status: int) -> None:
+    done = subprocess.run(
+        [str(ROOT / "ci" / "gate.sh")],
+        env={
+            **runner.environment, **SETTINGS, "STATUS": str(status), "KEY": "k", "PUBLIC_KEY": "p",
+        },
+        cwd=runner.checkout, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == status
+    assert not any(call[1] == "verify" for call in runner.calls())
 
 
 @pytest.mark.parametrize("call", documented(), ids=" ".join)
@@ -496,18 +715,23 @@ def test_documented_commands_are_understood(call: list[str]) -> None:
 
 
 def test_the_document_names_what_the_workflow_reads() -> None:
-    for name in re.findall(r"(?:vars|secrets)\.(\w+)", TEXT):
+    for name in re.findall(r"(?:vars|secrets)\.(\w+)", TEXT + WORKFLOWS["image"]):
         assert f"`{name}`" in DOCUMENT
 
 
-def attested(folder: Path) -> Path:
+ARTIFACT = "sha256-" + "1" * 64
+OLD = "sha256-" + "0" * 64
+
+
+def attested(folder: Path, verdict: str = "pass") -> Path:
     """Write a model with one file and its attestation; return the public key's file."""
     folder.mkdir()
     weights = b"weights" * 1000
     (folder / "model.safetensors").write_bytes(weights)
     files = {"model.safetensors": hashlib.sha256(weights).hexdigest()}
-    predicate = {"artifact": {"files": files}, "tasks": {"sentiment": {"verdict": "pass"}}}
-    payload = json.dumps({"predicate": predicate}).encode()
+    predicate = {"artifact": {"files": files}, "tasks": {"sentiment": {"verdict": verdict}}}
+    subject = [{"digest": {"sha256": ARTIFACT.removeprefix("sha256-")}}]
+    payload = json.dumps({"subject": subject, "predicate": predicate}).encode()
     private = Ed25519PrivateKey.generate()
     envelope = Envelope(payload, "application/vnd.in-toto+json", {})
     envelope.sign(CryptoSigner(private))
