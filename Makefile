@@ -1,6 +1,8 @@
 # make serve   set up and serve the bundled model at http://127.0.0.1:8000, for anybody on this
 #              machine; AUTH=keys asks for API keys
 # make test    set up, lint, and run the tests; test-slow runs those of rarer formats
+# make test-cluster   run the rendered release of k8s/overlays/cpu-dev on pods of this machine, with the
+#              model that `make serve` has attested in STATE; needs root
 # make coverage   run the unit tests and show the lines that no test runs
 # make fuzz    try generated requests, provider answers, files and arguments; FUZZ_SECONDS=600
 # make gpu    run the checks that need an NVIDIA GPU, in an environment of requirements/gpu.txt and
@@ -22,7 +24,7 @@ FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 PAGE ?= README.md
 
-.PHONY: serve test test-slow unit coverage integration fuzz lint gpu gate docs-examples bench bench-gate bench-gateway bench-ledger bench-cost lock clean
+.PHONY: serve test test-slow test-cluster unit coverage integration fuzz lint gpu gate docs-examples bench bench-gate bench-gateway bench-ledger bench-cost lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -67,6 +69,9 @@ integration: $(VENV)/.cpu-dev
 
 test-slow: $(VENV)/.cpu-dev
 	$(VENV)/bin/pytest tests/unit tests/integration -m slow --durations=25
+
+test-cluster: $(VENV)/.cpu-dev
+	STATE=$(abspath $(STATE)) $(VENV)/bin/pytest tests/cluster --durations=10
 
 # The environment is not made here: requirements/cpu-dev.txt has a torch without CUDA.
 gpu:

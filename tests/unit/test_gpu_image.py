@@ -19,6 +19,7 @@ import pytest
 
 from serving.contracts.settings import GpuAccelerator
 from serving.contracts.settings_sources import load_settings
+from serving.lifecycle import pod
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "docker"
@@ -286,10 +287,12 @@ def test_the_wheel_is_built_from_the_build_context_and_its_program_runs(installe
     assert "narrowgate" in done.stdout
 
 
-def test_the_proxy_is_haproxy_without_splicing(installed: Path) -> None:
+def test_the_proxy_is_haproxy_with_the_limits_of_the_mounted_file(installed: Path) -> None:
+    assert pod.LAUNCHER == "/opt/narrowgate/bin/haproxy"
     program = installed / "bin" / "haproxy"
+    # Without a configuration (-f) there is nothing to edit.
     assert "HAProxy version" in run(program, "-v").stdout
-    assert re.search(r'^exec "[^"]+/haproxy" -dS "\$@"$', program.read_text("utf-8"), re.MULTILINE)
+    assert f"{pod.CONFIG_FOLDER}/{pod.LISTENERS}" in program.read_text("utf-8")
 
 
 def test_the_bill_of_materials_lists_the_environment(installed: Path, tmp_path: Path) -> None:
