@@ -17,7 +17,7 @@ REPEATED = 0.30
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A chat of one turn. system: None where there is no such message."""
+    """A chat of one turn. system: None without such a message."""
 
     kind: Kind
     text: str

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             )
         with _gateways(databases) as urls:
             measured = _measure(urls, databases, args)
-        with step("measuring the writer alone"):
+        with step("measuring only the writer"):
             capacity = {
                 database.name: {
                     path: rows_per_s(database, path, MODEL, _CAPACITY_REQUESTS) for path in PATHS

@@ -95,7 +95,7 @@ class OneTenant:
     """Every name is a tenant without limits."""
 
     def find(self, presented: str) -> Caller:
-        """Raise Unauthenticated: there is no key."""
+        """Raise Unauthenticated: no key exists."""
         raise Unauthenticated("no key is known")
 
     def tenant(self, name: str) -> Tenant:

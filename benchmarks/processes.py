@@ -15,7 +15,7 @@ _STANDARD_ERROR = 2
 
 @contextmanager
 def reports_only() -> Iterator[None]:
-    """Send what Ray prints to standard error: standard output holds the report alone."""
+    """Send what Ray prints to standard error: standard output holds only the report."""
     with redirect_stdout(sys.stderr):
         yield
 

@@ -124,7 +124,7 @@ def _one_round(
     from benchmarks.texts import texts
 
     cell = item.cell
-    # Each engine sees a text once, so prefix caches help both with the task's prompt alone.
+    # Each engine sees a text once, so prefix caches help both only with the task's prompt.
     inputs = texts(cell.requests, seed=1000 * number + cell.clients)
     bodies = [_body(cell.task, text) for text in inputs]
     works = [_work(tasks[cell.task], cell.task, text) for text in inputs]

@@ -258,7 +258,7 @@ class Pair:
 
 
 def _shortened(work: EngineWork) -> EngineWork:
-    # Later tokens need what the first ones need.
+    # Later tokens need the same memory as the first ones.
     if isinstance(work, GenerateWork):
         return replace(work, max_tokens=min(work.max_tokens, _WARM_UP_TOKENS))
     return work

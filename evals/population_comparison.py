@@ -21,7 +21,7 @@ _DETECTION_CHARS = 2000
 def compared(own: OwnInputs, suite: Suite, state: Path, seed: int) -> OwnInputs:
     """Return the inputs with their differences from the suite.
 
-    state: the folder for everything written; the encoder lies there. Blocking, about 10 s for
+    state: the folder for everything written; it holds the encoder. Blocking, about 10 s for
     2,000 inputs. Raises MaterializationFailed where there is no encoder.
     """
     encode, detect = Encoder(ensure_model(state)).encode, language_detector()
@@ -33,7 +33,7 @@ def compared(own: OwnInputs, suite: Suite, state: Path, seed: int) -> OwnInputs:
 def language_detector() -> Detect:
     """Return a function from a text to its ISO 639-1 code, or None where it has no letters.
 
-    By trigrams alone: 40 MB instead of 800, and right for 97 % of the suites' texts.
+    By trigrams only: 40 MB instead of 800, and right for 97 % of the suites' texts.
     """
     from lingua import IsoCode639_1, Language, LanguageDetectorBuilder
 

@@ -3,7 +3,7 @@
 Every respect has a distance and a limit. The limit is the largest distance among 1,000 random
 divisions of all inputs into groups of these sizes (a permutation test at 0.1 %), and at least a
 distance that matters. Except for the label shares themselves, the suite is weighted to the file's
-label shares: a file with other shares does not differ in length or meaning for that alone.
+label shares: a file with other shares does not differ in length or meaning for this reason.
 """
 
 from collections import Counter
@@ -35,7 +35,7 @@ LEAST_EMBEDDING = 0.2
 # A language counts as the suite's from this share on: detection is wrong at times.
 _OWN_LANGUAGE = 0.05
 # Texts of fewer words are detected wrongly more often (18 % of the headlines of suite topic), so
-# they are compared with such texts alone.
+# they are compared only with such texts.
 _SHORT = 10
 # Fewer texts in the suite's languages say nothing about length and meaning.
 _FEWEST = 20
@@ -45,7 +45,7 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What is compared of n inputs, row by row.
+    """The compared traits of n inputs, row by row.
 
     words: (n,), separated by white space. languages: detected, or empty strings for a translation,
     whose languages are stated. labels: of each input; several or none for an extraction. vectors:
@@ -67,7 +67,7 @@ class Traits:
         return [f"{int(w < _SHORT)} {name}" for w, name in zip(self.words, names, strict=True)]
 
     def among(self, rows: NDArray[np.intp]) -> "Traits":
-        """Return the traits of these rows alone."""
+        """Return the traits of these rows."""
         return Traits(
             self.words[rows],
             tuple(self.languages[row] for row in rows),

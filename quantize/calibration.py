@@ -156,7 +156,7 @@ def held_out_digests(suites: Sequence[Path]) -> dict[str, str]:
     """Return the digests of every text in evaluation suites, with the file each is from.
 
     suites: JSONL files, or folders of them at any depth. Text fields are all that hold strings
-    except ids, labels and tags. Raises InvalidCalibration for what cannot be read.
+    except ids, labels and tags. Raises InvalidCalibration for an unreadable line.
     """
     found: dict[str, str] = {}
     for suite in suites:

@@ -30,7 +30,7 @@ _PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)")
 _STAMP = ".complete"
 _SHARED = "_serving_environment.pth"
 _LOG_LINES = 15
-# What the worker imports of this project.
+# The modules of this project that the worker imports.
 _PACKAGES = ("quantize", "serving")
 
 
@@ -43,7 +43,7 @@ def quantize_python(
 ) -> Path:
     """Return an interpreter that has the quantization libraries, installing them first if needed.
 
-    Blocking: seconds with packages at hand, minutes with a network. given: an interpreter that the
+    Blocking: seconds with cached packages, minutes with a network. given: an interpreter that the
     user names, used as it is. announce: called with a sentence before an installation.
     requirements: folder with the resolved requirements. Raises EnvironmentUnavailable.
     """

@@ -174,7 +174,7 @@ def matching(layers: Iterable[LinearLayer], patterns: Sequence[str]) -> list[Lin
 
 
 def folder_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of a local checkpoint by name, from headers alone.
+    """Return the tensors of a local checkpoint by name, from headers only.
 
     Raises UnsuitableModel for missing or damaged files.
     """

@@ -63,7 +63,7 @@ class _Recipe(_Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     description: str = Field(min_length=1, max_length=1000)
     keep_16bit: tuple[Pattern, ...] = Field(
-        default=(), description="layers left alone: regular expressions on module names"
+        default=(), description="layers kept in 16 bits: regular expressions on module names"
     )
 
     def digest(self) -> str:
@@ -123,11 +123,11 @@ class LlmCompressorRecipe(_Recipe):
         if self.activations != "16-bit" and self.weight_bits != 8:
             raise ValueError("8-bit activations go with 8-bit weights")
         if self.activations != "16-bit" and not self.symmetric:
-            raise ValueError("the kernels for 8-bit activations take symmetric weights alone")
+            raise ValueError("the kernels for 8-bit activations take only symmetric weights")
         if self.weight_bits == 8 and not self.symmetric:
-            raise ValueError("vLLM's 8-bit weight-only kernels take symmetric weights alone")
+            raise ValueError("vLLM's 8-bit weight-only kernels take only symmetric weights")
         if self.eight_bit and self.weight_bits != 4:
-            raise ValueError("eight_bit raises the precision of 4-bit recipes alone")
+            raise ValueError("eight_bit raises the precision of 4-bit recipes only")
         return self
 
 
@@ -168,7 +168,7 @@ class BitsAndBytesRecipe(_Recipe):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.format == "int8" and self.double_quantization:
-            raise ValueError("double_quantization is for nf4 alone")
+            raise ValueError("double_quantization is only for nf4")
         return self
 
     @property

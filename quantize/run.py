@@ -118,7 +118,7 @@ def carry_out(prepared: Prepared, observer: StepObserver) -> Artifact:
         space.job.write_text(_job(prepared, base, space).model_dump_json(), encoding="utf-8")
         worked = _work(python, space, steps, gpu=prepared.gpu)
         plan = with_layers_in_16bit(prepared.plan, worked.outliers)
-        steps.begin("checking and digesting what was written")
+        steps.begin("checking and digesting the written files")
         space.copy_description(base)
         size = verify_checkpoint(space.checkpoint, request.recipe, plan)
         facts = Run(

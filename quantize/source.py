@@ -17,7 +17,7 @@ _DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A checkpoint by name. revision: a commit of 40 hex digits, for hub ids alone."""
+    """A checkpoint by name. revision: a commit of 40 hex digits, only for hub ids."""
 
     id: str
     revision: str | None = None

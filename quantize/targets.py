@@ -60,7 +60,7 @@ def find_target(name: str) -> Target:
 def refuse_unsuitable(recipe: Recipe, group_size: int | None, target: Target) -> None:
     """Refuse a recipe that the target cannot run, or only through a slow fallback.
 
-    group_size: weights a scale, None where there are no groups.
+    group_size: weights a scale, None without groups.
     Raises UnsuitableTarget with the reason.
     """
     match recipe:

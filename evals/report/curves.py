@@ -40,7 +40,7 @@ class RiskPoint:
     """Coverage and errors at one confidence threshold. Shares in [0, 1].
 
     risk: share of errors among accepted answers. bound: its Clopper-Pearson upper bound at 95 %,
-    for this threshold alone.
+    for this threshold only.
     """
 
     threshold: float

@@ -2,7 +2,7 @@
 
 A distribution is stored as its most probable tokens and the sum of all others. Lumping tokens can
 only lower the Kullback-Leibler divergence (data processing inequality), so the figures are lower
-bounds; with 2,048 tokens kept, what is lumped is seldom a percent of the probability.
+bounds; with 2,048 tokens kept, the rest is seldom a percent of the probability.
 """
 
 from dataclasses import dataclass

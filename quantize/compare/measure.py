@@ -152,7 +152,7 @@ def _checkpoint(subject: Subject) -> Checkpoint:
 def _start(subject: Subject, machine: Machine, scratch: Path, *, share: float) -> OfflineEngine:
     settings = _settings(subject, machine, share=share)
     engine_kwargs, environment = offline_arguments(settings, _checkpoint(subject))
-    # Rounds repeat their prompts, and reading them is what is measured.
+    # Rounds repeat their prompts, and reading prompts is measured.
     engine_kwargs["enable_prefix_caching"] = False
     engine_kwargs["worker_extension_cls"] = "quantize.compare.recorder.LogitsRecorder"
     # The recorder runs in the engine's process, so that distributions need not be copied.

@@ -9,7 +9,7 @@ from quantize.worker.reporter import Reporter
 
 
 def run(job: Job, reporter: Reporter) -> dict[str, float]:
-    """Quantize while loading and save under job.out; there are no losses to tell."""
+    """Quantize while loading and save under job.out; there are no losses to report."""
     recipe = job.recipe
     assert isinstance(recipe, BitsAndBytesRecipe)
     skipped = ["lm_head", *job.layers_16bit]

@@ -75,7 +75,7 @@ def run(job: Job, reporter: Reporter) -> dict[str, float]:
 
 
 def _narrow_to_bfloat16(model: Any) -> None:
-    """Store what was not quantized in bfloat16, after a run that computed in float32.
+    """Store the unquantized layers in bfloat16, after a run that computed in float32.
 
     Quantized layers keep their float32 scales, from which their integers are computed exactly.
     """

@@ -25,7 +25,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What the tokenizer and the engine load from. revision: a commit, for hub ids alone."""
+    """The source of the tokenizer's and the engine's files. revision: a commit, only for hub ids."""
 
     source: str
     revision: str | None
@@ -54,7 +54,7 @@ class Checkpoint:
         return Path(snapshot_download(self.source, revision=self.revision, ignore_patterns=ignored))
 
     def folder_of(self, name: str) -> Path:
-        """Return the folder that holds one file, if the model has it; fetches that file alone.
+        """Return the folder that holds one file, if the model has it; fetches only that file.
 
         Blocking.
         """

@@ -1,6 +1,6 @@
 """Verifies a model's attestation against its files, trusted keys and engine.
 
-Everything here fails closed: what cannot be read, is unknown or does not match is refused.
+Every check fails closed: an unreadable, unknown or different value is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -246,7 +246,7 @@ def _read(envelope: Path) -> bytes:
         return envelope.read_bytes()
     except OSError as error:
         raise AttestationRefused(
-            f"there is no attestation at {str(envelope)!r}"
+            f"no attestation at {str(envelope)!r}"
             if isinstance(error, FileNotFoundError)
             else f"{str(envelope)!r} cannot be read: {error.strerror}",
             fix="gate the model: narrowgate gate --baseline DIR --candidate DIR --suite builtin "

@@ -63,7 +63,7 @@ class Usage(_Frozen):
 
 
 class Prediction(_Frozen):
-    """What a task read from an engine's output.
+    """A task's reading of an engine's output.
 
     confidence: in [0, 1], raw; docs/tasks.md has the formula for each kind of task.
     valid: the output could be read as an answer in full.
@@ -106,5 +106,5 @@ class Answer(_Frozen):
     cost_usd: Decimal | None = Field(default=None, description="null where no price is configured")
     request_id: str
     guarantee: Guarantee = Field(
-        default=NO_GUARANTEE, description="what is known of this local answer's error"
+        default=NO_GUARANTEE, description="the bound on this local answer's error and its evidence"
     )

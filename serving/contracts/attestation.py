@@ -277,7 +277,7 @@ class Engine(_Frozen):
     def major(self) -> str:
         """Return the part of the version within which behaviour is promised to stay.
 
-        Releases below 1.0 promise it within a minor version alone (semantic versioning).
+        Releases below 1.0 promise it only within a minor version (semantic versioning).
         """
         parts = self.version.split(".")
         return ".".join(parts[:2]) if parts[0] == "0" else parts[0]

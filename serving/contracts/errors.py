@@ -99,7 +99,7 @@ class NarrowgateError(Exception):
         self.retry_after_s = retry_after_s
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions pickle by positional arguments alone; these cross Ray's process borders.
+        # Exceptions pickle by positional arguments only; these cross Ray's process borders.
         return (_rebuild, (type(self), self.message, self.field, self.fix, self.retry_after_s))
 
     @classmethod

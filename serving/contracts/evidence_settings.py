@@ -19,7 +19,7 @@ class EvidenceSettings(BaseModel):
 
     enabled: bool = Field(
         default=True,
-        description="false: attested thresholds alone decide, and no answer is audited",
+        description="false: only attested thresholds decide, and no answer is audited",
     )
     start: Literal["strict", "optimistic"] = Field(
         default="strict",

@@ -76,7 +76,7 @@ class CompletionStream:
     where the answer ends unfinished. Closing the iterator (`aclose`), also before its first event,
     ends the call: the connection is closed, or a short rest is read in the background for its
     usage, and the ledger's call is closed then, possibly after the exit.
-    usage: what was received so far, set when the events end or are closed. service_tier: as the
+    usage: received so far, set when the events end or are closed. service_tier: as the
     provider names it, set then.
     """
 
@@ -100,7 +100,7 @@ class Frontier(Protocol):
         Raises FrontierNotConfigured, UnsupportedParameter and InvalidRequest (a field that is not
         passed on, or a malformed limit), UnpricedModel, MaxCostExceeded before anything is sent;
         BudgetExceeded and LedgerUnavailable instead of a call, DeadlineExceeded, or the last
-        target's FrontierError. Errors carry what was attempted: see attempts_of.
+        target's FrontierError. Errors carry the attempts: see attempts_of.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The ledger as requests use it: tenants, entries, calls of providers and what they cost."""
+"""The ledger as requests use it: tenants, entries, calls of providers and their cost."""
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ DEFAULT_TENANT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant and its limits; None is no limit.
+    """A tenant and its limits; None: unlimited.
 
     day_usd, month_usd: of money paid to providers in a calendar day or month of `ledger.time_zone`.
     requests_per_minute, max_concurrent_requests: of HTTP requests, over all gateway replicas.
@@ -180,5 +180,5 @@ class LedgerService(Ledger, Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Write what is pending and stop, within a bounded time."""
+        """Write pending rows and stop, within a bounded time."""
         ...

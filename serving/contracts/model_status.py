@@ -11,7 +11,7 @@ class Progress:
     """A step of a model's preparation.
 
     share: of the whole preparation that is done, in [0, 1]. left_s: estimated seconds until the
-    model serves, None where there is no estimate.
+    model serves, None without an estimate.
     """
 
     step: str

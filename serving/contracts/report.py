@@ -48,14 +48,14 @@ class Spend(_Frozen):
 
     @property
     def paid_usd(self) -> Decimal:
-        """Return what was paid or may still have to be paid."""
+        """Return the amount that was paid or may still have to be paid."""
         return self.cost_usd + self.held_usd + self.open_usd
 
 
 class Part(Spend):
     """Inputs with an equal property, and all their calls.
 
-    reference_usd: what the answered inputs would have cost at the reference model, without those
+    reference_usd: cost of the answered inputs at the reference model, without those
     outside a guarantee.
     """
 
@@ -158,7 +158,7 @@ class Totals(_Frozen):
         "attested error bound: they save nothing"
     )
     audits: int = Field(description="calls for evidence that no client waited for; not in exits")
-    audits_usd: Dollars = Field(description="of what was paid, for audits")
+    audits_usd: Dollars = Field(description="part of the paid amount, for audits")
 
 
 class Savings(_Frozen):

@@ -60,7 +60,7 @@ class Message:
 
     @property
     def is_text(self) -> bool:
-        """Return whether the content is text and nothing else."""
+        """Return whether the content is only text."""
         if isinstance(self.content, str):
             return True
         return bool(self.content) and all(part["type"] == "text" for part in self.content or ())

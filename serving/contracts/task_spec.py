@@ -56,7 +56,7 @@ def folded_name(name: str) -> str:
 def _text(value: object) -> object:
     """Refuse a value that YAML does not read as text, with the reason."""
     if isinstance(value, bool):
-        raise ValueError(  # noqa: TRY004  # pydantic reports this class alone
+        raise ValueError(  # noqa: TRY004  # pydantic reports only this class
             f"YAML reads this as {str(value).lower()}, not as text (as it does yes, no, on, off, "
             "true and false): put it in quotes"
         )
@@ -182,7 +182,7 @@ class ClassificationSpec(_Spec):
 
 
 class EntityType(_Frozen):
-    """A type of entity. description: what it covers."""
+    """A type of entity. description: the mentions that it covers."""
 
     name: Name
     description: Line

@@ -67,7 +67,7 @@ def _ambiguous(node: yaml.ScalarNode, kind: str, fix: str) -> yaml.YAMLError:
 def parse_yaml(content: bytes | str) -> object:
     """Return the value of a YAML document: dicts, lists, strings, numbers, booleans, dates, None.
 
-    Raises UnreadableYaml, which says what is wrong and where.
+    Raises UnreadableYaml with the fault and its place.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8")

@@ -170,7 +170,7 @@ class _Graph:
     def _pool(self, hidden: str) -> None:
         from onnx import TensorProto
 
-        # The mean over the tokens and the sum over them differ in length alone.
+        # The mean over the tokens and the sum over them differ only in length.
         last = self._constant("last_axis", np.array([2], np.int64))
         tokens = self._constant("token_axis", np.array([1], np.int64))
         mask = self._node("Cast", ["attention_mask"], "mask_f32", to=TensorProto.FLOAT)

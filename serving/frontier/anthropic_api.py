@@ -47,7 +47,7 @@ class AnthropicApi:
             base_url=url,
             max_retries=0,
             timeout=timeout,
-            # A redirect would carry the prompts to a host that nobody configured.
+            # A redirect would send the prompts to a host that is not configured.
             http_client=anthropic.DefaultAsyncHttpxClient(
                 base_url=url, timeout=timeout, follow_redirects=False
             ),

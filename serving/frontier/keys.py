@@ -39,7 +39,7 @@ def _read(name: str, file: Path) -> str:
         raise InvalidSettings(
             f"{field} {str(file)!r} cannot be read: {type(error).__name__}",
             field=field,
-            fix="name a file that holds the key and nothing else, readable by this process",
+            fix="name a file that holds only the key, readable by this process",
         ) from None
     if not value:
         raise InvalidSettings(
@@ -54,6 +54,6 @@ def _checked(value: str, field: str) -> SecretStr:
         raise InvalidSettings(
             f"{field} gives a key with spaces, line breaks or characters beyond ASCII",
             field=field,
-            fix="store the key alone, on one line",
+            fix="store only the key, on one line",
         )
     return SecretStr(value)

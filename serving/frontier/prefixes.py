@@ -1,4 +1,4 @@
-"""Observes the prefixes that markers end: what to cache, what was cached, what changes."""
+"""Observes the prefixes that markers end: which to cache, which were cached, which change."""
 
 import hashlib
 import logging

@@ -26,7 +26,7 @@ class Prefix:
 
     message, part: where its last text is in the stripped body; part is None where the content is a
     string. end: characters of that text which belong to it. digest: SHA-256, hex, of tools and
-    messages up to there. text: the marked text alone up to the marker, for the linter.
+    messages up to there. text: only the marked text up to the marker, for the linter.
     """
 
     message: int

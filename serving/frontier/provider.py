@@ -116,7 +116,7 @@ class _Call:
         provider, elapsed_s = self._provider, self.elapsed_s
         provider.places.release()
         if self._recorded is not None:
-            # The ledger holds the worst case of an unknown usage, not what was received of it.
+            # The ledger holds the worst case of an unknown usage, not the part received.
             usage = None if spent.source == "unknown" else spent.usage
             end = CallEnd(outcome, usage, spent.source, elapsed_s, spent.service_tier)
             self._recorded.close(end)

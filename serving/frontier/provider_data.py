@@ -1,6 +1,6 @@
 """JSON documents and server-sent events as providers send them: read leniently, repaired.
 
-What a provider sends is data. A value that JSON or UTF-8 does not allow is replaced, so that the
+A provider's response is data. A value that JSON or UTF-8 does not allow is replaced, so that the
 result can be written as JSON.
 """
 

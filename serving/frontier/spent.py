@@ -92,11 +92,11 @@ class Progress:
 
     @property
     def output_tokens(self) -> int:
-        """Return the estimated length of what was received, tokens."""
+        """Return the estimated length of the received part, tokens."""
         return -(-self._quarters // 4)
 
     def spent(self) -> Spent:
-        """Return what the answer used so far.
+        """Return the usage of the answer so far.
 
         `reported` once its final usage has arrived, `estimated` where it ended without one,
         `unknown` before its end, because the provider may have made more than it sent, and where it

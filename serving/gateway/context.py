@@ -75,8 +75,8 @@ class GatewayContext:
     models: the local ones and their tasks. local_admission: of work for local models;
     frontier_admission: of requests at frontier APIs. access: authentication and limits.
     development: attestations are not enforced; every response states it. evidence: claims and
-    audits; None where attested thresholds alone decide. metrics_port: of this replica's own
-    /metrics, None for none.
+    audits; None where only attested thresholds decide. metrics_port: of this replica's own
+    /metrics; None without one.
     """
 
     settings: GatewaySettings

@@ -1,4 +1,4 @@
-"""Claims for operators: list, show, withdraw, label, delete. Admin keys alone reach these paths."""
+"""Claims for operators: list, show, withdraw, label, delete. These paths need an admin key."""
 
 import asyncio
 from typing import Annotated, Any
@@ -87,8 +87,8 @@ async def delete_evidence(
     context: Context,
     actor: Actor,
     tenant: Annotated[str, Query(description="whose evidence")],
-    request_id: Annotated[str | None, Query(description="of one request alone")] = None,
-    end_user: Annotated[str | None, Query(description="of one end user alone")] = None,
+    request_id: Annotated[str | None, Query(description="only of one request")] = None,
+    end_user: Annotated[str | None, Query(description="only of one end user")] = None,
 ) -> dict[str, Any]:
     """Delete what names a tenant, a request or an end user."""
     if request_id == "" or end_user == "":

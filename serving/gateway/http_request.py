@@ -197,7 +197,7 @@ class Options:
             RequestOptions(
                 fields.route or headers.route or "auto",
                 cost,
-                # Whoever says `never` is heard.
+                # `never` in the field or the header holds.
                 "never" if "never" in (fields.audit, headers.audit) else "auto",
                 bool(fields.deterministic or headers.deterministic),
                 _end_user(body, self._headers),

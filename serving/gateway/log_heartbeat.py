@@ -60,7 +60,7 @@ def _handlers(of: logging.Logger) -> Iterator[logging.Handler]:
 
 def _has(handler: logging.Handler, mark: str) -> bool:
     if isinstance(handler, MemoryHandler):
-        # It was closed: what it takes goes nowhere.
+        # It was closed: lines that it takes are lost.
         return False
     path = getattr(handler, "baseFilename", None)
     if path is None:

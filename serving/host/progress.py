@@ -61,7 +61,7 @@ class StepDisplay:
 
 
 class Bar(StepDisplay):
-    """A bar with the step, the share done and the time left; silent where there is no terminal."""
+    """A bar with the step, the share done and the time left; silent without a terminal."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.progress import (

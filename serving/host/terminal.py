@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def terminal_progress(*columns: "ProgressColumn") -> "Progress":
-    """Return a display on standard error, which shows nothing where that is no terminal.
+    """Return a display on standard error, which shows nothing if that is not a terminal.
 
     columns: rich's own (description, bar, share, time left) where none are given.
     """

@@ -81,7 +81,7 @@ class DatabaseLedger:
         await self._deps.writer.start()
 
     async def aclose(self) -> None:
-        """Write what is pending and stop, within 15 s; the rest stays in files."""
+        """Write pending rows and stop, within 15 s; the rest stays in files."""
         await self._deps.writer.aclose()
 
     def entry(

@@ -33,15 +33,15 @@ class Prices(Protocol):
     def frontier(
         self, model: str, usage: Usage, service_tier: str | None, at: datetime | None = None
     ) -> Priced:
-        """Return what a provider's tokens cost. Raises UnpricedModel."""
+        """Return the cost of a provider's tokens. Raises UnpricedModel."""
         ...
 
     def local(self, model: str, replica_s: float) -> Priced:
-        """Return what a share of a local replica's time cost. Raises UnpricedModel."""
+        """Return the cost of a share of a local replica's time. Raises UnpricedModel."""
         ...
 
     def reference(self, usage: Usage, at: datetime | None = None) -> Decimal:
-        """Return what the reference model would have cost. Raises UnpricedModel."""
+        """Return the cost at the reference model. Raises UnpricedModel."""
         ...
 
 

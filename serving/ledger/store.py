@@ -90,7 +90,7 @@ class Store:
         return [None if isinstance(item, RecordExit) else next(answers) for item in operations]
 
     def forget(self) -> None:
-        """Clear what is remembered, after a transaction that was rolled back."""
+        """Clear the cached rows, after a transaction that was rolled back."""
         self._prices.clear()
         self._accounts.clear()
 

@@ -79,7 +79,7 @@ class LedgerWorker:
         return max(0.0, self._next_s - time.monotonic())
 
     def tend(self) -> None:
-        """Do what is due. Does not raise for an unreachable database."""
+        """Do the due work. Does not raise for an unreachable database."""
         if time.monotonic() >= self._next_s:
             timeouts = self._deps.timeouts
             self._next_s = time.monotonic() + (timeouts.beat_s if self.up else timeouts.probe_s)

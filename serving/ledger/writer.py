@@ -107,7 +107,7 @@ class Writer:
         self._loop.call_later(seconds, do)
 
     async def aclose(self) -> None:
-        """Write what is pending and stop, within 15 s. Later operations go to a file."""
+        """Write pending rows and stop, within 15 s. Later operations go to a file."""
         if self._ended:
             return
         if self._thread.is_alive():

@@ -33,7 +33,7 @@ _ERRORS = {
           "the gateway did not answer in time"),
 }  # fmt: skip
 _NO_HEALTH_PATH = {"error": {
-    "message": "this port answers health checks alone", "type": "not_found_error", "param": None,
+    "message": "this port answers only health checks", "type": "not_found_error", "param": None,
     "code": "not_found", "fix": f"use one of {_HEALTH_PATHS}, or the port of the API",
 }}  # fmt: skip
 _FIXES = {

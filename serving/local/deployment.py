@@ -93,7 +93,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         return read_config(folder, "models.source")
     except UnsuitableModel:
-        # The engine names what is wrong with the file.
+        # The engine reports the fault of the file.
         return {}
 
 
@@ -176,7 +176,7 @@ def _environment(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, str]
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(model.accelerator.kv_cache_gib)
         if model.engine_args.get("enforce_eager"):
             # vLLM compiles parts of its sampler even then: 8 s in the first request, and a C++
-            # compiler needed at run time, for nothing measurable on a processor.
+            # compiler needed at run time, without a measurable gain on a processor.
             environment["TORCH_COMPILE_DISABLE"] = "1"
     else:
         # FlashInfer's sampler is compiled by nvcc, which images with only the CUDA libraries lack;

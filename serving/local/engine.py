@@ -84,7 +84,7 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
 
     @translates_errors
     async def describe(self) -> EngineInfo:
-        """Return what is loaded. Raises ModelUnavailable when the engine is dead."""
+        """Return the loaded model's facts. Raises ModelUnavailable if the engine is dead."""
         await self.check_health()
         config = self._client.vllm_config
         return EngineInfo(
@@ -286,6 +286,6 @@ def _translated_event(event: str, body: dict[str, Any]) -> str:
 
 
 def _asks_alternatives(request: Any) -> bool:
-    # top_logprobs in a chat completion, logprobs in a completion; 0 asks for sampled tokens alone.
+    # top_logprobs in a chat completion, logprobs in a completion; 0 asks for sampled tokens only.
     top = request.top_logprobs if isinstance(request, ChatCompletionRequest) else request.logprobs
     return bool(top) and top > 0

@@ -48,7 +48,7 @@ def generation_params(work: GenerateWork) -> "SamplingParams":
         max_tokens=work.max_tokens,
         temperature=0.0,
         stop=list(work.stop),
-        # The log-probability of the sampled token alone.
+        # Only the log-probability of the sampled token.
         logprobs=0,
         structured_outputs=structured,
         output_kind=RequestOutputKind.FINAL_ONLY,

@@ -57,7 +57,7 @@ class MicroBatcher:
         """Return the output of a work.
 
         Cancelling the caller removes the work from the queue. A batch is cancelled when all its
-        submitters are. Raises DeadlineExceeded, EngineFailure, and what the engine reports.
+        submitters are. Raises DeadlineExceeded, EngineFailure, and the engine's errors.
         """
         result: asyncio.Future[ScoreOutput] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(work, deadline, result))

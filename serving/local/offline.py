@@ -87,7 +87,7 @@ class OfflineEngine:
     def call(
         self, function: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Return what a module-level function returns for the vllm.LLM and the arguments.
+        """Call a module-level function with the vllm.LLM and the arguments; return its result.
 
         Blocking. Raises EngineFailure when the function raises or the engine ends.
         """

@@ -146,12 +146,12 @@ class Auditor:
         if right is None:
             return
         if not one.is_affordable:
-            # Accepted inputs are not audited now: escalated ones alone would be another sample.
+            # Accepted inputs are not audited now: a sample of escalated ones only would be biased.
             one = replace(one, coin=False)
         self._begin(one, "escalated", self._judge(one, "escalated", None, local, right, None))
 
     def _readable(self, one: Observed, reference: Outcome) -> "Value | _NoVerdict | None":
-        """Return what the reference's answer says; None, counted, where it is no evidence."""
+        """Return what the reference's answer says; None, counted, if it is not evidence."""
         right = _right(reference, one.ruling.reference)
         if isinstance(right, _NoVerdict) and right.verdict == "dropped":
             self.evidence.book.unread[one.ruling.name] += 1
@@ -224,7 +224,7 @@ class Auditor:
         ))  # fmt: skip
 
     async def _run_reference(self, one: Observed, reference: str) -> Outcome:
-        """Return the reference's answer to an input: that model's alone, asked with the spec."""
+        """Return the reference model's answer to an input, asked with the spec."""
         context = self._context(one)
         batch = TaskBatch(one.request.task, (one.request,))
         fallback = replace(
@@ -245,7 +245,7 @@ class Auditor:
         plan: TaskPlan,
         run: Callable[[RequestRecord], Awaitable[list[Outcome]]],
     ) -> Outcome:
-        # An answer that is no verdict may have been paid for: the budget counts it, too.
+        # An answer without a verdict may have been paid for: the budget counts it.
         costs: list[Decimal | None] = [None]
         try:
             async with asyncio.timeout(self.evidence.settings.deadline_s):
@@ -352,7 +352,7 @@ def _right(outcome: Outcome, reference: str | None) -> "Value | _NoVerdict":
         return _NoVerdict("missing")
     if not isinstance(content, Answer) or outcome.served is None:
         return _NoVerdict("dropped")
-    # Another model's answer, of a fallback, is no reference.
+    # The answer of a fallback model is not a reference.
     model = content.model if content.route == "frontier" else f"baseline/{content.model}"
     if model != reference:
         return _NoVerdict("dropped")

@@ -1,4 +1,4 @@
-"""Runs tasks under their claims: what the table of states says, with coins drawn before answers."""
+"""Runs tasks under their claims, as the table of states allows; draws audits before answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ class Claimed:
         self._auditor = auditor
 
     async def whole(self, request: Request, plan: TaskPlan, record: RequestRecord) -> list[Outcome]:
-        """Return the outcomes of the other runner. Raises what it raises, and ClaimWithdrawn."""
+        """Return the outcomes of the other runner. Raises its errors and ClaimWithdrawn."""
         taken = self._take(plan, record)
         if taken is None:
             return await self._runner.whole(request, plan, record)
@@ -65,7 +65,7 @@ class Claimed:
     async def stream(
         self, request: Request, plan: TaskPlan, record: RequestRecord
     ) -> Outcome | OutcomeStream:
-        """As `whole`, for the only input. A streamed answer in free form is no evidence."""
+        """As `whole`, for the only input. A streamed answer in free form is not evidence."""
         taken = self._take(plan, record)
         if taken is None:
             return await self._runner.stream(request, plan, record)
@@ -80,7 +80,7 @@ class Claimed:
         return outcome
 
     def _take(self, plan: TaskPlan, record: RequestRecord) -> _Taken | None:
-        """Return the request under its claim; None where the attested threshold alone decides."""
+        """Return the request under its claim; None where only the attested threshold decides."""
         evidence, context = self._auditor.evidence, record.context
         options = context.options
         if not evidence.settings.enabled or options.deterministic:
@@ -151,7 +151,7 @@ class Claimed:
                 str(message.get("finish_reason")),
             )  # fmt: skip
         except FrontierInvalidResponse:
-            # The client asked in its own words: what is no label is no evidence.
+            # The client asked in its own words: an answer that is not a label is not evidence.
             return Outcome(FrontierUnavailable("no label was read"))
         answer = Answer(
             task=request.task, value=reading.value, label_probabilities=None, confidence=None,

@@ -1,4 +1,4 @@
-"""Runs a task on the candidate that its claim names, instead of the attested model alone."""
+"""Runs a task on the candidate that its claim names, not always on the attested model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +32,7 @@ class ClaimedLocal:
     async def whole(
         self, request: TaskBatch, plan: TaskPlan, record: RequestRecord
     ) -> list[Outcome]:
-        """Return the candidate's answers; a head alone needs no engine."""
+        """Return the candidate's answers; a head needs no engine."""
         standing = plan.standing
         action = None if standing is None or standing.mode != "claim" else standing.action
         if action is None or action.candidate == MODEL:

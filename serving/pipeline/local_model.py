@@ -33,7 +33,7 @@ class LocalModelRunner:
     async def whole(
         self, request: ChatRequest | CompletionRequest, plan: LocalPlan, record: RequestRecord
     ) -> list[Outcome]:
-        """Return the model's document. Raises what the engine raises, translated."""
+        """Return the model's document. Raises the engine's errors, translated."""
         work = self._work(request, plan, record)
         document, _ = await self._started(request, plan, record)
         assert document is not None

@@ -61,7 +61,7 @@ class TaskPlan:
     which an input goes to the fallback; empty where it may not. decision: the router's, where it
     recognised the task in a chat: its fallback answers the client's own messages, in free form.
     None where the client named the task: its fallback answers the task's prompt, in the task's
-    form. standing: what the task's claim allows; None where the attested threshold alone decides.
+    form. standing: what the task's claim allows; None where only the attested threshold decides.
     """
 
     batch: TaskBatch

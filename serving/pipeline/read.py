@@ -167,7 +167,7 @@ def _body(document: Any, exempt: frozenset[str] = frozenset()) -> dict[str, Any]
         except UnicodeEncodeError as error:
             raise InvalidRequest(
                 f"{path or 'a key'} holds half of a surrogate pair at character {error.start}, "
-                "which is no text",
+                "which is not text",
                 field=path or None,
                 fix="send whole characters: text was probably cut between the two halves of one",
             ) from error

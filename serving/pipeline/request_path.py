@@ -148,7 +148,7 @@ def build_runners(
     """Return the runners by kind of plan: each model's runner, wrapped in those it needs.
 
     local: limit on work for local models. remote: limit on calls of frontier models. audited: with
-    what tasks run under claims; None where attested thresholds alone decide.
+    what tasks run under claims; None where only attested thresholds decide.
     """
     local_task: Runner[TaskBatch, TaskPlan] = Admitted(
         LocalTaskRunner(tasks, meters), local, every_unit
@@ -183,7 +183,7 @@ def _task_runner(
 def _row(
     request: ChatRequest, plan: FrontierPlan, decision: Decision, request_id: str
 ) -> Mapping[str, Any]:
-    # Only the messages, because the router trains on nothing else.
+    # Only the messages: the router trains on them.
     return {
         "request_id": request_id,
         "body": {"messages": [message.body() for message in request.messages]},

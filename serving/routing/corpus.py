@@ -165,7 +165,7 @@ def _prompt_of(row: Mapping[str, Any], where: str) -> Prompt:
 
 
 def _message(message: object, where: str) -> Message:
-    """Return a logged message with its text parts alone."""
+    """Return a logged message with only its text parts."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise _bad_row(where, "a message has no role")
     content = message.get("content")

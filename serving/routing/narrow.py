@@ -30,7 +30,7 @@ from serving.routing.vocabulary import unknown_words
 class Detection:
     """The task of a prompt.
 
-    request: None where it is no task. certainty: probability of the task, or of no task. because:
+    request: None if it is not a task. certainty: probability of the task, or of no task. because:
     the rule or the scores. labels: the client's own word for each label that it named, by label;
     None where it named none.
     """
@@ -78,7 +78,7 @@ class NarrowDetector:
         self._certainty = certainty
 
     async def vectors(self, prompt: Prompt) -> dict[str, Vector]:
-        """Return the vectors that `detect` needs, by text. Raises what the embedder raises."""
+        """Return the vectors that `detect` needs, by text. Raises the embedder's errors."""
         if not _orders(prompt.system):
             return await self._embedded(split.instruction for split in split_message(prompt.user))
         found = await self._embedded([prompt.system])

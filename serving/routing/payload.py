@@ -196,7 +196,7 @@ def _before_cue(text: str) -> int:
 
 
 def _by_quotes(text: str) -> tuple[Split, ...] | None:
-    """Read the only quoted span as the payload, where nothing else can be the payload."""
+    """Read the only quoted span as the payload, if no other text can be the payload."""
     spans = [s for s in _quoted_spans(text) if len(text[s[0] : s[1]].split()) > 0]
     if not spans:
         return None
@@ -213,7 +213,7 @@ def _by_quotes(text: str) -> tuple[Split, ...] | None:
         (m for m in _SEPARATOR.finditer(before) if not _is_label_list(text, m.end())), None
     )
     if separator is not None and separator.end() < len(before):
-        # The quotation is inside what may be the payload: "Translate: he said "no" to me."
+        # The quotation is inside the possible payload: "Translate: he said "no" to me."
         return None
     if before.endswith((":", ",")) and after[:1] and (after[0] == "," or after[0].islower()):
         return ()
@@ -263,7 +263,7 @@ _LABEL_SEPARATOR = re.compile(
 
 
 def _is_label_list(text: str, start: int) -> bool:
-    """Return whether a text goes on at `start` with the items of a list and nothing else."""
+    """Return whether a text goes on at `start` with only the items of a list."""
     # A list that is longer than the window does not count.
     window = text[start : start + 2 * _MAX_LABEL_LIST_CHARS]
     line = _SENTENCE_END.split(window, maxsplit=1)[0].strip()

@@ -24,7 +24,7 @@ _UNSPACED_SCRIPTS = frozenset(
 _SUFFIXING_SCRIPTS = frozenset({"HANGUL"})
 _LOOK_ALIKES = str.maketrans("‘’‚‛“”„‟«»‐‑‒–—−", '\'\'\'\'""""""------')  # noqa: RUF001
 
-# Longer texts are searched for exact mentions alone: folding one takes about 1 s a million
+# Longer texts are searched for exact mentions only: folding one takes about 1 s a million
 # characters.
 _LENIENT_CHARS = 200_000
 

@@ -211,7 +211,7 @@ def _wrapped(document: object) -> list[Any] | None:
 
 
 def _mention(item: object) -> tuple[str | None, str | None]:
-    """Return text and type of an entity; None for one that is missing or is no text."""
+    """Return text and type of an entity; None if one is missing or not a text."""
     fields = item if isinstance(item, dict) else {}
     fields = {key.strip().casefold(): value for key, value in fields.items()}
     text, written = (

@@ -33,7 +33,7 @@ class Grant:
 
     @property
     def guarantee(self) -> Guarantee | None:
-        """Return what the gate certified of answers within the threshold; None where nothing."""
+        """Return the gate's bound for answers within the threshold; None without one."""
         certificate = self.result.certificate if self.result is not None else None
         if self.result is None or certificate is None or certificate.threshold is None:
             return None

@@ -1,7 +1,7 @@
 """Label probabilities from one forward pass, also for labels that share tokens.
 
 The labels' token sequences form a trie. A scoring point is a node with more than one child; where
-all labels begin with different tokens, it is the root alone. All points of an input are scored at
+all labels begin with different tokens, it is only the root. All points of an input are scored at
 once. A label's probability is the product, over the points on its path, of the softmax over the
 point's candidates. This is the distribution of decoding constrained to the labels, computed without
 decoding. Where one label's tokens are the beginning of another's, the end-of-turn token is the

@@ -170,7 +170,7 @@ class CheckpointTokenizer:
     def load(cls, source: str | Path, revision: str | None = None) -> Self:
         """Load from a local folder, or a hub id with a revision. Blocking, takes seconds.
 
-        Raises ConfigurationError where there is no tokenizer that can be read.
+        Raises ConfigurationError if no tokenizer can be read.
         """
         from transformers import AutoTokenizer
 

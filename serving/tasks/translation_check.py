@@ -54,14 +54,14 @@ _REFUSAL_WORDS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """What a translation lost. valid: nothing that makes it unfit for use."""
+    """The losses of a translation. valid: none of them makes it unfit for use."""
 
     valid: bool
     notes: tuple[str, ...]
 
 
 def losses(source: str, translation: str, source_language: str, target_language: str) -> Losses:
-    """Return what a translation lost of its source.
+    """Return the parts of its source that a translation lost.
 
     Lost placeholders, addresses, lines and numbers of two or more digits make it invalid. A lost
     digit is noted: it may be spelled out. source_language, target_language: ISO 639-1 codes.

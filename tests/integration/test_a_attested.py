@@ -189,7 +189,7 @@ def test_what_the_envelope_shows_is_refused_at_once(fault: str, copy: Path, tmp_
     done = serve_copy(copy, tmp_path, **rules)
     assert done.returncode == 2
     reason = {
-        "unsigned": "there is no attestation",
+        "unsigned": "no attestation",
         "another key": "no valid signature of a trusted key",
         "too old": "days old",
     }[fault]

@@ -89,7 +89,7 @@ def test_a_replica_verifies_files_engine_and_signature(folder: Path, key: KeyPai
     with pytest.raises(AttestationRefused, match="not the model that was attested"):
         found.verify(RUNNING)
     (folder / "attestation.json").unlink()
-    with pytest.raises(AttestationRefused, match="there is no attestation"):
+    with pytest.raises(AttestationRefused, match="no attestation"):
         found.verify(RUNNING)
     with pytest.raises(AttestationRefused):
         found.attestation()

@@ -88,7 +88,7 @@ class Directory:
         if name == DEFAULT_TENANT:
             return Tenant(DEFAULT_TENANT)
         raise NotFound(
-            f"there is no tenant {name!r}",
+            f"no tenant {name!r}",
             field="tenant",
             fix="narrowgate tenant list shows them",
         )

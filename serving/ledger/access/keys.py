@@ -114,7 +114,7 @@ def revoke_key(database: Database, key_id: str) -> None:
         known = connection.execute(select(api_keys.c.id).where(api_keys.c.id == key_id)).first()
         if known is None:
             raise NotFound(
-                f"there is no key with the id {key_id!r}",
+                f"no key with the id {key_id!r}",
                 field="id",
                 fix="narrowgate key list shows the ids",
             )

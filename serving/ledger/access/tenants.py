@@ -84,7 +84,7 @@ def require_tenant(connection: Connection, name: str) -> Tenant:
     row = connection.execute(found).first()
     if row is None:
         raise NotFound(
-            f"there is no tenant {name!r}",
+            f"no tenant {name!r}",
             field="tenant",
             fix="create it with narrowgate tenant create; narrowgate tenant list shows all",
         )
@@ -110,7 +110,7 @@ def _limits(tenant: Tenant) -> dict[str, Decimal | int | bool | str | None]:
     for provider in (tenant.evidence_providers or "").split(","):
         if provider and not _PROVIDER.fullmatch(provider):
             raise InvalidRequest(
-                f"evidence_providers names {provider!r}, which is no provider's name",
+                f"evidence_providers names {provider!r}, which is not the name of a provider",
                 field="evidence_providers",
                 fix="give names of frontier.providers, separated by commas and without spaces",
             )

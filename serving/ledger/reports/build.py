@@ -138,7 +138,7 @@ def _totals(found: _DatabaseSums) -> document.Totals:
 
 
 def _evidence(exits: Sequence[ExitGroup]) -> tuple[document.EvidenceShare, ...]:
-    """Return on what the local answers rest that count as a saving, dearest first."""
+    """Return the evidence of the local answers that count as a saving, most expensive first."""
     local = [g for g in _answered(exits) if g.route == "local" and g.endpoint != "audit"]
     whole = sum((group.reference_usd for group in local), Decimal(0))
     found = []

@@ -136,7 +136,7 @@ _STATUS = case(
 )
 
 
-# A local or cached answer outside an attested error bound is no substitute for the reference model.
+# A local or cached answer outside an attested error bound does not replace the reference model.
 # No client got an audit's answer.
 _SAVES = and_(
     exits.c.endpoint != "audit", or_(exits.c.route == "frontier", exits.c.guaranteed.is_(True))
@@ -249,9 +249,7 @@ def require_known_tenant(connection: Connection, name: str) -> None:
     for known in (tenants.c.name, exits.c.tenant):
         if connection.execute(select(known).where(known == name).limit(1)).first() is not None:
             return
-    raise NotFound(
-        f"there is no tenant {name!r}", field="tenant", fix="narrowgate tenant list shows them"
-    )
+    raise NotFound(f"no tenant {name!r}", field="tenant", fix="narrowgate tenant list shows them")
 
 
 def midnight(day: date, zone: tzinfo) -> datetime:

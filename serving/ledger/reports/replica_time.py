@@ -39,7 +39,7 @@ def provisioned(lifetimes: Iterable[Lifetime], since: datetime, until: datetime)
 
 
 def replica_cost(replica_us: int, replica_hour_usd: Decimal) -> Decimal:
-    """Return what a share of a replica's time costs, half-even to a picodollar."""
+    """Return the cost of a share of a replica's time, half-even to a picodollar."""
     return _per_hour(replica_us * _picodollars(replica_hour_usd))
 
 

@@ -23,7 +23,7 @@ def written_ledger(url: SecretStr | None, state: Path) -> Iterator[Database]:
     place = database_url(url, state)
     if url is None and not Path(place.database or "").is_file():
         raise LedgerUnusable(
-            f"there is no ledger at {str(place.database)!r}",
+            f"no ledger at {str(place.database)!r}",
             field="state",
             fix="give the gateway's --state or --config; narrowgate serve creates the ledger",
         )

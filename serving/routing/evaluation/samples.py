@@ -22,7 +22,7 @@ _PAYLOADS: Mapping[str, tuple[str, str]] = {
     "wnut17": ("ner", "text"),
     "multi30k": ("translation", "en"),
 }
-# Sets of prompts that are no task at all, each row one prompt.
+# Sets of prompts that are not a task, one prompt a row.
 _PROMPTS: Mapping[str, str] = {
     "clinc150": "text",
     "banking77": "text",

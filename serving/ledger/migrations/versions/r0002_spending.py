@@ -36,7 +36,7 @@ def upgrade() -> None:
 
 
 def _fill_spending() -> None:
-    """Sum what the calls of earlier versions spent and may still cost."""
+    """Sum the spent and held amounts of the calls of earlier versions."""
     names = ["tenant", "period", "start", "spent_usd", "held_usd"]
     spending = sa.table("spending", *map(sa.column, names))
     calls = sa.table(
