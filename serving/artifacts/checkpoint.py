@@ -25,7 +25,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The source of the tokenizer's and the engine's files. revision: a commit, only for hub ids."""
+    """The source of tokenizer and engine files. revision: a commit, only for hub ids."""
 
     source: str
     revision: str | None
