@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
             field="file",
             fix="name the rendered manifests: kubectl kustomize DIR | narrowgate k8s lint -",
         )
+    _refuse_unreadable_serve(resources)
     findings = lint(resources, args.ignore)
     _print(args, findings, resources)
     return 1 if findings else 0
@@ -74,6 +75,21 @@ def _read(file: str) -> "list[Resource]":
         raise InvalidRequest(
             f"{file!r} cannot be read: {error.strerror}", field="file", fix="name a YAML file"
         ) from error
+
+
+def _refuse_unreadable_serve(resources: "Sequence[Resource]") -> None:
+    """Raise InvalidRequest: rules on applications would see none, and be silent."""
+    from serving.contracts.errors import InvalidRequest
+    from serving.kubernetes.lint.cluster import Manifests
+
+    for cluster in Manifests(resources).clusters:
+        if cluster.serve_problem is not None:
+            raise InvalidRequest(
+                f"{cluster.resource.file!r} line {cluster.serve_line}: serveConfigV2 of "
+                f"{cluster.resource.title} {cluster.serve_problem}",
+                field="serveConfigV2",
+                fix="write `serveConfigV2: |` and the Serve config below it",
+            )
 
 
 def _print(

@@ -138,6 +138,12 @@ def test_incremental_upgrades() -> None:
             {"backend": {"service": {"name": "narrowgate-serve-svc"}}}]}}]},
     }  # fmt: skip
     assert found(documents) == {"K18"}
+    del documents["Ingress"]
+    documents["HTTPRoute"] = {
+        "kind": "HTTPRoute", "metadata": {"name": "h"},
+        "spec": {"rules": [{"backendRefs": [{"name": "narrowgate-serve-svc", "port": 8000}]}]},
+    }  # fmt: skip
+    assert found(documents) == {"K18"}
 
 
 def test_a_group_that_scales_from_zero_needs_its_accelerator() -> None:
@@ -222,7 +228,12 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"- 1\n- 2\n", "without a kind"),
         (b"just words", "without a kind"),
         (b"x" * (MAX_BYTES + 1), "at most"),
-        (b"[" * 5000, "nests deeper|is not YAML"),
+        (b"[" * 5000, "nests deeper"),
+        # Deep enough to end the process inside libyaml.
+        (b"a: " + b"[" * 200_000, "nests deeper"),
+        (b"- " * 200_000, "nests deeper"),
+        (b"a: [" + b"x," * 600_000 + b"]", "more than"),
+        (b"kind: Secret\nkind: RayService\n", r"the key 'kind' twice \(line 2\)"),
         (BOMB.encode(), "without a kind"),
         (b"\x00\x01\x02", "is not YAML"),
     ],
@@ -232,6 +243,70 @@ def test_a_file_that_holds_no_manifests_is_told(content: bytes, said: str) -> No
         read_manifests("bad.yaml", content)
     assert "'bad.yaml'" in caught.value.message
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("kind", ["5", "true", "1.5", "2026-01-01"])
+def test_a_kind_may_be_anything(kind: str) -> None:
+    (resource,) = read_manifests("f", f"kind: {kind}\nitems: []\n".encode())
+    assert resource.kind == kind
+
+
+def test_a_list_may_hold_itself_and_others_many_times() -> None:
+    itself = "kind: List\nitems: &i\n- kind: List\n  items: *i\n- kind: Secret\n"
+    assert [each.kind for each in read_manifests("f", itself.encode())] == ["Secret"]
+    levels = "".join(
+        f"- &l{n} {{kind: List, items: [{', '.join([f'*l{n - 1}'] * 9)}]}}\n" for n in range(1, 20)
+    )
+    many = f"kind: List\nitems:\n- &l0 {{kind: Secret}}\n{levels}"
+    assert [each.kind for each in read_manifests("f", many.encode())] == ["Secret"]
+
+
+def test_merged_keys_count() -> None:
+    text = (
+        "kind: RayCluster\nbase: &pod {enableServiceLinks: false, containers: [{name: ray}]}\n"
+        "spec:\n  headGroupSpec:\n    template:\n"
+        "      spec: {<<: *pod, containers: [{name: own}]}\n"
+    )
+    (resource,) = read_manifests("f", text.encode())
+    (cluster,) = Manifests([resource]).clusters
+    assert cluster.head.pod["enableServiceLinks"] is False
+    assert cluster.head.pod.line_of("enableServiceLinks") == 2
+    assert cluster.head.ray.fields["name"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{applications: []}", "is not a string"),
+        ("5", "is not a string"),
+        ("|\n    applications: [", "is not a YAML mapping"),
+        ("|\n    - applications", "is not a YAML mapping"),
+        ("|\n    a: 1\n    a: 2", "has a key twice"),
+        (f"{'[' * 50_000!r}", "is not a YAML mapping"),
+    ],
+)
+def test_a_serve_config_that_cannot_be_read_is_told(
+    config: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(f"kind: RayService\nmetadata: {{name: s}}\nspec:\n  serveConfigV2: {config}\n")
+    assert command(str(path)) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "line 4: serveConfigV2 of RayService 's'" in err
+
+
+def test_fault_tolerance_by_annotation_counts() -> None:
+    documents = sound()
+    service = documents["RayService"]
+    del service["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    assert found(documents) == {"K19"}
+    service["metadata"]["annotations"] = {"ray.io/ft-enabled": "true"}
+    redis = {"name": "RAY_REDIS_ADDRESS", "value": "redis:6379"}
+    kit.spoil(service, f"{HEAD_POD}.containers.0.env.+", redis)
+    assert found(documents) == set()
+    service["metadata"]["annotations"]["ray.io/external-storage-namespace"] = "one"
+    assert found(documents) == {"K19"}
 
 
 def test_aliases_of_aliases_cost_nothing() -> None:

@@ -167,6 +167,17 @@ class RayCluster:
         return found if isinstance(found, Fields) else EMPTY
 
     @property
+    def serve_problem(self) -> str | None:
+        """Return why serveConfigV2 cannot be read; None where it can, or is absent."""
+        written = self.resource.spec.get("serveConfigV2")
+        if written is None or written == "":
+            return None
+        if not isinstance(written, str):
+            return "is not a string"
+        readable = isinstance(embedded(written, self.serve_line + 1), Fields)
+        return None if readable else "is not a YAML mapping, or has a key twice"
+
+    @property
     def applications(self) -> list[Fields]:
         """Return the Serve applications."""
         return items(self.serve, "applications")

@@ -12,6 +12,7 @@ _DELETION_DEFAULT_S = 60
 _MARGIN_S = 30
 _INCREMENTAL = "NewClusterWithIncrementalUpgrade"
 _REDIS_PARAM = "redis-password"
+_NAMESPACE = "ray.io/external-storage-namespace"
 
 
 def _artifact(manifests: Manifests) -> Iterator[Place]:
@@ -84,7 +85,7 @@ def _incremental(manifests: Manifests) -> Iterator[Place]:
     for cluster in manifests.clusters:
         if cluster.upgrade != _INCREMENTAL:
             continue
-        for resource in manifests.of_kind("Ingress"):
+        for resource in manifests.of_kind("Ingress", "HTTPRoute"):
             for fields in mappings(resource.spec):
                 if fields.get("name") == cluster.service_name:
                     yield Place(
@@ -97,11 +98,18 @@ def _incremental(manifests: Manifests) -> Iterator[Place]:
                         "serveService is ignored by an incremental upgrade")  # fmt: skip
 
 
+def _annotated(cluster: RayCluster) -> bool:
+    """Return whether fault tolerance is set as before gcsFaultToleranceOptions existed."""
+    annotations = section(cluster.resource.fields, "metadata", "annotations")
+    on = text(annotations.get("ray.io/ft-enabled")) == "true"
+    return on and "RAY_REDIS_ADDRESS" in cluster.head.ray.environment
+
+
 def _fault_tolerance(manifests: Manifests) -> Iterator[Place]:
     for cluster in manifests.clusters:
         file = cluster.resource.file
         options = section(cluster.spec, "gcsFaultToleranceOptions")
-        if not text(options.get("redisAddress")):
+        if not text(options.get("redisAddress")) and not _annotated(cluster):
             yield Place(
                 file,
                 cluster.spec.line_of("gcsFaultToleranceOptions"),
@@ -110,18 +118,26 @@ def _fault_tolerance(manifests: Manifests) -> Iterator[Place]:
         if text(options.get("externalStorageNamespace")):
             yield Place(file, options.line_of("externalStorageNamespace"),
                         "externalStorageNamespace is fixed")  # fmt: skip
-        for field in ("redisPassword", "redisUsername"):
-            if text(section(options, field).get("value")):
-                yield Place(file, options.line_of(field), f"{field} is a literal value")
-        params = cluster.head.start_params
-        password = text(params.get(_REDIS_PARAM))
-        if password and not password.startswith("$"):
-            yield Place(file, params.line_of(_REDIS_PARAM),
-                        "rayStartParams.redis-password is a literal value")  # fmt: skip
-        for container in cluster.head.containers:
-            for variable in items(container.fields, "env"):
-                if variable.get("name") == "REDIS_PASSWORD" and text(variable.get("value")):
-                    yield Place(file, variable.line, "REDIS_PASSWORD is a literal value")
+        annotations = section(cluster.resource.fields, "metadata", "annotations")
+        if text(annotations.get(_NAMESPACE)):
+            yield Place(file, annotations.line_of(_NAMESPACE), f"{_NAMESPACE} is fixed")
+        yield from _redis_literals(cluster)
+
+
+def _redis_literals(cluster: RayCluster) -> Iterator[Place]:
+    file, options = cluster.resource.file, section(cluster.spec, "gcsFaultToleranceOptions")
+    for field in ("redisPassword", "redisUsername"):
+        if text(section(options, field).get("value")):
+            yield Place(file, options.line_of(field), f"{field} is a literal value")
+    params = cluster.head.start_params
+    password = text(params.get(_REDIS_PARAM))
+    if password and not password.startswith("$"):
+        yield Place(file, params.line_of(_REDIS_PARAM),
+                    "rayStartParams.redis-password is a literal value")  # fmt: skip
+    for container in cluster.head.containers:
+        for variable in items(container.fields, "env"):
+            if variable.get("name") == "REDIS_PASSWORD" and text(variable.get("value")):
+                yield Place(file, variable.line, "REDIS_PASSWORD is a literal value")
 
 
 RULES = (

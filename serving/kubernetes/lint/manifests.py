@@ -15,6 +15,7 @@ MAX_BYTES = 8 * 2**20
 _MAX_NODES = 500_000
 _MAX_DEPTH = 100
 _TAG = "tag:yaml.org,2002:"
+_MERGE = f"{_TAG}merge"
 
 
 class Fields(dict[str, Any]):
@@ -71,7 +72,8 @@ def read_manifests(file: str, content: bytes) -> list[Resource]:
                           "name the files that hold the manifests")  # fmt: skip
     try:
         source = content.decode("utf-8-sig")
-        documents = [_built(file, node) for node in yaml.compose_all(source, yaml.CSafeLoader)]
+        _refuse_too_large(source)
+        documents = [_Builder(0).built(node) for node in yaml.compose_all(source, yaml.CSafeLoader)]
     except UnicodeDecodeError as error:
         raise _unreadable(file, f"is not UTF-8 (byte {error.start})", "name a YAML file") from error
     except yaml.YAMLError as error:
@@ -79,9 +81,18 @@ def read_manifests(file: str, content: bytes) -> list[Resource]:
         place = "" if mark is None else f" at line {mark.line + 1}"
         problem = getattr(error, "problem", None) or str(error)
         raise _unreadable(file, f"is not YAML: {problem}{place}", "correct the line") from error
-    except RecursionError as error:
-        raise _too_large(file) from error
-    return [found for document in documents for found in _objects(file, document)]
+    except _TooLarge as error:
+        raise _unreadable(
+            file,
+            f"nests deeper than {_MAX_DEPTH} levels or has more than {_MAX_NODES} values",
+            "name the files that hold the manifests",
+        ) from error
+    except _WrittenTwice as error:
+        raise _unreadable(
+            file, str(error), "remove one: kustomize and the API server refuse it"
+        ) from error
+    seen: set[int] = set()
+    return [found for document in documents for found in _objects(file, document, seen)]
 
 
 def section(fields: Mapping[str, Any], *keys: str) -> Fields:
@@ -129,35 +140,53 @@ def embedded(source: str, line: int) -> Any:
     line: of the string's first line, so that findings inside point into the file.
     """
     try:
+        _refuse_too_large(source)
         node = yaml.compose(source, yaml.CSafeLoader)
         return None if node is None else _Builder(line - 1).built(node)
-    except (yaml.YAMLError, RecursionError, InvalidRequest):
+    except (yaml.YAMLError, _TooLarge, _WrittenTwice):
         return None
 
 
-def _objects(file: str, document: Any) -> Iterator[Resource]:
-    if document is None:
+def _objects(file: str, document: Any, seen: set[int]) -> Iterator[Resource]:
+    """Yield the objects of a document.
+
+    seen: what was yielded; by aliases a List may hold itself, or another List many times.
+    """
+    if document is None or id(document) in seen:
         return
+    seen.add(id(document))
     if not isinstance(document, Fields) or not text(document.get("kind")):
         raise _unreadable(
             file, "holds a document without a kind", "each document must be a Kubernetes object"
         )
-    if document["kind"].endswith("List") and isinstance(document.get("items"), list):
+    if text(document["kind"]).endswith("List") and isinstance(document.get("items"), list):
         for each in document["items"]:
-            yield from _objects(file, each)
+            yield from _objects(file, each, seen)
         return
     yield Resource(file, document)
 
 
-def _built(file: str, node: yaml.Node) -> Any:
-    try:
-        return _Builder(0).built(node)
-    except _TooLarge as error:
-        raise _too_large(file) from error
-
-
 class _TooLarge(Exception):
     pass
+
+
+class _WrittenTwice(Exception):
+    pass
+
+
+def _refuse_too_large(source: str) -> None:
+    """Raise _TooLarge before the document is composed: libyaml's composer recurses in C, so that
+    50,000 brackets end the process.
+    """
+    depth = values = 0
+    for event in yaml.parse(source, yaml.CSafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        values += isinstance(event, yaml.NodeEvent)
+        if depth > _MAX_DEPTH or values > _MAX_NODES:
+            raise _TooLarge
 
 
 class _Builder:
@@ -167,25 +196,40 @@ class _Builder:
         self._offset = offset
         self._done: dict[int, Any] = {}
 
-    def built(self, node: yaml.Node, depth: int = 0) -> Any:
+    def built(self, node: yaml.Node) -> Any:
         if id(node) in self._done:
             return self._done[id(node)]
-        if depth > _MAX_DEPTH or len(self._done) > _MAX_NODES:
-            raise _TooLarge
-        line = node.start_mark.line + 1 + self._offset
         if isinstance(node, yaml.MappingNode):
-            found: Any = Fields(line)
+            found: Any = Fields(self._line(node))
             self._done[id(node)] = found
-            for key, value in node.value:
-                name = str(key.value)
-                found[name] = self.built(value, depth + 1)
-                found.lines[name] = key.start_mark.line + 1 + self._offset
+            self._fill(found, node)
         elif isinstance(node, yaml.SequenceNode):
             found = self._done[id(node)] = []
-            found.extend(self.built(each, depth + 1) for each in node.value)
+            found.extend(self.built(each) for each in node.value)
         else:
             found = self._done[id(node)] = _scalar(node)
         return found
+
+    def _line(self, node: yaml.Node) -> int:
+        return int(node.start_mark.line) + 1 + self._offset
+
+    def _fill(self, found: Fields, node: yaml.MappingNode) -> None:
+        merged: list[Any] = []
+        for key, value in node.value:
+            built = self.built(value)
+            if key.tag == _MERGE:
+                merged.extend(built if isinstance(built, list) else [built])
+                continue
+            name = str(key.value)
+            if name in found:
+                raise _WrittenTwice(f"has the key {name!r} twice (line {self._line(key)})")
+            found[name] = built
+            found.lines[name] = self._line(key)
+        # Of a merge (`<<: *base`) what the mapping itself has not counts.
+        for other in merged:
+            if isinstance(other, Fields) and other is not found:
+                for name in other.keys() - found.keys():
+                    found[name], found.lines[name] = other[name], other.line_of(name)
 
 
 def _scalar(node: yaml.Node) -> Any:
@@ -204,11 +248,3 @@ def _scalar(node: yaml.Node) -> Any:
 
 def _unreadable(file: str, problem: str, fix: str) -> InvalidRequest:
     return InvalidRequest(f"{file!r} {problem}", field="file", fix=fix)
-
-
-def _too_large(file: str) -> InvalidRequest:
-    return _unreadable(
-        file,
-        f"nests deeper than {_MAX_DEPTH} levels or has more than {_MAX_NODES} values",
-        "name the files that hold the manifests",
-    )
