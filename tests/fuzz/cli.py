@@ -102,7 +102,7 @@ def calls(draw: st.DrawFn, found: list[Program]) -> list[str]:
 
 @contextmanager
 def _folder() -> Iterator[None]:
-    """Run in a folder that holds FILES and nothing else."""
+    """Run in a folder that holds only FILES."""
     with tempfile.TemporaryDirectory(prefix="narrowgate-fuzz-") as name:
         for file, content in FILES.items():
             (Path(name) / file).write_bytes(content)

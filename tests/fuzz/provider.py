@@ -1,4 +1,4 @@
-"""Generated answers of providers in both wire formats: what is recorded is what was billed.
+"""Generated answers of providers in both wire formats: the record equals the bill.
 
 Each exchange goes over HTTP and through the provider's SDK. The fake provider keeps its own bill of
 it. Whatever the provider sends, and wherever either side breaks off:
@@ -136,7 +136,7 @@ def exchanges() -> st.SearchStrategy[Exchange]:
 
 
 def truth(exchange: Exchange) -> dict[str, Any]:
-    """Return what the provider bills, in its wire format."""
+    """Return the billed usage, in the provider's wire format."""
     output = exchange.output_tokens + exchange.reasoning_tokens
     if exchange.is_anthropic:
         return {
@@ -276,7 +276,7 @@ def _noisy(document: dict[str, Any], noise: str) -> str:
 
 
 def fault(exchange: Exchange) -> Fault:
-    """Return what the fake provider does about an exchange."""
+    """Return the fake provider's script for an exchange."""
     headers = {"retry-after": exchange.wait} if exchange.wait else {}
     bill = truth(exchange)
     match exchange.end:
@@ -351,7 +351,7 @@ class Bench:
         self._runner.run(asyncio.wait_for(self._hold(exchange), 120))
 
     async def _start(self) -> None:
-        # What is found must not depend on the speed of the machine.
+        # The result must not depend on the speed of the machine.
         provider = {"max_retries": 1, "first_byte_timeout_s": 60.0, "idle_timeout_s": 30.0}
         self._open = frontier(settings(self._server, provider))
         self.stack = await self._open.__aenter__()

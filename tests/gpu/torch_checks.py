@@ -1,4 +1,4 @@
-"""Checks of a GPU's arithmetic that need torch and transformers alone.
+"""Checks of a GPU's arithmetic that need only torch and transformers.
 
     python tests/gpu/torch_checks.py --model FILE --out DIR
 

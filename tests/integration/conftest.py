@@ -27,7 +27,7 @@ from serving.artifacts.checkpoint import bundled_artifact
 ROOT = Path(__file__).parents[2]
 STATE = ROOT / ".narrowgate"
 MODEL = "smollm2-135m-instruct"
-# Not quantized, so that what it says can be compared with other implementations.
+# Not quantized, so that its answers can be compared with other implementations.
 BITS_16 = {
     "id": MODEL, "source": "bundled:smollm2-135m-instruct", "accelerator": {"kind": "cpu"},
     "engine_args": {"enforce_eager": True}, "replica_hour_usd": "0.10",

@@ -34,7 +34,7 @@ def shown(path: Path) -> list[tuple[str, str]]:
 
 
 def run(curl: str, url: str) -> Any:
-    """Return what a stack answers to a command of a page."""
+    """Return a stack's answer to a command of a page."""
     command = curl.replace("http://127.0.0.1:8000", url)
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)

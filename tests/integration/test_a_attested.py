@@ -1,4 +1,4 @@
-"""What the first start made, and a stack that serves only what passed its gate."""
+"""The files of the first start, and a stack that serves only the tasks that passed."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_the_first_start_gated_every_task_and_told_the_truth(attested_stack: Sta
     assert verdicts.pop("sentiment") in ("fail", "inconclusive")
     assert verdicts == {"topic": "pass", "ner": "fail", "translation": "fail"}
     verdicts["sentiment"] = found.tasks["sentiment"].verdict.value
-    # The first start does not go on with what is far below its floor.
+    # The first start stops testing a task that is far below its floor.
     sizes = {name: task.suite.n for name, task in found.tasks.items()}
     assert sizes["topic"] == 312
     assert sizes["ner"] <= 208 // 2
@@ -85,7 +85,7 @@ def test_only_what_passed_is_served(attested_stack: Stack) -> None:
             refused = client.post(f"/v1/tasks/{task}", json={"input": "Ann lives in Oslo."})
             assert refused.status_code == 409
             assert refused.json()["error"]["code"] == "task_not_attested"
-        # Without a key nothing leaves: what is no task has nowhere to go.
+        # Without a key no request reaches a provider: a chat that is not a task is refused.
         poem = {"model": "auto", "messages": [{"role": "user", "content": "Write a poem."}]}
         nowhere = client.post("/v1/chat/completions", json=poem)
         assert nowhere.status_code == 503
@@ -177,7 +177,9 @@ def test_a_changed_model_is_refused_by_its_replica(copy: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("fault", ["unsigned", "another key", "too old"])
-def test_what_the_envelope_shows_is_refused_at_once(fault: str, copy: Path, tmp_path: Path) -> None:
+def test_a_bad_envelope_is_refused_before_files_are_read(
+    fault: str, copy: Path, tmp_path: Path
+) -> None:
     rules: dict[str, Any] = {}
     if fault == "unsigned":
         (copy / "attestation.json").unlink()

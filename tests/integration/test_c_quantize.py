@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(1500)
 BUNDLED = "bundled:smollm2-135m-instruct"
 BASELINE = ROOT / ".narrowgate" / "models" / "smollm2-135m-instruct"
 QUANTIZE_PYTHON = environment_folder(gpu=False) / "bin" / "python"
-# The shipped recipes with less calibration: what is tested is the way, not the loss.
+# The shipped recipes with less calibration: the steps are tested, not the loss.
 INT4 = """
 name: int4-short
 description: four bits, quickly

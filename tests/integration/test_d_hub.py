@@ -55,7 +55,7 @@ def test_an_artifact_names_its_commit(endpoint: str, tmp_path: Path) -> None:
     assert f"base_model: {REPO}" in card
 
 
-def test_what_the_hub_does_not_have_is_said(endpoint: str, tmp_path: Path) -> None:
+def test_an_unknown_hub_model_is_an_error_with_its_name(endpoint: str, tmp_path: Path) -> None:
     done = run(endpoint, tmp_path, "someone/else", "--revision", COMMIT, "--recipe", "bnb-int8",
                "--dry-run")  # fmt: skip
     assert done.returncode == 2

@@ -67,7 +67,7 @@ def test_the_gates_steps_make_a_model_that_a_cluster_may_serve(tmp_path: Path) -
     assert artifact.startswith("sha256-")
     assert not (temp / "narrowgate.key").exists()
     assert "topic" in (tmp_path / "summary").read_text(encoding="utf-8")
-    # A pod's init container fetches what was uploaded.
+    # A pod's init container fetches the uploaded model.
     fetched = subprocess.run(
         [
             binaries / "narrowgate", "k8s", "fetch", tmp_path / "store", "--artifact", artifact,

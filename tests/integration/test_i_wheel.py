@@ -26,7 +26,7 @@ def run(*command: object, cwd: Path, **environment: str) -> None:
 
 
 def installed(folder: Path) -> Path:
-    """Return the program in a new environment: the locked requirements and the wheel alone."""
+    """Return the program in a new environment: only the locked requirements and the wheel."""
     environment = folder / "venv"
     run(
         ROOT / "requirements" / "install", environment, ROOT / "requirements" / "cpu.txt",
@@ -34,7 +34,7 @@ def installed(folder: Path) -> Path:
     )  # fmt: skip
     uv = environment / "bin" / "uv"
     variables = {"VIRTUAL_ENV": str(environment)}
-    # What the script installs last is the checkout itself.
+    # The script installs the checkout last.
     run(uv, "pip", "uninstall", "narrowgate", cwd=folder, **variables)
     run(
         sys.executable, "-m", "pip", "wheel", ROOT, "--no-deps", "--no-build-isolation",

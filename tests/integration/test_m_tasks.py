@@ -31,7 +31,7 @@ def ask(client: httpx.Client, task: str, **body: Any) -> dict[str, Any]:
     return answer
 
 
-def test_the_development_stack_says_so(stack: Stack) -> None:
+def test_the_development_stack_is_marked(stack: Stack) -> None:
     response = httpx.get(f"{stack.url}/readyz", timeout=10)
     assert response.headers["x-narrowgate-development"] == "attestation not enforced"
     assert "DEVELOPMENT" in stack.log.read_text(encoding="utf-8")

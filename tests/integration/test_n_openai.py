@@ -73,7 +73,7 @@ def test_a_stream_is_the_whole_answer_in_pieces(sdk: openai.OpenAI) -> None:
 
 
 class Person(BaseModel):
-    """What the model must fill in."""
+    """The fields that the model must fill in."""
 
     name: str
     age: int

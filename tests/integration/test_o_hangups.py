@@ -1,4 +1,4 @@
-"""A client that hangs up stops the engine's work for it, and for nobody else."""
+"""A client that disconnects stops the engine's work for its request only."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ LONG_NER = {"input": "Angela Merkel met Tim Cook in Berlin, and Paul went to Rom
 
 
 def wait_idle(stack: Stack) -> None:
-    """Return when the engine works for nobody; its gauges move only while it steps, so it is
+    """Return when the engine has no request; its gauges move only while it steps, so it is
     given a step each time."""
     deadline = time.monotonic() + 20
     running = 1.0

@@ -1,4 +1,4 @@
-"""Runs the provider alone: `python -m tests.provider --port 8099`."""
+"""Runs only the provider: `python -m tests.provider --port 8099`."""
 
 import argparse
 

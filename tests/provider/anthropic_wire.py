@@ -70,7 +70,7 @@ def events(seen: Seen, answer: Reply, usage: Any, number: int) -> list[bytes]:
             result.append(_delta(n, {"type": "input_json_delta", "partial_json": half}))
         result.append(_event("content_block_stop", {"index": n}))
     delta = {"stop_reason": _STOP[answer.finish], "stop_sequence": None}
-    # Cumulative counts, once more: whoever adds them up counts them twice.
+    # Cumulative counts, repeated: a client that adds them up counts them twice.
     late = (
         {n: v for n, v in usage.items() if n not in ("cache_creation", "service_tier")}
         if isinstance(usage, dict)

@@ -1,4 +1,4 @@
-"""What the provider bills, read from its own records by rules of its own."""
+"""Computes the provider's bill from its own records, by separate rules."""
 
 from typing import Any
 

@@ -44,7 +44,7 @@ def minimal(schema: dict[str, Any]) -> Any:
 
 
 def reply(seen: Seen, told: Reply | str | None) -> Reply:
-    """Return what the model says: what it was told, else something that fits the request."""
+    """Return the model's text: the scripted one, else one that fits the request."""
     if isinstance(told, str):
         told = Reply(told)
     limit = seen.body.get("max_completion_tokens") or seen.body.get("max_tokens") or 10**6
@@ -84,7 +84,7 @@ def _forced_tool(body: dict[str, Any]) -> dict[str, Any] | None:
 
 @dataclass
 class PromptCache:
-    """What prompts the provider still has, by key and model."""
+    """The prompts in the provider's cache, by key and model."""
 
     entries: dict[tuple[str, str, str], float] = field(default_factory=dict)
     prompts: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class PromptCache:
         }
 
     def openai_usage(self, seen: Seen, output: int, reasoning: int) -> dict[str, Any]:
-        """Reads the longest prefix of an earlier prompt, in blocks; gpt-6 tells what it wrote."""
+        """Reads the longest prefix of an earlier prompt, in blocks. gpt-6 reports writes."""
         text = json.dumps(seen.body.get("tools", "")) + json.dumps(seen.body["messages"])
         count = tokens(text)
         place = (seen.key, seen.model, seen.body.get("prompt_cache_key", ""))

@@ -1,4 +1,4 @@
-"""What the provider is told to do, what it remembers, and what it bills."""
+"""The provider's script, its record of requests, and its bill."""
 
 from collections import deque
 from collections.abc import Callable
@@ -91,7 +91,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model says. finish: in OpenAI's words. service_tier: the usual one where None."""
+    """The model's text. finish: in OpenAI's words. service_tier: the usual one where None."""
 
     text: str = ""
     calls: tuple[ToolCall, ...] = ()

@@ -1,4 +1,4 @@
-"""Requests of the request path's tests, and what the scripted frontier replies to them."""
+"""Requests of the request path's tests, and the scripted frontier's replies."""
 
 import asyncio
 import json

@@ -59,7 +59,7 @@ PRICES = FlatPrices(
 
 
 class Recorder:
-    """Keeps what the frontier reports."""
+    """Keeps the frontier's reports."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, str]] = []

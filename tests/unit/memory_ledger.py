@@ -1,4 +1,4 @@
-"""A ledger in memory, which tells what was written and refuses what it is told to."""
+"""A ledger in memory, which shows its rows and refuses scripted calls."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,10 +10,10 @@ from serving.contracts.exits import Endpoint, Exit
 from serving.contracts.ledger import CallEnd, Caller, LedgerState
 
 COST = Decimal("0.25")
-"""What every provider's call costs whose usage is known."""
+"""The cost of every provider's call whose usage is known."""
 
 LOCAL_COST = Decimal("0.01")
-"""What every local attempt costs, and every local answer."""
+"""The cost of every local attempt, and of every local answer."""
 
 
 @dataclass

@@ -206,7 +206,7 @@ class ScriptedFrontier:
 
 
 class ScriptedRouter:
-    """Decides what it is told to."""
+    """Returns the scripted decision."""
 
     def __init__(self) -> None:
         self.decision = Decision(None, 0.99, 0.5, "standard", "scripted")

@@ -98,7 +98,7 @@ def test_serving_does_not_import_the_offline_packages() -> None:
 
 
 @pytest.mark.parametrize("package", ["quantize", "evals"])
-def test_the_offline_packages_import_of_serving_the_inner_parts_alone(package: str) -> None:
+def test_the_offline_packages_import_only_the_inner_parts_of_serving(package: str) -> None:
     graph = grimp.build_graph("quantize", "evals", "serving")
     allowed = {"contracts", "tasks", "local", "artifacts", "host", "reporting", "settings_linter"}
     # A gate compares the user's own inputs with a suite by their vectors.

@@ -27,7 +27,7 @@ def fill(folder: Path) -> Path:
     return folder
 
 
-def test_an_artifact_appears_with_its_name_at_the_end_alone(tmp_path: Path) -> None:
+def test_an_artifact_gets_its_name_only_when_complete(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "artifact"
     with workspace(out) as space:
         fill(space.checkpoint)
@@ -115,7 +115,7 @@ def _as_json(payload: Payload) -> str:
     return str(json_format.MessageToJson(payload.statement.pb))
 
 
-def test_sidecars_are_no_part_of_the_model(tmp_path: Path) -> None:
+def test_sidecars_are_not_part_of_the_model(tmp_path: Path) -> None:
     folder = fill(tmp_path / "model")
     before = file_manifest(folder)
     for name in SIDECARS:

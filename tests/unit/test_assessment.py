@@ -123,7 +123,7 @@ def test_twenty_examples_are_inconclusive_even_for_a_copy() -> None:
     assert any("no threshold is certified" in reason for reason in result.reasons)
 
 
-def test_confidence_that_says_nothing_certifies_nothing() -> None:
+def test_uninformative_confidence_certifies_no_threshold() -> None:
     tested = suite(600)
     same = answers(tested, 0.6, 1, sharp=False)
     result = gate(tested, same, same).result
@@ -133,7 +133,7 @@ def test_confidence_that_says_nothing_certifies_nothing() -> None:
     assert result.certificate.threshold is None
 
 
-def test_without_a_stated_margin_nothing_passes() -> None:
+def test_without_a_stated_margin_no_task_passes() -> None:
     tested = suite(600)
     same = answers(tested, 0.9, 1)
     result = gate(tested, same, same, replace(RULES, margin=None)).result
@@ -222,7 +222,7 @@ def test_own_inputs_take_the_place_of_the_certification_half() -> None:
     assert certificate is not None
     assert certificate.tested == 400
     assert certificate.threshold is not None
-    # What is paired, and what is calibrated, is the suite's as before.
+    # Pairing and calibration use the suite, as before.
     for name in ("difference", "candidate", "flips", "speed", "calibration", "suite"):
         assert getattr(found.result, name) == getattr(alone.result, name)
     assert len(found.own_outcomes) == 400
@@ -244,7 +244,7 @@ def test_own_inputs_that_are_answered_worse_than_the_suite_are_not_certified() -
     assert any("of its most confident answers are wrong" in reason for reason in result.reasons)
 
 
-def test_too_few_own_inputs_ask_for_more_of_them_alone() -> None:
+def test_too_few_own_inputs_need_only_more_of_them() -> None:
     tested, inputs = suite(600), own(29)
     same = answers(tested, 0.95, 1)
     mine = Certified(inputs, answers(inputs.suite, 0.9, 3))

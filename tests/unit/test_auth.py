@@ -80,7 +80,7 @@ async def test_a_key_header_that_is_sent_twice_is_refused(keyed: KeyedServer, na
 @pytest.mark.parametrize(
     "path", [TASK, "/v1/models", "/v1/admin/report", "/nowhere", "/docs/x", "/"]
 )
-async def test_without_a_known_key_nothing_is_answered(
+async def test_requests_without_a_known_key_are_refused(
     keyed: KeyedServer, headers: Any, path: str
 ) -> None:
     await keyed.tenant("acme")

@@ -69,7 +69,7 @@ def test_a_system_message_comes_first() -> None:
     assert [m["role"] for m in Text("open", "Hi", "Be kind.").messages()] == ["system", "user"]
 
 
-def test_what_is_saved_is_net_of_holds_and_local_time() -> None:
+def test_savings_are_net_of_holds_and_local_time() -> None:
     costs = costs_of(Decimal("0.01"), TOTALS, Decimal("0.1"), elapsed_s=72.0)
     assert costs.saved == pytest.approx(1 - 0.0035 / 0.01)
     # 72 s of $0.1 an hour are $0.002, half of which requests were charged.
@@ -77,7 +77,7 @@ def test_what_is_saved_is_net_of_holds_and_local_time() -> None:
     assert costs.saved_with_idle == pytest.approx(1 - 0.0045 / 0.01)
 
 
-def test_busy_replicas_are_not_idle_and_nothing_saves_nothing() -> None:
+def test_busy_replicas_are_not_idle_and_no_requests_save_zero() -> None:
     costs = costs_of(Decimal(0), TOTALS, Decimal("0.1"), elapsed_s=1.0)
     assert costs.idle_usd == 0
     assert costs.saved is None

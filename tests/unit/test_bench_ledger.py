@@ -68,7 +68,7 @@ def load(*milliseconds: float) -> LoadResult:
     return LoadResult(seconds, sum(seconds))
 
 
-def test_what_is_added_is_taken_within_a_round() -> None:
+def test_added_latency_is_the_difference_within_a_round() -> None:
     measured = Measured()
     for slow, rows in ((1, 4), (10, 8), (1, 4)):
         measured.add(Cell("local", 1, WITHOUT), Round(load(2 * slow, 4 * slow)))
@@ -86,7 +86,7 @@ def test_what_is_added_is_taken_within_a_round() -> None:
 
 
 @pytest.mark.parametrize("path", ["frontier", "local"])
-def test_the_writer_alone_writes_two_rows_a_request(
+def test_the_writer_writes_two_rows_a_request(
     ledger_url: SecretStr | None, state: Path, path: Route
 ) -> None:
     database = LedgerDatabase("ledger", state, ledger_url and ledger_url.get_secret_value())
@@ -129,7 +129,7 @@ async def test_the_ledger_to_compare_with_writes_nothing() -> None:
     await entry.written()
 
 
-def test_standard_output_holds_the_report_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_standard_output_holds_only_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     with reports_only():
         print("an actor has ended")
     print("{}")

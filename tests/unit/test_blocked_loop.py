@@ -42,7 +42,7 @@ def test_a_sleep_on_the_loop_is_found(loop_watch: LoopWatch) -> None:
     assert watch.blocked == ["time.sleep(0.001) on the event loop"]
 
 
-def test_work_in_pieces_and_in_threads_is_no_fault() -> None:
+def test_work_in_pieces_and_in_threads_is_allowed() -> None:
     with LoopWatch(bound_s=0.04) as watch:
         asyncio.run(yields())
     assert watch.blocked == []

@@ -128,7 +128,7 @@ def test_half_of_the_texts_can_go_without_their_prompt(specs: Specs) -> None:
     assert len(short) == 5
 
 
-def test_what_does_not_fit_is_left_out_and_too_little_is_refused(specs: Specs) -> None:
+def test_texts_that_do_not_fit_are_omitted_and_too_few_are_refused(specs: Specs) -> None:
     long = [Example(text="x" * 5000 + str(n), task="sentiment") for n in range(20)]
     made = build(texts(20) + long, specs, CalibrationNeed(samples=20, max_tokens=4000))
     assert len(made.sequences) == 20

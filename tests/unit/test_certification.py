@@ -96,7 +96,7 @@ def test_the_first_threshold_accepts_enough_to_prove_something() -> None:
 
 
 @given(pairs, st.sampled_from([0.1, 0.3, 0.49]))
-def test_what_is_certified_holds_for_what_was_counted(examples, alpha) -> None:  # type: ignore[no-untyped-def]
+def test_the_certified_bound_holds_for_the_counted_examples(examples, alpha) -> None:  # type: ignore[no-untyped-def]
     confidence, right = arrays(examples)
     found = certify(sorted(set(confidence), reverse=True), confidence, right, alpha)
     if found.threshold is None:

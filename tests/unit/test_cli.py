@@ -65,9 +65,7 @@ def test_config_prints_settings_that_can_be_read_back(
     assert yaml.safe_load(first)["port"] == 9000
 
 
-def test_an_error_says_where_and_how_to_mend_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_has_its_field_and_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("models: [{id: a, source: x/y, accelerator: {kind: gpu}}]", encoding="utf-8")
     assert main(["config", "--config", str(file)]) == 2

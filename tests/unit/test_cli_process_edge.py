@@ -63,7 +63,7 @@ def test_a_full_disk_is_one_sentence(arguments: list[str]) -> None:
     assert "No space left" in assert_one_sentence(done, 1)
 
 
-def test_a_closed_output_is_no_traceback() -> None:
+def test_a_closed_output_ends_without_a_traceback() -> None:
     done = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m serving.cli tasks >&-"], capture_output=True, check=False
     )

@@ -64,7 +64,7 @@ def test_a_pod_loads_the_settings_of_its_release(tmp_path: Path, key: KeyPair, m
     assert url.get_secret_value() == "postgresql://user:hunter2@db/ledger"
 
 
-def test_what_is_stored_in_the_cluster_holds_no_secret(
+def test_objects_stored_in_the_cluster_hold_no_secret(
     tmp_path: Path, key: KeyPair, model: Path
 ) -> None:
     bound = Release.model_validate(release(tmp_path, key, model))

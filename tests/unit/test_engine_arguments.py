@@ -1,4 +1,4 @@
-"""Engine arguments: only listed ones may be set, and the deployment passes nothing else."""
+"""Engine arguments: only listed ones may be set and are passed by the deployment."""
 
 from typing import Any
 

@@ -14,7 +14,7 @@ from serving.local.engine_work import generate_output, score_output
 
 
 def request(read: int, cached: int | None, steps: list[dict[int, float]], **done: Any) -> Any:
-    """Return what has the attributes of a RequestOutput; each step's first token was sampled."""
+    """Return an object with the attributes of a RequestOutput whose first tokens were sampled."""
     logprobs = [{t: SimpleNamespace(logprob=value) for t, value in step.items()} for step in steps]
     tokens = [next(iter(step)) for step in steps]
     output = SimpleNamespace(token_ids=tokens, logprobs=logprobs, **done)
@@ -32,7 +32,7 @@ def test_scores_are_in_the_candidates_order_and_nothing_counts_as_output() -> No
     )
 
 
-def test_a_generation_has_the_sampled_tokens_alone() -> None:
+def test_a_generation_has_only_the_sampled_tokens() -> None:
     found = request(5, 4, [{9: -0.5, 1: -0.4}, {2: -0.25}], text="a b", finish_reason="length")
     assert generate_output(found) == GenerateOutput(
         "a b", (-0.5, -0.25), "length", TokenCounts(uncached_input=1, cache_read=4, output=2)

@@ -53,7 +53,7 @@ UNAVAILABLE_FOR_LONG = {
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_what_may_be_retried_says_so_by_its_status(cls: type[NarrowgateError]) -> None:
+def test_retryable_errors_have_a_retryable_status(cls: type[NarrowgateError]) -> None:
     if cls.retryable:
         assert STATUS[cls] in {429, 502, 503, 504}
     else:

@@ -1,4 +1,4 @@
-"""Every input has its page: what was tried, what was paid, what it cost, whoever it was."""
+"""Every input has one row with its attempts, its costs and its tenant."""
 
 import asyncio
 from decimal import Decimal
@@ -84,7 +84,7 @@ async def test_a_budget_refuses_a_chat_with_the_reason(server: Server) -> None:
     assert server.context.frontier_admission.active == 0
 
 
-async def test_without_books_nothing_is_paid_and_the_narrow_goes_on(
+async def test_without_a_ledger_no_call_is_paid_and_narrow_requests_are_answered(
     server: Server,
 ) -> None:
     server.ledger.refuse += [LedgerUnavailable("no books")] * 2
@@ -95,7 +95,7 @@ async def test_without_books_nothing_is_paid_and_the_narrow_goes_on(
     assert (await server.post("/v1/tasks/topic", json={"input": "x"})).status_code == 200
 
 
-async def test_a_chat_tells_its_cost_in_a_header(server: Server) -> None:
+async def test_a_chat_has_its_cost_in_a_header(server: Server) -> None:
     server.frontier.reply = replying("An answer.")
     answered = await server.post(CHAT, json=chat_body("auto"))
     assert Decimal(answered.headers["x-narrowgate-cost-usd"]) == COST

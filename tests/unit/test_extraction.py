@@ -100,7 +100,7 @@ def test_no_entity_begins_or_ends_inside_a_word(mentions: list[str], text: str) 
             assert text[position : position + 1] != "\u0301"
 
 
-def test_what_is_not_in_the_input_is_left_out_and_noted() -> None:
+def test_mentions_absent_from_the_input_are_omitted_and_noted() -> None:
     entities, notes = locate([("Bob", "person"), ("Ann", "person")], "Ann met nobody.")
     assert [entity.text for entity in entities] == ["Ann"]
     assert notes == ["entities left out because they are not in the input: 1"]

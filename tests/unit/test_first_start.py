@@ -1,4 +1,4 @@
-"""The first start: which steps are taken, what is kept, and what a failing step says."""
+"""The first start: its steps, the files that it keeps, and the message of a failing step."""
 
 import sys
 import threading
@@ -33,7 +33,7 @@ from .attested import attest, predicate, result, write_model
 
 
 class Subcommands:
-    """Takes the place of the subcommands: notes what was called and does the least of it."""
+    """Replaces the subcommands: records the calls and writes the minimum of their files."""
 
     def __init__(self, state: Path, specs: dict[str, TaskSpec]) -> None:
         self.state = state
@@ -122,7 +122,7 @@ def test_a_task_that_was_replaced_is_left_to_its_owner(commands: Subcommands) ->
     assert commands.tested == ["ner", "sentiment", "translation"]
 
 
-def test_a_gate_that_signs_nothing_is_an_error_whatever_its_status(commands: Subcommands) -> None:
+def test_a_gate_without_a_signature_is_an_error_whatever_its_status(commands: Subcommands) -> None:
     commands.gate_signs = False
     with pytest.raises(EngineFailure, match="wrote no valid attestation:\nthe last words"):
         make(commands)
@@ -151,7 +151,7 @@ def test_the_steps_that_are_left_are_known_before(
     assert list(first.expected_s(model)) == [WRITE, gating(recipe)]
 
 
-def test_a_failing_step_shows_its_last_words_and_events_are_no_words() -> None:
+def test_a_failing_step_shows_its_last_lines_without_events() -> None:
     code = (
         'import sys\nprint(\'{"event": "layer", "index": 1, "total": 2}\')\n'
         "print('what went wrong', file=sys.stderr)\nsys.exit(4)"
@@ -205,7 +205,7 @@ def test_share_and_time_left_follow_the_pace_of_the_machine() -> None:
     with timeline.step("one"):
         clock.now_s = 5.0
         assert timeline.progress() == Progress("one", 0.125, 35.0)
-        # Twice as slow as expected: what is left takes twice as long.
+        # Twice as slow as expected: the rest takes twice as long.
         clock.now_s = 20.0
     assert timeline.progress() == Progress("two", 0.25, 60.0)
     with timeline.step("two") as say:
@@ -224,7 +224,7 @@ def test_share_and_time_left_follow_the_pace_of_the_machine() -> None:
     assert "   20.0 s  one (began at 0.0 s)" in "\n".join(report_lines(report))
 
 
-def test_a_step_that_tells_nothing_is_not_finished_before_it_is() -> None:
+def test_a_step_without_events_is_unfinished_until_its_end() -> None:
     clock = Clock()
     timeline = Timeline({"one": 10.0}, lambda progress: None, clock)
     with timeline.step("one"):

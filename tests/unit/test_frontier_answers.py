@@ -74,7 +74,9 @@ async def test_a_whole_answer(provider: ProviderServer, target: str) -> None:
 
 
 @BOTH
-async def test_a_streamed_answer_says_the_same(provider: ProviderServer, target: str) -> None:
+async def test_a_streamed_answer_has_the_same_content(
+    provider: ProviderServer, target: str
+) -> None:
     provider.script.answer = lambda _: Reply("Some more words here.", reasoning_tokens=5)
     async with frontier(settings(provider)) as stack:
         whole = await stack.complete(call(target))
@@ -307,7 +309,7 @@ async def test_a_json_object_is_asked_for_in_words_at_anthropic(provider: Provid
         ({"messages": [{"role": "assistant", "tool_calls": ["x"]}]}, "messages"),
     ],
 )
-async def test_what_anthropic_has_no_words_for_is_refused_unsent(
+async def test_fields_that_anthropic_cannot_express_are_refused_unsent(
     provider: ProviderServer, body: dict[str, Any], field: str
 ) -> None:
     async with frontier(settings(provider)) as stack:
@@ -432,7 +434,7 @@ async def test_openai_itself_gets_its_newer_names(
     assert second["prompt_cache_key"] == "mine"
 
 
-async def test_the_key_goes_into_the_header_alone(provider: ProviderServer) -> None:
+async def test_the_key_goes_only_into_the_header(provider: ProviderServer) -> None:
     async with frontier(settings(provider)) as stack:
         for target in (OPENAI, ANTHROPIC):
             await stack.complete(call(target))
@@ -456,7 +458,7 @@ async def test_a_keyless_provider_needs_no_key(provider: ProviderServer) -> None
         assert stack.configured((OTHER, ANTHROPIC)) == (OTHER, ANTHROPIC)
 
 
-async def test_what_may_cost_too_much_is_left_out(provider: ProviderServer) -> None:
+async def test_targets_that_may_cost_too_much_are_omitted(provider: ProviderServer) -> None:
     from decimal import Decimal
 
     dear = call(OPENAI, ANTHROPIC, OTHER, max_cost_usd=Decimal("0.0007"))
@@ -472,7 +474,7 @@ async def test_what_may_cost_too_much_is_left_out(provider: ProviderServer) -> N
     assert len(provider.script.seen) == 1
 
 
-async def test_what_has_no_price_is_never_asked(provider: ProviderServer) -> None:
+async def test_targets_without_a_price_are_never_called(provider: ProviderServer) -> None:
     unpriced = "openai/of-next-year"
     async with frontier(settings(provider)) as stack:
         for ask in (stack.complete, stack.stream):
@@ -547,7 +549,9 @@ async def test_without_caching_the_marker_still_stays_here(
 
 
 @BOTH
-async def test_what_no_body_can_carry_is_refused(provider: ProviderServer, target: str) -> None:
+async def test_values_that_json_cannot_carry_are_refused(
+    provider: ProviderServer, target: str
+) -> None:
     request = call(target, body={"messages": [{"role": "user", "content": "half: \ud83d"}]})
     async with frontier(settings(provider)) as stack:
         for ask in (stack.complete, stack.stream):

@@ -1,4 +1,4 @@
-"""The circuit breaker as a state machine, against a model of what it promises."""
+"""The circuit breaker as a state machine, against a model of its rules."""
 
 from hypothesis import settings
 from hypothesis import strategies as st

@@ -243,7 +243,7 @@ def test_why_a_prefix_is_cached_or_not() -> None:
         assert (decision.reason, decision.ttl) == (reason, ttl)
 
 
-def test_what_was_observed_wins_over_the_setting() -> None:
+def test_observed_prefixes_override_the_setting() -> None:
     clock = Clock()
     seen = policy(clock, expected_reuses=1.0)
     for _ in range(5):
@@ -289,7 +289,7 @@ def test_memory_and_labels_are_bounded() -> None:
         ("the cat sat", "the dog sat", "text"),
     ],
 )
-def test_what_a_change_looks_like(before: str, after: str, kind: str) -> None:
+def test_a_change_of_a_prefix_is_described(before: str, after: str, kind: str) -> None:
     span = differing_span(before, after)
     assert looks_like(span.after) == kind
 

@@ -201,7 +201,7 @@ def test_the_http_clients_errors_are_covered() -> None:
         assert type(openai_errors.translate(wrapped, "p")) is expected
 
 
-def test_what_follows_is_said_for_every_error() -> None:
+def test_every_error_has_its_retry_and_fallback_rule() -> None:
     """A table of its own, so that a change of failures.py is a decision and no accident."""
     follows = {
         cls.__name__: (

@@ -90,7 +90,7 @@ def test_in_order_and_patient_hedging_do_the_same(
     st.tuples(OUTCOMES, OUTCOMES, OUTCOMES),
     st.tuples(*[st.integers(0, 6)] * 3),
 )
-def test_hedging_leaves_nothing_running_and_loses_no_answer(
+def test_hedging_ends_every_call_and_loses_no_answer(
     outcomes: tuple[type[FrontierError] | None, ...], ticks: tuple[int, ...]
 ) -> None:
     world = World(dict(zip(TARGETS, outcomes, strict=True)), dict(zip(TARGETS, ticks, strict=True)))

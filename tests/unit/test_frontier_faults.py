@@ -186,7 +186,7 @@ async def test_a_whole_answer_that_breaks_off_was_paid(
 @pytest.mark.parametrize(
     "kind", ["cut", "hang_mid_stream", "malformed", "end_early", "error_event"]
 )
-async def test_a_stream_that_breaks_off_is_no_second_answer(
+async def test_a_broken_stream_is_not_followed_by_a_second_answer(
     provider: ProviderServer, target: str, kind: Any
 ) -> None:
     provider.script.answer = lambda _: "one two three four five six seven"
@@ -257,7 +257,7 @@ async def test_a_paid_answer_with_wrong_usage_is_not_lost(
         else:
             stream = await stack.stream(call(target))
             chunks = [chunk async for chunk in stream.events]
-            # Where nobody told, an estimate; the books say which it is.
+            # Unreported usage is estimated; the ledger states the source.
             assert stream.usage is not None
             assert stream.usage.output_tokens + stream.usage.reasoning_tokens > 0
             assert chunks[-1]["choices"] == []
@@ -301,7 +301,7 @@ async def test_a_wait_beyond_the_deadline_goes_straight_to_the_next_target(
     assert done.model == OTHER
 
 
-async def test_the_last_error_says_when_to_come_back(provider: ProviderServer) -> None:
+async def test_the_last_error_has_its_retry_after(provider: ProviderServer) -> None:
     provider.script.next(rate_limited("60"))
     async with frontier(settings(provider, {"max_retries": 5})) as stack:
         with pytest.raises(FrontierRateLimited) as caught:
@@ -440,7 +440,7 @@ async def test_hedging_does_not_exceed_the_clients_limit(provider: ProviderServe
     assert len(provider.script.seen) == 1
 
 
-async def test_nothing_is_paid_twice_without_hedging(
+async def test_no_answer_is_paid_twice_without_hedging(
     provider: ProviderServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each pair of faults, one after the other: one answer is paid."""
@@ -495,7 +495,9 @@ async def test_a_full_provider_is_waited_for_within_the_deadline(provider: Provi
             await busy
 
 
-async def test_an_ill_provider_is_left_alone_and_probed_by_one(provider: ProviderServer) -> None:
+async def test_a_failing_provider_is_skipped_and_probed_by_one_request(
+    provider: ProviderServer,
+) -> None:
     events = Recorder()
     breaker = BreakerSettings(failures=3, open_s=0.3)
     provider.script.on("gpt-4.1", Fault("status", 500))

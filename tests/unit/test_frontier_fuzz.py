@@ -30,7 +30,7 @@ def bench_fixture() -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize("exchange", FOUND, ids=range(len(FOUND)))
-def test_what_was_found_holds(bench: Bench, exchange: Exchange) -> None:
+def test_found_cases_stay_fixed(bench: Bench, exchange: Exchange) -> None:
     bench.hold(exchange)
 
 

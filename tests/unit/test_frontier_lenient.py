@@ -1,4 +1,4 @@
-"""What a provider sends is data: odd answers are read, repaired, or become the error they name."""
+"""Unusual answers of providers are read, repaired, or become the error that they name."""
 
 import json
 from typing import Any
@@ -422,7 +422,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @TARGET
 @pytest.mark.parametrize(("body", "field"), REFUSED, ids=[field for _, field in REFUSED])
-async def test_what_may_raise_the_price_is_refused_by_name(
+async def test_fields_that_may_raise_the_price_are_refused_by_name(
     provider: ProviderServer, target: str, body: dict[str, Any], field: str
 ) -> None:
     async with frontier(settings(provider)) as stack:

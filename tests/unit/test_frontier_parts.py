@@ -224,7 +224,7 @@ def test_the_directive_stands_at_the_end_of_the_system_prompt() -> None:
         ({"tools": []}, True),
     ],
 )
-def test_formats_and_tools_are_left_alone(more: dict[str, Any], directed: bool) -> None:
+def test_formats_and_tools_are_unchanged(more: dict[str, Any], directed: bool) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], **more}
     assert (len(bounded(body, DIRECTIVE)["messages"]) == 2) == directed
 
@@ -261,7 +261,7 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
         ),
     ],
 )
-def test_what_headers_ask_for(headers: dict[str, str], expected: float | None) -> None:
+def test_waits_asked_for_by_headers(headers: dict[str, str], expected: float | None) -> None:
     assert retry_after_s(headers, NOW) == expected
 
 
@@ -280,7 +280,7 @@ def test_waits_grow_and_stay_within_bounds(retry: int, seed: int) -> None:
 
 
 @given(st.text(max_size=200), st.integers(1, 100), st.integers(1, 3))
-def test_the_worst_case_is_no_less_than_any_case(text: str, limit: int, n: int) -> None:
+def test_the_worst_case_is_at_least_any_case(text: str, limit: int, n: int) -> None:
     body = {"messages": [{"role": "user", "content": text}], "max_tokens": limit, "n": n}
     worst = worst_case_usd(body, flat(SONNET))
     dearest = max(SONNET.uncached_input, SONNET.cache_write_1h)

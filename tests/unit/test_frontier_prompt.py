@@ -31,7 +31,7 @@ def test_a_classification_asks_for_one_of_its_labels(tasks: dict[str, Task]) -> 
     assert messages[-1] == {"role": "user", "content": "Fine."}
     schema = prompt.body["response_format"]["json_schema"]["schema"]
     labels = schema["properties"]["label"]["enum"]
-    # What the examples show is what the schema allows.
+    # The examples' answers fit the schema.
     shown = [json.loads(m["content"]) for m in messages if m["role"] == "assistant"]
     assert shown
     assert all(set(item) == {"label"} and item["label"] in labels for item in shown)
@@ -40,7 +40,7 @@ def test_a_classification_asks_for_one_of_its_labels(tasks: dict[str, Task]) -> 
     assert (reading.value, reading.valid) == ("neutral", True)
 
 
-def test_what_comes_before_the_input_is_the_same_for_every_input(tasks: dict[str, Task]) -> None:
+def test_the_prompt_before_the_input_is_the_same_for_every_input(tasks: dict[str, Task]) -> None:
     for name, task in tasks.items():
         bodies = [
             frontier_prompt(task, TaskRequest(name, text, "en", "de")).body
@@ -95,7 +95,7 @@ def test_a_translation_is_plain_text_bounded_by_its_input(tasks: dict[str, Task]
     assert (reading.value.text, reading.value.target_language) == ("Hallo.", "de")
 
 
-def test_what_the_request_lacks_is_its_own_error(tasks: dict[str, Task]) -> None:
+def test_a_missing_part_of_the_request_is_the_clients_error(tasks: dict[str, Task]) -> None:
     with pytest.raises(EmptyInput):
         frontier_prompt(tasks["topic"], TaskRequest("topic", " "))
     with pytest.raises(UnknownLanguage):
@@ -118,7 +118,7 @@ def test_what_the_request_lacks_is_its_own_error(tasks: dict[str, Task]) -> None
         ("translation", " \n "), ("translation", "\u200b"),
     ],
 )  # fmt: skip
-def test_what_is_no_answer_is_refused(tasks: dict[str, Task], name: str, text: str) -> None:
+def test_texts_without_an_answer_are_refused(tasks: dict[str, Task], name: str, text: str) -> None:
     with pytest.raises(FrontierInvalidResponse, match=rf"was paid for an answer to task '{name}'"):
         read_frontier(tasks[name], TaskRequest(name, "Hello Ann.", "en", "de"), text, "stop")
 
@@ -200,7 +200,7 @@ def test_entities_that_cannot_be_read_are_noted(tasks: dict[str, Task]) -> None:
         ("refusal", "refused"), ("pause_turn", "'pause_turn'"),
     ],
 )  # fmt: skip
-def test_an_answer_that_is_not_whole_says_so(
+def test_an_incomplete_answer_is_marked(
     tasks: dict[str, Task], name: str, finish_reason: str, note: str
 ) -> None:
     texts = {"topic": '{"label": "World"}', "ner": '{"entities": []}', "translation": "Hallo"}
@@ -220,9 +220,7 @@ def test_an_answer_that_is_not_whole_says_so(
         "Sure! Here's the German translation: Hallo, Welt",
     ],
 )  # fmt: skip
-def test_what_a_model_puts_around_a_translation_is_removed(
-    tasks: dict[str, Task], text: str
-) -> None:
+def test_text_around_a_translation_is_removed(tasks: dict[str, Task], text: str) -> None:
     reading = read_frontier(tasks["translation"], english("Hello, world"), text, "stop")
     assert isinstance(reading.value, Translation)
     assert (reading.value.text, reading.valid) == ("Hallo, Welt", True)

@@ -1,4 +1,4 @@
-"""What the books learn of provider calls: all of them, before they are made, as they were told."""
+"""The ledger's record of provider calls: each one before it is made, with the reported usage."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -56,7 +56,7 @@ TARGET = pytest.mark.parametrize("target", [OPENAI, ANTHROPIC])
 
 
 def billed(provider: ProviderServer, index: int = -1) -> Usage:
-    """Return what the provider's own records say it billed for a request."""
+    """Return the provider's bill for a request, by its own records."""
     return Usage(**billed_classes(provider.script.seen[index]))
 
 
@@ -106,7 +106,7 @@ async def test_an_answer_is_booked_as_the_provider_reports_it(
     ],
     ids=lambda value: f"{value.kind}-{value.status}" if isinstance(value, Fault) else value,
 )
-async def test_what_is_not_told_is_said_to_be_so(
+async def test_unreported_usage_is_recorded_as_unknown(
     provider: ProviderServer, ask: Ask, target: str, fault: Fault, source: str
 ) -> None:
     provider.script.next(fault)
@@ -117,7 +117,7 @@ async def test_what_is_not_told_is_said_to_be_so(
     end = only(entry).end
     assert end is not None
     assert end.usage_source == source
-    # Refused or failed: nothing was used. Unknown: nobody can say.
+    # Refused or failed: no usage. Unknown: no usage was reported.
     assert (end.usage is not None) == (source == "estimated")
 
 
@@ -137,7 +137,7 @@ async def test_a_stream_that_breaks_before_its_usage_holds_its_worst_case(
     end = only(entry).end
     assert end is not None
     assert (end.outcome, end.usage, end.usage_source) == ("frontier_stream_broken", None, "unknown")
-    # What was received is known all the same.
+    # The received part is known.
     assert stream.usage is not None
     assert stream.usage.output_tokens >= 3
     if target == ANTHROPIC:
@@ -264,7 +264,7 @@ async def test_both_calls_of_a_hedged_pair_are_booked(provider: ProviderServer) 
 
 @HOW
 @pytest.mark.parametrize("error", [BudgetExceeded("no money"), LedgerUnavailable("no books")])
-async def test_what_cannot_be_booked_is_not_sent(
+async def test_calls_that_cannot_be_recorded_are_not_sent(
     provider: ProviderServer, ask: Ask, error: NarrowgateError
 ) -> None:
     ledger, events = MemoryLedger(), Recorder()

@@ -28,5 +28,5 @@ def test_a_damaged_file_is_a_sentence(name: str) -> None:
         ("calibration", b'{"text": "\xed\xa0\xbd"}'),
     ],
 )
-def test_what_was_found_stays_a_sentence(name: str, content: bytes) -> None:
+def test_found_files_still_give_one_line_errors(name: str, content: bytes) -> None:
     holds(kinds()[name], content)

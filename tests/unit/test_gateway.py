@@ -94,7 +94,7 @@ async def test_bad_inputs_do_not_spoil_the_good_ones(server: Server) -> None:
         ("/v1/completions", {"model": MODEL}, 400, "invalid_request", "prompt"),
     ],
 )  # fmt: skip
-async def test_what_is_wrong_is_named(
+async def test_bad_requests_are_refused_with_their_field(
     server: Server, path: str, body: object, status: int, code: str, param: str | None
 ) -> None:
     error = assert_error(await server.post(path, json=body), status, code)
@@ -217,7 +217,7 @@ async def test_a_request_has_a_deadline(specs: dict[str, TaskSpec]) -> None:
     await first
 
 
-async def test_a_draining_server_says_so(server: Server) -> None:
+async def test_a_draining_server_answers_503(server: Server) -> None:
     await server.context.local_admission.drain(0.01)
     refused = await server.post("/v1/tasks/sentiment", json={"input": "x"})
     assert_error(refused, 503, "shutting_down")
@@ -407,7 +407,7 @@ async def test_models_tasks_and_readiness_show_what_is_attested(attested: Server
     assert {task["name"]: task["attested"]["served"] for task in tasks}["ner"] is False
 
 
-async def test_a_development_server_says_so_on_every_response(specs: dict[str, TaskSpec]) -> None:
+async def test_a_development_server_marks_every_response(specs: dict[str, TaskSpec]) -> None:
     server = await Server(specs, development=True).ready()
     for path in ("/healthz", "/readyz", "/v1/tasks", "/metrics", "/nowhere"):
         response = await server.client.get(path)

@@ -221,7 +221,7 @@ def test_a_body_that_stops_ends_the_connection(proxy: Proxy) -> None:
         assert b" 200 " not in read_to_end(connection)
 
 
-def test_what_is_no_request_ends_the_connection(proxy: Proxy) -> None:
+def test_bytes_that_are_not_http_end_the_connection(proxy: Proxy) -> None:
     for sent in (
         b"GET /any HTTP/1.1\r\nhost: x\r\nx-big: " + b"a" * 30_000 + b"\r\n\r\n",
         b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
@@ -254,7 +254,7 @@ def test_a_backend_that_is_gone_is_unavailable_in_the_documented_shape(
         proxy.process.stderr.close()
 
 
-def test_the_health_listener_answers_nothing_else(proxy: Proxy) -> None:
+def test_the_health_listener_answers_only_health_paths(proxy: Proxy) -> None:
     answer = httpx.get(f"{proxy.health}/v1/models")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "not_found"

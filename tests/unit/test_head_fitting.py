@@ -1,4 +1,4 @@
-"""Fitting: reproducible, better than what it starts from, and within its bounds."""
+"""Fitting: reproducible, better than its start, and within its bounds."""
 
 # ruff: noqa: ASYNC110, ASYNC240  # they wait for a process that tells nothing
 

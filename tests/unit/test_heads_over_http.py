@@ -100,7 +100,7 @@ async def test_a_task_of_one_yaml_file_earns_a_head(replica: Any, desk: Desk) ->
         assert answer["below_threshold"] is False
     wrong = sum(answer["value"] != label for answer, label in served)
     assert wrong <= claim.target_error * len(served)
-    # What the head did not cover went to the reference, and a share of the rest is audited.
+    # Inputs that the head did not cover went to the reference, and a share of the rest is audited.
     await server.settle()
     assert len(desk.asked) - asked_before >= len(rows) - len(served)
     after = await timed(server, [next(stream) for _ in range(20)])

@@ -112,7 +112,7 @@ async def test_a_compressed_body_is_a_415_that_names_the_header(server: Server) 
         (b"", "not JSON"),
     ],
 )
-async def test_a_body_that_is_not_plain_json_says_why(
+async def test_a_body_that_is_not_plain_json_is_refused_with_the_reason(
     server: Server, content: bytes, inside: str
 ) -> None:
     headers = {"content-type": "application/json"}
@@ -239,7 +239,7 @@ async def test_a_providers_nan_and_half_pairs_are_repaired(
     assert server.context.frontier_admission.active == 0
 
 
-async def test_a_local_answer_has_the_fields_of_the_api_alone(server: Server) -> None:
+async def test_a_local_answer_has_only_the_fields_of_the_api(server: Server) -> None:
     answer = {
         "id": "x", "object": "chat.completion", "created": 1, "model": MODEL,
         "prompt_token_ids": [1], "prompt_text": "secret", "kv_transfer_params": None,

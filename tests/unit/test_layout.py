@@ -59,7 +59,7 @@ def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
         ({"num_hidden_layers": 3}, "states 3 decoder blocks"),
     ],
 )
-def test_what_the_recipes_do_not_cover_is_refused(
+def test_models_that_the_recipes_do_not_cover_are_refused(
     tmp_path: Path, change: dict[str, Any], complaint: str
 ) -> None:
     folder = write(tmp_path / "tiny", description={**config(), **change})

@@ -45,7 +45,7 @@ PROMPTS = ("A short question.", f"{PREFACE}---CACHE_BREAK---Now.", f"{PREFACE}Th
 
 
 def oracle(seen: Seen) -> Decimal:
-    """What a request cost, by the price table's own reading of the provider's own counts."""
+    """The cost of a request, by the price table's reading of the provider's counts."""
     document = {"model": seen.model, "usage": seen.usage}
     flavor = "chat" if seen.api == "openai" else None
     read = extract_usage(document, provider_id=seen.api, api_flavor=flavor or "default")
@@ -163,7 +163,7 @@ async def test_every_shape_of_usage_is_booked_to_the_cent_that_was_billed(
     assert report.reconciliation.discrepancies == ()
 
 
-async def test_what_a_provider_did_not_tell_is_held_or_estimated_and_never_free(
+async def test_unreported_usage_is_held_or_estimated_and_never_free(
     kept: Kept,
     provider: ProviderServer,
 ) -> None:

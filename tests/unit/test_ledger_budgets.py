@@ -82,7 +82,7 @@ def ask_often(url: SecretStr | None, state: Path, results: "Results") -> None:
 
 
 class Results:
-    """Where processes meet and what they found."""
+    """A barrier for processes and their results."""
 
     def __init__(self, context: multiprocessing.context.ForkServerContext, parties: int) -> None:
         self.queue: multiprocessing.Queue[list[str]] = context.Queue()
@@ -119,7 +119,7 @@ async def test_one_process_passes_as_many_as_there_is_room_for(
     assert noted.counts["refused"] == 100
 
 
-async def test_what_a_call_did_not_cost_is_there_for_the_next(
+async def test_the_unspent_part_of_a_hold_is_available_to_the_next_call(
     reader: Reader, ledger_url: SecretStr | None, state: Path
 ) -> None:
     limit(reader, "small", month_usd=10 * WORST)
@@ -151,7 +151,7 @@ async def test_a_days_limit_counts_by_the_calendar_of_the_time_zone(
     assert (shown - call["opened_at"].date()).days == moved
 
 
-async def test_a_refusal_says_what_is_left_and_what_would_help(
+async def test_a_refusal_has_the_remaining_budget_and_the_fix(
     reader: Reader, ledger_url: SecretStr | None, state: Path
 ) -> None:
     async with running(ledger_url, state) as ledger:

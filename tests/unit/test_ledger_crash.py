@@ -190,7 +190,7 @@ async def test_killed_at_any_await_it_accounts_for_every_call(
 
 
 def verify(reader: Reader, provider: Provider) -> None:
-    """Compare the ledger with what the provider saw, and with itself."""
+    """Compare the ledger with the provider's record, and with itself."""
     recorded = reader.rows(calls)
     frontier = {row["id"]: row for row in recorded if row["kind"] == "frontier"}
     assert len(provider.reached) == len(set(provider.reached))

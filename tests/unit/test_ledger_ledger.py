@@ -314,7 +314,7 @@ async def test_tenants_are_apart(reader: Reader, ledger_url: SecretStr | None, s
     assert spent == {"a": COST, "b": 2 * COST}
 
 
-async def test_what_is_no_ledger_stops_the_start(state: Path) -> None:
+async def test_a_file_that_is_not_a_ledger_stops_the_start(state: Path) -> None:
     (state / "ledger").mkdir(parents=True)
     (state / "ledger" / "ledger.db").write_bytes(b"no database at all" * 200)
     with pytest.raises(LedgerUnusable):
@@ -364,7 +364,7 @@ async def test_an_exit_begins_when_its_request_arrived_and_includes_the_queue(
 
 
 @pytest.mark.parametrize("guaranteed", [True, False, None])
-async def test_an_exit_tells_whether_its_answer_is_guaranteed(
+async def test_an_exit_records_whether_its_answer_is_guaranteed(
     reader: Reader, ledger_url: SecretStr | None, state: Path, *, guaranteed: bool | None
 ) -> None:
     async with running(ledger_url, state) as ledger:

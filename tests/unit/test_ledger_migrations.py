@@ -1,4 +1,4 @@
-"""Every earlier version's tables come up to date with their rows; what is no ledger is refused."""
+"""Every earlier version's tables come up to date with their rows; other databases are refused."""
 
 import logging
 import threading
@@ -92,7 +92,7 @@ def test_rows_of_every_version_survive(database: Database, start: str) -> None:
             assert {**rows[0], **ROWS[name]} in rows
 
 
-def test_what_earlier_versions_spent_counts(database: Database) -> None:
+def test_spending_of_earlier_versions_counts(database: Database) -> None:
     migrate(database, "0001_books")
     with database.begin() as connection:
         for name in ("prices", "exits", "calls"):
@@ -139,7 +139,7 @@ def test_processes_that_start_at_once_do_not_meet(
         assert version(connection) == REVISIONS[-1]
 
 
-def test_a_newer_version_is_refused_and_left_alone(database: Database) -> None:
+def test_a_newer_version_is_refused_and_unchanged(database: Database) -> None:
     migrate(database)
     with database.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999_later'"))
@@ -157,7 +157,7 @@ def test_another_programs_tables_are_refused(database: Database) -> None:
         migrate(database)
 
 
-def test_a_file_that_is_no_database_is_refused(state: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused(state: Path) -> None:
     (state / "ledger").mkdir(parents=True)
     (state / "ledger" / "ledger.db").write_bytes(b"this is text and no database" * 100)
     database = Database(database_url(None, state))
@@ -172,9 +172,7 @@ def test_an_absent_server_is_unavailable(tmp_path: Path) -> None:
         migrate(Database(database_url(url, tmp_path)))
 
 
-def test_it_says_nothing_about_what_it_does(
-    database: Database, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_migrations_log_nothing(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         migrate(database)
     assert caplog.records == []

@@ -1,4 +1,4 @@
-"""What tokens and replicas cost: the real table, the operator's own file, the arithmetic."""
+"""The cost of tokens and replicas: the real table, the operator's file, the arithmetic."""
 
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
@@ -211,7 +211,7 @@ def test_a_class_that_a_tier_does_not_price_keeps_the_standard_price() -> None:
         ("openai/gpt-5.5-pro", "priority", DEAREST, 1),
     ],
 )
-def test_what_providers_call_their_tiers(
+def test_provider_names_of_service_tiers(
     model: str, tier: str | None, applied_tier: str, times: Decimal
 ) -> None:
     usage = using(100, 7, cache_read_tokens=9)
@@ -240,7 +240,7 @@ def test_prices_change_at_their_date_and_the_book_follows_the_clock() -> None:
         Decimal("1e-6"),
         Decimal("0.2e-6"),
     )
-    # What was opened before midnight is priced as of then, whatever the clock says.
+    # A call is priced as of its opening, also if it ends after midnight.
     assert book.of(LUNA, times[0]) == before
     assert book.of(LUNA) is after
 
@@ -295,11 +295,11 @@ def test_the_operators_prices_beat_the_table(tmp_path: Path) -> None:
     assert own.standard[2].prices.cache_read == PICODOLLAR
     assert own.applied(using(5), "batch").step.prices.uncached_input == Decimal("0.95e-6")
     assert own.applied(using(200_001), "default").step == own.standard[1]
-    # What the file does not name stays the table's.
+    # Models that the file does not name keep the table's prices.
     assert book.of(HAIKU) == real_book().of(HAIKU)
 
 
-def test_what_is_free_says_so(tmp_path: Path) -> None:
+def test_free_models_have_an_explicit_zero_price(tmp_path: Path) -> None:
     pricing = Pricing(PriceBook.load(write(tmp_path, FILE)), {}, SONNET_5_5)
     assert pricing.frontier("house/qwen-8b", using(10**6, 10**6), None).cost_usd == 0
 
@@ -403,7 +403,7 @@ def test_prices_that_cannot_be_booked_are_refused(price: str) -> None:
             TokenPrices(**{**given_, name: Decimal(price)})
 
 
-def test_steps_that_do_not_rise_from_nothing_are_refused() -> None:
+def test_steps_that_do_not_rise_from_zero_are_refused() -> None:
     for starts in ([], [1], [0, 5, 5], [0, 9, 5]):
         with pytest.raises(ValueError, match="rising"):
             ModelPrices("a/b", "test", tuple(PriceStep(start, SONNET) for start in starts))
@@ -535,7 +535,7 @@ def test_halves_of_a_picodollar_go_to_the_even_one() -> None:
     assert replica_cost_usd(Decimal("0.10"), 3_600_000_000) == Decimal("0.10")
 
 
-def test_what_has_no_price_is_refused_and_the_fix_is_named() -> None:
+def test_models_without_a_price_are_refused_with_the_fix() -> None:
     pricing = Pricing(real_book(), {"small": Decimal(0)}, "nobody/x")
     assert pricing.local("small", 5.0).cost_usd == 0
     for ask, field in [

@@ -126,7 +126,7 @@ def test_a_lost_call_is_found(honest: Database) -> None:
     assert {item.kind for item in reconcile(honest)} == {"exit_cost", "spending"}
 
 
-def test_a_tenant_is_told_of_its_own_rows_alone(honest: Database) -> None:
+def test_a_tenant_sees_only_its_own_rows(honest: Database) -> None:
     change(honest, calls, "call-0", cost_usd=PICO)
     assert reconcile(honest, "b") == []
     assert {item.kind for item in reconcile(honest, "a")} == {"call_cost", "exit_cost", "spending"}

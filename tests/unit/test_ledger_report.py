@@ -231,7 +231,7 @@ def test_ten_years_of_days_are_one_query(database: Database) -> None:
     assert found.days[1].day - found.days[0].day == timedelta(days=3650)
 
 
-def test_what_brought_no_answer_is_told_apart(database: Database) -> None:
+def test_inputs_without_an_answer_are_counted_apart(database: Database) -> None:
     made = LedgerRows()
     answer, failed, aside = (
         frontier(),

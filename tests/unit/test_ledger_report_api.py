@@ -1,4 +1,4 @@
-"""Reports over HTTP: whose they are, of which time, and that nobody waits for one for ever."""
+"""Reports over HTTP: tenant, time window, and a limit on waiting."""
 
 import asyncio
 import threading
@@ -144,7 +144,7 @@ def test_windows_that_are_none_are_refused(since: str | None, until: str | None)
     assert caught.value.fix
 
 
-async def test_whoever_waits_too_long_for_its_turn_is_told_to_come_back(state: Path) -> None:
+async def test_a_report_that_waits_too_long_has_a_retry_after(state: Path) -> None:
     database = Database(database_url(None, state))
     LedgerRows().write(database)
     reports = LedgerReports(database, AUCKLAND, timeout_s=0.2)
@@ -161,7 +161,7 @@ async def test_whoever_waits_too_long_for_its_turn_is_told_to_come_back(state: P
     database.close()
 
 
-async def test_what_the_ledger_writes_agrees_at_every_moment(
+async def test_the_ledgers_rows_reconcile_at_every_moment(
     ledger_url: SecretStr | None, state: Path
 ) -> None:
     reader = Reader(ledger_url, state)

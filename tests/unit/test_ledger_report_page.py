@@ -91,7 +91,7 @@ def test_a_page_holds_no_markup_but_its_own(database: Database) -> None:
     assert "\x1b" not in page
     assert "\u202e" not in page
     assert "Discrepancies" in page
-    # Nothing is loaded: links within the page alone, and names of XML namespaces.
+    # Nothing is loaded: only links within the page, and names of XML namespaces.
     assert "default-src 'none'" in page
     links = re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)', page)
     assert all((a or b).startswith("#") for a, b in links)
@@ -200,7 +200,7 @@ def test_rows_that_do_not_agree_fail(honest: Path, capsys: pytest.CaptureFixture
     assert "1 discrepancy exit_cost: exits.cost_usd exit-3 states 0.000300000001" in shown
 
 
-def test_what_is_written_meanwhile_does_not_matter(honest: Path) -> None:
+def test_rows_written_meanwhile_are_not_in_the_report(honest: Path) -> None:
     writer = Database(database_url(None, honest))
     with writer.begin() as connection:
         row = {**hostile_rows().exits[0], "id": "late", "cost_usd": Decimal(0)}
@@ -209,7 +209,7 @@ def test_what_is_written_meanwhile_does_not_matter(honest: Path) -> None:
     writer.close()
 
 
-def test_where_there_is_no_ledger_none_is_made(
+def test_a_report_without_a_ledger_creates_none(
     state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ledger_command(state, "--json") == 2
@@ -219,7 +219,7 @@ def test_where_there_is_no_ledger_none_is_made(
     assert not state.exists()
 
 
-def test_a_database_without_the_tables_is_no_ledger(
+def test_a_database_without_the_tables_is_refused(
     ledger_url: SecretStr | None, state: Path, database: Database
 ) -> None:
     with database.begin() as connection:
@@ -238,7 +238,7 @@ def test_a_database_without_the_tables_is_no_ledger(
         pass
 
 
-def test_a_file_that_is_no_database_is_said_to_be_none(state: Path) -> None:
+def test_a_report_on_a_file_that_is_not_a_database_is_refused(state: Path) -> None:
     (state / "ledger").mkdir(parents=True)
     (state / "ledger" / "ledger.db").write_text("not a database " * 100)
     with pytest.raises(LedgerUnusable, match="cannot be read"), written_ledger(None, state):
@@ -260,7 +260,7 @@ def test_amounts_read_as_money(amount: str, long: str, short: str) -> None:
 
 
 @given(st.text())
-def test_names_hold_nothing_that_acts(name: str) -> None:
+def test_names_are_escaped(name: str) -> None:
     assert visible(name).isprintable()
     assert len(visible(name)) == len(name)
 

@@ -1,4 +1,4 @@
-"""What the database could not take is kept whole, whatever ends the process."""
+"""Rows that the database did not take are kept whole, however the process ends."""
 
 import os
 import resource
@@ -73,14 +73,14 @@ def test_operations_come_back_as_they_went(operation: Close | RecordExit) -> Non
 
 
 @given(CLOSES, st.floats(0.0, 0.999))
-def test_a_line_cut_anywhere_is_no_operation(operation: Close, share: float) -> None:
+def test_a_line_cut_anywhere_is_refused(operation: Close, share: float) -> None:
     line = to_line(operation)
     with pytest.raises(UnreadableLine):
         from_line(line[: int(len(line) * share)])
 
 
 @pytest.mark.parametrize("line", ["", "[]", "{}", "null", "7", '{"do": "close"}', "\x00" * 20])
-def test_other_lines_are_no_operations(line: str) -> None:
+def test_other_lines_are_refused(line: str) -> None:
     with pytest.raises(UnreadableLine):
         from_line(line)
 
@@ -98,7 +98,7 @@ def test_lines_are_taken_in_their_order_and_only_once(tmp_path: Path) -> None:
     assert lines_of(spill.take()) == ["d"]
 
 
-def test_what_is_being_written_in_is_not_given_to_another(tmp_path: Path) -> None:
+def test_a_file_in_use_is_not_given_to_another_writer(tmp_path: Path) -> None:
     first, second = Spill(tmp_path), Spill(tmp_path)
     first.append(["a"])
     assert second.take() == []
@@ -151,7 +151,7 @@ def test_a_killed_process_leaves_every_line_that_it_had_written(tmp_path: Path) 
     assert len(found) <= len(acknowledged) + 1
 
 
-def test_files_are_their_owners_alone(tmp_path: Path) -> None:
+def test_files_are_readable_only_by_their_owner(tmp_path: Path) -> None:
     spill = Spill(tmp_path / "spill")
     spill.append(["a"])
     (path,) = (tmp_path / "spill").iterdir()

@@ -73,7 +73,7 @@ def test_a_close_whose_opening_was_lost_brings_it_along(reader: Reader) -> None:
     assert [row["state"] for row in reader.rows(calls)] == ["closed"]
 
 
-def test_what_was_withdrawn_holds_nothing_whether_it_was_written_or_not(reader: Reader) -> None:
+def test_a_withdrawn_call_holds_nothing_whether_it_was_written_or_not(reader: Reader) -> None:
     written, unwritten = opened(header(1), Decimal(1)), opened(header(2), Decimal(1))
     apply(reader, written)
     apply(reader, withdrawal(written), withdrawal(unwritten), departed(header(1), paid=False))
@@ -82,7 +82,7 @@ def test_what_was_withdrawn_holds_nothing_whether_it_was_written_or_not(reader: 
     assert all(held == 0 for _, held in reader.sums().values())
 
 
-def test_an_unknown_call_that_tells_later_is_charged_what_it_cost(reader: Reader) -> None:
+def test_an_unknown_call_whose_usage_arrives_later_is_charged_its_cost(reader: Reader) -> None:
     call = opened(header(1), Decimal(1))
     apply(reader, call)
     apply(reader, closed(call, known=False), departed(header(1), paid=True))
@@ -92,7 +92,7 @@ def test_an_unknown_call_that_tells_later_is_charged_what_it_cost(reader: Reader
     assert reader.rows(exits)[0]["held_usd"] == 0
 
 
-def test_a_refusal_leaves_its_batch_alone(reader: Reader) -> None:
+def test_a_refusal_does_not_affect_its_batch(reader: Reader) -> None:
     with reader.database.begin() as connection:
         connection.execute(insert(tenants), {"name": "a", "month_usd": LIMIT, "created_at": AT})
     asked = [opened(header(n), Decimal(1), "UTC") for n in range(3)]
@@ -155,7 +155,9 @@ def test_a_dead_processs_open_rows_become_unknown_and_keep_their_holds(reader: R
         ({"host": "elsewhere", "seen_at": datetime(2026, 1, 1, tzinfo=UTC)}, False, False),
     ],
 )
-def test_who_is_dead(reader: Reader, changes: dict[str, Any], had_time: bool, dies: bool) -> None:
+def test_instances_without_a_sign_of_life_are_dead(
+    reader: Reader, changes: dict[str, Any], had_time: bool, dies: bool
+) -> None:
     own, other = (Instance.of_this_process(Decimal(0)) for _ in range(2))
     with reader.database.begin() as connection:
         beat(connection, other, others_had_time=False)
@@ -170,7 +172,7 @@ def test_who_is_dead(reader: Reader, changes: dict[str, Any], had_time: bool, di
     )
 
 
-def test_whoever_was_taken_for_dead_lives_again(reader: Reader) -> None:
+def test_an_instance_presumed_dead_lives_again(reader: Reader) -> None:
     own = Instance.of_this_process(Decimal(0))
     with reader.database.begin() as connection:
         beat(connection, own, others_had_time=False)

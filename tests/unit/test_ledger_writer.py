@@ -231,7 +231,7 @@ async def test_an_opening_whose_commit_is_not_confirmed_holds_nothing(
 
 @contextmanager
 def frozen_at_commit(server: Server) -> Iterator[None]:
-    """Freeze the server when a transaction's rows are written and the commit alone is left."""
+    """Freeze the server when a transaction's rows are written and only the commit is left."""
     original = Store.apply
     with contextlib.ExitStack() as frozen, pytest.MonkeyPatch.context() as patch:
 
@@ -379,7 +379,7 @@ def test_a_missing_table_counts_as_an_unreachable_database(
     verified(reader)
 
 
-def test_what_neither_database_nor_disk_takes_is_kept_and_written_later(
+def test_rows_that_neither_database_nor_disk_takes_are_written_later(
     state: Path, noted: Noted
 ) -> None:
     state.mkdir(parents=True)

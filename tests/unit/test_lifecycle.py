@@ -21,7 +21,7 @@ from serving.lifecycle.stack import engine_application, wait_until
 LISTENERS = Listeners("127.0.0.1", 1, 400, 20, 1.0, 1.0)
 
 
-def test_waiting_ends_and_says_what_is_missing() -> None:
+def test_waiting_ends_with_the_missing_part() -> None:
     tries: list[int] = []
 
     def third() -> bool:

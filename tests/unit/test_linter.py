@@ -90,7 +90,7 @@ def test_all_problems_are_found_in_one_pass() -> None:
     ]
 
 
-def test_without_a_trusted_key_nothing_could_be_verified(tmp_path: Path) -> None:
+def test_enforcement_needs_a_trusted_key(tmp_path: Path) -> None:
     model = ModelSettings.model_validate(GPU)
     (found,) = problems(Settings(models=(model,)))
     assert found.field == "attestation.trusted_keys"
@@ -118,14 +118,14 @@ def test_without_keys_loopback_is_served(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "gateway", "localhost.example"])  # noqa: S104
-def test_without_keys_nothing_but_loopback_is_served(host: str) -> None:
+def test_without_keys_only_loopback_is_served(host: str) -> None:
     with pytest.raises(InvalidSettings, match="spend your money") as caught:
         lint(Settings(host=host, auth=AuthSettings(mode="off")))
     assert caught.value.field == "auth.mode"
     lint(Settings(host=host))
 
 
-def test_one_file_is_no_ledger_for_several_gateways() -> None:
+def test_several_gateways_need_postgresql() -> None:
     gateway = GatewaySettings(replicas=2)
     with pytest.raises(InvalidSettings, match="SQLite") as caught:
         lint(Settings(gateway=gateway))

@@ -1,4 +1,4 @@
-"""What replicas and gateways make of an attestation: grants, refusals, the development flag."""
+"""An attestation in replicas and gateways: grants, refusals, the development flag."""
 
 import logging
 from dataclasses import replace
@@ -185,12 +185,12 @@ def test_a_memory_that_others_can_write_is_refused(folder: Path, key: KeyPair) -
         check(folder, key).verify(RUNNING)
 
 
-def test_without_a_key_nothing_is_loaded(folder: Path) -> None:
+def test_without_a_key_no_model_is_loaded(folder: Path) -> None:
     with pytest.raises(InvalidKey):
         check(folder, None).verify(RUNNING)
 
 
-def test_development_serves_everything_and_says_so(
+def test_development_serves_every_task_and_marks_it(
     folder: Path, key: KeyPair, specs: dict[str, TaskSpec], caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "model.safetensors").write_bytes(b"other")
@@ -201,7 +201,7 @@ def test_development_serves_everything_and_says_so(
     granted = ModelGrants.of(found, specs)
     assert granted.enforced is None
     assert all(grant.refusal is None for grant in granted.tasks.values())
-    # What is attested is still used; the rest has nothing to say of its confidence.
+    # Attested thresholds are still used; other tasks have no bound.
     assert granted.tasks["topic"].result is not None
     prediction = Prediction(value="positive", confidence=0.9)
     assert granted.tasks["sentiment"].calibrated(prediction) is None

@@ -123,7 +123,7 @@ async def test_readiness_and_lists_tell_the_state(preparing: Preparing) -> None:
     assert f'narrowgate_model_ready{{model="{MODEL}"}} 0.0' in metrics
 
 
-async def test_a_model_that_failed_says_why_and_holds_nothing_up(preparing: Preparing) -> None:
+async def test_a_failed_model_has_its_reason_and_delays_no_other(preparing: Preparing) -> None:
     preparing.write(ModelStatus("failed", reason="the disk is full"))
     await preparing.until(lambda: preparing.models.state(MODEL) == "failed")
     answer = await topic(preparing)

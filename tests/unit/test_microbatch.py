@@ -1,4 +1,4 @@
-"""Micro-batches: nobody waits for company or for ever, or pays for another's leaving."""
+"""Micro-batches: no input waits without a limit, or fails with the cancellation of another."""
 
 import asyncio
 import contextvars

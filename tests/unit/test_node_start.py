@@ -14,7 +14,7 @@ TIMED_OUT = "The current node timed out during startup. This could happen becaus
 
 @pytest.fixture
 def attempts(monkeypatch: pytest.MonkeyPatch) -> list[Exception | None]:
-    """What each attempt raises, in order; an attempt takes the first one away."""
+    """The errors of the attempts, in order; an attempt takes the first one away."""
     import ray
 
     planned: list[Exception | None] = []

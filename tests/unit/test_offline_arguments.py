@@ -1,4 +1,4 @@
-"""Arguments of gate, quantize, keygen and suite: what the end of a run needs is checked first."""
+"""Arguments of gate, quantize, keygen and suite: outputs and keys are checked first."""
 
 import json
 from pathlib import Path

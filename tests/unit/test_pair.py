@@ -184,7 +184,7 @@ def test_only_what_is_clearly_below_the_floor_is_hopeless(specs: dict[str, TaskS
     assert not hopeless(topic, right, [slow, noisy, slow], demanding)
 
 
-def test_own_inputs_are_answered_by_the_candidate_alone_with_the_suites_offsets(
+def test_own_inputs_are_answered_only_by_the_candidate_with_the_suites_offsets(
     suites: dict[str, Suite],
 ) -> None:
     diary: list[str] = []

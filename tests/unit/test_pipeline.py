@@ -22,7 +22,7 @@ from .chat_kit import CHAT, SENTIMENT, chat_body, hang_up, labelled, replying
 from .scripted import MODEL, PAID, Server, assert_error
 
 
-async def test_what_is_within_its_bound_stays(server: Server) -> None:
+async def test_answers_within_their_bound_stay_local(server: Server) -> None:
     server.frontier.reply = labelled
     response = await server.post("/v1/tasks/topic", json={"input": "A text."})
     assert response.json()["route"] == "local"
@@ -134,7 +134,7 @@ async def test_a_slow_local_model_leaves_time_for_the_frontier(
     await first
 
 
-async def test_what_the_provider_cannot_answer_is_an_error_with_its_cost(server: Server) -> None:
+async def test_an_unusable_provider_answer_is_an_error_with_its_cost(server: Server) -> None:
     server.frontier.reply = replying("no JSON at all")
     assert_error(
         await server.post(SENTIMENT, json={"input": "Well."}), 502, "frontier_invalid_response"
@@ -146,7 +146,7 @@ async def test_what_the_provider_cannot_answer_is_an_error_with_its_cost(server:
     assert left.attempts[1].usage == PAID
 
 
-async def test_a_provider_that_is_down_is_said_so(server: Server) -> None:
+async def test_an_unavailable_provider_is_a_503_with_retry_after(server: Server) -> None:
     server.frontier.reply = lambda call: FrontierUnavailable("down", retry_after_s=3)
     response = await server.post(SENTIMENT, json={"input": "Well."})
     assert_error(response, 503, "frontier_unavailable")
@@ -224,7 +224,9 @@ async def test_a_narrow_chat_is_answered_locally(server: Server) -> None:
     assert (left.endpoint, left.task, left.reason) == ("chat", "topic", "narrow")
 
 
-async def test_a_narrow_chat_in_doubt_escalates_in_the_clients_own_words(server: Server) -> None:
+async def test_a_narrow_chat_below_its_threshold_escalates_with_the_clients_messages(
+    server: Server,
+) -> None:
     server.frontier.reply = replying("It is neutral.")
     server.router.decision = replace(NARROW, task=TaskRequest("sentiment", "Well."))
     response = await server.post(CHAT, json=chat_body("auto", "Sentiment of: Well."))
@@ -281,14 +283,14 @@ async def test_a_task_by_name_is_a_chat_of_its_input(server: Server) -> None:
         (chat_body("openai/gpt-6-luna"), 503, "frontier_not_configured"),
     ],
 )  # fmt: skip
-async def test_what_cannot_go_any_way_is_named(
+async def test_chats_without_a_possible_plan_are_refused_by_name(
     server: Server, body: dict[str, Any], status: int, code: str
 ) -> None:
     assert_error(await server.post(CHAT, json=body), status, code)
     assert [left.error for left in server.exits.exits] == [code]
 
 
-async def test_what_cannot_be_read_is_no_input(server: Server) -> None:
+async def test_an_unreadable_chat_writes_no_exit(server: Server) -> None:
     body = chat_body("task/translation", "x", target_language=5)
     assert_error(await server.post(CHAT, json=body), 400, "invalid_request")
     assert server.exits.exits == []
@@ -338,7 +340,7 @@ async def test_a_frontier_stream_that_breaks_is_an_error_and_no_second_answer(
     assert (left.error, left.model) == ("frontier_stream_broken", "anthropic/claude-sonnet-5-5")
 
 
-async def test_an_output_that_was_cut_says_so(server: Server, monkeypatch: Any) -> None:
+async def test_a_cut_output_has_its_finish_reason(server: Server, monkeypatch: Any) -> None:
     def cut(work: Any) -> GenerateOutput:
         return GenerateOutput("Guten", (-0.1,), "length", TokenCounts(7, 3, 1))
 
@@ -392,7 +394,7 @@ async def test_a_bug_is_told_as_one(server: Server, monkeypatch: pytest.MonkeyPa
         ({"model": MODEL, "route": "frontier_only"}, 400, "invalid_request"),
     ],
 )
-async def test_prompts_are_continued_by_local_models_alone(
+async def test_prompts_are_continued_only_by_local_models(
     server: Server, fields: dict[str, Any], status: int, code: str
 ) -> None:
     assert_error(await server.post("/v1/completions", json={"prompt": "x", **fields}), status, code)

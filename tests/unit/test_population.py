@@ -143,7 +143,7 @@ def test_texts_that_tuned_the_task_are_refused(tmp_path: Path, suites: dict[str,
     assert read_inputs(write(tmp_path, kept), suite).population.n == 41
 
 
-def test_too_small_a_file_says_how_many_are_needed(
+def test_too_small_a_file_is_refused_with_the_number_needed(
     tmp_path: Path, suites: dict[str, Suite]
 ) -> None:
     # A target error of 0.1 takes 29 accepted answers that are all right.

@@ -108,7 +108,7 @@ def test_false_warnings_are_rare(topic: Traits) -> None:
     assert false <= 4
 
 
-def test_longer_inputs_differ_in_length_alone(
+def test_longer_inputs_differ_only_in_length(
     topic: Traits, suites: dict[str, Suite], measure: MeasureTraits
 ) -> None:
     one, other = halves(len(topic.words), 2)
@@ -121,7 +121,7 @@ def test_longer_inputs_differ_in_length_alone(
     assert ", in the suite 2" in length.finding
 
 
-def test_inputs_in_another_language_differ_in_language_alone(
+def test_inputs_in_another_language_differ_only_in_language(
     topic: Traits, suites: dict[str, Suite], measure: MeasureTraits
 ) -> None:
     entry = resources.files("evals") / "suites" / "translation" / "test.jsonl"
@@ -143,7 +143,7 @@ def test_inputs_in_another_language_differ_in_language_alone(
     assert "de " in next(d.finding for d in foreign if d.respect == "language")
 
 
-def test_other_label_shares_differ_in_labels_alone(topic: Traits) -> None:
+def test_other_label_shares_differ_only_in_labels(topic: Traits) -> None:
     one, other = halves(len(topic.words), 4)
     sports = [row for row in other if topic.labels[row] == {"Sports"}]
     rest = [row for row in other if topic.labels[row] != {"Sports"}]
@@ -154,7 +154,7 @@ def test_other_label_shares_differ_in_labels_alone(topic: Traits) -> None:
     assert labels.finding == "Sports 76% of the inputs, in the suite 25%"
 
 
-def test_inputs_about_other_things_differ_in_embedding_alone(
+def test_inputs_about_other_subjects_differ_only_in_embedding(
     specs: dict[str, TaskSpec], measure: MeasureTraits
 ) -> None:
     (suite,) = built_in_suites({"sentiment": specs["sentiment"]}, extended=True)

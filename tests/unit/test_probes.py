@@ -1,4 +1,4 @@
-"""Probes: an engine that does not compute what the gate measured is refused."""
+"""Probes: an engine whose results differ from the gate's is refused."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ COUNTS = TokenCounts(uncached_input=1, cache_read=0, output=0)
 
 
 class Model:
-    """A stand-in for a model: log-probabilities are a function of the ids alone, plus noise.
+    """A stand-in for a model: log-probabilities are a function of only the ids, plus noise.
 
     noise: largest error, nats; it alternates with the number of works in a call.
     """

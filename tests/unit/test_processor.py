@@ -1,4 +1,4 @@
-"""What a processor computes decides a model's number format, and which models run on it."""
+"""A processor's instructions decide a model's number format, and which models run on it."""
 
 import json
 from pathlib import Path

@@ -42,7 +42,7 @@ def test_a_stable_prefix_passes(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '"x"', "{}", '{"messages": 5}', '{"messages": [1]}'])
-def test_what_is_no_request_is_named(
+def test_bodies_that_are_not_requests_are_refused_by_name(
     tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "x.jsonl"

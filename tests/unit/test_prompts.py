@@ -71,7 +71,7 @@ def test_a_task_that_leaves_no_room_is_refused_when_loaded(
 
 
 @given(TEXTS)
-def test_cleaning_takes_outer_white_space_and_nothing_else(text: str) -> None:
+def test_cleaning_removes_only_outer_white_space(text: str) -> None:
     if not is_blank(text):
         assert cleaned(f" \n{text}\t") == text.strip()
     else:

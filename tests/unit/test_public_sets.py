@@ -127,7 +127,9 @@ def test_sentences_are_aligned_from_columns_or_tables(
     ]
 
 
-def test_what_a_suite_cannot_hold_is_left_out(tmp_path: Path, specs: dict[str, TaskSpec]) -> None:
+def test_rows_that_a_suite_cannot_hold_are_omitted(
+    tmp_path: Path, specs: dict[str, TaskSpec]
+) -> None:
     spec = specs["sentiment"]
     shown = spec.examples[0].text  # type: ignore[union-attr]
     texts = [("Fine tea", 2), ("fine  TEA", 2), ("Odd tea", 0), ("odd tea", 1), (" ", 1),
@@ -191,7 +193,7 @@ def test_another_seed_draws_others() -> None:
         ("sst2", "sentiment", {"limit": 0}, "limit"),
     ],
 )
-def test_what_cannot_be_fetched(
+def test_sets_that_cannot_be_fetched_are_refused(
     tmp_path: Path,
     specs: dict[str, TaskSpec],
     name: str,
@@ -225,7 +227,7 @@ def test_a_written_suite_is_read_back(
     assert suite.spec.digest() == specs["sentiment"].digest()
 
 
-def test_the_datasheet_says_where_the_rows_are_from(
+def test_the_datasheet_names_the_source_of_the_rows(
     tmp_path: Path, specs: dict[str, TaskSpec]
 ) -> None:
     file = jsonl(tmp_path / "tea.jsonl", [{"text": "tea", "label": 1}])

@@ -30,7 +30,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, di
     return status, json.loads(capsys.readouterr().out)
 
 
-def test_a_plan_needs_headers_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_needs_only_headers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "tiny")
     status, plan = run(capsys, folder, "--recipe", "bnb-int8", "--dry-run", "--device", "cpu")
     assert status == 0
@@ -189,7 +189,7 @@ def test_the_second_environment_is_made_once_and_again_when_it_changes(requireme
     assert len(announced) == 2
 
 
-def test_what_fits_is_shared_and_the_worker_imports_the_code_of_this_process(
+def test_fitting_packages_are_shared_and_the_worker_imports_this_process_code(
     requirements: Path, tmp_path: Path
 ) -> None:
     made = python(requirements)

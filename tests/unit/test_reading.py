@@ -1,4 +1,4 @@
-"""What the chat, completion and task endpoints take, ignore and refuse, over the ASGI app."""
+"""Fields that the endpoints accept, ignore and refuse, over the ASGI app."""
 
 import json
 from typing import Any
@@ -138,7 +138,7 @@ NOTHING: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("model", [MODEL, TASK, PROVIDER, "auto"])
-async def test_a_field_that_says_nothing_is_absent_on_every_route(
+async def test_a_field_without_an_effect_is_absent_on_every_route(
     server: Server, model: str
 ) -> None:
     for name, values in NOTHING.items():

@@ -54,14 +54,14 @@ def test_the_digests_of_the_shipped_recipes_are_distinct() -> None:
         ("library: auto-gptq", "auto-gptq"),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_field(line: str, complaint: str) -> None:
+def test_impossible_recipes_are_refused_with_their_field(line: str, complaint: str) -> None:
     content = {**yaml.safe_load(INT4), **yaml.safe_load(line)}
     with pytest.raises(InvalidRecipe, match=complaint.replace("(", r"\(")) as caught:
         parse_recipe(yaml.safe_dump(content), "mine.yaml")
     assert caught.value.field == "mine.yaml"
 
 
-def test_what_is_no_mapping_is_refused() -> None:
+def test_a_recipe_that_is_not_a_mapping_is_refused() -> None:
     for text in ("- 1", "a: [", "", "7"):
         with pytest.raises(InvalidRecipe):
             parse_recipe(text, "mine.yaml")

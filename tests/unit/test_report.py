@@ -1,4 +1,4 @@
-"""The gate's report: its numbers, what it shows, and that hostile texts stay texts."""
+"""The gate's report: its numbers, its parts, and the escaping of hostile texts."""
 
 import re
 from dataclasses import replace
@@ -155,7 +155,7 @@ def test_the_page_loads_nothing(page: str) -> None:
     assert "default-src 'none'" in page
 
 
-def test_what_is_referred_to_in_a_plot_exists_once(page: str) -> None:
+def test_ids_referenced_in_a_plot_exist_once(page: str) -> None:
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:href="|url\()#([\w-]+)', page)) <= set(ids)
@@ -218,7 +218,7 @@ def test_labels_are_not_read_as_mathematics_and_may_be_in_any_script(findings: F
     assert "&lt;b&gt;&amp;" in page
 
 
-def test_nothing_tested_is_no_pass(findings: Findings) -> None:
+def test_a_run_without_tasks_does_not_pass(findings: Findings) -> None:
     empty = replace(
         findings, tasks={}, predicate=findings.predicate.model_copy(update={"general": {}})
     )
@@ -305,7 +305,7 @@ def test_a_stricter_threshold_never_raises_coverage(pairs: list[tuple[float, boo
     assert found[-1].risk == sum(not right for _, right in pairs) / len(pairs)
 
 
-def test_confusion_counts_both_models_and_answers_that_are_no_label() -> None:
+def test_confusion_counts_both_models_and_answers_without_a_label() -> None:
     outcomes = [outcome(0, "a", "a", "b"), outcome(1, "a", "a", "?"), outcome(2, "b", "a", "b")]
     baseline = curves.confusion(["a", "b"], outcomes, "baseline")
     candidate = curves.confusion(["a", "b"], outcomes, "candidate")

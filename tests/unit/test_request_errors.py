@@ -1,4 +1,4 @@
-"""What the engine's own checks raise about a request becomes a 400 in the client's words."""
+"""Errors of the engine's checks of a request become a 400 with the client's field."""
 
 import asyncio
 import pickle
@@ -224,7 +224,7 @@ def test_vllms_own_errors_are_told_without_their_suffix() -> None:
         "'<' not supported between instances of 'str' and 'int'", "ChatCompletionRequest is wrong",
     ],
 )  # fmt: skip
-def test_what_names_a_library_is_replaced(text: str) -> None:
+def test_messages_that_name_a_library_are_replaced(text: str) -> None:
     assert plain_message(text) == "the model's engine does not accept this value"
 
 

@@ -31,7 +31,7 @@ def row(text: str = "Translate this.") -> dict[str, Any]:
     }
 
 
-def test_rows_are_appended_and_what_the_router_thought_is_no_label(tmp_path: Path) -> None:
+def test_rows_are_appended_and_the_routers_decision_is_not_a_label(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "decisions.jsonl"
     for _ in range(2):
         log = FileLog(path, Counted())
@@ -60,7 +60,7 @@ def test_rows_that_cannot_be_kept_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_drops_and_never_waits(tmp_path: Path) -> None:
-    # A FIFO that nobody reads holds the writing thread, as a slow disk does.
+    # A FIFO without a reader holds the writing thread, as a slow disk does.
     fifo, counted = tmp_path / "decisions.jsonl", Counted()
     os.mkfifo(fifo)
     log = FileLog(fifo, counted, max_queued=3)
@@ -79,7 +79,7 @@ def test_a_full_queue_drops_and_never_waits(tmp_path: Path) -> None:
     assert len(written) == 20 - counted.dropped
 
 
-def test_without_a_file_nothing_is_kept() -> None:
+def test_without_a_file_no_decision_is_kept() -> None:
     log = build_decision_log(RoutingSettings(), Counted())
     assert isinstance(log, NoLog)
     log.record(row())

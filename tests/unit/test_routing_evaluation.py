@@ -28,7 +28,7 @@ def test_an_interval_holds_its_share(count: int, of: int) -> None:
     assert share.value - 1e-12 <= share.high <= 1.0
 
 
-def test_a_share_of_nothing_says_nothing() -> None:
+def test_a_share_of_zero_has_no_value() -> None:
     assert math.isnan(wilson(0, 0).value)
 
 

@@ -53,7 +53,7 @@ def test_the_payload_is_found_to_the_character(message: str) -> None:
         "",
     ],
 )
-def test_where_it_is_not_sure_nothing_is_split(message: str) -> None:
+def test_an_uncertain_payload_is_not_split(message: str) -> None:
     assert split_message(message) == ()
 
 

@@ -61,7 +61,9 @@ def test_flags_beat_the_environment_beats_the_file(
         ("1: 2\n", "config"),
     ],
 )  # fmt: skip
-def test_what_does_not_hold_is_named(tmp_path: Path, text: str, field: str) -> None:
+def test_invalid_settings_are_refused_with_their_field(
+    tmp_path: Path, text: str, field: str
+) -> None:
     with pytest.raises(InvalidSettings) as caught:
         load_settings(write(tmp_path, text), {})
     assert caught.value.field == field
@@ -83,7 +85,7 @@ def test_what_does_not_hold_is_named(tmp_path: Path, text: str, field: str) -> N
         ),
     ],
 )
-def test_what_contradicts_itself_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_contradictory_settings_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InvalidSettings, match=message):
         load_settings(write(tmp_path, text), {})
 
@@ -124,7 +126,7 @@ BENT = [
 
 
 @pytest.mark.parametrize(("text", "message", "line"), BENT)
-def test_a_file_says_a_thing_once_and_in_one_way(
+def test_a_settings_file_has_each_key_once_in_one_form(
     tmp_path: Path, text: str, message: str, line: int
 ) -> None:
     with pytest.raises(InvalidSettings, match=message) as caught:

@@ -126,7 +126,9 @@ def test_every_mistake_names_file_and_line(
     assert raised.value.fix
 
 
-def test_folders_that_are_no_suites(tmp_path: Path, specs: dict[str, TaskSpec]) -> None:
+def test_folders_that_are_not_suites_are_refused(
+    tmp_path: Path, specs: dict[str, TaskSpec]
+) -> None:
     with pytest.raises(InvalidSuite, match="is not a folder"):
         load_suites(tmp_path / "absent")
     with pytest.raises(InvalidSuite, match=r"has no task\.yaml"):

@@ -1,4 +1,4 @@
-"""What is said of a suite: its problems, its warnings, and what its size can prove."""
+"""The check of a suite: problems, warnings, and the bounds that its size can certify."""
 
 import argparse
 import dataclasses

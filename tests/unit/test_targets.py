@@ -1,4 +1,4 @@
-"""What the serving hardware can run: refused with the reason before any work."""
+"""Recipes that the serving hardware cannot run are refused before any work."""
 
 import pytest
 
@@ -42,7 +42,7 @@ calibration: null
         ("fp8", None, "cpu", "8.9"),
     ],
 )
-def test_what_a_target_cannot_run_is_refused(
+def test_recipes_that_a_target_cannot_run_are_refused(
     name: str, group: int | None, target: str, complaint: str
 ) -> None:
     recipe = FP8 if name == "fp8" else RECIPES[name]
@@ -64,7 +64,7 @@ def test_what_a_target_cannot_run_is_refused(
         ("fp8", None, "l4"),
     ],
 )
-def test_what_it_can_run_is_let_through(name: str, group: int | None, target: str) -> None:
+def test_recipes_that_a_target_can_run_pass(name: str, group: int | None, target: str) -> None:
     refuse_unsuitable(FP8 if name == "fp8" else RECIPES[name], group, find_target(target))
 
 

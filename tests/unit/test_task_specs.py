@@ -1,4 +1,4 @@
-"""Task files: validated with the field's name, digests that follow content and nothing else."""
+"""Task files: validated with the field's name, digests that follow only the content."""
 
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def test_only_a_loss_other_than_the_default_changes_a_digest() -> None:
     assert digests["absent"] == digests["exact"] != digests["f1"]
 
 
-def test_a_new_prompt_format_changes_the_digests_of_its_kind_alone(
+def test_a_new_prompt_format_changes_only_the_digests_of_its_kind(
     specs: dict[str, TaskSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: spec.digest() for name, spec in specs.items()}

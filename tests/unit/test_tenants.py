@@ -99,7 +99,7 @@ def test_a_key_is_made_listed_and_revoked(database: Database) -> None:
         assert live_keys(connection) == {}
 
 
-def test_of_a_secret_nothing_is_kept_or_shown(database: Database) -> None:
+def test_a_secret_is_neither_stored_nor_shown(database: Database) -> None:
     issued = create_key(database, None, "reports")
     secret = issued.text.get_secret_value().split("-", 2)[2]
     with database.read() as connection:
@@ -222,7 +222,7 @@ def test_the_tenant_command(program: Program) -> None:
     assert "fix: create it with narrowgate tenant create" in err
 
 
-def test_the_key_command_prints_a_key_once_and_alone(program: Program) -> None:
+def test_the_key_command_prints_only_the_key_once(program: Program) -> None:
     program("tenant", "create", "acme")
     code, out, err = program("key", "create", "--tenant", "acme", "--label", "the app")
     key = out.strip()

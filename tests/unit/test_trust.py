@@ -1,4 +1,4 @@
-"""Attestations: what is accepted, and that nothing else is."""
+"""Attestations: a valid one is accepted, every other one refused."""
 
 import base64
 import hashlib
@@ -91,7 +91,7 @@ def test_the_list_of_files_counts_too(model: Path, key: KeyPair, change: str) ->
     elif change == "missing":
         (model / "tokenizer.json").unlink()
     elif change == "renamed":
-        # In the same place of the order: the root alone would not tell.
+        # In the same place of the order: the root would not show it.
         (model / "tokenizer.json").rename(model / "tokenizer2.json")
         assert file_manifest(model).root == read_root(model, key)
     elif change == "swapped":
@@ -109,7 +109,7 @@ def read_root(model: Path, key: KeyPair) -> str:
     return read_attestation(model / "attestation.json", TrustPolicy((key.public,))).root
 
 
-def test_what_speaks_of_a_model_is_no_part_of_it(model: Path, key: KeyPair) -> None:
+def test_files_about_a_model_are_not_part_of_it(model: Path, key: KeyPair) -> None:
     (model / "report.html").write_text("<p>", encoding="utf-8")
     (model / ".cache" / "huggingface").mkdir(parents=True)
     (model / ".cache" / "huggingface" / "x.metadata").touch()
@@ -135,7 +135,7 @@ def make_dangling_link(path: Path) -> None:
 def make_socket(path: Path) -> None:
     import socket
 
-    # By its name alone: the path of a Unix socket has at most 107 bytes.
+    # By its name only: the path of a Unix socket has at most 107 bytes.
     with chdir(path.parent), socket.socket(socket.AF_UNIX) as endpoint:
         endpoint.bind(path.name)
 
@@ -363,7 +363,7 @@ def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
         load_signer(pair.public.read_bytes(), "the public key")
 
 
-def test_verify_tells_people_and_programs(
+def test_verify_prints_text_and_json(
     model: Path, key: KeyPair, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["verify", str(model), "--trust", str(key.public)]

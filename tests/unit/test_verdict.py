@@ -1,4 +1,4 @@
-"""Verdicts: each boundary, what is missing, and how many examples would decide."""
+"""Verdicts: each boundary, missing numbers, and how many examples would decide."""
 
 import math
 from dataclasses import replace
@@ -47,7 +47,7 @@ GOOD = Evidence(
 )
 
 
-def test_all_good_passes_and_says_why() -> None:
+def test_good_evidence_passes_with_its_reasons() -> None:
     found = judge(GOOD)
     assert found.verdict is Verdict.PASS
     assert len(found.reasons) == 4
@@ -82,7 +82,7 @@ def test_each_boundary_without_rounding(change: dict[str, object], expected: Ver
     assert (found.more_examples > 0) == (expected is Verdict.INCONCLUSIVE)
 
 
-def test_no_margin_is_no_permission() -> None:
+def test_a_missing_margin_permits_no_loss() -> None:
     (reason,) = judge(replace(GOOD, margin=None)).reasons
     assert "no margin is stated" in reason
 

@@ -91,7 +91,7 @@ def test_a_changed_tokenizer_is_refused(
     load_tokenizer(check(folder, key, development=True))
 
 
-def test_what_is_loaded_are_the_bytes_that_were_verified(
+def test_the_loaded_bytes_are_the_verified_bytes(
     folder: Path, key: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder changes after its verification and before transformers reads it."""

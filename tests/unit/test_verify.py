@@ -1,4 +1,4 @@
-"""What was written is read back: planned precision, every layer, finite scales."""
+"""The written files are read back: planned precision, every layer, finite scales."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_a_checkpoint_as_planned_passes_with_the_planned_size(tmp_path: Path) ->
     assert size == plan().size_after
 
 
-def test_what_was_not_planned_is_noticed(tmp_path: Path) -> None:
+def test_tensors_that_differ_from_the_plan_are_refused(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     still_wide = {**stored(), name: torch.zeros(192, 64, dtype=torch.bfloat16)}
     missing = {key: value for key, value in stored().items() if key != name}

@@ -1,4 +1,4 @@
-"""The built wheel: what it holds, and that its program runs in an empty folder."""
+"""The built wheel: its files, and a run of its program in an empty folder."""
 
 import json
 import os

@@ -263,7 +263,7 @@ def test_every_job_ends_and_only_the_gate_runs_on_the_gpu_machine() -> None:
     assert set(hosts.values()) == {"ubuntu-latest"}
 
 
-def test_secrets_are_the_environments_and_each_goes_to_its_step_alone() -> None:
+def test_each_secret_is_an_environments_and_goes_only_to_its_step() -> None:
     assert JOBS["gate"]["environment"] == "model-signing"
     held = {
         (job, step["name"], name)
@@ -317,7 +317,7 @@ def test_the_gates_status_is_the_steps_and_is_explained(
     assert ("::error" in done.stdout) == (status != 0)
 
 
-def test_the_model_is_uploaded_after_success_alone_and_the_report_in_any_case() -> None:
+def test_the_model_is_uploaded_only_after_success_and_the_report_always() -> None:
     model = step_named("gate", "Upload the model")
     # GitHub's storage is for users without a store of their own.
     assert model["if"] == "success() && env.UPLOAD == ''"
@@ -368,7 +368,7 @@ def test_the_required_check_passes_only_with_a_gate_or_nothing_to_gate(
         (".github/workflows/model-gate.yml", "pull_request", "true"),
     ],
 )
-def test_what_a_pull_request_touches_is_seen(
+def test_files_that_a_pull_request_changes_are_detected(
     runner: Runner, path: str, event: str, touched: str
 ) -> None:
     checkout = runner.checkout
@@ -534,7 +534,7 @@ ADMISSION = "digests.yaml"
 
 
 def prepared_release(runner: Runner, digest: str, verdict: str = "pass") -> dict[str, str]:
-    """Write what the job `release` downloads and checks out; return the variables of its steps."""
+    """Write the files that the job `release` reads; return the variables of its steps."""
     key = attested(runner.temp / "report", verdict)
     rendered, overlay = runner.temp / "overlay", runner.checkout / OVERLAY
     for folder, shown in ((rendered, digest), (overlay, OLD)):
@@ -581,7 +581,7 @@ def test_the_release_refuses_a_model_that_did_not_pass(runner: Runner) -> None:
 def test_the_release_changes_the_overlay_and_the_list_of_admitted_models(runner: Runner) -> None:
     variables = prepared_release(runner, ARTIFACT)
     step = step_named("release", "Change the overlay")
-    # The second run finds what the first wrote.
+    # The second run finds the first run's files.
     for _ in range(2):
         done = runner.run(step, **variables)
         assert done.returncode == 0, done.stdout + done.stderr

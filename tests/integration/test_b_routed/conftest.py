@@ -21,7 +21,7 @@ from ...unit.database import postgres_server
 from ..conftest import ROOT, STATE, Stack, served
 
 PROVIDER_KEY = "sk-test-0123456789-never-logged"
-# What a minute's budget test pays: no input, a dollar for every output token.
+# The price in the budget test: no input, a dollar for every output token.
 PRICES = 'openai/dollar: {input: 0, output: 1000000}\n"anthropic/second": {input: 0, output: 1}\n'
 
 
@@ -101,7 +101,7 @@ def routed(
         NARROWGATE_LEDGER__URL=books.url.get_secret_value(),
         NARROWGATE_LEDGER__PRICES_FILE=str(prices),
         NARROWGATE_AUTH__REFRESH_S="0.5",
-        # Attested thresholds alone decide: a task in shadow would be answered by the provider.
+        # Only attested thresholds decide: a task in shadow would be answered by the provider.
         NARROWGATE_EVIDENCE__ENABLED="false",
         NARROWGATE_ROUTING__MAX_CONCURRENT_FRONTIER="256",
         ANTHROPIC_API_KEY=PROVIDER_KEY,

@@ -1,4 +1,4 @@
-"""Every cent of the whole stack: what the provider billed is what the books say, come what may."""
+"""The ledger's costs equal the provider's bill for every request of the whole stack."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def billed(script: Script) -> Decimal:
-    """What the provider asks for all that it has answered, by its own counts and the table."""
+    """The provider's bill for all its answers, by its own counts and the price table."""
     book, total = PriceBook.load(), Decimal(0)
     for seen in script.seen:
         name = f"{seen.api}/{seen.model}"
@@ -69,7 +69,7 @@ def billed(script: Script) -> Decimal:
     return total
 
 
-def test_without_a_key_nothing_is_answered(routed: Stack, key: str, script: Any) -> None:
+def test_requests_without_a_key_are_refused(routed: Stack, key: str, script: Any) -> None:
     for headers in ({}, bearer("ng-0123456789ab-" + "A" * 43), bearer(key[:-1] + "!")):
         refused = httpx.post(routed.url + CHAT, json=chat(OPEN_ENDED), headers=headers, timeout=30)
         assert refused.status_code == 401
@@ -150,7 +150,7 @@ def test_of_two_hundred_at_once_a_budget_for_a_hundred_lets_a_hundred_pass(
     totals = books.report("--tenant", "poor")["totals"]
     assert Decimal(totals["frontier_usd"]) == 400
     assert totals["answered"] == 100
-    # What costs providers nothing goes on.
+    # Requests without a provider are answered.
     free = httpx.post(routed.url + TOPIC, json={"input": SURE}, headers=bearer(poor), timeout=60)
     assert free.status_code == 200
 

@@ -132,7 +132,7 @@ def test_when_every_provider_fails_it_is_said(client: httpx.Client, script: Any)
     failed = client.post(CHAT, json=chat(OPEN_ENDED))
     assert failed.status_code == 503
     assert failed.json()["error"]["code"] == "frontier_unavailable"
-    # What is narrow and sure needs no provider.
+    # A narrow request above its threshold needs no provider.
     assert client.post(CHAT, json=chat(NARROW)).status_code == 200
 
 
