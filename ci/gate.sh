@@ -8,6 +8,7 @@
 # RECIPE       name of a shipped recipe, or a file
 # KEY          file with the private key; mode 0600
 # PUBLIC_KEY   file with the public key
+# QUANTIZE_PYTHON   interpreter with the quantization libraries; made on first use if absent
 # WORK         folder for the model and the reports (work)
 # MARGINS      acceptable losses, such as "sentiment=0.02 topic=0.02"
 # CONFIG       settings file of the gate's engine; without it the gate runs on the CPU
@@ -47,6 +48,7 @@ options=()
 if [ -n "${REVISION:-}" ] && [ ! -d "$MODEL" ]; then options+=(--revision "$REVISION"); fi
 if [ -d tasks ]; then options+=(--tasks-dir tasks); fi
 if [ -d suites ]; then options+=(--held-out suites); fi
+if [ -n "${QUANTIZE_PYTHON:-}" ]; then options+=(--python "$QUANTIZE_PYTHON"); fi
 narrowgate quantize "$MODEL" --recipe "$RECIPE" --out "$WORK/model" "${options[@]}"
 
 options=()
@@ -59,7 +61,17 @@ for margin in "${margins[@]}"; do options+=(--margin "$margin"); done
 narrowgate gate --baseline "$baseline" --candidate "$WORK/model" --key "$KEY" "${options[@]}"
 
 narrowgate verify "$WORK/model" --trust "$PUBLIC_KEY"
-digest=$(jq -r .payload "$WORK/model/attestation.json" | base64 -d | jq -r '.subject[0].digest.sha256')
+# Python, because an image need not have jq.
+digest=$(python3 - "$WORK/model/attestation.json" <<'DIGEST'
+import base64
+import json
+import sys
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    payload = json.loads(base64.b64decode(json.load(file)["payload"]))
+print(payload["subject"][0]["digest"]["sha256"])
+DIGEST
+)
 artifact=sha256-$digest
 
 if [ -n "${UPLOAD:-}" ]; then

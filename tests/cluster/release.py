@@ -152,7 +152,9 @@ class Release:
         ]  # fmt: skip
 
     def head_answers(self) -> bool:
-        return status_of(f"http://{self.head_ip}:8265/api/healthz", self._headers) == 200
+        head = self.running["head"]
+        assert head.process.poll() is None, f"the head ended: {head.tail()}"
+        return status_of(f"http://{self.head_ip}:8265/api/version", self._headers) == 200
 
     @property
     def _headers(self) -> dict[str, str]:
