@@ -143,10 +143,12 @@ def build_engine(
     model: ModelSettings,
     checkpoint: Checkpoint,
     artifact: str | None = None,
+    nodes: Mapping[str, str] | None = None,
 ) -> Application:
     """Return the application that is one model's engine.
 
     artifact: digest (hex) of the only model that it may load, None where the attestation decides.
+    nodes: labels of the Ray nodes on which it may run, None for any with its resources.
     """
     # Imported here: gateway replicas import this module and must not load vLLM, which takes
     # 10 s and 500 MB to import.
@@ -157,6 +159,9 @@ def build_engine(
     application: Application = build_llm_deployment(
         _llm_config(settings, model, checkpoint, artifact),
         name_prefix="Engine:",
+        override_serve_options=(
+            {"placement_group_bundle_label_selector": [dict(nodes)]} if nodes else None
+        ),
         deployment_cls=EngineServer,
     )
     return application

@@ -18,13 +18,15 @@ from serving.app import Engines, Gateway, build_engine, gateway_options
 from serving.artifacts.checkpoint import locate
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.model_status import ModelStatus
-from serving.contracts.settings import ModelSettings, Settings, bundled_recipe
+from serving.contracts.settings import GpuAccelerator, ModelSettings, Settings, bundled_recipe
 from serving.contracts.settings_sources import load_settings
 from serving.contracts.task_spec import TaskSpec
 from serving.preparation import checked_specs, model_grants
 
 DIGEST = r"^sha256-[0-9a-f]{64}$"
 _PREFIX = "sha256-"
+ENGINE_NODES = {"narrowgate.dev/role": "engine"}
+"""Labels that `narrowgate k8s render` gives the engine's group."""
 
 
 class Release(BaseModel):
@@ -126,11 +128,20 @@ def app(args: dict[str, Any]) -> Application:
     settings, model = loaded.settings, loaded.model
     model_grants(settings, model, loaded.specs, release.model_digest)
     checkpoint = locate(model, settings.state)
-    engine = build_engine(settings, model, checkpoint, release.model_digest)
+    engine = build_engine(settings, model, checkpoint, release.model_digest, _engine_nodes(model))
     application: Application = serve.deployment(**gateway_options(settings.gateway))(
         serve.ingress()(ClusterGateway)
     ).bind(release, engine)
     return application
+
+
+def _engine_nodes(model: ModelSettings) -> dict[str, str] | None:
+    """Return the labels of an engine's nodes.
+
+    On processors an engine would fit a gateway's pod, which has no weights. A GPU is on engine pods
+    alone.
+    """
+    return None if isinstance(model.accelerator, GpuAccelerator) else ENGINE_NODES
 
 
 def _refuse_other_source(settings: Settings, release: Release) -> None:

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.contracts.settings import GatewaySettings, Settings
+from serving.contracts.settings import GatewaySettings, GpuAccelerator, Settings
 from serving.lifecycle.environment import EVERYWHERE, write_launcher
 from serving.lifecycle.haproxy import Listeners
 
@@ -65,8 +65,15 @@ def pod_environment(settings: Settings) -> dict[str, str]:
         "RAY_LOG_TO_STDERR": "1",
         "RAY_SERVE_LOG_TO_STDERR": "1",
         "HOME": "/home/narrowgate",
-        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        **_sampler(settings),
     }
+
+
+def _sampler(settings: Settings) -> dict[str, str]:
+    # FlashInfer compiles its sampler with nvcc, which the image lacks. Only on GPUs: an attestation
+    # of a gate on processors was made without it, and an engine with it is refused.
+    on_gpu = any(isinstance(model.accelerator, GpuAccelerator) for model in settings.models)
+    return {"VLLM_USE_FLASHINFER_SAMPLER": "0"} if on_gpu else {}
 
 
 def pod_listeners(settings: Settings) -> Listeners:
