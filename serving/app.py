@@ -27,7 +27,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder, build_embedder
 from serving.embedding.model_file import encoder_name
 from serving.evidence.heads.service import build_heads
-from serving.evidence.service import EvidenceService, build_evidence
+from serving.evidence.service import EvidenceService, build_evidence, kept_texts
 from serving.evidence.text_key import text_key
 from serving.frontier.build import build_frontier
 from serving.gateway.access import Access
@@ -249,14 +249,16 @@ def _build_evidence(
     # Its own connections: folding audits must not delay requests' rows.
     database = Database(database_url(ledger_url(settings.ledger), settings.state))
     # Without a reference no text is digested, and the state folder need not hold a key.
+    is_judged = reference is not None or settings.evidence.keep_texts is not None
     key = (
         secrets.token_bytes(32)
-        if reference is None
+        if not is_judged
         else text_key(settings.state, settings.evidence.vector_key_file)
     )
     service = build_evidence(
         settings.evidence, database, reference, tenant_of, metrics.evidence, key
     )
+    service = replace(service, texts=kept_texts(settings.evidence, database, settings.state))
     if reference is None or not settings.evidence.heads:
         return service
     heads = build_heads(
@@ -280,6 +282,7 @@ def _audited(
         made = Auditor(
             evidence.evidence, evidence.appender, recorder, tasks, local, frontier_task,
             embed=embedder.embed, learn=learn,
+            keep=None if evidence.texts is None else evidence.keep,
         )  # fmt: skip
         evidence.closers.append(made.aclose)
         return made

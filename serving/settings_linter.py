@@ -83,13 +83,12 @@ def _evidence(settings: Settings) -> Iterator[InvalidSettings]:
                 field="evidence.trusted_keys",
                 fix="make a key for evidence alone with narrowgate keygen",
             )
-    for name in ("baseline", "keep_texts"):
-        if getattr(evidence, name) is not None:
-            yield InvalidSettings(
-                f"evidence.{name} is {getattr(evidence, name)!r} and has no effect in this version",
-                field=f"evidence.{name}",
-                fix="leave it out",
-            )
+    if evidence.baseline is not None:
+        yield InvalidSettings(
+            f"evidence.baseline is {evidence.baseline!r} and has no effect in this version",
+            field="evidence.baseline",
+            fix="leave it out",
+        )
 
 
 def _models(settings: Settings) -> Iterator[InvalidSettings]:

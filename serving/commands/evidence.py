@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from serving.commands.options import add_settings_options, settings_from
 if TYPE_CHECKING:
     from serving.evidence.administration import Label
     from serving.evidence.heads.head_store import HeadStore
+    from serving.evidence.kept_texts import KeptTexts
     from serving.evidence.replay import Replay, Replayed
 
 HELP = "show claims, evidence and learned heads; label, replay, export, withdraw, delete"
@@ -27,8 +30,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="show a claim's course, events and verdicts")
     label = actions.add_parser("label", help="note a person's labels of audited inputs")
     label.add_argument(
-        "file", type=Path, metavar="FILE", help="JSON Lines with request_id, label and index (0)"
+        "file", type=Path, nargs="?", metavar="FILE",
+        help="JSON Lines with input and label: an export that was filled in; asks in the terminal "
+        "if absent",
+    )  # fmt: skip
+    label.add_argument(
+        "--export", type=Path, metavar="FILE", help="write texts to label into FILE instead"
     )
+    label.add_argument(
+        "--person", default=_ACTOR, metavar="NAME", help="who labels, for the log and the agreement"
+    )
+    label.add_argument("--count", type=int, default=100, metavar="N", help="texts at most (100)")
     replay = actions.add_parser(
         "replay", help="when would labelled inputs earn a claim on the running server?"
     )
@@ -88,7 +100,7 @@ def _list(args: argparse.Namespace, store: Any) -> int:
 def _show(args: argparse.Namespace, store: Any) -> int:
     from serving.evidence.administration import shown
 
-    found = shown(store, args.claim, _ACTOR)
+    found = shown(store, args.claim, _ACTOR, _texts(args, store))
     if args.json:
         print(json.dumps(found))
         return 0
@@ -97,6 +109,7 @@ def _show(args: argparse.Namespace, store: Any) -> int:
     print(f"against {claim['reference']}, target {claim['target_error']:.0%}, {_observed(claim)}")
     for event in found["events"]:
         print(f"{event['at']}  {event['kind']:<12} {event['actor']:<10} {event['reason']}")
+    _print_people(found["people"])
     for point in found["course"][:: max(1, len(found["course"]) // 20)]:
         print(f"{point['audits']:>6} audits {_bar(point, claim['target_error'])}")
     print("verdicts: " + ", ".join(f"{n} {kind}" for kind, n in found["verdicts"].items()))
@@ -104,11 +117,71 @@ def _show(args: argparse.Namespace, store: Any) -> int:
 
 
 def _label(args: argparse.Namespace, store: Any) -> int:
-    from serving.evidence.administration import label
+    from serving.evidence.administration import label, sampled
 
-    count = label(store, args.claim, _labels(args.file), _ACTOR)
+    texts = _texts(args, store)
+    if args.export is not None:
+        found = sampled(store, texts, args.claim, args.person, args.count)
+        lines = [
+            json.dumps({"input": one.audit.input, "text": one.text, "labels": one.labels,
+                        "label": ""}, ensure_ascii=False) + "\n"
+            for one in found
+        ]  # fmt: skip
+        args.export.touch(0o600)
+        args.export.write_text("".join(lines), encoding="utf-8")
+        print(json.dumps({"texts": len(found)}) if args.json else f"{len(found)} texts to label")
+        return 0
+    if args.file is not None:
+        count = label(store, texts, args.claim, _labels(args.file), args.person)
+    else:
+        count = _ask_for_labels(args, store, texts)
     print(json.dumps({"labels": count}) if args.json else f"{count} labels noted")
     return 0
+
+
+def _ask_for_labels(args: argparse.Namespace, store: Any, texts: "KeptTexts | None") -> int:
+    """Show texts one by one and note each label at once; return how many were noted."""
+    from serving.contracts.errors import InvalidArgument
+    from serving.evidence.administration import Label, label, sampled
+
+    if not sys.stdin.isatty():
+        raise InvalidArgument(
+            "there is no terminal to ask in",
+            field="FILE",
+            fix="write the texts with --export FILE, fill in their labels, and name the file",
+        )
+    found = sampled(store, texts, args.claim, args.person, args.count)
+    count = 0
+    for number, one in enumerate(found, 1):
+        print(f"\n[{number} of {len(found)}] {one.text}")
+        print("  ".join(f"{n} {name}" for n, name in enumerate(one.labels, 1)))
+        chosen = _chosen_label(one.labels)
+        if chosen is None:
+            break
+        if chosen:
+            item = Label(one.audit.input, chosen)
+            count += label(store, texts, args.claim, [item], args.person)
+    return count
+
+
+def _chosen_label(labels: Sequence[str]) -> str | None:
+    """Return a label by its number or name, an empty one to skip, None to end."""
+    while True:
+        typed = input("label (number or name; Enter skips, q ends): ").strip()
+        if typed == "q":
+            return None
+        if typed.isdecimal() and 1 <= int(typed) <= len(labels):
+            return labels[int(typed) - 1]
+        if not typed or typed in labels:
+            return typed
+        print(f"{typed!r} is no label")
+
+
+def _texts(args: argparse.Namespace, store: Any) -> "KeptTexts | None":
+    from serving.evidence.service import kept_texts
+
+    settings = settings_from(args)
+    return kept_texts(settings.evidence, store.database, settings.state)
 
 
 def _withdraw(args: argparse.Namespace, store: Any) -> int:
@@ -136,6 +209,7 @@ def _delete(args: argparse.Namespace, store: Any) -> int:
     from serving.evidence.heads.example_store import ExampleStore
     from serving.evidence.heads.keys import vector_cipher
     from serving.evidence.heads.service import erase_examples
+    from serving.evidence.kept_texts import erase_texts
     from serving.evidence.store import Whose
 
     settings = settings_from(args)
@@ -143,10 +217,14 @@ def _delete(args: argparse.Namespace, store: Any) -> int:
     cipher = vector_cipher(settings.state, settings.evidence.vector_key_file)
     count = store.delete(whose, _ACTOR)
     examples = erase_examples(ExampleStore(store.database, cipher), whose)
+    texts = erase_texts(store.database, whose)
     if args.json:
-        print(json.dumps({"deleted": count, "examples": examples}))
+        print(json.dumps({"deleted": count, "examples": examples, "texts": texts}))
     else:
-        print(f"{count} audits deleted or emptied, {examples} examples of heads deleted")
+        print(
+            f"{count} audits deleted or emptied, {examples} examples of heads and {texts} kept "
+            "texts deleted"
+        )
     return 0
 
 
@@ -247,12 +325,11 @@ def _answers(args: argparse.Namespace, rows: list[dict[str, Any]]) -> "list[Repl
 
 
 def _labels(file: Path) -> "list[Label]":
+    """Return the labels that were filled in; rows whose label is empty were left out."""
     from serving.evidence.administration import Label
 
-    return [
-        Label(row["request_id"], row["label"], int(row.get("index", 0)))
-        for row in _lines(file, ("request_id", "label"))
-    ]
+    rows = _lines(file, ("input", "label"))
+    return [Label(row["input"], row["label"]) for row in rows if row["label"]]
 
 
 def _lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -275,6 +352,32 @@ def _lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
             f"{file} cannot be read as JSON Lines: {type(error).__name__}", field="FILE"
         ) from error
     return found
+
+
+def _print_people(people: dict[str, Any]) -> None:
+    if people["labels"]:
+        print(f"people: {people['labels']} labels of {people['inputs']} inputs")
+    error = people["error"]
+    if error is not None:
+        print(
+            f"  served answers against people: {_between(error['error'], error['interval'])} wrong "
+            f"by {error['labels']} labels ({error['method']})"
+        )
+        print(
+            "  the reference itself: "
+            f"{_between(error['reference_error'], error['reference_interval'])} wrong"
+        )
+    both = people["agreement"]
+    if both is not None:
+        kappa = "" if both["kappa"] is None else f", kappa {both['kappa']:.2f}"
+        print(
+            f"  two people agree on {_between(both['share'], both['interval'])} of "
+            f"{both['inputs']} inputs{kappa}"
+        )
+
+
+def _between(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
 def _observed(claim: dict[str, Any]) -> str:

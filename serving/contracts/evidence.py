@@ -50,6 +50,25 @@ class ClaimState(StrEnum):
 Evidence = Literal["traffic", "suite", "none"]
 
 
+class PeopleError(BaseModel):
+    """The error against people, from their labels of a random sample of the audited inputs.
+
+    labels: of accepted inputs. error, interval: of accepted answers, 95 %. method: `ppi` where the
+    reference's verdicts on unlabelled inputs take part (prediction-powered inference), `labels`
+    for the exact interval of the labels alone. reference_error, reference_interval: of the
+    reference itself; None where people are the reference.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: int
+    error: float
+    interval: tuple[float, float]
+    method: Literal["ppi", "labels"]
+    reference_error: float | None = None
+    reference_interval: tuple[float, float] | None = None
+
+
 class Guarantee(BaseModel):
     """What is known of the error of one answer's kind, as clients see it.
 
@@ -57,6 +76,7 @@ class Guarantee(BaseModel):
     no bound. interval: 95 %, of examples after earning, valid at every time. since: when the claim
     was earned, or the gate ran. reference: whose answers count as right; the error against them is
     what is bounded. claim: its id. pooled: it holds on average over several tenants.
+    people: the error against people, where they labelled; None elsewhere.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +90,7 @@ class Guarantee(BaseModel):
     reference: str | None = None
     claim: str | None = None
     pooled: bool = False
+    people: PeopleError | None = None
 
     def header(self) -> str:
         """Return the value of the header `x-narrowgate-guarantee`."""
@@ -143,7 +164,7 @@ class Claim:
     since. missing: share of audits without a verdict. since: of the present state. earned_at: of
     the last earning. span_h: hours of traffic that earned it. episode: how often it began to be
     earned. hypotheses: tested in this scope so far. sequence: the last audit or event that this
-    state includes.
+    state includes. people: the error against people of what was accepted since earning.
     """
 
     id: str
@@ -166,6 +187,7 @@ class Claim:
     hypotheses: int = 0
     reason: str = ""
     sequence: int = 0
+    people: PeopleError | None = None
 
 
 Origin = Literal["shadow", "accepted", "escalated", "person"]

@@ -11,8 +11,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from serving.contracts.errors import InvalidRequest, NotFound
-from serving.contracts.evidence import Audit, Claim, ClaimEvent, ClaimState
+from serving.contracts.evidence import PEOPLE, Audit, Candidate, Claim, ClaimEvent, ClaimState
+from serving.evidence.kept_texts import KeptText, KeptTexts
+from serving.evidence.people_error import labelled_row_candidates
 from serving.evidence.statistics.intervals import mean_sequence
+from serving.evidence.statistics.people import agreement
 from serving.evidence.store import EvidenceStore
 
 _CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
@@ -22,11 +25,10 @@ _POINTS = 200
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A person's label of one audited input. index: among the request's inputs of the claim."""
+    """A person's label of one audited input, by the input's name."""
 
-    request_id: str
+    input: str
     label: str
-    index: int = 0
 
 
 def listed(store: EvidenceStore) -> list[dict[str, Any]]:
@@ -44,7 +46,9 @@ def document(claim: Claim) -> dict[str, Any]:
     return found
 
 
-def shown(store: EvidenceStore, name: str, actor: str) -> dict[str, Any]:
+def shown(
+    store: EvidenceStore, name: str, actor: str, texts: KeptTexts | None = None
+) -> dict[str, Any]:
     """Return a claim with its events, the course of its error, and people's labels.
 
     Noted as an act. Raises NotFound.
@@ -62,7 +66,7 @@ def shown(store: EvidenceStore, name: str, actor: str) -> dict[str, Any]:
             verdict: sum(audit.verdict == verdict for audit in audits)
             for verdict in ("same", "different", "missing", "dropped")
         },
-        "people": _people(audits),
+        "people": _people(claim, audits, texts),
     }
 
 
@@ -84,27 +88,58 @@ def withdraw(store: EvidenceStore, name: str, reason: str, actor: str) -> None:
     store.act(actor, "withdraw", name)
 
 
-def label(store: EvidenceStore, name: str, labels: Sequence[Label], actor: str) -> int:
+def sampled(
+    store: EvidenceStore, texts: KeptTexts | None, name: str, person: str, count: int
+) -> list[KeptText]:
+    """Return a random sample of a claim's kept texts that a person has not labelled.
+
+    Noted as an act, with the number of texts that were read. Raises NotFound, InvalidRequest.
+    """
+    texts = _require_texts(texts)
+    _require_person(person)
+    require(store, name)
+    found = texts.sample(name, person, count)
+    store.act(person, f"read {len(found)} texts", name)
+    return found
+
+
+def label(
+    store: EvidenceStore,
+    texts: KeptTexts | None,
+    name: str,
+    labels: Sequence[Label],
+    actor: str,
+) -> int:
     """Note a person's labels of audited inputs; return how many were new.
 
-    Raises NotFound, and InvalidRequest where a request has no such audited input.
+    Where people are the reference, the first label of an input is its verdict. Raises NotFound, and
+    InvalidRequest where an input's text is not kept or the task has no such label.
     """
+    texts = _require_texts(texts)
+    _require_person(actor)
     require(store, name)
-    audits: dict[str, list[Audit]] = {}
-    for row in _rows(store, name):
-        if isinstance(row, Audit) and row.origin != "person" and row.request_id:
-            audits.setdefault(row.request_id, []).append(row)
-    found = []
+    known = texts.find(name, (item.input for item in labels))
+    now = datetime.now(UTC)
+    rows, verdicts = [], []
     for item in labels:
-        known = audits.get(item.request_id, [])
-        if not 0 <= item.index < len(known):
+        kept = known.get(item.input)
+        if kept is None:
             raise InvalidRequest(
-                f"request {item.request_id!r} has no audited input {item.index} of claim {name!r}",
-                field="request_id",
-                fix="only inputs that were audited can be labelled",
+                f"claim {name!r} keeps no text of an input {item.input!r}",
+                field="input",
+                fix="label inputs of an export: narrowgate evidence label CLAIM --export FILE",
             )
-        found.append(_labelled(known[item.index], item, actor))
-    count = len(store.append(found))
+        if item.label not in kept.labels:
+            raise InvalidRequest(
+                f"the task has no label {item.label!r}",
+                field="label",
+                fix=f"use one of {', '.join(kept.labels)}",
+            )
+        rows.append(_labelled(kept.audit, item.label, actor, now))
+        if kept.is_pending:
+            verdicts.append(_verdict(kept, item.label, now))
+    count = sum(row.origin == "person" for row in store.append([*rows, *verdicts])
+                if isinstance(row, Audit))  # fmt: skip
     store.act(actor, f"label {count}", name)
     return count
 
@@ -119,8 +154,25 @@ def require(store: EvidenceStore, name: str) -> Claim:
     return claim
 
 
-def _labelled(audit: Audit, item: Label, actor: str) -> Audit:
-    differs = audit.served != item.label
+def _require_texts(texts: KeptTexts | None) -> KeptTexts:
+    if texts is None:
+        raise InvalidRequest(
+            "no text is kept, so there is nothing that people could label",
+            field="evidence.keep_texts",
+            fix="set evidence.keep_texts to a number of days; later audited inputs are kept",
+        )
+    return texts
+
+
+def _require_person(person: str) -> None:
+    if not person or "/" in person:
+        raise InvalidRequest(
+            f"{person!r} is no person's name", field="person", fix="name a person, without a slash"
+        )
+
+
+def _labelled(audit: Audit, label: str, actor: str, now: datetime) -> Audit:
+    differs = audit.served != label
     return replace(
         audit,
         input=f"{audit.input}/{actor}",
@@ -128,13 +180,30 @@ def _labelled(audit: Audit, item: Label, actor: str) -> Audit:
         coin=None,
         verdict="different" if differs else "same",
         loss=float(differs),
-        reference="people",
-        candidates=(),
-        label=item.label,
+        reference=PEOPLE,
+        candidates=() if audit.reference == PEOPLE else labelled_row_candidates(audit, label),
+        label=label,
         cost_usd=None,
         accepted=0,
-        judged_at=datetime.now(UTC),
+        judged_at=now,
         sequence=0,
+    )
+
+
+def _verdict(kept: KeptText, label: str, now: datetime) -> Audit:
+    """Return the row of an input whose verdict is a person's label."""
+    differs = kept.audit.served != label
+    candidates = tuple(
+        Candidate(found.name, found.confidence, float(not found.valid or found.value != label))
+        for found in kept.proposed
+    )
+    return replace(
+        kept.audit,
+        verdict="different" if differs else "same",
+        loss=float(differs),
+        candidates=candidates,
+        label=label,
+        judged_at=now,
     )
 
 
@@ -166,21 +235,28 @@ def _course(claim: Claim, audits: Sequence[Audit]) -> list[dict[str, Any]]:
     return points
 
 
-def _people(audits: Sequence[Audit]) -> dict[str, Any]:
-    """Return how often people's labels differ from served answers, and from each other."""
+def _people(claim: Claim, audits: Sequence[Audit], texts: KeptTexts | None) -> dict[str, Any]:
+    """Return what people's labels say of served answers, of the reference, and of each other.
+
+    texts: kept now; None where none are.
+    """
     by_input: dict[str, list[str]] = {}
-    wrong = 0
     for audit in audits:
         if audit.origin == "person":
             by_input.setdefault(audit.input.rpartition("/")[0], []).append(audit.label or "")
-            wrong += audit.verdict == "different"
-    labels = sum(map(len, by_input.values()))
-    twice = [found for found in by_input.values() if len(found) > 1]
-    interval = mean_sequence(wrong, labels)
+    pairs = [(found[0], found[1]) for found in by_input.values() if len(found) > 1]
+    both = agreement(pairs) if pairs else None
     return {
-        "labels": labels,
-        "served_error": interval.mean if labels else None,
-        "interval": [interval.low, interval.high] if labels else None,
-        "labelled_twice": len(twice),
-        "agreement": sum(len(set(found)) == 1 for found in twice) / len(twice) if twice else None,
+        "labels": sum(map(len, by_input.values())),
+        "inputs": len(by_input),
+        "error": None if claim.people is None else claim.people.model_dump(mode="json"),
+        "agreement": None
+        if both is None
+        else {
+            "inputs": both.inputs,
+            "share": both.share.mean,
+            "interval": [both.share.low, both.share.high],
+            "kappa": both.kappa,
+        },
+        "texts_kept": None if texts is None else texts.count(claim.id),
     }

@@ -22,6 +22,7 @@ from serving.contracts.evidence import (
 )
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.evidence.candidates import MODEL
+from serving.evidence.people_error import PeopleLabels
 from serving.evidence.statistics.earning import Earning, EarningRules, Reopened
 from serving.evidence.statistics.examples import Example, Outcome
 from serving.evidence.statistics.intervals import mean_sequence
@@ -31,7 +32,7 @@ from serving.evidence.store import Definition
 
 IRREPRODUCIBLE = "the recorded transitions do not follow from the recorded audits"
 
-_VERSION = 1
+_VERSION = 2
 """Raised with every change of what rows lead to: a new version begins new claims."""
 
 
@@ -67,6 +68,7 @@ class ClaimFold:
         self._earning = Earning(_rules(definition.target_error, settings))
         self._held: _Held | None = None
         self._own: list[Outcome] = []
+        self._people = PeopleLabels()
         self._fits = iter(FIT_SIZES)
         self._next_fit: int | None = next(self._fits)
         self._recorded: list[ClaimEvent] = []
@@ -94,6 +96,7 @@ class ClaimFold:
             audits=held.watch.audits,
             accepted=held.accepted,
             missing=held.watch.missing / max(1, held.watch.audits),
+            people=self._people.error(),
         )
 
     @property
@@ -196,6 +199,12 @@ class ClaimFold:
         )  # fmt: skip
 
     def _audit(self, audit: Audit) -> None:
+        if audit.origin == "person":
+            held = self._held
+            self._people.add(
+                audit, is_claimed=held is not None and audit.hypothesis == held.hypothesis
+            )
+            return
         if audit.verdict == "dropped":
             self._drop(audit)
             return
@@ -234,6 +243,8 @@ class ClaimFold:
         loss = None if audit.verdict == "missing" else audit.loss
         held.watch.add(loss)
         held.losses += 1.0 if loss is None else loss
+        if loss is not None:
+            self._people.accepted(loss)
         if held.watch.reason is not None:
             self._suspend(held.watch.reason, audit.judged_at)
             self._transition("suspended", held.watch.reason, audit)
@@ -242,6 +253,7 @@ class ClaimFold:
         earned = self._earning.earned
         assert earned is not None
         settings, claim = self._settings, self._claim
+        self._people.hold()
         self._held = _Held(
             earned.number,
             Watch(claim.target_error, settings.alarm, settings.max_missing),

@@ -10,7 +10,14 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from serving.contracts.context import RequestContext
-from serving.contracts.evidence import BASELINE_PREFIX, PEOPLE, Claim, Scope, claim_id
+from serving.contracts.evidence import (
+    BASELINE_PREFIX,
+    PEOPLE,
+    Claim,
+    ClaimState,
+    Scope,
+    claim_id,
+)
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.ledger import Tenant
 from serving.contracts.task_spec import TaskSpec
@@ -23,6 +30,8 @@ from serving.evidence.standing import Situation, Standing, standing_of
 from serving.evidence.store import Definition
 from serving.tasks.fingerprint import text_digest
 from serving.tasks.grant import Grant
+
+_ENDED = (ClaimState.SUSPENDED, ClaimState.WITHDRAWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +114,15 @@ class Evidence:
             context.options, caller, self._tenant_of(caller.tenant), settings, self.reference
         )
         external = self.reference is not None and consent.allows(self.reference)
-        baseline = None if settings.baseline is None else BASELINE_PREFIX + settings.baseline
-        reference = self.reference if external else baseline
+        reference = self.reference if external else self._own_reference(subject, context)
         definition = self._definition(subject, caller.tenant, reference or self.reference or PEOPLE)
         claim = self.snapshot.find(definition.id)
+        if not external and self.reference is not None and reference is not None:
+            outside = self._definition(subject, caller.tenant, self.reference)
+            found = self.snapshot.find(outside.id)
+            if found is not None and found.state in _ENDED:
+                # What the reference found wrong is wrong for inputs that may not reach it, too.
+                definition, claim, reference = outside, found, None
         standing = standing_of(
             definition.id,
             claim,
@@ -162,6 +176,14 @@ class Evidence:
     def is_affordable(self) -> bool:
         """Return whether the day's budget has room for an audit now."""
         return is_affordable(self.book.spent_today, self.settings, self._now())
+
+    def _own_reference(self, subject: Subject, context: RequestContext) -> str | None:
+        """Return the reference of inputs that no provider gets: the 16-bit baseline, or people."""
+        settings = self.settings
+        if settings.baseline is not None and settings.baseline != subject.model:
+            return BASELINE_PREFIX + settings.baseline
+        is_kept = settings.keep_texts is not None and context.options.audit != "never"
+        return PEOPLE if is_kept and subject.spec.kind == "classification" else None
 
     def _rate(self, standing: Standing, claim: Claim | None) -> float:
         if standing.claim is None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -13,8 +14,10 @@ from serving.contracts.errors import LedgerUnavailable
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.ledger import Tenant
 from serving.evidence.appender import EvidenceAppender
+from serving.evidence.heads.keys import vector_cipher
 from serving.evidence.heads.service import HeadService
 from serving.evidence.keeper import EvidenceEvents, EvidenceKeeper
+from serving.evidence.kept_texts import KeptText, KeptTexts, purge_texts
 from serving.evidence.pacing import Spent
 from serving.evidence.rulings import Evidence
 from serving.evidence.snapshot import ClaimSnapshot
@@ -24,6 +27,7 @@ from serving.ledger.database import Database
 logger = logging.getLogger(__name__)
 
 _SPENT_EVERY_S = 5.0
+_PURGE_EVERY_S = 3600.0
 _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -32,7 +36,7 @@ class EvidenceService:
     """Everything that runs beside the requests. Build it with build_evidence.
 
     closers: called when it stops, before the last rows are written. heads: None where none are
-    learned.
+    learned. texts: None where none are kept.
     """
 
     settings: EvidenceSettings
@@ -43,6 +47,15 @@ class EvidenceService:
     evidence: Evidence
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     heads: HeadService | None = None
+    texts: KeptTexts | None = None
+
+    async def keep(self, found: KeptText) -> None:
+        """Keep a text for people. While the database is unreachable it is not kept."""
+        assert self.texts is not None
+        try:
+            await asyncio.to_thread(self.texts.keep, found)
+        except (LedgerUnavailable, SQLAlchemyError) as error:
+            logger.warning("evidence.text_not_kept error=%s", type(error).__name__)
 
     async def watch(self) -> None:
         """Write, fold and read until cancelled; then write what is pending once more."""
@@ -51,6 +64,7 @@ class EvidenceService:
                 group.create_task(self.keeper.watch())
                 group.create_task(self.appender.run())
                 group.create_task(self._count_spending())
+                group.create_task(self._purge_texts())
                 if self.heads is not None:
                     group.create_task(self.heads.watch())
         finally:
@@ -65,6 +79,16 @@ class EvidenceService:
             except (LedgerUnavailable, SQLAlchemyError) as error:
                 logger.warning("evidence.spending_unread error=%s", type(error).__name__)
             await asyncio.sleep(_SPENT_EVERY_S)
+
+    async def _purge_texts(self) -> None:
+        """Delete texts that are too old; all of them where none are kept any more."""
+        while True:
+            try:
+                keep_days = self.settings.keep_texts
+                await asyncio.to_thread(purge_texts, self.store.database, keep_days)
+            except (LedgerUnavailable, SQLAlchemyError) as error:
+                logger.warning("evidence.texts_not_purged error=%s", type(error).__name__)
+            await asyncio.sleep(_PURGE_EVERY_S)
 
     def _read_spending(self) -> None:
         book, now = self.evidence.book, self.evidence.now()
@@ -93,3 +117,10 @@ def build_evidence(
     appender = EvidenceAppender(store, keeper.wake)
     evidence = Evidence(settings, snapshot, reference, tenant_of, appender.open, key)
     return EvidenceService(settings, store, snapshot, keeper, appender, evidence)
+
+
+def kept_texts(settings: EvidenceSettings, database: Database, state: Path) -> KeptTexts | None:
+    """Return where texts are kept for people; None where none are. Blocking. Raises InvalidKey."""
+    if settings.keep_texts is None:
+        return None
+    return KeptTexts(database, vector_cipher(state, settings.vector_key_file))

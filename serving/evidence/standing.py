@@ -88,4 +88,5 @@ def traffic_guarantee(claim: Claim) -> Guarantee:
         reference=claim.reference,
         claim=claim.id,
         pooled=claim.scope.pooled,
+        people=claim.people,
     )

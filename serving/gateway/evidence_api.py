@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.contracts.errors import InvalidRequest, NotFound
 from serving.contracts.ledger import Caller
 from serving.evidence import administration
+from serving.evidence.kept_texts import KeptTexts, erase_texts
 from serving.evidence.store import EvidenceStore, Whose
 from serving.gateway.context import Context, GatewayContext
 
@@ -24,13 +25,12 @@ class Withdrawal(BaseModel):
 
 
 class PersonsLabel(BaseModel):
-    """A person's label of one audited input."""
+    """A person's label of one audited input. input: its name, as `texts` of the claim lists it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    request_id: str = Field(min_length=1, max_length=256)
+    input: str = Field(min_length=1, max_length=256)
     label: str = Field(min_length=1, max_length=200)
-    index: int = Field(default=0, ge=0)
 
 
 class Labels(BaseModel):
@@ -59,7 +59,26 @@ async def list_claims(context: Context) -> dict[str, Any]:
 @router.get("/claims/{claim}")
 async def show_claim(claim: str, context: Context, actor: Actor) -> dict[str, Any]:
     """Show a claim with its events, the course of its error, and people's labels."""
-    return await asyncio.to_thread(administration.shown, _store(context), claim, actor)
+    return await asyncio.to_thread(
+        administration.shown, _store(context), claim, actor, _texts(context)
+    )
+
+
+@router.get("/claims/{claim}/texts")
+async def sample_texts(
+    claim: str,
+    context: Context,
+    actor: Actor,
+    count: Annotated[int, Query(ge=1, le=1000, description="texts at most")] = 100,
+) -> dict[str, Any]:
+    """Return a random sample of audited texts for the caller to label. Each reading is logged."""
+    found = await asyncio.to_thread(
+        administration.sampled, _store(context), _texts(context), claim, actor, count
+    )
+    rows = [
+        {"input": one.audit.input, "text": one.text, "labels": list(one.labels)} for one in found
+    ]
+    return {"object": "list", "data": rows}
 
 
 @router.post("/claims/{claim}/withdraw")
@@ -77,8 +96,10 @@ async def withdraw_claim(
 @router.post("/claims/{claim}/labels")
 async def label_inputs(claim: str, body: Labels, context: Context, actor: Actor) -> dict[str, Any]:
     """Note a person's labels of audited inputs."""
-    labels = [administration.Label(item.request_id, item.label, item.index) for item in body.labels]
-    count = await asyncio.to_thread(administration.label, _store(context), claim, labels, actor)
+    labels = [administration.Label(item.input, item.label) for item in body.labels]
+    count = await asyncio.to_thread(
+        administration.label, _store(context), _texts(context), claim, labels, actor
+    )
     return {"claim": claim, "labels": count}
 
 
@@ -94,17 +115,23 @@ async def delete_evidence(
     if request_id == "" or end_user == "":
         raise InvalidRequest("request_id and end_user must not be empty", field="request_id")
     whose = Whose(tenant, request_id, end_user)
-    count = await asyncio.to_thread(_store(context).delete, whose, actor)
+    store = _store(context)
+    count = await asyncio.to_thread(store.delete, whose, actor)
+    texts = await asyncio.to_thread(erase_texts, store.database, whose)
     assert context.evidence is not None
     heads = context.evidence.heads
     if heads is None:
-        return {"deleted": count}
+        return {"deleted": count, "texts": texts}
     examples = await asyncio.to_thread(heads.delete, whose)
     await heads.refresh()
-    return {"deleted": count, "examples": examples}
+    return {"deleted": count, "examples": examples, "texts": texts}
 
 
 def _store(context: GatewayContext) -> EvidenceStore:
     if context.evidence is None:
         raise NotFound("this server keeps no evidence", fix="set evidence.enabled: true")
     return context.evidence.store
+
+
+def _texts(context: GatewayContext) -> KeptTexts | None:
+    return None if context.evidence is None else context.evidence.texts

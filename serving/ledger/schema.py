@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -345,4 +346,24 @@ evidence_acts = Table(
     Column("act", Text, nullable=False),
     Column("subject", Text, nullable=False),
     Column("at", UtcTime, nullable=False),
+)
+
+# Texts of audited inputs, for people to label. rank: drawn at random; the lowest ranks of a claim
+# are kept, which is a random sample of its audited inputs. content: the text with its audit,
+# encrypted.
+evidence_texts = Table(
+    "evidence_texts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("claim", Text, nullable=False),
+    Column("input", Text, nullable=False),
+    Column("rank", Double, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("end_user", Text),
+    Column("content", LargeBinary, nullable=False),
+    Column("kept_at", UtcTime, nullable=False),
+    Index("evidence_texts_by_rank", "claim", "rank"),
+    Index("evidence_texts_by_request", "request_id"),
+    Index("evidence_texts_by_time", "kept_at"),
 )

@@ -24,14 +24,15 @@ from serving.contracts.errors import (
     NarrowgateError,
     TaskNotAttested,
 )
-from serving.contracts.evidence import Audit, Origin, Verdict
+from serving.contracts.evidence import BASELINE_PREFIX, PEOPLE, Audit, Origin, Verdict
 from serving.contracts.requests import TaskBatch
 from serving.contracts.routing import RequestOptions
-from serving.contracts.task_spec import TaskSpec
+from serving.contracts.task_spec import ClassificationSpec, TaskSpec
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.candidates import LocalView, judged
 from serving.evidence.heads.example_store import Source
 from serving.evidence.heads.service import LabelledInput
+from serving.evidence.kept_texts import KeptText, Proposed
 from serving.evidence.rulings import Evidence, Ruling
 from serving.pipeline.exit_recorder import ExitRecorder, Outcome, RequestRecord
 from serving.pipeline.plan import FrontierPlan, TaskPlan
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 Embed = Callable[[str], Awaitable[NDArray[np.float32]]]
 Learn = Callable[[LabelledInput], Awaitable[None]]
+Keep = Callable[[KeptText], Awaitable[None]]
 
 OF_THE_INPUT = (
     FrontierInvalidResponse, FrontierRejected, FrontierContextTooLong, FrontierTimeout,
@@ -74,6 +76,7 @@ class Auditor:
     local: runs tasks on their local models. frontier_task: on a frontier model. baseline: on the
     16-bit model, None where none is configured. embed: returns a text's vector, None without one.
     learn: stores an input with the reference's answer, from which heads learn; None where none do.
+    keep: keeps the text of an audited input for people to label; None where none are kept.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Auditor:
         baseline: Runner[TaskBatch, TaskPlan] | None = None,
         embed: Embed | None = None,
         learn: Learn | None = None,
+        keep: Keep | None = None,
     ) -> None:
         self.evidence = evidence
         self._appender = appender
@@ -97,6 +101,7 @@ class Auditor:
         self._baseline = baseline
         self._embed = embed
         self._learn = learn
+        self._keep = keep
         self._places = asyncio.Semaphore(evidence.settings.concurrency)
         self._running: set[asyncio.Task[None]] = set()
 
@@ -135,7 +140,11 @@ class Auditor:
             self.evidence.book.accepted[one.ruling.name] += 1
         if not one.coin or one.ruling.reference is None:
             return
-        if not one.is_affordable:
+        if one.ruling.reference == PEOPLE:
+            self._begin(one, origin, self._await_label(one, origin, answer, local), is_drawn=False)
+            return
+        is_free = one.ruling.reference.startswith(BASELINE_PREFIX)
+        if not one.is_affordable and not is_free:
             self._drop(one, origin)
             return
         self._begin(one, origin, self._ask(one, origin, answer, local))
@@ -158,12 +167,20 @@ class Auditor:
             return None
         return right
 
-    def _begin(self, one: Observed, origin: Origin, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(
+        self,
+        one: Observed,
+        origin: Origin,
+        work: Coroutine[Any, Any, None],
+        *,
+        is_drawn: bool = True,
+    ) -> None:
         if len(self._running) >= self.evidence.settings.queue:
             work.close()
             self._drop(one, origin)
             return
-        self._appender.draw(self._row(one, origin, "dropped", None))
+        if is_drawn:
+            self._appender.draw(self._row(one, origin, "dropped", None))
         task = asyncio.create_task(self._placed(work))
         self._running.add(task)
         task.add_done_callback(self._ended)
@@ -197,7 +214,7 @@ class Auditor:
     ) -> None:
         reference = one.ruling.reference
         assert reference is not None
-        if self._baseline is not None and reference.startswith("baseline/"):
+        if self._baseline is not None and reference.startswith(BASELINE_PREFIX):
             outcome = await self._run(self._baseline, one)
         else:
             outcome = await self._run_reference(one, reference)
@@ -294,16 +311,44 @@ class Auditor:
         loss, verdict = _loss(spec, served or local, value)
         row = self._row(one, origin, verdict, loss)
         shown = served or local
-        self._append(
-            replace(
-                row,
-                candidates=candidates,
-                served=_shown(spec, None if shown is None else shown.value),
-                label=_shown(spec, value),
-                cost_usd=cost_usd,
-                judged_at=self.evidence.now(),
-            )
+        row = replace(
+            row,
+            candidates=candidates,
+            served=_shown(spec, None if shown is None else shown.value),
+            label=_shown(spec, value),
+            cost_usd=cost_usd,
+            judged_at=self.evidence.now(),
         )
+        self._append(row)
+        if value is not None and shown is not None and one.coin:
+            await self._keep_text(one, row, ())
+
+    async def _await_label(
+        self, one: Observed, origin: Origin, served: Answer, local: Answer | None
+    ) -> None:
+        """Keep an input for people, whose label is its verdict."""
+        spec = self._tasks[one.request.task].task.spec
+        view = LocalView(local, await self._vector(one.request.text), len(one.request.text))
+        proposed = []
+        for candidate in self.evidence.candidates(one.ruling.name):
+            found = candidate.propose(view)
+            if found is not None:
+                value = str(found.value)
+                proposed.append(Proposed(candidate.name, found.confidence, value, found.valid))
+        row = replace(
+            self._row(one, origin, "missing", None),
+            served=_shown(spec, served.value),
+            accepted=self.evidence.book.take_accepted(one.ruling.name),
+        )
+        await self._keep_text(one, row, tuple(proposed))
+
+    async def _keep_text(self, one: Observed, row: Audit, proposed: tuple[Proposed, ...]) -> None:
+        spec = self._tasks[one.request.task].task.spec
+        is_kept = one.context.options.audit != "never"
+        if self._keep is None or not is_kept or not isinstance(spec, ClassificationSpec):
+            return
+        labels = tuple(label.name for label in spec.labels)
+        await self._keep(KeptText(row, one.request.text, labels, proposed))
 
     async def _vector(self, text: str) -> NDArray[np.float32] | None:
         if self._embed is None:
@@ -353,7 +398,7 @@ def _right(outcome: Outcome, reference: str | None) -> "Value | _NoVerdict":
     if not isinstance(content, Answer) or outcome.served is None:
         return _NoVerdict("dropped")
     # The answer of a fallback model is not a reference.
-    model = content.model if content.route == "frontier" else f"baseline/{content.model}"
+    model = content.model if content.route == "frontier" else BASELINE_PREFIX + content.model
     if model != reference:
         return _NoVerdict("dropped")
     return content.value if content.valid else _NoVerdict("missing")

@@ -6,6 +6,9 @@ Jordan and Zrnic, "Prediction-powered inference" (2023); with the weight of "PPI
 """
 
 import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -97,3 +100,27 @@ def _power(judged: Floats, judged_labelled: Floats, people: Floats) -> float:
         return 0.0
     shared = float(np.cov(people, judged_labelled)[0, 1])
     return min(1.0, max(0.0, shared / (spread * (1.0 + len(people) / len(judged)))))
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How often two people gave one input the same label.
+
+    share: with its exact 95 % interval. kappa: Cohen's (1960): 1 is perfect, 0 is chance; None
+    where both always gave one label.
+    """
+
+    inputs: int
+    share: Interval
+    kappa: float | None
+
+
+def agreement(pairs: Sequence[tuple[str, str]]) -> Agreement:
+    """Return the agreement of pairs of labels. Raises ValueError without any."""
+    count = len(pairs)
+    same = sum(one == other for one, other in pairs)
+    share = clopper_pearson(same, count)
+    first, second = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
+    chance = sum(first[label] * second[label] for label in first) / count**2
+    kappa = None if chance == 1.0 else (share.mean - chance) / (1.0 - chance)
+    return Agreement(count, share, kappa)
