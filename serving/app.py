@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +21,6 @@ from serving.artifacts.checkpoint import Checkpoint, locate
 from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck, ModelGrants
 from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.contracts.ledger import Tenant
-from serving.contracts.requests import TaskBatch
 from serving.contracts.settings import GatewaySettings, ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder, build_embedder
@@ -46,12 +45,12 @@ from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
 from serving.local.status_file import read_statuses
 from serving.pipeline.admission import AdmissionQueue
-from serving.pipeline.auditor import Auditor
+from serving.pipeline.auditor import Auditor, AuditRunners
 from serving.pipeline.exit_recorder import ExitRecorder
-from serving.pipeline.plan import FrontierPlan, Policy, TaskPlan
+from serving.pipeline.plan import Policy
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.request_path import Audited, RequestPath, build_runners
-from serving.pipeline.runner import BoundTask, Runner
+from serving.pipeline.runner import BoundTask
 from serving.routing.decision_log import build_decision_log
 from serving.routing.router import build_router
 from serving.tasks.prompt import CheckpointTokenizer, longest_input
@@ -191,6 +190,7 @@ def _build_context(
         },
         read=engines.read,
         connect=_Connector(settings, specs, metrics, engines),
+        baseline=_baseline(settings, specs),
     )
     gateway, routing = settings.gateway, settings.routing
     local = AdmissionQueue(gateway.max_concurrent_inputs, gateway.max_queued_inputs)
@@ -206,7 +206,7 @@ def _build_context(
     recorder = ExitRecorder(ledger, metrics)
     embedder = build_embedder(settings.state)
     evidence = _build_evidence(settings, frontier.configured, directory.tenant, metrics)
-    audited = None if evidence is None else _audited(evidence, recorder, models.tasks, embedder)
+    audited = None if evidence is None else _audited(evidence, recorder, models, embedder)
     return GatewayContext(
         settings=gateway,
         path=RequestPath(
@@ -272,22 +272,30 @@ def _build_evidence(
 def _audited(
     evidence: EvidenceService,
     recorder: ExitRecorder,
-    tasks: Mapping[str, BoundTask],
+    models: LocalModels,
     embedder: Embedder,
 ) -> Audited:
-    def auditor(
-        local: Runner[TaskBatch, TaskPlan], frontier_task: Runner[TaskBatch, FrontierPlan]
-    ) -> Auditor:
+    def auditor(runners: AuditRunners) -> Auditor:
         learn = None if evidence.heads is None else evidence.heads.learn
         made = Auditor(
-            evidence.evidence, evidence.appender, recorder, tasks, local, frontier_task,
+            evidence.evidence, evidence.appender, recorder, models.tasks, runners,
             embed=embedder.embed, learn=learn,
             keep=None if evidence.texts is None else evidence.keep,
         )  # fmt: skip
         evidence.closers.append(made.aclose)
         return made
 
-    return Audited(evidence.evidence, auditor, embedder.embed)
+    judged = None if evidence.settings.baseline is None else models.judged
+    return Audited(evidence.evidence, auditor, embedder.embed, judged)
+
+
+def _baseline(
+    settings: Settings, specs: Mapping[str, TaskSpec]
+) -> tuple[str, Sequence[TaskSpec]] | None:
+    evidence = settings.evidence
+    if not evidence.enabled or evidence.baseline is None:
+        return None
+    return evidence.baseline, list(specs.values())
 
 
 class _Connector:
@@ -318,13 +326,18 @@ class _Connector:
         handle = self._engines.handle(application)
         self._metrics.model_connected(model_id, granted.artifact, granted.expires)
         client = EngineClient(model, handle, self._metrics, granted.enforced)
-        tasks = {}
+        is_baseline = settings.evidence.enabled and settings.evidence.baseline == model_id
+        tasks, judged = {}, {}
         for name, spec in self._specs.items():
+            grant = granted.tasks[name]
+            task = bind(spec, tokenizer, model.max_model_len, grant.label_offsets)
             if settings.model_for(name) == model_id:
-                grant = granted.tasks[name]
-                task = bind(spec, tokenizer, model.max_model_len, grant.label_offsets)
                 tasks[name] = BoundTask(task, client, grant)
-        return ConnectedModel(client, tasks, longest_input(tokenizer, model.max_model_len))
+            if is_baseline:
+                # No client gets its answers, so that no gate need have passed this task.
+                judged[name] = BoundTask(task, client, replace(grant, refusal=None))
+        longest = longest_input(tokenizer, model.max_model_len)
+        return ConnectedModel(client, tasks, longest, judged)
 
     def _load(self, model: ModelSettings) -> tuple[ModelGrants, CheckpointTokenizer]:
         """Read the attestation and the tokenizer. Blocking."""

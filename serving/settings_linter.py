@@ -83,11 +83,18 @@ def _evidence(settings: Settings) -> Iterator[InvalidSettings]:
                 field="evidence.trusted_keys",
                 fix="make a key for evidence alone with narrowgate keygen",
             )
-    if evidence.baseline is not None:
+    baseline = next((m for m in settings.models if m.id == evidence.baseline), None)
+    if evidence.baseline is not None and baseline is None:
         yield InvalidSettings(
-            f"evidence.baseline is {evidence.baseline!r} and has no effect in this version",
+            f"evidence.baseline {evidence.baseline!r} is no model of the settings",
             field="evidence.baseline",
-            fix="leave it out",
+            fix="use one of: " + ", ".join(model.id for model in settings.models),
+        )
+    elif baseline is not None and bundled_recipe(baseline.source) is not None:
+        yield InvalidSettings(
+            f"evidence.baseline {evidence.baseline!r} is quantized ({baseline.source!r})",
+            field="evidence.baseline",
+            fix="name a model in 16 bits, as a second model of the settings",
         )
 
 

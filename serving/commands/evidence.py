@@ -3,23 +3,22 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.commands import evidence_label
+from serving.commands.json_lines import read_lines
 from serving.commands.ledger import opened_ledger
 from serving.commands.options import add_settings_options, settings_from
 
 if TYPE_CHECKING:
-    from serving.evidence.administration import Label
     from serving.evidence.heads.head_store import HeadStore
-    from serving.evidence.kept_texts import KeptTexts
     from serving.evidence.replay import Replay, Replayed
 
 HELP = "show claims, evidence and learned heads; label, replay, export, withdraw, delete"
 
-_ACTOR = "operator"
+_ACTOR = evidence_label.OPERATOR
 _WIDTH = 50
 
 
@@ -29,18 +28,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="list claims, those in force first")
     show = actions.add_parser("show", help="show a claim's course, events and verdicts")
     label = actions.add_parser("label", help="note a person's labels of audited inputs")
-    label.add_argument(
-        "file", type=Path, nargs="?", metavar="FILE",
-        help="JSON Lines with input and label: an export that was filled in; asks in the terminal "
-        "if absent",
-    )  # fmt: skip
-    label.add_argument(
-        "--export", type=Path, metavar="FILE", help="write texts to label into FILE instead"
-    )
-    label.add_argument(
-        "--person", default=_ACTOR, metavar="NAME", help="who labels, for the log and the agreement"
-    )
-    label.add_argument("--count", type=int, default=100, metavar="N", help="texts at most (100)")
     replay = actions.add_parser(
         "replay", help="when would labelled inputs earn a claim on the running server?"
     )
@@ -64,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     export_head.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file")
     for action in (show, label, withdraw, export):
         action.add_argument("claim", metavar="CLAIM", help="as `evidence list` shows it")
+    evidence_label.configure(label)
     for action in (listing, show, label, replay, withdraw, export, delete, heads, export_head):
         add_settings_options(action)
         action.add_argument(
@@ -100,7 +88,7 @@ def _list(args: argparse.Namespace, store: Any) -> int:
 def _show(args: argparse.Namespace, store: Any) -> int:
     from serving.evidence.administration import shown
 
-    found = shown(store, args.claim, _ACTOR, _texts(args, store))
+    found = shown(store, args.claim, _ACTOR, evidence_label.texts_of(args, store))
     if args.json:
         print(json.dumps(found))
         return 0
@@ -109,79 +97,17 @@ def _show(args: argparse.Namespace, store: Any) -> int:
     print(f"against {claim['reference']}, target {claim['target_error']:.0%}, {_observed(claim)}")
     for event in found["events"]:
         print(f"{event['at']}  {event['kind']:<12} {event['actor']:<10} {event['reason']}")
+    if claim["flips"] is not None:
+        flips = claim["flips"]
+        print(
+            f"flips: {_between(flips['share'], flips['interval'])} of {flips['inputs']} inputs "
+            "are answered otherwise than by the 16-bit baseline"
+        )
     _print_people(found["people"])
     for point in found["course"][:: max(1, len(found["course"]) // 20)]:
         print(f"{point['audits']:>6} audits {_bar(point, claim['target_error'])}")
     print("verdicts: " + ", ".join(f"{n} {kind}" for kind, n in found["verdicts"].items()))
     return 0
-
-
-def _label(args: argparse.Namespace, store: Any) -> int:
-    from serving.evidence.administration import label, sampled
-
-    texts = _texts(args, store)
-    if args.export is not None:
-        found = sampled(store, texts, args.claim, args.person, args.count)
-        lines = [
-            json.dumps({"input": one.audit.input, "text": one.text, "labels": one.labels,
-                        "label": ""}, ensure_ascii=False) + "\n"
-            for one in found
-        ]  # fmt: skip
-        args.export.touch(0o600)
-        args.export.write_text("".join(lines), encoding="utf-8")
-        print(json.dumps({"texts": len(found)}) if args.json else f"{len(found)} texts to label")
-        return 0
-    if args.file is not None:
-        count = label(store, texts, args.claim, _labels(args.file), args.person)
-    else:
-        count = _ask_for_labels(args, store, texts)
-    print(json.dumps({"labels": count}) if args.json else f"{count} labels noted")
-    return 0
-
-
-def _ask_for_labels(args: argparse.Namespace, store: Any, texts: "KeptTexts | None") -> int:
-    """Show texts one by one and note each label at once; return how many were noted."""
-    from serving.contracts.errors import InvalidArgument
-    from serving.evidence.administration import Label, label, sampled
-
-    if not sys.stdin.isatty():
-        raise InvalidArgument(
-            "there is no terminal to ask in",
-            field="FILE",
-            fix="write the texts with --export FILE, fill in their labels, and name the file",
-        )
-    found = sampled(store, texts, args.claim, args.person, args.count)
-    count = 0
-    for number, one in enumerate(found, 1):
-        print(f"\n[{number} of {len(found)}] {one.text}")
-        print("  ".join(f"{n} {name}" for n, name in enumerate(one.labels, 1)))
-        chosen = _chosen_label(one.labels)
-        if chosen is None:
-            break
-        if chosen:
-            item = Label(one.audit.input, chosen)
-            count += label(store, texts, args.claim, [item], args.person)
-    return count
-
-
-def _chosen_label(labels: Sequence[str]) -> str | None:
-    """Return a label by its number or name, an empty one to skip, None to end."""
-    while True:
-        typed = input("label (number or name; Enter skips, q ends): ").strip()
-        if typed == "q":
-            return None
-        if typed.isdecimal() and 1 <= int(typed) <= len(labels):
-            return labels[int(typed) - 1]
-        if not typed or typed in labels:
-            return typed
-        print(f"{typed!r} is no label")
-
-
-def _texts(args: argparse.Namespace, store: Any) -> "KeptTexts | None":
-    from serving.evidence.service import kept_texts
-
-    settings = settings_from(args)
-    return kept_texts(settings.evidence, store.database, settings.state)
 
 
 def _withdraw(args: argparse.Namespace, store: Any) -> int:
@@ -263,7 +189,7 @@ def _head_store(args: argparse.Namespace, store: Any) -> "HeadStore":
 _ACTIONS = {
     "list": _list,
     "show": _show,
-    "label": _label,
+    "label": evidence_label.run,
     "withdraw": _withdraw,
     "export": _export,
     "delete": _delete,
@@ -279,7 +205,7 @@ def _replay(args: argparse.Namespace) -> int:
 
     settings = settings_from(args)
     spec = load_specs(settings.tasks_dir)[args.task]
-    rows = _lines(args.file, ("text", "label"))
+    rows = read_lines(args.file, ("text", "label"))
     found = replay(_answers(args, rows), spec.target_error, settings.evidence)
     print(json.dumps(_document(found)) if args.json else _words(found, spec.target_error))
     return 0 if found.earned_after is not None else 1
@@ -321,36 +247,6 @@ def _answers(args: argparse.Namespace, rows: list[dict[str, Any]]) -> "list[Repl
                     float(answer["value"] != row["label"]),
                 )
             )
-    return found
-
-
-def _labels(file: Path) -> "list[Label]":
-    """Return the labels that were filled in; rows whose label is empty were left out."""
-    from serving.evidence.administration import Label
-
-    rows = _lines(file, ("input", "label"))
-    return [Label(row["input"], row["label"]) for row in rows if row["label"]]
-
-
-def _lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
-    from serving.contracts.errors import InvalidArgument
-
-    found = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        for number, line in enumerate(lines, 1):
-            row = json.loads(line) if line.strip() else None
-            if row is not None and not all(isinstance(row.get(name), str) for name in needed):
-                raise InvalidArgument(
-                    f"{file}, line {number} lacks one of {', '.join(needed)} as text",
-                    field="FILE",
-                    fix="write one JSON object a line",
-                )
-            found += [] if row is None else [row]
-    except (OSError, ValueError, AttributeError) as error:
-        raise InvalidArgument(
-            f"{file} cannot be read as JSON Lines: {type(error).__name__}", field="FILE"
-        ) from error
     return found
 
 

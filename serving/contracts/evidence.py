@@ -50,6 +50,19 @@ class ClaimState(StrEnum):
 Evidence = Literal["traffic", "suite", "none"]
 
 
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """How often the served model's answers differ from the 16-bit baseline's.
+
+    inputs: chosen by a fair coin of all inputs of the scope, covered or not. interval: 95 %, valid
+    at every time.
+    """
+
+    inputs: int
+    share: float
+    interval: tuple[float, float]
+
+
 class PeopleError(BaseModel):
     """The error against people, from their labels of a random sample of the audited inputs.
 
@@ -165,6 +178,7 @@ class Claim:
     the last earning. span_h: hours of traffic that earned it. episode: how often it began to be
     earned. hypotheses: tested in this scope so far. sequence: the last audit or event that this
     state includes. people: the error against people of what was accepted since earning.
+    flips: where the reference is the 16-bit baseline.
     """
 
     id: str
@@ -188,6 +202,7 @@ class Claim:
     reason: str = ""
     sequence: int = 0
     people: PeopleError | None = None
+    flips: Flips | None = None
 
 
 Origin = Literal["shadow", "accepted", "escalated", "person"]

@@ -12,6 +12,7 @@ from datetime import datetime
 import numpy as np
 
 from serving.contracts.evidence import (
+    BASELINE_PREFIX,
     FOLD,
     Action,
     Audit,
@@ -19,6 +20,7 @@ from serving.contracts.evidence import (
     ClaimEvent,
     ClaimState,
     EventKind,
+    Flips,
 )
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.evidence.candidates import MODEL
@@ -69,6 +71,7 @@ class ClaimFold:
         self._held: _Held | None = None
         self._own: list[Outcome] = []
         self._people = PeopleLabels()
+        self._compared = self._differing = 0
         self._fits = iter(FIT_SIZES)
         self._next_fit: int | None = next(self._fits)
         self._recorded: list[ClaimEvent] = []
@@ -84,7 +87,10 @@ class ClaimFold:
     def claim(self) -> Claim:
         """Return the claim with what its evidence says now."""
         held, earning = self._held, self._earning
-        claim = replace(self._claim, hypotheses=earning.tested, episode=earning.suspensions + 1)
+        claim = replace(
+            self._claim, hypotheses=earning.tested, episode=earning.suspensions + 1,
+            flips=self._flips(),
+        )  # fmt: skip
         if held is None:
             return replace(claim, audits=earning.counted)
         audits = held.watch.audits
@@ -208,6 +214,9 @@ class ClaimFold:
         if audit.verdict == "dropped":
             self._drop(audit)
             return
+        if audit.coin is not None and audit.verdict != "missing":
+            self._compared += 1
+            self._differing += audit.verdict == "different"
         if self._held is not None:
             self._watch(audit, self._held)
         if self._held is None and audit.hypothesis:
@@ -223,6 +232,12 @@ class ClaimFold:
             ClaimState.NOT_EARNABLE, ClaimState.HELD,
         ):  # fmt: skip
             self._change(ClaimState.NOT_EARNABLE, "not_earnable", _NOT_EARNABLE, audit)
+
+    def _flips(self) -> Flips | None:
+        if not self._claim.reference.startswith(BASELINE_PREFIX) or not self._compared:
+            return None
+        found = mean_sequence(self._differing, self._compared)
+        return Flips(self._compared, found.mean, (found.low, found.high))
 
     def _drop(self, audit: Audit) -> None:
         self._count_accepted(audit)

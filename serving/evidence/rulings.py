@@ -44,11 +44,24 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class BaselineClaim:
+    """The claim against the 16-bit baseline, beside that against a provider's model.
+
+    rate: probability of its coin.
+    """
+
+    claim: str
+    reference: str
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ruling:
     """How one request is served, and how its inputs become evidence.
 
     name: the claim's id. reference: the model that judges, `baseline/ID` for a local one, or None.
-    rate: probability of the coin of each input. group: that of all its inputs.
+    rate: probability of the coin of each input. group: that of all its inputs. baseline: the claim
+    under which the 16-bit baseline is asked, too; None where it is the reference or not configured.
     """
 
     standing: Standing
@@ -56,6 +69,7 @@ class Ruling:
     reference: str | None
     rate: float
     group: str
+    baseline: BaselineClaim | None = None
 
 
 @dataclass(slots=True)
@@ -137,16 +151,32 @@ class Evidence:
             ),
         )
         # Also where it is not known: it was deleted with its tenant, or is not folded yet.
-        if standing.claim is not None and (claim is None or definition.id not in self._scopes):
-            self._scopes[definition.id] = definition.scope
-            self._opened(definition)
+        if standing.claim is not None:
+            self._open(definition, claim)
         return Ruling(
             standing,
             definition.id,
             reference,
             self._rate(standing, claim),
             self._group(context),
+            self._beside(subject, caller.tenant) if external else None,
         )
+
+    def _open(self, definition: Definition, claim: Claim | None) -> None:
+        if claim is None or definition.id not in self._scopes:
+            self._scopes[definition.id] = definition.scope
+            self._opened(definition)
+
+    def _beside(self, subject: Subject, tenant: str) -> BaselineClaim | None:
+        """Return the baseline's claim, under which answers to other inputs are compared as well."""
+        reference = self._baseline_of(subject)
+        if reference is None:
+            return None
+        definition = self._definition(subject, tenant, reference)
+        claim = self.snapshot.find(definition.id)
+        self._open(definition, claim)
+        rate = audit_rate(claim, self.settings, self._now())
+        return BaselineClaim(definition.id, reference, rate)
 
     def scope(self, name: str) -> Scope:
         """Return the scope of a claim that a request had here."""
@@ -179,11 +209,19 @@ class Evidence:
 
     def _own_reference(self, subject: Subject, context: RequestContext) -> str | None:
         """Return the reference of inputs that no provider gets: the 16-bit baseline, or people."""
+        baseline = self._baseline_of(subject)
+        if baseline is not None:
+            return baseline
         settings = self.settings
-        if settings.baseline is not None and settings.baseline != subject.model:
-            return BASELINE_PREFIX + settings.baseline
         is_kept = settings.keep_texts is not None and context.options.audit != "never"
         return PEOPLE if is_kept and subject.spec.kind == "classification" else None
+
+    def _baseline_of(self, subject: Subject) -> str | None:
+        """Return the baseline's name; None where it answers the task itself, or no model does."""
+        baseline, has_model = self.settings.baseline, subject.grant.refusal is None
+        if baseline is None or not has_model or baseline == subject.model:
+            return None
+        return BASELINE_PREFIX + baseline
 
     def _rate(self, standing: Standing, claim: Claim | None) -> float:
         if standing.claim is None:

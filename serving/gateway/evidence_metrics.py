@@ -50,6 +50,30 @@ class EvidenceMetrics:
             "narrowgate_claim_missing_verdicts_share", "Share of audits without a verdict.",
             _LABELS, registry=registry,
         )  # fmt: skip
+        self._flips_share = Gauge(
+            "narrowgate_claim_flips_share",
+            "Share of inputs whose local answer differs from the 16-bit baseline's.",
+            _LABELS,
+            registry=registry,
+        )
+        self._flips_upper = Gauge(
+            "narrowgate_claim_flips_upper_bound",
+            "Upper bound of that share at 95 %, valid at every time.",
+            _LABELS,
+            registry=registry,
+        )
+        self._people = Gauge(
+            "narrowgate_claim_people_error",
+            "Error of accepted answers against people's labels.",
+            _LABELS,
+            registry=registry,
+        )
+        self._reference = Gauge(
+            "narrowgate_claim_reference_error",
+            "Error of the reference itself against people's labels.",
+            _LABELS,
+            registry=registry,
+        )
         self._transitions = Counter(
             "narrowgate_claim_transitions",
             "Claims earned, suspended, found not earnable or withdrawn, by the folding replica.",
@@ -85,6 +109,13 @@ class EvidenceMetrics:
             self._audits.labels(*names).set(claim.audits)
             self._accepted.labels(*names).set(claim.accepted)
             self._missing.labels(*names).set(claim.missing)
+            if claim.flips is not None:
+                self._flips_share.labels(*names).set(claim.flips.share)
+                self._flips_upper.labels(*names).set(claim.flips.interval[1])
+            if claim.people is not None:
+                self._people.labels(*names).set(claim.people.error)
+                if claim.people.reference_error is not None:
+                    self._reference.labels(*names).set(claim.people.reference_error)
 
     def claim_transition(self, claim: Claim, kind: str) -> None:
         """Count a transition."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from serving.contracts.deadline import Deadline
@@ -20,7 +20,7 @@ from serving.local.client import EngineClient
 from serving.pipeline.runner import BoundTask, Engine
 from serving.tasks.grant import Grant
 from serving.tasks.prompt import Turn
-from serving.tasks.task import bind
+from serving.tasks.task import Task, bind
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,14 @@ State = Literal["preparing", "failed", "starting", "ready", "unavailable"]
 class ConnectedModel:
     """A deployed model: the client of its engine, and its tasks by name.
 
-    max_chars: the most characters of a prompt that can fit its window.
+    max_chars: the most characters of a prompt that can fit its window. judged: every task, where
+    the model is the 16-bit baseline with which other models' answers are compared.
     """
 
     client: EngineClient
     tasks: Mapping[str, BoundTask]
     max_chars: int
+    judged: Mapping[str, BoundTask] = field(default_factory=dict)
 
 
 ReadStatuses = Callable[[], Mapping[str, ModelStatus]]
@@ -57,14 +59,22 @@ class LocalModels:
     ModelPreparing or ModelFailed; a frontier model may answer them. `clients` has connected models
     only.
 
-    specs: the tasks of each configured model, by model id. read: returns the models' statuses,
+    `judged` has the tasks of the 16-bit baseline: it answers audits alone.
+
+    specs: the tasks of each configured model, by model id. baseline: id of the one with which
+    answers are compared, and the tasks of all models. read: returns the models' statuses,
     blocking. connect: takes a model id and the name of its Serve application; called on the event
     loop.
     """
 
     def __init__(
-        self, specs: Mapping[str, Sequence[TaskSpec]], read: ReadStatuses, connect: Connect
+        self,
+        specs: Mapping[str, Sequence[TaskSpec]],
+        read: ReadStatuses,
+        connect: Connect,
+        baseline: tuple[str, Sequence[TaskSpec]] | None = None,
     ) -> None:
+        self.judged: dict[str, BoundTask] = {}
         self.tasks: dict[str, BoundTask] = {}
         self.engines: dict[str, Engine] = {}
         self.clients: dict[str, EngineClient] = {}
@@ -73,7 +83,9 @@ class LocalModels:
         self._read = read
         self._connect = connect
         for model_id, of_model in specs.items():
-            self._waiting[model_id] = _Waiting(model_id, of_model)
+            is_baseline = baseline is not None and baseline[0] == model_id
+            judged = baseline[1] if baseline is not None and is_baseline else ()
+            self._waiting[model_id] = _Waiting(model_id, of_model, judged)
             self.max_chars[model_id] = _ANY_WINDOW
             self._show(self._waiting[model_id])
 
@@ -146,26 +158,38 @@ class LocalModels:
         del self._waiting[waiting.model_id]
         self.engines[waiting.model_id] = waiting.connected.client
         self.tasks.update(waiting.connected.tasks)
+        self.judged.update(waiting.connected.judged)
 
     def _show(self, waiting: "_Waiting") -> None:
         self.engines[waiting.model_id] = _RefusingEngine(waiting.model_id, waiting.refusal())
         self.tasks.update(waiting.refused_tasks(self.engines[waiting.model_id]))
+        self.judged.update(waiting.refused_judged(self.engines[waiting.model_id]))
 
 
 class _Waiting:
     """A configured model that does not serve yet."""
 
-    def __init__(self, model_id: str, specs: Sequence[TaskSpec]) -> None:
+    def __init__(
+        self, model_id: str, specs: Sequence[TaskSpec], judged: Sequence[TaskSpec]
+    ) -> None:
         self.model_id = model_id
         self.status = ModelStatus("preparing")
         self.connected: ConnectedModel | None = None
         # A frontier model may answer in the meantime, with the task's prompt.
-        self._tasks = {spec.name: bind(spec, _BytesAsTokens(), _ANY_WINDOW) for spec in specs}
+        self._tasks = _unbound(specs)
+        self._judged = _unbound(judged)
 
     def refused_tasks(self, engine: Engine) -> dict[str, BoundTask]:
         """Return the model's tasks, each refused with the current reason."""
+        return self._refused(self._tasks, engine)
+
+    def refused_judged(self, engine: Engine) -> dict[str, BoundTask]:
+        """Return the tasks that the model answers for audits alone, each refused."""
+        return self._refused(self._judged, engine)
+
+    def _refused(self, tasks: Mapping[str, Task], engine: Engine) -> dict[str, BoundTask]:
         grant = Grant(result=None, attestation=None, refusal=self.refusal())
-        return {name: BoundTask(task, engine, grant) for name, task in self._tasks.items()}
+        return {name: BoundTask(task, engine, grant) for name, task in tasks.items()}
 
     def refusal(self) -> ModelPreparing | ModelFailed:
         """Return the error for requests to this model."""
@@ -187,6 +211,10 @@ class _Waiting:
             retry_after_s=min(left_s or _RETRY_AFTER_S, _LONGEST_RETRY_AFTER_S),
             progress=progress,
         )
+
+
+def _unbound(specs: Sequence[TaskSpec]) -> dict[str, Task]:
+    return {spec.name: bind(spec, _BytesAsTokens(), _ANY_WINDOW) for spec in specs}
 
 
 class _RefusingEngine:

@@ -57,7 +57,7 @@ class Observed:
     """One input of a request, as it was drawn at acceptance, before its answer was known.
 
     coin: whether the coin chose it. input: its name, drawn at random. is_affordable: the day's
-    budget had room for an audit.
+    budget had room for an audit. baseline_coin: whether the baseline's own coin chose it.
     """
 
     request: TaskRequest
@@ -68,13 +68,26 @@ class Observed:
     input: str
     drawn_at: datetime
     is_affordable: bool
+    baseline_coin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRunners:
+    """What answers audited inputs.
+
+    local: runs tasks on their local models. frontier_task: on a frontier model. baseline: on the
+    16-bit model, None where none is configured.
+    """
+
+    local: Runner[TaskBatch, TaskPlan]
+    frontier_task: Runner[TaskBatch, FrontierPlan]
+    baseline: Runner[TaskBatch, TaskPlan] | None = None
 
 
 class Auditor:
     """Runs audits with their own concurrency, deadline and queue. One for a process.
 
-    local: runs tasks on their local models. frontier_task: on a frontier model. baseline: on the
-    16-bit model, None where none is configured. embed: returns a text's vector, None without one.
+    embed: returns a text's vector, None without one.
     learn: stores an input with the reference's answer, from which heads learn; None where none do.
     keep: keeps the text of an audited input for people to label; None where none are kept.
     """
@@ -85,9 +98,7 @@ class Auditor:
         appender: EvidenceAppender,
         recorder: ExitRecorder,
         tasks: Mapping[str, BoundTask],
-        local: Runner[TaskBatch, TaskPlan],
-        frontier_task: Runner[TaskBatch, FrontierPlan],
-        baseline: Runner[TaskBatch, TaskPlan] | None = None,
+        runners: AuditRunners,
         embed: Embed | None = None,
         learn: Learn | None = None,
         keep: Keep | None = None,
@@ -96,9 +107,7 @@ class Auditor:
         self._appender = appender
         self._recorder = recorder
         self._tasks = tasks
-        self._local = local
-        self._frontier_task = frontier_task
-        self._baseline = baseline
+        self._runners = runners
         self._embed = embed
         self._learn = learn
         self._keep = keep
@@ -138,6 +147,7 @@ class Auditor:
         origin: Origin = "escalated" if answer.below_threshold else "accepted"
         if origin == "accepted":
             self.evidence.book.accepted[one.ruling.name] += 1
+        self._compare(one, local or answer)
         if not one.coin or one.ruling.reference is None:
             return
         if one.ruling.reference == PEOPLE:
@@ -158,6 +168,27 @@ class Auditor:
             # Accepted inputs are not audited now: a sample of escalated ones only would be biased.
             one = replace(one, coin=False)
         self._begin(one, "escalated", self._judge(one, "escalated", None, local, right, None))
+        if local is not None:
+            self._compare(one, local)
+
+    def _compare(self, one: Observed, local: Answer) -> None:
+        """Compare a local model's answer with the 16-bit baseline's, where its coin chose it."""
+        by_baseline = one.ruling.baseline
+        if not one.baseline_coin or by_baseline is None or self._runners.baseline is None:
+            return
+        # Under the baseline's claim the input is one more example, whoever answered the client.
+        other = replace(
+            one,
+            ruling=replace(
+                one.ruling,
+                standing=replace(one.ruling.standing, action=None),
+                name=by_baseline.claim,
+                reference=by_baseline.reference,
+                rate=by_baseline.rate,
+            ),
+            coin=True,
+        )
+        self._begin(other, "shadow", self._ask(other, "shadow", None, local))
 
     def _readable(self, one: Observed, reference: Outcome) -> "Value | _NoVerdict | None":
         """Return what the reference's answer says; None, counted, if it is not evidence."""
@@ -205,17 +236,20 @@ class Auditor:
     ) -> None:
         local: Answer | None = None
         if self._tasks[one.request.task].grant.refusal is None:
-            outcome = await self._run(self._local, one)
+            outcome = await self._run(self._runners.local, one)
             local = outcome.content if isinstance(outcome.content, Answer) else None
+        if local is not None:
+            self._compare(one, local)
         await self._judge(one, "shadow", None, local, right, cost_usd)
 
     async def _ask(
-        self, one: Observed, origin: Origin, served: Answer, local: Answer | None
+        self, one: Observed, origin: Origin, served: Answer | None, local: Answer | None
     ) -> None:
         reference = one.ruling.reference
         assert reference is not None
-        if self._baseline is not None and reference.startswith(BASELINE_PREFIX):
-            outcome = await self._run(self._baseline, one)
+        baseline = self._runners.baseline
+        if baseline is not None and reference.startswith(BASELINE_PREFIX):
+            outcome = await self._run(baseline, one)
         else:
             outcome = await self._run_reference(one, reference)
         right = _right(outcome, reference)
@@ -252,7 +286,7 @@ class Auditor:
             decision=None,
         )
         plan = replace(one.plan, batch=batch, reason="audit", fallback=fallback)
-        return await self._recorded(context, plan, lambda record: self._frontier_task.whole(
+        return await self._recorded(context, plan, lambda record: self._runners.frontier_task.whole(
             batch, fallback, record
         ))  # fmt: skip
 

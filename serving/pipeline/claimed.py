@@ -106,10 +106,14 @@ class Claimed:
                 fix="send route: auto where a reference is configured, or gate the model again",
             )
         now, is_affordable = evidence.now(), evidence.is_affordable()
+        beside = 0.0 if ruling.baseline is None else ruling.baseline.rate
         observed = tuple(
-            Observed(one, context, plan, ruling, coin(ruling.rate), uuid4().hex, now, is_affordable)
+            Observed(
+                one, context, plan, ruling, coin(ruling.rate), uuid4().hex, now, is_affordable,
+                coin(beside),
+            )
             for one in plan.batch.requests
-        )
+        )  # fmt: skip
         return _Taken(
             _planned(plan, ruling.standing, evidence.reference, has_model=has_model),
             ruling,

@@ -15,7 +15,7 @@ from serving.contracts.requests import AUTO, ChatRequest, CompletionRequest, Tas
 from serving.contracts.routing import Decision, DecisionLog, Router
 from serving.evidence.rulings import Evidence
 from serving.pipeline.admission import AdmissionQueue, Admitted, every_unit, one_call
-from serving.pipeline.auditor import Auditor, Embed
+from serving.pipeline.auditor import Auditor, AuditRunners, Embed
 from serving.pipeline.claimed import Claimed
 from serving.pipeline.claimed_local import ClaimedLocal
 from serving.pipeline.escalating import Escalating
@@ -128,11 +128,15 @@ class DecisionLogged:
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """What running under claims needs. auditor: makes the auditor of the runners of tasks."""
+    """What running under claims needs. auditor: makes the auditor of the runners.
+
+    baseline: the tasks of the 16-bit model with which local answers are compared.
+    """
 
     evidence: Evidence
-    auditor: Callable[[Runner[TaskBatch, TaskPlan], Runner[TaskBatch, FrontierPlan]], Auditor]
+    auditor: Callable[[AuditRunners], Auditor]
     embed: Embed | None = None
+    baseline: Mapping[str, BoundTask] | None = None
 
 
 def build_runners(
@@ -156,28 +160,31 @@ def build_runners(
     frontier_task: Runner[TaskBatch, FrontierPlan] = Admitted(
         FrontierTaskRunner(tasks, frontier), remote, one_call
     )
+    baseline: Runner[TaskBatch, TaskPlan] | None = None
+    if audited is not None and audited.baseline is not None:
+        baseline = Admitted(LocalTaskRunner(audited.baseline, meters), local, every_unit)
+    asked = AuditRunners(local_task, frontier_task, baseline)
     frontier_model = DecisionLogged(
         Admitted(FrontierModelRunner(frontier), remote, one_call), decisions
     )
     return {
         LocalPlan: Admitted(LocalModelRunner(engines, meters), local, every_unit),
         FrontierPlan: frontier_model,
-        TaskPlan: _task_runner(tasks, local_task, frontier_task, frontier_model, audited),
+        TaskPlan: _task_runner(tasks, asked, frontier_model, audited),
     }
 
 
 def _task_runner(
     tasks: Mapping[str, BoundTask],
-    local: Runner[TaskBatch, TaskPlan],
-    frontier_task: Runner[TaskBatch, FrontierPlan],
+    asked: AuditRunners,
     frontier_model: Runner[ChatRequest, FrontierPlan],
     audited: Audited | None,
 ) -> Runner[Any, TaskPlan]:
     if audited is None:
-        return Escalating(local, frontier_task, frontier_model, tasks)
-    claimed = ClaimedLocal(local, tasks, audited.evidence, audited.embed)
-    escalating = Escalating(claimed, frontier_task, frontier_model, tasks)
-    return Claimed(escalating, tasks, audited.auditor(local, frontier_task))
+        return Escalating(asked.local, asked.frontier_task, frontier_model, tasks)
+    claimed = ClaimedLocal(asked.local, tasks, audited.evidence, audited.embed)
+    escalating = Escalating(claimed, asked.frontier_task, frontier_model, tasks)
+    return Claimed(escalating, tasks, audited.auditor(asked))
 
 
 def _row(

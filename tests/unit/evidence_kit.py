@@ -1,10 +1,19 @@
 """The HTTP application with tasks under claims: real stores, a scripted frontier and engine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from serving.contracts.deadline import Deadline
+from serving.contracts.engine import (
+    EngineOutput,
+    EngineWork,
+    ScoreOutput,
+    ScoreWork,
+    TokenCounts,
+)
+from serving.contracts.errors import NarrowgateError
 from serving.contracts.evidence import Action, Audit, Candidate, Claim, ClaimEvent, Scope
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.frontier_settings import FrontierSettings
@@ -13,18 +22,24 @@ from serving.contracts.settings import Replicas
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.fold import rules_version
+from serving.evidence.heads.cipher import VectorCipher
 from serving.evidence.keeper import EvidenceKeeper
+from serving.evidence.kept_texts import KeptTexts
 from serving.evidence.rulings import Evidence
+from serving.evidence.service import EvidenceService
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.store import Definition, EvidenceStore
 from serving.ledger.database import Database
-from serving.pipeline.auditor import Auditor
+from serving.pipeline.auditor import Auditor, AuditRunners
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.request_path import Audited, build_runners
+from serving.pipeline.runner import BoundTask
 from serving.tasks.grant import Grant
+from serving.tasks.task import bind
 
-from .scripted import MODEL, Server
+from .character_tokenizer import CharacterTokenizer
+from .scripted import MODEL, WINDOW, ScriptedEngine, Server
 
 REFERENCE = FrontierSettings().tiers["economy"][0]
 AT = datetime(2026, 11, 2, 12, tzinfo=UTC)
@@ -63,6 +78,36 @@ def keeper(
     return EvidenceKeeper(store, settings, snapshot, Transitions(), clock, **changes)
 
 
+WIDE = "wide"
+"""The 16-bit model."""
+
+
+class WideEngine(ScriptedEngine):
+    """The 16-bit baseline: like the scripted engine, and where flips is set, another label wins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model_id = WIDE
+        self.flips: Callable[[int], bool] = lambda number: False
+        self.runs = 0
+
+    async def run(
+        self, works: Sequence[EngineWork], deadline: Deadline
+    ) -> list[EngineOutput | NarrowgateError]:
+        outputs: list[EngineOutput | NarrowgateError] = []
+        for work in works:
+            self.runs += 1
+            assert isinstance(work, ScoreWork)
+            best = 1 if self.flips(self.runs) else 0
+            points = [
+                tuple(0.0 if n == min(best, len(point.candidates) - 1) else -2.0
+                      for n in range(len(point.candidates)))
+                for point in work.points
+            ]  # fmt: skip
+            outputs.append(ScoreOutput(tuple(points), TokenCounts(7, 3, 0)))
+        return outputs
+
+
 class EvidenceServer:
     """A server whose tasks run under claims, over a migrated database."""
 
@@ -76,6 +121,8 @@ class EvidenceServer:
         reference: str | None = REFERENCE,
         tenants: Mapping[str, Tenant] | None = None,
     ) -> None:
+        cipher = VectorCipher([b"v" * 32])
+        self.texts = None if settings.keep_texts is None else KeptTexts(database, cipher)
         self.server = Server(specs, grants)
         self.server.frontier.reply = reply
         self.store = EvidenceStore(database)
@@ -93,23 +140,42 @@ class EvidenceServer:
             lambda name: known.get(name, Tenant(name)), self.appender.open, b"k" * 32,
             now=lambda: self.now,
         )  # fmt: skip
+        service = EvidenceService(
+            settings, self.store, self.snapshot, self.keeper, self.appender, self.evidence,
+            texts=self.texts,
+        )  # fmt: skip
         context = self.server.context
         tasks = context.models.tasks
         recorder = ExitRecorder(self.server.ledger, self.server.exits)
 
-        def auditor(local: Any, frontier_task: Any) -> Auditor:
+        def auditor(runners: AuditRunners) -> Auditor:
             self.auditor = Auditor(
-                self.evidence, self.appender, recorder, tasks, local, frontier_task
-            )
+                self.evidence, self.appender, recorder, tasks, runners,
+                keep=None if self.texts is None else service.keep,
+            )  # fmt: skip
             return self.auditor
 
         runners = build_runners(
-            tasks, context.models.engines, {MODEL: ReplicaMeter(Replicas())}, self.server.frontier,
-            self.server.decisions, context.local_admission, context.frontier_admission,
-            Audited(self.evidence, auditor),
+            tasks, context.models.engines, {MODEL: ReplicaMeter(Replicas()), WIDE: ReplicaMeter(Replicas())},
+            self.server.frontier, self.server.decisions, context.local_admission, context.frontier_admission,
+            Audited(self.evidence, auditor, baseline=self._baseline(specs, settings)),
         )  # fmt: skip
-        # The one part of a wired server that these tests replace.
+        # The parts of a wired server that these tests replace.
         object.__setattr__(context, "path", replace(context.path, runners=runners))
+        object.__setattr__(context, "evidence", service)
+
+    def _baseline(
+        self, specs: dict[str, TaskSpec], settings: EvidenceSettings
+    ) -> dict[str, BoundTask] | None:
+        """Return the tasks on a second engine, the 16-bit model; None where none is configured."""
+        if settings.baseline is None:
+            return None
+        self.wide = WideEngine()
+        grant = Grant(None, None, None)
+        return {
+            name: BoundTask(bind(spec, CharacterTokenizer(), WINDOW), self.wide, grant)
+            for name, spec in specs.items()
+        }
 
     async def ready(self) -> "EvidenceServer":
         await self.server.ready()

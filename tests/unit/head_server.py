@@ -27,7 +27,7 @@ from serving.evidence.heads.candidate import DIMENSIONS
 from serving.evidence.heads.service import HeadService, build_heads
 from serving.evidence.service import EvidenceService, build_evidence
 from serving.ledger.database import Database
-from serving.pipeline.auditor import Auditor
+from serving.pipeline.auditor import Auditor, AuditRunners
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.request_path import Audited, build_runners
@@ -165,10 +165,10 @@ class HeadServer:
         self.evidence: EvidenceService = replace(service, heads=self.heads)
         recorder = ExitRecorder(self.server.ledger, self.server.exits)
 
-        def auditor(local: Any, frontier_task: Any) -> Auditor:
+        def auditor(runners: AuditRunners) -> Auditor:
             self.auditor = Auditor(
-                service.evidence, service.appender, recorder, context.models.tasks, local,
-                frontier_task, embed=embed, learn=self.heads.learn,
+                service.evidence, service.appender, recorder, context.models.tasks, runners,
+                embed=embed, learn=self.heads.learn,
             )  # fmt: skip
             return self.auditor
 

@@ -10,7 +10,7 @@ import pytest
 from serving.commands import evidence as command
 from serving.contracts.errors import InvalidRequest, InvalidSettings, NotFound
 from serving.contracts.evidence import ClaimState
-from serving.evidence.administration import Label, label, listed, shown, withdraw
+from serving.evidence.administration import listed, shown, withdraw
 from serving.evidence.export import export_claim
 from serving.evidence.replay import Replayed, replay
 from serving.evidence.store import EvidenceStore
@@ -53,19 +53,6 @@ def test_a_withdrawn_claim_stays_withdrawn(store: EvidenceStore) -> None:
     assert store.states().claims["c1"].state is ClaimState.WITHDRAWN
     with pytest.raises(InvalidRequest):
         withdraw(store, "c1", "again", "k1")
-
-
-def test_people_label_what_was_audited(store: EvidenceStore) -> None:
-    labels = [Label("r1", "World"), Label("r2", "Sports")]
-    assert label(store, "c1", labels, "ann") == 2
-    # The same person's second label of an input is not another one.
-    assert label(store, "c1", labels[:1], "ann") == 0
-    assert label(store, "c1", [Label("r1", "Sports")], "bob") == 1
-    people = shown(store, "c1", "k1")["people"]
-    assert (people["labels"], people["labelled_twice"], people["agreement"]) == (3, 1, 0.0)
-    assert people["served_error"] == pytest.approx(2 / 3)
-    with pytest.raises(InvalidRequest, match="no audited input"):
-        label(store, "c1", [Label("never", "World")], "ann")
 
 
 def test_an_exported_claim_is_signed(store: EvidenceStore, tmp_path: Path) -> None:
@@ -116,5 +103,6 @@ def test_the_command_line(
     assert run(capsys, state, "delete", "--tenant", "default") == {
         "deleted": 70,
         "examples": 0,
+        "texts": 0,
     }
     assert run(capsys, state, "list") == []

@@ -151,6 +151,15 @@ def test_no_key_is_trusted_for_models_and_for_evidence(tmp_path: Path) -> None:
     assert [str(key) in problem.message for problem in found] == [True]
 
 
-def test_settings_of_evidence_without_effect_are_refused() -> None:
-    found = problems(Settings(evidence=EvidenceSettings(keep_texts=7)))
-    assert "evidence.keep_texts" in [problem.field for problem in found]
+def test_the_baseline_is_a_model_of_the_settings_in_16_bits() -> None:
+    found = problems(Settings(evidence=EvidenceSettings(baseline="wide")))
+    assert ["'wide' is no model" in p.message for p in found if p.field == "evidence.baseline"] == [
+        True
+    ]
+    base = Settings().models[0]
+    narrow = base.model_copy(update={"id": "narrow", "source": f"{base.source}@int8-w8a8"})
+    settings = Settings(models=(base, narrow), evidence=EvidenceSettings(baseline="narrow"))
+    found = [p for p in problems(settings) if p.field == "evidence.baseline"]
+    assert ["is quantized" in problem.message for problem in found] == [True]
+    settings = Settings(models=(narrow, base), evidence=EvidenceSettings(baseline=base.id))
+    assert [p for p in problems(settings) if p.field == "evidence.baseline"] == []

@@ -7,6 +7,7 @@ from serving.evidence.statistics.betting import Floats
 from serving.evidence.statistics.intervals import clopper_pearson, mean_sequence
 from serving.evidence.statistics.people import (
     MIN_LABELS,
+    agreement,
     error_against_people,
     error_against_people_over_time,
 )
@@ -91,3 +92,12 @@ def test_labels_and_verdicts_must_be_pairs() -> None:
         error_against_people(np.zeros(3), np.zeros(1), np.zeros(2))
     with pytest.raises(ValueError, match="people labelled no audited input"):
         error_against_people(np.zeros(3), np.empty(0), np.empty(0))
+
+
+def test_kappa_of_a_published_table() -> None:
+    # Cohen (1960), as in the usual worked example of 50 proposals: 20 yes-yes, 15 no-no, 5 and 10.
+    pairs = [("y", "y")] * 20 + [("y", "n")] * 5 + [("n", "y")] * 10 + [("n", "n")] * 15
+    found = agreement(pairs)
+    assert found.share.mean == pytest.approx(0.7)
+    assert found.kappa == pytest.approx(0.4)
+    assert agreement([("y", "y")] * 3).kappa is None

@@ -1,0 +1,31 @@
+"""Reads files of JSON Lines that users write."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from serving.contracts.errors import InvalidArgument
+
+
+def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return a file's objects, empty lines left out. needed: fields that each has as text.
+
+    Raises InvalidArgument.
+    """
+    found = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
+            row = json.loads(line) if line.strip() else None
+            if row is not None and not all(isinstance(row.get(name), str) for name in needed):
+                raise InvalidArgument(
+                    f"{file}, line {number} lacks one of {', '.join(needed)} as text",
+                    field="FILE",
+                    fix="write one JSON object a line",
+                )
+            found += [] if row is None else [row]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InvalidArgument(
+            f"{file} cannot be read as JSON Lines: {type(error).__name__}", field="FILE"
+        ) from error
+    return found
