@@ -70,13 +70,17 @@ def problems(settings: Settings) -> Iterator[InvalidSettings]:
 
 def _evidence(settings: Settings) -> Iterator[InvalidSettings]:
     evidence = settings.evidence
-    own = {path.resolve() for path in evidence.trusted_keys}
+    own = set().union(*map(_key_names, evidence.trusted_keys))
     if evidence.signing_key is not None:
         # Where `narrowgate keygen` puts the public half.
-        own |= {evidence.signing_key.with_suffix(".pub").resolve(),
-                Path(f"{evidence.signing_key}.pub").resolve()}  # fmt: skip
+        for path in (
+            evidence.signing_key,
+            evidence.signing_key.with_suffix(".pub"),
+            Path(f"{evidence.signing_key}.pub"),
+        ):
+            own |= _key_names(path)
     for path in settings.attestation.trusted_keys:
-        if path.resolve() in own:
+        if _key_names(path) & own:
             yield InvalidSettings(
                 f"the key {str(path)!r} is trusted for models and for evidence: a broken gateway "
                 "could attest models",
@@ -84,18 +88,38 @@ def _evidence(settings: Settings) -> Iterator[InvalidSettings]:
                 fix="make a key for evidence alone with narrowgate keygen",
             )
     baseline = next((m for m in settings.models if m.id == evidence.baseline), None)
-    if evidence.baseline is not None and baseline is None:
-        yield InvalidSettings(
-            f"evidence.baseline {evidence.baseline!r} is no model of the settings",
-            field="evidence.baseline",
-            fix="use one of: " + ", ".join(model.id for model in settings.models),
-        )
-    elif baseline is not None and bundled_recipe(baseline.source) is not None:
+    if baseline is not None and bundled_recipe(baseline.source) is not None:
         yield InvalidSettings(
             f"evidence.baseline {evidence.baseline!r} is quantized ({baseline.source!r})",
             field="evidence.baseline",
             fix="name a model in 16 bits, as a second model of the settings",
         )
+
+
+def _key_names(path: Path) -> set[object]:
+    """Return by what a key file is known: its path, and its public key where it can be read.
+
+    A copy under another name is the same key.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import (
+        load_pem_private_key,
+        load_pem_public_key,
+    )
+
+    found: set[object] = {path.resolve()}
+    try:
+        content = path.read_bytes()
+        if b"PRIVATE KEY" in content:
+            private = load_pem_private_key(content, None)
+            if isinstance(private, Ed25519PrivateKey):
+                found.add(private.public_key().public_bytes_raw())
+        else:
+            found.add(load_pem_public_key(content).public_bytes_raw())  # type: ignore[union-attr]
+    except (OSError, ValueError, TypeError, AttributeError):
+        # Whoever reads the key reports what is wrong with it.
+        return found
+    return found
 
 
 def _models(settings: Settings) -> Iterator[InvalidSettings]:

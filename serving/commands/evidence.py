@@ -27,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="list claims, those in force first")
     show = actions.add_parser("show", help="show a claim's course, events and verdicts")
+    show.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
     label = actions.add_parser("label", help="note a person's labels of audited inputs")
     replay = actions.add_parser(
         "replay", help="when would labelled inputs earn a claim on the running server?"
@@ -88,7 +89,14 @@ def _list(args: argparse.Namespace, store: Any) -> int:
 def _show(args: argparse.Namespace, store: Any) -> int:
     from serving.evidence.administration import shown
 
-    found = shown(store, args.claim, _ACTOR, evidence_label.texts_of(args, store))
+    all_ = shown(store, args.claim, _ACTOR, evidence_label.texts_of(args, store))
+    if args.html is not None:
+        from serving.evidence.page import render_claim
+
+        args.html.write_text(render_claim(all_), encoding="utf-8")
+        print(json.dumps({"file": str(args.html)}) if args.json else f"{args.html} is written")
+        return 0
+    found = all_.document()
     if args.json:
         print(json.dumps(found))
         return 0
@@ -106,6 +114,9 @@ def _show(args: argparse.Namespace, store: Any) -> int:
     _print_people(found["people"])
     for point in found["course"][:: max(1, len(found["course"]) // 20)]:
         print(f"{point['audits']:>6} audits {_bar(point, claim['target_error'])}")
+    coverage = found["periods"][-1]["coverage"]
+    if coverage is not None:
+        print(f"coverage since it was earned: {coverage:.1%}")
     print("verdicts: " + ", ".join(f"{n} {kind}" for kind, n in found["verdicts"].items()))
     return 0
 

@@ -1,4 +1,4 @@
-"""`narrowgate verify`: check a model against its attestation, as serving does at load."""
+"""`narrowgate verify`: check a model against its attestation, or an exported claim."""
 
 import argparse
 import json
@@ -11,14 +11,18 @@ from serving.commands.progress import step
 
 if TYPE_CHECKING:
     from serving.artifacts.trust import Attestation
+    from serving.contracts.errors import NarrowgateError
     from serving.contracts.settings import ModelSettings
 
-HELP = "verify a model's attestation: signature, age, every file, and with --probe its answers"
+HELP = "verify a model's attestation (signature, age, files, --probe its answers) or a claim"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the model's folder")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR",
+        help="the model's folder, or the file of an exported claim",
+    )  # fmt: skip
     parser.add_argument(
         "--trust", type=Path, action="append", required=True, metavar="FILE",
         help="public key that is trusted; repeatable",
@@ -51,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     )
     from serving.contracts.errors import AttestationRefused
 
+    if args.folder.is_file():
+        return _verify_claim(args)
     policy = TrustPolicy(tuple(args.trust), args.max_age_days)
     try:
         found = read_attestation(attestation_path(args.folder, args.attestation), policy)
@@ -60,13 +66,7 @@ def run(args: argparse.Namespace) -> int:
         if args.probe:
             _probe(args.folder, found, _model(args.config, args.model))
     except AttestationRefused as error:
-        if args.json:
-            print(json.dumps({"valid": False, "reason": error.message, "fix": error.fix}))
-        else:
-            print(f"REFUSED: {error.message}")
-            if error.fix:
-                print(f"  fix: {error.fix}")
-        return 1
+        return _refused(args, error)
     if args.json:
         document = {**_document(found), "digest_seconds": seconds, "probed": args.probe}
         print(json.dumps(document))
@@ -77,6 +77,42 @@ def run(args: argparse.Namespace) -> int:
         if args.probe:
             count = sum(len(each.probes) for each in found.predicate.probes.values())
             print(f"  {count} probes answered as attested")
+    return 0
+
+
+def _refused(args: argparse.Namespace, error: "NarrowgateError") -> int:
+    if args.json:
+        print(json.dumps({"valid": False, "reason": error.message, "fix": error.fix}))
+    else:
+        print(f"REFUSED: {error.message}")
+        if error.fix:
+            print(f"  fix: {error.fix}")
+    return 1
+
+
+def _verify_claim(args: argparse.Namespace) -> int:
+    from serving.contracts.errors import AttestationRefused
+    from serving.evidence.administration import document
+    from serving.evidence.export import verify_claim
+
+    try:
+        found = verify_claim(args.folder, args.trust)
+    except AttestationRefused as error:
+        return _refused(args, error)
+    claim = found.claim
+    if args.json:
+        print(json.dumps({"valid": True, "key_id": found.key_id, "claim": document(claim)}))
+        return 0
+    print(f"valid: claim {claim.id} on {claim.scope.subject}, {claim.state.value} when exported")
+    print(f"  signed by    {found.key_id}")
+    print(f"  target       error at most {claim.target_error:g} against {claim.reference}")
+    if claim.observed_error is not None and claim.interval is not None:
+        low, high = claim.interval
+        print(
+            f"  observed     {claim.observed_error:.3f} ({low:.3f} to {high:.3f}) in "
+            f"{claim.audits} audits"
+        )
+    print("  A claim is in force only where it was earned; reading it changes nothing.")
     return 0
 
 

@@ -3,7 +3,7 @@
 Every function is blocking and raises LedgerUnavailable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,15 +12,14 @@ from pydantic import TypeAdapter
 
 from serving.contracts.errors import InvalidRequest, NotFound
 from serving.contracts.evidence import PEOPLE, Audit, Candidate, Claim, ClaimEvent, ClaimState
+from serving.evidence.history import Period, history
 from serving.evidence.kept_texts import KeptText, KeptTexts
 from serving.evidence.people_error import labelled_row_candidates
-from serving.evidence.statistics.intervals import mean_sequence
 from serving.evidence.statistics.people import agreement
 from serving.evidence.store import EvidenceStore
 
 _CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
 _EVENT: TypeAdapter[ClaimEvent] = TypeAdapter(ClaimEvent)
-_POINTS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +45,34 @@ def document(claim: Claim) -> dict[str, Any]:
     return found
 
 
-def shown(
-    store: EvidenceStore, name: str, actor: str, texts: KeptTexts | None = None
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A claim with everything that its page and `show` print. people: what labels say."""
+
+    claim: Claim
+    events: Sequence[ClaimEvent]
+    audits: Sequence[Audit]
+    periods: Sequence[Period]
+    people: Mapping[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        periods = [period.document() for period in self.periods]
+        is_held = self.claim.state is ClaimState.HELD
+        return {
+            "claim": document(self.claim),
+            "events": [_EVENT.dump_python(event, mode="json") for event in self.events],
+            "course": periods[-1]["points"] if is_held else [],
+            "periods": periods,
+            "verdicts": {
+                verdict: sum(audit.verdict == verdict for audit in self.audits)
+                for verdict in ("same", "different", "missing", "dropped")
+            },
+            "people": dict(self.people),
+        }
+
+
+def shown(store: EvidenceStore, name: str, actor: str, texts: KeptTexts | None = None) -> Shown:
     """Return a claim with its events, the course of its error, and people's labels.
 
     Noted as an act. Raises NotFound.
@@ -58,16 +82,9 @@ def shown(
     rows = _rows(store, name)
     events = [row for row in rows if isinstance(row, ClaimEvent)]
     audits = [row for row in rows if isinstance(row, Audit)]
-    return {
-        "claim": document(claim),
-        "events": [_EVENT.dump_python(event, mode="json") for event in events],
-        "course": _course(claim, audits),
-        "verdicts": {
-            verdict: sum(audit.verdict == verdict for audit in audits)
-            for verdict in ("same", "different", "missing", "dropped")
-        },
-        "people": _people(claim, audits, texts),
-    }
+    begun = next((item.has_suite for item in store.definitions() if item.id == name), False)
+    periods = history("provisional" if begun else "shadow", rows)
+    return Shown(claim, events, audits, periods, _people(claim, audits, texts))
 
 
 def withdraw(store: EvidenceStore, name: str, reason: str, actor: str) -> None:
@@ -212,27 +229,6 @@ def _rows(store: EvidenceStore, name: str) -> list[Audit | ClaimEvent]:
     while rows := store.rows_after(found[-1].sequence if found else 0, name):
         found += rows
     return found
-
-
-def _course(claim: Claim, audits: Sequence[Audit]) -> list[dict[str, Any]]:
-    """Return the confidence sequence of the present hypothesis at up to 200 of its audits."""
-    number = 0 if claim.action is None else claim.action.hypothesis
-    own = [
-        audit
-        for audit in audits
-        if audit.origin == "accepted" and audit.hypothesis == number and audit.loss is not None
-    ]
-    step = max(1, len(own) // _POINTS)
-    losses, points = 0.0, []
-    for count, audit in enumerate(own, 1):
-        losses += audit.loss or 0.0
-        if count % step == 0 or count == len(own):
-            found = mean_sequence(losses, count)
-            points.append({
-                "at": audit.judged_at.isoformat(), "audits": count, "error": found.mean,
-                "low": found.low, "high": found.high,
-            })  # fmt: skip
-    return points
 
 
 def _people(claim: Claim, audits: Sequence[Audit], texts: KeptTexts | None) -> dict[str, Any]:

@@ -1,16 +1,37 @@
-"""Writes a claim as an in-toto statement, signed with evidence's own key."""
+"""Writes a claim as an in-toto statement signed with evidence's own key, and verifies one."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from serving.artifacts.envelope import signed_envelope
+from pydantic import TypeAdapter, ValidationError
+
+from serving.artifacts.envelope import (
+    DamagedEnvelope,
+    UnsignedEnvelope,
+    signed_envelope,
+    verified_payload,
+)
 from serving.artifacts.signing_key import load_signer, read_key
+from serving.artifacts.trust import trusted_keys
 from serving.contracts.attestation import STATEMENT_TYPE
-from serving.contracts.errors import InvalidSettings
+from serving.contracts.errors import AttestationRefused, InvalidSettings
+from serving.contracts.evidence import Claim, claim_id
 from serving.evidence.administration import document, require
 from serving.evidence.store import EvidenceStore
 
 PREDICATE_TYPE = "urn:narrowgate:evidence:claim:v1"
+_CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
+_MAX_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedClaim:
+    """A claim whose statement a trusted key signed. It is never in force by being read."""
+
+    claim: Claim
+    key_id: str
 
 
 def export_claim(store: EvidenceStore, name: str, signing_key: Path | None, actor: str) -> bytes:
@@ -35,3 +56,40 @@ def export_claim(store: EvidenceStore, name: str, signing_key: Path | None, acto
     envelope = signed_envelope(payload, load_signer(read_key(signing_key), "the evidence key"))
     store.act(actor, "export", name)
     return envelope
+
+
+def verify_claim(file: Path, trusted: Sequence[Path]) -> ExportedClaim:
+    """Return the claim of an exported statement. Blocking.
+
+    Raises AttestationRefused where no trusted key signed it, it states something else than a claim,
+    or its id does not follow from what it states; InvalidKey for a key that cannot be read.
+    """
+    keys = trusted_keys(trusted, "trust")
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise AttestationRefused(f"{file} is larger than any claim")
+        payload, key_id = verified_payload(file.read_bytes(), keys)
+    except (DamagedEnvelope, UnsignedEnvelope) as error:
+        raise AttestationRefused(f"{file} {error}", fix="trust the key that signed it") from error
+    except OSError as error:
+        raise AttestationRefused(f"{str(file)!r} cannot be read: {error.strerror}") from error
+    statement = json.loads(payload)
+    kind = statement.get("predicateType") if isinstance(statement, dict) else None
+    if kind != PREDICATE_TYPE:
+        raise AttestationRefused(
+            f"{file} states {kind!r} and not {PREDICATE_TYPE!r}",
+            fix="verify a model by its folder: narrowgate verify DIR",
+        )
+    try:
+        claim = _CLAIM.validate_python(statement["predicate"])
+    except (KeyError, ValidationError) as error:
+        raise AttestationRefused(
+            f"{file} is signed, and is no claim that this version can read"
+        ) from error
+    expected = claim_id(claim.scope, claim.loss, claim.target_error, claim.reference)
+    subject = statement.get("subject", [{}])[0].get("digest", {}).get("claim")
+    if not expected == claim.id == subject:
+        raise AttestationRefused(
+            f"{file}: the id {claim.id!r} does not follow from the claim's scope ({expected!r})"
+        )
+    return ExportedClaim(claim, key_id)

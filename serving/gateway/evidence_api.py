@@ -4,6 +4,7 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.contracts.errors import InvalidRequest, NotFound
@@ -12,6 +13,8 @@ from serving.evidence import administration
 from serving.evidence.kept_texts import KeptTexts, erase_texts
 from serving.evidence.store import EvidenceStore, Whose
 from serving.gateway.context import Context, GatewayContext
+
+_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 router = APIRouter(prefix="/v1/admin", tags=["evidence"])
 
@@ -59,9 +62,17 @@ async def list_claims(context: Context) -> dict[str, Any]:
 @router.get("/claims/{claim}")
 async def show_claim(claim: str, context: Context, actor: Actor) -> dict[str, Any]:
     """Show a claim with its events, the course of its error, and people's labels."""
-    return await asyncio.to_thread(
-        administration.shown, _store(context), claim, actor, _texts(context)
-    )
+    return await asyncio.to_thread(lambda: _shown(claim, context, actor).document())
+
+
+@router.get("/claims/{claim}/page", response_class=HTMLResponse)
+async def show_page(claim: str, context: Context, actor: Actor) -> HTMLResponse:
+    """Show a claim as a page, which runs no script and loads no other file."""
+    # Loads matplotlib, which no other request needs.
+    from serving.evidence.page import render_claim
+
+    page = await asyncio.to_thread(lambda: render_claim(_shown(claim, context, actor)))
+    return HTMLResponse(page, headers={"content-security-policy": _PAGE_POLICY})
 
 
 @router.get("/claims/{claim}/texts")
@@ -125,6 +136,10 @@ async def delete_evidence(
     examples = await asyncio.to_thread(heads.delete, whose)
     await heads.refresh()
     return {"deleted": count, "examples": examples, "texts": texts}
+
+
+def _shown(claim: str, context: GatewayContext, actor: str) -> administration.Shown:
+    return administration.shown(_store(context), claim, actor, _texts(context))
 
 
 def _store(context: GatewayContext) -> EvidenceStore:

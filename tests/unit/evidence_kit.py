@@ -155,9 +155,10 @@ class EvidenceServer:
             )  # fmt: skip
             return self.auditor
 
+        meters = {name: ReplicaMeter(Replicas()) for name in (MODEL, WIDE)}
         runners = build_runners(
-            tasks, context.models.engines, {MODEL: ReplicaMeter(Replicas()), WIDE: ReplicaMeter(Replicas())},
-            self.server.frontier, self.server.decisions, context.local_admission, context.frontier_admission,
+            tasks, context.models.engines, meters, self.server.frontier, self.server.decisions,
+            context.local_admission, context.frontier_admission,
             Audited(self.evidence, auditor, baseline=self._baseline(specs, settings)),
         )  # fmt: skip
         # The parts of a wired server that these tests replace.

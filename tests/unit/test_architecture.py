@@ -14,7 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "local": {"tasks", "artifacts", "host"},
     "embedding": set(),
     "routing": {"tasks", "embedding"},
-    "evidence": {"tasks", "embedding", "host", "artifacts", "ledger"},
+    "evidence": {"tasks", "embedding", "host", "artifacts", "ledger", "reporting"},
     "frontier": set(),
     "ledger": {"reporting"},
     "pipeline": {"tasks", "routing", "evidence"},

@@ -2,21 +2,27 @@
 
 import json
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serving.artifacts.envelope import signed_envelope
+from serving.artifacts.signing_key import load_signer, read_key
+from serving.cli import main
 from serving.commands import evidence as command
 from serving.contracts.errors import InvalidRequest, InvalidSettings, NotFound
-from serving.contracts.evidence import ClaimState
-from serving.evidence.administration import listed, shown, withdraw
-from serving.evidence.export import export_claim
+from serving.contracts.evidence import ClaimState, claim_id
+from serving.evidence.administration import document, listed, shown, withdraw
+from serving.evidence.export import PREDICATE_TYPE, export_claim
+from serving.evidence.page import render_claim
 from serving.evidence.replay import Replayed, replay
 from serving.evidence.store import EvidenceStore
 
-from .attested import make_key
-from .evidence_kit import EARLY, audit, keeper, opening
+from .attested import attest, make_key, predicate, write_model
+from .evidence_kit import EARLY, audit, defined, keeper, opening
 
 
 @pytest.fixture
@@ -35,7 +41,7 @@ def store(store: EvidenceStore) -> EvidenceStore:
 def test_a_claim_is_shown_with_its_course(store: EvidenceStore) -> None:
     (claim,) = listed(store)
     assert (claim["id"], claim["state"], claim["audits"]) == ("c1", "held", 10)
-    found = shown(store, "c1", "k1")
+    found = shown(store, "c1", "k1").document()
     assert [event["kind"] for event in found["events"]] == ["tested", "earned"]
     assert found["course"][-1]["audits"] == 10
     assert found["course"][-1]["error"] == pytest.approx(0.1)
@@ -67,6 +73,80 @@ def test_an_exported_claim_is_signed(store: EvidenceStore, tmp_path: Path) -> No
     assert statement["predicate"]["id"] == "c1"
     with pytest.raises(InvalidSettings):
         export_claim(store, "c1", None, "k1")
+
+
+def real_claim(database: Database) -> tuple[EvidenceStore, str]:
+    """Return a store with a claim whose id follows from its scope, as a gateway makes it."""
+    store, made = EvidenceStore(database), defined()
+    name = claim_id(made.scope, "exact", made.target_error, made.reference)
+    store.register([replace(made, id=name)])
+    keeper(store).round_blocking()
+    return store, name
+
+
+def test_an_exported_claim_is_verified_by_its_own_key_alone(
+    database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, name = real_claim(database)
+    pair, other = make_key(tmp_path / "a"), make_key(tmp_path / "b")
+    file = tmp_path / "claim.json"
+    file.write_bytes(export_claim(store, name, pair.private, "k1"))
+    trust = ["--trust", str(pair.public)]
+    assert main(["verify", str(file), *trust]) == 0
+    assert f"valid: claim {name} on topic" in capsys.readouterr().out
+    assert main(["verify", str(file), "--trust", str(other.public), "--json"]) == 1
+    assert "no valid signature of a trusted key" in capsys.readouterr().out
+    # Signed, and about something else: a model's attestation is no claim, and a claim no model's.
+    model = write_model(tmp_path / "model")
+    attest(model, pair, predicate(model, {}))
+    assert main(["verify", str(model / "attestation.json"), *trust]) == 1
+    assert "urn:narrowgate:gate:v1" in capsys.readouterr().out
+    (model / "attestation.json").write_bytes(file.read_bytes())
+    assert main(["verify", str(model), *trust]) == 1
+    capsys.readouterr()
+    # A key's owner cannot give a claim another scope under its id.
+    stated = {**document(store.states().claims[name]), "target_error": 0.01}
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "predicateType": PREDICATE_TYPE,
+        "subject": [{"name": "claim:topic", "digest": {"claim": name}}],
+        "predicate": stated,
+    }
+    signer = load_signer(read_key(pair.private), "evidence")
+    file.write_bytes(signed_envelope(json.dumps(statement).encode(), signer))
+    assert main(["verify", str(file), *trust]) == 1
+    assert "does not follow" in capsys.readouterr().out
+
+
+def test_a_page_shows_the_course_without_scripts(
+    store: EvidenceStore, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "claim.html"
+    assert run(capsys, state, "show", "c1", "--html", str(file)) == {"file": str(file)}
+    page = file.read_text()
+    assert "<script" not in page
+    assert not re.search(r"""(src|href)=["']?https?:""", page)
+    assert "default-src 'none'" in page
+    assert 'aria-label="Course of claim c1"' in page
+    for words in ("target 15%", "held", "error of accepted answers", "prefers-color-scheme: dark"):
+        assert words in page
+    assert page == render_claim(shown(store, "c1", "k"))
+
+
+def test_the_history_has_a_period_for_each_state(store: EvidenceStore) -> None:
+    store.append([
+        audit("c1", 200 + n, 1.0, origin="accepted", hypothesis=1, accepted=5) for n in range(40)
+    ])  # fmt: skip
+    again = keeper(store)
+    store.take_lease(again._holder, 0.0)
+    again.round_blocking()
+    periods = shown(store, "c1", "k").periods
+    assert [period.state for period in periods] == ["shadow", "held", "suspended"]
+    held = periods[1]
+    assert held.points[-1].error > 0.15
+    assert held.accepted > 0
+    assert held.coverage == 1.0
+    assert periods[2].begin >= held.points[-1].number
 
 
 def test_a_replay_says_when_a_claim_would_be_earned() -> None:

@@ -216,7 +216,7 @@ def test_two_people_label_the_same_inputs_first(texts: KeptTexts, database: Data
     said = [Label(one.audit.input, OTHER if n < 2 else LABEL) for n, one in enumerate(bob)]
     assert label(store, texts, "c1", said, "bob") == 10
     assert len(sampled(store, texts, "c1", "ann", 20)) == 10
-    found = shown(store, "c1", "k", texts)["people"]
+    found = shown(store, "c1", "k", texts).people
     assert found["agreement"]["inputs"] == 10
     assert found["agreement"]["share"] == pytest.approx(0.8)
     assert found["agreement"]["interval"][0] == pytest.approx(0.4439, abs=1e-3)

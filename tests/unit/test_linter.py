@@ -9,8 +9,16 @@ from pydantic import SecretStr
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
-from serving.contracts.settings import AttestationSettings, GatewaySettings, ModelSettings, Settings
+from serving.contracts.settings import (
+    BUNDLED_MODEL,
+    AttestationSettings,
+    GatewaySettings,
+    ModelSettings,
+    Settings,
+)
 from serving.settings_linter import lint, lint_engines, problems
+
+from .attested import make_key
 
 REVISION = "0" * 40
 GPU: dict[str, Any] = {
@@ -151,13 +159,28 @@ def test_no_key_is_trusted_for_models_and_for_evidence(tmp_path: Path) -> None:
     assert [str(key) in problem.message for problem in found] == [True]
 
 
-def test_the_baseline_is_a_model_of_the_settings_in_16_bits() -> None:
-    found = problems(Settings(evidence=EvidenceSettings(baseline="wide")))
-    assert ["'wide' is no model" in p.message for p in found if p.field == "evidence.baseline"] == [
-        True
-    ]
+def test_a_copy_of_a_key_is_the_same_key(tmp_path: Path) -> None:
+    models, evidence = make_key(tmp_path / "a"), make_key(tmp_path / "b")
+    copy = tmp_path / "copy.pub"
+    copy.write_bytes(models.public.read_bytes())
+
+    def found(**changes: Any) -> list[InvalidSettings]:
+        settings = Settings(
+            attestation=AttestationSettings(trusted_keys=(models.public,)),
+            evidence=EvidenceSettings(**changes),
+        )
+        return [one for one in problems(settings) if one.field == "evidence.trusted_keys"]
+
+    assert found(trusted_keys=(evidence.public,), signing_key=evidence.private) == []
+    assert len(found(trusted_keys=(copy,))) == 1
+    private = tmp_path / "elsewhere"
+    private.write_bytes(models.private.read_bytes())
+    assert len(found(signing_key=private)) == 1
+
+
+def test_the_baseline_is_no_quantized_model() -> None:
     base = Settings().models[0]
-    narrow = base.model_copy(update={"id": "narrow", "source": f"{base.source}@int8-w8a8"})
+    narrow = base.model_copy(update={"id": "narrow", "source": f"{BUNDLED_MODEL}@int8-w8a8"})
     settings = Settings(models=(base, narrow), evidence=EvidenceSettings(baseline="narrow"))
     found = [p for p in problems(settings) if p.field == "evidence.baseline"]
     assert ["is quantized" in problem.message for problem in found] == [True]
