@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from serving.contracts.evidence import Audit, ClaimEvent
+from serving.contracts.evidence import FOLD, Audit, ClaimEvent
 from serving.evidence.statistics.intervals import mean_sequence
 
 _POINTS = 200
@@ -64,10 +64,10 @@ class Period:
 
 
 def history(begun: str, rows: Iterable[Audit | ClaimEvent]) -> list[Period]:
-    """Return the periods of a claim. begun: its first state. rows: in the order of the database."""
+    """Return the periods of a claim. begun: its first state. rows: in any order."""
     periods = [Period(begun, None, 0, 0)]
     number, losses, audits = 0, 0.0, 0
-    for row in rows:
+    for row in sorted(rows, key=_position):
         now = periods[-1]
         if isinstance(row, ClaimEvent):
             state = _ENDS.get(row.kind)
@@ -92,3 +92,10 @@ def history(begun: str, rows: Iterable[Audit | ClaimEvent]) -> list[Period]:
                 Point(number, audits, row.judged_at, found.mean, found.low, found.high)
             )
     return periods
+
+
+def _position(row: Audit | ClaimEvent) -> tuple[int, bool]:
+    """Return where a row takes effect: what follows from an audit, directly after it."""
+    if isinstance(row, ClaimEvent) and row.actor == FOLD:
+        return (row.after, True)
+    return (row.sequence, False)

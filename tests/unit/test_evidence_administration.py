@@ -133,20 +133,24 @@ def test_a_page_shows_the_course_without_scripts(
     assert page == render_claim(shown(store, "c1", "k"))
 
 
-def test_the_history_has_a_period_for_each_state(store: EvidenceStore) -> None:
-    store.append([
-        audit("c1", 200 + n, 1.0, origin="accepted", hypothesis=1, accepted=5) for n in range(40)
-    ])  # fmt: skip
-    again = keeper(store)
-    store.take_lease(again._holder, 0.0)
-    again.round_blocking()
+def test_the_history_has_a_period_for_each_state(database: Database) -> None:
+    store = EvidenceStore(database)
+    store.register([defined()])
+    store.append(events=[opening("c1")])
+    store.append([audit("c1", number, served="World") for number in range(60)])
+    own = {"origin": "accepted", "hypothesis": 1, "accepted": 5}
+    store.append([audit("c1", 100 + n, **own) for n in range(20)])
+    store.append([audit("c1", 200 + n, origin="escalated", hypothesis=1) for n in range(20)])
+    store.append([audit("c1", 300 + n, 1.0, **own) for n in range(60)])
+    keeper(store).round_blocking()
     periods = shown(store, "c1", "k").periods
     assert [period.state for period in periods] == ["shadow", "held", "suspended"]
     held = periods[1]
     assert held.points[-1].error > 0.15
-    assert held.accepted > 0
-    assert held.coverage == 1.0
-    assert periods[2].begin >= held.points[-1].number
+    assert held.points[-1].low > 0.15
+    assert held.accepted == 5 * held.points[-1].audits
+    assert held.coverage == pytest.approx(held.accepted / (held.accepted + 20))
+    assert periods[2].begin == held.points[-1].number
 
 
 def test_a_replay_says_when_a_claim_would_be_earned() -> None:

@@ -179,7 +179,7 @@ def test_a_copy_of_a_key_is_the_same_key(tmp_path: Path) -> None:
 
 
 def test_the_baseline_is_no_quantized_model() -> None:
-    base = Settings().models[0]
+    base = Settings().models[0].model_copy(update={"source": BUNDLED_MODEL})
     narrow = base.model_copy(update={"id": "narrow", "source": f"{BUNDLED_MODEL}@int8-w8a8"})
     settings = Settings(models=(base, narrow), evidence=EvidenceSettings(baseline="narrow"))
     found = [p for p in problems(settings) if p.field == "evidence.baseline"]
