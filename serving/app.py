@@ -191,6 +191,7 @@ def _build_context(
         read=engines.read,
         connect=_Connector(settings, specs, metrics, engines),
         baseline=_baseline(settings, specs),
+        alone=() if settings.models else list(specs.values()),
     )
     gateway, routing = settings.gateway, settings.routing
     local = AdmissionQueue(gateway.max_concurrent_inputs, gateway.max_queued_inputs)

@@ -14,7 +14,7 @@ from serving.commands.ledger import prepare_ledger
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import start_bar
 from serving.commands.timeline import Timeline, report_lines
-from serving.contracts.errors import NarrowgateError
+from serving.contracts.errors import InvalidSettings, NarrowgateError
 from serving.contracts.model_status import ModelStatus, Progress
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ def check(settings: "Settings", origin: Origin) -> CheckedSettings:
     from serving.preparation import checked_specs, model_grants
 
     specs = checked_specs(settings)
+    if not settings.models and not _has_frontier(settings):
+        raise InvalidSettings(
+            "models is empty and no provider has a key, so nothing could answer",
+            field="models",
+            fix="add a model, or set the key of a provider",
+        )
     prepare_ledger(settings, os.environ)
     checked = CheckedSettings(trusting_bundled(settings), specs, origin)
     first = FirstStart(checked.settings, specs, origin)

@@ -223,7 +223,8 @@ class Settings(_Frozen):
                 engine_args={"enforce_eager": True},
             ),
         ),
-        min_length=1,
+        description="each with an engine of its own; []: frontier models answer alone, and heads "
+        "once their claims are held",
     )
     task_models: dict[Name, ModelId] = Field(
         default_factory=dict, description="model of a task; the first model where unnamed"
@@ -260,9 +261,10 @@ class Settings(_Frozen):
             if provider not in providers:
                 raise ValueError(f"evidence: provider {provider!r} is not one of {providers}")
 
-    def model_for(self, task: str) -> str:
-        """Return the id of the model that answers a task."""
-        return self.task_models.get(task, self.models[0].id)
+    def model_for(self, task: str) -> str | None:
+        """Return the id of the model that answers a task; None without any local model."""
+        first = self.models[0].id if self.models else None
+        return self.task_models.get(task, first)
 
 
 def bundled_recipe(source: str) -> str | None:

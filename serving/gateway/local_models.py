@@ -12,6 +12,7 @@ from serving.contracts.errors import (
     ModelFailed,
     ModelPreparing,
     NarrowgateError,
+    TaskNotAttested,
 )
 from serving.contracts.model_status import ModelStatus
 from serving.contracts.openai import OpenAIReply
@@ -62,7 +63,8 @@ class LocalModels:
     `judged` has the tasks of the 16-bit baseline: it answers audits alone.
 
     specs: the tasks of each configured model, by model id. baseline: id of the one with which
-    answers are compared, and the tasks of all models. read: returns the models' statuses,
+    answers are compared, and the tasks of all models.
+    alone: tasks that no local model is configured for. read: returns the models' statuses,
     blocking. connect: takes a model id and the name of its Serve application; called on the event
     loop.
     """
@@ -73,6 +75,7 @@ class LocalModels:
         read: ReadStatuses,
         connect: Connect,
         baseline: tuple[str, Sequence[TaskSpec]] | None = None,
+        alone: Sequence[TaskSpec] = (),
     ) -> None:
         self.judged: dict[str, BoundTask] = {}
         self.tasks: dict[str, BoundTask] = {}
@@ -82,6 +85,7 @@ class LocalModels:
         self._waiting: dict[str, _Waiting] = {}
         self._read = read
         self._connect = connect
+        self.tasks.update(_without_model(alone))
         for model_id, of_model in specs.items():
             is_baseline = baseline is not None and baseline[0] == model_id
             judged = baseline[1] if baseline is not None and is_baseline else ()
@@ -123,6 +127,8 @@ class LocalModels:
             while self._waiting:
                 await self._refresh(group)
                 await asyncio.sleep(_REFRESH_S)
+            # Without a model no client's watch goes on, and a background task must not end.
+            await asyncio.Event().wait()
 
     async def _refresh(self, group: asyncio.TaskGroup) -> None:
         try:
@@ -213,6 +219,17 @@ class _Waiting:
         )
 
 
+def _without_model(specs: Sequence[TaskSpec]) -> dict[str, BoundTask]:
+    refusal = TaskNotAttested(
+        "no local model is configured",
+        field="task",
+        fix="send route: auto, with a provider's key; or add a model to `models`",
+    )
+    grant = Grant(result=None, attestation=None, refusal=refusal)
+    engine = _RefusingEngine("none", refusal)
+    return {name: BoundTask(task, engine, grant) for name, task in _unbound(specs).items()}
+
+
 def _unbound(specs: Sequence[TaskSpec]) -> dict[str, Task]:
     return {spec.name: bind(spec, _BytesAsTokens(), _ANY_WINDOW) for spec in specs}
 
@@ -220,20 +237,22 @@ def _unbound(specs: Sequence[TaskSpec]) -> dict[str, Task]:
 class _RefusingEngine:
     """The engine of a model that does not serve yet; it refuses every call."""
 
-    def __init__(self, model_id: str, refusal: ModelPreparing | ModelFailed) -> None:
+    def __init__(
+        self, model_id: str, refusal: ModelPreparing | ModelFailed | TaskNotAttested
+    ) -> None:
         self.model_id = model_id
         self._refusal = refusal
 
     async def run(
         self, works: Sequence[EngineWork], deadline: Deadline
     ) -> list[EngineOutput | NarrowgateError]:
-        """Raise ModelPreparing or ModelFailed."""
+        """Raise the reason."""
         raise self._refusal
 
     async def openai(
         self, endpoint: str, body: dict[str, Any], request_id: str, deadline: Deadline
     ) -> tuple[OpenAIReply, AsyncIterator[str]]:
-        """Raise ModelPreparing or ModelFailed."""
+        """Raise the reason."""
         raise self._refusal
 
 

@@ -173,3 +173,26 @@ def test_the_progress_survives_a_process_border() -> None:
 
     error = pickle.loads(pickle.dumps(ModelPreparing("x", progress=TESTING)))  # noqa: S301
     assert error.progress == TESTING
+
+
+async def test_without_any_local_model_frontier_models_answer(specs: dict[str, TaskSpec]) -> None:
+    models = LocalModels({}, dict, _never_connected, alone=list(specs.values()))
+    server = Server(specs, models=models)
+    refused = await server.client.post("/v1/tasks/topic", json={"input": "a text"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "task_not_attested")
+    assert "no local model is configured" in refused.json()["error"]["message"]
+    server.frontier.reply = lambda call: json.dumps({"label": "Sports"})
+    answered = await server.client.post("/v1/tasks/topic", json={"input": "a text"})
+    assert (answered.json()["route"], answered.json()["reason"]) == ("frontier", "not_attested")
+    ready = await server.client.get("/readyz")
+    assert (ready.status_code, ready.json()["models"]) == (200, {})
+    watch = asyncio.create_task(models.watch())
+    await asyncio.sleep(0.05)
+    # A background task that ends is a defect.
+    assert not watch.done()
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+
+
+async def _never_connected(model_id: str, application: str) -> ConnectedModel:
+    raise AssertionError(model_id)
