@@ -115,7 +115,7 @@ def _key_names(path: Path) -> set[object]:
             if isinstance(private, Ed25519PrivateKey):
                 found.add(private.public_key().public_bytes_raw())
         else:
-            found.add(load_pem_public_key(content).public_bytes_raw())  # type: ignore[union-attr]
+            found.add(load_pem_public_key(content).public_bytes_raw())
     except (OSError, ValueError, TypeError, AttributeError):
         # Whoever reads the key reports what is wrong with it.
         return found

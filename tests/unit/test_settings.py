@@ -49,7 +49,7 @@ def test_flags_beat_the_environment_beats_the_file(
         ("port: 0\n", "port"),
         ("port: high\n", "port"),
         ("gateway: {max_inputs: -1}\n", "gateway.max_inputs"),
-        ("models: []\n", "models"),
+        ("models: 3\n", "models"),
         ("models: [{id: a, source: b, accelerator: {kind: tpu}}]\n", "models.0.accelerator"),
         ("models: [{id: a, source: b, accelerator: {kind: cpu}, revision: main}]\n",
          "models.0.revision"),
