@@ -7,6 +7,7 @@
 # make fuzz    try generated requests, provider answers, files and arguments; FUZZ_SECONDS=600
 # make gpu    run the checks that need an NVIDIA GPU, in an environment of requirements/gpu.txt and
 #              pytest; fails where all are skipped
+# make proof-evidence   earn, break and earn again a claim over HTTP, with a kill -9; PROOF_ARGS=
 # make gate    test INT8 and INT4 models against the 16-bit one and show the verdicts
 # make docs-examples   write a running stack's answers into a page; PAGE=docs/tasks.md
 # make bench   measure the running stack beside bare vLLM and an empty handler
@@ -20,11 +21,12 @@ STATE ?= .narrowgate
 AUTH ?= off
 VENV ?= .venv
 BENCH_ARGS ?=
+PROOF_ARGS ?=
 FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 PAGE ?= README.md
 
-.PHONY: serve test test-slow test-cluster unit coverage integration fuzz lint gpu gate docs-examples bench bench-gate bench-gateway bench-ledger bench-cost lock clean
+.PHONY: serve test test-slow test-cluster unit coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-gate bench-gateway bench-ledger bench-cost lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -80,6 +82,9 @@ gpu:
 # The stack must be set as the page states.
 docs-examples: $(VENV)/.cpu-dev
 	$(VENV)/bin/python -m tests.integration.shown $(PAGE) http://127.0.0.1:$(PORT)
+
+proof-evidence: $(VENV)/.cpu-dev
+	$(VENV)/bin/python -m tests.integration.evidence_proof $(PROOF_ARGS)
 
 bench: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks stack --port $(PORT) --state $(STATE) $(BENCH_ARGS)

@@ -1,19 +1,46 @@
 """A task of the user's own, made from one YAML file, from its first request to its head's claim."""
 
+import asyncio
+import shutil
 import statistics
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from serving.contracts.evidence import Audit, ClaimState
-from serving.ledger.database import Database
+from serving.ledger.schema import evidence_lease
 
 from ..provider.server import ProviderServer
 from . import frontier_kit, head_server
+from .authenticated import opened
 from .head_server import REFERENCE, SETTINGS, SUBJECTS, TASK, Desk, HeadServer, inputs
+
+Started = Callable[[], Awaitable[HeadServer]]
+
+
+@asynccontextmanager
+async def replicas(state: Path, desk: Desk, provider: ProviderServer) -> AsyncIterator[Started]:
+    """Yield what starts a replica over the state folder."""
+    database = opened(None, state)
+    specs = head_server.own_task(state / "tasks")
+    provider.script.answer = desk.answer
+    try:
+        async with frontier_kit.frontier(frontier_kit.settings(provider)) as frontier:
+
+            async def started() -> HeadServer:
+                found = HeadServer(specs, database, state, frontier, SETTINGS)
+                await found.server.ready()
+                await found.settle()
+                return found
+
+            yield started
+    finally:
+        database.close()
 
 
 @pytest.fixture
@@ -22,19 +49,34 @@ def desk() -> Desk:
 
 
 @pytest.fixture
-async def replica(
-    state: Path, database: Database, desk: Desk, provider: ProviderServer
-) -> AsyncIterator[Any]:
-    specs = head_server.own_task(state / "tasks")
-    provider.script.answer = desk.answer
-    async with frontier_kit.frontier(frontier_kit.settings(provider)) as frontier:
+async def replica(state: Path, desk: Desk, provider: ProviderServer) -> AsyncIterator[Started]:
+    async with replicas(state, desk, provider) as started:
+        yield started
 
-        async def started() -> HeadServer:
-            found = HeadServer(specs, database, state, frontier, SETTINGS)
-            await found.server.ready()
-            await found.settle()
-            return found
 
+@pytest.fixture(scope="module")
+def earned_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder with a held claim, once the first test that needs it has filled it."""
+    return tmp_path_factory.mktemp("earned") / "state"
+
+
+@pytest.fixture
+async def earned(
+    state: Path, earned_state: Path, desk: Desk, provider: ProviderServer
+) -> AsyncIterator[Started]:
+    """Start replicas over a copy of one state: a fit takes minutes on a busy machine."""
+    if not await asyncio.to_thread(earned_state.exists):
+        made = earned_state.with_name("unfinished")
+        async with replicas(made, desk, provider) as started:
+            server = await started()
+            await earn(server, inputs(2))
+            with server.evidence.store.database.begin() as connection:
+                # The replica is gone: another one need not wait for the end of its lease.
+                connection.execute(delete(evidence_lease))
+        await asyncio.to_thread(made.rename, earned_state)
+        desk.asked.clear()
+    await asyncio.to_thread(shutil.copytree, earned_state, state)
+    async with replicas(state, desk, provider) as started:
         yield started
 
 
@@ -69,7 +111,7 @@ async def timed(server: HeadServer, rows: list[tuple[str, str]]) -> list[float]:
     return found
 
 
-async def test_a_task_of_one_yaml_file_earns_a_head(replica: Any, desk: Desk) -> None:
+async def test_a_task_of_one_yaml_file_earns_a_head(replica: Started, desk: Desk) -> None:
     server, stream = await replica(), inputs(1)
     text, label = next(stream)
     answer = await server.ask(text)
@@ -110,18 +152,19 @@ async def test_a_task_of_one_yaml_file_earns_a_head(replica: Any, desk: Desk) ->
     )
 
 
-async def test_a_head_survives_a_restart_and_serves_in_every_replica(replica: Any) -> None:
-    server, stream = await replica(), inputs(2)
-    await earn(server, stream)
-    other = await replica()
+async def test_a_head_survives_a_restart_and_serves_in_every_replica(earned: Started) -> None:
+    server, stream = await earned(), inputs(5)
+    assert server.claim.state is ClaimState.HELD
+    other = await earned()
     assert other.claim == server.claim
     answers = [await other.ask(next(stream)[0]) for _ in range(20)]
     assert f"head:{TASK}@1" in {answer["model"] for answer in answers}
 
 
-async def test_deleting_a_tenant_deletes_its_heads_and_the_reference_answers(replica: Any) -> None:
-    server, stream = await replica(), inputs(3)
-    await earn(server, stream)
+async def test_deleting_a_tenant_deletes_its_heads_and_the_reference_answers(
+    earned: Started,
+) -> None:
+    server, stream = await earned(), inputs(3)
     assert server.heads.heads.listed()
     response = await server.server.client.delete("/v1/admin/evidence?tenant=default")
     assert response.status_code == 200, response.text
@@ -137,10 +180,9 @@ async def test_deleting_a_tenant_deletes_its_heads_and_the_reference_answers(rep
 
 
 async def test_a_reference_that_changes_its_labels_suspends_the_claim(
-    replica: Any, desk: Desk
+    earned: Started, desk: Desk
 ) -> None:
-    server, stream = await replica(), inputs(4)
-    await earn(server, stream)
+    server, stream = await earned(), inputs(4)
     desk.is_wrong = True
     for _ in range(30):
         await asked(server, [next(stream) for _ in range(20)])
@@ -152,7 +194,7 @@ async def test_a_reference_that_changes_its_labels_suspends_the_claim(
 
 
 async def test_inputs_that_may_not_leave_neither_teach_nor_reach_the_reference(
-    replica: Any, desk: Desk
+    replica: Started, desk: Desk
 ) -> None:
     server = await replica()
     response = await server.server.post(
