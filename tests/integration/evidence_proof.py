@@ -73,7 +73,6 @@ class Reference:
     is_shifted: bool = False
     noise_every: int = 33
     asked: int = 0
-    delay_s: float = 0.0
 
     def right(self, text: str) -> str:
         """Return the label of a text under the rules that hold now.
@@ -105,9 +104,11 @@ class Gateway:
     provider_url: str
     first_fit: int
     labels: Sequence[str]
+    with_ray: bool = True
     url: str = ""
     process: "subprocess.Popen[bytes] | None" = None
     log: Path = field(init=False)
+    _words: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.log = self.folder / "serve.log"
@@ -140,14 +141,20 @@ class Gateway:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        words = ["serve", "--config", str(config), "--port", str(port), "--auth", "off"]
-        with self.log.open("wb") as output:
+        program = [sys.executable, "-m", "serving.cli", "serve", "--auth", "off"]
+        if not self.with_ray:
+            program = [sys.executable, "-m", "tests.integration.gateway_process"]
+        self._words = [*program, "--config", str(config), "--port", str(port)]
+        self._begin()
+        self.wait()
+
+    def _begin(self) -> None:
+        with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [ROOT / ".venv" / "bin" / "narrowgate", *words],
+                self._words,
                 cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                 env={**os.environ, "OPENAI_API_KEY": KEY},
             )  # fmt: skip
-        self.wait()
 
     def wait(self) -> None:
         """Return when the gateway answers. Raises RuntimeError with the log's end."""
@@ -165,6 +172,13 @@ class Gateway:
     def kill(self) -> int:
         """Kill the gateway's replica with SIGKILL; return its process id."""
         assert self.process is not None
+        if not self.with_ray:
+            killed = self.process.pid
+            self.process.kill()
+            self.process.wait(timeout=30)
+            # What Ray Serve does otherwise.
+            self._begin()
+            return killed
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if "ServeReplica:narrowgate:Gateway" in " ".join(process.cmdline()):
@@ -188,7 +202,8 @@ class Gateway:
     def command(self, *words: str) -> str:
         """Return what a subcommand prints."""
         done = subprocess.run(
-            [ROOT / ".venv" / "bin" / "narrowgate", *words, "--state", self.folder / "state"],
+            [sys.executable, "-m", "serving.cli", *words, "--state", self.folder / "state"],
+            cwd=ROOT,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         return done.stdout
@@ -315,7 +330,7 @@ def rows_of(count: int, data: Path | None) -> list[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def running(plan: Plan, folder: Path, delay_s: float = 0.0) -> Iterator[Proof]:
+def running(plan: Plan, folder: Path, *, with_ray: bool = True) -> Iterator[Proof]:
     """Yield a proof whose stack runs, and stop everything."""
     labels = dict(plan.rows)
     order = (
@@ -323,10 +338,10 @@ def running(plan: Plan, folder: Path, delay_s: float = 0.0) -> Iterator[Proof]:
         if set(labels.values()) <= set(SUBJECTS)
         else tuple(sorted(set(labels.values())))
     )
-    reference = Reference(labels, order, delay_s=delay_s)
+    reference = Reference(labels, order)
     with ProviderServer(keys=[KEY]) as provider:
         provider.script.answer = reference.answer
-        gateway = Gateway(folder, provider.url, plan.first_fit, order)
+        gateway = Gateway(folder, provider.url, plan.first_fit, order, with_ray=with_ray)
         try:
             gateway.start()
             yield Proof(plan, gateway, reference)
@@ -341,9 +356,13 @@ def main() -> int:
     parser.add_argument("--data", type=Path, metavar="FILE", help="JSON Lines with text and label")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the course as SVG")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the claim's page")
+    parser.add_argument("--no-ray", action="store_true", help="the gateway alone, in one process")
     args = parser.parse_args()
     plan = Plan(rows_of(args.inputs, args.data), shift_at=400, kill_at=200)
-    with tempfile.TemporaryDirectory() as folder, running(plan, Path(folder)) as proof:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(plan, Path(folder), with_ray=not args.no_ray) as proof,
+    ):
         asyncio.run(proof.run())
         figures = proof.figures()
         print(json.dumps(figures, indent=1))
