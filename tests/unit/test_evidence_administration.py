@@ -20,6 +20,7 @@ from serving.evidence.export import PREDICATE_TYPE, export_claim
 from serving.evidence.page import render_claim
 from serving.evidence.replay import Replayed, replay
 from serving.evidence.store import EvidenceStore
+from serving.ledger.database import Database
 
 from .attested import attest, make_key, predicate, write_model
 from .evidence_kit import EARLY, audit, defined, keeper, opening
@@ -138,7 +139,7 @@ def test_the_history_has_a_period_for_each_state(database: Database) -> None:
     store.register([defined()])
     store.append(events=[opening("c1")])
     store.append([audit("c1", number, served="World") for number in range(60)])
-    own = {"origin": "accepted", "hypothesis": 1, "accepted": 5}
+    own: dict[str, Any] = {"origin": "accepted", "hypothesis": 1, "accepted": 5}
     store.append([audit("c1", 100 + n, **own) for n in range(20)])
     store.append([audit("c1", 200 + n, origin="escalated", hypothesis=1) for n in range(20)])
     store.append([audit("c1", 300 + n, 1.0, **own) for n in range(60)])
