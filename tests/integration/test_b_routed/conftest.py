@@ -26,8 +26,8 @@ PRICES = 'openai/dollar: {input: 0, output: 1000000}\n"anthropic/second": {input
 
 
 @dataclass(frozen=True)
-class Books:
-    """The stack's ledger, and the command that looks after it."""
+class LedgerTool:
+    """The stack's ledger, and its commands."""
 
     url: SecretStr
 
@@ -72,15 +72,15 @@ def provider() -> Iterator[ProviderServer]:
 
 
 @pytest.fixture(scope="package")
-def books() -> Iterator[Books]:
+def ledger() -> Iterator[LedgerTool]:
     with postgres_server() as url:
-        yield Books(SecretStr(url))
+        yield LedgerTool(SecretStr(url))
 
 
 @pytest.fixture(scope="package")
 def routed(
     provider: ProviderServer,
-    books: Books,
+    ledger: LedgerTool,
     int8: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
@@ -98,7 +98,7 @@ def routed(
         folder / "serve.log",
         AUTH="keys",
         NARROWGATE_FRONTIER__PROVIDERS=json.dumps(providers),
-        NARROWGATE_LEDGER__URL=books.url.get_secret_value(),
+        NARROWGATE_LEDGER__URL=ledger.url.get_secret_value(),
         NARROWGATE_LEDGER__PRICES_FILE=str(prices),
         NARROWGATE_AUTH__REFRESH_S="0.5",
         # Only attested thresholds decide: a task in shadow would be answered by the provider.
@@ -110,9 +110,9 @@ def routed(
 
 
 @pytest.fixture(scope="package")
-def key(routed: Stack, books: Books) -> str:
+def key(routed: Stack, ledger: LedgerTool) -> str:
     """A key of a tenant without limits. The first: it must count by the time it is used."""
-    made = books.tenant("acme")
+    made = ledger.tenant("acme")
     wait_for_key(routed, made)
     return made
 

@@ -20,7 +20,7 @@ from serving.ledger.schema import calls, exits
 
 from ...provider.script import Fault, Reply, Script
 from ..conftest import Stack
-from .conftest import Books, bearer, chat, wait_for_key
+from .conftest import LedgerTool, bearer, chat, wait_for_key
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
@@ -78,8 +78,10 @@ def test_requests_without_a_key_are_refused(routed: Stack, key: str, script: Any
     assert httpx.get(f"{routed.url}/readyz", timeout=30).status_code == 200
 
 
-def test_the_books_say_what_the_provider_billed(routed: Stack, books: Books, script: Any) -> None:
-    name, headers = "reconciled", bearer(books.tenant("reconciled"))
+def test_the_ledger_equals_the_providers_bill(
+    routed: Stack, ledger: LedgerTool, script: Any
+) -> None:
+    name, headers = "reconciled", bearer(ledger.tenant("reconciled"))
     wait_for_key(routed, headers["authorization"].removeprefix("Bearer "))
     script.answer = lambda seen: Reply("An answer of a few words.", reasoning_tokens=11)
     with httpx.Client(base_url=routed.url, headers=headers, timeout=60) as client:
@@ -93,7 +95,7 @@ def test_the_books_say_what_the_provider_billed(routed: Stack, books: Books, scr
         answered = client.post(CHAT, json=chat("And what does it say?", "openai/gpt-4.1"))
         local = client.post(TOPIC, json={"input": SURE}).json()
     assert len(script.seen) == 19
-    report = books.report("--tenant", name)
+    report = ledger.report("--tenant", name)
     spent = usd(report, "totals", "frontier_usd")
     assert spent == billed(script)
     assert usd(report, "totals", "held_usd") == 0
@@ -105,11 +107,11 @@ def test_the_books_say_what_the_provider_billed(routed: Stack, books: Books, scr
 
 
 def test_a_tenant_sees_its_own_usage_and_only_an_admin_sees_all(
-    routed: Stack, books: Books, client: httpx.Client, script: Any
+    routed: Stack, ledger: LedgerTool, client: httpx.Client, script: Any
 ) -> None:
     client.post(CHAT, json=chat(OPEN_ENDED))
-    admin = books.command("key", "create", "--admin").stdout.strip()
-    other = books.tenant("other")
+    admin = ledger.command("key", "create", "--admin").stdout.strip()
+    other = ledger.tenant("other")
     wait_for_key(routed, other)  # and so the older one counts, too
     own = httpx.get(f"{routed.url}/v1/usage", headers=bearer(other), timeout=60).json()
     assert own["totals"]["exits"] == 0
@@ -124,10 +126,10 @@ def test_a_tenant_sees_its_own_usage_and_only_an_admin_sees_all(
 
 
 def test_of_two_hundred_at_once_a_budget_for_a_hundred_lets_a_hundred_pass(
-    routed: Stack, books: Books, script: Any
+    routed: Stack, ledger: LedgerTool, script: Any
 ) -> None:
     # A dollar an output token, four tokens at most, and none for input: four dollars a call.
-    poor = books.tenant("poor", "--day-usd", "400")
+    poor = ledger.tenant("poor", "--day-usd", "400")
     wait_for_key(routed, poor)
     script.answer = lambda seen: "sixteen letters."
     body = chat("x", "openai/dollar", max_tokens=4)
@@ -147,7 +149,7 @@ def test_of_two_hundred_at_once_a_budget_for_a_hundred_lets_a_hundred_pass(
         outcomes = Counter(pool.map(send, range(200)))
     assert outcomes == {"answered": 100, "429 budget_exceeded": 100}
     assert len(script.seen) == 100
-    totals = books.report("--tenant", "poor")["totals"]
+    totals = ledger.report("--tenant", "poor")["totals"]
     assert Decimal(totals["frontier_usd"]) == 400
     assert totals["answered"] == 100
     # Requests without a provider are answered.
@@ -155,8 +157,8 @@ def test_of_two_hundred_at_once_a_budget_for_a_hundred_lets_a_hundred_pass(
     assert free.status_code == 200
 
 
-def test_a_tenants_rate_is_its_own(routed: Stack, books: Books, client: httpx.Client) -> None:
-    slow = books.tenant("slow", "--requests-per-minute", "3")
+def test_a_tenants_rate_is_its_own(routed: Stack, ledger: LedgerTool, client: httpx.Client) -> None:
+    slow = ledger.tenant("slow", "--requests-per-minute", "3")
     wait_for_key(routed, slow)  # one of the three
     url, headers = f"{routed.url}/v1/models", bearer(slow)
     statuses = [httpx.get(url, headers=headers, timeout=30).status_code for _ in range(3)]
@@ -164,20 +166,20 @@ def test_a_tenants_rate_is_its_own(routed: Stack, books: Books, client: httpx.Cl
     assert client.get("/v1/models").status_code == 200
 
 
-def test_a_revoked_key_stops_working(routed: Stack, books: Books) -> None:
-    gone = books.tenant("gone")
+def test_a_revoked_key_stops_working(routed: Stack, ledger: LedgerTool) -> None:
+    gone = ledger.tenant("gone")
     wait_for_key(routed, gone)
-    revoked = books.command("key", "revoke", gone.split("-")[1])
+    revoked = ledger.command("key", "revoke", gone.split("-")[1])
     assert revoked.returncode == 0, revoked.stderr
     url = f"{routed.url}/v1/models"
     eventually(lambda: httpx.get(url, headers=bearer(gone), timeout=30).status_code == 401)
 
 
 def test_a_stopped_database_holds_up_no_local_answer_and_lets_no_call_through(
-    routed: Stack, books: Books, client: httpx.Client, script: Any
+    routed: Stack, ledger: LedgerTool, client: httpx.Client, script: Any
 ) -> None:
     assert client.post(TOPIC, json={"input": SURE}).status_code == 200
-    stopped = books.processes()
+    stopped = ledger.processes()
     ids = []
     for process in stopped:
         process.suspend()
@@ -196,7 +198,7 @@ def test_a_stopped_database_holds_up_no_local_answer_and_lets_no_call_through(
     finally:
         for process in reversed(stopped):
             process.resume()
-    database = books.database()
+    database = ledger.database()
 
     def rows() -> list[str]:
         with database.read() as connection:
@@ -209,11 +211,11 @@ def test_a_stopped_database_holds_up_no_local_answer_and_lets_no_call_through(
 
 
 def test_a_gateway_killed_in_the_middle_of_calls_loses_no_row(
-    routed: Stack, books: Books, client: httpx.Client, script: Any
+    routed: Stack, ledger: LedgerTool, client: httpx.Client, script: Any
 ) -> None:
     script.on("*", Fault("hang"))
     (gateway,) = [p for p in routed.descendants() if "ServeReplica:narrowgate:Gateway" in _of(p)]
-    before = _states(books)
+    before = _states(ledger)
     with ThreadPoolExecutor(8) as pool:
         for _ in range(8):
             pool.submit(_fire, client, chat(OPEN_ENDED, "openai/gpt-4.1"))
@@ -223,26 +225,26 @@ def test_a_gateway_killed_in_the_middle_of_calls_loses_no_row(
     eventually(lambda: _ready(routed), 120)
 
     def lost() -> int:
-        return _states(books).get("unknown", 0) - before.get("unknown", 0)
+        return _states(ledger).get("unknown", 0) - before.get("unknown", 0)
 
     eventually(lambda: lost() == 8, 60)
-    assert _states(books).get("open", 0) == 0
-    report = books.report()
+    assert _states(ledger).get("open", 0) == 0
+    report = ledger.report()
     assert Decimal(report["totals"]["held_usd"]) > 0
     assert report["reconciliation"]["discrepancies"] == []
-    # The new one works, and keeps the books.
+    # The new one works, and records its calls.
     eventually(lambda: client.post(TOPIC, json={"input": SURE}).status_code == 200, 120)
 
 
-def test_the_report_is_one_page_that_asks_nobody(books: Books, tmp_path: Any) -> None:
+def test_the_report_is_one_page_without_references(ledger: LedgerTool, tmp_path: Any) -> None:
     page = tmp_path / "report.html"
-    done = books.command("report", "--html", str(page))
+    done = ledger.command("report", "--html", str(page))
     assert done.returncode == 0, done.stdout + done.stderr
     text = page.read_text(encoding="utf-8")
     assert "<svg" in text
     assert "<script" not in text
     assert "http://" not in text.replace("http://www.w3.org", "")
-    assert json.loads(books.command("tenant", "list", "--json").stdout)
+    assert json.loads(ledger.command("tenant", "list", "--json").stdout)
 
 
 def _of(process: psutil.Process) -> str:
@@ -264,8 +266,8 @@ def _ready(stack: Stack) -> bool:
         return False
 
 
-def _states(books: Books) -> dict[str, int]:
-    database = books.database()
+def _states(ledger: LedgerTool) -> dict[str, int]:
+    database = ledger.database()
     with database.read() as connection:
         states = list(connection.execute(select(calls.c.state)).scalars())
     database.close()
