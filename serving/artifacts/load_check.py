@@ -8,13 +8,15 @@ from pathlib import Path
 
 from serving.artifacts.accepted import AcceptedAttestations
 from serving.artifacts.checkpoint import Checkpoint
-from serving.artifacts.digest_cache import DigestCache
+from serving.artifacts.digest_cache import DigestCache, Identity
 from serving.artifacts.probes import refuse_other_answers
 from serving.artifacts.trust import (
     Attestation,
     TrustPolicy,
     attestation_path,
+    model_entries,
     read_attestation,
+    refuse_changed_entries,
     refuse_other_arguments,
     refuse_other_engine,
     refuse_other_kernels,
@@ -52,6 +54,15 @@ class RunningEngine:
     version: str
     arguments: Mapping[str, ArgumentValue]
     environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedModel:
+    """A model that matched its attestation. entries: those of its folder before it was read."""
+
+    attestation: Attestation
+    folder: Path
+    entries: Mapping[Path, Identity]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +124,8 @@ class LoadCheck:
             return None
         return found
 
-    def verify(self, engine: RunningEngine) -> Attestation | None:
-        """Return the attestation once every file and the engine match it.
+    def verify(self, engine: RunningEngine) -> VerifiedModel | None:
+        """Return the model once every file and the engine match its attestation.
 
         Called before a model is loaded; `accept` is called after it. Blocking: reads the files that
         are not known to be unchanged; for a hub id, fetches them. None where development allows a
@@ -129,25 +140,29 @@ class LoadCheck:
             cache = DigestCache(self.cache) if self.cache is not None else None
             refuse_other_engine(found, engine.name, engine.version)
             refuse_other_arguments(found, engine.arguments, engine.environment)
-            verify_files(self.checkpoint.folder(), found, cache)
+            folder = self.checkpoint.folder()
+            entries = model_entries(folder)
+            verify_files(folder, found, cache)
         except AttestationRefused as error:
             self.refused(error)
             return None
-        return found
+        return VerifiedModel(found, folder, entries)
 
     def accept(
         self,
-        found: Attestation,
+        verified: VerifiedModel,
         kernels: Mapping[str, str],
         outputs: Sequence[ScoreOutput | NarrowgateError],
     ) -> str | None:
         """Return the envelope's digest once the loaded engine's probe answers match the gate's.
 
         outputs: answers to the attestation's probes (`probe_works`). The attestation is then
-        remembered as the newest one. None where development allows a difference.
-        Raises AttestationRefused, EngineFailure.
+        remembered as the newest one. None where development allows a difference. Raises
+        AttestationRefused, also where the folder has changed since it was verified, EngineFailure.
         """
+        found = verified.attestation
         try:
+            refuse_changed_entries(verified.folder, verified.entries)
             refuse_other_kernels(found, kernels)
             refuse_other_answers(found.predicate.probes, outputs)
         except AttestationRefused as error:

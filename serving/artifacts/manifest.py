@@ -11,11 +11,12 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from serving.artifacts.digest_cache import DigestCache
+from serving.artifacts.digest_cache import DigestCache, Identity
 from serving.contracts.errors import UnsuitableModel
 
 SIDECARS = ("manifest.json", "attestation.json", "report.html", "report.md")
 """Files in an artifact's folder that describe it; they are not digested."""
+_OTHER_MODEL = "speculators_config"
 # Entries that repositories and download tools add to a folder; no engine reads them.
 _BOOKKEEPING = (".git", ".gitattributes", ".gitignore", ".github", ".cache")
 
@@ -41,8 +42,9 @@ def file_manifest(folder: Path, cache: DigestCache | None = None) -> Manifest:
 
     cache: digests of files that have not changed since they were read; every byte is read without
     one. Raises OSError, and UnsuitableModel for an entry that is neither a plain file nor a real
-    folder.
+    folder, and for a configuration that names another model.
     """
+    _refuse_other_model(folder)
     paths = {path.relative_to(folder).as_posix(): path for path in model_files(folder)}
     known: dict[str, str] = {}
     if cache is not None:
@@ -85,6 +87,38 @@ def model_files(folder: Path) -> list[Path]:
             if not (at_top and (name in _BOOKKEEPING or name in SIDECARS))
         ]
     return found
+
+
+def entry_identities(folder: Path) -> dict[Path, Identity]:
+    """Return the identity of a folder, of each folder in it, and of each file that is digested.
+
+    A file that is exchanged, or moved away and back, changes its own identity or its folder's.
+    Raises as model_files.
+    """
+    files = model_files(folder)
+    folders = {parent for path in files for parent in path.parents if folder in parent.parents}
+    return {path: DigestCache.identity(path) for path in (folder, *sorted(folders), *files)}
+
+
+def _refuse_other_model(folder: Path) -> None:
+    """Raise UnsuitableModel where vLLM would load weights that are not in the folder.
+
+    For a speculators checkpoint it replaces the model by the one that `verifier` names.
+    """
+    # config.json may name another file, by the version of transformers.
+    for file in sorted(folder.glob("config*.json")):
+        try:
+            config = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            # The engine names what is wrong with the file.
+            continue
+        if isinstance(config, dict) and config.get(_OTHER_MODEL) is not None:
+            raise UnsuitableModel(
+                f"{str(file)!r} has {_OTHER_MODEL}: vLLM would load the model that it names, whose "
+                "files no digest covers",
+                field="model",
+                fix="use the folder of that model itself",
+            )
 
 
 def _raise(error: OSError) -> None:

@@ -3,7 +3,8 @@
 Every check fails closed: an unreadable, unknown or different value is refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from serving.artifacts.digest_cache import DigestCache
+from serving.artifacts.digest_cache import DigestCache, Identity
 from serving.artifacts.envelope import DamagedEnvelope, UnsignedEnvelope, verified_payload
 from serving.artifacts.guarded_file import WritableByOthers, read_guarded
-from serving.artifacts.manifest import Manifest, file_manifest
+from serving.artifacts.manifest import Manifest, entry_identities, file_manifest
 from serving.contracts.attestation import (
     FILE,
     Engine,
@@ -110,14 +111,8 @@ def verify_files(
     cache: None reads every byte. Blocking, seconds for gigabytes. Raises AttestationRefused, which
     names the files that differ.
     """
-    try:
+    with _refusing_unreadable(folder):
         manifest = file_manifest(folder, cache)
-    except UnsuitableModel as error:
-        raise AttestationRefused(error.message, fix=error.fix) from error
-    except (OSError, ValueError) as error:
-        raise AttestationRefused(
-            f"{str(folder)!r} cannot be read: {error}", fix="restore the model's files"
-        ) from error
     expected = attestation.predicate.artifact.files
     if manifest.files != expected:
         raise AttestationRefused(
@@ -132,6 +127,44 @@ def verify_files(
             fix="run the gate again",
         )
     return manifest
+
+
+def model_entries(folder: Path) -> dict[Path, Identity]:
+    """Return the identities of a model's folder and of all in it. Raises AttestationRefused."""
+    with _refusing_unreadable(folder):
+        return entry_identities(folder)
+
+
+def refuse_changed_entries(folder: Path, before: Mapping[Path, Identity]) -> None:
+    """Raise AttestationRefused when a model's folder is not as it was before it was verified.
+
+    An engine reads the files by their names, after they were digested. Blocking, milliseconds.
+    before: of `model_entries`.
+    """
+    after = model_entries(folder)
+    changed = sorted(
+        path.relative_to(folder.parent).as_posix()
+        for path in before.keys() | after.keys()
+        if before.get(path) != after.get(path)
+    )
+    if changed:
+        raise AttestationRefused(
+            f"{', '.join(changed[:_NAMED_FILES])} changed while the model was loaded from "
+            f"{str(folder)!r}: the engine may have read other bytes than those verified",
+            fix="let nothing write into a model's folder while it is loaded, and load it again",
+        )
+
+
+@contextmanager
+def _refusing_unreadable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnsuitableModel as error:
+        raise AttestationRefused(error.message, fix=error.fix) from error
+    except (OSError, ValueError) as error:
+        raise AttestationRefused(
+            f"{str(folder)!r} cannot be read: {error}", fix="restore the model's files"
+        ) from error
 
 
 def refuse_other_engine(attestation: Attestation, name: str, version: str) -> None:

@@ -66,8 +66,15 @@ _FIXED_ARGUMENTS = frozenset({
 _LOCATION_ARGUMENTS = frozenset({"model", "revision", "tokenizer_revision"})
 
 _ENVIRONMENT_PREFIX = "VLLM_"
-# Replaces the engine's class in ray.serve.llm.
-_OTHER_VARIABLES = frozenset({"RAYLLM_VLLM_ENGINE_CLS"})
+# The first replaces the engine's class in ray.serve.llm. The others change the number format or the
+# instructions with which PyTorch, oneDNN, MKL, cuBLAS and Triton multiply.
+_OTHER_VARIABLES = frozenset({
+    "RAYLLM_VLLM_ENGINE_CLS",
+    "ATEN_CPU_CAPABILITY", "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCHINDUCTOR_USE_FAST_MATH",
+    "TRITON_F32_DEFAULT", "TRITON_INTERPRET",
+})  # fmt: skip
 _FREE_VARIABLE_PREFIXES = ("VLLM_LOG", "VLLM_RAY_", "VLLM_DP_", "VLLM_NIXL_", "VLLM_USAGE_")
 _FREE_VARIABLES = frozenset({
     "VLLM_API_KEY", "VLLM_CACHE_ROOT", "VLLM_CONFIGURE_LOGGING", "VLLM_CONFIG_ROOT",
@@ -105,7 +112,7 @@ def answer_arguments(arguments: Mapping[str, ArgumentValue]) -> dict[str, Argume
 
 
 def answer_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of vLLM that may change an answer, out of a process's environment."""
+    """Return the variables that may change an answer, out of a process's environment."""
     return {name: environment[name] for name in sorted(environment) if _may_change(name)}
 
 

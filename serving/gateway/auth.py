@@ -92,20 +92,26 @@ def plain_path(scope: Scope) -> str:
 def presented_keys(headers: Headers) -> tuple[str, ...]:
     """Return the keys that a request carries, in the order of KEY_HEADERS.
 
-    Raises InvalidRequest for a repeated header, because a proxy may have read the other one. Raises
-    Unauthenticated where there is no key.
+    Raises InvalidRequest for a repeated header, Unauthenticated where there is no key.
     """
-    keys = []
-    for name in KEY_HEADERS:
-        values = headers.getlist(name)
-        if len(values) > 1:
-            raise InvalidRequest(
-                f"the request has {len(values)} {name} headers", field=name, fix="send one"
-            )
-        keys += [key for value in values if (key := _key(name, value))]
+    given = ((name, single_header(headers, name)) for name in KEY_HEADERS)
+    keys = [key for name, value in given if value is not None and (key := _key(name, value))]
     if not keys:
         raise Unauthenticated("the request carries no API key", fix=_NO_KEY_FIX)
     return tuple(keys)
+
+
+def single_header(headers: Headers, name: str) -> str | None:
+    """Return a header's value, None where it is absent. Raises InvalidRequest for a repeated one.
+
+    A proxy in front may have acted on the other one.
+    """
+    values = headers.getlist(name)
+    if len(values) > 1:
+        raise InvalidRequest(
+            f"the request has {len(values)} {name} headers", field=name, fix="send one"
+        )
+    return values[0] if values else None
 
 
 def _key(name: str, value: str) -> str:

@@ -7,11 +7,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from serving.contracts.evidence import Claim, ClaimState
 from serving.evidence.heads.trainer import FitOutcome
 
-_LABELS = ("claim", "task", "tenants")
+_LABELS = ("claim", "task")
 
 
 class EvidenceMetrics:
-    """Gauges of each claim as this replica sees it, and counts of transitions."""
+    """Gauges of each claim as this replica sees it, and counts of transitions.
+
+    A claim's id stands for its tenants: /metrics needs no key, and tenants must not see one another.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._state = Gauge(
@@ -77,7 +80,7 @@ class EvidenceMetrics:
         self._transitions = Counter(
             "narrowgate_claim_transitions",
             "Claims earned, suspended, found not earnable or withdrawn, by the folding replica.",
-            ["task", "tenants", "kind"],
+            ["task", "kind"],
             registry=registry,
         )
 
@@ -99,7 +102,7 @@ class EvidenceMetrics:
     def claims_changed(self, claims: Sequence[Claim]) -> None:
         """Set the gauges of every claim."""
         for claim in claims:
-            names = (claim.id, claim.scope.subject, claim.scope.tenants)
+            names = (claim.id, claim.scope.subject)
             for state in ClaimState:
                 self._state.labels(*names, state.value).set(claim.state is state)
             self._target.labels(*names).set(claim.target_error)
@@ -119,4 +122,4 @@ class EvidenceMetrics:
 
     def claim_transition(self, claim: Claim, kind: str) -> None:
         """Count a transition."""
-        self._transitions.labels(claim.scope.subject, claim.scope.tenants, kind).inc()
+        self._transitions.labels(claim.scope.subject, kind).inc()

@@ -11,11 +11,13 @@ from typing import Annotated, Any, NoReturn
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from starlette.datastructures import Headers
 
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest, UnsupportedMediaType
 from serving.contracts.routing import AuditPreference, RequestOptions, RoutePreference
+from serving.gateway.auth import single_header
 from serving.gateway.context import GatewayContext
 from serving.gateway.middleware import ROUTE, Arrival
 from serving.pipeline.fields import invalid
@@ -208,9 +210,10 @@ class Options:
         )
 
 
-def _end_user(body: Any, headers: Mapping[str, str]) -> str | None:
+def _end_user(body: Any, headers: Headers) -> str | None:
     fields = body if isinstance(body, dict) else {}
-    named = [*(fields.get(name) for name in _END_USER_FIELDS), headers.get(_END_USER)]
+    header = single_header(headers, _END_USER)
+    named = [*(fields.get(name) for name in _END_USER_FIELDS), header]
     given = (value for value in named if isinstance(value, str) and value)
     return next((value[:_LONGEST_END_USER] for value in given), None)
 
@@ -219,9 +222,9 @@ def _taken(body: dict[str, Any]) -> dict[str, Any]:
     return {name: body.pop(name) for name in OptionFields.model_fields if name in body}
 
 
-def _from_headers(headers: Mapping[str, str]) -> OptionFields:
-    found = {name: headers[header] for name, header in _HEADERS.items() if header in headers}
-    return _validated(found, _HEADERS)
+def _from_headers(headers: Headers) -> OptionFields:
+    given = {name: single_header(headers, header) for name, header in _HEADERS.items()}
+    return _validated({name: value for name, value in given.items() if value is not None}, _HEADERS)
 
 
 def _validated(found: dict[str, Any], names: Mapping[str, str]) -> OptionFields:

@@ -18,9 +18,14 @@ from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionReq
 from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
 
-from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck, RunningEngine
+from serving.artifacts.load_check import (
+    CONFIG_KEY,
+    METRICS_PORT_KEY,
+    LoadCheck,
+    RunningEngine,
+    VerifiedModel,
+)
 from serving.artifacts.probes import probe_works
-from serving.artifacts.trust import Attestation
 from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.contracts.engine import (
     EngineInfo,
@@ -68,9 +73,9 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
         check = config.experimental_configs[CONFIG_KEY]
         running = RunningEngine("vllm", vllm.__version__, config.engine_kwargs, dict(os.environ))
         # Before the weights are loaded, in a thread: reading gigabytes must not hold the loop.
-        attested = await asyncio.to_thread(check.verify, running)
+        verified = await asyncio.to_thread(check.verify, running)
         await super().__init__(*args, **kwargs)
-        self._attestation = await self._prove(check, attested)
+        self._attestation = await self._prove(check, verified)
         await self._warm_up()
         # Until the process ends.
         self._scraped = ExitStack()
@@ -149,12 +154,12 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
         """Return this replica's engine metrics in Prometheus text format."""
         return generate_latest(REGISTRY).decode()
 
-    async def _prove(self, check: LoadCheck, attested: Attestation | None) -> str | None:
+    async def _prove(self, check: LoadCheck, verified: VerifiedModel | None) -> str | None:
         """Check the loaded engine against the attested probes; return the attestation's digest."""
-        if attested is None:
+        if verified is None:
             return None
         tokenizer = await asyncio.to_thread(load_tokenizer, check)
-        predicate = attested.predicate
+        predicate = verified.attestation.predicate
         try:
             works = probe_works(predicate.probes, tokenizer, predicate.engine.max_model_len)
         except AttestationRefused as error:
@@ -162,7 +167,7 @@ class EngineServer(LLMServer):  # type: ignore[misc]  # untyped upstream
             return None
         kernels = await self._client.collective_rpc("narrowgate_kernels")
         outputs = await self.score(works) if works else []
-        digest: str | None = await asyncio.to_thread(check.accept, attested, kernels[0], outputs)
+        digest: str | None = await asyncio.to_thread(check.accept, verified, kernels[0], outputs)
         return digest
 
     async def _warm_up(self) -> None:
@@ -243,8 +248,7 @@ async def _first(items: AsyncIterator[Any], body: dict[str, Any]) -> OpenAIReply
     """Return the whole reply, or the first event of a stream.
 
     vLLM reports an error as an exception, as an object, or as a stream's first event. Nothing has
-    been
-        sent by then, so the client gets the right status.
+    been sent by then, so the client gets the right status.
     """
     try:
         item = await anext(items)

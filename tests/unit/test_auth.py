@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from serving.contracts.errors import LedgerUnavailable, NotFound, Unauthenticated
+from serving.contracts.evidence import Claim, ClaimState, Scope
 from serving.contracts.ledger import DEFAULT_TENANT, Caller, Tenant
 from serving.contracts.ledger_settings import AuthSettings
 from serving.contracts.task_spec import TaskSpec
@@ -69,6 +71,22 @@ async def test_a_key_header_that_is_sent_twice_is_refused(keyed: KeyedServer, na
             error = assert_error(answer, 400, "invalid_request")
             assert error["param"] == name
             assert key not in answer.text
+
+
+async def test_metrics_need_no_key_and_name_no_tenant(keyed: KeyedServer) -> None:
+    key = await keyed.tenant("acme")
+    await keyed.ask(key)
+    claim = Claim(
+        "c1", Scope("acme", "topic", {"model": "tiny"}), "local_task", "exact", 0.15, "openai/x",
+        ClaimState.HELD, datetime(2026, 11, 2, tzinfo=UTC),
+    )  # fmt: skip
+    events = keyed.server.context.metrics.evidence
+    events.claims_changed([claim])
+    events.claim_transition(claim, "earned")
+    text = (await keyed.get("/metrics")).text
+    assert 'narrowgate_claim_audits{claim="c1",task="topic"}' in text
+    assert 'narrowgate_claim_transitions_total{kind="earned",task="topic"} 1.0' in text
+    assert "acme" not in text
 
 
 @pytest.mark.parametrize(

@@ -277,3 +277,27 @@ async def test_an_entry_is_dated_from_the_requests_arrival(server: Server) -> No
     (page,) = server.ledger.pages
     assert page.opened_at is not None
     assert before <= page.opened_at <= waited
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("x-narrowgate-audit", ("auto", "never")),
+        ("x-narrowgate-route", ("auto", "local_only")),
+        ("x-narrowgate-max-cost-usd", ("100", "0.01")),
+        ("x-narrowgate-deadline-s", ("60", "1")),
+        ("x-narrowgate-deterministic", ("false", "true")),
+        ("x-narrowgate-user", ("a", "b")),
+    ],
+)
+@pytest.mark.parametrize("path", [TASK, CHAT])
+async def test_an_option_header_that_is_sent_twice_is_refused(
+    server: Server, name: str, values: tuple[str, str], path: str
+) -> None:
+    body = {"input": "A goal."} if path == TASK else chat_body(model="task/topic")
+    for first, second in (values, values[::-1]):
+        headers = [(name, first), (name.upper(), second)]
+        error = assert_error(
+            await server.post(path, json=body, headers=headers), 400, "invalid_request"
+        )
+        assert error["param"] == name

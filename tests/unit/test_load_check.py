@@ -1,6 +1,7 @@
 """An attestation in replicas and gateways: grants, refusals, the development flag."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_a_replica_verifies_files_engine_and_signature(folder: Path, key: KeyPai
     assert check(folder, key, strict=True).cache is None
     attested = found.verify(RUNNING)
     assert attested is not None
-    assert found.accept(attested, {}, []) == attested.digest
+    assert found.accept(attested, {}, []) == attested.attestation.digest
     with pytest.raises(AttestationRefused, match="the gate ran on"):
         found.verify(replace(RUNNING, version="0.30.0"))
     (folder / "model.safetensors").write_bytes(b"other")
@@ -129,6 +130,7 @@ def test_what_cannot_change_an_answer_is_free(folder: Path, key: KeyPair) -> Non
     [
         "VLLM_TEST_FORCE_LOAD_FORMAT", "VLLM_MODEL_REDIRECT_PATH", "VLLM_MARLIN_INPUT_DTYPE",
         "VLLM_PLUGINS", "VLLM_A_LATER_VERSIONS", "RAYLLM_VLLM_ENGINE_CLS",
+        "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "ATEN_CPU_CAPABILITY",
     ],
 )  # fmt: skip
 def test_a_variable_that_may_change_an_answer_is_the_gates(
@@ -151,7 +153,46 @@ def test_an_argument_that_is_not_listed_is_never_loaded(
 def load(check: LoadCheck) -> None:
     attested = check.verify(RUNNING)
     assert attested is not None
-    assert check.accept(attested, {}, []) == attested.digest
+    assert check.accept(attested, {}, []) == attested.attestation.digest
+
+
+def exchange(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(b"other")
+    other.replace(path)
+
+
+def exchange_and_restore(path: Path) -> None:
+    aside = path.parent.parent / "aside"
+    path.rename(aside)
+    path.write_bytes(b"other")
+    aside.replace(path)
+
+
+def write_in_place(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(b"other")
+    path.write_bytes(content)
+
+
+def exchange_folder(path: Path) -> None:
+    folder = path.parent
+    folder.rename(folder.with_name("aside"))
+    write_model(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [exchange, exchange_and_restore, write_in_place, exchange_folder, Path.unlink]
+)
+def test_a_folder_that_changes_between_verification_and_load_is_refused(
+    folder: Path, key: KeyPair, change: Callable[[Path], None]
+) -> None:
+    verified = check(folder, key).verify(RUNNING)
+    assert verified is not None
+    change(folder / "model.safetensors")
+    with pytest.raises(AttestationRefused, match="changed while the model was loaded"):
+        check(folder, key).accept(verified, {}, [])
+    assert check(folder, key, development=True).accept(verified, {}, []) is None
 
 
 def test_an_older_attestation_does_not_replace_a_newer_one(

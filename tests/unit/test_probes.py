@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.artifacts.checkpoint import Checkpoint
-from serving.artifacts.load_check import LoadCheck
+from serving.artifacts.load_check import LoadCheck, RunningEngine
 from serving.artifacts.probes import (
     PROBE_TEXTS,
     SMALLEST_TOLERANCE,
@@ -152,12 +152,13 @@ def check(tmp_path: Path, key: KeyPair, specs: dict[str, TaskSpec]) -> Callable[
 def test_a_loaded_engine_is_accepted_by_kernels_and_answers(
     check: Callable[..., LoadCheck],
 ) -> None:
-    found = check().attestation()
+    running = RunningEngine("vllm", "0.29.0", ARGUMENTS, {})
+    found = check().verify(running)
     assert found is not None
-    works = probe_works(found.predicate.probes, CharacterTokenizer(), WINDOW)
+    works = probe_works(found.attestation.predicate.probes, CharacterTokenizer(), WINDOW)
     right, wrong = scored(Model().run(works)), scored(Model(seed=1).run(works))
     kernels = {"attention": "CPUAttention"}
-    assert check().accept(found, kernels, right) == found.digest
+    assert check().accept(found, kernels, right) == found.attestation.digest
     with pytest.raises(AttestationRefused, match="computes attention with FlashAttention, and the"):
         check().accept(found, {"attention": "FlashAttention"}, right)
     with pytest.raises(AttestationRefused, match="computes LinearMethod with Marlin"):

@@ -388,3 +388,20 @@ def test_keygen_makes_a_pair_that_works(tmp_path: Path, capsys: pytest.CaptureFi
     signer = load_signer(read_key(Path(found["private"])), "gate")
     assert signer.public_key.keyid == found["key_id"]
     assert main(["keygen", "--out", str(tmp_path / "gate")]) == 2
+
+
+@pytest.mark.parametrize("name", ["config.json", "config.4.0.0.json"])
+def test_a_configuration_that_names_another_model_is_refused(
+    model: Path, key: KeyPair, specs: dict[str, TaskSpec], name: str
+) -> None:
+    signed = predicate(model, {"topic": result(specs["topic"])})
+    config = {"model_type": "llama", "speculators_config": {"verifier": {"name_or_path": "/other"}}}
+    content = json.dumps(config).encode()
+    (model / name).write_bytes(content)
+    files = {**signed.artifact.files, name: hashlib.sha256(content).hexdigest()}
+    artifact = signed.artifact.model_copy(update={"files": dict(sorted(files.items()))})
+    attest(model, key, signed.model_copy(update={"artifact": artifact}), root="0" * 64)
+    with pytest.raises(AttestationRefused, match="vLLM would load the model that it names"):
+        verify(model, key)
+    with pytest.raises(UnsuitableModel, match="speculators_config"):
+        file_manifest(model)
