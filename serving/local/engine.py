@@ -48,9 +48,11 @@ from serving.local.metrics_server import metrics_served
 from serving.local.request_errors import (
     culprit,
     engine_failure,
+    grammar_refusal,
     invalid,
     is_about_request,
     is_dead,
+    is_failed_generation,
     refusal,
     refused_item,
     translates_errors,
@@ -253,10 +255,12 @@ async def _first(items: AsyncIterator[Any], body: dict[str, Any]) -> OpenAIReply
     try:
         item = await anext(items)
     except Exception as error:  # noqa: BLE001  # classified here as the client's or the engine's
-        if is_dead(error) or not is_about_request(error):
-            failure: NarrowgateError | None = engine_failure(error)
-        else:
+        if is_about_request(error) and not is_dead(error):
             return refusal(error, body)
+        refused_schema = grammar_refusal(body) if is_failed_generation(error) else None
+        if refused_schema is not None:
+            return refused_schema
+        failure: NarrowgateError | None = engine_failure(error)
     else:
         failure = None
     if failure is not None:

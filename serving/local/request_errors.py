@@ -35,6 +35,7 @@ _ABOUT_THE_REQUEST = (
     ValueError, TypeError, OverflowError, NotImplementedError, RecursionError, TemplateError
 )  # fmt: skip
 _CLIENT_ERROR, _DEAD_ENGINE = "VLLMClientError", "EngineDeadError"
+_FAILED_GENERATION = "GenerationError"
 # Messages with a library's internals.
 _INTERNAL = re.compile(
     r"vllm|pydantic|xgrammar|outlines|jinja|torch|numpy|python|https?://|--\w|_error\b|Traceback"
@@ -59,6 +60,27 @@ def is_dead(error: BaseException) -> bool:
 def is_about_request(error: BaseException) -> bool:
     """Return whether an error of the engine, raised before any output, is the client's."""
     return isinstance(error, _ABOUT_THE_REQUEST) or _CLIENT_ERROR in _class_names(error)
+
+
+def is_failed_generation(error: BaseException) -> bool:
+    """Return whether vLLM ended this one request, as it does when it can make no grammar of it."""
+    return _FAILED_GENERATION in _class_names(error)
+
+
+def grammar_refusal(body: Mapping[str, Any]) -> OpenAIReply | None:
+    """Return the 400 for a schema that vLLM can make no grammar of; None where there is no schema.
+
+    vLLM checks the syntax of a schema first. A pattern or a bound that its grammars do not have
+    fails later, in the engine's process, with an error that does not state the reason.
+    """
+    form = body.get("response_format")
+    if not isinstance(form, Mapping) or form.get("type") != "json_schema":
+        return None
+    return invalid(
+        "response_format.json_schema.schema",
+        "the model's engine can make no grammar of this schema; a pattern or a bound is beyond what "
+        "it supports",
+    )
 
 
 def engine_failure(error: BaseException) -> NarrowgateError:
@@ -135,7 +157,7 @@ def refused_item(error: Any, body: Mapping[str, Any]) -> OpenAIReply | EngineFai
     facts = error if isinstance(error, Mapping) else error.model_dump()
     status = int(facts["code"])
     if status >= 500:
-        return EngineFailure("the model's engine failed on the request")
+        return grammar_refusal(body) or EngineFailure("the model's engine failed on the request")
     text = str(facts.get("message") or "")
     field = _named_field(facts.get("param"), text, body)
     return invalid(field, plain_message(text), status)

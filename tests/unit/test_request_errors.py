@@ -23,8 +23,10 @@ from serving.local.json_schema import refuse_broken_schema
 from serving.local.request_errors import (
     culprit,
     engine_failure,
+    grammar_refusal,
     is_about_request,
     is_dead,
+    is_failed_generation,
     plain_message,
     refusal,
     refused_item,
@@ -201,6 +203,7 @@ def test_the_names_are_those_of_the_installed_vllm() -> None:
     root = Path(spec.submodule_search_locations[0])
     errors = (root / "exceptions.py").read_text(encoding="utf-8")
     assert "class VLLMValidationError(VLLMClientError)" in errors
+    assert "class GenerationError(" in errors
     dead = (root / "v1" / "engine" / "exceptions.py").read_text(encoding="utf-8")
     assert "class EngineDeadError(" in dead
 
@@ -240,6 +243,25 @@ def test_an_error_that_vllm_returns_is_told_in_our_words() -> None:
     failure = refused_item(broken, body)
     assert isinstance(failure, EngineFailure)
     assert MARKER not in failure.message
+
+
+class GenerationError(Exception):
+    pass
+
+
+def test_a_schema_of_which_no_grammar_was_made_is_the_clients() -> None:
+    schema = {"name": "a", "schema": {"type": "string", "pattern": r"\\p{L}+"}}
+    body = {"response_format": {"type": "json_schema", "json_schema": schema}}
+    failed = {"message": MARKER, "type": "InternalServerError", "param": None, "code": 500}
+    for found in (grammar_refusal(body), refused_item(failed, body)):
+        told = error_of(found)
+        assert told["param"] == "response_format.json_schema.schema"
+        assert "can make no grammar of this schema" in told["message"]
+    for other in ({}, {"response_format": {"type": "json_object"}}):
+        assert grammar_refusal(other) is None
+        assert isinstance(refused_item(failed, other), EngineFailure)
+    assert is_failed_generation(GenerationError())
+    assert not is_failed_generation(ValueError())
 
 
 def test_only_a_dead_engine_makes_a_model_unavailable() -> None:
