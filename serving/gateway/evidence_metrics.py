@@ -13,7 +13,8 @@ _LABELS = ("claim", "task")
 class EvidenceMetrics:
     """Gauges of each claim as this replica sees it, and counts of transitions.
 
-    A claim's id stands for its tenants: /metrics needs no key, and tenants must not see one another.
+    A claim's id stands for its tenants: /metrics needs no key, and tenants must not see one
+    another.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:

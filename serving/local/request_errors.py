@@ -78,8 +78,8 @@ def grammar_refusal(body: Mapping[str, Any]) -> OpenAIReply | None:
         return None
     return invalid(
         "response_format.json_schema.schema",
-        "the model's engine can make no grammar of this schema; a pattern or a bound is beyond what "
-        "it supports",
+        "the model's engine can make no grammar of this schema; a pattern or a bound is beyond "
+        "what it supports",
     )
 
 
