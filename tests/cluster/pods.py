@@ -91,8 +91,7 @@ def pods(folder: Path) -> Iterator["Pods"]:
             if pod.process.poll() is None:
                 pod.kill()
         for pod in running.started:
-            subprocess.run(["ip", "netns", "del", _namespace(pod.spec)], check=False,
-                           capture_output=True)  # fmt: skip
+            _disconnect(pod.spec)
 
 
 class Pods:
@@ -100,11 +99,16 @@ class Pods:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._connected: set[str] = set()
         self.started: list[Pod] = []
 
     def start(self, spec: PodSpec) -> Pod:
         """Start a pod, at the address of an earlier one that has ended or at a new one."""
-        _connect(spec)
+        if spec.name not in self._connected:
+            # What a run that was killed has left.
+            _disconnect(spec)
+            _connect(spec)
+            self._connected.add(spec.name)
         root = self._folder / f"{spec.name}-root"
         root.mkdir(exist_ok=True)
         script = self._folder / f"{spec.name}.sh"
@@ -162,12 +166,8 @@ def _script(spec: PodSpec, root: Path) -> str:
 
 
 def _connect(spec: PodSpec) -> None:
-    """Make the pod's network, if an earlier pod of this name has not."""
-    name = _namespace(spec)
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
-    if name in listed.stdout.split():
-        return
-    outer, inner = f"ng-o{spec.address}", f"ng-i{spec.address}"
+    """Make the pod's network."""
+    name, outer, inner = _namespace(spec), _outer(spec), f"ng-i{spec.address}"
     _ip("netns", "add", name)
     _ip("link", "add", outer, "type", "veth", "peer", "name", inner)
     _ip("link", "set", outer, "master", BRIDGE, "up")
@@ -177,6 +177,19 @@ def _connect(spec: PodSpec) -> None:
     _ip("-n", name, "link", "set", "lo", "up")
     # Ray finds its own address by the route that a packet to the internet would take.
     _ip("-n", name, "route", "add", "default", "via", f"{NETWORK}.1")
+
+
+def _disconnect(spec: PodSpec) -> None:
+    """Remove the pod's network, if there is one.
+
+    The pair of links goes with one of its ends; the namespace alone would keep it for a while.
+    """
+    for command in (["link", "del", _outer(spec)], ["netns", "del", _namespace(spec)]):
+        subprocess.run(["ip", *command], check=False, capture_output=True)
+
+
+def _outer(spec: PodSpec) -> str:
+    return f"ng-o{spec.address}"
 
 
 def _namespace(spec: PodSpec) -> str:
