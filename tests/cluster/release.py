@@ -19,6 +19,7 @@ from .pods import ROOT, Pod, Pods, PodSpec
 BINARIES = Path(sys.executable).parent
 OVERLAY = ROOT / "k8s" / "overlays" / "cpu-dev"
 LAUNCHER = "/opt/narrowgate/bin/haproxy"
+DEPLOYED_WITHIN_S = 240.0
 RUNNING_WITHIN_S = 600.0
 _POLL_S = 1.0
 
@@ -88,12 +89,18 @@ class Release:
             self.start_group(group["groupName"], group)
         config = self.folder / "serve.yaml"
         config.write_text(self.spec["serveConfigV2"], encoding="utf-8")
+        self._messages = ""
+        wait(lambda: self._deployed(config), lambda: self._messages, DEPLOYED_WITHIN_S)
+
+    def _deployed(self, config: Path) -> bool:
+        """Send Serve its config. The operator, too, sends it again where the head is too busy."""
         done = subprocess.run(
             [BINARIES / "serve", "deploy", str(config), "--address", f"http://{self.head_ip}:8265"],
             env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        self._messages = done.stdout + done.stderr
+        return done.returncode == 0
 
     def start_group(self, name: str, group: dict[str, Any]) -> Pod:
         """Start the pod of a group, anew where an earlier one has ended."""
