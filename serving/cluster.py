@@ -128,20 +128,20 @@ def app(args: dict[str, Any]) -> Application:
     settings, model = loaded.settings, loaded.model
     model_grants(settings, model, loaded.specs, release.model_digest)
     checkpoint = locate(model, settings.state)
-    engine = build_engine(settings, model, checkpoint, release.model_digest, _engine_nodes(model))
+    engine = build_engine(settings, model, checkpoint, release.model_digest, engine_nodes(model))
     application: Application = serve.deployment(**gateway_options(settings.gateway))(
         serve.ingress()(ClusterGateway)
     ).bind(release, engine)
     return application
 
 
-def _engine_nodes(model: ModelSettings) -> dict[str, str] | None:
-    """Return the labels of an engine's nodes.
+def engine_nodes(model: ModelSettings) -> dict[str, str]:
+    """Return the labels of the nodes on which an engine may run; empty for any.
 
     On processors an engine would fit a gateway's pod, which has no weights. A GPU is on engine pods
     alone.
     """
-    return None if isinstance(model.accelerator, GpuAccelerator) else ENGINE_NODES
+    return {} if isinstance(model.accelerator, GpuAccelerator) else ENGINE_NODES
 
 
 def _refuse_other_source(settings: Settings, release: Release) -> None:

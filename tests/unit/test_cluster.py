@@ -6,23 +6,26 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry, Counter
 
 from serving.artifacts.manifest import file_manifest
 from serving.artifacts.signing_key import KeyPair
-from serving.cluster import Release, app
+from serving.cluster import Release, app, engine_nodes
 from serving.contracts.errors import AttestationRefused, InvalidSettings
 from serving.contracts.settings import GatewaySettings
+from serving.contracts.settings_sources import load_settings
 from serving.contracts.task_spec import TaskSpec
 from serving.gateway.metrics import Metrics
 from serving.ledger.database import ledger_url
-from serving.lifecycle.pod import DrainTimes
+from serving.lifecycle.pod import DrainTimes, pod_environment
 from serving.lifecycle.ports import free_port
 from serving.local.metrics_server import metrics_served
 from serving.preparation import model_grants
 
 from .attested import attest, predicate, result, write_model
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = """
 host: 0.0.0.0
 state: {state}
@@ -159,3 +162,24 @@ def test_each_replica_answers_its_own_metrics_and_a_taken_port_is_named() -> Non
 def test_each_drain_time_contains_the_next() -> None:
     times = DrainTimes.of(GatewaySettings(request_timeout_s=120))
     assert times == DrainTimes(155, 170, 200, 150, 130, 180)
+
+
+def test_an_engine_on_processors_runs_on_the_pods_that_have_weights() -> None:
+    """Its request fits a gateway's pod as well, which has only the model's description."""
+    overlay = ROOT / "k8s" / "overlays" / "cpu-dev"
+    (model,) = load_settings(overlay / "settings.yaml", {}, {}).models
+    service = yaml.safe_load((overlay / "rayservice.yaml").read_text(encoding="utf-8"))
+    groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    chosen = [
+        group["groupName"]
+        for group in groups
+        if engine_nodes(model).items() <= group["labels"].items()
+    ]
+    assert chosen == ["engine"]
+
+
+@pytest.mark.parametrize(("overlay", "value"), [("cpu-dev", None), ("a10g-int8", "0")])
+def test_the_samplers_switch_is_set_on_gpus_alone(overlay: str, value: str | None) -> None:
+    """An engine on processors with it is refused: the gate there ran without."""
+    settings = load_settings(ROOT / "k8s" / "overlays" / overlay / "settings.yaml", {}, {})
+    assert pod_environment(settings).get("VLLM_USE_FLASHINFER_SAMPLER") == value
