@@ -6,9 +6,11 @@ import logging
 import pytest
 
 from serving.contracts.errors import EngineFailure, NarrowgateError
+from serving.contracts.task_spec import TaskSpec
 from serving.gateway.context import BackgroundTasks
+from serving.gateway.http import build_http
 
-from .scripted import Server, assert_error
+from .scripted import ScriptedFrontier, Server, assert_error
 
 
 async def _forever() -> None:
@@ -60,3 +62,28 @@ async def test_healthz_fails_when_a_background_task_has_failed(
         assert_error(await server.client.get("/healthz"), 500, "engine_failure")
     with pytest.raises(NarrowgateError):
         server.context.background.check()
+
+
+class _FailingFrontier(ScriptedFrontier):
+    """Its connections cannot be closed."""
+
+    async def aclose(self) -> None:
+        raise RuntimeError("the connections are gone")
+
+
+async def test_the_end_flushes_ledger_and_decisions_whatever_else_fails(
+    specs: dict[str, TaskSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(specs, frontier=_FailingFrontier())
+    flushed: list[str] = []
+
+    async def close_ledger() -> None:
+        flushed.append("ledger")
+
+    monkeypatch.setattr(server.ledger, "aclose", close_ledger)
+    monkeypatch.setattr(server.decisions, "close", lambda: flushed.append("decisions"))
+    app = build_http(server.context)
+    with pytest.raises(RuntimeError, match="the connections are gone"):
+        async with app.router.lifespan_context(app):
+            assert flushed == []
+    assert flushed == ["ledger", "decisions"]
