@@ -16,7 +16,7 @@ def unfit_settings(settings: Settings) -> Iterator[InvalidSettings]:
     """Yield what a cluster cannot run."""
     gateway, rules = settings.gateway, settings.attestation
     drain_s = DrainTimes.of(gateway).gateway_s
-    source = settings.models[0].source
+    source = settings.models[0].source if settings.models else None
     fetched = rf"{MODELS}/{PREFIX}[0-9a-f]{{64}}"
     # field, value, whether it fits, why not, what to write
     found: list[tuple[str, object, bool, str, str]] = [
@@ -26,7 +26,7 @@ def unfit_settings(settings: Settings) -> Iterator[InvalidSettings]:
          "it must be a volume", "/var/lib/narrowgate"),
         ("models", len(settings.models), len(settings.models) == 1,
          "a release serves one model", "a release for each"),
-        ("models.0.source", source, re.fullmatch(fetched, source) is not None,
+        ("models.0.source", source, re.fullmatch(fetched, source or "") is not None,
          "pods load what their init container fetched", f"{MODELS}/{PREFIX} and 64 hex digits"),
         ("ledger.url_file", settings.ledger.url_file, settings.ledger.url_file is not None,
          "SQLite is lost with its pod, and a URL in settings shows its password", LEDGER_URL),
