@@ -16,6 +16,8 @@ HELP = "estimate replicas, GPU hours and cost of a load on GPUs"
 _GPUS = ("a10g", "l4", "l40s")
 _PRECISIONS = ("16bit", "int8", "int4")
 _MOST_TOKENS = 1_000_000
+_LEAST_RATE, _MOST_RATE = Decimal("0.001"), Decimal(1_000_000)
+_MOST_HOUR_USD = Decimal(10_000)
 _MOST_SPARES = 1000
 
 
@@ -100,14 +102,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+_RATE = f"{_LEAST_RATE} to {_MOST_RATE} requests a second"
+
+
+def _is_rate(value: Decimal) -> bool:
+    return _LEAST_RATE <= value <= _MOST_RATE
+
+
 def _check(args: argparse.Namespace) -> None:
     from serving.contracts.errors import InvalidRequest
 
     rules = [
-        ("rps", args.rps > 0, args.rps, "a rate above 0"),
-        ("measured_rps", args.measured_rps is None or args.measured_rps > 0, args.measured_rps,
-         "a rate above 0"),
-        ("headroom", args.headroom < 1, args.headroom, "a share from 0 to below 1"),
+        ("rps", _is_rate(args.rps), args.rps, _RATE),
+        ("measured_rps", args.measured_rps is None or _is_rate(args.measured_rps),
+         args.measured_rps, _RATE),
+        ("headroom", args.headroom <= Decimal("0.9"), args.headroom, "a share from 0 to 0.9"),
+        ("gpu_hour_usd", args.gpu_hour_usd is None or args.gpu_hour_usd <= _MOST_HOUR_USD,
+         args.gpu_hour_usd, f"0 to {_MOST_HOUR_USD} US dollars"),
         ("coverage", args.coverage <= 1, args.coverage, "a share from 0 to 1"),
         ("input_tokens", 1 <= args.input_tokens <= _MOST_TOKENS, args.input_tokens,
          f"1 to {_MOST_TOKENS} tokens"),
@@ -120,7 +131,9 @@ def _check(args: argparse.Namespace) -> None:
     for field, holds, value, wanted in rules:
         if not holds:
             option = "--" + field.replace("_", "-")
-            raise InvalidRequest(f"{option} is {value}", field=field, fix=f"give {wanted}")
+            # As it was written: 0.000001, not 1E-6.
+            shown = f"{value:f}" if isinstance(value, Decimal) else value
+            raise InvalidRequest(f"{option} is {shown}", field=field, fix=f"give {wanted}")
 
 
 def _capacity(args: argparse.Namespace) -> "Capacity":
@@ -136,7 +149,9 @@ def _frontier_request(args: argparse.Namespace) -> tuple[Decimal | None, str | N
     """Return what one request costs at the frontier model, and where its price is from."""
     if args.frontier_model is None:
         return None, None
+    from serving.contracts.answer import Usage
     from serving.contracts.errors import UnpricedModel
+    from serving.contracts.prices import STANDARD
     from serving.ledger.pricing.book import PriceBook
 
     prices = PriceBook.load(args.prices_file).of(args.frontier_model)
@@ -146,8 +161,9 @@ def _frontier_request(args: argparse.Namespace) -> tuple[Decimal | None, str | N
             field="frontier_model",
             fix="name it as provider/model, or give its price with --prices-file",
         )
-    base = prices.base
-    cost = base.uncached_input * args.input_tokens + base.output * args.output_tokens
+    # Long inputs cost more at some providers.
+    usage = Usage(uncached_input_tokens=args.input_tokens, output_tokens=args.output_tokens)
+    cost = prices.applied(usage, STANDARD).step.prices.cost(usage)
     return cost, f"{args.frontier_model} ({prices.source})"
 
 

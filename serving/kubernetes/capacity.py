@@ -54,16 +54,17 @@ GPUS: dict[str, Gpu] = {
 class Model:
     """A decoder. parameters: all; layer_parameters: without embedding and output head.
 
-    kv_bytes: of one token, in 16 bits.
+    kv_bytes: of one token, in 16 bits. window: of input and output, tokens.
     """
 
     name: str
     parameters: float
     layer_parameters: float
     kv_bytes: float
+    window: int
 
 
-LLAMA_3_8B = Model("Llama-3-8B", 8.03e9, 6.98e9, 131_072)
+LLAMA_3_8B = Model("Llama-3-8B", 8.03e9, 6.98e9, 131_072, 8_192)
 """32 layers, 8 KV heads of 128, a vocabulary of 128,256; the embedding stays in 16 bits."""
 
 
@@ -124,11 +125,18 @@ def weight_bytes(model: Model, precision: Precision) -> float:
 def estimate(gpu: Gpu, model: Model, precision: Precision, work: Workload) -> Capacity:
     """Return what one replica answers by arithmetic.
 
-    Raises InvalidRequest where the model does not fit the card, or a request not the KV cache.
+    Raises InvalidRequest where the model does not fit the card, or a request not its window or the
+    KV cache.
     """
     weights = weight_bytes(model, precision)
     left = gpu.memory_bytes * _MEMORY_UTILISATION - weights - _ENGINE_BYTES
     context = work.input_tokens + work.output_tokens
+    if context > model.window:
+        raise InvalidRequest(
+            f"a request has {context} tokens, and {model.name} a window of {model.window}",
+            field="input_tokens",
+            fix="plan shorter requests; for another model give --measured-rps",
+        )
     concurrent = min(int(left // (context * model.kv_bytes)), _MOST_CONCURRENT)
     if concurrent < 1:
         raise InvalidRequest(

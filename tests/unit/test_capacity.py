@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -60,8 +61,11 @@ def test_the_weights_have_the_size_that_the_artifacts_have() -> None:
 
 
 def test_a_request_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="leaves no room for a request of 200001 tokens"):
-        estimate(A10G, LLAMA_3_8B, "int8", Workload(200_000, 0, 1))
+    small = replace(A10G, memory_bytes=12e9)
+    with pytest.raises(InvalidRequest, match=r"\(9\.1 GB\) leaves no room for a request of 8001"):
+        estimate(small, LLAMA_3_8B, "int8", Workload(8_000, 0, 1))
+    with pytest.raises(InvalidRequest, match="a request has 8193 tokens"):
+        estimate(A10G, LLAMA_3_8B, "int8", Workload(8_000, 0, 193))
 
 
 def test_replicas_and_cost_by_hand() -> None:
@@ -136,7 +140,15 @@ def test_the_command_prints_one_document(capsys: pytest.CaptureFixture[str]) -> 
         (["--rps", "5", "--shared-tokens", "300"], "--shared-tokens is 300"),
         (["--rps", "5", "--measured-rps", "0"], "--measured-rps is 0"),
         (["--rps", "5", "--output-tokens", "0"], "--output-tokens is 0"),
-        (["--rps", "5", "--input-tokens", "900000"], "leaves no room"),
+        (["--rps", "5", "--input-tokens", "8192"], "8193 tokens, and Llama-3-8B a window of 8192"),
+        (
+            ["--rps", "5", "--headroom", "0.999999999999999999"],
+            "--headroom is 0.999999999999999999",
+        ),
+        (["--rps", "999999999999999999"], "--rps is 999999999999999999"),
+        (["--rps", "0.000000000000000001"], "--rps is 0.000000000000000001"),
+        (["--rps", "5", "--measured-rps", "0.000000000000000001"], "--measured-rps is 0.00000"),
+        (["--rps", "5", "--gpu-hour-usd", "10001"], "--gpu-hour-usd is 10001"),
         (["--rps", "5", "--frontier-model", "openai/nonsense"], "no price of 'openai/nonsense'"),
     ],
 )
