@@ -45,12 +45,13 @@ def _reap_adopted(own: set[int]) -> None:
 def end_descendants(running_from: str = "") -> None:
     """Terminate every descendant process; kill those that still run after 2 s.
 
-    running_from: a path; only processes whose command names it are ended.
+    running_from: a path; only processes of which the program or an argument begins with it are
+    ended.
     """
     descendants = [
         process
         for process in psutil.Process().children(recursive=True)
-        if running_from in _command(process)
+        if any(word.startswith(running_from) for word in _command(process))
     ]
     for process in descendants:
         _signal(process, signal.SIGTERM)
@@ -60,11 +61,12 @@ def end_descendants(running_from: str = "") -> None:
     psutil.wait_procs(alive, timeout=_TERMINATE_S)
 
 
-def _command(process: psutil.Process) -> str:
+def _command(process: psutil.Process) -> list[str]:
     try:
-        return " ".join(process.cmdline())
+        # A process that has just ended has no command any more.
+        return process.cmdline() or [""]
     except psutil.Error:
-        return ""
+        return [""]
 
 
 def _signal(process: psutil.Process, number: int) -> None:

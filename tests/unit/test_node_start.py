@@ -50,7 +50,10 @@ def test_another_error_is_not_tried_again(attempts: list[Exception | None]) -> N
 def test_only_processes_of_a_path_are_ended() -> None:
     wait = "import sys; sys.stdin.read()"
     marked = subprocess.Popen([sys.executable, "-c", wait, "/a/path"], stdin=subprocess.PIPE)
-    other = subprocess.Popen([sys.executable, "-c", wait], stdin=subprocess.PIPE)
+    # Python's forkserver has its search path in its command, Ray's folder included.
+    other = subprocess.Popen(
+        [sys.executable, "-c", f"{wait}; path = '/a/path'"], stdin=subprocess.PIPE
+    )
     with marked, other:
         end_descendants(running_from="/a/path")
         assert marked.poll() is not None
