@@ -100,6 +100,8 @@ def routed(
         NARROWGATE_FRONTIER__PROVIDERS=json.dumps(providers),
         NARROWGATE_LEDGER__URL=ledger.url.get_secret_value(),
         NARROWGATE_LEDGER__PRICES_FILE=str(prices),
+        # 200 paid calls at once on two busy cores: some wait longer than the default of 2 s.
+        NARROWGATE_LEDGER__CALL_WAIT_S="6",
         NARROWGATE_AUTH__REFRESH_S="0.5",
         # Only attested thresholds decide: a task in shadow would be answered by the provider.
         NARROWGATE_EVIDENCE__ENABLED="false",
