@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import statistics
@@ -26,6 +25,12 @@ from typing import Any
 import httpx
 import psutil
 import yaml
+from sqlalchemy import func, select
+
+from serving.contracts.head_settings import HeadSettings
+from serving.evidence.heads.fit_queue import next_fit
+from serving.evidence.heads.schema import head_examples, head_scopes
+from serving.ledger.database import Database, database_url
 
 from ..provider.script import Seen
 from ..provider.server import ProviderServer
@@ -39,8 +44,6 @@ KEY = "sk-test-0123456789-never-logged"
 AT_ONCE = 4
 START_S = 600.0
 _FIT_S = 600.0
-# Labels that are written in the background when their answers are out.
-_UNTIL_NOTICED = 40
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,7 @@ class Proof:
         self.marks: dict[str, int] = {}
         self.retried = 0
         self._states: list[str] = []
+        self._database = Database(database_url(None, gateway.folder / "state"))
 
     async def run(self) -> None:
         """Send everything, a few inputs at once."""
@@ -262,8 +266,7 @@ class Proof:
         if not self._states or state != self._states[-1]:
             self._states.append(state)
             self.marks.setdefault(f"{state}_{self._states.count(state)}", len(self.sent))
-        if len(self.sent) >= self.plan.first_fit + _UNTIL_NOTICED and "fitted" not in self.marks:
-            self.marks["fitted"] = await self._fitted(client)
+        await self._wait_for_fits()
         accepted = sum(one.is_local for one in self.sent)
         if accepted >= self.plan.kill_at and "killed" not in self.marks:
             self.marks["killed"] = len(self.sent)
@@ -272,19 +275,32 @@ class Proof:
             self.marks["shifted"] = len(self.sent)
             self.reference.is_shifted = True
 
-    async def _fitted(self, client: httpx.AsyncClient) -> int:
-        """Wait until the first head is fitted and return how many inputs were sent before.
+    def _is_fitting(self) -> bool:
+        """Return whether a head is being fitted or due."""
+        settings = HeadSettings(first_fit=self.plan.first_fit)
+        counted = (
+            select(head_examples.c.scope, func.count().label("n")).group_by("scope").subquery()
+        )
+        rows = select(head_scopes, counted.c.n).join(counted, counted.c.scope == head_scopes.c.id)
+        with self._database.read() as connection:
+            return any(
+                row.holder is not None
+                or row.requested_at is not None
+                or row.n >= next_fit(row.fitted_examples, settings)
+                for row in connection.execute(rows)
+            )
+
+    async def _wait_for_fits(self) -> None:
+        """Return when no fit is due.
 
         What is proven counts inputs. A fit runs at a low priority: on a busy machine all inputs
-        would be over before it ends.
+        would be over before it ends, which users' inputs are not.
         """
         deadline = time.monotonic() + _FIT_S
-        while time.monotonic() < deadline:
-            text = (await client.get("/metrics")).text
-            if re.search(r'^narrowgate_head_fits_total\{.*outcome="fitted"', text, re.MULTILINE):
-                return len(self.sent)
+        while await asyncio.to_thread(self._is_fitting):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"a head was not fitted within {_FIT_S:g} s")
             await asyncio.sleep(0.5)
-        raise RuntimeError(f"no head was fitted within {_FIT_S:g} s")
 
     async def _state(self, client: httpx.AsyncClient) -> str:
         for _ in range(240):
@@ -298,6 +314,10 @@ class Proof:
 
     def _is_done(self) -> bool:
         return not self.plan.earn_again and "suspended_1" in self.marks
+
+    def close(self) -> None:
+        """Close the connections to the ledger's database."""
+        self._database.close()
 
     def figures(self) -> dict[str, Any]:
         """Return what was measured."""
@@ -364,7 +384,9 @@ def running(plan: Plan, folder: Path, *, with_ray: bool = True) -> Iterator[Proo
         gateway = Gateway(folder, provider.url, plan.first_fit, order, with_ray=with_ray)
         try:
             gateway.start()
-            yield Proof(plan, gateway, reference)
+            proof = Proof(plan, gateway, reference)
+            yield proof
+            proof.close()
         finally:
             gateway.stop()
 
@@ -411,7 +433,6 @@ def _write(gateway: Gateway, plot: Path | None, page: Path | None) -> None:
     from serving.evidence.page import render_claim
     from serving.evidence.plots import course_plot, standalone
     from serving.evidence.store import EvidenceStore
-    from serving.ledger.database import Database, database_url
 
     database = Database(database_url(None, gateway.folder / "state"))
     try:
