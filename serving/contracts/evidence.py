@@ -7,7 +7,7 @@ is a pure function of its audits and events in the order of the database.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -169,6 +169,19 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
+class EarnedFrom:
+    """The inputs that earned a claim, with which later traffic is compared.
+
+    inputs: audited while it was tested. accepted: of these, from its threshold on. labels: counts
+    of the accepted answers, by label; empty where the task has no labels.
+    """
+
+    inputs: int = 0
+    accepted: int = 0
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A claim and what its evidence says now.
 
@@ -178,7 +191,11 @@ class Claim:
     the last earning. span_h: hours of traffic that earned it. episode: how often it began to be
     earned. hypotheses: tested in this scope so far. sequence: the last audit or event that this
     state includes. people: the error against people of what was accepted since earning.
-    flips: where the reference is the 16-bit baseline.
+    flips: where the reference is the 16-bit baseline. since_signal: inputs that took the shortcut
+    since it was earned or traffic was last found changed. earned_from: what it was earned on.
+    affordable_rate: share of accepted inputs whose audits cost what the settings let them cost.
+    escalate: digests of frequent texts that were answered wrongly, the newest last; they are never
+    accepted.
     """
 
     id: str
@@ -203,6 +220,10 @@ class Claim:
     sequence: int = 0
     people: PeopleError | None = None
     flips: Flips | None = None
+    since_signal: int = 0
+    earned_from: EarnedFrom = field(default_factory=EarnedFrom)
+    affordable_rate: float = 1.0
+    escalate: tuple[str, ...] = ()
 
 
 Origin = Literal["shadow", "accepted", "escalated", "person"]
@@ -217,11 +238,15 @@ loss, and counted."""
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One candidate's answer to one audited input. confidence: in the candidate's own units."""
+    """One candidate's answer to one audited input. confidence: in the candidate's own units.
+
+    label: the answer of a classification; None for other tasks.
+    """
 
     name: str
     confidence: float
     loss: float
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,9 +286,12 @@ class Audit:
     sequence: int = 0
 
 
-EventKind = Literal["tested", "earned", "suspended", "not_earnable", "withdrawn", "deleted"]
+EventKind = Literal[
+    "tested", "earned", "suspended", "not_earnable", "withdrawn", "deleted", "drifted"
+]
 """tested: a hypothesis was opened; only examples after it count for it. deleted: rows were removed
-or lost what names a person, so that what they prove is computed anew."""
+or lost what names a person, so that what they prove is computed anew. drifted: traffic differs from
+that which earned the claim, so that more of it is audited."""
 
 FOLD = "fold"
 """Actor of events that follow from the rows before them."""
@@ -290,18 +318,45 @@ class ClaimEvent:
 
 
 class Shortcut(Protocol):
-    """A way to answer more cheaply than the reference, in one scope.
+    """A way to answer more cheaply than the reference: what it is measured by, and where.
 
     The same protocol serves local tasks, cached answers, cheaper tiers and pruned contexts.
     """
 
-    name: ShortcutName
-    scope: Scope
-    loss: LossName
-    target_error: float
+    @property
+    def name(self) -> ShortcutName:
+        """Return its kind."""
+        ...
 
-    def candidates(self, answer: Any) -> tuple[tuple[str, float, Any], ...]:
-        """Return (candidate, confidence, its answer) of all candidates for one input. Pure."""
+    @property
+    def loss(self) -> LossName:
+        """Return the loss of one answer against the reference's. `judged_worse`: of a judge."""
+        ...
+
+    @property
+    def target_error(self) -> float:
+        """Return the largest mean loss, in (0, 1)."""
+        ...
+
+    @property
+    def suite(self) -> Guarantee | None:
+        """Return what was certified of it beforehand; None where nothing was."""
+        ...
+
+    @property
+    def local_model(self) -> str | None:
+        """Return the local model that answers; None where none does."""
+        ...
+
+    @property
+    def has_labels(self) -> bool:
+        """Return whether an answer is one of some labels, which people can give, too."""
+        ...
+
+    def scope(
+        self, tenants: str, *, pooled: bool, taken: Sequence[ShortcutName], rules: str
+    ) -> Scope:
+        """Return where its claim holds. taken: all shortcuts of the request. rules: a digest."""
         ...
 
     def loss_of(self, answer: Any, reference: Any) -> float:

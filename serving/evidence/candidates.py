@@ -93,8 +93,15 @@ def judged(
             loss = (
                 1.0 if right is None else loss_of(spec, proposal.value, right, valid=proposal.valid)
             )
-            found.append(Candidate(candidate.name, proposal.confidence, loss))
+            found.append(
+                Candidate(candidate.name, proposal.confidence, loss, label_of(spec, proposal.value))
+            )
     return tuple(found)
+
+
+def label_of(spec: TaskSpec, value: Value | None) -> str | None:
+    """Return a classification's label; entities and translations hold texts, which are not kept."""
+    return value if isinstance(value, str) and spec.kind == "classification" else None
 
 
 def under_standing(

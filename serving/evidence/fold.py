@@ -5,8 +5,9 @@ Equal rows give an equal state and equal transitions, in every replica and after
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
@@ -19,11 +20,14 @@ from serving.contracts.evidence import (
     Claim,
     ClaimEvent,
     ClaimState,
+    EarnedFrom,
     EventKind,
     Flips,
 )
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.evidence.candidates import MODEL
+from serving.evidence.costs import AuditCosts
+from serving.evidence.frequent_errors import FrequentErrors
 from serving.evidence.people_error import PeopleLabels
 from serving.evidence.statistics.earning import Earning, EarningRules, Reopened
 from serving.evidence.statistics.examples import Example, Outcome
@@ -47,19 +51,35 @@ def rules_version(settings: EvidenceSettings) -> str:
     rules = [
         _VERSION, settings.group_window_s, settings.min_groups, settings.min_span_h,
         settings.max_span_h, settings.alarm, settings.max_missing, settings.shadow_max_labels,
+        settings.max_share_of_avoided_cost, settings.floor_rate,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True)
 class _Held:
-    """What was seen under the hypothesis that is claimed. losses: their sum over its audits."""
+    """What was seen under the hypothesis that is claimed. losses: their sum over its audits.
+
+    earned_from: what earned it. signal_at: accepted inputs when traffic was last found changed.
+    """
 
     hypothesis: int
     watch: Watch
+    earned_from: EarnedFrom
     losses: float = 0.0
     accepted: int = 0
+    signal_at: int = 0
     dropped_since: datetime | None = None
+    errors: FrequentErrors = field(default_factory=FrequentErrors)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The audited inputs of one hypothesis since it was opened."""
+
+    inputs: int = 0
+    accepted: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
 
 
 class ClaimFold:
@@ -74,6 +94,8 @@ class ClaimFold:
         self._compared = self._differing = 0
         self._fits = iter(FIT_SIZES)
         self._next_fit: int | None = next(self._fits)
+        self._seen: dict[int, _Seen] = {}
+        self._costs = AuditCosts()
         self._recorded: list[ClaimEvent] = []
         self._is_edited = False
         self.transitions: list[ClaimEvent] = []
@@ -88,9 +110,12 @@ class ClaimFold:
         """Return the claim with what its evidence says now."""
         held, earning = self._held, self._earning
         claim = replace(
-            self._claim, hypotheses=earning.tested, episode=earning.suspensions + 1,
+            self._claim,
+            hypotheses=earning.tested,
+            episode=earning.suspensions + 1,
             flips=self._flips(),
-        )  # fmt: skip
+            affordable_rate=self._affordable_rate,
+        )
         if held is None:
             return replace(claim, audits=earning.counted)
         audits = held.watch.audits
@@ -103,7 +128,21 @@ class ClaimFold:
             accepted=held.accepted,
             missing=held.watch.missing / max(1, held.watch.audits),
             people=self._people.error(),
+            since_signal=held.accepted - held.signal_at,
+            earned_from=held.earned_from,
+            escalate=held.errors.listed,
         )
+
+    @property
+    def covered(self) -> float:
+        """Return the share of inputs that the claimed hypothesis accepts now; 0 where none is."""
+        number = 0 if self._held is None else self._held.hypothesis
+        found = (h.coverage for h in self._earning.hypotheses if h.number == number)
+        return next(found, 0.0)
+
+    @property
+    def _affordable_rate(self) -> float:
+        return self._costs.affordable_rate(self._settings.max_share_of_avoided_cost)
 
     @property
     def is_reproduced(self) -> bool:
@@ -180,6 +219,11 @@ class ClaimFold:
             self._test(event)
         elif event.kind == "deleted":
             self._is_edited = True
+            if self._held is not None:
+                # Whose texts are listed is not known: the list is made again from later audits.
+                self._held.errors = FrequentErrors()
+        elif event.kind == "drifted":
+            self._drift(event)
         elif event.kind == "suspended" and self._held is not None:
             self._suspend(event.reason, event.at)
         elif event.kind == "withdrawn":
@@ -204,6 +248,14 @@ class ClaimFold:
             )
         )  # fmt: skip
 
+    def _drift(self, event: ClaimEvent) -> None:
+        held = self._held
+        if held is None or event.action is None:
+            return
+        # A signal about an earlier hypothesis says nothing about this one.
+        if event.action.hypothesis == held.hypothesis:
+            held.signal_at = held.accepted
+
     def _audit(self, audit: Audit) -> None:
         if audit.origin == "person":
             held = self._held
@@ -214,6 +266,7 @@ class ClaimFold:
         if audit.verdict == "dropped":
             self._drop(audit)
             return
+        self._costs.add(audit)
         if audit.coin is not None and audit.verdict != "missing":
             self._compared += 1
             self._differing += audit.verdict == "different"
@@ -225,6 +278,7 @@ class ClaimFold:
         if len(self._own) < FIT_SIZES[-1]:
             # No fit takes more.
             self._own.extend(_own_outcome(audit))
+        self._look(audit)
         earned = self._earning.add(_example(audit))
         if earned is not None:
             self._hold(audit)
@@ -238,6 +292,22 @@ class ClaimFold:
             return None
         found = mean_sequence(self._differing, self._compared)
         return Flips(self._compared, found.mean, (found.low, found.high))
+
+    def _look(self, audit: Audit) -> None:
+        """Count what each hypothesis under test makes of an input that the coin chose."""
+        if audit.coin is None:
+            return
+        made = {found.name: found for found in audit.candidates}
+        for hypothesis in self._earning.hypotheses:
+            candidate = made.get(hypothesis.opening.candidate)
+            if candidate is None:
+                continue
+            seen = self._seen.setdefault(hypothesis.number, _Seen())
+            seen.inputs += 1
+            if candidate.confidence >= hypothesis.opening.threshold:
+                seen.accepted += 1
+                if candidate.label is not None:
+                    seen.labels[candidate.label] += 1
 
     def _drop(self, audit: Audit) -> None:
         self._count_accepted(audit)
@@ -260,18 +330,24 @@ class ClaimFold:
         held.losses += 1.0 if loss is None else loss
         if loss is not None:
             self._people.accepted(loss)
-        if held.watch.reason is not None:
-            self._suspend(held.watch.reason, audit.judged_at)
-            self._transition("suspended", held.watch.reason, audit)
+        held.errors.add(audit.text, 1.0 if loss is None else loss)
+        reason = held.watch.reason
+        if reason is None and self._affordable_rate < self._settings.floor_rate / _LEAST_WATCHED:
+            reason = _UNAFFORDABLE
+        if reason is not None:
+            self._suspend(reason, audit.judged_at)
+            self._transition("suspended", reason, audit)
 
     def _hold(self, audit: Audit) -> None:
         earned = self._earning.earned
         assert earned is not None
         settings, claim = self._settings, self._claim
         self._people.hold()
+        seen = self._seen.get(earned.number, _Seen())
         self._held = _Held(
             earned.number,
             Watch(claim.target_error, settings.alarm, settings.max_missing),
+            EarnedFrom(seen.inputs, seen.accepted, dict(sorted(seen.labels.items()))),
         )
         action = Action(earned.opening.candidate, earned.opening.threshold, {}, earned.number)
         self._claim = replace(claim, action=action, span_h=earned.span_h, earned_at=audit.judged_at)
@@ -282,6 +358,8 @@ class ClaimFold:
         self._held = None
         self._earning.add(Reopened(reason))
         self._own.clear()
+        self._seen.clear()
+        self._costs = AuditCosts()
         self._fits = iter(FIT_SIZES)
         self._next_fit = next(self._fits)
         self._claim = replace(
@@ -307,6 +385,12 @@ class ClaimFold:
         )
         self.transitions.append(event)
 
+
+_UNAFFORDABLE = (
+    "its audits cost more than evidence.max_share_of_avoided_cost of the reference cost avoided"
+)
+_LEAST_WATCHED = 2.0
+"""Costs are estimates: a claim goes unwatched where less than half of floor_rate is affordable."""
 
 _NOT_EARNABLE = "no candidate is on course after evidence.shadow_max_labels labels"
 
@@ -346,4 +430,5 @@ def _example(audit: Audit) -> Example:
         audit.coin,
         {found.name: Outcome(found.confidence, found.loss) for found in audit.candidates},
         missing=audit.verdict == "missing",
+        label=audit.label,
     )

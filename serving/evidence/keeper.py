@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from serving.contracts.errors import HeadRefused, LedgerUnavailable
 from serving.contracts.evidence import Action, Claim, ClaimEvent, ClaimState
 from serving.contracts.evidence_settings import EvidenceSettings
+from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.fold import IRREPRODUCIBLE, ClaimFold, rules_version
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.store import EvidenceStore
@@ -39,16 +40,16 @@ class EvidenceEvents(Protocol):
 class OpensTests(Protocol):
     """Opens tests of fitted candidates; serving.evidence.heads implements it."""
 
-    def due(self, claim: Claim, *, is_on_course: bool) -> list[Action]:
-        """Return the tests that are worth opening now. Blocking."""
+    def due(self, claim: Claim, *, is_on_course: bool, covered: float) -> list[Action]:
+        """Return the tests that are worth opening now. covered: share accepted now. Blocking."""
         ...
 
 
 class EvidenceKeeper:
     """Folds while it holds the lease, and refreshes the snapshot. One for a process.
 
-    clock: monotonic seconds. now: the time with its zone. fitted: opens tests of heads; None where
-    none are learned.
+    clock: monotonic seconds. now: the time with its zone. drift: what this replica saw of traffic
+    under held claims. fitted: opens tests of heads; None where none are learned.
     """
 
     fitted: OpensTests | None = None
@@ -61,7 +62,9 @@ class EvidenceKeeper:
         events: EvidenceEvents,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        drift: DriftWatch | None = None,
     ) -> None:
+        self._drift = drift
         self._store = store
         self._settings = settings
         self._snapshot = snapshot
@@ -118,6 +121,18 @@ class EvidenceKeeper:
             self._folds = None
         read_at_s = self._clock()
         self._snapshot.replace(self._store.states().claims, read_at_s)
+        self._signal()
+
+    def _signal(self) -> None:
+        """Append that traffic under a held claim has changed, unless it is audited more already."""
+        if self._drift is None:
+            return
+        half = self._settings.high_rate_inputs / 2
+        settled = [claim for claim in self._snapshot.all() if claim.since_signal >= half]
+        events = self._drift.signals(settled)
+        self._store.append(events=events)
+        for event in events:
+            logger.warning("evidence.drift claim=%s reason=%s", event.claim, event.reason)
 
     def _fold(self) -> None:
         self._end_missed()
@@ -202,7 +217,9 @@ class EvidenceKeeper:
             return []
         try:
             # As many more inputs as there were so far: a better head may be there by then.
-            return self.fitted.due(claim, is_on_course=fold.is_on_course(claim.audits))
+            return self.fitted.due(
+                claim, is_on_course=fold.is_on_course(claim.audits), covered=fold.covered
+            )
         except HeadRefused as error:
             logger.warning("evidence.head_refused claim=%s error=%s", claim.id, error.message)
             return []

@@ -27,11 +27,12 @@ def audit_rate(claim: Claim | None, settings: EvidenceSettings, now: datetime) -
     schedule = AuditSchedule(
         settings.high_rate,
         settings.high_rate_inputs,
-        settings.floor_rate,
+        # min_audits_a_day comes before the share of cost: few audits cost little.
+        min(settings.floor_rate, claim.affordable_rate),
         settings.min_audits_a_day,
     )
     days = max((now - claim.earned_at).total_seconds() / 86_400, 1e-6)
-    return schedule.rate(claim.accepted, claim.accepted / days)
+    return schedule.rate(claim.since_signal, claim.accepted / days)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ from serving.contracts.evidence import (
     Claim,
     ClaimState,
     Scope,
+    Shortcut,
+    ShortcutName,
     claim_id,
 )
 from serving.contracts.evidence_settings import EvidenceSettings
@@ -23,8 +25,10 @@ from serving.contracts.ledger import Tenant
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.candidates import AttestedModel, CandidateModel
 from serving.evidence.consent import consent_of
+from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.fold import rules_version
 from serving.evidence.pacing import Spent, audit_rate, is_affordable, shadow_rate
+from serving.evidence.shortcuts import Judging, LocalTask, permitted
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.standing import Situation, Standing, standing_of
 from serving.evidence.store import Definition
@@ -32,15 +36,6 @@ from serving.tasks.fingerprint import text_digest
 from serving.tasks.grant import Grant
 
 _ENDED = (ClaimState.SUSPENDED, ClaimState.WITHDRAWN)
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A task on the model that answers it."""
-
-    spec: TaskSpec
-    model: str
-    grant: Grant
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +91,8 @@ class Evidence:
 
     reference: `provider/model` that judges, None without a key. tenant_of: returns a tenant with
     its flags. opened: called once with a claim that was never seen here. key: digests texts.
+    drift: compares traffic with that which earned its claim. judging: of shortcuts with a judged
+    loss, by name.
     """
 
     def __init__(
@@ -107,7 +104,10 @@ class Evidence:
         opened: Callable[[Definition], None],
         key: bytes,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        drift: DriftWatch | None = None,
     ) -> None:
+        self.drift = drift or DriftWatch(now)
+        self.judging: Mapping[ShortcutName, Judging] = {}
         self.settings = settings
         self.snapshot = snapshot
         self.reference = reference
@@ -121,18 +121,36 @@ class Evidence:
         self._scopes: dict[str, Scope] = {}
         self._candidates: dict[str, Mapping[str, CandidateModel]] = {}
 
-    def ruling(self, subject: Subject, context: RequestContext) -> Ruling:
-        """Return the ruling on a request. Raises LedgerUnavailable where tenants are unknown."""
+    def local_task(self, spec: TaskSpec, model: str, grant: Grant) -> LocalTask:
+        """Return a task's local answer as a shortcut. model: that answers it."""
+        return LocalTask(spec, self._digest(spec), model, grant)
+
+    def permitted(self, shortcuts: Sequence[Shortcut]) -> tuple[Shortcut, ...]:
+        """Return those of a plan's shortcuts, the most valuable first, that it may take."""
+        return permitted(shortcuts, self.settings.max_total_error, self.judging)
+
+    def ruling(
+        self, shortcut: Shortcut, context: RequestContext, taken: Sequence[Shortcut] = ()
+    ) -> Ruling:
+        """Return the ruling on one shortcut of a request.
+
+        taken: all shortcuts that the request takes, where it takes several; its claim is of all of
+        them. One that is not permitted stays at the reference where a request may ask it, and
+        has no guarantee elsewhere. Raises LedgerUnavailable where tenants are unknown.
+        """
         settings, caller = self.settings, context.caller
         consent = consent_of(
             context.options, caller, self._tenant_of(caller.tenant), settings, self.reference
         )
         external = self.reference is not None and consent.allows(self.reference)
-        reference = self.reference if external else self._own_reference(subject, context)
-        definition = self._definition(subject, caller.tenant, reference or self.reference or PEOPLE)
+        reference = self.reference if external else self._own_reference(shortcut, context)
+        names = [one.name for one in taken] or [shortcut.name]
+        definition = self._definition(
+            shortcut, names, caller.tenant, reference or self.reference or PEOPLE
+        )
         claim = self.snapshot.find(definition.id)
         if not external and self.reference is not None and reference is not None:
-            outside = self._definition(subject, caller.tenant, self.reference)
+            outside = self._definition(shortcut, names, caller.tenant, self.reference)
             found = self.snapshot.find(outside.id)
             if found is not None and found.state in _ENDED:
                 # What the reference found wrong is wrong for inputs that may not reach it, too.
@@ -146,8 +164,9 @@ class Evidence:
                 external,
                 reference is not None,
                 settings.start,
-                subject.grant.guarantee,
+                shortcut.suite,
                 self.snapshot.is_fresh,
+                is_permitted=shortcut in self.permitted(taken or (shortcut,)),
             ),
         )
         # Also where it is not known: it was deleted with its tenant, or is not folded yet.
@@ -159,7 +178,7 @@ class Evidence:
             reference,
             self._rate(standing, claim),
             self._group(context),
-            self._beside(subject, caller.tenant) if external else None,
+            self._beside(shortcut, names, caller.tenant) if external else None,
         )
 
     def _open(self, definition: Definition, claim: Claim | None) -> None:
@@ -167,12 +186,14 @@ class Evidence:
             self._scopes[definition.id] = definition.scope
             self._opened(definition)
 
-    def _beside(self, subject: Subject, tenant: str) -> BaselineClaim | None:
+    def _beside(
+        self, shortcut: Shortcut, taken: Sequence[ShortcutName], tenant: str
+    ) -> BaselineClaim | None:
         """Return the baseline's claim, under which answers to other inputs are compared as well."""
-        reference = self._baseline_of(subject)
+        reference = self._baseline_of(shortcut)
         if reference is None:
             return None
-        definition = self._definition(subject, tenant, reference)
+        definition = self._definition(shortcut, taken, tenant, reference)
         claim = self.snapshot.find(definition.id)
         self._open(definition, claim)
         rate = audit_rate(claim, self.settings, self._now())
@@ -194,6 +215,13 @@ class Evidence:
         """Replace the fitted candidates of a claim."""
         self._candidates[name] = {candidate.name: candidate for candidate in candidates}
 
+    def always_escalates(self, name: str, text: str) -> bool:
+        """Return whether a text is one of those that a claim's shortcut often answers wrongly."""
+        claim = self.snapshot.find(name)
+        if claim is None or not claim.escalate:
+            return False
+        return self.text_digest(name, text) in claim.escalate
+
     def text_digest(self, name: str, text: str) -> str:
         """Return the keyed digest by which equal texts of a scope are known."""
         content = f"{name}:{text_digest(text)}".encode()
@@ -207,19 +235,19 @@ class Evidence:
         """Return whether the day's budget has room for an audit now."""
         return is_affordable(self.book.spent_today, self.settings, self._now())
 
-    def _own_reference(self, subject: Subject, context: RequestContext) -> str | None:
+    def _own_reference(self, shortcut: Shortcut, context: RequestContext) -> str | None:
         """Return the reference of inputs that no provider gets: the 16-bit baseline, or people."""
-        baseline = self._baseline_of(subject)
+        baseline = self._baseline_of(shortcut)
         if baseline is not None:
             return baseline
         settings = self.settings
         is_kept = settings.keep_texts is not None and context.options.audit != "never"
-        return PEOPLE if is_kept and subject.spec.kind == "classification" else None
+        return PEOPLE if is_kept and shortcut.has_labels else None
 
-    def _baseline_of(self, subject: Subject) -> str | None:
+    def _baseline_of(self, shortcut: Shortcut) -> str | None:
         """Return the baseline's name; None where it answers the task itself, or no model does."""
-        baseline, has_model = self.settings.baseline, subject.grant.refusal is None
-        if baseline is None or not has_model or baseline == subject.model:
+        baseline, model = self.settings.baseline, shortcut.local_model
+        if baseline is None or model is None or baseline == model:
             return None
         return BASELINE_PREFIX + baseline
 
@@ -231,17 +259,17 @@ class Evidence:
             return shadow_rate(standing.state, spent, self.settings)
         return audit_rate(claim, self.settings, self._now())
 
-    def _definition(self, subject: Subject, tenant: str, reference: str) -> Definition:
-        spec = subject.spec
+    def _definition(
+        self, shortcut: Shortcut, taken: Sequence[ShortcutName], tenant: str, reference: str
+    ) -> Definition:
         pool = self.settings.pool_of(tenant)
-        versions = {"model": subject.model, "spec": self._digest(spec), "rules": self._rules}
-        if subject.grant.attestation is not None:
-            versions["attestation"] = subject.grant.attestation
-        scope = Scope(pool or tenant, spec.name, versions, ("local_task",), pool is not None)
-        name = claim_id(scope, spec.loss, spec.target_error, reference)
+        scope = shortcut.scope(
+            pool or tenant, pooled=pool is not None, taken=taken, rules=self._rules
+        )
+        name = claim_id(scope, shortcut.loss, shortcut.target_error, reference)
         return Definition(
-            name, scope, "local_task", spec.loss, spec.target_error, reference,
-            subject.grant.guarantee is not None, self._now(),
+            name, scope, shortcut.name, shortcut.loss, shortcut.target_error, reference,
+            shortcut.suite is not None, self._now(),
         )  # fmt: skip
 
     def _digest(self, spec: TaskSpec) -> str:

@@ -14,6 +14,7 @@ from serving.contracts.errors import LedgerUnavailable
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.ledger import Tenant
 from serving.evidence.appender import EvidenceAppender
+from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.heads.keys import vector_cipher
 from serving.evidence.heads.service import HeadService
 from serving.evidence.keeper import EvidenceEvents, EvidenceKeeper
@@ -113,9 +114,10 @@ def build_evidence(
     """
     store = EvidenceStore(database)
     snapshot = ClaimSnapshot(settings.max_snapshot_age_s)
-    keeper = EvidenceKeeper(store, settings, snapshot, events)
+    drift = DriftWatch()
+    keeper = EvidenceKeeper(store, settings, snapshot, events, drift=drift)
     appender = EvidenceAppender(store, keeper.wake)
-    evidence = Evidence(settings, snapshot, reference, tenant_of, appender.open, key)
+    evidence = Evidence(settings, snapshot, reference, tenant_of, appender.open, key, drift=drift)
     return EvidenceService(settings, store, snapshot, keeper, appender, evidence)
 
 

@@ -19,7 +19,8 @@ class Situation:
     route: the client's. can_ask: a frontier model is configured as the reference, so that the plan
     may escalate to it. may_shadow: it may also get the input as evidence. may_audit: it may, or the
     reference is a local model. start: of provisional claims. suite: what a gate certified; None
-    where nothing did. is_known: the claims could be read.
+    where nothing did. is_known: the claims could be read. is_permitted: the request may take the
+    shortcut: its losses can be judged, and the targets of all that it takes are within the cap.
     """
 
     route: RoutePreference
@@ -29,6 +30,7 @@ class Situation:
     start: Literal["strict", "optimistic"]
     suite: Guarantee | None
     is_known: bool = True
+    is_permitted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ def standing_of(name: str, claim: Claim | None, situation: Situation) -> Standin
     if not situation.is_known:
         return Standing("reference") if asks else Standing("suite", suite)
     state = ClaimState.PROVISIONAL if claim is None else claim.state
+    if not situation.is_permitted and situation.can_ask:
+        return Standing("reference" if asks else "uncovered", state=state)
     recorded = name if situation.may_audit else None
     local = Standing("suite", suite, claim=recorded, state=state)
     match state:

@@ -273,15 +273,19 @@ def _forget(connection: Connection, chosen: ColumnElement[bool]) -> int:
     """Take ids, labels and digests from audits, so that equal groups and texts stay equal."""
     columns = evidence_audits.c
     rows = connection.execute(
-        select(columns.sequence, columns.group_id, columns.text_digest).where(chosen)
+        select(columns.sequence, columns.group_id, columns.text_digest, columns.candidates).where(
+            chosen
+        )
     ).all()
     names: defaultdict[str, str] = defaultdict(lambda: uuid4().hex[:16])
     for row in rows:
+        made = [replace(one, label=None) for one in _CANDIDATES.validate_json(row.candidates)]
         connection.execute(
             update(evidence_audits)
             .where(columns.sequence == row.sequence)
             .values(
                 request_id="", end_user=None, served=None, label=None,
+                candidates=_CANDIDATES.dump_json(tuple(made)).decode(),
                 group_id=names[row.group_id], text_digest=names[row.text_digest],
             )
         )  # fmt: skip

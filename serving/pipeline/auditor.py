@@ -29,7 +29,7 @@ from serving.contracts.requests import TaskBatch
 from serving.contracts.routing import RequestOptions
 from serving.contracts.task_spec import ClassificationSpec, TaskSpec
 from serving.evidence.appender import EvidenceAppender
-from serving.evidence.candidates import LocalView, judged
+from serving.evidence.candidates import LocalView, judged, label_of
 from serving.evidence.heads.example_store import Source
 from serving.evidence.heads.service import LabelledInput
 from serving.evidence.kept_texts import KeptText, Proposed
@@ -348,8 +348,8 @@ class Auditor:
         row = replace(
             row,
             candidates=candidates,
-            served=_shown(spec, None if shown is None else shown.value),
-            label=_shown(spec, value),
+            served=label_of(spec, None if shown is None else shown.value),
+            label=label_of(spec, value),
             cost_usd=cost_usd,
             judged_at=self.evidence.now(),
         )
@@ -371,7 +371,7 @@ class Auditor:
                 proposed.append(Proposed(candidate.name, found.confidence, value, found.valid))
         row = replace(
             self._row(one, origin, "missing", None),
-            served=_shown(spec, served.value),
+            served=label_of(spec, served.value),
             accepted=self.evidence.book.take_accepted(one.ruling.name),
         )
         await self._keep_text(one, row, tuple(proposed))
@@ -447,8 +447,3 @@ def _loss(
         return None, "different"
     loss = loss_of(spec, answer.value, right, valid=answer.valid)
     return loss, "same" if loss == 0.0 else "different"
-
-
-def _shown(spec: TaskSpec, value: Value | None) -> str | None:
-    """Return a label; entities and translations hold texts, which are not kept."""
-    return value if isinstance(value, str) and spec.kind == "classification" else None

@@ -15,8 +15,9 @@ from serving.contracts.errors import (
 )
 from serving.contracts.requests import Request, TaskBatch
 from serving.contracts.routing import Reason
+from serving.evidence.candidates import label_of
 from serving.evidence.pacing import coin
-from serving.evidence.rulings import Ruling, Subject
+from serving.evidence.rulings import Ruling
 from serving.evidence.standing import Standing
 from serving.pipeline.auditor import OF_THE_INPUT, Auditor, Observed
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
@@ -94,7 +95,7 @@ class Claimed:
             # No local answer to compare: the model is being prepared, or did not pass its gate.
             return None
         model = bound.engine.model_id if has_model else NO_MODEL
-        ruling = evidence.ruling(Subject(bound.task.spec, model, bound.grant), context)
+        ruling = evidence.ruling(evidence.local_task(bound.task.spec, model, bound.grant), context)
         if not has_model:
             ruling = self._without_model(ruling)
             if ruling.standing.mode not in ("shadow", "claim", "reference"):
@@ -189,10 +190,18 @@ class Claimed:
 
     def _served(self, taken: _Taken, record: RequestRecord, outcomes: list[Outcome]) -> None:
         """Make evidence of local answers, by the coin, and of those that were set aside."""
-        if taken.ruling.standing.claim is None:
+        standing, spec = taken.ruling.standing, self._tasks[taken.plan.batch.task].task.spec
+        if standing.claim is None:
             return
         for item, one, outcome in zip(record.inputs, taken.observed, outcomes, strict=True):
             content = outcome.content
+            if standing.mode == "claim":
+                accepted = None
+                if isinstance(content, Answer) and content.below_threshold is False:
+                    accepted = label_of(spec, content.value) or ""
+                self._auditor.evidence.drift.observe(
+                    standing.claim, standing.hypothesis, accepted, item.vector
+                )
             if isinstance(content, Answer) and content.route == "local":
                 self._auditor.accepted(one, content, item.local_answer)
             elif item.reason == "below_threshold":

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from serving.contracts.answer import Answer, TaskRequest, Usage
+from serving.contracts.evidence import NO_GUARANTEE
 from serving.contracts.exits import HEAD_PREFIX
 from serving.contracts.requests import TaskBatch
 from serving.evidence.candidates import MODEL, CandidateModel, LocalView, under_standing
@@ -35,10 +36,13 @@ class ClaimedLocal:
         """Return the candidate's answers; a head needs no engine."""
         standing = plan.standing
         action = None if standing is None or standing.mode != "claim" else standing.action
-        if action is None or action.candidate == MODEL:
+        if action is None:
             return await self._runner.whole(request, plan, record)
         assert standing is not None
         assert standing.claim is not None
+        if action.candidate == MODEL:
+            outcomes = await self._runner.whole(request, plan, record)
+            return self._unlisted(outcomes, request.requests, standing.claim)
         candidate = self._evidence.candidate(standing.claim, action.candidate)
         if candidate is None or self._embed is None:
             # Its file is not loaded here: no claim is in force in this replica.
@@ -53,14 +57,24 @@ class ClaimedLocal:
         for item, one, vector, outcome in zip(
             record.inputs, request.requests, vectors, outcomes, strict=True
         ):
+            item.vector = vector
             view = LocalView(item.local_answer, vector, len(one.text))
             found.append(_under(outcome, plan, candidate, view))
-        return found
+        return self._unlisted(found, request.requests, standing.claim)
 
     async def stream(self, request: TaskBatch, plan: TaskPlan, record: RequestRecord) -> Outcome:
         """Return the answer to the only input: a task answers whole."""
         (outcome,) = await self.whole(request, plan, record)
         return outcome
+
+    def _unlisted(
+        self, outcomes: Sequence[Outcome], requests: Sequence[TaskRequest], claim: str
+    ) -> list[Outcome]:
+        """Return the outcomes; a frequent text that was answered wrongly is below its threshold."""
+        return [
+            _uncovered(outcome) if self._evidence.always_escalates(claim, one.text) else outcome
+            for one, outcome in zip(requests, outcomes, strict=True)
+        ]
 
     def _without_engine(
         self, requests: Sequence[TaskRequest], candidate: CandidateModel, record: RequestRecord
@@ -78,6 +92,14 @@ class ClaimedLocal:
             )  # fmt: skip
             outcomes.append(Outcome(answer, Served("local", "narrow", model, usage)))
         return outcomes
+
+
+def _uncovered(outcome: Outcome) -> Outcome:
+    if not isinstance(outcome.content, Answer) or outcome.served is None:
+        return outcome
+    answer = outcome.content.model_copy(update={"below_threshold": True, "guarantee": NO_GUARANTEE})
+    served = replace(outcome.served, guaranteed=False, evidence="none", claim=None)
+    return replace(outcome, content=answer, served=served)
 
 
 def _under(outcome: Outcome, plan: TaskPlan, candidate: CandidateModel, view: LocalView) -> Outcome:

@@ -12,6 +12,9 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from serving.contracts.answer import Answer, Route, Usage
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import NarrowgateError
@@ -100,8 +103,8 @@ class InputRecord:
 
     reason: why it goes to its current model; None before the plan. serving: returns what the
     current model served so far; for an input that is abandoned. local_answer: the local model's,
-    whichever answer is sent; evidence compares it. closed: called with the cost of all its calls
-    once it is recorded, None where one is unknown.
+    whichever answer is sent; evidence compares it. vector: of its text, where one was computed.
+    closed: called with the cost of all its calls once it is recorded, None where one is unknown.
     """
 
     def __init__(self, request: _Request, index: int) -> None:
@@ -112,6 +115,7 @@ class InputRecord:
         self.reason: Reason | None = None
         self.serving: Callable[[], Served] | None = None
         self.local_answer: Answer | None = None
+        self.vector: NDArray[np.float32] | None = None
         self.closed: Callable[[Decimal | None], None] | None = None
         self.is_open = True
 

@@ -137,7 +137,9 @@ def test_the_curve_promises_what_unseen_texts_keep() -> None:
 
 def test_the_risk_curve_of_four_rows() -> None:
     scores = np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]]))
-    curve = risk_curve(scores, np.array([0, 0, 0, 1], np.int16))
+    wrong = (scores.argmax(axis=1) != [0, 0, 0, 1]).astype(np.float64)
+    softmax = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    curve = risk_curve(softmax.max(axis=1), wrong)
     assert curve[[24, 49, 74, 99]] == pytest.approx(
         np.array([[0.9, 0.0], [0.8, 1 / 2], [0.7, 1 / 3], [0.6, 1 / 4]])
     )

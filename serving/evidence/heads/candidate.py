@@ -117,7 +117,9 @@ class Candidate:
     float32. bias: (c,) float32. curve: (100, 2) float32: for each coverage of 1 to 100 %, the
     confidence from which that share of texts is accepted, and the share of errors among them, by
     cross-validation on the examples that fitted the candidate; empty where it was not fitted.
-    Raises HeadRefused for other shapes and values.
+    by_label: (labels + 2,) float32, slope, intercept and what each label adds to the logit of the
+    confidence, which makes one threshold another one for each label; empty where the confidence is
+    the largest probability. Raises HeadRefused for other shapes and values.
     """
 
     kind: Kind
@@ -127,6 +129,7 @@ class Candidate:
     weights: Floats
     bias: Floats
     curve: Floats = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    by_label: Floats = field(default_factory=lambda: np.empty(0, np.float32))
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -143,6 +146,7 @@ class Candidate:
             ("weights", self.weights, (rows, features)),
             ("bias", self.bias, (rows,)),
             ("curve", self.curve, (points, 2)),
+            ("by_label", self.by_label, (len(self.labels) + 2 if self.by_label.size else 0,)),
         ):
             _refuse_array(name, array, shape)
         if ((self.curve < 0.0) | (self.curve > 1.0)).any():
@@ -169,8 +173,8 @@ class Candidate:
             "provenance": provenance,
         }
         arrays: dict[str, NDArray[Any]] = {
-            "bias": self.bias, "classes": self.classes, "curve": self.curve,
-            "weights": self.weights,
+            "bias": self.bias, "by_label": self.by_label, "classes": self.classes,
+            "curve": self.curve, "weights": self.weights,
         }  # fmt: skip
         return pack(header, arrays)
 
@@ -197,6 +201,15 @@ class Candidate:
         found = np.zeros((len(exps), len(self.labels)))
         found[:, self.classes] = exps
         return found
+
+    def confidence(self, probability: float, label: int) -> float:
+        """Return the confidence of an answer, on which its threshold is. label: its position."""
+        if not self.by_label.size:
+            return probability
+        slope, intercept, added = (float(self.by_label[at]) for at in (0, 1, 2 + label))
+        inside = min(max(probability, 1e-6), 1.0 - 1e-6)
+        logit = slope * math.log(inside / (1.0 - inside)) + intercept + added
+        return 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, logit))))
 
     def named(self, version: int) -> str:
         """Return the name that answers and claims show, such as `head@3`; `model` as it is."""
@@ -302,6 +315,7 @@ def _read_candidate(content: Mapping[str, Any], arrays: Mapping[str, NDArray[Any
         weights=arrays["weights"],
         bias=arrays["bias"],
         curve=arrays["curve"],
+        by_label=arrays["by_label"],
     )
 
 

@@ -24,6 +24,7 @@ from serving.evidence.heads.candidate import (
     feature_rows,
 )
 from serving.evidence.heads.examples import FitRows
+from serving.evidence.statistics.recalibration import fit_label_confidence
 
 MIN_ROWS = 20
 FOLDS = 5
@@ -35,6 +36,8 @@ _MAX_ITERATIONS = 300
 _TOLERANCE = 1e-3
 _TEMPERATURES = 2.0 ** np.arange(-6.0, 3.25, 0.25)
 _OFFSET_VARIANCE = 4.0
+_GAIN = 0.97
+"""Ratio of errors, over all coverages, below which thresholds for each label are taken."""
 
 Doubles = NDArray[np.float64]
 Targets = NDArray[np.int16]
@@ -88,28 +91,63 @@ def fit_candidate(kind: Kind, rows: FitRows) -> Candidate:
     scale = _scale(kind, features)
     selected = features[:_SELECTION_ROWS] / scale
     targets = rows.targets[:_SELECTION_ROWS]
-    best: tuple[float, str, Fit, float, Floats] | None = None
+    best: tuple[float, str, Fit, float, Doubles] | None = None
     for name, fit in _methods(kind):
         scores = _out_of_fold(fit, selected, targets, len(rows.labels))
         factor = _temperature(scores, targets)
-        curve = risk_curve(scores * factor, targets)
-        area = float(curve[:, 1].mean())
+        area = float(_plain_curve(scores * factor, targets)[:, 1].mean())
         if best is None or area < best[0]:
-            best = (area, name, fit, factor, curve)
+            best = (area, name, fit, factor, scores * factor)
     assert best is not None
-    _, name, fit, factor, curve = best
+    _, name, fit, factor, scores = best
     linear = fit(features / scale, rows.targets).scaled(factor)
-    return _candidate(kind, rows, linear.weights / scale, linear, f"{name} T={factor:.3g}", curve)
+    confidence = _confidence(scores, targets)
+    method = f"{name} T={factor:.3g}{' by label' if confidence.by_label.size else ''}"
+    return _candidate(kind, rows, linear.weights / scale, linear, method, confidence)
 
 
-def risk_curve(scores: Doubles, targets: Targets) -> Floats:
+@dataclass(frozen=True, slots=True)
+class _Confidence:
+    """curve, by_label: of the candidate."""
+
+    curve: Floats
+    by_label: Floats
+
+
+def _confidence(scores: Doubles, targets: Targets) -> _Confidence:
+    """Return how confidence is computed: by label where that lowers the errors of unseen folds.
+
+    scores: (n, labels) by cross-validation. The fit for each label is cross-validated, too.
+    """
+    plain = _plain_curve(scores, targets)
+    found = _softmax(scores)
+    highest, answers = found.max(axis=1), found.argmax(axis=1)
+    right = (answers == targets).astype(np.float64)
+    labels, folds = scores.shape[1], np.arange(len(targets)) % FOLDS
+    fitted = np.zeros(len(targets))
+    for fold in range(FOLDS):
+        out, known = folds == fold, folds != fold
+        one = fit_label_confidence(highest[known], answers[known], right[known], labels)
+        fitted[out] = one(highest[out], answers[out])
+    curve = risk_curve(fitted, 1.0 - right)
+    if float(curve[:, 1].mean()) >= _GAIN * float(plain[:, 1].mean()):
+        return _Confidence(plain, np.empty(0, np.float32))
+    whole = fit_label_confidence(highest, answers, right, labels)
+    values = np.concatenate([[whole.slope, whole.intercept], whole.by_label])
+    return _Confidence(curve, values.astype(np.float32))
+
+
+def _plain_curve(scores: Doubles, targets: Targets) -> Floats:
+    found = _softmax(scores)
+    wrong = (found.argmax(axis=1) != targets).astype(np.float64)
+    return risk_curve(found.max(axis=1), wrong)
+
+
+def risk_curve(confidence: Doubles, wrong: Doubles) -> Floats:
     """Return for each coverage of 1 to 100 % the least confidence and the share of errors.
 
-    scores: (n, labels), -inf where a label cannot be. Returns (100, 2) float32.
+    confidence, wrong: (n,). Returns (100, 2) float32.
     """
-    found = _softmax(scores)
-    confidence = found.max(axis=1)
-    wrong = found.argmax(axis=1) != targets
     order = np.argsort(-confidence, kind="stable")
     errors = np.cumsum(wrong[order]) / np.arange(1, len(order) + 1)
     last = np.ceil(np.arange(1, CURVE_POINTS + 1) / CURVE_POINTS * len(order)).astype(int) - 1
@@ -117,7 +155,7 @@ def risk_curve(scores: Doubles, targets: Targets) -> Floats:
 
 
 def _candidate(
-    kind: Kind, rows: FitRows, weights: Doubles, linear: Linear, method: str, curve: Floats
+    kind: Kind, rows: FitRows, weights: Doubles, linear: Linear, method: str, found: _Confidence
 ) -> Candidate:
     provenance = Provenance(
         scope=rows.scope.id,
@@ -131,7 +169,7 @@ def _candidate(
     )
     return Candidate(
         kind, rows.labels, provenance, linear.classes, weights.astype(np.float32),
-        linear.bias.astype(np.float32), curve,
+        linear.bias.astype(np.float32), found.curve, found.by_label,
     )  # fmt: skip
 
 

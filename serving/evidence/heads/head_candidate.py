@@ -28,8 +28,9 @@ class HeadCandidate:
         inputs = HeadInputs(vectors, np.array([view.length], np.int32), logs)
         (found,) = candidate.probabilities(inputs).tolist()
         probabilities = dict(zip(candidate.labels, found, strict=True))
-        label = max(probabilities, key=lambda name: probabilities[name])
-        return Proposal(label, probabilities[label], probabilities)
+        at = max(range(len(found)), key=found.__getitem__)
+        confidence = candidate.confidence(found[at], at)
+        return Proposal(candidate.labels[at], confidence, probabilities)
 
 
 def _log_probabilities(answer: Answer | None, labels: tuple[str, ...]) -> Floats | None:

@@ -15,6 +15,9 @@ from serving.evidence.statistics.placement import place_on_curve
 _COMPARED_AT = 0.6
 """Coverage at which heads of one fit are compared: one of them is tested, as tests are dear."""
 
+_GAIN = 0.05
+"""Coverage that a newer head must promise beyond that of the held claim to be tested."""
+
 
 def head_scope(scope: Scope) -> HeadScope:
     """Return whose examples the heads of a claim learn from. Other models share them."""
@@ -35,21 +38,24 @@ class HeadTests:
         self._looked_at: set[tuple[str, int, int]] = set()
         self._asked: set[tuple[str, int]] = set()
 
-    def due(self, claim: Claim, *, is_on_course: bool) -> list[Action]:
+    def due(self, claim: Claim, *, is_on_course: bool, covered: float) -> list[Action]:
         """Return the tests of the newest heads that are worth opening; each head is looked at once.
 
-        is_on_course: a hypothesis under test will be earned soon. Raises LedgerUnavailable,
-        HeadRefused.
+        is_on_course: a hypothesis under test will be earned soon. covered: share of inputs that the
+        held claim accepts, 0 where none is held: a newer head is tested where it would accept
+        visibly more, and takes its place once earned. Raises LedgerUnavailable, HeadRefused.
         """
-        if claim.state in (ClaimState.HELD, ClaimState.WITHDRAWN):
+        is_held = claim.state is ClaimState.HELD
+        if claim.state is ClaimState.WITHDRAWN:
             return []
         scope = head_scope(claim.scope)
         newest = self._newest(scope)
-        if claim.episode > 1:
+        if claim.episode > 1 and not is_held:
             newest = [row for row in newest if row.created_at > claim.since]
             if not newest:
                 self._ask_for_fit(claim, scope)
-        if not newest or is_on_course:
+        # What is tested beside a held claim has a claimed hypothesis on course for ever.
+        if not newest or (is_on_course and not is_held):
             return []
         seen = (claim.id, claim.episode, newest[0].version)
         if seen in self._looked_at:
@@ -60,6 +66,10 @@ class HeadTests:
             head.name, head.candidate.curve.astype(np.float64), head.predicate.examples,
             claim.target_error, first=claim.hypotheses + 1,
         )  # fmt: skip
+        if is_held:
+            more = [one for one in openings if one.expected_coverage >= covered + _GAIN]
+            # Each test raises the bar of the next: the widest alone.
+            openings = tuple(sorted(more, key=lambda one: -one.expected_coverage)[:1])
         return [
             Action(
                 opening.candidate, opening.threshold,

@@ -11,7 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from serving.evidence.statistics.betting import Capital
-from serving.evidence.statistics.examples import Counted, CountedExamples, Example, Outcome
+from serving.evidence.statistics.dependence import LabelRuns
+from serving.evidence.statistics.examples import (
+    Counted,
+    CountedExamples,
+    Example,
+    Outcome,
+    is_kept,
+)
 from serving.evidence.statistics.placement import Opening, bar
 
 
@@ -107,7 +114,8 @@ class Earning:
     hypotheses: under test in this episode. earned: the claimed one, which accepts most of those
     with enough evidence; None until then and after a suspension. tested: hypotheses of the scope so
     far. counted: examples that counted in this episode, of them `missing` without a verdict. rows:
-    folded so far. examples: which of them count.
+    folded so far. examples: which of them count. runs: how far consecutive labels are
+    correlated; hypotheses bet on as many examples as there are independent ones.
     """
 
     rules: EarningRules
@@ -119,6 +127,7 @@ class Earning:
     missing: int = 0
     rows: int = 0
     examples: CountedExamples = field(init=False)
+    runs: LabelRuns = field(default_factory=LabelRuns)
 
     def __post_init__(self) -> None:
         self.examples = CountedExamples(self.rules.group_window_s)
@@ -176,6 +185,12 @@ class Earning:
         example = one.example
         self.counted += 1
         self.missing += example.missing
+        # The share depends on earlier examples alone, and the names are random: bets stay fair.
+        share = self.runs.independent_share
+        if example.label is not None:
+            self.runs.add(example.label)
+        if not is_kept(f"dependence:{example.input}", share):
+            return
         for place, hypothesis in enumerate(self.hypotheses):
             outcome = example.outcomes.get(hypothesis.opening.candidate)
             if outcome is not None and one.position > hypothesis.opened:
@@ -200,4 +215,5 @@ class Earning:
             and hypothesis.accepted >= self.rules.min_groups
             and hypothesis.span_h >= self.min_span_h
             and self.missing <= self.rules.max_missing * self.counted
+            and self.runs.is_varied(self.rules.target)
         )

@@ -31,7 +31,8 @@ class Example:
     any epoch. coin: probability of the fair coin that chose the input, the same for accepted and
     escalated ones, 1 in shadow; None where the input was labelled for another reason, and then it
     only trains. outcomes: of each candidate that existed, by name. missing: the reference gave no
-    verdict for reasons of the input, which is a loss of 1 of every candidate.
+    verdict for reasons of the input, which is a loss of 1 of every candidate. label: the
+    reference's; None where the task has no labels.
     """
 
     input: str
@@ -41,6 +42,7 @@ class Example:
     coin: float | None
     outcomes: Mapping[str, Outcome]
     missing: bool = False
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,11 @@ class CountedExamples:
             return None
         self._texts.add(chosen.example.text)
         return Counted(chosen.position, chosen.example, group.last_s)
+
+
+def is_kept(name: str, share: float) -> bool:
+    """Return whether a random name is among the share that is kept. share: in [0, 1]."""
+    return share >= 1.0 or _digest(name) < share * 2.0**64
 
 
 def _digest(name: str) -> int:
