@@ -12,6 +12,9 @@ _DEVIATIONS = 2.0
 """Standard errors, (1 - r^2) / sqrt(n), that are taken from a correlation, so that independent
 inputs lose almost nothing."""
 
+_FEW = 20
+"""Labels below which nothing is said of their shares: the claim's evidence has no labels then."""
+
 _MANY = 1_000
 """Labels after which even a stream of almost one label alone is taken as it is."""
 
@@ -54,7 +57,7 @@ class LabelRuns:
 
         Elsewhere little is shown until many labels were seen: a stream may begin with one label.
         """
-        if not self._total or self._total >= _MANY:
+        if not _FEW <= self._total < _MANY:
             return True
         return 1.0 - max(self._counts.values()) / self._total > error
 

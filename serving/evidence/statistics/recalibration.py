@@ -1,7 +1,7 @@
 """A threshold for each label: one threshold on a confidence that is fitted for each label.
 
-What it gives is a new candidate, to be tested on later examples only. A map that only rises, such as
-an isotonic one, would keep the order of confidences, so that no threshold on it covers more.
+What it gives is a new candidate, to be tested on later examples only. A map that only rises, such
+as an isotonic one, would keep the order of confidences, so that no threshold on it covers more.
 """
 
 from dataclasses import dataclass
