@@ -21,6 +21,7 @@ from serving.contracts.ledger import Tenant
 from serving.contracts.settings import Replicas
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.appender import EvidenceAppender
+from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.fold import rules_version
 from serving.evidence.heads.cipher import VectorCipher
 from serving.evidence.keeper import EvidenceKeeper
@@ -130,15 +131,17 @@ class EvidenceServer:
         self.now = AT
         self.transitions = Transitions()
         self.snapshot = ClaimSnapshot(settings.max_snapshot_age_s, self.clock)
+        drift = DriftWatch(lambda: self.now)
         self.keeper = EvidenceKeeper(
-            self.store, settings, self.snapshot, self.transitions, self.clock, lambda: self.now
-        )
+            self.store, settings, self.snapshot, self.transitions, self.clock, lambda: self.now,
+            drift,
+        )  # fmt: skip
         self.appender = EvidenceAppender(self.store, self.keeper.wake)
         known = tenants or {}
         self.evidence = Evidence(
             settings, self.snapshot, reference if reply else None,
             lambda name: known.get(name, Tenant(name)), self.appender.open, b"k" * 32,
-            now=lambda: self.now,
+            now=lambda: self.now, drift=drift,
         )  # fmt: skip
         service = EvidenceService(
             settings, self.store, self.snapshot, self.keeper, self.appender, self.evidence,

@@ -15,9 +15,6 @@ inputs lose almost nothing."""
 _FEW = 20
 """Labels below which nothing is said of their shares: the claim's evidence has no labels then."""
 
-_MANY = 1_000
-"""Labels after which even a stream of almost one label alone is taken as it is."""
-
 
 @dataclass
 class LabelRuns:
@@ -52,12 +49,13 @@ class LabelRuns:
         margin = _DEVIATIONS * (1.0 - found**2) / math.sqrt(pairs)
         return max(0.0, min(found - margin, 1.0 - 1.0 / pairs))
 
-    def is_varied(self, error: float) -> bool:
+    def is_varied(self, error: float, many: int) -> bool:
         """Return whether always giving the commonest label would err more often than `error`.
 
-        Elsewhere little is shown until many labels were seen: a stream may begin with one label.
+        Elsewhere little is shown: a stream may begin with one label. many: labels from which on
+        even a stream of almost one label alone is taken as it is.
         """
-        if not _FEW <= self._total < _MANY:
+        if not _FEW <= self._total < many:
             return True
         return 1.0 - max(self._counts.values()) / self._total > error
 

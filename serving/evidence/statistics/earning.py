@@ -21,6 +21,9 @@ from serving.evidence.statistics.examples import (
 )
 from serving.evidence.statistics.placement import Opening, bar
 
+_ONE_LABEL_FACTOR = 20
+"""Labels, as a multiple of min_groups, before traffic of almost one label alone earns a claim."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reopened:
@@ -215,5 +218,7 @@ class Earning:
             and hypothesis.accepted >= self.rules.min_groups
             and hypothesis.span_h >= self.min_span_h
             and self.missing <= self.rules.max_missing * self.counted
-            and self.runs.is_varied(self.rules.target)
+            # Early inputs counted in full where one label alone had been seen.
+            and self.counted * self.runs.independent_share >= self.rules.min_groups
+            and self.runs.is_varied(self.rules.target, _ONE_LABEL_FACTOR * self.rules.min_groups)
         )
