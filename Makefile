@@ -14,6 +14,7 @@
 # make bench-gate   measure evaluations beside bare lm-eval
 # make bench-gateway   measure what the gateway adds to a frontier call
 # make bench-ledger   measure what the ledger adds, with SQLite and with PostgreSQL
+# make bench-evidence   run labelled texts through the folds of evidence; BENCH_ARGS="--data DIR"
 # make bench-cost   compare what a mix of chats costs through the stack and without it
 
 PORT ?= 8000
@@ -26,7 +27,7 @@ FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 PAGE ?= README.md
 
-.PHONY: serve test test-slow test-cluster unit coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-gate bench-gateway bench-ledger bench-cost lock clean
+.PHONY: serve test test-slow test-cluster unit coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-gate bench-gateway bench-ledger bench-cost bench-evidence lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -97,6 +98,9 @@ bench-gateway: $(VENV)/.cpu
 
 bench-ledger: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks ledger $(BENCH_ARGS)
+
+bench-evidence: $(VENV)/.cpu
+	$(VENV)/bin/python -m benchmarks evidence --state $(STATE) $(BENCH_ARGS)
 
 bench-cost: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks cost --state $(STATE) --port $(PORT) $(BENCH_ARGS)

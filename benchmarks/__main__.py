@@ -2,12 +2,13 @@
 
 import sys
 
-from benchmarks import bounds, cost, gate, gateway, ledger, stack
+from benchmarks import bounds, cost, evidence, gate, gateway, ledger, stack
 from serving.cli import run_program
 
 _BENCHMARKS = {
     "bounds": bounds,
     "cost": cost,
+    "evidence": evidence,
     "gate": gate,
     "gateway": gateway,
     "ledger": ledger,

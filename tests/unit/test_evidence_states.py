@@ -328,14 +328,13 @@ async def test_tenants_do_not_share_claims_unless_pooled(build: Any) -> None:
     from serving.contracts.deadline import Deadline
     from serving.contracts.ledger import Caller
     from serving.contracts.routing import RequestOptions
-    from serving.evidence.rulings import Subject
 
     def names(found: EvidenceServer) -> list[str]:
         bound = found.server.context.tasks["topic"]
-        subject = Subject(bound.task.spec, "tiny", bound.grant)
+        shortcut = found.evidence.local_task(bound.task.spec, "tiny", bound.grant)
         return [
             found.evidence.ruling(
-                subject,
+                shortcut,
                 RequestContext("r", Caller(tenant), RequestOptions(), Deadline.after(9.0)),
             ).name
             for tenant in ("a", "b", "c")

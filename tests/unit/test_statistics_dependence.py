@@ -74,7 +74,8 @@ def test_mixed_labels_earn_a_claim_and_blocks_of_a_hundred_do_not() -> None:
     assert mixed.earned is not None
     blocks = earning([str(n // 100 % 4) for n in range(400)])
     assert blocks.earned is None
-    assert blocks.hypotheses[0].seen < 40
+    # The first block in full, since nothing else was known then, and little of the others.
+    assert blocks.hypotheses[0].seen < 120
 
 
 def test_blocks_earn_a_claim_after_as_many_blocks_as_mixed_inputs_would_need() -> None:

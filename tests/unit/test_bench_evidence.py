@@ -1,0 +1,72 @@
+"""The evidence benchmark, small: its stream, its runs, and its figures."""
+
+import numpy as np
+import pytest
+
+from benchmarks import evidence_goals as goals
+from benchmarks.evidence_streams import ORDERS, Source, relabelled, stream
+from benchmarks.evidence_texts import LABELS, grammar_texts
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    """Return vectors of four labels, of which a head confuses some."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 4, 1200)
+    vectors = np.eye(16)[labels] + rng.normal(0.0, 0.4, (1200, 16))
+    return Source("made", vectors, labels.astype(np.int64), 4)
+
+
+def test_the_shipped_texts_are_distinct_and_have_every_label() -> None:
+    found = grammar_texts(4000)
+    assert len({one.text for one in found}) == 4000
+    counts = {label: sum(one.label == label for one in found) for label in LABELS}
+    assert min(counts.values()) > 300
+    assert found[:50] == grammar_texts(4000)[:50]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_order_keeps_the_inputs_and_the_noise(source: Source, order: goals.Order) -> None:
+    found = stream(source, order, np.random.default_rng(2))
+    assert np.bincount(found.labels).tolist() == np.bincount(source.labels).tolist()
+    assert 0.015 < (found.reference != found.labels).mean() < 0.045
+    same = (found.labels[1:] == found.labels[:-1]).mean()
+    assert (same > 0.9) is (order == "blocks")
+
+
+def test_shuffled_inputs_earn_a_claim_and_keep_it(source: Source) -> None:
+    found = goals.kept_target(source, "shuffled", 4, 0.15)
+    assert found["runs_above_target"].count == 0
+    assert found["earned"].count == 4
+    assert found["inputs_until_earned"]["p50"] < 600
+
+
+def test_blocks_earn_nothing_that_is_broken(source: Source) -> None:
+    assert goals.kept_target(source, "blocks", 4, 0.15)["runs_above_target"].count == 0
+
+
+def test_a_shift_is_caught(source: Source) -> None:
+    shuffled = stream(source, "shuffled", np.random.default_rng(3))
+    changed = relabelled(shuffled, 600, 0.3)
+    assert (changed.labels[:600] == shuffled.labels[:600]).all()
+    assert 0.15 < (changed.labels[600:] != shuffled.labels[600:]).mean() < 0.4
+    found = goals.shifted(source, 3, 0.15)
+    assert found["held_at_the_shift"] == 3
+
+
+def test_stationary_streams_are_rarely_suspended() -> None:
+    assert goals.false_suspensions(0.15, 20, 1000).count <= 2
+
+
+def test_audits_at_the_floor_cost_their_share() -> None:
+    assert goals.audit_cost_share(50_000) == pytest.approx(0.02, abs=0.003)
+
+
+def test_the_request_path_is_measured() -> None:
+    found = goals.request_path_us(50)
+    assert 0.0 < found["p50"] <= found["p99"]
+
+
+def test_quantiles_of_what_never_happened_are_none() -> None:
+    assert goals.quantiles([np.inf, np.inf, 1.0]) == {"p10": 1.0, "p50": None, "p90": None}
+    assert goals.quantiles([])["p50"] is None
