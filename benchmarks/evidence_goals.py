@@ -56,7 +56,8 @@ def kept_target(source: Source, order: Order, runs: int, target: float) -> dict[
 
 def shifted(source: Source, runs: int, target: float) -> dict[str, Any]:
     """Change what labels mean at half of the stream: audits until suspended, and re-earned?"""
-    audits, again, held = [], 0, 0
+    audits: list[float] = []
+    again = held = 0
     for seed in range(runs):
         rng = np.random.default_rng(seed)
         shuffled = stream(source, "shuffled", rng)
@@ -75,7 +76,8 @@ def shifted(source: Source, runs: int, target: float) -> dict[str, Any]:
         else:
             audits.append(np.inf)
     return {
-        "source": source.name, "held_at_the_shift": held, "audits_until_suspended": quantiles(audits),
+        "source": source.name, "held_at_the_shift": held,
+        "audits_until_suspended": quantiles(audits),
         "earned_again": share(again, held) if held else None,
     }  # fmt: skip
 
@@ -145,7 +147,7 @@ def request_path_us(requests: int) -> dict[str, float]:
     evidence = Evidence(
         EvidenceSettings(), snapshot, "openai/gpt-6-luna", Tenant, opened.append, b"k" * 32
     )
-    shortcut = evidence.local_task(load_specs()["topic"], "bundled", Grant(None, None, None))
+    shortcut = evidence.local_task(load_specs(None)["topic"], "bundled", Grant(None, None, None))
     context = RequestContext("r", Caller("default"), RequestOptions(), Deadline.after(1e6))
     evidence.ruling(shortcut, context)
     (definition,) = opened

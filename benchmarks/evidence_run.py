@@ -29,7 +29,8 @@ class Head:
         scores = self.scale * (vectors @ self.weights.T + self.bias)
         scores -= scores.max(axis=1, keepdims=True)
         found: Floats = np.exp(scores)
-        return found / found.sum(axis=1, keepdims=True)
+        found /= found.sum(axis=1, keepdims=True)
+        return found
 
 
 def fit_head(vectors: Floats, labels: Ints, count: int) -> Head:
@@ -95,11 +96,11 @@ class Plan:
     target: float
     sizes: tuple[int, ...] = FIT_SIZES
     min_groups: int = 50
-    schedule: AuditSchedule = AuditSchedule()
+    schedule: AuditSchedule = field(default_factory=AuditSchedule)
 
 
 class Run:
-    """A stream under way. Labels reach it as in service: all of shadow, then coins and escalated."""
+    """A stream in progress. Labels reach it as in service: of all in shadow, then by coins."""
 
     def __init__(self, stream: Stream, plan: Plan, rng: np.random.Generator) -> None:
         self._stream, self._plan = stream, plan
@@ -111,7 +112,7 @@ class Run:
         self._fitted = 0
         self._held_since = 0
         n = len(stream.labels)
-        self.outcomes = Outcomes(*(np.zeros(n, dtype=np.int64) for _ in range(4)))
+        self.outcomes = Outcomes(_zeros(n), _zeros(n), _zeros(n), _zeros(n))
 
     def all(self) -> Outcomes:
         """Run the whole stream and return what happened."""
@@ -184,3 +185,7 @@ class Run:
         first = self._earning.tested + 1
         for opening in place_thresholds(name, confidence, losses, self._plan.target, first=first):
             self._earning.add(opening)
+
+
+def _zeros(count: int) -> Ints:
+    return np.zeros(count, dtype=np.int64)

@@ -49,7 +49,8 @@ class Stream:
 def sources(data: Path | None, state: Path, rows: int) -> Iterator[Source]:
     """Yield the shipped source, then one of each file of `data` with id, text and label.
 
-    rows: shipped texts.     Vectors are computed once and kept under `state`. Files of fewer than 1,000 rows are left out.
+    rows: shipped texts. Vectors are computed once and kept under `state`. Files of fewer than
+    1,000 rows are left out.
     """
     own = grammar_texts(rows)
     yield _source("shipped", [r.text for r in own], [r.label for r in own], state)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _SLOTS: Mapping[str, Sequence[str]] = {
-    "line": ("tram 4", "the night bus", "line 12", "the harbour ferry", "bus 7", "the airport train",
-             "the hill funicular", "tram 9", "the ring bus", "line 31"),
+    "line": ("tram 4", "the night bus", "line 12", "the harbour ferry", "bus 7",
+             "the airport train", "the hill funicular", "tram 9", "the ring bus", "line 31"),
     "stop": ("Mill Lane", "Castle Square", "the old station", "North Gate", "Harbour Street",
              "the university", "Linden Park", "the hospital", "Market Hall", "Bridge Road"),
     "when": ("this morning", "yesterday evening", "on Sunday", "last week", "around noon",
@@ -19,8 +19,10 @@ _SLOTS: Mapping[str, Sequence[str]] = {
               "laptop bag", "child's jacket", "bunch of keys", "sketchbook"),
     "sum": ("3.20", "14.50", "49", "2.80", "7.60", "65", "110", "5.40"),
     "who": ("my son", "my mother", "a colleague", "our school class", "my neighbour", "my partner"),
-    "opening": ("", "", "", "Hello.", "Good day.", "Hi there.", "To whom it may concern:", "Please note:"),
-    "closing": ("", "", "", "", "Thanks.", "Please get back to me.", "It is the second time I write.",
+    "opening": ("", "", "", "Hello.", "Good day.", "Hi there.", "To whom it may concern:",
+                "Please note:"),
+    "closing": ("", "", "", "", "Thanks.", "Please get back to me.",
+                "It is the second time I write.",
                 "I travel with you every day.", "Best wishes"),
 }  # fmt: skip
 
@@ -34,7 +36,8 @@ _BACKGROUNDS: Mapping[str, Sequence[str]] = {
     "damage": ("the shelter at {stop} has a broken pane", "a seat on {line} is torn",
                "the ticket machine at {stop} is out of order", "the doors of {line} jam"),
     "access": ("the lift at {stop} is not working", "{who} uses a wheelchair",
-               "the ramp of {line} stayed in {when}", "the announcements on {line} cannot be heard"),
+               "the ramp of {line} stayed in {when}",
+               "the announcements on {line} cannot be heard"),
     "account": ("I have changed my phone number", "I moved and my card is in the old name",
                 "I cannot sign in to the app since {when}", "the app lists {who} on my profile"),
     "praise": ("the driver of {line} waited for {who} {when}", "the new seats on {line} are a joy",
@@ -46,7 +49,8 @@ _BACKGROUNDS: Mapping[str, Sequence[str]] = {
 _REQUESTS: Mapping[str, Sequence[str]] = {
     "fare": ("please refund the {sum}", "why was I charged {sum} twice?", "I want my money back",
              "what does a day ticket for {who} cost?", "kindly cancel the fine of {sum}"),
-    "lost_item": ("has anybody handed in a {thing}?", "could you check whether the {thing} was found?",
+    "lost_item": ("has anybody handed in a {thing}?",
+                  "could you check whether the {thing} was found?",
                   "where can I collect a {thing} that was left behind?"),
     "delay": ("why is {line} never on time?", "please tell the planners that {line} is always late",
               "I want to complain that {line} made {who} miss an appointment",

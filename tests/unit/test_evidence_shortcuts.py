@@ -56,7 +56,7 @@ def test_a_plan_beyond_the_cap_drops_its_last_shortcuts() -> None:
 def test_a_judged_loss_needs_the_reference_against_itself(verdicts: Any, usable: bool) -> None:
     limits = JudgedLimits()
     baseline = None if verdicts is None else judged_baseline([judged_pair(*verdicts)] * 60)
-    judging = {"cheaper_tier": Judging(limits, baseline)}
+    judging: dict[ShortcutName, Judging] = {"cheaper_tier": Judging(limits, baseline)}
     plan = (Tier(), cached(0.1))
     expected = ["cheaper_tier", "cached_answer"] if usable else ["cached_answer"]
     assert names(permitted(plan, 0.25, judging)) == expected
