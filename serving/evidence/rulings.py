@@ -1,6 +1,5 @@
 """Rules on each request to a task: its claim, standing, reference and coins, from memory alone."""
 
-import hashlib
 import hmac
 import time
 from collections import Counter
@@ -34,6 +33,8 @@ from serving.evidence.standing import Situation, Standing, standing_of
 from serving.evidence.store import Definition
 from serving.tasks.fingerprint import text_digest
 from serving.tasks.grant import Grant
+
+_MAX_DEFINITIONS = 10_000
 
 _ENDED = (ClaimState.SUSPENDED, ClaimState.WITHDRAWN)
 
@@ -86,6 +87,14 @@ class Book:
         return self.accepted.pop(name, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A claim's definition as it was made. shortcut: kept, so that its id is not used again."""
+
+    shortcut: Shortcut
+    definition: Definition
+
+
 class Evidence:
     """Rules on requests. One for a process; no method waits.
 
@@ -119,11 +128,17 @@ class Evidence:
         self._rules = rules_version(settings)
         self._digests: dict[str, tuple[TaskSpec, str]] = {}
         self._scopes: dict[str, Scope] = {}
+        self._local_tasks: dict[tuple[str, str], LocalTask] = {}
+        self._definitions: dict[tuple[int, tuple[str | None, ...]], _Known] = {}
         self._candidates: dict[str, Mapping[str, CandidateModel]] = {}
 
     def local_task(self, spec: TaskSpec, model: str, grant: Grant) -> LocalTask:
         """Return a task's local answer as a shortcut. model: that answers it."""
-        return LocalTask(spec, self._digest(spec), model, grant)
+        known = self._local_tasks.get((spec.name, model))
+        if known is None or known.spec is not spec or known.grant is not grant:
+            known = LocalTask(spec, self._digest(spec), model, grant)
+            self._local_tasks[spec.name, model] = known
+        return known
 
     def permitted(self, shortcuts: Sequence[Shortcut]) -> tuple[Shortcut, ...]:
         """Return those of a plan's shortcuts, the most valuable first, that it may take."""
@@ -225,7 +240,7 @@ class Evidence:
     def text_digest(self, name: str, text: str) -> str:
         """Return the keyed digest by which equal texts of a scope are known."""
         content = f"{name}:{text_digest(text)}".encode()
-        return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:32]
+        return hmac.digest(self._key, content, "sha256").hex()[:32]
 
     def now(self) -> datetime:
         """Return the time with its zone."""
@@ -262,6 +277,20 @@ class Evidence:
     def _definition(
         self, shortcut: Shortcut, taken: Sequence[ShortcutName], tenant: str, reference: str
     ) -> Definition:
+        # Digesting a scope takes longer than the rest of a ruling.
+        key = (shortcut.name, shortcut.local_model, tenant, reference, *taken)
+        known = self._definitions.get((id(shortcut), key))
+        if known is not None and known.shortcut is shortcut:
+            return known.definition
+        definition = self._defined(shortcut, taken, tenant, reference)
+        if len(self._definitions) >= _MAX_DEFINITIONS:
+            self._definitions.clear()
+        self._definitions[id(shortcut), key] = _Known(shortcut, definition)
+        return definition
+
+    def _defined(
+        self, shortcut: Shortcut, taken: Sequence[ShortcutName], tenant: str, reference: str
+    ) -> Definition:
         pool = self.settings.pool_of(tenant)
         scope = shortcut.scope(
             pool or tenant, pooled=pool is not None, taken=taken, rules=self._rules
@@ -288,4 +317,4 @@ class Evidence:
         client = (caller.tenant, caller.key_id or "", context.options.end_user or "")
         number = int(time.time() // window_s)
         content = "\x00".join((*client, str(number))).encode("utf-8", "replace")
-        return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:16]
+        return hmac.digest(self._key, content, "sha256").hex()[:16]

@@ -63,8 +63,8 @@ def test_audits_at_the_floor_cost_their_share() -> None:
 
 
 def test_the_request_path_is_measured() -> None:
-    found = goals.request_path_us(50)
-    assert 0.0 < found["p50"] <= found["p99"]
+    found = goals.request_path_us(100)
+    assert 0.0 < found["p10"] <= found["p90"]  # type: ignore[operator]
 
 
 def test_quantiles_of_what_never_happened_are_none() -> None:

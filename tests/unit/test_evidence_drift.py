@@ -186,7 +186,7 @@ def test_one_error_or_mostly_right_answers_list_no_text() -> None:
     errors.add("once", 1.0)
     for loss in (1.0, 0.0, 0.0, 1.0, 0.0):
         errors.add("mostly right", loss)
-    assert errors.listed == ()
+    assert list(errors.listed) == []
     errors.add("once", 1.0)
     assert errors.listed == ("once",)
 
