@@ -155,6 +155,8 @@ def label(
         rows.append(_labelled(kept.audit, item.label, actor, now))
         if kept.is_pending:
             verdicts.append(_verdict(kept, item.label, now))
+    # In the order of their inputs: a group of evidence is complete once a later input came.
+    verdicts.sort(key=lambda audit: audit.drawn_at)
     count = sum(row.origin == "person" for row in store.append([*rows, *verdicts])
                 if isinstance(row, Audit))  # fmt: skip
     store.act(actor, f"label {count}", name)
