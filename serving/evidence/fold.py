@@ -38,7 +38,7 @@ from serving.evidence.store import Definition
 
 IRREPRODUCIBLE = "the recorded transitions do not follow from the recorded audits"
 
-_VERSION = 2
+_VERSION = 3
 """Raised with every change of what rows lead to: a new version begins new claims."""
 
 

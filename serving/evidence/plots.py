@@ -19,8 +19,9 @@ def course_plot(title: str, periods: Sequence[Period], target_error: float) -> s
     """Return the error of accepted answers with its confidence sequence, and the states."""
     with report_figure(9.6, 3.4) as figure:
         axes = figure.subplots()
-        for period in periods:
-            _state(axes, period)
+        for before, period in zip((None, *periods), periods, strict=False):
+            # Another hypothesis that is claimed instead is no other state.
+            _state(axes, period, is_new=before is None or before.state != period.state)
             _sequence(axes, period)
         axes.axhline(target_error, color=TARGET, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
@@ -36,10 +37,13 @@ def course_plot(title: str, periods: Sequence[Period], target_error: float) -> s
         return svg_element(figure, title, VARIABLES)
 
 
-def _state(axes: Axes, period: Period) -> None:
+def _state(axes: Axes, period: Period, *, is_new: bool) -> None:
     colour = _SHADE.get(period.state, MUTED)
     end = max(period.end, period.begin)
     axes.axvspan(period.begin, end, color=colour, alpha=0.10, linewidth=0)
+    if not is_new:
+        axes.axvline(period.begin, color=colour, linewidth=0.7, linestyle=":")
+        return
     if period.begin:
         axes.axvline(period.begin, color=colour, linewidth=0.9)
     axes.annotate(

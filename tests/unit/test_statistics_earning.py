@@ -84,6 +84,20 @@ def test_the_claim_goes_to_the_hypothesis_that_accepts_most() -> None:
     assert earning.earned.coverage == pytest.approx(0.8, abs=0.05)
 
 
+def test_two_hypotheses_of_about_equal_coverage_do_not_take_turns() -> None:
+    rng = np.random.default_rng(4)
+    earning = Earning(RULES)
+    earning.extend([OPENING, replace(OPENING, candidate="other")])
+    claimed = []
+    for at in range(2000):
+        # Each accepts half of the inputs, and not the same ones: now one is ahead, now the other.
+        outcomes = {name: Outcome(rng.random(), 0.0) for name in (OPENING.candidate, "other")}
+        found = earning.add(replace(_example(at, 0.0), outcomes=outcomes))
+        claimed += [] if found is None else [found.number]
+    # While few examples are seen, chance may put one clearly ahead.
+    assert len(claimed) <= 2
+
+
 def test_a_missing_verdict_is_a_loss_and_many_prevent_a_claim() -> None:
     one, other = Earning(RULES), Earning(RULES)
     for earning, missing in ((one, True), (other, False)):
