@@ -32,7 +32,7 @@ from serving.evidence.heads.fit_queue import next_fit
 from serving.evidence.heads.schema import head_examples, head_scopes
 from serving.ledger.database import Database, database_url
 
-from ..provider.script import Seen
+from ..provider.script import Fault, Seen
 from ..provider.server import ProviderServer
 from ..unit.head_server import SUBJECTS, inputs
 
@@ -370,8 +370,10 @@ def rows_of(count: int, data: Path | None) -> list[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def running(plan: Plan, folder: Path, *, with_ray: bool = True) -> Iterator[Proof]:
-    """Yield a proof whose stack runs, and stop everything."""
+def running(
+    plan: Plan, folder: Path, *, with_ray: bool = True, reference_s: float = 0.0
+) -> Iterator[Proof]:
+    """Yield a proof whose stack runs, and stop everything. reference_s: before each answer."""
     labels = dict(plan.rows)
     order = (
         tuple(SUBJECTS)
@@ -381,6 +383,8 @@ def running(plan: Plan, folder: Path, *, with_ray: bool = True) -> Iterator[Proo
     reference = Reference(labels, order)
     with ProviderServer(keys=[KEY]) as provider:
         provider.script.answer = reference.answer
+        if reference_s:
+            provider.script.on("*", Fault("slow", delay_s=reference_s))
         gateway = Gateway(folder, provider.url, plan.first_fit, order, with_ray=with_ray)
         try:
             gateway.start()
@@ -399,12 +403,13 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the course as SVG")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the claim's page")
     parser.add_argument("--no-ray", action="store_true", help="the gateway alone, in one process")
+    parser.add_argument(
+        "--reference-s", type=float, default=0.0, metavar="S", help="the reference's latency (0)"
+    )
     args = parser.parse_args()
     plan = Plan(rows_of(args.inputs, args.data), shift_at=400, kill_at=200)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        running(plan, Path(folder), with_ray=not args.no_ray) as proof,
-    ):
+    stack = {"with_ray": not args.no_ray, "reference_s": args.reference_s}
+    with tempfile.TemporaryDirectory() as folder, running(plan, Path(folder), **stack) as proof:
         asyncio.run(proof.run())
         figures = proof.figures()
         print(json.dumps(figures, indent=1))
