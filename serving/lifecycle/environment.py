@@ -59,6 +59,8 @@ def ray_environment(folder: Path, listeners: Listeners) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        # In the 5 s of Ray's default HAProxy does not start beside other work on two cores.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         # Fixed ports would keep a second stack from starting on this machine.
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),

@@ -33,6 +33,7 @@ _ENGINES_DEADLINE_S = 3600.0
 """Longest time to fetch a large model from a hub, seconds."""
 _CONNECT_DEADLINE_S = 120.0
 _NODE_ATTEMPTS = 3
+_SERVE_ATTEMPTS = 3
 _NODE_TIMED_OUT = "timed out during startup"
 _POLL_S = 0.2
 _PROBE_TIMEOUT_S = 5.0
@@ -60,7 +61,6 @@ class LocalStack:
 
     def start_ray(self) -> None:
         """Start Ray and Ray Serve, without any application."""
-        from ray import serve
         from ray.serve.config import HTTPOptions
 
         _start_node()
@@ -68,7 +68,7 @@ class LocalStack:
         install_handlers()
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         host, port = self._settings.host, self._settings.port
-        serve.start(http_options=HTTPOptions(host=host, port=port))
+        _start_serve(HTTPOptions(host=host, port=port))
 
     def deploy_gateway(self, application: Any) -> None:
         """Begin to start the gateway; returns at once."""
@@ -156,6 +156,25 @@ def _start_node() -> None:
             return
     raise EngineFailure(
         f"Ray's node did not start in {_NODE_ATTEMPTS} attempts of 30 s",
+        fix="free processor time or memory on this machine and start again",
+    )
+
+
+def _start_serve(options: Any) -> None:
+    """Start Ray Serve. options: its HTTPOptions. Raises EngineFailure where it does not come up."""
+    from ray import serve
+    from ray.exceptions import RayActorError
+
+    for _ in range(_SERVE_ATTEMPTS):
+        try:
+            serve.start(http_options=options)
+        except (RayActorError, TimeoutError):
+            # On a busy machine Serve's controller ends a proxy that is not ready in time, and
+            # starts another one. The next attempt finds the controller and that proxy.
+            continue
+        return
+    raise EngineFailure(
+        f"Ray Serve's proxy did not start in {_SERVE_ATTEMPTS} attempts",
         fix="free processor time or memory on this machine and start again",
     )
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from serving.contracts.errors import EngineFailure
 from serving.lifecycle import stack
@@ -45,6 +46,27 @@ def test_another_error_is_not_tried_again(attempts: list[Exception | None]) -> N
     with pytest.raises(RuntimeError, match="no such address"):
         stack._start_node()
     assert len(attempts) == 1
+
+
+@pytest.mark.parametrize("error", [ActorDiedError(), TimeoutError("not available after 60 s")])
+def test_a_proxy_that_was_late_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from ray import serve
+
+    planned: list[Exception | None] = [error, None]
+
+    def start(**_: object) -> None:
+        if (failed := planned.pop(0)) is not None:
+            raise failed
+
+    monkeypatch.setattr(serve, "start", start)
+    stack._start_serve(None)
+    assert not planned
+    planned += [error] * 3
+    with pytest.raises(EngineFailure, match="proxy did not start in 3 attempts") as caught:
+        stack._start_serve(None)
+    assert "free processor time" in (caught.value.fix or "")
 
 
 def test_only_processes_of_a_path_are_ended() -> None:
