@@ -168,7 +168,7 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
             )
         )
     if exc.status_code == 413:
-        return error_response(body_too_large(exc.detail))
+        return too_large(exc.detail)
     if exc.status_code == 408:
         response = error_response(
             errors.BodyTimeout(
@@ -189,11 +189,16 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
     return _json({"error": body}, exc.status_code, exc.headers)
 
 
-def body_too_large(message: str) -> errors.BodyTooLarge:
-    """Return the error of a body over the configured size."""
-    return errors.BodyTooLarge(
-        message, fix="send fewer or shorter inputs, or raise gateway.max_body_bytes"
+def too_large(message: str) -> Response:
+    """Return the response to a body over the configured size; the connection ends with it."""
+    response = error_response(
+        errors.BodyTooLarge(
+            message, fix="send fewer or shorter inputs, or raise gateway.max_body_bytes"
+        )
     )
+    # The rest of the body is not read, so the connection cannot be used again.
+    response.headers["connection"] = "close"
+    return response
 
 
 async def on_unexpected_error(request: Request, exc: Exception) -> Response:

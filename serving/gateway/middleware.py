@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.gateway.errors import body_too_large, error_response
+from serving.gateway.errors import too_large
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,10 @@ DEVELOPMENT = "x-narrowgate-development"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 """Printable ASCII: the id goes into logs, headers and the ledger."""
+
+_DISCARD_S = 2.0
+_DISCARDED_BODIES = 16
+"""Of a body that is refused, how much is still read, in multiples of the largest one allowed."""
 
 Finished = Callable[[str, str, int, float], None]
 
@@ -134,13 +139,14 @@ class BodyLimit:
             return
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._max_body_bytes:
-            await self._refuse(scope, receive, send)
+            send = self._reading_on(Headers(scope=scope), receive, send)
+            await too_large(self._message)(scope, receive, send)
             return
-        received, is_whole = 0, False
+        received, is_whole, send_to_client = 0, False, send
         deadline = time.monotonic() + self._timeout_s
 
         async def receive_bounded() -> Message:
-            nonlocal received, is_whole
+            nonlocal received, is_whole, send_to_client
             if is_whole:
                 # The next message is the client's disconnect, which may come at any time.
                 return await receive()
@@ -153,14 +159,43 @@ class BodyLimit:
                 is_whole = not message.get("more_body", False)
                 received += len(message.get("body", b""))
                 if received > self._max_body_bytes:
+                    if not is_whole:
+                        send_to_client = self._reading_on(Headers(scope=scope), receive, send)
                     # The only error class that FastAPI passes on while it reads a body.
                     raise HTTPException(413, self._message)
             return message
 
-        await self._app(scope, receive_bounded, send)
+        async def send_response(message: Message) -> None:
+            await send_to_client(message)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = error_response(body_too_large(self._message))
-        # The rest of the body is not read, so the connection cannot be used again.
-        response.headers["connection"] = "close"
-        await response(scope, receive, send)
+        await self._app(scope, receive_bounded, send_response)
+
+    def _reading_on(self, headers: Headers, receive: Receive, send: Send) -> Send:
+        """Return a `send` that reads more of the body before it ends the response.
+
+        A connection that is closed with unread data is reset, and a client that is still sending
+        then never sees the response.
+        """
+
+        async def send_and_read(message: Message) -> None:
+            is_last = message["type"] == "http.response.body" and not message.get("more_body")
+            # A client that expects a 100 sends no body after a refusal.
+            if is_last and "expect" not in headers:
+                await send({**message, "more_body": True})
+                await _discard(receive, _DISCARDED_BODIES * self._max_body_bytes)
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        return send_and_read
+
+
+async def _discard(receive: Receive, max_bytes: int) -> None:
+    """Read the rest of a body, at most so much and for at most _DISCARD_S."""
+    left = max_bytes
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
