@@ -6,7 +6,7 @@ as JSON. An empty variable counts as unset. Unknown keys and variables are refus
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -163,6 +163,14 @@ def _refuse_bent(
     strict: true and texts are not numbers, and 1.0 is not a whole number. names: the path that the
     source sets; another source may set the fields that are missing there.
     """
+    for path, value in _texts(content):
+        if "\0" in value:
+            raise InvalidSettings(
+                # Not the value: it may hold a secret.
+                f"{what}: {path} holds the character NUL, which no path and no name may have",
+                field=path,
+                fix="remove the character",
+            )
     try:
         text = json.dumps(content, default=str)
         Settings.model_validate_json(text, strict=strict)
@@ -175,6 +183,15 @@ def _refuse_bent(
         ]
         if found:
             raise _invalid(error, what, only=found) from error
+
+
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in a source's content, with its path."""
+    if isinstance(value, str):
+        yield path, value
+    items = value.items() if isinstance(value, dict) else ()
+    for name, item in enumerate(value) if isinstance(value, list) else items:
+        yield from _texts(item, f"{path}.{name}" if path else str(name))
 
 
 def _below(location: tuple[int | str, ...], prefix: tuple[str, ...]) -> bool:

@@ -156,6 +156,25 @@ def test_a_type_in_a_file_is_not_bent(tmp_path: Path, text: str, field: str) -> 
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('state: "a\\0b"\n', "state"),
+        ('attestation: {trusted_keys: [a, "b\\x00"]}\n', "attestation.trusted_keys.1"),
+        ('evidence: {signing_key: "\\u0000"}\n', "evidence.signing_key"),
+        ('models: [{id: a, source: "b\\0", accelerator: {kind: cpu}}]\n', "models.0.source"),
+    ],
+)
+def test_a_nul_in_a_text_is_refused(tmp_path: Path, text: str, field: str) -> None:
+    with pytest.raises(InvalidSettings, match="holds the character NUL") as caught:
+        load_settings(write(tmp_path, text), {})
+    assert caught.value.field == field
+    variable = {"NARROWGATE_EVIDENCE__TRUSTED_KEYS": '["a\\u0000"]'}
+    with pytest.raises(InvalidSettings, match="NARROWGATE_EVIDENCE__TRUSTED_KEYS") as caught:
+        load_settings(None, {}, variable)
+    assert caught.value.field == "evidence.trusted_keys.0"
+
+
 def test_a_whole_number_is_a_number_of_seconds(tmp_path: Path) -> None:
     file = write(tmp_path, "gateway: {request_timeout_s: 7}\nmodels: [{id: a, source: b, "
                  "accelerator: {kind: cpu}, replica_hour_usd: 0.25}]\n")  # fmt: skip
