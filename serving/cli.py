@@ -113,7 +113,7 @@ def run_program(
     _replace_unencodable_characters()
     try:
         try:
-            _refuse_undecodable(given)
+            _refuse_unusable(given)
             wanted = _RaisingParser if "--json" in given else argparse.ArgumentParser
             args = build_parser(program, description, commands, wanted).parse_args(given)
             return commands[args.command].run(args)
@@ -151,12 +151,17 @@ def _defect(error: Exception) -> str:
     return f"a defect of the program: {type(error).__name__}: {error} (traceback: {kept})"
 
 
-def _refuse_undecodable(arguments: list[str]) -> None:
-    """Refuse arguments that are not UTF-8. Raises InvalidRequest.
+def _refuse_unusable(arguments: list[str]) -> None:
+    """Refuse arguments that are not UTF-8 or hold a NUL. Raises InvalidRequest.
 
-    Python keeps such bytes as lone surrogates, which no database, file or terminal accepts.
+    Python keeps bytes that are not UTF-8 as lone surrogates, which no database, file or terminal
+    accepts. A caller in the same process can pass a NUL, which no path has.
     """
     for argument in arguments:
+        if "\0" in argument:
+            raise InvalidRequest(
+                f"the argument {argument!r} holds the character NUL", fix="remove the character"
+            )
         try:
             argument.encode()
         except UnicodeEncodeError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cli import run_program
+from serving.cli import main, run_program
 from serving.contracts.errors import EngineFailure
 
 PROGRAM = [sys.executable, "-m", "serving.cli"]
@@ -83,7 +83,6 @@ def test_a_terminal_that_is_not_utf8_gets_plain_characters(tmp_path: Path) -> No
 def test_a_state_that_is_a_file_names_the_setting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from serving.cli import main
 
     file = tmp_path / "state"
     file.write_text("a file", encoding="utf-8")
@@ -143,3 +142,15 @@ def test_a_defect_is_a_sentence_that_names_the_traceback(
     (kept,) = tmp_path.iterdir()
     assert str(kept) in shown
     assert "in run" in kept.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["prompt-lint", "\0"], ["keygen", "--out", "a\0b"], ["verify", "a\0"],
+     ["tenant", "list", "--state", "\0"]],
+)  # fmt: skip
+def test_an_argument_with_a_nul_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(words) == 2
+    assert "holds the character NUL" in capsys.readouterr().err
