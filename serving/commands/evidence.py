@@ -13,6 +13,8 @@ from serving.commands.ledger import opened_ledger
 from serving.commands.options import add_settings_options, settings_from
 
 if TYPE_CHECKING:
+    import httpx
+
     from serving.evidence.heads.head_store import HeadStore
     from serving.evidence.replay import Replay, Replayed
 
@@ -212,10 +214,10 @@ _ACTIONS = {
 def _replay(args: argparse.Namespace) -> int:
     """Ask the running server for its local answers, then fold them as audits."""
     from serving.evidence.replay import replay
-    from serving.tasks.catalog import load_specs
+    from serving.tasks.catalog import find_task, load_specs
 
     settings = settings_from(args)
-    spec = load_specs(settings.tasks_dir)[args.task]
+    spec = find_task(load_specs(settings.tasks_dir), args.task)
     rows = read_lines(args.file, ("text", "label"))
     found = replay(_answers(args, rows), spec.target_error, settings.evidence)
     print(json.dumps(_document(found)) if args.json else _words(found, spec.target_error))
@@ -226,7 +228,6 @@ def _answers(args: argparse.Namespace, rows: list[dict[str, Any]]) -> "list[Repl
     import httpx
 
     from serving.commands.progress import step
-    from serving.contracts.errors import InvalidArgument
     from serving.evidence.replay import Replayed
 
     key = os.environ.get(args.key_env)
@@ -240,15 +241,8 @@ def _answers(args: argparse.Namespace, rows: list[dict[str, Any]]) -> "list[Repl
         httpx.Client(headers=headers, timeout=120.0) as client,
     ):
         for row in rows:
-            response = client.post(url, json={"input": row["text"], "deterministic": True})
-            if response.status_code != 200:
-                raise InvalidArgument(
-                    f"the server answered {response.status_code}: {response.text[:200]!r}",
-                    field="url",
-                    fix="check --url, --task and the key",
-                )
-            answer = response.json()
-            confidence = answer["calibrated_confidence"]
+            answer = _answer(client, url, row["text"])
+            confidence = answer.get("calibrated_confidence")
             if confidence is None:
                 confidence = answer["confidence"]
             found.append(
@@ -259,6 +253,30 @@ def _answers(args: argparse.Namespace, rows: list[dict[str, Any]]) -> "list[Repl
                 )
             )
     return found
+
+
+def _answer(client: "httpx.Client", url: str, text: str) -> dict[str, Any]:
+    """Return a server's answer to one input. Raises InvalidArgument where there is none."""
+    import httpx
+
+    from serving.contracts.errors import InvalidArgument
+
+    try:
+        response = client.post(url, json={"input": text, "deterministic": True})
+        answer = response.json() if response.status_code == 200 else None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise InvalidArgument(
+            f"{url!r} gave no answer: {type(error).__name__}: {error}",
+            field="url",
+            fix="check --url; narrowgate serve prints the address",
+        ) from error
+    if not isinstance(answer, dict) or not {"value", "valid", "confidence"} <= answer.keys():
+        raise InvalidArgument(
+            f"{url!r} answered {response.status_code}: {response.text[:200]!r}",
+            field="url",
+            fix="check --url, --task and the key",
+        )
+    return answer
 
 
 def _print_people(people: dict[str, Any]) -> None:

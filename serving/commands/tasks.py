@@ -19,8 +19,7 @@ def run(args: argparse.Namespace) -> int:
     """Print names, kinds and digests, or one task as YAML."""
     import yaml
 
-    from serving.contracts.errors import UnknownTask
-    from serving.tasks.catalog import load_specs
+    from serving.tasks.catalog import find_task, load_specs
 
     specs = load_specs(settings_from(args).tasks_dir)
     if args.action == "list":
@@ -34,11 +33,7 @@ def run(args: argparse.Namespace) -> int:
             for row in rows:
                 print(f"{row['name']:<16} {row['kind']:<16} {row['digest']}")
         return 0
-    if args.name not in specs:
-        raise UnknownTask(
-            f"no task {args.name!r}", field="name", fix="use one of: " + ", ".join(sorted(specs))
-        )
-    content = specs[args.name].model_dump(mode="json")
+    content = find_task(specs, args.name).model_dump(mode="json")
     if args.json:
         print(json.dumps(content))
     else:

@@ -15,8 +15,8 @@ from serving.gateway.errors import error_body
 from serving.gateway.http_request import JsonBody, RequestedOptions
 from serving.gateway.middleware import ATTESTATION, GUARANTEE, REASON, ROUTE
 from serving.gateway.openapi import TASK_BODY
-from serving.pipeline.read import find_task
 from serving.pipeline.write import TaskReply
+from serving.tasks.catalog import find_task
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 

@@ -25,7 +25,8 @@ from serving.contracts.routing import TIERS, Decision, Reason, Tier
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.standing import Standing
-from serving.pipeline.read import find_task, task_request
+from serving.pipeline.read import task_request
+from serving.tasks.catalog import find_task
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from serving.contracts.answer import TaskRequest
 from serving.contracts.errors import (
     InvalidRequest,
     TooManyInputs,
-    UnknownTask,
     UnsupportedParameter,
 )
 from serving.contracts.requests import (
@@ -36,6 +35,7 @@ from serving.pipeline.fields import (
     role_of,
     text,
 )
+from serving.tasks.catalog import find_task
 
 MAX_MESSAGES = 2048
 """The most messages of one chat, as at OpenAI's API: checking them takes time on the event loop."""
@@ -132,15 +132,6 @@ def read_tasks(
         if not isinstance(item, str)
     }
     return TaskBatch(task, requests, places, refused, is_list=True)
-
-
-def find_task(specs: Mapping[str, TaskSpec], name: str) -> TaskSpec:
-    """Return a task by name. Raises UnknownTask, which lists the tasks."""
-    if name not in specs:
-        raise UnknownTask(
-            f"no task {name!r}", field="task", fix="use one of: " + ", ".join(sorted(specs))
-        )
-    return specs[name]
 
 
 def task_request(spec: TaskSpec, text_: str, source: object, target: object) -> TaskRequest:

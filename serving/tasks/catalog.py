@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from serving.contracts.errors import InvalidTaskSpec
+from serving.contracts.errors import InvalidTaskSpec, UnknownTask
 from serving.contracts.task_spec import TaskSpec, parse_task_spec
 from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
@@ -23,6 +23,15 @@ def load_specs(tasks_dir: Path | None) -> Mapping[str, TaskSpec]:
     if tasks_dir is not None:
         specs.update(_own(tasks_dir))
     return specs
+
+
+def find_task(specs: Mapping[str, TaskSpec], name: str) -> TaskSpec:
+    """Return a task by name. Raises UnknownTask, which lists the tasks."""
+    if name not in specs:
+        raise UnknownTask(
+            f"no task {name!r}", field="task", fix="use one of: " + ", ".join(sorted(specs))
+        )
+    return specs[name]
 
 
 def _own(folder: Path) -> dict[str, TaskSpec]:

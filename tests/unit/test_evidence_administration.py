@@ -22,6 +22,7 @@ from serving.evidence.replay import Replayed, replay
 from serving.evidence.store import EvidenceStore
 from serving.ledger.database import Database
 
+from ..provider.server import ProviderServer
 from .attested import attest, make_key, predicate, write_model
 from .evidence_kit import EARLY, audit, defined, keeper, opening
 
@@ -191,3 +192,31 @@ def test_the_command_line(
         "texts": 0,
     }
     assert run(capsys, state, "list") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--task", "none"), "no task 'none'"),
+        (("--task", "topic", "--url", "http://127.0.0.1:1"), "gave no answer: ConnectError"),
+        (("--task", "topic", "--url", "http://["), "gave no answer: "),
+        (("--task", "topic", "--url", "nowhere"), "gave no answer: UnsupportedProtocol"),
+    ],
+)
+def test_a_replay_that_cannot_begin_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    file = tmp_path / "labelled.jsonl"
+    file.write_text('{"text": "A goal.", "label": "Sports"}\n', encoding="utf-8")
+    assert main(["evidence", "replay", str(file), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_replay_reads_no_other_servers_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], provider: ProviderServer
+) -> None:
+    file = tmp_path / "labelled.jsonl"
+    file.write_text('{"text": "A goal.", "label": "Sports"}\n', encoding="utf-8")
+    words = ["evidence", "replay", str(file), "--task", "topic", "--url", provider.url]
+    assert main(words) == 2
+    assert "answered 404" in capsys.readouterr().err
