@@ -76,7 +76,7 @@ def _texts(path: Path) -> list[str]:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [row["text"] for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidCalibration(
             f"{str(path)!r} cannot be read: {error!r}",
             field="text",

@@ -24,7 +24,7 @@ def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
                     fix="write one JSON object a line",
                 )
             found += [] if row is None else [row]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InvalidArgument(
             f"{file} cannot be read as JSON Lines: {type(error).__name__}", field="FILE"
         ) from error

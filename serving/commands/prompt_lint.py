@@ -76,7 +76,7 @@ def _bodies(path: Path) -> list[dict[str, Any]]:
 def _body(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     body = row.get("body", row) if isinstance(row, dict) else None
     messages = body.get("messages") if isinstance(body, dict) else None

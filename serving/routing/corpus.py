@@ -91,7 +91,7 @@ def _rows(name: str, content: bytes) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _bad_row(f"{name}:{number}", str(error)) from error
         if not isinstance(row, dict):
             raise _bad_row(f"{name}:{number}", "it is not an object")

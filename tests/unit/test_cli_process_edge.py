@@ -154,3 +154,19 @@ def test_an_argument_with_a_nul_is_a_usage_error(
 ) -> None:
     assert main(words) == 2
     assert "holds the character NUL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("prompt-lint",), ("router", "train", "--logs"), ("router", "evaluate", "--data"),
+        ("evidence", "label", "c1"), ("evidence", "replay", "--task", "topic"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_nested_too_deeply_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    file = tmp_path / "deep.jsonl"
+    file.write_bytes(b"[" * 5000)
+    assert main([*words, str(file)]) == 2
+    assert "deep.jsonl" in capsys.readouterr().err

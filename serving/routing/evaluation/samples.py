@@ -140,7 +140,7 @@ def _rows(path: Path, limit: int) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         try:
             return [json.loads(line) for _, line in zip(range(limit), file, strict=False)]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(
                 f"{path.name} is not JSON Lines: {error}", field="--data"
             ) from error
