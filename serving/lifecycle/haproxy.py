@@ -82,7 +82,7 @@ def limited(config: str, listeners: Listeners, folder: Path) -> str:
     folder: of the files of write_error_files. Raises ValueError where the configuration
     does not have the parts that are edited: Ray has changed its template.
     """
-    edited = _bind_to_loopback(config)
+    edited = _bind(config, listeners.host)
     edited = _replace_once(edited, r"^defaults\n", "defaults\n" + _defaults(listeners, folder))
     # Ray turns 502, 503 and 504 into a plain 500; the files above state the reason.
     edited = re.sub(r"^ *errorfile 50[234] (?!.*ng-error).*\n", "", edited, flags=re.MULTILINE)
@@ -97,9 +97,15 @@ def limited(config: str, listeners: Listeners, folder: Path) -> str:
     return edited.rstrip("\n") + "\n" + _health_listener(listeners, backend)
 
 
-def _bind_to_loopback(config: str) -> str:
-    # Statistics and metrics, which require no key. The API's listener names its address.
-    return re.sub(r"^( +bind) \*?:(\d+)", r"\1 127.0.0.1:\2", config, flags=re.M)
+def _bind(config: str, host: str) -> str:
+    """Bind the API's listener to the host and all others to the loopback address.
+
+    The others are statistics and metrics, which require no key. Ray writes `*` for 0.0.0.0 and ::.
+    """
+    api = re.sub(r"^(frontend http_frontend\n +bind) \*:", rf"\1 {host}:", config, flags=re.M)
+    return re.sub(
+        r"(?<!frontend http_frontend\n)^( +bind) \*?:(\d+)", r"\1 127.0.0.1:\2", api, flags=re.M
+    )
 
 
 def _defaults(listeners: Listeners, folder: Path) -> str:

@@ -65,7 +65,7 @@ class Pod:
             self.kill()
 
     def tail(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")[-3000:]
+        return self.log.read_text(encoding="utf-8", errors="replace")[-6000:]
 
 
 @contextmanager

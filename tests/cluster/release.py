@@ -20,7 +20,7 @@ BINARIES = Path(sys.executable).parent
 OVERLAY = ROOT / "k8s" / "overlays" / "cpu-dev"
 LAUNCHER = "/opt/narrowgate/bin/haproxy"
 DEPLOYED_WITHIN_S = 240.0
-RUNNING_WITHIN_S = 600.0
+RUNNING_WITHIN_S = 900.0
 _POLL_S = 1.0
 
 
@@ -95,7 +95,7 @@ class Release:
     def _deployed(self, config: Path) -> bool:
         """Send Serve its config. The operator, too, sends it again where the head is too busy."""
         done = subprocess.run(
-            [BINARIES / "serve", "deploy", str(config), "--address", f"http://{self.head_ip}:8265"],
+            [*program("serve"), "deploy", str(config), "--address", f"http://{self.head_ip}:8265"],
             env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
@@ -121,7 +121,8 @@ class Release:
         # As while the image is built, where the variable is not set.
         unset = ["env", "-u", "RAY_SERVE_HAPROXY_BINARY_PATH"]
         before = [[*unset, sys.executable, "-m", "serving.lifecycle.pod", LAUNCHER]]
-        before += [_own(each["command"]) for each in pod.get("initContainers", [])]
+        inits = [each["command"] for each in pod.get("initContainers", [])]
+        before += [[*program(first), *arguments] for first, *arguments in inits]
         mounts = {"/etc/narrowgate": self.folder / "config"}
         if name != "head":
             mounts |= {"/store": self.store, "/etc/narrowgate-ledger": self.folder / "ledger",
@@ -153,7 +154,7 @@ class Release:
         labels = ",".join(f"{key}={value}" for key, value in group.get("labels", {}).items())
         parameters = [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
         return [
-            str(BINARIES / "ray"), "start", *where, "--num-cpus", str(resources.get("CPU", 0)),
+            *program("ray"), "start", *where, "--num-cpus", str(resources.get("CPU", 0)),
             *(["--labels", labels] if labels else []), *parameters, "--node-ip-address", ip,
             "--metrics-export-port", "8080", "--disable-usage-stats", "--block",
         ]  # fmt: skip
@@ -182,11 +183,18 @@ class Release:
         except httpx.HTTPError:
             return False
         for application in found.values():
-            assert application["status"] != "DEPLOY_FAILED", application["message"][-3000:]
+            assert application["status"] != "DEPLOY_FAILED", self._missing()
         return bool(found) and all(each["status"] == "RUNNING" for each in found.values())
 
     def wait_ready(self) -> None:
-        wait(self.is_ready, self._missing, RUNNING_WITHIN_S)
+        """Wait until the traffic may move. Fails at once where a pod ends or Serve gives up."""
+
+        def runs() -> bool:
+            ended = [name for name, pod in self.running.items() if pod.process.poll() is not None]
+            assert not ended, f"ended: {ended}\n{self._missing()}"
+            return self.is_ready()
+
+        wait(runs, self._missing, RUNNING_WITHIN_S)
         # The readiness probe of the gateway's pod.
         wait(
             lambda: status_of(f"{self.gateway}/-/healthz") == 200
@@ -224,9 +232,13 @@ def _children(pod: Pod) -> list[Any]:
         return []
 
 
-def _own(command: list[str]) -> list[str]:
-    """Return an init container's command with this environment's program."""
-    return [str(BINARIES / command[0]), *command[1:]]
+def program(name: str) -> list[str]:
+    """Return how to run a program of this environment in a pod.
+
+    By its interpreter: the first line of an installed script may name one that the pod lacks, where
+    the environment was made by another checkout.
+    """
+    return [sys.executable, str(BINARIES / name)]
 
 
 def narrowgate(*arguments: str, **environment: str) -> str:
