@@ -199,6 +199,8 @@ def _build_context(
     prices = PriceBook.load(settings.ledger.prices_file)
     ledger = _build_ledger(settings, prices, metrics)
     frontier = build_frontier(settings.frontier, prices, os.environ, metrics)
+    if settings.frontier.providers and (change := prices.newest_change()):
+        metrics.ledger.price_table_read(*change)
     decisions = build_decision_log(routing, metrics)
     meters = {m.id: ReplicaMeter(m.replicas, gateway.replicas) for m in settings.models}
     # Separate connections: reading a report must not delay writing a row.

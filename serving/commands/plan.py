@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     if price_source:
         assumptions.append(f"frontier price: {price_source}, no prompt caching")
     if capacity.bound != "measured":
-        assumptions.append("the rate of a replica is an estimate; no A10G was measured")
+        card = args.gpu.upper()
+        assumptions.append(f"the rate of a replica is an estimate; no {card} was measured")
     if args.json:
         print(json.dumps(_document(found, assumptions)))
     else:

@@ -1,5 +1,7 @@
 """Prometheus metrics of the ledger."""
 
+from datetime import datetime
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from serving.contracts.ledger import LedgerState
@@ -34,11 +36,22 @@ class LedgerMetrics:
             buckets=_WAIT_BUCKETS_S,
             registry=registry,
         )
+        self._price_change = Gauge(
+            "narrowgate_price_table_changed_seconds",
+            "Unix time of the newest price change in the price table; set where frontier APIs are "
+            "configured.",
+            ["source"],
+            registry=registry,
+        )
         self._refused = Counter(
             "narrowgate_budget_refusals",
             "Paid calls refused because they could exceed a tenant's budget.",
             registry=registry,
         )
+
+    def price_table_read(self, source: str, changed: datetime) -> None:
+        """Record the table that prices calls. changed: when a price in it last changed."""
+        self._price_change.labels(source).set(changed.timestamp())
 
     def ledger_written(self, rows: int) -> None:
         """Count rows that were committed."""

@@ -78,7 +78,11 @@ def test_every_endpoint_answers(client: httpx.Client, first: Release) -> None:
     messages = [{"role": "user", "content": "Name a colour."}]
     chat = {"model": MODEL, "messages": messages, "max_tokens": 4}
     assert client.post("/v1/chat/completions", json=chat).status_code == 200
-    assert client.post("/v1/messages", json=chat).status_code == 200
+    completion = {"model": MODEL, "prompt": "Red, green and", "max_tokens": 4}
+    assert client.post("/v1/completions", json=completion).status_code == 200
+    assert client.get("/v1/tasks").status_code == 200
+    assert client.get("/v1/usage").status_code == 200
+    assert "/v1/chat/completions" in client.get("/openapi.json").json()["paths"]
     with client.stream("POST", "/v1/chat/completions", json={**chat, "stream": True}) as stream:
         assert [line for line in stream.iter_lines() if line][-1] == "data: [DONE]"
     assert "narrowgate_build_info" in client.get("/metrics").text

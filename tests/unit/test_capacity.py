@@ -118,7 +118,6 @@ def test_the_command_states_figures_arithmetic_and_assumptions(
     assert "replicas on a10g" in out
     assert "(estimated)" in out
     assert "prefill 50 tokens x 2 x 6.98e9 / 140e12 = 4.99 ms" in out
-    assert "no A10G was measured" in out
     assert f"per million at {model}" in out
 
 
@@ -128,7 +127,16 @@ def test_the_command_prints_one_document(capsys: pytest.CaptureFixture[str]) -> 
     assert (document["replicas"], document["needed"], document["bound_by"]) == (9, 8, "measured")
     assert document["month_usd"] == "7884.00"
     assert document["usd_per_million"] == {"local": "30.00", "frontier": None, "blended": None}
-    assert not any("A10G was measured" in line for line in document["assumptions"])
+    assert not any("was measured" in line for line in document["assumptions"])
+
+
+@pytest.mark.parametrize(("gpu", "name"), [("a10g", "A10G"), ("l4", "L4"), ("l40s", "L40S")])
+def test_an_estimate_names_the_card_that_was_not_measured(
+    capsys: pytest.CaptureFixture[str], gpu: str, name: str
+) -> None:
+    assert run("--rps", "100", "--gpu", gpu, "--json") == 0
+    assumptions = json.loads(capsys.readouterr().out)["assumptions"]
+    assert f"the rate of a replica is an estimate; no {name} was measured" in assumptions
 
 
 @pytest.mark.parametrize(

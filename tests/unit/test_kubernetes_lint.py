@@ -167,6 +167,30 @@ def test_the_sampler_counts_on_gpus_alone() -> None:
     assert found(documents) == {"K21"}
 
 
+def test_variables_of_a_config_map_at_hand_count() -> None:
+    documents = sound()
+    documents["Environment"] = {
+        "kind": "ConfigMap", "metadata": {"name": "ray-environment"},
+        "data": {"SERVE_THROUGHPUT_OPTIMIZED": "1"},
+    }  # fmt: skip
+    source = {"prefix": "RAY_", "configMapRef": {"name": "ray-environment"}}
+    for pod in (HEAD_POD, GATEWAY_POD, ENGINE_POD):
+        assert found(documents) == (set() if pod == HEAD_POD else {"K04"})
+        kit.spoil(documents["RayService"], f"{pod}.containers.0.envFrom", [source])
+    assert found(documents) == set()
+    # `env` is the stronger one.
+    variable = {"name": "RAY_SERVE_THROUGHPUT_OPTIMIZED", "value": "0"}
+    kit.spoil(documents["RayService"], f"{GATEWAY_POD}.containers.0.env.+", variable)
+    assert found(documents) == {"K04"}
+
+
+def test_variables_of_a_config_map_that_is_not_at_hand_are_not_known() -> None:
+    documents = sound()
+    source = {"configMapRef": {"name": "elsewhere"}}
+    kit.spoil(documents["RayService"], f"{GATEWAY_POD}.containers.0.envFrom", [source])
+    assert found(documents) == set()
+
+
 def test_every_rule_has_an_example_that_breaks_it() -> None:
     apart = {"K07", "K18"}  # two values break these: tests of their own
     assert {rule for rule, *_ in BROKEN} | apart == {rule.id for rule in RULES}

@@ -1,6 +1,7 @@
 """k8s/: every overlay builds, and what the API server, KubeRay and Ray would say of it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,46 @@ def test_what_is_mounted_exists_and_what_is_named_is_there(name: str) -> None:
             if volume["name"] == "config":
                 assert volume["configMap"]["name"] == config["metadata"]["name"]
                 assert {item["key"] for item in volume["configMap"]["items"]} == set(config["data"])
+
+
+def references(value: Any) -> set[tuple[str, str]]:
+    """Return kind and name of each Secret, ConfigMap and claim that an object refers to."""
+    if isinstance(value, list):
+        return {found for each in value for found in references(each)}
+    if not isinstance(value, dict):
+        return set()
+    found = {pair for each in value.values() for pair in references(each)}
+    for kind, field, key in (
+        ("Secret", "secret", "secretName"),
+        ("Secret", "secretKeyRef", "name"),
+        ("Secret", "secretRef", "name"),
+        ("ConfigMap", "configMap", "name"),
+        ("ConfigMap", "configMapKeyRef", "name"),
+        ("ConfigMap", "configMapRef", "name"),
+        ("PersistentVolumeClaim", "persistentVolumeClaim", "claimName"),
+    ):
+        named = value.get(field)
+        if isinstance(named, dict) and key in named:
+            found.add((kind, named[key]))
+    return found
+
+
+@pytest.mark.parametrize("name", [*OVERLAYS, "jobs"])
+def test_the_page_makes_every_object_that_pods_need_and_manifests_lack(name: str) -> None:
+    objects = JOBS if name == "jobs" else overlay(name)
+    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    kinds = {"secret generic": "Secret", "configmap": "ConfigMap"}
+    made = {
+        (kinds[kind], named)
+        for kind, named in re.findall(r"create (secret generic|configmap) (\S+)", page)
+    }
+    for path in re.findall(r"apply -f (k8s/\S+)", page):
+        documents = yaml.safe_load_all((ROOT / path).read_text(encoding="utf-8"))
+        made |= {(each["kind"], each["metadata"]["name"]) for each in documents}
+    made |= {(found["kind"], found["metadata"]["name"]) for found in objects}
+    needed = references(list(objects))
+    assert needed
+    assert needed <= made
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -576,3 +576,21 @@ def test_the_reference_at_the_least_that_is_cached() -> None:
     assert pricing.reference(short) == SONNET.cost(using(1023, 4))
     long = using(24, 4, cache_read_tokens=1000)
     assert pricing.reference(long) == SONNET.cost(long)
+
+
+def test_the_newest_price_change_is_the_last_one_until_today() -> None:
+    model, new_year = "google/gemini-3.6-flash", datetime(2027, 1, 1, tzinfo=UTC)
+    eve = new_year - timedelta(minutes=1)
+    assert PriceBook.load().of(model, eve) != PriceBook.load().of(model, new_year)
+    found = PriceBook.load(clock=lambda: new_year).newest_change()
+    assert found is not None
+    assert found[0].startswith("genai-prices ")
+    assert found[1] == new_year
+    earlier = PriceBook.load(clock=lambda: eve).newest_change()
+    assert earlier is not None
+    assert earlier[1] < new_year
+
+
+def test_before_the_first_price_change_there_is_none() -> None:
+    clock = datetime(2000, 1, 1, tzinfo=UTC)
+    assert PriceBook.load(clock=lambda: clock).newest_change() is None

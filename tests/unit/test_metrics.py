@@ -1,5 +1,7 @@
 """Several engines' metrics come out as one valid exposition."""
 
+from datetime import UTC, datetime
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.gateway.metrics import Metrics
@@ -27,3 +29,11 @@ def test_families_are_merged_and_samples_labelled() -> None:
         "b": 5.0,
     }
     assert len(families["vllm:e2e_seconds"].samples) == 8
+
+
+def test_a_price_table_that_nothing_calls_has_no_date() -> None:
+    metrics = Metrics()
+    name = "narrowgate_price_table_changed_seconds"
+    assert f"\n{name}" not in metrics.exposition({}).decode()
+    metrics.ledger.price_table_read("genai-prices 1", datetime(1970, 1, 2, tzinfo=UTC))
+    assert f'{name}{{source="genai-prices 1"}} 86400.0' in metrics.exposition({}).decode()

@@ -1,6 +1,6 @@
 """Manifests as the rules see them: Ray clusters, their groups and containers, and our settings."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,9 +29,10 @@ _SETTINGS = frozenset({"auth", "evidence", "frontier", "gateway", "ledger", "mod
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container of a pod template. fields: as written."""
+    """A container of a pod template. fields: as written. config_maps: their data by name."""
 
     fields: Fields
+    config_maps: Mapping[str, Fields]
 
     @property
     def image(self) -> str:
@@ -40,8 +41,16 @@ class Container:
 
     @property
     def environment(self) -> dict[str, Fields]:
-        """Return the variables by name."""
-        return {text(each.get("name")): each for each in items(self.fields, "env")}
+        """Return the variables by name, those that `envFrom` takes from ConfigMaps too."""
+        found = {}
+        for source in items(self.fields, "envFrom"):
+            name, prefix = text(section(source, "configMapRef").get("name")), source.get("prefix")
+            for key, value in self.config_maps.get(name, EMPTY).items():
+                variable = Fields(source.line)
+                variable |= {"name": f"{text(prefix)}{key}", "value": value}
+                found[variable["name"]] = variable
+        # `env` is the stronger one.
+        return found | {text(each.get("name")): each for each in items(self.fields, "env")}
 
     def value(self, name: str) -> str | None:
         """Return a variable's literal value; None where it has none."""
@@ -61,12 +70,16 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The head or one worker group of a cluster. resource: the object that declares it."""
+    """The head or one worker group of a cluster. resource: the object that declares it.
+
+    config_maps: data of the ConfigMaps at hand, by name.
+    """
 
     resource: Resource
     name: str
     is_head: bool
     fields: Fields
+    config_maps: Mapping[str, Fields]
 
     @property
     def pod(self) -> Fields:
@@ -86,12 +99,12 @@ class Group:
     @property
     def containers(self) -> list[Container]:
         """Return the pod's containers; the first runs Ray."""
-        return [Container(each) for each in items(self.pod, "containers")]
+        return [Container(each, self.config_maps) for each in items(self.pod, "containers")]
 
     @property
     def ray(self) -> Container:
         """Return the container that runs Ray."""
-        return next(iter(self.containers), Container(EMPTY))
+        return next(iter(self.containers), Container(EMPTY, self.config_maps))
 
     @property
     def start_params(self) -> Fields:
@@ -111,9 +124,10 @@ class Group:
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A RayService or a RayCluster."""
+    """A RayService or a RayCluster. config_maps: data of the ConfigMaps at hand, by name."""
 
     resource: Resource
+    config_maps: Mapping[str, Fields]
 
     @property
     def is_service(self) -> bool:
@@ -132,9 +146,9 @@ class RayCluster:
         head = section(self.spec, "headGroupSpec")
         workers = items(self.spec, "workerGroupSpecs")
         return [
-            Group(self.resource, "head", is_head=True, fields=head),
+            Group(self.resource, "head", True, head, self.config_maps),
             *(
-                Group(self.resource, text(each.get("groupName")), is_head=False, fields=each)
+                Group(self.resource, text(each.get("groupName")), False, each, self.config_maps)
                 for each in workers
             ),
         ]
@@ -232,7 +246,12 @@ class Manifests:
     @cached_property
     def clusters(self) -> list[RayCluster]:
         """Return the RayServices and RayClusters."""
-        return [RayCluster(r) for r in self.resources if r.kind in ("RayService", "RayCluster")]
+        maps = {
+            each.name: section(each.fields, "data")
+            for each in self.of_kind("ConfigMap")
+            if each.name
+        }
+        return [RayCluster(each, maps) for each in self.of_kind("RayService", "RayCluster")]
 
     @property
     def groups(self) -> Iterator[tuple[RayCluster, Group]]:

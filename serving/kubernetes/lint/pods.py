@@ -97,7 +97,7 @@ def _images(manifests: Manifests) -> Iterator[Place]:
 
 
 def _init(group: Group) -> list[Container]:
-    return [Container(each) for each in items(group.pod, "initContainers")]
+    return [Container(each, group.config_maps) for each in items(group.pod, "initContainers")]
 
 
 def _resources(manifests: Manifests) -> Iterator[Place]:

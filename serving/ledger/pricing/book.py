@@ -45,6 +45,13 @@ class PriceBook:
         overrides = load_price_file(overrides_file) if overrides_file is not None else {}
         return cls(overrides, PriceTable(), clock)
 
+    def newest_change(self) -> tuple[str, datetime] | None:
+        """Return the table's name, and when a price in it last changed. None where nothing did."""
+        day = self._table.newest_change(self._clock().astimezone(UTC).date())
+        if day is None:
+            return None
+        return self._table.source, datetime(day.year, day.month, day.day, tzinfo=UTC)
+
     def of(self, model: str, at: datetime | None = None) -> ModelPrices | None:
         """Return the prices of `provider/model` at a time, now by default; None where unknown.
 

@@ -1,11 +1,18 @@
 """Prices of frontier models from the table that genai-prices carries; no network."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from importlib.metadata import version
 
-from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
+from genai_prices.types import (
+    ConditionalPrice,
+    ModelInfo,
+    ModelPrice,
+    Provider,
+    StartDateConstraint,
+    TieredPrices,
+)
 
 from serving.contracts.prices import STANDARD_NAMES, ModelPrices, PriceStep, TokenPrices
 
@@ -33,6 +40,22 @@ class PriceTable:
         self.source = f"genai-prices {version('genai-prices')}"
         self._all = providers
         self._providers = {provider.id: provider for provider in providers}
+
+    def newest_change(self, until: date) -> date | None:
+        """Return the last day, not after `until`, on which a price of the table changed.
+
+        The table does not state its own date. It is no older than this.
+        """
+        days = {
+            price.constraint.start_date
+            for provider in self._all
+            for info in provider.models
+            if not isinstance(info.prices, ModelPrice)
+            for price in info.prices
+            if isinstance(price, ConditionalPrice)
+            and isinstance(price.constraint, StartDateConstraint)
+        }
+        return max((day for day in days if day <= until), default=None)
 
     def find(self, name: str, at: datetime) -> ModelPrices | None:
         """Return the prices of a `provider/model` at a time, with its zone.
