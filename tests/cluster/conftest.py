@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +112,18 @@ def ledger(machine: None) -> Iterator[Ledger]:
         key = narrowgate("key", "create", "--tenant", "acme", "--json", **environment)
         socket = Path(url.partition("host=")[2].partition("&")[0])
         yield Ledger(url, socket, json.loads(key)["key"])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the pods' logs to the report of a failure."""
+    report = yield
+    if report.failed and "machine_pods" in item.funcargs:
+        running, _ = item.funcargs["machine_pods"]
+        report.sections += [(f"pod {pod.spec.name}", pod.tail()) for pod in running.started]
+    return report
 
 
 @pytest.fixture(scope="session")

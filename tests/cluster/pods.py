@@ -5,6 +5,7 @@ machine's), an address on a bridge, and process 1, whose end is the end of the p
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,12 @@ ROOT = Path(__file__).parents[2]
 BRIDGE = "ng-cluster"
 NETWORK = "10.89.7"
 _STOPPED_WITHIN_S = 60
+# Statistics, notes of the daemons in C++, and the autoscaler's table.
+_REPEATED = re.compile(
+    r"state-dump|memory_monitor|^\t|^[-=]{5}|^- |^ \S|^(Queueing|Execution) time|"
+    r"^[A-Z][\w ]+(:|: .*[\d)])$|"
+    r"^\[\S+ \S+ I \d|\((monitor|dashboard|dashboard_agent|runtime_env_agent)\)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,10 @@ class Pod:
             self.kill()
 
     def tail(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")[-6000:]
+        """Return the log's last lines without what Ray's daemons repeat every few seconds."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        told = [line for line in lines if line and not _REPEATED.search(line)]
+        return "\n".join([f"(all of it: {self.log})", *(line[:500] for line in told[-60:])])
 
 
 @contextmanager
