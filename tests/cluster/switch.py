@@ -13,7 +13,10 @@ class Switch:
 
     def __init__(self) -> None:
         self._target: tuple[str, int] | None = None
-        self._loop = asyncio.new_event_loop()
+        self._stopped = asyncio.Event()
+        self._open: set[asyncio.StreamWriter] = set()
+        self._connections: set[asyncio.Task[None] | None] = set()
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.port = 0
 
     def select(self, host: str, port: int = 8000) -> None:
@@ -22,20 +25,31 @@ class Switch:
 
     async def serve(self, started: threading.Event) -> None:
         server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
+        self.loop, self.port = asyncio.get_running_loop(), server.sockets[0].getsockname()[1]
         started.set()
         async with server:
-            with suppress(asyncio.CancelledError):
-                await server.serve_forever()
+            await self._stopped.wait()
+            server.close()
+            for writer in self._open:
+                writer.close()
+            await asyncio.gather(*filter(None, self._connections))
+
+    def stop(self) -> None:
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self._stopped.set)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert self._target is not None
+        self._connections.add(asyncio.current_task())
         try:
             there, back = await asyncio.open_connection(*self._target)
         except OSError:
             writer.close()
             return
+        self._open |= {writer, back}
         await asyncio.gather(_copy(reader, back), _copy(there, writer))
+        self._open -= {writer, back}
+        self._connections.discard(asyncio.current_task())
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -52,18 +66,11 @@ def switch() -> Iterator[Switch]:
     """Yield a switch that forwards, in a thread of its own."""
     made = Switch()
     started = threading.Event()
-
-    def run() -> None:
-        asyncio.set_event_loop(made._loop)
-        with suppress(asyncio.CancelledError):
-            made._loop.run_until_complete(made.serve(started))
-
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=lambda: asyncio.run(made.serve(started)))
     thread.start()
     assert started.wait(30)
     try:
         yield made
     finally:
-        for task in asyncio.all_tasks(made._loop):
-            made._loop.call_soon_threadsafe(task.cancel)
+        made.stop()
         thread.join(30)
