@@ -52,9 +52,13 @@ def lint(settings: Settings) -> None:
 
 
 def lint_engines(settings: Settings) -> None:
-    """Raise InvalidSettings for the first harmful setting of a model, served or offline."""
-    for problem in _models(settings):
-        raise problem
+    """Raise InvalidSettings for the first harmful setting of an engine that serves nobody.
+
+    Its caller names the model's folder: the source may be a folder of other machines.
+    """
+    for index, model in enumerate(settings.models):
+        for problem in _model(f"models.{index}", model):
+            raise problem
 
 
 def problems(settings: Settings) -> Iterator[InvalidSettings]:
@@ -126,9 +130,13 @@ def _models(settings: Settings) -> Iterator[InvalidSettings]:
     for index, model in enumerate(settings.models):
         where = f"models.{index}"
         yield from _source(where, model)
-        yield from _scaling(where, model)
-        yield from _engine(where, model)
-        yield from _memory(where, model)
+        yield from _model(where, model)
+
+
+def _model(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:
+    yield from _scaling(where, model)
+    yield from _engine(where, model)
+    yield from _memory(where, model)
 
 
 def _source(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:

@@ -16,6 +16,7 @@ from serving.contracts.settings import (
     ModelSettings,
     Settings,
 )
+from serving.contracts.settings_sources import load_settings
 from serving.settings_linter import lint, lint_engines, problems
 
 from .attested import make_key
@@ -118,6 +119,15 @@ def test_a_model_without_a_price_is_refused_for_serving_and_not_for_gates() -> N
     assert "replica_hour_usd: 1.01" in caught.value.fix
     lint_engines(unpriced)
     lint(settings(replica_hour_usd=0))
+
+
+@pytest.mark.parametrize("overlay", ["a10g-int8", "a10g-int4", "cpu-dev"])
+def test_a_gate_takes_the_settings_of_a_cluster_whose_folders_it_lacks(overlay: str) -> None:
+    file = Path(__file__).parents[2] / "k8s" / "overlays" / overlay / "settings.yaml"
+    found = load_settings(file, {}, {})
+    lint_engines(found)
+    with pytest.raises(InvalidSettings, match="is neither a folder nor a hub id"):
+        lint(found)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
