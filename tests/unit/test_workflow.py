@@ -210,6 +210,17 @@ def test_the_test_workflow_runs_make_test_on_every_pull_request() -> None:
     assert job["timeout-minutes"] <= 90
 
 
+def test_the_nightly_workflow_runs_what_make_test_leaves_out() -> None:
+    workflow: dict[Any, Any] = yaml.safe_load(WORKFLOWS["nightly"])
+    assert workflow[True]["schedule"]
+    runs = [
+        step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step
+    ]
+    assert "make test-slow" in runs
+    assert "sudo make test-cluster" in runs
+    assert "secrets." not in WORKFLOWS["nightly"]
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_every_action_is_pinned_by_commit_with_its_version(name: str) -> None:
     used = re.findall(r"uses: *(.*)", WORKFLOWS[name])
