@@ -12,11 +12,11 @@ from serving.contracts.errors import MaxCostExceeded, UnsupportedParameter
 from serving.contracts.exits import Attempt
 from serving.contracts.frontier import FrontierCall
 from serving.contracts.prices import PriceList, TokenPrices, unpriced
+from serving.contracts.text_length import quarter_tokens
 from serving.frontier.bounds import bounded, token_limits, worst_case_usd
 from serving.frontier.prompt_cache import SplitPrompt, canonical, split_prompt
 from serving.frontier.request_fields import passed_fields
 from serving.frontier.spent import RequestFacts
-from serving.frontier.usage import quarter_tokens
 
 
 @dataclass(frozen=True, slots=True)

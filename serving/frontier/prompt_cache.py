@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from serving.frontier.usage import quarter_tokens
+from serving.contracts.text_length import quarter_tokens
 
 MAX_BREAKPOINTS = 4
 """Anthropic's limit for one request.

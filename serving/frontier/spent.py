@@ -7,9 +7,10 @@ from typing import Any
 from serving.contracts.answer import Usage
 from serving.contracts.errors import FrontierError
 from serving.contracts.ledger import UsageSource
+from serving.contracts.text_length import quarter_tokens
 from serving.frontier.failures import may_be_billed, usage_of
 from serving.frontier.provider_api import StreamPart, WholeAnswer
-from serving.frontier.usage import TokenLimits, is_credible, quarter_tokens
+from serving.frontier.usage import TokenLimits, is_credible
 
 _TEXT_FIELDS = ("content", "refusal", "reasoning", "reasoning_content")
 

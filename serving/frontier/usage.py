@@ -101,17 +101,6 @@ def is_credible(
     return input_tokens(usage) > 0 and billed_output * _MAX_CHARS_PER_TOKEN >= answer_chars
 
 
-def quarter_tokens(text: str) -> int:
-    """Return a rough length of a text in quarters of a token; lengths of parts add up.
-
-    A character of English is a quarter of a token, of other alphabets a half, of Chinese, Japanese
-    or Korean a whole one, an emoji two.
-    """
-    if text.isascii():
-        return len(text)
-    return sum(map(_quarters, text))
-
-
 def tier_in(data: object) -> str | None:
     """Return the service tier that an answer, or its usage, names."""
     tier = data.get("service_tier") if isinstance(data, Mapping) else None
@@ -121,12 +110,3 @@ def tier_in(data: object) -> str | None:
 def _is_lesser(value: object, old: object) -> bool:
     old_count, new_count = token_count(old), token_count(value)
     return old_count is not None and (new_count is None or new_count < old_count)
-
-
-def _quarters(char: str) -> int:
-    code = ord(char)
-    if code < 0x80:
-        return 1
-    if code < 0x2E80:
-        return 2
-    return 4 if code < 0x10000 else 8
