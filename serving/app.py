@@ -20,6 +20,7 @@ from ray.serve.schema import LoggingConfig
 from serving.artifacts.checkpoint import Checkpoint, locate
 from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck, ModelGrants
 from serving.artifacts.verified_tokenizer import load_tokenizer
+from serving.context.lazy import LazyPruner
 from serving.contracts.ledger import Tenant
 from serving.contracts.settings import GatewaySettings, ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
@@ -48,6 +49,7 @@ from serving.pipeline.admission import AdmissionQueue
 from serving.pipeline.auditor import Auditor, AuditRunners
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.plan import Policy
+from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.request_path import Audited, RequestPath, build_runners
 from serving.pipeline.runner import BoundTask
@@ -209,6 +211,13 @@ def _build_context(
     recorder = ExitRecorder(ledger, metrics)
     embedder = build_embedder(settings.state)
     evidence = _build_evidence(settings, frontier.configured, directory.tenant, metrics)
+    pruning = Pruning(
+        settings.context,
+        LazyPruner(settings.context).get,
+        prices,
+        settings.frontier.prompt_cache.marker,
+        metrics,
+    )
     audited = None if evidence is None else _audited(evidence, recorder, models, embedder)
     return GatewayContext(
         settings=gateway,
@@ -219,7 +228,15 @@ def _build_context(
             router=build_router(routing, specs, embedder, metrics),
             recorder=recorder,
             runners=build_runners(
-                models.tasks, models.engines, meters, frontier, decisions, local, remote, audited
+                models.tasks,
+                models.engines,
+                meters,
+                frontier,
+                decisions,
+                local,
+                remote,
+                audited,
+                pruning,
             ),
             max_inputs=gateway.max_inputs,
         ),

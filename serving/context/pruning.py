@@ -14,6 +14,9 @@ from serving.contracts.text_length import quarter_tokens
 MARKER = "[...]"
 """Stands where text was removed."""
 
+_LONGEST_PASSAGE = 8
+"""Units."""
+
 _MOST_NEEDED = 2
 """Units before a kept one that a chain of pronouns keeps."""
 _QUOTED = re.compile(
@@ -62,9 +65,26 @@ class Divided:
         )
         units = [divisions[number].units[index] for number, index in candidates]
         texts = [divisions[n].of(u) for (n, _), u in zip(candidates, units, strict=True)]
-        used, numbers = np.unique([unit.passage for unit in units], return_inverse=True)
-        passages = Passages(texts, numbers.astype(np.intp), [titles[int(n)] for n in used])
+        numbers, named = _windows([unit.passage for unit in units], titles)
+        passages = Passages(texts, numbers, named)
         return cls(tuple(divisions), candidates, passages)
+
+
+def _windows(passages: Sequence[int], titles: Sequence[str]) -> tuple[NDArray[np.intp], list[str]]:
+    """Return each unit's passage as it is ranked, and these passages' titles.
+
+    A text without paragraphs is ranked in stretches of a paragraph's length.
+    """
+    numbers: list[int] = []
+    named: list[str] = []
+    before, length = -1, 0
+    for passage in passages:
+        if passage != before or length == _LONGEST_PASSAGE:
+            named.append(titles[passage])
+            length = 0
+        before, length = passage, length + 1
+        numbers.append(len(named) - 1)
+    return np.array(numbers, np.intp), named
 
 
 class Pruner:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from serving.contracts.answer import TaskRequest
+from serving.contracts.context_settings import PruningOptions
 from serving.contracts.errors import InvalidRequest, UnsupportedParameter
 
 AUTO = "auto"
@@ -79,7 +80,7 @@ class ChatRequest:
     stream ends with its usage. source_language, target_language: for translations. fields: every
     other field of OpenAI's API and of the engine that the client set, validated, by name; fields
     that are null, empty or at a default without effect are left out. extras: fields that this
-    server does not know, by name.
+    server does not know, by name. pruning: what it asks of context pruning.
     """
 
     model: str
@@ -92,6 +93,7 @@ class ChatRequest:
     target_language: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     extras: Mapping[str, Any] = field(default_factory=dict)
+    pruning: PruningOptions = field(default_factory=PruningOptions)
 
     @property
     def units(self) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from serving.contracts.context_settings import ContextSettings
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
@@ -236,6 +237,7 @@ class Settings(_Frozen):
     ledger: LedgerSettings = LedgerSettings()
     auth: AuthSettings = AuthSettings()
     evidence: EvidenceSettings = EvidenceSettings()
+    context: ContextSettings = ContextSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

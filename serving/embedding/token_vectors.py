@@ -65,7 +65,7 @@ class TokenVectors:
 
     def rows(self, ids: NDArray[np.intp]) -> Rows:
         """Return (len(ids), 384) float32, rows of about unit length."""
-        return self._table[ids] * self._scale[ids]
+        return np.asarray(self._table[ids] * self._scale[ids], np.float32)
 
     def sums(self, ids: NDArray[np.intp], stretch_of: NDArray[np.intp], count: int) -> Rows:
         """Return the weighted sum of each stretch's rows, (count, 384).

@@ -140,6 +140,24 @@ class Metrics:
             ["prefix"],
             registry=self.registry,
         )
+        self._contexts = Counter(
+            "narrowgate_contexts",
+            "Requests with a context, by what pruning did: pruned, or why it was sent whole.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._context_tokens = Counter(
+            "narrowgate_context_tokens",
+            "Estimated tokens of contexts: before pruning, and after it.",
+            ["when"],
+            registry=self.registry,
+        )
+        self._context_seconds = Histogram(
+            "narrowgate_context_seconds",
+            "Time that pruning a request's context took.",
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
         self._router_failures = Counter(
             "narrowgate_router_failures",
             "Routing decisions by rule because no embedding was available in time.",
@@ -188,6 +206,13 @@ class Metrics:
             ["model"],
             registry=self.registry,
         )
+
+    def context_seen(self, outcome: str, before: int, after: int, elapsed_s: float) -> None:
+        """Record one request with a context. before, after: its tokens, estimated."""
+        self._contexts.labels(outcome).inc()
+        self._context_tokens.labels("before").inc(before)
+        self._context_tokens.labels("after").inc(after)
+        self._context_seconds.observe(elapsed_s)
 
     def model_connected(self, model: str, artifact: str | None, expires: datetime | None) -> None:
         """Record the model that this replica serves.

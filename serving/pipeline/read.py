@@ -20,6 +20,8 @@ from serving.contracts.requests import (
     TaskBatch,
 )
 from serving.contracts.task_spec import TaskSpec, TranslationSpec
+from serving.pipeline.context_fields import FIELD as PRUNING_FIELD
+from serving.pipeline.context_fields import read_pruning
 from serving.pipeline.fields import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
@@ -64,11 +66,12 @@ def read_chat(document: Any, max_inputs: int) -> ChatRequest:
         text(body.pop(name), name) if name in body else None
         for name in ("source_language", "target_language")
     )
+    messages, pruning = read_pruning(body.pop(PRUNING_FIELD, None), messages)
     fields, extras = _fields(body, CHAT_FIELDS)
     _require_together(fields)
     return ChatRequest(
         name, messages, stream, include_usage, min(limits, default=None), count, source, target,
-        fields, extras,
+        fields, extras, pruning,
     )  # fmt: skip
 
 

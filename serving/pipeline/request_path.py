@@ -32,6 +32,7 @@ from serving.pipeline.plan import (
     TaskPlan,
     choose_plan,
 )
+from serving.pipeline.pruned import Pruned, Pruning
 from serving.pipeline.read import read_chat, read_completion, read_tasks
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.runner import (
@@ -148,11 +149,13 @@ def build_runners(
     local: AdmissionQueue,
     remote: AdmissionQueue,
     audited: Audited | None = None,
+    pruning: Pruning | None = None,
 ) -> Mapping[type[Plan], Runner[Any, Any]]:
     """Return the runners by kind of plan: each model's runner, wrapped in those it needs.
 
     local: limit on work for local models. remote: limit on calls of frontier models. audited: with
-    what tasks run under claims; None where only attested thresholds decide.
+    what tasks run under claims; None where only attested thresholds decide. pruning: of contexts;
+    None where they are always sent whole.
     """
     local_task: Runner[TaskBatch, TaskPlan] = Admitted(
         LocalTaskRunner(tasks, meters), local, every_unit
@@ -164,9 +167,12 @@ def build_runners(
     if audited is not None and audited.baseline is not None:
         baseline = Admitted(LocalTaskRunner(audited.baseline, meters), local, every_unit)
     asked = AuditRunners(local_task, frontier_task, baseline)
-    frontier_model = DecisionLogged(
-        Admitted(FrontierModelRunner(frontier), remote, one_call), decisions
+    asking: Runner[ChatRequest, FrontierPlan] = Admitted(
+        FrontierModelRunner(frontier), remote, one_call
     )
+    if pruning is not None:
+        asking = Pruned(asking, pruning)
+    frontier_model = DecisionLogged(asking, decisions)
     return {
         LocalPlan: Admitted(LocalModelRunner(engines, meters), local, every_unit),
         FrontierPlan: frontier_model,

@@ -48,6 +48,7 @@ from serving.local.health import EngineHealth
 from serving.pipeline.admission import AdmissionQueue
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.plan import Policy
+from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.request_path import RequestPath, build_runners
 from serving.pipeline.runner import BoundTask
@@ -280,6 +281,7 @@ class Server:
         access: Access | None = None,
         models: LocalModels | None = None,
         frontier: Any = None,
+        pruning: Callable[[Metrics], Pruning] | None = None,
         **limits: Any,
     ) -> None:
         self.engine = ScriptedEngine()
@@ -311,7 +313,7 @@ class Server:
             recorder=ExitRecorder(self.ledger, self.exits),
             runners=build_runners(
                 models.tasks, models.engines, {MODEL: ReplicaMeter(Replicas())}, self.frontier,
-                self.decisions, local, remote,
+                self.decisions, local, remote, pruning=pruning and pruning(metrics),
             ),
             max_inputs=config.max_inputs,
         )  # fmt: skip

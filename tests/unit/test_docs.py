@@ -18,6 +18,7 @@ from quantize.recipe import (
     built_in_recipes,
 )
 from serving.cli import narrowgate_parser
+from serving.contracts.context_settings import ContextSettings
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.frontier_settings import (
@@ -66,6 +67,7 @@ GROUPS: list[tuple[str, type[BaseModel]]] = [
     ("ledger.", LedgerSettings),
     ("auth.", AuthSettings),
     ("evidence.", EvidenceSettings),
+    ("context.", ContextSettings),
     ("evidence.head.", HeadSettings),
 ]
 GROUP_NAMES = {prefix.removesuffix(".") for prefix, _ in GROUPS}
