@@ -67,10 +67,12 @@ def question_of(messages: Sequence[Message], places: Sequence[Place]) -> str:
 
 def texts_of(message: Message) -> Iterator[tuple[int | None, str]]:
     """Yield a message's texts, each with its part's index."""
-    if isinstance(message.content, str):
-        yield None, message.content
-    for number, part in enumerate(message.content or ()):
-        if not isinstance(part, str) and part["type"] == "text":
+    content = message.content
+    if isinstance(content, str):
+        yield None, content
+        return
+    for number, part in enumerate(content or ()):
+        if part["type"] == "text":
             yield number, part["text"]
 
 
