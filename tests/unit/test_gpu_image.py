@@ -311,6 +311,7 @@ def test_the_bill_of_materials_lists_the_environment(installed: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # it installs a whole environment
 def test_the_quantization_environment_is_made_at_the_named_path(tmp_path: Path) -> None:
     folder = tmp_path / "quantize"
     done = run(SCRIPTS / "install-quantize", Path(sys.prefix), folder, "cpu")
