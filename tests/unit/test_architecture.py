@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "evidence": {"tasks", "embedding", "host", "artifacts", "ledger", "reporting"},
     "frontier": set(),
     "ledger": {"reporting"},
+    "cache": {"evidence", "ledger"},
     "pipeline": {"tasks", "routing", "evidence", "context"},
     "gateway": {"tasks", "local", "artifacts", "pipeline", "evidence"},
     "app": {
@@ -50,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
         "frontier",
         "ledger",
         "evidence",
+        "cache",
         "context",
         "app",
         "lifecycle",

@@ -1,0 +1,1 @@
+"""Answers that were paid for already: kept, found again, and deleted."""

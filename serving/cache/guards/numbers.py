@@ -1,0 +1,245 @@
+"""Numbers, units, dates and versions must be equal. Pure."""
+
+import re
+from collections import Counter
+
+from serving.cache.guards.function_words import Language
+from serving.cache.guards.words import Words
+
+_DIGITS = re.compile(
+    r"(?:(?<![\w).])[-\u2212+](?=\d))?\d+(?:[.,:/x\u00d7-]\d+)*|[\u00b2\u00b3\u00b9\u00bc-\u00be]"
+)
+_MIXED = re.compile(r"\b(?=[\w.-]*\d)(?=[\w.-]*[^\W\d])\w+(?:[.-]\w+)*\b")
+_AFTER_NUMBER = re.compile(r"\d\s*([^\W\d_\s]{1,4}|[°%$€£¥][CFcf]?)(?!\w)")
+_SIGN = re.compile(r"[%$€£¥°#]|[<>]=?|[+*/=^](?=\s)")
+_ROMAN = re.compile(r"\b(?:[IVX]{2,5}|[VX]|I(?=\s*(?:$|[?.!,;:])))\b")
+
+# Each line: the words of one number; ordinals are numbers of their own.
+_NUMBER_WORDS = """
+zero null zéro cero
+two zwei zwo deux dos
+three drei trois tres
+four vier quatre cuatro
+five fünf cinq cinco
+six sechs seis
+seven sieben sept siete
+eight acht huit ocho
+nine neun neuf nueve
+ten zehn dix diez
+eleven elf onze once
+twelve zwölf douze doce
+thirteen dreizehn treize trece
+fourteen vierzehn quatorze catorce
+fifteen fünfzehn quinze quince
+sixteen sechzehn seize dieciséis
+seventeen siebzehn diecisiete
+eighteen achtzehn dieciocho
+nineteen neunzehn diecinueve
+twenty zwanzig vingt veinte
+thirty dreißig trente treinta
+forty vierzig quarante cuarenta
+fifty fünfzig cinquante cincuenta
+sixty sechzig soixante sesenta
+seventy siebzig setenta
+eighty achtzig ochenta
+ninety neunzig noventa
+hundred hundreds hundert cent cents cien ciento
+thousand thousands tausend mille mil
+million millions millionen millón millones
+billion billions milliarde milliarden milliard milliards
+trillion trillions billionen
+dozen dutzend douzaine docena
+half halb halbe halber moitié demi mitad medio
+quarter viertel quart cuarto
+third thirds dritte dritten dritter troisième tercero tercera tercer
+first erste ersten erster erstes premier première premiers primero primera primer
+second seconds zweite zweiten zweiter deuxième segundo segunda sekunde sekunden segundos
+fourth vierte vierten quatrième cuarta
+fifth fünfte fünften cinquième quinto quinta
+sixth sechste sechsten sixième sexto sexta
+seventh siebte siebten septième séptimo séptima
+eighth achte achten huitième octavo octava
+ninth neunte neunten neuvième noveno novena
+tenth zehnte zehnten dixième décimo décima
+last letzte letzten letzter letztes dernier dernière último última
+next nächste nächsten nächster nächstes prochain prochaine próximo próxima
+previous vorherige vorigen précédent précédente anterior
+double doppelt doppelte twice zweimal doble
+triple dreifach thrice dreimal
+single einzeln einzelne einzelnen
+"""
+_UNIT_WORDS = """
+km kilometer kilometers kilometre kilometres kilometern kilomètre kilomètres kilómetro kilómetros
+m meter meters metre metres metern mètre mètres metro metros
+cm centimeter centimeters centimetre centimetres zentimeter zentimetern centimètres centímetros
+mm millimeter millimeters millimetres millimetern millimètres milímetros
+mi mile miles meile meilen milles milla millas
+ft foot feet fuß pieds pies
+inch inches zoll pouce pouces pulgada pulgadas
+yard yards
+kg kilo kilos kilogram kilograms kilogramm kilogrammes kilogramos
+g gram grams gramm grammes gramme gramo gramos
+mg milligram milligrams milligramm milligrammes miligramos
+lb lbs pound pounds pfund livre livres libra libras
+oz ounce ounces unze unzen onces onzas
+ton tons tonne tonnes tonnen toneladas
+l liter liters litre litres litern litro litros
+ml milliliter milliliters millilitres millilitern mililitros
+gallon gallons gallone gallonen galones
+celsius
+fahrenheit
+kelvin
+second seconds sekunde sekunden secondes segundo segundos
+minute minutes minuten minuto minutos
+hour hours stunde stunden heure heures hora horas
+day days daily tag tage tagen täglich jour jours día días
+week weeks weekly woche wochen wöchentlich semaine semaines semana semanas
+month months monthly monat monate monaten monatlich mois mes meses
+quarter quarterly quartal trimestre
+year years yearly annual annually jahr jahre jahren jährlich année années ans año años
+decade decades jahrzehnt décennie década
+century centuries jahrhundert siècle siglo
+dollar dollars usd $ dólares dólar
+euro euros eur €
+gbp £
+yen ¥
+franc francs chf franken francos
+percent per-cent prozent pourcent % porcentaje
+byte bytes
+kb kilobyte kilobytes
+mb megabyte megabytes
+gb gigabyte gigabytes
+tb terabyte terabytes
+watt watts kilowatt kilowatts
+volt volts
+amp amps ampere amperes
+calorie calories kalorien kalorie calorías
+acre acres
+hectare hectares hektar hectárea hectáreas
+"""
+_DATE_WORDS = """
+january jan januar janvier enero
+february feb februar février febrero
+march märz mars marzo
+april avril abril
+may mai mayo
+june juni juin junio
+july juli juillet julio
+august aug août agosto
+september sept septembre septiembre
+october oktober octobre octubre
+november novembre noviembre
+december dezember décembre diciembre
+monday mondays montag montags lundi lunes
+tuesday tuesdays dienstag dienstags mardi martes
+wednesday wednesdays mittwoch mittwochs mercredi miércoles
+thursday thursdays donnerstag donnerstags jeudi jueves
+friday fridays freitag freitags vendredi viernes
+saturday saturdays samstag samstags samedi sábado
+sunday sundays sonntag sonntags dimanche domingo
+spring frühling printemps primavera
+summer sommer été verano
+autumn fall herbst automne otoño
+winter hiver invierno
+morning mornings morgens matin mañana
+noon midday mittags midi mediodía
+afternoon nachmittags nachmittag après-midi
+evening abends abend soir
+night nacht nachts nuit noche
+midnight mitternacht minuit medianoche
+weekend weekends wochenende wochenenden week-end
+weekday weekdays werktag werktags
+christmas weihnachten noël navidad
+easter ostern pâques pascua
+"""
+
+_Table = dict[str, str]
+
+
+def _table(lines: str) -> _Table:
+    """Return the first word of each line by every word of it; a word of two lines has the later."""
+    rows = [line.split() for line in lines.strip().splitlines()]
+    return {word: row[0] for row in rows for word in row}
+
+
+_NUMBERS, _UNITS, _DATES = _table(_NUMBER_WORDS), _table(_UNIT_WORDS), _table(_DATE_WORDS)
+# Words that mean something else in a language.
+_OTHER_MEANING: dict[Language | None, frozenset[str]] = {
+    "en": frozenset({"once", "fall", "mil", "cent", "cents", "mars", "mes", "quince", "metro"}),
+    "de": frozenset({"elf", "mars", "aug", "mm"}),
+    "fr": frozenset({"metro", "mes", "été", "livre", "livres", "second", "once", "sept."}),
+    "es": frozenset({"metro", "once", "mi", "mañana"}),
+    None: frozenset(),
+}
+# May and march are verbs, too: months where they are written as such or stand beside a number.
+_MONTH_OR_VERB = re.compile(
+    r"(?:\b(?:in|of|on|by|since|until|before|after|during|this|next|last|and|\d+(?:st|nd|rd|th)?)"
+    r"\s+(may|march)\b)|\b(may|march)\s+\d",
+    re.I,
+)
+# "What year did X" asks when, and a time word in it is no unit.
+_ASKED_TIME = re.compile(r"\b(?:what|which|in what|in which) (?:year|day|month|date|time)\b", re.I)
+
+
+def compare_numbers(a: Words, b: Words) -> str | None:
+    """Return `numbers` where a number, ordinal, version or sign of one is missing in the other."""
+    return None if _numbers(a) == _numbers(b) else "numbers"
+
+
+def compare_units(a: Words, b: Words) -> str | None:
+    """Return `units` where units of measure, of time or of money differ."""
+    return None if _units(a) == _units(b) else "units"
+
+
+def compare_dates(a: Words, b: Words) -> str | None:
+    """Return `dates` where months, weekdays, seasons or times of day differ."""
+    return None if _dates(a) == _dates(b) else "dates"
+
+
+def _numbers(words: Words) -> Counter[str]:
+    found = Counter(_canonical(digits, words.language) for digits in _DIGITS.findall(words.plain))
+    found.update(_NUMBERS[word] for word in _listed(words, _NUMBERS))
+    found.update(mixed.lower() for mixed in _MIXED.findall(words.plain) if not _is_measure(mixed))
+    found.update("roman " + numeral for numeral in _ROMAN.findall(words.plain))
+    found.update(sign for sign in _SIGN.findall(words.plain))
+    return found
+
+
+def _is_measure(mixed: str) -> bool:
+    """Return whether a word is a number with its unit, as in 5km: units are compared apart."""
+    unit = mixed.lstrip("0123456789.,-")
+    return unit != mixed and unit.lower() in _UNITS
+
+
+def _canonical(digits: str, language: Language | None) -> str:
+    """Return a number without separators of thousands: 1,000 in English, 1.000 elsewhere."""
+    separator = "," if language == "en" else r"\."
+    if re.fullmatch(rf"[-\u2212+]?\d{{1,3}}(?:{separator}\d{{3}})+(?:[.,]\d+)?", digits):
+        digits = re.sub(separator, "", digits, count=digits.count(separator[-1]))
+    return digits.replace("\u2212", "-").replace(",", ".")
+
+
+def _units(words: Words) -> frozenset[str]:
+    asked = _ASKED_TIME.search(words.plain)
+    plain = words.plain if asked is None else words.plain.replace(asked[0], " ")
+    rest = Words(plain)
+    found = {_UNITS[word] for word in _listed(rest, _UNITS) if len(word) > 2 or word in "%$€£¥"}
+    near = (unit.lower() for unit in _AFTER_NUMBER.findall(plain))
+    return frozenset(found | {_UNITS.get(unit, unit) for unit in near if unit in _UNITS
+                              or unit[0] in "°%$€£¥"})  # fmt: skip
+
+
+def _dates(words: Words) -> frozenset[str]:
+    named = {_DATES[word] for word in _listed(words, _DATES)}
+    if words.language == "en":
+        named -= {"may", "march"}
+        named |= {(first or second).lower()
+                  for first, second in _MONTH_OR_VERB.findall(words.plain)}  # fmt: skip
+    return frozenset(named)
+
+
+def _listed(words: Words, table: _Table) -> list[str]:
+    other = _OTHER_MEANING[words.language]
+    # A hyphen joins: twenty-one, two-day.
+    parts = (part for word in words.lower for part in {word, *word.split("-")})
+    return [part for part in parts if part in table and part not in other]

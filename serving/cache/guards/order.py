@@ -1,0 +1,127 @@
+"""The arguments of a question must have the same roles, told by the word before each. Pure."""
+
+from serving.cache.guards.function_words import FUNCTION_WORDS
+from serving.cache.guards.words import Words
+
+# Words before an argument that tell its role.
+_MARKERS = frozenset(
+    """
+from to before after by than over under into without with against for of at on in
+von nach vor aus zu mit ohne gegen für als in bei vom zum zur durch
+de à avant après par que avec sans contre pour en dans vers des du au
+desde a antes después por con sin contra para en hacia del al
+""".split()
+)
+# Of these two, one in place of the other changes the role; other markers vary with the wording.
+_DIRECTIONS = (
+    frozenset({"from", "to", "into"}), frozenset({"before", "after"}), frozenset({"with", "without"}),
+    frozenset({"over", "under"}), frozenset({"for", "against"}), frozenset({"from", "for"}),
+    frozenset({"by", "for"}), frozenset({"by", "to"}), frozenset({"von", "nach"}),
+    frozenset({"aus", "in"}), frozenset({"von", "zu"}), frozenset({"aus", "nach"}),
+    frozenset({"vor", "nach"}), frozenset({"mit", "ohne"}), frozenset({"de", "à"}),
+    frozenset({"avant", "après"}), frozenset({"avec", "sans"}), frozenset({"de", "vers"}),
+    frozenset({"de", "a"}), frozenset({"desde", "hasta"}), frozenset({"desde", "a"}),
+    frozenset({"con", "sin"}),
+)  # fmt: skip
+# Before a symmetric pair: "the difference between A and B".
+_SYMMETRIC = frozenset(
+    """
+between difference differences compare comparison distance similarity similarities common versus vs
+zwischen unterschied unterschiede vergleiche vergleich abstand entfernung
+entre différence différences comparer compare comparaison distance
+diferencia diferencias comparar compara comparación distancia
+""".split()
+)
+# Verbs that stand before or after their noun by the wording alone.
+_FREE = frozenset(
+    """
+work works function functions mean means meaning explain please
+funktioniert funktionieren erklären erklär erkläre dauert kostet heißt
+fonctionne fonctionnent dure coûte explique funciona funcionan dura cuesta
+""".split()
+)
+_JOINS = frozenset({"and", "or", "vs", "versus", "und", "oder", "et", "ou", "y", "o", "between",
+                    "zwischen", "entre", "with", "to", "from"})  # fmt: skip
+_DETERMINERS = frozenset(
+    """
+a an the my your his her its our their this that these those some any
+der die das den dem des ein eine einen einem einer eines mein meine meinen meinem
+le la les l' un une des mon ma mes el los las una unos unas mi mis
+""".split()
+)
+
+
+def compare_order(a: Words, b: Words) -> str | None:
+    """Return `order` where two shared words have changed places or roles.
+
+    Two words in another order keep their roles where the same word stands before each of them.
+    """
+    shared = _once(a).keys() & _once(b).keys()
+    if not shared:
+        return None
+    places_a, places_b = _once(a), _once(b)
+    if any(_changed_direction(a, places_a[s], b, places_b[s]) for s in shared):
+        return "order"
+    ordered = sorted(shared, key=lambda s: places_a[s])
+    moved = {
+        s
+        for n, first in enumerate(ordered)
+        for second in ordered[n + 1 :]
+        if places_b[first] > places_b[second] and not _are_joined(a, b, first, second)
+        for s in (first, second)
+    }
+    changed = [s for s in moved if _before(a, places_a[s]) != _before(b, places_b[s])]
+    # One word that moved alone, such as an adverb, changes the words before it and its neighbour.
+    return "order" if len(changed) >= 2 and _exchanged(places_a, places_b, changed) else None
+
+
+def _once(words: Words) -> dict[str, int]:
+    """Return the index of each content word that occurs once, by its stem."""
+    found: dict[str, list[int]] = {}
+    for index in words.content:
+        if words.lower[index] in _FREE:
+            continue
+        found.setdefault(words.stems[index], []).append(index)
+    return {name: indices[0] for name, indices in found.items() if len(indices) == 1}
+
+
+def _before(words: Words, index: int) -> str:
+    """Return the word before a place; the stem of a content word.
+
+    Determiners are left out, and words that occur twice: Lake Erie, Lake Ontario.
+    """
+    once = _once(words).values()
+    index -= 1
+    while index >= 0 and (
+        words.lower[index] in _DETERMINERS or (index in words.content and index not in once)
+    ):
+        index -= 1
+    if index < 0:
+        return ""
+    word = words.lower[index]
+    known = FUNCTION_WORDS[words.language] if words.language is not None else frozenset()
+    return word if word in known or word in _MARKERS else words.stems[index]
+
+
+def _changed_direction(a: Words, in_a: int, b: Words, in_b: int) -> bool:
+    pair = frozenset({_before(a, in_a), _before(b, in_b)})
+    return pair in _DIRECTIONS
+
+
+def _exchanged(places_a: dict[str, int], places_b: dict[str, int], changed: list[str]) -> bool:
+    return any(
+        (places_a[first] < places_a[second]) != (places_b[first] < places_b[second])
+        for n, first in enumerate(changed)
+        for second in changed[n + 1 :]
+    )
+
+
+def _are_joined(a: Words, b: Words, first: str, second: str) -> bool:
+    """Return whether two words are the members of a symmetric pair in both texts."""
+    for words in (a, b):
+        places = _once(words)
+        low, high = sorted((places[first], places[second]))
+        inner = [w for w in words.lower[low + 1 : high] if w not in _DETERMINERS]
+        if _SYMMETRIC.isdisjoint(words.lower[:low]) or not _JOINS.issuperset(inner):
+            return False
+    return True

@@ -1,0 +1,174 @@
+"""What is asked must be the same: kind of question, tense, scope. Pure."""
+
+from serving.cache.guards.function_words import Language
+from serving.cache.guards.words import Words
+
+# The most specific first: "how many" before "how". Kinds of equal names ask the same.
+_KINDS: dict[Language, tuple[tuple[str, str], ...]] = {
+    "en": (
+        ("number", "how many|what number|number of|count"), ("amount", "how much|what amount"),
+        ("price", "cost|costs|price|prices|how expensive|cheap"),
+        ("duration", "how long|how many years|how many hours"), ("rate", "how often|how frequently"),
+        ("age", "how old"), ("distance", "how far|what distance"),
+        ("size", "how big|how large|how tall|how high|how deep|how wide|how heavy|how fast|how hot"),
+        ("time", "when|what year|which year|what date|what time|what day|which day|what month|what century"),
+        ("place", "where|what place|which place|what country|which country|what city|which city|what location"),
+        ("reason", "why|what reason|reason|reasons|how come|what caused|what causes"),
+        ("person", "who|whom|what person|which person"), ("owner", "whose"),
+        ("manner", "how"), ("thing", "what|which"),
+    ),
+    "de": (
+        ("number", "wie viele|wieviele|anzahl"), ("amount", "wie viel|wieviel"),
+        ("price", "kostet|kosten|preis|teuer"), ("duration", "wie lange"), ("rate", "wie oft"),
+        ("age", "wie alt"), ("distance", "wie weit"),
+        ("size", "wie groß|wie hoch|wie lang|wie tief|wie schwer|wie schnell|wie breit"),
+        ("time", "wann|welchem jahr|welches jahr|uhrzeit|welchem tag"),
+        ("place", "wo|wohin|woher|welchem land|welcher stadt|welche stadt|welches land"),
+        ("reason", "warum|wieso|weshalb|weswegen|grund|gründe"),
+        ("person", "wer|wen|wem"), ("owner", "wessen"), ("manner", "wie"),
+        ("thing", "was|welche|welcher|welches|welchen"),
+    ),
+    "fr": (
+        ("duration", "combien de temps"), ("rate", "combien de fois|fréquence"),
+        ("price", "coûte|coûtent|prix|coût|cher"), ("age", "quel âge"),
+        ("number", "combien de|combien d'|combien|nombre"),
+        ("distance", "quelle distance"), ("size", "quelle taille|quelle hauteur"),
+        ("time", "quand|quelle année|quelle date|quelle heure|quel jour"),
+        ("place", "où|quel pays|quelle ville|quel endroit"), ("reason", "pourquoi|raison|raisons"),
+        ("person", "qui|qui est"), ("manner", "comment"),
+        ("thing", "que|qu'|quoi|quel|quelle|quels|quelles"),
+    ),
+    "es": (
+        ("duration", "cuánto tiempo|cuánto dura|cuánto tarda"), ("rate", "cuántas veces|frecuencia"),
+        ("price", "cuesta|cuestan|precio|coste|costo"), ("age", "qué edad"),
+        ("number", "cuántos|cuántas|número"), ("amount", "cuánto|cuánta"),
+        ("distance", "qué distancia"), ("size", "qué tamaño|qué altura"),
+        ("time", "cuándo|qué año|qué fecha|qué hora|qué día"),
+        ("place", "dónde|adónde|qué país|qué ciudad|qué lugar"), ("reason", "por qué|razón|razones"),
+        ("person", "quién|quiénes"), ("manner", "cómo"), ("thing", "qué|cuál|cuáles"),
+    ),
+}  # fmt: skip
+# A text that begins with one of these, and has no question word, is answered by yes or no.
+_POLAR: dict[Language, str] = {
+    "en": "is are was were do does did has have had can could will would should may might must am",
+    "de": "ist sind war waren hat haben kann können wird werden darf soll sollte muss gibt bin war",
+    "fr": "est sont peut doit a ont faut était y",
+    "es": "es son está están puede puedo debe hay tiene tienen era fue debo",
+}
+_VAGUE = frozenset({"thing", "none"})
+# Questions of these kinds are often put with one another's words.
+_SAME_ASKED = (frozenset({"manner", "thing"}), frozenset({"amount", "price"}),
+               frozenset({"manner", "none"}), frozenset({"price", "thing"}))  # fmt: skip
+
+_TENSES: dict[Language, dict[str, str]] = {
+    "en": {"past": "was|were|did|had|used to", "future": "will|going to|shall",
+           "present": "is|are|am|does|do|has"},
+    "de": {"past": "war|waren|wurde|wurden|hatte|hatten", "future": "werde|werden|wird",
+           "present": "ist|sind|hat|haben|bin"},
+    "fr": {"past": "était|étaient|avait|avaient|fut|furent", "future": "sera|seront|aura|auront|va|vont",
+           "present": "est|sont|a|ont"},
+    "es": {"past": "era|eran|fue|fueron|estaba|había|tuvo|hizo", "future": "será|serán|habrá|va a|van a",
+           "present": "es|son|está|están|hay|tiene|hace"},
+}  # fmt: skip
+
+# Each entry is one restriction; its words count as the same.
+_SCOPES: dict[Language, str] = {
+    "en": """free|gratis online|web-based offline paid legally|legal illegally safely permanently
+        temporarily manually automatically naturally|natural home remotely|remote beginner|beginners
+        advanced kids|children|child adults|adult women|men's|woman men|man student|students
+        teacher|teachers senior|seniors|elderly pregnant|pregnancy dog|dogs cat|cats baby|babies|infant|infants
+        toddler|toddlers teenager|teenagers|teens professional|professionals personal
+        business|businesses|corporate|commercial small large vegan vegetarian gluten-free organic
+        homemade cheap|cheapest|inexpensive|affordable expensive fastest|quickest easiest|simplest safest
+        best worst top popular recommended common rare typical average ideal official unofficial
+        public private local foreign international domestic national global worldwide
+        mobile|phone desktop|computer|laptop|pc tablet browser app android ios|iphone windows mac|macos linux
+        internal external primary|main secondary original|first final early late
+        daily weekly monthly yearly|annual used|secondhand new wireless wired digital analog|analogue
+        electric diesel hybrid short-term long-term chronic acute northern southern eastern western
+        ancient|medieval modern traditional contemporary urban|city rural|countryside without|no
+        solo|alone group family couple remotely overnight sterile raw cooked frozen fresh dry|dried
+        diabetic|diabetics allergic veteran|veterans citizen|citizens foreigner|foreigners
+        employee|employees employer|employers freelancer|freelancers tourist|tourists""",
+    "de": """kostenlos|gratis|umsonst online offline legal dauerhaft vorübergehend manuell automatisch
+        natürlich zuhause anfänger fortgeschrittene kinder|kindern erwachsene|erwachsenen frauen männer
+        studenten|studierende senioren schwangere hund|hunde|hunden katze|katzen baby|babys unternehmen|firmen
+        privat vegan vegetarisch glutenfrei bio günstig|billig teuer beste|besten|bester schlechteste
+        schnellste|schnellsten handy|smartphone computer|pc|laptop android iphone|ios windows mac linux
+        international national weltweit täglich wöchentlich monatlich jährlich gebraucht|gebrauchte neu|neue
+        elektrisch roh gekocht frisch berühmteste beliebteste|beliebtesten häufigste|häufigsten modern|moderne""",
+    "fr": """gratuit|gratuitement|gratuite ligne hors-ligne légalement définitivement temporairement
+        manuellement automatiquement naturellement débutant|débutants enfant|enfants adulte|adultes femme|femmes
+        homme|hommes étudiant|étudiants senior|seniors enceinte chien|chiens chat|chats bébé|bébés
+        entreprise|entreprises privé végétalien|végétalienne|vegan végétarien|végétarienne bio
+        international|internationale national|nationale mondial|mondiale meilleur|meilleure pire
+        téléphone|mobile|smartphone ordinateur|pc android iphone windows mac linux quotidien mensuel annuel
+        occasion neuf cru|crue cuit|cuite frais|fraîche célèbre|célèbres populaire|populaires moderne|modernes""",
+    "es": """gratis|gratuito|gratuitamente línea|online offline legalmente permanentemente temporalmente
+        manualmente automáticamente naturalmente principiante|principiantes niño|niños|niñas adulto|adultos
+        mujer|mujeres hombre|hombres estudiante|estudiantes mayores embarazada|embarazadas perro|perros gato|gatos
+        bebé|bebés empresa|empresas privado vegano|vegana vegetariano|vegetariana orgánico
+        internacional nacional mundial mejor|mejores peor móvil|celular|teléfono ordenador|computadora|pc
+        android iphone windows mac linux diario mensual anual usado|usada nuevo crudo|cruda cocido fresco
+        famoso|famosa|famosos popular|populares moderno|moderna común|comunes""",
+}
+_SCOPE_CLASSES = {
+    code: {word: group.split("|")[0] for group in groups.split() for word in group.split("|")}
+    for code, groups in _SCOPES.items()
+}
+
+
+def compare_kind(a: Words, b: Words) -> str | None:
+    """Return `question_kind` where the texts ask for different kinds of answer."""
+    first, second = _kind(a), _kind(b)
+    if first == second or frozenset({first, second}) in _SAME_ASKED:
+        return None
+    is_polar = "polar" in (first, second)
+    if is_polar and "none" not in (first, second):
+        return "question_kind"
+    return None if {first, second} & _VAGUE else "question_kind"
+
+
+def compare_tense(a: Words, b: Words) -> str | None:
+    """Return `tense` where one text is about the past or the future and the other is not."""
+    first, second = _tense(a), _tense(b)
+    return None if first == second or "" in (first, second) else "tense"
+
+
+def compare_scope(a: Words, b: Words) -> str | None:
+    """Return `scope` where a word restricts one question and not the other."""
+    return None if _restrictions(a) == _restrictions(b) else "scope"
+
+
+def _kind(words: Words) -> str:
+    if words.language is None:
+        return "none"
+    language = words.language
+    if language == "fr" and words.line.startswith(" est ce que "):
+        words = Words(words.plain[words.plain.lower().index("que") + 3 :])
+        if not words.has_any("pourquoi", "quand", "où", "comment", "combien", "qui"):
+            return "polar"
+    for name, phrases in _KINDS[language]:
+        if words.has_any(*phrases.split("|")):
+            return name
+    begins = words.lower[:1]
+    return "polar" if begins and begins[0] in _POLAR[language].split() else "none"
+
+
+def _tense(words: Words) -> str:
+    if words.language is None:
+        return ""
+    if words.has_any("how long will", "how long does"):
+        # How long something takes is asked with either.
+        return ""
+    for name, verbs in _TENSES[words.language].items():
+        if words.has_any(*verbs.split("|")):
+            return name
+    return ""
+
+
+def _restrictions(words: Words) -> frozenset[str]:
+    if words.language is None:
+        return frozenset()
+    classes = _SCOPE_CLASSES[words.language]
+    return frozenset(classes[word] for word in words.lower if word in classes)

@@ -1,0 +1,44 @@
+"""All guards in one question: may two texts have the same answer? Pure."""
+
+from collections.abc import Callable
+
+from serving.cache.guards.names import compare_names
+from serving.cache.guards.numbers import compare_dates, compare_numbers, compare_units
+from serving.cache.guards.operators import compare_modals, compare_quantifiers
+from serving.cache.guards.order import compare_order
+from serving.cache.guards.polarity import compare_antonyms, compare_negation
+from serving.cache.guards.question import compare_kind, compare_scope, compare_tense
+from serving.cache.guards.reference import compare_language, compare_reference
+from serving.cache.guards.siblings import compare_siblings
+from serving.cache.guards.substitution import compare_substitution
+from serving.cache.guards.words import Words
+
+Guard = Callable[[Words, Words], str | None]
+
+GUARDS: tuple[Guard, ...] = (
+    compare_language,
+    compare_numbers,
+    compare_units,
+    compare_dates,
+    compare_negation,
+    compare_names,
+    compare_antonyms,
+    compare_modals,
+    compare_quantifiers,
+    compare_kind,
+    compare_tense,
+    compare_scope,
+    compare_siblings,
+    compare_reference,
+    compare_substitution,
+    compare_order,
+)
+"""The cheapest first."""
+
+
+def refusal(a: Words, b: Words) -> str | None:
+    """Return why two texts may not share an answer, in the word of the first guard; None if none.
+
+    Equal for (a, b) and (b, a). About 0.1 ms.
+    """
+    return next((reason for guard in GUARDS if (reason := guard(a, b)) is not None), None)

@@ -1,0 +1,252 @@
+"""The semantic step behind an exact miss: which stored answer may be given, and under what. Pure.
+
+Nothing here asks a model or a database. The caller embeds the question, finds candidates in the
+index, and carries out what is decided.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, Protocol
+
+from serving.cache.guards.refusal import refusal
+from serving.cache.guards.words import Words
+from serving.contracts.evidence import Claim, ClaimState, Guarantee, Scope, ShortcutName
+from serving.contracts.task_spec import LossName
+
+CANDIDATES = 8
+TARGET_ERROR = 0.05
+THRESHOLDS = {"loose": 0.93, "default": 0.95, "strict": 0.97}
+"""Cosines from which a candidate is served, by the setting's value."""
+
+Setting = Literal["off", "auto", "unproven"]
+"""auto: under a claim, where a reference exists. unproven: served without a bound."""
+
+State = Literal["off", "shadow", "serving"]
+"""shadow: hits are found and compared with the model's answer, which the client gets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A stored question near the asked one. is_aside: suspected, so that it is not served."""
+
+    entry: str
+    text: str
+    similarity: float
+    is_aside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The stored question that has the asked one's answer."""
+
+    entry: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a lookup found. match: None where nothing may be served. refusals: reason by entry."""
+
+    match: Match | None
+    refusals: tuple[tuple[str, str], ...] = ()
+
+
+def choose(text: str, candidates: Sequence[Candidate], threshold: float) -> Choice:
+    """Return the nearest candidate that reaches the threshold and that no guard refuses."""
+    asked = Words(text)
+    refusals: list[tuple[str, str]] = []
+    for candidate in sorted(candidates, key=lambda one: -one.similarity)[:CANDIDATES]:
+        if candidate.similarity < threshold:
+            break
+        reason = "aside" if candidate.is_aside else refusal(asked, Words(candidate.text))
+        if reason is None:
+            return Choice(Match(candidate.entry, candidate.similarity), tuple(refusals))
+        refusals.append((candidate.entry, reason))
+    return Choice(None, tuple(refusals))
+
+
+def state_of(setting: Setting, *, has_reference: bool, claim: Claim | None) -> State:
+    """Return what the step does now. Without a reference only `unproven` serves.
+
+    A claim that is suspended, unreadable (None) or withdrawn serves nothing, whatever the setting:
+    it was found wrong or nothing is known of it.
+    """
+    if setting == "off" or (claim is not None and claim.state is ClaimState.WITHDRAWN):
+        return "off"
+    if not has_reference:
+        return "serving" if setting == "unproven" else "off"
+    held = claim is not None and claim.state is ClaimState.HELD and claim.action is not None
+    return "serving" if held else "shadow"
+
+
+@dataclass(frozen=True, slots=True)
+class CachedAnswer:
+    """Implements Shortcut: an answer that was given to a question of the same meaning.
+
+    subject: route or task. encoder: its name with its version. threshold: cosine. Another encoder,
+    threshold or version of the guards is another claim.
+    """
+
+    subject: str
+    encoder: str
+    threshold: float
+    guards: str
+    is_label: bool = False
+    target_error: float = TARGET_ERROR
+    name: ShortcutName = "cached_answer"
+
+    @property
+    def loss(self) -> LossName:
+        """Return the loss: equal labels for a classification, a judge's verdict for others."""
+        return "exact" if self.is_label else "judged_worse"
+
+    @property
+    def suite(self) -> Guarantee | None:
+        """Return None: no gate certifies a cache."""
+        return None
+
+    @property
+    def local_model(self) -> str | None:
+        """Return None: no local model answers."""
+        return None
+
+    @property
+    def has_labels(self) -> bool:
+        """Return whether answers are labels."""
+        return self.is_label
+
+    def scope(
+        self, tenants: str, *, pooled: bool, taken: Sequence[ShortcutName], rules: str
+    ) -> Scope:
+        """Return where the claim holds."""
+        versions = {
+            "encoder": self.encoder, "threshold": f"{self.threshold:.4f}", "guards": self.guards,
+            "rules": rules,
+        }  # fmt: skip
+        return Scope(tenants, self.subject, versions, tuple(sorted(taken)), pooled)
+
+    def loss_of(self, answer: Any, reference: Any) -> float:
+        """Return 0 where two texts say the same by rule, 1 where they differ or it is not known.
+
+        A judge decides before what rules do not (`compare`).
+        """
+        return (
+            0.0 if compare(str(answer), str(reference), is_label=self.is_label) == "same" else 1.0
+        )
+
+
+Comparison = Literal["same", "different", "undecided"]
+
+
+class AnswerJudge(Protocol):
+    """Decides whether a stored answer is as good as a fresh one for a question."""
+
+    async def is_worse(self, question: str, stored: str, fresh: str) -> bool | None:
+        """Return whether the stored answer is worse; None where there is no verdict."""
+        ...
+
+
+_NUMBER = re.compile(r"[-\u2212]?\d+(?:[.,:/]\d+)*")
+_SHORT_CHARACTERS = 120
+
+
+def compare(stored: str, fresh: str, *, is_label: bool = False) -> Comparison:
+    """Return whether two answers say the same, where rules can tell.
+
+    Labels are equal or not. Texts are the same where their words are, case and punctuation left
+    out; short texts with other numbers are different. The rest needs a judge.
+    """
+    if is_label:
+        return "same" if stored.strip() == fresh.strip() else "different"
+    if _spoken(stored) == _spoken(fresh):
+        return "same"
+    numbers = [set(_NUMBER.findall(text)) for text in (stored, fresh)]
+    is_short = max(len(stored), len(fresh)) <= _SHORT_CHARACTERS
+    if is_short and all(numbers) and numbers[0].isdisjoint(numbers[1]):
+        return "different"
+    return "undecided"
+
+
+def _spoken(text: str) -> list[str]:
+    plain = unicodedata.normalize("NFC", text).casefold()
+    return re.findall(r"[^\W_]+(?:[.,'-][^\W_]+)*|[-+*/=<>%$€£°²³]", plain)
+
+
+async def verdict(
+    question: str, stored: str, fresh: str, judge: AnswerJudge | None, *, is_label: bool = False
+) -> Literal["same", "different", "missing"]:
+    """Return an audit's verdict on a hit: by rule where possible, else the judge's."""
+    ruled = compare(stored, fresh, is_label=is_label)
+    if ruled != "undecided":
+        return ruled
+    worse = None if judge is None else await judge.is_worse(question, stored, fresh)
+    if worse is None:
+        return "missing"
+    return "different" if worse else "same"
+
+
+Origin = Literal["audit", "operator", "feedback"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Another exact key of an entry. by: whose acceptance made it."""
+
+    key: str
+    entry: str
+    by: Origin
+
+
+def accepted_alias(key: str, entry: str, by: Origin) -> Alias | None:
+    """Return the alias of an accepted wording; None where a client's feedback alone accepted it."""
+    return None if by == "feedback" else Alias(key, entry, by)
+
+
+Suspicion = Literal["feedback", "refinement", "audit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A hit that a client got. at: when. conversation: digest of the turns before it."""
+
+    entry: str
+    question: str
+    at: datetime
+    conversation: str
+
+
+def is_refinement(served: Served, question: str, at: datetime, window: timedelta) -> bool:
+    """Return whether a later turn of the same conversation repeats or corrects the question.
+
+    The caller compares conversations. A turn is a refinement where it shares most of its content
+    words with the question, or begins as a correction does.
+    """
+    if not timedelta(0) <= at - served.at <= window:
+        return False
+    if _CORRECTION.match(question):
+        return True
+    before, after = Words(served.question), Words(question)
+    one = {before.stems[n] for n in before.content}
+    other = {after.stems[n] for n in after.content}
+    return bool(one and other) and len(one & other) / min(len(one), len(other)) >= _REPEATED_SHARE
+
+
+_REPEATED_SHARE = 0.6
+_CORRECTION = re.compile(
+    r"\W*(?:no\b|nope\b|wrong\b|that(?:'s| is| was) (?:not|wrong|incorrect)|"
+    r"not (?:what|true|right)|"
+    r"i (?:meant|asked|said|mean)\b|actually\b|incorrect\b|nein\b|falsch\b|das (?:stimmt|ist) "
+    r"(?:nicht|falsch)|ich meinte\b|non\b|faux\b|ce n'est pas\b|je voulais dire\b|incorrecto\b|"
+    r"eso no\b|no es\b|quise decir\b)",
+    re.IGNORECASE,
+)
+
+
+def next_to_audit(suspected: Iterable[tuple[str, Suspicion, datetime]]) -> list[str]:
+    """Return the entries that are put aside, in the order in which they are audited."""
+    weight: dict[Suspicion, int] = {"audit": 0, "feedback": 1, "refinement": 2}
+    ordered = sorted(suspected, key=lambda one: (weight[one[1]], one[2]))
+    return list(dict.fromkeys(entry for entry, _, _ in ordered))
