@@ -56,10 +56,10 @@ def compare_order(a: Words, b: Words) -> str | None:
 
     Two words in another order keep their roles where the same word stands before each of them.
     """
-    shared = _once(a).keys() & _once(b).keys()
+    places_a, places_b = _once(a), _once(b)
+    shared = places_a.keys() & places_b.keys()
     if not shared:
         return None
-    places_a, places_b = _once(a), _once(b)
     if any(_changed_direction(a, places_a[s], b, places_b[s]) for s in shared):
         return "order"
     ordered = sorted(shared, key=lambda s: places_a[s])

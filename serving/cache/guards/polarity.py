@@ -141,16 +141,12 @@ def compare_antonyms(a: Words, b: Words) -> str | None:
     language = a.language
     if language is None or language != b.language:
         return None
+    forms = [words.present | _regular(words) for words in (a, b)]
     for one, other in _OPPOSITES[language]:
-        sides = [_sides(words, one, other) for words in (a, b)]
+        sides = [(not one.isdisjoint(found), not other.isdisjoint(found)) for found in forms]
         if sides[0] != sides[1] and all(any(found) for found in sides):
             return "antonyms"
     return "antonyms" if _prefixed(a, b, language) else None
-
-
-def _sides(words: Words, one: frozenset[str], other: frozenset[str]) -> tuple[bool, bool]:
-    forms = words.present | _regular(words)
-    return bool(forms & one), bool(forms & other)
 
 
 def _regular(words: Words) -> frozenset[str]:
