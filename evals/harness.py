@@ -70,13 +70,15 @@ def run_harness(
     """
     # tqdm reads this at import. Its bars would mix with this program's output.
     os.environ["TQDM_DISABLE"] = "1"
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator, simple_evaluate
     from lm_eval.tasks import TaskManager
 
     from evals.adapter import ServedModel
     from evals.definition import PREFIX, SuiteTask
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # It runs git in the working folder. Outside a repository git writes an error to this terminal.
+    evaluator.get_git_commit_hash = lambda: None
     included = str(general.include_path) if general.include_path else None
     manager = TaskManager(include_path=included) if general.names else None
     tasks: list[Any] = [SuiteTask(suite) for suite in suites]
