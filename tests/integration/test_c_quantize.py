@@ -35,14 +35,14 @@ weight_bits: 4
 symmetric: false
 group_size: [128, 64]
 keep_16bit: ['layers\\.29\\.mlp\\.down_proj']
-calibration: {samples: 24, max_tokens: 512}
+calibration: {samples: 8, max_tokens: 512}
 """
 GPTQ = """
 name: gptq-short
 description: AutoGPTQ's format, quickly
 library: gptqmodel
 group_size: [64]
-calibration: {samples: 24, max_tokens: 512}
+calibration: {samples: 8, max_tokens: 512}
 """
 
 

@@ -43,8 +43,9 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 
 @pytest.fixture(scope="module")
 def topic() -> Suite:
+    """The half of the suite: the models that are broken here lose far more than the margin."""
     (suite,) = (s for s in built_in_suites(load_specs(None)) if s.name == "topic")
-    return suite
+    return suite.first(len(suite.examples) // 2)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_a_broken_model_fails(
     print(f"{change.__name__}: {found.difference}, flips {found.flips}")
     assert found.verdict is Verdict.FAIL
     assert any("worse by at least" in reason for reason in found.reasons)
-    assert found.flips.lost > 20
+    assert found.flips.lost > 10
 
 
 def test_twenty_examples_of_a_copy_are_inconclusive(baseline: Answered, topic: Suite) -> None:
@@ -183,13 +184,17 @@ def lm_eval(*arguments: object) -> dict[str, Any]:
     return results
 
 
-def test_stock_lm_eval_runs_the_task_definitions(int8: Path, tmp_path: Path) -> None:
+def test_stock_lm_eval_reads_the_task_definitions(tmp_path: Path) -> None:
     names = ["sentiment", "topic", "ner", "translation"]
     found = lm_eval(
         "--model", "dummy", "--tasks", *(f"narrowgate_{name}" for name in names),
         "--limit", 4, "--output_path", tmp_path / "dummy",
     )  # fmt: skip
     assert set(found) == {f"narrowgate_{name}" for name in names}
+
+
+@pytest.mark.slow
+def test_stock_lm_eval_scores_a_model(int8: Path, tmp_path: Path) -> None:
     real = lm_eval(
         "--model", "hf", "--model_args", f"pretrained={BASELINE},dtype=float32",
         "--tasks", "narrowgate_topic", "--limit", 24, "--apply_chat_template",
