@@ -4,6 +4,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from serving.embedding.model_file import ensure_model
 from serving.evidence.heads.candidate import HeadInputs, HeadScope, model_candidate
 from serving.evidence.heads.examples import Example, FitRows
 from serving.evidence.heads.fit_call import fit_in_process
+from serving.evidence.heads.fit_process import FAILED
 from serving.evidence.heads.fitting import (
     fit_candidate,
     fit_candidates,
@@ -205,6 +208,13 @@ async def test_a_fit_that_takes_too_long_is_ended() -> None:
     with pytest.raises(FitFailed, match=r"more than 0\.2 s"):
         await fit_in_process(rows(), quick)
     assert processes() <= before
+
+
+def test_a_bound_that_is_not_a_whole_number_of_seconds_is_read() -> None:
+    command = [sys.executable, "-m", "serving.evidence.heads.fit_process", "90.5", "4096"]
+    done = subprocess.run(command, input=b"no rows", capture_output=True, check=False)
+    # Its rows were read: they are what it ends with.
+    assert done.returncode == FAILED, done.stderr.decode()
 
 
 async def test_a_fit_that_needs_too_much_memory_is_ended() -> None:

@@ -4,6 +4,7 @@ A process of its own, because a fit takes seconds to minutes of one core and its
 bounded. It gets no key, no database and no text, and ends with its time, its memory or its parent.
 """
 
+import math
 import os
 import resource
 import sys
@@ -20,7 +21,8 @@ NO_MEMORY = 4
 
 def main(arguments: list[str]) -> int:
     """Read rows, fit, write candidates. arguments: CPU seconds, MiB of memory."""
-    seconds, mebibytes = int(arguments[0]), int(arguments[1])
+    # The limit has whole seconds. The parent ends the process at the exact time.
+    seconds, mebibytes = math.ceil(float(arguments[0])), int(arguments[1])
     os.nice(_NICE)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (mebibytes * 2**20, mebibytes * 2**20))
