@@ -26,6 +26,9 @@ CONFIDENCE = 0.95
 PEOPLE = "people"
 """Reference of a claim that is judged by people's labels."""
 
+AWAITED = "/awaited"
+"""Added to an input's name in the row that says that a person's label is due."""
+
 BASELINE_PREFIX = "baseline/"
 """Prefix of the reference's name where it is a local model: the 16-bit baseline."""
 
@@ -230,10 +233,11 @@ Origin = Literal["shadow", "accepted", "escalated", "person"]
 """Why an input was audited. shadow: the reference answered it in shadow. accepted: by the coin; the
 shortcut answered it. escalated: it was below the threshold. person: a person labelled it."""
 
-Verdict = Literal["same", "different", "missing", "dropped"]
+Verdict = Literal["same", "different", "missing", "dropped", "awaited"]
 """missing: no verdict for reasons of the input (refusal, unknown label, unreadable, time-out): a
 loss of 1. dropped: none for reasons apart from the input (queue, budget, crash, unreachable): no
-loss, and counted."""
+loss, and counted. awaited: people are the reference, and none has labelled the input yet; the label
+is a row of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,8 @@ class Exit:
     replica's time that the answer took, seconds; None where no local model answered. service_tier:
     of the answer, as the provider names it. guaranteed: a local answer is within its attested error
     bound; None where no local model answered a task. evidence: what that bound rests on. claim: the
-    id of the claim under which it was served.
+    id of the claim under which it was served. reference_usage: what the reference model would have
+    used, an estimate; None where `usage` says that.
     """
 
     request_id: str
@@ -61,6 +62,7 @@ class Exit:
     guaranteed: bool | None = None
     evidence: Evidence | None = None
     claim: str | None = None
+    reference_usage: Usage | None = None
 
 
 class ExitObserver(Protocol):

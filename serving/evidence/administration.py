@@ -3,15 +3,25 @@
 Every function is blocking and raises LedgerUnavailable.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
 from serving.contracts.errors import InvalidRequest, NotFound
-from serving.contracts.evidence import PEOPLE, Audit, Candidate, Claim, ClaimEvent, ClaimState
+from serving.contracts.evidence import (
+    AWAITED,
+    PEOPLE,
+    Audit,
+    Candidate,
+    Claim,
+    ClaimEvent,
+    ClaimState,
+    Verdict,
+)
 from serving.evidence.history import Period, history
 from serving.evidence.kept_texts import KeptText, KeptTexts
 from serving.evidence.people_error import labelled_row_candidates
@@ -64,12 +74,18 @@ class Shown:
             "events": [_EVENT.dump_python(event, mode="json") for event in self.events],
             "course": periods[-1]["points"] if is_held else [],
             "periods": periods,
-            "verdicts": {
-                verdict: sum(audit.verdict == verdict for audit in self.audits)
-                for verdict in ("same", "different", "missing", "dropped")
-            },
+            "verdicts": self._verdicts(),
             "people": dict(self.people),
         }
+
+    def _verdicts(self) -> dict[str, int]:
+        """Return how many audits ended in each verdict, and how many inputs await a label."""
+        judged = {audit.input for audit in self.audits}
+        counted = Counter(
+            audit.verdict for audit in self.audits
+            if audit.verdict != "awaited" or audit.input.removesuffix(AWAITED) not in judged
+        )  # fmt: skip
+        return {verdict: counted[verdict] for verdict in get_args(Verdict)}
 
 
 def shown(store: EvidenceStore, name: str, actor: str, texts: KeptTexts | None = None) -> Shown:

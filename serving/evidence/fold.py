@@ -69,7 +69,7 @@ class _Held:
     losses: float = 0.0
     accepted: int = 0
     signal_at: int = 0
-    dropped_since: datetime | None = None
+    unjudged_since: datetime | None = None
     errors: FrequentErrors = field(default_factory=FrequentErrors)
 
 
@@ -165,8 +165,8 @@ class ClaimFold:
 
     def is_unwatched(self, since: datetime) -> bool:
         """Return whether audits of a held claim were due and none has ended since a moment."""
-        dropped = None if self._held is None else self._held.dropped_since
-        return dropped is not None and dropped < since
+        begun = None if self._held is None else self._held.unjudged_since
+        return begun is not None and begun < since
 
     def is_on_course(self, within: int) -> bool:
         """Return whether a hypothesis under test would be earned within so many more examples."""
@@ -263,8 +263,8 @@ class ClaimFold:
                 audit, is_claimed=held is not None and audit.hypothesis == held.hypothesis
             )
             return
-        if audit.verdict == "dropped":
-            self._drop(audit)
+        if audit.verdict in ("dropped", "awaited"):
+            self._unjudged(audit)
             return
         self._costs.add(audit)
         if audit.coin is not None and audit.verdict != "missing":
@@ -309,11 +309,12 @@ class ClaimFold:
                 if candidate.label is not None:
                     seen.labels[candidate.label] += 1
 
-    def _drop(self, audit: Audit) -> None:
+    def _unjudged(self, audit: Audit) -> None:
+        """Note since when verdicts that were due under the claim have not come."""
         self._count_accepted(audit)
         held = self._held
-        if held is not None and audit.hypothesis == held.hypothesis and held.dropped_since is None:
-            held.dropped_since = audit.drawn_at
+        if held is not None and audit.hypothesis == held.hypothesis and held.unjudged_since is None:
+            held.unjudged_since = audit.drawn_at
 
     def _count_accepted(self, audit: Audit) -> None:
         if self._held is not None and audit.hypothesis == self._held.hypothesis:
@@ -324,7 +325,7 @@ class ClaimFold:
         # An answer that another hypothesis accepted says nothing about this one.
         if audit.origin != "accepted" or audit.hypothesis != held.hypothesis:
             return
-        held.dropped_since = None
+        held.unjudged_since = None
         loss = None if audit.verdict == "missing" else audit.loss
         held.watch.add(loss)
         held.losses += 1.0 if loss is None else loss

@@ -78,7 +78,8 @@ def history(begun: str, rows: Iterable[Audit | ClaimEvent]) -> list[Period]:
             continue
         if row.origin == "person":
             continue
-        number += 1
+        # An input whose label is awaited has a row of its own once the label is there.
+        number += row.verdict != "awaited"
         now.end = number
         now.escalated += row.origin == "escalated"
         if row.hypothesis == now.hypothesis:

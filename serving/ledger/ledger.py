@@ -208,10 +208,11 @@ class DatabaseEntry:
             return None
 
     def _reference_usd(self, exit_: Exit) -> Decimal | None:
-        if exit_.error is not None or exit_.usage is None:
+        usage = exit_.reference_usage or exit_.usage
+        if exit_.error is not None or usage is None:
             return None
         try:
-            return self._deps.prices.reference(exit_.usage, self._header.opened_at)
+            return self._deps.prices.reference(usage, self._header.opened_at)
         except UnpricedModel:
             return None
 

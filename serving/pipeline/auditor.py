@@ -24,7 +24,7 @@ from serving.contracts.errors import (
     NarrowgateError,
     TaskNotAttested,
 )
-from serving.contracts.evidence import BASELINE_PREFIX, PEOPLE, Audit, Origin, Verdict
+from serving.contracts.evidence import AWAITED, BASELINE_PREFIX, PEOPLE, Audit, Origin, Verdict
 from serving.contracts.requests import TaskBatch
 from serving.contracts.routing import RequestOptions
 from serving.contracts.task_spec import ClassificationSpec, TaskSpec
@@ -370,10 +370,13 @@ class Auditor:
                 value = str(found.value)
                 proposed.append(Proposed(candidate.name, found.confidence, value, found.valid))
         row = replace(
-            self._row(one, origin, "missing", None),
-            served=label_of(spec, served.value),
-            accepted=self.evidence.book.take_accepted(one.ruling.name),
+            self._row(one, origin, "missing", None), served=label_of(spec, served.value)
         )
+        if origin == "accepted" and row.hypothesis:
+            # A claim must end where these stay without a label.
+            self._append(replace(row, input=f"{row.input}{AWAITED}", verdict="awaited"))
+        else:
+            row = replace(row, accepted=self.evidence.book.take_accepted(row.claim))
         await self._keep_text(one, row, tuple(proposed))
 
     async def _keep_text(self, one: Observed, row: Audit, proposed: tuple[Proposed, ...]) -> None:

@@ -13,6 +13,7 @@ from serving.pipeline.auditor import Embed
 from serving.pipeline.exit_recorder import Outcome, RequestRecord, Served
 from serving.pipeline.plan import TaskPlan
 from serving.pipeline.runner import BoundTask, Runner
+from serving.tasks.frontier_prompt import estimated_usage
 
 
 class ClaimedLocal:
@@ -59,7 +60,8 @@ class ClaimedLocal:
         ):
             item.vector = vector
             view = LocalView(item.local_answer, vector, len(one.text))
-            found.append(_under(outcome, plan, candidate, view))
+            answered = _under(outcome, plan, candidate, view)
+            found.append(answered if candidate.needs_model else self._priced(answered, one))
         return self._unlisted(found, request.requests, standing.claim)
 
     async def stream(self, request: TaskBatch, plan: TaskPlan, record: RequestRecord) -> Outcome:
@@ -75,6 +77,14 @@ class ClaimedLocal:
             _uncovered(outcome) if self._evidence.always_escalates(claim, one.text) else outcome
             for one, outcome in zip(requests, outcomes, strict=True)
         ]
+
+    def _priced(self, outcome: Outcome, request: TaskRequest) -> Outcome:
+        """Return a head's outcome with what the reference would have used: a head uses no token."""
+        if not isinstance(outcome.content, Answer) or outcome.served is None:
+            return outcome
+        task = self._tasks[request.task].task
+        usage = estimated_usage(task, request, str(outcome.content.value))
+        return replace(outcome, served=replace(outcome.served, reference_usage=usage))
 
     def _without_engine(
         self, requests: Sequence[TaskRequest], candidate: CandidateModel, record: RequestRecord

@@ -44,6 +44,7 @@ class Served:
     guaranteed: bool | None = None
     evidence: Evidence | None = None
     claim: str | None = None
+    reference_usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,7 @@ class InputRecord:
                 (*self._attempts, *served.attempts), served.valid, replica_s=served.replica_s,
                 service_tier=served.service_tier, guaranteed=served.guaranteed,
                 evidence=served.evidence, claim=served.claim,
+                reference_usage=served.reference_usage,
             )
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from serving.contracts.answer import TaskRequest
+from serving.contracts.answer import TaskRequest, Usage
 from serving.contracts.task_spec import ClassificationSpec, ExtractionSpec, TranslationSpec
 from serving.tasks.extraction import ENTITY_SCHEMA_LIMITS, entity_schema
 from serving.tasks.prompt import cleaned
@@ -22,6 +22,8 @@ _REASONING_TOKENS = 512
 _STRUCTURE_TOKENS = 24
 # UTF-8 bytes. Few tokens of any tokenizer and language are shorter.
 _BYTES_A_TOKEN = 2.5
+# Of English, by the tokenizers of current frontier models.
+_BYTES_AN_ESTIMATED_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,23 @@ def frontier_prompt(task: Task, request: TaskRequest) -> FrontierPrompt:
             length = math.ceil(spec.output_tokens_per_input_token * len(text.encode()))
             bound = min(_bound(length), spec.max_output_tokens + _REASONING_TOKENS)
             return FrontierPrompt(_body(instruction, shots, text, None), bound)
+
+
+def estimated_usage(task: Task, request: TaskRequest, label: str) -> Usage:
+    """Return about how many tokens a frontier model would take to answer with a label.
+
+    Four UTF-8 bytes count as a token, the schema of the answer as none: the estimate is low rather
+    than high. Raises InvalidRequest as frontier_prompt.
+    """
+    messages = frontier_prompt(task, request).body["messages"]
+    return Usage(
+        uncached_input_tokens=_tokens(*(message["content"] for message in messages)),
+        output_tokens=_tokens(_json({"label": label})),
+    )
+
+
+def _tokens(*texts: str) -> int:
+    return math.ceil(sum(len(text.encode()) for text in texts) / _BYTES_AN_ESTIMATED_TOKEN)
 
 
 def _body(

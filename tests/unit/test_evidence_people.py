@@ -122,6 +122,14 @@ async def test_without_kept_texts_labels_are_refused(build: Any) -> None:
 
 async def test_people_earn_a_claim_where_no_key_is_set(build: Any) -> None:
     found = build(None)
+    await held_by_people(found)
+    answer = (await found.ask("now")).json()
+    assert answer["guarantee"]["evidence"] == "traffic"
+    assert answer["guarantee"]["reference"] == "people"
+
+
+async def held_by_people(found: EvidenceServer) -> str:
+    """Bring a claim that people's labels earn to be held; return its id."""
     await found.ready()
     for number in range(150):
         found.now += timedelta(seconds=1)
@@ -140,9 +148,41 @@ async def test_people_earn_a_claim_where_no_key_is_set(build: Any) -> None:
     await found.settle()
     await labelled(found, name, lambda text: LABEL)
     assert found.claim.state is ClaimState.HELD
-    answer = (await found.ask("now")).json()
-    assert answer["guarantee"]["evidence"] == "traffic"
-    assert answer["guarantee"]["reference"] == "people"
+    return name
+
+
+async def test_a_claim_that_nobody_labels_any_more_ends_after_the_longest_silence(
+    build: Any,
+) -> None:
+    found = build(None)
+    name = await held_by_people(found)
+    found.now += timedelta(hours=20)
+    await found.keeper.round()
+    # Without inputs no label was due.
+    assert found.claim.state is ClaimState.HELD
+    await found.ask("due 1")
+    await found.settle()
+    found.now += timedelta(hours=5)
+    # A label that comes in time keeps the claim.
+    await labelled(found, name, lambda text: LABEL)
+    found.now += timedelta(hours=2)
+    await found.keeper.round()
+    assert found.claim.state is ClaimState.HELD
+    await found.ask("due 2")
+    await found.settle()
+    shown_ = (await found.server.client.get(f"{ADMIN}/{name}")).json()
+    assert shown_["verdicts"]["awaited"] == 1
+    found.now += timedelta(hours=5)
+    await found.keeper.round()
+    assert found.claim.state is ClaimState.HELD
+    found.now += timedelta(hours=2)
+    await found.keeper.round()
+    answer = (await found.ask("after it")).json()
+    assert answer["guarantee"]["evidence"] == "none"
+    assert answer["below_threshold"] is True
+    assert (found.claim.state, found.claim.reason) == (
+        ClaimState.SUSPENDED, "no audit for 6 h although some were due"
+    )  # fmt: skip
 
 
 async def test_texts_are_not_kept_against_the_clients_will(build: Any) -> None:
