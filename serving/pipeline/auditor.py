@@ -369,9 +369,7 @@ class Auditor:
             if found is not None:
                 value = str(found.value)
                 proposed.append(Proposed(candidate.name, found.confidence, value, found.valid))
-        row = replace(
-            self._row(one, origin, "missing", None), served=label_of(spec, served.value)
-        )
+        row = replace(self._row(one, origin, "missing", None), served=label_of(spec, served.value))
         if origin == "accepted" and row.hypothesis:
             # A claim must end where these stay without a label.
             self._append(replace(row, input=f"{row.input}{AWAITED}", verdict="awaited"))

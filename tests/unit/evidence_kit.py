@@ -5,6 +5,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from serving.contracts.deadline import Deadline
 from serving.contracts.engine import (
     EngineOutput,
@@ -23,6 +26,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.fold import rules_version
+from serving.evidence.heads.candidate import DIMENSIONS
 from serving.evidence.heads.cipher import VectorCipher
 from serving.evidence.keeper import EvidenceKeeper
 from serving.evidence.kept_texts import KeptTexts
@@ -109,6 +113,10 @@ class WideEngine(ScriptedEngine):
         return outputs
 
 
+async def _no_vector(text: str) -> NDArray[np.float32]:
+    return np.zeros(DIMENSIONS, np.float32)
+
+
 class EvidenceServer:
     """A server whose tasks run under claims, over a migrated database."""
 
@@ -162,7 +170,7 @@ class EvidenceServer:
         runners = build_runners(
             tasks, context.models.engines, meters, self.server.frontier, self.server.decisions,
             context.local_admission, context.frontier_admission,
-            Audited(self.evidence, auditor, baseline=self._baseline(specs, settings)),
+            Audited(self.evidence, auditor, _no_vector, self._baseline(specs, settings)),
         )  # fmt: skip
         # The parts of a wired server that these tests replace.
         object.__setattr__(context, "path", replace(context.path, runners=runners))

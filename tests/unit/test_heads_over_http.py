@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete
 
+from serving.contracts.answer import Usage
 from serving.contracts.evidence import Audit, ClaimState
 from serving.ledger.schema import evidence_lease
 
@@ -140,6 +141,14 @@ async def test_a_task_of_one_yaml_file_earns_a_head(replica: Started, desk: Desk
         assert answer["guarantee"]["claim"] == claim.id
         assert set(answer["label_probabilities"]) == set(SUBJECTS)
         assert answer["below_threshold"] is False
+    exits = [page.exit for page in server.server.ledger.pages if page.exit is not None]
+    for exit_ in exits:
+        if exit_.model == f"head:{TASK}@1":
+            # The client used no token; the report counts those that the reference would have used.
+            assert exit_.usage == Usage(uncached_input_tokens=0, output_tokens=0)
+            assert exit_.reference_usage is not None
+            assert exit_.reference_usage.uncached_input_tokens >= 20
+            assert exit_.reference_usage.output_tokens >= 4
     wrong = sum(answer["value"] != label for answer, label in served)
     assert wrong <= claim.target_error * len(served)
     # Inputs that the head did not cover went to the reference, and a share of the rest is audited.

@@ -12,12 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from serving.contracts.answer import Usage
 from serving.contracts.report import Report
 from serving.ledger.database import Database, database_url
 from serving.ledger.reports.build import build_report
 from serving.ledger.reports.query import Lifetime, Scope
 from serving.ledger.reports.replica_time import provisioned, replica_cost
 
+from .ledger_kit import CALLER, USAGE, FixedPrices, ended, in_time, left, running
 from .ledger_rows import (
     LOCAL,
     MINI,
@@ -289,6 +291,35 @@ def test_a_frontier_answer_counts_in_full_without_a_guarantee(database: Database
     found = report(database)
     assert found.savings.reference_usd == 5
     assert found.totals.unguaranteed == 0
+
+
+async def test_an_answer_of_a_head_saves_what_the_reference_would_have_cost(
+    ledger_url: SecretStr | None, state: Path, database: Database
+) -> None:
+    none, asked = Usage(uncached_input_tokens=0, output_tokens=0), USAGE
+    by_head = {"route": "local", "reason": "narrow", "model": "head:desk@1", "usage": none,
+               "reference_usage": asked, "task": "desk", "endpoint": "task"}  # fmt: skip
+    async with running(ledger_url, state) as ledger:
+        for number in range(3):
+            evidence = "traffic" if number else "none"
+            entry = ledger.entry(CALLER, f"r{number}", "task", "desk", 0)
+            entry.close(left(**by_head, request_id=f"r{number}", guaranteed=number > 0,
+                             evidence=evidence, claim="c1"))  # fmt: skip
+        audit = ledger.entry(CALLER, "r1", "audit", "desk", 0)
+        call = await audit.open_call("openai/m", Decimal(1), in_time())
+        call.close(ended())
+        audit.close(left(request_id="r1", endpoint="audit", reason="audit"))
+        await audit.written()
+    now = datetime.now(UTC)
+    found = report(database, now - timedelta(days=1), now + timedelta(days=1))
+    # Two answers under the claim save; the one outside it does not; the audit is paid for.
+    cost = FixedPrices().reference(asked)
+    paid = FixedPrices().frontier("openai/m", asked, None).cost_usd
+    assert found.savings.reference_usd == 2 * cost > 0
+    assert found.savings.saved_usd == 2 * cost - paid
+    shares = {part.name: (part.reference_usd, part.share) for part in found.evidence}
+    assert shares == {"traffic": (2 * cost, 1.0), "none": (0, 0.0)}
+    assert found.totals.audits == 1
 
 
 def test_one_name_of_a_request_in_two_tenants_is_two_requests(database: Database) -> None:
