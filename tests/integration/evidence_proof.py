@@ -73,13 +73,17 @@ class Sent:
 
 @dataclass
 class Reference:
-    """Knows the label of every text; noise: every so many answers are wrong. shifted: new rules."""
+    """Knows the label of every text. wrong: share of its answers that are wrong, evenly spread.
+
+    is_shifted: new rules hold. asked, erred: answers so far, and the wrong ones among them.
+    """
 
     labels: dict[str, str]
     order: tuple[str, ...]
     is_shifted: bool = False
-    noise_every: int = 33
+    wrong: float = 0.03
     asked: int = 0
+    erred: int = 0
 
     def right(self, text: str) -> str:
         """Return the label of a text under the rules that hold now.
@@ -98,7 +102,8 @@ class Reference:
         text = written if written in self.labels else _longest(written, self.labels)
         self.asked += 1
         label = self.right(text)
-        if self.asked % self.noise_every == 0:
+        if int(self.asked * self.wrong) > self.erred:
+            self.erred += 1
             label = self.order[(self.order.index(label) + 1) % len(self.order)]
         return json.dumps({"label": label})
 
@@ -348,6 +353,7 @@ class Proof:
             "p50_shadow_ms": 1000 * statistics.median(shadow) if shadow else None,
             "p50_held_ms": 1000 * statistics.median(held) if held else None,
             "reference_calls": self.reference.asked,
+            "reference_wrong": self.reference.erred,
         }
 
 
@@ -371,16 +377,24 @@ def rows_of(count: int, data: Path | None) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def running(
-    plan: Plan, folder: Path, *, with_ray: bool = True, reference_s: float = 0.0
+    plan: Plan,
+    folder: Path,
+    *,
+    with_ray: bool = True,
+    reference_s: float = 0.0,
+    wrong: float = 0.03,
 ) -> Iterator[Proof]:
-    """Yield a proof whose stack runs, and stop everything. reference_s: before each answer."""
+    """Yield a proof whose stack runs, and stop everything.
+
+    reference_s: before each answer of the reference. wrong: share of its answers that are wrong.
+    """
     labels = dict(plan.rows)
     order = (
         tuple(SUBJECTS)
         if set(labels.values()) <= set(SUBJECTS)
         else tuple(sorted(set(labels.values())))
     )
-    reference = Reference(labels, order)
+    reference = Reference(labels, order, wrong=wrong)
     with ProviderServer(keys=[KEY]) as provider:
         provider.script.answer = reference.answer
         if reference_s:
@@ -406,10 +420,19 @@ def main() -> int:
     parser.add_argument(
         "--reference-s", type=float, default=0.0, metavar="S", help="the reference's latency (0)"
     )
+    parser.add_argument(
+        "--wrong", type=_wrong, default=0.03, metavar="SHARE",
+        help="share of the reference's answers that are wrong (0.03)",
+    )  # fmt: skip
     args = parser.parse_args()
     plan = Plan(rows_of(args.inputs, args.data), shift_at=400, kill_at=200)
-    stack = {"with_ray": not args.no_ray, "reference_s": args.reference_s}
-    with tempfile.TemporaryDirectory() as folder, running(plan, Path(folder), **stack) as proof:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(
+            plan, Path(folder), with_ray=not args.no_ray, reference_s=args.reference_s,
+            wrong=args.wrong,
+        ) as proof,
+    ):  # fmt: skip
         asyncio.run(proof.run())
         figures = proof.figures()
         print(json.dumps(figures, indent=1))
@@ -419,6 +442,13 @@ def main() -> int:
     kept = is_kept(figures)
     print("kept" if kept else "NOT KEPT", file=sys.stderr)
     return 0 if kept else 1
+
+
+def _wrong(text: str) -> float:
+    share = float(text)
+    if not 0.0 <= share < 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share in [0, 1)")
+    return share
 
 
 def is_kept(figures: dict[str, Any]) -> bool:

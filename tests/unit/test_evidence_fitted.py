@@ -1,4 +1,4 @@
-"""Fitted candidates under a claim, over HTTP: recalibrated models, thresholds by label, new fits."""
+"""Fitted candidates under a claim, over HTTP: recalibrated models, label thresholds, newer fits."""
 
 import json
 
