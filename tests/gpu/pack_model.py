@@ -56,7 +56,7 @@ def main() -> None:
 
 def packed(model: Path) -> bytes:
     """Return the packed file: magic, length of the header, header (JSON), xz streams."""
-    prompts = _prompts(model)
+    prompts = prompts_of(model)
     kept = sorted({token for prompt in prompts for token in _tokens(prompt)})
     place = {token: row for row, token in enumerate(kept)}
     tensors, streams = [], []
@@ -74,7 +74,8 @@ def packed(model: Path) -> bytes:
     return MAGIC + struct.pack("<I", len(header)) + header + b"".join(streams)
 
 
-def _prompts(model: Path) -> list[dict[str, Any]]:
+def prompts_of(model: Path) -> list[dict[str, Any]]:
+    """Return the prompts of the built-in tasks for the probe texts: task, ids and labels."""
     tokenizer = CheckpointTokenizer.load(model)
     specs = load_specs(None)
     found = []
