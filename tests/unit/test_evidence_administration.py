@@ -47,7 +47,13 @@ def test_a_claim_is_shown_with_its_course(store: EvidenceStore) -> None:
     assert [event["kind"] for event in found["events"]] == ["tested", "earned"]
     assert found["course"][-1]["audits"] == 10
     assert found["course"][-1]["error"] == pytest.approx(0.1)
-    assert found["verdicts"] == {"same": 69, "different": 1, "missing": 0, "dropped": 0}
+    assert found["verdicts"] == {
+        "same": 69,
+        "different": 1,
+        "missing": 0,
+        "dropped": 0,
+        "awaited": 0,
+    }
     assert store.acts()[-1][:3] == ("k1", "show", "c1")
     with pytest.raises(NotFound):
         shown(store, "c2", "k1")
