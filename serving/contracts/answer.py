@@ -80,6 +80,15 @@ class Prediction(_Frozen):
 Route = Literal["local", "cache", "frontier"]
 
 
+class CacheHit(_Frozen):
+    """The cached answer that was served. age_s: since it was made."""
+
+    entry: str
+    age_s: float = Field(ge=0.0)
+    kind: Literal["exact"]
+    similarity: float = Field(ge=-1.0, le=1.0)
+
+
 class Answer(_Frozen):
     """The answer to one input, from a local or a frontier model."""
 
@@ -107,4 +116,7 @@ class Answer(_Frozen):
     request_id: str
     guarantee: Guarantee = Field(
         default=NO_GUARANTEE, description="the bound on this local answer's error and its evidence"
+    )
+    cache: CacheHit | None = Field(
+        default=None, description="the cached answer that this is; null where a model answered"
     )

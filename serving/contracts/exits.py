@@ -43,7 +43,9 @@ class Exit:
     of the answer, as the provider names it. guaranteed: a local answer is within its attested error
     bound; None where no local model answered a task. evidence: what that bound rests on. claim: the
     id of the claim under which it was served. reference_usage: what the reference model would have
-    used, an estimate; None where `usage` says that.
+    used, an estimate; None where `usage` says that. lookup_s: time of the cache's lookup, seconds;
+    None where nothing was looked up. cache_entry: id of the cached answer that was served.
+    avoided_usd: what that answer had cost; None where unknown.
     """
 
     request_id: str
@@ -63,6 +65,9 @@ class Exit:
     evidence: Evidence | None = None
     claim: str | None = None
     reference_usage: Usage | None = None
+    lookup_s: float | None = None
+    cache_entry: str | None = None
+    avoided_usd: Decimal | None = None
 
 
 class ExitObserver(Protocol):

@@ -13,6 +13,9 @@ from serving.contracts.requests import ChatRequest
 
 RoutePreference = Literal["local_only", "auto", "frontier_only"]
 AuditPreference = Literal["auto", "never"]
+CachePreference = Literal["use", "refresh", "bypass", "no-store"]
+"""refresh: ask a model and replace the entry. bypass: neither look up nor store. no-store: look up,
+and do not store."""
 
 Tier = Literal["economy", "standard", "frontier"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
@@ -30,6 +33,7 @@ Reason = Literal[
     "shadow",  # the claim is being earned: the reference answered
     "withdrawn",  # the claim was withdrawn: the reference answered
     "audit",  # no client asked: an answer is compared with the reference's
+    "cached",  # an equal request was answered before, or at the same moment
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
@@ -40,7 +44,8 @@ class RequestOptions:
 
     audit: `never` keeps the inputs from providers that would get them for evidence. deterministic:
     two equal calls get equal answers, so no shortcut is taken whose state may change between them.
-    end_user: the client's id of the person that it serves, by which evidence is deleted.
+    end_user: the client's id of the person that it serves, by which evidence is deleted. cache: how
+    this request uses the cache. cache_ttl_s: age at which its entry ends; None for the namespace's.
     """
 
     route: RoutePreference = "auto"
@@ -48,6 +53,8 @@ class RequestOptions:
     audit: AuditPreference = "auto"
     deterministic: bool = False
     end_user: str | None = None
+    cache: CachePreference = "use"
+    cache_ttl_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.context_settings import ContextSettings
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.frontier_settings import FrontierSettings
@@ -238,6 +239,7 @@ class Settings(_Frozen):
     auth: AuthSettings = AuthSettings()
     evidence: EvidenceSettings = EvidenceSettings()
     context: ContextSettings = ContextSettings()
+    cache: CacheSettings = CacheSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

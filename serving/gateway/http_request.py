@@ -18,6 +18,7 @@ from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest, UnsupportedMediaType
 from serving.contracts.routing import AuditPreference, RequestOptions, RoutePreference
 from serving.gateway.auth import single_header
+from serving.gateway.cache_options import cache_preference, cache_ttl_s
 from serving.gateway.context import GatewayContext
 from serving.gateway.middleware import ROUTE, Arrival
 from serving.pipeline.fields import invalid
@@ -203,6 +204,8 @@ class Options:
                 "never" if "never" in (fields.audit, headers.audit) else "auto",
                 bool(fields.deterministic or headers.deterministic),
                 _end_user(body, self._headers),
+                cache_preference(body, self._headers),
+                cache_ttl_s(self._headers),
             ),
             Deadline.after(min(wanted_s, longest_s)),
             self._arrival.at,

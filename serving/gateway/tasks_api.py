@@ -10,6 +10,7 @@ from serving.contracts.answer import Answer
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.openai import json_text
 from serving.gateway.attested import TaskState
+from serving.gateway.cache_options import CACHE, CACHE_AGE, CACHE_ENTRY
 from serving.gateway.context import Context
 from serving.gateway.errors import error_body
 from serving.gateway.http_request import JsonBody, RequestedOptions
@@ -126,6 +127,11 @@ def _response(reply: TaskReply, request_id: str) -> Response:
     }
     if answers:
         headers[GUARANTEE] = ", ".join(sorted({answer.guarantee.header() for answer in answers}))
+    if reply.cache:
+        headers[CACHE] = ",".join(reply.cache)
+    hit = answers[0].cache if answers and not reply.is_list else None
+    if hit is not None:
+        headers |= {CACHE_ENTRY: hit.entry, CACHE_AGE: f"{hit.age_s:.3f}"}
     if reply.attestation is not None:
         headers[ATTESTATION] = reply.attestation
     document = json_text(model.model_dump(mode="json"))

@@ -143,6 +143,9 @@ def closed_exit(
         "held_usd": sums.held_usd,
         "reference_usd": sums.reference_usd,
         "reference_model": None if sums.reference_usd is None else reference_model,
+        "cache_entry": exit_.cache_entry,
+        "lookup_us": None if exit_.lookup_s is None else _microseconds(exit_.lookup_s),
+        "avoided_usd": exit_.avoided_usd,
         "elapsed_us": _microseconds(exit_.elapsed_s),
     }
 

@@ -90,7 +90,9 @@ def _usage_columns() -> list[Column[Any]]:
 # bound rests on: `traffic`, `suite` or `none`; the claim's id. usage and service_tier: of
 # the answer only. cost_usd: of all its calls whose cost is known; held_usd: the worst case of the
 # others. reference_usd: cost of the same tokens at reference_model. opened_at: arrival of the
-# request. elapsed_us: from there to the exit, the queue included.
+# request. elapsed_us: from there to the exit, the queue included. lookup_us: time of the cache's
+# lookup; NULL where nothing was looked up. cache_entry: id of the entry that was served.
+# avoided_usd: what that entry's answer had cost.
 exits = Table(
     "exits",
     metadata,
@@ -118,6 +120,9 @@ exits = Table(
     Column("held_usd", Usd),
     Column("reference_usd", Usd),
     Column("reference_model", Text),
+    Column("cache_entry", Text),
+    Column("lookup_us", BigInteger),
+    Column("avoided_usd", Usd),
     Column("opened_at", UtcTime, nullable=False),
     Column("elapsed_us", BigInteger),
     Column("instance", Text, nullable=False),

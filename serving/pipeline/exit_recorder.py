@@ -45,6 +45,8 @@ class Served:
     evidence: Evidence | None = None
     claim: str | None = None
     reference_usage: Usage | None = None
+    cache_entry: str | None = None
+    avoided_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class InputRecord:
     current model served so far; for an input that is abandoned. local_answer: the local model's,
     whichever answer is sent; evidence compares it. vector: of its text, where one was computed.
     closed: called with the cost of all its calls once it is recorded, None where one is unknown.
+    lookup_s: time of the cache's lookup, seconds. cost_usd: of all its calls, once it is recorded;
+    None where unknown. is_abandoned: its client left, and its answer is made for others.
     """
 
     def __init__(self, request: _Request, index: int) -> None:
@@ -118,7 +122,10 @@ class InputRecord:
         self.local_answer: Answer | None = None
         self.vector: NDArray[np.float32] | None = None
         self.closed: Callable[[Decimal | None], None] | None = None
+        self.lookup_s: float | None = None
+        self.cost_usd: Decimal | None = None
         self.is_open = True
+        self.is_abandoned = False
 
     @property
     def entry(self) -> Entry:
@@ -157,32 +164,38 @@ class InputRecord:
     def answered(self, served: Served) -> Decimal | None:
         """Record an input that was answered; return its cost, US dollars, where known."""
         request = self._request
+        if self.is_abandoned:
+            return self.failed(ABANDONED, served=served)
         return self._close(
             Exit(
                 request.context.request_id, request.endpoint, request.task, served.route,
                 served.reason, served.model, served.usage, request.context.elapsed_s,
                 (*self._attempts, *served.attempts), served.valid, replica_s=served.replica_s,
                 service_tier=served.service_tier, guaranteed=served.guaranteed,
-                evidence=served.evidence, claim=served.claim,
                 reference_usage=served.reference_usage,
+                evidence=served.evidence, claim=served.claim, lookup_s=self.lookup_s,
+                cache_entry=served.cache_entry, avoided_usd=served.avoided_usd,
             )
         )  # fmt: skip
 
     def failed(
         self, code: str, attempts: tuple[Attempt, ...] = (), served: Served | None = None
-    ) -> None:
-        """Record an input that ended in an error. served: the part of an answer that was made."""
+    ) -> Decimal | None:
+        """Record an input that ended in an error; return its cost, US dollars, where known.
+
+        served: the part of an answer that was made.
+        """
         request = self._request
         reason, model, usage, replica_s, tier = self.reason, None, None, None, None
         if served is not None:
             reason, model, usage = reason or served.reason, served.model, served.usage
             replica_s, tier = served.replica_s, served.service_tier
             attempts = (*served.attempts, *attempts)
-        self._close(
+        return self._close(
             Exit(
                 request.context.request_id, request.endpoint, request.task, "none", reason, model,
                 usage, request.context.elapsed_s, (*self._attempts, *attempts), valid=False,
-                error=code, replica_s=replica_s, service_tier=tier,
+                error=code, replica_s=replica_s, service_tier=tier, lookup_s=self.lookup_s,
             )
         )  # fmt: skip
 
@@ -192,7 +205,7 @@ class InputRecord:
         entry = self.entry
         if not entry.is_recorded:
             self._request.last_entry = entry
-        cost_usd = entry.close(exit_)
+        self.cost_usd = cost_usd = entry.close(exit_)
         self._request.observer.input_finished(exit_, cost_usd)
         if self.closed is not None:
             self.closed(cost_usd)
@@ -213,14 +226,40 @@ class RequestRecord:
         self.context = request.context
         self.inputs = tuple(inputs)
         self.resources = resources
+        self._detached: set[InputRecord] = set()
 
     def only(self, index: int) -> "RequestRecord":
         """Return the record of one input, for a runner of a single input."""
-        return RequestRecord(self._request, (self.inputs[index],), self.resources)
+        return self.some((index,))
+
+    def some(self, indices: Sequence[int]) -> "RequestRecord":
+        """Return the record of some inputs, for a runner of those."""
+        chosen = [self.inputs[index] for index in indices]
+        return RequestRecord(self._request, chosen, self.resources)
+
+    def detached(self, indices: Sequence[int]) -> "RequestRecord":
+        """Return the record of some inputs that may outlive the request, to be entered apart."""
+        chosen = [self.inputs[index] for index in indices]
+        self._detached.update(chosen)
+        return RequestRecord(self._request, chosen, AsyncExitStack())
+
+    def abandon(self) -> None:
+        """Record that the client left, and that the answers are made for others who wait."""
+        for item in self.inputs:
+            item.is_abandoned = True
+
+    def looked_up(self, lookup_s: float | None) -> None:
+        """Record the time of the cache's lookup; None where nothing was looked up."""
+        for item in self.inputs:
+            item.lookup_s = lookup_s
+
+    def belongs_to(self, task: str | None) -> None:
+        """Record the task of the inputs; None where they belong to none."""
+        self._request.task = task
 
     def planned(self, plan: Plan) -> None:
         """Record the plan: the task of the inputs, and the reason for the plan's model."""
-        self._request.task = plan.batch.task if isinstance(plan, TaskPlan) else None
+        self.belongs_to(plan.batch.task if isinstance(plan, TaskPlan) else None)
         for item in self.inputs:
             item.reason = plan.reason
 
@@ -275,7 +314,7 @@ class RequestRecord:
             case _:
                 code = ABANDONED
         for item in self.inputs:
-            if item.is_open:
+            if item.is_open and item not in self._detached:
                 item.failed(code, attempts, item.serving() if item.serving else None)
 
 

@@ -104,14 +104,16 @@ def read_tasks(
     body = _body(document, exempt=frozenset({"input", "inputs"}))
     one, several = body.pop("input", None), body.pop("inputs", None)
     source, target = body.pop("source_language", None), body.pop("target_language", None)
-    # Read by the gateway: evidence is deleted by them.
+    # Read by the gateway: evidence and cached answers are deleted by the first two, and the third
+    # forbids to store the answer.
     for name in ("user", "safety_identifier"):
         text(body.pop(name, ""), name)
+    boolean(body.pop("store", True), "store")
     if body:
         name = sorted(body)[0]
         known = (
-            "input, inputs, source_language, target_language, user, safety_identifier, route, "
-            "deadline_s, max_cost_usd, audit, deterministic"
+            "input, inputs, source_language, target_language, user, safety_identifier, store, "
+            "route, deadline_s, max_cost_usd, audit, deterministic"
         )
         raise InvalidRequest(
             f"{name!r} is not a field of this request", field=name, fix=f"send only {known}"

@@ -1,4 +1,4 @@
-"""The request path: read, plan, run, write.
+"""The request path: read, look up, plan, run, write.
 
 Each step is entered once. The record is open from the plan to the last byte of the reply: it
 closes every input's ledger entry, however the request ends.
@@ -16,6 +16,9 @@ from serving.contracts.routing import Decision, DecisionLog, Router
 from serving.evidence.rulings import Evidence
 from serving.pipeline.admission import AdmissionQueue, Admitted, every_unit, one_call
 from serving.pipeline.auditor import Auditor, AuditRunners, Embed
+from serving.pipeline.cache_access import CacheAccess
+from serving.pipeline.cached_chat import Asked, CachedChat
+from serving.pipeline.cached_task import CachedTask
 from serving.pipeline.claimed import Claimed
 from serving.pipeline.claimed_local import ClaimedLocal
 from serving.pipeline.escalating import Escalating
@@ -45,22 +48,30 @@ from serving.pipeline.write import Reply, TaskReply, write_reply, write_tasks
 
 @dataclass(frozen=True, slots=True)
 class RequestPath:
-    """The steps, wired in serving.app. runners: by kind of plan. max_inputs: of one request."""
+    """The steps, wired in serving.app.
+
+    runners: by kind of plan. max_inputs: of one request. cache: None where nothing is cached.
+    """
 
     policy: Policy
     router: Router
     recorder: ExitRecorder
     runners: Mapping[type[Plan], Runner[Any, Any]]
     max_inputs: int
+    cache: CacheAccess | None = None
 
     @asynccontextmanager
     async def chat(self, body: Any, context: RequestContext) -> AsyncIterator[Reply]:
         """Answer a chat completion; send the reply inside the context. Raises NarrowgateError."""
         request = read_chat(body, self.max_inputs)
-        # An exact cache looks the request up here: it is read, and no model is chosen.
+        if self.cache is not None:
+            cached = CachedChat(self.cache, self.recorder, self._ask)
+            async with cached.answered(request, context) as reply:
+                yield reply
+            return
         async with self.recorder.open(context, "chat") as record:
-            plan = await self._planned(request, context)
-            yield write_reply(request, plan, await self._run(request, plan, record), context)
+            asked = await self._ask(request, record)
+            yield write_reply(request, asked.plan, asked.outcome, context)
 
     @asynccontextmanager
     async def completion(self, body: Any, context: RequestContext) -> AsyncIterator[Reply]:
@@ -76,11 +87,23 @@ class RequestPath:
     ) -> AsyncIterator[TaskReply]:
         """Answer the inputs of one task, each with an answer or an error. As `chat`."""
         batch = read_tasks(task, body, self.policy.specs, self.max_inputs)
+        if self.cache is not None:
+            cached = CachedTask(self.cache, self.recorder, self._ask_task)
+            async with cached.answered(batch, context) as task_reply:
+                yield task_reply
+            return
         async with self.recorder.open(context, "task", batch.units) as record:
-            plan = choose_plan(batch, context, self.policy)
-            record.planned(plan)
-            outcomes = await self.runners[TaskPlan].whole(batch, plan, record)
+            outcomes = await self._ask_task(batch, record)
             yield write_tasks(batch, await record.finish(outcomes))
+
+    async def _ask(self, request: ChatRequest, record: RequestRecord) -> Asked:
+        plan = await self._planned(request, record.context)
+        return Asked(plan, await self._run(request, plan, record))
+
+    async def _ask_task(self, batch: TaskBatch, record: RequestRecord) -> list[Outcome]:
+        plan = choose_plan(batch, record.context, self.policy)
+        record.planned(plan)
+        return await self.runners[TaskPlan].whole(batch, plan, record)
 
     async def _planned(self, request: ChatRequest, context: RequestContext) -> Plan:
         if request.model != AUTO:

@@ -19,8 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "frontier": set(),
     "ledger": {"reporting"},
     "cache": {"evidence", "ledger"},
-    "pipeline": {"tasks", "routing", "evidence", "context"},
-    "gateway": {"tasks", "local", "artifacts", "pipeline", "evidence"},
+    "pipeline": {"tasks", "routing", "evidence", "context", "cache"},
+    "gateway": {"tasks", "local", "artifacts", "pipeline", "evidence", "cache"},
     "app": {
         "tasks",
         "artifacts",
@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
         "ledger",
         "evidence",
         "context",
+        "cache",
         "pipeline",
         "gateway",
     },

@@ -32,16 +32,21 @@ class UnreadableContent(ValueError):
 class VectorCipher:
     """Encrypts with the first of its keys and decrypts with any of them. Threads may share it.
 
-    keys: 32 bytes each. To replace a key, put the new one first and keep the old one until the
-    examples that it encrypted are past evidence.keep_vectors.
+    keys: 32 bytes each. To replace a key, put the new one first and keep the old one until what it
+    encrypted is past its age: evidence.keep_vectors, cache.ttl_s. setting: that names the keys.
     """
 
-    def __init__(self, keys: Sequence[bytes]) -> None:
+    def __init__(self, keys: Sequence[bytes], setting: str = _FIELD) -> None:
         if not keys or any(len(key) != _KEY_BYTES for key in keys):
-            raise InvalidKey("a key of vectors does not have 32 bytes", field=_FIELD, fix=_FIX)
+            raise InvalidKey("an encryption key does not have 32 bytes", field=setting, fix=_FIX)
         self._keys = {_key_id(key): AESGCM(_derived(key, b"encrypt")) for key in keys}
         self._mac_keys = [_derived(key, b"identify") for key in keys]
         self._first = _key_id(keys[0])
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """Return the ids of the keys, hex, the first key's first."""
+        return tuple(key.hex() for key in self._keys)
 
     def encrypted(self, content: bytes, row: str) -> bytes:
         """Return a content encrypted for one row. row: names it, with scope and tenant."""
@@ -71,11 +76,11 @@ class VectorCipher:
         return [hmac.new(key, message, hashlib.sha256).hexdigest() for key in self._mac_keys]
 
 
-def load_cipher(file: Path) -> VectorCipher:
+def load_cipher(file: Path, setting: str = _FIELD) -> VectorCipher:
     """Return the cipher of a key file: a key in base64 on each line, the newest first. Blocking.
 
-    Raises InvalidKey where the file is missing, can be read by others, or holds something else. The
-    message never holds a key.
+    setting: that names the file. Raises InvalidKey where the file is missing, can be read by
+    others, or holds something else. The message never holds a key.
     """
     try:
         mode = file.stat().st_mode
@@ -83,17 +88,17 @@ def load_cipher(file: Path) -> VectorCipher:
         keys = [base64.b64decode(line, validate=True) for line in lines]
     except (OSError, UnicodeDecodeError, binascii.Error) as error:
         raise InvalidKey(
-            f"the key of vectors {str(file)!r} cannot be read: {type(error).__name__}",
-            field=_FIELD,
+            f"the encryption key {str(file)!r} cannot be read: {type(error).__name__}",
+            field=setting,
             fix=_FIX,
         ) from None
     if mode & 0o077:
         raise InvalidKey(
-            f"the key of vectors {str(file)!r} can be read by others (mode {mode & 0o777:o})",
-            field=_FIELD,
+            f"the encryption key {str(file)!r} can be read by others (mode {mode & 0o777:o})",
+            field=setting,
             fix=f"chmod 600 {file}",
         )
-    return VectorCipher(keys)
+    return VectorCipher(keys, setting)
 
 
 def ensure_key_file(file: Path) -> Path:
@@ -121,7 +126,7 @@ def ensure_key_file(file: Path) -> Path:
         return file
     except OSError as error:
         raise InvalidKey(
-            f"the key of vectors {str(file)!r} cannot be written: {error.strerror}",
+            f"the encryption key {str(file)!r} cannot be written: {error.strerror}",
             field=_FIELD,
             fix="name a file in a folder that can be written, or write the key yourself",
         ) from error

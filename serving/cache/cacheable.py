@@ -1,0 +1,144 @@
+"""What may never be looked up, stored or served, each with the name of its reason. Pure."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from serving.contracts.answer import Answer
+from serving.contracts.requests import INSTRUCTING_ROLES, TASK_PREFIX, ChatRequest, Message
+
+Reason = Literal[
+    "asked",  # the client asked for it, by header or `store: false`
+    "excluded",  # the settings exclude the tenant, the key or the task
+    "tools",  # the request offers tools, or a message calls one or holds its result
+    "not_text",  # a message holds an image, audio or a file
+    "unknown_field",  # a field that this server does not know may change the answer
+    "log_probabilities",  # they are asked for, and a stream could not repeat them
+    "sampled",  # temperature is above 0 or unset, and cache.sampled is off
+    "time_dependent",  # a message names a time that moves: today, latest, now
+    "personal",  # a message holds an address, a number of a person, an account or a card
+    "cut",  # the answer ended at a limit or by a filter
+    "tool_call",  # the answer calls a tool
+    "refusal",  # the answer declines to answer
+    "empty",  # the answer has no text
+    "invalid",  # a task's answer could not be read in full
+    "oversized",  # the answer is larger than cache.max_entry_bytes
+]
+
+_STATEFUL_FIELDS = frozenset({
+    "tools", "functions", "tool_choice", "function_call", "web_search_options",
+})  # fmt: skip
+_OTHER_OUTPUT_FIELDS = frozenset({"modalities", "audio", "prediction"})
+_TOOL_ROLES = frozenset({"tool", "function"})
+_TOOL_EXTRAS = frozenset({"tool_calls", "function_call", "tool_call_id"})
+
+# English, German, French, Spanish. Whole words; "now" and its like only where they move the answer.
+_MOVING_TIME = re.compile(
+    r"\b(?:"
+    r"today|tonight|yesterday|tomorrow|now|nowadays|currently|latest|recent|recently|newest|"
+    r"up[- ]to[- ]date|so far|(?:this|next|last|past|current|coming) "
+    r"(?:morning|afternoon|evening|night|day|week|weekend|month|quarter|year|season|summer|"
+    r"winter|spring|autumn|fall|monday|tuesday|wednesday|thursday|friday|saturday|sunday)|"
+    r"what(?:'s| is)? (?:the )?(?:time|date|day)|days? (?:ago|until|till|left)|"
+    r"weeks? ago|months? ago|years? ago|breaking news|current|live score|weather|forecast|"
+    r"heute|gestern|morgen|jetzt|derzeit|aktuell\w*|momentan|neueste\w*|kürzlich|gerade|"
+    r"(?:diese[rsnm]?|nächste[rsnm]?|letzte[rsnm]?|vergangene[rsnm]?) "
+    r"(?:woche|monat|jahr|wochenende|quartal|sommer|winter)|wie spät|wetter\w*|bisher|"
+    r"aujourd['\u2019]hui|hier|demain|maintenant|actuel\w*|récemment|récent\w*|dernièrement|"
+    r"dernières? nouvelles|quelle heure|cette (?:semaine|année)|ce (?:mois|soir|matin)|"
+    r"(?:semaine|mois|année) (?:prochaine?|dernière?)|météo|"
+    r"hoy|ayer|mañana|ahora|actual(?:es|mente)?|reciente\w*|últim[ao]s? noticias|"
+    r"qué hora|est[ae] (?:semana|mes|año|noche|tarde)|"
+    r"(?:semana|mes|año) (?:próxim[ao]|pasad[ao]|que viene)|tiempo hace"
+    r")\b",
+    re.IGNORECASE,
+)
+_PERSONAL = re.compile(
+    # An e-mail address; bounded, so that a long text without one takes linear time.
+    r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,255}\.\w{2}"
+    r"|\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}"  # an IBAN
+    r"|(?<![\w.])(?:\d[ -]?){13,19}(?!\w)"  # a payment card
+    r"|(?<!\w)\+\d{1,3}[ ./-]?(?:\(?\d{1,5}\)?[ ./-]?){2,5}\d"  # a telephone number
+    r"|\b\d{3}-\d{2}-\d{4}\b"  # a social security number
+)
+
+# The first words of an answer that declines.
+_REFUSAL = re.compile(
+    r"\s*(?:(?:i['\u2019]?m|i am|we['\u2019]?re) (?:really |very |so )?"
+    r"(?:sorry|afraid|unable|not able)|"
+    r"sorry,|my apologies|i apologi[sz]e|i (?:can['\u2019]?t|cannot|can not|"
+    r"won['\u2019]?t|must decline)|"
+    r"unfortunately,? i (?:can|am|do)|as an ai\b|i do(?:n['\u2019]t| not) have access|"
+    r"(?:es )?tut mir leid|entschuldigung|leider kann ich|ich kann (?:dir|ihnen|das|dies|leider)"
+    r"[^.]{0,40}\bnicht|"
+    r"(?:je suis )?désolée?|je (?:ne peux|ne suis) pas|je regrette|malheureusement,? je|"
+    r"lo siento|lo lamento|perdón|no puedo|lamentablemente,? no)",
+    re.IGNORECASE,
+)
+
+
+def unfit_chat(request: ChatRequest, sampled: Literal["exact_only", "off"]) -> Reason | None:
+    """Return why a chat is neither looked up nor stored; None where it may be."""
+    fields = request.fields
+    if _STATEFUL_FIELDS & set(fields) or any(map(_uses_tools, request.messages)):
+        return "tools"
+    if _OTHER_OUTPUT_FIELDS & set(fields):
+        return "not_text"
+    if any(m.content is None or not m.is_text for m in request.messages):
+        return "not_text"
+    if request.extras:
+        return "unknown_field"
+    if "logprobs" in fields:
+        return "log_probabilities"
+    if request.model.startswith(TASK_PREFIX):
+        # A task's answer depends on its input only, and is never sampled.
+        return None
+    if sampled == "off" and fields.get("temperature") != 0:
+        return "sampled"
+    return _unfit_words(request)
+
+
+def _uses_tools(message: Message) -> bool:
+    return message.role in _TOOL_ROLES or not _TOOL_EXTRAS.isdisjoint(message.extras)
+
+
+def _unfit_words(request: ChatRequest) -> Reason | None:
+    # Instructions of the application name the date where they need it, and it is in the key.
+    for message in request.messages:
+        if message.role in INSTRUCTING_ROLES:
+            continue
+        if _MOVING_TIME.search(message.text):
+            return "time_dependent"
+        if _PERSONAL.search(message.text):
+            return "personal"
+    return None
+
+
+def unfit_document(document: Mapping[str, Any]) -> Reason | None:
+    """Return why a chat's answer is not stored; None where it may be. document: of OpenAI's API."""
+    choices = document.get("choices")
+    if not isinstance(choices, list) or not choices or not document.get("usage"):
+        return "empty"
+    reasons = (_unfit_choice(choice) for choice in choices)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _unfit_choice(choice: Mapping[str, Any]) -> Reason | None:
+    message = choice.get("message") or {}
+    if message.get("tool_calls") or message.get("function_call"):
+        return "tool_call"
+    if choice.get("finish_reason") != "stop":
+        return "cut"
+    if message.get("refusal"):
+        return "refusal"
+    content = message.get("content")
+    if not isinstance(content, str) or not content.strip():
+        return "empty"
+    return "refusal" if _REFUSAL.match(content) else None
+
+
+def unfit_answer(answer: Answer, finish_reason: str) -> Reason | None:
+    """Return why a task's answer is not stored; None where it may be."""
+    if finish_reason != "stop":
+        return "cut"
+    return None if answer.valid else "invalid"

@@ -1,0 +1,128 @@
+"""One cached answer: what is kept of it, and whether it may be served now. Pure."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal, Self
+from uuid import uuid4
+
+from serving.contracts.answer import Answer, CacheHit, Route, Usage
+from serving.contracts.evidence import Evidence
+
+Kind = Literal["chat", "task"]
+
+
+class DamagedEntry(ValueError):
+    """A stored content is no entry of this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is encrypted: the answer, and what it cost.
+
+    document: of a chat as OpenAI's API has it, or a task's Answer. usage: tokens of the answer.
+    cost_usd: of all calls that made it; None where unknown. guarantee: the header's value.
+    """
+
+    document: dict[str, Any]
+    usage: Usage | None
+    cost_usd: Decimal | None = None
+    finish_reason: str = "stop"
+    attestation: str | None = None
+    guarantee: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What an answer depended on. It may be served only while all of it is as it was.
+
+    route, model: that made it. version: of the local model; empty for a frontier model. task: that
+    the input belonged to. claim, action: under which a local answer was served. text: digest by
+    which the claim lists texts that are often answered wrongly. guaranteed, evidence: of the
+    ledger.
+    """
+
+    route: Route
+    model: str
+    version: str = ""
+    task: str | None = None
+    claim: str | None = None
+    action: str | None = None
+    text: str | None = None
+    guaranteed: bool | None = None
+    evidence: Evidence | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One cached answer.
+
+    key: of the request; it includes the namespace. tenant, request_id, end_user: of the request
+    whose answer this is; it is deleted with them.
+    """
+
+    key: str
+    namespace: str
+    tenant: str
+    request_id: str
+    kind: Kind
+    made: Made
+    content: Content
+    created_at: datetime
+    expires_at: datetime
+    end_user: str | None = None
+    id: str = field(default_factory=lambda: uuid4().hex)
+
+    def hit(self, now: datetime) -> CacheHit:
+        """Return what a client is told about a hit."""
+        age_s = max(0.0, (now - self.created_at).total_seconds())
+        return CacheHit(entry=self.id, age_s=round(age_s, 3), kind="exact", similarity=1.0)
+
+    def answer(self) -> Answer:
+        """Return the answer of a task's entry."""
+        return Answer.model_validate(self.content.document)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedEntry:
+    """An entry with its content as bytes, as it is stored before encryption."""
+
+    entry: Entry
+    data: bytes
+
+    @classmethod
+    def of(cls, entry: Entry) -> Self:
+        """Return an entry with its content packed."""
+        content = entry.content
+        body = {
+            "document": content.document,
+            "usage": None if content.usage is None else content.usage.model_dump(),
+            "cost_usd": None if content.cost_usd is None else str(content.cost_usd),
+            "finish_reason": content.finish_reason,
+            "attestation": content.attestation,
+            "guarantee": content.guarantee,
+            "made": asdict(entry.made),
+        }
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        return cls(entry, text.encode("utf-8", "surrogatepass"))
+
+
+def unpacked(data: bytes, kind: Kind) -> tuple[Content, Made]:
+    """Return what was packed. Raises DamagedEntry."""
+    try:
+        body = json.loads(data.decode("utf-8", "surrogatepass"))
+        usage, cost = body["usage"], body["cost_usd"]
+        content = Content(
+            body["document"],
+            None if usage is None else Usage.model_validate(usage),
+            None if cost is None else Decimal(cost),
+            body["finish_reason"],
+            body["attestation"],
+            body["guarantee"],
+        )
+        if kind == "task":
+            Answer.model_validate(content.document)
+        return content, Made(**body["made"])
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+        raise DamagedEntry(f"a cache entry cannot be read: {type(error).__name__}") from error

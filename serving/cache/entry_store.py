@@ -1,0 +1,258 @@
+"""Cache entries in the database: read by key, written in batches, deleted for good.
+
+Every method is blocking and raises LedgerUnavailable where the database is unreachable. Deletions
+hold on every replica at once: each lookup reads the database.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, delete, func, select, update
+
+from serving.cache.entry import DamagedEntry, Entry, PackedEntry, unpacked
+from serving.cache.schema import cache_entries as table
+from serving.contracts.cache_settings import CacheSettings
+from serving.contracts.errors import InvalidKey
+from serving.evidence.heads.cipher import UnreadableContent, VectorCipher, load_cipher
+from serving.ledger.database import Database
+from serving.ledger.upsert import insert_new
+
+KEY_SETTING = "cache.encryption_key_file"
+_EVICTED_AT_ONCE = 500
+_LISTED = 1000
+_LISTED_COLUMNS = tuple(
+    column for column in table.columns if column.name not in ("content", "key", "key_id")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Entries by key. unreadable: rows that no key decrypts, or that are damaged."""
+
+    entries: Mapping[str, Entry]
+    unreadable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Which entries are meant; every field that is given must match."""
+
+    namespace: str | None = None
+    tenant: str | None = None
+    request_id: str | None = None
+    end_user: str | None = None
+    entry: str | None = None
+
+    def condition(self) -> ColumnElement[bool]:
+        """Return the condition; every entry where nothing is given."""
+        fields = {
+            table.c.namespace: self.namespace, table.c.tenant: self.tenant,
+            table.c.request_id: self.request_id, table.c.end_user: self.end_user,
+            table.c.id: self.entry,
+        }  # fmt: skip
+        given = [column == value for column, value in fields.items() if value is not None]
+        return and_(True, *given)
+
+
+EVERY_ENTRY = Whose()
+
+
+class EntryStore:
+    """Reads and writes entries. cipher: None where answers are not encrypted."""
+
+    def __init__(self, database: Database, cipher: VectorCipher | None = None) -> None:
+        self.database = database
+        self._cipher = cipher
+
+    def check_key(self) -> None:
+        """Raise InvalidKey where entries were encrypted with a key that is not configured."""
+        with self.database.read() as connection:
+            used = set(connection.execute(select(table.c.key_id).distinct()).scalars())
+        known = set() if self._cipher is None else set(self._cipher.key_ids)
+        if missing := used - known - {""}:
+            raise InvalidKey(
+                f"cache entries were encrypted with another key: {sorted(missing)[0]!r}",
+                field=KEY_SETTING,
+                fix="add the earlier key as a second line of the file, or delete the entries: "
+                "narrowgate cache clear",
+            )
+
+    def find(self, keys: Sequence[str]) -> Found:
+        """Return the entries of keys, expired ones too."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(table).where(table.c.key.in_(keys))).all()
+        return self._read(rows)
+
+    def write(self, entries: Sequence[PackedEntry]) -> None:
+        """Store entries in one transaction; each replaces an earlier one of the same key."""
+        # Of equal keys in one batch the last is kept.
+        newest = {packed.entry.key: packed for packed in entries}
+        rows = [self._row(packed) for packed in newest.values()]
+        with self.database.begin() as connection:
+            connection.execute(delete(table).where(table.c.key.in_(list(newest))))
+            # Another replica may have stored the same key in between: its answer is as good.
+            connection.execute(insert_new(connection, table), rows)
+
+    def used(self, hits: Mapping[str, int], now: datetime) -> None:
+        """Count hits by entry."""
+        with self.database.begin() as connection:
+            for entry, count in sorted(hits.items()):
+                connection.execute(
+                    update(table)
+                    .where(table.c.id == entry)
+                    .values(hits=table.c.hits + count, used_at=now)
+                )
+
+    def delete(self, whose: Whose) -> int:
+        """Delete entries; return how many."""
+        with self.database.begin() as connection:
+            return int(connection.execute(delete(table).where(whose.condition())).rowcount)
+
+    def sweep(self, now: datetime, settings: CacheSettings) -> "Swept":
+        """Delete expired entries and, over the limits, the least recently used."""
+        with self.database.begin() as connection:
+            done = connection.execute(delete(table).where(table.c.expires_at <= now))
+        evicted = sum(self._evict(name, size, settings) for name, size in self.sizes().items())
+        return Swept(int(done.rowcount), evicted, tuple(self.sizes().values()))
+
+    def _evict(self, namespace: str, size: "Size", settings: CacheSettings) -> int:
+        """Delete the least recently used entries until the namespace is within its limits."""
+        evicted = 0
+        while size.entries > settings.max_entries or size.bytes > settings.max_bytes:
+            with self.database.begin() as connection:
+                oldest = connection.execute(
+                    select(table.c.id, table.c.bytes)
+                    .where(table.c.namespace == namespace)
+                    .order_by(table.c.used_at, table.c.id)
+                    .limit(_EVICTED_AT_ONCE)
+                ).all()
+                chosen = []
+                for row in oldest:
+                    if size.entries <= settings.max_entries and size.bytes <= settings.max_bytes:
+                        break
+                    chosen.append(row.id)
+                    size = Size(size.entries - 1, size.bytes - row.bytes)
+                connection.execute(delete(table).where(table.c.id.in_(chosen)))
+            evicted += len(chosen)
+            if not oldest:
+                break
+        return evicted
+
+    def sizes(self, whose: Whose = EVERY_ENTRY) -> dict[str, "Size"]:
+        """Return the number of entries and their bytes, by namespace. An index holds both."""
+        query = select(table.c.namespace, func.count(), func.sum(table.c.bytes))
+        query = query.where(whose.condition()).group_by(table.c.namespace)
+        with self.database.read() as connection:
+            rows = connection.execute(query.order_by(table.c.namespace)).all()
+        return {name: Size(count, int(size)) for name, count, size in rows}
+
+    def hits(self, whose: Whose) -> dict[str, int]:
+        """Return how often the entries were served, by namespace. Reads every entry."""
+        query = select(table.c.namespace, func.sum(table.c.hits)).where(whose.condition())
+        with self.database.read() as connection:
+            rows = connection.execute(query.group_by(table.c.namespace)).all()
+        return {name: int(count) for name, count in rows}
+
+    def listed(self, whose: Whose, most: int = _LISTED) -> list[dict[str, Any]]:
+        """Return what is known of entries besides their answers, the newest first."""
+        query = select(*_LISTED_COLUMNS).where(whose.condition())
+        with self.database.read() as connection:
+            rows = connection.execute(
+                query.order_by(table.c.created_at.desc(), table.c.id).limit(most)
+            ).mappings()
+            return [_shown(row) for row in rows]
+
+    def entries(self, whose: Whose) -> Iterator[Entry]:
+        """Yield entries with their answers, in the order of their ids.
+
+        Raises InvalidKey where one cannot be decrypted.
+        """
+        last = ""
+        while True:
+            query = select(table).where(whose.condition(), table.c.id > last)
+            with self.database.read() as connection:
+                rows = connection.execute(query.order_by(table.c.id).limit(_EVICTED_AT_ONCE)).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            found = self._read(rows)
+            if found.unreadable:
+                self.check_key()
+            yield from found.entries.values()
+
+    def _read(self, rows: Sequence[Row[Any]]) -> Found:
+        entries, unreadable = {}, 0
+        for row in rows:
+            try:
+                entries[row.key] = self._entry(row)
+            except (UnreadableContent, DamagedEntry):
+                unreadable += 1
+        return Found(entries, unreadable)
+
+    def _entry(self, row: Row[Any]) -> Entry:
+        data = row.content
+        if row.key_id:
+            if self._cipher is None:
+                raise UnreadableContent("it is encrypted, and there is no key")
+            data = self._cipher.decrypted(data, _name(row.id, row.namespace, row.key))
+        content, made = unpacked(data, row.kind)
+        return Entry(
+            row.key, row.namespace, row.tenant, row.request_id, row.kind, made, content,
+            row.created_at, row.expires_at, row.end_user, row.id,
+        )  # fmt: skip
+
+    def _row(self, packed: PackedEntry) -> dict[str, Any]:
+        entry, data, key_id = packed.entry, packed.data, ""
+        if self._cipher is not None:
+            name = _name(entry.id, entry.namespace, entry.key)
+            data, key_id = self._cipher.encrypted(data, name), self._cipher.key_ids[0]
+        return {
+            "id": entry.id, "key": entry.key, "namespace": entry.namespace,
+            "tenant": entry.tenant, "request_id": entry.request_id, "kind": entry.kind,
+            "end_user": None if entry.end_user is None else storable(entry.end_user),
+            "task": entry.made.task, "model": storable(entry.made.model),
+            "claim": entry.made.claim, "key_id": key_id, "content": data, "bytes": len(data),
+            "hits": 0, "created_at": entry.created_at, "used_at": entry.created_at,
+            "expires_at": entry.expires_at,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a namespace holds. bytes: of the answers as they are stored."""
+
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """How many entries were deleted, and the sizes of the namespaces afterwards."""
+
+    expired: int
+    evicted: int
+    sizes: tuple[Size, ...]
+
+
+def open_store(database: Database, settings: CacheSettings) -> EntryStore:
+    """Return the store that the settings describe. Blocking. Raises InvalidKey."""
+    file = settings.encryption_key_file
+    return EntryStore(database, None if file is None else load_cipher(file, KEY_SETTING))
+
+
+def _name(entry: str, namespace: str, key: str) -> str:
+    return f"cache/{namespace}/{key}/{entry}"
+
+
+def storable(text: str) -> str:
+    """Return a text that both databases can hold."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()[:256]
+
+
+def _shown(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in row.items()
+    }

@@ -1,0 +1,86 @@
+"""Single flight: equal requests at one moment are asked once and share the answer."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from serving.cache.entry import Entry
+from serving.contracts.errors import NarrowgateError
+
+Result = Entry | NarrowgateError | None
+"""None: the answer may not be shared, or was never finished."""
+
+
+class Flight:
+    """One answer in the making. participants: requests that wait for it, its leader among them."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.participants = 1
+        self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.work: Work | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Return whether anyone waits for an answer that is still to come."""
+        return self.participants > 0 and not self.result.done()
+
+    def resolve(self, result: Result) -> None:
+        """Give the result to all who wait; the first one counts."""
+        if not self.result.done():
+            self.result.set_result(result)
+
+
+@dataclass(slots=True)
+class Work:
+    """The task that makes the answers of the flights that one request leads.
+
+    It goes on after its request was left, while another request waits for one of them.
+    """
+
+    flights: list[Flight] = field(default_factory=list)
+    task: "asyncio.Task[Any] | None" = None
+
+    @property
+    def is_deserted(self) -> bool:
+        """Return whether nobody waits for any of the answers that are still to come."""
+        is_over = all(flight.result.done() for flight in self.flights)
+        return not is_over and not any(flight.is_wanted for flight in self.flights)
+
+
+class Flights:
+    """The flights of one process, by key. The key includes the namespace."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def join(self, key: str) -> tuple[Flight, bool]:
+        """Return the flight of a key, and whether the caller leads it. It must leave it."""
+        flight = self._open.get(key)
+        if flight is None:
+            return self.lead(key), True
+        flight.participants += 1
+        return flight, False
+
+    def lead(self, key: str) -> Flight:
+        """Return a new flight that the caller leads, also where there is one already."""
+        flight = self._open[key] = Flight(key)
+        return flight
+
+    def leave(self, flight: Flight) -> None:
+        """End a participation; the work of a flight that nobody waits for is cancelled."""
+        flight.participants -= 1
+        work = flight.work
+        if work is not None and work.task is not None and work.is_deserted:
+            work.task.cancel()
+            for deserted in work.flights:
+                # The next equal request must not wait for an answer that is never made.
+                self.retire(deserted)
+
+    def retire(self, flight: Flight) -> None:
+        """End a flight: its answer is stored, or is not to be shared."""
+        if self._open.get(flight.key) is flight:
+            del self._open[flight.key]

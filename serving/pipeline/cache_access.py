@@ -1,0 +1,221 @@
+"""Which requests use the cache, under which keys, and which answers may be shared and stored."""
+
+import asyncio
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from serving.cache.cacheable import Reason, unfit_chat
+from serving.cache.entry import Content, Entry, Kind, PackedEntry
+from serving.cache.flight import Flight
+from serving.cache.key import chat_key, task_key
+from serving.cache.service import CacheService, Looked
+from serving.contracts.context import RequestContext
+from serving.contracts.deadline import deadline_exceeded
+from serving.contracts.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    FrontierTimeout,
+    NarrowgateError,
+)
+from serving.contracts.requests import TASK_PREFIX, ChatRequest, TaskBatch
+from serving.contracts.task_spec import TaskSpec
+from serving.pipeline.exit_recorder import RequestRecord, Served
+from serving.pipeline.in_force import InForce
+
+_OF_THE_LEADER = (DeadlineExceeded, FrontierTimeout, BudgetExceeded)
+"""Errors that come from the leader's own limits; a request that waits may have others."""
+
+_LONG_TEXT = 100_000
+"""Keys of texts with more characters are made in a thread: that takes longer than 1 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer that may be kept.
+
+    task, text: of the task that it answers, None without one. unfit: why it must not be kept.
+    """
+
+    content: Content
+    served: Served
+    task: str | None = None
+    text: str | None = None
+    unfit: Reason | None = None
+
+
+class CacheAccess:
+    """The cache for the steps of the request path. specs: tasks by name. policy: see chat_key."""
+
+    def __init__(
+        self, cache: CacheService, specs: Mapping[str, TaskSpec], in_force: InForce, policy: str
+    ) -> None:
+        self.cache = cache
+        self._specs = specs
+        self._in_force = in_force
+        self._policy = policy
+
+    async def chat_key(self, request: ChatRequest, context: RequestContext) -> str | None:
+        """Return the key of a chat; None where it is neither looked up nor stored."""
+        settings = self.cache.settings
+        task = request.model.removeprefix(TASK_PREFIX)
+        reason = self._bypass(context, None if task == request.model else task) or unfit_chat(
+            request, settings.sampled
+        )
+        if reason is not None:
+            self.cache.events.cache_bypassed("chat", reason)
+            return None
+        arguments = (request, context.options, self._namespace(context), self._policy)
+        if request.text_chars > _LONG_TEXT:
+            return await asyncio.to_thread(chat_key, *arguments)
+        return chat_key(*arguments)
+
+    async def task_keys(self, batch: TaskBatch, context: RequestContext) -> list[str]:
+        """Return the inputs' keys; none where they are neither looked up nor stored."""
+        reason = self._bypass(context, batch.task)
+        if reason is not None:
+            for _ in batch.requests:
+                self.cache.events.cache_bypassed("task", reason)
+            return []
+        spec, namespace = self._specs[batch.task], self._namespace(context)
+
+        def keys() -> list[str]:
+            return [
+                task_key(one, spec, context.options, namespace, self._policy)
+                for one in batch.requests
+            ]
+
+        if sum(len(one.text) for one in batch.requests) > _LONG_TEXT:
+            return await asyncio.to_thread(keys)
+        return keys()
+
+    async def find(
+        self, keys: Sequence[str], record: RequestRecord, kind: Kind
+    ) -> dict[str, Entry]:
+        """Return the entries that may be served now, by key; note the lookup on the record."""
+        context = record.context
+        if not keys or context.options.cache == "refresh":
+            return {}
+        started_s = time.monotonic()
+        found = await self.cache.find(keys)
+        seconds = (time.monotonic() - started_s) / len(keys)
+        record.looked_up(seconds)
+        entries = {
+            key: entry for key, entry in (found or {}).items() if self._is_servable(entry, context)
+        }
+        for key in keys:
+            outcome: Looked = "hit" if key in entries else "miss"
+            outcome = "unavailable" if found is None else outcome
+            self.cache.events.cache_looked_up(kind, outcome, seconds)
+        return entries
+
+    def stores(self, context: RequestContext) -> bool:
+        """Return whether the answer of a request may be stored and shared."""
+        options = context.options
+        return options.cache != "no-store" and options.audit != "never"
+
+    def join(self, key: str, context: RequestContext) -> tuple[Flight, bool]:
+        """Return the flight of a key, and whether the request leads it. It must leave it."""
+        flights = self.cache.flights
+        if context.options.cache == "refresh":
+            return flights.lead(key), True
+        return flights.join(key)
+
+    async def shared(self, flight: Flight, record: RequestRecord, kind: Kind) -> Entry | None:
+        """Return the answer that another request asks for; None where it cannot be shared.
+
+        Raises that request's error, and DeadlineExceeded at this one's own deadline.
+        """
+        try:
+            async with asyncio.timeout(record.context.deadline.remaining_s()):
+                result = await asyncio.shield(flight.result)
+        except TimeoutError as error:
+            raise deadline_exceeded() from error
+        if isinstance(result, NarrowgateError) and not isinstance(result, _OF_THE_LEADER):
+            # A copy, because the calls that the original names are the leader's.
+            raise copy.copy(result)
+        if not isinstance(result, Entry) or not self._is_servable(result, record.context):
+            return None
+        self.cache.events.cache_looked_up(kind, "shared", None)
+        return result
+
+    def keep(self, flight: Flight, kind: Kind, answered: Answered, context: RequestContext) -> None:
+        """Share an answer with those who wait and store it, where it may be kept."""
+        packed = self._packed(flight.key, kind, answered, context)
+        if packed is None:
+            self.fail(flight, None)
+        else:
+            flight.resolve(packed.entry)
+            self.cache.store(packed, flight)
+
+    def fail(self, flight: Flight, error: NarrowgateError | None) -> None:
+        """Share an error with those who wait; None: they ask themselves."""
+        flight.resolve(error)
+        self.cache.flights.retire(flight)
+
+    def _bypass(
+        self, context: RequestContext, task: str | None
+    ) -> Reason | None:
+        caller = context.caller
+        if context.options.cache == "bypass":
+            return "asked"
+        if self.cache.settings.excludes(caller.tenant, caller.key_id, task):
+            return "excluded"
+        return None
+
+    def _namespace(self, context: RequestContext) -> str:
+        return self.cache.settings.namespace_of(context.caller.tenant)
+
+    def _is_servable(self, entry: Entry, context: RequestContext) -> bool:
+        """Return whether an entry is the caller's, young enough, and made under what is in force.
+
+        The key holds the namespace; it is compared again because nothing else keeps tenants apart.
+        """
+        if entry.namespace != self._namespace(context) or self.cache.now() >= entry.expires_at:
+            return False
+        return self._in_force.covers(entry.made, context)
+
+    def _packed(
+        self, key: str, kind: Kind, answered: Answered, context: RequestContext
+    ) -> PackedEntry | None:
+        cache, reason = self.cache, answered.unfit
+        settings, caller = cache.settings, context.caller
+        if settings.excludes(caller.tenant, caller.key_id, answered.task):
+            # A chat's task is known only now.
+            reason = "excluded"
+        packed = None
+        if reason is None:
+            namespace, now = self._namespace(context), cache.now()
+            ttl_s = settings.ttl_of(namespace)
+            if context.options.cache_ttl_s is not None:
+                ttl_s = min(ttl_s, context.options.cache_ttl_s)
+            made = self._in_force.made(answered.served, answered.task, answered.text)
+            packed = PackedEntry.of(
+                Entry(
+                    key, namespace, caller.tenant, context.request_id, kind, made,
+                    answered.content, now, now + timedelta(seconds=ttl_s),
+                    context.options.end_user,
+                )
+            )  # fmt: skip
+            if len(packed.data) <= settings.max_entry_bytes:
+                return packed
+            reason = "oversized"
+        cache.events.cache_not_stored(kind, reason)
+        return None
+
+
+def served_from(entry: Entry) -> Served:
+    """Return what the ledger notes of a hit.
+
+    An answer of a frontier model replaces the same call, so it counts as a saving; that of a local
+    model only within its bound.
+    """
+    made = entry.made
+    return Served(
+        "cache", "cached", made.model, entry.content.usage,
+        guaranteed=True if made.route == "frontier" else made.guaranteed,
+        evidence=made.evidence, claim=made.claim, cache_entry=entry.id,
+        avoided_usd=entry.content.cost_usd,
+    )  # fmt: skip

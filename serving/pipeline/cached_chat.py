@@ -1,0 +1,201 @@
+"""Answers chats from the cache, or has equal ones asked once and stores the answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from serving.cache.cacheable import unfit_answer, unfit_document
+from serving.cache.entry import Content, Entry
+from serving.cache.flight import Flight
+from serving.contracts.answer import Answer
+from serving.contracts.context import RequestContext
+from serving.contracts.errors import NarrowgateError
+from serving.contracts.requests import ChatRequest
+from serving.pipeline.cache_access import Answered, CacheAccess, served_from
+from serving.pipeline.exit_recorder import (
+    ExitRecorder,
+    Outcome,
+    OutcomeStream,
+    RequestRecord,
+)
+from serving.pipeline.led_work import leave, led_work
+from serving.pipeline.plan import Plan, TaskPlan
+from serving.pipeline.stream_document import StreamedDocument
+from serving.pipeline.write import (
+    Reply,
+    cached_document,
+    whole_document,
+    write_events,
+    write_hit,
+    write_reply,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A chat that a model answers."""
+
+    plan: Plan
+    outcome: Outcome | OutcomeStream
+
+
+AskChat = Callable[[ChatRequest, RequestRecord], Awaitable[Asked]]
+"""Plans and runs a chat. Raises NarrowgateError."""
+
+_Events = asyncio.Queue[dict[str, Any] | NarrowgateError | None]
+"""None: the stream has ended."""
+
+
+class CachedChat:
+    """Wraps the steps from the plan on, which `ask` takes."""
+
+    def __init__(self, access: CacheAccess, recorder: ExitRecorder, ask: AskChat) -> None:
+        self._access = access
+        self._recorder = recorder
+        self._ask = ask
+
+    @asynccontextmanager
+    async def answered(self, request: ChatRequest, context: RequestContext) -> AsyncIterator[Reply]:
+        """Answer a chat; send the reply inside the context. Raises NarrowgateError."""
+        access = self._access
+        async with self._recorder.open(context, "chat") as record:
+            key = await access.chat_key(request, context)
+            if key is None:
+                yield replace(await self._unshared(request, record), cache="bypass")
+                return
+            entry = (await access.find([key], record, "chat")).get(key)
+            # A search by meaning goes here: after an exact miss, before the router, and within the
+            # entries of one `serving.cache.key.chat_fingerprint`.
+            if entry is not None:
+                yield await self._hit(request, entry, record)
+            elif not access.stores(context):
+                yield await self._unshared(request, record)
+            else:
+                async with self._taken_off(key, request, record) as reply:
+                    yield reply
+
+    @asynccontextmanager
+    async def _taken_off(
+        self, key: str, request: ChatRequest, record: RequestRecord
+    ) -> AsyncIterator[Reply]:
+        """Lead the flight of a key, or wait for its answer."""
+        flight, leads = self._access.join(key, record.context)
+        own = record.detached((0,)) if leads else record
+        try:
+            if leads:
+                yield await _LedChat(self._access, flight, request, own, self._ask).opened()
+                return
+            shared = await self._access.shared(flight, record, "chat")
+            if shared is not None:
+                yield await self._hit(request, shared, record)
+            else:
+                yield await self._unshared(request, record)
+        finally:
+            await leave(self._access.cache.flights, [flight], flight.work if leads else None, own)
+
+    async def _unshared(self, request: ChatRequest, record: RequestRecord) -> Reply:
+        asked = await self._ask(request, record)
+        reply = write_reply(request, asked.plan, asked.outcome, record.context)
+        return replace(reply, cache="miss")
+
+    async def _hit(self, request: ChatRequest, entry: Entry, record: RequestRecord) -> Reply:
+        cache = self._access.cache
+        cache.hit(entry)
+        hit = entry.hit(cache.now())
+        document = cached_document(entry.content.document, hit, record.context.request_id)
+        record.belongs_to(entry.made.task)
+        outcome = Outcome(document, served_from(entry), attestation=entry.content.attestation)
+        (outcome,) = await record.finish([outcome])
+        return write_hit(request, outcome, hit, entry.content.guarantee)
+
+
+class _LedChat:
+    """A chat whose answer others may wait for: it is made in a task, with a record of its own."""
+
+    def __init__(
+        self,
+        access: CacheAccess,
+        flight: Flight,
+        request: ChatRequest,
+        record: RequestRecord,
+        ask: AskChat,
+    ) -> None:
+        self._access = access
+        self._flight = flight
+        self._request = request
+        self._record = record
+        self._ask = ask
+        self._reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._task = led_work(access, [flight], record, self._answer)
+
+    async def opened(self) -> Reply:
+        """Return the reply once it has begun. Raises what asking raises."""
+        either: set[asyncio.Future[Any]] = {self._reply, self._task}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not self._reply.done():
+            self._task.result()
+        return self._reply.result()
+
+    async def _answer(self) -> None:
+        asked = await self._ask(self._request, self._record)
+        if isinstance(asked.outcome, OutcomeStream):
+            await self._stream(asked, asked.outcome)
+        else:
+            self._whole(asked, asked.outcome)
+
+    def _whole(self, asked: Asked, outcome: Outcome) -> None:
+        context = self._record.context
+        reply = write_reply(self._request, asked.plan, outcome, context)
+        document = whole_document(asked.plan, outcome, context)
+        assert outcome.served is not None
+        unfit = unfit_document(document)
+        if unfit is None and isinstance(outcome.content, Answer):
+            unfit = unfit_answer(outcome.content, outcome.finish_reason)
+        content = Content(
+            document, outcome.served.usage, outcome.cost_usd, outcome.finish_reason,
+            outcome.attestation, reply.guarantee,
+        )  # fmt: skip
+        self._keep(Answered(content, outcome.served, *_input(asked.plan), unfit))
+        self._reply.set_result(replace(reply, cache="miss"))
+
+    async def _stream(self, asked: Asked, stream: OutcomeStream) -> None:
+        """Read the answer as fast as it comes, for the client and for those who wait."""
+        events: _Events = asyncio.Queue()
+        sent = write_events(_taken(events), include_usage=self._request.include_usage)
+        self._reply.set_result(
+            Reply(stream.route, stream.reason, stream.model, events=sent, cache="miss")
+        )
+        streamed = StreamedDocument()
+        try:
+            async for event in stream.events:
+                events.put_nowait(event)
+                streamed.add(event)
+        except NarrowgateError as error:
+            self._access.fail(self._flight, error)
+            events.put_nowait(error)
+            return
+        served = stream.served()
+        document = streamed.document(served.model)
+        content = Content(document, served.usage, self._record.inputs[0].cost_usd)
+        unfit = streamed.unfit or unfit_document(document)
+        self._keep(Answered(content, served, *_input(asked.plan), unfit))
+        events.put_nowait(None)
+
+    def _keep(self, answered: Answered) -> None:
+        self._access.keep(self._flight, "chat", answered, self._record.context)
+
+
+def _input(plan: Plan) -> tuple[str | None, str | None]:
+    """Return the task that a plan answers and its input."""
+    if not isinstance(plan, TaskPlan):
+        return None, None
+    return plan.batch.task, plan.batch.requests[0].text
+
+
+async def _taken(events: _Events) -> AsyncIterator[dict[str, Any]]:
+    while (event := await events.get()) is not None:
+        if isinstance(event, NarrowgateError):
+            raise event
+        yield event

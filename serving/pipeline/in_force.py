@@ -1,0 +1,96 @@
+"""Whether what a cached answer was made under is still in force: model, attestation, claim."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import uuid4
+
+from serving.cache.entry import Made
+from serving.contracts.context import RequestContext
+from serving.contracts.errors import LedgerUnavailable
+from serving.contracts.evidence import Action
+from serving.contracts.exits import HEAD_PREFIX
+from serving.evidence.rulings import Evidence
+from serving.pipeline.claimed import NO_MODEL
+from serving.pipeline.exit_recorder import Served
+from serving.pipeline.runner import BoundTask
+
+_THIS_PROCESS = uuid4().hex
+"""Version of a model without an attestation: its files may change before the next start."""
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """Compares what made an answer with what is in force now.
+
+    tasks: of the local models, by name. evidence: None where no claims are used.
+    """
+
+    tasks: Mapping[str, BoundTask]
+    evidence: Evidence | None
+
+    def made(self, served: Served, task: str | None, text: str | None) -> Made:
+        """Return what an answer depends on. text: the task's input."""
+        if served.route != "local":
+            return Made(served.route, served.model, task=task)
+        action = digest = None
+        if served.claim is not None and self.evidence is not None:
+            claim = self.evidence.snapshot.find(served.claim)
+            action = None if claim is None else _action_name(claim.action)
+            digest = None if text is None else self.evidence.text_digest(served.claim, text)
+        return Made(
+            served.route, served.model, self._version(served.model), task, served.claim, action,
+            digest, served.guaranteed, served.evidence,
+        )  # fmt: skip
+
+    def covers(self, made: Made, context: RequestContext) -> bool:
+        """Return whether an answer would still be served to a request as it was made."""
+        if made.route != "local":
+            return True
+        if made.version != self._version(made.model):
+            return False
+        return made.task is None or self._covers_task(made, made.task, context)
+
+    def _version(self, model: str) -> str:
+        """Return the attestations that cover a local model, or this process where there is none."""
+        if model.startswith(HEAD_PREFIX):
+            # The name of a head holds its version.
+            return model
+        digests = {
+            bound.grant.attestation
+            for bound in self.tasks.values()
+            if bound.engine.model_id == model and bound.grant.attestation is not None
+        }
+        return ",".join(sorted(digests)) or _THIS_PROCESS
+
+    def _covers_task(self, made: Made, task: str, context: RequestContext) -> bool:
+        evidence, bound = self.evidence, self.tasks.get(task)
+        if bound is None:
+            return False
+        has_model = bound.grant.refusal is None
+        if not has_model and not made.model.startswith(HEAD_PREFIX):
+            return False
+        if evidence is None or not evidence.settings.enabled or context.options.deterministic:
+            return made.claim is None
+        model = bound.engine.model_id if has_model else NO_MODEL
+        shortcut = evidence.local_task(bound.task.spec, model, bound.grant)
+        try:
+            standing = evidence.ruling(shortcut, context).standing
+        except LedgerUnavailable:
+            return False
+        if standing.mode == "suite":
+            return made.claim is None
+        if standing.mode != "claim" or standing.claim is None:
+            return False
+        now = (standing.claim, _action_name(standing.action))
+        return (made.claim, made.action) == now and not self._is_listed(made, standing.claim)
+
+    def _is_listed(self, made: Made, name: str) -> bool:
+        """Return whether the claim lists the input as one that is often answered wrongly."""
+        assert self.evidence is not None
+        claim = self.evidence.snapshot.find(name)
+        return claim is not None and made.text is not None and made.text in claim.escalate
+
+
+def _action_name(action: Action | None) -> str | None:
+    """Return the name of a claim's action, which changes with its head or threshold."""
+    return None if action is None else f"{action.candidate}>={action.threshold!r}"
