@@ -20,6 +20,9 @@ from ray.serve.schema import LoggingConfig
 from serving.artifacts.checkpoint import Checkpoint, locate
 from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck, ModelGrants
 from serving.artifacts.verified_tokenizer import load_tokenizer
+from serving.cache.entry_store import open_store
+from serving.cache.policy import policy_digest
+from serving.cache.service import CacheService
 from serving.context.lazy import LazyPruner
 from serving.contracts.ledger import Tenant
 from serving.contracts.settings import GatewaySettings, ModelSettings, Settings
@@ -47,7 +50,9 @@ from serving.local.deployment import llm_config_arguments
 from serving.local.status_file import read_statuses
 from serving.pipeline.admission import AdmissionQueue
 from serving.pipeline.auditor import Auditor, AuditRunners
+from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.exit_recorder import ExitRecorder
+from serving.pipeline.in_force import InForce
 from serving.pipeline.plan import Policy
 from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
@@ -219,6 +224,8 @@ def _build_context(
         metrics,
     )
     audited = None if evidence is None else _audited(evidence, recorder, models, embedder)
+    cache = _build_cache(settings, metrics)
+    in_force = InForce(models.tasks, None if evidence is None else evidence.evidence)
     return GatewayContext(
         settings=gateway,
         path=RequestPath(
@@ -239,6 +246,9 @@ def _build_context(
                 pruning,
             ),
             max_inputs=gateway.max_inputs,
+            cache=None
+            if cache is None
+            else CacheAccess(cache, specs, in_force, policy_digest(settings, specs)),
         ),
         models=models,
         frontier=frontier,
@@ -251,8 +261,17 @@ def _build_context(
         reports=LedgerReports(reading, ZoneInfo(settings.ledger.time_zone)),
         development=settings.attestation.development,
         evidence=evidence,
+        cache=cache,
         metrics_port=settings.metrics_port,
     )
+
+
+def _build_cache(settings: Settings, metrics: Metrics) -> CacheService | None:
+    if not settings.cache.enabled:
+        return None
+    # Its own connections: a lookup must not wait for a request's rows.
+    database = Database(database_url(ledger_url(settings.ledger), settings.state))
+    return CacheService(open_store(database, settings.cache), settings.cache, metrics.cache)
 
 
 def _build_evidence(

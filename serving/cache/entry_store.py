@@ -52,7 +52,9 @@ class Whose:
             table.c.request_id: self.request_id, table.c.end_user: self.end_user,
             table.c.id: self.entry,
         }  # fmt: skip
-        given = [column == value for column, value in fields.items() if value is not None]
+        given = [
+            column == storable(value) for column, value in fields.items() if value is not None
+        ]
         return and_(True, *given)
 
 
@@ -148,12 +150,19 @@ class EntryStore:
             rows = connection.execute(query.order_by(table.c.namespace)).all()
         return {name: Size(count, int(size)) for name, count, size in rows}
 
-    def hits(self, whose: Whose) -> dict[str, int]:
-        """Return how often the entries were served, by namespace. Reads every entry."""
-        query = select(table.c.namespace, func.sum(table.c.hits)).where(whose.condition())
+    def stats(self, whose: Whose) -> list[dict[str, Any]]:
+        """Return entries, bytes and hits of each namespace. Reads every entry."""
+        query = select(
+            table.c.namespace, func.count(), func.sum(table.c.bytes), func.sum(table.c.hits)
+        ).where(whose.condition())
         with self.database.read() as connection:
-            rows = connection.execute(query.group_by(table.c.namespace)).all()
-        return {name: int(count) for name, count in rows}
+            rows = connection.execute(
+                query.group_by(table.c.namespace).order_by(table.c.namespace)
+            ).all()
+        return [
+            {"namespace": name, "entries": count, "bytes": int(size), "hits": int(hits)}
+            for name, count, size, hits in rows
+        ]
 
     def listed(self, whose: Whose, most: int = _LISTED) -> list[dict[str, Any]]:
         """Return what is known of entries besides their answers, the newest first."""

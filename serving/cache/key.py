@@ -4,6 +4,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from serving.contracts.answer import TaskRequest
@@ -37,11 +38,12 @@ def chat_fingerprint(
 ) -> str:
     """Return the digest of all that decides a chat's answer besides its last message.
 
-    Two chats that differ in the wording of their last message only have the same fingerprint.
+    Two chats that differ in the content of their last message only have the same fingerprint.
     Arguments as chat_key's.
     """
-    others = request.messages[:-1]
-    return _digest({"last": "any", **_chat(request, others, options, namespace, policy)})
+    *others, last = request.messages
+    messages = [*others, replace(last, content=None)]
+    return _digest(_chat(request, messages, options, namespace, policy))
 
 
 def task_key(

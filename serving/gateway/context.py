@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from serving.cache.service import CacheService
 from serving.contracts.errors import EngineFailure
 from serving.contracts.frontier import Frontier
 from serving.contracts.ledger import LedgerService
@@ -75,8 +76,8 @@ class GatewayContext:
     models: the local ones and their tasks. local_admission: of work for local models;
     frontier_admission: of requests at frontier APIs. access: authentication and limits.
     development: attestations are not enforced; every response states it. evidence: claims and
-    audits; None where only attested thresholds decide. metrics_port: of this replica's own
-    /metrics; None without one.
+    audits; None where only attested thresholds decide. cache: None without one. metrics_port: of
+    this replica's own /metrics; None without one.
     """
 
     settings: GatewaySettings
@@ -93,6 +94,7 @@ class GatewayContext:
     development: bool = False
     background: BackgroundTasks = field(default_factory=BackgroundTasks)
     evidence: EvidenceService | None = None
+    cache: CacheService | None = None
     metrics_port: int | None = None
 
     @property

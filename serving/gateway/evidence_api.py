@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.cache.entry_store import Whose as CachedWhose
 from serving.contracts.errors import InvalidRequest, NotFound
 from serving.contracts.ledger import Caller
 from serving.evidence import administration
@@ -122,20 +123,22 @@ async def delete_evidence(
     request_id: Annotated[str | None, Query(description="only of one request")] = None,
     end_user: Annotated[str | None, Query(description="only of one end user")] = None,
 ) -> dict[str, Any]:
-    """Delete what names a tenant, a request or an end user."""
+    """Delete what names a tenant, a request or an end user, cached answers too."""
     if request_id == "" or end_user == "":
         raise InvalidRequest("request_id and end_user must not be empty", field="request_id")
     whose = Whose(tenant, request_id, end_user)
     store = _store(context)
     count = await asyncio.to_thread(store.delete, whose, actor)
-    texts = await asyncio.to_thread(erase_texts, store.database, whose)
+    found = {"deleted": count, "texts": await asyncio.to_thread(erase_texts, store.database, whose)}
+    if context.cache is not None:
+        named = CachedWhose(None, tenant, request_id, end_user)
+        found["cached"] = await context.cache.delete(named)
     assert context.evidence is not None
     heads = context.evidence.heads
-    if heads is None:
-        return {"deleted": count, "texts": texts}
-    examples = await asyncio.to_thread(heads.delete, whose)
-    await heads.refresh()
-    return {"deleted": count, "examples": examples, "texts": texts}
+    if heads is not None:
+        found["examples"] = await asyncio.to_thread(heads.delete, whose)
+        await heads.refresh()
+    return found
 
 
 def _shown(claim: str, context: GatewayContext, actor: str) -> administration.Shown:

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serving.contracts.errors import NarrowgateError
 from serving.gateway import (
+    cache_api,
     errors,
     evidence_api,
     health_api,
@@ -25,11 +26,11 @@ from serving.gateway.log_heartbeat import LogHeartbeat
 from serving.gateway.middleware import BodyLimit, HeadAsGet, RequestScope
 from serving.local.metrics_server import metrics_served
 
-PARTS = (tasks_api, openai_api, models_api, health_api, report_api, evidence_api)
+PARTS = (tasks_api, openai_api, models_api, health_api, report_api, evidence_api, cache_api)
 
 
 def build_http(context: GatewayContext) -> FastAPI:
-    """Return the application; its lifespan runs the ledger and watches engines and tenants."""
+    """Return the application; its lifespan runs the ledger and the watches."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -40,6 +41,8 @@ def build_http(context: GatewayContext) -> FastAPI:
         }
         if context.evidence is not None:
             watches["evidence"] = context.evidence.watch()
+        if context.cache is not None:
+            watches["cache"] = context.cache.watch()
         # Rows and decisions are flushed whatever else fails at the end: Serve stops a replica
         # without calling `drain`, and only this runs.
         async with AsyncExitStack() as closing:
@@ -49,6 +52,8 @@ def build_http(context: GatewayContext) -> FastAPI:
             closing.push_async_callback(context.frontier.aclose)
             closing.enter_context(metrics_served(context.metrics_port, context.metrics.registry))
             await context.ledger.start()
+            if context.cache is not None:
+                await context.cache.start()
             await closing.enter_async_context(context.background.running(watches))
             yield
 

@@ -128,7 +128,7 @@ def _response(reply: TaskReply, request_id: str) -> Response:
     if answers:
         headers[GUARANTEE] = ", ".join(sorted({answer.guarantee.header() for answer in answers}))
     if reply.cache:
-        headers[CACHE] = ",".join(reply.cache)
+        headers[CACHE] = ",".join(sorted(set(reply.cache)))
     hit = answers[0].cache if answers and not reply.is_list else None
     if hit is not None:
         headers |= {CACHE_ENTRY: hit.entry, CACHE_AGE: f"{hit.age_s:.3f}"}

@@ -155,9 +155,7 @@ class CacheAccess:
         flight.resolve(error)
         self.cache.flights.retire(flight)
 
-    def _bypass(
-        self, context: RequestContext, task: str | None
-    ) -> Reason | None:
+    def _bypass(self, context: RequestContext, task: str | None) -> Reason | None:
         caller = context.caller
         if context.options.cache == "bypass":
             return "asked"

@@ -1,0 +1,37 @@
+"""The digest of all besides a request that decides who answers it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from serving.contracts.settings import Settings
+from serving.contracts.task_spec import TaskSpec
+
+
+def policy_digest(settings: Settings, specs: Mapping[str, TaskSpec]) -> str:
+    """Return 64 hex digits: of routing, providers, models, tasks, and this version. Blocking.
+
+    Local models' attestations and claims are not part of it: they are compared at each hit.
+    """
+    content = {
+        "version": version("narrowgate"),
+        "routing": settings.routing.model_dump(mode="json"),
+        "router": _files(settings.routing.model),
+        "frontier": settings.frontier.model_dump(mode="json"),
+        "models": [model.model_dump(mode="json") for model in settings.models],
+        "task_models": settings.task_models,
+        "tasks": {name: spec.digest() for name, spec in specs.items()},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path | None) -> dict[str, str]:
+    if folder is None:
+        return {}
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.iterdir())
+        if file.is_file()
+    }
