@@ -80,7 +80,17 @@ class Flights:
                 # The next equal request must not wait for an answer that is never made.
                 self.retire(deserted)
 
+    def retire_later(self, flight: Flight, seconds: float) -> None:
+        """End a flight whose answer is stored once no lookup from before that is in progress."""
+        asyncio.get_running_loop().call_later(seconds, self.retire, flight)
+
+    def retire_answered(self) -> None:
+        """End all flights whose answer is there: it may have been deleted."""
+        for flight in list(self._open.values()):
+            if flight.result.done():
+                self.retire(flight)
+
     def retire(self, flight: Flight) -> None:
-        """End a flight: its answer is stored, or is not to be shared."""
+        """End a flight: its answer is not to be shared any more."""
         if self._open.get(flight.key) is flight:
             del self._open[flight.key]

@@ -27,6 +27,8 @@ Looked = Literal["hit", "miss", "shared", "unavailable"]
 _THREADS = 4
 _PAUSE_S = 1.0
 """After a failure of the database nothing is looked up for so long."""
+_LONGEST_SHARED_S = 1.0
+"""A deletion by another replica holds after so long here."""
 _SWEEP_S = 30.0
 _COUNT_S = 5.0
 """Hits are counted in the database after so long, one row an entry."""
@@ -93,6 +95,7 @@ class CacheService:
             lambda hits: self._run(store.used, hits, now()),
             self.flights,
             events,
+            min(settings.lookup_timeout_s, _LONGEST_SHARED_S),
         )
         self._paused_until_s = 0.0
 
@@ -145,6 +148,7 @@ class CacheService:
         """Delete entries on all replicas; return how many. Raises LedgerUnavailable."""
         await self._writer.flush()
         count = await self._run(self._store.delete, whose)
+        self.flights.retire_answered()
         self.events.cache_deleted(count, "asked")
         return count
 

@@ -34,7 +34,8 @@ class WriteEvents(Protocol):
 class EntryWriter:
     """Holds entries until they are written, in batches. hits: not yet counted, by entry.
 
-    write, count: store entries, and hits by entry; they raise LedgerUnavailable.
+    write, count: store entries, and hits by entry; they raise LedgerUnavailable. lookup_s: a lookup
+    takes at most so long; one that began before a write must find the flight.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class EntryWriter:
         count: Callable[[Mapping[str, int]], Awaitable[None]],
         flights: Flights,
         events: WriteEvents,
+        lookup_s: float,
     ) -> None:
         self.hits: Counter[str] = Counter()
         self._write = write
         self._count = count
         self._flights = flights
         self._events = events
+        self._lookup_s = lookup_s
         self._pending: deque[tuple[PackedEntry, Flight]] = deque()
         self._pending_bytes = 0
         self._writing = asyncio.Lock()
@@ -92,7 +95,7 @@ class EntryWriter:
         finally:
             for packed, flight in batch:
                 self._pending_bytes -= len(packed.data)
-                self._flights.retire(flight)
+                self._flights.retire_later(flight, self._lookup_s)
 
     async def count_hits(self) -> None:
         """Count new hits in the database; while it is unreachable they are lost."""

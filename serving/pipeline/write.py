@@ -105,13 +105,12 @@ def write_hit(
 
 def cached_document(document: Mapping[str, Any], hit: CacheHit, request_id: str) -> dict[str, Any]:
     """Return a cached document as the answer to another request."""
-    found = {**document, "id": f"chatcmpl-{request_id}", "created": int(time.time())}
-    if "narrowgate" in document:
-        found["narrowgate"] = {
-            **document["narrowgate"], "route": "cache", "reason": "cached", "cost_usd": "0",
-            "cache": hit.model_dump(mode="json"),
-        }  # fmt: skip
-    return found
+    details = {
+        **document.get("narrowgate", {}), "route": "cache", "reason": "cached", "cost_usd": "0",
+        "cache": hit.model_dump(mode="json"),
+    }  # fmt: skip
+    made = {"id": f"chatcmpl-{request_id}", "created": int(time.time())}
+    return {**document, **made, "narrowgate": details}
 
 
 def _sent(
