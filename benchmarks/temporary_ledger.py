@@ -15,10 +15,11 @@ _LEDGER = "ledger"
 
 
 def without_keys(settings: "Settings") -> "Settings":
-    """Return the settings without API keys and audits, with the ledger in the state folder.
+    """Return the settings without API keys, audits and cache, with the ledger in the state folder.
 
     Without evidence, attested thresholds decide from the first request on, as in steady operation.
     """
+    from serving.contracts.cache_settings import CacheSettings
     from serving.contracts.evidence_settings import EvidenceSettings
     from serving.contracts.ledger_settings import AuthSettings
 
@@ -27,6 +28,8 @@ def without_keys(settings: "Settings") -> "Settings":
         "auth": AuthSettings(mode="off"),
         "ledger": ledger,
         "evidence": EvidenceSettings(enabled=False),
+        # A repeated text would measure the cache and no model.
+        "cache": CacheSettings(enabled=False),
     }
     return settings.model_copy(update=changed)
 

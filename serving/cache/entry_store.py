@@ -52,9 +52,7 @@ class Whose:
             table.c.request_id: self.request_id, table.c.end_user: self.end_user,
             table.c.id: self.entry,
         }  # fmt: skip
-        given = [
-            column == storable(value) for column, value in fields.items() if value is not None
-        ]
+        given = [column == storable(value) for column, value in fields.items() if value is not None]
         return and_(True, *given)
 
 

@@ -57,6 +57,14 @@ class Flights:
     def __len__(self) -> int:
         return len(self._open)
 
+    def answer(self, key: str) -> Entry | None:
+        """Return the answer of a flight that is still shared; None before it is there."""
+        flight = self._open.get(key)
+        if flight is None or not flight.result.done():
+            return None
+        result = flight.result.result()
+        return result if isinstance(result, Entry) else None
+
     def join(self, key: str) -> tuple[Flight, bool]:
         """Return the flight of a key, and whether the caller leads it. It must leave it."""
         flight = self._open.get(key)

@@ -145,6 +145,8 @@ def _export(args: argparse.Namespace, store: Any) -> int:
 
 
 def _delete(args: argparse.Namespace, store: Any) -> int:
+    from serving.cache.entry_store import EntryStore
+    from serving.cache.entry_store import Whose as CachedWhose
     from serving.evidence.heads.example_store import ExampleStore
     from serving.evidence.heads.keys import vector_cipher
     from serving.evidence.heads.service import erase_examples
@@ -157,12 +159,15 @@ def _delete(args: argparse.Namespace, store: Any) -> int:
     count = store.delete(whose, _ACTOR)
     examples = erase_examples(ExampleStore(store.database, cipher), whose)
     texts = erase_texts(store.database, whose)
+    named = CachedWhose(None, args.tenant, args.request_id, args.end_user)
+    cached = EntryStore(store.database).delete(named)
     if args.json:
-        print(json.dumps({"deleted": count, "examples": examples, "texts": texts}))
+        found = {"deleted": count, "examples": examples, "texts": texts, "cached": cached}
+        print(json.dumps(found))
     else:
         print(
-            f"{count} audits deleted or emptied, {examples} examples of heads and {texts} kept "
-            "texts deleted"
+            f"{count} audits deleted or emptied, {examples} examples of heads, {texts} kept texts "
+            f"and {cached} cached answers deleted"
         )
     return 0
 
@@ -232,8 +237,11 @@ def _answers(args: argparse.Namespace, rows: list[dict[str, Any]]) -> "list[Repl
 
     key = os.environ.get(args.key_env)
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    # Local answers alone, and none of them audited: a replay costs nothing and proves nothing.
-    headers |= {"x-narrowgate-route": "local_only", "x-narrowgate-audit": "never"}
+    # Local answers only, made anew and not audited: a replay costs nothing and proves nothing.
+    headers |= {
+        "x-narrowgate-route": "local_only", "x-narrowgate-audit": "never",
+        "x-narrowgate-cache": "bypass",
+    }  # fmt: skip
     found = []
     url = f"{args.url.rstrip('/')}/v1/tasks/{args.task}"
     with (

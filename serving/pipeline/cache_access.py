@@ -119,7 +119,9 @@ class CacheAccess:
     def join(self, key: str, context: RequestContext) -> tuple[Flight, bool]:
         """Return the flight of a key, and whether the request leads it. It must leave it."""
         flights = self.cache.flights
-        if context.options.cache == "refresh":
+        answer = flights.answer(key)
+        is_stale = answer is not None and not self._is_servable(answer, context)
+        if is_stale or context.options.cache == "refresh":
             return flights.lead(key), True
         return flights.join(key)
 

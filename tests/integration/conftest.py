@@ -89,7 +89,8 @@ def start(log: Path, **environment: str) -> Stack:
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
+            # A repeated text must reach the model: these tests are not of the cache.
+            env={"NARROWGATE_CACHE__ENABLED": "false", **os.environ, **environment},
             start_new_session=True,
         )
     return Stack(f"http://127.0.0.1:{port}", process, log)

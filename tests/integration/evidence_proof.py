@@ -165,7 +165,8 @@ class Gateway:
             self.process = subprocess.Popen(
                 self._words,
                 cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, "OPENAI_API_KEY": KEY},
+                # A cached answer is no evidence: every text must be answered anew.
+                env={**os.environ, "OPENAI_API_KEY": KEY, "NARROWGATE_CACHE__ENABLED": "false"},
             )  # fmt: skip
 
     def wait(self) -> None:

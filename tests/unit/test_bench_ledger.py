@@ -60,6 +60,7 @@ def test_a_benchmark_asks_for_no_keys_and_keeps_off_a_shared_ledger() -> None:
     )
     found = without_keys(Settings(auth=AuthSettings(mode="keys"), ledger=ledger))
     assert found.auth.mode == "off"
+    assert not found.cache.enabled
     assert (found.ledger.url, found.ledger.time_zone) == (None, "Europe/Rome")
 
 

@@ -70,7 +70,7 @@ def test_requests_that_an_entry_can_answer(body: dict[str, Any]) -> None:
         "What is the weather in Paris?", "Who is the current president?", "What's the time?",
         "the latest iPhone", "What happened yesterday?", "this week's menu", "3 days until Easter",
         "Was läuft heute im Kino?", "der aktuelle Stand", "nächste Woche", "wie spät ist es",
-        "Quelle heure est-il ?", "les actualités d'aujourd’hui", "la semaine prochaine",
+        "Quelle heure est-il ?", "les actualités d'aujourd\u2019hui", "la semaine prochaine",
         "¿Qué hora es?", "las últimas noticias", "el presidente actual", "NOW please",
     ],
 )  # fmt: skip

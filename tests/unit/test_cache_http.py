@@ -449,9 +449,7 @@ async def test_a_cache_that_cannot_be_read_or_written_is_a_miss(
     assert tasks.metric("narrowgate_cache_writes_dropped_total") == 2
 
 
-async def test_a_damaged_entry_is_a_miss_and_is_replaced(
-    tasks: Cached, database: Database
-) -> None:
+async def test_a_damaged_entry_is_a_miss_and_is_replaced(tasks: Cached, database: Database) -> None:
     await tasks.task("topic", {"input": "x"})
     await tasks.entries()
     with database.begin() as connection:
@@ -512,5 +510,3 @@ async def test_a_model_whose_attestation_changed_is_asked_again(
         other = Grant(result(specs[name]), "sha256:new", bound.grant.refusal)
         all_tasks[name] = replace(bound, grant=other)
     assert state_of(await tasks.task("topic", {"input": "x"})) == "miss"
-
-

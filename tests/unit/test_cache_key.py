@@ -25,6 +25,7 @@ BODY: dict[str, Any] = {
     "max_tokens": 50,
 }
 OPTIONS = RequestOptions()
+TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=3), min_size=1, max_size=4)
 
 
 def key(body: dict[str, Any], options: RequestOptions = OPTIONS, **more: str) -> str:
@@ -139,7 +140,7 @@ def test_the_namespace_and_the_policy_change_the_key() -> None:
     ("one", "other"),
     [
         ("10² plus 5", "102 plus 5"),
-        ("½ cup", "1⁄2 cup"),
+        ("\u00bd cup", "1\u20442 cup"),
         ("Turn it on", "turn it on"),
         ("Turn it on", "Turn it on."),
         ("polish", "Polish"),
@@ -147,7 +148,7 @@ def test_the_namespace_and_the_policy_change_the_key() -> None:
         ("a\nb", "a b"),
         ("a\r\nb", "a\nb"),
         ("№ 5", "No 5"),
-        ("ſ", "s"),
+        ("\u017f", "s"),
         ("x", ""),
     ],
 )
@@ -193,8 +194,7 @@ def test_two_texts_share_a_key_only_if_they_are_one(one: str, other: str) -> Non
     assert (key(user(one or "x")) == key(user(other))) is is_one
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=3), min_size=1, max_size=4),
-       st.lists(st.text(st.characters(codec="utf-8"), max_size=3), min_size=1, max_size=4))  # fmt: skip
+@given(TEXTS, TEXTS)
 def test_the_borders_of_messages_count(one: list[str], other: list[str]) -> None:
     def of(texts: list[str]) -> str:
         messages = [{"role": "user", "content": text} for text in texts]

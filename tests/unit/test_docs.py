@@ -18,6 +18,7 @@ from quantize.recipe import (
     built_in_recipes,
 )
 from serving.cli import narrowgate_parser
+from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.context_settings import ContextSettings
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.evidence_settings import EvidenceSettings
@@ -70,6 +71,7 @@ GROUPS: list[tuple[str, type[BaseModel]]] = [
     ("evidence.", EvidenceSettings),
     ("context.", ContextSettings),
     ("evidence.head.", HeadSettings),
+    ("cache.", CacheSettings),
 ]
 GROUP_NAMES = {prefix.removesuffix(".") for prefix, _ in GROUPS}
 LISTS = {"models", "frontier.providers"}
