@@ -2,11 +2,12 @@
 
 import sys
 
-from benchmarks import bounds, cost, evidence, gate, gateway, ledger, stack
+from benchmarks import bounds, cache, cost, evidence, gate, gateway, ledger, stack
 from serving.cli import run_program
 
 _BENCHMARKS = {
     "bounds": bounds,
+    "cache": cache,
     "cost": cost,
     "evidence": evidence,
     "gate": gate,

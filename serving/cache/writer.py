@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 _MOST_PENDING = 1000
 _MOST_PENDING_BYTES = 64 * 2**20
 _BATCH = 64
+_PAUSE_S = 0.05
+"""Between two batches: SQLite has one writer at a time, and paid calls wait for their rows."""
 
 
 class WriteEvents(Protocol):
@@ -63,6 +65,7 @@ class EntryWriter:
             await self._woken.wait()
             self._woken.clear()
             await self.flush()
+            await asyncio.sleep(_PAUSE_S)
 
     def submit(self, packed: PackedEntry, flight: Flight) -> None:
         """Write an entry soon and then end its flight; drop it where too many are pending."""

@@ -1,0 +1,164 @@
+"""`python -m benchmarks cache`: lookups, hits through HTTP, memory, and replays with repeats."""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.machine import machine
+from benchmarks.processes import instant_provider, listening
+from serving.host.terminal import terminal_progress
+
+if TYPE_CHECKING:
+    from serving.contracts.settings import Settings
+
+HELP = "measure the cache: lookups, hits through HTTP beside an empty handler, memory, replays"
+# A model with a known price: calls of unpriced models are refused.
+MODEL = "openai/gpt-6-luna"
+_CLIENTS = (1, 16)
+_REQUESTS = {1: 400, 16: 2400}
+_START_S = 120.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--entries", nargs="+", type=int, default=[1000, 100_000], help="sizes (1000 100000)"
+    )
+    parser.add_argument("--lookups", type=int, default=2000, help="of each size (2000)")
+    parser.add_argument("--rounds", type=int, default=3, help="of every load (3)")
+    parser.add_argument("--requests", type=int, default=2000, help="of each replay (2000)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report. Exit status 0; figures are reported, not judged."""
+    from benchmarks.cache_lookups import time_lookups
+
+    with terminal_progress() as progress:
+        task = progress.add_task("lookups", total=len(args.entries) + 1)
+        lookups = []
+        for entries in args.entries:
+            lookups.append(time_lookups(entries, args.lookups).document())
+            progress.advance(task)
+        document = {"machine": machine(), "lookups": lookups, **_through_http(args)}
+    _print(document, as_json=args.json)
+    return 0
+
+
+def _through_http(args: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.cache_replay import replay_all
+    from serving.lifecycle.ports import free_port
+
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="narrowgate-") as state, instant_provider() as upstream:
+        settings = _settings(Path(state), upstream).model_dump_json()
+        command = [sys.executable, "-m", "benchmarks.cache_server", str(port)]
+        with listening(command, port, _START_S, settings) as url:
+            before_mib = _memory_mib(port)
+            load = _loads(url, args.rounds)
+            replays = [found.document() for found in replay_all(url, args.requests, MODEL)]
+            memory = {"before_mib": before_mib, "after_mib": _memory_mib(port)}
+    return {"load": load, "replays": replays, "memory": memory}
+
+
+def _settings(state: Path, upstream: str) -> "Settings":
+    from serving.contracts.evidence_settings import EvidenceSettings
+    from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
+    from serving.contracts.ledger_settings import AuthSettings
+    from serving.contracts.routing import TIERS
+    from serving.contracts.settings import Settings
+
+    provider = ProviderSettings(
+        api="openai", base_url=f"{upstream}/v1", keyless=True, max_concurrent=256
+    )
+    return Settings(
+        state=state,
+        models=(),
+        auth=AuthSettings(mode="off"),
+        evidence=EvidenceSettings(enabled=False),
+        frontier=FrontierSettings(
+            providers={"openai": provider}, tiers=dict.fromkeys(TIERS, (MODEL,))
+        ),
+    )
+
+
+def _loads(url: str, rounds: int) -> list[dict[str, Any]]:
+    """Load an empty handler, hits, and calls of the provider, in turn."""
+    from benchmarks.cache_replay import questions
+    from benchmarks.load import LoadResult, percentile, run_load
+
+    found: dict[tuple[str, int], list[LoadResult]] = {}
+    for number in range(rounds + 1):
+        for clients in _CLIENTS:
+            count = _REQUESTS[clients]
+            one = [_body("What is a narrow gate?")] * count
+            fresh = [_body(text) for text in questions(count, seed=1000 * number + clients)]
+            for name, path, bodies in (
+                ("empty handler", "/healthz", [None] * count),
+                ("hit", "/v1/chat/completions", one),
+                ("miss, instant provider", "/v1/chat/completions", fresh),
+            ):
+                result = asyncio.run(run_load(url + path, bodies, clients))
+                # Round 0 warms connections and the cache, and is not counted.
+                if number:
+                    found.setdefault((name, clients), []).append(result)
+    return [
+        {
+            "target": name,
+            "clients": clients,
+            "p50_ms": percentile(_all(results), 0.5) * 1000,
+            "p99_ms": percentile(_all(results), 0.99) * 1000,
+            "requests_per_s": statistics.median(item.requests_per_s for item in results),
+        }
+        for (name, clients), results in found.items()
+    ]
+
+
+def _all(results: list[Any]) -> list[float]:
+    return [latency for result in results for latency in result.latencies_s]
+
+
+def _body(text: str) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}]}
+
+
+def _memory_mib(port: int) -> float:
+    """Return the resident memory of the process that listens on a port."""
+    import psutil
+
+    process = next(
+        child
+        for child in psutil.Process().children()
+        if str(port) in child.cmdline() and "benchmarks.cache_server" in child.cmdline()
+    )
+    return float(process.memory_info().rss / 2**20)
+
+
+def _print(document: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(document))
+        return
+    print(f"{document['machine']['cpu']}, {document['machine']['cores']} cores")
+    for row in document["lookups"]:
+        print(
+            f"{row['entries']:>9,} entries  hit p50 {row['hit_p50_ms']:.2f} p99 "
+            f"{row['hit_p99_ms']:.2f} ms  miss p50 {row['miss_p50_ms']:.2f} p99 "
+            f"{row['miss_p99_ms']:.2f} ms  database {row['database_mib']:.0f} MiB, filled in "
+            f"{row['fill_s']:.0f} s"
+        )
+    for row in document["load"]:
+        print(
+            f"{row['clients']:>3} clients  {row['target']:<24} p50 {row['p50_ms']:>7.2f} p99 "
+            f"{row['p99_ms']:>7.2f} ms  {row['requests_per_s']:>7.0f} requests/s"
+        )
+    memory = document["memory"]
+    print(f"gateway's memory {memory['before_mib']:.0f} MiB, then {memory['after_mib']:.0f} MiB")
+    for row in document["replays"]:
+        kinds = ", ".join(
+            f"{kind} {found['hits']}/{found['requests']}" for kind, found in row["by_kind"].items()
+        )
+        print(f"{row['stream']}: {row['intercepted']:.1%} intercepted ({kinds})")

@@ -1,0 +1,40 @@
+"""The streams of the cache's benchmark: what repeats, and what may be cached at all."""
+
+from collections import Counter
+
+import pytest
+
+from benchmarks.cache_replay import questions, repeating_stream, zipf_stream
+from serving.cache.cacheable import unfit_chat
+from serving.cache.key import normalised
+from serving.pipeline.read import read_chat
+
+
+@pytest.mark.parametrize("stream", [zipf_stream(400, 200), repeating_stream(400)])
+def test_every_chat_may_be_cached(stream: list[tuple[str, str]]) -> None:
+    for _, text in stream:
+        body = {"model": "auto", "messages": [{"role": "user", "content": text}]}
+        assert unfit_chat(read_chat(body, 1), "exact_only") is None, text
+
+
+def test_questions_are_distinct() -> None:
+    assert len(set(questions(500, 1)) | set(questions(500, 2))) == 1000
+
+
+def test_what_repeats_is_equal_to_an_earlier_chat_and_a_near_miss_is_not() -> None:
+    seen: set[str] = set()
+    kinds: Counter[str] = Counter()
+    for kind, text in repeating_stream(2000):
+        kinds[kind] += 1
+        repeats = normalised(text) in seen
+        assert repeats is (kind in ("word for word", "outer white space")), (kind, text)
+        if kind == "new":
+            seen.add(text)
+    assert kinds["new"] > 700
+    for kind in ("word for word", "outer white space", "case"):
+        assert 150 < kinds[kind] < 250
+
+
+def test_frequent_texts_of_a_zipf_stream_repeat() -> None:
+    kinds = Counter(kind for kind, _ in zipf_stream(2000, 1000))
+    assert kinds["word for word"] > kinds["new"]
