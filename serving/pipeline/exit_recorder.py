@@ -248,6 +248,10 @@ class RequestRecord:
         for item in self.inputs:
             item.is_abandoned = True
 
+    def close(self) -> None:
+        """Record the inputs that are still open as abandoned by their client."""
+        self._record_open(None)
+
     def looked_up(self, lookup_s: float | None) -> None:
         """Record the time of the cache's lookup; None where nothing was looked up."""
         for item in self.inputs:

@@ -65,6 +65,8 @@ async def leave(
         return
     if work.task.cancelling():
         await asyncio.wait({work.task})
+        # A task that was cancelled before its first step has not entered its record.
+        record.close()
     elif any(not flight.result.done() for flight in work.flights):
         record.abandon()
 

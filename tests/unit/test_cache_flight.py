@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from serving.cache.entry_store import EVERY_ENTRY
 from serving.contracts.task_spec import TaskSpec
 from serving.ledger.database import Database
 
@@ -297,3 +298,37 @@ async def test_a_deleted_answer_is_not_shared_any_more(local: Cached) -> None:
     await local.chat(model=MODEL)
     assert (await local.server.client.delete("/v1/cache")).json() == {"deleted": 1}
     assert state_of(await local.chat(model=MODEL)) == "miss"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat_body(MODEL)),
+        (CHAT, chat_body(MODEL, stream=True)),
+        ("/v1/tasks/topic", {"inputs": ["a", "b", "a"]}),
+    ],
+    ids=["whole", "streamed", "task"],
+)
+async def test_a_client_that_leaves_at_any_await_leaves_its_rows_and_nothing_else(
+    local: Cached, path: str, body: dict[str, Any]
+) -> None:
+    local.server.engine.release.set()
+    inputs = len(body.get("inputs", "x"))
+    is_over = False
+    steps = 0
+    while not is_over:
+        steps += 1
+        local.server.ledger.pages.clear()
+        await local.service.delete(EVERY_ENTRY)
+        sent = asyncio.create_task(local.server.post(path, json=body))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        is_over = sent.done()
+        begun = len(local.service.flights) > 0
+        sent.cancel()
+        await asyncio.gather(sent, return_exceptions=True)
+        pages = local.server.ledger.pages
+        assert all(page.exit is not None for page in pages), steps
+        assert len(pages) in ((inputs,) if begun else (0, inputs)), steps
+        await until(lambda: local.server.context.local_admission.active == 0)
+    assert steps > 10
