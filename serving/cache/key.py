@@ -92,6 +92,9 @@ def _chat(
     policy: str,
 ) -> dict[str, Any]:
     fields = {name: value for name, value in request.fields.items() if name not in _NO_INFLUENCE}
+    pruning = request.pruning
+    # A message whose content is a string has no part; -1 is before every part.
+    marked = sorted((message, -1 if part is None else part) for message, part in pruning.marked)
     return {
         "kind": "chat",
         **_common(options, namespace, policy),
@@ -100,6 +103,7 @@ def _chat(
         "max_tokens": request.max_tokens,
         "choices": request.choices,
         "languages": [request.source_language, request.target_language],
+        "pruning": [pruning.mode, pruning.ratio, [list(place) for place in marked]],
         "fields": fields,
         "extras": request.extras,
     }

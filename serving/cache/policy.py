@@ -20,6 +20,8 @@ def policy_digest(settings: Settings, specs: Mapping[str, TaskSpec]) -> str:
         "routing": settings.routing.model_dump(mode="json"),
         "router": _files(settings.routing.model),
         "frontier": settings.frontier.model_dump(mode="json"),
+        "context": settings.context.model_dump(mode="json"),
+        "pruner": _files(settings.context.model),
         "models": [model.model_dump(mode="json") for model in settings.models],
         "task_models": settings.task_models,
         "tasks": {name: spec.digest() for name, spec in specs.items()},
@@ -27,11 +29,11 @@ def policy_digest(settings: Settings, specs: Mapping[str, TaskSpec]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _files(folder: Path | None) -> dict[str, str]:
-    if folder is None:
+def _files(place: Path | None) -> dict[str, str]:
+    """Return the digests of a file, or of the files in a folder, by name."""
+    if place is None:
         return {}
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
     return {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.iterdir())
-        if file.is_file()
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()
     }
