@@ -1,4 +1,4 @@
-"""`narrowgate cache`: show, delete and export cached answers."""
+"""`narrowgate cache`: show, delete and export cached answers; measure lookups by meaning."""
 
 import argparse
 import json
@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.commands import cache_evaluate
 from serving.commands.ledger import opened_ledger
 from serving.commands.options import add_settings_options, settings_from
 
 if TYPE_CHECKING:
     from serving.cache.entry_store import EntryStore, Whose
 
-HELP = "show, delete and export cached answers"
+HELP = "show, delete and export cached answers; measure lookups by meaning"
 
 _SHOWN = 100
 _CONDITIONS = {
@@ -36,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     clear.add_argument("--namespace", metavar="NAME", help=_CONDITIONS["namespace"])
     export = actions.add_parser("export", help="write entries with their answers as JSON Lines")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file")
+    cache_evaluate.configure_evaluate(actions.add_parser("evaluate", help=cache_evaluate.HELP))
     for action in (stats, listing, delete, export):
         for name, help_ in _CONDITIONS.items():
             option = "--" + name.replace("_", "-")
@@ -49,6 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action and print its result."""
+    if args.action == "evaluate":
+        return cache_evaluate.evaluate(args)
     from serving.cache.entry_store import EntryStore, open_store
 
     # Deleting needs no key, so that entries whose key is lost can be deleted.
