@@ -12,11 +12,15 @@ Result = Entry | NarrowgateError | None
 
 
 class Flight:
-    """One answer in the making. participants: requests that wait for it, its leader among them."""
+    """One answer in the making.
+
+    participants: requests that wait for it, its leader among them. is_written: the database has it.
+    """
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.participants = 1
+        self.is_written = False
         self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.work: Work | None = None
 
@@ -64,6 +68,11 @@ class Flights:
             return None
         result = flight.result.result()
         return result if isinstance(result, Entry) else None
+
+    def unwritten(self, key: str) -> Entry | None:
+        """Return the answer of a flight that the database does not have yet."""
+        flight = self._open.get(key)
+        return None if flight is None or flight.is_written else self.answer(key)
 
     def join(self, key: str) -> tuple[Flight, bool]:
         """Return the flight of a key, and whether the caller leads it. It must leave it."""

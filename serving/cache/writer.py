@@ -91,6 +91,8 @@ class EntryWriter:
         try:
             await self._write([packed for packed, _ in batch])
             self._events.cache_written(len(batch))
+            for _, flight in batch:
+                flight.is_written = True
         except (LedgerUnavailable, SQLAlchemyError) as error:
             # A cache that cannot be written is a cache that misses.
             self._events.cache_dropped(len(batch))

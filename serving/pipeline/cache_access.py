@@ -103,7 +103,9 @@ class CacheAccess:
         seconds = (time.monotonic() - started_s) / len(keys)
         record.looked_up(seconds)
         entries = {
-            key: entry for key, entry in (found or {}).items() if self._is_servable(entry, context)
+            key: newest
+            for key, entry in (found or {}).items()
+            if self._is_servable(newest := self._newest(entry), context)
         }
         for key in keys:
             outcome: Looked = "hit" if key in entries else "miss"
@@ -164,6 +166,10 @@ class CacheAccess:
         if self.cache.settings.excludes(caller.tenant, caller.key_id, task):
             return "excluded"
         return None
+
+    def _newest(self, entry: Entry) -> Entry:
+        """Return the answer that replaces an entry and is not yet written, or the entry."""
+        return self.cache.flights.unwritten(entry.key) or entry
 
     def _namespace(self, context: RequestContext) -> str:
         return self.cache.settings.namespace_of(context.caller.tenant)

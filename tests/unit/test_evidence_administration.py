@@ -196,6 +196,7 @@ def test_the_command_line(
         "deleted": 70,
         "examples": 0,
         "texts": 0,
+        "cached": 0,
     }
     assert run(capsys, state, "list") == []
 
