@@ -111,12 +111,13 @@ class ProviderSettings(_Frozen):
 class PromptCacheSettings(_Frozen):
     """Prompt caching at providers.
 
-    marker: ends the static prefix, on a line of its own or inline; never sent. expected_reuses:
-    requests that share a prefix within its time to live, until observed. tracked_prefixes: kept in
-    memory.
+    automatic: cache tools, system prompts and conversations without markers. marker: ends the
+    static prefix, on a line of its own or inline; never sent. expected_reuses: requests that share
+    a prefix within its time to live, until observed. tracked_prefixes: kept in memory.
     """
 
     enabled: bool = True
+    automatic: bool = True
     marker: str = Field(default="---CACHE_BREAK---", min_length=4, max_length=100)
     expected_reuses: float = Field(default=1.0, ge=0.0)
     tracked_prefixes: int = Field(default=256, ge=1, le=100_000)

@@ -33,8 +33,8 @@ _JSON_DIRECTIVE = "Answer with one JSON object and nothing else."
 def anthropic_request(body: Mapping[str, Any], model: str) -> dict[str, Any]:
     """Return keyword arguments for `messages.create`.
 
-    body: bounded, with `max_tokens`; `cache_control` on a text part is passed on. Raises
-    FrontierRejected, naming the field, for a field that Anthropic does not offer.
+    body: bounded, with `max_tokens`; `cache_control` on a text, an image, a tool or a tool's result
+    is passed on. Raises FrontierRejected, naming the field, for a field that Anthropic does not offer.
     """
     _refuse_unknown(body)
     system, messages = _conversation(body.get("messages", []))
@@ -142,12 +142,10 @@ def _block(part: object, where: str) -> dict[str, Any] | None:
             text = part.get("text" if kind == "text" else "refusal") or ""
             if not text.strip():
                 return None
-            block = _text(text)
-            if "cache_control" in part:
-                block["cache_control"] = part["cache_control"]
-            return block
+            return _with_control(_text(text), part)
         case "image_url":
-            return {"type": "image", "source": _image(part.get("image_url"), where)}
+            image = {"type": "image", "source": _image(part.get("image_url"), where)}
+            return _with_control(image, part)
         case kind:
             raise _rejected(where, f"parts of type {kind!r} are not supported", "send text")
 
@@ -192,7 +190,7 @@ def _assistant(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 def _tool_result(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     blocks = _blocks(message.get("content"), where)
     result = {"type": "tool_result", "tool_use_id": message.get("tool_call_id")}
-    return {**result, "content": blocks} if blocks else result
+    return _with_control({**result, "content": blocks} if blocks else result, message)
 
 
 def _tools(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +213,11 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
         "name": function.get("name"),
         "input_schema": function.get("parameters") or {"type": "object", "properties": {}},
     }
-    optional = {"description": function.get("description"), "strict": function.get("strict")}
+    optional = {
+        "description": function.get("description"),
+        "strict": function.get("strict"),
+        "cache_control": tool.get("cache_control"),
+    }
     return {**result, **{name: value for name, value in optional.items() if value}}
 
 
@@ -255,6 +257,12 @@ def _output_format(form: object) -> dict[str, Any] | None:
                     "give every part of the schema a type",
                 ) from error
     raise _rejected("response_format", "this format is not supported", "use json_schema")
+
+
+def _with_control(block: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    if "cache_control" in source:
+        block["cache_control"] = source["cache_control"]
+    return block
 
 
 def _text(text: str) -> dict[str, Any]:

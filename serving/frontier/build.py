@@ -2,7 +2,8 @@
 
 import logging
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from pydantic import SecretStr
 
@@ -28,11 +29,12 @@ def build_frontier(
     prices: PriceList,
     environ: Mapping[str, str],
     events: FrontierEvents,
+    clock: Callable[[], float] = time.monotonic,
 ) -> FrontierStack:
     """Return the frontier for these settings; close it with `aclose`.
 
-    prices: a target without a price is never called. Providers without a key are left out. Reads
-    key files, blocking. Raises InvalidSettings where a named key file gives no key.
+    prices: a target without a price is never called. Providers without a key are left out. clock:
+    of gaps between requests, seconds. Reads key files, blocking. Raises InvalidSettings where a named key file gives no key.
     """
     _quiet()
     providers = {}
@@ -41,7 +43,7 @@ def build_frontier(
         if key is not None or provider.keyless:
             api = _api(name, provider, key)
             providers[name] = Provider(name, provider, api, events, random.Random())  # noqa: S311
-    return FrontierStack(settings, providers, prices, events)
+    return FrontierStack(settings, providers, prices, events, clock)
 
 
 def _api(name: str, settings: ProviderSettings, key: SecretStr | None) -> ProviderApi:

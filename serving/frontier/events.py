@@ -25,8 +25,10 @@ class FrontierEvents(Protocol):
         """A circuit breaker is now `closed`, `open` or `half_open`."""
         ...
 
-    def prefix_read(self, prefix_id: str, read_tokens: int, input_tokens: int) -> None:
-        """A request with a marked prefix was answered: read_tokens of its input were cached.
+    def prefix_read(
+        self, prefix_id: str, read_tokens: int, written_tokens: int, input_tokens: int
+    ) -> None:
+        """A request with a prefix was answered: of its input, what was read and written.
 
         prefix_id: `other` for prefixes used once, and beyond `tracked_prefixes` of them.
         """

@@ -21,10 +21,8 @@ from serving.contracts.exits import Attempt
 from serving.contracts.frontier import Completion, CompletionStream, FrontierCall, with_attempts
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.prices import PriceList
-from serving.frontier.cache_policy import CachePolicy
 from serving.frontier.events import FrontierEvents
 from serving.frontier.failures import may_fall_back
-from serving.frontier.prefix_lint import PrefixLinter
 from serving.frontier.prefixes import PrefixWatch
 from serving.frontier.prepared_call import PreparedCall, prepare
 from serving.frontier.provider import OpenStream, Provider, TargetCall
@@ -65,16 +63,13 @@ class FrontierStack:
         providers: Mapping[str, Provider],
         prices: PriceList,
         events: FrontierEvents,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._providers = providers
         self._prices = prices
         self._events = events
-        self._prefixes = PrefixWatch(
-            CachePolicy(settings.prompt_cache),
-            PrefixLinter(settings.prompt_cache.tracked_prefixes),
-            events,
-        )
+        self._prefixes = PrefixWatch(settings.prompt_cache, events, clock)
 
     def configured(self, targets: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of the targets whose provider has a key (or needs none)."""
@@ -94,7 +89,7 @@ class FrontierStack:
             prepared.lost(completion.model, completion.usage)
 
         completion = await self._answered(prepared, call_target, discard)
-        self._prefixes.answered(prepared.prompt.prefixes, completion.usage)
+        self._prefixes.answered(prepared.prompt, completion.model, completion.usage)
         return replace(completion, attempts=tuple(prepared.attempts))
 
     async def stream(self, call: FrontierCall) -> CompletionStream:
@@ -114,7 +109,7 @@ class FrontierStack:
             target,
             opened,
             tuple(prepared.attempts),
-            lambda usage: self._prefixes.answered(prepared.prompt.prefixes, usage),
+            lambda usage: self._prefixes.answered(prepared.prompt, target, usage),
         )
 
     async def aclose(self) -> None:
@@ -136,14 +131,15 @@ class FrontierStack:
             )
         extra = {t: self._providers[t.partition("/")[0]].settings.extra_fields for t in targets}
         prepared = prepare(call, extra, self._prices, self._settings.prompt_cache.marker)
-        self._prefixes.observe(call.purpose, prepared.prompt.prefixes)
-        return prepared
+        self._prefixes.observe(call.purpose, prepared.prompt)
+        targets = self._prefixes.warm_first(prepared.prompt, prepared.targets)
+        return replace(prepared, targets=targets)
 
     def _request(self, prepared: PreparedCall, target: str) -> tuple[Provider, TargetCall]:
         name, _, model = target.partition("/")
         provider = self._providers[name]
         charge = prepared.charges[target]
-        plan = self._prefixes.plan(prepared.prompt.prefixes, charge.prices)
+        plan = self._prefixes.plan(prepared.call.purpose, prepared.prompt, charge.prices, model)
         remaining_s = prepared.call.deadline.remaining_s()
         prepared.called_at_s[target] = time.monotonic()
         body = prepared.prompt.body

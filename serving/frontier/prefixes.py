@@ -1,32 +1,65 @@
-"""Observes the prefixes that markers end: which to cache, which were cached, which change."""
+"""Observes the prefixes of prompts: which to cache, which were cached and where, which change."""
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+
+from cachetools import LRUCache
 
 from serving.contracts.answer import Usage
-from serving.contracts.prices import MIN_CACHED_TOKENS, TokenPrices, input_tokens
-from serving.frontier.cache_policy import CachePolicy
+from serving.contracts.frontier_settings import PromptCacheSettings
+from serving.contracts.prices import TokenPrices, input_tokens
+from serving.frontier.cache_policy import (
+    TTL_S,
+    CachePolicy,
+    Ttl,
+    least_cached_tokens,
+    pool_names,
+)
 from serving.frontier.events import FrontierEvents
 from serving.frontier.prefix_lint import PrefixLinter
-from serving.frontier.prompt_cache import Prefix
+from serving.frontier.prompt_cache import MAX_BREAKPOINTS, Prefix, SplitPrompt
 from serving.frontier.provider_api import CachePlan
 
 logger = logging.getLogger(__name__)
 
+_TURNS = ("earlier", "latest")
+_BY_VALUE = ("marked", "latest", "earlier", "system", "tools")
+"""Which prefixes get breakpoints where there are more than four, first to last."""
+
 
 class PrefixWatch:
-    """Combines the cache policy, the linter and their metrics."""
+    """Combines the cache policy, the linter, the places of warm prefixes, and their metrics."""
 
-    def __init__(self, policy: CachePolicy, linter: PrefixLinter, events: FrontierEvents) -> None:
-        self._policy = policy
-        self._linter = linter
+    def __init__(
+        self,
+        settings: PromptCacheSettings,
+        events: FrontierEvents,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._policy = CachePolicy(settings, clock)
+        self._linter = PrefixLinter(settings.tracked_prefixes)
         self._events = events
+        self._clock = clock
+        # The target that cached a prefix last, and when.
+        self._warm: LRUCache[str, tuple[str, float]] = LRUCache(16 * settings.tracked_prefixes)
 
-    def observe(self, purpose: str, prefixes: Sequence[Prefix]) -> None:
-        """Observe a request's prefixes; log each kind of change in a static part once."""
-        self._policy.observe(prefixes)
-        for position, prefix in enumerate(prefixes):
+    def prefixes(self, prompt: SplitPrompt) -> tuple[Prefix, ...]:
+        """Return the prefixes that count, shortest first.
+
+        Where a client marks the end of the static part, the rest of its system prompt may change.
+        """
+        automatic = prompt.automatic if self._settings.automatic else ()
+        if prompt.prefixes:
+            automatic = tuple(p for p in automatic if p.kind in _TURNS)
+        return tuple(sorted((*prompt.prefixes, *automatic), key=_place))
+
+    def observe(self, purpose: str, prompt: SplitPrompt) -> None:
+        """Observe a request's prefixes; log each kind of change in a marked part once."""
+        self._policy.observe(self.prefixes(prompt), purpose)
+        for position, prefix in enumerate(prompt.prefixes):
             # An id of the place: an unstable text would create an id for each request.
             place = hashlib.sha256(f"{purpose}\x00{position}".encode()).hexdigest()[:12]
             warning, unstable = self._linter.observe(purpose, position, place, prefix.text)
@@ -44,25 +77,85 @@ class PrefixWatch:
                     len(warning.after),
                 )
 
-    def plan(self, prefixes: Sequence[Prefix], prices: TokenPrices) -> CachePlan:
-        """Return what to cache at a provider with these prices.
+    def plan(
+        self, purpose: str, prompt: SplitPrompt, prices: TokenPrices, model: str
+    ) -> CachePlan:
+        """Return what to cache at a provider's model with these prices.
 
-        Routing by prefix is free, so it only needs a prefix that is long enough.
+        Routing by prefix is free, so it only needs a prefix that is long enough: the longest static
+        one, else the opening of the conversation, which its later requests share.
         """
-        placed = []
-        routing: str | None = None
+        prefixes = self.prefixes(prompt)
+        if not self._settings.enabled or not prefixes:
+            return CachePlan()
+        pools = pool_names(prefixes, purpose)
+        # The end of the previous request is read where this one's end is worth writing.
+        turns = {p.kind: p for p in prefixes if p.kind in _TURNS}
+        found: dict[Prefix, Ttl] = {}
         for prefix in prefixes:
-            decision = self._policy.decide(prefix, prices)
+            decided = turns.get("latest", prefix) if prefix.kind == "earlier" else prefix
+            decision = self._policy.decide(decided, prices, model, pools.get(decided.digest))
             logger.debug("frontier_cache_decision %s", decision)
-            if decision.ttl is not None:
-                placed.append((prefix, decision.ttl))
-            if decision.reason != "disabled" and prefix.tokens >= MIN_CACHED_TOKENS:
-                routing = prefix.digest
-        return CachePlan(tuple(placed), routing)
+            if decision.ttl is not None and prefix.tokens >= least_cached_tokens(model):
+                found[prefix] = decision.ttl
+        return CachePlan(_placed(found), _routing(prefixes, prompt.opening, model))
 
-    def answered(self, prefixes: Sequence[Prefix], usage: Usage) -> None:
+    def warm_first(self, prompt: SplitPrompt, targets: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the targets with the one first that holds the prompt's prefix in its cache.
+
+        Only another account or region of the first target's own model takes its place: who answers
+        changes, and not what answers.
+        """
+        model = targets[0].partition("/")[2]
+        for prefix in reversed(self.prefixes(prompt)):
+            target, at_s = self._warm.get(prefix.digest, ("", 0.0))
+            is_live = self._clock() - at_s <= TTL_S["5m"]
+            if is_live and target in targets and target.partition("/")[2] == model:
+                return (target, *(other for other in targets if other != target))
+        return targets
+
+    def answered(self, prompt: SplitPrompt, target: str, usage: Usage) -> None:
         """Count how much of an answered request's input was read from the provider's cache."""
-        if prefixes:
-            self._events.prefix_read(
-                self._policy.label(prefixes[-1]), usage.cache_read_tokens, input_tokens(usage)
-            )
+        prefixes = self.prefixes(prompt)
+        if not prefixes:
+            return
+        if usage.cache_read_tokens or usage.cache_write_5m_tokens or usage.cache_write_1h_tokens:
+            for prefix in prefixes:
+                self._warm[prefix.digest] = (target, self._clock())
+        static = static_prefix(prefixes)
+        label = "other" if static is None else self._policy.label(static)
+        written = usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
+        self._events.prefix_read(label, usage.cache_read_tokens, written, input_tokens(usage))
+
+
+def static_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
+    """Return the longest prefix that different conversations can share."""
+    return next((p for p in reversed(prefixes) if p.kind not in _TURNS), None)
+
+
+def _place(prefix: Prefix) -> tuple[int, int, float]:
+    end = float("inf") if prefix.end is None else prefix.end
+    return prefix.message, -1 if prefix.part is None else prefix.part, end
+
+
+def _placed(found: dict[Prefix, Ttl]) -> tuple[tuple[Prefix, Ttl], ...]:
+    """Return at most four breakpoints in the prompt's order.
+
+    Anthropic refuses a longer time to live behind a shorter one, so an earlier breakpoint gets at
+    least the time of those behind it.
+    """
+    best = sorted(found, key=lambda prefix: _BY_VALUE.index(prefix.kind))[:MAX_BREAKPOINTS]
+    placed: list[tuple[Prefix, Ttl]] = []
+    ttl: Ttl = "5m"
+    for prefix in sorted(best, key=_place, reverse=True):
+        ttl = "1h" if "1h" in (ttl, found[prefix]) else "5m"
+        placed.insert(0, (prefix, ttl))
+    return tuple(placed)
+
+
+def _routing(prefixes: Sequence[Prefix], opening: str | None, model: str) -> str | None:
+    least = least_cached_tokens(model)
+    static = [p for p in prefixes if p.kind not in _TURNS and p.tokens >= least]
+    if static:
+        return static[-1].digest
+    return opening if prefixes and prefixes[-1].tokens >= least else None

@@ -131,7 +131,8 @@ class Metrics:
         )
         self._prefix_tokens = Counter(
             "narrowgate_prompt_cache_tokens",
-            "Input tokens of requests with a marked prefix: all, and those read from the cache.",
+            "Input tokens of requests with a prefix that can be cached: all, and those read from "
+            "and written to the provider's cache.",
             ["prefix", "kind"],
             registry=self.registry,
         )
@@ -287,9 +288,12 @@ class Metrics:
         for known in ("closed", "half_open", "open"):
             self._breaker.labels(provider, known).set(known == state)
 
-    def prefix_read(self, prefix_id: str, read_tokens: int, input_tokens: int) -> None:
-        """Record how much of a marked prefix's request a provider had cached."""
+    def prefix_read(
+        self, prefix_id: str, read_tokens: int, written_tokens: int, input_tokens: int
+    ) -> None:
+        """Record how much of a request's input a provider had cached, and how much it cached."""
         self._prefix_tokens.labels(prefix_id, "read").inc(read_tokens)
+        self._prefix_tokens.labels(prefix_id, "written").inc(written_tokens)
         self._prefix_tokens.labels(prefix_id, "input").inc(input_tokens)
 
     def prefix_unstable(self, prefix_id: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,11 @@ from .script import Reply, Seen, ToolCall
 
 CHARS_PER_TOKEN = 4
 MIN_CACHED = 1024
+MIN_CACHED_OF = {"claude-haiku-4-5": 4096, "claude-opus-4-5": 4096, "claude-3-haiku": 2048}
+MAX_BREAKPOINTS = 4
+LOOKBACK = 20
 BLOCK = 128
+OPENAI_TTL_S = 300.0
 TTL_S = {"5m": 300.0, "1h": 3600.0}
 
 
@@ -84,30 +89,48 @@ def _forced_tool(body: dict[str, Any]) -> dict[str, Any] | None:
 
 @dataclass
 class PromptCache:
-    """The prompts in the provider's cache, by key and model."""
+    """The prompts in the provider's cache, by key and model.
 
-    entries: dict[tuple[str, str, str], float] = field(default_factory=dict)
-    prompts: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+    entries: when each prefix expires, and its time to live. prompts: with the time of their last
+    use.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    entries: dict[tuple[str, str, str], tuple[float, float]] = field(default_factory=dict)
+    prompts: dict[tuple[str, str, str], dict[str, float]] = field(default_factory=dict)
 
     def anthropic_usage(self, seen: Seen, output: int, reasoning: int) -> dict[str, Any]:
-        """Reads the longest live breakpoint and writes those behind it, each for its own time."""
-        text, ends = "", []
-        for block in anthropic_blocks(seen.body):
-            control = block.get("cache_control")
-            text += json.dumps({n: v for n, v in block.items() if n != "cache_control"})
-            if control and tokens(text) >= MIN_CACHED:
-                ends.append((len(text), control.get("ttl", "5m")))
-        now, read, written = time.monotonic(), 0, {"5m": 0, "1h": 0}
-        for end, ttl in ends:
-            place = (seen.key, seen.model, hashlib.sha256(text[:end].encode()).hexdigest())
-            if self.entries.get(place, 0) >= now:
-                read, written = tokens(text[:end]), {"5m": 0, "1h": 0}
-            else:
-                written[ttl] += tokens(text[:end]) - read - sum(written.values())
-            self.entries[place] = now + TTL_S[ttl]
+        """Reads the longest live prefix within 20 blocks before a breakpoint; writes the rest.
+
+        Only breakpoints write, each for its own time. A prefix under the model's minimum is neither
+        read nor written. A read renews the time to live.
+        """
+        blocks = anthropic_blocks(seen.body)
+        ends = _block_ends(blocks)
+        least = next((n for m, n in MIN_CACHED_OF.items() if seen.model.startswith(m)), MIN_CACHED)
+        marks = [
+            (n, block["cache_control"].get("ttl", "5m"))
+            for n, block in enumerate(blocks)
+            if block.get("cache_control") and tokens_of(ends[n][0]) >= least
+        ]
+        now, read, written = self.clock(), 0, {"5m": 0, "1h": 0}
+        for n, _ in marks:
+            for before in range(n, max(-1, n - LOOKBACK), -1):
+                place = (seen.key, seen.model, ends[before][1])
+                until, ttl_s = self.entries.get(place, (-1.0, 0.0))
+                if until >= now:
+                    self.entries[place] = (now + ttl_s, ttl_s)
+                    read = max(read, tokens_of(ends[before][0]))
+                    break
+        done = read
+        for n, ttl in marks:
+            if tokens_of(ends[n][0]) > done:
+                written[ttl] += tokens_of(ends[n][0]) - done
+                done = tokens_of(ends[n][0])
+                self.entries[seen.key, seen.model, ends[n][1]] = (now + TTL_S[ttl], TTL_S[ttl])
         wrote = sum(written.values())
         return {
-            "input_tokens": tokens(text) - read - wrote,
+            "input_tokens": tokens_of(ends[-1][0]) - read - wrote,
             "cache_read_input_tokens": read,
             "cache_creation_input_tokens": wrote,
             "cache_creation": {
@@ -119,16 +142,18 @@ class PromptCache:
         }
 
     def openai_usage(self, seen: Seen, output: int, reasoning: int) -> dict[str, Any]:
-        """Reads the longest prefix of an earlier prompt, in blocks. gpt-6 reports writes."""
+        """Reads the longest prefix of a recent prompt, in blocks. gpt-6 reports writes."""
         text = json.dumps(seen.body.get("tools", "")) + json.dumps(seen.body["messages"])
         count = tokens(text)
         place = (seen.key, seen.model, seen.body.get("prompt_cache_key", ""))
-        known = self.prompts.setdefault(place, [])
-        shared = max((_shared(text, prompt) for prompt in known), default=0) // CHARS_PER_TOKEN
+        now = self.clock()
+        known = self.prompts.setdefault(place, {})
+        live = [prompt for prompt, at_s in known.items() if now - at_s <= OPENAI_TTL_S]
+        shared = max((_shared(text, prompt) for prompt in live), default=0) // CHARS_PER_TOKEN
         read = shared // BLOCK * BLOCK if shared >= MIN_CACHED else 0
         details = {"cached_tokens": read, "audio_tokens": 0}
         if count >= MIN_CACHED:
-            known.append(text)
+            known[text] = now
             if seen.model.startswith("gpt-6"):
                 details["cache_write_tokens"] = max(0, count // BLOCK * BLOCK - read)
         return {
@@ -138,6 +163,32 @@ class PromptCache:
             "prompt_tokens_details": details,
             "completion_tokens_details": {"reasoning_tokens": reasoning},
         }
+
+
+def refused_breakpoints(body: dict[str, Any]) -> str | None:
+    """Return why Anthropic refuses the request's breakpoints, if it does."""
+    controls = [b["cache_control"] for b in anthropic_blocks(body) if b.get("cache_control")]
+    times = [control.get("ttl", "5m") for control in controls]
+    if len(times) > MAX_BREAKPOINTS:
+        return f"A maximum of 4 blocks with cache_control may be provided. Found {len(times)}."
+    if "1h" in times[times.index("5m") if "5m" in times else len(times) :]:
+        return "a ttl='1h' cache_control block must not come after a ttl='5m' block"
+    return None
+
+
+def tokens_of(chars: int) -> int:
+    return -(-chars // CHARS_PER_TOKEN)
+
+
+def _block_ends(blocks: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    """Return for each block the characters up to its end, and their digest."""
+    digest, chars, ends = hashlib.sha256(), 0, []
+    for block in blocks:
+        text = json.dumps({n: v for n, v in block.items() if n != "cache_control"})
+        digest.update(text.encode())
+        chars += len(text)
+        ends.append((chars, digest.hexdigest()))
+    return ends
 
 
 def anthropic_blocks(body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import uvicorn
 
 from . import anthropic_wire, openai_wire
 from .billing import partial_bill
-from .model import PromptCache, reply, tokens
+from .model import PromptCache, refused_breakpoints, reply, tokens
 from .script import Fault, Reply, Script, Seen
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -99,6 +99,9 @@ class ProviderApp:
         if fault is None and self.keys is not None and seen.key not in self.keys:
             message = "Incorrect API key provided: {key}."
             fault = Fault("status", 401, "invalid_api_key", message)
+        refusal = refused_breakpoints(seen.body) if seen.api == "anthropic" else None
+        if refusal is not None:
+            fault = Fault("status", 400, "", refusal)
         if fault is not None and not fault.worked and await self._instead(fault, seen, send):
             return
         answer = reply(seen, self.script.answer(seen))

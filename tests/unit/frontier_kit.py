@@ -1,6 +1,7 @@
 """Shared pieces of the frontier tests: the provider, settings for it, calls, a recorder."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -82,7 +83,10 @@ class Recorder:
     def breaker_changed(self, provider: str, state: str) -> None:
         self.breakers.append((provider, state))
 
-    def prefix_read(self, prefix_id: str, read_tokens: int, input_tokens: int) -> None:
+    def prefix_read(
+        self, prefix_id: str, read_tokens: int, written_tokens: int, input_tokens: int
+    ) -> None:
+        assert written_tokens >= 0
         self.reads.append((prefix_id, read_tokens, input_tokens))
 
     def prefix_unstable(self, prefix_id: str) -> None:
@@ -119,6 +123,7 @@ async def frontier(
         more.get("prices", PRICES),
         more.get("environ", ENVIRON),
         events or Recorder(),
+        more.get("clock", time.monotonic),
     )
     try:
         yield stack
