@@ -60,7 +60,8 @@ class CallEnd:
     """How one call of a provider ended.
 
     outcome: `ok`, an error's code, `hedge_lost`, or `cancelled`. usage: None where usage_source is
-    `unknown`, and where nothing was used. service_tier: as the provider names it.
+    `unknown`, and where nothing was used. service_tier: as the provider names it. prefix: digest of
+    the prompt's part that conversations share and the provider could cache, if any.
     """
 
     outcome: str
@@ -68,6 +69,7 @@ class CallEnd:
     usage_source: UsageSource
     elapsed_s: float
     service_tier: str | None = None
+    prefix: str | None = None
 
 
 LedgerState = Literal["up", "down"]

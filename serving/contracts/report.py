@@ -95,6 +95,22 @@ class TokenSpend(_Frozen):
     cost_usd: Dollars
 
 
+class CachedPrefix(_Frozen):
+    """Calls whose prompts share a prefix that their provider could cache.
+
+    name: its digest, None for calls without one. saved_usd: what reading the cache saved, less what
+    writing it cost more than plain input. read_share: of input_tokens; None where that is 0.
+    """
+
+    name: str | None
+    calls: int
+    input_tokens: int
+    read_tokens: int
+    written_tokens: int
+    saved_usd: Dollars
+    read_share: float | None
+
+
 class Share(_Frozen):
     """A count and its share of the whole, in [0, 1]."""
 
@@ -226,6 +242,9 @@ class Report(_Frozen):
     prices: tuple[PriceSpend, ...]
     outcomes: tuple[OutcomeSpend, ...]
     token_classes: tuple[TokenSpend, ...]
+    prefixes: tuple[CachedPrefix, ...] = Field(
+        description="prompt caching by prefix: the 21 with most input; null is no prefix"
+    )
     endpoints: tuple[Part, ...]
     tasks: tuple[Part, ...]
     tenants: tuple[Part, ...]

@@ -34,7 +34,8 @@ def anthropic_request(body: Mapping[str, Any], model: str) -> dict[str, Any]:
     """Return keyword arguments for `messages.create`.
 
     body: bounded, with `max_tokens`; `cache_control` on a text, an image, a tool or a tool's result
-    is passed on. Raises FrontierRejected, naming the field, for a field that Anthropic does not offer.
+    is passed on. Raises FrontierRejected, naming the field, for a field that Anthropic does not
+    offer.
     """
     _refuse_unknown(body)
     system, messages = _conversation(body.get("messages", []))

@@ -34,7 +34,8 @@ def build_frontier(
     """Return the frontier for these settings; close it with `aclose`.
 
     prices: a target without a price is never called. Providers without a key are left out. clock:
-    of gaps between requests, seconds. Reads key files, blocking. Raises InvalidSettings where a named key file gives no key.
+    of gaps between requests, seconds. Reads key files, blocking. Raises InvalidSettings where a
+    named key file gives no key.
     """
     _quiet()
     providers = {}

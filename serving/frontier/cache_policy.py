@@ -54,7 +54,7 @@ class CacheDecision:
 
 @dataclass(slots=True)
 class _Use:
-    """One request with a prefix. gap_s: until the next request with it; None while there is none."""
+    """One request with a prefix. gap_s: until the next one with it; None while there is none."""
 
     at_s: float
     gap_s: float | None = None
@@ -79,7 +79,8 @@ def break_even_reuses(prices: TokenPrices, ttl: Ttl) -> Decimal | None:
 
 def least_cached_tokens(model: str) -> int:
     """Return the shortest prefix that a model caches, tokens. model: as its provider names it."""
-    return next((least for name, least in _LEAST_TOKENS if model.startswith(name)), MIN_CACHED_TOKENS)
+    found = (least for name, least in _LEAST_TOKENS if model.startswith(name))
+    return next(found, MIN_CACHED_TOKENS)
 
 
 class CachePolicy:
@@ -119,7 +120,6 @@ class CachePolicy:
         may be.
         """
         now = self._clock()
-        pools = pool_names(prefixes, purpose)
         for prefix in prefixes:
             memory = self._turns if prefix.kind in ("earlier", "latest") else self._seen
             seen: _Seen | None = memory.get(prefix.digest)
@@ -132,7 +132,7 @@ class CachePolicy:
                 if seen.use is not None and seen.use.gap_s is None:
                     seen.use.gap_s = now - seen.at_s
                 seen.at_s = now
-            if (name := pools.get(prefix.digest)) is not None:
+            if (name := self.pool(prefix, prefixes, purpose)) is not None:
                 seen.use = _Use(now)
                 self._pools.setdefault(name, deque(maxlen=_REMEMBERED_USES)).append(seen.use)
 
@@ -168,6 +168,21 @@ class CachePolicy:
             return CacheDecision(prefix.id, prefix.tokens, best, "pays", expected, least)
         return CacheDecision(prefix.id, prefix.tokens, None, "too_rare", expected, least)
 
+    def pool(self, prefix: Prefix, prefixes: Sequence[Prefix], purpose: str) -> str | None:
+        """Return the pool of an unmarked prefix that may be used again; None for others.
+
+        prefixes: of its request. A system prompt that was used once has no pool of its own: one
+        that holds a date would have a new pool in each request.
+        """
+        if prefix.kind in ("tools", "system"):
+            return f"{purpose} {prefix.kind}"
+        if prefix.kind != "latest":
+            return None
+        turn = "later" if any(p.kind == "earlier" for p in prefixes) else "first"
+        static = [p for p in prefixes if p.kind not in ("earlier", "latest")]
+        seen: _Seen | None = self._seen.get(static[-1].digest) if static else None
+        return f"{purpose} {turn} {static[-1].id if seen and seen.gaps_s else ''}"
+
     def _pooled(self, pool: str, ttl_s: float) -> tuple[int, int]:
         """Return the reads and the writes of a pool; uses that may still be read are left out."""
         now = self._clock()
@@ -175,19 +190,6 @@ class CachePolicy:
         known = [use for use in uses if use.gap_s is not None or now - use.at_s > ttl_s]
         reads = sum(use.gap_s is not None and use.gap_s <= ttl_s for use in known)
         return reads, len(known)
-
-
-def pool_names(prefixes: Sequence[Prefix], purpose: str) -> dict[str, str]:
-    """Return the pool of each unmarked prefix that may be used again, by digest."""
-    static = next((p.id for p in reversed(prefixes) if p.kind not in ("earlier", "latest")), "")
-    turn = "later" if any(p.kind == "earlier" for p in prefixes) else "first"
-    names = {}
-    for prefix in prefixes:
-        if prefix.kind in ("tools", "system"):
-            names[prefix.digest] = f"{purpose} {prefix.kind}"
-        elif prefix.kind == "latest":
-            names[prefix.digest] = f"{purpose} {turn} {static}"
-    return names
 
 
 def _write_price(prices: TokenPrices, ttl: Ttl) -> Decimal:

@@ -162,6 +162,7 @@ class FrontierStack:
             charge.worst_case_usd,
             prepared.facts,
             prepared.attempts,
+            self._prefixes.recorded(prepared.prompt, model),
         )
 
     async def _answered(

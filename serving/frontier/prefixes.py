@@ -15,7 +15,6 @@ from serving.frontier.cache_policy import (
     CachePolicy,
     Ttl,
     least_cached_tokens,
-    pool_names,
 )
 from serving.frontier.events import FrontierEvents
 from serving.frontier.prefix_lint import PrefixLinter
@@ -77,9 +76,7 @@ class PrefixWatch:
                     len(warning.after),
                 )
 
-    def plan(
-        self, purpose: str, prompt: SplitPrompt, prices: TokenPrices, model: str
-    ) -> CachePlan:
+    def plan(self, purpose: str, prompt: SplitPrompt, prices: TokenPrices, model: str) -> CachePlan:
         """Return what to cache at a provider's model with these prices.
 
         Routing by prefix is free, so it only needs a prefix that is long enough: the longest static
@@ -88,17 +85,23 @@ class PrefixWatch:
         prefixes = self.prefixes(prompt)
         if not self._settings.enabled or not prefixes:
             return CachePlan()
-        pools = pool_names(prefixes, purpose)
         # The end of the previous request is read where this one's end is worth writing.
         turns = {p.kind: p for p in prefixes if p.kind in _TURNS}
         found: dict[Prefix, Ttl] = {}
         for prefix in prefixes:
             decided = turns.get("latest", prefix) if prefix.kind == "earlier" else prefix
-            decision = self._policy.decide(decided, prices, model, pools.get(decided.digest))
+            pool = self._policy.pool(decided, prefixes, purpose)
+            decision = self._policy.decide(decided, prices, model, pool)
             logger.debug("frontier_cache_decision %s", decision)
             if decision.ttl is not None and prefix.tokens >= least_cached_tokens(model):
                 found[prefix] = decision.ttl
         return CachePlan(_placed(found), _routing(prefixes, prompt.opening, model))
+
+    def recorded(self, prompt: SplitPrompt, model: str) -> str | None:
+        """Return the id of the shared prefix for the ledger; None where none is long enough."""
+        static = static_prefix(self.prefixes(prompt))
+        is_long = static is not None and static.tokens >= least_cached_tokens(model)
+        return static.id if static is not None and is_long else None
 
     def warm_first(self, prompt: SplitPrompt, targets: tuple[str, ...]) -> tuple[str, ...]:
         """Return the targets with the one first that holds the prompt's prefix in its cache.

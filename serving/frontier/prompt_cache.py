@@ -92,9 +92,7 @@ def split_prompt(body: Mapping[str, Any], marker: str) -> SplitPrompt:
     stripped["messages"] = [walk.message(n, message) for n, message in enumerate(messages)]
     # A client that places breakpoints itself gets no others: there may be four in a request.
     automatic = () if _has_breakpoint(body) else tuple(walk.automatic)
-    return SplitPrompt(
-        stripped, tuple(walk.prefixes[:MAX_BREAKPOINTS]), automatic, walk.opening
-    )
+    return SplitPrompt(stripped, tuple(walk.prefixes[:MAX_BREAKPOINTS]), automatic, walk.opening)
 
 
 def with_breakpoints(

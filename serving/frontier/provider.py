@@ -44,7 +44,7 @@ class TargetCall:
 
     queue_timeout_s: longest wait for a place among the provider's concurrent calls. entry: the
     input's ledger entry. worst_case_usd: the most that a call may cost. attempts: failed calls are
-    appended.
+    appended. prefix: digest of the prompt's part that conversations share, if it can be cached.
     """
 
     model: str
@@ -55,6 +55,7 @@ class TargetCall:
     worst_case_usd: Decimal
     facts: RequestFacts
     attempts: list[Attempt] = field(default_factory=list)
+    prefix: str | None = None
 
 
 class _Call:
@@ -118,7 +119,8 @@ class _Call:
         if self._recorded is not None:
             # The ledger holds the worst case of an unknown usage, not the part received.
             usage = None if spent.source == "unknown" else spent.usage
-            end = CallEnd(outcome, usage, spent.source, elapsed_s, spent.service_tier)
+            prefix = self._target_call.prefix
+            end = CallEnd(outcome, usage, spent.source, elapsed_s, spent.service_tier, prefix)
             self._recorded.close(end)
         provider.events.called(provider.name, self._target_call.model, outcome, elapsed_s)
 

@@ -185,6 +185,7 @@ def closed_call(call: Row, end: CallEnd, priced: Priced | None) -> Row:
         "cost_usd": _ZERO if priced is None else priced.cost_usd,
         "held_usd": _ZERO,
         "elapsed_us": _microseconds(end.elapsed_s),
+        "prefix": end.prefix,
     }
 
 
@@ -198,6 +199,7 @@ def unknown_call(call: Row, end: CallEnd) -> Row:
         "usage_source": "unknown",
         "service_tier": storable_text(end.service_tier),
         "elapsed_us": _microseconds(end.elapsed_s),
+        "prefix": end.prefix,
     }
 
 

@@ -136,7 +136,8 @@ exits = Table(
 # error code, the reason for discarding a local answer, `hedge_lost`, `cancelled`, `not_made` (the
 # caller gave up before the call was recorded), or `gateway_lost`. cost_usd: NULL while the call is
 # open and where its usage is unknown; held_usd is then its worst case. replica_us: share of a local
-# replica's time. day, month: the periods it is charged to, as the date of their first day.
+# replica's time. day, month: the periods it is charged to, as the date of their first day. prefix:
+# digest of the prompt's part that its provider could cache; NULL where there was none.
 calls = Table(
     "calls",
     metadata,
@@ -159,6 +160,7 @@ calls = Table(
     Column("opened_at", UtcTime, nullable=False),
     Column("elapsed_us", BigInteger),
     Column("instance", Text, nullable=False),
+    Column("prefix", Text),
     Index("calls_by_exit", "exit_id"),
     Index("calls_by_time", "opened_at"),
     Index("calls_by_state", "state", "instance"),

@@ -19,7 +19,7 @@ from ..provider.server import ProviderServer
 from .frontier_kit import ANTHROPIC, OPENAI, PRICES, call, frontier, settings
 
 SYSTEM_TOKENS = 3000
-_WORDS = "the order of a reply states which rule applies and why it applies here today".split()
+_WORDS = ("the", "order", "of", "a", "reply", "states", "which", "rule", "applies", "today")
 
 
 class Clock:
@@ -71,7 +71,7 @@ async def replay(target: str, traffic: Traffic, **cache: Any) -> Bill:
     clock = Clock()
     with ProviderServer() as server:
         server.app.cache = PromptCache(clock)
-        server.script.answer = lambda seen: _words(random.Random(len(seen.text)), 200)
+        server.script.answer = lambda seen: _words(len(seen.text), 200)
         config = settings(server, prompt_cache=cache)
         async with frontier(config, clock=clock) as stack:
             histories: dict[int, list[dict[str, Any]]] = {}
@@ -87,7 +87,8 @@ async def replay(target: str, traffic: Traffic, **cache: Any) -> Bill:
 
 def _arrivals(traffic: Traffic) -> list[tuple[float, int]]:
     """Return when each request arrives and to which conversation it belongs, in order of time."""
-    draw, found = random.Random(traffic.seed), []
+    draw = random.Random(traffic.seed)  # noqa: S311  # a replay
+    found: list[tuple[float, int]] = []
     for number in range(traffic.conversations):
         at_s = draw.uniform(0, 3600)
         for _ in range(draw.randint(*traffic.turns)):
@@ -98,13 +99,13 @@ def _arrivals(traffic: Traffic) -> list[tuple[float, int]]:
 
 def _system(traffic: Traffic, number: int) -> dict[str, Any]:
     application = number % traffic.applications
-    text = _words(random.Random(application), SYSTEM_TOKENS)
+    text = _words(application, SYSTEM_TOKENS)
     date = f"It is minute {number} of the day. " if traffic.dated else ""
     return {"role": "system", "content": date + text}
 
 
 def _user(number: int, turn: int) -> dict[str, Any]:
-    return {"role": "user", "content": _words(random.Random(f"{number} {turn}"), 80)}
+    return {"role": "user", "content": _words(f"{number} {turn}", 80)}
 
 
 def _tools(number: int) -> dict[str, Any]:
@@ -113,12 +114,14 @@ def _tools(number: int) -> dict[str, Any]:
     names = ("find_order", "cancel_order", "send_letter")
     schema = {"type": "object", "properties": {"id": {"type": "string"}}}
     return {
-        "tools": [{"type": "function", "function": {"name": n, "parameters": schema}} for n in names]
+        "tools": [
+            {"type": "function", "function": {"name": n, "parameters": schema}} for n in names
+        ]
     }
 
 
-def _words(draw: random.Random, tokens: int) -> str:
-    text = ""
+def _words(seed: int | str, tokens: int) -> str:
+    draw, text = random.Random(seed), ""  # noqa: S311  # a replay
     while len(text) < tokens * CHARS_PER_TOKEN:
         text += f"{draw.choice(_WORDS)} "
     return text.strip() + "."

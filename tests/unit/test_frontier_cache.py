@@ -252,7 +252,7 @@ def test_observed_prefixes_override_the_setting() -> None:
     assert seen.expected_reuses(prefix(), "5m") == 0
     assert seen.expected_reuses(prefix(), "1h") == 4
     assert seen.decide(prefix(), SONNET).ttl == "1h"
-    for _ in range(20):
+    for _ in range(40):
         seen.observe([prefix()])
         clock.now += 10
     assert seen.decide(prefix(), SONNET).ttl == "5m"

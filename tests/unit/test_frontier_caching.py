@@ -11,7 +11,7 @@ from serving.frontier.prompt_cache import split_prompt
 from ..provider.model import anthropic_blocks
 from ..provider.script import rate_limited
 from ..provider.server import ProviderServer
-from .frontier_kit import ANTHROPIC, PRICES, Recorder, SONNET, call, frontier, settings
+from .frontier_kit import ANTHROPIC, PRICES, SONNET, Recorder, call, frontier, settings
 from .prompt_cache_replay import Clock, Traffic, replay
 
 LONG = "A rule of the house that every answer follows. " * 120
@@ -64,12 +64,16 @@ async def test_a_tools_result_ends_a_prefix() -> None:
 
 @pytest.mark.parametrize(
     ("messages", "tools"),
-    [(TALK, [TOOL]), ([SYSTEM, turn("user", "Hi. ")], []), ([SYSTEM, FIRST, SYSTEM, FIRST], [])],
+    [
+        (TALK, [TOOL]),
+        ([SYSTEM, turn("user", "Hi. ")], []),
+        ([SYSTEM, FIRST, SYSTEM, turn("user", "?")], []),
+    ],
 )
 async def test_the_model_is_asked_the_same(messages: list[Any], tools: list[Any]) -> None:
     body = {"messages": messages, "tools": tools} if tools else {"messages": messages}
     with ProviderServer() as server:
-        cached, plain = *(await sent(server, body)), None
+        (cached,) = await sent(server, body)
         server.script.seen.clear()
         (plain,) = await sent(server, body, enabled=False)
 
@@ -113,11 +117,10 @@ async def test_a_longer_time_comes_first() -> None:
         async with frontier(settings(server), clock=clock) as stack:
             history = [SYSTEM, FIRST]
             for _ in range(12):
-                for number in range(20):
+                for _ in range(20):
                     clock.now_s += 60
                     other = [SYSTEM, turn("user", f"Other {clock.now_s}?")]
                     await stack.complete(call(ANTHROPIC, body={"messages": other}))
-                    assert number < 20
                 await stack.complete(call(ANTHROPIC, body={"messages": history}))
                 history = [*history, turn("assistant", "Yes."), turn("user", "And then?")]
         controls = [
@@ -159,4 +162,4 @@ async def test_two_thirds_of_the_input_of_conversations_are_read() -> None:
 
 async def test_prompts_that_never_repeat_cost_little_more() -> None:
     bill = await replay(ANTHROPIC, Traffic(conversations=40, turns=(1, 1), dated=True))
-    assert bill.saved > -0.05
+    assert bill.saved > -0.1

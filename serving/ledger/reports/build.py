@@ -72,6 +72,7 @@ def build_report(
             savings=savings,
             idle=_idle(connection, scope, found, savings) if scope.tenant is None else None,
             prices=_prices(found.calls, query.price_versions(connection)),
+            prefixes=tuple(query.cached_prefixes(connection, scope)),
             days=_days(*query.day_groups(connection, scope, zone)),
             latency=tuple(query.latencies(connection, scope)),
             tenants=_parts(found, lambda group: group.tenant) if scope.tenant is None else (),

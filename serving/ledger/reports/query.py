@@ -28,12 +28,13 @@ from sqlalchemy import (
 
 from serving.contracts.errors import NotFound
 from serving.contracts.ledger import DEFAULT_TENANT
-from serving.contracts.report import Latency, TokenClass
+from serving.contracts.report import CachedPrefix, Latency, TokenClass
 from serving.ledger.schema import Usd, UtcTime, calls, exits, instances, prices, tenants
 
 InputStatus = Literal["answered", "failed", "unknown", "open"]
 
 TOKEN_CLASSES: tuple[TokenClass, ...] = get_args(TokenClass)
+_MOST_PREFIXES = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,44 @@ def token_usd(name: TokenClass) -> ColumnElement[int]:
     """
     priced = "output" if name == "reasoning" else name
     return tokens_of(name) * type_coerce(prices.c[f"{priced}_usd"], BigInteger)
+
+
+def cached_prefixes(connection: Connection, scope: Scope) -> list[CachedPrefix]:
+    """Return what providers cached, by prefix, most input first; calls without one are one line."""
+    kinds: tuple[TokenClass, ...] = ("cache_read", "cache_write_5m", "cache_write_1h")
+    tokens = [_whole(tokens_of(name)) for name in ("uncached_input", *kinds)]
+    saved = [_whole(tokens_of(name) * _uncached_usd() - token_usd(name)) for name in kinds]
+    given = sum(tokens[1:], tokens[0])
+    query: Select[Any] = (
+        select(calls.c.prefix, func.count(), *tokens, type_coerce(sum(saved[1:], saved[0]), Usd))
+        .select_from(calls)
+        .join(exits, exits.c.id == calls.c.exit_id)
+        .join(prices, prices.c.id == calls.c.price_id)
+        .where(scope.covers(), calls.c.kind == "frontier", calls.c.state == "closed")
+        .group_by(calls.c.prefix)
+        .order_by(given.desc(), calls.c.prefix)
+        .limit(_MOST_PREFIXES)
+    )
+    return [_cached_prefix(*row) for row in connection.execute(query)]
+
+
+def _uncached_usd() -> ColumnElement[int]:
+    return type_coerce(prices.c.uncached_input_usd, BigInteger)
+
+
+def _cached_prefix(name: str | None, count: int, *row: Any) -> CachedPrefix:
+    *tokens, saved_usd = row
+    uncached, read, short, hour = map(int, tokens)
+    whole = uncached + read + short + hour
+    return CachedPrefix(
+        name=name,
+        calls=count,
+        input_tokens=whole,
+        read_tokens=read,
+        written_tokens=short + hour,
+        saved_usd=saved_usd,
+        read_share=read / whole if whole else None,
+    )
 
 
 def day_groups(

@@ -91,6 +91,15 @@ def _spending(report: Report) -> Iterator[RenderableType]:
     ]
     rows.append(("local replica time", formats.NONE, formats.usd(report.totals.local_usd)))
     yield _table("token class", ("tokens", "USD"), rows)
+    yield _table(
+        "cached prefix",
+        ("input tokens", "read", "saved USD"),
+        [
+            (item.name or "(no prefix)", f"{item.input_tokens:,}", formats.share(item.read_share),
+             formats.usd(item.saved_usd))
+            for item in report.prefixes
+        ],
+    )  # fmt: skip
     yield _spends("service tier", report.service_tiers)
     yield _spends("price", [_named(line, formats.price_name(line)) for line in report.prices])
     for word, wasted in (("answers", False), ("no answer", True)):
