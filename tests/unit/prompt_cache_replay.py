@@ -136,7 +136,7 @@ def _bill(requests: list[dict[str, int]], prices: TokenPrices) -> Bill:
 
 
 async def _main() -> None:
-    rare = Traffic(turns=(1, 1), dated=True)
+    rare = Traffic(conversations=60, turns=(1, 1), dated=True)
     for name, target, traffic, automatic in (
         ("conversations, off", ANTHROPIC, Traffic(), False),
         ("conversations", ANTHROPIC, Traffic(), True),

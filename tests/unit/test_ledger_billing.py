@@ -163,6 +163,33 @@ async def test_every_shape_of_usage_is_booked_to_the_cent_that_was_billed(
     assert report.reconciliation.discrepancies == ()
 
 
+async def test_the_report_shows_what_caching_saved_by_prefix(
+    kept: Kept, provider: ProviderServer
+) -> None:
+    system = {"role": "system", "content": PREFACE}
+    for question in ("One?", "Two?", "Three?"):
+        entry = kept.ledger.entry(Caller("acme"), "r", "chat", None, 0)
+        messages = [system, {"role": "user", "content": question}]
+        done = await kept.stack.complete(call(SONNET, body={"messages": messages}, entry=entry))
+        entry.close(_answered(SONNET, done.usage, done.service_tier))
+        await entry.written()
+    await kept.ask(SONNET, "A short question.", streamed=False)
+    now = datetime.now(UTC)
+    scope = Scope(now - timedelta(hours=1), now + timedelta(hours=1), "acme")
+    with_prefix, without = build_report(kept.database, scope, ZoneInfo("UTC")).prefixes
+    rows = [row for row in kept.rows() if row.prefix is not None]
+    assert {with_prefix.name, without.name} == {rows[0].prefix, None}
+    assert (with_prefix.calls, without.calls) == (3, 1)
+    assert PREFACE[:12] not in str(with_prefix.name)
+    assert with_prefix.read_tokens == sum(row.cache_read_tokens for row in rows)
+    assert with_prefix.read_share == with_prefix.read_tokens / with_prefix.input_tokens > 0.6
+    model = PriceBook.load().of(SONNET)
+    assert model is not None
+    answers = sum(row.output_tokens + row.reasoning_tokens for row in rows) * model.base.output
+    plain = with_prefix.input_tokens * model.base.uncached_input + answers
+    assert with_prefix.saved_usd == plain - sum(row.cost_usd for row in rows) > 0
+
+
 async def test_unreported_usage_is_held_or_estimated_and_never_free(
     kept: Kept,
     provider: ProviderServer,
