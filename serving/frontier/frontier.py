@@ -132,8 +132,11 @@ class FrontierStack:
         extra = {t: self._providers[t.partition("/")[0]].settings.extra_fields for t in targets}
         prepared = prepare(call, extra, self._prices, self._settings.prompt_cache.marker)
         self._prefixes.observe(call.purpose, prepared.prompt)
-        targets = self._prefixes.warm_first(prepared.prompt, prepared.targets)
-        return replace(prepared, targets=targets)
+        prices = prepared.charges[prepared.targets[0]].prices
+        equal = [t for t in prepared.targets if prepared.charges[t].prices == prices]
+        first = self._prefixes.warm_first(prepared.prompt, equal)
+        others = (target for target in prepared.targets if target != first)
+        return replace(prepared, targets=(first, *others))
 
     def _request(self, prepared: PreparedCall, target: str) -> tuple[Provider, TargetCall]:
         name, _, model = target.partition("/")

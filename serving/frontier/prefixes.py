@@ -103,8 +103,8 @@ class PrefixWatch:
         is_long = static is not None and static.tokens >= least_cached_tokens(model)
         return static.id if static is not None and is_long else None
 
-    def warm_first(self, prompt: SplitPrompt, targets: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the targets with the one first that holds the prompt's prefix in its cache.
+    def warm_first(self, prompt: SplitPrompt, targets: Sequence[str]) -> str:
+        """Return the target to call first: the one that holds the prompt's prefix in its cache.
 
         Only another account or region of the first target's own model takes its place: who answers
         changes, and not what answers.
@@ -114,8 +114,8 @@ class PrefixWatch:
             target, at_s = self._warm.get(prefix.digest, ("", 0.0))
             is_live = self._clock() - at_s <= TTL_S["5m"]
             if is_live and target in targets and target.partition("/")[2] == model:
-                return (target, *(other for other in targets if other != target))
-        return targets
+                return target
+        return targets[0]
 
     def answered(self, prompt: SplitPrompt, target: str, usage: Usage) -> None:
         """Count how much of an answered request's input was read from the provider's cache."""
@@ -136,9 +136,9 @@ def static_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
     return next((p for p in reversed(prefixes) if p.kind not in _TURNS), None)
 
 
-def _place(prefix: Prefix) -> tuple[int, int, float]:
-    end = float("inf") if prefix.end is None else prefix.end
-    return prefix.message, -1 if prefix.part is None else prefix.part, end
+def _place(prefix: Prefix) -> tuple[int, bool, int, int]:
+    """Return the place of a prefix's end; the end of a message is behind all ends inside it."""
+    return prefix.message, prefix.end is None, prefix.part or 0, prefix.end or 0
 
 
 def _placed(found: dict[Prefix, Ttl]) -> tuple[tuple[Prefix, Ttl], ...]:
