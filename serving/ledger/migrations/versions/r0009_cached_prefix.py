@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0008_cached_prefix"
-down_revision = "0007_texts"
+revision = "0009_cached_prefix"
+down_revision = "0008_cache"
 
 
 def upgrade() -> None:
