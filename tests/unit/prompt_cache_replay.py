@@ -66,23 +66,22 @@ class Bill:
         return float(1 - self.usd / self.uncached_usd)
 
 
-async def replay(target: str, traffic: Traffic, **cache: Any) -> Bill:
-    """Send the traffic to one target and return the bill of its input."""
+async def replay(server: ProviderServer, target: str, traffic: Traffic, **cache: Any) -> Bill:
+    """Send the traffic to one target and return the bill of its input. server: started, unused."""
     clock = Clock()
-    with ProviderServer() as server:
-        server.app.cache = PromptCache(clock)
-        server.script.answer = lambda seen: _words(len(seen.text), 200)
-        config = settings(server, prompt_cache=cache)
-        async with frontier(config, clock=clock) as stack:
-            histories: dict[int, list[dict[str, Any]]] = {}
-            for at_s, number in _arrivals(traffic):
-                clock.now_s = 1000.0 + at_s
-                history = histories.setdefault(number, [_system(traffic, number)])
-                history.append(_user(number, len(history)))
-                body = {"messages": list(history), **_tools(number)}
-                answer = await stack.complete(call(target, body=body, seconds=60.0))
-                history.append({"role": "assistant", "content": answer.text})
-        return _bill([billed_classes(seen) for seen in server.script.seen], PRICES[target])
+    server.app.cache = PromptCache(clock)
+    server.script.answer = lambda seen: _words(len(seen.text), 200)
+    config = settings(server, prompt_cache=cache)
+    async with frontier(config, clock=clock) as stack:
+        histories: dict[int, list[dict[str, Any]]] = {}
+        for at_s, number in _arrivals(traffic):
+            clock.now_s = 1000.0 + at_s
+            history = histories.setdefault(number, [_system(traffic, number)])
+            history.append(_user(number, len(history)))
+            body = {"messages": list(history), **_tools(number)}
+            answer = await stack.complete(call(target, body=body, seconds=60.0))
+            history.append({"role": "assistant", "content": answer.text})
+    return _bill([billed_classes(seen) for seen in server.script.seen], PRICES[target])
 
 
 def _arrivals(traffic: Traffic) -> list[tuple[float, int]]:
@@ -135,7 +134,7 @@ def _bill(requests: list[dict[str, int]], prices: TokenPrices) -> Bill:
     return Bill(len(requests), tokens, paid, prices.cost(whole))
 
 
-async def _main() -> None:
+def _main() -> None:
     rare = Traffic(conversations=60, turns=(1, 1), dated=True)
     for name, target, traffic, automatic in (
         ("conversations, off", ANTHROPIC, Traffic(), False),
@@ -144,7 +143,8 @@ async def _main() -> None:
         ("one request each, dated prompts", ANTHROPIC, rare, True),
         ("conversations, OpenAI's format", OPENAI, Traffic(), True),
     ):
-        bill = await replay(target, traffic, automatic=automatic)
+        with ProviderServer() as server:
+            bill = asyncio.run(replay(server, target, traffic, automatic=automatic))
         print(
             f"{name}: {bill.requests} requests, {sum(bill.tokens.values()):,} input tokens, "
             f"{bill.read_rate:.1%} read, {bill.saved:.1%} of the input's cost saved; {bill.tokens}"
@@ -152,4 +152,4 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main())
+    _main()

@@ -48,16 +48,14 @@ def breakpoints(body: dict[str, Any]) -> list[str]:
     return names
 
 
-async def test_tools_system_and_turns_get_breakpoints() -> None:
-    with ProviderServer() as server:
-        (body,) = await sent(server, {"messages": TALK, "tools": [TOOL]})
+async def test_tools_system_and_turns_get_breakpoints(provider: ProviderServer) -> None:
+    (body,) = await sent(provider, {"messages": TALK, "tools": [TOOL]})
     assert breakpoints(body) == ["find", LONG[:16], FIRST["content"][:16], "Second question?"]
 
 
-async def test_a_tools_result_ends_a_prefix() -> None:
+async def test_a_tools_result_ends_a_prefix(provider: ProviderServer) -> None:
     messages = [SYSTEM, FIRST, ASKED, turn("tool", "Found it.", tool_call_id="c1")]
-    with ProviderServer() as server:
-        (body,) = await sent(server, {"messages": messages, "tools": [TOOL]})
+    (body,) = await sent(provider, {"messages": messages, "tools": [TOOL]})
     assert breakpoints(body)[-1] == "tool_result"
     assert len(breakpoints(body)) == 4
 
@@ -70,12 +68,13 @@ async def test_a_tools_result_ends_a_prefix() -> None:
         ([SYSTEM, FIRST, SYSTEM, turn("user", "?")], []),
     ],
 )
-async def test_the_model_is_asked_the_same(messages: list[Any], tools: list[Any]) -> None:
+async def test_the_model_is_asked_the_same(
+    provider: ProviderServer, messages: list[Any], tools: list[Any]
+) -> None:
     body = {"messages": messages, "tools": tools} if tools else {"messages": messages}
-    with ProviderServer() as server:
-        (cached,) = await sent(server, body)
-        server.script.seen.clear()
-        (plain,) = await sent(server, body, enabled=False)
+    (cached,) = await sent(provider, body)
+    provider.script.seen.clear()
+    (plain,) = await sent(provider, body, enabled=False)
 
     def without(value: Any) -> Any:
         if isinstance(value, dict):
@@ -86,20 +85,18 @@ async def test_the_model_is_asked_the_same(messages: list[Any], tools: list[Any]
     assert without(cached) == without(plain) == plain
 
 
-async def test_the_switch_leaves_only_markers() -> None:
+async def test_the_switch_leaves_only_markers(provider: ProviderServer) -> None:
     marked = turn("system", f"{LONG}---CACHE_BREAK---")
-    with ProviderServer() as server:
-        off, with_marker = await sent(
-            server, {"messages": TALK}, {"messages": [marked, FIRST]}, automatic=False
-        )
+    off, with_marker = await sent(
+        provider, {"messages": TALK}, {"messages": [marked, FIRST]}, automatic=False
+    )
     assert breakpoints(off) == []
     assert breakpoints(with_marker) == [LONG[:16]]
 
 
-async def test_markers_and_turns_stay_within_four_breakpoints() -> None:
+async def test_markers_and_turns_stay_within_four_breakpoints(provider: ProviderServer) -> None:
     marked = turn("system", "---CACHE_BREAK---".join([LONG] * 5))
-    with ProviderServer() as server:
-        (body,) = await sent(server, {"messages": [marked, *TALK[1:]], "tools": [TOOL]})
+    (body,) = await sent(provider, {"messages": [marked, *TALK[1:]], "tools": [TOOL]})
     assert len(breakpoints(body)) == 4
 
 
@@ -110,56 +107,57 @@ def test_a_client_that_places_breakpoints_gets_no_others() -> None:
     assert split_prompt({"messages": TALK}, "---CACHE_BREAK---").automatic
 
 
-async def test_a_longer_time_comes_first() -> None:
+async def test_a_longer_time_comes_first(provider: ProviderServer) -> None:
     """The system prompt is used every minute, one conversation every twenty: both get an hour."""
     clock = Clock()
-    with ProviderServer() as server:
-        async with frontier(settings(server), clock=clock) as stack:
-            history = [SYSTEM, FIRST]
-            for _ in range(12):
-                for _ in range(20):
-                    clock.now_s += 60
-                    other = [SYSTEM, turn("user", f"Other {clock.now_s}?")]
-                    await stack.complete(call(ANTHROPIC, body={"messages": other}))
-                await stack.complete(call(ANTHROPIC, body={"messages": history}))
-                history = [*history, turn("assistant", "Yes."), turn("user", "And then?")]
-        controls = [
-            [b["cache_control"].get("ttl") for b in anthropic_blocks(seen.body)
-             if b.get("cache_control")]
-            for seen in server.script.seen
-        ]  # fmt: skip
-        assert all(seen.billed for seen in server.script.seen)
+    async with frontier(settings(provider), clock=clock) as stack:
+        history = [SYSTEM, FIRST]
+        for _ in range(12):
+            for _ in range(20):
+                clock.now_s += 60
+                other = [SYSTEM, turn("user", f"Other {clock.now_s}?")]
+                await stack.complete(call(ANTHROPIC, body={"messages": other}))
+            await stack.complete(call(ANTHROPIC, body={"messages": history}))
+            history = [*history, turn("assistant", "Yes."), turn("user", "And then?")]
+    controls = [
+        [b["cache_control"].get("ttl") for b in anthropic_blocks(seen.body)
+         if b.get("cache_control")]
+        for seen in provider.script.seen
+    ]  # fmt: skip
+    assert all(seen.billed for seen in provider.script.seen)
     assert ["1h", "1h", "1h"] in controls
     assert all(found == sorted(found, key=lambda ttl: ttl != "1h") for found in controls)
 
 
-async def test_a_conversation_stays_with_the_account_that_cached_it() -> None:
-    with ProviderServer() as server:
-        config = settings(server)
-        second = config.providers["anthropic"]
-        config = config.model_copy(update={"providers": {**config.providers, "second": second}})
-        targets = (ANTHROPIC, ANTHROPIC.replace("anthropic/", "second/"))
-        prices = type(PRICES)({**PRICES, targets[1]: SONNET})
-        keys = {"ANTHROPIC_API_KEY": "one", "SECOND_API_KEY": "two"}
-        stack = build_frontier(config, prices, keys, Recorder())
-        try:
-            server.script.next(rate_limited())
-            for messages in (TALK[:2], TALK):
-                await stack.complete(call(*targets, body={"messages": messages}))
-            await stack.complete(call(*targets, body={"messages": [turn("user", "Else?")]}))
-        finally:
-            await stack.aclose()
-        assert [seen.key for seen in server.script.seen] == ["one", "two", "two", "one"]
+async def test_a_conversation_stays_with_the_account_that_cached_it(
+    keyless_provider: ProviderServer,
+) -> None:
+    config = settings(keyless_provider)
+    second = config.providers["anthropic"]
+    config = config.model_copy(update={"providers": {**config.providers, "second": second}})
+    targets = (ANTHROPIC, ANTHROPIC.replace("anthropic/", "second/"))
+    prices = type(PRICES)({**PRICES, targets[1]: SONNET})
+    keys = {"ANTHROPIC_API_KEY": "one", "SECOND_API_KEY": "two"}
+    stack = build_frontier(config, prices, keys, Recorder())
+    try:
+        keyless_provider.script.next(rate_limited())
+        for messages in (TALK[:2], TALK):
+            await stack.complete(call(*targets, body={"messages": messages}))
+        await stack.complete(call(*targets, body={"messages": [turn("user", "Else?")]}))
+    finally:
+        await stack.aclose()
+    assert [seen.key for seen in keyless_provider.script.seen] == ["one", "two", "two", "one"]
 
 
-async def test_two_thirds_of_the_input_of_conversations_are_read() -> None:
-    bill = await replay(ANTHROPIC, Traffic(conversations=12))
+async def test_two_thirds_of_the_input_of_conversations_are_read(provider: ProviderServer) -> None:
+    bill = await replay(provider, ANTHROPIC, Traffic(conversations=12))
     assert bill.read_rate > 0.6
     assert bill.saved > 0.5
-    plain = await replay(ANTHROPIC, Traffic(conversations=12), automatic=False)
+    provider.reset()
+    plain = await replay(provider, ANTHROPIC, Traffic(conversations=12), automatic=False)
     assert (plain.read_rate, plain.saved) == (0.0, 0.0)
 
 
-async def test_prompts_that_never_repeat_cost_little_more() -> None:
-    bill = await replay(ANTHROPIC, Traffic(conversations=40, turns=(1, 1), dated=True))
+async def test_prompts_that_never_repeat_cost_little_more(provider: ProviderServer) -> None:
+    bill = await replay(provider, ANTHROPIC, Traffic(conversations=40, turns=(1, 1), dated=True))
     assert bill.saved > -0.1
