@@ -57,6 +57,8 @@ class Cached:
         self.server = server
         self.now = Now()
         self.store = EntryStore(database, cipher)
+        # A lookup that a busy machine makes slow would be a miss.
+        settings = settings.model_copy(update={"lookup_timeout_s": 10.0})
         self.service = CacheService(self.store, settings, server.context.metrics.cache, self.now)
         in_force = InForce(server.context.models.tasks, evidence)
         path = server.context.path

@@ -521,13 +521,14 @@ async def test_anthropics_cache_is_written_then_read(provider: ProviderServer) -
     assert isinstance(second, Usage)
     assert first.cache_write_5m_tokens > 1024
     assert first.cache_read_tokens == 0
-    assert second.cache_read_tokens == first.cache_write_5m_tokens
-    assert second.cache_write_5m_tokens == 0
+    # The question is the end of a turn and written too; the next one differs.
+    assert second.cache_read_tokens == first.cache_write_5m_tokens - second.cache_write_5m_tokens
+    assert 0 < second.cache_write_5m_tokens < 20
     assert third == second or third.cache_read_tokens == second.cache_read_tokens  # type: ignore[union-attr]
     part, rest = provider.script.seen[0].body["messages"][0]["content"]
     assert part["cache_control"] == {"type": "ephemeral"}
     assert part["text"] == f"{static}\n"
-    assert rest == {"type": "text", "text": "one"}
+    assert rest["text"] == "one"
     assert [read for _, read, _ in events.reads] == [
         0,
         second.cache_read_tokens,
