@@ -1,4 +1,4 @@
-"""The semantic step behind an exact miss: which stored answer may be given, and under what. Pure.
+"""What the semantic step serves, in which state, and how it treats a doubtful entry.
 
 Nothing here asks a model or a database. The caller embeds the question, finds candidates in the
 index, and carries out what is decided.
