@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from serving.cache.guards.reference import is_elliptic, points_outside
 from serving.cache.guards.words import Words
-from serving.contracts.requests import INSTRUCTING_ROLES, Message
+from serving.contracts.requests import Message
 
 Ineligible = Literal[
     "not_text",  # the last turn is not one text of the user
@@ -74,7 +74,7 @@ def ineligible_chat(messages: Sequence[Message], fields: Mapping[str, Any]) -> I
     """
     if any(name in fields for name in ("tools", "functions", "tool_choice", "function_call")):
         return "tools"
-    if not messages or messages[-1].role in INSTRUCTING_ROLES or messages[-1].role != "user":
+    if not messages or messages[-1].role != "user":
         return "not_text"
     last = messages[-1]
     if last.content is None or not last.is_text or last.extras:
