@@ -5,19 +5,24 @@ index, and carries out what is decided.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from serving.cache.guards.refusal import refusal
 from serving.cache.guards.words import Words
 from serving.contracts.evidence import Claim, ClaimState, Guarantee, Scope, ShortcutName
 from serving.contracts.task_spec import LossName
+from serving.evidence.judge import JUDGE_VERSION, agreement_of
+from serving.evidence.statistics.judged import JudgedLimits
 
 CANDIDATES = 8
-TARGET_ERROR = 0.05
+TARGET_ERROR = JudgedLimits().badly_worse
+"""Of a judged hit the loss is whether it is badly worse than the fresh answer: wrong, or the answer
+to another question. That it is slightly better or worse is the model's own spread, which a fresh
+answer has as well; so the mean of a preference, whose target is above 0.5, is not used."""
+
 THRESHOLDS = {"loose": 0.93, "default": 0.95, "strict": 0.97}
 """Cosines from which a candidate is served, by the setting's value."""
 
@@ -101,7 +106,7 @@ class CachedAnswer:
     @property
     def loss(self) -> LossName:
         """Return the loss: equal labels for a classification, a judge's verdict for others."""
-        return "exact" if self.is_label else "judged_worse"
+        return "exact" if self.is_label else "not_equivalent"
 
     @property
     def suite(self) -> Guarantee | None:
@@ -124,68 +129,17 @@ class CachedAnswer:
         """Return where the claim holds."""
         versions = {
             "encoder": self.encoder, "threshold": f"{self.threshold:.4f}", "guards": self.guards,
-            "rules": rules,
+            "judge": JUDGE_VERSION, "rules": rules,
         }  # fmt: skip
         return Scope(tenants, self.subject, versions, tuple(sorted(taken)), pooled)
 
     def loss_of(self, answer: Any, reference: Any) -> float:
         """Return 0 where two texts say the same by rule, 1 where they differ or it is not known.
 
-        A judge decides before what rules do not (`compare`).
+        A judge decides before what rules do not (serving.evidence.judge).
         """
-        return (
-            0.0 if compare(str(answer), str(reference), is_label=self.is_label) == "same" else 1.0
-        )
-
-
-Comparison = Literal["same", "different", "undecided"]
-
-
-class AnswerJudge(Protocol):
-    """Decides whether a stored answer is as good as a fresh one for a question."""
-
-    async def is_worse(self, question: str, stored: str, fresh: str) -> bool | None:
-        """Return whether the stored answer is worse; None where there is no verdict."""
-        ...
-
-
-_NUMBER = re.compile(r"[-\u2212]?\d+(?:[.,:/]\d+)*")
-_SHORT_CHARACTERS = 120
-
-
-def compare(stored: str, fresh: str, *, is_label: bool = False) -> Comparison:
-    """Return whether two answers say the same, where rules can tell.
-
-    Labels are equal or not. Texts are the same where their words are, case and punctuation left
-    out; short texts with other numbers are different. The rest needs a judge.
-    """
-    if is_label:
-        return "same" if stored.strip() == fresh.strip() else "different"
-    if _spoken(stored) == _spoken(fresh):
-        return "same"
-    numbers = [set(_NUMBER.findall(text)) for text in (stored, fresh)]
-    is_short = max(len(stored), len(fresh)) <= _SHORT_CHARACTERS
-    if is_short and all(numbers) and numbers[0].isdisjoint(numbers[1]):
-        return "different"
-    return "undecided"
-
-
-def _spoken(text: str) -> list[str]:
-    plain = unicodedata.normalize("NFC", text).casefold()
-    return re.findall(r"[^\W_]+(?:[.,'-][^\W_]+)*|[-+*/=<>%$€£°²³]", plain)
-
-
-async def verdict(
-    question: str, stored: str, fresh: str, judge: AnswerJudge | None, *, is_label: bool = False
-) -> Literal["same", "different", "missing"]:
-    """Return an audit's verdict on a hit: by rule where possible, else the judge's."""
-    ruled = compare(stored, fresh, is_label=is_label)
-    if ruled != "undecided":
-        return ruled
-    worse = None if judge is None else await judge.is_worse(question, stored, fresh)
-    if worse is None:
-        return "missing"
-    return "different" if worse else "same"
+        agreement = agreement_of(str(answer), str(reference), is_label=self.is_label)
+        return 0.0 if agreement == "same" else 1.0
 
 
 Origin = Literal["audit", "operator", "feedback"]

@@ -85,11 +85,12 @@ LanguageCode = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[a-z]{2}$
 Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
-LossName = Literal["exact", "one_minus_f1", "chrf_below", "judged_worse"]
+LossName = Literal["exact", "one_minus_f1", "chrf_below", "judged_worse", "not_equivalent"]
 """The loss of an answer against the right one, in [0, 1]; serving.tasks.loss computes it.
 
 exact: 1 where the answers differ. one_minus_f1: 1 less the F1 of entities. chrf_below: 1 where the
-chrF++ of a translation is below `acceptable`. judged_worse: a judge's verdict, by evidence alone.
+chrF++ of a translation is below `acceptable`. judged_worse: a judge's preference. not_equivalent: 1
+where a judge finds a cached answer badly worse than a fresh one. Both by evidence alone.
 """
 
 

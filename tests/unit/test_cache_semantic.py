@@ -15,11 +15,9 @@ from serving.cache.semantic import (
     Served,
     accepted_alias,
     choose,
-    compare,
     is_refinement,
     next_to_audit,
     state_of,
-    verdict,
 )
 from serving.contracts.evidence import Action, Claim, ClaimState, Shortcut, claim_id
 
@@ -82,45 +80,10 @@ def test_state(setting: str, has_reference: bool, state: ClaimState | None, expe
     assert state_of(setting, has_reference=has_reference, claim=claim) == expected  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("stored", "fresh", "expected"),
-    [
-        ("It is Paris.", "it is Paris", "same"),
-        ("About 300 km.", "About 500 km.", "different"),
-        ("It is Paris.", "It is Lyon.", "undecided"),
-        ("-5", "5", "different"),
-        ("x > 1", "x < 1", "undecided"),
-    ],
-)
-def test_answers_are_compared_by_rule_first(stored: str, fresh: str, expected: str) -> None:
-    assert compare(stored, fresh) == expected
-    assert compare(fresh, stored) == expected
-
-
 def test_labels_are_equal_or_not() -> None:
     label = replace(SHORTCUT, is_label=True)
     assert (label.loss, label.loss_of("positive", "positive")) == ("exact", 0.0)
     assert label.loss_of("positive", "negative") == 1.0
-
-
-class _Judge:
-    def __init__(self, says: bool | None) -> None:
-        self.says = says
-        self.asked = 0
-
-    async def is_worse(self, question: str, stored: str, fresh: str) -> bool | None:
-        self.asked += 1
-        return self.says
-
-
-async def test_a_judge_is_asked_only_where_rules_do_not_tell() -> None:
-    judge = _Judge(says=True)
-    assert await verdict("Where?", "In Paris.", "in paris", judge) == "same"
-    assert judge.asked == 0
-    assert await verdict("Where?", "In Paris.", "In Lyon.", judge) == "different"
-    assert await verdict("Where?", "In Paris.", "In Lyon.", _Judge(says=False)) == "same"
-    assert await verdict("Where?", "In Paris.", "In Lyon.", _Judge(says=None)) == "missing"
-    assert await verdict("Where?", "In Paris.", "In Lyon.", None) == "missing"
 
 
 def test_a_client_alone_never_makes_an_alias() -> None:
