@@ -97,7 +97,7 @@ def _batches(entries: int) -> "Iterator[list[PackedEntry]]":
 
 
 def _entry(number: int) -> "PackedEntry":
-    from serving.cache.entry import Content, Entry, Made, PackedEntry
+    from serving.cache.entry import AnswerOrigin, Content, Entry, PackedEntry
     from serving.contracts.answer import Usage
 
     usage = Usage(uncached_input_tokens=200, output_tokens=80)
@@ -107,7 +107,7 @@ def _entry(number: int) -> "PackedEntry":
     return PackedEntry.of(
         Entry(
             _key(number), "tenant/bench", "bench", f"r{number}", "chat",
-            Made("frontier", "openai/bench"), Content(document, usage), now,
+            AnswerOrigin("frontier", "openai/bench"), Content(document, usage), now,
             now + timedelta(days=1),
         )
     )  # fmt: skip

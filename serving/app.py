@@ -304,7 +304,7 @@ def _build_evidence(
         settings.state, settings.evidence, database, service.evidence, metrics.evidence,
         encoder_name(),
     )  # fmt: skip
-    service.keeper.fitted = heads.tests
+    service.worker.fitted = heads.tests
     return replace(service, heads=heads)
 
 

@@ -34,7 +34,7 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class AnswerOrigin:
     """What an answer depended on. It may be served only while all of it is as it was.
 
     route, model: that made it. version: of the local model; empty for a frontier model. task: that
@@ -67,7 +67,7 @@ class Entry:
     tenant: str
     request_id: str
     kind: Kind
-    made: Made
+    origin: AnswerOrigin
     content: Content
     created_at: datetime
     expires_at: datetime
@@ -102,13 +102,13 @@ class PackedEntry:
             "finish_reason": content.finish_reason,
             "attestation": content.attestation,
             "guarantee": content.guarantee,
-            "made": asdict(entry.made),
+            "origin": asdict(entry.origin),
         }
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
         return cls(entry, text.encode("utf-8", "surrogatepass"))
 
 
-def unpacked(data: bytes, kind: Kind) -> tuple[Content, Made]:
+def unpacked(data: bytes, kind: Kind) -> tuple[Content, AnswerOrigin]:
     """Return what was packed. Raises DamagedEntry."""
     try:
         body = json.loads(data.decode("utf-8", "surrogatepass"))
@@ -123,6 +123,6 @@ def unpacked(data: bytes, kind: Kind) -> tuple[Content, Made]:
         )
         if kind == "task":
             Answer.model_validate(content.document)
-        return content, Made(**body["made"])
+        return content, AnswerOrigin(**body["origin"])
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise DamagedEntry(f"a cache entry cannot be read: {type(error).__name__}") from error

@@ -36,7 +36,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Whose:
+class EntryFilter:
     """Which entries are meant; every field that is given must match."""
 
     namespace: str | None = None
@@ -56,7 +56,7 @@ class Whose:
         return and_(True, *given)
 
 
-EVERY_ENTRY = Whose()
+EVERY_ENTRY = EntryFilter()
 
 
 class EntryStore:
@@ -105,10 +105,10 @@ class EntryStore:
                     .values(hits=table.c.hits + count, used_at=now)
                 )
 
-    def delete(self, whose: Whose) -> int:
+    def delete(self, chosen: EntryFilter) -> int:
         """Delete entries; return how many."""
         with self.database.begin() as connection:
-            return int(connection.execute(delete(table).where(whose.condition())).rowcount)
+            return int(connection.execute(delete(table).where(chosen.condition())).rowcount)
 
     def sweep(self, now: datetime, settings: CacheSettings) -> "Swept":
         """Delete expired entries and, over the limits, the least recently used."""
@@ -140,19 +140,19 @@ class EntryStore:
                 break
         return evicted
 
-    def sizes(self, whose: Whose = EVERY_ENTRY) -> dict[str, "Size"]:
+    def sizes(self, chosen: EntryFilter = EVERY_ENTRY) -> dict[str, "Size"]:
         """Return the number of entries and their bytes, by namespace. An index holds both."""
         query = select(table.c.namespace, func.count(), func.sum(table.c.bytes))
-        query = query.where(whose.condition()).group_by(table.c.namespace)
+        query = query.where(chosen.condition()).group_by(table.c.namespace)
         with self.database.read() as connection:
             rows = connection.execute(query.order_by(table.c.namespace)).all()
         return {name: Size(count, int(size)) for name, count, size in rows}
 
-    def stats(self, whose: Whose) -> list[dict[str, Any]]:
+    def stats(self, chosen: EntryFilter) -> list[dict[str, Any]]:
         """Return entries, bytes and hits of each namespace. Reads every entry."""
         query = select(
             table.c.namespace, func.count(), func.sum(table.c.bytes), func.sum(table.c.hits)
-        ).where(whose.condition())
+        ).where(chosen.condition())
         with self.database.read() as connection:
             rows = connection.execute(
                 query.group_by(table.c.namespace).order_by(table.c.namespace)
@@ -162,23 +162,23 @@ class EntryStore:
             for name, count, size, hits in rows
         ]
 
-    def listed(self, whose: Whose, most: int = _LISTED) -> list[dict[str, Any]]:
+    def listed(self, chosen: EntryFilter, most: int = _LISTED) -> list[dict[str, Any]]:
         """Return what is known of entries besides their answers, the newest first."""
-        query = select(*_LISTED_COLUMNS).where(whose.condition())
+        query = select(*_LISTED_COLUMNS).where(chosen.condition())
         with self.database.read() as connection:
             rows = connection.execute(
                 query.order_by(table.c.created_at.desc(), table.c.id).limit(most)
             ).mappings()
             return [_shown(row) for row in rows]
 
-    def entries(self, whose: Whose) -> Iterator[Entry]:
+    def entries(self, chosen: EntryFilter) -> Iterator[Entry]:
         """Yield entries with their answers, in the order of their ids.
 
         Raises InvalidKey where one cannot be decrypted.
         """
         last = ""
         while True:
-            query = select(table).where(whose.condition(), table.c.id > last)
+            query = select(table).where(chosen.condition(), table.c.id > last)
             with self.database.read() as connection:
                 rows = connection.execute(query.order_by(table.c.id).limit(_EVICTED_AT_ONCE)).all()
             if not rows:
@@ -204,9 +204,9 @@ class EntryStore:
             if self._cipher is None:
                 raise UnreadableContent("it is encrypted, and there is no key")
             data = self._cipher.decrypted(data, _name(row.id, row.namespace, row.key))
-        content, made = unpacked(data, row.kind)
+        content, origin = unpacked(data, row.kind)
         return Entry(
-            row.key, row.namespace, row.tenant, row.request_id, row.kind, made, content,
+            row.key, row.namespace, row.tenant, row.request_id, row.kind, origin, content,
             row.created_at, row.expires_at, row.end_user, row.id,
         )  # fmt: skip
 
@@ -219,8 +219,8 @@ class EntryStore:
             "id": entry.id, "key": entry.key, "namespace": entry.namespace,
             "tenant": entry.tenant, "request_id": entry.request_id, "kind": entry.kind,
             "end_user": None if entry.end_user is None else storable(entry.end_user),
-            "task": entry.made.task, "model": storable(entry.made.model),
-            "claim": entry.made.claim, "key_id": key_id, "content": data, "bytes": len(data),
+            "task": entry.origin.task, "model": storable(entry.origin.model),
+            "claim": entry.origin.claim, "key_id": key_id, "content": data, "bytes": len(data),
             "hits": 0, "created_at": entry.created_at, "used_at": entry.created_at,
             "expires_at": entry.expires_at,
         }  # fmt: skip

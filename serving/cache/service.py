@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from serving.cache.cacheable import Reason
 from serving.cache.entry import Entry, PackedEntry
-from serving.cache.entry_store import EntryStore, Size, Whose
+from serving.cache.entry_store import EntryFilter, EntryStore, Size
 from serving.cache.flight import Flight, Flights
 from serving.cache.writer import EntryWriter
 from serving.contracts.cache_settings import CacheSettings
@@ -144,10 +144,10 @@ class CacheService:
         """
         self._writer.submit(entry, flight)
 
-    async def delete(self, whose: Whose) -> int:
+    async def delete(self, chosen: EntryFilter) -> int:
         """Delete entries on all replicas; return how many. Raises LedgerUnavailable."""
         await self._writer.flush()
-        count = await self._run(self._store.delete, whose)
+        count = await self._run(self._store.delete, chosen)
         self.flights.retire_answered()
         self.events.cache_deleted(count, "asked")
         return count

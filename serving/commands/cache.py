@@ -11,14 +11,14 @@ from serving.commands.ledger import opened_ledger
 from serving.commands.options import add_settings_options, settings_from
 
 if TYPE_CHECKING:
-    from serving.cache.entry_store import EntryStore, Whose
+    from serving.cache.entry_store import EntryFilter, EntryStore
 
 HELP = "show, delete and export cached answers; measure lookups by meaning"
 
 _SHOWN = 100
 _CONDITIONS = {
     "namespace": "tenant/NAME or shared/NAME",
-    "tenant": "whose request was answered",
+    "tenant": "tenant that sent the request",
     "request_id": "of that request",
     "end_user": "for whom it was sent",
     "entry": "as x-narrowgate-cache-entry names it",
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace, store: "EntryStore") -> int:
-    rows = store.stats(_whose(args))
+    rows = store.stats(_entry_filter(args))
     if args.json:
         print(json.dumps(rows))
         return 0
@@ -76,7 +76,7 @@ def _stats(args: argparse.Namespace, store: "EntryStore") -> int:
 
 
 def _list(args: argparse.Namespace, store: "EntryStore") -> int:
-    rows = store.listed(_whose(args))
+    rows = store.listed(_entry_filter(args))
     if args.json:
         print(json.dumps(rows))
         return 0
@@ -91,18 +91,18 @@ def _list(args: argparse.Namespace, store: "EntryStore") -> int:
 
 
 def _show(args: argparse.Namespace, store: "EntryStore") -> int:
-    from serving.cache.entry_store import Whose
+    from serving.cache.entry_store import EntryFilter
     from serving.contracts.errors import NotFound
 
-    whose = Whose(entry=args.entry)
-    found = next(store.entries(whose), None)
+    chosen = EntryFilter(entry=args.entry)
+    found = next(store.entries(chosen), None)
     if found is None:
         raise NotFound(
             f"there is no cache entry {args.entry!r}",
             field="entry",
             fix="narrowgate cache list shows them",
         )
-    (row,) = store.listed(whose)
+    (row,) = store.listed(chosen)
     print(json.dumps({**row, "answer": found.content.document}, ensure_ascii=False, indent=2))
     return 0
 
@@ -126,9 +126,9 @@ def _clear(args: argparse.Namespace, store: "EntryStore") -> int:
 
 
 def _deleted(args: argparse.Namespace, store: "EntryStore", given: Mapping[str, str]) -> int:
-    from serving.cache.entry_store import Whose
+    from serving.cache.entry_store import EntryFilter
 
-    count = store.delete(Whose(**given))
+    count = store.delete(EntryFilter(**given))
     print(json.dumps({"deleted": count}) if args.json else f"{count:,} entries deleted")
     return 0
 
@@ -136,11 +136,11 @@ def _deleted(args: argparse.Namespace, store: "EntryStore", given: Mapping[str, 
 def _export(args: argparse.Namespace, store: "EntryStore") -> int:
     count = 0
     with args.out.open("w", encoding="utf-8") as file:
-        for found in store.entries(_whose(args)):
+        for found in store.entries(_entry_filter(args)):
             line = {
                 "id": found.id, "namespace": found.namespace, "tenant": found.tenant,
                 "request_id": found.request_id, "end_user": found.end_user, "kind": found.kind,
-                "task": found.made.task, "model": found.made.model, "claim": found.made.claim,
+                "task": found.origin.task, "model": found.origin.model, "claim": found.origin.claim,
                 "created_at": found.created_at.isoformat(),
                 "expires_at": found.expires_at.isoformat(), "answer": found.content.document,
             }  # fmt: skip
@@ -157,10 +157,10 @@ def _given(args: argparse.Namespace) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _whose(args: argparse.Namespace) -> "Whose":
-    from serving.cache.entry_store import Whose
+def _entry_filter(args: argparse.Namespace) -> "EntryFilter":
+    from serving.cache.entry_store import EntryFilter
 
-    return Whose(**_given(args))
+    return EntryFilter(**_given(args))
 
 
 _ACTIONS: Mapping[str, Callable[[argparse.Namespace, Any], int]] = {

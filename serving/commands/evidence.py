@@ -89,9 +89,9 @@ def _list(args: argparse.Namespace, store: Any) -> int:
 
 
 def _show(args: argparse.Namespace, store: Any) -> int:
-    from serving.evidence.administration import shown
+    from serving.evidence.administration import claim_details
 
-    all_ = shown(store, args.claim, _ACTOR, evidence_label.texts_of(args, store))
+    all_ = claim_details(store, args.claim, _ACTOR, evidence_label.texts_of(args, store))
     if args.html is not None:
         from serving.evidence.page import render_claim
 
@@ -145,21 +145,20 @@ def _export(args: argparse.Namespace, store: Any) -> int:
 
 
 def _delete(args: argparse.Namespace, store: Any) -> int:
-    from serving.cache.entry_store import EntryStore
-    from serving.cache.entry_store import Whose as CachedWhose
+    from serving.cache.entry_store import EntryFilter, EntryStore
     from serving.evidence.heads.example_store import ExampleStore
     from serving.evidence.heads.keys import vector_cipher
     from serving.evidence.heads.service import erase_examples
     from serving.evidence.kept_texts import erase_texts
-    from serving.evidence.store import Whose
+    from serving.evidence.store import EvidenceOwner
 
     settings = settings_from(args)
-    whose = Whose(args.tenant, args.request_id, args.end_user)
+    owner = EvidenceOwner(args.tenant, args.request_id, args.end_user)
     cipher = vector_cipher(settings.state, settings.evidence.vector_key_file)
-    count = store.delete(whose, _ACTOR)
-    examples = erase_examples(ExampleStore(store.database, cipher), whose)
-    texts = erase_texts(store.database, whose)
-    named = CachedWhose(None, args.tenant, args.request_id, args.end_user)
+    count = store.delete(owner, _ACTOR)
+    examples = erase_examples(ExampleStore(store.database, cipher), owner)
+    texts = erase_texts(store.database, owner)
+    named = EntryFilter(None, args.tenant, args.request_id, args.end_user)
     cached = EntryStore(store.database).delete(named)
     if args.json:
         found = {"deleted": count, "examples": examples, "texts": texts, "cached": cached}

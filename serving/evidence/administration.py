@@ -56,7 +56,7 @@ def document(claim: Claim) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ClaimDetails:
     """A claim with everything that its page and `show` print. people: what labels say."""
 
     claim: Claim
@@ -88,7 +88,9 @@ class Shown:
         return {verdict: counted[verdict] for verdict in get_args(Verdict)}
 
 
-def shown(store: EvidenceStore, name: str, actor: str, texts: KeptTexts | None = None) -> Shown:
+def claim_details(
+    store: EvidenceStore, name: str, actor: str, texts: KeptTexts | None = None
+) -> ClaimDetails:
     """Return a claim with its events, the course of its error, and people's labels.
 
     Noted as an act. Raises NotFound.
@@ -100,7 +102,7 @@ def shown(store: EvidenceStore, name: str, actor: str, texts: KeptTexts | None =
     audits = [row for row in rows if isinstance(row, Audit)]
     begun = next((item.has_suite for item in store.definitions() if item.id == name), False)
     periods = history("provisional" if begun else "shadow", rows)
-    return Shown(claim, events, audits, periods, _people(claim, audits, texts))
+    return ClaimDetails(claim, events, audits, periods, _people(claim, audits, texts))
 
 
 def withdraw(store: EvidenceStore, name: str, reason: str, actor: str) -> None:

@@ -50,7 +50,7 @@ class _Vectors:
 
 
 class DriftWatch:
-    """Counts inputs on the request path, and looks at full windows in the keeper's thread.
+    """Counts inputs on the request path, and looks at full windows in the worker's thread.
 
     Label shares and escalations are compared with those that earned the claim, in every replica and
     after a restart. Vectors are not in the claim: they are compared with the first 500 that this

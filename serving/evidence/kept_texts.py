@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
 
 from serving.contracts.evidence import PEOPLE, Audit
 from serving.evidence.heads.cipher import UnreadableContent, VectorCipher
-from serving.evidence.store import Whose
+from serving.evidence.store import EvidenceOwner
 from serving.ledger.database import Database
 from serving.ledger.schema import evidence_audits, evidence_texts
 from serving.ledger.upsert import insert_new
@@ -138,14 +138,14 @@ class KeptTexts:
         ]
 
 
-def erase_texts(database: Database, whose: Whose) -> int:
+def erase_texts(database: Database, owner: EvidenceOwner) -> int:
     """Delete the texts of a tenant, a request or an end user; return how many. Blocking."""
     columns = evidence_texts.c
-    where = columns.tenant == whose.tenant
-    if whose.request_id is not None:
-        where &= columns.request_id == whose.request_id
-    if whose.end_user is not None:
-        where &= columns.end_user == whose.end_user
+    where = columns.tenant == owner.tenant
+    if owner.request_id is not None:
+        where &= columns.request_id == owner.request_id
+    if owner.end_user is not None:
+        where &= columns.end_user == owner.end_user
     return _delete(database, where)
 
 

@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from serving.evidence.administration import Shown
+from serving.evidence.administration import ClaimDetails
 from serving.evidence.plots import course_plot
 from serving.reporting.page import Plot, page_environment
 
 TEMPLATE = "page.html.j2"
 
 
-def render_claim(shown: Shown) -> str:
+def render_claim(details: ClaimDetails) -> str:
     """Return a claim's page; the same evidence gives the same string."""
-    claim, periods = shown.claim, shown.periods
+    claim, periods = details.claim, details.periods
     plot = Plot(
         svg=course_plot(f"Course of claim {claim.id}", periods, claim.target_error),
         caption="The line is the share of audited accepted answers that differ from the "
@@ -21,7 +21,7 @@ def render_claim(shown: Shown) -> str:
     )
     template = page_environment("serving.evidence", _FILTERS).get_template(TEMPLATE)
     return template.render(
-        claim=claim, document=shown.document(), periods=periods, events=shown.events, plot=plot
+        claim=claim, document=details.document(), periods=periods, events=details.events, plot=plot
     )
 
 

@@ -69,8 +69,8 @@ class Ruling:
 
 
 @dataclass(slots=True)
-class Book:
-    """What this process knows besides the claims. spent: as last read from the database.
+class LocalCounts:
+    """What this process counts beside the claims. spent: as last read from the database.
 
     accepted: inputs that took the shortcut since the claim's last row. dropped: audits not made, by
     claim. unread: answers of the reference that are no evidence, by claim.
@@ -120,7 +120,7 @@ class Evidence:
         self.settings = settings
         self.snapshot = snapshot
         self.reference = reference
-        self.book = Book()
+        self.counts = LocalCounts()
         self._tenant_of = tenant_of
         self._opened = opened
         self._key = key
@@ -248,7 +248,7 @@ class Evidence:
 
     def is_affordable(self) -> bool:
         """Return whether the day's budget has room for an audit now."""
-        return is_affordable(self.book.spent_today, self.settings, self._now())
+        return is_affordable(self.counts.spent_today, self.settings, self._now())
 
     def _own_reference(self, shortcut: Shortcut, context: RequestContext) -> str | None:
         """Return the reference of inputs that no provider gets: the 16-bit baseline, or people."""
@@ -270,7 +270,7 @@ class Evidence:
         if standing.claim is None:
             return 0.0
         if standing.mode == "shadow":
-            spent = self.book.shadow_spent.get(standing.claim, Spent())
+            spent = self.counts.shadow_spent.get(standing.claim, Spent())
             return shadow_rate(standing.state, spent, self.settings)
         return audit_rate(claim, self.settings, self._now())
 

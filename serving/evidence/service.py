@@ -1,4 +1,4 @@
-"""The running parts of evidence in one process: the writer, the keeper, and what audits cost."""
+"""The running parts of evidence in one process: appender, worker, and the cost of audits."""
 
 import asyncio
 import logging
@@ -17,12 +17,12 @@ from serving.evidence.appender import EvidenceAppender
 from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.heads.keys import vector_cipher
 from serving.evidence.heads.service import HeadService
-from serving.evidence.keeper import EvidenceEvents, EvidenceKeeper
 from serving.evidence.kept_texts import KeptText, KeptTexts, purge_texts
 from serving.evidence.pacing import Spent
 from serving.evidence.rulings import Evidence
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.store import EvidenceStore
+from serving.evidence.worker import EvidenceEvents, EvidenceWorker
 from serving.ledger.database import Database
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class EvidenceService:
     settings: EvidenceSettings
     store: EvidenceStore
     snapshot: ClaimSnapshot
-    keeper: EvidenceKeeper
+    worker: EvidenceWorker
     appender: EvidenceAppender
     evidence: Evidence
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
@@ -62,7 +62,7 @@ class EvidenceService:
         """Write, fold and read until cancelled; then write what is pending once more."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self.keeper.watch())
+                group.create_task(self.worker.watch())
                 group.create_task(self.appender.run())
                 group.create_task(self._count_spending())
                 group.create_task(self._purge_texts())
@@ -92,12 +92,12 @@ class EvidenceService:
             await asyncio.sleep(_PURGE_EVERY_S)
 
     def _read_spending(self) -> None:
-        book, now = self.evidence.book, self.evidence.now()
+        counts, now = self.evidence.counts, self.evidence.now()
         midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         today = sum(self.store.spent_usd(midnight, "accepted").values(), Decimal(0))
         shadow = self.store.spent_usd(_EVER, "shadow")
-        book.spent_today = Spent(today_usd=today)
-        book.shadow_spent = {name: Spent(shadow_usd=usd) for name, usd in shadow.items()}
+        counts.spent_today = Spent(today_usd=today)
+        counts.shadow_spent = {name: Spent(shadow_usd=usd) for name, usd in shadow.items()}
 
 
 def build_evidence(
@@ -115,10 +115,10 @@ def build_evidence(
     store = EvidenceStore(database)
     snapshot = ClaimSnapshot(settings.max_snapshot_age_s)
     drift = DriftWatch()
-    keeper = EvidenceKeeper(store, settings, snapshot, events, drift=drift)
-    appender = EvidenceAppender(store, keeper.wake)
+    worker = EvidenceWorker(store, settings, snapshot, events, drift=drift)
+    appender = EvidenceAppender(store, worker.wake)
     evidence = Evidence(settings, snapshot, reference, tenant_of, appender.open, key, drift=drift)
-    return EvidenceService(settings, store, snapshot, keeper, appender, evidence)
+    return EvidenceService(settings, store, snapshot, worker, appender, evidence)
 
 
 def kept_texts(settings: EvidenceSettings, database: Database, state: Path) -> KeptTexts | None:

@@ -51,8 +51,8 @@ class Definition:
 
 
 @dataclass(frozen=True, slots=True)
-class Whose:
-    """Whose evidence is deleted: all of a tenant, or one request or end user of it."""
+class EvidenceOwner:
+    """A tenant, or one request or end user of it, whose evidence is deleted."""
 
     tenant: str
     request_id: str | None = None
@@ -202,21 +202,21 @@ class EvidenceStore:
             )
             return {row.claim: row.cost_usd or Decimal(0) for row in rows}
 
-    def delete(self, whose: Whose, actor: str) -> int:
+    def delete(self, owner: EvidenceOwner, actor: str) -> int:
         """Delete what names a tenant, a request or an end user; return the number of audits.
 
         A tenant's own claims go with their audits. Of one request or end user the numbers stay,
         without ids, labels and digests. Both are noted as an act and, in claims that go on, as an
         event.
         """
-        chosen = _chosen(evidence_audits, whose)
+        chosen = _chosen(evidence_audits, owner)
         with self.database.begin() as connection:
             claims = connection.execute(select(evidence_audits.c.claim).where(chosen).distinct())
             touched = set(claims.scalars())
-            connection.execute(delete(evidence_draws).where(_chosen(evidence_draws, whose)))
-            if whose.is_tenant:
+            connection.execute(delete(evidence_draws).where(_chosen(evidence_draws, owner)))
+            if owner.is_tenant:
                 count = connection.execute(delete(evidence_audits).where(chosen)).rowcount
-                touched -= _delete_claims(connection, whose.tenant)
+                touched -= _delete_claims(connection, owner.tenant)
             else:
                 count = _forget(connection, chosen)
             now = database_now(connection)
@@ -228,7 +228,7 @@ class EvidenceStore:
                 )  # fmt: skip
                 connection.execute(evidence_events.insert(), _event_row(event))
             row = {
-                "id": uuid4().hex, "actor": actor, "act": "delete", "subject": whose.tenant,
+                "id": uuid4().hex, "actor": actor, "act": "delete", "subject": owner.tenant,
                 "at": now,
             }  # fmt: skip
             connection.execute(evidence_acts.insert(), row)
@@ -251,12 +251,12 @@ class EvidenceStore:
             return [(row.actor, row.act, row.subject, row.at) for row in rows]
 
 
-def _chosen(table: Table, whose: Whose) -> ColumnElement[bool]:
-    found = table.c.tenant == whose.tenant
-    if whose.request_id is not None:
-        found &= table.c.request_id == whose.request_id
-    if whose.end_user is not None:
-        found &= table.c.end_user == whose.end_user
+def _chosen(table: Table, owner: EvidenceOwner) -> ColumnElement[bool]:
+    found = table.c.tenant == owner.tenant
+    if owner.request_id is not None:
+        found &= table.c.request_id == owner.request_id
+    if owner.end_user is not None:
+        found &= table.c.end_user == owner.end_user
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.cache.entry_store import Whose
+from serving.cache.entry_store import EntryFilter
 from serving.cache.service import CacheService
 from serving.contracts.errors import InvalidRequest, NotFound
 from serving.contracts.ledger import Caller
@@ -54,11 +54,11 @@ async def delete_namespace(
     """Delete the entries that the caller's tenant made, of one namespace or of all."""
     tenant = caller.tenant
     if namespace is None:
-        return {"deleted": await cache.delete(Whose(tenant=tenant))}
+        return {"deleted": await cache.delete(EntryFilter(tenant=tenant))}
     # A tenant that joined a shared namespace still has entries in its own.
     for full in (cache.settings.namespace_of(tenant), f"tenant/{tenant}"):
         if namespace in (full, full.partition("/")[2]):
-            return {"deleted": await cache.delete(Whose(namespace=full, tenant=tenant))}
+            return {"deleted": await cache.delete(EntryFilter(namespace=full, tenant=tenant))}
     raise _no_namespace(namespace)
 
 
@@ -77,14 +77,14 @@ async def note_feedback(body: Feedback, cache: Cache, caller: Sender) -> dict[st
 @router.get("/admin/cache")
 async def show_sizes(cache: Cache) -> dict[str, Any]:
     """Show the entries, bytes and hits of every namespace."""
-    return {"object": "list", "data": await cache.read(lambda store: store.stats(Whose()))}
+    return {"object": "list", "data": await cache.read(lambda store: store.stats(EntryFilter()))}
 
 
 @router.delete("/admin/cache")
 async def delete_any(
     cache: Cache,
     namespace: Annotated[str | None, Query(description="tenant/NAME or shared/NAME")] = None,
-    tenant: Annotated[str | None, Query(description="whose answers")] = None,
+    tenant: Annotated[str | None, Query(description="tenant whose answers are deleted")] = None,
     request_id: Annotated[str | None, Query(description="only of one request")] = None,
     end_user: Annotated[str | None, Query(description="only of one end user")] = None,
 ) -> dict[str, Any]:
@@ -97,28 +97,30 @@ async def delete_any(
             field="namespace",
             fix="name a namespace, a tenant, a request_id or an end_user",
         )
-    return {"deleted": await cache.delete(Whose(**given))}
+    return {"deleted": await cache.delete(EntryFilter(**given))}
 
 
 @router.delete("/admin/cache/entries/{entry}")
 async def delete_any_entry(entry: str, cache: Cache) -> dict[str, Any]:
     """Delete one entry of any namespace."""
-    if not await cache.delete(Whose(entry=entry)):
+    if not await cache.delete(EntryFilter(entry=entry)):
         raise _no_entry(entry)
     return {"id": entry, "deleted": 1}
 
 
 async def _delete_one(entry: str, cache: CacheService, caller: Caller) -> None:
-    for whose in _visible(entry, cache, caller):
-        if await cache.delete(whose):
+    for chosen in _visible(entry, cache, caller):
+        if await cache.delete(chosen):
             return
     raise _no_entry(entry)
 
 
-def _visible(entry: str, cache: CacheService, caller: Caller) -> tuple[Whose, Whose]:
+def _visible(entry: str, cache: CacheService, caller: Caller) -> tuple[EntryFilter, EntryFilter]:
     """Return an entry as far as the caller may see it: in its namespace, or its tenant's own."""
     namespace = cache.settings.namespace_of(caller.tenant)
-    return Whose(entry=entry, namespace=namespace), Whose(entry=entry, tenant=caller.tenant)
+    return EntryFilter(entry=entry, namespace=namespace), EntryFilter(
+        entry=entry, tenant=caller.tenant
+    )
 
 
 def _no_entry(entry: str) -> NotFound:

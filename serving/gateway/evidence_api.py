@@ -7,12 +7,12 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.cache.entry_store import Whose as CachedWhose
+from serving.cache.entry_store import EntryFilter
 from serving.contracts.errors import InvalidRequest, NotFound
 from serving.contracts.ledger import Caller
 from serving.evidence import administration
 from serving.evidence.kept_texts import KeptTexts, erase_texts
-from serving.evidence.store import EvidenceStore, Whose
+from serving.evidence.store import EvidenceOwner, EvidenceStore
 from serving.gateway.context import Context, GatewayContext
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -63,7 +63,7 @@ async def list_claims(context: Context) -> dict[str, Any]:
 @router.get("/claims/{claim}")
 async def show_claim(claim: str, context: Context, actor: Actor) -> dict[str, Any]:
     """Show a claim with its events, the course of its error, and people's labels."""
-    return await asyncio.to_thread(lambda: _shown(claim, context, actor).document())
+    return await asyncio.to_thread(lambda: _details(claim, context, actor).document())
 
 
 @router.get("/claims/{claim}/page", response_class=HTMLResponse)
@@ -72,7 +72,7 @@ async def show_page(claim: str, context: Context, actor: Actor) -> HTMLResponse:
     # Loads matplotlib, which no other request needs.
     from serving.evidence.page import render_claim
 
-    page = await asyncio.to_thread(lambda: render_claim(_shown(claim, context, actor)))
+    page = await asyncio.to_thread(lambda: render_claim(_details(claim, context, actor)))
     return HTMLResponse(page, headers={"content-security-policy": _PAGE_POLICY})
 
 
@@ -101,7 +101,7 @@ async def withdraw_claim(
     store = _store(context)
     await asyncio.to_thread(administration.withdraw, store, claim, body.reason, actor)
     assert context.evidence is not None
-    await context.evidence.keeper.round()
+    await context.evidence.worker.round()
     return {"claim": claim, "state": "withdrawn"}
 
 
@@ -126,23 +126,23 @@ async def delete_evidence(
     """Delete what names a tenant, a request or an end user, cached answers too."""
     if request_id == "" or end_user == "":
         raise InvalidRequest("request_id and end_user must not be empty", field="request_id")
-    whose = Whose(tenant, request_id, end_user)
+    owner = EvidenceOwner(tenant, request_id, end_user)
     store = _store(context)
-    count = await asyncio.to_thread(store.delete, whose, actor)
-    found = {"deleted": count, "texts": await asyncio.to_thread(erase_texts, store.database, whose)}
+    count = await asyncio.to_thread(store.delete, owner, actor)
+    found = {"deleted": count, "texts": await asyncio.to_thread(erase_texts, store.database, owner)}
     if context.cache is not None:
-        named = CachedWhose(None, tenant, request_id, end_user)
+        named = EntryFilter(None, tenant, request_id, end_user)
         found["cached"] = await context.cache.delete(named)
     assert context.evidence is not None
     heads = context.evidence.heads
     if heads is not None:
-        found["examples"] = await asyncio.to_thread(heads.delete, whose)
+        found["examples"] = await asyncio.to_thread(heads.delete, owner)
         await heads.refresh()
     return found
 
 
-def _shown(claim: str, context: GatewayContext, actor: str) -> administration.Shown:
-    return administration.shown(_store(context), claim, actor, _texts(context))
+def _details(claim: str, context: GatewayContext, actor: str) -> administration.ClaimDetails:
+    return administration.claim_details(_store(context), claim, actor, _texts(context))
 
 
 def _store(context: GatewayContext) -> EvidenceStore:

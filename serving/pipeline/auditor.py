@@ -146,7 +146,7 @@ class Auditor:
         """Ask the reference about a local answer that the client got, where the coin chose it."""
         origin: Origin = "escalated" if answer.below_threshold else "accepted"
         if origin == "accepted":
-            self.evidence.book.accepted[one.ruling.name] += 1
+            self.evidence.counts.accepted[one.ruling.name] += 1
         self._compare(one, local or answer)
         if not one.coin or one.ruling.reference is None:
             return
@@ -194,7 +194,7 @@ class Auditor:
         """Return what the reference's answer says; None, counted, if it is not evidence."""
         right = _right(reference, one.ruling.reference)
         if isinstance(right, _NoVerdict) and right.verdict == "dropped":
-            self.evidence.book.unread[one.ruling.name] += 1
+            self.evidence.counts.unread[one.ruling.name] += 1
             return None
         return right
 
@@ -228,7 +228,7 @@ class Auditor:
             await work
 
     def _drop(self, one: Observed, origin: Origin) -> None:
-        self.evidence.book.dropped[one.ruling.name] += 1
+        self.evidence.counts.dropped[one.ruling.name] += 1
         self._append(self._row(one, origin, "dropped", None))
 
     async def _shadow(
@@ -374,7 +374,7 @@ class Auditor:
             # A claim must end where these stay without a label.
             self._append(replace(row, input=f"{row.input}{AWAITED}", verdict="awaited"))
         else:
-            row = replace(row, accepted=self.evidence.book.take_accepted(row.claim))
+            row = replace(row, accepted=self.evidence.counts.take_accepted(row.claim))
         await self._keep_text(one, row, tuple(proposed))
 
     async def _keep_text(self, one: Observed, row: Audit, proposed: tuple[Proposed, ...]) -> None:
@@ -396,7 +396,7 @@ class Auditor:
 
     def _append(self, audit: Audit) -> None:
         self._appender.append(
-            replace(audit, accepted=self.evidence.book.take_accepted(audit.claim))
+            replace(audit, accepted=self.evidence.counts.take_accepted(audit.claim))
         )
 
     def _row(self, one: Observed, origin: Origin, verdict: Verdict, loss: float | None) -> Audit:

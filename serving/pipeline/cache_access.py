@@ -175,13 +175,13 @@ class CacheAccess:
         return self.cache.settings.namespace_of(context.caller.tenant)
 
     def _is_servable(self, entry: Entry, context: RequestContext) -> bool:
-        """Return whether an entry is the caller's, young enough, and made under what is in force.
+        """Return whether an entry is the caller's, young enough, and still in force.
 
         The key holds the namespace; it is compared again because nothing else keeps tenants apart.
         """
         if entry.namespace != self._namespace(context) or self.cache.now() >= entry.expires_at:
             return False
-        return self._in_force.covers(entry.made, context)
+        return self._in_force.covers(entry.origin, context)
 
     def _packed(
         self, key: str, kind: Kind, answered: Answered, context: RequestContext
@@ -197,10 +197,10 @@ class CacheAccess:
             ttl_s = settings.ttl_of(namespace)
             if context.options.cache_ttl_s is not None:
                 ttl_s = min(ttl_s, context.options.cache_ttl_s)
-            made = self._in_force.made(answered.served, answered.task, answered.text)
+            origin = self._in_force.origin(answered.served, answered.task, answered.text)
             packed = PackedEntry.of(
                 Entry(
-                    key, namespace, caller.tenant, context.request_id, kind, made,
+                    key, namespace, caller.tenant, context.request_id, kind, origin,
                     answered.content, now, now + timedelta(seconds=ttl_s),
                     context.options.end_user,
                 )
@@ -218,10 +218,10 @@ def served_from(entry: Entry) -> Served:
     An answer of a frontier model replaces the same call, so it counts as a saving; that of a local
     model only within its bound.
     """
-    made = entry.made
+    origin = entry.origin
     return Served(
-        "cache", "cached", made.model, entry.content.usage,
-        guaranteed=True if made.route == "frontier" else made.guaranteed,
-        evidence=made.evidence, claim=made.claim, cache_entry=entry.id,
+        "cache", "cached", origin.model, entry.content.usage,
+        guaranteed=True if origin.route == "frontier" else origin.guaranteed,
+        evidence=origin.evidence, claim=origin.claim, cache_entry=entry.id,
         avoided_usd=entry.content.cost_usd,
     )  # fmt: skip

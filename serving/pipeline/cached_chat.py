@@ -105,7 +105,7 @@ class CachedChat:
         cache.hit(entry)
         hit = entry.hit(cache.now())
         document = cached_document(entry.content.document, hit, record.context.request_id)
-        record.belongs_to(entry.made.task)
+        record.belongs_to(entry.origin.task)
         outcome = Outcome(document, served_from(entry), attestation=entry.content.attestation)
         (outcome,) = await record.finish([outcome])
         return write_hit(request, outcome, hit, entry.content.guarantee)

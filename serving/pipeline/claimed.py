@@ -72,7 +72,7 @@ class Claimed:
             return await self._runner.stream(request, plan, record)
         outcome = await self._runner.stream(request, taken.plan, record)
         if isinstance(outcome, OutcomeStream):
-            self._auditor.evidence.book.unread[taken.ruling.name] += 1
+            self._auditor.evidence.counts.unread[taken.ruling.name] += 1
             return outcome
         if taken.ruling.standing.mode == "shadow":
             self._shadowed(taken, record, [outcome])

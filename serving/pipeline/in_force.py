@@ -1,10 +1,10 @@
-"""Whether what a cached answer was made under is still in force: model, attestation, claim."""
+"""Whether the model, attestation and claim of a cached answer are still in force."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import uuid4
 
-from serving.cache.entry import Made
+from serving.cache.entry import AnswerOrigin
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import LedgerUnavailable
 from serving.contracts.evidence import Action
@@ -20,7 +20,7 @@ _THIS_PROCESS = uuid4().hex
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """Compares what made an answer with what is in force now.
+    """Compares the origin of a cached answer with the models and claims in force now.
 
     tasks: of the local models, by name. evidence: None where no claims are used.
     """
@@ -28,27 +28,27 @@ class InForce:
     tasks: Mapping[str, BoundTask]
     evidence: Evidence | None
 
-    def made(self, served: Served, task: str | None, text: str | None) -> Made:
+    def origin(self, served: Served, task: str | None, text: str | None) -> AnswerOrigin:
         """Return what an answer depends on. text: the task's input."""
         if served.route != "local":
-            return Made(served.route, served.model, task=task)
+            return AnswerOrigin(served.route, served.model, task=task)
         action = digest = None
         if served.claim is not None and self.evidence is not None:
             claim = self.evidence.snapshot.find(served.claim)
             action = None if claim is None else _action_name(claim.action)
             digest = None if text is None else self.evidence.text_digest(served.claim, text)
-        return Made(
+        return AnswerOrigin(
             served.route, served.model, self._version(served.model), task, served.claim, action,
             digest, served.guaranteed, served.evidence,
         )  # fmt: skip
 
-    def covers(self, made: Made, context: RequestContext) -> bool:
-        """Return whether an answer would still be served to a request as it was made."""
-        if made.route != "local":
+    def covers(self, origin: AnswerOrigin, context: RequestContext) -> bool:
+        """Return whether the same answer would still be served to the request."""
+        if origin.route != "local":
             return True
-        if made.version != self._version(made.model):
+        if origin.version != self._version(origin.model):
             return False
-        return made.task is None or self._covers_task(made, made.task, context)
+        return origin.task is None or self._covers_task(origin, origin.task, context)
 
     def _version(self, model: str) -> str:
         """Return the attestations that cover a local model, or this process where there is none."""
@@ -62,15 +62,15 @@ class InForce:
         }
         return ",".join(sorted(digests)) or _THIS_PROCESS
 
-    def _covers_task(self, made: Made, task: str, context: RequestContext) -> bool:
+    def _covers_task(self, origin: AnswerOrigin, task: str, context: RequestContext) -> bool:
         evidence, bound = self.evidence, self.tasks.get(task)
         if bound is None:
             return False
         has_model = bound.grant.refusal is None
-        if not has_model and not made.model.startswith(HEAD_PREFIX):
+        if not has_model and not origin.model.startswith(HEAD_PREFIX):
             return False
         if evidence is None or not evidence.settings.enabled or context.options.deterministic:
-            return made.claim is None
+            return origin.claim is None
         model = bound.engine.model_id if has_model else NO_MODEL
         shortcut = evidence.local_task(bound.task.spec, model, bound.grant)
         try:
@@ -78,17 +78,17 @@ class InForce:
         except LedgerUnavailable:
             return False
         if standing.mode == "suite":
-            return made.claim is None
+            return origin.claim is None
         if standing.mode != "claim" or standing.claim is None:
             return False
         now = (standing.claim, _action_name(standing.action))
-        return (made.claim, made.action) == now and not self._is_listed(made, standing.claim)
+        return (origin.claim, origin.action) == now and not self._is_listed(origin, standing.claim)
 
-    def _is_listed(self, made: Made, name: str) -> bool:
+    def _is_listed(self, origin: AnswerOrigin, name: str) -> bool:
         """Return whether the claim lists the input as one that is often answered wrongly."""
         assert self.evidence is not None
         claim = self.evidence.snapshot.find(name)
-        return claim is not None and made.text is not None and made.text in claim.escalate
+        return claim is not None and origin.text is not None and origin.text in claim.escalate
 
 
 def _action_name(action: Action | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from serving.cache.entry import Content, Entry, Made, PackedEntry
+from serving.cache.entry import AnswerOrigin, Content, Entry, PackedEntry
 from serving.cache.entry_store import EVERY_ENTRY, EntryStore
 from serving.cache.service import CacheService
 from serving.contracts.answer import Usage
@@ -131,7 +131,7 @@ def entry(number: int = 0, **changes: Any) -> Entry:
     document = {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": {}}
     found = Entry(
         key=f"{number:064x}", namespace="tenant/acme", tenant="acme", request_id=f"r{number}",
-        kind="chat", made=Made("frontier", OPENAI), content=Content(document, USAGE),
+        kind="chat", origin=AnswerOrigin("frontier", OPENAI), content=Content(document, USAGE),
         created_at=NOW, expires_at=NOW + timedelta(hours=1), id=f"e{number}",
     )  # fmt: skip
     return replace(found, **changes)

@@ -28,12 +28,12 @@ from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.fold import rules_version
 from serving.evidence.heads.candidate import DIMENSIONS
 from serving.evidence.heads.cipher import VectorCipher
-from serving.evidence.keeper import EvidenceKeeper
 from serving.evidence.kept_texts import KeptTexts
 from serving.evidence.rulings import Evidence
 from serving.evidence.service import EvidenceService
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.store import Definition, EvidenceStore
+from serving.evidence.worker import EvidenceWorker
 from serving.ledger.database import Database
 from serving.pipeline.auditor import Auditor, AuditRunners
 from serving.pipeline.exit_recorder import ExitRecorder
@@ -75,12 +75,12 @@ class Clock:
         return self.now_s
 
 
-def keeper(
+def worker(
     store: EvidenceStore, settings: EvidenceSettings = EARLY, **changes: Any
-) -> EvidenceKeeper:
+) -> EvidenceWorker:
     clock = changes.pop("clock", Clock())
     snapshot = changes.pop("snapshot", ClaimSnapshot(settings.max_snapshot_age_s, clock))
-    return EvidenceKeeper(store, settings, snapshot, Transitions(), clock, **changes)
+    return EvidenceWorker(store, settings, snapshot, Transitions(), clock, **changes)
 
 
 WIDE = "wide"
@@ -140,11 +140,11 @@ class EvidenceServer:
         self.transitions = Transitions()
         self.snapshot = ClaimSnapshot(settings.max_snapshot_age_s, self.clock)
         drift = DriftWatch(lambda: self.now)
-        self.keeper = EvidenceKeeper(
+        self.worker = EvidenceWorker(
             self.store, settings, self.snapshot, self.transitions, self.clock, lambda: self.now,
             drift,
         )  # fmt: skip
-        self.appender = EvidenceAppender(self.store, self.keeper.wake)
+        self.appender = EvidenceAppender(self.store, self.worker.wake)
         known = tenants or {}
         self.evidence = Evidence(
             settings, self.snapshot, reference if reply else None,
@@ -152,7 +152,7 @@ class EvidenceServer:
             now=lambda: self.now, drift=drift,
         )  # fmt: skip
         service = EvidenceService(
-            settings, self.store, self.snapshot, self.keeper, self.appender, self.evidence,
+            settings, self.store, self.snapshot, self.worker, self.appender, self.evidence,
             texts=self.texts,
         )  # fmt: skip
         context = self.server.context
@@ -191,14 +191,14 @@ class EvidenceServer:
 
     async def ready(self) -> "EvidenceServer":
         await self.server.ready()
-        await self.keeper.round()
+        await self.worker.round()
         return self
 
     async def settle(self) -> None:
         """Let audits end, write them, fold them."""
         await self.auditor.settled()
         await self.appender.flush()
-        await self.keeper.round()
+        await self.worker.round()
 
     async def ask(self, text: str, task: str = "topic", **kwargs: Any) -> Any:
         return await self.server.post(f"/v1/tasks/{task}", json={"input": text}, **kwargs)

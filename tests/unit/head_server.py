@@ -161,7 +161,7 @@ class HeadServer:
         self.heads: HeadService = build_heads(
             state, settings, database, service.evidence, context.metrics.evidence, "encoder-1"
         )
-        service.keeper.fitted = self.heads.tests
+        service.worker.fitted = self.heads.tests
         self.evidence: EvidenceService = replace(service, heads=self.heads)
         recorder = ExitRecorder(self.server.ledger, self.server.exits)
 
@@ -196,7 +196,7 @@ class HeadServer:
         """Let audits end, write them, fold them, load heads."""
         await self.auditor.settled()
         await self.evidence.appender.flush()
-        await self.evidence.keeper.round()
+        await self.evidence.worker.round()
         await self.heads.refresh()
 
     async def fit(self) -> None:

@@ -43,7 +43,7 @@ async def test_an_answer_of_a_held_claim_hits_until_the_claim_is_suspended(
         assert (last.claim, last.evidence, last.guaranteed) == (name, "traffic", True)
         event = ClaimEvent(name, "suspended", "by a test", "narrowgate", AT, 0)
         found.store.append(events=[event])
-        await found.keeper.round()
+        await found.worker.round()
         # The reference answers, and its answer replaces the other.
         assert await ask(found) == ("miss", "frontier", "None")
         assert await ask(found) == ("hit", "cache", "None")
@@ -56,7 +56,7 @@ async def test_a_withdrawn_claim_hides_its_answers(
     async with cached(found.server, database, found.evidence):
         await ask(found)
         found.store.append(events=[ClaimEvent(name, "withdrawn", "by a test", "k", AT, 0)])
-        await found.keeper.round()
+        await found.worker.round()
         assert (await ask(found))[:2] == ("miss", "frontier")
 
 

@@ -57,10 +57,11 @@ def exits(pages: Sequence[Page]) -> list[tuple[str | None, str | None]]:
 
 
 async def asked(found: Cached, count: int, **body: Any) -> list["asyncio.Task[Any]"]:
-    """Send so many equal chats to the local model; return when all of them wait."""
-    already = waiting(found)
-    sent = [asyncio.create_task(found.chat(model=MODEL, **body)) for _ in range(count)]
-    await until(lambda: waiting(found) == already + count)
+    """Send so many equal chats to the local model, the leader first; return when all wait."""
+    already, sent = waiting(found), []
+    for number in range(1, count + 1):
+        sent.append(asyncio.create_task(found.chat(model=MODEL, **body)))
+        await until(lambda: waiting(found) == already + number)  # noqa: B023  # awaited here
     return sent
 
 

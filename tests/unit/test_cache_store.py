@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
-from serving.cache.entry_store import EVERY_ENTRY, EntryStore, Whose, open_store
+from serving.cache.entry_store import EVERY_ENTRY, EntryFilter, EntryStore, open_store
 from serving.cache.schema import cache_entries
 from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.errors import InvalidKey
@@ -36,8 +36,8 @@ def entries(database: Database, request: pytest.FixtureRequest) -> EntryStore:
     return EntryStore(database, request.param)
 
 
-def ids(store: EntryStore, whose: Whose = EVERY_ENTRY) -> set[str]:
-    return {row["id"] for row in store.listed(whose)}
+def ids(store: EntryStore, chosen: EntryFilter = EVERY_ENTRY) -> set[str]:
+    return {row["id"] for row in store.listed(chosen)}
 
 
 def test_an_entry_is_found_as_it_was_written(entries: EntryStore) -> None:
@@ -87,29 +87,29 @@ def test_expired_entries_are_deleted(entries: EntryStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("whose", "left"),
+    ("chosen", "left"),
     [
-        (Whose(entry="e1"), ["e2", "e3", "e4"]),
-        (Whose(tenant="acme"), ["e4"]),
-        (Whose(tenant="acme", request_id="r2"), ["e1", "e3", "e4"]),
-        (Whose(tenant="acme", end_user="ann"), ["e1", "e2", "e4"]),
-        (Whose(namespace="tenant/other"), ["e1", "e2", "e3"]),
-        (Whose(namespace="tenant/other", tenant="acme"), ["e1", "e2", "e3", "e4"]),
-        (Whose(entry="e4", tenant="acme"), ["e1", "e2", "e3", "e4"]),
-        (Whose(entry="\x00\ud800"), ["e1", "e2", "e3", "e4"]),
-        (Whose(end_user=""), ["e1", "e2", "e3", "e4"]),
+        (EntryFilter(entry="e1"), ["e2", "e3", "e4"]),
+        (EntryFilter(tenant="acme"), ["e4"]),
+        (EntryFilter(tenant="acme", request_id="r2"), ["e1", "e3", "e4"]),
+        (EntryFilter(tenant="acme", end_user="ann"), ["e1", "e2", "e4"]),
+        (EntryFilter(namespace="tenant/other"), ["e1", "e2", "e3"]),
+        (EntryFilter(namespace="tenant/other", tenant="acme"), ["e1", "e2", "e3", "e4"]),
+        (EntryFilter(entry="e4", tenant="acme"), ["e1", "e2", "e3", "e4"]),
+        (EntryFilter(entry="\x00\ud800"), ["e1", "e2", "e3", "e4"]),
+        (EntryFilter(end_user=""), ["e1", "e2", "e3", "e4"]),
         (EVERY_ENTRY, []),
     ],
     ids=str,
 )
 def test_every_given_condition_must_match(
-    entries: EntryStore, whose: Whose, left: list[str]
+    entries: EntryStore, chosen: EntryFilter, left: list[str]
 ) -> None:
     entries.write([
         packed(1), packed(2), packed(3, end_user="ann"),
         packed(4, namespace="tenant/other", tenant="other", end_user="ann"),
     ])  # fmt: skip
-    assert entries.delete(whose) == 4 - len(left)
+    assert entries.delete(chosen) == 4 - len(left)
     assert ids(entries) == set(left)
 
 

@@ -15,7 +15,7 @@ from serving.cli import main
 from serving.commands import evidence as command
 from serving.contracts.errors import InvalidRequest, InvalidSettings, NotFound
 from serving.contracts.evidence import ClaimState, claim_id
-from serving.evidence.administration import document, listed, shown, withdraw
+from serving.evidence.administration import claim_details, document, listed, withdraw
 from serving.evidence.export import PREDICATE_TYPE, export_claim
 from serving.evidence.page import render_claim
 from serving.evidence.replay import Replayed, replay
@@ -24,7 +24,7 @@ from serving.ledger.database import Database
 
 from ..provider.server import ProviderServer
 from .attested import attest, make_key, predicate, write_model
-from .evidence_kit import EARLY, audit, defined, keeper, opening
+from .evidence_kit import EARLY, audit, defined, opening, worker
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def store(store: EvidenceStore) -> EvidenceStore:
         audit("c1", 100 + n, float(n == 0), origin="accepted", hypothesis=1, served="World")
         for n in range(10)
     ])  # fmt: skip
-    keeper(store).round_blocking()
+    worker(store).round_blocking()
     return store
 
 
 def test_a_claim_is_shown_with_its_course(store: EvidenceStore) -> None:
     (claim,) = listed(store)
     assert (claim["id"], claim["state"], claim["audits"]) == ("c1", "held", 10)
-    found = shown(store, "c1", "k1").document()
+    found = claim_details(store, "c1", "k1").document()
     assert [event["kind"] for event in found["events"]] == ["tested", "earned"]
     assert found["course"][-1]["audits"] == 10
     assert found["course"][-1]["error"] == pytest.approx(0.1)
@@ -56,13 +56,13 @@ def test_a_claim_is_shown_with_its_course(store: EvidenceStore) -> None:
     }
     assert store.acts()[-1][:3] == ("k1", "show", "c1")
     with pytest.raises(NotFound):
-        shown(store, "c2", "k1")
+        claim_details(store, "c2", "k1")
 
 
 def test_a_withdrawn_claim_stays_withdrawn(store: EvidenceStore) -> None:
     withdraw(store, "c1", "the prompt was wrong", "k1")
     store.append([audit("c1", number) for number in range(200, 300)])
-    again = keeper(store)
+    again = worker(store)
     store.take_lease(again._holder, 0.0)
     assert store.states().claims["c1"].state is ClaimState.WITHDRAWN
     with pytest.raises(InvalidRequest):
@@ -88,7 +88,7 @@ def real_claim(database: Database) -> tuple[EvidenceStore, str]:
     store, made = EvidenceStore(database), defined()
     name = claim_id(made.scope, "exact", made.target_error, made.reference)
     store.register([replace(made, id=name)])
-    keeper(store).round_blocking()
+    worker(store).round_blocking()
     return store, name
 
 
@@ -138,7 +138,7 @@ def test_a_page_shows_the_course_without_scripts(
     assert 'aria-label="Course of claim c1"' in page
     for words in ("target 15%", "held", "error of accepted answers", "prefers-color-scheme: dark"):
         assert words in page
-    assert page == render_claim(shown(store, "c1", "k"))
+    assert page == render_claim(claim_details(store, "c1", "k"))
 
 
 def test_the_history_has_a_period_for_each_state(database: Database) -> None:
@@ -150,8 +150,8 @@ def test_the_history_has_a_period_for_each_state(database: Database) -> None:
     store.append([audit("c1", 100 + n, **own) for n in range(20)])
     store.append([audit("c1", 200 + n, origin="escalated", hypothesis=1) for n in range(20)])
     store.append([audit("c1", 300 + n, 1.0, **own) for n in range(60)])
-    keeper(store).round_blocking()
-    periods = shown(store, "c1", "k").periods
+    worker(store).round_blocking()
+    periods = claim_details(store, "c1", "k").periods
     assert [period.state for period in periods] == ["shadow", "held", "suspended"]
     held = periods[1]
     assert held.points[-1].error > 0.15

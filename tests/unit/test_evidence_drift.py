@@ -16,7 +16,7 @@ from serving.evidence.drift_watch import WINDOW, DriftWatch
 from serving.evidence.fold import ClaimFold
 from serving.evidence.frequent_errors import MAX_LISTED, FrequentErrors
 from serving.evidence.pacing import audit_rate
-from serving.evidence.store import Whose
+from serving.evidence.store import EvidenceOwner
 from serving.ledger.database import Database
 from serving.tasks.grant import Grant
 
@@ -134,17 +134,17 @@ async def test_changed_traffic_is_audited_more_over_http(server: EvidenceServer)
         replace(audit(name, n), candidates=(Candidate("model", 0.9, 0.0, OTHER),))
         for n in range(60)
     ])  # fmt: skip
-    await server.keeper.round()
+    await server.worker.round()
     assert server.claim.state is ClaimState.HELD
     number = server.claim.action.hypothesis  # type: ignore[union-attr]
     done = audit(name, 500, origin="accepted", hypothesis=number, accepted=9_000)
     server.store.append([done])
-    await server.keeper.round()
+    await server.worker.round()
     assert server.claim.since_signal == 9_000
     for n in range(WINDOW):
         await server.ask(f"text {n}")
     await server.settle()
-    await server.keeper.round()
+    await server.worker.round()
     assert server.claim.since_signal < 9_000
     assert "drifted" in [getattr(row, "kind", "") for row in server.rows()]
 
@@ -156,7 +156,7 @@ async def test_a_frequent_wrong_text_goes_to_the_reference(server: EvidenceServe
     name = server.claim.id
     server.store.append(events=[opening(name)])
     server.store.append([audit(name, n) for n in range(60)])
-    await server.keeper.round()
+    await server.worker.round()
     answer = (await server.ask("a frequent text")).json()
     assert (answer["route"], answer["below_threshold"]) == ("local", False)
     number = server.claim.action.hypothesis  # type: ignore[union-attr]
@@ -175,8 +175,8 @@ async def test_a_frequent_wrong_text_goes_to_the_reference(server: EvidenceServe
     again = ClaimFold(definition, server.evidence.settings).extend(rows)
     assert again.claim.escalate == server.claim.escalate == (text,)
     # It goes with its tenant.
-    server.store.delete(Whose("default"), "operator")
-    await server.keeper.round()
+    server.store.delete(EvidenceOwner("default"), "operator")
+    await server.worker.round()
     assert len(server.snapshot.all()) == 0
     assert (await server.ask("a frequent text")).json()["guarantee"]["evidence"] == "none"
 

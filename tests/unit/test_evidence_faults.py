@@ -26,7 +26,7 @@ from serving.tasks.grant import Grant
 
 from .attested import result
 from .authenticated import opened
-from .evidence_kit import AT, EARLY, EvidenceServer, audit, defined, keeper, opening
+from .evidence_kit import AT, EARLY, EvidenceServer, audit, defined, opening, worker
 from .test_evidence_states import LABEL, OTHER, bring, says
 
 ALWAYS = EARLY.model_copy(update={"high_rate": 1.0, "lease_s": 60.0})
@@ -78,13 +78,13 @@ async def test_two_replicas_audit_one_claim_and_both_stop(build: Any) -> None:
         await other.ask(f"text {number}")
         await other.auditor.settled()
         await other.appender.flush()
-        await folding.keeper.round()
+        await folding.worker.round()
         if folding.claim.state is ClaimState.SUSPENDED:
             break
     assert folding.claim.state is ClaimState.SUSPENDED
     assert (await folding.ask("after")).json()["reason"] == "shadow"
     # A reading every refresh_s, of at most 2 s.
-    await other.keeper.round()
+    await other.worker.round()
     assert (await other.ask("after")).json()["reason"] == "shadow"
     assert EvidenceSettings.model_fields["refresh_s"].metadata[1].le == 2.0
 
@@ -123,7 +123,7 @@ async def test_a_claim_that_the_budget_leaves_unwatched_ends(build: Any) -> None
     assert (found.audits()[-1].verdict, found.claim.state) == ("dropped", ClaimState.HELD)
     assert len(found.server.frontier.calls) == calls
     found.now += timedelta(hours=7)
-    await found.keeper.round()
+    await found.worker.round()
     assert found.claim.state is ClaimState.SUSPENDED
 
 
@@ -132,7 +132,7 @@ async def test_another_rule_begins_another_claim(build: Any) -> None:
     found = build(says())
     name = await bring(found, ClaimState.HELD)
     changed = build(says(), ALWAYS.model_copy(update={"alarm": 500.0, "lease_s": 0.001}))
-    found.store.take_lease(found.keeper._holder, 0.0)
+    found.store.take_lease(found.worker._holder, 0.0)
     await changed.ready()
     assert (await changed.ask("x")).json()["reason"] == "shadow"
     await changed.settle()
@@ -219,7 +219,7 @@ def test_rows_of_a_claim_registered_meanwhile_are_not_lost(database: Database) -
                 other.append([audit("c2", number) for number in range(60)])
             return super().rows_after(sequence, claim)
 
-    keeper(Listing(database)).round_blocking()
+    worker(Listing(database)).round_blocking()
     assert other.states().claims["c2"].state is ClaimState.HELD
 
 
@@ -227,7 +227,7 @@ def test_a_transition_that_two_replicas_recorded_is_one(store: EvidenceStore) ->
     """A replica was stopped in the middle of its folding, lost the lease, and went on."""
     store.append(events=[opening("c1")])
     store.append([audit("c1", number) for number in range(60)])
-    keeper(store).round_blocking()
+    worker(store).round_blocking()
     (earned,) = [
         row for row in store.rows_after(0) if isinstance(row, ClaimEvent) and row.kind == "earned"
     ]
@@ -278,20 +278,20 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_process_killed_between_an_audit_and_its_row(store: EvidenceStore, state: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(state)], check=False)
     assert done.returncode == -signal.SIGKILL
-    keeper(store).round_blocking()
+    worker(store).round_blocking()
     rows = [row for row in store.rows_after(0) if isinstance(row, Audit)]
     assert [(row.input, row.verdict) for row in rows] == [("i1", "same"), ("i2", "dropped")]
     assert store.missed(timedelta(0)) == []
 
 
 def test_a_replica_cut_off_from_the_database_stops_relying_on_claims(store: EvidenceStore) -> None:
-    from .evidence_kit import Clock, keeper
+    from .evidence_kit import Clock, worker
 
     clock = Clock()
     snapshot = ClaimSnapshot(30.0, clock)
     store.append(events=[opening("c1")])
     store.append([audit("c1", number) for number in range(60)])
-    keeper(store, clock=clock, snapshot=snapshot).round_blocking()
+    worker(store, clock=clock, snapshot=snapshot).round_blocking()
     assert snapshot.find("c1") is not None
     clock.now_s += 30.5
     assert snapshot.find("c1") is None

@@ -68,7 +68,7 @@ async def hold(found: EvidenceServer, candidate: str) -> str:
     name = await begun(found)
     found.store.append(events=[opening(name, candidate=candidate)])
     found.store.append(rows(name, 0, 60, 0, 1.0))
-    await found.keeper.round()
+    await found.worker.round()
     assert found.claim.state is ClaimState.HELD
     return name
 
@@ -113,14 +113,14 @@ async def test_a_newer_fit_replaces_the_claimed_one_once_it_covers_clearly_more(
     found.evidence.load(name, [recalibrated(specs["topic"])])
     found.store.append(events=[opening(name, candidate=FITTED)])
     found.store.append(rows(name, 100, 20, 1, covered))
-    await found.keeper.round()
+    await found.worker.round()
     # It has not earned the claim yet: the old one answers.
     assert found.claim.action is not None
     assert found.claim.action.candidate == "model"
     assert (await found.ask("between")).json()["value"] == LABEL
     for begin in range(200, 800, 100):
         found.store.append(rows(name, begin, 100, found.claim.action.hypothesis, covered))
-        await found.keeper.round()
+        await found.worker.round()
         assert found.claim.state is ClaimState.HELD
     assert found.claim.action.candidate == claimed
     answer = (await found.ask("after")).json()

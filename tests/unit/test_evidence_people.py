@@ -12,7 +12,7 @@ from serving.commands import evidence as command
 from serving.contracts.errors import InvalidArgument, InvalidRequest
 from serving.contracts.evidence import ClaimState
 from serving.contracts.task_spec import TaskSpec
-from serving.evidence.administration import Label, label, sampled, shown
+from serving.evidence.administration import Label, claim_details, label, sampled
 from serving.evidence.heads.cipher import VectorCipher
 from serving.evidence.kept_texts import KeptText, KeptTexts, purge_texts
 from serving.ledger.database import Database
@@ -20,7 +20,7 @@ from serving.tasks.grant import Grant
 
 from .attested import result
 from .authenticated import opened
-from .evidence_kit import EARLY, EvidenceServer, audit, defined, keeper, opening
+from .evidence_kit import EARLY, EvidenceServer, audit, defined, opening, worker
 
 KEPT = EARLY.model_copy(update={"keep_texts": 7, "high_rate": 1.0})
 LABEL, OTHER = "World", "Sports"
@@ -57,7 +57,7 @@ async def hold(found: EvidenceServer) -> str:
     found.store.append(events=[opening(name)])
     reference = found.claim.reference
     found.store.append([audit(name, number, reference=reference) for number in range(60)])
-    await found.keeper.round()
+    await found.worker.round()
     assert found.claim.state is ClaimState.HELD
     return name
 
@@ -69,7 +69,7 @@ async def labelled(found: EvidenceServer, name: str, say: Any, count: int = 1000
     labels = [{"input": row["input"], "label": say(row["text"])} for row in rows]
     sent = await found.server.client.post(f"{ADMIN}/{name}/labels", json={"labels": labels})
     assert sent.status_code == 200, sent.text
-    await found.keeper.round()
+    await found.worker.round()
     noted: int = sent.json()["labels"]
     return noted
 
@@ -157,7 +157,7 @@ async def test_a_claim_that_nobody_labels_any_more_ends_after_the_longest_silenc
     found = build(None)
     name = await held_by_people(found)
     found.now += timedelta(hours=20)
-    await found.keeper.round()
+    await found.worker.round()
     # Without inputs no label was due.
     assert found.claim.state is ClaimState.HELD
     await found.ask("due 1")
@@ -166,17 +166,17 @@ async def test_a_claim_that_nobody_labels_any_more_ends_after_the_longest_silenc
     # A label that comes in time keeps the claim.
     await labelled(found, name, lambda text: LABEL)
     found.now += timedelta(hours=2)
-    await found.keeper.round()
+    await found.worker.round()
     assert found.claim.state is ClaimState.HELD
     await found.ask("due 2")
     await found.settle()
     shown_ = (await found.server.client.get(f"{ADMIN}/{name}")).json()
     assert shown_["verdicts"]["awaited"] == 1
     found.now += timedelta(hours=5)
-    await found.keeper.round()
+    await found.worker.round()
     assert found.claim.state is ClaimState.HELD
     found.now += timedelta(hours=2)
-    await found.keeper.round()
+    await found.worker.round()
     answer = (await found.ask("after it")).json()
     assert answer["guarantee"]["evidence"] == "none"
     assert answer["below_threshold"] is True
@@ -256,7 +256,7 @@ def test_two_people_label_the_same_inputs_first(texts: KeptTexts, database: Data
     said = [Label(one.audit.input, OTHER if n < 2 else LABEL) for n, one in enumerate(bob)]
     assert label(store, texts, "c1", said, "bob") == 10
     assert len(sampled(store, texts, "c1", "ann", 20)) == 10
-    found = shown(store, "c1", "k", texts).people
+    found = claim_details(store, "c1", "k", texts).people
     assert found["agreement"]["inputs"] == 10
     assert found["agreement"]["share"] == pytest.approx(0.8)
     assert found["agreement"]["interval"][0] == pytest.approx(0.4439, abs=1e-3)
@@ -271,7 +271,7 @@ def keeper_store(database: Database) -> Any:
 
     store = EvidenceStore(database)
     store.register([defined()])
-    keeper(store).round_blocking()
+    worker(store).round_blocking()
     return store
 
 

@@ -61,11 +61,11 @@ async def bring(found: EvidenceServer, state: ClaimState) -> str:
     if state in (ClaimState.HELD, ClaimState.SUSPENDED):
         # As many as earn it: the last one is the last of its group.
         found.store.append([audit(name, number) for number in range(60)])
-    await found.keeper.round()
+    await found.worker.round()
     if state is ClaimState.SUSPENDED:
         end = ClaimEvent(name, "suspended", "by a test", "narrowgate", AT, 0)
         found.store.append(events=[end])
-    await found.keeper.round()
+    await found.worker.round()
     assert found.claim.state is state
     return name
 
@@ -237,17 +237,17 @@ async def test_a_claim_that_nothing_audits_ends_after_the_longest_silence(build:
     found = build(reply, always)
     await bring(found, ClaimState.HELD)
     found.now += timedelta(hours=20)
-    await found.keeper.round()
+    await found.worker.round()
     # Without inputs no audit was due.
     assert found.claim.state is ClaimState.HELD
     down = True
     await found.ask("x")
     await found.settle()
     found.now += timedelta(hours=5)
-    await found.keeper.round()
+    await found.worker.round()
     assert found.claim.state is ClaimState.HELD
     found.now += timedelta(hours=2)
-    await found.keeper.round()
+    await found.worker.round()
     assert (found.claim.state, found.claim.reason) == (
         ClaimState.SUSPENDED, "no audit for 6 h although some were due"
     )  # fmt: skip
@@ -365,11 +365,11 @@ async def test_thresholds_are_placed_and_the_claim_is_earned(build: Any) -> None
     await found.settle()
     name = found.claim.id
     found.store.append([audit(name, number) for number in range(1, 100)])
-    await found.keeper.round()
+    await found.worker.round()
     tests = [row for row in found.rows() if isinstance(row, ClaimEvent) and row.kind == "tested"]
     assert tests
     found.store.append([audit(name, number) for number in range(100, 200)])
-    await found.keeper.round()
+    await found.worker.round()
     assert found.claim.state is ClaimState.HELD
     assert (await found.ask("x")).json()["guarantee"]["evidence"] == "traffic"
 

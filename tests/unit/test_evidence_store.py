@@ -12,11 +12,11 @@ from pydantic import SecretStr
 from serving.contracts.evidence import Audit, ClaimEvent, ClaimState
 from serving.evidence.fold import ClaimFold
 from serving.evidence.snapshot import ClaimSnapshot
-from serving.evidence.store import EvidenceStore, Whose
+from serving.evidence.store import EvidenceOwner, EvidenceStore
 from serving.ledger.database import Database, database_url
 
 from .authenticated import opened
-from .evidence_kit import AT, EARLY, Clock, audit, defined, keeper, opening
+from .evidence_kit import AT, EARLY, Clock, audit, defined, opening, worker
 
 
 @pytest.fixture
@@ -71,13 +71,13 @@ def test_a_reader_that_moves_on_misses_no_row(store: EvidenceStore) -> None:
 def test_an_earned_claim_survives_a_restart(store: EvidenceStore) -> None:
     store.append(events=[opening("c1")])
     store.append([audit("c1", number) for number in range(60)])
-    first = keeper(store)
+    first = worker(store)
     first.round_blocking()
     held = store.states().claims["c1"]
     assert (held.state, held.action and held.action.candidate) == (ClaimState.HELD, "model")
     # A process that knows nothing comes to the same state from the rows, and writes no event twice.
     rows = store.rows_after(0)
-    second = keeper(store, EARLY.model_copy(update={"lease_s": 0.001}))
+    second = worker(store, EARLY.model_copy(update={"lease_s": 0.001}))
     first_lease = store.take_lease("nobody", 0.0)
     assert not first_lease
     again = EvidenceStore(store.database)
@@ -94,7 +94,7 @@ def test_a_state_that_the_rows_do_not_lead_to_is_not_in_force(store: EvidenceSto
     store.append([audit("c1", number, loss=1.0) for number in range(60)])
     forged = ClaimEvent("c1", "earned", "forged", "fold", AT, 3, opening("c1").action)
     store.append(events=[forged])
-    keeper(store).round_blocking()
+    worker(store).round_blocking()
     claim = store.states().claims["c1"]
     assert (claim.state, claim.action) == (ClaimState.SUSPENDED, None)
     assert "do not follow" in claim.reason
@@ -103,7 +103,7 @@ def test_a_state_that_the_rows_do_not_lead_to_is_not_in_force(store: EvidenceSto
 def test_one_replica_folds_and_the_others_read(store: EvidenceStore) -> None:
     store.append(events=[opening("c1")])
     store.append([audit("c1", number) for number in range(60)])
-    leading, following = keeper(store), keeper(store)
+    leading, following = worker(store), worker(store)
     leading.round_blocking()
     following.round_blocking()
     assert following._folds is None
@@ -114,7 +114,7 @@ def test_one_replica_folds_and_the_others_read(store: EvidenceStore) -> None:
 def test_without_claims_nothing_is_written(database: Database) -> None:
     """A server without a key reads every second; it must not also write every second."""
     store = EvidenceStore(database)
-    keeper(store).round_blocking()
+    worker(store).round_blocking()
     assert store.take_lease("another", 5.0)
     store.register([defined()])
     assert store.has_claims()
@@ -122,7 +122,7 @@ def test_without_claims_nothing_is_written(database: Database) -> None:
 
 def test_audits_of_a_lost_process_are_dropped_not_forgotten(store: EvidenceStore) -> None:
     store.draw([audit("c1", 1, drawn_at=AT - timedelta(days=1))])
-    keeper(store).round_blocking()
+    worker(store).round_blocking()
     (row,) = store.rows_after(0)
     assert isinstance(row, Audit)
     assert (row.verdict, row.loss, row.input) == ("dropped", None, "i1")
@@ -134,7 +134,7 @@ def test_a_snapshot_ages_out(store: EvidenceStore) -> None:
     clock = Clock()
     snapshot = ClaimSnapshot(30.0, clock)
     assert not snapshot.is_fresh
-    keeper(store, clock=clock, snapshot=snapshot).round_blocking()
+    worker(store, clock=clock, snapshot=snapshot).round_blocking()
     assert snapshot.find("c1") is not None
     clock.now_s += 31.0
     assert snapshot.find("c1") is None
@@ -147,9 +147,9 @@ async def test_a_replica_without_database_keeps_its_last_reading(
     away = EvidenceStore(Database(database_url(SecretStr("postgresql://a:b@127.0.0.1:1/x"), state)))
     clock = Clock()
     snapshot = ClaimSnapshot(30.0, clock)
-    keeper(store, clock=clock, snapshot=snapshot).round_blocking()
+    worker(store, clock=clock, snapshot=snapshot).round_blocking()
     clock.now_s += 5.0
-    await keeper(away, clock=clock, snapshot=snapshot).round()
+    await worker(away, clock=clock, snapshot=snapshot).round()
     assert snapshot.find("c1") is not None
     clock.now_s += 26.0
     assert snapshot.find("c1") is None
@@ -164,15 +164,15 @@ def test_a_persons_rows_are_forgotten_and_the_claim_goes_on(store: EvidenceStore
     store.append(events=[opening("c1")])
     rows = [audit("c1", n, end_user="ann" if n % 2 else "bob", label="World") for n in range(60)]
     store.append(rows)
-    keeper(store).round_blocking()
+    worker(store).round_blocking()
     before = store.states().claims["c1"]
-    assert store.delete(Whose("default", end_user="ann"), "k1") == 30
-    assert store.delete(Whose("default", request_id="r2"), "k1") == 1
+    assert store.delete(EvidenceOwner("default", end_user="ann"), "k1") == 30
+    assert store.delete(EvidenceOwner("default", request_id="r2"), "k1") == 1
     left = [row for row in store.rows_after(0) if isinstance(row, Audit)]
     assert {row.end_user for row in left} == {None, "bob"}
     assert sum(row.label is None for row in left) == 31
     assert "r1" not in {row.request_id for row in left}
-    again = keeper(EvidenceStore(store.database))
+    again = worker(EvidenceStore(store.database))
     assert again._store.take_lease(again._holder, 5.0) is False
     folded = ClaimFold(defined(), EARLY).extend(store.rows_after(0))
     assert folded.claim.state is before.state is ClaimState.HELD
@@ -185,7 +185,7 @@ def test_a_tenant_is_deleted_with_its_claims(store: EvidenceStore) -> None:
     store.register([pooled])
     store.append([audit("c1", 1), audit("c2", 2), audit("c2", 3, tenant="other")])
     store.draw([audit("c1", 4)])
-    assert store.delete(Whose("default"), "k1") == 2
+    assert store.delete(EvidenceOwner("default"), "k1") == 2
     assert [item.id for item in store.definitions()] == ["c2"]
     assert [r.input for r in store.rows_after(0) if isinstance(r, Audit)] == ["i3"]
     assert store.missed(timedelta(days=-9999)) == []

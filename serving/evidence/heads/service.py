@@ -25,7 +25,7 @@ from serving.evidence.heads.head_tests import HeadTests, head_scope
 from serving.evidence.heads.keys import evidence_keys, vector_cipher
 from serving.evidence.heads.trainer import HeadEvents, HeadTrainer, TrainerDeps
 from serving.evidence.rulings import Evidence
-from serving.evidence.store import Whose
+from serving.evidence.store import EvidenceOwner
 from serving.ledger.database import Database
 
 logger = logging.getLogger(__name__)
@@ -109,13 +109,13 @@ class HeadService:
             found = [HeadCandidate(head) for head in self._directory.all(scope_id)]
             self._evidence.load(name, found)
 
-    def delete(self, whose: Whose) -> int:
+    def delete(self, owner: EvidenceOwner) -> int:
         """Delete the examples of a tenant, a request or an end user; return how many.
 
         A tenant's own heads go at once. Others that learned from these examples are fitted again
         without them. Blocking. Raises LedgerUnavailable.
         """
-        return erase_examples(self.examples, whose)
+        return erase_examples(self.examples, owner)
 
     async def _load(self) -> None:
         while True:
@@ -168,15 +168,15 @@ def build_heads(
     return HeadService(examples, heads, trainer, evidence, encoder)
 
 
-def erase_examples(examples: ExampleStore, whose: Whose) -> int:
+def erase_examples(examples: ExampleStore, owner: EvidenceOwner) -> int:
     """Delete the examples of a tenant, a request or an end user; return how many. Blocking."""
-    if whose.is_tenant:
-        return examples.erase_tenant(whose.tenant).examples
+    if owner.is_tenant:
+        return examples.erase_tenant(owner.tenant).examples
     count = 0
-    if whose.request_id is not None:
-        count += examples.erase_request(whose.tenant, whose.request_id).examples
-    if whose.end_user is not None:
-        count += examples.erase_end_user(whose.tenant, whose.end_user).examples
+    if owner.request_id is not None:
+        count += examples.erase_request(owner.tenant, owner.request_id).examples
+    if owner.end_user is not None:
+        count += examples.erase_end_user(owner.tenant, owner.end_user).examples
     return count
 
 

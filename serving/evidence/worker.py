@@ -37,7 +37,7 @@ class EvidenceEvents(Protocol):
         ...
 
 
-class OpensTests(Protocol):
+class TestOpener(Protocol):
     """Opens tests of fitted candidates; serving.evidence.heads implements it."""
 
     def due(self, claim: Claim, *, is_on_course: bool, covered: float) -> list[Action]:
@@ -45,14 +45,14 @@ class OpensTests(Protocol):
         ...
 
 
-class EvidenceKeeper:
+class EvidenceWorker:
     """Folds while it holds the lease, and refreshes the snapshot. One for a process.
 
     clock: monotonic seconds. now: the time with its zone. drift: what this replica saw of traffic
     under held claims. fitted: opens tests of heads; None where none are learned.
     """
 
-    fitted: OpensTests | None = None
+    fitted: TestOpener | None = None
 
     def __init__(
         self,
