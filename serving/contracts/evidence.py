@@ -198,7 +198,9 @@ class Claim:
     since it was earned or traffic was last found changed. earned_from: what it was earned on.
     affordable_rate: share of accepted inputs whose audits cost what the settings let them cost.
     escalate: digests of frequent texts that were answered wrongly, the newest last; they are never
-    accepted.
+    accepted. progress: share of the evidence that an earning needs, in [0, 1]; 1 where it is held.
+    shadow_loss: mean loss under the first hypothesis of this episode, of `net_worse` the net share;
+    None before any example and where it is held.
     """
 
     id: str
@@ -227,6 +229,8 @@ class Claim:
     earned_from: EarnedFrom = field(default_factory=EarnedFrom)
     affordable_rate: float = 1.0
     escalate: tuple[str, ...] = ()
+    progress: float = 0.0
+    shadow_loss: float | None = None
 
 
 Origin = Literal["shadow", "accepted", "escalated", "person"]
@@ -244,13 +248,15 @@ is a row of its own."""
 class Candidate:
     """One candidate's answer to one audited input. confidence: in the candidate's own units.
 
-    label: the answer of a classification; None for other tasks.
+    label: the answer of a classification; None for other tasks. badly_worse: share of the orders in
+    which a judge found it badly worse, for the loss `net_worse`.
     """
 
     name: str
     confidence: float
     loss: float
     label: str | None = None
+    badly_worse: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,18 @@ class EvidenceSettings(BaseModel):
         le=1_000_000,
         description="labels after which a claim without a candidate on course is not_earnable",
     )
+    judged_max_labels: int = Field(
+        default=1500,
+        ge=100,
+        le=1_000_000,
+        description="as shadow_max_labels, of claims whose answers a judge compares",
+    )
+    badly_worse: float = Field(
+        default=0.05,
+        gt=0.0,
+        lt=1.0,
+        description="largest share of answers that a judge may find badly worse",
+    )
     sample_rate: float = Field(
         default=0.02, ge=0.0, le=1.0, description="share sampled while a claim is not_earnable"
     )

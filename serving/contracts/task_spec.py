@@ -85,12 +85,16 @@ LanguageCode = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[a-z]{2}$
 Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
-LossName = Literal["exact", "one_minus_f1", "chrf_below", "judged_worse", "not_equivalent"]
+LossName = Literal[
+    "exact", "one_minus_f1", "chrf_below", "judged_worse", "not_equivalent", "net_worse"
+]
 """The loss of an answer against the right one, in [0, 1]; serving.tasks.loss computes it.
 
 exact: 1 where the answers differ. one_minus_f1: 1 less the F1 of entities. chrf_below: 1 where the
 chrF++ of a translation is below `acceptable`. judged_worse: a judge's preference. not_equivalent: 1
-where a judge finds a cached answer badly worse than a fresh one. Both by evidence alone.
+where a judge finds a cached answer badly worse than a fresh one. net_worse: by a judge,
+(1 + worse - better) / 2; its target is the share judged worse less the share judged better. The
+last three by evidence alone.
 """
 
 

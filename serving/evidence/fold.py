@@ -25,18 +25,32 @@ from serving.contracts.evidence import (
     Flips,
 )
 from serving.contracts.evidence_settings import EvidenceSettings
+from serving.contracts.task_spec import LossName
 from serving.evidence.candidates import MODEL
 from serving.evidence.costs import AuditCosts
 from serving.evidence.frequent_errors import FrequentErrors
 from serving.evidence.people_error import PeopleLabels
 from serving.evidence.statistics.earning import Earning, EarningRules, Reopened
 from serving.evidence.statistics.examples import Example, Outcome
-from serving.evidence.statistics.intervals import mean_sequence
+from serving.evidence.statistics.intervals import Interval, mean_sequence
+from serving.evidence.statistics.judged import (
+    JudgedLimits,
+    JudgedPair,
+    judged_baseline,
+)
+from serving.evidence.statistics.net import NetWatch, net_share, target_loss
 from serving.evidence.statistics.placement import FIT_SIZES, Opening, place_thresholds
 from serving.evidence.statistics.watching import Watch
 from serving.evidence.store import Definition
 
+NET_WORSE: LossName = "net_worse"
+
+AGAIN = "reference"
+"""The candidate that is the reference, asked a second time: what a judge makes of equal answers."""
+
 IRREPRODUCIBLE = "the recorded transitions do not follow from the recorded audits"
+
+_DEFAULTS = EvidenceSettings()
 
 _VERSION = 3
 """Raised with every change of what rows lead to: a new version begins new claims."""
@@ -53,6 +67,10 @@ def rules_version(settings: EvidenceSettings) -> str:
         settings.max_span_h, settings.alarm, settings.max_missing, settings.shadow_max_labels,
         settings.max_share_of_avoided_cost, settings.floor_rate,
     ]  # fmt: skip
+    judged = (settings.badly_worse, settings.judged_max_labels)
+    if judged != (_DEFAULTS.badly_worse, _DEFAULTS.judged_max_labels):
+        # At their defaults they are left out, so that claims from before they existed stay.
+        rules += judged
     return hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:16]
 
 
@@ -64,7 +82,7 @@ class _Held:
     """
 
     hypothesis: int
-    watch: Watch
+    watch: Watch | NetWatch
     earned_from: EarnedFrom
     losses: float = 0.0
     accepted: int = 0
@@ -87,7 +105,9 @@ class ClaimFold:
 
     def __init__(self, definition: Definition, settings: EvidenceSettings) -> None:
         self._settings = settings
-        self._earning = Earning(_rules(definition.target_error, settings))
+        self._is_net = definition.loss == NET_WORSE
+        self._again: list[JudgedPair] = []
+        self._earning = Earning(_rules(definition, settings))
         self._held: _Held | None = None
         self._own: list[Outcome] = []
         self._people = PeopleLabels()
@@ -117,11 +137,15 @@ class ClaimFold:
             affordable_rate=self._affordable_rate,
         )
         if held is None:
-            return replace(claim, audits=earning.counted)
+            progress = max((h.progress for h in earning.hypotheses), default=0.0)
+            return replace(
+                claim, audits=earning.counted, progress=progress, shadow_loss=self._shadow_loss
+            )
         audits = held.watch.audits
-        observed = mean_sequence(held.losses, audits)
+        observed = self._observed(held)
         return replace(
             claim,
+            progress=1.0,
             observed_error=observed.mean if audits else None,
             interval=(observed.low, observed.high),
             audits=held.watch.audits,
@@ -134,6 +158,22 @@ class ClaimFold:
         )
 
     @property
+    def _shadow_loss(self) -> float | None:
+        """Return the mean loss under the first hypothesis of this episode; a net share of worse."""
+        tested = self._earning.hypotheses
+        if not tested or not tested[0].capital.count:
+            return None
+        loss = tested[0].capital.losses / tested[0].capital.count
+        return net_share(loss) if self._is_net else loss
+
+    def _observed(self, held: _Held) -> Interval:
+        if not isinstance(held.watch, NetWatch):
+            return mean_sequence(held.losses, held.watch.audits)
+        # A negative share means that more answers were better than worse.
+        found = held.watch.interval
+        return Interval(max(0.0, found.mean), max(0.0, found.low), max(0.0, found.high))
+
+    @property
     def covered(self) -> float:
         """Return the share of inputs that the claimed hypothesis accepts now; 0 where none is."""
         number = 0 if self._held is None else self._held.hypothesis
@@ -142,6 +182,9 @@ class ClaimFold:
 
     @property
     def _affordable_rate(self) -> float:
+        if self._is_net:
+            # What exploring and watching a tier may cost is planned by its payback.
+            return 1.0
         return self._costs.affordable_rate(self._settings.max_share_of_avoided_cost)
 
     @property
@@ -178,6 +221,8 @@ class ClaimFold:
         Its thresholds are placed by the examples of this episode so far; only later ones count for
         them. Not a part of the state: whoever folds records the tests as events.
         """
+        if self._is_net:
+            return self._due_net_test()
         if self._next_fit is None or len(self._own) < self._next_fit:
             return []
         self._next_fit = next(self._fits, None)
@@ -193,6 +238,13 @@ class ClaimFold:
             MODEL, confidence, loss, self._claim.target_error, first=self._earning.tested + 1
         )
         return [_test_of(opening) for opening in openings]
+
+    def _due_net_test(self) -> list[Action]:
+        """Return the test of all answers of a shortcut, at the beginning of each episode."""
+        if self._earning.hypotheses or self._claim.state not in _BEING_EARNED:
+            return []
+        target = target_loss(self._claim.target_error)
+        return [_test_of(Opening(MODEL, 0.0, (0.5 + target) / 2.0, 1.0))]
 
     def extend(self, rows: Iterable[Audit | ClaimEvent]) -> "ClaimFold":
         """Fold rows in their order and return the fold."""
@@ -279,13 +331,30 @@ class ClaimFold:
             # No fit takes more.
             self._own.extend(_own_outcome(audit))
         self._look(audit)
+        self._judge_again(audit)
         earned = self._earning.add(_example(audit))
         if earned is not None:
             self._hold(audit)
         elif self._earning.is_not_earnable and self._claim.state not in (
             ClaimState.NOT_EARNABLE, ClaimState.HELD,
         ):  # fmt: skip
-            self._change(ClaimState.NOT_EARNABLE, "not_earnable", _NOT_EARNABLE, audit)
+            reason = _SHOWN_WORSE if self._is_net else _NOT_EARNABLE
+            self._change(ClaimState.NOT_EARNABLE, "not_earnable", reason, audit)
+
+    def _judge_again(self, audit: Audit) -> None:
+        """Count what the judge made of the reference against itself; end what it cannot judge."""
+        found = [c for c in audit.candidates if c.name == AGAIN] if self._is_net else []
+        if not found:
+            return
+        self._again.append(JudgedPair(found[0].loss, found[0].badly_worse))
+        limits = JudgedLimits(self._claim.target_error / 2.0, self._settings.badly_worse)
+        if not judged_baseline(self._again).is_unjudgeable(limits):
+            return
+        if self._held is not None:
+            self._suspend(_UNJUDGEABLE, audit.judged_at)
+            self._transition("suspended", _UNJUDGEABLE, audit)
+        if self._claim.state is not ClaimState.NOT_EARNABLE:
+            self._change(ClaimState.NOT_EARNABLE, "not_earnable", _UNJUDGEABLE, audit)
 
     def _flips(self) -> Flips | None:
         if not self._claim.reference.startswith(BASELINE_PREFIX) or not self._compared:
@@ -327,11 +396,17 @@ class ClaimFold:
             return
         held.unjudged_since = None
         loss = None if audit.verdict == "missing" else audit.loss
-        held.watch.add(loss)
+        wrong = 1.0 if loss is None else loss
+        if isinstance(held.watch, NetWatch):
+            badly = max((c.badly_worse for c in audit.candidates if c.name == MODEL), default=0.0)
+            held.watch.add(loss, badly)
+            wrong = float(wrong == 1.0)
+        else:
+            held.watch.add(loss)
         held.losses += 1.0 if loss is None else loss
         if loss is not None:
             self._people.accepted(loss)
-        held.errors.add(audit.text, 1.0 if loss is None else loss)
+        held.errors.add(audit.text, wrong)
         reason = held.watch.reason
         if reason is None and self._affordable_rate < self._settings.floor_rate / _LEAST_WATCHED:
             reason = _UNAFFORDABLE
@@ -342,18 +417,26 @@ class ClaimFold:
     def _hold(self, audit: Audit) -> None:
         earned = self._earning.earned
         assert earned is not None
-        settings, claim = self._settings, self._claim
+        claim = self._claim
         self._people.hold()
         seen = self._seen.get(earned.number, _Seen())
         self._held = _Held(
             earned.number,
-            Watch(claim.target_error, settings.alarm, settings.max_missing),
+            self._watch_of(claim.target_error),
             EarnedFrom(seen.inputs, seen.accepted, dict(sorted(seen.labels.items()))),
         )
         action = Action(earned.opening.candidate, earned.opening.threshold, {}, earned.number)
         self._claim = replace(claim, action=action, span_h=earned.span_h, earned_at=audit.judged_at)
         reason = f"hypothesis {earned.number} after {earned.seen} examples"
         self._change(ClaimState.HELD, "earned", reason, audit, action)
+
+    def _watch_of(self, target_error: float) -> Watch | NetWatch:
+        settings = self._settings
+        if not self._is_net:
+            return Watch(target_error, settings.alarm, settings.max_missing)
+        return NetWatch(
+            target_loss(target_error), settings.badly_worse, settings.alarm, settings.max_missing
+        )
 
     def _suspend(self, reason: str, at: datetime) -> None:
         self._held = None
@@ -393,18 +476,25 @@ _UNAFFORDABLE = (
 _LEAST_WATCHED = 2.0
 """Costs are estimates: a claim goes unwatched where less than half of floor_rate is affordable."""
 
+_SHOWN_WORSE = "the answers are shown to be worse than the target allows, or nothing is on course"
+_UNJUDGEABLE = "the judge finds the reference worse than itself more often than the target allows"
+_BEING_EARNED = (ClaimState.PROVISIONAL, ClaimState.SHADOW, ClaimState.SUSPENDED)
+
 _NOT_EARNABLE = "no candidate is on course after evidence.shadow_max_labels labels"
 
 
-def _rules(target_error: float, settings: EvidenceSettings) -> EarningRules:
+def _rules(definition: Definition, settings: EvidenceSettings) -> EarningRules:
+    is_net = definition.loss == NET_WORSE
+    target_error = definition.target_error
     return EarningRules(
-        target=target_error,
+        target=target_loss(target_error) if is_net else target_error,
         group_window_s=settings.group_window_s,
         min_groups=settings.min_groups,
         min_span_h=settings.min_span_h,
         max_span_h=settings.max_span_h,
         max_missing=settings.max_missing,
-        stop_after=settings.shadow_max_labels,
+        stop_after=settings.judged_max_labels if is_net else settings.shadow_max_labels,
+        badly_worse=settings.badly_worse if is_net else None,
     )
 
 
@@ -429,7 +519,7 @@ def _example(audit: Audit) -> Example:
         audit.text,
         audit.drawn_at.timestamp(),
         audit.coin,
-        {found.name: Outcome(found.confidence, found.loss) for found in audit.candidates},
+        {c.name: Outcome(c.confidence, c.loss, c.badly_worse) for c in audit.candidates},
         missing=audit.verdict == "missing",
         label=audit.label,
     )

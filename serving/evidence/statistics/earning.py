@@ -19,6 +19,7 @@ from serving.evidence.statistics.examples import (
     Outcome,
     is_kept,
 )
+from serving.evidence.statistics.net import NetCapital
 from serving.evidence.statistics.placement import Opening, bar
 
 _ONE_LABEL_FACTOR = 20
@@ -51,7 +52,8 @@ class EarningRules:
     these; it doubles with each suspension, up to max_span_h. max_missing: share of missing verdicts
     up to which claims are earned. stop_after: counted examples of an episode after which nothing on
     course means that the claim is not earnable; also the number of further ones within which "on
-    course" expects it.
+    course" expects it. badly_worse: largest share of badly worse answers, for the loss `net_worse`,
+    whose target is then (1 + net share) / 2; None for other losses.
     """
 
     target: float
@@ -61,6 +63,13 @@ class EarningRules:
     max_span_h: float = 168.0
     max_missing: float = 0.05
     stop_after: int = 5_000
+    badly_worse: float | None = None
+
+    def capital(self, expected: float) -> Capital | NetCapital:
+        """Return the test of a hypothesis before any example. expected: its mean loss."""
+        if self.badly_worse is None:
+            return Capital(self.target, expected)
+        return NetCapital.of(self.target, self.badly_worse, expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ class Hypothesis:
     number: int
     opening: Opening
     opened: int
-    capital: Capital
+    capital: Capital | NetCapital
     seen: int = 0
     accepted: int = 0
     first_s: float = math.inf
@@ -99,14 +108,27 @@ class Hypothesis:
         """Return the hypothesis with one more counted example."""
         if outcome.confidence < self.opening.threshold:
             return replace(self, seen=self.seen + 1)
+        capital = self.capital
         return replace(
             self,
-            capital=self.capital.after(outcome.loss),
+            capital=capital.after(outcome.loss, outcome.badly_worse)
+            if isinstance(capital, NetCapital)
+            else capital.after(outcome.loss),
             seen=self.seen + 1,
             accepted=self.accepted + 1,
             first_s=min(self.first_s, at_s),
             last_s=max(self.last_s, at_s),
         )
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Return whether a judge has shown that it breaks a limit."""
+        return isinstance(self.capital, NetCapital) and self.capital.is_hopeless
+
+    @property
+    def progress(self) -> float:
+        """Return the share of the evidence that it needs, in [0, 1]."""
+        return min(1.0, max(0.0, self.capital.log_e / math.log(bar(self.number))))
 
     def is_on_course(self, within: int) -> bool:
         """Return whether it would be earned within so many more examples at its present pace."""
@@ -169,7 +191,12 @@ class Earning:
 
     @property
     def is_not_earnable(self) -> bool:
-        """Return whether the stop rule holds: many examples, none earned, none on course."""
+        """Return whether the stop rule holds: many examples, none earned, none on course.
+
+        Of judged losses also where each hypothesis is shown to break a limit.
+        """
+        if self.earned is None and self.hypotheses and all(h.is_hopeless for h in self.hypotheses):
+            return True
         enough = self.counted >= self.rules.stop_after
         on_course = any(h.is_on_course(self.rules.stop_after) for h in self.hypotheses)
         return enough and self.earned is None and not on_course
@@ -183,7 +210,7 @@ class Earning:
 
     def _test(self, opening: Opening) -> None:
         self.tested += 1
-        capital = Capital(self.rules.target, opening.expected_error)
+        capital = self.rules.capital(opening.expected_error)
         self.hypotheses.append(Hypothesis(self.tested, opening, self.rows, capital))
 
     def _reopen(self) -> None:
@@ -205,8 +232,9 @@ class Earning:
         for place, hypothesis in enumerate(self.hypotheses):
             outcome = example.outcomes.get(hypothesis.opening.candidate)
             if outcome is not None and one.position > hypothesis.opened:
-                loss = 1.0 if example.missing else outcome.loss
-                after = hypothesis.after(Outcome(outcome.confidence, loss), one.at_s)
+                if example.missing:
+                    outcome = Outcome(outcome.confidence, 1.0)
+                after = hypothesis.after(outcome, one.at_s)
                 self.hypotheses[place] = after
                 self._claim(after)
 

@@ -16,10 +16,14 @@ _REMEMBERED = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a candidate made of one input. loss: in [0, 1], against the reference."""
+    """What a candidate made of one input. loss: in [0, 1], against the reference.
+
+    badly_worse: in [0, 1], of a judge; 0 for other losses.
+    """
 
     confidence: float
     loss: float
+    badly_worse: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

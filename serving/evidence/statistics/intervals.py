@@ -69,51 +69,67 @@ def mean_sequence(losses: float, count: int, confidence: float = CONFIDENCE) -> 
     return Interval(mean, float(low), float(high))
 
 
+class BoundedSequence:
+    """Bounds of the mean of values in [0, 1], valid at every time, by hedged betting.
+
+    Narrow where the values vary little, which `mean_sequence` is not. Waudby-Smith and Ramdas
+    (2024), section 4.4: two capitals against each of 1,001 possible means, with predictable bets
+    sized by the variance seen so far (an empirical-Bernstein plug-in).
+    """
+
+    def __init__(self, confidence: float = CONFIDENCE) -> None:
+        self._bar = math.log(2.0 / (1.0 - confidence))
+        self._grid = np.linspace(0.0, 1.0, _GRID)
+        self._rises, self._falls = np.zeros(_GRID), np.zeros(_GRID)
+        self._refuted = np.zeros(_GRID, dtype=bool)
+        self._sum = 0.0
+        self._squares = 0.25
+        self.count = 0
+
+    def add(self, value: float) -> None:
+        """Count one more value."""
+        time = self.count + 1
+        variance = self._squares / time
+        bet = math.sqrt(2.0 * self._bar / (variance * time * math.log(time + 1.0)))
+        up = np.minimum(bet, _LARGEST_BET / np.maximum(self._grid, 1e-12))
+        down = np.minimum(bet, _LARGEST_BET / np.maximum(1.0 - self._grid, 1e-12))
+        self._rises += np.log1p(up * (value - self._grid))
+        self._falls += np.log1p(down * (self._grid - value))
+        # The running intersection of a confidence sequence is one, too.
+        self._refuted |= np.maximum(self._rises, self._falls) >= self._bar
+        self.count = time
+        self._sum += value
+        self._squares += (value - (0.5 + self._sum) / (time + 1)) ** 2
+
+    @property
+    def interval(self) -> Interval:
+        """Return the bounds now; [0, 1] about one half before any value."""
+        if not self.count:
+            return Interval(0.5, 0.0, 1.0)
+        mean = self._sum / self.count
+        kept = np.flatnonzero(~self._refuted)
+        if len(kept) == 0:
+            # The mean itself was refuted early: it has moved. Nothing narrower can be said.
+            return Interval(mean, 0.0, 1.0)
+        step = 1.0 / (_GRID - 1)
+        low, high = float(self._grid[kept[0]]) - step, float(self._grid[kept[-1]]) + step
+        return Interval(mean, max(0.0, low), min(1.0, high))
+
+
 def bounded_sequence(
     values: Floats, low: float, high: float, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Return bounds of the mean of values in [low, high], valid at every time, by hedged betting.
+    """Return what `BoundedSequence` says of values in [low, high].
 
-    values: (n,) in order. Narrow where the values vary little, which `mean_sequence` is not.
-    Waudby-Smith and Ramdas (2024), section 4.4: two capitals against each possible mean, with
-    predictable bets sized by the variance seen so far. n x 1,001 operations. Raises ValueError.
+    values: (n,) in order. n x 1,001 operations. Raises ValueError.
     """
     if high <= low or (len(values) and not (low <= values.min() and values.max() <= high)):
         raise ValueError(f"values must be in [{low!r}, {high!r}]")
     if len(values) == 0:
         return Interval((low + high) / 2.0, low, high)
-    scaled = (values - low) / (high - low)
-    grid = np.linspace(0.0, 1.0, _GRID)
-    bar = math.log(2.0 / (1.0 - confidence))
-    bets = _variance_bets(scaled, bar)
-    rises, falls = np.zeros(_GRID), np.zeros(_GRID)
-    refuted = np.zeros(_GRID, dtype=bool)
-    for value, bet in zip(scaled, bets, strict=True):
-        up = np.minimum(bet, _LARGEST_BET / np.maximum(grid, 1e-12))
-        down = np.minimum(bet, _LARGEST_BET / np.maximum(1.0 - grid, 1e-12))
-        rises += np.log1p(up * (value - grid))
-        falls += np.log1p(down * (grid - value))
-        # The running intersection of a confidence sequence is one, too.
-        refuted |= np.maximum(rises, falls) >= bar
-    kept = np.flatnonzero(~refuted)
-    mean = float(values.mean())
-    if len(kept) == 0:
-        # The mean itself was refuted early: it has moved. Nothing narrower can be said.
-        return Interval(mean, low, high)
-    step = 1.0 / (_GRID - 1)
     span = high - low
-    return Interval(
-        mean,
-        low + span * max(0.0, float(grid[kept[0]]) - step),
-        low + span * min(1.0, float(grid[kept[-1]]) + step),
-    )
-
-
-def _variance_bets(scaled: Floats, bar: float) -> Floats:
-    """Return the predictable bets of an empirical-Bernstein plug-in, (n,)."""
-    times = np.arange(1, len(scaled) + 1)
-    means = (0.5 + np.cumsum(scaled)) / (times + 1)
-    variance = (0.25 + np.cumsum((scaled - means) ** 2)) / (times + 1)
-    before = np.concatenate([[0.25], variance[:-1]])
-    bets: Floats = np.sqrt(2.0 * bar / (before * times * np.log(times + 1.0)))
-    return bets
+    sequence = BoundedSequence(confidence)
+    for value in (values - low) / span:
+        sequence.add(float(value))
+    found = sequence.interval
+    return Interval(float(values.mean()), low + span * found.low, low + span * found.high)
