@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "frontier": set(),
     "ledger": {"reporting"},
     "cache": {"evidence", "ledger"},
+    "tiers": {"evidence"},
     "pipeline": {"tasks", "routing", "evidence", "context", "cache"},
     "gateway": {"tasks", "local", "artifacts", "pipeline", "evidence", "cache"},
     "app": {

@@ -1,0 +1,257 @@
+"""Which tier answers a cluster, which is tried next, and whether trying pays back. Pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from serving.contracts.evidence import Claim, ClaimState
+from serving.contracts.prices import TokenPrices
+from serving.contracts.routing import Tier
+from serving.evidence.statistics.placement import bar
+
+_JUDGE_OUTPUT_TOKENS = 20
+_JUDGE_PROMPT_TOKENS = 350
+"""Instruction and delimiters of the judge's prompt (serving.evidence.judge)."""
+
+_FEWEST_PAIRS = 75.0
+"""Pairs without any badly worse answer that earn a claim at a limit of 5 %."""
+
+_PRIOR_PAIRS = 20.0
+_PRIOR_NET = 0.02
+_PRIOR_CHANCE = 0.5
+_PAIR_DEVIATION = 0.45
+"""Standard deviation of (worse - better) of one pair, in both orders."""
+
+_MOST_EARNABLE = 0.5
+"""Net share, of the target, above which earning takes too many pairs to be planned with."""
+
+_LEAST_SHARE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """A tier that may answer: its first model that has a key and a price."""
+
+    tier: Tier
+    model: str
+    prices: TokenPrices
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What requests of a cluster are like. days: over which they were counted, above 0.
+
+    input_tokens, output_tokens: of one request, means.
+    """
+
+    requests: int
+    days: float
+    input_tokens: float
+    output_tokens: float
+
+    @property
+    def requests_a_day(self) -> float:
+        """Return the pace."""
+        return self.requests / self.days
+
+    def cost_usd(self, prices: TokenPrices) -> float:
+        """Return what one request costs, without prompt caching."""
+        return self.input_tokens * float(prices.uncached_input) + self.output_tokens * float(
+            prices.output
+        )
+
+    def judging_usd(self, prices: TokenPrices) -> float:
+        """Return what it costs to judge one pair of answers in both orders."""
+        read = self.input_tokens + 2.0 * self.output_tokens + _JUDGE_PROMPT_TOKENS
+        return 2.0 * (
+            read * float(prices.uncached_input) + _JUDGE_OUTPUT_TOKENS * float(prices.output)
+        )
+
+
+def ladder(start: Rung, others: Sequence[Rung]) -> tuple[Rung, ...]:
+    """Return the cheaper tiers below a start, the dearest of them first.
+
+    A tier is cheaper where input and output both cost less: then it is whatever the lengths are.
+    """
+    cheaper = [
+        rung
+        for rung in others
+        if rung.prices.uncached_input < start.prices.uncached_input
+        and rung.prices.output < start.prices.output
+    ]
+    return tuple(sorted(cheaper, key=lambda rung: -rung.prices.output))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a cluster stands on its ladder. serving: position, None for the reference.
+
+    open: cheaper positions that may still be earned.
+    """
+
+    serving: int | None
+    open: tuple[int, ...]
+
+
+def place_of(claims: Sequence[Claim | None]) -> Place:
+    """Return where a cluster stands. claims: of its ladder, in order; None where not known.
+
+    The cheapest tier with a held claim serves. Each claim is against the reference itself, so that
+    none depends on another one.
+    """
+    held = [n for n, c in enumerate(claims) if c is not None and c.state is ClaimState.HELD]
+    serving = max(held, default=None)
+    ended = (ClaimState.NOT_EARNABLE, ClaimState.WITHDRAWN)
+    first = 0 if serving is None else serving + 1
+    left = enumerate(claims[first:], first)
+    return Place(serving, tuple(n for n, c in left if c is None or c.state not in ended))
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What it would bring to earn one tier for one cluster.
+
+    saving_usd: of one request. pair_usd: of one explored request: the cheaper answer, its judging,
+    and the reference's answer where a cheaper tier serves the client. pairs_left: until it is
+    earned, if it can be. chance: that it can be, in [0, 1].
+    """
+
+    cluster: str
+    tier: Tier
+    requests_a_day: float
+    saving_usd: float
+    pair_usd: float
+    pairs_left: float
+    chance: float
+
+    @property
+    def cost_usd(self) -> float:
+        """Return what earning costs."""
+        return self.pairs_left * self.pair_usd
+
+    def net_usd(self, days: float) -> float:
+        """Return what it is expected to bring within so many days, less its cost."""
+        left = max(0.0, self.requests_a_day * days - self.pairs_left)
+        return self.chance * self.saving_usd * left - self.cost_usd
+
+    def payback_days(self) -> float:
+        """Return after how many days the expected saving has paid the cost; inf for never."""
+        gain = self.chance * self.saving_usd * self.requests_a_day
+        if gain <= 0.0 or self.requests_a_day <= 0.0:
+            return math.inf
+        return self.pairs_left / self.requests_a_day + self.cost_usd / gain
+
+
+def prospect(
+    cluster: str,
+    traffic: Traffic,
+    rungs: tuple[Rung, Rung | None, Rung],
+    judge: TokenPrices,
+    claim: Claim | None,
+    target_error: float,
+) -> Prospect:
+    """Return what it would bring to move a cluster to a cheaper tier.
+
+    rungs: the reference, the tier that serves now (None for the reference), and the cheaper one.
+    """
+    reference, serving, rung = rungs
+    present = reference if serving is None else serving
+    cheaper = traffic.cost_usd(rung.prices)
+    again = 0.0 if serving is None else traffic.cost_usd(reference.prices)
+    return Prospect(
+        cluster=cluster,
+        tier=rung.tier,
+        requests_a_day=traffic.requests_a_day,
+        saving_usd=traffic.cost_usd(present.prices) - cheaper,
+        pair_usd=cheaper + traffic.judging_usd(judge) + again,
+        pairs_left=pairs_left(claim, target_error),
+        chance=chance(claim, target_error),
+    )
+
+
+def _estimate(claim: Claim | None) -> tuple[float, float]:
+    """Return the net share of worse answers seen so far, drawn towards a prior, and its pairs."""
+    if claim is None or claim.shadow_loss is None:
+        return _PRIOR_NET, _PRIOR_PAIRS
+    pairs = _PRIOR_PAIRS + claim.audits
+    return (_PRIOR_PAIRS * _PRIOR_NET + claim.audits * claim.shadow_loss) / pairs, pairs
+
+
+def pairs_left(claim: Claim | None, target_error: float) -> float:
+    """Return about how many more judged pairs earn a claim, given that it can be earned.
+
+    Few pairs say little: a share above the target in the first thirty is mostly chance, which
+    `chance` weighs. Abandoned for that, one of five good tiers was never earned.
+    """
+    net, _ = _estimate(claim)
+    # Losses are half of net shares.
+    distance = (target_error - min(net, _MOST_EARNABLE * target_error)) / 2.0
+    growth = min(0.06, distance**2 / (2.0 * 0.02))
+    hypothesis = 1 if claim is None else max(1, claim.hypotheses)
+    needed = max(_FEWEST_PAIRS, math.log(bar(hypothesis)) / growth)
+    return needed * (1.0 - (0.0 if claim is None else claim.progress))
+
+
+def chance(claim: Claim | None, target_error: float) -> float:
+    """Return the probability that a claim is earned: that its net share is below the target.
+
+    One half before any pair; then by the normal distribution about the share seen so far.
+    """
+    if claim is None or claim.shadow_loss is None or claim.audits == 0:
+        return _PRIOR_CHANCE
+    net, pairs = _estimate(claim)
+    score = (target_error - net) / (_PAIR_DEVIATION / math.sqrt(pairs))
+    seen = 0.5 * math.erfc(-score / math.sqrt(2.0))
+    weight = claim.audits / pairs
+    return weight * seen + (1.0 - weight) * _PRIOR_CHANCE
+
+
+@dataclass(frozen=True, slots=True)
+class Exploration:
+    """Which tier of a cluster is explored, and the share of its requests."""
+
+    tier: Tier
+    share: float
+
+
+def allot(
+    prospects: Sequence[Prospect], budget_usd_a_day: Decimal, payback_days: float
+) -> Mapping[str, Exploration]:
+    """Return what to explore, by cluster: at most one tier of each.
+
+    The most profitable first, each as fast as the budget of a day lets it. What does not pay back
+    in time is not explored.
+    """
+    left = float(budget_usd_a_day)
+    found: dict[str, Exploration] = {}
+    ranked = sorted(prospects, key=lambda one: (-one.net_usd(payback_days), one.cluster, one.tier))
+    for one in ranked:
+        if one.net_usd(payback_days) <= 0.0 or left <= 0.0 or one.cluster in found:
+            continue
+        whole = one.requests_a_day * one.pair_usd
+        share = 1.0 if whole <= 0.0 else min(1.0, left / whole)
+        if share >= _LEAST_SHARE:
+            found[one.cluster] = Exploration(one.tier, share)
+            left -= share * whole
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class AuditShares:
+    """How much a held tier is watched. of_saving: audits may cost this share of what it saves.
+
+    floor, high: least and largest share of its requests. first: requests after earning, and after
+    traffic has changed, for which twice as many are audited.
+    """
+
+    of_saving: float
+    floor: float
+    high: float
+    first: int
+
+    def rate(self, saving_usd: float, audit_usd: float, since_signal: int) -> float:
+        """Return the share of requests to audit. It never depends on the request itself."""
+        affordable = self.high if audit_usd <= 0.0 else self.of_saving * saving_usd / audit_usd
+        wanted = affordable * (2.0 if since_signal < self.first else 1.0)
+        return min(self.high, max(self.floor, wanted))

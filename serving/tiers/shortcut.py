@@ -1,0 +1,70 @@
+"""A cheaper tier as a shortcut: what its claim bounds, and where it holds. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serving.contracts.evidence import Guarantee, Scope, ShortcutName
+from serving.contracts.routing import Tier
+from serving.contracts.task_spec import LossName
+from serving.evidence.judge import JUDGE_VERSION
+from serving.evidence.statistics.judged import JudgedPair
+
+SUBJECT_PREFIX = "cluster/"
+
+
+@dataclass(frozen=True, slots=True)
+class CheaperTier:
+    """Implements Shortcut: a model of a cheaper tier answers a cluster of open-ended requests.
+
+    cluster: its id. clustering: the version of its centres. tier, model: that answer. judge: the
+    model that compares. target_error: largest share judged worse less the share judged better.
+    """
+
+    cluster: int
+    clustering: str
+    tier: Tier
+    model: str
+    judge: str
+    target_error: float
+    name: ShortcutName = "cheaper_tier"
+
+    @property
+    def loss(self) -> LossName:
+        """Return the loss: a judge's preference in both orders."""
+        return "net_worse"
+
+    @property
+    def suite(self) -> Guarantee | None:
+        """Return None: no gate certifies a tier."""
+        return None
+
+    @property
+    def local_model(self) -> str | None:
+        """Return None: no local model answers."""
+        return None
+
+    @property
+    def has_labels(self) -> bool:
+        """Return whether answers are labels: never."""
+        return False
+
+    @property
+    def subject(self) -> str:
+        """Return the name under which reports and metrics show the cluster and tier."""
+        return f"{SUBJECT_PREFIX}{self.cluster}/{self.tier}"
+
+    def scope(
+        self, tenants: str, *, pooled: bool, taken: Sequence[ShortcutName], rules: str
+    ) -> Scope:
+        """Return where the claim holds. Other centres, models or judges are another claim."""
+        versions = {
+            "clustering": self.clustering, "model": self.model,
+            "judge": f"{self.judge}@{JUDGE_VERSION}", "rules": rules,
+        }  # fmt: skip
+        return Scope(tenants, self.subject, versions, tuple(sorted(taken)), pooled)
+
+    def loss_of(self, answer: Any, reference: Any) -> float:
+        """Return the loss of a judged pair; the reference is a part of it."""
+        assert isinstance(answer, JudgedPair)
+        return answer.loss

@@ -1,0 +1,51 @@
+"""Tiers earned per cluster, simulated: the best assignment, within the target, paid back."""
+
+import pytest
+
+from benchmarks.tiers_simulation import TARGET, Quality, Result, Simulation, Topic
+
+SEEDS = 20
+
+
+@pytest.fixture(scope="module")
+def results() -> list[Result]:
+    return [Simulation().run(seed) for seed in range(SEEDS)]
+
+
+def test_5000_requests_find_the_best_tier_of_each_topic(results: list[Result]) -> None:
+    assert sum(result.is_best for result in results) >= 19
+
+
+def test_cheaper_answers_stay_within_the_target_in_each_topic(results: list[Result]) -> None:
+    within = [
+        all(result.losses[name] / count <= TARGET for name, count in result.served.items())
+        for result in results
+    ]
+    assert sum(within) >= 19
+    # The trap is served by the reference alone.
+    assert all("moral scenarios" not in result.served for result in results)
+
+
+def test_exploration_pays_back_within_the_run(results: list[Result]) -> None:
+    assert sum(result.paid_back_at is not None for result in results) >= 19
+    assert all(result.explored_usd > 0.0 for result in results)
+    assert sum(result.saving > 0.15 for result in results) >= 19
+
+
+def test_nothing_is_explored_without_a_budget_or_a_payback() -> None:
+    for simulation in (
+        Simulation(requests=1500, budget_usd_a_day=type(Simulation().budget_usd_a_day)(0)),
+        Simulation(requests=1500, payback_days=0.01),
+    ):
+        found = simulation.run(1)
+        assert found.explored == 0
+        assert set(found.assignment.values()) == {"frontier"}
+        assert found.spent_usd == pytest.approx(found.reference_usd)
+
+
+def test_where_every_cheaper_tier_is_bad_little_is_spent_on_finding_out() -> None:
+    bad = Quality(0.45, 0.01, 0.8)
+    topics = [Topic(f"t{n}", bad, bad, "frontier") for n in range(3)]
+    found = Simulation(topics=topics, requests=3000).run(2)
+    assert found.served == {}
+    assert found.explored_usd < 0.05 * found.reference_usd
