@@ -259,7 +259,7 @@ def build_calibration(
     if 2 * len(chosen) < min(need.samples, 2 * len(ordered)) or not chosen:
         raise InvalidCalibration(
             f"{len(chosen)} of {len(distinct)} distinct calibration examples can be used and the "
-            f"recipe wants {need.samples} (at least half of them); {left_out} are longer than "
+            f"recipe needs {need.samples} (at least half of them); {left_out} are longer than "
             f"{need.max_tokens} tokens, too short, or not a valid input of their task",
             field="calibration",
             fix="add examples, or lower calibration.samples in a recipe of your own",

@@ -184,7 +184,7 @@ def _scaling(where: str, model: ModelSettings) -> Iterator[InvalidSettings]:
         yield InvalidSettings(
             "max_surge_percent is 0 with one replica: every update would be an outage",
             field=f"{where}.replicas.max_surge_percent",
-            fix="use 100, and a machine with room for a second replica during updates",
+            fix="use 100, and a machine with the capacity for a second replica during updates",
         )
     if model.concurrent_batches > replicas.max_ongoing_requests:
         yield InvalidSettings(
@@ -264,7 +264,7 @@ def _gateway(settings: Settings) -> Iterator[InvalidSettings]:
     if files not in (resource.RLIM_INFINITY, -1) and needed > files:
         yield InvalidSettings(
             f"max_connections ({gateway.max_connections}) needs {needed} open files and this "
-            f"process may have {files}",
+            f"process may open {files}",
             field="gateway.max_connections",
             fix=f"use at most {(files - _FILES_RESERVED) // 2}, or raise the limit (ulimit -Hn)",
         )

@@ -37,8 +37,9 @@ class AcceptedAttestations:
         newest = self._newest()
         if newest is not None and found.predicate.date < newest:
             raise AttestationRefused(
-                f"the attestation of model {self.model_id!r} is of {found.predicate.date:%F %T}, "
-                f"and one of {newest:%F %T} was accepted before",
+                f"the attestation of model {self.model_id!r} is dated "
+                f"{found.predicate.date:%F %T}, and a newer one, dated {newest:%F %T}, was "
+                "accepted before",
                 field="attestation.allow_older",
                 fix="restore the newer attestation, or set attestation.allow_older: true for a "
                 "deliberate return to an older one",

@@ -130,7 +130,7 @@ def fetch_model(
     except OSError as error:
         raise MaterializationFailed(
             f"the model cannot be written to {str(out)!r}: {error.strerror}",
-            fix="give the volume room for the model and let this user write to it",
+            fix="free space on the volume, and let this user write to it",
         ) from error
     return folder
 
@@ -145,8 +145,8 @@ def _fetched_attestation(
     found = read_attestation(envelope, policy)
     if found.root != artifact:
         raise AttestationRefused(
-            f"the store's attestation is of {PREFIX}{found.root}, and {PREFIX}{artifact} was "
-            "asked for",
+            f"the store's attestation is for {PREFIX}{found.root}, not for the requested "
+            f"{PREFIX}{artifact}",
             fix="upload each model to the folder of its own digest",
         )
     return found

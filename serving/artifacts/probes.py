@@ -90,9 +90,9 @@ def probe_works(
             work = _scoring(task, _request(name, probe), probe.continuation)
             if _prompt_digest(work) != probe.prompt:
                 raise AttestationRefused(
-                    f"probe {number} of task {name!r}: tokenizer and chat template make another "
-                    f"prompt than the gate's: {len(work.prompt_token_ids)} tokens with digest "
-                    f"{_prompt_digest(work)[:16]}, expected {probe.prompt[:16]}",
+                    f"probe {number} of task {name!r}: tokenizer and chat template render "
+                    f"another prompt than the gate's: {len(work.prompt_token_ids)} tokens with "
+                    f"digest {_prompt_digest(work)[:16]}, expected {probe.prompt[:16]}",
                     fix="restore tokenizer and chat template, or run the gate again",
                 )
             works.append(work)

@@ -122,8 +122,8 @@ def verify_files(
         )
     if manifest.root != attestation.root:
         raise AttestationRefused(
-            f"the attestation's subject is {attestation.root[:16]}, and its own list of files "
-            f"makes {manifest.root[:16]}",
+            f"the attestation's subject is {attestation.root[:16]}, and the digest of its "
+            f"list of files is {manifest.root[:16]}",
             fix="run the gate again",
         )
     return manifest
@@ -275,7 +275,7 @@ def trusted_keys(files: Sequence[Path], field: str = "attestation.trusted_keys")
 def _read(envelope: Path) -> bytes:
     try:
         if envelope.stat().st_size > _MAX_ENVELOPE_BYTES:
-            raise AttestationRefused(f"{envelope} is larger than any attestation")
+            raise AttestationRefused(f"{envelope} has more than {_MAX_ENVELOPE_BYTES} bytes")
         return envelope.read_bytes()
     except OSError as error:
         raise AttestationRefused(
@@ -308,7 +308,7 @@ def _refuse_age(predicate: GatePredicate, policy: TrustPolicy, envelope: Path) -
         )
     if policy.max_age_days is not None and age > policy.max_age_days:
         raise AttestationRefused(
-            f"{envelope} is {age:.1f} days old and {policy.max_age_days:g} may be",
+            f"{envelope} is {age:.1f} days old, and at most {policy.max_age_days:g} are allowed",
             field="attestation.max_age_days",
             fix="run the gate again",
         )

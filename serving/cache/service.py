@@ -104,7 +104,7 @@ class CacheService:
         try:
             await self._run(self._store.check_key)
         except (LedgerUnavailable, SQLAlchemyError) as error:
-            logger.warning("cache.key_unchecked error=%s", type(error).__name__)
+            logger.warning("cache.key_not_checked error=%s", type(error).__name__)
 
     async def watch(self) -> None:
         """Write, count hits and keep the limits until cancelled; then write what is pending."""
@@ -162,7 +162,7 @@ class CacheService:
         try:
             swept = await self._run(self._store.sweep, self.now(), self.settings)
         except (LedgerUnavailable, SQLAlchemyError) as error:
-            logger.warning("cache.not_swept error=%s", type(error).__name__)
+            logger.warning("cache.sweep_failed error=%s", type(error).__name__)
             return
         self.events.cache_deleted(swept.expired, "expired")
         self.events.cache_deleted(swept.evicted, "limit")

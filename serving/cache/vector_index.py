@@ -114,7 +114,7 @@ class ExactVectors:
         row = self._labels.itemsize + self._vectors.itemsize * self._vectors.shape[1]
         count, rest = divmod(len(content), row)
         if rest:
-            raise ValueError(f"{len(content)} bytes are no whole number of vectors")
+            raise ValueError(f"{len(content)} bytes are not a whole number of vectors")
         labels = np.frombuffer(content, np.int64, count)
         flat = np.frombuffer(content, np.float32, offset=labels.nbytes)
         for label, vector in zip(labels, flat.reshape(count, -1), strict=True):

@@ -96,7 +96,7 @@ class EntryWriter:
         except (LedgerUnavailable, SQLAlchemyError) as error:
             # A cache that cannot be written is a cache that misses.
             self._events.cache_dropped(len(batch))
-            logger.warning("cache.unwritten error=%s", type(error).__name__)
+            logger.warning("cache.write_failed error=%s", type(error).__name__)
         finally:
             for packed, flight in batch:
                 self._pending_bytes -= len(packed.data)
@@ -110,4 +110,4 @@ class EntryWriter:
         try:
             await self._count(hits)
         except (LedgerUnavailable, SQLAlchemyError) as error:
-            logger.warning("cache.hits_uncounted error=%s", type(error).__name__)
+            logger.warning("cache.hits_not_counted error=%s", type(error).__name__)

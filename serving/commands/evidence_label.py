@@ -95,7 +95,7 @@ def _chosen_label(labels: Sequence[str]) -> str | None:
             return labels[int(typed) - 1]
         if not typed or typed in labels:
             return typed
-        print(f"{typed!r} is no label")
+        print(f"{typed!r} is not a label")
 
 
 def texts_of(args: argparse.Namespace, store: Any) -> "KeptTexts | None":

@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="share of inputs whose local answer is taken; the rest is paid twice (0.7)",
     )  # fmt: skip
     parser.add_argument(
-        "--frontier-model", metavar="PROVIDER/MODEL", help="whose price is compared with"
+        "--frontier-model", metavar="PROVIDER/MODEL", help="model whose price is compared"
     )
     parser.add_argument("--prices-file", type=Path, metavar="FILE", help="own prices (YAML)")
 
@@ -210,7 +210,7 @@ def _print(args: argparse.Namespace, found: "Plan", assumptions: list[str]) -> N
             f"{found.blended_usd:,.2f} with both at coverage {args.coverage} ({saving:+.0%})"
         )
         if found.break_even_rps is not None:
-            print(f"these replicas pay from {found.break_even_rps:,.1f} requests/s on")
+            print(f"these replicas cost less from {found.break_even_rps:,.1f} requests/s on")
     for title, lines in (("arithmetic", found.capacity.arithmetic), ("assumptions", assumptions)):
         print(f"{title}:")
         for line in lines:

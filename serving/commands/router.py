@@ -161,13 +161,13 @@ def _print_detection(report: "DetectionReport") -> None:
         print(f"  {name:<14} precision {precision}   recall {recall}")
     for source, share in report.wrongly_narrow.items():
         if source == "all" or share.value > 0:
-            print(f"  taken for a task, {source}: {_share(share)}")
+            print(f"  classified as a task, {source}: {_share(share)}")
 
 
 def _print_cost(name: str, report: "CostReport") -> None:
     print(
         f"\n{name}: {report.prompts} prompts, always cheap {report.always_cheap:.3f}, "
-        f"always expensive {report.always_dear:.3f}"
+        f"always expensive {report.always_expensive:.3f}"
     )
     for row in report.rates:
         low, high = row.router_interval

@@ -102,7 +102,7 @@ def _count(text: str) -> int | None:
 
 def _switch(text: str) -> bool | None:
     if text not in ("on", "off", "none"):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of: on, off, none")
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of: on, off, none")
     return None if text == "none" else text == "on"
 
 

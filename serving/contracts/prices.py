@@ -49,7 +49,7 @@ class TokenPrices:
                 raise ValueError(f"{name} is {price} dollars a token, not whole picodollars")
 
     @property
-    def dearest_input(self) -> Decimal:
+    def highest_input(self) -> Decimal:
         """Return the highest price among the classes of input."""
         return max(self.uncached_input, self.cache_read, self.cache_write_5m, self.cache_write_1h)
 
@@ -117,7 +117,7 @@ class ModelPrices:
             return AppliedPrice(name, _step(self.service_tiers[name], tokens))
         if name in STANDARD_NAMES:
             return AppliedPrice(STANDARD, _step(self.standard, tokens))
-        return AppliedPrice(DEAREST, _step(self._dearest, tokens))
+        return AppliedPrice(DEAREST, _step(self._highest, tokens))
 
     def worst_case(
         self, input_tokens: int, output_tokens: int, service_tier: str | None = None
@@ -125,25 +125,25 @@ class ModelPrices:
         """Return the highest possible cost of at most this many tokens, in any class, US dollars.
 
         service_tier: as requested. Where the request does not limit the tier, the provider may
-        choose it, and the dearest tier counts.
+        choose it, and the most expensive tier counts.
         """
         steps, most = self._possible(service_tier), Decimal(0)
         ends = [*(step.over_input_tokens for step in steps[1:]), input_tokens]
         for step, end in zip(steps, ends, strict=True):
             if step.over_input_tokens == 0 or step.over_input_tokens < input_tokens:
-                longest = min(end, input_tokens) * step.prices.dearest_input
+                longest = min(end, input_tokens) * step.prices.highest_input
                 most = max(most, longest + output_tokens * step.prices.output)
         return most
 
     def _possible(self, requested: str | None) -> tuple[PriceStep, ...]:
         name = (requested or "").lower()
         if name not in _CAPPED:
-            return self._dearest
-        return _dearest_of([self.standard, self.service_tiers.get(name, self.standard)])
+            return self._highest
+        return _highest_of([self.standard, self.service_tiers.get(name, self.standard)])
 
     @cached_property
-    def _dearest(self) -> tuple[PriceStep, ...]:
-        return _dearest_of([self.standard, *self.service_tiers.values()])
+    def _highest(self) -> tuple[PriceStep, ...]:
+        return _highest_of([self.standard, *self.service_tiers.values()])
 
 
 class PriceList(Protocol):
@@ -179,7 +179,7 @@ def _step(steps: tuple[PriceStep, ...], tokens: int) -> PriceStep:
     return next((step for step in reversed(steps) if tokens > step.over_input_tokens), steps[0])
 
 
-def _dearest_of(tiers: Sequence[tuple[PriceStep, ...]]) -> tuple[PriceStep, ...]:
+def _highest_of(tiers: Sequence[tuple[PriceStep, ...]]) -> tuple[PriceStep, ...]:
     """Return the highest price of each class at each length."""
     starts = sorted({step.over_input_tokens for steps in tiers for step in steps})
     # The shortest length over a start is one token more.

@@ -160,7 +160,7 @@ def label(
         kept = known.get(item.input)
         if kept is None:
             raise InvalidRequest(
-                f"claim {name!r} keeps no text of an input {item.input!r}",
+                f"claim {name!r} has no kept text of input {item.input!r}",
                 field="input",
                 fix="label inputs of an export: narrowgate evidence label CLAIM --export FILE",
             )
@@ -204,7 +204,9 @@ def _require_texts(texts: KeptTexts | None) -> KeptTexts:
 def _require_person(person: str) -> None:
     if not person or "/" in person:
         raise InvalidRequest(
-            f"{person!r} is no person's name", field="person", fix="name a person, without a slash"
+            f"{person!r} is not a person's name",
+            field="person",
+            fix="name a person, without a slash",
         )
 
 

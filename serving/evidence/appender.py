@@ -73,7 +73,9 @@ class EvidenceAppender:
         try:
             await asyncio.to_thread(self._write, batch)
         except (LedgerUnavailable, SQLAlchemyError) as error:
-            logger.warning("evidence.pending rows=%d error=%s", len(batch), type(error).__name__)
+            logger.warning(
+                "evidence.append_failed rows=%d error=%s", len(batch), type(error).__name__
+            )
             self._pending.extendleft(reversed(batch))
             return False
         self._appended()

@@ -67,7 +67,7 @@ def verify_claim(file: Path, trusted: Sequence[Path]) -> ExportedClaim:
     keys = trusted_keys(trusted, "trust")
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise AttestationRefused(f"{file} is larger than any claim")
+            raise AttestationRefused(f"{file} has more than {_MAX_BYTES} bytes")
         payload, key_id = verified_payload(file.read_bytes(), keys)
     except (DamagedEnvelope, UnsignedEnvelope) as error:
         raise AttestationRefused(f"{file} {error}", fix="trust the key that signed it") from error
@@ -84,7 +84,7 @@ def verify_claim(file: Path, trusted: Sequence[Path]) -> ExportedClaim:
         claim = _CLAIM.validate_python(statement["predicate"])
     except (KeyError, ValidationError) as error:
         raise AttestationRefused(
-            f"{file} is signed, and is no claim that this version can read"
+            f"{file} is signed, and is not a claim that this version can read"
         ) from error
     expected = claim_id(claim.scope, claim.loss, claim.target_error, claim.reference)
     subject = statement.get("subject", [{}])[0].get("digest", {}).get("claim")

@@ -78,7 +78,7 @@ class EvidenceService:
             try:
                 await asyncio.to_thread(self._read_spending)
             except (LedgerUnavailable, SQLAlchemyError) as error:
-                logger.warning("evidence.spending_unread error=%s", type(error).__name__)
+                logger.warning("evidence.spending_not_read error=%s", type(error).__name__)
             await asyncio.sleep(_SPENT_EVERY_S)
 
     async def _purge_texts(self) -> None:
@@ -88,7 +88,7 @@ class EvidenceService:
                 keep_days = self.settings.keep_texts
                 await asyncio.to_thread(purge_texts, self.store.database, keep_days)
             except (LedgerUnavailable, SQLAlchemyError) as error:
-                logger.warning("evidence.texts_not_purged error=%s", type(error).__name__)
+                logger.warning("evidence.text_purge_failed error=%s", type(error).__name__)
             await asyncio.sleep(_PURGE_EVERY_S)
 
     def _read_spending(self) -> None:

@@ -71,7 +71,9 @@ class SpillFile:
         with self._path.open("rb") as file:
             for raw in file:
                 if not raw.endswith(b"\n"):
-                    logger.warning("ledger.torn_line file=%s bytes=%d", self._path.name, len(raw))
+                    logger.warning(
+                        "ledger.line_truncated file=%s bytes=%d", self._path.name, len(raw)
+                    )
                     break
                 chunk.append(raw.decode("utf-8", "replace"))
                 if len(chunk) == lines:

@@ -116,7 +116,7 @@ class LedgerWorker:
                     end(connection, instance.id)
             except (LedgerUnavailable, exc.DBAPIError):
                 # Another process will mark this one as ended.
-                logger.warning("ledger.end_unwritten instance=%s", instance.id)
+                logger.warning("ledger.end_not_written instance=%s", instance.id)
         if self._unspilled:
             self._spill([])
         for file in self._files:
@@ -283,7 +283,7 @@ class LedgerWorker:
             self._postpone([operation])
         except Exception as error:  # noqa: BLE001  # as in write
             kinds = type(operation).__name__, type(error).__name__
-            logger.error("ledger.row_unclosed operation=%s error=%s", *kinds)  # noqa: TRY400
+            logger.error("ledger.row_not_closed operation=%s error=%s", *kinds)  # noqa: TRY400
 
     def _line_of(self, operation: Spillable) -> str | None:
         try:

@@ -161,7 +161,7 @@ class Writer:
         while True:
             await asyncio.sleep(self._watch_s)
             if self._watchdog.cut_if_silent():
-                logger.warning("ledger.server_silent")
+                logger.warning("ledger.connection_timeout")
 
     def _work(self) -> None:
         stopping = False

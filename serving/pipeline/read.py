@@ -162,10 +162,10 @@ def _body(document: Any, exempt: frozenset[str] = frozenset()) -> dict[str, Any]
             value.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(
-                f"{path or 'a key'} holds half of a surrogate pair at character {error.start}, "
+                f"{path or 'a key'} holds an unpaired surrogate at character {error.start}, "
                 "which is not text",
                 field=path or None,
-                fix="send whole characters: text was probably cut between the two halves of one",
+                fix="send complete characters: the text was probably cut inside one",
             ) from error
     return {name: value for name, value in document.items() if value is not None}
 

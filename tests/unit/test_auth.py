@@ -279,7 +279,7 @@ async def test_a_database_without_tables_lets_nobody_in(
     await keyed.directory.refresh()
     await keyed.directory.refresh()
     assert_error(await keyed.ask(UNKNOWN), 503, "ledger_unavailable")
-    assert caplog.text.count("directory_stale") == 1
+    assert caplog.text.count("keys.stale") == 1
     opened(None, state).close()
     key = await keyed.tenant("acme")
     assert keyed.directory.find(key).tenant == "acme"
@@ -338,7 +338,7 @@ async def test_known_keys_work_for_a_time_while_the_database_is_unreachable(
         assert (await keyed.ask(key)).status_code == 200
         await asyncio.to_thread(servers.close)
     await keyed.directory.refresh()
-    assert "directory_stale error=LedgerUnavailable" in caplog.text
+    assert "keys.stale error=LedgerUnavailable" in caplog.text
     keyed.clock.now_s += 60.0
     assert (await keyed.ask(key)).status_code == 200
     assert_error(await keyed.ask(UNKNOWN), 401, "invalid_api_key")

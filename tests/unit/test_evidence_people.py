@@ -262,7 +262,7 @@ def test_two_people_label_the_same_inputs_first(texts: KeptTexts, database: Data
     assert found["agreement"]["interval"][0] == pytest.approx(0.4439, abs=1e-3)
     with pytest.raises(InvalidRequest, match="no label 'Weather'"):
         label(store, texts, "c1", [Label(ann[0].audit.input, "Weather")], "ann")
-    with pytest.raises(InvalidRequest, match="keeps no text"):
+    with pytest.raises(InvalidRequest, match="no kept text"):
         label(store, texts, "c1", [Label("never", LABEL)], "ann")
 
 
@@ -322,7 +322,7 @@ def test_texts_are_exported_filled_in_and_imported(
     args.json = False
     assert command.run(args) == 0
     out = capsys.readouterr().out
-    assert "'9' is no label" in out
+    assert "'9' is not a label" in out
     assert "1 labels noted" in out
     config.write_text("evidence: {}\n")
     with pytest.raises(InvalidRequest, match="no text is kept"):

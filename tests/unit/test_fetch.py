@@ -99,7 +99,7 @@ def test_another_signer_is_refused(store: Path, tmp_path: Path) -> None:
 def test_the_store_may_not_give_another_model(store: Path, key: KeyPair, tmp_path: Path) -> None:
     asked = "0" * 64
     (store / f"sha256-{digest(store)}").rename(store / f"sha256-{asked}")
-    with pytest.raises(AttestationRefused, match="was asked for"):
+    with pytest.raises(AttestationRefused, match="not for the requested"):
         fetched(str(store), asked, key, tmp_path / "out")
 
 

@@ -299,7 +299,7 @@ def test_tools_and_a_prediction_are_part_of_the_worst_case() -> None:
     plain: dict[str, Any] = {"messages": [], "max_tokens": 10}
     bare = worst_case_usd(plain, flat(SONNET))
     tooled = worst_case_usd({**plain, "tools": [{"type": "function"}]}, flat(SONNET))
-    assert tooled >= bare + 1000 * SONNET.dearest_input
+    assert tooled >= bare + 1000 * SONNET.highest_input
     told = {**plain, "n": 2, "prediction": {"type": "content", "content": "x" * 100}}
     assert worst_case_usd(told, flat(SONNET)) >= 2 * bare + 200 * SONNET.output
 

@@ -446,7 +446,7 @@ def test_no_answer_of_a_real_model_costs_more_than_the_worst_case(
 
 def test_the_worst_case_reaches_no_step_beyond_its_input() -> None:
     prices = of(HAIKU)
-    dearest, output = prices.base.dearest_input, prices.base.output
+    dearest, output = prices.base.highest_input, prices.base.output
     assert prices.worst_case(100_000, 9, "default") == 100_000 * dearest + 9 * output
     assert prices.worst_case(100_001, 9, "default") == 5 * (100_001 * dearest + 9 * output)
     assert prices.worst_case(0, 0) == 0

@@ -121,7 +121,7 @@ def test_a_torn_last_line_is_left_out_with_a_warning(
 ) -> None:
     (tmp_path / "dead.jsonl").write_bytes(b'whole\n{"torn')
     assert lines_of(Spill(tmp_path).take()) == ["whole"]
-    assert "ledger.torn_line" in caplog.text
+    assert "ledger.line_truncated" in caplog.text
 
 
 def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, full: Callable[[int], None]) -> None:

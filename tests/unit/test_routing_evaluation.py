@@ -35,12 +35,12 @@ def test_a_share_of_zero_has_no_value() -> None:
 def test_scores_that_know_beat_random_and_noise_does_not() -> None:
     draw = np.random.default_rng(3)
     cheap = draw.random(400) < 0.6
-    dear = cheap | (draw.random(400) < 0.7)
-    benefit = (dear & ~cheap).astype(np.float64)
-    knowing = cost_report(benefit + 0.3 * draw.normal(size=400), cheap, dear)
+    expensive = cheap | (draw.random(400) < 0.7)
+    benefit = (expensive & ~cheap).astype(np.float64)
+    knowing = cost_report(benefit + 0.3 * draw.normal(size=400), cheap, expensive)
     assert knowing.beats_random
     assert all(row.router <= row.oracle + 1e-12 for row in knowing.rates)
-    noise = cost_report(draw.normal(size=400), cheap, dear)
+    noise = cost_report(draw.normal(size=400), cheap, expensive)
     assert not noise.beats_random
     assert earns_trust({"one": knowing})
     assert not earns_trust({"one": knowing, "two": noise})
@@ -74,7 +74,7 @@ def test_samples_are_wrapped_in_both_kinds_of_instructions(tmp_path: Path) -> No
     samples = read_samples(tmp_path, 10)
     assert [sample.task for sample in samples.tasks] == ["sentiment", None, None]
     assert "a fine film" in samples.tasks[0].prompt.text
-    assert samples.routing[0].dear_right
+    assert samples.routing[0].expensive_right
     with pytest.raises(InvalidRequest):
         read_samples(tmp_path / "nothing", 10)
 

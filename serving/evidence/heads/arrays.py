@@ -51,7 +51,7 @@ def pack(content: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
         listed.append({"name": name, "dtype": part.dtype.str, "shape": list(part.shape)})
     header = _canonical({"arrays": listed, "content": dict(content)})
     if len(header) > _MAX_HEADER_BYTES:
-        raise ValueError(f"the header has {len(header)} bytes and {_MAX_HEADER_BYTES} may be")
+        raise ValueError(f"the header has {len(header)} bytes, the limit is {_MAX_HEADER_BYTES}")
     return b"".join([_MAGIC, _LENGTH.pack(len(header)), header, *(p.tobytes() for p in parts)])
 
 

@@ -136,7 +136,7 @@ class Candidate:
             raise HeadRefused(f"a candidate of the kind {self.kind!r} is not known")
         if not 2 <= len(self.labels) <= MAX_LABELS or len(set(self.labels)) != len(self.labels):
             raise HeadRefused(
-                f"a candidate has {len(self.labels)} labels; 2 to {MAX_LABELS} distinct ones may be"
+                f"a candidate has {len(self.labels)} labels, not 2 to {MAX_LABELS} distinct ones"
             )
         _refuse_classes(self.classes, len(self.labels))
         rows = len(self.classes)
@@ -227,7 +227,7 @@ def parse_candidate(content: bytes, digest: str) -> Candidate:
     Raises HeadRefused for other bytes, shapes, types, and values that are not finite.
     """
     if len(content) > _MAX_BYTES:
-        raise HeadRefused(f"a head has {len(content)} bytes and {_MAX_BYTES} may be")
+        raise HeadRefused(f"a head has {len(content)} bytes, the limit is {_MAX_BYTES}")
     if content_digest(content) != digest:
         raise HeadRefused(
             f"the bytes of head {digest!r} have another digest: {content_digest(content)!r}",

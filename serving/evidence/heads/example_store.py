@@ -240,7 +240,7 @@ def _refuse_unfit(task: Task, example: Example) -> None:
         )
     if example.label not in task.labels:
         raise InvalidRequest(
-            f"label {example.label!r} is none of task {task.scope.task!r}",
+            f"label {example.label!r} is not a label of task {task.scope.task!r}",
             field="label",
             fix=f"use one of its {len(task.labels)} labels",
         )

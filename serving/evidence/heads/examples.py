@@ -62,7 +62,7 @@ class FitRows:
         position = {label: n for n, label in enumerate(labels)}
         unknown = sorted({example.label for example in examples} - set(position))
         if unknown:
-            raise ValueError(f"label {unknown[0]!r} is none of the task's")
+            raise ValueError(f"label {unknown[0]!r} is not one of the task's")
         distinct = list({example.vector.tobytes(): example for example in examples[::-1]}.values())
         distinct.sort(key=_content_key)
         count = len(distinct)

@@ -67,7 +67,7 @@ class HeadDirectory:
         except (LedgerUnavailable, SQLAlchemyError) as error:
             # Only the kind of error: SQLAlchemy's messages hold statements and parameters.
             if not self._is_stale:
-                logger.warning("heads_stale error=%s", type(error).__name__)
+                logger.warning("evidence.heads_stale error=%s", type(error).__name__)
             self._is_stale = True
             return
         self._is_stale = False
@@ -97,5 +97,5 @@ class HeadDirectory:
             return None  # deleted since it was listed
         except HeadRefused as error:
             self._refused.add(digest)
-            logger.warning("head_refused digest=%s error=%s", digest, error.message)
+            logger.warning("evidence.head_refused digest=%s error=%s", digest, error.message)
             return None

@@ -87,7 +87,7 @@ class HeadService:
         try:
             await asyncio.to_thread(self.examples.add, task, found.source, example)
         except (LedgerUnavailable, SQLAlchemyError) as error:
-            logger.warning("head_example_lost error=%s", type(error).__name__)
+            logger.warning("evidence.head_example_lost error=%s", type(error).__name__)
 
     async def watch(self) -> None:
         """Fit, load and tidy until cancelled."""
@@ -127,7 +127,7 @@ class HeadService:
             try:
                 await asyncio.to_thread(self._tidy_blocking)
             except (LedgerUnavailable, SQLAlchemyError) as error:
-                logger.warning("heads_untidied error=%s", type(error).__name__)
+                logger.warning("evidence.head_cleanup_failed error=%s", type(error).__name__)
             await asyncio.sleep(_TIDY_EVERY_S)
 
     def _tidy_blocking(self) -> None:

@@ -104,7 +104,9 @@ class SignedHead:
             )
             same = found.exported() == data
         except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
-            raise HeadRefused(f"the file is no exported head: {type(error).__name__}") from error
+            raise HeadRefused(
+                f"the file is not an exported head: {type(error).__name__}"
+            ) from error
         if not same:
             raise HeadRefused("the file is not in the form in which heads are exported")
         return found

@@ -68,7 +68,7 @@ class HeadTrainer:
             except (LedgerUnavailable, SQLAlchemyError) as error:
                 # Only the kind of error: SQLAlchemy's messages hold statements and parameters.
                 if not self._is_cut_off:
-                    logger.warning("head_fits_stopped error=%s", type(error).__name__)
+                    logger.warning("evidence.head_fits_stopped error=%s", type(error).__name__)
                 self._is_cut_off = True
             else:
                 self._is_cut_off = False
@@ -101,14 +101,15 @@ class HeadTrainer:
             outcome, version = await self._fit_and_save(due)
         except (FitFailed, InvalidRequest) as error:
             logger.warning(
-                "head_fit_failed task=%s scope=%s reason=%s error=%s",
+                "evidence.head_fit_failed task=%s scope=%s reason=%s error=%s",
                 due.task, due.scope_id, due.reason, error.message,
             )  # fmt: skip
             if due.erased_at is not None:
                 await asyncio.to_thread(self._delete_erased, due.scope_id)
         seconds = time.monotonic() - began
         logger.info(
-            "head_fit task=%s scope=%s reason=%s outcome=%s version=%s examples=%d seconds=%.1f",
+            "evidence.head_fit task=%s scope=%s reason=%s outcome=%s version=%s examples=%d "
+            "seconds=%.1f",
             due.task, due.scope_id, due.reason, outcome, version, due.examples, seconds,
         )  # fmt: skip
         return FitEnd(due, outcome, version, seconds)
@@ -119,7 +120,7 @@ class HeadTrainer:
         )
         if read.unreadable:
             logger.warning(
-                "head_examples_unreadable task=%s scope=%s rows=%d",
+                "evidence.head_examples_unreadable task=%s scope=%s rows=%d",
                 due.task, due.scope_id, read.unreadable,
             )  # fmt: skip
         candidates = await fit_in_process(read.rows, self._settings)

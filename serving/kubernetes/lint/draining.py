@@ -97,8 +97,8 @@ RULES = (
         "error", _stop,
     ),
     Rule(
-        "K22", "Leaving replicas stay reachable while proxies learn of it.",
-        "With a draining period of 0 a proxy still sends requests to replicas that are gone.",
+        "K22", "A replica that stops stays reachable until every proxy knows.",
+        "With a draining period of 0 a proxy still sends requests to replicas that have stopped.",
         "ray 2.60.0 (default 30 s)", f"leave {DEREGISTRATION} out", "error", _deregistration,
     ),
 )  # fmt: skip

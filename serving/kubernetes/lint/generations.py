@@ -142,7 +142,7 @@ def _redis_literals(cluster: RayCluster) -> Iterator[Place]:
 
 RULES = (
     Rule(
-        "K01", "A model's digest stands in args and in every worker's pod template, and is equal.",
+        "K01", "The args and every worker's pod template have the same model digest.",
         "A change of serveConfigV2 alone is applied in place: the model would be replaced without "
         "a second cluster, and an admission policy on the annotation would not see it.",
         "KubeRay 1.7.0, ray-operator/controllers/ray/utils/util.go (the hash of a cluster)",
@@ -150,15 +150,15 @@ RULES = (
     ),
     Rule(
         "K03", "The old cluster outlives its longest request.",
-        "The head and the controller of the old cluster end together with its workers: what is in "
-        "progress then is lost, whatever the drain time-outs are.",
+        "The head and the controller of the old cluster end together with its workers: requests in "
+        "progress are then lost, whatever the drain time-outs are.",
         "KubeRay 1.7.0, rayClusterDeletionDelaySeconds (default 60)",
         "set rayClusterDeletionDelaySeconds to the request time-out and 30 s", "error", _deletion,
     ),
     Rule(
         "K17", "No setting makes an update terminal, silent or refused.",
         "After initializing-timeout only deleting and creating helps; upgradeStrategy None ignores "
-        "changes without a word; a named head service is refused.",
+        "changes without an error; a named head service is refused.",
         "KubeRay 1.7.0; kuberay #2433", "remove it; alert on a long UpgradeInProgress instead",
         "error", _terminal,
     ),

@@ -63,11 +63,11 @@ class Directory:
         except (LedgerUnavailable, SQLAlchemyError) as error:
             # Only the kind of error: SQLAlchemy's messages hold statements and parameters.
             if not self._is_stale:
-                logger.warning("directory_stale error=%s", type(error).__name__)
+                logger.warning("keys.stale error=%s", type(error).__name__)
             self._is_stale = True
             return
         if self._is_stale:
-            logger.info("directory_fresh")
+            logger.info("keys.fresh")
         self._is_stale = False
 
     def find(self, presented: str) -> Caller:

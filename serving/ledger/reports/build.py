@@ -192,7 +192,7 @@ def _wasted(call: CallGroup) -> bool:
 
 def _outcomes(calls: Iterable[CallGroup]) -> tuple[document.OutcomeSpend, ...]:
     grouped = _grouped(calls, lambda call: (call.kind, call.outcome, _wasted(call)))
-    return _dearest_first(
+    return _most_expensive_first(
         document.OutcomeSpend(kind=kind, wasted=wasted, **_money(outcome, group))
         for (kind, outcome, wasted), group in grouped.items()
     )
@@ -225,7 +225,7 @@ def _prices(
                 **_money(price_id, group),
             )
         )
-    return _dearest_first(found)
+    return _most_expensive_first(found)
 
 
 def _days(exits: Iterable[ExitDay], calls: Iterable[DayGroup]) -> tuple[document.Day, ...]:
@@ -245,7 +245,7 @@ def _parts(
     found: _DatabaseSums, key: Callable[[ExitGroup | CallGroup], str | None]
 ) -> tuple[document.Part, ...]:
     calls = _grouped(found.calls, key)
-    return _dearest_first(
+    return _most_expensive_first(
         document.Part(**_inputs(group), **_money(name, calls.get(name, [])))
         for name, group in _grouped(found.exits, key).items()
     )
@@ -258,12 +258,12 @@ _Line = TypeVar("_Line", bound=document.Spend)
 def _spends(
     calls: Iterable[_Call], key: Callable[[_Call], str | None]
 ) -> tuple[document.Spend, ...]:
-    return _dearest_first(
+    return _most_expensive_first(
         document.Spend(**_money(name, group)) for name, group in _grouped(calls, key).items()
     )
 
 
-def _dearest_first(lines: Iterable[_Line]) -> tuple[_Line, ...]:
+def _most_expensive_first(lines: Iterable[_Line]) -> tuple[_Line, ...]:
     return tuple(sorted(lines, key=lambda line: (-line.paid_usd, line.name or "")))
 
 

@@ -34,7 +34,7 @@ def spend_plot(periods: Mapping[str, Sequence[Spend]]) -> str:
     periods: calls by model of each period, at least one period. Beyond six models, the cheapest
     ones are drawn as one.
     """
-    names = _dearest(periods)
+    names = _most_expensive(periods)
     with report_figure(8.4, 3.4) as figure:
         axes = figure.subplots()
         bottom = [0.0] * len(periods)
@@ -54,7 +54,7 @@ def spend_plot(periods: Mapping[str, Sequence[Spend]]) -> str:
         return svg_element(figure, "Spend by period and model", VARIABLES)
 
 
-def _dearest(periods: Mapping[str, Sequence[Spend]]) -> list[str]:
+def _most_expensive(periods: Mapping[str, Sequence[Spend]]) -> list[str]:
     sums: dict[str, Decimal] = {}
     for line in (line for lines in periods.values() for line in lines):
         sums[line.name or ""] = sums.get(line.name or "", Decimal(0)) + line.paid_usd

@@ -45,7 +45,7 @@ class CostReport:
 
     prompts: int
     always_cheap: float
-    always_dear: float
+    always_expensive: float
     rates: tuple[AtRate, ...]
     average_gain: float
     average_interval: tuple[float, float]
@@ -57,72 +57,72 @@ class CostReport:
 
 
 def cost_report(
-    scores: NDArray[np.float64], cheap: NDArray[np.bool_], dear: NDArray[np.bool_]
+    scores: NDArray[np.float64], cheap: NDArray[np.bool_], expensive: NDArray[np.bool_]
 ) -> CostReport:
     """Return accuracy against cost.
 
-    All (n,); cheap, dear: whether the cheap or expensive model was right.
+    All (n,); cheap, expensive: whether the cheap or expensive model was right.
     """
     n = len(scores)
-    average = _average_gain(scores, cheap, dear, np.arange(n))
-    interval = bootstrap(lambda drawn: _average_gain(scores, cheap, dear, drawn), n, SEED)
+    average = _average_gain(scores, cheap, expensive, np.arange(n))
+    interval = bootstrap(lambda drawn: _average_gain(scores, cheap, expensive, drawn), n, SEED)
     return CostReport(
         n,
         float(cheap.mean()),
-        float(dear.mean()),
-        tuple(_at_rate(rate, scores, cheap, dear) for rate in RATES),
+        float(expensive.mean()),
+        tuple(_at_rate(rate, scores, cheap, expensive) for rate in RATES),
         average,
         interval,
     )
 
 
 def _at_rate(
-    rate: float, scores: NDArray[np.float64], cheap: NDArray[np.bool_], dear: NDArray[np.bool_]
+    rate: float, scores: NDArray[np.float64], cheap: NDArray[np.bool_], expensive: NDArray[np.bool_]
 ) -> AtRate:
     n = len(scores)
 
     def routed(drawn: NDArray[np.intp]) -> float:
-        return _accuracy(rate, scores[drawn], cheap[drawn], dear[drawn])
+        return _accuracy(rate, scores[drawn], cheap[drawn], expensive[drawn])
 
     def gain(drawn: NDArray[np.intp]) -> float:
-        return routed(drawn) - _random(rate, cheap[drawn], dear[drawn])
+        return routed(drawn) - _random(rate, cheap[drawn], expensive[drawn])
 
     everything = np.arange(n)
-    benefit = dear.astype(np.float64) - cheap.astype(np.float64)
+    benefit = expensive.astype(np.float64) - cheap.astype(np.float64)
     return AtRate(
         rate,
         routed(everything),
         bootstrap(routed, n, SEED),
-        _random(rate, cheap, dear),
-        _accuracy(rate, benefit, cheap, dear),
+        _random(rate, cheap, expensive),
+        _accuracy(rate, benefit, cheap, expensive),
         gain(everything),
         bootstrap(gain, n, SEED),
     )
 
 
 def _accuracy(
-    rate: float, scores: NDArray[np.float64], cheap: NDArray[np.bool_], dear: NDArray[np.bool_]
+    rate: float, scores: NDArray[np.float64], cheap: NDArray[np.bool_], expensive: NDArray[np.bool_]
 ) -> float:
     """Return the accuracy where the share with the highest scores goes to the expensive model."""
     sent = np.argsort(-scores, kind="stable")[: round(rate * len(scores))]
     right = cheap.copy()
-    right[sent] = dear[sent]
+    right[sent] = expensive[sent]
     return float(right.mean())
 
 
-def _random(rate: float, cheap: NDArray[np.bool_], dear: NDArray[np.bool_]) -> float:
-    return float((1 - rate) * cheap.mean() + rate * dear.mean())
+def _random(rate: float, cheap: NDArray[np.bool_], expensive: NDArray[np.bool_]) -> float:
+    return float((1 - rate) * cheap.mean() + rate * expensive.mean())
 
 
 def _average_gain(
     scores: NDArray[np.float64],
     cheap: NDArray[np.bool_],
-    dear: NDArray[np.bool_],
+    expensive: NDArray[np.bool_],
     drawn: NDArray[np.intp],
 ) -> float:
     """Return the gain over random, averaged over every rate from 0 to 1."""
     order = drawn[np.argsort(-scores[drawn], kind="stable")]
-    benefit = dear[order].astype(np.float64) - cheap[order].astype(np.float64)
+    benefit = expensive[order].astype(np.float64) - cheap[order].astype(np.float64)
     n = len(order)
     routed = np.cumsum(benefit) / n
     return float((routed - benefit.mean() * np.arange(1, n + 1) / n).mean())

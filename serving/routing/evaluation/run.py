@@ -76,7 +76,7 @@ class Subject:
             reports[source] = cost_report(
                 np.array(self._scores([row.text for row in own])),
                 np.array([row.cheap_right for row in own]),
-                np.array([row.dear_right for row in own]),
+                np.array([row.expensive_right for row in own]),
             )
         return reports
 

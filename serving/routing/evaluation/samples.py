@@ -49,7 +49,7 @@ class RoutingSample:
 
     text: str
     cheap_right: bool
-    dear_right: bool
+    expensive_right: bool
     source: str
 
 
@@ -98,13 +98,13 @@ def read_samples(data: Path, limit: int) -> Samples:
 
 
 # Names of the fields that state whether the two models were right.
-_CHEAP_AND_DEAR = (("cheap_right", "dear_right"), ("mixtral_correct", "gpt4_correct"))
+_CHEAP_AND_EXPENSIVE = (("cheap_right", "expensive_right"), ("mixtral_correct", "gpt4_correct"))
 
 
 def _routing(row: Mapping[str, Any], source: str) -> RoutingSample | None:
-    for cheap, dear in _CHEAP_AND_DEAR:
-        if {"prompt", cheap, dear} <= set(row):
-            return RoutingSample(row["prompt"], bool(row[cheap]), bool(row[dear]), source)
+    for cheap, expensive in _CHEAP_AND_EXPENSIVE:
+        if {"prompt", cheap, expensive} <= set(row):
+            return RoutingSample(row["prompt"], bool(row[cheap]), bool(row[expensive]), source)
     return None
 
 
