@@ -21,13 +21,18 @@ from serving.artifacts.checkpoint import Checkpoint, locate
 from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck, ModelGrants
 from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.cache.entry_store import open_store
-from serving.cache.policy import policy_digest
+from serving.cache.policy import guards_digest, policy_digest
+from serving.cache.question_store import QuestionStore
 from serving.cache.service import CacheService
+from serving.cache.similar import SimilarEntries
 from serving.context.lazy import LazyPruner
+from serving.contracts.frontier import Frontier
 from serving.contracts.ledger import Tenant
+from serving.contracts.requests import ChatRequest
 from serving.contracts.settings import GatewaySettings, ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
-from serving.embedding.embedder import Embedder, build_embedder
+from serving.embedding.embedder import Embedder, RecentVectors, build_embedder
+from serving.embedding.encoder import DIMENSIONS
 from serving.embedding.model_file import encoder_name
 from serving.evidence.heads.service import build_heads
 from serving.evidence.service import EvidenceService, build_evidence, kept_texts
@@ -48,16 +53,19 @@ from serving.ledger.reports.served import LedgerReports
 from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
 from serving.local.status_file import read_statuses
-from serving.pipeline.admission import AdmissionQueue
+from serving.pipeline.admission import AdmissionQueue, Admitted, one_call
 from serving.pipeline.auditor import Auditor, AuditRunners
 from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.exit_recorder import ExitRecorder
+from serving.pipeline.frontier_model import FrontierModelRunner
+from serving.pipeline.hit_auditor import HitAuditor
 from serving.pipeline.in_force import InForce
-from serving.pipeline.plan import Policy
+from serving.pipeline.plan import FrontierPlan, Policy
 from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.request_path import Audited, RequestPath, build_runners
-from serving.pipeline.runner import BoundTask
+from serving.pipeline.runner import BoundTask, Runner
+from serving.pipeline.similar_chat import SimilarChats
 from serving.routing.decision_log import build_decision_log
 from serving.routing.router import build_router
 from serving.tasks.prompt import CheckpointTokenizer, longest_input
@@ -214,7 +222,7 @@ def _build_context(
     reading = Database(database_url(ledger_url(settings.ledger), settings.state))
     directory = Directory(reading, settings.auth)
     recorder = ExitRecorder(ledger, metrics)
-    embedder = build_embedder(settings.state)
+    embedder = RecentVectors(build_embedder(settings.state))
     evidence = _build_evidence(settings, frontier.configured, directory.tenant, metrics)
     pruning = Pruning(
         settings.context,
@@ -226,6 +234,12 @@ def _build_context(
     audited = None if evidence is None else _audited(evidence, recorder, models, embedder)
     cache = _build_cache(settings, metrics)
     in_force = InForce(models.tasks, None if evidence is None else evidence.evidence)
+    access = None if cache is None else CacheAccess(
+        cache, specs, in_force, policy_digest(settings, specs)
+    )  # fmt: skip
+    similar = None if access is None else _build_similar(
+        settings, access, evidence, recorder, frontier, remote, embedder, metrics
+    )  # fmt: skip
     return GatewayContext(
         settings=gateway,
         path=RequestPath(
@@ -246,9 +260,8 @@ def _build_context(
                 pruning,
             ),
             max_inputs=gateway.max_inputs,
-            cache=None
-            if cache is None
-            else CacheAccess(cache, specs, in_force, policy_digest(settings, specs)),
+            cache=access,
+            similar=similar,
         ),
         models=models,
         frontier=frontier,
@@ -272,6 +285,36 @@ def _build_cache(settings: Settings, metrics: Metrics) -> CacheService | None:
     # Its own connections: a lookup must not wait for a request's rows.
     database = Database(database_url(ledger_url(settings.ledger), settings.state))
     return CacheService(open_store(database, settings.cache), settings.cache, metrics.cache)
+
+
+def _build_similar(
+    settings: Settings,
+    access: CacheAccess,
+    evidence: EvidenceService | None,
+    recorder: ExitRecorder,
+    frontier: Frontier,
+    remote: AdmissionQueue,
+    embedder: Embedder,
+    metrics: Metrics,
+) -> SimilarChats | None:
+    if settings.cache.semantic == "off":
+        return None
+    entries = SimilarEntries(
+        QuestionStore(access.cache.entry_store), DIMENSIONS, settings.cache.lookup_timeout_s
+    )
+    auditor = None
+    if evidence is not None and evidence.evidence.reference is not None:
+        asking: Runner[ChatRequest, FrontierPlan] = Admitted(
+            FrontierModelRunner(frontier), remote, one_call
+        )
+        auditor = HitAuditor(
+            evidence.evidence, evidence.appender, recorder, asking, entries, metrics.cache
+        )
+        evidence.closers.append(auditor.aclose)
+    return SimilarChats(
+        access, entries, metrics.cache, embedder.embed, (encoder_name(), guards_digest()),
+        None if evidence is None else evidence.evidence, auditor,
+    )  # fmt: skip
 
 
 def _build_evidence(

@@ -7,7 +7,10 @@ from decimal import Decimal
 from typing import Any, Literal, Self
 from uuid import uuid4
 
-from serving.contracts.answer import Answer, CacheHit, Route, Usage
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.contracts.answer import Answer, CacheHit, CacheKind, Route, Usage
 from serving.contracts.evidence import Evidence
 
 Kind = Literal["chat", "task"]
@@ -59,7 +62,7 @@ class Entry:
     """One cached answer.
 
     key: of the request; it includes the namespace. tenant, request_id, end_user: of the request
-    whose answer this is; it is deleted with them.
+    whose answer this is; it is deleted with them. aside: why it is suspected and not served.
     """
 
     key: str
@@ -73,26 +76,64 @@ class Entry:
     expires_at: datetime
     end_user: str | None = None
     id: str = field(default_factory=lambda: uuid4().hex)
+    aside: str | None = None
 
-    def hit(self, now: datetime) -> CacheHit:
+    def hit(self, now: datetime, kind: CacheKind = "exact", similarity: float = 1.0) -> CacheHit:
         """Return what a client is told about a hit."""
         age_s = max(0.0, (now - self.created_at).total_seconds())
-        return CacheHit(entry=self.id, age_s=round(age_s, 3), kind="exact", similarity=1.0)
+        return CacheHit(
+            entry=self.id, age_s=round(age_s, 3), kind=kind, similarity=round(similarity, 4)
+        )
 
     def answer(self) -> Answer:
         """Return the answer of a task's entry."""
         return Answer.model_validate(self.content.document)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """The last turn of a chat, by whose meaning its answer is found.
+
+    fingerprint: digest of all that decides the answer besides it. vector: of unit length,
+    (dimensions,) float32.
+    """
+
+    fingerprint: str
+    text: str
+    vector: NDArray[np.float32]
+
+    def packed(self) -> bytes:
+        """Return text and vector as bytes."""
+        head = len(self.vector).to_bytes(2, "little")
+        vector = self.vector.astype("<f4").tobytes()
+        return head + vector + self.text.encode("utf-8", "surrogatepass")
+
+    @classmethod
+    def unpacked(cls, data: bytes, fingerprint: str) -> Self:
+        """Return what was packed. Raises DamagedEntry."""
+        try:
+            end = 2 + 4 * int.from_bytes(data[:2], "little")
+            vector = np.frombuffer(data[2:end], "<f4").astype(np.float32)
+            if 4 * len(vector) + 2 != end:
+                raise DamagedEntry("a cached question ends early")
+            return cls(fingerprint, data[end:].decode("utf-8", "surrogatepass"), vector)
+        except ValueError as error:
+            raise DamagedEntry("a cached question cannot be read") from error
+
+
 @dataclass(frozen=True, slots=True)
 class PackedEntry:
-    """An entry with its content as bytes, as it is stored before encryption."""
+    """An entry with its content as bytes, as it is stored before encryption.
+
+    question: None where it is found by its key alone.
+    """
 
     entry: Entry
     data: bytes
+    question: Question | None = None
 
     @classmethod
-    def of(cls, entry: Entry) -> Self:
+    def of(cls, entry: Entry, question: Question | None = None) -> Self:
         """Return an entry with its content packed."""
         content = entry.content
         body = {
@@ -105,7 +146,7 @@ class PackedEntry:
             "origin": asdict(entry.origin),
         }
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        return cls(entry, text.encode("utf-8", "surrogatepass"))
+        return cls(entry, text.encode("utf-8", "surrogatepass"), question)
 
 
 def unpacked(data: bytes, kind: Kind) -> tuple[Content, AnswerOrigin]:

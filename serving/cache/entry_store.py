@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
 
 from serving.cache.entry import DamagedEntry, Entry, PackedEntry, unpacked
 from serving.cache.schema import cache_entries as table
+from serving.cache.schema import cache_questions, cache_sequence
 from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.errors import InvalidKey
 from serving.evidence.heads.cipher import UnreadableContent, VectorCipher, load_cipher
@@ -64,13 +65,13 @@ class EntryStore:
 
     def __init__(self, database: Database, cipher: VectorCipher | None = None) -> None:
         self.database = database
-        self._cipher = cipher
+        self.cipher = cipher
 
     def check_key(self) -> None:
         """Raise InvalidKey where entries were encrypted with a key that is not configured."""
         with self.database.read() as connection:
             used = set(connection.execute(select(table.c.key_id).distinct()).scalars())
-        known = set() if self._cipher is None else set(self._cipher.key_ids)
+        known = set() if self.cipher is None else set(self.cipher.key_ids)
         if missing := used - known - {""}:
             raise InvalidKey(
                 f"cache entries were encrypted with another key: {sorted(missing)[0]!r}",
@@ -83,7 +84,7 @@ class EntryStore:
         """Return the entries of keys, expired ones too."""
         with self.database.read() as connection:
             rows = connection.execute(select(table).where(table.c.key.in_(keys))).all()
-        return self._read(rows)
+        return self.read(rows)
 
     def write(self, entries: Sequence[PackedEntry]) -> None:
         """Store entries in one transaction; each replaces an earlier one of the same key."""
@@ -94,6 +95,34 @@ class EntryStore:
             connection.execute(delete(table).where(table.c.key.in_(list(newest))))
             # Another replica may have stored the same key in between: its answer is as good.
             connection.execute(insert_new(connection, table), rows)
+            self._write_questions(connection, list(newest.values()))
+
+    def _write_questions(self, connection: Connection, entries: Sequence[PackedEntry]) -> None:
+        """Store the questions of those entries that were not stored by another replica."""
+        asked = {packed.entry.id: packed for packed in entries if packed.question is not None}
+        if not asked:
+            return
+        stored = connection.execute(select(table.c.id).where(table.c.id.in_(list(asked))))
+        kept = [asked[name] for name in sorted(stored.scalars())]
+        if not kept:
+            return
+        value = cache_sequence.c.value
+        taken = update(cache_sequence).values(value=value + len(kept)).returning(value)
+        first = connection.execute(taken).scalar_one() - len(kept) + 1
+        rows = [self._question_row(packed, first + n) for n, packed in enumerate(kept)]
+        connection.execute(cache_questions.insert(), rows)
+
+    def _question_row(self, packed: PackedEntry, sequence: int) -> dict[str, Any]:
+        entry, question = packed.entry, packed.question
+        assert question is not None
+        data, key_id = question.packed(), ""
+        if self.cipher is not None:
+            data = self.cipher.encrypted(data, question_name(entry.id, entry.namespace))
+            key_id = self.cipher.key_ids[0]
+        return {
+            "entry": entry.id, "sequence": sequence, "namespace": entry.namespace,
+            "fingerprint": question.fingerprint, "key_id": key_id, "content": data,
+        }  # fmt: skip
 
     def used(self, hits: Mapping[str, int], now: datetime) -> None:
         """Count hits by entry."""
@@ -184,12 +213,13 @@ class EntryStore:
             if not rows:
                 return
             last = rows[-1].id
-            found = self._read(rows)
+            found = self.read(rows)
             if found.unreadable:
                 self.check_key()
             yield from found.entries.values()
 
-    def _read(self, rows: Sequence[Row[Any]]) -> Found:
+    def read(self, rows: Sequence[Row[Any]]) -> Found:
+        """Return the entries of whole rows."""
         entries, unreadable = {}, 0
         for row in rows:
             try:
@@ -201,20 +231,20 @@ class EntryStore:
     def _entry(self, row: Row[Any]) -> Entry:
         data = row.content
         if row.key_id:
-            if self._cipher is None:
+            if self.cipher is None:
                 raise UnreadableContent("it is encrypted, and there is no key")
-            data = self._cipher.decrypted(data, _name(row.id, row.namespace, row.key))
+            data = self.cipher.decrypted(data, _name(row.id, row.namespace, row.key))
         content, origin = unpacked(data, row.kind)
         return Entry(
             row.key, row.namespace, row.tenant, row.request_id, row.kind, origin, content,
-            row.created_at, row.expires_at, row.end_user, row.id,
+            row.created_at, row.expires_at, row.end_user, row.id, row.aside,
         )  # fmt: skip
 
     def _row(self, packed: PackedEntry) -> dict[str, Any]:
         entry, data, key_id = packed.entry, packed.data, ""
-        if self._cipher is not None:
+        if self.cipher is not None:
             name = _name(entry.id, entry.namespace, entry.key)
-            data, key_id = self._cipher.encrypted(data, name), self._cipher.key_ids[0]
+            data, key_id = self.cipher.encrypted(data, name), self.cipher.key_ids[0]
         return {
             "id": entry.id, "key": entry.key, "namespace": entry.namespace,
             "tenant": entry.tenant, "request_id": entry.request_id, "kind": entry.kind,
@@ -222,7 +252,7 @@ class EntryStore:
             "task": entry.origin.task, "model": storable(entry.origin.model),
             "claim": entry.origin.claim, "key_id": key_id, "content": data, "bytes": len(data),
             "hits": 0, "created_at": entry.created_at, "used_at": entry.created_at,
-            "expires_at": entry.expires_at,
+            "expires_at": entry.expires_at, "aside": entry.aside,
         }  # fmt: skip
 
 
@@ -251,6 +281,11 @@ def open_store(database: Database, settings: CacheSettings) -> EntryStore:
 
 def _name(entry: str, namespace: str, key: str) -> str:
     return f"cache/{namespace}/{key}/{entry}"
+
+
+def question_name(entry: str, namespace: str) -> str:
+    """Return the name of a question's row, with which its content is authenticated."""
+    return f"cache/{namespace}/question/{entry}"
 
 
 def storable(text: str) -> str:

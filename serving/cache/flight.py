@@ -101,6 +101,12 @@ class Flights:
         """End a flight whose answer is stored once no lookup from before that is in progress."""
         asyncio.get_running_loop().call_later(seconds, self.retire, flight)
 
+    def retire_key(self, key: str) -> None:
+        """End the flight of a key where its answer is there: it is not to be shared any more."""
+        flight = self._open.get(key)
+        if flight is not None and flight.result.done():
+            self.retire(flight)
+
     def retire_answered(self) -> None:
         """End all flights whose answer is there: it may have been deleted."""
         for flight in list(self._open.values()):

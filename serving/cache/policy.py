@@ -37,3 +37,15 @@ def _files(place: Path | None) -> dict[str, str]:
     return {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()
     }
+
+
+def guards_digest() -> str:
+    """Return 16 hex digits: of all that decides which questions may have one answer. Blocking."""
+    folder = Path(__file__).parent
+    files = [folder / "eligible.py", *sorted((folder / "guards").rglob("*"))]
+    content = {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

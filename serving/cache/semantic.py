@@ -66,7 +66,9 @@ def choose(text: str, candidates: Sequence[Candidate], threshold: float) -> Choi
     for candidate in sorted(candidates, key=lambda one: -one.similarity)[:CANDIDATES]:
         if candidate.similarity < threshold:
             break
-        reason = "aside" if candidate.is_aside else refusal(asked, Words(candidate.text))
+        reason = refusal(asked, Words(candidate.text))
+        if reason is None and candidate.is_aside:
+            reason = "aside"
         if reason is None:
             return Choice(Match(candidate.entry, candidate.similarity), tuple(refusals))
         refusals.append((candidate.entry, reason))

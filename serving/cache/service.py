@@ -88,7 +88,7 @@ class CacheService:
         self.events = events
         self.flights = Flights()
         self.now = now
-        self._store = store
+        self.entry_store = store
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="cache")
         self._writer = EntryWriter(
             lambda batch: self._run(store.write, batch),
@@ -102,7 +102,7 @@ class CacheService:
     async def start(self) -> None:
         """Check the encryption key. Raises InvalidKey; an unreachable database is no error."""
         try:
-            await self._run(self._store.check_key)
+            await self._run(self.entry_store.check_key)
         except (LedgerUnavailable, SQLAlchemyError) as error:
             logger.warning("cache.key_not_checked error=%s", type(error).__name__)
 
@@ -124,7 +124,7 @@ class CacheService:
             return None
         try:
             async with asyncio.timeout(self.settings.lookup_timeout_s):
-                found = await self._run(self._store.find, keys)
+                found = await self._run(self.entry_store.find, keys)
         except (LedgerUnavailable, SQLAlchemyError, TimeoutError) as error:
             self._paused_until_s = time.monotonic() + _PAUSE_S
             logger.warning("cache.unavailable error=%s", type(error).__name__)
@@ -144,10 +144,14 @@ class CacheService:
         """
         self._writer.submit(entry, flight)
 
+    async def written(self) -> None:
+        """Return when everything that was stored before is written or dropped."""
+        await self._writer.flush()
+
     async def delete(self, chosen: EntryFilter) -> int:
         """Delete entries on all replicas; return how many. Raises LedgerUnavailable."""
         await self._writer.flush()
-        count = await self._run(self._store.delete, chosen)
+        count = await self._run(self.entry_store.delete, chosen)
         self.flights.retire_answered()
         self.events.cache_deleted(count, "asked")
         return count
@@ -155,12 +159,12 @@ class CacheService:
     async def read(self, function: Callable[[EntryStore], T]) -> T:
         """Return what a function reads from the store, in a thread. Raises LedgerUnavailable."""
         await self._writer.flush()
-        return await self._run(function, self._store)
+        return await self._run(function, self.entry_store)
 
     async def sweep(self) -> None:
         """Delete expired entries, and the least recently used over the limits."""
         try:
-            swept = await self._run(self._store.sweep, self.now(), self.settings)
+            swept = await self._run(self.entry_store.sweep, self.now(), self.settings)
         except (LedgerUnavailable, SQLAlchemyError) as error:
             logger.warning("cache.sweep_failed error=%s", type(error).__name__)
             return

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +26,7 @@ Vector = NDArray[np.float32]
 EXACT_UP_TO = 4096
 """Vectors of a partition that are compared one by one: about 0.5 ms with 384 dimensions."""
 _FORMAT = 1
-_MOST_PARTITIONS = 256
+MOST_PARTITIONS = 256
 _CONNECTIVITY, _EXPANSION_ADD, _EXPANSION_SEARCH = 16, 128, 64
 
 
@@ -205,6 +205,18 @@ class PartitionIndex:
                 found.sort(key=lambda one: -one[1])
             return [Neighbour(self._entries[label], similarity) for label, similarity in found]
 
+    def forget(self, entries: Collection[str]) -> None:
+        """Remove entries; those that are not known are left out."""
+        with self._lock:
+            for entry in entries:
+                self._remove(entry)
+
+    def keep(self, entries: Collection[str]) -> None:
+        """Remove every other entry."""
+        with self._lock:
+            for entry in set(self._labels) - set(entries):
+                self._remove(entry)
+
     def save(self, file: Path) -> None:
         """Write the index with its digest, so that a broken file is recognised."""
         with self._lock:
@@ -282,13 +294,52 @@ class VectorIndexes:
         self._dimensions = dimensions
         self._folder = folder
         self._partitions: OrderedDict[Partition, PartitionIndex] = OrderedDict()
+        self._complete: set[Partition] = set()
         self._lock = threading.Lock()
 
     def nearest(self, partition: Partition, vector: Vector, count: int) -> list[Neighbour]:
         """Return the nearest stored questions of a partition. Blocking: reads new rows first."""
-        index = self._index(partition)
-        index.apply(self._source.rows_after(partition, index.sequence))
+        index = self.follow(partition)
         return index.nearest(vector, count)
+
+    def follow(self, partition: Partition) -> PartitionIndex:
+        """Read what is new in a partition, or all of it; return its index. Blocking."""
+        index = self._index(partition)
+        while rows := self._source.rows_after(partition, index.sequence):
+            index.apply(rows)
+        with self._lock:
+            self._complete.add(partition)
+        return index
+
+    def is_complete(self, partition: Partition) -> bool:
+        """Return whether a partition was read to its end, so that only new rows are to be read."""
+        with self._lock:
+            return partition in self._complete
+
+    def known(self) -> list[Partition]:
+        """Return the partitions in memory."""
+        with self._lock:
+            return list(self._partitions)
+
+    def size(self, partition: Partition) -> int:
+        """Return how many questions of a partition are in memory."""
+        with self._lock:
+            index = self._partitions.get(partition)
+        return 0 if index is None else len(index)
+
+    def keep(self, partition: Partition, entries: Collection[str]) -> None:
+        """Forget every entry of a partition besides these."""
+        with self._lock:
+            index = self._partitions.get(partition)
+        if index is not None:
+            index.keep(entries)
+
+    def forget(self, partition: Partition, entries: Collection[str]) -> None:
+        """Forget entries that the database does not hold any more."""
+        with self._lock:
+            index = self._partitions.get(partition)
+        if index is not None:
+            index.forget(entries)
 
     def save(self) -> None:
         """Write the indexes that are in memory, where a folder is set."""
@@ -308,8 +359,9 @@ class VectorIndexes:
                 if self._folder is not None:
                     index.load(self._folder / _file_name(partition))
                 self._partitions[partition] = index
-                if len(self._partitions) > _MOST_PARTITIONS:
-                    self._partitions.popitem(last=False)
+                self._complete.discard(partition)
+                if len(self._partitions) > MOST_PARTITIONS:
+                    self._complete.discard(self._partitions.popitem(last=False)[0])
             self._partitions.move_to_end(partition)
             return index
 

@@ -80,12 +80,17 @@ class Prediction(_Frozen):
 Route = Literal["local", "cache", "frontier"]
 
 
+CacheKind = Literal["exact", "semantic", "alias"]
+"""exact: of an equal request. semantic: of a question with the same meaning. alias: of a wording
+that was found by its meaning before, and then accepted by an audit."""
+
+
 class CacheHit(_Frozen):
-    """The cached answer that was served. age_s: since it was made."""
+    """The cached answer that was served. age_s: since it was made. similarity: cosine."""
 
     entry: str
     age_s: float = Field(ge=0.0)
-    kind: Literal["exact"]
+    kind: CacheKind
     similarity: float = Field(ge=-1.0, le=1.0)
 
 

@@ -20,6 +20,24 @@ class CacheSettings(BaseModel):
         description="chats whose temperature is above 0 or unset. exact_only: an equal chat gets "
         "the same answer again. off: they are not cached",
     )
+    semantic: Literal["off", "shadow", "on"] = Field(
+        default="shadow",
+        description="chats that are answered with the answer to a question of the same meaning. "
+        "shadow: under a claim of its own; until it is earned the model answers, and the cached "
+        "answer is compared; off where evidence has no reference. on: the same, and without a "
+        "reference they are answered without a guarantee",
+    )
+    semantic_threshold: Literal["loose", "default", "strict"] = Field(
+        default="default",
+        description="least cosine of two questions: 0.93, 0.95 or 0.97",
+    )
+    refinement_window_s: float = Field(
+        default=120.0,
+        ge=0.0,
+        le=3600.0,
+        description="time in which a follow-up that repeats or corrects a question counts against "
+        "its answer; 0 looks for none",
+    )
     ttl_s: Seconds = Field(default=86_400.0, description="age at which an entry ends, seconds")
     namespace_ttl_s: dict[TenantName, Seconds] = Field(
         default_factory=dict, description="ttl_s of single namespaces, by name"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, Protocol
 
-from serving.contracts.answer import Route, Usage
+from serving.contracts.answer import CacheKind, Route, Usage
 from serving.contracts.evidence import Evidence
 from serving.contracts.routing import Reason
 
@@ -46,7 +46,9 @@ class Exit:
     of the claim under which it was served. reference_usage: what the reference model would have
     used, an estimate; None where `usage` says that. lookup_s: time of the cache's lookup, seconds;
     None where nothing was looked up. cache_entry: id of the cached answer that was served.
-    avoided_usd: what that answer had cost; None where unknown.
+    avoided_usd: what that answer had cost; None where unknown. cache_kind: how it was found.
+    refined_route: route of the answer just before in the conversation, where this input repeats or
+    corrects its question; None elsewhere.
     """
 
     request_id: str
@@ -69,6 +71,8 @@ class Exit:
     lookup_s: float | None = None
     cache_entry: str | None = None
     avoided_usd: Decimal | None = None
+    cache_kind: CacheKind | None = None
+    refined_route: Route | None = None
 
 
 class ExitObserver(Protocol):

@@ -185,7 +185,10 @@ class ClaimFold:
         if self._is_net:
             # What exploring and watching a tier may cost is planned by its payback.
             return 1.0
-        return self._costs.affordable_rate(self._settings.max_share_of_avoided_cost)
+        share = self._settings.max_share_of_avoided_cost
+        if self._claim.loss in _JUDGED:
+            share = min(1.0, _JUDGED_SHARE_FACTOR * share)
+        return self._costs.affordable_rate(share)
 
     @property
     def is_reproduced(self) -> bool:
@@ -223,6 +226,9 @@ class ClaimFold:
         """
         if self._is_net:
             return self._due_net_test()
+        first = self._fixed_test()
+        if first is not None:
+            return [first]
         if self._next_fit is None or len(self._own) < self._next_fit:
             return []
         self._next_fit = next(self._fits, None)
@@ -245,6 +251,17 @@ class ClaimFold:
             return []
         target = target_loss(self._claim.target_error)
         return [_test_of(Opening(MODEL, 0.0, (0.5 + target) / 2.0, 1.0))]
+
+    def _fixed_test(self) -> Action | None:
+        """Return the test at the threshold that the scope names, where none was opened yet.
+
+        It was fixed before any evidence, so that every example counts for it.
+        """
+        threshold = self._claim.scope.versions.get(FIXED_THRESHOLD)
+        ended = self._claim.state is ClaimState.WITHDRAWN
+        if threshold is None or self._earning.hypotheses or ended:
+            return None
+        return _test_of(Opening(MODEL, float(threshold), _FIXED_EXPECTED_ERROR, 1.0))
 
     def extend(self, rows: Iterable[Audit | ClaimEvent]) -> "ClaimFold":
         """Fold rows in their order and return the fold."""
@@ -469,6 +486,16 @@ class ClaimFold:
         )
         self.transitions.append(event)
 
+
+FIXED_THRESHOLD = "threshold"
+"""Version in a claim's scope: the threshold that it is about, in the candidate's own units."""
+
+_FIXED_EXPECTED_ERROR = 0.01
+
+_JUDGED = ("not_equivalent",)
+_JUDGED_SHARE_FACTOR = 10.0
+"""An audit of a judged answer costs a fresh answer and two calls of the judge: some times what one
+accepted input avoids. At evidence.max_share_of_avoided_cost no such claim could be watched."""
 
 _UNAFFORDABLE = (
     "its audits cost more than evidence.max_share_of_avoided_cost of the reference cost avoided"

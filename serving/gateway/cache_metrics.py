@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from serving.cache.cacheable import Reason
 from serving.cache.entry_store import Size
 from serving.cache.service import Looked
+from serving.cache.similar import SimilarOutcome
 
 _LOOKUP_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
 
@@ -67,6 +68,44 @@ class CacheMetrics:
             ["good"],
             registry=registry,
         )
+        self._ineligible = Counter(
+            "narrowgate_cache_similar_ineligible",
+            "Chats that were not looked up by meaning, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self._similar = Counter(
+            "narrowgate_cache_similar_lookups",
+            "Chats looked up by meaning: `hit`, `shadow` where the model answered all the same, "
+            "`refused` by guards, `miss`, `loading` the index, or `unavailable`.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._similar_seconds = Histogram(
+            "narrowgate_cache_similar_lookup_seconds",
+            "Time of a lookup by meaning, the embedding included.",
+            buckets=_LOOKUP_BUCKETS_S,
+            registry=registry,
+        )
+        self._refused = Counter(
+            "narrowgate_cache_similar_refusals",
+            "Questions that were near enough and that a guard refused, by guard.",
+            ["guard"],
+            registry=registry,
+        )
+        self._compared = Counter(
+            "narrowgate_cache_similar_comparisons",
+            "Hits compared with a fresh answer: `same`, `different`, or `missing` a verdict.",
+            ["kind", "verdict"],
+            registry=registry,
+        )
+        self._refinements = Counter(
+            "narrowgate_cache_refinements",
+            "Follow-ups that repeat or correct a question, by the route of its answer and the "
+            "kind of the cache's hit.",
+            ["route", "kind"],
+            registry=registry,
+        )
         self._entries = Gauge(
             "narrowgate_cache_entries", "Entries in the database, all namespaces.",
             registry=registry,
@@ -113,3 +152,24 @@ class CacheMetrics:
     def cache_feedback(self, *, good: bool) -> None:
         """Count a client's feedback."""
         self._feedback.labels(str(good).lower()).inc()
+
+    def similar_ineligible(self, reason: str) -> None:
+        """Count a chat that is not looked up by meaning."""
+        self._ineligible.labels(reason).inc()
+
+    def similar_looked_up(self, outcome: SimilarOutcome, seconds: float) -> None:
+        """Count a lookup by meaning."""
+        self._similar.labels(outcome).inc()
+        self._similar_seconds.observe(seconds)
+
+    def similar_refused(self, guard: str) -> None:
+        """Count a refusal."""
+        self._refused.labels(guard).inc()
+
+    def similar_compared(self, kind: str, verdict: str) -> None:
+        """Count a comparison with a fresh answer."""
+        self._compared.labels(kind, verdict).inc()
+
+    def answer_refined(self, route: str, kind: str) -> None:
+        """Count a follow-up that repeats or corrects."""
+        self._refinements.labels(route, kind).inc()

@@ -43,6 +43,8 @@ def build_http(context: GatewayContext) -> FastAPI:
             watches["evidence"] = context.evidence.watch()
         if context.cache is not None:
             watches["cache"] = context.cache.watch()
+        if context.path.similar is not None:
+            watches["similar"] = context.path.similar.entries.watch()
         # Rows and decisions are flushed whatever else fails at the end: Serve stops a replica
         # without calling `drain`, and only this runs.
         async with AsyncExitStack() as closing:

@@ -144,6 +144,8 @@ def closed_exit(
         "reference_usd": sums.reference_usd,
         "reference_model": None if sums.reference_usd is None else reference_model,
         "cache_entry": exit_.cache_entry,
+        "cache_kind": exit_.cache_kind,
+        "refined_route": exit_.refined_route,
         "lookup_us": None if exit_.lookup_s is None else _microseconds(exit_.lookup_s),
         "avoided_usd": exit_.avoided_usd,
         "elapsed_us": _microseconds(exit_.elapsed_s),

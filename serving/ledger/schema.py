@@ -92,7 +92,9 @@ def _usage_columns() -> list[Column[Any]]:
 # others. reference_usd: cost of the same tokens at reference_model. opened_at: arrival of the
 # request. elapsed_us: from there to the exit, the queue included. lookup_us: time of the cache's
 # lookup; NULL where nothing was looked up. cache_entry: id of the entry that was served.
-# avoided_usd: what that entry's answer had cost.
+# avoided_usd: what that entry's answer had cost. cache_kind: `exact`, `semantic` or `alias`.
+# refined_route: route of the answer just before in the same conversation, where this request
+# repeats or corrects its question.
 exits = Table(
     "exits",
     metadata,
@@ -123,6 +125,8 @@ exits = Table(
     Column("cache_entry", Text),
     Column("lookup_us", BigInteger),
     Column("avoided_usd", Usd),
+    Column("cache_kind", Text),
+    Column("refined_route", Text),
     Column("opened_at", UtcTime, nullable=False),
     Column("elapsed_us", BigInteger),
     Column("instance", Text, nullable=False),

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from serving.cache.cacheable import Reason, unfit_chat
-from serving.cache.entry import Content, Entry, Kind, PackedEntry
+from serving.cache.entry import Content, Entry, Kind, PackedEntry, Question
 from serving.cache.flight import Flight
-from serving.cache.key import chat_key, task_key
+from serving.cache.key import chat_fingerprint, chat_key, task_key
 from serving.cache.service import CacheService, Looked
+from serving.contracts.answer import CacheKind
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import deadline_exceeded
 from serving.contracts.errors import (
@@ -37,6 +38,7 @@ class Answered:
     """An answer that may be kept.
 
     task, text: of the task that it answers, None without one. unfit: why it must not be kept.
+    question: by whose meaning it may be found; None where its key alone finds it.
     """
 
     content: Content
@@ -44,6 +46,7 @@ class Answered:
     task: str | None = None
     text: str | None = None
     unfit: Reason | None = None
+    question: Question | None = None
 
 
 class CacheAccess:
@@ -67,10 +70,17 @@ class CacheAccess:
         if reason is not None:
             self.cache.events.cache_bypassed("chat", reason)
             return None
-        arguments = (request, context.options, self._namespace(context), self._policy)
         if request.text_chars > _LONG_TEXT:
-            return await asyncio.to_thread(chat_key, *arguments)
-        return chat_key(*arguments)
+            return await asyncio.to_thread(self.key_of, request, context)
+        return self.key_of(request, context)
+
+    def key_of(self, request: ChatRequest, context: RequestContext) -> str:
+        """Return the key of a chat, also of one that may not be cached."""
+        return chat_key(request, context.options, self.namespace(context), self._policy)
+
+    def fingerprint(self, request: ChatRequest, context: RequestContext) -> str:
+        """Return the digest of all that decides a chat's answer besides its last turn."""
+        return chat_fingerprint(request, context.options, self.namespace(context), self._policy)
 
     async def task_keys(self, batch: TaskBatch, context: RequestContext) -> list[str]:
         """Return the inputs' keys; none where they are neither looked up nor stored."""
@@ -79,7 +89,7 @@ class CacheAccess:
             for _ in batch.requests:
                 self.cache.events.cache_bypassed("task", reason)
             return []
-        spec, namespace = self._specs[batch.task], self._namespace(context)
+        spec, namespace = self._specs[batch.task], self.namespace(context)
 
         def keys() -> list[str]:
             return [
@@ -105,7 +115,7 @@ class CacheAccess:
         entries = {
             key: newest
             for key, entry in (found or {}).items()
-            if self._is_servable(newest := self._newest(entry), context)
+            if self.is_servable(newest := self._newest(entry), context) and newest.aside is None
         }
         for key in keys:
             outcome: Looked = "hit" if key in entries else "miss"
@@ -122,7 +132,7 @@ class CacheAccess:
         """Return the flight of a key, and whether the request leads it. It must leave it."""
         flights = self.cache.flights
         answer = flights.answer(key)
-        is_stale = answer is not None and not self._is_servable(answer, context)
+        is_stale = answer is not None and not self.is_servable(answer, context)
         if is_stale or context.options.cache == "refresh":
             return flights.lead(key), True
         return flights.join(key)
@@ -140,7 +150,7 @@ class CacheAccess:
         if isinstance(result, NarrowgateError) and not isinstance(result, _OF_THE_LEADER):
             # A copy, because the calls that the original names are the leader's.
             raise copy.copy(result)
-        if not isinstance(result, Entry) or not self._is_servable(result, record.context):
+        if not isinstance(result, Entry) or not self.is_servable(result, record.context):
             return None
         self.cache.events.cache_looked_up(kind, "shared", None)
         return result
@@ -171,15 +181,17 @@ class CacheAccess:
         """Return the answer that replaces an entry and is not yet written, or the entry."""
         return self.cache.flights.unwritten(entry.key) or entry
 
-    def _namespace(self, context: RequestContext) -> str:
+    def namespace(self, context: RequestContext) -> str:
+        """Return the namespace of a request's caller."""
         return self.cache.settings.namespace_of(context.caller.tenant)
 
-    def _is_servable(self, entry: Entry, context: RequestContext) -> bool:
+    def is_servable(self, entry: Entry, context: RequestContext) -> bool:
         """Return whether an entry is the caller's, young enough, and still in force.
 
+        Whether it was put aside is not decided here.
         The key holds the namespace; it is compared again because nothing else keeps tenants apart.
         """
-        if entry.namespace != self._namespace(context) or self.cache.now() >= entry.expires_at:
+        if entry.namespace != self.namespace(context) or self.cache.now() >= entry.expires_at:
             return False
         return self._in_force.covers(entry.origin, context)
 
@@ -193,7 +205,7 @@ class CacheAccess:
             reason = "excluded"
         packed = None
         if reason is None:
-            namespace, now = self._namespace(context), cache.now()
+            namespace, now = self.namespace(context), cache.now()
             ttl_s = settings.ttl_of(namespace)
             if context.options.cache_ttl_s is not None:
                 ttl_s = min(ttl_s, context.options.cache_ttl_s)
@@ -203,7 +215,8 @@ class CacheAccess:
                     key, namespace, caller.tenant, context.request_id, kind, origin,
                     answered.content, now, now + timedelta(seconds=ttl_s),
                     context.options.end_user,
-                )
+                ),
+                answered.question,
             )  # fmt: skip
             if len(packed.data) <= settings.max_entry_bytes:
                 return packed
@@ -212,7 +225,7 @@ class CacheAccess:
         return None
 
 
-def served_from(entry: Entry) -> Served:
+def served_from(entry: Entry, kind: CacheKind = "exact") -> Served:
     """Return what the ledger notes of a hit.
 
     An answer of a frontier model replaces the same call, so it counts as a saving; that of a local
@@ -223,5 +236,5 @@ def served_from(entry: Entry) -> Served:
         "cache", "cached", origin.model, entry.content.usage,
         guaranteed=True if origin.route == "frontier" else origin.guaranteed,
         evidence=origin.evidence, claim=origin.claim, cache_entry=entry.id,
-        avoided_usd=entry.content.cost_usd,
+        avoided_usd=entry.content.cost_usd, cache_kind=kind,
     )  # fmt: skip

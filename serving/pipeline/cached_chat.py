@@ -20,8 +20,10 @@ from serving.pipeline.exit_recorder import (
     OutcomeStream,
     RequestRecord,
 )
+from serving.pipeline.hit_auditor import FreshAnswer
 from serving.pipeline.led_work import leave, led_work
 from serving.pipeline.plan import Plan, TaskPlan
+from serving.pipeline.similar_chat import NOTHING, Similar, SimilarChats
 from serving.pipeline.stream_document import StreamedDocument
 from serving.pipeline.write import (
     Reply,
@@ -49,12 +51,22 @@ _Events = asyncio.Queue[dict[str, Any] | NarrowgateError | None]
 
 
 class CachedChat:
-    """Wraps the steps from the plan on, which `ask` takes."""
+    """Wraps the steps from the plan on, which `ask` takes.
 
-    def __init__(self, access: CacheAccess, recorder: ExitRecorder, ask: AskChat) -> None:
+    similar: looks up by meaning what has no equal; None where nothing is.
+    """
+
+    def __init__(
+        self,
+        access: CacheAccess,
+        recorder: ExitRecorder,
+        ask: AskChat,
+        similar: SimilarChats | None = None,
+    ) -> None:
         self._access = access
         self._recorder = recorder
         self._ask = ask
+        self._similar = similar
 
     @asynccontextmanager
     async def answered(self, request: ChatRequest, context: RequestContext) -> AsyncIterator[Reply]:
@@ -65,27 +77,60 @@ class CachedChat:
             if key is None:
                 yield replace(await self._unshared(request, record), cache="bypass")
                 return
+            if self._similar is not None:
+                self._similar.follow(request, record)
             entry = (await access.find([key], record, "chat")).get(key)
-            # A search by meaning goes here: after an exact miss, before the router, and within the
-            # entries of one `serving.cache.key.chat_fingerprint`.
             if entry is not None:
-                yield await self._hit(request, entry, record)
+                yield self._remembered(request, key, await self._hit(request, entry, record))
+                return
+            similar = NOTHING
+            if self._similar is not None:
+                similar = await self._similar.look(request, key, record)
+            if similar.serves:
+                reply = await self._similar_hit(request, similar, record)
+                yield self._remembered(request, key, reply)
             elif not access.stores(context):
-                yield await self._unshared(request, record)
+                yield self._remembered(request, key, await self._unshared(request, record))
             else:
-                async with self._taken_off(key, request, record) as reply:
-                    yield reply
+                async with self._taken_off(key, request, record, similar) as reply:
+                    yield self._remembered(request, key, reply)
+
+    def _remembered(self, request: ChatRequest, key: str, reply: Reply) -> Reply:
+        if self._similar is not None:
+            hit = reply.hit
+            kind, entry = ("none", None) if hit is None else (hit.kind, hit.entry)
+            self._similar.remember(request, key, reply.route, kind, entry)
+        return reply
+
+    async def _similar_hit(
+        self, request: ChatRequest, similar: Similar, record: RequestRecord
+    ) -> Reply:
+        assert self._similar is not None
+        assert similar.hit is not None
+        reply = await self._hit(request, similar.hit.entry, record, similar)
+
+        async def fresh(audit: RequestRecord) -> FreshAnswer:
+            asked = await self._ask(replace(request, stream=False), audit)
+            assert isinstance(asked.outcome, Outcome)
+            document = whole_document(asked.plan, asked.outcome, audit.context)
+            return FreshAnswer(document, asked.outcome.cost_usd)
+
+        self._similar.served(similar, fresh)
+        return reply
 
     @asynccontextmanager
     async def _taken_off(
-        self, key: str, request: ChatRequest, record: RequestRecord
+        self, key: str, request: ChatRequest, record: RequestRecord, similar: Similar
     ) -> AsyncIterator[Reply]:
         """Lead the flight of a key, or wait for its answer."""
         flight, leads = self._access.join(key, record.context)
         own = record.detached((0,)) if leads else record
         try:
             if leads:
-                yield await _LedChat(self._access, flight, request, own, self._ask).opened()
+                led = _LedChat(
+                    self._access, flight, request, own, self._ask, self._similar, similar
+                )
+                yield await led.opened()
                 return
             shared = await self._access.shared(flight, record, "chat")
             if shared is not None:
@@ -100,15 +145,34 @@ class CachedChat:
         reply = write_reply(request, asked.plan, asked.outcome, record.context)
         return replace(reply, cache="miss")
 
-    async def _hit(self, request: ChatRequest, entry: Entry, record: RequestRecord) -> Reply:
-        cache = self._access.cache
+    async def _hit(
+        self,
+        request: ChatRequest,
+        entry: Entry,
+        record: RequestRecord,
+        similar: Similar = NOTHING,
+    ) -> Reply:
+        cache, found = self._access.cache, similar.hit
         cache.hit(entry)
-        hit = entry.hit(cache.now())
-        document = cached_document(entry.content.document, hit, record.context.request_id)
+        if found is None:
+            hit, guarantee = entry.hit(cache.now()), None
+            served = served_from(entry)
+        else:
+            hit = entry.hit(cache.now(), found.kind, found.similarity)
+            guarantee = similar.guarantee
+            served = replace(
+                served_from(entry, found.kind),
+                guaranteed=guarantee.evidence == "traffic",
+                evidence=guarantee.evidence,
+                claim=guarantee.claim,
+            )
+        content = entry.content
+        document = cached_document(content.document, hit, record.context.request_id, guarantee)
         record.belongs_to(entry.origin.task)
-        outcome = Outcome(document, served_from(entry), attestation=entry.content.attestation)
+        outcome = Outcome(document, served, attestation=content.attestation)
         (outcome,) = await record.finish([outcome])
-        return write_hit(request, outcome, hit, entry.content.guarantee)
+        header = content.guarantee if guarantee is None else guarantee.header()
+        return write_hit(request, outcome, hit, header)
 
 
 class _LedChat:
@@ -121,12 +185,16 @@ class _LedChat:
         request: ChatRequest,
         record: RequestRecord,
         ask: AskChat,
+        similar_chats: SimilarChats | None,
+        similar: Similar,
     ) -> None:
         self._access = access
         self._flight = flight
         self._request = request
         self._record = record
         self._ask = ask
+        self._similar_chats = similar_chats
+        self._similar = similar
         self._reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._task = led_work(access, [flight], record, self._answer)
 
@@ -184,7 +252,12 @@ class _LedChat:
         events.put_nowait(None)
 
     def _keep(self, answered: Answered) -> None:
+        answered = replace(answered, question=self._similar.question)
         self._access.keep(self._flight, "chat", answered, self._record.context)
+        if self._similar_chats is not None:
+            content = answered.content
+            fresh = FreshAnswer(content.document, content.cost_usd)
+            self._similar_chats.answered(self._similar, fresh)
 
 
 def _input(plan: Plan) -> tuple[str | None, str | None]:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.contracts.answer import Answer, Route, Usage
+from serving.contracts.answer import Answer, CacheKind, Route, Usage
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.evidence import Evidence
@@ -47,6 +47,7 @@ class Served:
     reference_usage: Usage | None = None
     cache_entry: str | None = None
     avoided_usd: Decimal | None = None
+    cache_kind: CacheKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class InputRecord:
     closed: called with the cost of all its calls once it is recorded, None where one is unknown.
     lookup_s: time of the cache's lookup, seconds. cost_usd: of all its calls, once it is recorded;
     None where unknown. is_abandoned: its client left, and its answer is made for others.
+    refined_route: of the answer just before, where it repeats or corrects that question.
     """
 
     def __init__(self, request: _Request, index: int) -> None:
@@ -123,6 +125,7 @@ class InputRecord:
         self.vector: NDArray[np.float32] | None = None
         self.closed: Callable[[Decimal | None], None] | None = None
         self.lookup_s: float | None = None
+        self.refined_route: Route | None = None
         self.cost_usd: Decimal | None = None
         self.is_open = True
         self.is_abandoned = False
@@ -175,6 +178,7 @@ class InputRecord:
                 reference_usage=served.reference_usage,
                 evidence=served.evidence, claim=served.claim, lookup_s=self.lookup_s,
                 cache_entry=served.cache_entry, avoided_usd=served.avoided_usd,
+                cache_kind=served.cache_kind, refined_route=self.refined_route,
             )
         )  # fmt: skip
 
@@ -196,6 +200,7 @@ class InputRecord:
                 request.context.request_id, request.endpoint, request.task, "none", reason, model,
                 usage, request.context.elapsed_s, (*self._attempts, *attempts), valid=False,
                 error=code, replica_s=replica_s, service_tier=tier, lookup_s=self.lookup_s,
+                refined_route=self.refined_route,
             )
         )  # fmt: skip
 

@@ -43,6 +43,7 @@ from serving.pipeline.runner import (
     Engine,
     Runner,
 )
+from serving.pipeline.similar_chat import SimilarChats
 from serving.pipeline.write import Reply, TaskReply, write_reply, write_tasks
 
 
@@ -51,6 +52,7 @@ class RequestPath:
     """The steps, wired in serving.app.
 
     runners: by kind of plan. max_inputs: of one request. cache: None where nothing is cached.
+    similar: looks chats up by meaning; None where nothing is.
     """
 
     policy: Policy
@@ -59,13 +61,14 @@ class RequestPath:
     runners: Mapping[type[Plan], Runner[Any, Any]]
     max_inputs: int
     cache: CacheAccess | None = None
+    similar: SimilarChats | None = None
 
     @asynccontextmanager
     async def chat(self, body: Any, context: RequestContext) -> AsyncIterator[Reply]:
         """Answer a chat completion; send the reply inside the context. Raises NarrowgateError."""
         request = read_chat(body, self.max_inputs)
         if self.cache is not None:
-            cached = CachedChat(self.cache, self.recorder, self._ask)
+            cached = CachedChat(self.cache, self.recorder, self._ask, self.similar)
             async with cached.answered(request, context) as reply:
                 yield reply
             return

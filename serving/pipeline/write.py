@@ -10,6 +10,7 @@ from typing import Any, Literal
 from serving.contracts.answer import Answer, CacheHit, Route, Value
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import NarrowgateError
+from serving.contracts.evidence import Guarantee
 from serving.contracts.openai import json_text, openai_usage
 from serving.contracts.requests import ChatRequest, CompletionRequest, TaskBatch
 from serving.contracts.routing import Reason
@@ -103,12 +104,22 @@ def write_hit(
     )  # fmt: skip
 
 
-def cached_document(document: Mapping[str, Any], hit: CacheHit, request_id: str) -> dict[str, Any]:
-    """Return a cached document as the answer to another request."""
+def cached_document(
+    document: Mapping[str, Any],
+    hit: CacheHit,
+    request_id: str,
+    guarantee: Guarantee | None = None,
+) -> dict[str, Any]:
+    """Return a cached document as the answer to another request.
+
+    guarantee: of a hit that was found by meaning; None where the answer's own holds.
+    """
     details = {
         **document.get("narrowgate", {}), "route": "cache", "reason": "cached", "cost_usd": "0",
         "cache": hit.model_dump(mode="json"),
     }  # fmt: skip
+    if guarantee is not None:
+        details["guarantee"] = guarantee.model_dump(mode="json")
     made = {"id": f"chatcmpl-{request_id}", "created": int(time.time())}
     return {**document, **made, "narrowgate": details}
 
