@@ -30,6 +30,7 @@ from serving.evidence.store import EvidenceStore
 
 _CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
 _EVENT: TypeAdapter[ClaimEvent] = TypeAdapter(ClaimEvent)
+_UNANSWERED = "unanswered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +80,17 @@ class ClaimDetails:
         }
 
     def _verdicts(self) -> dict[str, int]:
-        """Return how many audits ended in each verdict, and how many inputs await a label."""
+        """Return how many audits ended in each verdict, and how many inputs await a label.
+
+        unanswered: the reference answered and nothing local did, as before the first head.
+        """
         judged = {audit.input for audit in self.audits}
         counted = Counter(
-            audit.verdict for audit in self.audits
+            _UNANSWERED if audit.verdict == "different" and audit.loss is None else audit.verdict
+            for audit in self.audits
             if audit.verdict != "awaited" or audit.input.removesuffix(AWAITED) not in judged
-        )  # fmt: skip
-        return {verdict: counted[verdict] for verdict in get_args(Verdict)}
+        )
+        return {verdict: counted[verdict] for verdict in (*get_args(Verdict), _UNANSWERED)}
 
 
 def claim_details(

@@ -336,7 +336,7 @@ class ClaimFold:
             self._unjudged(audit)
             return
         self._costs.add(audit)
-        if audit.coin is not None and audit.verdict != "missing":
+        if audit.coin is not None and audit.loss is not None and audit.verdict != "missing":
             self._compared += 1
             self._differing += audit.verdict == "different"
         if self._held is not None:

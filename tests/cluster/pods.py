@@ -161,6 +161,9 @@ def _script(spec: PodSpec, root: Path) -> str:
         "mount -t proc proc proc",
         f"mkdir -p {root}/mounted",
         f"mount -t tmpfs tmpfs {root}/mounted",
+        "mount -t tmpfs tmpfs dev/shm",
+        # Before the checkout: it may lie under /tmp.
+        "mount -t tmpfs tmpfs tmp",
     ]
     # A checkout or an environment on a file system of its own is no part of the overlay.
     for path in {ROOT, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}:
@@ -168,7 +171,6 @@ def _script(spec: PodSpec, root: Path) -> str:
     for number, source in enumerate(spec.mounts.values()):
         lines.append(f"mkdir {root}/mounted/{number}")
         lines.append(f"mount --bind {source} {root}/mounted/{number}")
-    lines += ["mount -t tmpfs tmpfs dev/shm", "mount -t tmpfs tmpfs tmp"]
     for number, target in enumerate(spec.mounts):
         lines.append(f"mkdir -p ./{target} && mount --bind {root}/mounted/{number} ./{target}")
     lines.append(f"exec env -i {variables} chroot . bash -c {shlex.quote(inside)}")

@@ -53,10 +53,19 @@ def test_a_claim_is_shown_with_its_course(store: EvidenceStore) -> None:
         "missing": 0,
         "dropped": 0,
         "awaited": 0,
+        "unanswered": 0,
     }
     assert store.acts()[-1][:3] == ("k1", "show", "c1")
     with pytest.raises(NotFound):
         claim_details(store, "c2", "k1")
+
+
+def test_inputs_that_nothing_local_answered_are_not_counted_as_different(
+    store: EvidenceStore,
+) -> None:
+    store.append([replace(audit("c1", 300), loss=None, verdict="different")])
+    verdicts = claim_details(store, "c1", "k1").document()["verdicts"]
+    assert (verdicts["different"], verdicts["unanswered"]) == (1, 1)
 
 
 def test_a_withdrawn_claim_stays_withdrawn(store: EvidenceStore) -> None:
