@@ -14,7 +14,7 @@
 # make bench-gate   measure evaluations beside bare lm-eval
 # make bench-gateway   measure what the gateway adds to a frontier call
 # make bench-ledger   measure what the ledger adds, with SQLite and with PostgreSQL
-# make bench-evidence   run labelled texts through the folds of evidence; BENCH_ARGS="--data DIR"
+# make bench-evidence   run labelled texts through the folds of evidence; BENCH_ARGS="--data DIR --stack URL"
 # make bench-cache   measure the cache: lookups, hits through HTTP, memory, replays with repeats
 # make bench-cost   compare what a mix of chats costs through the stack and without it
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", type=Path, default=Path(".narrowgate"), help="keeps the vectors")
     parser.add_argument("--runs", type=int, default=40, help="streams of every measurement (40)")
     parser.add_argument("--target", type=float, default=0.15, help="target error (0.15)")
+    parser.add_argument(
+        "--stack", metavar="URL", help="running stack whose local model is asked about the texts"
+    )
+    parser.add_argument("--task", default="topic", help="its task with the texts' labels (topic)")
     parser.add_argument("--rows", type=int, default=4000, help="shipped texts (4000)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
     from benchmarks import evidence_goals as goals
+    from benchmarks.evidence_outputs import recorded_where_it_fits
     from benchmarks.evidence_streams import ORDERS, sources
     from benchmarks.machine import machine
 
+    record = None
+    if args.stack:
+        record = partial(recorded_where_it_fits, args.stack, args.task, args.state)
     with step("computing vectors"):
-        found = list(sources(args.data, args.state, args.rows))
-    report: dict[str, Any] = {"machine": machine(), "runs": args.runs, "target": args.target}
+        found = list(sources(args.data, args.state, args.rows, record))
+    report: dict[str, Any] = {
+        "machine": machine(), "runs": args.runs, "target": args.target,
+        "with_outputs_of_the_local_model": [s.name for s in found if s.outputs is not None],
+    }  # fmt: skip
     kept = report["error_among_accepted"] = []
     for source in found:
         for order in ORDERS:

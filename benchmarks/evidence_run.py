@@ -1,5 +1,6 @@
 """One stream through the folds of evidence: shadow, earn, watch, suspend, earn again."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,8 @@ from serving.evidence.statistics.watching import Watch
 
 SHRINKAGE = 0.9
 _FOLDS = 5
+_COMPARED_AT = 0.6
+"""Coverage at which the candidates of a fit are compared; the best is tested, as in service."""
 _TEMPERATURES = 2.0 ** np.arange(-6.0, 2.5, 0.5)
 
 
@@ -107,7 +110,7 @@ class Run:
         self._earning = Earning(EarningRules(plan.target, min_groups=plan.min_groups))
         self._watch = Watch(plan.target)
         self._coins = rng.random(len(stream.labels))
-        self._heads: dict[str, tuple[Floats, Floats]] = {}
+        self._proposals: dict[str, tuple[Floats, Ints]] = {}
         self._labelled: list[int] = []
         self._fitted = 0
         self._held_since = 0
@@ -125,7 +128,7 @@ class Run:
         earned, rate, accepts = self._earning.earned, 1.0, False
         if earned is not None:
             rate = self._plan.schedule.rate(self._held_since, 0.0)
-            confidence, answer = self._heads[earned.opening.candidate]
+            confidence, answer = self._proposals[earned.opening.candidate]
             accepts = bool(confidence[place] >= earned.opening.threshold)
         chosen = bool(self._coins[place] < rate)
         if accepts:
@@ -147,7 +150,7 @@ class Run:
         reference = self._stream.reference[place]
         seen = {
             name: Outcome(float(confidence[place]), float(answer[place] != reference))
-            for name, (confidence, answer) in self._heads.items()
+            for name, (confidence, answer) in self._proposals.items()
         }
         example = Example(
             str(place), str(self._stream.groups[place]), str(place),
@@ -169,22 +172,42 @@ class Run:
     def _suspend(self, place: int) -> None:
         self.outcomes.suspended_at.append(place + 1)
         self._earning.add(Reopened())
-        self._heads.clear()
+        self._proposals.clear()
         self._labelled.clear()
 
     def _fit(self) -> None:
-        stream, rows = self._stream, np.array(self._labelled)
-        labels = stream.reference[rows]
+        rows = np.array(self._labelled)
+        labels = self._stream.reference[rows]
         if len(np.unique(labels)) < 2:
             return
-        head, confidence, losses = cross_validated(stream.vectors[rows], labels, stream.count)
         self._fitted += 1
-        name = f"head@{self._fitted}"
-        probabilities = head.probabilities(stream.vectors)
-        self._heads[name] = (probabilities.max(axis=1), probabilities.argmax(axis=1))
+        best = min(self._fits(rows, labels), key=lambda fit: _error_of_the_surest(*fit[1:]))
+        name, confidence, losses = best
         first = self._earning.tested + 1
         for opening in place_thresholds(name, confidence, losses, self._plan.target, first=first):
             self._earning.add(opening)
+
+    def _fits(self, rows: Ints, labels: Ints) -> Iterator[tuple[str, Floats, Floats]]:
+        """Fit every candidate; yield its name, and confidences and losses of the fit's examples.
+
+        head: over the vectors. model: the local model, recalibrated. both: over both.
+        """
+        stream, outputs = self._stream, self._stream.outputs
+        features = {"head": stream.vectors}
+        if outputs is not None:
+            features |= {"model": outputs, "both": np.hstack([stream.vectors, outputs])}
+        for kind, values in features.items():
+            head, confidence, losses = cross_validated(values[rows], labels, stream.count)
+            name = f"{kind}@{self._fitted}"
+            probabilities = head.probabilities(values)
+            self._proposals[name] = (probabilities.max(axis=1), probabilities.argmax(axis=1))
+            yield name, confidence, losses
+
+
+def _error_of_the_surest(confidence: Floats, losses: Floats) -> float:
+    """Return the mean loss of the most confident examples, by which candidates are compared."""
+    count = max(1, round(_COMPARED_AT * len(losses)))
+    return float(losses[np.argsort(-confidence, kind="stable")[:count]].mean())
 
 
 def _zeros(count: int) -> Ints:

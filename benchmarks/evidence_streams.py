@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Order = Literal["shuffled", "blocks", "bursts"]
 ORDERS: tuple[Order, ...] = ("shuffled", "blocks", "bursts")
+Recorder = Callable[[list[str], list[str]], Floats | None]
+"""Takes texts and the names of the labels; None where the local model has other labels."""
 
 NOISE = 0.03
 """Share of the reference's labels that are wrong."""
@@ -26,12 +28,16 @@ _SECONDS_BETWEEN = 60.0
 
 @dataclass(frozen=True)
 class Source:
-    """Distinct texts. vectors: (n, 384), unit length. labels: (n,) right labels, in 0..count-1."""
+    """Distinct texts. vectors: (n, 384), unit length. labels: (n,) right labels, in 0..count-1.
+
+    outputs: (n, count) log-probabilities by the local model, None where none was recorded.
+    """
 
     name: str
     vectors: Floats
     labels: Ints
     count: int
+    outputs: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -44,21 +50,25 @@ class Stream:
     groups: Ints
     times_s: Floats
     count: int
+    outputs: Floats | None = None
 
 
-def sources(data: Path | None, state: Path, rows: int) -> Iterator[Source]:
+def sources(
+    data: Path | None, state: Path, rows: int, record: Recorder | None = None
+) -> Iterator[Source]:
     """Yield the shipped source, then one of each file of `data` with id, text and label.
 
     rows: shipped texts. Vectors are computed once and kept under `state`. Files of fewer than
-    1,000 rows are left out.
+    1,000 rows are left out. record: asks the local model about the texts of a source.
     """
     own = grammar_texts(rows)
-    yield _source("shipped", [r.text for r in own], [r.label for r in own], state)
+    yield _source("shipped", [r.text for r in own], [r.label for r in own], state, record)
     for file in sorted(data.glob("*.jsonl")) if data else ():
         read = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line]
         found = [r for r in read if {"id", "text", "label"} <= set(r)]
         if len(found) >= MIN_ROWS:
-            yield _source(file.stem, [r["text"] for r in found], [r["label"] for r in found], state)
+            texts, labels = [r["text"] for r in found], [r["label"] for r in found]
+            yield _source(file.stem, texts, labels, state, record)
 
 
 def stream(source: Source, order: Order, rng: np.random.Generator) -> Stream:
@@ -85,6 +95,7 @@ def stream(source: Source, order: Order, rng: np.random.Generator) -> Stream:
         groups,
         np.cumsum(np.where(first, _SECONDS_BETWEEN, 0.1)),
         source.count,
+        None if source.outputs is None else source.outputs[permuted],
     )
 
 
@@ -131,7 +142,9 @@ def _bursts(vectors: Floats, permuted: Ints, rng: np.random.Generator) -> tuple[
     return np.concatenate(ordered), groups
 
 
-def _source(name: str, texts: list[str], labels: list[str], state: Path) -> Source:
+def _source(
+    name: str, texts: list[str], labels: list[str], state: Path, record: Recorder | None
+) -> Source:
     names, indices = np.unique(np.array(labels), return_inverse=True)
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
     kept = state / "bench-evidence" / f"{digest}.npy"
@@ -143,4 +156,5 @@ def _source(name: str, texts: list[str], labels: list[str], state: Path) -> Sour
         vectors = build_embedder(state).embed_all(texts)
         kept.parent.mkdir(parents=True, exist_ok=True)
         np.save(kept, vectors)
-    return Source(name, vectors.astype(np.float64), indices.astype(np.int64), len(names))
+    outputs = record(texts, [str(one) for one in names]) if record else None
+    return Source(name, vectors.astype(np.float64), indices.astype(np.int64), len(names), outputs)

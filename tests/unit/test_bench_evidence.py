@@ -1,11 +1,21 @@
 """The evidence benchmark, small: its stream, its runs, and its figures."""
 
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
 import numpy as np
 import pytest
 
 from benchmarks import evidence_goals as goals
+from benchmarks.evidence_outputs import recorded_where_it_fits
 from benchmarks.evidence_streams import ORDERS, Order, Source, relabelled, stream
 from benchmarks.evidence_texts import LABELS, grammar_texts
+from serving.contracts.errors import InvalidArgument
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +80,69 @@ def test_the_request_path_is_measured() -> None:
 def test_quantiles_of_what_never_happened_are_none() -> None:
     assert goals.quantiles([np.inf, np.inf, 1.0]) == {"p10": 1.0, "p50": None, "p90": None}
     assert goals.quantiles([])["p50"] is None
+
+
+def test_the_best_of_a_fit_is_tested(source: Source) -> None:
+    """Vectors without the label: only the local model's outputs can earn a claim."""
+    rng = np.random.default_rng(4)
+    outputs = np.log(0.1 + 0.6 * np.eye(4)[source.labels])
+    blind = Source("blind", rng.normal(size=(1200, 16)), source.labels, 4)
+    assert goals.kept_target(blind, "shuffled", 2, 0.15)["earned"].count == 0
+    sighted = replace(blind, outputs=outputs)
+    found = goals.kept_target(sighted, "shuffled", 2, 0.15)
+    assert (found["earned"].count, found["runs_above_target"].count) == (2, 0)
+
+
+class _Stack(BaseHTTPRequestHandler):
+    """Answers `topic` with two labels, the second text of a request with an error."""
+
+    fails = False
+
+    def do_POST(self) -> None:
+        inputs = json.loads(self.rfile.read(int(self.headers["content-length"])))["inputs"]
+        found: list[dict[str, Any]] = [
+            {"model": "m", "label_probabilities": {"no": 0.25, "yes": 0.75}} for _ in inputs
+        ]
+        if self.fails and len(found) > 1:
+            found[1] = {"error": {"message": "the engine ended"}}
+        body = json.dumps({"results": found}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Keep the test's output short."""
+
+
+@pytest.fixture
+def stack() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Stack) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_outputs_are_recorded_once(stack: str, tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(20)]
+    found = recorded_where_it_fits(stack, "topic", tmp_path, texts, ["yes", "no"])
+    assert found is not None
+    assert found.shape == (20, 2)
+    assert np.exp(found[0]).tolist() == pytest.approx([0.75, 0.25])
+    again = recorded_where_it_fits(stack, "topic", tmp_path, texts, ["yes", "no"])
+    assert again is not None
+    assert (again == found).all()
+    assert len(list(tmp_path.rglob("*.npy"))) == 1
+
+
+def test_texts_with_other_labels_are_not_sent_to_the_task(stack: str, tmp_path: Path) -> None:
+    assert recorded_where_it_fits(stack, "topic", tmp_path, ["a", "b"], ["yes", "maybe"]) is None
+
+
+def test_an_input_without_an_answer_ends_the_recording(
+    stack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Stack, "fails", True)
+    with pytest.raises(InvalidArgument, match="the engine ended"):
+        recorded_where_it_fits(stack, "topic", tmp_path, ["a", "b"], ["yes", "no"])
+    assert not list(tmp_path.rglob("*.npy"))
