@@ -1,5 +1,10 @@
 """Rough lengths of texts in tokens, where no tokenizer of the model is at hand. Pure."""
 
+import numpy as np
+
+_SHORT = 64
+"""Characters up to which a loop is faster than an array."""
+
 
 def quarter_tokens(text: str) -> int:
     """Return a rough length of a text in quarters of a token; lengths of parts add up.
@@ -9,7 +14,11 @@ def quarter_tokens(text: str) -> int:
     """
     if text.isascii():
         return len(text)
-    return sum(map(_quarters, text))
+    if len(text) <= _SHORT:
+        return sum(map(_quarters, text))
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    steps = ((0x80, 1), (0x2E80, 2), (0x10000, 4))
+    return len(text) + sum(more * int(np.count_nonzero(codes >= least)) for least, more in steps)
 
 
 def _quarters(char: str) -> int:

@@ -21,6 +21,15 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"evidence", "ledger"},
     "tiers": {"evidence"},
     "pipeline": {"tasks", "routing", "evidence", "context", "cache"},
+    "savings": {
+        "embedding",
+        "context",
+        "frontier",
+        "ledger",
+        "cache",
+        "pipeline",
+        "reporting",
+    },
     "gateway": {"tasks", "local", "artifacts", "pipeline", "evidence", "cache"},
     "app": {
         "tasks",
@@ -57,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
         "context",
         "app",
         "lifecycle",
+        "savings",
     },
     "cli": set(),
 }
