@@ -111,6 +111,53 @@ class CachedPrefix(_Frozen):
     read_share: float | None
 
 
+class CacheUse(_Frozen):
+    """Cached answers by how they were found: `exact`, `semantic` or `alias`.
+
+    reference_usd: their cost at the reference model, where it counts as a saving. avoided_usd: what
+    the answers had cost when a model gave them. lookup_us: time of their lookups, microseconds, the
+    embedding included.
+    """
+
+    name: str
+    hits: int
+    reference_usd: Dollars
+    avoided_usd: Dollars
+    lookup_us: int
+
+
+class Refinements(_Frozen):
+    """Chats whose answers a follow-up repeated or corrected. route: of the answers.
+
+    rate: refined of answered; None where none was answered in the time of the report.
+    """
+
+    tenant: str
+    route: str
+    answered: int
+    refined: int
+    rate: float | None
+
+
+class CacheClaim(_Frozen):
+    """The claim on hits by meaning of a tenant or pool.
+
+    observed_error, upper_bound: share of wrong hits by audits since it was earned, and the upper
+    end of its 95 % interval; None before. audits: since then. audits_usd: what audits of served
+    hits cost in the time of the report.
+    """
+
+    claim: str
+    tenants: str
+    subject: str
+    state: str
+    target_error: float
+    observed_error: float | None
+    upper_bound: float | None
+    audits: int
+    audits_usd: Dollars
+
+
 class Share(_Frozen):
     """A count and its share of the whole, in [0, 1]."""
 
@@ -245,6 +292,11 @@ class Report(_Frozen):
     prefixes: tuple[CachedPrefix, ...] = Field(
         description="prompt caching by prefix: the 21 with most input; null is no prefix"
     )
+    cache: tuple[CacheUse, ...] = Field(description="answers from the cache, by kind of hit")
+    cache_claims: tuple[CacheClaim, ...] = Field(
+        description="bounds on wrong hits by meaning, as of now"
+    )
+    refinements: tuple[Refinements, ...]
     endpoints: tuple[Part, ...]
     tasks: tuple[Part, ...]
     tenants: tuple[Part, ...]

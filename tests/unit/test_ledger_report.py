@@ -1,9 +1,11 @@
 """Reports on both databases: every way of adding the rows up has the same result."""
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from io import StringIO
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -11,13 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
+from rich.console import Console
 
 from serving.contracts.answer import Usage
 from serving.contracts.report import Report
 from serving.ledger.database import Database, database_url
 from serving.ledger.reports.build import build_report
+from serving.ledger.reports.formats import share
+from serving.ledger.reports.page import render_page
 from serving.ledger.reports.query import Lifetime, Scope
 from serving.ledger.reports.replica_time import provisioned, replica_cost
+from serving.ledger.reports.text import print_report
+from serving.ledger.schema import evidence_audits, evidence_states, exits
 
 from .ledger_kit import CALLER, USAGE, FixedPrices, ended, in_time, left, running
 from .ledger_rows import (
@@ -408,3 +415,63 @@ def test_lists_begin_with_what_cost_most(database: Database) -> None:
     assert [line.name for line in found.models] == [SONNET, LOCAL, MINI]
     assert {line.model for line in found.prices} == {SONNET, LOCAL, MINI}
     assert {line.service_tier for line in found.prices} == {"priority", "standard", None}
+
+
+def test_the_cache_is_shown_by_kind_with_its_claims_and_refinements(database: Database) -> None:
+    LedgerRows().write(database)
+    base = {
+        "request_id": "r", "input_index": 0, "tenant": "acme", "endpoint": "chat",
+        "state": "closed", "outcome": "answered", "escalated": False, "opened_at": START,
+        "instance": "i", "elapsed_us": 900, "cached": False, "route": "frontier",
+    }  # fmt: skip
+    hit = {
+        "cached": True, "route": "cache", "guaranteed": True, "lookup_us": 400,
+        "reference_usd": Decimal("0.03"), "avoided_usd": Decimal("0.02"),
+    }  # fmt: skip
+    rows = [
+        {"id": "m1"}, {"id": "m2", "refined_route": "frontier"},
+        {"id": "e1", **hit, "cache_kind": "exact"}, {"id": "e2", **hit},
+        {"id": "s1", **hit, "cache_kind": "semantic"},
+        # Served without a guarantee: a hit that saves nothing.
+        {"id": "s2", **hit, "cache_kind": "semantic", "guaranteed": False},
+        {"id": "f1", "refined_route": "cache"},
+        {"id": "a1", "endpoint": "audit", "refined_route": "cache"},
+    ]  # fmt: skip
+    claim = {
+        "id": "c1", "shortcut": "cached_answer", "state": "held", "target_error": 0.05,
+        "scope": {"tenants": "acme", "subject": "chat/frontier"}, "observed_error": 0.01,
+        "interval": [0.002, 0.04], "audits": 300,
+    }  # fmt: skip
+    other = {**claim, "id": "c2", "shortcut": "local_task"}
+    audit = {
+        "claim": "c1", "group_id": "g", "text_digest": "t", "tenant": "acme", "request_id": "r",
+        "accepted": 1, "hypothesis": 1, "drawn_at": START, "verdict": "same", "reference": "m",
+        "candidates": "[]", "judged_at": START, "cost_usd": Decimal("0.004"),
+    }  # fmt: skip
+    with database.begin() as connection:
+        for row in rows:
+            connection.execute(exits.insert(), {**base, **row})
+        for found in (claim, other):
+            document = {"claim": found["id"], "document": json.dumps(found), "sequence": 1}
+            connection.execute(evidence_states.insert(), document)
+        for number, origin in enumerate(("accepted", "accepted", "shadow"), 1):
+            row = {**audit, "sequence": number, "input": f"i{number}", "origin": origin}
+            connection.execute(evidence_audits.insert(), row)
+    shown = report(database)
+    assert [(line.name, line.hits, line.reference_usd) for line in shown.cache] == [
+        ("exact", 2, Decimal("0.06")), ("semantic", 2, Decimal("0.03")),
+    ]  # fmt: skip
+    assert [line.avoided_usd for line in shown.cache] == [Decimal("0.04")] * 2
+    assert [line.lookup_us for line in shown.cache] == [800, 800]
+    (bound,) = shown.cache_claims
+    assert (bound.claim, bound.upper_bound, bound.audits_usd) == ("c1", 0.04, Decimal("0.008"))
+    assert [(line.route, line.answered, line.refined) for line in shown.refinements] == [
+        ("cache", 4, 1), ("frontier", 3, 1),
+    ]  # fmt: skip
+    assert report(database, tenant="acme").cache_claims == (bound,)
+    console = Console(file=StringIO(), width=80)
+    print_report(shown, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "hits by meaning" in text
+    assert share(0.04) in text
+    assert "Hits by meaning" in render_page(shown)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 from serving.contracts import report as document
 from serving.contracts.report import Report
 from serving.ledger.database import Database
-from serving.ledger.reports import query
+from serving.ledger.reports import cached, query
 from serving.ledger.reports.query import (
     TOKEN_CLASSES,
     CallGroup,
@@ -73,6 +73,9 @@ def build_report(
             idle=_idle(connection, scope, found, savings) if scope.tenant is None else None,
             prices=_prices(found.calls, query.price_versions(connection)),
             prefixes=tuple(query.cached_prefixes(connection, scope)),
+            cache=cached.cache_uses(connection, scope),
+            cache_claims=cached.cache_claims(connection, scope),
+            refinements=cached.refinements(connection, scope),
             days=_days(*query.day_groups(connection, scope, zone)),
             latency=tuple(query.latencies(connection, scope)),
             tenants=_parts(found, lambda group: group.tenant) if scope.tenant is None else (),

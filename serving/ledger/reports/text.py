@@ -100,11 +100,43 @@ def _spending(report: Report) -> Iterator[RenderableType]:
             for item in report.prefixes
         ],
     )  # fmt: skip
+    yield from _cache(report)
     yield _spends("service tier", report.service_tiers)
     yield _spends("price", [_named(line, formats.price_name(line)) for line in report.prices])
     for word, wasted in (("answers", False), ("no answer", True)):
         lines = [line for line in report.outcomes if line.wasted == wasted]
         yield _spends(word, [_named(line, f"{line.kind} {line.name or 'open'}") for line in lines])
+
+
+def _cache(report: Report) -> Iterator[RenderableType]:
+    yield _table(
+        "cache hit",
+        ("hits", "saved USD", "lookups, ms"),
+        [
+            (item.name, f"{item.hits:,}", formats.usd(item.reference_usd),
+             formats.milliseconds(item.lookup_us))
+            for item in report.cache
+        ],
+    )  # fmt: skip
+    yield _table(
+        "hits by meaning",
+        ("state", "audits", "wrong", "at most", "audits USD"),
+        [
+            (f"{item.tenants} {item.subject}", item.state, f"{item.audits:,}",
+             formats.share(item.observed_error), formats.share(item.upper_bound),
+             formats.usd(item.audits_usd))
+            for item in report.cache_claims
+        ],
+    )  # fmt: skip
+    yield _table(
+        "refined answers",
+        ("answers", "refined", "rate"),
+        [
+            (f"{item.tenant} {item.route}", f"{item.answered:,}", f"{item.refined:,}",
+             formats.share(item.rate))
+            for item in report.refinements
+        ],
+    )  # fmt: skip
 
 
 def _routes(report: Report) -> Iterator[RenderableType]:
