@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from serving.cache.entry import AnswerOrigin, Content, Entry, PackedEntry
+from serving.cache.entry import AnswerOrigin, Content, Entry, PackedEntry, Question
 from serving.cache.entry_store import EVERY_ENTRY, EntryStore
 from serving.cache.service import CacheService
 from serving.contracts.answer import Usage
@@ -137,5 +137,5 @@ def entry(number: int = 0, **changes: Any) -> Entry:
     return replace(found, **changes)
 
 
-def packed(number: int = 0, **changes: Any) -> PackedEntry:
-    return PackedEntry.of(entry(number, **changes))
+def packed(number: int = 0, question: Question | None = None, **changes: Any) -> PackedEntry:
+    return PackedEntry.of(entry(number, **changes), question)
