@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from serving.cache.volatile import holds_personal_data, names_moving_time
 from serving.contracts.answer import Answer
 from serving.contracts.requests import INSTRUCTING_ROLES, TASK_PREFIX, ChatRequest, Message
 
@@ -31,36 +32,6 @@ _STATEFUL_FIELDS = frozenset({
 _OTHER_OUTPUT_FIELDS = frozenset({"modalities", "audio", "prediction"})
 _TOOL_ROLES = frozenset({"tool", "function"})
 _TOOL_EXTRAS = frozenset({"tool_calls", "function_call", "tool_call_id"})
-
-# English, German, French, Spanish. Whole words; "now" and its like only where they move the answer.
-_MOVING_TIME = re.compile(
-    r"\b(?:"
-    r"today|tonight|yesterday|tomorrow|now|nowadays|currently|latest|recent|recently|newest|"
-    r"up[- ]to[- ]date|so far|(?:this|next|last|past|current|coming) "
-    r"(?:morning|afternoon|evening|night|day|week|weekend|month|quarter|year|season|summer|"
-    r"winter|spring|autumn|fall|monday|tuesday|wednesday|thursday|friday|saturday|sunday)|"
-    r"what(?:'s| is)? (?:the )?(?:time|date|day)|days? (?:ago|until|till|left)|"
-    r"weeks? ago|months? ago|years? ago|breaking news|current|live score|weather|forecast|"
-    r"heute|gestern|morgen|jetzt|derzeit|aktuell\w*|momentan|neueste\w*|kürzlich|gerade|"
-    r"(?:diese[rsnm]?|nächste[rsnm]?|letzte[rsnm]?|vergangene[rsnm]?) "
-    r"(?:woche|monat|jahr|wochenende|quartal|sommer|winter)|wie spät|wetter\w*|bisher|"
-    r"aujourd['\u2019]hui|hier|demain|maintenant|actuel\w*|récemment|récent\w*|dernièrement|"
-    r"dernières? nouvelles|quelle heure|cette (?:semaine|année)|ce (?:mois|soir|matin)|"
-    r"(?:semaine|mois|année) (?:prochaine?|dernière?)|météo|"
-    r"hoy|ayer|mañana|ahora|actual(?:es|mente)?|reciente\w*|últim[ao]s? noticias|"
-    r"qué hora|est[ae] (?:semana|mes|año|noche|tarde)|"
-    r"(?:semana|mes|año) (?:próxim[ao]|pasad[ao]|que viene)|tiempo hace"
-    r")\b",
-    re.IGNORECASE,
-)
-_PERSONAL = re.compile(
-    # An e-mail address; bounded, so that a long text without one takes linear time.
-    r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,255}\.\w{2}"
-    r"|\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}"  # an IBAN
-    r"|(?<![\w.])(?:\d[ -]?){13,19}(?!\w)"  # a payment card
-    r"|(?<!\w)\+\d{1,3}[ ./-]?(?:\(?\d{1,5}\)?[ ./-]?){2,5}\d"  # a telephone number
-    r"|\b\d{3}-\d{2}-\d{4}\b"  # a social security number
-)
 
 # The first words of an answer that declines.
 _REFUSAL = re.compile(
@@ -107,9 +78,9 @@ def _unfit_words(request: ChatRequest) -> Reason | None:
     for message in request.messages:
         if message.role in INSTRUCTING_ROLES:
             continue
-        if _MOVING_TIME.search(message.text):
+        if names_moving_time(message.text):
             return "time_dependent"
-        if _PERSONAL.search(message.text):
+        if holds_personal_data(message.text):
             return "personal"
     return None
 

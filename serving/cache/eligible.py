@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from serving.cache.guards.reference import is_elliptic, points_outside
 from serving.cache.guards.words import Words
+from serving.cache.volatile import holds_personal_data, names_moving_time
 from serving.contracts.requests import Message
 
 Ineligible = Literal[
@@ -32,17 +33,6 @@ _CODE = re.compile(
     r"\n\s*\S.*\n",
     re.MULTILINE,
 )
-_MOVING = re.compile(
-    r"\b(?:today|tonight|yesterday|tomorrow|now|nowadays|current|currently|latest|recent|recently|"
-    r"newest|upcoming|live (?:score|scores|stream|updates?|results?)|so far|these days|at the moment|this (?:morning|evening|week|weekend|month|"
-    r"year|season)|(?:next|last|past) (?:week|month|year|weekend|night|season)|forecast|news|"
-    r"stock price|exchange rate|"
-    r"heute|gestern|morgen|jetzt|derzeit|aktuell\w*|momentan|neueste\w*|kürzlich|gerade|zurzeit|"
-    r"diese[rsnm]? (?:woche|monat|jahr)|nachrichten|aujourd'hui|hier|demain|maintenant|actuel\w*|"
-    r"récemment|récent\w*|en ce moment|cette (?:semaine|année)|ce (?:mois|soir)|actualités|"
-    r"hoy|ayer|ahora|actual\w*|reciente\w*|esta (?:semana|noche)|este (?:mes|año)|noticias)\b",
-    re.IGNORECASE,
-)
 # "How do I reset my password" is everybody's question; "where is my order" is not.
 _OWN = re.compile(
     r"\b(?:near me|around here|my (?:order|account balance|balance|bill|appointment|results?|test results|"
@@ -52,14 +42,15 @@ _OWN = re.compile(
     r"in meiner nähe|meine? (?:bestellung|rechnung|termin|paket|konto(?:stand)|frau|mann|freund\w*|chef)|"
     r"ich (?:bin|war|fühle|wohne|wiege)|près de (?:chez )?moi|ma commande|mon (?:colis|solde|rendez-vous|mari|"
     r"ami)|ma (?:femme|facture)|je (?:suis|me sens|vis|pèse)|cerca de mí|mi (?:pedido|factura|cita|paquete|"
-    r"saldo|esposa|marido|novi[ao]|jefe)|(?:yo )?(?:soy|estoy|vivo|peso))\b"
-    r"|(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,255}\.\w{2}|\b\d{3}-\d{2}-\d{4}\b|(?<![\w.])(?:\d[ -]?){9,19}(?!\w)",
+    r"saldo|esposa|marido|novi[ao]|jefe)|(?:yo )?(?:soy|estoy|vivo|peso))\b",
     re.IGNORECASE,
 )
+# English says it as an imperative or a request: "how do I extract frames" is a whole question.
 _PAYLOAD = re.compile(
-    r"\b(?:translat\w+|rewrite|rephrase|paraphrase|summari[sz]e|proofread|correct (?:this|the)|continue|"
-    r"complete the|edit (?:this|the)|classify|extract|fix (?:this|the following)|"
-    r"übersetze?n?|fasse?|umschreiben|korrigiere?n?|traduis\w*|traduire|résume[rz]?|corrige[rz]?|reformule[rz]?|"
+    r"(?:^\W*|[.!?:,]\s+|\b(?:please|can you|could you|would you|will you|help me|you to|me to|and|then) )"
+    r"(?:translate|rewrite|rephrase|paraphrase|summari[sz]e|proofread|correct (?:this|the)|continue|"
+    r"complete the|edit (?:this|the)|classify|extract|fix (?:this|the following))\b|"
+    r"\b(?:übersetze?n?|fasse?|umschreiben|korrigiere?n?|traduis\w*|traduire|résume[rz]?|corrige[rz]?|reformule[rz]?|"
     r"traduc\w+|traduzca|resume|resumir|corrige|reescrib\w+)\b",
     re.IGNORECASE,
 )
@@ -91,11 +82,14 @@ def ineligible_text(text: str) -> Ineligible | None:
         return "too_short"
     patterns: tuple[tuple[re.Pattern[str], Ineligible], ...] = (
         (_CODE, "code"), (_PAYLOAD, "payload"), (_QUOTED, "payload"), (_OWN, "personal"),
-        (_MOVING, "time_dependent"),
     )  # fmt: skip
     for pattern, reason in patterns:
         if pattern.search(text):
             return reason
+    if holds_personal_data(text):
+        return "personal"
+    if names_moving_time(text):
+        return "time_dependent"
     if words.language is None:
         return "language"
     if points_outside(words):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from serving.cache.guards.refusal import refusal
+from serving.cache.guards.refusal import refusal_at
 from serving.cache.guards.words import Words
 from serving.contracts.evidence import Claim, ClaimState, Guarantee, Scope, ShortcutName
 from serving.contracts.task_spec import LossName
@@ -66,7 +66,7 @@ def choose(text: str, candidates: Sequence[Candidate], threshold: float) -> Choi
     for candidate in sorted(candidates, key=lambda one: -one.similarity)[:CANDIDATES]:
         if candidate.similarity < threshold:
             break
-        reason = refusal(asked, Words(candidate.text))
+        reason = refusal_at(asked, Words(candidate.text), candidate.similarity, threshold)
         if reason is None and candidate.is_aside:
             reason = "aside"
         if reason is None:

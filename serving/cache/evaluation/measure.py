@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.cache.eligible import ineligible_text
-from serving.cache.guards.refusal import refusal
+from serving.cache.guards.refusal import refusal_at
 from serving.cache.guards.words import Words
 from serving.cache.semantic import CANDIDATES, THRESHOLDS
 from serving.contracts.errors import InvalidArgument
@@ -18,7 +18,6 @@ from serving.evidence.statistics.intervals import Interval, clopper_pearson
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
 FIXED_COSINES = (0.85, 0.90, 0.95)
-_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +101,20 @@ def measure_pairs(pairs: Sequence[Pair], encode: Encode) -> list[Measured]:
         raise InvalidArgument("the file holds no pair", field="FILE", fix="add one pair a line")
     first, second = (encode([getattr(pair, side) for pair in pairs]) for side in ("a", "b"))
     cosines = np.einsum("ij,ij->i", first, second)
-    reasons = [
-        _reason(pair.a, pair.b) if cosine >= min(THRESHOLDS.values()) - 0.03 else None
-        for pair, cosine in zip(pairs, cosines, strict=True)
-    ]
     total, right = len(pairs), sum(pair.duplicate for pair in pairs)
     found = []
-    for name, cosine, guarded in _ways():
-        near = [n for n in range(total) if cosines[n] >= cosine]
-        served = [n for n in near if not guarded or reasons[n] is None]
-        refused = Counter(reasons[n] for n in near) if guarded else Counter[str | None]()
+    for name, threshold, guarded in _ways():
+        near = [n for n in range(total) if cosines[n] >= threshold]
+        reasons = {
+            n: _reason(pairs[n].a, pairs[n].b, cosines[n], threshold) if guarded else None
+            for n in near
+        }
+        served = [n for n, reason in reasons.items() if reason is None]
+        refused = Counter(reason for reason in reasons.values() if reason is not None)
         wrong = sum(not pairs[n].duplicate for n in served)
-        found.append(Measured(name, cosine, guarded, total, right, len(served), wrong,
-                              {reason: n for reason, n in refused.items() if reason}))  # fmt: skip
+        found.append(
+            Measured(name, threshold, guarded, total, right, len(served), wrong, dict(refused))
+        )
     return found
 
 
@@ -148,7 +148,9 @@ def _served_stream(
             if similarities[place] < cosine:
                 break
             other = questions[stored[int(place)]]
-            reason = _reason(question.text, other.text) if guarded else None
+            reason = (
+                _reason(question.text, other.text, similarities[place], cosine) if guarded else None
+            )
             if reason is None:
                 match = other
                 break
@@ -169,8 +171,10 @@ def _ways() -> Iterator[tuple[str, float, bool]]:
         yield "cosine alone", cosine, False
 
 
-def _reason(a: str, b: str) -> str | None:
+def _reason(a: str, b: str, similarity: float, threshold: float) -> str | None:
     if a == b:
         return None
     unfit = ineligible_text(a) or ineligible_text(b)
-    return f"not eligible: {unfit}" if unfit is not None else refusal(Words(a), Words(b))
+    if unfit is not None:
+        return f"not eligible: {unfit}"
+    return refusal_at(Words(a), Words(b), similarity, threshold)

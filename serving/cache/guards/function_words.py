@@ -53,3 +53,42 @@ FUNCTION_WORDS: dict[Language, frozenset[str]] = {
     "fr": frozenset(_FR.split()),
     "es": frozenset(_ES.split()),
 }
+
+# Words that leave the answer as it is: how surely, how politely, and nouns that say nothing more.
+_EN_FILLERS = """
+really actually truly exactly basically simply literally generally particularly specifically
+personally ever currently possibly properly effectively successfully correctly
+someone anyone somebody anybody something anything thing things people person
+good best great nice way ways kind kinds type types sort piece example examples basic
+become get got getting take want try use used using like go going make makes made give given know
+think feel find help need
+please tell explain describe suggest recommend share list name show
+opinion view phrase word term called meant real time life world
+start begin possible able can could located situated stand year time long much many
+"""
+_DE_FILLERS = """
+wirklich eigentlich tatsächlich genau einfach bitte jemand etwas ding dinge leute mensch menschen
+gut gute guten beste besten art weise beispiel beispiele
+bekommen bekomme machen mache macht geben nennen nenne erkläre erklären erklär zeige sage sag
+versteht genannt wort begriff überhaupt richtig sagen kannst könntest möglich befindet liegt
+steht wofür grund jahr zeit lange erstellen erstelle
+"""
+_FR_FILLERS = """
+vraiment exactement réellement simplement quelqu'un chose choses gens personne personnes
+bon bonne meilleur meilleure façon manière exemple exemples
+avoir obtenir donne donnez explique expliquer expliquez dire dis dites mot terme appelle svp plaît
+peux tu veut possible trouve situe situé raison année temps faire compte
+"""
+_ES_FILLERS = """
+realmente exactamente verdaderamente simplemente alguien algo cosa cosas gente persona personas
+bueno buena mejor manera forma modo ejemplo ejemplos
+obtener dame dime decir decirme explica explicar explicarme explícame palabra término llama favor
+puedes posible tiene tienen encuentra situado ubicado razón año tiempo significa
+"""
+
+FILLERS: dict[Language, frozenset[str]] = {
+    "en": frozenset(_EN_FILLERS.split()),
+    "de": frozenset(_DE_FILLERS.split()),
+    "fr": frozenset(_FR_FILLERS.split()),
+    "es": frozenset(_ES_FILLERS.split()),
+}

@@ -1,6 +1,7 @@
 """Names must be equal up to inflection: people, places, products, acronyms. Pure."""
 
-from serving.cache.guards.function_words import FUNCTION_WORDS
+from serving.cache.guards.function_words import FILLERS, FUNCTION_WORDS
+from serving.cache.guards.substitution import are_synonyms
 from serving.cache.guards.words import Words, may_be_forms
 
 # Words that begin a question or a request with a capital and are no names.
@@ -45,6 +46,8 @@ def name_indices(words: Words) -> tuple[int, ...]:
 
 def _is_name(words: Words, index: int) -> bool:
     token, lower = words.tokens[index], words.lower[index]
+    if words.language == "de" and lower in FILLERS["de"]:
+        return False
     if not any(character.isupper() for character in token) or lower in _NO_NAMES:
         return False
     if any(lower in known for known in FUNCTION_WORDS.values()) and not _is_acronym(token):
@@ -64,6 +67,8 @@ def _all_in(a: Words, b: Words) -> bool:
     joined = "".join(b.lower)
     for index in name_indices(a):
         name = _SAME.get(a.lower[index], a.lower[index])
+        if language == "de" and any(are_synonyms(name, other, "de") for other in b.lower):
+            continue
         # A hyphen or a space may split a name: e-mail, email.
         if not any(may_be_forms(name, other, language) for other in written) and (
             len(name) < 5 or name.replace("-", "") not in joined.replace("-", "")

@@ -198,11 +198,26 @@ def compare_dates(a: Words, b: Words) -> str | None:
 
 def _numbers(words: Words) -> Counter[str]:
     found = Counter(_canonical(digits, words.language) for digits in _DIGITS.findall(words.plain))
-    found.update(_NUMBERS[word] for word in _listed(words, _NUMBERS))
-    found.update(mixed.lower() for mixed in _MIXED.findall(words.plain) if not _is_measure(mixed))
+    found.update(_digits_of(_NUMBERS[word]) for word in _listed(words, _NUMBERS))
+    found.update(_digits_of(mixed.lower()) for mixed in _MIXED.findall(words.plain)
+                 if not _is_measure(mixed))  # fmt: skip
     found.update("roman " + numeral for numeral in _ROMAN.findall(words.plain))
     found.update(sign for sign in _SIGN.findall(words.plain))
     return found
+
+
+_WRITTEN = {word: str(number) for number, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty".split())}  # fmt: skip
+_WRITTEN |= {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70",
+             "eighty": "80", "ninety": "90", "first": "1st", "third": "3rd", "fourth": "4th",
+             "fifth": "5th", "sixth": "6th", "seventh": "7th", "eighth": "8th", "ninth": "9th",
+             "tenth": "10th"}  # fmt: skip
+
+
+def _digits_of(word: str) -> str:
+    """Return a number word in digits: five and 5 are one number."""
+    return _WRITTEN.get(word, word)
 
 
 def _is_measure(mixed: str) -> bool:

@@ -1,6 +1,9 @@
 """Operators must be equal: must and can, all and some, more and most, only, at least. Pure."""
 
+import re
+
 from serving.cache.guards.function_words import Language
+from serving.cache.guards.question import kind_of
 from serving.cache.guards.words import Words
 
 # What a text asserts about necessity; a question of another class has another answer.
@@ -67,44 +70,80 @@ _QUANTIFIERS: dict[Language, dict[str, str]] = {
         "again": "otra vez|todavía|aún|ya", "often": "menudo", "other": "otro|otra|otros|otras",
     },
 }  # fmt: skip
-# Words that weigh nothing in "how can I", "is there any".
-_HOW: dict[Language, tuple[str, ...]] = {
-    "en": ("how", "what", "where", "which", "who", "when", "why"),
-    "de": ("wie", "was", "wo", "welche", "welcher", "welches", "wer", "wann", "warum", "wozu"),
-    "fr": ("comment", "quel", "quelle", "quels", "quelles", "où", "que", "quand", "pourquoi"),
-    "es": ("cómo", "qué", "cuál", "cuáles", "dónde", "cuándo", "quién", "por"),
-}
 # The pronouns before which "can" only makes a question polite.
 _POLITE = ("can you", "could you", "kannst du", "können sie", "pouvez vous", "peux tu", "puedes")
 
 
 def compare_modals(a: Words, b: Words) -> str | None:
-    """Return `modals` where necessity, advice or possibility differ."""
+    """Return `modals` where necessity, advice or possibility differ.
+
+    "How should I" and "how can I" ask what "how do I" asks, and "which may I" what "which do I":
+    there a modal in one text only is let through, except necessity, which asks for a bound.
+    """
     first, second = _modals(a), _modals(b)
-    return None if first == second else "modals"
+    if first == second:
+        return None
+    kinds = {kind_of(a), kind_of(b)}
+    if kinds & {"polar", "none"}:
+        return "modals"
+    if not first or not second:
+        (left,) = (first | second) if len(first | second) == 1 else (None,)
+        may_lack = {"advice", "possibility"}
+        return None if left in may_lack or kinds <= _MEASURED else "modals"
+    return None if kinds == {"manner"} and not (first | second) & {"necessity"} else "modals"
+
+
+# Kinds of question whose answer is a measure or a procedure.
+_MEASURED = frozenset({"manner", "duration", "rate", "amount", "number", "price"})
 
 
 def compare_quantifiers(a: Words, b: Words) -> str | None:
     """Return `quantifiers` where words for how much, how many and how often differ in class."""
-    return None if _classes(a, _QUANTIFIERS) == _classes(b, _QUANTIFIERS) else "quantifiers"
+    return None if _quantifiers(a) == _quantifiers(b) else "quantifiers"
 
 
-def _modals(words: Words) -> frozenset[str]:
-    found = _classes(words, _MODALS)
-    language = words.language
-    if language is None:
-        return found
-    # "How can I" asks what "how do I" asks; "can I" is not "do I".
-    if words.has_any(*_HOW[language]) or words.has_any(*_POLITE):
-        found -= {"possibility"}
+def _quantifiers(words: Words) -> frozenset[str]:
+    line = words.line
+    if words.language == "en":
+        for phrase, plain in _ASKED_SETS:
+            line = phrase.sub(plain, line)
+    found = _classes(line, words.language, _QUANTIFIERS)
+    if words.language == "en" and kind_of(words) in ("manner", "place") and " than " not in line:
+        # "How can I become more confident": more than now, and so what is asked without it.
+        found -= {"more"}
     return found
 
 
-def _classes(words: Words, table: dict[Language, dict[str, str]]) -> frozenset[str]:
-    if words.language is None:
+# "What are some X", "which are all the X", "what are the different X" ask for X: a determiner of
+# what is asked for is no quantifier.
+_ASKED_SETS = (
+    (
+        re.compile(r" (what|which) (are|is) (?:some|all|few|several|certain|any)(?: of)? "),
+        r" \1 \2 ",
+    ),
+    (re.compile(r" (what|which) some "), r" \1 "),
+    (re.compile(r" why (do|are) some "), r" why \1 "),
+    (re.compile(r" (?:different|various) (?=\w+s )"), " "),
+    (re.compile(r" at all $"), " "),
+    (re.compile(r" (learn|know|read|find out|understand) more about "), r" \1 about "),
+    (re.compile(r" if (?:any|ever|yes|so|not) "), " "),
+    (re.compile(r" (know|tell|check|find out|see|sure) (?:if|whether) "), r" \1 "),
+)
+
+
+def _modals(words: Words) -> frozenset[str]:
+    found = _classes(words.line, words.language, _MODALS)
+    # "Can you tell me" only makes a question polite.
+    return found - {"possibility"} if words.has_any(*_POLITE) else found
+
+
+def _classes(
+    line: str, language: Language | None, table: dict[Language, dict[str, str]]
+) -> frozenset[str]:
+    if language is None:
         return frozenset()
     return frozenset(
         name
-        for name, phrases in table[words.language].items()
-        if words.has_any(*phrases.split("|"))
+        for name, phrases in table[language].items()
+        if any(f" {phrase} " in line for phrase in phrases.split("|"))
     )

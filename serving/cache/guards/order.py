@@ -35,6 +35,7 @@ diferencia diferencias comparar compara comparación distancia
 # Verbs that stand before or after their noun by the wording alone.
 _FREE = frozenset(
     """
+online offline best quickly easily first
 work works function functions mean means meaning explain please
 funktioniert funktionieren erklären erklär erkläre dauert kostet heißt
 fonctionne fonctionnent dure coûte explique funciona funcionan dura cuesta
@@ -42,6 +43,11 @@ fonctionne fonctionnent dure coûte explique funciona funcionan dura cuesta
 )
 _JOINS = frozenset({"and", "or", "vs", "versus", "und", "oder", "et", "ou", "y", "o", "between",
                     "zwischen", "entre", "with", "to", "from"})  # fmt: skip
+_COORDINATORS = frozenset({"and", "or", "und", "oder", "et", "ou", "y", "o", "e", "u"})
+# Prepositions that join a noun to its attribute and give no direction.
+_ATTRIBUTIVE = frozenset(
+    {"of", "in", "on", "at", "for", "de", "du", "des", "en", "d'", "del", "im", "am"}
+)
 _DETERMINERS = frozenset(
     """
 a an the my your his her its our their this that these those some any
@@ -117,11 +123,45 @@ def _exchanged(places_a: dict[str, int], places_b: dict[str, int], changed: list
 
 
 def _are_joined(a: Words, b: Words, first: str, second: str) -> bool:
-    """Return whether two words are the members of a symmetric pair in both texts."""
-    for words in (a, b):
-        places = _once(words)
-        low, high = sorted((places[first], places[second]))
-        inner = [w for w in words.lower[low + 1 : high] if w not in _DETERMINERS]
-        if _SYMMETRIC.isdisjoint(words.lower[:low]) or not _JOINS.issuperset(inner):
-            return False
-    return True
+    """Return whether two words may change places: they play one role, or make one name.
+
+    They play one role as members of a list, and of a symmetric pair: the difference between A and
+    B. They make one name where they are neighbours in one text and a preposition that gives no
+    direction joins them in the other: profile name, name of a profile.
+    """
+    inner = [_between(words, first, second) for words in (a, b)]
+    if all(_JOINS.issuperset(one) for one in inner):
+        is_list = all(one and _COORDINATORS.issuperset(one) for one in inner)
+        return is_list or all(
+            not _SYMMETRIC.isdisjoint(words.lower[: _first_place(words, first, second)])
+            for words in (a, b)
+        )
+    if all(not _COORDINATORS.isdisjoint(one) for one in inner):
+        # A member of a symmetric pair may have several words: self esteem.
+        known = FUNCTION_WORDS[a.language] if a.language is not None else frozenset()
+        return all(
+            not _SYMMETRIC.isdisjoint(words.lower[: _first_place(words, first, second)])
+            and not [word for word in one if word in known and word not in _JOINS]
+            for words, one in zip((a, b), inner, strict=True)
+        )
+    joints = [[word for word in one if word in _ATTRIBUTIVE or word in _MARKERS] for one in inner]
+    is_short = all(len(one) - len(joint) <= 1 for one, joint in zip(inner, joints, strict=True))
+    (shorter, longer) = sorted(joints, key=len)
+    return is_short and not shorter and len(longer) == 1 and _ATTRIBUTIVE.issuperset(longer)
+
+
+def _between(words: Words, first: str, second: str) -> list[str]:
+    """Return the words between two, without determiners and words that occur twice."""
+    places = _once(words)
+    low, high = sorted((places[first], places[second]))
+    return [
+        words.lower[n]
+        for n in range(low + 1, high)
+        if words.lower[n] not in _DETERMINERS
+        and (n not in words.content or words.stems[n] in places)
+    ]
+
+
+def _first_place(words: Words, first: str, second: str) -> int:
+    places = _once(words)
+    return min(places[first], places[second])

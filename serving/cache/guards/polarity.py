@@ -1,6 +1,8 @@
 """Negation and antonyms must be equal. Pure."""
 
-from serving.cache.guards.function_words import Language
+from collections.abc import Callable
+
+from serving.cache.guards.function_words import FUNCTION_WORDS, Language
 from serving.cache.guards.words import Words, stem
 
 _NEGATIONS: dict[Language, frozenset[str]] = {
@@ -137,16 +139,78 @@ def compare_negation(a: Words, b: Words) -> str | None:
 
 
 def compare_antonyms(a: Words, b: Words) -> str | None:
-    """Return `antonyms` where one text has a word that the other has the opposite of."""
+    """Return `antonyms` where one text has a word that the other has the opposite of.
+
+    So have German verbs with another particle (melde an, melde ab), English ones (sign in, sign
+    out), and Spanish persons of the other sex (mi suegra, mi suegro).
+    """
     language = a.language
     if language is None or language != b.language:
         return None
-    forms = [words.present | _regular(words) for words in (a, b)]
+    forms = [_forms(words) for words in (a, b)]
     for one, other in _OPPOSITES[language]:
         sides = [(not one.isdisjoint(found), not other.isdisjoint(found)) for found in forms]
         if sides[0] != sides[1] and all(any(found) for found in sides):
             return "antonyms"
+    if _PARTICLE[language](a) != _PARTICLE[language](b):
+        return "antonyms"
     return "antonyms" if _prefixed(a, b, language) else None
+
+
+_GERMAN_PARTICLES = frozenset(
+    """an ab auf aus unter ein zu mit nach vor um los weg her hin zurück bei durch über zusammen fort
+    heraus hinaus herein hinein hinzu weiter fest frei""".split()
+)
+_ENGLISH_PARTICLES = frozenset("in out up down on off over away back".split())
+
+
+def _german_particle(words: Words) -> frozenset[str]:
+    """Return the particle that ends a clause: wann geht die Sonne auf."""
+    last = words.lower[-1:]
+    return frozenset(last) & _GERMAN_PARTICLES
+
+
+def _english_particles(words: Words) -> frozenset[str]:
+    """Return the particles that follow a verb, and end the text or stand before a preposition."""
+    ends = {"", "of", "to", "from", "with", "for", "a", "the", "my", "your"}
+    pairs = zip(words.lower, words.lower[1:], (*words.lower[2:], ""), strict=False)
+    return frozenset(
+        particle
+        for verb, particle, after in pairs
+        if particle in _ENGLISH_PARTICLES - {"in", "on", "over"}
+        and after in ends
+        and verb not in FUNCTION_WORDS["en"]
+    )
+
+
+def _spanish_sex(words: Words) -> frozenset[str]:
+    """Return the sexes of persons that a possessive names: mi suegra."""
+    pairs = zip(words.lower, words.lower[1:], strict=False)
+    return frozenset(
+        noun.rstrip("s")[-1:]
+        for owner, noun in pairs
+        if owner in ("mi", "mis", "tu", "tus", "su", "sus") and noun.rstrip("s")[-1:] in ("a", "o")
+    )
+
+
+def _none(words: Words) -> frozenset[str]:
+    return frozenset()
+
+
+_PARTICLE: dict[Language, Callable[[Words], frozenset[str]]] = {
+    "en": _english_particles,
+    "de": _german_particle,
+    "fr": _none,
+    "es": _spanish_sex,
+}
+
+
+def _forms(words: Words) -> frozenset[str]:
+    """Return the words of a text and their base forms; "with no" is without."""
+    present = words.present
+    if words.language == "en" and words.has_any("with no"):
+        present = frozenset(words.line.replace(" with no ", " without ").split())
+    return present | _regular(words)
 
 
 def _regular(words: Words) -> frozenset[str]:

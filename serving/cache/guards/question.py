@@ -1,5 +1,7 @@
 """What is asked must be the same: kind of question, tense, scope. Pure."""
 
+import re
+
 from serving.cache.guards.function_words import Language
 from serving.cache.guards.words import Words
 
@@ -8,7 +10,7 @@ _KINDS: dict[Language, tuple[tuple[str, str], ...]] = {
     "en": (
         ("number", "how many|what number|number of|count"), ("amount", "how much|what amount"),
         ("price", "cost|costs|price|prices|how expensive|cheap"),
-        ("duration", "how long|how many years|how many hours"), ("rate", "how often|how frequently"),
+        ("duration", "how long|how much time|how many years|how many hours|how many days"), ("rate", "how often|how frequently"),
         ("age", "how old"), ("distance", "how far|what distance"),
         ("size", "how big|how large|how tall|how high|how deep|how wide|how heavy|how fast|how hot"),
         ("time", "when|what year|which year|what date|what time|what day|which day|what month|what century"),
@@ -45,6 +47,7 @@ _KINDS: dict[Language, tuple[tuple[str, str], ...]] = {
         ("distance", "qué distancia"), ("size", "qué tamaño|qué altura"),
         ("time", "cuándo|qué año|qué fecha|qué hora|qué día"),
         ("place", "dónde|adónde|qué país|qué ciudad|qué lugar"), ("reason", "por qué|razón|razones"),
+        ("means", "con qué|de qué|en qué"),
         ("person", "quién|quiénes"), ("manner", "cómo"), ("thing", "qué|cuál|cuáles"),
     ),
 }  # fmt: skip
@@ -55,10 +58,47 @@ _POLAR: dict[Language, str] = {
     "fr": "est sont peut doit a ont faut était y",
     "es": "es son está están puede puedo debe hay tiene tienen era fue debo",
 }
-_VAGUE = frozenset({"thing", "none"})
 # Questions of these kinds are often put with one another's words.
 _SAME_ASKED = (frozenset({"manner", "thing"}), frozenset({"amount", "price"}),
-               frozenset({"manner", "none"}), frozenset({"price", "thing"}))  # fmt: skip
+               frozenset({"manner", "none"}), frozenset({"price", "thing"}),
+               frozenset({"thing", "none"}))  # fmt: skip
+# "What" with one of these asks what the kind's own question word asks: what is the height of.
+_NOUNS_OF_KIND: dict[Language, dict[str, str]] = {
+    "en": {
+        "number": "number|population|count|percentage|rate|ratio|frequency",
+        "amount": "amount|quantity|salary|income|cost|price|value|rate|percentage",
+        "duration": "duration|length|time|age|period|lifespan|life", "rate": "frequency|rate",
+        "age": "age", "distance": "distance",
+        "size": "height|width|depth|length|size|weight|speed|temperature|area|capacity|volume|dimensions",
+        "time": "time|date|year|day|month|season|age|history|schedule|period",
+        "place": "place|places|location|locations|city|country|site|sites|website|websites|store|stores|shop|shops|way|"
+        "ways|capital|address|source|sources|college|colleges|university|hotel|restaurant|restaurants",
+        "reason": "reason|reasons|cause|causes|caused|makes|make|made|purpose|motive|explanation|logic|point|importance|need|significance",
+        "person": "person|name|author|people|inventor|founder|president|actor|owner|creator|persons",
+        "owner": "owner",
+    },
+    "de": {
+        "number": "anzahl|zahl|einwohnerzahl|bevölkerung", "amount": "menge|preis|gehalt",
+        "duration": "dauer|zeit", "rate": "häufigkeit", "age": "alter", "distance": "entfernung|abstand",
+        "size": "höhe|größe|länge|breite|tiefe|gewicht|geschwindigkeit", "time": "zeit|jahr|datum|tag|reisezeit",
+        "place": "ort|land|stadt|orte", "reason": "grund|ursache|ursachen|gründe",
+        "person": "name|autor|person|erfinder",
+    },
+    "fr": {
+        "number": "nombre|population", "amount": "quantité|prix|salaire", "duration": "durée|temps",
+        "rate": "fréquence", "age": "âge", "distance": "distance",
+        "size": "hauteur|taille|longueur|largeur|profondeur|poids|vitesse",
+        "time": "moment|période|date|année|saison|jour|époque", "place": "lieu|endroit|pays|ville|lieux",
+        "reason": "raison|cause|raisons|causes|cause-t", "person": "nom|auteur|personne|inventeur",
+    },
+    "es": {
+        "number": "número|población|cantidad", "amount": "cantidad|precio|sueldo|salario",
+        "duration": "duración|tiempo", "rate": "frecuencia", "age": "edad", "distance": "distancia",
+        "size": "altura|tamaño|longitud|anchura|profundidad|peso|velocidad",
+        "time": "momento|época|fecha|año|día|temporada", "place": "lugar|país|ciudad|lugares|sitio",
+        "reason": "razón|causa|causas|motivo", "person": "nombre|autor|persona|inventor",
+    },
+}  # fmt: skip
 
 _TENSES: dict[Language, dict[str, str]] = {
     "en": {"past": "was|were|did|had|used to", "future": "will|going to|shall",
@@ -73,7 +113,7 @@ _TENSES: dict[Language, dict[str, str]] = {
 
 # Each entry is one restriction; its words count as the same.
 _SCOPES: dict[Language, str] = {
-    "en": """free|gratis online|web-based offline paid legally|legal illegally safely permanently
+    "en": """free|gratis online|web-based|internet offline paid legally|legal illegally safely permanently
         temporarily manually automatically naturally|natural home remotely|remote beginner|beginners
         advanced kids|children|child adults|adult women|men's|woman men|man student|students
         teacher|teachers senior|seniors|elderly pregnant|pregnancy dog|dogs cat|cats baby|babies|infant|infants
@@ -87,7 +127,7 @@ _SCOPES: dict[Language, str] = {
         daily weekly monthly yearly|annual used|secondhand new wireless wired digital analog|analogue
         electric diesel hybrid short-term long-term chronic acute northern southern eastern western
         ancient|medieval modern traditional contemporary urban|city rural|countryside without|no
-        solo|alone group family couple remotely overnight sterile raw cooked frozen fresh dry|dried
+        solo|alone group family|families couple|couples remotely overnight sterile raw cooked frozen fresh dry|dried
         diabetic|diabetics allergic veteran|veterans citizen|citizens foreigner|foreigners
         employee|employees employer|employers freelancer|freelancers tourist|tourists""",
     "de": """kostenlos|gratis|umsonst online offline legal dauerhaft vorübergehend manuell automatisch
@@ -112,6 +152,9 @@ _SCOPES: dict[Language, str] = {
         android iphone windows mac linux diario mensual anual usado|usada nuevo crudo|cruda cocido fresco
         famoso|famosa|famosos popular|populares moderno|moderna común|comunes""",
 }
+_EVALUATIONS = frozenset(
+    {"best", "besten", "beste", "meilleur", "mejor", "top", "recommended", "ideal"}
+)
 _SCOPE_CLASSES = {
     code: {word: group.split("|")[0] for group in groups.split() for word in group.split("|")}
     for code, groups in _SCOPES.items()
@@ -120,27 +163,63 @@ _SCOPE_CLASSES = {
 
 def compare_kind(a: Words, b: Words) -> str | None:
     """Return `question_kind` where the texts ask for different kinds of answer."""
-    first, second = _kind(a), _kind(b)
+    first, second = kind_of(a), kind_of(b)
     if first == second or frozenset({first, second}) in _SAME_ASKED:
         return None
-    is_polar = "polar" in (first, second)
-    if is_polar and "none" not in (first, second):
-        return "question_kind"
-    return None if {first, second} & _VAGUE else "question_kind"
+    if "none" in (first, second):
+        return None
+    for vague, other in ((a, second), (b, first)):
+        if kind_of(vague) == "thing" and vague.language is not None:
+            nouns = _NOUNS_OF_KIND[vague.language].get(other, "")
+            return None if nouns and vague.has_any(*nouns.split("|")) else "question_kind"
+    return "question_kind"
 
 
 def compare_tense(a: Words, b: Words) -> str | None:
     """Return `tense` where one text is about the past or the future and the other is not."""
     first, second = _tense(a), _tense(b)
-    return None if first == second or "" in (first, second) else "tense"
+    if first != second and "" not in (first, second):
+        return "tense"
+    language = a.language
+    if language is None or language != b.language or language not in _PAST_ENDINGS:
+        return None
+    ending = _PAST_ENDINGS[language]
+    stems = dict(zip(b.stems, b.lower, strict=True))
+    pairs = ((word, stems.get(name)) for name, word in zip(a.stems, a.lower, strict=True))
+    is_past = (
+        (bool(ending.search(one)), bool(ending.search(other))) for one, other in pairs if other
+    )
+    return "tense" if any(one != other for one, other in is_past) else None
+
+
+# The endings of a verb that stands in both texts in two tenses: fabrique, fabriquait.
+_PAST_ENDINGS: dict[Language, re.Pattern[str]] = {
+    "de": re.compile(r"(?<=\w{2})te(?:n|st|t)?$"),
+    "fr": re.compile(r"(?<=\w{2})(?:ai[st]|aient|ions|iez|era|eront)$"),
+    "es": re.compile(r"(?<=\w{2})(?:aba|aban|ía|ían|ó|aron|ieron|rá|rán)$"),
+}
 
 
 def compare_scope(a: Words, b: Words) -> str | None:
     """Return `scope` where a word restricts one question and not the other."""
-    return None if _restrictions(a) == _restrictions(b) else "scope"
+    if _restrictions(a) != _restrictions(b):
+        return "scope"
+    # The best universities are not the oldest: an evaluation is no other superlative.
+    one, other = _superlatives(a), _superlatives(b)
+    return "scope" if one != other and "best" in one ^ other and one and other else None
 
 
-def _kind(words: Words) -> str:
+_SUPERLATIVE = re.compile(
+    r"\b(?!interest|request|suggest|invest|test|rest|west|forest)\w{2,}est\b|\bbest\b"
+)
+
+
+def _superlatives(words: Words) -> frozenset[str]:
+    return frozenset(_SUPERLATIVE.findall(words.line)) if words.language == "en" else frozenset()
+
+
+def kind_of(words: Words) -> str:
+    """Return what a text asks for: time, place, number, manner; `polar` for yes or no."""
     if words.language is None:
         return "none"
     language = words.language
@@ -148,9 +227,15 @@ def _kind(words: Words) -> str:
         words = Words(words.plain[words.plain.lower().index("que") + 3 :])
         if not words.has_any("pourquoi", "quand", "où", "comment", "combien", "qui"):
             return "polar"
-    for name, phrases in _KINDS[language]:
-        if words.has_any(*phrases.split("|")):
-            return name
+    # The first question word decides: what follows it may be "when" of a condition, or "and why".
+    found = [
+        (place, -len(phrase), name)
+        for name, phrases in _KINDS[language]
+        for phrase in phrases.split("|")
+        if (place := words.line.find(f" {phrase} ")) >= 0
+    ]
+    if found:
+        return min(found)[2]
     begins = words.lower[:1]
     return "polar" if begins and begins[0] in _POLAR[language].split() else "none"
 
@@ -171,4 +256,8 @@ def _restrictions(words: Words) -> frozenset[str]:
     if words.language is None:
         return frozenset()
     classes = _SCOPE_CLASSES[words.language]
-    return frozenset(classes[word] for word in words.lower if word in classes)
+    found = frozenset(classes[word] for word in words.lower if word in classes)
+    if kind_of(words) in ("polar", "none"):
+        return found
+    # "Which book", "which are good books", "what is the best way": each asks for the best answer.
+    return found - _EVALUATIONS

@@ -10,7 +10,7 @@ from serving.cache.guards.polarity import compare_antonyms, compare_negation
 from serving.cache.guards.question import compare_kind, compare_scope, compare_tense
 from serving.cache.guards.reference import compare_language, compare_reference
 from serving.cache.guards.siblings import compare_siblings
-from serving.cache.guards.substitution import compare_substitution
+from serving.cache.guards.substitution import compare_modifiers, compare_substitution
 from serving.cache.guards.words import Words
 
 Guard = Callable[[Words, Words], str | None]
@@ -36,9 +36,26 @@ GUARDS: tuple[Guard, ...] = (
 """The cheapest first."""
 
 
+MODIFIER_MARGIN = 0.05
+"""What a cosine must exceed its threshold by where one text has a word more than the other."""
+
+
 def refusal(a: Words, b: Words) -> str | None:
     """Return why two texts may not share an answer, in the word of the first guard; None if none.
 
     Equal for (a, b) and (b, a).
     """
     return next((reason for guard in GUARDS if (reason := guard(a, b)) is not None), None)
+
+
+def refusal_at(a: Words, b: Words, similarity: float, threshold: float) -> str | None:
+    """Return why two texts of that cosine may not share an answer; None where they may.
+
+    A word that one text only has is let through from the threshold and MODIFIER_MARGIN on.
+    """
+    if similarity < threshold:
+        return "far"
+    reason = refusal(a, b)
+    if reason is None and similarity < threshold + MODIFIER_MARGIN:
+        return compare_modifiers(a, b)
+    return reason

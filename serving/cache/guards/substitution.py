@@ -65,6 +65,14 @@ check verify test
 purpose function role
 bill invoice
 write wrote written author
+like love prefer enjoy
+opinion view thought
+airplane plane aeroplane aircraft
+picture pic image photo
+series show
+convert transform
+select choose
+switch change
 population people live inhabitant
 """,
     "de": """
@@ -84,6 +92,11 @@ funktioniert funktionieren
 machen tun
 unterschied unterscheiden
 schrieb geschrieben autor
+einwohner menschen bevölkerung einwohnerzahl
+preis kosten kostet
+höhe hoch
+länge lang
+größe groß
 """,
     "fr": """
 changer modifier
@@ -96,6 +109,11 @@ ordinateur pc
 commencer débuter
 trouver chercher
 écrit auteur
+habitants population
+prix coûte coût
+hauteur mesure
+rédiger écrire
+fonctionner marcher
 """,
     "es": """
 cambiar modificar
@@ -108,6 +126,8 @@ ordenador computadora
 empezar comenzar
 contraseña clave
 escribió autor
+habitantes población
+precio cuesta costo coste
 """,
 }
 
@@ -122,17 +142,57 @@ def _sets(lines: str, language: Language) -> tuple[frozenset[str], ...]:
 _SETS = {code: _sets(lines, code) for code, lines in _SYNONYMS.items()}
 
 
-def compare_substitution(a: Words, b: Words) -> str | None:
-    """Return `substitution` where each text has a word that nothing in the other stands for.
+def are_synonyms(first: str, second: str, language: Language) -> bool:
+    """Return whether two words in lower case mean the same in most questions."""
+    one, other = stem(first, language), stem(second, language)
+    return any(one in group and other in group for group in _SETS[language])
 
-    Where one text only has words more, another guard must say that they matter.
+
+# Endings that make another kind of word of a root. Not those of persons: employer, employee.
+_DERIVED = ("ization", "ations", "ating", "ated", "ates", "ate", "ation", "ition", "ments", "ment", "ness", "ances", "ance", "ence", "ancy",
+            "ities", "ity", "ously", "ous", "ively", "ive", "ally", "al", "fully", "ful", "ly", "ion",
+            "ions", "ant", "ent", "ing", "ed", "es", "s", "e")  # fmt: skip
+_SHORTEST_ROOT = 5
+
+
+def compare_substitution(a: Words, b: Words) -> str | None:
+    """Return `substitution` where each text has a word that nothing in the other stands for."""
+    left, right = _unmatched(a, b), _unmatched(b, a)
+    return "substitution" if left and right else None
+
+
+def compare_modifiers(a: Words, b: Words) -> str | None:
+    """Return `modifier` where one text has a word that nothing in the other stands for.
+
+    Brown rice is another thing than rice, and vehicle tyres are tyres: the caller lets such a pair
+    through at a higher similarity.
     """
+    return "modifier" if _unmatched(a, b) or _unmatched(b, a) else None
+
+
+def _unmatched(a: Words, b: Words) -> set[str]:
+    """Return the weighty words of one text that no word of the other stands for."""
     language = a.language
     if language is None or language != b.language:
-        return None
-    left = {a.stems[n] for n in a.content if not a.stems[n][0].isdigit()} - set(b.stems)
-    right = {b.stems[n] for n in b.content if not b.stems[n][0].isdigit()} - set(a.stems)
-    for synonyms in _SETS[language]:
-        if left & synonyms and right & synonyms:
-            left, right = left - synonyms, right - synonyms
-    return "substitution" if left and right else None
+        return set()
+    # A hyphen joins what may be written apart: Dum-Dum.
+    stems = frozenset(b.stems) | {
+        part for word in b.lower if "-" in word for part in word.split("-")
+    }
+    stands = {member for group in _SETS[language] if group & stems for member in group} | stems
+    roots = {_root(word) for word in b.lower} if language == "en" else set()
+    return {
+        a.stems[n]
+        for n in a.weighty
+        if a.stems[n] not in stands
+        and not ("-" in a.lower[n] and stems.issuperset(a.lower[n].split("-")))
+        and not a.stems[n][0].isdigit()
+        and not (language == "en" and _root(a.lower[n]) in roots)
+    }
+
+
+def _root(word: str) -> str:
+    for ending in _DERIVED:
+        if word.endswith(ending) and len(word) - len(ending) >= _SHORTEST_ROOT:
+            return word[: -len(ending)]
+    return word

@@ -5,7 +5,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 
-from serving.cache.guards.function_words import FUNCTION_WORDS, Language
+from serving.cache.guards.function_words import FILLERS, FUNCTION_WORDS, Language
 
 _CONTRACTIONS = (
     (re.compile(r"\bwon't\b", re.I), "will not"),
@@ -28,7 +28,11 @@ _CONTRACTIONS = (
     ),
 )
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'", "\u2018": "'", "\u00b4": "'"})
-_TOKEN = re.compile(r"[^\W_]+(?:[.'\u2010\u2011-][^\W_]+)*(?:\+\+|#|')?")
+_TOKEN = re.compile(
+    r"\b(?:l|d|j|m|t|s|c|n|qu|jusqu|lorsqu|puisqu)'(?= )|"
+    r"[^\W_]+(?:[.'\u2010\u2011-][^\W_]+)*(?:\+\+|#)?",
+    re.I,
+)
 _SENTENCE_END = re.compile(r"[.!?:;\u00bf\u00a1\n]\W*$")
 
 # The endings of a language's inflection, the longest first; the stem keeps three letters.
@@ -117,6 +121,12 @@ class Words:
         known = FUNCTION_WORDS[self.language] if self.language is not None else frozenset()
         return tuple(n for n, word in enumerate(self.lower) if word not in known)
 
+    @cached_property
+    def weighty(self) -> tuple[int, ...]:
+        """Indices of content words that are no fillers either."""
+        known = FILLERS[self.language] if self.language is not None else frozenset()
+        return tuple(n for n in self.content if self.lower[n] not in known)
+
     def has_any(self, *phrases: str) -> bool:
         """Return whether one of some words or phrases, in lower case, occurs."""
         return any(f" {phrase} " in self.line for phrase in phrases)
@@ -127,8 +137,13 @@ def stem(word: str, language: Language | None) -> str:
 
     Rough on purpose: it is only asked whether two words may be forms of one.
     """
+    if language == "en":
+        word = _american(word)
     for ending in _ENDINGS[language]:
         if word.endswith(ending) and len(word) - len(ending) >= _SHORTEST_STEM:
+            if ending == "s" and word.endswith("ss"):
+                # goddess, goddesses
+                continue
             base = word[: -len(ending)]
             if ending in ("ied", "ies"):
                 return base + "i"
@@ -140,6 +155,32 @@ def stem(word: str, language: Language | None) -> str:
                 base = base[:-2]
             return base[:-1] + "i" if language == "en" and base.endswith("y") else base
     return word[:-1] + "i" if language == "en" and len(word) > 3 and word.endswith("y") else word
+
+
+# British spelling, by its endings; the words are long enough not to meet another word.
+_BRITISH = (
+    (re.compile(r"(?<=\w{2})our(?=s?$|ed$|ing$|ful$|ite$|able$)"), "or"),
+    (re.compile(r"(?<=\w{3})is(?=e[ds]?$|ing$|ation)"), "iz"),
+    (re.compile(r"(?<=\w{3})ys(?=e[ds]?$|ing$)"), "yz"),
+    (re.compile(r"(?<=\w{2})tre(?=s?$)"), "ter"),
+    (re.compile(r"(?<=\w{2})gue(?=s?$)"), "g"),
+    (re.compile(r"(?<=\w{3})ence(?=s?$)"), "ense"),
+    (re.compile(r"(?<=\w)ae(?=\w{3})|^oe(?=\w{4})"), "e"),
+    (re.compile(r"(?<=\w{2}[aeiou])ll(?=ed$|ing$|ers?$)"), "l"),
+    (re.compile(r"(?<=\w{2})mme(?=s?$)"), "m"),
+)
+
+
+def _american(word: str) -> str:
+    """Return an English word without accents, as Americans write it."""
+    if len(word) < 5:
+        return word
+    if not word.isascii():
+        plain = unicodedata.normalize("NFD", word)
+        word = "".join(character for character in plain if not unicodedata.combining(character))
+    for pattern, american in _BRITISH:
+        word = pattern.sub(american, word)
+    return word
 
 
 def may_be_forms(first: str, second: str, language: Language | None) -> bool:
