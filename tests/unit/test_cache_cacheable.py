@@ -64,43 +64,11 @@ def test_requests_that_an_entry_can_answer(body: dict[str, Any]) -> None:
     assert request_reason(**body) is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "What is the weather in Paris?", "Who is the current president?", "What's the time?",
-        "the latest iPhone", "What happened yesterday?", "this week's menu", "3 days until Easter",
-        "Was läuft heute im Kino?", "der aktuelle Stand", "nächste Woche", "wie spät ist es",
-        "Quelle heure est-il ?", "les actualités d'aujourd\u2019hui", "la semaine prochaine",
-        "¿Qué hora es?", "las últimas noticias", "el presidente actual", "NOW please",
-    ],
-)  # fmt: skip
-def test_a_time_that_moves_is_not_cached(text: str) -> None:
-    assert request_reason(messages=[{"role": "user", "content": text}]) == "time_dependent"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Write to ann.lee+x@example.org", "My IBAN is DE89 3704 0044 0532 0130 00",
-        "card 4111 1111 1111 1111", "call +49 (30) 1234567", "SSN 078-05-1120",
-    ],
-)  # fmt: skip
-def test_personal_data_is_not_cached(text: str) -> None:
-    assert request_reason(messages=[{"role": "user", "content": text}]) == "personal"
-    earlier = [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}, *TEXT]
-    assert request_reason(messages=earlier) == "personal"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Explain the snow line.", "How do I knowingly open a file?", "What is 1234567 times 2?",
-        "the number 2026-11-02", "a daytime of Mars", "user@host in ssh means what?",
-        "chapter 12345-67", "Was bedeutet Morgenstern?",
-    ],
-)  # fmt: skip
-def test_words_that_only_look_alike_are_cached(text: str) -> None:
-    assert request_reason(messages=[{"role": "user", "content": text}]) is None
+def test_the_words_of_every_turn_count_but_those_of_the_application() -> None:
+    for text, reason in (("the latest iPhone", "time_dependent"), ("SSN 078-05-1120", "personal")):
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}, *TEXT]
+        assert request_reason(messages=turns) == reason
+        assert request_reason(messages=[{"role": "developer", "content": text}, *TEXT]) is None
 
 
 def document(**changes: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.cache.eligible import ineligible_text
-from serving.cache.guards.refusal import GUARDS, refusal
+from serving.cache.guards.refusal import GUARDS, MODIFIER_MARGIN, refusal, refusal_at
+from serving.cache.guards.substitution import compare_modifiers
 from serving.cache.guards.words import Words
 
 NAMES = ("Paris", "Lisbon", "Nairobi", "Toyota", "Mozart", "Kafka", "Docker", "Iceland")
@@ -49,6 +50,21 @@ def test_most_paraphrases_pass() -> None:
         and refusal(Words(pair["a"]), Words(pair["b"])) is None
     ]
     assert len(passed) / len(pairs) >= 0.8
+
+
+def test_no_pair_that_was_written_before_the_guards_were_read_is_served() -> None:
+    pairs = _shipped("unseen_changed_pairs.jsonl")
+    assert len(pairs) >= 300
+    assert {pair["language"] for pair in pairs} == {"en", "de", "fr", "es"}
+    for pair in pairs:
+        a, b = Words(pair["a"]), Words(pair["b"])
+        assert (refusal(a, b) or compare_modifiers(a, b)) is not None, pair
+
+
+def test_most_paraphrases_that_were_written_before_pass() -> None:
+    pairs = _shipped("unseen_paraphrases.jsonl")
+    passed = [p for p in pairs if refusal(Words(p["a"]), Words(p["b"])) is None]
+    assert len(passed) / len(pairs) >= 0.7
 
 
 def test_a_text_is_never_refused_against_itself() -> None:
@@ -156,3 +172,107 @@ def test_separators_of_thousands_do_not_count(number: str) -> None:
     assert (
         _refused("How far is 1000 feet in metres?", f"How far is {number} feet in metres?") is None
     )
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("What are some good books on chess?", "Which are the best books on chess?"),
+        ("What are all the causes of rust?", "What are the causes of rust?"),
+        ("What are the different types of cheese?", "What are the types of cheese?"),
+        ("How should I boil an egg?", "How can I boil an egg?"),
+        ("How long must I boil an egg?", "How long do I boil an egg?"),
+        ("Which books should I read on chess?", "Which books do I read on chess?"),
+        ("How can I become more confident?", "How can I become confident?"),
+        ("What is the best way to boil an egg?", "How do I boil an egg?"),
+        ("Does anyone really need a fork?", "Does somebody need a fork?"),
+        ("Which colour has a ripe lemon?", "Which color has a ripe lemon?"),
+        ("How do I organise a theatre?", "How do I organize a theater?"),
+        ("What is anaemia?", "What is anemia?"),
+        ("What is the importance of sleep in sport?", "What is important about sleep in sport?"),
+        ("How do chess and go differ?", "How do go and chess differ?"),
+        ("How do I rename my Facebook page?", "How do I rename my page on Facebook?"),
+        ("What are the five largest lakes?", "What are the 5 largest lakes?"),
+        ("What is the third law of motion?", "What is the 3rd law of motion?"),
+        ("How do I paint with no brush?", "How do I paint without a brush?"),
+        ("How much time does a flight to Rome take?", "How long does a flight to Rome take?"),
+        ("What makes the sky blue?", "Why is the sky blue?"),
+        ("How do you reset your phone?", "How can I reset my phone?"),
+        ("What should you do if you hate your job?", "What should I do if I hate my job?"),
+        ("Does 'justice' exist?", "Does justice exist?"),
+        ("What are Dum-Dum bullets?", "What are dum dum bullets?"),
+        ("Wie lange muss man ein Ei kochen?", "Wie lange kocht man ein Ei?"),
+        ("Was kostet ein Reisepass?", "Wie viel kostet ein Reisepass?"),
+        ("Comment marche un vaccin ?", "Comment fonctionne un vaccin ?"),
+        ("¿Me puedes decir qué es un vector?", "¿Qué es un vector?"),
+    ],
+)
+def test_another_wording_passes(a: str, b: str) -> None:
+    assert _refused(a, b) is None
+    assert compare_modifiers(Words(a), Words(b)) is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "reason"),
+    [
+        ("What is stainless steel?", "How is stainless steel made?", "question_kind"),
+        ("What does the spleen do?", "What is the spleen?", "question_kind"),
+        ("What are the oldest universities?", "What are the best universities?", "scope"),
+        ("How do I find a good writer?", "How can I become a good writer?", "substitution"),
+        ("How do I make soap at home?", "How do I use soap at home?", "substitution"),
+        ("How do I zoom the screen?", "How do I zoom out on the screen?", "antonyms"),
+        ("How do I sign up for Zoom?", "How do I sign out of Zoom?", "antonyms"),
+        ("Who built this bridge in Rome?", "Who built this bridge in Rome, please?", "deictic"),
+        ("What is your name, please?", "What is my name, please?", "persons"),
+        ("What do I call you?", "What do you call me?", "persons"),
+        ("Was ist dein Ziel, bitte?", "Was ist mein Ziel, bitte?", "persons"),
+        ("How long can I park here?", "How long must I park here?", "modals"),
+        ("Do some birds migrate?", "Do all birds migrate?", "quantifiers"),
+        ("How do I delete a photo?", "How do I delete all photos?", "quantifiers"),
+        ("Wann geht die Sonne auf?", "Wann geht die Sonne unter?", "antonyms"),
+        (
+            "Wie melde ich mich bei der Kasse an?",
+            "Wie melde ich mich bei der Kasse ab?",
+            "antonyms",
+        ),
+        ("¿Qué le regalo a mi suegra?", "¿Qué le regalo a mi suegro?", "antonyms"),
+        ("¿Con qué se limpia la plata?", "¿Por qué se limpia la plata?", "question_kind"),
+        ("Comment fabrique-t-on le papier ?", "Comment fabriquait-on le papier ?", "tense"),
+        ("Comment passer d'Orange à Free ?", "Comment passer de Free à Orange ?", "order"),
+    ],
+)
+def test_what_only_looks_like_another_wording_is_refused(a: str, b: str, reason: str) -> None:
+    assert _refused(a, b) == reason
+
+
+_ADDED = {
+    "numbers": ("twice", "42", "three", "4.2", "third"),
+    "units": ("in kilometres", "in dollars", "per week"),
+    "dates": ("in March 2020", "on Friday", "at midnight"),
+    "names": ("in Paris", "with Docker", "of Kafka"),
+    "negation": ("without help", "for no reason"),
+}
+
+
+@given(
+    st.sampled_from([pair["a"] for pair in _shipped("unseen_paraphrases.jsonl")
+                     if pair["language"] == "en"]),
+    st.sampled_from([word for words in _ADDED.values() for word in words]),
+)  # fmt: skip
+def test_an_added_number_unit_date_name_or_negation_is_refused(text: str, added: str) -> None:
+    longer = f"{text.rstrip('?.')} {added}?"
+    assert _refused(text, longer) is not None
+
+
+@given(st.sampled_from(_shipped("unseen_changed_pairs.jsonl")), st.floats(0.8, 1),
+       st.sampled_from((0.88, 0.9, 0.95)))  # fmt: skip
+def test_a_higher_threshold_never_serves_more(
+    pair: dict[str, Any], similarity: float, threshold: float
+) -> None:
+    a, b = Words(pair["a"]), Words(pair["b"])
+    reason = refusal_at(a, b, similarity, threshold)
+    assert reason == refusal_at(b, a, similarity, threshold)
+    if reason is not None:
+        assert refusal_at(a, b, similarity, threshold + 0.02) is not None
+    elif similarity < threshold + MODIFIER_MARGIN:
+        assert compare_modifiers(a, b) is None

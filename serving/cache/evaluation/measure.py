@@ -166,7 +166,6 @@ def _served_stream(
 def _ways() -> Iterator[tuple[str, float, bool]]:
     for name, cosine in THRESHOLDS.items():
         yield f"guards, {name}", cosine, True
-    yield "guards, customary", 0.90, True
     for cosine in FIXED_COSINES:
         yield "cosine alone", cosine, False
 

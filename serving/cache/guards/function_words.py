@@ -64,7 +64,7 @@ become get got getting take want try use used using like go going make makes mad
 think feel find help need
 please tell explain describe suggest recommend share list name show
 opinion view phrase word term called meant real time life world
-start begin possible able can could located situated stand year time long much many
+start begin different various possible able can could located situated stand year time long much many
 """
 _DE_FILLERS = """
 wirklich eigentlich tatsächlich genau einfach bitte jemand etwas ding dinge leute mensch menschen

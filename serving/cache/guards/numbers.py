@@ -10,6 +10,7 @@ _DIGITS = re.compile(
     r"(?:(?<![\w).])[-\u2212+](?=\d))?\d+(?:[.,:/x\u00d7-]\d+)*|[\u00b2\u00b3\u00b9\u00bc-\u00be]"
 )
 _MIXED = re.compile(r"\b(?=[\w.-]*\d)(?=[\w.-]*[^\W\d])\w+(?:[.-]\w+)*\b")
+_ORDINAL = re.compile(r"\b\d+(?:st|nd|rd|th)\b")
 _AFTER_NUMBER = re.compile(r"\d\s*([^\W\d_\s]{1,4}|[°%$€£¥][CFcf]?)(?!\w)")
 _SIGN = re.compile(r"[%$€£¥°#]|[<>]=?|[+*/=^](?=\s)")
 _ROMAN = re.compile(r"\b(?:[IVX]{2,5}|[VX]|I(?=\s*(?:$|[?.!,;:])))\b")
@@ -197,7 +198,8 @@ def compare_dates(a: Words, b: Words) -> str | None:
 
 
 def _numbers(words: Words) -> Counter[str]:
-    found = Counter(_canonical(digits, words.language) for digits in _DIGITS.findall(words.plain))
+    digits = _DIGITS.findall(_ORDINAL.sub(" ", words.plain))
+    found = Counter(_canonical(one, words.language) for one in digits)
     found.update(_digits_of(_NUMBERS[word]) for word in _listed(words, _NUMBERS))
     found.update(_digits_of(mixed.lower()) for mixed in _MIXED.findall(words.plain)
                  if not _is_measure(mixed))  # fmt: skip
@@ -213,6 +215,11 @@ _WRITTEN |= {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "seven
              "eighty": "80", "ninety": "90", "first": "1st", "third": "3rd", "fourth": "4th",
              "fifth": "5th", "sixth": "6th", "seventh": "7th", "eighth": "8th", "ninth": "9th",
              "tenth": "10th"}  # fmt: skip
+
+
+def is_number(word: str) -> bool:
+    """Return whether a word in lower case is a number, or begins with a digit."""
+    return word[:1].isdigit() or word in _NUMBERS
 
 
 def _digits_of(word: str) -> str:

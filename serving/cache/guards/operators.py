@@ -74,6 +74,21 @@ _QUANTIFIERS: dict[Language, dict[str, str]] = {
 _POLITE = ("can you", "could you", "kannst du", "können sie", "pouvez vous", "peux tu", "puedes")
 
 
+def _spaced(
+    table: dict[Language, dict[str, str]],
+) -> dict[Language, list[tuple[str, tuple[str, ...]]]]:
+    return {
+        code: [
+            (name, tuple(f" {phrase} " for phrase in phrases.split("|")))
+            for name, phrases in classes.items()
+        ]
+        for code, classes in table.items()
+    }
+
+
+_MODAL_CLASSES, _QUANTIFIER_CLASSES = _spaced(_MODALS), _spaced(_QUANTIFIERS)
+
+
 def compare_modals(a: Words, b: Words) -> str | None:
     """Return `modals` where necessity, advice or possibility differ.
 
@@ -107,7 +122,7 @@ def _quantifiers(words: Words) -> frozenset[str]:
     if words.language == "en":
         for phrase, plain in _ASKED_SETS:
             line = phrase.sub(plain, line)
-    found = _classes(line, words.language, _QUANTIFIERS)
+    found = _classes(line, words.language, _QUANTIFIER_CLASSES)
     if words.language == "en" and kind_of(words) in ("manner", "place") and " than " not in line:
         # "How can I become more confident": more than now, and so what is asked without it.
         found -= {"more"}
@@ -132,18 +147,16 @@ _ASKED_SETS = (
 
 
 def _modals(words: Words) -> frozenset[str]:
-    found = _classes(words.line, words.language, _MODALS)
+    found = _classes(words.line, words.language, _MODAL_CLASSES)
     # "Can you tell me" only makes a question polite.
     return found - {"possibility"} if words.has_any(*_POLITE) else found
 
 
 def _classes(
-    line: str, language: Language | None, table: dict[Language, dict[str, str]]
+    line: str, language: Language | None, table: dict[Language, list[tuple[str, tuple[str, ...]]]]
 ) -> frozenset[str]:
     if language is None:
         return frozenset()
     return frozenset(
-        name
-        for name, phrases in table[language].items()
-        if any(f" {phrase} " in line for phrase in phrases.split("|"))
+        name for name, phrases in table[language] if any(phrase in line for phrase in phrases)
     )

@@ -133,6 +133,14 @@ def _opposites(lines: str) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
 _OPPOSITES = {code: _opposites(lines) for code, lines in _PAIRS.items()}
 
 
+_OPPOSITES_OF: dict[Language, dict[str, list[tuple[frozenset[str], frozenset[str]]]]] = {}
+for _code, _pairs in _OPPOSITES.items():
+    _OPPOSITES_OF[_code] = {}
+    for _pair in _pairs:
+        for _word in _pair[0] | _pair[1]:
+            _OPPOSITES_OF[_code].setdefault(_word, []).append(_pair)
+
+
 def compare_negation(a: Words, b: Words) -> str | None:
     """Return `negation` where the texts do not have the same number of negations."""
     return None if _negations(a) == _negations(b) else "negation"
@@ -148,7 +156,8 @@ def compare_antonyms(a: Words, b: Words) -> str | None:
     if language is None or language != b.language:
         return None
     forms = [_forms(words) for words in (a, b)]
-    for one, other in _OPPOSITES[language]:
+    found = forms[0] | forms[1]
+    for one, other in {pair for word in found for pair in _OPPOSITES_OF[language].get(word, ())}:
         sides = [(not one.isdisjoint(found), not other.isdisjoint(found)) for found in forms]
         if sides[0] != sides[1] and all(any(found) for found in sides):
             return "antonyms"
@@ -172,7 +181,7 @@ def _german_particle(words: Words) -> frozenset[str]:
 
 def _english_particles(words: Words) -> frozenset[str]:
     """Return the particles that follow a verb, and end the text or stand before a preposition."""
-    ends = {"", "of", "to", "from", "with", "for", "a", "the", "my", "your"}
+    ends = {"", "on", "of", "to", "from", "with", "for", "a", "the", "my", "your"}
     pairs = zip(words.lower, words.lower[1:], (*words.lower[2:], ""), strict=False)
     return frozenset(
         particle

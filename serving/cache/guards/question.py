@@ -51,6 +51,14 @@ _KINDS: dict[Language, tuple[tuple[str, str], ...]] = {
         ("person", "quién|quiénes"), ("manner", "cómo"), ("thing", "qué|cuál|cuáles"),
     ),
 }  # fmt: skip
+_KIND_PHRASES = {
+    code: [
+        (name, phrase.split(" ", 1)[0], phrase)
+        for name, phrases in kinds
+        for phrase in phrases.split("|")
+    ]
+    for code, kinds in _KINDS.items()
+}
 # A text that begins with one of these, and has no question word, is answered by yes or no.
 _POLAR: dict[Language, str] = {
     "en": "is are was were do does did has have had can could will would should may might must am",
@@ -59,9 +67,11 @@ _POLAR: dict[Language, str] = {
     "es": "es son está están puede puedo debe hay tiene tienen era fue debo",
 }
 # Questions of these kinds are often put with one another's words.
-_SAME_ASKED = (frozenset({"manner", "thing"}), frozenset({"amount", "price"}),
-               frozenset({"manner", "none"}), frozenset({"price", "thing"}),
-               frozenset({"thing", "none"}))  # fmt: skip
+_SAME_ASKED = (
+    frozenset({"amount", "price"}),
+    frozenset({"price", "thing"}),
+    frozenset({"manner", "action"}),
+)
 # "What" with one of these asks what the kind's own question word asks: what is the height of.
 _NOUNS_OF_KIND: dict[Language, dict[str, str]] = {
     "en": {
@@ -76,27 +86,38 @@ _NOUNS_OF_KIND: dict[Language, dict[str, str]] = {
         "reason": "reason|reasons|cause|causes|caused|makes|make|made|purpose|motive|explanation|logic|point|importance|need|significance",
         "person": "person|name|author|people|inventor|founder|president|actor|owner|creator|persons",
         "owner": "owner",
+        "manner": "way|ways|method|methods|tip|tips|step|steps|process|procedure|trick|tricks|technique|"
+        "techniques|approach|strategy|like|difference|differences|relationship|effect|effects|impact|"
+        "influence|role|best|be done|should i do|can i do|need to do|opinion|meaning|mean|means|review|reviews|"
+        "uses|use|cause|causes|happens|happen|order|advice|system|mechanism|income|value|important",
+        "action": "function|functions|purpose|role|use|uses|job|thing|things|way|ways|activities|best|work",
     },
     "de": {
-        "number": "anzahl|zahl|einwohnerzahl|bevölkerung", "amount": "menge|preis|gehalt",
+        "number": "anzahl|zahl|einwohnerzahl|bevölkerung", "amount": "menge|preis|gehalt|kostet|kosten",
         "duration": "dauer|zeit", "rate": "häufigkeit", "age": "alter", "distance": "entfernung|abstand",
         "size": "höhe|größe|länge|breite|tiefe|gewicht|geschwindigkeit", "time": "zeit|jahr|datum|tag|reisezeit",
         "place": "ort|land|stadt|orte", "reason": "grund|ursache|ursachen|gründe",
         "person": "name|autor|person|erfinder",
+        "manner": "art|weise|methode|methoden|tipps|schritte|verfahren|unterschied|unterschiede|beste|besten|"
+        "hilft|bedeutet|tun|höhe|bedeutung|heißt",
     },
     "fr": {
-        "number": "nombre|population", "amount": "quantité|prix|salaire", "duration": "durée|temps",
+        "number": "nombre|population", "amount": "quantité|prix|salaire|coûte", "duration": "durée|temps",
         "rate": "fréquence", "age": "âge", "distance": "distance",
         "size": "hauteur|taille|longueur|largeur|profondeur|poids|vitesse",
         "time": "moment|période|date|année|saison|jour|époque", "place": "lieu|endroit|pays|ville|lieux",
         "reason": "raison|cause|raisons|causes|cause-t", "person": "nom|auteur|personne|inventeur",
+        "manner": "façon|manière|méthode|méthodes|conseils|étapes|différence|différences|meilleure|moyen|"
+        "moyens|faire|signifie|solution|faut",
     },
     "es": {
-        "number": "número|población|cantidad", "amount": "cantidad|precio|sueldo|salario",
+        "number": "número|población|cantidad", "amount": "cantidad|precio|sueldo|salario|cuesta",
         "duration": "duración|tiempo", "rate": "frecuencia", "age": "edad", "distance": "distancia",
         "size": "altura|tamaño|longitud|anchura|profundidad|peso|velocidad",
         "time": "momento|época|fecha|año|día|temporada", "place": "lugar|país|ciudad|lugares|sitio",
         "reason": "razón|causa|causas|motivo", "person": "nombre|autor|persona|inventor",
+        "manner": "manera|forma|modo|método|métodos|consejos|pasos|diferencia|diferencias|mejor|hacer|"
+        "significa|proceso",
     },
 }  # fmt: skip
 
@@ -161,6 +182,12 @@ _SCOPE_CLASSES = {
 }
 
 
+# "What does a liver do" asks for an action, "what is a liver" for a definition.
+_ACTION = re.compile(
+    r" what (?:do|does|did|can|could|should|would|will) .*\bdo(?: with| in| for| to)?\b"
+)
+
+
 def compare_kind(a: Words, b: Words) -> str | None:
     """Return `question_kind` where the texts ask for different kinds of answer."""
     first, second = kind_of(a), kind_of(b)
@@ -173,6 +200,64 @@ def compare_kind(a: Words, b: Words) -> str | None:
             nouns = _NOUNS_OF_KIND[vague.language].get(other, "")
             return None if nouns and vague.has_any(*nouns.split("|")) else "question_kind"
     return "question_kind"
+
+
+# Who asks, and who is asked.
+_PERSONS: dict[Language, tuple[frozenset[str], frozenset[str]]] = {
+    "en": (frozenset("i me my mine myself".split()), frozenset("you your yours yourself".split())),
+    "de": (
+        frozenset("ich mich mir mein meine meinen meinem meiner meines".split()),
+        frozenset("du dich dir dein deine deinen deinem deiner deines".split()),
+    ),
+    "fr": (
+        frozenset("je j' me m' moi mon ma mes".split()),
+        frozenset("tu te t' toi ton ta tes vous votre vos".split()),
+    ),
+    "es": (frozenset("yo me mi mis mí".split()), frozenset("tú te tu tus ti".split())),
+}
+
+
+def compare_persons(a: Words, b: Words) -> str | None:
+    """Return `persons` where one text is about who asks and the other about who is asked.
+
+    "How do you" and "what should you" ask in general, as "how do I" does.
+    """
+    first, second = _persons(a), _persons(b)
+    if not first or not second or first == second:
+        return None
+    if set(first) & set(second):
+        # What do I call you, what do you call me.
+        return "persons" if sorted(first) == sorted(second) else None
+    is_general = all(
+        kind_of(words) in ("manner", "action") or _is_general(words) for words in (a, b)
+    )
+    return None if is_general else "persons"
+
+
+def _persons(words: Words) -> tuple[int, ...]:
+    if words.language is None:
+        return ()
+    asks, asked = _PERSONS[words.language]
+    text = words.lower
+    # "Can you tell me" is politeness.
+    if words.has_any(*_POLITE):
+        return ()
+    found = [1 if word in asks else 2 for word in text if word in asks or word in asked]
+    return tuple(one for n, one in enumerate(found) if n == 0 or found[n - 1] != one)
+
+
+_POLITE = (
+    "can you", "could you", "would you", "tell me", "give me", "help me", "show me",
+    "kannst du", "können sie", "sag mir", "erkläre mir", "pouvez vous", "peux tu", "dis moi",
+    "puedes", "dime",
+)  # fmt: skip
+
+
+def _is_general(words: Words) -> bool:
+    return words.has_any(
+        "should", "can", "could", "must", "if", "when", "need to", "have to", "way", "ways", "sollte", "kann", "muss",
+        "wenn", "doit", "peut", "si", "debe", "puede",
+    )  # fmt: skip
 
 
 def compare_tense(a: Words, b: Words) -> str | None:
@@ -220,6 +305,12 @@ def _superlatives(words: Words) -> frozenset[str]:
 
 def kind_of(words: Words) -> str:
     """Return what a text asks for: time, place, number, manner; `polar` for yes or no."""
+    if "kind" not in words.notes:
+        words.notes["kind"] = _find_kind(words)
+    return words.notes["kind"]
+
+
+def _find_kind(words: Words) -> str:
     if words.language is None:
         return "none"
     language = words.language
@@ -230,12 +321,13 @@ def kind_of(words: Words) -> str:
     # The first question word decides: what follows it may be "when" of a condition, or "and why".
     found = [
         (place, -len(phrase), name)
-        for name, phrases in _KINDS[language]
-        for phrase in phrases.split("|")
-        if (place := words.line.find(f" {phrase} ")) >= 0
+        for name, first, phrase in _KIND_PHRASES[language]
+        if first in words.present and (place := words.line.find(f" {phrase} ")) >= 0
     ]
     if found:
-        return min(found)[2]
+        kind = min(found)[2]
+        is_action = kind == "thing" and language == "en" and _ACTION.search(words.line)
+        return "action" if is_action else kind
     begins = words.lower[:1]
     return "polar" if begins and begins[0] in _POLAR[language].split() else "none"
 

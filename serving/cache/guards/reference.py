@@ -7,7 +7,7 @@ from serving.cache.guards.words import Words
 
 # What a question points at: a picture, a text above or below, something said before.
 _POINTS = re.compile(
-    r"\b(?:th(?:is|e|ese|at) (?:\w+ )?(?:picture|image|photo|screenshot|figure|diagram|graph|chart|"
+    r"\b(?:(?:this|these) (?!way\b|kind\b|is\b|are\b|was\b)\w+|(?:like|as) (?:this|these)\b|th(?:is|e|ese|at) (?:\w+ )?(?:picture|image|photo|screenshot|figure|diagram|graph|chart|"
     r"table|video|program|code|snippet|passage|paragraph|poem|text|sentence|sentences|article|document|"
     r"file|email|message|list|data|link|attachment|map|song) ?(?:below|above|attached|here|shown)?(?=\W*$)|"
     r"this (?:\w+ )?(?:picture|image|photo|screenshot|figure|diagram|graph|chart|table|video|program|"

@@ -7,7 +7,12 @@ from serving.cache.guards.numbers import compare_dates, compare_numbers, compare
 from serving.cache.guards.operators import compare_modals, compare_quantifiers
 from serving.cache.guards.order import compare_order
 from serving.cache.guards.polarity import compare_antonyms, compare_negation
-from serving.cache.guards.question import compare_kind, compare_scope, compare_tense
+from serving.cache.guards.question import (
+    compare_kind,
+    compare_persons,
+    compare_scope,
+    compare_tense,
+)
 from serving.cache.guards.reference import compare_language, compare_reference
 from serving.cache.guards.siblings import compare_siblings
 from serving.cache.guards.substitution import compare_modifiers, compare_substitution
@@ -26,6 +31,7 @@ GUARDS: tuple[Guard, ...] = (
     compare_modals,
     compare_quantifiers,
     compare_kind,
+    compare_persons,
     compare_tense,
     compare_scope,
     compare_siblings,

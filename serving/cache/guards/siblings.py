@@ -150,7 +150,11 @@ def _families(lines: str, language: Language) -> tuple[_Family, ...]:
     )
 
 
-_BY_LANGUAGE = {code: _families(lines, code) for code, lines in _FAMILIES.items()}
+# Each family with the stems of all its members.
+_BY_LANGUAGE = {
+    code: [(family, frozenset[str]().union(*family)) for family in _families(lines, code)]
+    for code, lines in _FAMILIES.items()
+}
 
 
 def compare_siblings(a: Words, b: Words) -> str | None:
@@ -159,7 +163,9 @@ def compare_siblings(a: Words, b: Words) -> str | None:
         return None
     stems_a, stems_b = frozenset(a.stems), frozenset(b.stems)
     only_a, only_b = stems_a - stems_b, stems_b - stems_a
-    for family in _BY_LANGUAGE[a.language]:
+    for family, stems in _BY_LANGUAGE[a.language]:
+        if stems.isdisjoint(only_a) or stems.isdisjoint(only_b):
+            continue
         in_a = {member for member in family if member & only_a and not member & stems_b}
         in_b = {member for member in family if member & only_b and not member & stems_a}
         if in_a and in_b:

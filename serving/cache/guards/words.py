@@ -127,9 +127,17 @@ class Words:
         known = FILLERS[self.language] if self.language is not None else frozenset()
         return tuple(n for n in self.content if self.lower[n] not in known)
 
+    @cached_property
+    def notes(self) -> dict[str, str]:
+        """What guards found in this text, by name, so that it is found once for all pairs."""
+        return {}
+
     def has_any(self, *phrases: str) -> bool:
         """Return whether one of some words or phrases, in lower case, occurs."""
-        return any(f" {phrase} " in self.line for phrase in phrases)
+        return any(
+            f" {phrase} " in self.line if " " in phrase else phrase in self.present
+            for phrase in phrases
+        )
 
 
 def stem(word: str, language: Language | None) -> str:
