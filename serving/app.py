@@ -282,8 +282,10 @@ def _build_context(
 def _build_cache(settings: Settings, metrics: Metrics) -> CacheService | None:
     if not settings.cache.enabled:
         return None
-    # Its own connections: a lookup must not wait for a request's rows.
-    database = Database(database_url(ledger_url(settings.ledger), settings.state))
+    # Its own connections: a lookup must not wait for a request's rows. Entries may be lost with the
+    # power; where their commits waited for a slow disk, paid calls found SQLite locked.
+    url = database_url(ledger_url(settings.ledger), settings.state)
+    database = Database(url, is_synced=False)
     return CacheService(open_store(database, settings.cache), settings.cache, metrics.cache)
 
 

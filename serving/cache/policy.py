@@ -42,7 +42,8 @@ def _files(place: Path | None) -> dict[str, str]:
 def guards_digest() -> str:
     """Return 16 hex digits: of all that decides which questions may have one answer. Blocking."""
     folder = Path(__file__).parent
-    files = [folder / "eligible.py", *sorted((folder / "guards").rglob("*"))]
+    rules = [folder / "eligible.py", folder / "volatile.py"]
+    files = [*rules, *sorted((folder / "guards").rglob("*"))]
     content = {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in files

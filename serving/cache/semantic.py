@@ -23,7 +23,7 @@ TARGET_ERROR = JudgedLimits().badly_worse
 to another question. That it is slightly better or worse is the model's own spread, which a fresh
 answer has as well; so the mean of a preference, whose target is above 0.5, is not used."""
 
-THRESHOLDS = {"loose": 0.88, "default": 0.90, "strict": 0.95}
+THRESHOLDS = {"loose": 0.85, "default": 0.90, "strict": 0.95}
 """Cosines from which a candidate is served, by the setting's value."""
 
 Setting = Literal["off", "auto", "unproven"]

@@ -64,8 +64,12 @@ class EntryWriter:
         while True:
             await self._woken.wait()
             self._woken.clear()
-            await self.flush()
-            await asyncio.sleep(_PAUSE_S)
+            while self._pending:
+                async with self._writing:
+                    # A flush may have written all of it in the meantime.
+                    if self._pending:
+                        await self._write_batch()
+                await asyncio.sleep(_PAUSE_S)
 
     def submit(self, packed: PackedEntry, flight: Flight) -> None:
         """Write an entry soon and then end its flight; drop it where too many are pending."""

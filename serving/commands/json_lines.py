@@ -13,6 +13,7 @@ def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
     Raises InvalidArgument.
     """
     found = []
+    number = 0
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines, 1):
@@ -25,7 +26,10 @@ def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
                 )
             found += [] if row is None else [row]
     except (OSError, ValueError, AttributeError, RecursionError) as error:
+        where = f"{file}, line {number}" if number else str(file)
         raise InvalidArgument(
-            f"{file} cannot be read as JSON Lines: {type(error).__name__}", field="FILE"
+            f"{where} cannot be read as JSON Lines: {type(error).__name__}",
+            field="FILE",
+            fix="name a file in UTF-8 with one JSON object a line",
         ) from error
     return found

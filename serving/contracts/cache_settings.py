@@ -29,7 +29,8 @@ class CacheSettings(BaseModel):
     )
     semantic_threshold: Literal["loose", "default", "strict"] = Field(
         default="default",
-        description="least cosine of two questions: 0.93, 0.95 or 0.97",
+        description="least cosine of two questions: 0.85, 0.90 or 0.95; 0.05 more where one of "
+        "them has a word more",
     )
     refinement_window_s: float = Field(
         default=120.0,

@@ -35,11 +35,22 @@ DEFAULT_TIMEOUTS = Timeouts()
 
 
 class Database:
-    """One database, reached by blocking calls. url: as database_url returns it."""
+    """One database, reached by blocking calls.
 
-    def __init__(self, url: URL, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
+    url: as database_url returns it. is_synced: SQLite waits at each commit until the disk has it.
+    Otherwise a power failure, but no kill, may lose the last commits; they hold the one write lock
+    for less time, which a slow disk makes longer than busy_s.
+    """
+
+    def __init__(
+        self, url: URL, timeouts: Timeouts = DEFAULT_TIMEOUTS, *, is_synced: bool = True
+    ) -> None:
         self.is_sqlite = url.get_backend_name() == "sqlite"
-        self.engine = _sqlite(url, timeouts) if self.is_sqlite else _postgres(url, timeouts)
+        self.engine = (
+            _sqlite(url, timeouts, "FULL" if is_synced else "NORMAL")
+            if self.is_sqlite
+            else _postgres(url, timeouts)
+        )
         self._reading = self.engine.execution_options(read_only=True)
 
     @contextmanager
@@ -140,7 +151,7 @@ def _postgres(url: URL, timeouts: Timeouts) -> Engine:
     return create_engine(url, connect_args=arguments, pool_pre_ping=False)
 
 
-def _sqlite(url: URL, timeouts: Timeouts) -> Engine:
+def _sqlite(url: URL, timeouts: Timeouts, synchronous: str) -> Engine:
     assert url.database is not None
     folder = Path(url.database).parent
     try:
@@ -157,7 +168,7 @@ def _sqlite(url: URL, timeouts: Timeouts) -> Engine:
     def _configure(connection: object, _: object) -> None:
         # The listener below begins transactions; the driver would begin one at the first write.
         connection.isolation_level = None  # type: ignore[attr-defined]
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
 
     @event.listens_for(engine, "begin")

@@ -69,3 +69,14 @@ def test_an_absent_server_is_unavailable_and_its_url_is_not_told(tmp_path: Path)
         pass
     assert "secret" not in str(caught.value)
     assert "someone" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("is_synced", "level"), [(True, 2), (False, 1)])
+def test_only_a_synced_database_waits_for_the_disk(
+    tmp_path: Path, is_synced: bool, level: int
+) -> None:
+    database = Database(database_url(None, tmp_path), is_synced=is_synced)
+    with database.begin() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == level
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+    database.close()
