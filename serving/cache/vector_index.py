@@ -91,7 +91,8 @@ class ExactVectors:
 
     def nearest(self, vector: Vector, count: int) -> list[tuple[int, float]]:
         """Return labels and cosines, the nearest first."""
-        similarities = self._vectors[: self._count] @ vector
+        # Not BLAS: its threads wait for one another, on a busy machine for 28 ms instead of 0.1.
+        similarities = np.einsum("ij,j->i", self._vectors[: self._count], vector)
         count = min(count, self._count)
         best = np.argpartition(-similarities, count - 1)[:count] if count else np.zeros(0, int)
         best = best[np.argsort(-similarities[best], kind="stable")]
