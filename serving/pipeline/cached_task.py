@@ -22,13 +22,20 @@ AskTask = Callable[[TaskBatch, RequestRecord], Awaitable[list[Outcome]]]
 """Has a model answer the inputs; their outcomes are not recorded yet. Raises NarrowgateError."""
 
 
+NoteHit = Callable[[TaskBatch, Answer, RequestContext], None]
+"""Notes a cached answer to the batch's only input that was made under a claim."""
+
+
 class CachedTask:
     """Wraps the steps from the plan on, which `ask` takes."""
 
-    def __init__(self, access: CacheAccess, recorder: ExitRecorder, ask: AskTask) -> None:
+    def __init__(
+        self, access: CacheAccess, recorder: ExitRecorder, ask: AskTask, note_hit: NoteHit
+    ) -> None:
         self._access = access
         self._recorder = recorder
         self._ask = ask
+        self._note_hit = note_hit
 
     @asynccontextmanager
     async def answered(self, batch: TaskBatch, context: RequestContext) -> AsyncIterator[TaskReply]:
@@ -37,7 +44,7 @@ class CachedTask:
             record.belongs_to(batch.task)
             keys = await self._access.task_keys(batch, context)
             found = await self._access.find(keys, record, "task")
-            inputs = _Inputs(self._access, batch, record, self._ask)
+            inputs = _Inputs(self._access, batch, record, self._ask, self._note_hit)
             if keys:
                 inputs.divide(keys, found)
             try:
@@ -50,9 +57,15 @@ class _Inputs:
     """The inputs of one request: found, led, shared with other requests, or asked alone."""
 
     def __init__(
-        self, access: CacheAccess, batch: TaskBatch, record: RequestRecord, ask: AskTask
+        self,
+        access: CacheAccess,
+        batch: TaskBatch,
+        record: RequestRecord,
+        ask: AskTask,
+        note_hit: NoteHit,
     ) -> None:
         self._access = access
+        self._note_hit = note_hit
         self._batch = batch
         self._record = record
         self._ask = ask
@@ -172,5 +185,7 @@ class _Inputs:
                 "cache": entry.hit(cache.now()),
             }
         )
+        if entry.origin.claim is not None:
+            self._note_hit(self._some([index]), answer, self._record.context)
         content = entry.content
         return Outcome(answer, served_from(entry), content.finish_reason, content.attestation)

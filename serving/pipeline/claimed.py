@@ -7,10 +7,12 @@ from typing import Any
 from uuid import uuid4
 
 from serving.contracts.answer import Answer, TaskRequest
+from serving.contracts.context import RequestContext
 from serving.contracts.errors import (
     ClaimWithdrawn,
     FrontierInvalidResponse,
     FrontierUnavailable,
+    LedgerUnavailable,
     NarrowgateError,
 )
 from serving.contracts.requests import Request, TaskBatch
@@ -79,6 +81,27 @@ class Claimed:
             return await self._without_reference(request, taken, record, 0, outcome)
         self._served(taken, record, [outcome])
         return outcome
+
+    def cached(self, plan: TaskPlan, answer: Answer, context: RequestContext) -> None:
+        """Make evidence of a cached answer to the plan's only input, where the coin draws it.
+
+        The claim under which it was made answers the input again: it is watched as any other.
+        """
+        evidence = self._auditor.evidence
+        bound, (one,) = self._tasks[plan.batch.task], plan.batch.requests
+        model = bound.engine.model_id if bound.grant.refusal is None else NO_MODEL
+        shortcut = evidence.local_task(bound.task.spec, model, bound.grant)
+        try:
+            ruling = evidence.ruling(shortcut, context)
+        except LedgerUnavailable:
+            return
+        if ruling.standing.mode != "claim":
+            return
+        observed = Observed(
+            one, context, plan, ruling, coin(ruling.rate), uuid4().hex, evidence.now(),
+            evidence.is_affordable(),
+        )  # fmt: skip
+        self._auditor.accepted(observed, answer, None)
 
     def _take(self, plan: TaskPlan, record: RequestRecord) -> _Taken | None:
         """Return the request under its claim; None where only the attested threshold decides."""

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from serving.contracts.answer import Answer
 from serving.contracts.context import RequestContext
 from serving.contracts.frontier import Frontier
 from serving.contracts.requests import AUTO, ChatRequest, CompletionRequest, TaskBatch
@@ -91,7 +92,7 @@ class RequestPath:
         """Answer the inputs of one task, each with an answer or an error. As `chat`."""
         batch = read_tasks(task, body, self.policy.specs, self.max_inputs)
         if self.cache is not None:
-            cached = CachedTask(self.cache, self.recorder, self._ask_task)
+            cached = CachedTask(self.cache, self.recorder, self._ask_task, self._note_hit)
             async with cached.answered(batch, context) as task_reply:
                 yield task_reply
             return
@@ -107,6 +108,11 @@ class RequestPath:
         plan = choose_plan(batch, record.context, self.policy)
         record.planned(plan)
         return await self.runners[TaskPlan].whole(batch, plan, record)
+
+    def _note_hit(self, batch: TaskBatch, answer: Answer, context: RequestContext) -> None:
+        plan, runner = choose_plan(batch, context, self.policy), self.runners[TaskPlan]
+        if isinstance(runner, Claimed) and isinstance(plan, TaskPlan):
+            runner.cached(plan, answer, context)
 
     async def _planned(self, request: ChatRequest, context: RequestContext) -> Plan:
         if request.model != AUTO:

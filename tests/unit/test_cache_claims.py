@@ -13,7 +13,7 @@ from serving.tasks.grant import Grant
 
 from .attested import result
 from .cache_kit import cached, state_of
-from .evidence_kit import AT, EvidenceServer
+from .evidence_kit import AT, EARLY, EvidenceServer
 from .test_evidence_states import LABEL, bring, says
 
 
@@ -129,3 +129,29 @@ async def test_evidence_and_cached_answers_are_deleted_together(
         assert (await ask(found, "y"))[0] == "hit"
         gone = await client.delete("/v1/admin/evidence?tenant=default")
         assert gone.json()["cached"] == 2
+
+
+async def test_hits_under_a_claim_are_watched_as_other_answers_are(
+    specs: dict[str, TaskSpec], database: Database
+) -> None:
+    always = EARLY.model_copy(update={"high_rate": 1.0, "floor_rate": 1.0})
+    grants = {"topic": Grant(result(specs["topic"]), "sha256:abc", None)}
+    found = EvidenceServer(specs, database, grants, settings=always, reply=says())
+    name = await bring(found, ClaimState.HELD)
+    async with cached(found.server, database, found.evidence):
+        assert await ask(found) == ("miss", "local", name)
+        await found.settle()
+        before = [row for row in found.audits() if row.origin == "accepted"]
+        accepted = found.claim.accepted
+        assert await ask(found) == ("hit", "cache", name)
+        await found.settle()
+        after = [row for row in found.audits() if row.origin == "accepted"]
+        assert len(after) == len(before) + 1
+        assert found.claim.accepted == accepted + 1
+        assert after[-1].verdict == before[-1].verdict
+        # One that the claim does not cover any more is no hit, and none is noted.
+        found.store.append(events=[ClaimEvent(name, "withdrawn", "by a test", "k", AT, 0)])
+        await found.worker.round()
+        await ask(found)
+        await found.settle()
+        assert [row for row in found.audits() if row.origin == "accepted"] == after

@@ -428,7 +428,7 @@ def test_the_cache_is_shown_by_kind_with_its_claims_and_refinements(database: Da
         "cached": True, "route": "cache", "guaranteed": True, "lookup_us": 400,
         "reference_usd": Decimal("0.03"), "avoided_usd": Decimal("0.02"),
     }  # fmt: skip
-    rows = [
+    rows: list[Row] = [
         {"id": "m1"}, {"id": "m2", "refined_route": "frontier"},
         {"id": "e1", **hit, "cache_kind": "exact"}, {"id": "e2", **hit},
         {"id": "s1", **hit, "cache_kind": "semantic"},
