@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.host.interruption import run_until_stopped
+from serving.host.numbers import signed_integer
 
 if TYPE_CHECKING:
     from quantize.run import Artifact, Request
@@ -31,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=Path, metavar="FILE", help="JSONL instead of the built-in texts"
     )
     parser.add_argument(
-        "--samples", type=int, metavar="N",
+        "--samples", type=signed_integer, metavar="N",
         help="calibration samples instead of the recipe's number: fewer are faster and less exact",
     )  # fmt: skip
     parser.add_argument(
@@ -46,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to quantize (auto)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the choice of calibration texts (0)"
+        "--seed", type=signed_integer, default=0, help="seed of the choice of calibration texts (0)"
     )
     parser.add_argument(
         "--python", type=Path, metavar="FILE",
@@ -69,7 +70,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--inputs", type=Path, metavar="FILE",
         help='JSONL of {"task", "text"[, "answer"]}: also count the labels that changed',
     )  # fmt: skip
-    compare.add_argument("--rounds", type=int, default=3, help="of throughput, interleaved (3)")
+    compare.add_argument(
+        "--rounds", type=signed_integer, default=3, help="of throughput, interleaved (3)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

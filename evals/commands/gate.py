@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.host.interruption import run_until_stopped
+from serving.host.numbers import signed_integer, signed_number
 
 if TYPE_CHECKING:
     from evals.findings import Findings
@@ -55,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--general-margin",
-        type=float,
+        type=signed_number,
         default=0.02,
         metavar="LOSS",
         help="largest acceptable loss of each --general task (0.02)",
@@ -67,18 +68,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folder with lm-eval task files for --general",
     )
     parser.add_argument(
-        "--min-speed", type=float, default=0.8, metavar="RATIO",
+        "--min-speed", type=signed_number, default=0.8, metavar="RATIO",
         help="lowest acceptable throughput as a ratio to the baseline's "
         "(0.8, which tolerates noise); 0 accepts any",
     )  # fmt: skip
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="only the first N examples of each suite"
+        "--limit", type=signed_integer, metavar="N", help="only the first N examples of each suite"
     )
     parser.add_argument(
         "--stop-early", action="store_true",
         help="stop a task as soon as it is clearly below its floor",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling (0)")
+    parser.add_argument("--seed", type=signed_integer, default=0, help="seed of the resampling (0)")
     parser.add_argument(
         "--out",
         type=Path,
@@ -263,8 +264,8 @@ def _margin(text: str) -> tuple[str, float]:
 
     name, _, loss = text.partition("=")
     try:
-        value = float(loss)
-    except ValueError:
+        value = signed_number(loss)
+    except argparse.ArgumentTypeError:
         value = -1.0
     if not name or not 0.0 <= value <= 1.0:
         raise InvalidSuite(

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.host.numbers import signed_integer
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -32,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="parquet, JSON, JSONL or CSV instead of the hub",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="the new suite's folder")
-    parser.add_argument("--limit", type=int, metavar="N", help="examples to draw (all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    parser.add_argument("--limit", type=signed_integer, metavar="N", help="examples to draw (all)")
+    parser.add_argument("--seed", type=signed_integer, default=0, help="of the draw (0)")
     parser.add_argument("--task", metavar="NAME", help="check or fetch only for this task")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (YAML)")
     parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="folder with task files")

@@ -16,6 +16,7 @@ from serving.cache.schema import cache_entries as table
 from serving.cache.schema import cache_questions, cache_sequence
 from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.errors import InvalidKey
+from serving.contracts.routing import end_user_id
 from serving.evidence.heads.cipher import UnreadableContent, VectorCipher, load_cipher
 from serving.ledger.database import Database
 from serving.ledger.upsert import insert_new
@@ -45,6 +46,11 @@ class EntryFilter:
     request_id: str | None = None
     end_user: str | None = None
     entry: str | None = None
+
+    def __post_init__(self) -> None:
+        """Take the end user's id as it is stored."""
+        if self.end_user is not None:
+            object.__setattr__(self, "end_user", end_user_id(self.end_user))
 
     def condition(self) -> ColumnElement[bool]:
         """Return the condition; every entry where nothing is given."""

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    from serving.commands.options import whole_number
+    from serving.host.numbers import whole_number
 
     number = whole_number(text)
     if number < 1:

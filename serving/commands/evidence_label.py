@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.commands.json_lines import read_lines
 from serving.commands.options import settings_from
+from serving.host.numbers import refuse_outside, signed_integer
 
 if TYPE_CHECKING:
     from serving.evidence.administration import Label
@@ -33,13 +34,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="who labels, for the log and the agreement",
     )
-    parser.add_argument("--count", type=int, default=100, metavar="N", help="texts at most (100)")
+    parser.add_argument(
+        "--count", type=signed_integer, default=100, metavar="N", help="texts at most (100)"
+    )
 
 
 def run(args: argparse.Namespace, store: Any) -> int:
     """Export texts, import labels, or ask for them; print how many."""
     from serving.evidence.administration import label, sampled
 
+    refuse_outside("--count", args.count, least=1)
     texts = texts_of(args, store)
     if args.export is not None:
         found = sampled(store, texts, args.claim, args.person, args.count)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from serving.commands.progress import step
+from serving.host.numbers import refuse_outside, signed_number
 
 HELP = "fetch a model by digest from a folder or an https store, and verify it"
 
@@ -25,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="leave the weights out: for the gateway, which only tokenizes",
     )  # fmt: skip
     parser.add_argument(
-        "--max-age-days", type=float, metavar="N", help="refuse an older attestation"
+        "--max-age-days", type=signed_number, metavar="N", help="refuse an older attestation"
     )
     parser.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document"
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from serving.artifacts.trust import TrustPolicy
     from serving.kubernetes.digest import artifact_hex
 
+    refuse_outside("--max-age-days", args.max_age_days, least=0.0)
     artifact = artifact_hex(args.artifact)
     policy = TrustPolicy(tuple(args.trust), args.max_age_days)
     with open_store(args.source, artifact) as store, step("fetching and verifying the model"):

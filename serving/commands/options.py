@@ -1,10 +1,10 @@
 """Arguments that several subcommands share."""
 
 import argparse
-import re
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from serving.host.numbers import whole_number
 
 if TYPE_CHECKING:
     from serving.contracts.settings import Settings
@@ -17,20 +17,6 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=whole_number, help="port to listen on (8000)")
     parser.add_argument("--state", type=Path, metavar="DIR", help="folder for everything written")
     parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="folder with task files")
-
-
-def whole_number(text: str) -> int:
-    """Return a whole number. Raises ArgumentTypeError for anything but the digits 0 to 9."""
-    if not re.fullmatch("[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number in the digits 0 to 9")
-    return int(text)
-
-
-def decimal_number(text: str) -> Decimal:
-    """Return a number such as 12 or 0.25. Raises ArgumentTypeError for any other notation."""
-    if not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 12 or 0.25")
-    return Decimal(text)
 
 
 def settings_from(args: argparse.Namespace) -> "Settings":

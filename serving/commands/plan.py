@@ -6,7 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.commands.options import decimal_number, whole_number
+from serving.host.numbers import decimal_number, whole_number
 
 if TYPE_CHECKING:
     from serving.kubernetes.capacity import Capacity, Plan

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
+from serving.host.numbers import refuse_outside, signed_integer
 
 if TYPE_CHECKING:
     from serving.routing.evaluation.cost import CostReport
@@ -43,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folder or file with samples, in addition to the shipped ones",
     )
     evaluate.add_argument(
-        "--limit", type=int, default=_DEFAULT_LIMIT, metavar="N",
+        "--limit", type=signed_integer, default=_DEFAULT_LIMIT, metavar="N",
         help=f"rows of each file ({_DEFAULT_LIMIT})",
     )  # fmt: skip
     for action in (train, evaluate):
@@ -107,6 +108,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from serving.routing.heads import load_model
     from serving.tasks.catalog import load_specs
 
+    refuse_outside("--limit", args.limit, least=1)
     settings = settings_from(args)
     samples = read_samples(args.data, args.limit) if args.data else None
     with step("measuring the router"):

@@ -6,7 +6,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from serving.commands.ledger import opened_ledger
-from serving.commands.options import add_settings_options, decimal_number, whole_number
+from serving.commands.options import add_settings_options
+from serving.host.numbers import decimal_number, whole_number
 
 if TYPE_CHECKING:
     from serving.contracts.ledger import Tenant

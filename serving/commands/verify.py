@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.commands.progress import step
+from serving.host.numbers import refuse_outside, signed_number
 
 if TYPE_CHECKING:
     from serving.artifacts.trust import Attestation
@@ -31,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--attestation", type=Path, metavar="FILE", help="the envelope (DIR/attestation.json)"
     )
     parser.add_argument(
-        "--max-age-days", type=float, metavar="N", help="refuse an older attestation"
+        "--max-age-days", type=signed_number, metavar="N", help="refuse an older attestation"
     )
     parser.add_argument(
         "--probe", action="store_true",
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     )
     from serving.contracts.errors import AttestationRefused
 
+    refuse_outside("--max-age-days", args.max_age_days, least=0.0)
     if args.folder.is_file():
         return _verify_claim(args)
     policy = TrustPolicy(tuple(args.trust), args.max_age_days)

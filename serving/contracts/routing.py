@@ -1,5 +1,6 @@
 """The router's part of a request: tier, reason, decision, and the protocols around them."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -36,6 +37,20 @@ Reason = Literal[
     "cached",  # an equal request was answered before, or at the same moment
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
+
+
+_LONGEST_END_USER = 256
+
+
+def end_user_id(given: str) -> str:
+    """Return the id under which an end user's rows are stored and deleted.
+
+    It is what the client sent; of a longer id, its beginning and its SHA-256, 256 characters.
+    """
+    if len(given) <= _LONGEST_END_USER:
+        return given
+    digest = hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()
+    return f"{given[: _LONGEST_END_USER - 1 - len(digest)]}~{digest}"
 
 
 @dataclass(frozen=True, slots=True)

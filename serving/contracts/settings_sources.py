@@ -6,8 +6,10 @@ as JSON. An empty variable counts as unset. Unknown keys and variables are refus
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -83,6 +85,8 @@ def _from_variable(variable: str, value: str) -> dict[str, Any]:
                 field=variable,
                 fix=f"{'.'.join(names)} is a {place.kind}: write it as JSON, such as {place.shown}",
             ) from error
+    else:
+        _refuse_notation(variable, value, names, place)
     for name in reversed(names):
         nested = {name: nested}
     _refuse_bent(
@@ -91,16 +95,45 @@ def _from_variable(variable: str, value: str) -> dict[str, Any]:
     return dict(nested)
 
 
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_NUMBER = re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]+)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_TRUTH_VALUE = re.compile("true|false", re.IGNORECASE)
+_PLAIN: Mapping[Any, tuple[re.Pattern[str], str]] = {
+    bool: (_TRUTH_VALUE, "true or false"),
+    int: (_INTEGER, "a whole number in decimal digits"),
+    float: (_NUMBER, "a number in decimal digits"),
+    Decimal: (_NUMBER, "a number in decimal digits"),
+}
+
+
+def _refuse_notation(variable: str, value: str, names: list[str], place: "_Place") -> None:
+    """Raise InvalidSettings for a number or truth value that a file could not hold as written.
+
+    Python also reads 8_001, +5, other alphabets' digits and white space as numbers, and pydantic
+    reads yes, on and 1 as true.
+    """
+    if place.plain is None or place.plain[0].fullmatch(value):
+        return
+    raise InvalidSettings(
+        f"the environment variable {variable} is invalid: {'.'.join(names)} is {value[:60]!r}, "
+        f"which is not {place.plain[1]}",
+        field=".".join(names),
+        fix=f"write {place.plain[1]}, without quotes, white space or separators",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """The kind of value of a setting.
 
-    structured: a list or mapping, which a variable holds as JSON.
+    structured: a list or mapping, which a variable holds as JSON. plain: how a number or a truth
+    value is written, as a pattern and in words.
     """
 
     structured: bool
     kind: str = "value"
     shown: str = ""
+    plain: tuple[re.Pattern[str], str] | None = None
 
 
 def _place(names: list[str], variable: str) -> _Place:
@@ -131,7 +164,7 @@ def _place(names: list[str], variable: str) -> _Place:
         return _Place(True, "mapping", '{"name": "value"}')
     if _origin(annotation) is tuple:
         return _Place(True, "list", '["first", "second"]')
-    return _Place(False)
+    return _Place(False, plain=_PLAIN.get(_plain(annotation)))
 
 
 def _plain(annotation: Any) -> Any:

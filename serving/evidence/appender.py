@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from serving.contracts.errors import LedgerUnavailable
 from serving.contracts.evidence import Audit
 from serving.evidence.store import Definition, EvidenceStore
+from serving.ledger.database import blames_row
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class EvidenceAppender:
     """A queue in memory and one task that writes it. appended: called after rows were written.
 
     A crash loses what is pending, at most some tenths of a second. While the database is
-    unreachable rows wait; beyond 10,000, the oldest are dropped and counted in `lost`.
+    unreachable rows wait; beyond 10,000, the oldest are dropped and counted in `lost`. So is a row
+    that the database refuses: it does not keep the others back.
     """
 
     def __init__(self, store: EvidenceStore, appended: Callable[[], None]) -> None:
@@ -73,11 +75,30 @@ class EvidenceAppender:
         try:
             await asyncio.to_thread(self._write, batch)
         except (LedgerUnavailable, SQLAlchemyError) as error:
+            if isinstance(error, SQLAlchemyError) and blames_row(error):
+                return await self._flush_one_by_one(batch)
             logger.warning(
                 "evidence.append_failed rows=%d error=%s", len(batch), type(error).__name__
             )
             self._pending.extendleft(reversed(batch))
             return False
+        self._appended()
+        return True
+
+    async def _flush_one_by_one(self, batch: list[_Pending]) -> bool:
+        """Write what the database takes of a batch, and drop what it refuses."""
+        for position, row in enumerate(batch):
+            try:
+                await asyncio.to_thread(self._write, [row])
+            except (LedgerUnavailable, SQLAlchemyError) as error:
+                if not (isinstance(error, SQLAlchemyError) and blames_row(error)):
+                    self._pending.extendleft(reversed(batch[position:]))
+                    return False
+                self.lost += 1
+                # Not the message: it holds the row's values.
+                logger.error(  # noqa: TRY400
+                    "evidence.row_rejected row=%s error=%s", type(row).__name__, type(error).__name__
+                )
         self._appended()
         return True
 

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Connection, Row, Table, delete, func, select, update
 
 from serving.contracts.evidence import Action, Audit, Candidate, Claim, ClaimEvent, Scope
+from serving.contracts.routing import end_user_id
 from serving.ledger.database import Database
 from serving.ledger.instances import database_now
 from serving.ledger.schema import (
@@ -57,6 +58,11 @@ class EvidenceOwner:
     tenant: str
     request_id: str | None = None
     end_user: str | None = None
+
+    def __post_init__(self) -> None:
+        """Take the end user's id as it is stored."""
+        if self.end_user is not None:
+            object.__setattr__(self, "end_user", end_user_id(self.end_user))
 
     @property
     def is_tenant(self) -> bool:

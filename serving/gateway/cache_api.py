@@ -10,8 +10,9 @@ from serving.cache.service import CacheService
 from serving.contracts.errors import InvalidRequest, NotFound
 from serving.contracts.ledger import Caller
 from serving.gateway.context import Context
+from serving.gateway.control import WHOLE_QUERY, body_of, body_schema
 
-router = APIRouter(prefix="/v1", tags=["cache"])
+router = APIRouter(prefix="/v1", tags=["cache"], dependencies=[WHOLE_QUERY])
 
 
 class Feedback(BaseModel):
@@ -62,8 +63,10 @@ async def delete_namespace(
     raise _no_namespace(namespace)
 
 
-@router.post("/cache/feedback")
-async def note_feedback(body: Feedback, cache: Cache, caller: Sender) -> dict[str, Any]:
+@router.post("/cache/feedback", openapi_extra=body_schema(Feedback))
+async def note_feedback(
+    body: Annotated[Feedback, Depends(body_of(Feedback))], cache: Cache, caller: Sender
+) -> dict[str, Any]:
     """Note whether a cached answer was right; a wrong one is deleted at once."""
     visible = _visible(body.id, cache, caller)
     if not body.good:

@@ -147,10 +147,12 @@ async def on_validation_error(request: Request, exc: Exception) -> Response:
                 fix="send a JSON object",
             )
         )
-    field = ".".join(place) or None
+    # A query's parameter is named as the client wrote it.
+    field = ".".join(place[1:] if place[:1] == ["query"] else place) or None
+    wanted = problem["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
     return error_response(
         errors.InvalidRequest(
-            problem["msg"] if field is None else f"{field}: {problem['msg']}",
+            wanted if field is None else f"{field}: {wanted}",
             field=field,
             fix="/docs shows the shape of every request",
         )

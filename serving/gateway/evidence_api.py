@@ -8,16 +8,18 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.cache.entry_store import EntryFilter
-from serving.contracts.errors import InvalidRequest, NotFound
+from serving.contracts.errors import NotFound
 from serving.contracts.ledger import Caller
 from serving.evidence import administration
 from serving.evidence.kept_texts import KeptTexts, erase_texts
 from serving.evidence.store import EvidenceOwner, EvidenceStore
 from serving.gateway.context import Context, GatewayContext
+from serving.gateway.control import WHOLE_QUERY, QueryInteger, body_of, body_schema
+from serving.pipeline.fields import invalid
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
-router = APIRouter(prefix="/v1/admin", tags=["evidence"])
+router = APIRouter(prefix="/v1/admin", tags=["evidence"], dependencies=[WHOLE_QUERY])
 
 
 class Withdrawal(BaseModel):
@@ -81,7 +83,7 @@ async def sample_texts(
     claim: str,
     context: Context,
     actor: Actor,
-    count: Annotated[int, Query(ge=1, le=1000, description="texts at most")] = 100,
+    count: Annotated[QueryInteger, Query(ge=1, le=1000, description="texts at most")] = 100,
 ) -> dict[str, Any]:
     """Return a random sample of audited texts for the caller to label. Each reading is logged."""
     found = await asyncio.to_thread(
@@ -93,9 +95,12 @@ async def sample_texts(
     return {"object": "list", "data": rows}
 
 
-@router.post("/claims/{claim}/withdraw")
+@router.post("/claims/{claim}/withdraw", openapi_extra=body_schema(Withdrawal))
 async def withdraw_claim(
-    claim: str, body: Withdrawal, context: Context, actor: Actor
+    claim: str,
+    body: Annotated[Withdrawal, Depends(body_of(Withdrawal))],
+    context: Context,
+    actor: Actor,
 ) -> dict[str, Any]:
     """Withdraw a claim for good; every replica follows within 2 s, this one at once."""
     store = _store(context)
@@ -105,8 +110,13 @@ async def withdraw_claim(
     return {"claim": claim, "state": "withdrawn"}
 
 
-@router.post("/claims/{claim}/labels")
-async def label_inputs(claim: str, body: Labels, context: Context, actor: Actor) -> dict[str, Any]:
+@router.post("/claims/{claim}/labels", openapi_extra=body_schema(Labels))
+async def label_inputs(
+    claim: str,
+    body: Annotated[Labels, Depends(body_of(Labels))],
+    context: Context,
+    actor: Actor,
+) -> dict[str, Any]:
     """Note a person's labels of audited inputs."""
     labels = [administration.Label(item.input, item.label) for item in body.labels]
     count = await asyncio.to_thread(
@@ -124,8 +134,9 @@ async def delete_evidence(
     end_user: Annotated[str | None, Query(description="only of one end user")] = None,
 ) -> dict[str, Any]:
     """Delete what names a tenant, a request or an end user, cached answers too."""
-    if request_id == "" or end_user == "":
-        raise InvalidRequest("request_id and end_user must not be empty", field="request_id")
+    for name, value in {"tenant": tenant, "request_id": request_id, "end_user": end_user}.items():
+        if value == "":
+            raise invalid(name, value, "a name of at least one character")
     owner = EvidenceOwner(tenant, request_id, end_user)
     store = _store(context)
     count = await asyncio.to_thread(store.delete, owner, actor)

@@ -16,7 +16,12 @@ from starlette.datastructures import Headers
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest, UnsupportedMediaType
-from serving.contracts.routing import AuditPreference, RequestOptions, RoutePreference
+from serving.contracts.routing import (
+    AuditPreference,
+    RequestOptions,
+    RoutePreference,
+    end_user_id,
+)
 from serving.gateway.auth import single_header
 from serving.gateway.cache_options import cache_preference, cache_ttl_s
 from serving.gateway.context import GatewayContext
@@ -47,10 +52,9 @@ _HEADERS = {
 _END_USER = "x-narrowgate-user"
 # Of OpenAI's API; the newer one first.
 _END_USER_FIELDS = ("safety_identifier", "user")
-_LONGEST_END_USER = 256
 
 
-async def _json_body(request: Request) -> Any:
+async def read_json(request: Request) -> Any:
     """Return the body's document.
 
     Raises UnsupportedMediaType for another type or encoding, InvalidRequest for a body that is not
@@ -141,7 +145,7 @@ def _malformed(reason: str) -> InvalidRequest:
     return InvalidRequest(f"the body is not JSON in UTF-8: {reason}", fix="send a JSON object")
 
 
-JsonBody = Annotated[Any, Depends(_json_body)]
+JsonBody = Annotated[Any, Depends(read_json)]
 
 
 def _plain_number(value: Any) -> Any:
@@ -215,10 +219,13 @@ class Options:
 
 def _end_user(body: Any, headers: Headers) -> str | None:
     fields = body if isinstance(body, dict) else {}
-    header = single_header(headers, _END_USER)
-    named = [*(fields.get(name) for name in _END_USER_FIELDS), header]
-    given = (value for value in named if isinstance(value, str) and value)
-    return next((value[:_LONGEST_END_USER] for value in given), None)
+    named = {name: fields.get(name) for name in _END_USER_FIELDS}
+    named[_END_USER] = single_header(headers, _END_USER)
+    for name, value in named.items():
+        if isinstance(value, str) and "\0" in value:
+            raise invalid(name, value, "an id without the character NUL")
+    given = (value for value in named.values() if isinstance(value, str) and value)
+    return next((end_user_id(value) for value in given), None)
 
 
 def _taken(body: dict[str, Any]) -> dict[str, Any]:

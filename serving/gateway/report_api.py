@@ -9,8 +9,9 @@ from serving.contracts.ledger import Caller
 from serving.contracts.report import Report
 from serving.contracts.report_window import parse_window
 from serving.gateway.context import Context, GatewayContext
+from serving.gateway.control import WHOLE_QUERY
 
-router = APIRouter(tags=["reports"])
+router = APIRouter(tags=["reports"], dependencies=[WHOLE_QUERY])
 
 
 async def _caller(request: Request) -> Caller:

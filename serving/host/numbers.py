@@ -1,8 +1,42 @@
 """Numbers on the command line: checked before work begins, with the option's name."""
 
+import argparse
 import math
+import re
+from decimal import Decimal
 
 from serving.contracts.errors import InvalidArgument
+
+
+def whole_number(text: str) -> int:
+    """Return a whole number. Raises ArgumentTypeError for anything but the digits 0 to 9."""
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number in the digits 0 to 9")
+    return int(text)
+
+
+def decimal_number(text: str) -> Decimal:
+    """Return a number such as 12 or 0.25. Raises ArgumentTypeError for any other notation."""
+    if not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 12 or 0.25")
+    return Decimal(text)
+
+
+def signed_integer(text: str) -> int:
+    """Return a whole number, which may be negative. Raises ArgumentTypeError as whole_number."""
+    return -whole_number(text[1:]) if text.startswith("-") else whole_number(text)
+
+
+def signed_number(text: str) -> float:
+    """Return a number in the digits 0 to 9, also nan and inf, for a check of its range to refuse.
+
+    Raises ArgumentTypeError for other notations that Python reads as numbers: 1_000, white space,
+    a plus sign, other alphabets' digits.
+    """
+    plain = r"-?((([0-9]+(\.[0-9]*)?)|\.[0-9]+)([eE][-+]?[0-9]+)?|nan|inf(inity)?)"
+    if not re.fullmatch(plain, text, re.IGNORECASE | re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 12 or 0.25")
+    return float(text)
 
 
 def refuse_outside(

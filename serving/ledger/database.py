@@ -179,3 +179,17 @@ def _sqlite(url: URL, timeouts: Timeouts, synchronous: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def blames_row(error: exc.SQLAlchemyError) -> bool:
+    """Return whether an error is a row's, not the database's (rights, missing table, read-only).
+
+    Writing the same row again fails again.
+    """
+    if isinstance(error, exc.DataError | exc.IntegrityError):
+        return True
+    if not isinstance(error, exc.DBAPIError):
+        # A value that the driver never got.
+        return isinstance(error, exc.StatementError)
+    # The driver's own errors have no state: it cannot send a value.
+    return getattr(error.orig, "sqlstate", None) is None

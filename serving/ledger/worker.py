@@ -13,7 +13,7 @@ from sqlalchemy import exc
 from serving.contracts.errors import LedgerUnavailable, LedgerUnusable, NarrowgateError
 from serving.contracts.ledger import LedgerEvents
 from serving.ledger.connection_watchdog import ConnectionWatchdog
-from serving.ledger.database import DEFAULT_TIMEOUTS, Database, Timeouts
+from serving.ledger.database import DEFAULT_TIMEOUTS, Database, Timeouts, blames_row
 from serving.ledger.instances import SILENT, Instance, beat, end
 from serving.ledger.migrate import migrate
 from serving.ledger.operations import (
@@ -133,7 +133,7 @@ class LedgerWorker:
                 self._reached_commit = True
         except BaseException as error:  # whatever ends the transaction; re-raised
             self._store.forget()
-            if isinstance(error, exc.DBAPIError) and not _blames_row(error):
+            if isinstance(error, exc.DBAPIError) and not blames_row(error):
                 raise _unavailable() from error
             raise
         return list(answers)
@@ -299,14 +299,6 @@ class LedgerWorker:
             self._deps.spill.reject([line])
         except OSError as error:
             logger.error("ledger.row_lost error=%s", error.strerror)  # noqa: TRY400
-
-
-def _blames_row(error: exc.DBAPIError) -> bool:
-    """Return whether an error is a row's, not the database's (rights, missing table, read-only)."""
-    if isinstance(error, exc.DataError | exc.IntegrityError):
-        return True
-    # The driver's own errors have no state: it cannot send a value.
-    return getattr(error.orig, "sqlstate", None) is None
 
 
 def _unavailable() -> LedgerUnavailable:

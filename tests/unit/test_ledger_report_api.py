@@ -36,6 +36,7 @@ from .ledger_kit import (
     set_aside,
 )
 from .ledger_rows import LedgerRows, frontier
+from .scripted import assert_error
 
 AUCKLAND = ZoneInfo("Pacific/Auckland")
 NOW = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
@@ -74,8 +75,9 @@ async def get(client: httpx.AsyncClient, path: str, **query: str) -> dict[str, A
 
 async def test_a_tenant_sees_its_own_usage_and_nothing_of_others(client: httpx.AsyncClient) -> None:
     window = {"since": "2026-11-01", "until": "2026-11-02"}
-    # Whatever it asks for.
-    found = await get(client, "/v1/usage", tenant="b", **window)
+    named = await client.get("/v1/usage", params={"tenant": "b", **window})
+    assert assert_error(named, 400, "invalid_request")["param"] == "tenant"
+    found = await get(client, "/v1/usage", **window)
     assert found["tenant"] == "a"
     assert found["totals"]["exits"] == 1
     assert found["totals"]["cost_usd"] == "0.0003"

@@ -57,6 +57,50 @@ def test_numbers_of_a_gate_are_checked_first(
     assert option in document["error"]["message"]
 
 
+@pytest.mark.parametrize("number", ["1_0", " 1", "+1", "\u0661", "0x1", "1,5", "", "one"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["gate", "--limit"], ["gate", "--seed"], ["gate", "--min-speed"],
+        ["gate", "--general-margin"], ["quantize", "m", "--seed"], ["quantize", "m", "--samples"],
+        ["suite", "fetch", "x", "--limit"], ["verify", "m", "--trust", "k", "--max-age-days"],
+        ["k8s", "fetch", "--max-age-days"], ["evidence", "label", "c", "--person", "p", "--count"],
+        ["router", "evaluate", "--limit"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_number_in_another_notation_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], words: list[str], number: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*words[:-1], f"{words[-1]}={number}"])
+    assert caught.value.code == 2
+    assert repr(number) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "margin", ["topic=0_1", "topic=\u0660", "topic=+0", "topic= 0", "topic=nan"]
+)
+def test_a_margin_in_another_notation_is_refused(
+    gate: list[object], capsys: pytest.CaptureFixture[str], margin: str
+) -> None:
+    capsys.readouterr()
+    status, document = run(capsys, *gate, f"--margin={margin}")
+    assert (status, document["error"]["field"]) == (2, "margin")
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "-1"])
+def test_an_age_that_bounds_nothing_is_refused(
+    tmp_path: Path, key: Path, capsys: pytest.CaptureFixture[str], days: str
+) -> None:
+    capsys.readouterr()
+    model, public = write(tmp_path / "model"), f"{key}.pub"
+    fetch = ["k8s", "fetch", tmp_path, "--artifact", f"sha256-{'0' * 64}", "--out", tmp_path / "o"]
+    for words in (["verify", model], fetch):
+        status, document = run(capsys, *words, "--trust", public, f"--max-age-days={days}")
+        assert (status, document["error"]["field"]) == (2, "max_age_days")
+
+
 def test_the_output_of_a_gate_is_checked_first(
     gate: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

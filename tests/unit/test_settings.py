@@ -205,6 +205,42 @@ def test_a_variable_at_fault_is_named(variable: str, value: str, message: str) -
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "field"),
+    [
+        *(("NARROWGATE_PORT", value, "port")
+          for value in ("8_001", "+8001", " 8001", "8001 ", "08001", "0x1F41", "\u0668\u0660",
+                        "8001.0", "8e3", "true", "'8001'")),
+        *(("NARROWGATE_GATEWAY__REQUEST_TIMEOUT_S", value, "gateway.request_timeout_s")
+          for value in ("1_0", "+10", " 10", "\u0661", "nan", "inf", "1e", "010", "0.5_5")),
+        *(("NARROWGATE_EVIDENCE__MAX_USD_A_DAY", value, "evidence.max_usd_a_day")
+          for value in ("1_000", "+1", "\uff11", "NaN", "1,5")),
+        *(("NARROWGATE_CACHE__ENABLED", value, "cache.enabled")
+          for value in ("yes", "no", "on", "off", "1", "0", "t", "y", "true ")),
+        ("NARROWGATE_EVIDENCE__KEEP_TEXTS", "1_0", "evidence.keep_texts"),
+        ("narrowgate_models__replicas", "1_0", "narrowgate_models__replicas"),
+    ],
+)  # fmt: skip
+def test_a_variable_holds_numbers_and_truth_values_as_a_file_does(
+    variable: str, value: str, field: str
+) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings(None, {}, {variable: value})
+    assert variable in caught.value.message
+    assert caught.value.field == field
+
+
+def test_plain_numbers_and_truth_values_of_variables_are_read() -> None:
+    settings = load_settings(None, {}, {
+        "NARROWGATE_PORT": "8001", "NARROWGATE_GATEWAY__REQUEST_TIMEOUT_S": "7.5",
+        "NARROWGATE_CONTEXT__RATIO": ".5", "NARROWGATE_EVIDENCE__MAX_USD_A_DAY": "0.25",
+        "NARROWGATE_EVIDENCE__ALARM": "1e4", "NARROWGATE_CACHE__ENABLED": "False",
+    })  # fmt: skip
+    assert (settings.port, settings.gateway.request_timeout_s) == (8001, 7.5)
+    assert (settings.context.ratio, settings.evidence.alarm) == (0.5, 10_000.0)
+    assert (str(settings.evidence.max_usd_a_day), settings.cache.enabled) == ("0.25", False)
+
+
 def test_a_variable_reaches_every_level() -> None:
     settings = load_settings(None, {}, {
         "NARROWGATE_FRONTIER__PROVIDERS__OPENAI__API": "openai",
