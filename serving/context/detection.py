@@ -1,13 +1,13 @@
 """Finds which texts of a chat are context and which ask. Pure."""
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from serving.contracts.requests import INSTRUCTING_ROLES, Message
 
-_OPEN = re.compile(r"<(context|documents|document)(?:\s[^<>]{0,400})?>", re.IGNORECASE)
-_TAG = re.compile(r"</?(?:context|documents|document)(?:\s[^<>]{0,400})?>", re.IGNORECASE)
+_TAG = re.compile(r"<(/?)(context|documents|document)(?:\s[^<>]{0,400})?>", re.IGNORECASE)
 _MOST_CHARS = 2000
 """Of the question; of a longer one its end counts."""
 
@@ -47,18 +47,19 @@ def context_places(
 
 def question_of(messages: Sequence[Message], places: Sequence[Place]) -> str:
     """Return the last user message's text outside of context; empty where no message asks."""
+    inside: defaultdict[tuple[int, int | None], list[Place]] = defaultdict(list)
+    for place in places:
+        inside[place.message, place.part].append(place)
     for index in range(len(messages) - 1, -1, -1):
         if messages[index].role != "user":
             continue
         pieces: list[str] = []
         for part, text in texts_of(messages[index]):
-            end = len(text)
-            outside: list[str] = []
-            inside = [p for p in places if p.message == index and p.part == part]
-            for place in reversed(inside):
-                outside.insert(0, text[place.end : end])
-                end = place.start
-            pieces.append(" ".join([text[:end], *outside]))
+            start = 0
+            for place in inside[index, part]:
+                pieces.append(text[start : place.start])
+                start = place.end
+            pieces.append(text[start:])
         question = _TAG.sub(" ", " ".join(pieces)).strip()
         if question:
             return question[-_MOST_CHARS:]
@@ -85,14 +86,13 @@ def may_be_marked(messages: Sequence[Message], index: int, part: int | None) -> 
 
 def _elements(text: str) -> Iterator[tuple[int, int]]:
     """Yield the insides of outermost elements. An element that is not closed is no context."""
-    position = 0
-    while opened := _OPEN.search(text, position):
-        closing = f"</{opened.group(1).lower()}>"
-        end = text.lower().find(closing, opened.end()) if len(text) < 1 << 22 else -1
-        if end < 0:
-            return
-        yield opened.end(), end
-        position = end + len(closing)
+    opened: re.Match[str] | None = None
+    for tag in _TAG.finditer(text):
+        if opened is None:
+            opened = None if tag.group(1) else tag
+        elif tag.group(1) and tag.group(2).lower() == opened.group(2).lower():
+            yield opened.end(), tag.start()
+            opened = None
 
 
 def _is_result(message: Message, before: Sequence[Message], tools: Collection[str]) -> bool:

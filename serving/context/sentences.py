@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterator
 
+# A run of marks is tried once, from its beginning: from each mark it would take quadratic time.
 _END = re.compile(
-    r"[.!?\u2026]+[\"')\]\u00bb\u201c\u201d\u2019]*(?=\s)|[\u3002\uff01\uff1f]+[\u300d\u300f]?"
+    r"(?<![.!?\u2026])[.!?\u2026]++[\"')\]\u00bb\u201c\u201d\u2019]*+(?=\s)"
+    r"|[\u3002\uff01\uff1f]+[\u300d\u300f]?"
 )
 _LAST_WORD = re.compile(r"(\S{1,12})\Z")
 _ABBREVIATIONS = frozenset({

@@ -9,10 +9,12 @@ from serving.context.sentences import sentences
 
 _FENCE = re.compile(r"[ \t]*(```|~~~)")
 _ROW = re.compile(r"[^\n]*(?:\|[^\n|]*\||\t[^\n\t]*\t)|[ \t]*\|")
-_ITEM = re.compile(r"[ \t]*(?:[-*+\u2022\u2013]|\(?\d{1,3}[.)]|[a-zA-Z][.)])[ \t]+\S")
+_MARKED = r"(?:[-*+\u2022\u2013]|\(?\d{1,3}[.)]|[a-zA-Z][.)])[ \t]+\S"
+_ITEM = re.compile(rf"[ \t]*{_MARKED}")
+_ITEM_ANYWHERE = re.compile(_MARKED)
 _CODE = re.compile(
     r"(?: {4}|\t)\S|[ \t]*(?:def |class |import |from \w+ import |return\b|function |const |let |"
-    r"var |public |private |#include|SELECT |INSERT |UPDATE |CREATE |\$ |>>> |</?\w+[^>]*>\s*$)"
+    r"var |public |private |#include|SELECT |INSERT |UPDATE |CREATE |\$ |>>> |</?\w[^>]*>\s*$)"
     r"|[^\n]*[;{}]\s*$"
 )
 _MARKUP = re.compile(r"[ \t]*</?[A-Za-z][^>\n]{0,400}>[ \t]*$")
@@ -23,12 +25,13 @@ _CITATION = re.compile(
 """A passage's number, by which an answer cites it; kept with the passage."""
 _HEADING = re.compile(r"[ \t]*(?:#{1,6} |title: ?)", re.IGNORECASE)
 _LONGEST_HEADING = 120
+_LONGEST_TITLE = 1000
 _SHORT_HEADING = 80
 _GAPS = ("\n\n", "\r\n\r\n", "\n \n")
 _SENTENCE_END = (".", "!", "?", "\u2026", ";", ",", "\u3002")
 _MOST_ITEMS = 12
 _LEADING_PRONOUN = re.compile(
-    r"[\W_]*(?:it|its|they|them|their|he|him|his|she|her|hers|this|that|these|those|such|both|neither|"
+    r"[\W_]*+(?:it|its|they|them|their|he|him|his|she|her|hers|this|that|these|those|such|both|neither|"
     r"er|sie|es|dieser|diese|dieses|diesen|il|elle|ils|elles|cela|ceci|cet|cette|ces|\u00e9l|ella|"
     r"ellos|ellas|esto|esta|este|estos|estas|second(?:ly)?,|third(?:ly)?,|then|next,|finally,)(?!\w)",
     re.IGNORECASE,
@@ -200,7 +203,8 @@ def _add_units(division: Division, start: int, end: int, kind: str, passage: int
         _add_item(division, start, end, passage)
     else:
         for begin, stop in sentences(text, start, end):
-            units.append(Unit(begin, stop, passage, needs=_antecedent(division, begin, passage)))
+            needs = _antecedent(division, begin, stop, passage)
+            units.append(Unit(begin, stop, passage, needs=needs))
 
 
 def _name(division: Division, line: str, passage: int) -> None:
@@ -211,14 +215,15 @@ def _name(division: Division, line: str, passage: int) -> None:
     index = passage - division.first_passage
     is_named = bool(division.units) and division.units[-1].passage == passage
     earlier = division.titles[index] if is_named else ""
-    division.titles[index] = f"{earlier} {found}".strip() or division.titles[index]
+    if len(earlier) < _LONGEST_TITLE:
+        division.titles[index] = f"{earlier} {found}".strip() or division.titles[index]
 
 
-def _antecedent(division: Division, begin: int, passage: int) -> int | None:
+def _antecedent(division: Division, begin: int, stop: int, passage: int) -> int | None:
     units = division.units
     if not units or units[-1].passage != passage or units[-1].is_title:
         return None
-    return len(units) - 1 if _LEADING_PRONOUN.match(division.text, begin) else None
+    return len(units) - 1 if _LEADING_PRONOUN.match(division.text, begin, stop) else None
 
 
 def _add_item(division: Division, start: int, end: int, passage: int) -> None:
@@ -244,7 +249,7 @@ def _lead_in(division: Division, passage: int) -> int | None:
     if last.needs is not None and _ITEM.match(division.text, last.start):
         return last.needs
     text = division.of(last)
-    is_list = "\n" in text.strip() and _ITEM.search(text) is not None
+    is_list = "\n" in text.strip() and _ITEM_ANYWHERE.search(text) is not None
     return len(division.units) - 1 if text.rstrip().endswith(":") or is_list else None
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -20,6 +21,10 @@ from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
 
 logger = logging.getLogger(__name__)
+
+_AT_ONCE = 2
+"""Contexts that are pruned at once: the largest take 4 s and 600 MiB each."""
+_LONGEST_WAIT_S = 2.0
 
 PruningOutcome = Literal["pruned", "no_question", "too_short", "too_long", "no_saving", "failed"]
 
@@ -74,6 +79,7 @@ class Pruned:
     def __init__(self, runner: Runner[ChatRequest, FrontierPlan], pruning: Pruning) -> None:
         self._runner = runner
         self._pruning = pruning
+        self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def whole(
         self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
@@ -107,13 +113,16 @@ class Pruned:
         mode = request.pruning.mode or self._pruning.settings.mode
         if mode == "off":
             return None
-        tools = self._pruning.settings.tools
-        places = context_places(request.messages, request.pruning.marked, tools)
+        if not _may_hold_context(request, self._pruning.settings.tools):
+            return None
+        places = await asyncio.to_thread(
+            context_places, request.messages, request.pruning.marked, self._pruning.settings.tools
+        )
         if not places:
             return None
         began = time.monotonic()
         try:
-            result = await asyncio.to_thread(self._result, request, plan, mode, places)
+            result = await self._bounded(lambda: self._result(request, plan, mode, places))
         except (NarrowgateError, ArithmeticError, LookupError, ValueError, OSError) as error:
             # Optional: a request is not refused because its context could not be shortened.
             logger.warning("context_pruning_failed error=%s", type(error).__name__)
@@ -122,11 +131,20 @@ class Pruned:
         self._pruning.events.context_seen(result.outcome, result.before, result.after, elapsed_s)
         return result
 
+    async def _bounded(self, work: Callable[[], _Result]) -> _Result:
+        """Run in a thread, of which few prune at once. Raises TimeoutError where none is free."""
+        async with asyncio.timeout(_LONGEST_WAIT_S):
+            await self._slots.acquire()
+        running = asyncio.ensure_future(asyncio.to_thread(work))
+        # Not when the client leaves: the thread goes on.
+        running.add_done_callback(lambda _: self._slots.release())
+        return await asyncio.shield(running)
+
     def _result(
         self, request: ChatRequest, plan: FrontierPlan, mode: PruningMode, places: Sequence[Place]
     ) -> _Result:
         settings = self._pruning.settings
-        texts = [_text_at(request.messages, place) for place in places]
+        texts = _texts_at(request.messages, places)
         before = sum(map(quarter_tokens, texts)) // 4
         question = question_of(request.messages, places)
         refused: PruningOutcome | None = None
@@ -160,8 +178,8 @@ class Pruned:
         if prices is None or cached < MIN_CACHED_TOKENS:
             return list(pruned)
         left = []
-        for place, text, short in zip(places, texts, pruned, strict=True):
-            start = _tokens_before(messages, place)
+        starts = _tokens_before(messages, places)
+        for start, text, short in zip(starts, texts, pruned, strict=True):
             is_worth = start >= cached or pays_to_prune(
                 prices, cached=cached, start=start, before=quarter_tokens(text) // 4,
                 after=quarter_tokens(short) // 4,
@@ -193,28 +211,49 @@ class _Stated:
             await close()
 
 
-def _text_at(messages: Sequence[Message], place: Place) -> str:
-    texts = dict(texts_of(messages[place.message]))
-    return texts[place.part][place.start : place.end]
+def _may_hold_context(request: ChatRequest, tools: Collection[str]) -> bool:
+    """Return whether to look for contexts; takes microseconds for most chats."""
+    if tools or request.pruning.marked:
+        return True
+    return any("<" in text for message in request.messages for _, text in texts_of(message))
+
+
+def _texts_at(messages: Sequence[Message], places: Sequence[Place]) -> list[str]:
+    texts = {index: dict(texts_of(messages[index])) for index in {p.message for p in places}}
+    return [texts[place.message][place.part][place.start : place.end] for place in places]
 
 
 def _replaced(
     messages: Sequence[Message], places: Sequence[Place], texts: Sequence[str]
 ) -> tuple[Message, ...]:
+    """Return the messages with other texts at the places, which are in order."""
+    changes: defaultdict[int, defaultdict[int | None, list[tuple[Place, str]]]]
+    changes = defaultdict(lambda: defaultdict(list))
+    for place, text in zip(places, texts, strict=True):
+        changes[place.message][place.part].append((place, text))
     changed = list(messages)
-    # From the end, so that earlier places stay where they are.
-    for place, text in zip(reversed(places), reversed(texts), strict=True):
-        message = changed[place.message]
-        if isinstance(message.content, str):
-            content: Any = message.content[: place.start] + text + message.content[place.end :]
+    for index, of_parts in changes.items():
+        content: Any = messages[index].content
+        if isinstance(content, str):
+            content = _spliced(content, of_parts[None])
         else:
-            parts = [dict(part) for part in message.content or ()]
-            assert place.part is not None
-            whole = parts[place.part]["text"]
-            parts[place.part]["text"] = whole[: place.start] + text + whole[place.end :]
-            content = tuple(parts)
-        changed[place.message] = replace(message, content=content)
+            content = tuple(
+                {**part, "text": _spliced(part["text"], of_parts[number])}
+                if number in of_parts
+                else part
+                for number, part in enumerate(content)
+            )
+        changed[index] = replace(messages[index], content=content)
     return tuple(changed)
+
+
+def _spliced(whole: str, changes: Sequence[tuple[Place, str]]) -> str:
+    pieces: list[str] = []
+    start = 0
+    for place, text in changes:
+        pieces += [whole[start : place.start], text]
+        start = place.end
+    return "".join([*pieces, whole[start:]])
 
 
 def _cached_tokens(messages: Sequence[Message], marker: str) -> int:
@@ -232,11 +271,19 @@ def _cached_tokens(messages: Sequence[Message], marker: str) -> int:
     return cached // 4
 
 
-def _tokens_before(messages: Sequence[Message], place: Place) -> int:
+def _tokens_before(messages: Sequence[Message], places: Sequence[Place]) -> list[int]:
+    """Return the tokens of the messages before each place. places: in order."""
+    found: list[int] = []
+    inside: defaultdict[tuple[int, int | None], list[Place]] = defaultdict(list)
+    for place in places:
+        inside[place.message, place.part].append(place)
     total = 0
-    for index, message in enumerate(messages[: place.message + 1]):
+    for index, message in enumerate(messages):
         for part, text in texts_of(message):
-            if index == place.message and part == place.part:
-                return (total + quarter_tokens(text[: place.start])) // 4
-            total += quarter_tokens(text)
-    return total // 4
+            start = 0
+            for place in inside[index, part]:
+                total += quarter_tokens(text[start : place.start])
+                start = place.start
+                found.append(total // 4)
+            total += quarter_tokens(text[start:])
+    return found

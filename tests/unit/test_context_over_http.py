@@ -1,6 +1,8 @@
 """Context pruning over HTTP: what the provider receives, what the client is told."""
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from serving.context.pruning import MARKER, Pruner
 from serving.contracts.context_settings import ContextSettings
 from serving.contracts.errors import EngineFailure, InvalidSettings
 from serving.gateway.metrics import Metrics
+from serving.pipeline import pruned
 from serving.pipeline.pruned import Pruning
 
 from ..provider.server import ProviderServer
@@ -152,6 +155,46 @@ async def test_a_prefix_to_cache_stays_whole_where_the_cache_is_cheaper(
         answer = await asked(one, document)
     assert answer["narrowgate"]["context"]["outcome"] == "no_saving"
     assert MARKER not in sent(provider)
+
+
+async def test_every_one_of_many_contexts_is_replaced_at_its_place(
+    provider: ProviderServer,
+) -> None:
+    element = f"<context>{CONTEXT}</context> \u0130 "
+    texts = [f"{element * 3}One.", f"{element}Two."]
+    content = [{"type": "text", "text": text} for text in [*texts, QUESTION]]
+    async with server(provider) as one:
+        await asked(one, body(content, context_mode="ratio", context_ratio=0.3))
+    got = [part["text"] for part in provider.script.seen[-1].body["messages"][-1]["content"]]
+    assert [text.count("</context>") for text in got[:2]] == [3, 1]
+    assert all(len(text) < len(whole) for text, whole in zip(got, texts, strict=False))
+    for text, end in zip(got, ("\u0130 One.", "\u0130 Two."), strict=False):
+        assert text.endswith(end)
+
+
+async def test_few_contexts_are_pruned_at_once_and_the_others_go_whole(
+    provider: ProviderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruned, "_LONGEST_WAIT_S", 0.05)
+    entered, released = [], threading.Event()
+
+    def slow() -> Pruner:
+        entered.append(1)
+        assert released.wait(60)
+        return LAZY.get()
+
+    async with server(provider, slow, mode="threshold") as one:
+        first = [asyncio.create_task(asked(one, body(BLOCK))) for _ in range(2)]
+        while len(entered) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        third = await asked(one, body(BLOCK))
+        assert third["narrowgate"]["context"]["outcome"] == "failed"
+        assert len(entered) == 2
+        # A chat without a context waits for nobody.
+        await asked(one, body("A question?"))
+        released.set()
+        for answer in await asyncio.gather(*first):
+            assert answer["narrowgate"]["context"]["outcome"] == "pruned"
 
 
 async def test_a_pruner_that_fails_sends_the_context_whole(provider: ProviderServer) -> None:

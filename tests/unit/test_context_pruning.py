@@ -1,6 +1,7 @@
 """Context pruning: units, what is never removed, the shipped pairs and the command."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from serving.cli import build_parser
 from serving.commands import context as command
 from serving.context.cache_price import pays_to_prune
+from serving.context.detection import context_places, question_of
 from serving.context.fitting import lower_bound
 from serving.context.pairs import HALVES, holds, read_pairs, shipped_pairs
 from serving.context.pruning import MARKER, Part, Pruner
@@ -18,6 +20,7 @@ from serving.context.ranking import Model, Ranker, load_models
 from serving.context.sentences import sentences
 from serving.context.units import divide
 from serving.contracts.errors import InvalidArgument, InvalidSettings
+from serving.contracts.requests import Message
 from serving.contracts.text_length import quarter_tokens
 from serving.embedding.token_vectors import TokenVectors
 
@@ -143,6 +146,43 @@ def test_what_stays_is_the_text_in_its_order(pruner: Pruner, text: str, keep: fl
 def test_odd_texts_are_pruned_without_error(pruner: Pruner, text: str) -> None:
     pruned = pruner.prune("", [Part(text)])
     assert len(pruned.texts) == 1
+
+
+HARD = {
+    "marks": ".", "quoted marks": '."', "questions": "? ", "spaces": " ", "lines": "\n",
+    "tags": "<a ", "one tag": "<" + "a" * 60_000, "dashes": "- ", "items": "- a\n",
+    "titles": "# a\n", "markup": "<a>\n", "pronouns": "It. ", "signs": "--- ", "rows": "|a|b|\n",
+    "braces": "{", "fences": "```\n", "citations": "[7] ", "semicolons": "; ", "tabs": "\t",
+    "a list after spaces": "abc:\n" + " " * 60_000 + "\n- a\n", "no ends": "word ",
+    "letters": "a", "numbers": "1. a\n", "ellipses": "\u2026", "ideographs": "\u5b57\u3002",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HARD.values(), ids=HARD.keys())
+def test_a_context_of_any_shape_takes_time_linear_in_its_length(pruner: Pruner, piece: str) -> None:
+    # 60,000 characters; where the time grew with the square, they took minutes.
+    text = piece * (60_000 // len(piece) or 1)
+    began = time.process_time()
+    pruner.prune(QUESTION, [Part(text)], 0.5)
+    assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["<context>", "</context>", "<context>a</context>", "<documents><document>", "<context "],
+)
+def test_elements_are_found_in_linear_time(piece: str) -> None:
+    began = time.process_time()
+    messages = [Message("user", piece * 20_000, {})]
+    places = context_places(messages, set(), ())
+    question_of(messages, places)
+    assert time.process_time() - began < 5
+
+
+def test_characters_that_change_their_length_in_lower_case_move_no_place() -> None:
+    text = "\u0130" * 5 + " <Context kind='a'>inside</CONTEXT> outside"
+    (place,) = context_places([Message("user", text, {})], set(), ())
+    assert text[place.start : place.end] == "inside"
 
 
 def test_the_shipped_pairs_are_many_and_of_600_to_2000_tokens() -> None:
