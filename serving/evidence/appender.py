@@ -97,7 +97,9 @@ class EvidenceAppender:
                 self.lost += 1
                 # Not the message: it holds the row's values.
                 logger.error(  # noqa: TRY400
-                    "evidence.row_rejected row=%s error=%s", type(row).__name__, type(error).__name__
+                    "evidence.row_rejected row=%s error=%s",
+                    type(row).__name__,
+                    type(error).__name__,
                 )
         self._appended()
         return True

@@ -64,13 +64,16 @@ class CacheAccess:
         """Return the key of a chat; None where it is neither looked up nor stored."""
         settings = self.cache.settings
         task = request.model.removeprefix(TASK_PREFIX)
-        reason = self._bypass(context, None if task == request.model else task) or unfit_chat(
-            request, settings.sampled
-        )
+        is_long = request.text_chars > _LONG_TEXT
+        reason = self._bypass(context, None if task == request.model else task)
+        if reason is None and is_long:
+            reason = await asyncio.to_thread(unfit_chat, request, settings.sampled)
+        elif reason is None:
+            reason = unfit_chat(request, settings.sampled)
         if reason is not None:
             self.cache.events.cache_bypassed("chat", reason)
             return None
-        if request.text_chars > _LONG_TEXT:
+        if is_long:
             return await asyncio.to_thread(self.key_of, request, context)
         return self.key_of(request, context)
 

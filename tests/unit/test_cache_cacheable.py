@@ -71,6 +71,17 @@ def test_the_words_of_every_turn_count_but_those_of_the_application() -> None:
         assert request_reason(messages=[{"role": "developer", "content": text}, *TEXT]) is None
 
 
+@pytest.mark.parametrize("before", [0, 16_370, 16_380, 16_383, 16_384, 16_390, 50_000])
+def test_a_long_text_is_searched_to_its_end_and_words_stay_whole(before: int) -> None:
+    filler = "word " * 20_000
+    for text, reason in (
+        ("the nowhere land", None), ("what is new today", "time_dependent"),
+        ("IBAN DE89 3704 0044 0532 0130 00", "personal"), ("ann.lee+x@example.org", "personal"),
+    ):  # fmt: skip
+        content = f"{filler[:before]} {text} {filler}"
+        assert request_reason(messages=[{"role": "user", "content": content}]) == reason
+
+
 def document(**changes: Any) -> dict[str, Any]:
     message = {"role": "assistant", "content": "Because of scattering."}
     choice = {"index": 0, "message": message, "finish_reason": "stop", **changes}

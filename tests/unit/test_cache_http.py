@@ -1,5 +1,7 @@
 """The exact cache over HTTP: hits, headers, money, and what is never cached."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from decimal import Decimal
@@ -16,7 +18,7 @@ from ..provider.script import Fault, Reply, Seen
 from ..provider.server import ProviderServer
 from .attested import result
 from .cache_kit import Cached, cached, events_of, state_of, text_of
-from .chat_kit import CHAT, chat_body
+from .chat_kit import CHAT, chat_body, replying
 from .frontier_kit import ANTHROPIC, OPENAI, frontier, settings
 from .memory_ledger import COST, LOCAL_COST
 from .scripted import MODEL, Server, assert_error
@@ -392,6 +394,30 @@ async def test_sampled_chats_are_not_cached_where_the_settings_say_so(
             assert [state_of(await found.chat()) for _ in range(2)] == ["bypass"] * 2
             exact = [state_of(await found.chat(temperature=0)) for _ in range(2)]
             assert exact == ["miss", "hit"]
+
+
+async def test_others_are_answered_while_a_long_chat_is_searched(
+    specs: dict[str, TaskSpec], database: Database
+) -> None:
+    server = await Server(specs).ready()
+    server.frontier.reply = replying("An answer.")
+    async with cached(server, database) as found:
+        gaps: list[float] = []
+
+        async def tick() -> None:
+            before = time.monotonic()
+            while True:
+                await asyncio.sleep(0)
+                gaps.append((now := time.monotonic()) - before)
+                before = now
+
+        ticking = asyncio.create_task(tick())
+        began = time.monotonic()
+        assert state_of(await found.chat("a@" * 1_900_000)) == "miss"
+        took_s = time.monotonic() - began
+        ticking.cancel()
+        # One search of the whole text is most of the time.
+        assert max(gaps) < 0.4 * took_s
 
 
 async def test_a_large_answer_is_measured_by_its_stored_bytes(

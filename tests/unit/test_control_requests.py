@@ -51,7 +51,7 @@ async def held(served: Cached) -> str:
     name = found.claim.id
     found.store.append(events=[opening(name)])
     found.store.append([audit(name, n, reference=found.claim.reference) for n in range(5)])
-    await found.keeper.round()
+    await found.worker.round()
     return name
 
 
