@@ -75,7 +75,9 @@ def _failure(ended: _Ended, rows: FitRows, settings: HeadSettings) -> FitFailed:
     if ended.status == FAILED:
         return FitFailed(last, fix="wait for more examples")
     # A library that cannot allocate may end in another error than MemoryError, or be killed.
-    memory = ended.status == NO_MEMORY or "MemoryError" in last or "memory" in last.lower()
+    # The loader says of a library that does not fit that it cannot map a segment of it.
+    signs = ("MemoryError", "memory", "Memory", "failed to map segment")
+    memory = ended.status == NO_MEMORY or any(sign in last for sign in signs)
     if memory:
         return FitFailed(
             f"the fit of {len(rows)} examples needs more than {settings.max_fit_mib} MiB",
