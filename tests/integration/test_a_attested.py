@@ -203,8 +203,8 @@ def test_a_gate_that_is_ended_signs_nothing(attested_stack: Stack, tmp_path: Pat
 
     with subprocess.Popen(
         [sys.executable, "-m", "serving.cli", "gate", "--baseline", INT8, "--candidate", INT8,
-         "--suite", "builtin", "--task", "topic", "--key", development_key(STATE),
-         "--out", tmp_path / "out", "--json"],
+         "--suite", "builtin", "--task", "topic", "--limit", "80",
+         "--key", development_key(STATE), "--out", tmp_path / "out", "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     ) as gate:  # fmt: skip
         assert gate.stderr is not None
