@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta
 
 from serving.context.fitting import parts_of
 from serving.context.pairs import Pair, holds
 from serving.context.pruning import Pruner
 from serving.contracts.text_length import quarter_tokens
+from serving.reporting.intervals import clopper_pearson
 
 _LONG_TOKENS = 4000
 _LONG_RUNS = 21
@@ -67,13 +67,6 @@ def evaluate(
     )  # fmt: skip
 
 
-def interval(kept: int, of: int) -> tuple[float, float]:
-    """Return the two-sided 95 % Clopper-Pearson interval of a share."""
-    low = 0.0 if kept == 0 else float(beta.ppf(0.025, kept, of - kept + 1))
-    high = 1.0 if kept == of else float(beta.ppf(0.975, kept + 1, of - kept))
-    return round(low, 4), round(high, 4)
-
-
 def _row(pairs: Sequence[Pair], pruner: Pruner, keep: float | None) -> Row:
     kept = before = after = 0
     seconds: list[float] = []
@@ -87,7 +80,9 @@ def _row(pairs: Sequence[Pair], pruner: Pruner, keep: float | None) -> Row:
         kept += all(holds(need, pruned.texts) for need in pair.needs)
     share = round(kept / len(pairs), 4)
     p50, p99 = (round(1000 * float(np.quantile(seconds, q)), 2) for q in (0.5, 0.99))
-    return Row(keep, round(1 - after / before, 4), share, interval(kept, len(pairs)), p50, p99)
+    exact = clopper_pearson(kept, len(pairs))
+    interval = round(exact.low, 4), round(exact.high, 4)
+    return Row(keep, round(1 - after / before, 4), share, interval, p50, p99)
 
 
 def _long_ms(pairs: Sequence[Pair], pruner: Pruner) -> float:

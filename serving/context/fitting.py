@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from serving.context.pairs import Need, Pair
 from serving.context.pruning import Divided, Part
 from serving.context.ranking import EncoderName, Floats, Model, Ranker
 from serving.contracts.errors import InvalidArgument
+from serving.reporting.intervals import clopper_pearson
 
 TARGET_RECALL = 0.97
 CONFIDENCE = 0.95
@@ -90,7 +90,7 @@ def fit(
 
 def lower_bound(kept: int, of: int) -> float:
     """Return the one-sided Clopper-Pearson lower bound of a share at CONFIDENCE."""
-    return 0.0 if kept == 0 else float(beta.ppf(1 - CONFIDENCE, kept, of - kept + 1))
+    return clopper_pearson(kept, of, 2 * CONFIDENCE - 1).low
 
 
 def _allowed_losses(pairs: int) -> int:

@@ -1,1 +1,1 @@
-"""HTML reports: the plot style, the export to SVG and the template loader that reports share."""
+"""What reports share: plot style, export to SVG, template loader, exact intervals."""

@@ -13,7 +13,7 @@ ALLOWED: dict[str, set[str]] = {
     "artifacts": {"tasks", "host"},
     "local": {"tasks", "artifacts", "host"},
     "embedding": set(),
-    "context": {"embedding"},
+    "context": {"embedding", "reporting"},
     "routing": {"tasks", "embedding"},
     "evidence": {"tasks", "embedding", "host", "artifacts", "ledger", "reporting"},
     "frontier": set(),

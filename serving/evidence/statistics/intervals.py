@@ -5,35 +5,17 @@ sequence covers the mean at all times together, with the stated probability.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from serving.evidence.statistics.betting import Floats
+from serving.reporting.intervals import CONFIDENCE as CONFIDENCE
+from serving.reporting.intervals import Interval as Interval
+from serving.reporting.intervals import clopper_pearson as clopper_pearson
 
-CONFIDENCE = 0.95
 _GRID = 1001
 _LARGEST_BET = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Bounds of a mean, and its estimate."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def clopper_pearson(errors: int, count: int, confidence: float = CONFIDENCE) -> Interval:
-    """Return the exact two-sided interval of a binomial share. Raises ValueError."""
-    if not 0 <= errors <= count or count == 0:
-        raise ValueError(f"{errors!r} errors of {count!r} examples")
-    tail = (1.0 - confidence) / 2.0
-    low = float(stats.beta.ppf(tail, errors, count - errors + 1)) if errors else 0.0
-    high = float(stats.beta.ppf(1.0 - tail, errors + 1, count - errors)) if errors < count else 1.0
-    return Interval(errors / count, low, high)
 
 
 def log_mixture(losses: float, count: int, mean: float) -> float:

@@ -1,0 +1,26 @@
+"""The exact interval of a share, as reports state it. Pure."""
+
+from dataclasses import dataclass
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Bounds of a mean, and its estimate."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def clopper_pearson(errors: int, count: int, confidence: float = CONFIDENCE) -> Interval:
+    """Return the exact two-sided interval of a binomial share. Raises ValueError."""
+    if not 0 <= errors <= count or count == 0:
+        raise ValueError(f"{errors!r} errors of {count!r} examples")
+    tail = (1.0 - confidence) / 2.0
+    low = float(stats.beta.ppf(tail, errors, count - errors + 1)) if errors else 0.0
+    high = float(stats.beta.ppf(1.0 - tail, errors + 1, count - errors)) if errors < count else 1.0
+    return Interval(errors / count, low, high)
