@@ -4,12 +4,13 @@ Implements VectorSource. Every method is blocking and raises LedgerUnavailable w
 unreachable. A deletion holds at once: each lookup reads the entries that it may serve.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select, update
+from sqlalchemy import Connection, Row, delete, func, select, update
 
 from serving.cache.entry import DamagedEntry, Entry, Question
 from serving.cache.entry_store import EntryStore, question_name
@@ -30,12 +31,12 @@ class Asked:
     similarity: float | None = None
 
 
-class QuestionStore:
-    """Reads and changes what lookups by meaning need. entries: of the same database."""
+class QuestionReader:
+    """Reads questions in one transaction."""
 
-    def __init__(self, entries: EntryStore) -> None:
+    def __init__(self, entries: EntryStore, connection: Connection) -> None:
         self._entries = entries
-        self._database = entries.database
+        self._connection = connection
 
     def rows_after(self, partition: Partition, sequence: int) -> list[VectorRow]:
         """Return the questions stored after a sequence number, at most some thousands, in order."""
@@ -50,9 +51,74 @@ class QuestionStore:
             .order_by(table.sequence)
             .limit(_BATCH)
         )
-        with self._database.read() as connection:
-            rows = connection.execute(query).all()
+        rows = self._connection.execute(query).all()
         return [VectorRow(row.sequence, row.entry, self._vector(row)) for row in rows]
+
+    def asked(self, entries: Collection[str]) -> dict[str, Asked]:
+        """Return entries with their questions, by id; those that cannot be read are left out."""
+        joined = select(cache_entries, *_question_columns()).join_from(
+            cache_questions, cache_entries
+        )
+        query = joined.where(cache_entries.c.id.in_(list(entries)))
+        return self._read(self._connection.execute(query).all(), {})
+
+    def alias(self, key: str) -> Asked | None:
+        """Return the entry of which a key is an accepted wording."""
+        joined = (
+            select(cache_entries, *_question_columns(), cache_aliases.c.similarity)
+            .join_from(cache_aliases, cache_entries)
+            .join(cache_questions, cache_questions.c.entry == cache_entries.c.id)
+            .where(cache_aliases.c.key == key)
+        )
+        rows = self._connection.execute(joined).all()
+        found = self._read(rows, {row.id: row.similarity for row in rows})
+        return next(iter(found.values()), None)
+
+    def _read(
+        self, rows: Sequence[Row[Any]], similarities: Mapping[str, float]
+    ) -> dict[str, Asked]:
+        found = {}
+        for entry in self._entries.read(rows).entries.values():
+            (row,) = (row for row in rows if row.id == entry.id)
+            question = self._question(row.id, row)
+            if question is not None:
+                found[entry.id] = Asked(entry, question.text, similarities.get(entry.id))
+        return found
+
+    def _vector(self, row: Row[Any]) -> Any:
+        question = self._question(row.entry, row)
+        # As if it were deleted: without its key it could not be served either.
+        return None if question is None else question.vector
+
+    def _question(self, entry: str, row: Row[Any]) -> Question | None:
+        data, cipher = row.question_content, self._entries.cipher
+        try:
+            if row.question_key_id:
+                if cipher is None:
+                    return None
+                data = cipher.decrypted(data, question_name(entry, row.namespace))
+            return Question.unpacked(data, row.fingerprint)
+        except (UnreadableContent, DamagedEntry):
+            return None
+
+
+class QuestionStore:
+    """Reads and changes what lookups by meaning need. entries: of the same database."""
+
+    def __init__(self, entries: EntryStore) -> None:
+        self._entries = entries
+        self._database = entries.database
+
+    @contextmanager
+    def read(self) -> Iterator[QuestionReader]:
+        """Yield a reader of one transaction: a lookup makes few round trips."""
+        with self._database.read() as connection:
+            yield QuestionReader(self._entries, connection)
+
+    def rows_after(self, partition: Partition, sequence: int) -> list[VectorRow]:
+        """Return what the reader does, in a transaction of its own."""
+        with self.read() as reader:
+            return reader.rows_after(partition, sequence)
 
     def newest(self, most: int) -> list[Partition]:
         """Return the partitions that were written last, the newest first."""
@@ -82,28 +148,6 @@ class QuestionStore:
         )
         with self._database.read() as connection:
             return int(connection.execute(query).scalar_one())
-
-    def asked(self, entries: Collection[str]) -> dict[str, Asked]:
-        """Return entries with their questions, by id; those that cannot be read are left out."""
-        joined = select(cache_entries, *_question_columns()).join_from(
-            cache_questions, cache_entries
-        )
-        with self._database.read() as connection:
-            rows = connection.execute(joined.where(cache_entries.c.id.in_(list(entries)))).all()
-        return self._read(rows, {})
-
-    def alias(self, key: str) -> Asked | None:
-        """Return the entry of which a key is an accepted wording."""
-        joined = (
-            select(cache_entries, *_question_columns(), cache_aliases.c.similarity)
-            .join_from(cache_aliases, cache_entries)
-            .join(cache_questions, cache_questions.c.entry == cache_entries.c.id)
-            .where(cache_aliases.c.key == key)
-        )
-        with self._database.read() as connection:
-            rows = connection.execute(joined).all()
-        found = self._read(rows, {row.id: row.similarity for row in rows})
-        return next(iter(found.values()), None)
 
     def add_alias(
         self, key: str, entry: str, similarity: float, made_by: str, now: datetime
@@ -139,33 +183,6 @@ class QuestionStore:
         """Delete an entry that was found wrong."""
         with self._database.begin() as connection:
             connection.execute(delete(cache_entries).where(cache_entries.c.id == entry))
-
-    def _read(
-        self, rows: Sequence[Row[Any]], similarities: Mapping[str, float]
-    ) -> dict[str, Asked]:
-        found = {}
-        for entry in self._entries.read(rows).entries.values():
-            (row,) = (row for row in rows if row.id == entry.id)
-            question = self._question(row.id, row)
-            if question is not None:
-                found[entry.id] = Asked(entry, question.text, similarities.get(entry.id))
-        return found
-
-    def _vector(self, row: Row[Any]) -> Any:
-        question = self._question(row.entry, row)
-        # As if it were deleted: without its key it could not be served either.
-        return None if question is None else question.vector
-
-    def _question(self, entry: str, row: Row[Any]) -> Question | None:
-        data, cipher = row.question_content, self._entries.cipher
-        try:
-            if row.question_key_id:
-                if cipher is None:
-                    return None
-                data = cipher.decrypted(data, question_name(entry, row.namespace))
-            return Question.unpacked(data, row.fingerprint)
-        except (UnreadableContent, DamagedEntry):
-            return None
 
 
 def _question_columns() -> tuple[Any, ...]:

@@ -198,17 +198,18 @@ class SimilarEntries:
         threshold: float,
         is_servable: Callable[[Entry], bool],
     ) -> SimilarFound:
-        known = self._store.alias(key)
-        if known is not None and known.similarity is not None and is_servable(known.entry):
-            return _known(known, known.similarity)
-        for _ in range(_ROUNDS):
-            near = self._indexes.nearest(partition, question.vector, CANDIDATES)
-            near = [one for one in near if one.similarity >= threshold]
-            asked = self._store.asked([one.entry for one in near]) if near else {}
-            gone = [one.entry for one in near if one.entry not in asked]
-            if not gone:
-                break
-            self._indexes.forget(partition, gone)
+        with self._store.read() as reader:
+            known = reader.alias(key)
+            if known is not None and known.similarity is not None and is_servable(known.entry):
+                return _known(known, known.similarity)
+            for _ in range(_ROUNDS):
+                near = self._indexes.nearest(partition, question.vector, CANDIDATES, reader)
+                near = [one for one in near if one.similarity >= threshold]
+                asked = reader.asked([one.entry for one in near]) if near else {}
+                gone = [one.entry for one in near if one.entry not in asked]
+                if not gone:
+                    break
+                self._indexes.forget(partition, gone)
         return _chosen(question.text, near, asked, threshold, is_servable)
 
     async def _change(self, change: Callable[..., Any], *arguments: Any) -> None:

@@ -298,15 +298,24 @@ class VectorIndexes:
         self._complete: set[Partition] = set()
         self._lock = threading.Lock()
 
-    def nearest(self, partition: Partition, vector: Vector, count: int) -> list[Neighbour]:
-        """Return the nearest stored questions of a partition. Blocking: reads new rows first."""
-        index = self.follow(partition)
+    def nearest(
+        self,
+        partition: Partition,
+        vector: Vector,
+        count: int,
+        source: VectorSource | None = None,
+    ) -> list[Neighbour]:
+        """Return the nearest stored questions of a partition. Blocking: reads new rows first.
+
+        source: reads the same rows, in a transaction of the caller's.
+        """
+        index = self.follow(partition, source)
         return index.nearest(vector, count)
 
-    def follow(self, partition: Partition) -> PartitionIndex:
+    def follow(self, partition: Partition, source: VectorSource | None = None) -> PartitionIndex:
         """Read what is new in a partition, or all of it; return its index. Blocking."""
-        index = self._index(partition)
-        while rows := self._source.rows_after(partition, index.sequence):
+        index, rows_of = self._index(partition), source or self._source
+        while rows := rows_of.rows_after(partition, index.sequence):
             index.apply(rows)
         with self._lock:
             self._complete.add(partition)

@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 from starlette.datastructures import Headers
 
+from serving.contracts.answer import CacheHit
 from serving.contracts.routing import CachePreference
 from serving.gateway.auth import single_header
 from serving.pipeline.fields import invalid
@@ -12,6 +13,8 @@ CACHE = "x-narrowgate-cache"
 CACHE_TTL = "x-narrowgate-cache-ttl-s"
 CACHE_ENTRY = "x-narrowgate-cache-entry"
 CACHE_AGE = "x-narrowgate-cache-age-s"
+CACHE_KIND = "x-narrowgate-cache-kind"
+CACHE_SIMILARITY = "x-narrowgate-cache-similarity"
 
 _PREFERENCES: tuple[CachePreference, ...] = get_args(CachePreference)
 _LONGEST_TTL_S = 31_536_000
@@ -33,6 +36,14 @@ def cache_preference(body: Any, headers: Headers) -> CachePreference:
         return wanted
     # A refresh asks a model and replaces the entry: without storing it is a bypass.
     return {"use": "no-store", "refresh": "bypass"}.get(wanted, wanted)  # type: ignore[return-value]
+
+
+def hit_headers(hit: CacheHit) -> dict[str, str]:
+    """Return the headers that name a cached answer."""
+    return {
+        CACHE_ENTRY: hit.entry, CACHE_AGE: f"{hit.age_s:.3f}", CACHE_KIND: hit.kind,
+        CACHE_SIMILARITY: f"{hit.similarity:.4f}",
+    }  # fmt: skip
 
 
 def cache_ttl_s(headers: Headers) -> float | None:

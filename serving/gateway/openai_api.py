@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.openai import json_text
-from serving.gateway.cache_options import CACHE, CACHE_AGE, CACHE_ENTRY
+from serving.gateway.cache_options import CACHE, hit_headers
 from serving.gateway.context import Context
 from serving.gateway.errors import error_body
 from serving.gateway.http_request import JsonBody, RequestedOptions
@@ -72,7 +72,7 @@ def _response(reply: Reply) -> Response:
     if reply.cache is not None:
         headers[CACHE] = reply.cache
     if reply.hit is not None:
-        headers |= {CACHE_ENTRY: reply.hit.entry, CACHE_AGE: f"{reply.hit.age_s:.3f}"}
+        headers |= hit_headers(reply.hit)
     if reply.events is None:
         assert reply.document is not None
         return Response(reply.document, media_type="application/json", headers=headers)

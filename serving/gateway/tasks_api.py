@@ -10,7 +10,7 @@ from serving.contracts.answer import Answer
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.openai import json_text
 from serving.gateway.attested import TaskState
-from serving.gateway.cache_options import CACHE, CACHE_AGE, CACHE_ENTRY
+from serving.gateway.cache_options import CACHE, hit_headers
 from serving.gateway.context import Context
 from serving.gateway.errors import error_body
 from serving.gateway.http_request import JsonBody, RequestedOptions
@@ -131,7 +131,7 @@ def _response(reply: TaskReply, request_id: str) -> Response:
         headers[CACHE] = ",".join(sorted(set(reply.cache)))
     hit = answers[0].cache if answers and not reply.is_list else None
     if hit is not None:
-        headers |= {CACHE_ENTRY: hit.entry, CACHE_AGE: f"{hit.age_s:.3f}"}
+        headers |= hit_headers(hit)
     if reply.attestation is not None:
         headers[ATTESTATION] = reply.attestation
     document = json_text(model.model_dump(mode="json"))

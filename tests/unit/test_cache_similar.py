@@ -123,6 +123,8 @@ async def test_under_a_held_claim_a_paraphrase_gets_the_stored_answer(
     assert hit.headers[GUARANTEE] == f"traffic; target_error=0.05; claim={claim.id}"
     assert hit.headers[ENTRY]
     assert float(hit.headers[AGE]) == 0.0
+    assert hit.headers["x-narrowgate-cache-kind"] == "semantic"
+    assert 0.95 <= float(hit.headers["x-narrowgate-cache-similarity"]) < 1.0
     if streamed:
         assert events_of(hit)[-1]["usage"]["total_tokens"] > 0
     else:
@@ -344,7 +346,7 @@ async def test_a_database_that_fails_is_a_miss(
     def fail(*_: Any, **__: Any) -> Any:
         raise LedgerUnavailable("gone")
 
-    monkeypatch.setattr(found.entries._store, "alias", fail)
+    monkeypatch.setattr(found.entries._store, "read", fail)
     assert state_of(await found.ask("How could I boil an egg?")) == "miss"
     assert found.cached.metric("narrowgate_cache_similar_lookups_total", outcome="unavailable") == 1
 

@@ -19,7 +19,7 @@ from sqlalchemy import select
 from serving.cache.entry import Question
 from serving.cache.entry_store import EVERY_ENTRY, EntryStore
 from serving.cache.flight import Flight
-from serving.cache.question_store import QuestionStore
+from serving.cache.question_store import Asked, QuestionStore
 from serving.cache.schema import cache_entries, cache_questions
 from serving.cache.service import CacheService
 from serving.cache.similar import SimilarEntries, SimilarFound
@@ -181,12 +181,19 @@ async def test_questions_are_unreadable_without_the_key(
     (read,) = QuestionStore(store).rows_after(PLACE, 0)
     assert read.vector is not None
     assert (read.vector == question.vector).all()
-    assert QuestionStore(store).asked(["e1"])["e1"].question == "MARKER question"
+    with QuestionStore(store).read() as reader:
+        assert reader.asked(["e1"])["e1"].question == "MARKER question"
     for other in (None, VectorCipher([b"x" * 32])):
         blind = QuestionStore(EntryStore(databases[1], other))
         # As if it were deleted.
         assert [one.vector for one in blind.rows_after(PLACE, 0)] == [None]
-        assert blind.asked(["e1"]) == {}
+        with blind.read() as reader:
+            assert reader.asked(["e1"]) == {}
+
+
+def alias(store: QuestionStore, name: str) -> Asked | None:
+    with store.read() as reader:
+        return reader.alias(name * 64)
 
 
 async def test_an_entrys_deletion_takes_its_question_and_aliases_along(
@@ -196,14 +203,14 @@ async def test_an_entrys_deletion_takes_its_question_and_aliases_along(
     store = QuestionStore(entries)
     entries.write([packed(1, question=Question(PLACE.fingerprint, "q", _vector(1)))])
     store.add_alias("a" * 64, "e1", 0.97, "audit", packed(1).entry.created_at)
-    found = store.alias("a" * 64)
+    found = alias(store, "a")
     assert found is not None
     assert (found.entry.id, found.similarity) == ("e1", 0.97)
     # Of an entry that is gone there is no alias.
     store.add_alias("b" * 64, "e9", 0.97, "audit", packed(1).entry.created_at)
-    assert store.alias("b" * 64) is None
+    assert alias(store, "b") is None
     entries.delete(EVERY_ENTRY)
-    assert store.alias("a" * 64) is None
+    assert alias(store, "a") is None
     assert store.count(PLACE) == 0
 
 
