@@ -44,6 +44,7 @@ from serving.gateway.http import build_http
 from serving.gateway.local_models import ConnectedModel, LocalModels, ReadStatuses
 from serving.gateway.metrics import Metrics
 from serving.ledger.access.directory import Directory
+from serving.ledger.answer_lengths import AnswerLengthStore
 from serving.ledger.build import build_ledger
 from serving.ledger.database import Database, database_url, ledger_url
 from serving.ledger.ledger import DatabaseLedger
@@ -54,7 +55,9 @@ from serving.local.client import EngineClient
 from serving.local.deployment import llm_config_arguments
 from serving.local.status_file import read_statuses
 from serving.pipeline.admission import AdmissionQueue, Admitted, one_call
+from serving.pipeline.answer_lengths import AnswerLengths
 from serving.pipeline.auditor import Auditor, AuditRunners
+from serving.pipeline.bounded import Learning
 from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.frontier_model import FrontierModelRunner
@@ -240,6 +243,7 @@ def _build_context(
     similar = None if access is None else _build_similar(
         settings, access, evidence, recorder, frontier, remote, embedder, metrics
     )  # fmt: skip
+    learning = _build_learning(settings, metrics)
     return GatewayContext(
         settings=gateway,
         path=RequestPath(
@@ -258,6 +262,7 @@ def _build_context(
                 remote,
                 audited,
                 pruning,
+                learning,
             ),
             max_inputs=gateway.max_inputs,
             cache=access,
@@ -275,8 +280,19 @@ def _build_context(
         development=settings.attestation.development,
         evidence=evidence,
         cache=cache,
+        lengths=None if learning is None else learning.lengths,
         metrics_port=settings.metrics_port,
     )
+
+
+def _build_learning(settings: Settings, metrics: Metrics) -> Learning | None:
+    bounds = settings.frontier.bounds
+    if not bounds.learned:
+        return None
+    # Its own connections, as the cache's.
+    database = Database(database_url(ledger_url(settings.ledger), settings.state))
+    lengths = AnswerLengths(AnswerLengthStore(database), metrics)
+    return Learning(lengths, bounds.holdout, bounds.directive)
 
 
 def _build_cache(settings: Settings, metrics: Metrics) -> CacheService | None:

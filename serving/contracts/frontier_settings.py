@@ -124,7 +124,11 @@ class PromptCacheSettings(_Frozen):
 
 
 class BoundSettings(_Frozen):
-    """Bounds of answers to free-form requests, by tier. Tasks bound their own answers."""
+    """Bounds of answers to free-form requests, by tier. Tasks bound their own answers.
+
+    learned: limits and directives follow the lengths of earlier answers; a limit is never under
+    max_tokens, and an answer that it cuts is continued before the client sees its end.
+    """
 
     max_tokens: dict[Tier, int] = Field(
         default={"economy": 512, "standard": 1024, "frontier": 4096},
@@ -134,6 +138,16 @@ class BoundSettings(_Frozen):
     directive: str | None = Field(
         default="Answer briefly: at most {words} words unless asked for more.",
         description="added to the system prompt; {words} is computed from max_tokens",
+    )
+
+    learned: bool = Field(
+        default=False, description="learn limits and directives; continue answers that they cut"
+    )
+    holdout: float = Field(
+        default=0.05,
+        ge=0.01,
+        le=0.5,
+        description="share of requests without a directive, to measure what the others save",
     )
 
     @model_validator(mode="after")

@@ -158,6 +158,34 @@ class CacheClaim(_Frozen):
     audits_usd: Dollars
 
 
+class BoundedAnswers(_Frozen):
+    """Free-form answers under learned output bounds, `directed` or `plain`.
+
+    continued: whose bound was reached, and which a second call completed. cut: that it did not
+    complete. cut_upper: of their share, one-sided at 95 %. mean_tokens: visible, to 5 %.
+    """
+
+    name: str
+    answers: int
+    continued: int
+    cut: int
+    cut_upper: float
+    mean_tokens: float | None
+
+
+class OutputBoundReport(_Frozen):
+    """Learned output bounds, of the scopes of the last 30 days.
+
+    saved: share of the visible output that the directive saves, with 95 % bounds; None until both
+    arms have answers.
+    """
+
+    arms: tuple[BoundedAnswers, ...]
+    saved: float | None
+    saved_lower: float | None
+    saved_upper: float | None
+
+
 class Share(_Frozen):
     """A count and its share of the whole, in [0, 1]."""
 
@@ -297,6 +325,9 @@ class Report(_Frozen):
         description="bounds on wrong hits by meaning, as of now"
     )
     refinements: tuple[Refinements, ...]
+    output_bounds: OutputBoundReport | None = Field(
+        default=None, description="learned output bounds, of all tenants; null where unused"
+    )
     endpoints: tuple[Part, ...]
     tasks: tuple[Part, ...]
     tenants: tuple[Part, ...]

@@ -23,6 +23,7 @@ from serving.gateway.local_models import LocalModels
 from serving.gateway.metrics import Metrics
 from serving.local.client import EngineClient
 from serving.pipeline.admission import AdmissionQueue
+from serving.pipeline.answer_lengths import AnswerLengths
 from serving.pipeline.request_path import RequestPath
 from serving.pipeline.runner import BoundTask
 
@@ -76,8 +77,9 @@ class GatewayContext:
     models: the local ones and their tasks. local_admission: of work for local models;
     frontier_admission: of requests at frontier APIs. access: authentication and limits.
     development: attestations are not enforced; every response states it. evidence: claims and
-    audits; None where only attested thresholds decide. cache: None without one. metrics_port: of
-    this replica's own /metrics; None without one.
+    audits; None where only attested thresholds decide. cache: None without one. lengths: of
+    answers, where output bounds are learned. metrics_port: of this replica's own /metrics; None
+    without one.
     """
 
     settings: GatewaySettings
@@ -95,6 +97,7 @@ class GatewayContext:
     background: BackgroundTasks = field(default_factory=BackgroundTasks)
     evidence: EvidenceService | None = None
     cache: CacheService | None = None
+    lengths: AnswerLengths | None = None
     metrics_port: int | None = None
 
     @property

@@ -45,6 +45,8 @@ def build_http(context: GatewayContext) -> FastAPI:
             watches["cache"] = context.cache.watch()
         if context.path.similar is not None:
             watches["similar"] = context.path.similar.entries.watch()
+        if context.lengths is not None:
+            watches["bounds"] = context.lengths.watch()
         # Rows and decisions are flushed whatever else fails at the end: Serve stops a replica
         # without calling `drain`, and only this runs.
         async with AsyncExitStack() as closing:
@@ -56,6 +58,9 @@ def build_http(context: GatewayContext) -> FastAPI:
             await context.ledger.start()
             if context.cache is not None:
                 await context.cache.start()
+            if context.lengths is not None:
+                await context.lengths.start()
+                closing.push_async_callback(context.lengths.flush)
             await closing.enter_async_context(context.background.running(watches))
             yield
 

@@ -160,6 +160,19 @@ class Metrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
         )
+        self._bounded = Counter(
+            "narrowgate_bounded_answers",
+            "Free-form answers under learned output bounds: by arm (`directed` or `plain`) and "
+            "outcome (`complete`, `continued` behind our bound, or `cut` by it).",
+            ["arm", "outcome"],
+            registry=self.registry,
+        )
+        self._bounded_tokens = Counter(
+            "narrowgate_bounded_tokens",
+            "Visible output tokens of those answers.",
+            ["arm"],
+            registry=self.registry,
+        )
         self._router_failures = Counter(
             "narrowgate_router_failures",
             "Routing decisions by rule because no embedding was available in time.",
@@ -216,6 +229,11 @@ class Metrics:
         self._context_tokens.labels("before").inc(before)
         self._context_tokens.labels("after").inc(after)
         self._context_seconds.observe(elapsed_s)
+
+    def answer_bounded(self, arm: str, outcome: str, tokens: int) -> None:
+        """Record one answer under learned bounds. tokens: visible output."""
+        self._bounded.labels(arm, outcome).inc()
+        self._bounded_tokens.labels(arm).inc(tokens)
 
     def model_connected(self, model: str, artifact: str | None, expires: datetime | None) -> None:
         """Record the model that this replica serves.

@@ -348,6 +348,20 @@ evidence_events = Table(
     Index("evidence_events_by_claim", "claim"),
 )
 
+# How many free-form answers had which length, for learned output bounds. scope: digest of tenant
+# and model (`w`), or of them and the instructions (`n`). arm: `directed` where brevity was asked
+# for, else `plain`. bucket: a length, 5 % wide; negative for cut (-1) and continued (-2) answers.
+answer_lengths = Table(
+    "answer_lengths",
+    metadata,
+    Column("scope", Text, primary_key=True),
+    Column("arm", Text, primary_key=True),
+    Column("bucket", Integer, primary_key=True),
+    Column("answers", BigInteger, nullable=False),
+    Column("used_at", UtcTime, nullable=False),
+    Index("answer_lengths_by_use", "used_at"),
+)
+
 # Who labelled, withdrew, exported, read or deleted. Only appended.
 evidence_acts = Table(
     "evidence_acts",

@@ -17,6 +17,7 @@ from serving.contracts.routing import Decision, DecisionLog, Router
 from serving.evidence.rulings import Evidence
 from serving.pipeline.admission import AdmissionQueue, Admitted, every_unit, one_call
 from serving.pipeline.auditor import Auditor, AuditRunners, Embed
+from serving.pipeline.bounded import Bounded, Learning
 from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.cached_chat import Asked, CachedChat
 from serving.pipeline.cached_task import CachedTask
@@ -182,12 +183,14 @@ def build_runners(
     remote: AdmissionQueue,
     audited: Audited | None = None,
     pruning: Pruning | None = None,
+    learning: Learning | None = None,
 ) -> Mapping[type[Plan], Runner[Any, Any]]:
     """Return the runners by kind of plan: each model's runner, wrapped in those it needs.
 
     local: limit on work for local models. remote: limit on calls of frontier models. audited: with
     what tasks run under claims; None where only attested thresholds decide. pruning: of contexts;
-    None where they are always sent whole.
+    None where they are always sent whole. learning: of output bounds; None where those of the
+    settings hold.
     """
     local_task: Runner[TaskBatch, TaskPlan] = Admitted(
         LocalTaskRunner(tasks, meters), local, every_unit
@@ -199,9 +202,11 @@ def build_runners(
     if audited is not None and audited.baseline is not None:
         baseline = Admitted(LocalTaskRunner(audited.baseline, meters), local, every_unit)
     asked = AuditRunners(local_task, frontier_task, baseline)
-    asking: Runner[ChatRequest, FrontierPlan] = Admitted(
-        FrontierModelRunner(frontier), remote, one_call
-    )
+    model: Runner[ChatRequest, FrontierPlan] = FrontierModelRunner(frontier)
+    if learning is not None:
+        # Within admission: a continuation belongs to its request.
+        model = Bounded(model, learning)
+    asking: Runner[ChatRequest, FrontierPlan] = Admitted(model, remote, one_call)
     if pruning is not None:
         asking = Pruned(asking, pruning)
     frontier_model = DecisionLogged(asking, decisions)

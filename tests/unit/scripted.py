@@ -46,6 +46,7 @@ from serving.gateway.local_models import LocalModels
 from serving.gateway.metrics import Metrics
 from serving.local.health import EngineHealth
 from serving.pipeline.admission import AdmissionQueue
+from serving.pipeline.bounded import Learning
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.plan import Policy
 from serving.pipeline.pruned import Pruning
@@ -282,6 +283,7 @@ class Server:
         models: LocalModels | None = None,
         frontier: Any = None,
         pruning: Callable[[Metrics], Pruning] | None = None,
+        learning: Callable[[Metrics], Learning] | None = None,
         **limits: Any,
     ) -> None:
         self.engine = ScriptedEngine()
@@ -314,6 +316,7 @@ class Server:
             runners=build_runners(
                 models.tasks, models.engines, {MODEL: ReplicaMeter(Replicas())}, self.frontier,
                 self.decisions, local, remote, pruning=pruning and pruning(metrics),
+                learning=learning and learning(metrics),
             ),
             max_inputs=config.max_inputs,
         )  # fmt: skip

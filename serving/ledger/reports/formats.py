@@ -5,7 +5,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
-from serving.contracts.report import Day, PriceSpend, Report, Spend
+from serving.contracts.report import Day, OutputBoundReport, PriceSpend, Report, Spend
 
 NONE = "–"  # noqa: RUF001  # an en dash stands for a missing value
 
@@ -27,6 +27,21 @@ def dollars(amount: Decimal) -> str:
 def share(value: float | None) -> str:
     """Return a share in [0, 1] as a percentage."""
     return NONE if value is None else f"{value:.1%}"
+
+
+def tokens(value: float | None) -> str:
+    """Return a mean number of tokens."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def bounds_saved(found: OutputBoundReport) -> str:
+    """Return what directives save of the output, as a sentence."""
+    if found.saved is None:
+        return "not known yet what the directive saves: both arms need answers"
+    return (
+        f"the directive saves {found.saved:.1%} of the visible output "
+        f"({share(found.saved_lower)} to {share(found.saved_upper)})"
+    )
 
 
 def visible(name: str | None) -> str:

@@ -19,6 +19,8 @@ _FILTERS: Mapping[str, Callable[..., Any]] = {
     "visible": formats.visible,
     "milliseconds": formats.milliseconds,
     "price_name": formats.price_name,
+    "tokens": formats.tokens,
+    "bounds_saved": formats.bounds_saved,
 }
 
 

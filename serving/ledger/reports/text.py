@@ -101,6 +101,17 @@ def _spending(report: Report) -> Iterator[RenderableType]:
         ],
     )  # fmt: skip
     yield from _cache(report)
+    if report.output_bounds is not None:
+        yield _table(
+            "output bounds",
+            ("answers", "continued", "cut", "at most", "mean tokens"),
+            [
+                (arm.name, f"{arm.answers:,}", f"{arm.continued:,}", f"{arm.cut:,}",
+                 formats.share(arm.cut_upper), formats.tokens(arm.mean_tokens))
+                for arm in report.output_bounds.arms
+            ],
+        )  # fmt: skip
+        yield Text(formats.bounds_saved(report.output_bounds))
     yield _spends("service tier", report.service_tiers)
     yield _spends("price", [_named(line, formats.price_name(line)) for line in report.prices])
     for word, wasted in (("answers", False), ("no answer", True)):

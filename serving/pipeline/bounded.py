@@ -1,0 +1,391 @@
+"""Runs free-form chats within learned bounds; continues answers that such a bound cut."""
+
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from serving.contracts.answer import Usage
+from serving.contracts.errors import NarrowgateError
+from serving.contracts.openai import openai_usage
+from serving.contracts.requests import ChatRequest, Message
+from serving.pipeline.answer_lengths import AnswerLengths, Arm, Scopes, scopes_of
+from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord, Served
+from serving.pipeline.plan import FrontierPlan
+from serving.pipeline.runner import Runner
+
+CONTINUE = (
+    "Your last message was cut off. Repeat its last few words exactly and continue from there "
+    "to the end. Add no comment."
+)
+_LEAST_S = 2.0
+"""Time left for a continuation."""
+
+_OVERLAP = (12, 200)
+"""Least and most characters of a repeated end."""
+
+_SEARCHED = 400
+_NO_CONTINUATION = frozenset({
+    "tools", "functions", "tool_choice", "function_call", "response_format", "logprobs", "audio",
+    "modalities", "prediction", "web_search_options", "stop",
+})  # fmt: skip
+_REASONING = frozenset({"reasoning_effort", "reasoning", "thinking"})
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """Learned bounds. holdout: share of requests without a directive, once lengths are known.
+
+    directive: of the settings, with {words}; None adds none.
+    """
+
+    lengths: AnswerLengths
+    holdout: float
+    directive: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounding:
+    """How one request is bounded. is_ours: its limit is lower than the client's own."""
+
+    scopes: Scopes
+    arm: Arm
+    plan: FrontierPlan
+    is_ours: bool
+
+
+class Bounded:
+    """Implements Runner: the other runner gets the plan with learned bounds.
+
+    Requests for tools, formats, several choices or reasoning, with a limit of cost, and those that
+    ask for a deterministic answer keep the bounds of the settings.
+    """
+
+    def __init__(self, runner: Runner[ChatRequest, FrontierPlan], learning: Learning) -> None:
+        self._runner = runner
+        self._learning = learning
+
+    async def whole(
+        self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
+    ) -> list[Outcome]:
+        """Return the answer, with its continuation where our bound cut it."""
+        bounding = self._bounding(request, plan, record)
+        if bounding is None:
+            return await self._runner.whole(request, plan, record)
+        (first,) = await self._runner.whole(request, bounding.plan, record)
+        text = _text(first)
+        if text is None or first.served is None:
+            return [first]
+        if _finish(first) != "length" or not bounding.is_ours:
+            if _finish(first) == "stop":
+                self._ended(bounding, "complete", first.served.usage)
+            return [first]
+        if not _may_continue(bounding.plan, text, first.served.usage):
+            self._ended(bounding, "cut", first.served.usage)
+            return [first]
+        try:
+            more = await self._runner.whole(
+                _continuing(request, text), _continuation(bounding.plan), record
+            )
+        except NarrowgateError:
+            # What was paid for is sent: the answer ends where the bound cut it.
+            self._ended(bounding, "cut", first.served.usage)
+            return [first]
+        joined = _joined(first, more[0], text)
+        assert joined.served is not None
+        outcome = "continued" if _finish(joined) == "stop" else "cut"
+        self._ended(bounding, outcome, joined.served.usage)
+        return [joined]
+
+    async def stream(
+        self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
+    ) -> Outcome | OutcomeStream:
+        """As `whole`: the stream does not end where our bound cut the answer."""
+        bounding = self._bounding(request, plan, record)
+        if bounding is None:
+            return await self._runner.stream(request, plan, record)
+        first = await self._runner.stream(request, bounding.plan, record)
+        if isinstance(first, Outcome):
+            return first
+        events = _Continued(self._runner, self._learning.lengths, request, bounding, record, first)
+        return replace(first, events=events, served=events.served)
+
+    def _bounding(
+        self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
+    ) -> _Bounding | None:
+        fields = {**request.fields, **request.extras}
+        options = record.context.options
+        is_other = (
+            not _NO_CONTINUATION.isdisjoint(fields)
+            or not _REASONING.isdisjoint(fields)
+            or request.choices != 1
+            or options.deterministic
+            or options.max_cost_usd is not None
+        )
+        if is_other or not request.messages or request.messages[-1].role != "user":
+            return None
+        lengths = self._learning.lengths
+        tenant = record.context.caller.tenant
+        scopes = scopes_of(tenant, plan.targets[0], request.messages)
+        share = lengths.plain_share(scopes, self._learning.holdout)
+        arm: Arm = "plain" if _drawn(record.context.request_id) < share else "directed"
+        directive = None if arm == "plain" else self._directive(scopes, plan)
+        limit = lengths.bound(scopes, plan.bounds.max_tokens)
+        bounds = replace(plan.bounds, max_tokens=limit, directive=directive)
+        is_ours = request.max_tokens is None or request.max_tokens > limit
+        return _Bounding(scopes, arm, replace(plan, bounds=bounds), is_ours)
+
+    def _directive(self, scopes: Scopes, plan: FrontierPlan) -> str | None:
+        words = self._learning.lengths.words(scopes)
+        if words is None or self._learning.directive is None:
+            return plan.bounds.directive
+        return self._learning.directive.replace("{words}", str(words))
+
+    def _ended(self, bounding: _Bounding, outcome: str, usage: Usage | None) -> None:
+        if usage is not None:
+            self._learning.lengths.ended(
+                bounding.scopes, bounding.arm, outcome, usage.output_tokens
+            )
+
+
+class _Continued:
+    """The events of a stream, and those of its continuation; closing it closes both."""
+
+    def __init__(
+        self,
+        runner: Runner[ChatRequest, FrontierPlan],
+        lengths: AnswerLengths,
+        request: ChatRequest,
+        bounding: _Bounding,
+        record: RequestRecord,
+        first: OutcomeStream,
+    ) -> None:
+        self._runner = runner
+        self._lengths = lengths
+        self._request = request
+        self._bounding = bounding
+        self._record = record
+        self._first = first
+        self._second: OutcomeStream | None = None
+        self._text: list[str] = []
+        self._finish: str | None = None
+        self._events = self._all()
+
+    def __aiter__(self) -> "_Continued":
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        return await anext(self._events)
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
+        for stream in (self._first, self._second):
+            close = None if stream is None else getattr(stream.events, "aclose", None)
+            if close is not None:
+                await close()
+
+    def served(self) -> Served:
+        """Return what both calls served so far."""
+        first = self._first.served()
+        return first if self._second is None else _both(first, self._second.served())
+
+    async def _all(self) -> AsyncGenerator[dict[str, Any], None]:
+        head: Mapping[str, Any] = {}
+        last: list[dict[str, Any]] = []
+        async for event in self._first.events:
+            head = head or {n: event[n] for n in ("id", "created", "model") if n in event}
+            self._take(event)
+            if last or (self._bounding.is_ours and self._finish == "length"):
+                # How it ends is not known yet.
+                last.append(event)
+            else:
+                yield event
+        if not last:
+            self._ended("complete" if self._finish == "stop" else None)
+            return
+        second = await self._opened()
+        if second is None:
+            self._ended("cut")
+            for event in last:
+                yield event
+            return
+        for event in last:
+            if (left := _unfinished(event)) is not None:
+                yield left
+        self._second = second
+        async for event in self._rest(second, head):
+            yield event
+        self._ended("continued" if self._finish == "stop" else "cut")
+
+    async def _opened(self) -> OutcomeStream | None:
+        """Return the stream of the continuation; None where there can be none."""
+        plan, text = self._bounding.plan, "".join(self._text)
+        if not _may_continue(plan, text, self._first.served().usage):
+            return None
+        request = _continuing(self._request, text)
+        try:
+            found = await self._runner.stream(request, _continuation(plan), self._record)
+        except NarrowgateError:
+            return None
+        assert isinstance(found, OutcomeStream)
+        return found
+
+    async def _rest(
+        self, second: OutcomeStream, head: Mapping[str, Any]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the continuation without the words that it repeats."""
+        begun = "".join(self._text)
+        held, is_joined = "", False
+        async for event in second.events:
+            event = {**event, **head}
+            self._take(event)
+            text = _delta(event)
+            if not is_joined:
+                held += text
+                is_end = not event.get("choices") or bool(event["choices"][0].get("finish_reason"))
+                if len(held) < _SEARCHED and not is_end:
+                    continue
+                is_joined = True
+                held = _without_overlap(begun, held)
+                delta = {"index": 0, "delta": {"content": held}, "finish_reason": None}
+                yield {**event, "choices": [delta], "usage": None}
+                if not is_end:
+                    continue
+                event = _silent(event)
+            if event.get("usage"):
+                # What the second call served is known only behind this event.
+                before = self._first.served().usage
+                own = {} if before is None else openai_usage(before)
+                event = {**event, "usage": _summed(own, event["usage"])}
+            yield event
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        self._text.append(_delta(event))
+        for choice in event.get("choices") or ():
+            self._finish = choice.get("finish_reason") or self._finish
+
+    def _ended(self, outcome: str | None) -> None:
+        usage = self.served().usage
+        if outcome is not None and usage is not None:
+            bounding = self._bounding
+            self._lengths.ended(bounding.scopes, bounding.arm, outcome, usage.output_tokens)
+
+
+def _drawn(request_id: str) -> float:
+    """Return a number in [0, 1) that a request keeps when it is tried again."""
+    return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:4]) / 2**32
+
+
+def _may_continue(plan: FrontierPlan, text: str, usage: Usage | None) -> bool:
+    """Return whether a cut answer can be continued: not where the model reasoned before it."""
+    has_reasoned = usage is not None and usage.reasoning_tokens > 0
+    return bool(text.strip()) and not has_reasoned and plan.deadline.remaining_s() >= _LEAST_S
+
+
+def _continuing(request: ChatRequest, text: str) -> ChatRequest:
+    begun = Message("assistant", text)
+    return replace(request, messages=(*request.messages, begun, Message("user", CONTINUE)))
+
+
+def _continuation(plan: FrontierPlan) -> FrontierPlan:
+    """Return the plan of the second call: more room, and no second request for brevity."""
+    bounds = replace(plan.bounds, max_tokens=2 * plan.bounds.max_tokens, directive=None)
+    return replace(plan, bounds=bounds)
+
+
+def _text(outcome: Outcome) -> str | None:
+    """Return the text of a chat's only choice; None where it is anything else."""
+    if not isinstance(outcome.content, dict):
+        return None
+    choices = outcome.content.get("choices") or [{}]
+    message = choices[0].get("message") or {}
+    text = message.get("content")
+    is_plain = isinstance(text, str) and not message.get("tool_calls") and len(choices) == 1
+    return text if is_plain else None
+
+
+def _finish(outcome: Outcome) -> str | None:
+    assert isinstance(outcome.content, dict)
+    found: str | None = outcome.content["choices"][0].get("finish_reason")
+    return found
+
+
+def _joined(first: Outcome, second: Outcome, text: str) -> Outcome:
+    more = _text(second)
+    if more is None or first.served is None or second.served is None:
+        return first
+    assert isinstance(first.content, dict)
+    assert isinstance(second.content, dict)
+    served = _both(first.served, second.served)
+    choice = first.content["choices"][0]
+    message = {**choice["message"], "content": text + _without_overlap(text, more)}
+    finish = second.content["choices"][0].get("finish_reason")
+    content = {
+        **first.content,
+        "choices": [{**choice, "message": message, "finish_reason": finish}],
+    }
+    if served.usage is not None:
+        content["usage"] = openai_usage(served.usage)
+    return replace(first, content=content, served=served)
+
+
+def _both(first: Served, second: Served) -> Served:
+    """Return what two calls served together. The first answered, with the tokens of both."""
+    usage = first.usage
+    if usage is not None and second.usage is not None:
+        names = Usage.model_fields
+        usage = Usage(**{n: getattr(first.usage, n) + getattr(second.usage, n) for n in names})
+    return replace(first, usage=usage, attempts=(*first.attempts, *second.attempts))
+
+
+def _summed(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two usages in OpenAI's shape together."""
+    found: dict[str, Any] = {**left, **right}
+    for name in left.keys() & right.keys():
+        one, other = left[name], right[name]
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found[name] = _summed(one, other)
+        elif isinstance(one, int) and isinstance(other, int):
+            found[name] = one + other
+    return found
+
+
+def _without_overlap(begun: str, more: str) -> str:
+    """Return a continuation without what it repeats of the text before it.
+
+    Where nothing is repeated, a space joins two words: models begin a message without one.
+    """
+    least, most = _OVERLAP
+    head = more[:_SEARCHED]
+    for size in range(min(most, len(begun)), least - 1, -1):
+        place = head.find(begun[-size:])
+        if place >= 0:
+            return more[place + size :]
+    glued = begun[-1:].isalnum() and more[:1].isalnum()
+    return f" {more}" if glued else more
+
+
+def _delta(event: Mapping[str, Any]) -> str:
+    choices = event.get("choices") or [{}]
+    text = (choices[0].get("delta") or {}).get("content")
+    return text if isinstance(text, str) else ""
+
+
+def _silent(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an event without its text, which was sent already."""
+    choices = [
+        {
+            **choice,
+            "delta": {n: v for n, v in (choice.get("delta") or {}).items() if n != "content"},
+        }
+        for choice in event.get("choices") or ()
+    ]
+    return {**event, "choices": choices}
+
+
+def _unfinished(event: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the text of a last event without its end; None where it has none."""
+    if not _delta(event):
+        return None
+    choices = [{**choice, "finish_reason": None} for choice in event["choices"]]
+    return {**event, "choices": choices, "usage": None}
