@@ -9,13 +9,11 @@ from benchmarks.evidence_streams import Floats, Ints, Stream
 from serving.evidence.statistics.audit_rate import AuditSchedule
 from serving.evidence.statistics.earning import Earning, EarningRules, Reopened
 from serving.evidence.statistics.examples import Example, Outcome
-from serving.evidence.statistics.placement import FIT_SIZES, place_thresholds
+from serving.evidence.statistics.placement import COMPARED_AT, GAIN, place_thresholds
 from serving.evidence.statistics.watching import Watch
 
 SHRINKAGE = 0.9
 _FOLDS = 5
-_COMPARED_AT = 0.6
-"""Coverage at which the candidates of a fit are compared; the best is tested, as in service."""
 _TEMPERATURES = 2.0 ** np.arange(-6.0, 2.5, 0.5)
 
 
@@ -97,7 +95,7 @@ class Plan:
     """How a stream is run. sizes: labels of an episode at which a head is fitted again."""
 
     target: float
-    sizes: tuple[int, ...] = FIT_SIZES
+    sizes: tuple[int, ...] = tuple(100 * 2**fit for fit in range(10))
     min_groups: int = 50
     schedule: AuditSchedule = field(default_factory=AuditSchedule)
 
@@ -113,7 +111,7 @@ class Run:
         self._proposals: dict[str, tuple[Floats, Ints]] = {}
         self._labelled: list[int] = []
         self._fitted = 0
-        self._held_since = 0
+        self._held_since = self._since_earned = 0
         n = len(stream.labels)
         self.outcomes = Outcomes(_zeros(n), _zeros(n), _zeros(n), _zeros(n))
 
@@ -128,6 +126,7 @@ class Run:
         earned, rate, accepts = self._earning.earned, 1.0, False
         if earned is not None:
             rate = self._plan.schedule.rate(self._held_since, 0.0)
+            self._since_earned += 1
             confidence, answer = self._proposals[earned.opening.candidate]
             accepts = bool(confidence[place] >= earned.opening.threshold)
         chosen = bool(self._coins[place] < rate)
@@ -167,7 +166,7 @@ class Run:
     def _hold(self, place: int) -> None:
         if len(self.outcomes.earned_at) == len(self.outcomes.suspended_at):
             self.outcomes.earned_at.append(place + 1)
-        self._watch, self._held_since = Watch(self._plan.target), 0
+        self._watch, self._held_since, self._since_earned = Watch(self._plan.target), 0, 0
 
     def _suspend(self, place: int) -> None:
         self.outcomes.suspended_at.append(place + 1)
@@ -176,6 +175,12 @@ class Run:
         self._labelled.clear()
 
     def _fit(self) -> None:
+        """Fit, and open the tests that the service would open."""
+        earning = self._earning
+        if earning.earned is None and any(
+            one.is_on_course(earning.counted) for one in earning.hypotheses
+        ):
+            return
         rows = np.array(self._labelled)
         labels = self._stream.reference[rows]
         if len(np.unique(labels)) < 2:
@@ -183,9 +188,15 @@ class Run:
         self._fitted += 1
         best = min(self._fits(rows, labels), key=lambda fit: _error_of_the_surest(*fit[1:]))
         name, confidence, losses = best
-        first = self._earning.tested + 1
-        for opening in place_thresholds(name, confidence, losses, self._plan.target, first=first):
-            self._earning.add(opening)
+        openings = place_thresholds(
+            name, confidence, losses, self._plan.target, first=earning.tested + 1
+        )
+        if earning.earned is not None:
+            covered = self._held_since / max(1, self._since_earned)
+            more = [one for one in openings if one.expected_coverage >= covered + GAIN]
+            openings = tuple(sorted(more, key=lambda one: -one.expected_coverage)[:1])
+        for opening in openings:
+            earning.add(opening)
 
     def _fits(self, rows: Ints, labels: Ints) -> Iterator[tuple[str, Floats, Floats]]:
         """Fit every candidate; yield its name, and confidences and losses of the fit's examples.
@@ -206,7 +217,7 @@ class Run:
 
 def _error_of_the_surest(confidence: Floats, losses: Floats) -> float:
     """Return the mean loss of the most confident examples, by which candidates are compared."""
-    count = max(1, round(_COMPARED_AT * len(losses)))
+    count = max(1, round(COMPARED_AT * len(losses)))
     return float(losses[np.argsort(-confidence, kind="stable")[:count]].mean())
 
 

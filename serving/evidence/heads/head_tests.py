@@ -10,13 +10,7 @@ from serving.evidence.heads.candidate import HeadScope
 from serving.evidence.heads.example_store import ExampleStore
 from serving.evidence.heads.head_store import HeadRow, HeadStore
 from serving.evidence.heads.statement import Head
-from serving.evidence.statistics.placement import place_on_curve
-
-_COMPARED_AT = 0.6
-"""Coverage at which heads of one fit are compared: one of them is tested, as tests are dear."""
-
-_GAIN = 0.05
-"""Coverage that a newer head must promise beyond that of the held claim to be tested."""
+from serving.evidence.statistics.placement import COMPARED_AT, GAIN, place_on_curve
 
 
 def head_scope(scope: Scope) -> HeadScope:
@@ -67,7 +61,7 @@ class HeadTests:
             claim.target_error, first=claim.hypotheses + 1,
         )  # fmt: skip
         if is_held:
-            more = [one for one in openings if one.expected_coverage >= covered + _GAIN]
+            more = [one for one in openings if one.expected_coverage >= covered + GAIN]
             # Each test raises the bar of the next: the widest alone.
             openings = tuple(sorted(more, key=lambda one: -one.expected_coverage)[:1])
         return [
@@ -93,4 +87,4 @@ class HeadTests:
 
 def _error(head: Head) -> float:
     curve = head.candidate.curve
-    return float(curve[int(_COMPARED_AT * len(curve)) - 1, 1])
+    return float(curve[int(COMPARED_AT * len(curve)) - 1, 1])

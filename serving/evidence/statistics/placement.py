@@ -18,6 +18,12 @@ FIT_SIZES = (100, 200, 600)
 COVERAGES = (0.6, 0.4, 0.8)
 """Shares of inputs that the thresholds of a fit would accept, in the order of testing."""
 
+COMPARED_AT = 0.6
+"""Coverage at which the candidates of one fit are compared: one is tested, as tests are dear."""
+
+GAIN = 0.05
+"""Coverage that a newer fit must promise beyond that of the held claim to be tested."""
+
 HORIZON = 5_000.0
 """Inputs within which a hypothesis is expected to be earned, else it is not opened."""
 
