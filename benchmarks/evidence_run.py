@@ -9,7 +9,14 @@ from benchmarks.evidence_streams import Floats, Ints, Stream
 from serving.evidence.statistics.audit_rate import AuditSchedule
 from serving.evidence.statistics.earning import Earning, EarningRules, Reopened
 from serving.evidence.statistics.examples import Example, Outcome
-from serving.evidence.statistics.placement import COMPARED_AT, GAIN, place_thresholds
+from serving.evidence.statistics.placement import (
+    COMPARED_AT,
+    COVERAGES,
+    HORIZON,
+    WIDER,
+    place_thresholds,
+    widest,
+)
 from serving.evidence.statistics.watching import Watch
 
 SHRINKAGE = 0.9
@@ -188,13 +195,14 @@ class Run:
         self._fitted += 1
         best = min(self._fits(rows, labels), key=lambda fit: _error_of_the_surest(*fit[1:]))
         name, confidence, losses = best
+        is_held = earning.earned is not None
         openings = place_thresholds(
-            name, confidence, losses, self._plan.target, first=earning.tested + 1
-        )
-        if earning.earned is not None:
-            covered = self._held_since / max(1, self._since_earned)
-            more = [one for one in openings if one.expected_coverage >= covered + GAIN]
-            openings = tuple(sorted(more, key=lambda one: -one.expected_coverage)[:1])
+            name, confidence, losses, self._plan.target, first=earning.tested + 1,
+            coverages=WIDER if is_held else COVERAGES,
+            horizon=len(losses) if is_held else HORIZON,
+        )  # fmt: skip
+        if is_held:
+            openings = widest(openings, self._held_since / max(1, self._since_earned))
         for opening in openings:
             earning.add(opening)
 

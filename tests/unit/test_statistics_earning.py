@@ -13,10 +13,12 @@ from serving.evidence.statistics.examples import Example, Outcome
 from serving.evidence.statistics.intervals import clopper_pearson
 from serving.evidence.statistics.placement import (
     COVERAGES,
+    WIDER,
     Opening,
     bar,
     place_on_curve,
     place_thresholds,
+    widest,
 )
 
 TARGET = 0.15
@@ -270,3 +272,13 @@ def test_nothing_is_placed_without_examples() -> None:
         place_thresholds("head", np.empty(0), np.empty(0), TARGET)
     with pytest.raises(ValueError, match="a curve of 0 points"):
         place_on_curve("head", np.empty((0, 2)), 10, TARGET)
+
+
+def test_beside_a_held_claim_only_the_widest_test_that_gains_is_opened() -> None:
+    confidence = np.linspace(1.0, 0.0, 400)
+    loss = (np.arange(400) % 25 == 24).astype(np.float64)
+    openings = place_thresholds("head@2", confidence, loss, 0.15, first=4, coverages=WIDER)
+    (chosen,) = widest(openings, 0.6)
+    assert chosen.expected_coverage == pytest.approx(0.95)
+    assert widest(openings, 0.92) == ()
+    assert widest((), 0.1) == ()

@@ -10,7 +10,14 @@ from serving.evidence.heads.candidate import HeadScope
 from serving.evidence.heads.example_store import ExampleStore
 from serving.evidence.heads.head_store import HeadRow, HeadStore
 from serving.evidence.heads.statement import Head
-from serving.evidence.statistics.placement import COMPARED_AT, GAIN, place_on_curve
+from serving.evidence.statistics.placement import (
+    COMPARED_AT,
+    COVERAGES,
+    HORIZON,
+    WIDER,
+    place_on_curve,
+    widest,
+)
 
 
 def head_scope(scope: Scope) -> HeadScope:
@@ -56,14 +63,16 @@ class HeadTests:
             return []
         self._looked_at.add(seen)
         head = min((self._heads.load(row.digest) for row in newest), key=_error)
+        examples = head.predicate.examples
         openings = place_on_curve(
-            head.name, head.candidate.curve.astype(np.float64), head.predicate.examples,
-            claim.target_error, first=claim.hypotheses + 1,
+            head.name, head.candidate.curve.astype(np.float64), examples, claim.target_error,
+            first=claim.hypotheses + 1,
+            coverages=WIDER if is_held else COVERAGES,
+            # A test beside a held claim is to be earned before the next fit.
+            horizon=examples * (self._settings.growth - 1.0) if is_held else HORIZON,
         )  # fmt: skip
         if is_held:
-            more = [one for one in openings if one.expected_coverage >= covered + GAIN]
-            # Each test raises the bar of the next: the widest alone.
-            openings = tuple(sorted(more, key=lambda one: -one.expected_coverage)[:1])
+            openings = widest(openings, covered)
         return [
             Action(
                 opening.candidate, opening.threshold,

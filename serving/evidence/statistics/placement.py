@@ -18,6 +18,9 @@ FIT_SIZES = (100, 200, 600)
 COVERAGES = (0.6, 0.4, 0.8)
 """Shares of inputs that the thresholds of a fit would accept, in the order of testing."""
 
+WIDER = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4)
+"""Shares of inputs that are looked at beside a held claim, which one of them may widen."""
+
 COMPARED_AT = 0.6
 """Coverage at which the candidates of one fit are compared: one is tested, as tests are dear."""
 
@@ -89,6 +92,16 @@ def place_thresholds(
     last = [int(np.count_nonzero(confidence >= confidence[order[size - 1]])) - 1 for size in sizes]
     points = [(float(confidence[order[at]]), float(errors[at]), at + 1) for at in last]
     return _on_course(candidate, points, len(order), target, first, horizon)
+
+
+def widest(openings: Sequence[Opening], covered: float) -> tuple[Opening, ...]:
+    """Return the opening that accepts most, where that is visibly more than the held claim does.
+
+    covered: share of inputs that the held claim accepts. One at most: each test raises the bar of
+    the next.
+    """
+    more = [one for one in openings if one.expected_coverage >= covered + GAIN]
+    return tuple(sorted(more, key=lambda one: -one.expected_coverage)[:1])
 
 
 def place_on_curve(
