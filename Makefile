@@ -15,6 +15,7 @@
 # make bench-gateway   measure what the gateway adds to a frontier call
 # make bench-ledger   measure what the ledger adds, with SQLite and with PostgreSQL
 # make bench-evidence   run labelled texts through the folds of evidence; BENCH_ARGS="--data DIR --stack URL"
+# make bench-tiers   simulate tiers that are earned per cluster; BENCH_ARGS="--seeds N"
 # make bench-cache   measure the cache: lookups, hits through HTTP, memory, replays with repeats
 # make bench-cost   compare what a mix of chats costs through the stack and without it
 
@@ -28,7 +29,7 @@ FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 PAGE ?= README.md
 
-.PHONY: serve test test-slow test-cluster unit coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-gate bench-gateway bench-ledger bench-cache bench-cost bench-evidence lock clean
+.PHONY: serve test test-slow test-cluster unit coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-gate bench-gateway bench-ledger bench-cache bench-cost bench-evidence bench-tiers lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -102,6 +103,9 @@ bench-ledger: $(VENV)/.cpu
 
 bench-evidence: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks evidence --state $(STATE) $(BENCH_ARGS)
+
+bench-tiers: $(VENV)/.cpu
+	$(VENV)/bin/python -m benchmarks tiers $(BENCH_ARGS)
 
 bench-cache: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks cache $(BENCH_ARGS)

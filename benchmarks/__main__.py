@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import bounds, cache, cost, evidence, gate, gateway, ledger, stack
+from benchmarks import bounds, cache, cost, evidence, gate, gateway, ledger, stack, tiers
 from serving.cli import run_program
 
 _BENCHMARKS = {
@@ -14,6 +14,7 @@ _BENCHMARKS = {
     "gateway": gateway,
     "ledger": ledger,
     "stack": stack,
+    "tiers": tiers,
 }
 
 

@@ -66,13 +66,16 @@ from serving.pipeline.in_force import InForce
 from serving.pipeline.plan import FrontierPlan, Policy
 from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
-from serving.pipeline.request_path import Audited, RequestPath, build_runners
+from serving.pipeline.request_path import Audited, RequestPath, Tiering, build_runners
 from serving.pipeline.runner import BoundTask, Runner
 from serving.pipeline.similar_chat import SimilarChats
+from serving.pipeline.tier_auditor import TierAuditor
 from serving.routing.decision_log import build_decision_log
 from serving.routing.router import build_router
 from serving.tasks.prompt import CheckpointTokenizer, longest_input
 from serving.tasks.task import bind
+from serving.tiers.clusters import read_clustering
+from serving.tiers.planner import TierPlanner
 
 GATEWAY_DEPLOYMENT = "Gateway"
 # Admission is the gateway's own and says why it refuses; Serve's must not refuse before it.
@@ -235,6 +238,9 @@ def _build_context(
         metrics,
     )
     audited = None if evidence is None else _audited(evidence, recorder, models, embedder)
+    tiering = None if evidence is None else _tiering(
+        settings, evidence, frontier.configured, prices, recorder, embedder, metrics, reading
+    )  # fmt: skip
     cache = _build_cache(settings, metrics)
     in_force = InForce(models.tasks, None if evidence is None else evidence.evidence)
     access = None if cache is None else CacheAccess(
@@ -263,6 +269,7 @@ def _build_context(
                 audited,
                 pruning,
                 learning,
+                tiering,
             ),
             max_inputs=gateway.max_inputs,
             cache=access,
@@ -387,6 +394,35 @@ def _audited(
 
     judged = None if evidence.settings.baseline is None else models.judged
     return Audited(evidence.evidence, auditor, embedder.embed, judged)
+
+
+def _tiering(
+    settings: Settings,
+    evidence: EvidenceService,
+    configured: Callable[[tuple[str, ...]], tuple[str, ...]],
+    prices: PriceBook,
+    recorder: ExitRecorder,
+    embedder: Embedder,
+    metrics: Metrics,
+    database: Database,
+) -> Tiering | None:
+    if settings.tiers.mode == "off":
+        return None
+    clustering = read_clustering(settings.tiers.clusters_file)
+    planner = TierPlanner(
+        settings.tiers, clustering, settings.frontier.tiers, configured, prices,
+        evidence.evidence, metrics.tiers,
+    )  # fmt: skip
+
+    def auditor(
+        reference: Runner[ChatRequest, FrontierPlan], served: Runner[ChatRequest, FrontierPlan]
+    ) -> TierAuditor:
+        made = TierAuditor(planner, evidence.appender, recorder, reference, served)
+        evidence.closers.append(made.aclose)
+        return made
+
+    evidence.watches.append(lambda: planner.watch(database, evidence.store))
+    return Tiering(planner, auditor, embedder.embed)
 
 
 def _baseline(

@@ -117,6 +117,8 @@ def _common(options: RequestOptions, namespace: str, policy: str) -> dict[str, A
         "route": options.route,
         "max_cost_usd": None if options.max_cost_usd is None else f"{options.max_cost_usd:f}",
         "deterministic": options.deterministic,
+        # Left out at its default, so that entries from before it existed are found.
+        **({} if options.quality == "auto" else {"quality": options.quality}),
     }
 
 

@@ -51,6 +51,9 @@ def check_ledger(settings: "Settings", environ: Mapping[str, str]) -> None:
     targets = [target for models in settings.frontier.tiers.values() for target in models]
     paid = [target for target in targets if target.partition("/")[0] in usable]
     check_priced(paid, prices, "ledger.prices_file")
+    judge = settings.tiers.judge
+    if settings.tiers.mode != "off" and judge is not None:
+        check_priced([judge], prices, "tiers.judge")
 
 
 def prepare_ledger(settings: "Settings", environ: Mapping[str, str]) -> None:

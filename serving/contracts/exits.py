@@ -48,7 +48,8 @@ class Exit:
     None where nothing was looked up. cache_entry: id of the cached answer that was served.
     avoided_usd: what that answer had cost; None where unknown. cache_kind: how it was found.
     refined_route: route of the answer just before in the conversation, where this input repeats or
-    corrects its question; None elsewhere.
+    corrects its question; None elsewhere. cluster: of an open-ended chat, as serving.tiers names
+    it; None elsewhere.
     """
 
     request_id: str
@@ -73,6 +74,7 @@ class Exit:
     avoided_usd: Decimal | None = None
     cache_kind: CacheKind | None = None
     refined_route: Route | None = None
+    cluster: str | None = None
 
 
 class ExitObserver(Protocol):

@@ -14,6 +14,9 @@ from serving.contracts.requests import ChatRequest
 
 RoutePreference = Literal["local_only", "auto", "frontier_only"]
 AuditPreference = Literal["auto", "never"]
+QualityPreference = Literal["auto", "reference"]
+"""reference: no cheaper tier answers in the place of the one that the rules or settings name."""
+
 CachePreference = Literal["use", "refresh", "bypass", "no-store"]
 """refresh: ask a model and replace the entry. bypass: neither look up nor store. no-store: look up,
 and do not store."""
@@ -34,6 +37,9 @@ Reason = Literal[
     "shadow",  # the claim is being earned: the reference answered
     "withdrawn",  # the claim was withdrawn: the reference answered
     "audit",  # no client asked: an answer is compared with the reference's
+    "explore",  # no client asked: a cheaper tier's answer, to be compared
+    "judge",  # no client asked: two answers are compared
+    "earned_tier",  # a cheaper tier answered under its claim on the cluster
     "cached",  # an equal request was answered before, or at the same moment
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -61,6 +67,7 @@ class RequestOptions:
     two equal calls get equal answers, so no shortcut is taken whose state may change between them.
     end_user: the client's id of the person that it serves, by which evidence is deleted. cache: how
     this request uses the cache. cache_ttl_s: age at which its entry ends; None for the namespace's.
+    quality: `reference` keeps a chat from cheaper tiers.
     """
 
     route: RoutePreference = "auto"
@@ -70,6 +77,7 @@ class RequestOptions:
     end_user: str | None = None
     cache: CachePreference = "use"
     cache_ttl_s: float | None = None
+    quality: QualityPreference = "auto"
 
 
 @dataclass(frozen=True, slots=True)

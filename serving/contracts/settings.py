@@ -16,6 +16,7 @@ from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import Name
+from serving.contracts.tiers_settings import TiersSettings
 
 BUNDLED_MODEL = "bundled:smollm2-135m-instruct"
 """In 16 bits. With @RECIPE it is quantized, gated and signed at the first start."""
@@ -240,6 +241,7 @@ class Settings(_Frozen):
     evidence: EvidenceSettings = EvidenceSettings()
     context: ContextSettings = ContextSettings()
     cache: CacheSettings = CacheSettings()
+    tiers: TiersSettings = TiersSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -260,6 +262,9 @@ class Settings(_Frozen):
                 f"evidence.baseline: {evidence.baseline!r} is not one of the models {ids}"
             )
         providers = sorted(self.frontier.providers)
+        judge = self.tiers.judge
+        if judge is not None and judge.split("/")[0] not in providers:
+            raise ValueError(f"tiers.judge: {judge!r} names no provider of {providers}")
         reference = [evidence.reference.split("/")[0]] if evidence.reference else []
         for provider in (*(evidence.providers or ()), *reference):
             if provider not in providers:

@@ -196,6 +196,56 @@ class Evidence:
             self._beside(shortcut, names, caller.tenant) if external else None,
         )
 
+    def tier_ruling(
+        self,
+        shortcut: Shortcut,
+        context: RequestContext,
+        reference: str,
+        asked: Sequence[str],
+        conversation: str | None,
+    ) -> Ruling | None:
+        """Return the ruling on a cheaper tier of a request; None where nothing may be compared.
+
+        reference: of this claim. asked: every `provider/model` that would get the input. rate: 0;
+        the caller plans what is explored and audited. conversation: its beginning, where the
+        request continues one; a conversation is one group of evidence. Raises LedgerUnavailable
+        where tenants are unknown.
+        """
+        settings, caller = self.settings, context.caller
+        consent = consent_of(
+            context.options, caller, self._tenant_of(caller.tenant), settings, reference
+        )
+        if not all(consent.allows(model) for model in asked):
+            return None
+        definition = self._definition(shortcut, (shortcut.name,), caller.tenant, reference)
+        claim = self.snapshot.find(definition.id)
+        standing = standing_of(
+            definition.id,
+            claim,
+            Situation(
+                context.options.route,
+                can_ask=True,
+                may_shadow=True,
+                may_audit=True,
+                start="strict",
+                suite=None,
+                is_known=self.snapshot.is_fresh,
+                is_permitted=shortcut in self.permitted((shortcut,)),
+            ),
+        )
+        if standing.claim is not None:
+            self._open(definition, claim)
+        group = self._group(context) if conversation is None else self._digest_of(
+            "conversation", caller.tenant, conversation
+        )  # fmt: skip
+        return Ruling(standing, definition.id, reference, 0.0, group)
+
+    def tier_claim(self, shortcut: Shortcut, tenant: str, reference: str) -> Claim | None:
+        """Return the claim on a cheaper tier; None where it is not known yet."""
+        return self.snapshot.find(
+            self._definition(shortcut, (shortcut.name,), tenant, reference).id
+        )
+
     def _open(self, definition: Definition, claim: Claim | None) -> None:
         if claim is None or definition.id not in self._scopes:
             self._scopes[definition.id] = definition.scope
@@ -315,6 +365,8 @@ class Evidence:
             return uuid4().hex[:16]
         caller = context.caller
         client = (caller.tenant, caller.key_id or "", context.options.end_user or "")
-        number = int(time.time() // window_s)
-        content = "\x00".join((*client, str(number))).encode("utf-8", "replace")
+        return self._digest_of(*client, str(int(time.time() // window_s)))
+
+    def _digest_of(self, *names: str) -> str:
+        content = "\x00".join(names).encode("utf-8", "replace")
         return hmac.digest(self._key, content, "sha256").hex()[:16]

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -36,7 +37,8 @@ _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 class EvidenceService:
     """Everything that runs beside the requests. Build it with build_evidence.
 
-    closers: called when it stops, before the last rows are written. heads: None where none are
+    closers: called when it stops, before the last rows are written. watches: run beside it until it
+    stops. heads: None where none are
     learned. texts: None where none are kept.
     """
 
@@ -47,6 +49,7 @@ class EvidenceService:
     appender: EvidenceAppender
     evidence: Evidence
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    watches: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     heads: HeadService | None = None
     texts: KeptTexts | None = None
 
@@ -66,6 +69,8 @@ class EvidenceService:
                 group.create_task(self.appender.run())
                 group.create_task(self._count_spending())
                 group.create_task(self._purge_texts())
+                for watch in self.watches:
+                    group.create_task(watch())
                 if self.heads is not None:
                     group.create_task(self.heads.watch())
         finally:

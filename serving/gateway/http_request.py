@@ -18,6 +18,7 @@ from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest, UnsupportedMediaType
 from serving.contracts.routing import (
     AuditPreference,
+    QualityPreference,
     RequestOptions,
     RoutePreference,
     end_user_id,
@@ -41,6 +42,7 @@ _WANTED = {
     "max_cost_usd": "a number of US dollars, 0 or more",
     "audit": "one of auto, never",
     "deterministic": "true or false",
+    "quality": "one of auto, reference",
 }
 _HEADERS = {
     "route": ROUTE,
@@ -48,6 +50,7 @@ _HEADERS = {
     "max_cost_usd": "x-narrowgate-max-cost-usd",
     "audit": "x-narrowgate-audit",
     "deterministic": "x-narrowgate-deterministic",
+    "quality": "x-narrowgate-quality",
 }
 _END_USER = "x-narrowgate-user"
 # Of OpenAI's API; the newer one first.
@@ -176,6 +179,9 @@ class OptionFields(BaseModel):
     deterministic: bool | None = Field(
         default=None, description="equal calls get equal answers: no claim is used"
     )
+    quality: QualityPreference | None = Field(
+        default=None, description="reference: no cheaper tier answers a chat"
+    )
 
 
 class Options:
@@ -210,6 +216,8 @@ class Options:
                 _end_user(body, self._headers),
                 cache_preference(body, self._headers),
                 cache_ttl_s(self._headers),
+                # `reference` in the field or the header holds.
+                "reference" if "reference" in (fields.quality, headers.quality) else "auto",
             ),
             Deadline.after(min(wanted_s, longest_s)),
             self._arrival.at,

@@ -15,6 +15,7 @@ from serving.contracts.exits import Exit
 from serving.gateway.cache_metrics import CacheMetrics
 from serving.gateway.evidence_metrics import EvidenceMetrics
 from serving.gateway.ledger_metrics import LedgerMetrics
+from serving.gateway.tier_metrics import TierMetrics
 
 _LATENCY_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
@@ -204,6 +205,7 @@ class Metrics:
         self.ledger = LedgerMetrics(self.registry)
         self.evidence = EvidenceMetrics(self.registry)
         self.cache = CacheMetrics(self.registry)
+        self.tiers = TierMetrics(self.registry)
         self.queued = Gauge(
             "narrowgate_queued_inputs",
             "Inputs waiting, for admission or for a scoring batch.",

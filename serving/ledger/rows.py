@@ -23,7 +23,19 @@ _MAX_TOKENS = 10**9
 
 _MAX_SECONDS = 10.0**9
 
-_NOT_LOCAL = frozenset({None, "narrow", "requested", "out_of_scope", "shadow", "audit"})
+_NOT_LOCAL = frozenset(
+    {
+        None,
+        "narrow",
+        "requested",
+        "out_of_scope",
+        "shadow",
+        "audit",
+        "explore",
+        "judge",
+        "earned_tier",
+    }
+)
 """Reasons of inputs that a local model answered, or that were not meant for a local model."""
 
 
@@ -148,6 +160,7 @@ def closed_exit(
         "refined_route": exit_.refined_route,
         "lookup_us": None if exit_.lookup_s is None else _microseconds(exit_.lookup_s),
         "avoided_usd": exit_.avoided_usd,
+        "cluster": exit_.cluster,
         "elapsed_us": _microseconds(exit_.elapsed_s),
     }
 

@@ -94,7 +94,8 @@ def _usage_columns() -> list[Column[Any]]:
 # lookup; NULL where nothing was looked up. cache_entry: id of the entry that was served.
 # avoided_usd: what that entry's answer had cost. cache_kind: `exact`, `semantic` or `alias`.
 # refined_route: route of the answer just before in the same conversation, where this request
-# repeats or corrects its question.
+# repeats or corrects its question. cluster: of an open-ended chat, and of what was
+# asked to compare answers to it: `CLUSTERING/NUMBER/TIER`, the tier of the reference.
 exits = Table(
     "exits",
     metadata,
@@ -127,6 +128,7 @@ exits = Table(
     Column("avoided_usd", Usd),
     Column("cache_kind", Text),
     Column("refined_route", Text),
+    Column("cluster", Text),
     Column("opened_at", UtcTime, nullable=False),
     Column("elapsed_us", BigInteger),
     Column("instance", Text, nullable=False),

@@ -112,6 +112,7 @@ class InputRecord:
     lookup_s: time of the cache's lookup, seconds. cost_usd: of all its calls, once it is recorded;
     None where unknown. is_abandoned: its client left, and its answer is made for others.
     refined_route: of the answer just before, where it repeats or corrects that question.
+    cluster: of an open-ended chat, None elsewhere.
     """
 
     def __init__(self, request: _Request, index: int) -> None:
@@ -127,6 +128,7 @@ class InputRecord:
         self.lookup_s: float | None = None
         self.refined_route: Route | None = None
         self.cost_usd: Decimal | None = None
+        self.cluster: str | None = None
         self.is_open = True
         self.is_abandoned = False
 
@@ -179,6 +181,7 @@ class InputRecord:
                 evidence=served.evidence, claim=served.claim, lookup_s=self.lookup_s,
                 cache_entry=served.cache_entry, avoided_usd=served.avoided_usd,
                 cache_kind=served.cache_kind, refined_route=self.refined_route,
+                cluster=self.cluster,
             )
         )  # fmt: skip
 
@@ -201,6 +204,7 @@ class InputRecord:
                 usage, request.context.elapsed_s, (*self._attempts, *attempts), valid=False,
                 error=code, replica_s=replica_s, service_tier=tier, lookup_s=self.lookup_s,
                 refined_route=self.refined_route,
+                cluster=self.cluster,
             )
         )  # fmt: skip
 

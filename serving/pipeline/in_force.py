@@ -7,7 +7,7 @@ from uuid import uuid4
 from serving.cache.entry import AnswerOrigin
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import LedgerUnavailable
-from serving.contracts.evidence import Action
+from serving.contracts.evidence import Action, ClaimState
 from serving.contracts.exits import HEAD_PREFIX
 from serving.evidence.rulings import Evidence
 from serving.pipeline.claimed import NO_MODEL
@@ -31,7 +31,11 @@ class InForce:
     def origin(self, served: Served, task: str | None, text: str | None) -> AnswerOrigin:
         """Return what an answer depends on. text: the task's input."""
         if served.route != "local":
-            return AnswerOrigin(served.route, served.model, task=task)
+            action = None if served.claim is None else self._action_of(served.claim)
+            return AnswerOrigin(
+                served.route, served.model, task=task, claim=served.claim, action=action,
+                evidence=served.evidence,
+            )  # fmt: skip
         action = digest = None
         if served.claim is not None and self.evidence is not None:
             claim = self.evidence.snapshot.find(served.claim)
@@ -45,10 +49,23 @@ class InForce:
     def covers(self, origin: AnswerOrigin, context: RequestContext) -> bool:
         """Return whether the same answer would still be served to the request."""
         if origin.route != "local":
-            return True
+            return origin.claim is None or self._covers_tier(origin, origin.claim, context)
         if origin.version != self._version(origin.model):
             return False
         return origin.task is None or self._covers_task(origin, origin.task, context)
+
+    def _covers_tier(self, origin: AnswerOrigin, name: str, context: RequestContext) -> bool:
+        """Return whether a cheaper tier's claim still holds, and the request lets it answer."""
+        options = context.options
+        if options.deterministic or options.quality == "reference":
+            return False
+        return origin.action is not None and origin.action == self._action_of(name)
+
+    def _action_of(self, name: str) -> str | None:
+        """Return what a claim allows now; None where it is not held or not known."""
+        claim = None if self.evidence is None else self.evidence.snapshot.find(name)
+        is_held = claim is not None and claim.state is ClaimState.HELD
+        return _action_name(claim.action) if is_held and claim is not None else None
 
     def _version(self, model: str) -> str:
         """Return the attestations that cover a local model, or this process where there is none."""

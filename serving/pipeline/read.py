@@ -113,7 +113,7 @@ def read_tasks(
         name = sorted(body)[0]
         known = (
             "input, inputs, source_language, target_language, user, safety_identifier, store, "
-            "route, deadline_s, max_cost_usd, audit, deterministic"
+            "route, deadline_s, max_cost_usd, audit, deterministic, quality"
         )
         raise InvalidRequest(
             f"{name!r} is not a field of this request", field=name, fix=f"send only {known}"

@@ -46,7 +46,10 @@ from serving.pipeline.runner import (
     Runner,
 )
 from serving.pipeline.similar_chat import SimilarChats
+from serving.pipeline.tier_auditor import TierAuditor
+from serving.pipeline.tiered import Tiered
 from serving.pipeline.write import Reply, TaskReply, write_reply, write_tasks
+from serving.tiers.planner import TierPlanner
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,18 @@ class Audited:
     baseline: Mapping[str, BoundTask] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Tiering:
+    """What tiers need. auditor: makes the auditor, from a runner that asks a model with the whole
+    request and one that asks it as clients are served."""
+
+    planner: TierPlanner
+    auditor: Callable[
+        [Runner[ChatRequest, FrontierPlan], Runner[ChatRequest, FrontierPlan]], TierAuditor
+    ]
+    embed: Embed
+
+
 def build_runners(
     tasks: Mapping[str, BoundTask],
     engines: Mapping[str, Engine],
@@ -184,13 +199,15 @@ def build_runners(
     audited: Audited | None = None,
     pruning: Pruning | None = None,
     learning: Learning | None = None,
+    tiering: Tiering | None = None,
 ) -> Mapping[type[Plan], Runner[Any, Any]]:
     """Return the runners by kind of plan: each model's runner, wrapped in those it needs.
 
     local: limit on work for local models. remote: limit on calls of frontier models. audited: with
     what tasks run under claims; None where only attested thresholds decide. pruning: of contexts;
     None where they are always sent whole. learning: of output bounds; None where those of the
-    settings hold.
+    settings hold. tiering: of open-ended chats by their clusters; None where the router's rules
+    decide alone.
     """
     local_task: Runner[TaskBatch, TaskPlan] = Admitted(
         LocalTaskRunner(tasks, meters), local, every_unit
@@ -203,12 +220,16 @@ def build_runners(
         baseline = Admitted(LocalTaskRunner(audited.baseline, meters), local, every_unit)
     asked = AuditRunners(local_task, frontier_task, baseline)
     model: Runner[ChatRequest, FrontierPlan] = FrontierModelRunner(frontier)
+    reference: Runner[ChatRequest, FrontierPlan] = Admitted(model, remote, one_call)
     if learning is not None:
         # Within admission: a continuation belongs to its request.
         model = Bounded(model, learning)
     asking: Runner[ChatRequest, FrontierPlan] = Admitted(model, remote, one_call)
     if pruning is not None:
         asking = Pruned(asking, pruning)
+    if tiering is not None:
+        auditor = tiering.auditor(reference, asking)
+        asking = Tiered(asking, tiering.planner, auditor, tiering.embed)
     frontier_model = DecisionLogged(asking, decisions)
     return {
         LocalPlan: Admitted(LocalModelRunner(engines, meters), local, every_unit),

@@ -35,6 +35,7 @@ _NAME_CHARS = 40
 class Clustering:
     """Frozen centres. centres: (clusters, dimensions) float32, rows of unit length.
 
+    The values are those of 16-bit floats, as files hold them: what is written is read as the same.
     names: a topic for each, which holds no word of a client's text. version: digest of the centres.
     """
 
@@ -52,10 +53,11 @@ class Clustering:
         lengths = np.linalg.norm(centres, axis=1)
         if not np.isfinite(lengths).all() or not (lengths > 0.0).all():
             raise ValueError("a centre is zero or not finite")
-        unit = (centres / lengths[:, None]).astype(np.float32)
-        # Rounded, so that the version does not depend on the last bit of a division.
-        version = hashlib.sha256(np.round(unit, 4).astype("<f4").tobytes()).hexdigest()[:12]
-        return cls(unit, tuple(names), version)
+        # Those of a file are of unit length but for rounding, and stay as they are.
+        is_unit = np.allclose(lengths, 1.0, atol=0.01)
+        kept = (centres if is_unit else centres / lengths[:, None]).astype("<f2")
+        version = hashlib.sha256(kept.tobytes()).hexdigest()[:12]
+        return cls(kept.astype(np.float32), tuple(names), version)
 
     def nearest(self, vector: Vectors) -> int:
         """Return the cluster of a vector. Ties go to the lower id. Takes microseconds."""

@@ -19,8 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "frontier": set(),
     "ledger": {"reporting"},
     "cache": {"evidence", "ledger"},
-    "tiers": {"evidence"},
-    "pipeline": {"tasks", "routing", "evidence", "context", "cache"},
+    "tiers": {"evidence", "ledger"},
+    "pipeline": {"tasks", "routing", "evidence", "context", "cache", "tiers"},
     "savings": {
         "embedding",
         "context",
@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
         "pipeline",
         "reporting",
     },
-    "gateway": {"tasks", "local", "artifacts", "pipeline", "evidence", "cache"},
+    "gateway": {"tasks", "local", "artifacts", "pipeline", "evidence", "cache", "tiers"},
     "app": {
         "tasks",
         "artifacts",
@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
         "cache",
         "pipeline",
         "gateway",
+        "tiers",
     },
     "lifecycle": set(),
     "preparation": {"settings_linter", "tasks", "artifacts"},
@@ -67,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
         "app",
         "lifecycle",
         "savings",
+        "tiers",
     },
     "cli": set(),
 }

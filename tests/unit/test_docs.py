@@ -44,6 +44,7 @@ from serving.contracts.settings import (
 )
 from serving.contracts.settings_sources import load_settings
 from serving.contracts.task_spec import parse_task_spec
+from serving.contracts.tiers_settings import TiersSettings
 from serving.gateway.metrics import Metrics
 from serving.pipeline.context_fields import PART_FIELD
 from serving.settings_linter import lint
@@ -72,6 +73,7 @@ GROUPS: list[tuple[str, type[BaseModel]]] = [
     ("context.", ContextSettings),
     ("evidence.head.", HeadSettings),
     ("cache.", CacheSettings),
+    ("tiers.", TiersSettings),
 ]
 GROUP_NAMES = {prefix.removesuffix(".") for prefix, _ in GROUPS}
 LISTS = {"models", "frontier.providers"}

@@ -21,10 +21,10 @@ def test_the_shipped_clustering_is_small_named_and_stable() -> None:
     shipped = read_clustering(None)
     assert 8 <= len(shipped.centres) <= MAX_CLUSTERS
     assert len(set(shipped.names)) == len(shipped.names)
-    assert np.allclose(np.linalg.norm(shipped.centres, axis=1), 1.0)
+    assert np.allclose(np.linalg.norm(shipped.centres, axis=1), 1.0, atol=0.01)
     assert all(shipped.nearest(centre) == n for n, centre in enumerate(shipped.centres))
     # Claims of users rest on this version: another one begins them anew.
-    assert shipped.version == "5d37be487e4f"
+    assert shipped.version == "019c7db24b72"
 
 
 def test_what_is_written_is_read_as_the_same_version(tmp_path: Path) -> None:

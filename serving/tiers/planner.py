@@ -1,0 +1,359 @@
+"""Decides about each open-ended chat which tier answers it and whether a cheaper one is explored.
+
+Decisions are made from memory. What is explored is planned every half minute from the ledger.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC
+from decimal import Decimal
+from typing import Literal, Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from serving.contracts.context import RequestContext
+from serving.contracts.errors import LedgerUnavailable
+from serving.contracts.evidence import Claim
+from serving.contracts.prices import PriceList, TokenPrices
+from serving.contracts.routing import TIERS, Tier
+from serving.contracts.tiers_settings import TiersSettings
+from serving.evidence.pacing import coin
+from serving.evidence.rulings import Evidence, Ruling
+from serving.evidence.store import EvidenceStore
+from serving.ledger.database import Database
+from serving.tiers.clusters import Clustering
+from serving.tiers.policy import (
+    AuditShares,
+    Exploration,
+    Prospect,
+    Rung,
+    Traffic,
+    allot,
+    ladder,
+    place_of,
+    prospect,
+)
+from serving.tiers.shortcut import CheaperTier
+from serving.tiers.traffic import ClusterTraffic, read_traffic
+
+logger = logging.getLogger(__name__)
+
+_REFRESH_S = 30.0
+
+TierOutcome = Literal[
+    "reference",  # no cheaper tier has earned it
+    "cheaper_tier",  # under its claim
+    "fallback",  # the cheaper tier could not answer
+    "not_comparable",  # images, several choices, too long
+    "no_vector",  # the embedder failed
+]
+
+
+class TierEvents(Protocol):
+    """Counts what tiers do; the gateway's metrics implement it."""
+
+    def tier_chosen(self, cluster: str, tier: Tier, outcome: TierOutcome) -> None:
+        """Count one open-ended chat. cluster: its topic, `none` where it has none."""
+        ...
+
+    def tier_compared(self, cluster: str, tier: Tier, verdict: str) -> None:
+        """Count one comparison of a cheaper tier's answer with the reference's."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TierCandidate:
+    """A cheaper tier of one request. ruling: on its claim. share: of the coin; drawn: its result.
+
+    judge: the model that compares.
+    """
+
+    rung: Rung
+    shortcut: CheaperTier
+    ruling: Ruling
+    judge: str
+    share: float
+    drawn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TierChoice:
+    """What becomes of one request.
+
+    cluster: as the ledger names it. topic: its name. start: the tier of the reference. serving:
+    that answers in its place; None for the reference. exploring: whose answer is compared.
+    """
+
+    cluster: str
+    topic: str
+    start: Rung
+    serving: TierCandidate | None = None
+    exploring: TierCandidate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Planned from the ledger. Keys: (tenants, cluster)."""
+
+    traffic: Mapping[tuple[str, str], Traffic] = field(default_factory=dict)
+    explored: Mapping[tuple[str, str], Exploration] = field(default_factory=dict)
+
+
+class TierPlanner:
+    """One for a process. tiers: `provider/model`s in order. configured: those that have a key."""
+
+    def __init__(
+        self,
+        settings: TiersSettings,
+        clustering: Clustering,
+        tiers: Mapping[Tier, tuple[str, ...]],
+        configured: Callable[[tuple[str, ...]], tuple[str, ...]],
+        prices: PriceList,
+        evidence: Evidence,
+        events: TierEvents,
+    ) -> None:
+        self.settings = settings
+        self.clustering = clustering
+        self.evidence = evidence
+        self.events = events
+        self._rungs = _rungs(tiers, configured, prices)
+        self._judge = _judge(settings, tiers, configured, prices)
+        self._shortcuts: dict[tuple[int, str], CheaperTier] = {}
+        self._plan = _Plan()
+        self._shares = AuditShares(
+            settings.audit_share_of_saving, settings.audit_floor, settings.audit_high,
+            settings.audit_high_requests,
+        )  # fmt: skip
+        self._spent_usd = Decimal(0)
+
+    @property
+    def is_possible(self) -> bool:
+        """Return whether any tier may be earned: a judge, and two tiers with keys and prices."""
+        return self._judge is not None and len(self._rungs) > 1
+
+    def start(self, rule: Tier) -> Rung | None:
+        """Return the tier of the reference; None where it has no key or price."""
+        return self._rungs.get(self.settings.start(rule))
+
+    def rung(self, tier: str) -> Rung | None:
+        """Return a tier; None where it has no key or price."""
+        return next((rung for rung in self._rungs.values() if rung.tier == tier), None)
+
+    def ladder(self, start: Rung) -> tuple[Rung, ...]:
+        """Return the cheaper tiers than a start, the dearest first."""
+        return ladder(start, list(self._rungs.values()))
+
+    def explored(self, tenants: str, cluster: str) -> Exploration | None:
+        """Return what is planned to be explored of a cluster; None for nothing."""
+        return self._plan.explored.get((tenants, cluster))
+
+    def name_of(self, cluster: int, start: Rung) -> str:
+        """Return a cluster as the ledger names it."""
+        return f"{self.clustering.version}/{cluster}/{start.tier}"
+
+    def choose(
+        self,
+        cluster: int,
+        start: Rung,
+        context: RequestContext,
+        text: str,
+        conversation: str | None,
+    ) -> TierChoice:
+        """Return what becomes of a request. text: by which equal ones are known. Never waits."""
+        name = self.name_of(cluster, start)
+        nothing = TierChoice(name, self.clustering.names[cluster], start)
+        judge = self._judge
+        if judge is None:
+            return nothing
+        try:
+            rulings = self._rulings(cluster, start, context, conversation)
+        except LedgerUnavailable:
+            return nothing
+        found = [
+            (rung, shortcut, ruling) for rung, shortcut, ruling in rulings if ruling is not None
+        ]
+        key = (self.tenants_of(context.caller.tenant), name)
+        serving = exploring = None
+        for rung, shortcut, ruling in found:
+            standing = ruling.standing
+            if standing.mode == "claim":
+                if not self.evidence.always_escalates(ruling.name, text):
+                    share = self._audit_share(key, start, rung, ruling)
+                    serving = TierCandidate(rung, shortcut, ruling, judge.model, share, coin(share))
+                exploring = None
+            elif standing.mode == "shadow" and self._explores(key, rung):
+                share = self._plan.explored[key].share
+                exploring = TierCandidate(rung, shortcut, ruling, judge.model, share, coin(share))
+        if self.settings.mode != "on":
+            serving = None
+        return TierChoice(name, nothing.topic, start, serving, exploring)
+
+    def spent(self, usd: Decimal) -> None:
+        """Note what an exploration has cost since the last plan."""
+        self._spent_usd += usd
+
+    async def watch(self, database: Database, store: EvidenceStore) -> None:
+        """Plan what is explored until cancelled; an unreachable database leaves the last plan."""
+        while True:
+            try:
+                await asyncio.to_thread(self.refresh, database, store)
+            except (LedgerUnavailable, SQLAlchemyError) as error:
+                logger.warning("tiers.not_planned error=%s", type(error).__name__)
+            await asyncio.sleep(_REFRESH_S)
+
+    def refresh(self, database: Database, store: EvidenceStore) -> None:
+        """Plan what is explored. Blocking; raises LedgerUnavailable."""
+        now = self.evidence.now()
+        midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        spent = store.spent_usd(midnight, "shadow")
+        ours = {
+            claim.id for claim in self.evidence.snapshot.all() if claim.shortcut == "cheaper_tier"
+        }
+        today = sum((usd for claim, usd in spent.items() if claim in ours), Decimal(0))
+        traffic = self.pooled(read_traffic(database))
+        left = max(Decimal(0), self.settings.explore_usd_a_day - today)
+        shares = allot(
+            [p for key, found in traffic.items() for p in self.prospects(*key, found)],
+            left,
+            self.settings.payback_days,
+        )
+        self._spent_usd = Decimal(0)
+        self._left_usd = left
+        self._plan = _Plan(traffic, {_unjoined(name): found for name, found in shares.items()})
+
+    _left_usd = Decimal(0)
+
+    def prospects(self, tenants: str, cluster: str, traffic: Traffic) -> list[Prospect]:
+        """Return what each cheaper tier of a cluster would bring that may still be earned."""
+        version, number, tier = cluster.split("/")
+        start = self.rung(tier)
+        if version != self.clustering.version or start is None or self._judge is None:
+            return []
+        rungs = self.ladder(start)
+        claims = [self.claim(int(number), start, rung, tenants) for rung in rungs]
+        place = place_of(claims)
+        serving = None if place.serving is None else rungs[place.serving]
+        return [
+            prospect(
+                _joined(tenants, cluster), traffic, (start, serving, rungs[position]),
+                self._judge.prices, claims[position], self.settings.target_error,
+            )
+            for position in place.open
+        ]  # fmt: skip
+
+    def claim(self, cluster: int, start: Rung, rung: Rung, tenant: str) -> Claim | None:
+        """Return the claim on one tier of a cluster."""
+        return self.evidence.tier_claim(self._shortcut(cluster, rung), tenant, start.model)
+
+    def _rulings(
+        self, cluster: int, start: Rung, context: RequestContext, conversation: str | None
+    ) -> list[tuple[Rung, CheaperTier, Ruling | None]]:
+        assert self._judge is not None
+        found = []
+        for rung in self.ladder(start):
+            shortcut = self._shortcut(cluster, rung)
+            asked = (start.model, rung.model, self._judge.model)
+            ruling = self.evidence.tier_ruling(shortcut, context, start.model, asked, conversation)
+            found.append((rung, shortcut, ruling))
+        return found
+
+    def _shortcut(self, cluster: int, rung: Rung) -> CheaperTier:
+        known = self._shortcuts.get((cluster, rung.tier))
+        if known is None:
+            assert self._judge is not None
+            known = CheaperTier(
+                cluster, self.clustering.version, rung.tier, rung.model, self._judge.model,
+                self.settings.target_error,
+            )  # fmt: skip
+            self._shortcuts[cluster, rung.tier] = known
+        return known
+
+    def _explores(self, key: tuple[str, str], rung: Rung) -> bool:
+        planned = self._plan.explored.get(key)
+        return (
+            planned is not None and planned.tier == rung.tier and self._spent_usd < self._left_usd
+        )
+
+    def _audit_share(self, key: tuple[str, str], start: Rung, rung: Rung, ruling: Ruling) -> float:
+        traffic, claim = self._plan.traffic.get(key), self.evidence.snapshot.find(ruling.name)
+        if traffic is None or claim is None or self._judge is None:
+            return self._shares.high
+        reference = traffic.cost_usd(start.prices)
+        return self._shares.rate(
+            reference - traffic.cost_usd(rung.prices),
+            reference + traffic.judging_usd(self._judge.prices),
+            claim.since_signal,
+        )
+
+    def tenants_of(self, tenant: str) -> str:
+        """Return the tenant's pool, or the tenant."""
+        return self.evidence.settings.pool_of(tenant) or tenant
+
+    def pooled(self, rows: Sequence[ClusterTraffic]) -> dict[tuple[str, str], Traffic]:
+        """Return the traffic by (tenants, cluster), that of a pool's tenants together."""
+        grouped: defaultdict[tuple[str, str], list[Traffic]] = defaultdict(list)
+        for row in rows:
+            grouped[self.tenants_of(row.tenant), row.cluster].append(row.traffic)
+        return {key: _sum(found) for key, found in grouped.items()}
+
+
+def _sum(found: Sequence[Traffic]) -> Traffic:
+    requests = sum(one.requests for one in found)
+    return Traffic(
+        requests,
+        max(one.days for one in found),
+        sum(one.input_tokens * one.requests for one in found) / requests,
+        sum(one.output_tokens * one.requests for one in found) / requests,
+    )
+
+
+def _joined(tenants: str, cluster: str) -> str:
+    return f"{tenants} {cluster}"
+
+
+def _unjoined(name: str) -> tuple[str, str]:
+    tenants, _, cluster = name.partition(" ")
+    return tenants, cluster
+
+
+def _rungs(
+    tiers: Mapping[Tier, tuple[str, ...]],
+    configured: Callable[[tuple[str, ...]], tuple[str, ...]],
+    prices: PriceList,
+) -> dict[Tier, Rung]:
+    """Return each tier's first model that has a key, of those tiers whose model has a price."""
+    found: dict[Tier, Rung] = {}
+    for tier in TIERS:
+        model = next(iter(configured(tiers[tier])), None)
+        if model is None:
+            continue
+        price = prices.of(model)
+        if price is None:
+            logger.warning("tiers.unpriced tier=%s model=%s: it is not used", tier, model)
+            continue
+        found[tier] = Rung(tier, model, price.base)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    model: str
+    prices: TokenPrices
+
+
+def _judge(
+    settings: TiersSettings,
+    tiers: Mapping[Tier, tuple[str, ...]],
+    configured: Callable[[tuple[str, ...]], tuple[str, ...]],
+    prices: PriceList,
+) -> _Judge | None:
+    named = tiers["standard"] if settings.judge is None else (settings.judge,)
+    model = next(iter(configured(named)), None)
+    price = None if model is None else prices.of(model)
+    if model is None or price is None:
+        logger.warning("tiers.no_judge model=%s: nothing is explored", model or ", ".join(named))
+        return None
+    return _Judge(model, price.base)
