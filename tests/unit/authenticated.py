@@ -18,8 +18,8 @@ from serving.ledger.access.directory import Directory
 from serving.ledger.access.keys import create_key, revoke_key
 from serving.ledger.access.tenants import create_tenant, update_tenant
 from serving.ledger.database import Database, database_url
-from serving.ledger.migrate import migrate
 
+from .database import make_tables
 from .scripted import Server
 
 TASK = "/v1/tasks/sentiment"
@@ -79,7 +79,7 @@ class KeyedServer:
 def opened(url: Any, state: Path) -> Database:
     """Return the ledger's database with its tables."""
     database = Database(database_url(url, state))
-    migrate(database)
+    make_tables(database)
     return database
 
 

@@ -18,7 +18,8 @@ from serving.evidence.heads.head_store import HeadStore
 from serving.evidence.heads.keys import evidence_keys, vector_cipher
 from serving.evidence.heads.trainer import FitOutcome, HeadTrainer, TrainerDeps
 from serving.ledger.database import Database, database_url
-from serving.ledger.migrate import migrate
+
+from .database import make_tables
 
 LABELS = ("cold", "mild", "hot")
 SCOPE = HeadScope("acme", "weather", "sha256:spec")
@@ -118,7 +119,7 @@ def kit(
     url: SecretStr | None, state: Path, settings: HeadSettings = SETTINGS, replica: str = "one"
 ) -> Iterator[Kit]:
     database = Database(database_url(url, state))
-    migrate(database)
+    make_tables(database)
     store = ExampleStore(database, vector_cipher(state))
     heads = HeadStore(database, evidence_keys(state))
     queue, events = FitQueue(database, settings, replica), Noted()

@@ -11,7 +11,6 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 from prometheus_client.metrics_core import Metric
 
 from serving.gateway.metrics import Metrics
@@ -187,6 +186,9 @@ def test_a_counter_that_an_alert_watches_exists_before_its_first_event() -> None
 
 
 def test_the_objects_are_valid() -> None:
+    # Importing these models takes seconds, in each worker that collects this file.
+    from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
+
     PrometheusRule.model_validate(RULES)
     monitors = list(yaml.safe_load_all((FOLDER / "podmonitors.yaml").read_text(encoding="utf-8")))
     assert len(monitors) == 3

@@ -15,10 +15,10 @@ from sqlalchemy import insert
 from serving.contracts.errors import BudgetExceeded, LedgerUnavailable
 from serving.contracts.ledger import Caller
 from serving.ledger.ledger import DatabaseLedger
-from serving.ledger.migrate import migrate
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, spending, tenants
 
+from .database import make_tables
 from .ledger_kit import (
     CALLER,
     COST,
@@ -40,7 +40,7 @@ ROOM = 100
 def reader(ledger_url: SecretStr | None, state: Path) -> Iterator[Reader]:
     """A database with a tenant whose budget has room for 100 calls."""
     found = Reader(ledger_url, state)
-    migrate(found.database)
+    make_tables(found.database)
     limit(found, month_usd=ROOM * WORST)
     yield found
     found.check()

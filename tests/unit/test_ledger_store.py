@@ -17,7 +17,6 @@ from sqlalchemy import delete, insert, update
 
 from serving.contracts.errors import BudgetExceeded
 from serving.ledger.instances import Instance, beat, end
-from serving.ledger.migrate import migrate
 from serving.ledger.operations import (
     Close,
     Open,
@@ -33,6 +32,7 @@ from serving.ledger.rows import ExitHeader, periods_at
 from serving.ledger.schema import calls, exits, instances, metadata, spending, tenants
 from serving.ledger.store import Store
 
+from .database import make_tables
 from .ledger_kit import MODEL, USAGE, FixedPrices, Reader
 from .ledger_operations import AT, closed, departed, header, opened
 
@@ -44,7 +44,7 @@ ZONES = ("UTC", "Pacific/Auckland", "America/New_York", "Asia/Kathmandu", "Pacif
 @pytest.fixture
 def reader(ledger_url: SecretStr | None, state: Path) -> Iterator[Reader]:
     found = Reader(ledger_url, state)
-    migrate(found.database)
+    make_tables(found.database)
     yield found
     found.check()
     found.close()
