@@ -29,6 +29,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--entries", nargs="+", type=int, default=[1000, 100_000], help="sizes (1000 100000)"
     )
+    parser.add_argument(
+        "--questions", nargs="+", type=int, default=[1000, 20_000],
+        help="sizes of the index of lookups by meaning (1000 20000)",
+    )  # fmt: skip
     parser.add_argument("--lookups", type=int, default=2000, help="of each size (2000)")
     parser.add_argument("--rounds", type=int, default=3, help="of every load (3)")
     parser.add_argument("--requests", type=int, default=2000, help="of each replay (2000)")
@@ -37,14 +41,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
     from benchmarks.cache_lookups import time_lookups
+    from benchmarks.cache_similar import time_namespaces, time_similar
 
     with terminal_progress() as progress:
-        task = progress.add_task("lookups", total=len(args.entries) + 1)
-        lookups = []
+        task = progress.add_task("lookups", total=len(args.entries) + len(args.questions) + 2)
+        lookups, similar = [], []
         for entries in args.entries:
             lookups.append(time_lookups(entries, args.lookups).document())
             progress.advance(task)
-        document = {"machine": machine(), "lookups": lookups, **_through_http(args)}
+        for entries in args.questions:
+            similar.append(time_similar(entries, args.lookups).document())
+            progress.advance(task)
+        namespaces = time_namespaces(min(args.questions, default=1000), args.lookups).document()
+        progress.advance(task)
+        document = {
+            "machine": machine(), "lookups": lookups, "similar": similar,
+            "namespaces": namespaces, **_through_http(args),
+        }  # fmt: skip
     _print(document, as_json=args.json)
     return 0
 
@@ -62,7 +75,21 @@ def _through_http(args: argparse.Namespace) -> dict[str, Any]:
             load = _loads(url, args.rounds)
             replays = [found.document() for found in replay_all(url, args.requests, MODEL)]
             memory = {"before_mib": before_mib, "after_mib": _memory_mib(port)}
+        replays.append(_by_meaning(Path(state) / "meaning", upstream, args.requests))
     return {"load": load, "replays": replays, "memory": memory}
+
+
+def _by_meaning(state: Path, upstream: str, requests: int) -> dict[str, Any]:
+    """Replay the project's pairs through a gateway that serves by meaning, without a claim."""
+    from benchmarks.cache_replay import replay_meaning
+    from serving.contracts.cache_settings import CacheSettings
+    from serving.lifecycle.ports import free_port
+
+    port = free_port()
+    settings = _settings(state, upstream).model_copy(update={"cache": CacheSettings(semantic="on")})
+    command = [sys.executable, "-m", "benchmarks.cache_server", str(port)]
+    with listening(command, port, _START_S, settings.model_dump_json()) as url:
+        return replay_meaning(url, requests, MODEL).document()
 
 
 def _settings(state: Path, upstream: str) -> "Settings":
@@ -150,6 +177,19 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
             f"{row['miss_p99_ms']:.2f} ms  database {row['database_mib']:.0f} MiB, filled in "
             f"{row['fill_s']:.0f} s"
         )
+    for row in document["similar"]:
+        print(
+            f"{row['entries']:>9,} questions  hit p50 {row['hit_p50_ms']:.2f} p99 "
+            f"{row['hit_p99_ms']:.2f} ms  miss p50 {row['miss_p50_ms']:.2f} p99 "
+            f"{row['miss_p99_ms']:.2f} ms  index {row['index_mib']:.0f} MiB, loaded in "
+            f"{row['load_s']:.1f} s"
+        )
+    found = document["namespaces"]
+    print(
+        f"misses by meaning of what another tenant stored: p50 {found['stored_p50_ms']:.3f} ms, of "
+        f"what nobody did: {found['new_p50_ms']:.3f} ms, difference {found['difference_ms']:.3f} "
+        f"({found['difference_low_ms']:.3f} to {found['difference_high_ms']:.3f}) ms"
+    )
     for row in document["load"]:
         print(
             f"{row['clients']:>3} clients  {row['target']:<24} p50 {row['p50_ms']:>7.2f} p99 "

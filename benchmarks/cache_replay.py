@@ -1,14 +1,16 @@
 """Streams of chats with known repeats, replayed through a gateway with a cache."""
 
 import asyncio
+import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Literal
 
-Kind = Literal["new", "word for word", "outer white space", "case", "near miss"]
-"""How a chat repeats an earlier one. case: only its first letter differs, so another key."""
+Kind = Literal["new", "word for word", "outer white space", "case", "paraphrase", "near miss"]
+"""How a chat repeats an earlier one. case: that of its letters differs, so another key."""
 
 _SKEW = 1.0
 """Exponent of Zipf's law: the n-th most frequent text comes in proportion to 1/n."""
@@ -78,19 +80,56 @@ def repeating_stream(count: int) -> list[tuple[Kind, str]]:
             stream.append(("new", text))
             continue
         text = numbers.choice(earlier)
-        stream.append(_repeated(text, draw))
+        stream.append(_repeated(text, draw, number))
     return stream
 
 
-def _repeated(text: str, draw: float) -> tuple[Kind, str]:
+def meaning_stream(count: int) -> list[tuple[Kind, str]]:
+    """Return chats of which 30 % repeat an earlier one, a third in another wording, 30 % nearly do.
+
+    Wordings and near misses are the pairs that the project ships. Of a pair's questions the second
+    comes after all first ones. count: at most 3000.
+    """
+    numbers = random.Random(4)  # noqa: S311  # the order of a benchmark
+    repeats = count // 10
+    known: set[str] = set()
+    paraphrases = _pairs("paraphrases", repeats, numbers, known)
+    near_misses = _pairs("changed_pairs", 3 * repeats, numbers, known)
+    first = [pair["a"] for pair in paraphrases + near_misses]
+    again = [numbers.choice(first) for _ in range(2 * repeats)]
+    second: list[tuple[Kind, str]] = [
+        *(("paraphrase", pair["b"]) for pair in paraphrases),
+        *(("near miss", pair["b"]) for pair in near_misses),
+        *(("word for word", text) for text in again[:repeats]),
+        *(("outer white space", f"  {text}\n") for text in again[repeats:]),
+    ]
+    numbers.shuffle(first)
+    numbers.shuffle(second)
+    return [*(("new", text) for text in first), *second]
+
+
+def _pairs(name: str, count: int, numbers: random.Random, known: set[str]) -> list[dict[str, str]]:
+    """Return pairs whose questions are not known, and note them."""
+    text = (files("serving.cache.evaluation") / f"{name}.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    numbers.shuffle(rows)
+    found = []
+    for row in rows:
+        if len(found) < count and known.isdisjoint((row["a"], row["b"])):
+            known |= {row["a"], row["b"]}
+            found.append(row)
+    return found
+
+
+def _repeated(text: str, draw: float, number: int) -> tuple[Kind, str]:
     if draw < 0.1:
         return "word for word", text
     if draw < 0.2:
         return "outer white space", f"  {text}\n"
     if draw < 0.3:
         return "case", text.swapcase()
-    # The number at its start is another one.
-    return "near miss", f"9{text}"
+    # The number at its start is another one, and no other near miss has it.
+    return "near miss", f"{number}9{text}"
 
 
 async def replay(url: str, name: str, stream: Sequence[tuple[Kind, str]], model: str) -> Replayed:
@@ -110,8 +149,14 @@ async def replay(url: str, name: str, stream: Sequence[tuple[Kind, str]], model:
     return found
 
 
+def replay_meaning(url: str, requests: int, model: str) -> Replayed:
+    """Replay the project's pairs through a gateway that serves by meaning."""
+    name = "by meaning, 30 % repeats, 30 % near misses"
+    return asyncio.run(replay(url, name, meaning_stream(requests), model))
+
+
 def replay_all(url: str, requests: int, model: str) -> list[Replayed]:
-    """Replay both streams, each of so many requests."""
+    """Replay both streams of equal chats, each of so many requests."""
     streams = {
         "Zipf": zipf_stream(requests, requests // 2),
         "30 % repeats, 30 % near misses": repeating_stream(requests),

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.cache_replay import questions, repeating_stream, zipf_stream
+from benchmarks.cache_replay import meaning_stream, questions, repeating_stream, zipf_stream
 from serving.cache.cacheable import unfit_chat
 from serving.cache.key import normalised
 from serving.pipeline.read import read_chat
@@ -28,8 +28,8 @@ def test_what_repeats_is_equal_to_an_earlier_chat_and_a_near_miss_is_not() -> No
         kinds[kind] += 1
         repeats = normalised(text) in seen
         assert repeats is (kind in ("word for word", "outer white space")), (kind, text)
-        if kind == "new":
-            seen.add(text)
+        if kind in ("new", "near miss"):
+            seen.add(normalised(text))
     assert kinds["new"] > 700
     for kind in ("word for word", "outer white space", "case"):
         assert 150 < kinds[kind] < 250
@@ -38,3 +38,17 @@ def test_what_repeats_is_equal_to_an_earlier_chat_and_a_near_miss_is_not() -> No
 def test_frequent_texts_of_a_zipf_stream_repeat() -> None:
     kinds = Counter(kind for kind, _ in zipf_stream(2000, 1000))
     assert kinds["word for word"] > kinds["new"]
+
+
+def test_by_meaning_a_tenth_repeats_in_each_way_and_three_tenths_nearly() -> None:
+    stream = meaning_stream(1000)
+    kinds = Counter(kind for kind, _ in stream)
+    assert kinds == {
+        "new": 400, "near miss": 300, "paraphrase": 100, "word for word": 100,
+        "outer white space": 100,
+    }  # fmt: skip
+    seen: set[str] = set()
+    for kind, text in stream:
+        if kind == "new":
+            seen.add(normalised(text))
+        assert (normalised(text) in seen) is (kind not in ("paraphrase", "near miss"))
