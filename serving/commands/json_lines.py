@@ -18,14 +18,15 @@ def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
         lines = file.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines, 1):
             row = json.loads(line) if line.strip() else None
-            if row is not None and not all(isinstance(row.get(name), str) for name in needed):
+            is_whole = isinstance(row, dict) and all(isinstance(row.get(n), str) for n in needed)
+            if row is not None and not is_whole:
                 raise InvalidArgument(
-                    f"{file}, line {number} lacks one of {', '.join(needed)} as text",
+                    f"{file}, line {number} is no object with {', '.join(needed)} as text",
                     field="FILE",
                     fix="write one JSON object a line",
                 )
             found += [] if row is None else [row]
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         where = f"{file}, line {number}" if number else str(file)
         raise InvalidArgument(
             f"{where} cannot be read as JSON Lines: {type(error).__name__}",

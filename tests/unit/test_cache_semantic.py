@@ -172,3 +172,34 @@ def test_the_command_prints_every_way(tmp_path: Path, capsys: pytest.CaptureFixt
     assert document["rows"] == 2
     assert [way["cosine"] for way in document["ways"] if not way["guarded"]] == [0.85, 0.9, 0.95]
     assert all(way["wrong"] == 0 for way in document["ways"] if way["guarded"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "FileNotFoundError"),
+        ("", "holds no pair"),
+        ('{"a": "x"', "line 1"),
+        ("\n[1]", "line 2"),
+        ('{"a": "x", "b": 5, "duplicate": true}', "no object with a, b"),
+        ('{"a": "x", "b": "y"}', "`duplicate` is None"),
+        ('{"a": "x", "b": "y", "duplicate": "yes"}', "'yes'"),
+        ("\xff", "UnicodeDecodeError"),
+    ],
+)
+def test_a_file_that_is_no_list_of_pairs_is_refused(
+    tmp_path: Path, text: str | None, says: str
+) -> None:
+    import argparse
+
+    from serving.commands.cache_evaluate import configure_evaluate, evaluate
+    from serving.contracts.errors import InvalidArgument
+
+    file = tmp_path / "pairs.jsonl"
+    if text is not None:
+        file.write_text(text, encoding="latin-1")
+    parser = argparse.ArgumentParser()
+    configure_evaluate(parser)
+    with pytest.raises(InvalidArgument, match=says) as caught:
+        evaluate(parser.parse_args([str(file), "--pairs"]))
+    assert caught.value.fix

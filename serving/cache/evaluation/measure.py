@@ -89,7 +89,7 @@ def read_pairs(rows: Sequence[Mapping[str, Any]], file: str) -> list[Pair]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("duplicate"), bool):
             raise InvalidArgument(
-                f"{file}, row {number} has no `duplicate` that is true or false",
+                f"{file}, row {number}: `duplicate` is {row.get('duplicate')!r}, not true or false",
                 field="FILE", fix='write {"a": TEXT, "b": TEXT, "duplicate": true or false}',
             )  # fmt: skip
     return [Pair(row["a"], row["b"], row["duplicate"]) for row in rows]
