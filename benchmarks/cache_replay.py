@@ -113,7 +113,7 @@ def _pairs(name: str, count: int, numbers: random.Random, known: set[str]) -> li
     text = (files("serving.cache.evaluation") / f"{name}.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     numbers.shuffle(rows)
-    found = []
+    found: list[dict[str, str]] = []
     for row in rows:
         if len(found) < count and known.isdisjoint((row["a"], row["b"])):
             known |= {row["a"], row["b"]}
