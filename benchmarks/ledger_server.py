@@ -72,7 +72,7 @@ class InstantEngine:
 class NoRouter:
     """Routes every chat to the standard tier."""
 
-    async def vectors(self, request: ChatRequest) -> Vectors:
+    async def vectors(self, request: ChatRequest, known: Any = None) -> Vectors:
         """Return no vectors: none are needed."""
         return Vectors()
 

@@ -31,7 +31,7 @@ from serving.contracts.ledger import Tenant
 from serving.contracts.requests import ChatRequest
 from serving.contracts.settings import GatewaySettings, ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
-from serving.embedding.embedder import Embedder, RecentVectors, build_embedder
+from serving.embedding.embedder import Embedder, build_embedder
 from serving.embedding.encoder import DIMENSIONS
 from serving.embedding.model_file import encoder_name
 from serving.evidence.heads.service import build_heads
@@ -228,7 +228,7 @@ def _build_context(
     reading = Database(database_url(ledger_url(settings.ledger), settings.state))
     directory = Directory(reading, settings.auth)
     recorder = ExitRecorder(ledger, metrics)
-    embedder = RecentVectors(build_embedder(settings.state))
+    embedder = build_embedder(settings.state)
     evidence = _build_evidence(settings, frontier.configured, directory.tenant, metrics)
     pruning = Pruning(
         settings.context,

@@ -94,7 +94,8 @@ class SimilarEntries:
         self._indexes = VectorIndexes(store, dimensions)
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="similar")
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="similar-index")
+        # One for what a lookup waits for, one for what is loaded at the start.
+        self._loader = ThreadPoolExecutor(2, thread_name_prefix="similar-index")
         self._loading: dict[Partition, asyncio.Future[Any]] = {}
         self._paused_until_s = 0.0
 

@@ -115,8 +115,13 @@ class Decision:
 class Router(Protocol):
     """Makes the decision about a chat before any model is called; serving.routing implements it."""
 
-    async def vectors(self, request: ChatRequest) -> Vectors:
-        """Return the vectors that `decide` needs. Never raises: see Vectors.failure."""
+    async def vectors(
+        self, request: ChatRequest, known: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> Vectors:
+        """Return the vectors that `decide` needs. Never raises: see Vectors.failure.
+
+        known: of texts of the same request that an earlier step embedded.
+        """
         ...
 
     def decide(self, request: ChatRequest, vectors: Vectors) -> Decision:

@@ -2,9 +2,8 @@
 
 import asyncio
 import atexit
-import hashlib
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,35 +125,6 @@ class ThreadedEmbedder:
                         batch.append(waiting)
                 if batch:
                     return batch
-
-
-class RecentVectors:
-    """Embeds each text once: the steps of a request, and equal texts, share its vector.
-
-    most: vectors that are kept, about 1.6 KB each. Texts are known by a digest.
-    """
-
-    def __init__(self, embedder: Embedder, most: int = 1024) -> None:
-        self._embedder = embedder
-        self._most = most
-        self._known: OrderedDict[bytes, Vector] = OrderedDict()
-
-    async def embed(self, text: str) -> Vector:
-        """Return the text's vector. Raises what the embedder raises."""
-        name = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        found = self._known.get(name)
-        if found is None:
-            found = await self._embedder.embed(text)
-            found.flags.writeable = False
-            self._known[name] = found
-            if len(self._known) > self._most:
-                self._known.popitem(last=False)
-        self._known.move_to_end(name)
-        return found
-
-    def embed_all(self, texts: Sequence[str]) -> Vector:
-        """Return a row for every text, computed in the calling thread."""
-        return self._embedder.embed_all(texts)
 
 
 def build_embedder(state: Path, *, max_queued: int = 1024) -> ThreadedEmbedder:

@@ -7,7 +7,7 @@ answer, which ends when its last event is out.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
@@ -83,7 +83,10 @@ class OutcomeStream:
 
 @dataclass(slots=True)
 class _Request:
-    """The state that the records of one request share. task: set when the plan is known."""
+    """The state that the records of one request share. task: set when the plan is known.
+
+    vectors: of its texts, by text, as far as they were embedded.
+    """
 
     context: RequestContext
     endpoint: Endpoint
@@ -91,6 +94,7 @@ class _Request:
     observer: ExitObserver
     task: str | None = None
     last_entry: Entry | None = None
+    vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     async def written(self) -> None:
         """Return when no closed input can be lost, or after the ledger's longest wait.
@@ -236,6 +240,11 @@ class RequestRecord:
         self.inputs = tuple(inputs)
         self.resources = resources
         self._detached: set[InputRecord] = set()
+
+    @property
+    def vectors(self) -> dict[str, NDArray[np.float32]]:
+        """Return the vectors of the request's texts, by text; a step adds what it embeds."""
+        return self._request.vectors
 
     def only(self, index: int) -> "RequestRecord":
         """Return the record of one input, for a runner of a single input."""

@@ -105,7 +105,7 @@ class RequestPath:
             yield write_tasks(batch, await record.finish(outcomes))
 
     async def _ask(self, request: ChatRequest, record: RequestRecord) -> Asked:
-        plan = await self._planned(request, record.context)
+        plan = await self._planned(request, record)
         return Asked(plan, await self._run(request, plan, record))
 
     async def _ask_task(self, batch: TaskBatch, record: RequestRecord) -> list[Outcome]:
@@ -118,11 +118,12 @@ class RequestPath:
         if isinstance(runner, Claimed) and isinstance(plan, TaskPlan):
             runner.cached(plan, answer, context)
 
-    async def _planned(self, request: ChatRequest, context: RequestContext) -> Plan:
+    async def _planned(self, request: ChatRequest, record: RequestRecord) -> Plan:
+        context = record.context
         if request.model != AUTO:
             return choose_plan(request, context, self.policy)
         # Awaited once, here; all later steps that compare texts share them.
-        vectors = await self.router.vectors(request)
+        vectors = await self.router.vectors(request, record.vectors)
         decision = self.router.decide(request, vectors)
         return choose_plan(request, context, self.policy, decision)
 

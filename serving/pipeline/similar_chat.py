@@ -1,6 +1,7 @@
 """Looks chats up by meaning: what may be found, under which claim, and what is then compared."""
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -109,7 +110,7 @@ class SimilarChats:
             self._events.similar_ineligible(reason)
             return NOTHING
         started_s = time.monotonic()
-        question = await self._question(request, context)
+        question = await self._question(request, record)
         if question is None:
             self._events.similar_looked_up("unavailable", time.monotonic() - started_s)
             return NOTHING
@@ -200,15 +201,20 @@ class SimilarChats:
     def _has_reference(self) -> bool:
         return self._evidence is not None and self._evidence.reference is not None
 
-    async def _question(self, request: ChatRequest, context: RequestContext) -> Question | None:
+    async def _question(self, request: ChatRequest, record: RequestRecord) -> Question | None:
         text = normalised(request.messages[-1].text)
         try:
             async with asyncio.timeout(_EMBEDDING_TIMEOUT_S):
                 vector = await self._embed(text)
         except (NarrowgateError, TimeoutError):
             return None
-        fingerprint = self._access.fingerprint(request, context)
-        return Question(fingerprint, text, vector)
+        # The router needs the same vector. It is the request's own: a memory that tenants share
+        # would tell by its time what others ask.
+        record.vectors[text] = vector
+        fingerprint = self._access.fingerprint(request, record.context)
+        # Vectors of another encoder are not comparable.
+        place = hashlib.sha256(f"{fingerprint}:{self._versions[0]}".encode()).hexdigest()
+        return Question(place, text, vector)
 
     def _is_servable(self, entry: Entry, context: RequestContext) -> bool:
         # A task's answer is under the task's claim and found by its key alone.

@@ -77,15 +77,23 @@ class NarrowDetector:
         self._embedder = embedder
         self._certainty = certainty
 
-    async def vectors(self, prompt: Prompt) -> dict[str, Vector]:
-        """Return the vectors that `detect` needs, by text. Raises the embedder's errors."""
+    async def vectors(
+        self, prompt: Prompt, known: Mapping[str, Vector] | None = None
+    ) -> dict[str, Vector]:
+        """Return the vectors that `detect` needs, by text. Raises the embedder's errors.
+
+        known: of texts that are embedded already.
+        """
+        known = known or {}
         if not _orders(prompt.system):
-            return await self._embedded(split.instruction for split in split_message(prompt.user))
-        found = await self._embedded([prompt.system])
+            return await self._embedded(
+                (split.instruction for split in split_message(prompt.user)), known
+            )
+        found = await self._embedded([prompt.system], known)
         if self._judge(prompt.system, found).match is None:
             return found
         inner = [split.instruction for split in split_message(prompt.user)]
-        return found | await self._embedded(text for text in inner if not only_names(text))
+        return found | await self._embedded((text for text in inner if not only_names(text)), known)
 
     def detect(self, prompt: Prompt, vectors: Mapping[str, Vector]) -> Detection:
         """Return the task of a prompt, or none. Pure. vectors: of the same prompt."""
@@ -94,9 +102,14 @@ class NarrowDetector:
         splits = split_message(prompt.user)
         return self._among([(split.instruction, split) for split in splits], vectors)
 
-    async def _embedded(self, instructions: Iterable[str]) -> dict[str, Vector]:
+    async def _embedded(
+        self, instructions: Iterable[str], known: Mapping[str, Vector]
+    ) -> dict[str, Vector]:
         texts = {embedded_part(text) for text in instructions if instruction_obstacle(text) is None}
-        return {text: await self._embedder.embed(text) for text in sorted(texts)}
+        return {
+            text: known[text] if text in known else await self._embedder.embed(text)
+            for text in sorted(texts)
+        }
 
     def _by_system(self, prompt: Prompt, vectors: Mapping[str, Vector]) -> Detection:
         """Read the system message as the instruction and the user's as the payload or around it."""

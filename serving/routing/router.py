@@ -10,7 +10,7 @@ from serving.contracts.requests import ChatRequest
 from serving.contracts.routing import Decision, Router, Tier, Vectors
 from serving.contracts.routing_settings import ComplexityThresholds, RoutingSettings
 from serving.contracts.task_spec import TaskSpec
-from serving.embedding.embedder import Embedder
+from serving.embedding.embedder import Embedder, Vector
 from serving.routing.conversation import SEARCHED_CHARS, ChatForm, is_longer, read
 from serving.routing.features import lexical_features
 from serving.routing.heads import RouterModel, load_model
@@ -58,15 +58,23 @@ class LearnedRouter:
         self._observer = observer
         self._detector = NarrowDetector(model, specs, embedder, settings.narrow_certainty)
 
-    async def vectors(self, request: ChatRequest) -> Vectors:
-        """Return the vectors that `decide` needs. Never raises: see Vectors.failure."""
-        reading = self._read(request)
+    async def vectors(
+        self, request: ChatRequest, known: Mapping[str, Vector] | None = None
+    ) -> Vectors:
+        """Return the vectors that `decide` needs. Never raises: see Vectors.failure.
+
+        known: of texts of the same request that an earlier step embedded.
+        """
+        reading, earlier = self._read(request), known or {}
         try:
             async with asyncio.timeout(EMBEDDING_TIMEOUT_S):
-                found = {} if reading.obstacle else await self._detector.vectors(reading.prompt)
+                found: dict[str, Vector] = {}
+                if reading.obstacle is None:
+                    found = await self._detector.vectors(reading.prompt, earlier)
                 text = reading.prompt.text
                 if self._scores(reading) and text not in found:
-                    found[text] = await self._embedder.embed(text)
+                    vector = earlier.get(text)
+                    found[text] = await self._embedder.embed(text) if vector is None else vector
         except (TimeoutError, NarrowgateError) as error:
             code = error.code if isinstance(error, NarrowgateError) else "timeout"
             self._observer.router_failed(code)

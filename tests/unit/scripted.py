@@ -213,7 +213,10 @@ class ScriptedRouter:
     def __init__(self) -> None:
         self.decision = Decision(None, 0.99, 0.5, "standard", "scripted")
 
-    async def vectors(self, request: ChatRequest) -> Vectors:
+    async def vectors(
+        self, request: ChatRequest, known: Mapping[str, Any] | None = None
+    ) -> Vectors:
+        self.known = dict(known or {})
         return Vectors()
 
     def decide(self, request: ChatRequest, vectors: Vectors) -> Decision:

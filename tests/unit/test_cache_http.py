@@ -142,9 +142,9 @@ async def test_a_chat_that_the_router_chose_is_looked_up_before_it_is_routed(
     asked: list[str] = []
     vectors = server.router.vectors
 
-    async def noted(request: Any) -> Any:
+    async def noted(request: Any, known: Any = None) -> Any:
         asked.append(request.messages[-1].text)
-        return await vectors(request)
+        return await vectors(request, known)
 
     server.router.vectors = noted  # type: ignore[method-assign]
     complete = server.frontier.complete

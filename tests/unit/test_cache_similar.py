@@ -1,6 +1,5 @@
 """Lookups by meaning over HTTP: shadow, hits under a claim, audits, refinements, undo, restart."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
@@ -11,7 +10,7 @@ import pytest
 
 from serving.contracts.evidence import ClaimState
 from serving.contracts.task_spec import TaskSpec
-from serving.embedding.embedder import RecentVectors, ThreadedEmbedder, build_embedder
+from serving.embedding.embedder import ThreadedEmbedder, build_embedder
 from serving.ledger.database import Database
 
 from ..provider.script import Reply
@@ -375,8 +374,25 @@ async def test_an_injected_answer_does_not_make_the_judges_verdict(
     assert row.loss == 1.0
 
 
-async def test_one_embedding_serves_every_step(embedder: ThreadedEmbedder) -> None:
-    calls = []
+async def test_the_router_gets_the_vector_of_the_same_request(
+    found: SimilarServer, embedder: ThreadedEmbedder
+) -> None:
+    await found.cached.chat(f"  {PAIR[0]} ", model="auto")
+    known = found.cached.server.router.known
+    assert list(known) == [PAIR[0]]
+    assert (known[PAIR[0]] == await embedder.embed(PAIR[0])).all()
+    await found.cached.chat("x", model="auto")
+    assert found.cached.server.router.known == {}
+
+
+async def test_the_router_does_not_embed_again_what_is_known(
+    embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]
+) -> None:
+    from serving.contracts.requests import ChatRequest, Message
+    from serving.contracts.routing_settings import RoutingSettings
+    from serving.routing.router import build_router
+
+    calls: list[str] = []
 
     class Counting:
         async def embed(self, text: str) -> Any:
@@ -386,13 +402,20 @@ async def test_one_embedding_serves_every_step(embedder: ThreadedEmbedder) -> No
         def embed_all(self, texts: Any) -> Any:
             return embedder.embed_all(texts)
 
-    shared = RecentVectors(Counting(), most=2)
-    one = await shared.embed("a question")
-    assert (await shared.embed("a question") == one).all()
-    assert calls == ["a question"]
-    await asyncio.gather(*(shared.embed(f"t{n}") for n in range(3)))
-    await shared.embed("a question")
-    assert calls.count("a question") == 2
+    class Silent:
+        def router_failed(self, reason: str) -> None:
+            raise AssertionError(reason)
+
+    router = build_router(RoutingSettings(), specs, Counting(), Silent())
+    text = "What is the sentiment of this review: I loved every minute of the film."
+    request = ChatRequest("auto", (Message("user", text),))
+    alone = await router.vectors(request)
+    assert calls
+    assert set(calls) == set(alone.by_text)
+    calls.clear()
+    shared = await router.vectors(request, alone.by_text)
+    assert calls == []
+    assert shared.by_text.keys() == alone.by_text.keys()
 
 
 def test_a_setting_that_is_none_is_refused(tmp_path: Path) -> None:
