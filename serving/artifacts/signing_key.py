@@ -53,8 +53,8 @@ def generate_key(path: Path) -> KeyPair:
     return KeyPair(path, public, signer.public_key.keyid)
 
 
-def load_signer(pem: bytes, name: str) -> Any:
-    """Return securesystemslib's signer for a private key in PEM. name: for messages.
+def load_signer(pem: bytes, name: str, field: str = "key") -> Any:
+    """Return securesystemslib's signer for a private key in PEM. name, field: for messages.
 
     Raises InvalidKey if it is not an unencrypted Ed25519 private key.
     """
@@ -68,17 +68,17 @@ def load_signer(pem: bytes, name: str) -> Any:
         # The library's message may contain the key.
         raise InvalidKey(
             f"{name} cannot be read as a private key: {type(error).__name__}",
-            field="key",
+            field=field,
             fix="pass the private key file that narrowgate keygen wrote",
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise InvalidKey(
-            f"{name} is not an Ed25519 key", field="key", fix="make one with narrowgate keygen"
+            f"{name} is not an Ed25519 key", field=field, fix="make one with narrowgate keygen"
         )
     return CryptoSigner(key, SSlibKey.from_crypto(key.public_key()))
 
 
-def read_key(path: Path) -> bytes:
+def read_key(path: Path, field: str = "key") -> bytes:
     """Return a private key file's bytes. Raises InvalidKey if other users may read the file."""
     try:
         mode = path.stat().st_mode
@@ -86,13 +86,13 @@ def read_key(path: Path) -> bytes:
     except OSError as error:
         raise InvalidKey(
             f"the key {str(path)!r} cannot be read: {error.strerror}",
-            field="key",
+            field=field,
             fix="correct the path, or make a key with narrowgate keygen --out FILE",
         ) from error
     if mode & 0o077:
         raise InvalidKey(
             f"the private key {str(path)!r} can be read by others (mode {mode & 0o777:o})",
-            field="key",
+            field=field,
             fix=f"chmod 600 {path}",
         )
     return content

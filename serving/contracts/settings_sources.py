@@ -5,6 +5,7 @@ as JSON. An empty variable counts as unset. Unknown keys and variables are refus
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -196,8 +197,14 @@ def _refuse_bent(
     strict: true and texts are not numbers, and 1.0 is not a whole number. names: the path that the
     source sets; another source may set the fields that are missing there.
     """
-    for path, value in _texts(content):
-        if "\0" in value:
+    for path, value in _scalars(content):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidSettings(
+                f"{what}: {path} is {value}, which is not a number of its unit",
+                field=path,
+                fix=_LISTED,
+            )
+        if isinstance(value, str) and "\0" in value:
             raise InvalidSettings(
                 # Not the value: it may hold a secret.
                 f"{what}: {path} holds the character NUL, which no path and no name may have",
@@ -218,13 +225,13 @@ def _refuse_bent(
             raise _invalid(error, what, only=found) from error
 
 
-def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every text in a source's content, with its path."""
-    if isinstance(value, str):
+def _scalars(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value in a source's content that is no list and no mapping, with its path."""
+    if not isinstance(value, list | dict):
         yield path, value
     items = value.items() if isinstance(value, dict) else ()
     for name, item in enumerate(value) if isinstance(value, list) else items:
-        yield from _texts(item, f"{path}.{name}" if path else str(name))
+        yield from _scalars(item, f"{path}.{name}" if path else str(name))
 
 
 def _below(location: tuple[int | str, ...], prefix: tuple[str, ...]) -> bool:
@@ -254,8 +261,29 @@ def _joined(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _invalid(error: ValidationError, what: str, only: Any = None) -> InvalidSettings:
     problems = only or error.errors(include_url=False, include_context=False)
-    listed = "; ".join(f"{_dotted(item['loc'])}: {item['msg']}" for item in problems)
+    shown = problems[:_SHOWN_PROBLEMS]
+    listed = "; ".join(f"{_dotted(item['loc'])}: {_words(item['msg'])}" for item in shown)
+    if len(shown) < len(problems):
+        listed += f"; and {len(problems) - len(shown)} more"
     return InvalidSettings(f"{what}: {listed}", field=_dotted(problems[0]["loc"]), fix=_LISTED)
+
+
+_SHOWN_PROBLEMS = 10
+
+
+def _words(message: str) -> str:
+    """Return a message of the library that checks settings in plain words."""
+    if message.startswith("Input is not a valid path"):
+        return "it must be a path; put it in quotes"
+    for theirs, ours in (
+        ("Value error, ", ""),
+        ("Extra inputs are not permitted", "there is no such setting"),
+        ("Field required", "it is missing"),
+        ("Input should be", "it must be"),
+        ("String should", "it must"),
+    ):
+        message = message.replace(theirs, ours, 1)
+    return message
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

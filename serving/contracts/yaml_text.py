@@ -75,7 +75,7 @@ def parse_yaml(content: bytes | str) -> object:
         line = error.object[: error.start].count(b"\n") + 1
         raise UnreadableYaml(f"not UTF-8 text (line {line})") from error
     try:
-        return yaml.load(text, _StrictLoader)  # noqa: S506  # derived from SafeLoader
+        document = yaml.load(text, _StrictLoader)  # noqa: S506  # derived from SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
@@ -89,3 +89,33 @@ def parse_yaml(content: bytes | str) -> object:
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         # PyYAML does not wrap Python's own errors for invalid dates and tagged values.
         raise UnreadableYaml(f"not readable YAML: {error}") from error
+    _size(document, {}, 0)
+    return document
+
+
+_MOST_VALUES = 1_000_000
+_MOST_LEVELS = 100
+
+
+def _size(value: object, known: dict[int, int | None], level: int) -> int:
+    """Return how many values a document has where each alias counts as what it stands for.
+
+    known: sizes by object; None while one is being counted. Raises UnreadableYaml beyond the
+    bounds: ten lines of aliases can stand for more values than a memory holds.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if level > _MOST_LEVELS:
+        raise UnreadableYaml(f"nested more than {_MOST_LEVELS} levels deep")
+    if id(value) in known:
+        size = known[id(value)]
+        if size is None:
+            raise UnreadableYaml("not usable YAML: an alias (*) stands for what it is part of")
+        return size
+    known[id(value)] = None
+    items = value.values() if isinstance(value, dict) else value
+    size = 1 + sum(_size(item, known, level + 1) for item in items)
+    if size > _MOST_VALUES:
+        raise UnreadableYaml(f"not usable YAML: aliases make more than {_MOST_VALUES} values of it")
+    known[id(value)] = size
+    return size

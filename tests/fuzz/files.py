@@ -42,7 +42,7 @@ ODD: list[Any] = [
 BYTES = [
     b"", b"\x00", b"\xff\xfe", b"\xe9", b"\n", b"\t", b"{", b"}", b"[" * 2000, b'"', b",", b"&a ",
     b"*a", b"!!python/object:os.system ", b"!!bool ", b"---\n", b"\xef\xbb\xbf", b"9" * 400,
-    b"\xed\xa0\xbd", b"2024-99-99",
+    b"\xed\xa0\xbd", b"2024-99-99", b"&a [*a]", b"&a {a: *a}", b"!!float .inf", b"!!int 1_0",
 ]  # fmt: skip
 """Bytes that are put into files."""
 

@@ -6,10 +6,14 @@
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
+from uuid import uuid4
 
 import httpx
 import schemathesis
@@ -18,7 +22,9 @@ from hypothesis.strategies import SearchStrategy
 from schemathesis.generation import GenerationMode
 
 from serving.contracts.errors import NarrowgateError
+from serving.contracts.frontier import FrontierCall
 
+from ..unit.database import fresh_postgres, postgres_server
 from .rounds import Checks, parser, run_rounds
 
 UNAVAILABLE = {
@@ -44,10 +50,29 @@ FIELDS = (
     "top_logprobs", "logit_bias", "seed", "tools", "tool_choice", "response_format", "user",
     "metadata", "route", "deadline_s", "max_cost_usd", "source_language", "target_language",
     "service_tier", "echo", "suffix", "frequency_penalty", "presence_penalty", "reasoning_effort",
+    "store", "safety_identifier", "narrowgate", "audit", "deterministic",
 )  # fmt: skip
 HEADERS = (
     "x-narrowgate-route", "x-narrowgate-deadline-s", "x-narrowgate-max-cost-usd", "x-request-id",
-    "content-type", "content-encoding", "accept", "authorization",
+    "content-type", "content-encoding", "accept", "authorization", "x-narrowgate-cache",
+    "x-narrowgate-cache-ttl-s", "x-narrowgate-user", "x-narrowgate-audit", "cache-control",
+)  # fmt: skip
+
+
+CONTROLS = (
+    ("GET", "/v1/usage"), ("GET", "/v1/admin/report"), ("GET", "/v1/admin/cache"),
+    ("DELETE", "/v1/cache"), ("DELETE", "/v1/cache/entries/{}"), ("DELETE", "/v1/admin/cache"),
+    ("DELETE", "/v1/admin/cache/entries/{}"), ("POST", "/v1/cache/feedback"),
+    ("GET", "/v1/admin/claims"), ("GET", "/v1/admin/claims/{}"),
+    ("GET", "/v1/admin/claims/{}/page"), ("GET", "/v1/admin/claims/{}/texts"),
+    ("POST", "/v1/admin/claims/{}/withdraw"), ("POST", "/v1/admin/claims/{}/labels"),
+    ("DELETE", "/v1/admin/evidence"),
+)  # fmt: skip
+"""Paths that show, delete or change what the server keeps; {} is a name."""
+QUERIES = ("since", "until", "tenant", "namespace", "request_id", "end_user", "count", "other")
+NAMES = (
+    "default", "tenant/default", "u", "", " ", "\x00", "a\x00", "\ud800", "..", "%", "x" * 3000,
+    "CLAIM", "CLAIM", "ENTRY", "1_0", "-1", "7d", "2026-11-01", "0", "\u0661", "\u202e",
 )  # fmt: skip
 
 
@@ -125,6 +150,24 @@ def broken_bodies(draw: st.DrawFn) -> Request:
     return Request(method, path, content, {"content-type": "application/json"})
 
 
+@st.composite
+def controls(draw: st.DrawFn) -> Request:
+    """A request that controls the server, with names, queries and a body of any kind."""
+    method, path = draw(st.sampled_from(CONTROLS))
+    names = st.one_of(st.sampled_from(NAMES), st.text(max_size=8))
+    path = path.replace("{}", quote(draw(names).encode("utf-8", "replace"), safe=""))
+    pairs = draw(st.lists(st.tuples(st.sampled_from(QUERIES), names), max_size=3))
+    if pairs:
+        path += "?" + urlencode([(name, value.encode("utf-8", "replace")) for name, value in pairs])
+    body: Any = {}
+    fields = st.sampled_from(["id", "good", "reason", "labels", "x"])
+    for name in draw(st.lists(fields, max_size=3)):
+        labels = [{"input": draw(names), "label": draw(names)}]
+        body[name] = draw(st.one_of(names, VALUES, st.booleans(), st.just(labels)))
+    content = json.dumps(body).encode() if method == "POST" else b""
+    return Request(method, path, content, {"content-type": "application/json"})
+
+
 def documented_requests(document: dict[str, Any]) -> SearchStrategy[Request]:
     """Requests that follow the OpenAPI document, and some that break it."""
     schema = schemathesis.openapi.from_dict(document)
@@ -192,31 +235,62 @@ def checks(document: dict[str, Any], send: Send) -> Checks:
     def holds(request: Request) -> None:
         check_response(request, send(request))
 
-    kinds = (changed_bodies(), broken_bodies(), documented_requests(document))
+    kinds = (changed_bodies(), broken_bodies(), controls(), documented_requests(document))
     return [(kind, holds) for kind in kinds]
+
+
+def _reply(call: FrontierCall) -> str:
+    """Answer a chat with text, a classification with a label, an extraction with no entity."""
+    form = call.body.get("response_format", {}).get("json_schema", {}).get("schema", {})
+    properties = form.get("properties", {})
+    if "label" in properties:
+        return json.dumps({"label": properties["label"]["enum"][0]})
+    return '{"entities": []}' if "entities" in properties else "A long answer."
 
 
 @contextmanager
 def scripted() -> Iterator[tuple[dict[str, Any], Send]]:
     """Yield the OpenAPI document and a sender of the application with a scripted engine."""
+    from serving.contracts.evidence_settings import EvidenceSettings
     from serving.gateway.http import build_http
     from serving.tasks.catalog import load_specs
 
-    from ..unit.scripted import Server
+    from ..unit.authenticated import opened
+    from ..unit.cache_kit import cached
+    from ..unit.evidence_kit import EvidenceServer
 
-    with asyncio.Runner() as loop:
-        server = loop.run(Server(dict(load_specs(None))).ready())
-        server.frontier.reply = lambda call: "A long answer."
+    with (
+        postgres_server("fuzz") as postgres,
+        tempfile.TemporaryDirectory() as folder,
+        asyncio.Runner() as loop,
+    ):
+        # PostgreSQL refuses more texts than SQLite does.
+        database = opened(fresh_postgres(postgres, f"f{uuid4().hex}"), Path(folder))
+        kept = EvidenceSettings(keep_texts=1, min_groups=1, min_span_h=0.0, group_window_s=0.0)
+        evidence = EvidenceServer(dict(load_specs(None)), database, settings=kept, reply=_reply)
+        loop.run(evidence.ready())
+        server = evidence.server
+        cache = cached(server, database, evidence.evidence)
+        made = loop.run(cache.__aenter__())
 
         def send(request: Request) -> httpx.Response:
-            return loop.run(
-                server.client.request(
-                    request.method, request.path, content=request.content, headers=request.headers
-                )
+            claims = [claim.id for claim in evidence.snapshot.all()]
+            path = request.path.replace("CLAIM", claims[0] if claims else "c")
+            if "ENTRY" in path:
+                listed = loop.run(made.entries())
+                path = path.replace("ENTRY", listed[0]["id"] if listed else "e")
+            sent = server.client.request(
+                request.method, path, content=request.content, headers=request.headers
             )
+            return loop.run(sent)
 
         yield build_http(server.context).openapi(), send
+        loop.run(evidence.auditor.settled())
+        assert loop.run(evidence.appender.flush()), "the database refused rows"
+        assert evidence.appender.lost == 0, "rows were lost"
+        loop.run(cache.__aexit__(None, None, None))
         loop.run(server.client.aclose())
+        database.close()
 
 
 @contextmanager

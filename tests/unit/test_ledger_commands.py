@@ -37,6 +37,32 @@ def test_plain_limits_are_taken_as_written(state: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("cache: {encryption_key_file: /nowhere}", "cache.encryption_key_file"),
+        ("cache: {encryption_key_file: FOLDER/open}", "cache.encryption_key_file"),
+        ("cache: {encryption_key_file: FOLDER/empty}", "cache.encryption_key_file"),
+        ("evidence: {vector_key_file: /nowhere}", "evidence.vector_key_file"),
+        ("evidence: {signing_key: FOLDER/empty}", "evidence.signing_key"),
+        ("context: {model: /nowhere}", "context.model"),
+        ("state: FOLDER/empty", "state"),
+        ("tasks_dir: /nowhere", "tasks_dir"),
+        ("routing: {model: /nowhere}", "routing.model"),
+    ],
+)
+def test_config_refuses_a_file_that_serve_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, field: str
+) -> None:
+    for name, mode in (("open", 0o644), ("empty", 0o600)):
+        (tmp_path / name).touch(mode)
+    (tmp_path / "open").write_text("A" * 43 + "=", encoding="utf-8")
+    file = tmp_path / "settings.yaml"
+    file.write_text(text.replace("FOLDER", str(tmp_path)), encoding="utf-8")
+    assert main(["config", "--config", str(file), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["field"] == field
+
+
+@pytest.mark.parametrize(
     ("ledger", "field"),
     [
         ("url: 'mysql://user:hunter2@host/d'", "ledger.url"),

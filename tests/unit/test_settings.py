@@ -175,6 +175,52 @@ def test_a_nul_in_a_text_is_refused(tmp_path: Path, text: str, field: str) -> No
     assert caught.value.field == "evidence.trusted_keys.0"
 
 
+ALIASES = "a: &a [1, 1]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ALIASES, "aliases make more than 1000000 values"),
+        ("models: &m [*m]\n", "stands for what it is part of"),
+        ("gateway: &g {max_inputs: 5, x: *g}\n", "stands for what it is part of"),
+        ("gateway: {x: &x {y: {z: *x}}}\n", "stands for what it is part of"),
+        ("x: " + "[" * 150 + "]" * 150 + "\n", "nested more than 100 levels"),
+    ],
+    ids=["many", "list", "mapping", "inner", "deep"],
+)
+def test_aliases_without_end_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InvalidSettings, match=message):
+        load_settings(write(tmp_path, text), {})
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize(
+    "text",
+    ["gateway: {request_timeout_s: NUMBER}", "attestation: {max_age_days: NUMBER}",
+     "cache: {namespace_ttl_s: {a: NUMBER}}", "evidence: {max_usd_a_day: NUMBER}"],
+)  # fmt: skip
+def test_a_number_that_is_not_finite_is_refused(tmp_path: Path, text: str, number: str) -> None:
+    with pytest.raises(InvalidSettings, match="which is not a number of its unit") as caught:
+        load_settings(write(tmp_path, text.replace("NUMBER", number)), {})
+    assert caught.value.field in text.replace(": {", ".").replace("}", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nothing: 1", "state: 2026-11-27", "port: 0", "port: x", "models: [{}]",
+     "ledger: {time_zone: x}", "frontier: {prompt_cache: {marker: x}}"],
+)  # fmt: skip
+def test_a_message_has_none_of_the_librarys_words(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings(write(tmp_path, text), {})
+    for inside in ("Input", "inputs", "class", "Value error", "Field", "pathlib", "pydantic"):
+        assert inside not in caught.value.message
+
+
 def test_a_whole_number_is_a_number_of_seconds(tmp_path: Path) -> None:
     file = write(tmp_path, "gateway: {request_timeout_s: 7}\nmodels: [{id: a, source: b, "
                  "accelerator: {kind: cpu}, replica_hour_usd: 0.25}]\n")  # fmt: skip

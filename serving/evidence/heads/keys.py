@@ -30,7 +30,8 @@ def evidence_keys(
     signing_key: made in the state folder where None. Blocking. Raises InvalidKey.
     """
     path = signing_key or _ensure_signing_key(default_signing_key(state))
-    signer = load_signer(read_key(path), f"the key {str(path)!r}")
+    field = "evidence.signing_key"
+    signer = load_signer(read_key(path, field), f"the key {str(path)!r}", field)
     others = trusted_keys(trusted, "evidence.trusted_keys") if trusted else []
     return EvidenceKeys(signer, (signer.public_key, *others))
 
