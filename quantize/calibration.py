@@ -24,6 +24,7 @@ from serving.contracts.errors import (
     InvalidRequest,
     NarrowgateError,
 )
+from serving.contracts.file_lines import file_lines
 from serving.contracts.task_spec import TaskSpec, TranslationSpec
 from serving.tasks.fingerprint import text_digest
 from serving.tasks.prompt import PromptTokenizer, Turn
@@ -105,7 +106,7 @@ def built_in_examples(specs: Mapping[str, TaskSpec], seed: int) -> list[Example]
         entry = resources.files("quantize.builtin_texts") / f"{name}.jsonl"
         if not entry.is_file():
             continue
-        rows = [json.loads(line) for line in entry.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in file_lines(entry.read_text(encoding="utf-8"))]
         spec = specs[name]
         if isinstance(spec, TranslationSpec):
             examples += [_translation(row, spec, chooser) for row in rows]
@@ -128,7 +129,7 @@ def _translation(row: Mapping[str, str], spec: TranslationSpec, chooser: random.
 def read_examples(path: Path) -> list[Example]:
     """Return the examples of a user's JSONL file. Raises InvalidCalibration with the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = file_lines(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidCalibration(
             f"calibration file {str(path)!r} cannot be read: {error}",
@@ -194,7 +195,7 @@ _NOT_TEXT = frozenset({"id", "label", "domain", "trait", "kind", "difficulty", "
 
 def _suite_texts(file: Path) -> Iterator[str]:
     try:
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file_lines(file.read_text(encoding="utf-8")):
             if line.strip():
                 row: dict[str, Any] = json.loads(line)
                 yield from (

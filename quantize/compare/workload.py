@@ -9,6 +9,7 @@ from quantize.calibration import read_examples
 from serving.contracts.answer import TaskRequest
 from serving.contracts.engine import ScoreWork
 from serving.contracts.errors import InvalidCalibration
+from serving.contracts.file_lines import file_lines
 from serving.contracts.task_spec import TaskSpec
 from serving.tasks.prompt import CheckpointTokenizer
 from serving.tasks.task import Task, bind
@@ -74,7 +75,7 @@ def _texts(path: Path) -> list[str]:
     import json
 
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in file_lines(path.read_text(encoding="utf-8"))]
         return [row["text"] for row in rows]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidCalibration(

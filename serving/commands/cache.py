@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.commands import cache_evaluate
+from serving.commands.json_lines import private_file
 from serving.commands.ledger import opened_ledger
 from serving.commands.options import add_settings_options, settings_from
 
@@ -135,7 +136,7 @@ def _deleted(args: argparse.Namespace, store: "EntryStore", given: Mapping[str, 
 
 def _export(args: argparse.Namespace, store: "EntryStore") -> int:
     count = 0
-    with args.out.open("w", encoding="utf-8") as file:
+    with private_file(args.out) as file:
         for found in store.entries(_entry_filter(args)):
             line = {
                 "id": found.id, "namespace": found.namespace, "tenant": found.tenant,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.commands.json_lines import read_lines
+from serving.commands.json_lines import private_file, read_lines
 from serving.commands.options import settings_from
 from serving.host.numbers import refuse_outside, signed_integer
 
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace, store: Any) -> int:
                         "label": ""}, ensure_ascii=False) + "\n"
             for one in found
         ]  # fmt: skip
-        args.export.touch(0o600)
-        args.export.write_text("".join(lines), encoding="utf-8")
+        with private_file(args.export) as file:
+            file.writelines(lines)
         print(json.dumps({"texts": len(found)}) if args.json else f"{len(found)} texts to label")
         return 0
     if args.file is not None:

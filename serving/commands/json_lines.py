@@ -1,10 +1,14 @@
-"""Reads files of JSON Lines that users write."""
+"""Files of JSON Lines that users write, and files of texts that only their owner may read."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from serving.contracts.errors import InvalidArgument
+from serving.contracts.file_lines import file_lines
 
 
 def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -15,7 +19,7 @@ def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
     found = []
     number = 0
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file_lines(file.read_text(encoding="utf-8"))
         for number, line in enumerate(lines, 1):
             row = json.loads(line) if line.strip() else None
             is_whole = isinstance(row, dict) and all(isinstance(row.get(n), str) for n in needed)
@@ -34,3 +38,23 @@ def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
             fix="name a file in UTF-8 with one JSON object a line",
         ) from error
     return found
+
+
+@contextmanager
+def private_file(path: Path) -> Iterator[IO[str]]:
+    """Yield a new or emptied file that only its owner may read, also where it existed before.
+
+    Raises InvalidArgument.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.fchmod(handle, 0o600)
+        os.ftruncate(handle, 0)
+    except OSError as error:
+        raise InvalidArgument(
+            f"{str(path)!r} cannot be written: {error.strerror}",
+            field="out",
+            fix="name a file in a folder that this user may write",
+        ) from error
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        yield file

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serving.contracts.errors import InvalidArgument
+from serving.contracts.file_lines import file_lines
 from serving.contracts.text_length import quarter_tokens
 
 Half = Literal["fit", "held_out"]
@@ -135,7 +136,7 @@ def read_pairs(file: Path) -> tuple[Pair, ...]:
     """
     found: list[Pair] = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file_lines(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidArgument(
             f"{file} cannot be read: {type(error).__name__}", field="FILE"

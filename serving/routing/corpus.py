@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.contracts.errors import InvalidRequest
+from serving.contracts.file_lines import file_lines
 from serving.contracts.requests import PART_SEPARATOR, Message
 from serving.routing.conversation import Prompt, prompt_of
 
@@ -86,7 +87,7 @@ def shipped_corpus(logs: Iterable[Path] = ()) -> Corpus:
 
 def _rows(name: str, content: bytes) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
+    for number, line in enumerate(file_lines(content.decode("utf-8")), 1):
         if not line.strip():
             continue
         try:

@@ -72,11 +72,15 @@ def test_show_and_export_decrypt(
     shown = printed(capsys, state, "show", "e1", *config)
     assert shown["answer"]["choices"][0]["message"]["content"] == "answer 1"
     out = tmp_path / "out.jsonl"
+    out.touch(0o644)
     done = printed(capsys, state, "export", "--out", str(out), "--tenant", "acme", *config)
     assert done["entries"] == 2
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [line["id"] for line in lines] == ["e1", "e2"]
     assert lines[1]["end_user"] == "ann"
+    assert out.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(InvalidArgument, match="cannot be written"):
+        run(state, "export", "--out", str(tmp_path / "no" / "file"), *config)
     with pytest.raises(InvalidKey):
         run(state, "show", "e1")
     with pytest.raises(NotFound, match="e9"):

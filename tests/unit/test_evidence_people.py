@@ -301,7 +301,9 @@ def test_texts_are_exported_filled_in_and_imported(
     config, file = tmp_path / "settings.yaml", tmp_path / "texts.jsonl"
     config.write_text("evidence: {keep_texts: 7}\n")
     who = ("--person", "ann")
+    file.touch(0o644)
     assert run(capsys, config, state, "label", "c1", "--export", str(file), *who) == {"texts": 5}
+    assert file.stat().st_mode & 0o777 == 0o600
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert set(rows[0]) == {"input", "text", "labels", "label"}
     for row in rows[:3]:
