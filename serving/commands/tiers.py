@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from serving.commands.json_lines import read_lines
 from serving.commands.ledger import opened_ledger
-from serving.commands.options import add_settings_options, settings_from, whole_number
+from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
+from serving.host.numbers import whole_number
 
 if TYPE_CHECKING:
     from serving.contracts.evidence import Claim
