@@ -64,7 +64,7 @@ def _answers(client: httpx.Client, task: str, texts: list[str]) -> list[dict[str
             raise InvalidArgument(f"no answer of {str(client.base_url)!r}: {error}") from error
         if reply.status_code == httpx.codes.OK:
             answers: list[dict[str, Any]] = reply.json()["results"]
-            failed = [one for one in answers if "error" in one]
+            failed = [one for one in answers if one.get("error")]
             if failed:
                 raise InvalidArgument(f"task {task!r}: {failed[0]['error']['message']}")
             return answers

@@ -101,7 +101,8 @@ class _Stack(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         inputs = json.loads(self.rfile.read(int(self.headers["content-length"])))["inputs"]
         found: list[dict[str, Any]] = [
-            {"model": "m", "label_probabilities": {"no": 0.25, "yes": 0.75}} for _ in inputs
+            {"model": "m", "label_probabilities": {"no": 0.25, "yes": 0.75}, "error": None}
+            for _ in inputs
         ]
         if self.fails and len(found) > 1:
             found[1] = {"error": {"message": "the engine ended"}}
