@@ -63,11 +63,11 @@ def _answers(client: httpx.Client, task: str, texts: list[str]) -> list[dict[str
         except httpx.HTTPError as error:
             raise InvalidArgument(f"no answer of {str(client.base_url)!r}: {error}") from error
         if reply.status_code == httpx.codes.OK:
-            answers: list[dict[str, Any]] = reply.json()["results"]
-            failed = [one for one in answers if one.get("error")]
+            results: list[dict[str, Any]] = reply.json()["results"]
+            failed = [one for one in results if one["error"]]
             if failed:
                 raise InvalidArgument(f"task {task!r}: {failed[0]['error']['message']}")
-            return answers
+            return [one["answer"] for one in results]
         retry_after = reply.headers.get("retry-after")
         if retry_after is None or time.monotonic() > ends:
             raise InvalidArgument(f"task {task!r} answered {reply.status_code}: {reply.text[:300]}")

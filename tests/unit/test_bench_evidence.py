@@ -100,12 +100,10 @@ class _Stack(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         inputs = json.loads(self.rfile.read(int(self.headers["content-length"])))["inputs"]
-        found: list[dict[str, Any]] = [
-            {"model": "m", "label_probabilities": {"no": 0.25, "yes": 0.75}, "error": None}
-            for _ in inputs
-        ]
+        answer = {"model": "m", "label_probabilities": {"no": 0.25, "yes": 0.75}}
+        found: list[dict[str, Any]] = [{"answer": answer, "error": None} for _ in inputs]
         if self.fails and len(found) > 1:
-            found[1] = {"error": {"message": "the engine ended"}}
+            found[1] = {"answer": None, "error": {"message": "the engine ended"}}
         body = json.dumps({"results": found}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
