@@ -17,7 +17,7 @@ from serving.frontier.openai_api import OpenAIApi
 from serving.frontier.provider import Provider
 from serving.frontier.provider_api import ProviderApi
 
-_APIS: dict[str, type[OpenAIApi] | type[AnthropicApi]] = {
+_APIS: dict[str, Callable[[str, ProviderSettings, SecretStr | None], ProviderApi]] = {
     "openai": OpenAIApi,
     "anthropic": AnthropicApi,
 }
