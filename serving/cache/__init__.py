@@ -1,1 +1,1 @@
-"""Answers that were paid for already: kept, found again, and deleted."""
+"""Stores answers, finds them for equal requests, and deletes them."""

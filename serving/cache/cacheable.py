@@ -1,4 +1,4 @@
-"""What may never be looked up, stored or served, each with the name of its reason. Pure."""
+"""Decides which requests and answers may not be cached, each with a reason. Pure."""
 
 import re
 from collections.abc import Mapping

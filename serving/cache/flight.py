@@ -39,7 +39,7 @@ class Flight:
 class Work:
     """The task that makes the answers of the flights that one request leads.
 
-    It goes on after its request was left, while another request waits for one of them.
+    It continues after its request was left, while another request waits for one of them.
     """
 
     flights: list[Flight] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""Frozen types that every package may import. Imports nothing of ours outside this package."""
+"""Frozen types that every package may import. Imports no other package of this project."""

@@ -32,7 +32,7 @@ _Pending = Definition | _Drawn | Audit
 class EvidenceAppender:
     """A queue in memory and one task that writes it. appended: called after rows were written.
 
-    A crash loses what is pending, at most some tenths of a second. While the database is
+    A crash loses pending rows, at most a few tenths of a second. While the database is
     unreachable rows wait; beyond 10,000, the oldest are dropped and counted in `lost`. So is a row
     that the database refuses: it does not keep the others back.
     """
@@ -45,15 +45,15 @@ class EvidenceAppender:
         self.lost = 0
 
     def open(self, definition: Definition) -> None:
-        """Note a claim."""
+        """Queue a claim."""
         self._add(definition)
 
     def draw(self, audit: Audit) -> None:
-        """Note that an input is to be audited."""
+        """Queue an input that is to be audited."""
         self._add(_Drawn(audit))
 
     def append(self, audit: Audit) -> None:
-        """Note a verdict."""
+        """Queue a verdict."""
         self._add(audit)
 
     async def run(self) -> None:

@@ -28,7 +28,7 @@ _MAX_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ExportedClaim:
-    """A claim whose statement a trusted key signed. It is never in force by being read."""
+    """A claim whose statement a trusted key signed. Reading it does not put it in force."""
 
     claim: Claim
     key_id: str

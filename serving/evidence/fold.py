@@ -396,7 +396,7 @@ class ClaimFold:
                     seen.labels[candidate.label] += 1
 
     def _unjudged(self, audit: Audit) -> None:
-        """Note since when verdicts that were due under the claim have not come."""
+        """Record since when verdicts that were due under the claim are missing."""
         self._count_accepted(audit)
         held = self._held
         if held is not None and audit.hypothesis == held.hypothesis and held.unjudged_since is None:

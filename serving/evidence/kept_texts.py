@@ -1,4 +1,4 @@
-"""Texts of audited inputs that are kept for people to label. All methods block.
+"""Keeps texts of audited inputs for people to label. All methods block.
 
 Encrypted like heads' examples, bounded for each claim, and deleted by tenant, request, end user and
 age. What is kept of a claim is a random sample: of every input that the coin chose, the lowest of

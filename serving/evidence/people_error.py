@@ -37,7 +37,7 @@ class PeopleLabels:
     _seen: set[str] = field(default_factory=set)
 
     def hold(self) -> None:
-        """Begin anew for another claimed hypothesis; the reference's own error goes on."""
+        """Begin anew for another claimed hypothesis; the reference's own error is kept."""
         self.judged.clear()
         self.pairs.clear()
 

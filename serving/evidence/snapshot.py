@@ -20,7 +20,7 @@ class ClaimSnapshot:
     """Implements serving.contracts.evidence.Claims.
 
     max_age_s: an older copy is not used, so that a replica that cannot reach the database does not
-    go on under claims that may be suspended. clock: monotonic seconds.
+    rely on claims that may be suspended. clock: monotonic seconds.
     """
 
     def __init__(self, max_age_s: float, clock: Callable[[], float] = time.monotonic) -> None:

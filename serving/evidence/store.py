@@ -241,7 +241,7 @@ class EvidenceStore:
         return count
 
     def act(self, actor: str, act: str, subject: str) -> None:
-        """Note who labelled, withdrew, exported, read or deleted what."""
+        """Record who labelled, withdrew, exported, read or deleted what."""
         with self.database.begin() as connection:
             now = database_now(connection)
             row = {"id": uuid4().hex, "actor": actor, "act": act, "subject": subject, "at": now}

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 class BackgroundTasks:
     """Runs tasks until they are cancelled. One that ends by itself makes the replica unhealthy.
 
-    Without such a task the replica would go on with models, keys or claims that no longer change.
+    Without such a task the replica would serve with models, keys or claims that no longer change.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class BackgroundTasks:
     async def running(
         self, tasks: Mapping[str, Coroutine[None, None, None]]
     ) -> AsyncIterator[None]:
-        """Run tasks beside the body, which goes on when one fails. tasks: by name, for the log."""
+        """Run tasks beside the body, which continues when one fails. tasks: by name for logs."""
         running = [asyncio.create_task(task, name=name) for name, task in tasks.items()]
         for task in running:
             task.add_done_callback(self._ended)

@@ -127,7 +127,7 @@ class LocalModels:
             while self._waiting:
                 await self._refresh(group)
                 await asyncio.sleep(_REFRESH_S)
-            # Without a model no client's watch goes on, and a background task must not end.
+            # Without a model no client's watch runs, and a background task must not end.
             await asyncio.Event().wait()
 
     async def _refresh(self, group: asyncio.TaskGroup) -> None:

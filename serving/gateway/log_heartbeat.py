@@ -1,6 +1,6 @@
 """A line a minute, and a metric that shows whether the replica's log file received it.
 
-A library that reconfigures logging can close our handlers; requests go on and nothing is logged.
+A library that reconfigures logging can close our handlers; then nothing is logged.
 """
 
 import asyncio

@@ -56,7 +56,7 @@ async def leave(
     """End a request's part in its flights. work: that it leads, with that work's record.
 
     Work for which nobody waits any more is cancelled; it has ended when this returns, so that its
-    rows are written before its request ends. Other work goes on, and its rows say that the client
+    rows are written before its request ends. Other work continues, and its rows say that the client
     left.
     """
     for flight in joined:

@@ -136,7 +136,7 @@ class Pruned:
         async with asyncio.timeout(_LONGEST_WAIT_S):
             await self._slots.acquire()
         running = asyncio.ensure_future(asyncio.to_thread(work))
-        # Not when the client leaves: the thread goes on.
+        # Not when the client leaves: the thread continues.
         running.add_done_callback(lambda _: self._slots.release())
         return await asyncio.shield(running)
 

@@ -1,4 +1,4 @@
-"""A request's way: what stays local, what escalates and why, and that every exit is told once."""
+"""The request path: what stays local, what escalates and why; every exit is recorded once."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""ChatForm a chat takes time linear in its length, whatever it holds."""
+"""Reading the form of a chat takes time linear in its length, for any content."""
 
 import signal
 import subprocess

@@ -55,7 +55,7 @@ class HeadTests:
             newest = [row for row in newest if row.created_at > claim.since]
             if not newest:
                 self._ask_for_fit(claim, scope)
-        # What is tested beside a held claim has a claimed hypothesis on course for ever.
+        # What is tested beside a held claim always has a claimed hypothesis on course.
         if not newest or (is_on_course and not is_held):
             return []
         seen = (claim.id, claim.episode, newest[0].version)

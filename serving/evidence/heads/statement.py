@@ -35,7 +35,7 @@ _REFIT = "delete it; it is fitted again from its examples"
 
 
 class HeadPredicate(BaseModel):
-    """What is said of one head. examples: on which it was fitted."""
+    """What the statement says about one head. examples: on which it was fitted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -23,7 +23,7 @@ overtaken: an example was erased during the fit; it is repeated."""
 
 
 class HeadEvents(Protocol):
-    """What is told of fits, for metrics."""
+    """Receives the results of fits, for metrics."""
 
     def head_fit_ended(self, task: str, outcome: FitOutcome, seconds: float) -> None:
         """Count one fit. seconds: elapsed."""
@@ -86,7 +86,7 @@ class HeadTrainer:
                 ended = await self._fit(due)
                 is_done = ended.outcome != "overtaken"
             finally:
-                # Also where this is cancelled: another replica may go on at once.
+                # Also where this is cancelled: another replica may continue at once.
                 await asyncio.shield(
                     asyncio.to_thread(self._deps.queue.finish, due, is_done=is_done)
                 )

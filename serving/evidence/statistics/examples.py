@@ -149,7 +149,7 @@ class CountedExamples:
             self.grouped += 1
             return
         if text in self._texts:
-            # A text that goes on being sent stays remembered.
+            # A text that is sent again stays remembered.
             self._texts.add(text)
             self.repeated += 1
             return
