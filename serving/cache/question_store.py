@@ -1,4 +1,4 @@
-"""Questions of cached answers in the database: by partition, and what becomes of a doubtful one.
+"""Questions of cached answers in the database: by partition, with the state of doubtful ones.
 
 Implements VectorSource. Every method is blocking and raises LedgerUnavailable where the database is
 unreachable. A deletion holds at once: each lookup reads the entries that it may serve.

@@ -84,7 +84,7 @@ class SimilarFound:
 
 
 class SimilarEntries:
-    """Searches questions, and changes what becomes of their entries. Its watch loads the index.
+    """Searches questions, and changes the state of their entries. Its watch loads the index.
 
     timeout_s: longest wait for a search.
     """

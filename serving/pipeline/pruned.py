@@ -109,7 +109,7 @@ class Pruned:
         return replace(stream, events=_Stated(stream.events, result.details()))
 
     async def _pruned(self, request: ChatRequest, plan: FrontierPlan) -> _Result | None:
-        """Return what is sent; None where the request has no context or wants none pruned."""
+        """Return what is sent; None where the request has no context or turns pruning off."""
         mode = request.pruning.mode or self._pruning.settings.mode
         if mode == "off":
             return None

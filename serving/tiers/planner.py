@@ -81,7 +81,7 @@ class TierCandidate:
 
 @dataclass(frozen=True, slots=True)
 class TierChoice:
-    """What becomes of one request.
+    """The decision about one request.
 
     cluster: as the ledger names it. topic: its name. start: the tier of the reference. serving:
     that answers in its place; None for the reference. exploring: whose answer is compared.
@@ -162,7 +162,7 @@ class TierPlanner:
         text: str,
         conversation: str | None,
     ) -> TierChoice:
-        """Return what becomes of a request. text: by which equal ones are known. Never waits."""
+        """Return the decision about a request. text: identifies equal requests. Never waits."""
         name = self.name_of(cluster, start)
         nothing = TierChoice(name, self.clustering.names[cluster], start)
         judge = self._judge

@@ -267,7 +267,7 @@ class NoReports:
     zone = ZoneInfo("UTC")
 
     async def report(self, since: datetime, until: datetime, tenant: str | None) -> Report:
-        raise LedgerUnavailable("there are no books")
+        raise LedgerUnavailable("there is no ledger")
 
     def close(self) -> None:
         """Nobody waits."""

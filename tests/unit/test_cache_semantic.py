@@ -1,4 +1,4 @@
-"""What the semantic step serves, in which state, and what becomes of a doubtful entry."""
+"""What the semantic step serves, in which state, and how it treats a doubtful entry."""
 
 import json
 from dataclasses import replace

@@ -36,7 +36,7 @@ def test_the_picture_at_the_top_has_every_class() -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_an_error_survives_pickling_whole(cls: type[NarrowgateError]) -> None:
-    error = cls("it broke", field="input", fix="mend it", retry_after_s=2.5)
+    error = cls("it broke", field="input", fix="repair it", retry_after_s=2.5)
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert type(copy) is cls
     assert vars(copy) == vars(error)

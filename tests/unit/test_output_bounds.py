@@ -55,7 +55,7 @@ def text_of(tokens: int) -> str:
 
 
 class Unstored:
-    """A database that is away until it is told."""
+    """A database that is unreachable until a test says otherwise."""
 
     def __init__(self) -> None:
         self.kept: dict[Tally, int] = {}

@@ -22,7 +22,7 @@ WIDER = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4)
 """Shares of inputs that are looked at beside a held claim, which one of them may widen."""
 
 COMPARED_AT = 0.6
-"""Coverage at which the candidates of one fit are compared: one is tested, as tests are dear."""
+"""Coverage at which the candidates of one fit are compared: one is tested, as tests are costly."""
 
 GAIN = 0.05
 """Coverage that a newer fit must promise beyond that of the held claim to be tested."""

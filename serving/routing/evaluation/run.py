@@ -39,7 +39,7 @@ class RouterReport:
 
     @property
     def scores_earn_trust(self) -> bool:
-        """Return whether complexity beats random in every data set."""
+        """Return whether complexity is better than random in every data set."""
         return earns_trust(self.costs)
 
 
