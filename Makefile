@@ -17,7 +17,8 @@
 # make bench-evidence   run labelled texts through the folds of evidence; BENCH_ARGS="--data DIR --stack URL"
 # make bench-tiers   simulate tiers that are earned per cluster; BENCH_ARGS="--seeds N"
 # make bench-cache   measure the cache: lookups, hits through HTTP, memory, replays with repeats
-# make bench-cost   compare what a mix of chats costs through the stack and without it
+# make bench-cost   replay a mix of requests with each lever over a simulated provider
+# make bench-cost-live   compare what chats cost through a started stack and without it
 
 PORT ?= 8000
 STATE ?= .narrowgate
@@ -29,7 +30,7 @@ FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 PAGE ?= README.md
 
-.PHONY: serve test test-slow test-cluster unit coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-gate bench-gateway bench-ledger bench-cache bench-cost bench-evidence bench-tiers lock clean
+.PHONY: serve test test-slow test-cluster unit coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-gate bench-gateway bench-ledger bench-cache bench-cost bench-cost-live bench-evidence bench-tiers lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -110,7 +111,10 @@ bench-tiers: $(VENV)/.cpu
 bench-cache: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks cache $(BENCH_ARGS)
 
-bench-cost: $(VENV)/.cpu
+bench-cost: $(VENV)/.cpu-dev
+	$(VENV)/bin/python -m benchmarks replay --state $(STATE) $(BENCH_ARGS)
+
+bench-cost-live: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks cost --state $(STATE) --port $(PORT) $(BENCH_ARGS)
 
 # A verdict is no error here; what could not be run is. The loss that is acceptable in 4 bits has no

@@ -2,7 +2,18 @@
 
 import sys
 
-from benchmarks import bounds, cache, cost, evidence, gate, gateway, ledger, stack, tiers
+from benchmarks import (
+    bounds,
+    cache,
+    cost,
+    evidence,
+    gate,
+    gateway,
+    ledger,
+    replay,
+    stack,
+    tiers,
+)
 from serving.cli import run_program
 
 _BENCHMARKS = {
@@ -13,6 +24,7 @@ _BENCHMARKS = {
     "gate": gate,
     "gateway": gateway,
     "ledger": ledger,
+    "replay": replay,
     "stack": stack,
     "tiers": tiers,
 }

@@ -1,0 +1,217 @@
+"""`python -m benchmarks replay`: what a replay of requests costs with each lever. A simulation."""
+
+import argparse
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.commands.options import add_settings_options, settings_from
+from serving.host.numbers import whole_number
+from serving.host.terminal import terminal_progress
+
+if TYPE_CHECKING:
+    from benchmarks.replay_arms import Arm, Lever, Replay
+
+HELP = "simulate what a mix of requests costs with each lever, against two references"
+SIMULATION = (
+    "A simulation: the providers' answers follow the table of assumptions, and prices are real. "
+    "No real provider was asked, and no local model ran."
+)
+_REFERENCES = ("frontier", "standard")
+_SETS = ("together", "order", "less", "alone", "all")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_settings_options(parser)
+    parser.add_argument("--requests", type=whole_number, default=2000, help="requests (2000)")
+    parser.add_argument("--seed", type=whole_number, default=1, help="of the mix (1)")
+    parser.add_argument("--reference", choices=_REFERENCES, default="frontier", help="tier")
+    parser.add_argument(
+        "--arms", choices=_SETS, default="all",
+        help="which arms to run: all levers together; in their order, one more each; all less one; "
+        "each alone; or all of these",
+    )  # fmt: skip
+    parser.add_argument(
+        "--end", choices=("low", "central", "high"), default="central",
+        help="end of the ranges of assumptions: low saves least",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE",
+        help="add the arms to those in this file, so that several runs make one table; it is read "
+        "as Python's pickle: only use a file of your own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--most", type=whole_number, default=100, metavar="N", help="arms to run now; with --keep"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also write the savings as SVG")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Simulate and report. Exit status 0; figures are reported, not judged."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="replay-") as folder:
+        replay = replay_of(args, Path(folder))
+        arms: dict[str, Arm] = {}
+        if args.keep is not None and args.keep.exists():
+            arms = pickle.loads(args.keep.read_bytes())  # noqa: S301  # the user's own file
+        for name, arm in run_arms(replay, chosen(args.arms), dict(arms), args.most):
+            arms[name] = arm
+            if args.keep is not None:
+                args.keep.write_bytes(pickle.dumps(arms))
+        found = document(replay, arms, args)
+    if args.plot is not None:
+        args.plot.write_text(plot(found), encoding="utf-8")
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    for line in lines(found):
+        print(line)
+    return 0
+
+
+def replay_of(args: argparse.Namespace, folder: Path) -> "Replay":
+    """Return what the arms share."""
+    from benchmarks.replay_arms import Replay
+    from benchmarks.replay_assumptions import Assumptions
+    from benchmarks.replay_mix import build_mix
+    from serving.ledger.pricing.book import PriceBook
+
+    settings = settings_from(args)
+    values = Assumptions().at(args.end)
+    return Replay(
+        build_mix(args.requests, values, args.seed), values, settings,
+        PriceBook.load(settings.ledger.prices_file),
+        settings.frontier.tiers[args.reference][0], folder,
+    )  # fmt: skip
+
+
+def chosen(arms: str) -> "dict[str, tuple[Lever, ...]]":
+    """Return the arms of a set with their levers."""
+    from benchmarks.replay_arms import LEVERS
+
+    found: dict[str, tuple[Lever, ...]] = {}
+    if arms in ("together", "all"):
+        found["all"] = LEVERS
+    if arms in ("order", "all"):
+        found |= {f"up to {LEVERS[n - 1]}": LEVERS[:n] for n in range(1, len(LEVERS))}
+    if arms in ("less", "all"):
+        found |= {
+            f"all less {lever}": tuple(one for one in LEVERS if one != lever) for lever in LEVERS
+        }
+    if arms in ("alone", "all"):
+        found |= {f"only {lever}": (lever,) for lever in LEVERS}
+    return found
+
+
+def run_arms(
+    replay: "Replay",
+    arms: "Mapping[str, tuple[Lever, ...]]",
+    known: "Mapping[str, Arm]",
+    most: int,
+) -> "Iterator[tuple[str, Arm]]":
+    """Yield the direct arm and those that are not known yet, `most` of them, once each has run.
+
+    Arms with the same levers are run once.
+    """
+    from benchmarks.replay_arms import direct, run_arm
+
+    yield "direct", direct(replay)
+    done = {arm.levers: arm for arm in known.values()}
+    wanted = {name: levers for name, levers in arms.items() if name not in known}
+    with terminal_progress() as progress:
+        task = progress.add_task("replaying", total=len(wanted) * len(replay.requests))
+        for name, levers in wanted.items():
+            if levers not in done:
+                if not most:
+                    return
+                most -= 1
+                done[levers] = run_arm(replay, name, levers, lambda: progress.advance(task))
+            yield name, replace(done[levers], name=name)
+
+
+def document(
+    replay: "Replay", arms: "Mapping[str, Arm]", args: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the whole report as one document."""
+    from benchmarks.machine import machine
+    from benchmarks.replay_assumptions import Assumptions
+    from benchmarks.replay_figures import by_removal, figures
+
+    direct = arms["direct"]
+    hour_usd = replay.values["replica_hour_usd"]
+    return {
+        "note": SIMULATION,
+        "machine": machine(),
+        "requests": len(replay.requests),
+        "conversations": len({one.conversation for one in replay.requests}),
+        "repeats": sum(one.is_repeat for one in replay.requests),
+        "seed": args.seed,
+        "end": args.end,
+        "reference": replay.reference,
+        "direct_usd": sum(one.usd for one in direct.results),
+        "direct_right": sum(one.is_right for one in direct.results) / len(direct.results),
+        "direct": asdict(figures(direct, direct, hour_usd)),
+        "arms": [
+            asdict(figures(direct, arm, hour_usd)) for name, arm in arms.items() if name != "direct"
+        ],
+        "by_removal": by_removal(arms.values()),
+        "assumed": {name: asdict(value) for name, value in Assumptions().rows()},
+    }
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Return the report for people."""
+    yield found["note"]
+    yield "machine: " + ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+    yield (
+        f"{found['requests']} requests in {found['conversations']} conversations, "
+        f"{found['repeats']} of them repeats, seed {found['seed']}; assumptions: {found['end']}; "
+        f"everything to {found['reference']} costs ${found['direct_usd']:.4f} with "
+        f"{found['direct_right']:.1%} right answers, p50 {found['direct']['p50_s']:.1f} s, "
+        f"p95 {found['direct']['p95_s']:.1f} s"
+    )
+    yield (
+        f"{'arm':<26}{'USD':>9}{'saved':>8} {'95 %':<16}{'with idle':>10}{'loss':>8} "
+        f"{'95 %':<16}{'p50 s':>6}{'p95 s':>6}  routes"
+    )
+    for arm in found["arms"]:
+        routes = ", ".join(f"{n} {name}" for name, n in arm["routes"].items())
+        yield (
+            f"{arm['name']:<26}{arm['usd']:>9.4f}{arm['saved']:>8.1%} "
+            f"{_range(arm['saved_bounds']):<16}{arm['saved_with_idle']:>10.1%}{arm['loss']:>8.1%} "
+            f"{_range(arm['loss_bounds']):<16}{arm['p50_s']:>6.1f}{arm['p95_s']:>6.1f}  {routes}"
+        )
+    if found["by_removal"]:
+        parts = ", ".join(f"{name} {share:.1%}" for name, share in found["by_removal"].items())
+        yield f"of all together: {parts}"
+    for name, value in found["assumed"].items():
+        yield (
+            f"assumed {name}: {value['low']:g} / {value['central']:g} / {value['high']:g}, "
+            f"{value['what']}; {value['source']}"
+        )
+
+
+def _range(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.1%} to {ends[1]:.1%}"
+
+
+def plot(found: Mapping[str, Any]) -> str:
+    """Return the share that each arm saves, with its interval, as SVG."""
+    from serving.reporting.figures import name_rows, report_figure, svg_element, write_beside
+
+    arms = found["arms"]
+    with report_figure(7.0, 0.9 + 0.27 * len(arms)) as figure:
+        axes = figure.subplots()
+        for place, arm in enumerate(arms):
+            axes.hlines(place, *arm["saved_bounds"], color="#0969da", linewidth=4.0, alpha=0.45)
+            axes.plot(arm["saved"], place, "o", color="#0969da", markersize=5)
+            write_beside(axes, place, f"{arm['saved']:.1%}")
+        axes.axvline(0.0, color="#59636f", linewidth=0.8)
+        axes.set_xlabel(f"share saved against everything to {found['reference']} (simulation)")
+        name_rows(axes, [arm["name"].replace("_", " ") for arm in arms])
+        return svg_element(figure, "Saving by arm", {})
