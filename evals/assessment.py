@@ -132,7 +132,7 @@ def assess(
     return TaskFindings(suite.spec, result, outcomes, own_outcomes)
 
 
-def hopeless(suite: Suite, candidate: Answered, turns: Sequence[Turn], rules: Rules) -> bool:
+def certain_to_fail(suite: Suite, candidate: Answered, turns: Sequence[Turn], rules: Rules) -> bool:
     """Return whether a task will fail whatever the answers to its remaining examples are.
 
     suite, candidate, turns: what was seen so far. Two things are tested: the floor, at 99.5 %, and

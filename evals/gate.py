@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.answers import Answered, works
-from evals.assessment import Certified, Rules, assess, hopeless
+from evals.assessment import Certified, Rules, assess, certain_to_fail
 from evals.findings import Findings, TaskFindings
 from evals.harness import General, HarnessResult, run_harness
 from evals.pair import SIDES, Futile, Side, Turn
@@ -182,7 +182,7 @@ def _futile(request: Request) -> Futile | None:
         return None
 
     def futile(seen: Suite, candidate: Answered, turns: Sequence[Turn]) -> bool:
-        return hopeless(seen, candidate, turns, _rules(request, seen, "16-bit"))
+        return certain_to_fail(seen, candidate, turns, _rules(request, seen, "16-bit"))
 
     return futile
 

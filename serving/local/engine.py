@@ -46,8 +46,8 @@ from serving.local.engine_work import (
 from serving.local.json_schema import refuse_broken_schema
 from serving.local.metrics_server import metrics_served
 from serving.local.request_errors import (
-    culprit,
     engine_failure,
+    field_at_fault,
     grammar_refusal,
     invalid,
     is_about_request,
@@ -241,7 +241,7 @@ def _built(endpoint: str, body: dict[str, Any], request_id: str) -> Any:
     except Exception as error:  # noqa: BLE001  # a pure function of the body: a client's error
         reply = refusal(error, body)
     assert reply.body is not None
-    if reply.body["error"]["param"] is None and (field := culprit(build, body)) is not None:
+    if reply.body["error"]["param"] is None and (field := field_at_fault(build, body)) is not None:
         return invalid(field, reply.body["error"]["message"])
     return reply
 

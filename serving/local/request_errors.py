@@ -187,7 +187,9 @@ def plain_message(text: str) -> str:
     return line[:_LONGEST_MESSAGE]
 
 
-def culprit(build: Callable[[Mapping[str, Any]], object], body: Mapping[str, Any]) -> str | None:
+def field_at_fault(
+    build: Callable[[Mapping[str, Any]], object], body: Mapping[str, Any]
+) -> str | None:
     """Return the field without which a request can be built, None where there is not one.
 
     build: raises for a request that it does not accept.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evals.answers import Answered, answer
-from evals.assessment import Rules, assess, hopeless
+from evals.assessment import Rules, assess, certain_to_fail
 from evals.pair import Pair, Turn
 from evals.suite import Suite, built_in_suites
 from serving.contracts.engine import (
@@ -163,7 +163,7 @@ def test_only_what_is_clearly_below_the_floor_is_hopeless(specs: dict[str, TaskS
     }
     pair = Pair(subjects, [topic], Silent())
     constant = pair.answered("candidate", "topic")
-    assert hopeless(topic, constant, [], rules)
+    assert certain_to_fail(topic, constant, [], rules)
     found = assess(topic, pair.answered("baseline", "topic"), constant, [], rules)
     assert found.result.verdict.value == "fail"
     expected = [example.expected for example in topic.examples]
@@ -174,14 +174,14 @@ def test_only_what_is_clearly_below_the_floor_is_hopeless(specs: dict[str, TaskS
         ),
         None,
     )
-    assert not hopeless(topic, right, [], rules)
+    assert not certain_to_fail(topic, right, [], rules)
     demanding = Rules(margin=0.03, required_speed=0.8, resamples=300)
     slow, noisy = Turn(8, 1.0, 2.0), Turn(8, 1.0, 1.5)
-    assert hopeless(topic, right, [slow, slow], demanding)
-    assert not hopeless(topic, right, [slow, slow], rules)
+    assert certain_to_fail(topic, right, [slow, slow], demanding)
+    assert not certain_to_fail(topic, right, [slow, slow], rules)
     # One turn may be slow because of another program, and a ratio of 0.67 because of noise.
-    assert not hopeless(topic, right, [slow], demanding)
-    assert not hopeless(topic, right, [slow, noisy, slow], demanding)
+    assert not certain_to_fail(topic, right, [slow], demanding)
+    assert not certain_to_fail(topic, right, [slow, noisy, slow], demanding)
 
 
 def test_own_inputs_are_answered_only_by_the_candidate_with_the_suites_offsets(

@@ -21,8 +21,8 @@ from serving.contracts.errors import (
 from serving.contracts.openai import OpenAIReply
 from serving.local.json_schema import refuse_broken_schema
 from serving.local.request_errors import (
-    culprit,
     engine_failure,
+    field_at_fault,
     grammar_refusal,
     is_about_request,
     is_dead,
@@ -146,7 +146,7 @@ def test_a_content_part_that_is_checked_later_is_named_in_full() -> None:
 )
 def test_the_field_of_a_check_that_names_none_is_found(extra: dict[str, Any], field: str) -> None:
     body = {"messages": user("a"), "stream": False, **extra}
-    assert culprit(build, body) == field
+    assert field_at_fault(build, body) == field
     assert error_of(refusal(caught(body), body))["message"] != ""
 
 
