@@ -425,3 +425,31 @@ def test_a_setting_that_is_none_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValidationError, match="semantic"):
         CacheSettings(semantic="always")
+
+
+async def test_a_withdrawn_claim_serves_and_compares_nothing(
+    found: SimilarServer, model: Model
+) -> None:
+    from serving.contracts.evidence import ClaimEvent
+
+    from .evidence_kit import AT
+
+    model.means = lambda text: "egg"
+    claim = await found.hold()
+    found.store.append(events=[ClaimEvent(claim.id, "withdrawn", "by a test", "k", AT, 0)])
+    await found.keeper.round()
+    judged, audits = model.judged, len(found.audits())
+    answer = await found.ask("How could I boil an egg?")
+    assert state_of(answer) == "miss"
+    assert answer.headers["x-narrowgate-route"] == "frontier"
+    assert (model.judged, len(found.audits())) == (judged, audits)
+    # Its own question still gets it by its key.
+    assert state_of(await found.ask(PAIR[0])) == "hit"
+
+
+async def test_claims_that_cannot_be_read_serve_nothing(found: SimilarServer, model: Model) -> None:
+    model.means = lambda text: "egg"
+    await found.hold()
+    # A replica that is cut off from the database must not go on under claims of the past.
+    found.snapshot._clock = lambda: 1e9
+    assert state_of(await found.cached.chat("How could I boil an egg?")) == "miss"
