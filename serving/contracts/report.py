@@ -186,6 +186,32 @@ class OutputBoundReport(_Frozen):
     saved_upper: float | None
 
 
+class PurposeSpend(_Frozen):
+    """Calls that no client waited for, by purpose: `audit`, `explore` or `judge`.
+
+    cost_usd, held_usd: known costs, and worst cases of calls of unknown cost.
+    """
+
+    name: str
+    count: int
+    cost_usd: Dollars
+    held_usd: Dollars
+
+
+class ClusterSpend(_Frozen):
+    """Open-ended chats of one cluster, `CLUSTERING/NUMBER/TIER` with the tier of its reference.
+
+    cheaper: answered by a tier that earned it. cost_usd: of the answers. own_usd: of exploring,
+    judging and auditing.
+    """
+
+    name: str
+    answered: int
+    cheaper: int
+    cost_usd: Dollars
+    own_usd: Dollars
+
+
 class Share(_Frozen):
     """A count and its share of the whole, in [0, 1]."""
 
@@ -327,6 +353,12 @@ class Report(_Frozen):
     refinements: tuple[Refinements, ...]
     output_bounds: OutputBoundReport | None = Field(
         default=None, description="learned output bounds, of all tenants; null where unused"
+    )
+    purposes: tuple[PurposeSpend, ...] = Field(
+        default=(), description="calls that no client waited for, by purpose"
+    )
+    clusters: tuple[ClusterSpend, ...] = Field(
+        default=(), description="open-ended chats by cluster, where tiers are earned"
     )
     endpoints: tuple[Part, ...]
     tasks: tuple[Part, ...]

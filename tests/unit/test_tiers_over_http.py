@@ -2,27 +2,40 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+from rich.console import Console
 from sqlalchemy import select
 
-from serving.contracts.evidence import ClaimState
-from serving.contracts.ledger import Tenant
+from serving.contracts.context import RequestContext
+from serving.contracts.deadline import Deadline
+from serving.contracts.evidence import ClaimEvent, ClaimState
+from serving.contracts.ledger import Caller, Tenant
+from serving.contracts.routing import RequestOptions
 from serving.ledger.database import Database
+from serving.ledger.reports.build import build_report
+from serving.ledger.reports.page import render_page
+from serving.ledger.reports.query import Scope
+from serving.ledger.reports.text import print_report
 from serving.ledger.schema import exits
+from serving.pipeline.exit_recorder import Served
+from serving.pipeline.in_force import InForce
 
 from ..provider.script import Fault
 from ..provider.server import ProviderServer
+from .frontier_kit import FlatPrices
 from .tiers_kit import (
     JUDGE,
     LARGE,
     ON,
     PRICES,
     SMALL,
-    FlatPrices,
     KnownQuality,
     TierServer,
     tiered,
@@ -346,6 +359,26 @@ async def test_metrics_count_chats_and_comparisons_without_a_word_of_a_client(
     assert "SECRETWORD" not in text
 
 
+async def test_the_report_has_the_purposes_and_the_clusters(
+    provider: ProviderServer, database: Database, state: Path, quality: KnownQuality
+) -> None:
+    async with tiered(provider, database, state) as server:
+        await many(server, POEM, 30)
+        explored = len(server.audits())
+    window = Scope(datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC), None)
+    found = build_report(database, window, ZoneInfo("UTC"), reconciled=False)
+    counts = {one.name: one.count for one in found.purposes}
+    assert counts == {"explore": explored, "judge": 2 * explored}
+    (poem,) = found.clusters
+    assert poem.name.endswith("/0/frontier")
+    assert (poem.answered, poem.cheaper) == (30, 0)
+    assert poem.own_usd == sum(one.cost_usd for one in found.purposes) == found.totals.audits_usd
+    shown = StringIO()
+    print_report(found, Console(file=shown, width=80))
+    assert "no client asked" in shown.getvalue()
+    assert "Calls that no client asked for" in render_page(found)
+
+
 async def test_a_conversation_keeps_its_cluster(
     provider: ProviderServer, database: Database, state: Path, quality: KnownQuality
 ) -> None:
@@ -366,3 +399,31 @@ def test_a_judge_of_an_unknown_provider_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"tiers\.judge: 'nobody/x' names no provider"):
         Settings(tiers=replace_(judge="nobody/x"))
+
+
+async def test_a_cached_answer_of_a_cheaper_tier_is_served_only_while_its_claim_holds(
+    provider: ProviderServer, database: Database, state: Path, quality: KnownQuality
+) -> None:
+    async with tiered(provider, database, state) as server:
+        await many(server, POEM, 111)
+        claim = server.claims()["cluster/0/economy"]
+        in_force = InForce({}, server.evidence.evidence)
+        served = Served("frontier", "earned_tier", SMALL, None, claim=claim.id, evidence="traffic")
+        origin = in_force.origin(served, None, None)
+        assert origin.claim == claim.id
+
+        def context(**options: Any) -> RequestContext:
+            return RequestContext(
+                "r", Caller("default"), RequestOptions(**options), Deadline.after(5.0)
+            )
+
+        assert in_force.covers(origin, context())
+        assert not in_force.covers(origin, context(quality="reference"))
+        assert not in_force.covers(origin, context(deterministic=True))
+        withdrawn = ClaimEvent(claim.id, "withdrawn", "a test", "operator", claim.since, 0)
+        server.evidence.store.append(events=[withdrawn])
+        await server.evidence.worker.round()
+        assert not in_force.covers(origin, context())
+        # An answer that took no claim depends on none.
+        plain = in_force.origin(Served("frontier", "out_of_scope", LARGE, None), None, None)
+        assert in_force.covers(plain, context(quality="reference"))

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 from serving.contracts import report as document
 from serving.contracts.report import Report
 from serving.ledger.database import Database
-from serving.ledger.reports import cached, query
+from serving.ledger.reports import cached, query, tiers
 from serving.ledger.reports.bounds import output_bounds
 from serving.ledger.reports.query import (
     TOKEN_CLASSES,
@@ -77,6 +77,8 @@ def build_report(
             cache=cached.cache_uses(connection, scope),
             cache_claims=cached.cache_claims(connection, scope),
             refinements=cached.refinements(connection, scope),
+            purposes=tiers.purposes(connection, scope),
+            clusters=tiers.clusters(connection, scope),
             output_bounds=output_bounds(connection) if scope.tenant is None else None,
             days=_days(*query.day_groups(connection, scope, zone)),
             latency=tuple(query.latencies(connection, scope)),

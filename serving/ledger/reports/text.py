@@ -101,6 +101,23 @@ def _spending(report: Report) -> Iterator[RenderableType]:
         ],
     )  # fmt: skip
     yield from _cache(report)
+    yield _table(
+        "no client asked",
+        ("calls", "USD", "held USD"),
+        [
+            (one.name, f"{one.count:,}", formats.usd(one.cost_usd), formats.usd(one.held_usd))
+            for one in report.purposes
+        ],
+    )
+    yield _table(
+        "cluster",
+        ("chats", "cheaper tier", "USD", "own USD"),
+        [
+            (one.name, f"{one.answered:,}", f"{one.cheaper:,}", formats.usd(one.cost_usd),
+             formats.usd(one.own_usd))
+            for one in report.clusters
+        ],
+    )  # fmt: skip
     if report.output_bounds is not None:
         yield _table(
             "output bounds",
