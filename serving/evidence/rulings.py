@@ -153,11 +153,8 @@ class Evidence:
         them. One that is not permitted stays at the reference where a request may ask it, and
         has no guarantee elsewhere. Raises LedgerUnavailable where tenants are unknown.
         """
-        settings, caller = self.settings, context.caller
-        consent = consent_of(
-            context.options, caller, self._tenant_of(caller.tenant), settings, self.reference
-        )
-        external = self.reference is not None and consent.allows(self.reference)
+        caller = context.caller
+        external = self.may_send(context)
         reference = self.reference if external else self._own_reference(shortcut, context)
         names = [one.name for one in taken] or [shortcut.name]
         definition = self._definition(
@@ -178,7 +175,7 @@ class Evidence:
                 self.reference is not None,
                 external,
                 reference is not None,
-                settings.start,
+                self.settings.start,
                 shortcut.suite,
                 self.snapshot.is_fresh,
                 is_permitted=shortcut in self.permitted(taken or (shortcut,)),
@@ -245,6 +242,17 @@ class Evidence:
         return self.snapshot.find(
             self._definition(shortcut, (shortcut.name,), tenant, reference).id
         )
+
+    def may_send(self, context: RequestContext) -> bool:
+        """Return whether the reference may get a request's input, and its answer, for evidence.
+
+        Raises LedgerUnavailable where tenants are unknown.
+        """
+        if self.reference is None:
+            return False
+        tenant = self._tenant_of(context.caller.tenant)
+        consent = consent_of(context.options, context.caller, tenant, self.settings, self.reference)
+        return consent.allows(self.reference)
 
     def _open(self, definition: Definition, claim: Claim | None) -> None:
         if claim is None or definition.id not in self._scopes:

@@ -194,8 +194,13 @@ class SimilarChats:
             return False
         if not self._has_reference:
             return setting == "on"
-        # Elsewhere no claim could be earned or watched.
-        return options.route == "auto" and options.audit != "never"
+        assert self._evidence is not None
+        # Elsewhere no claim could be earned or watched, and the answer must not reach the judge
+        # with a later question either.
+        try:
+            return options.route == "auto" and self._evidence.may_send(context)
+        except LedgerUnavailable:
+            return False
 
     @property
     def _has_reference(self) -> bool:

@@ -453,3 +453,20 @@ async def test_claims_that_cannot_be_read_serve_nothing(found: SimilarServer, mo
     # A replica that is cut off from the database must not go on under claims of the past.
     found.snapshot._clock = lambda: 1e9
     assert state_of(await found.cached.chat("How could I boil an egg?")) == "miss"
+
+
+async def test_an_answer_that_is_kept_here_never_reaches_the_judge_later(
+    build: Build, model: Model
+) -> None:
+    from serving.contracts.ledger import Tenant
+
+    tenants = {"default": Tenant("default", evidence_external=False)}
+    async with await build(tenants=tenants) as found:
+        await found.ask(PAIR[0])
+        # Now the tenant agrees; what it asked before stays here.
+        tenants.clear()
+        await found.ask(PAIR[1])
+        assert model.judged == 0
+        assert found.audits() == []
+        await found.ask("How could I boil an egg?")
+        assert len(found.audits()) == 1
