@@ -7,7 +7,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.machine import machine
 from benchmarks.processes import instant_provider, listening
@@ -22,6 +22,7 @@ MODEL = "openai/gpt-6-luna"
 _CLIENTS = (1, 16)
 _REQUESTS = {1: 400, 16: 2400}
 _START_S = 120.0
+_LOOKUP_S = 10.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -82,20 +83,20 @@ def _through_http(args: argparse.Namespace) -> dict[str, Any]:
 def _by_meaning(state: Path, upstream: str, requests: int) -> dict[str, Any]:
     """Replay the project's pairs through a gateway that serves by meaning, without a claim."""
     from benchmarks.cache_replay import replay_meaning
-    from serving.contracts.cache_settings import CacheSettings
     from serving.lifecycle.ports import free_port
 
     port = free_port()
-    settings = _settings(state, upstream).model_copy(update={"cache": CacheSettings(semantic="on")})
+    settings = _settings(state, upstream, semantic="on")
     command = [sys.executable, "-m", "benchmarks.cache_server", str(port)]
     with listening(command, port, _START_S, settings.model_dump_json()) as url:
         return replay_meaning(url, requests, MODEL).document()
 
 
-def _settings(state: Path, upstream: str) -> "Settings":
+def _settings(state: Path, upstream: str, semantic: Literal["off", "on"] = "off") -> "Settings":
+    from serving.contracts.cache_settings import CacheSettings
     from serving.contracts.evidence_settings import EvidenceSettings
     from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
-    from serving.contracts.ledger_settings import AuthSettings
+    from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
     from serving.contracts.routing import TIERS
     from serving.contracts.settings import Settings
 
@@ -106,6 +107,10 @@ def _settings(state: Path, upstream: str) -> "Settings":
         state=state,
         models=(),
         auth=AuthSettings(mode="off"),
+        # A machine that other work starves is slow, and refuses nothing: with 2 s for the row of a
+        # call, 11 busy processes on 2 cores made it answer 503 ledger_unavailable.
+        ledger=LedgerSettings(call_wait_s=60.0),
+        cache=CacheSettings(lookup_timeout_s=_LOOKUP_S, semantic=semantic),
         evidence=EvidenceSettings(enabled=False),
         frontier=FrontierSettings(
             providers={"openai": provider}, tiers=dict.fromkeys(TIERS, (MODEL,))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from serving.cache.service import CacheService
 
 _BATCH = 500
+_LOOKUP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,14 @@ def time_lookups(entries: int, lookups: int) -> Lookups:
     url: SecretStr | None = None
     with tempfile.TemporaryDirectory(prefix="narrowgate-") as name:
         state = Path(name)
-        database = Database(database_url(url, state))
+        database = Database(database_url(url, state), is_synced=False)
         migrate(database)
         store = EntryStore(database)
         started = time.perf_counter()
         for batch in _batches(entries):
             store.write(batch)
         fill_s = time.perf_counter() - started
-        service = CacheService(store, CacheSettings(), Metrics().cache)
+        service = CacheService(store, CacheSettings(lookup_timeout_s=_LOOKUP_S), Metrics().cache)
         hit_s, miss_s = asyncio.run(_timed(service, entries, lookups))
         size = sum(file.stat().st_size for file in (state / "ledger").iterdir())
         database.close()
