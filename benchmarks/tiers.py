@@ -2,6 +2,8 @@
 
 import argparse
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +20,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--place", type=float, default=0.1, help="share of ties given to the first answer (0.1)"
     )
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE",
+        help="measure clusters instead, on JSON Lines with prompt, subject, cheap and dear "
+        "(whether each of two models is right)",
+    )  # fmt: skip
+    parser.add_argument("--state", type=Path, default=Path(".narrowgate"), help="has the encoder")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,6 +34,14 @@ def run(args: argparse.Namespace) -> int:
     from benchmarks.tiers_simulation import TARGET, TOPICS, Judge, Simulation
     from serving.evidence.statistics.intervals import clopper_pearson
 
+    if args.data is not None:
+        from benchmarks.tiers_clusters import measured
+
+        with step("computing vectors and splits"):
+            sent = measured(args.data, args.state, splits=40)
+        found = {name: asdict(one) for name, one in sent.items()}
+        print(json.dumps({"machine": machine(), "clusters": found}, indent=2))
+        return 0
     simulation = Simulation(requests=args.requests, judge=Judge(args.slip, args.place))
     with step(f"{args.seeds} runs of {args.requests} requests"):
         results = [simulation.run(seed) for seed in range(args.seeds)]

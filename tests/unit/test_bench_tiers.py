@@ -1,7 +1,12 @@
 """Tiers earned per cluster, simulated: the best assignment, within the target, paid back."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from benchmarks.tiers_clusters import measured
 from benchmarks.tiers_simulation import TARGET, Quality, Result, Simulation, Topic
 
 SEEDS = 20
@@ -49,3 +54,23 @@ def test_where_every_cheaper_tier_is_bad_little_is_spent_on_finding_out() -> Non
     found = Simulation(topics=topics, requests=3000).run(2)
     assert found.served == {}
     assert found.explored_usd < 0.05 * found.reference_usd
+
+
+def test_clusters_find_the_topic_in_which_a_cheap_model_is_as_good(
+    tmp_path: Path, state: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(680):
+        is_code = number % 2 == 0
+        prompt = "Write a Python function, {}" if is_code else "Write a poem for my aunt, {}"
+        cheap = bool(is_code or rng.random() < 0.4)
+        rows.append({
+            "prompt": prompt.format(number), "subject": str(is_code), "cheap": cheap, "dear": True
+        })  # fmt: skip
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    found = measured(file, state, splits=2)["subject"]
+    assert found.share[0] == pytest.approx(0.5, abs=0.1)
+    assert found.lost[0] == 0.0
+    assert found.at_random[0] > 0.1

@@ -12,7 +12,8 @@ from alembic.script import ScriptDirectory
 from pydantic import SecretStr
 from sqlalchemy import Connection, MetaData, Table, inspect, text
 
-import serving.evidence.heads.schema  # noqa: F401  # its tables join the ledger's
+import serving.cache.schema  # its tables join the ledger's
+import serving.evidence.heads.schema  # noqa: F401
 from serving.contracts.errors import LedgerUnavailable, LedgerUnusable
 from serving.ledger import migrate as module
 from serving.ledger.database import Database, database_url
