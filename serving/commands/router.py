@@ -103,6 +103,7 @@ def _train(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from serving.embedding.embedder import build_embedder
     from serving.routing.corpus import shipped_corpus
+    from serving.routing.evaluation.held_out import HALVES
     from serving.routing.evaluation.run import Subject
     from serving.routing.evaluation.samples import read_samples
     from serving.routing.heads import load_model
@@ -118,7 +119,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             build_embedder(settings.state),
             settings.routing,
         )
-        report = subject.evaluate(shipped_corpus(), samples)
+        report = subject.evaluate(shipped_corpus(), samples, HALVES)
     if args.json:
         print(json.dumps(_finite(report)))
     else:
@@ -143,6 +144,9 @@ def _finite(report: "RouterReport") -> Any:
 def _print(report: "RouterReport") -> None:
     print("task detection, held-out part of the shipped texts")
     _print_detection(report.held_out)
+    for part, phrasings in report.phrasings.items():
+        print(f"\ntask detection, held-out phrasings, part {part}")
+        _print_detection(phrasings)
     if report.samples is not None:
         print("\ntask detection, development samples")
         _print_detection(report.samples)

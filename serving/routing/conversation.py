@@ -19,6 +19,7 @@ _CODE = re.compile(
     r"|</(?:div|span|p|html|body|script|table)>|\bpublic[ \t]+(?:static|class)\b|\{[ \t]*$",
     re.MULTILINE,
 )
+_FENCE_MARK = re.compile(r"^[ \t]*```(?:text|txt|plaintext)?[ \t]*$", re.MULTILINE)
 _PERSONA_START = (
     r"(?:you are|you're|act as|du bist|sie sind|tu es|vous êtes|eres|usted es)"
     r" (?:an? |the |ein |eine |un |une |el |la )?"
@@ -151,4 +152,11 @@ def _text_obstacle(prompt: Prompt, max_chars: int, *, has_code: bool) -> str | N
         return f"longer than {max_chars} characters"
     if is_blank(prompt.user):
         return "no text"
+    has_code = has_code and _has_code(_unfenced(prompt.user))
     return "code" if has_code or _has_code(prompt.system) else None
+
+
+def _unfenced(text: str) -> str:
+    """Return a text without the marks of its only fence, if that names no programming language."""
+    marks = list(_FENCE_MARK.finditer(text))
+    return _FENCE_MARK.sub("", text) if len(marks) == 2 else text

@@ -62,6 +62,29 @@ _TRAILING = re.compile(
     r"|^(?:then|also|finally|afterwards|please|dann|ensuite|luego)\b",
     re.IGNORECASE | re.MULTILINE,
 )
+# The last sentence of a text that is addressed to whoever answers.
+_ADDRESSED = re.compile(
+    r"^(?:and |und |et |y |also |then |now |but |actually|in fact|¿y )?,? ?(?:please )?"
+    r"(?:explain|justify|give|write|tell me|show|quote|cite|include|add|use (?:emojis|a|the)|"
+    r"make it|"
+    r"say it|answer|respond|reply|format|provide|back (?:it|your)|walk me|tone it|rate it|list|"
+    r"suggest|summari[sz]e|rewrite|shorten|correct|check|compare|describe|highlight|follow it|"
+    r"before you|after that|what (?:made|would) you|how (?:did|sure|confident) (?:are )?you|why\?|"
+    r"why so|warum\?|wieso\?|begründe|erkläre|nenne|gib|schreib|antworte|fasse?|korrigiere|"
+    r"vergleiche|füge|bewerte|zeige|als gedicht|ausgabe|nein, lass|was hättest du|pourquoi ?\?|"
+    r"justifie|explique|donne|écris|réponds|résume|propose|indique|cite|corrige|compare|ajoute|"
+    r"présente|note aussi|sous forme|en fait non|qu'aurais-tu|por qué ?\?|justifica|explica|da |"
+    r"dame|escribe|responde|resume|propón|indica|cita|añade|preséntal|puntúa|en forma de|"
+    r"en realidad no|qué habrías)",
+    re.IGNORECASE,
+)
+_REFERS_BACK = re.compile(
+    r"\b(?:these|those|diese|ces|est[ao]s) (?:words|labels|terms|categories|wörter|begriffe|"
+    r"kategorien|mots|termes|catégories|palabras|términos|categorías)\b",
+    re.IGNORECASE,
+)
+# A last paragraph of fewer words may be an order; a text of several paragraphs rarely ends so.
+_ORDER_WORDS = 30
 _SENTENCE_ENDS = ".!?"
 
 
@@ -79,8 +102,11 @@ def names_several_texts(instruction: str) -> bool:
 def may_hold_instruction(payload: str) -> bool:
     """Return whether an unmarked payload may end in an instruction."""
     _, gap, paragraph = payload.rpartition("\n\n")
-    if gap and _TRAILING.search(paragraph):
+    if gap and (len(paragraph.split()) < _ORDER_WORDS or _TRAILING.search(paragraph)):
         return True
     body = payload.rstrip(_SENTENCE_ENDS + string.whitespace)
     start = 1 + max(body.rfind(mark) for mark in _SENTENCE_ENDS + "\n")
-    return start > 0 and _TRAILING.search(payload[start:].strip()) is not None
+    if _REFERS_BACK.search(payload):
+        return True
+    last = payload[start:].strip()
+    return start > 0 and bool(_TRAILING.search(last) or _ADDRESSED.match(last.lstrip("¿¡")))

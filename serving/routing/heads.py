@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from serving.contracts.errors import InvalidSettings
 from serving.embedding.encoder import DIMENSIONS
+from serving.routing.clause_head import ClauseHead, clauses_from, clauses_to
 from serving.routing.features import FEATURES
 from serving.routing.vocabulary import words
 
@@ -88,8 +89,9 @@ class ComplexityHead:
 class RouterModel:
     """All learned parts of the router.
 
-    vocabulary: for each task the words of its instructions. texts_digest: of the training texts.
-    seed: of the training.
+    vocabulary: for each task the words of its instructions. clauses: the head that reads an
+    instruction clause by clause; None in a model that has none. texts_digest: of the training
+    texts. seed: of the training.
     """
 
     task: TaskHead
@@ -97,6 +99,7 @@ class RouterModel:
     vocabulary: Mapping[str, frozenset[str]]
     texts_digest: str
     seed: int
+    clauses: ClauseHead | None = None
 
 
 def load_model(folder: Path | None) -> RouterModel:
@@ -141,6 +144,7 @@ def save_model(model: RouterModel, folder: Path) -> None:
             "evidence": model.complexity.evidence,
         },
         "vocabulary": {task: sorted(known) for task, known in sorted(model.vocabulary.items())},
+        "clauses": None if model.clauses is None else clauses_to(model.clauses),
     }
     temporary = folder / f".{MODEL_FILE}.part"
     temporary.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -174,6 +178,7 @@ def _parse(content: Any) -> RouterModel:
         {name: frozenset(known) for name, known in content["vocabulary"].items()},
         str(content["texts_digest"]),
         int(content["seed"]),
+        None if content.get("clauses") is None else clauses_from(content["clauses"]),
     )
 
 

@@ -8,9 +8,9 @@ from serving.contracts.task_spec import ClassificationSpec, ExtractionSpec, Task
 
 # Patterns of other words for the built-in tasks' labels, by the label's name in lower case.
 _SYNONYMS: Mapping[str, str] = {
-    "positive": r"positiv(?:e[snrm]?|o|a|f|i)?|positifs?|pos",
-    "negative": r"negativ(?:e[snrm]?|o|a)?|n[ée]gati(?:fs?|ves?)|neg",
-    "neutral": r"neutrale?s?|neutre|neutro",
+    "positive": r"positiv(?:e[snrm]?|o|a|f|i)?s?|positifs?|pos",
+    "negative": r"negativ(?:e[snrm]?|o|a)?s?|n[ée]gati(?:fs?|ves?)|neg",
+    "neutral": r"neutrale?s?|neutraler|neutres?|neutr[oa]s?",
     "person": r"persons?|people|personen|personnes?|personas?|names of people|person names|per",
     "organization": r"organi[sz]ations?|compan(?:y|ies)|institutions?|organisationen|unternehmen"
     r"|organizaci(?:ón|ones)|entreprises?|empresas?|orgs?",

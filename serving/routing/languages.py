@@ -1,7 +1,7 @@
 """Finds the translation that an instruction asks for, by the names of languages."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 # Names in English, German, French and Spanish; a stem such as "deutsch" also matches "deutschen".
@@ -50,19 +50,49 @@ _ARROW = re.compile(
     re.IGNORECASE,
 )
 _BEFORE_TARGET = re.compile(
-    r"(?:\b(?:into|to|in|ins|auf|nach|zum|en|vers|al|a|à|target language|language|zielsprache)"
+    r"(?:\b(?:into|to|in|ins|auf|nach|zum|en|vers|al|au|a|à|target language|target|language|"
+    r"zielsprache|"
+    r"langue cible|langue d'arrivée|idioma de destino|lengua meta|idioma)"
     r"(?: the| la| le| el| idioma)?|l'|-to-|→|->|=>)\W*$",
     re.IGNORECASE,
 )
 _BEFORE_SOURCE = re.compile(
-    r"(?:\b(?:from|source language|aus|aus dem|aus der|vom|von|du|de|del|depuis|desde)"
+    r"(?:\b(?:from|source language|source|langue source|idioma de origen|ausgangssprache|"
+    r"quellsprache|aus|aus dem|aus der|vom|von|du|de|del|depuis|desde)"
     r"(?: the| la| el| l)?)\W*$|\bde l'$",
     re.IGNORECASE,
 )
 _AFTER_TARGET = re.compile(
     r"^\W*(?:translation|version|rendering|übersetzung|please\b|version)", re.IGNORECASE
 )
-_BEFORE_ADJECTIVE_TARGET = re.compile(r"\b(?:traduction|traducción|version|versión)\s*$", re.I)
+_BEFORE_ADJECTIVE_TARGET = re.compile(
+    r"\b(?:traduction|traducción|version|versión|translation)\s*$", re.I
+)
+_AFTER_VERSION = re.compile(
+    r"^\W*(?:translation|version|rendering|text version|fassung|übersetzung|wiedergabe)\b", re.I
+)
+# "My landlord sent me this in German": the language of the text.
+_IS_WRITTEN_IN = re.compile(
+    r"\b(?:sent|wrote|writes|written|send|got|received|is|are|was|geschrieben|schrieb|schreibt|"
+    r"ist|écrit|écrite|écris|envoyé|envoie|est|escribió|escrito|envió|mande|manda|envíe|está)\b"
+    r"[^.?!\n]{0,14}\b(?:in|auf|en)\s*$",
+    re.IGNORECASE,
+)
+_PARAGRAPH_IN = re.compile(
+    r"\b(?:text|paragraph|message|article|párrafo|texto|mensaje|artículo|texte|paragraphe|message|"
+    r"absatz|satz)\s+(?:in|en|auf)\s*$",
+    re.IGNORECASE,
+)
+_LEARNS = re.compile(
+    r"\b(?:learn\w*|speaks?|stud(?:y|ies|ying)|teach\w*|my|your|good|lern\w*|sprich\w*|spreche|"
+    r"apprend\w*|parle[sz]?|aprend\w*|habla\w*|mon|mein|mi)\s*$",
+    re.IGNORECASE,
+)
+_TEXT_NOUN_AFTER = re.compile(
+    r"^\s*(?:text|sentence|paragraph|message|article|passage|e-?mail|review|comment|satz|absatz|"
+    r"nachricht|artikel|brief|speaker|customer|tutor|teacher|lesson|grammar|word|idiom)\b",
+    re.IGNORECASE,
+)
 _CONJUNCTION = re.compile(
     rf"(?:{'|'.join(_NAMES.values())})\s*(?:,|/|&|\+|;|\band\b|\bor\b|\bund\b|\boder\b|\bet\b|"
     r"\bou\b|\by\b|\bo\b)+\s*(?:(?:into|to|in|ins|en|al|auf)\s+)?$",
@@ -78,7 +108,8 @@ _ANSWER_IN = re.compile(
 _VARIETY = re.compile(
     r"\b(?:brazilian|european|mexican|latin american|argentin\w+|castilian|swiss|austrian|"
     r"bavarian|canadian|québec\w*|quebec\w*|british|american|us|uk|australian|indian|old|middle|"
-    r"medieval|shakespear\w+|simple|plain|pidgin|formal\w*|informal\w*|colloquial|business|"
+    r"medieval|shakespear\w+|simple|simpler|easier|clearer|better|proper|correct|fluent|good|"
+    r"native|modern|plain|pidgin|formal\w*|informal\w*|colloquial|business|"
     r"schweizer\w*|österreich\w*|einfache\w*|leichte\w*)\s*$",
     re.IGNORECASE,
 )
@@ -121,6 +152,11 @@ def direction(instruction: str, offered: Collection[str]) -> Direction | None:
         ):
             return None
         (targets if _is_target(before, after, mentions, match) else sources).add(code)
+    if not targets and len(mentions) == 1 and _is_only_target(instruction, mentions[0]):
+        sources, targets = targets, sources
+    if len(targets) > 1 and (strong := _versions(instruction, mentions)):
+        sources |= targets - strong
+        targets = strong
     if len(targets) != 1 or len(sources) > 1 or targets & sources:
         return None
     return Direction(next(iter(sources), None), next(iter(targets)))
@@ -136,10 +172,42 @@ def without_languages(text: str) -> str:
     return _MENTION.sub(" ", text)
 
 
+def _is_only_target(instruction: str, match: re.Match[str]) -> bool:
+    """Return whether the only language named is the target: "Make this English"."""
+    before, after = instruction[: match.start()], instruction[match.end() :]
+    return not (
+        _BEFORE_SOURCE.search(before[-_CONTEXT_CHARS:])
+        or _IS_WRITTEN_IN.search(before[-_CONTEXT_CHARS:])
+        or _LEARNS.search(before[-_CONTEXT_CHARS:])
+        or _TEXT_NOUN_AFTER.search(after[:_CONTEXT_CHARS])
+    )
+
+
+def _versions(instruction: str, mentions: Sequence[re.Match[str]]) -> set[str]:
+    """Return the languages of which a version is asked for, by name ("a French version")."""
+    return {
+        (match.lastgroup or "").rstrip("_")
+        for match in mentions
+        if _AFTER_VERSION.search(instruction[match.end() : match.end() + _CONTEXT_CHARS])
+        or _BEFORE_ADJECTIVE_TARGET.search(instruction[: match.start()][-_CONTEXT_CHARS:])
+    }
+
+
+def replaced_languages(text: str, offered: Collection[str], own: str, other: str) -> str:
+    """Return a text with `own` for the name of each offered language and `other` for any other."""
+
+    def named(match: re.Match[str]) -> str:
+        return own if (match.lastgroup or "").rstrip("_") in offered else other
+
+    return _MENTION.sub(named, _ARROW.sub(f"{own}{own}", text))
+
+
 def _is_target(
     before: str, after: str, mentions: list[re.Match[str]], match: re.Match[str]
 ) -> bool:
     if _BEFORE_SOURCE.search(before):
+        return False
+    if len(mentions) > 1 and (_IS_WRITTEN_IN.search(before) or _PARAGRAPH_IN.search(before)):
         return False
     if _BEFORE_TARGET.search(before) or _BEFORE_ADJECTIVE_TARGET.search(before):
         return True

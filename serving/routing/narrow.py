@@ -1,11 +1,15 @@
-"""Decides whether a prompt is one of the tasks, and with which input: rules and a learned head."""
+"""Decides whether a prompt is one of the tasks, and with which input: rules and learned heads."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from serving.contracts.answer import TaskRequest
 from serving.contracts.task_spec import TaskSpec, TranslationSpec
 from serving.embedding.embedder import Embedder, Vector
+from serving.routing.clause_rules import clause_obstacle, evidence_obstacle
+from serving.routing.clauses import Normaliser, without_personas
 from serving.routing.conversation import Prompt, is_persona
 from serving.routing.foreign_output import (
     foreign_output,
@@ -19,6 +23,7 @@ from serving.routing.payload import (
     GAP,
     MAX_INSTRUCTION_CHARS,
     Split,
+    further_splits,
     holds_list,
     only_names,
     split_message,
@@ -59,6 +64,17 @@ class _Verdict:
     because: str = ""
 
 
+_KNOWN_PROMPTS = 64
+# "Classify: …" before a text that a last line follows.
+_HEADED = re.compile(r"[^\W\d_]{3,20}\s?:\s")
+# Words before a text that are no order: more are its own.
+_MAX_LEAD_WORDS = 8
+# An order is looked for in this much of a payload's beginning and end.
+_SEARCHED_CHARS = 300
+# Below this certainty the clause head overrules the vector.
+_SURELY_NONE = 0.02
+
+
 class NarrowDetector:
     """Finds the task of a prompt whose form allows one.
 
@@ -76,6 +92,9 @@ class NarrowDetector:
         self._specs = specs
         self._embedder = embedder
         self._certainty = certainty
+        self._normaliser = Normaliser(specs)
+        # `vectors` and `detect` ask about the same prompt, one after the other.
+        self._known = lru_cache(maxsize=_KNOWN_PROMPTS)(self._by_clauses)
 
     async def vectors(
         self, prompt: Prompt, known: Mapping[str, Vector] | None = None
@@ -84,6 +103,8 @@ class NarrowDetector:
 
         known: of texts that are embedded already.
         """
+        if self.by_clauses(prompt).request is not None:
+            return {}
         known = known or {}
         if not _orders(prompt.system):
             return await self._embedded(
@@ -97,10 +118,117 @@ class NarrowDetector:
 
     def detect(self, prompt: Prompt, vectors: Mapping[str, Vector]) -> Detection:
         """Return the task of a prompt, or none. Pure. vectors: of the same prompt."""
+        by_clauses = self.by_clauses(prompt)
+        if by_clauses.request is not None:
+            return by_clauses
         if _orders(prompt.system):
             return self._by_system(prompt, vectors)
         splits = split_message(prompt.user)
         return self._among([(split.instruction, split) for split in splits], vectors)
+
+    def by_clauses(self, prompt: Prompt) -> Detection:
+        """Return the task that the clause head reads in a prompt, or none. Needs no vector."""
+        return self._known(prompt)
+
+    def _by_clauses(self, prompt: Prompt) -> Detection:
+        if self._model.clauses is None:
+            return Detection(None, 1.0, "no clause head")
+        if _orders(prompt.system):
+            return self._clauses_of_system(prompt)
+        because, found, marked = "no payload found", list[Detection](), list[Detection]()
+        for split in (*split_message(prompt.user), *further_splits(prompt.user)):
+            match = self._read(split.instruction)
+            if isinstance(match, str):
+                because = match
+            elif not split.marked and (
+                _HEADED.match(split.payload)
+                if split.instruction.startswith(GAP.strip())
+                else self._orders_inside(split.payload)
+            ):
+                because = f"{match.task}, but the text may hold an instruction"
+            else:
+                detection = _detection(match, split)
+                because = detection.because
+                found += [detection] if detection.request else []
+                marked += [detection] if detection.request and split.marked else []
+        if len(marked) == 1 and _innermost(found).request is not None:
+            return marked[0]
+        return _innermost(found) if found else Detection(None, 1.0, because)
+
+    def _contradiction(self, instruction: str) -> str | None:
+        """Return why the clause head is sure that an instruction asks for none of its tasks."""
+        head = self._model.clauses
+        if head is None:
+            return None
+        clauses = self._normaliser.clauses(instruction)
+        reading = head.read(clauses, list(self._specs))
+        if reading is None or any(task not in head.classes for task in self._specs):
+            return None
+        if reading.certainty >= _SURELY_NONE:
+            return clause_obstacle(clauses, reading.task)
+        return f"no task by its clauses ({reading.certainty:.3f})"
+
+    def _orders_inside(self, payload: str) -> bool:
+        """Return whether the first or the last clause of an unmarked payload asks for a task."""
+        head = self._model.clauses
+        clauses = self._normaliser.clauses(payload[:_SEARCHED_CHARS])
+        ends = [*clauses[:1], *self._normaliser.clauses(payload[-_SEARCHED_CHARS:])[-1:]]
+        return head is not None and any(
+            (reading := head.read([clause], list(self._specs))) is not None
+            and reading.certainty >= head.least
+            for clause in ends
+        )
+
+    def _clauses_of_system(self, prompt: Prompt) -> Detection:
+        match = self._read(prompt.system)
+        if isinstance(match, str):
+            return Detection(None, 1.0, match)
+        readings = (*split_message(prompt.user), *further_splits(prompt.user))
+        inner = [
+            (split, read)
+            for split in readings
+            if not only_names(split.instruction)
+            and not isinstance(read := self._read(split.instruction), str)
+        ]
+        if not inner:
+            bare = [split for split in readings if only_names(split.instruction)]
+            whole = Split("", prompt.user.strip(), marked=True)
+            return _detection(match, bare[0] if len(bare) == 1 else whole)
+        if len(inner) > 1 or (inner[0][1].task, inner[0][1].target) != (match.task, match.target):
+            return Detection(None, 0.5, "system and user message ask for different things")
+        return _detection(match, inner[0][0])
+
+    def _read(self, instruction: str) -> _Match | str:
+        """Return the task of an instruction by its clauses, or why there is none."""
+        head = self._model.clauses
+        if head is None or len(instruction) > MAX_INSTRUCTION_CHARS:
+            return f"an instruction of more than {MAX_INSTRUCTION_CHARS} characters"
+        clauses = self._normaliser.clauses(instruction)
+        reading = head.read(clauses, list(self._specs))
+        if reading is None or reading.certainty < head.least:
+            return f"no task ({reading})"
+        orders = without_personas(clauses)
+        ordered = head.read(orders, [reading.task])
+        names_labels = any(f"§{reading.task}" in clause.split() for clause in orders)
+        if not names_labels and (ordered is None or ordered.certainty < head.least):
+            return f"{reading.task}, but nothing is asked for"
+        lead = next((clause for clause in clauses if clause.endswith(": §text")), "")
+        if len(lead.split()) > _MAX_LEAD_WORDS and (
+            (alone := head.read([lead], [reading.task])) is None or alone.certainty < head.least
+        ):
+            return f"{reading.task}, but {lead!r} may belong to the text"
+        spec = self._specs[reading.task]
+        obstacle = clause_obstacle(clauses, reading.task) or evidence_obstacle(
+            clauses, instruction, spec
+        )
+        if obstacle is not None:
+            return f"{reading.task}, but {obstacle}"
+        checked = check(instruction, spec, None)
+        if isinstance(checked, str):
+            return f"{reading.task}, but {checked}"
+        return _Match(
+            reading.task, reading.certainty, checked.labels, checked.source, checked.target
+        )
 
     async def _embedded(
         self, instructions: Iterable[str], known: Mapping[str, Vector]
@@ -148,6 +276,8 @@ class NarrowDetector:
     def _judge(self, instruction: str, vectors: Mapping[str, Vector]) -> _Verdict:
         """Return the task that an instruction asks for, if every rule allows it."""
         if (obstacle := instruction_obstacle(instruction)) is not None:
+            return _Verdict(None, 1.0, obstacle)
+        if (obstacle := self._contradiction(instruction)) is not None:
             return _Verdict(None, 1.0, obstacle)
         vector = vectors[embedded_part(instruction)]
         task, probability = most_probable(self._model.task.probabilities(vector, instruction))
@@ -230,6 +360,23 @@ def split_obstacle(split: Split) -> str | None:
 def embedded_part(instruction: str) -> str:
     """Return the part of an instruction that is embedded for the head."""
     return instruction.replace(GAP.strip(), " ").strip(" \n:")
+
+
+def _innermost(found: Sequence[Detection]) -> Detection:
+    """Return the reading whose text every other one holds; none where two differ.
+
+    What is around the innermost text was read as an instruction, so it is none of the text.
+    """
+    texts = [one.request.text for one in found if one.request is not None]
+    least = min(range(len(texts)), key=lambda n: len(texts[n]))
+    chosen = found[least].request
+    agree = chosen is not None and all(
+        one.request is not None
+        and texts[least] in one.request.text
+        and (one.request.task, one.request.target_language) == (chosen.task, chosen.target_language)
+        for one in found
+    )
+    return found[least] if agree else Detection(None, 0.5, "two readings are possible")
 
 
 def _detection(match: _Match, split: Split) -> Detection:

@@ -25,7 +25,9 @@ _FIELD_NAMES = (
     "input|description|email|e-mail|feedback|news|story|snippet|statement|quote|content|"
     "nachricht|satz|bewertung|rezension|kommentar|artikel|meldung|eingabe|kundenmeinung|"
     "texte|phrase|avis|commentaire|dépêche|entrée|texto|frase|reseña|comentario|"
-    "noticia|artículo|mensaje|mensagem|entrada|opinión"
+    "noticia|artículo|mensaje|mensagem|entrada|opinión|"
+    "item|entry|bulletin|speaker|response|remark|dokument|absatz|aussage|beitrag|zitat|bericht|"
+    "meinung|extrait|énoncé|passage|document|documento|pieza|fragmento|pasaje|oración|titular"
 )
 _LANGUAGE_FIELDS = (
     "english|german|french|spanish|deutsch|englisch|französisch|spanisch|"
@@ -41,6 +43,13 @@ _BARE_FIELD = re.compile(
 _INLINE_FIELD = re.compile(rf"(?<=[.!?:)]) (?:{_FIELD_NAMES})[ \u00a0]?: ", re.I)
 # Matched against a last line in which runs of white space are one space.
 _CUE = re.compile(r"(?:the )?[\w \u2019'/-]{1,40} ?: ?(?:\.\.\.|…|\?|_+)?")
+# "Target language: Spanish", after the text.
+_LANGUAGE_LINE = re.compile(rf"[^\W\d_][\w \u2019'-]{{1,40}} ?: ?(?:{_LANGUAGE_FIELDS})\.?", re.I)
+_LANGUAGE_END = re.compile(
+    rf"\b(?:{_LANGUAGE_FIELDS}|ingles|aleman|frances)\b"
+    r"(?: (?:stp|svp|pls|please|bitte|porfa))? (?=\S)",
+    re.IGNORECASE,
+)
 _MAX_CUE_CHARS = 80
 _SEPARATOR = re.compile(r"[:\uff1a][ \t\u00a0]+(?=\S)|\n\s*")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -71,6 +80,145 @@ def split_message(message: str) -> tuple[Split, ...]:
     if (found := _by_quotes(text)) is not None:
         return _sound(found)
     return _sound(_by_separator(text))
+
+
+_FENCE = re.compile(
+    r"^[ \t]*```[ \t]*(?:text|txt)?[ \t]*\n?(.+?)\n?[ \t]*```", re.DOTALL | re.MULTILINE
+)
+_HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+[^\n]+$", re.MULTILINE)
+# "Options:" and two or more items, one a line, at the end.
+_OPTION = re.compile(r"^[ \t]*(?:[-*•]|\d[.)])[ \t]*([^\n]{1,40}?)[ \t]*$", re.MULTILINE)
+_OPTIONS = re.compile(
+    r"\n[ \t]*([^\W\d_][^\n:]{0,30}):[ \t]*(?:\n[ \t]*(?:[-*•]|\d[.)])[^\n]{1,40}){2,8}\s*$"
+)
+_SENTENCE = re.compile(r"(?<=[.!?])[\s]+(?=\S)")
+_JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(:)?')
+# An order before a text without punctuation is at most this long.
+_MAX_ORDER_CHARS = 200
+_MAX_BARE_ORDER_CHARS = 60
+_MAX_FIELD_WORDS = 2
+_MIN_TEXT_WORDS = 3
+
+
+def further_splits(message: str) -> tuple[Split, ...]:
+    """Return weaker readings of a message, for when `split_message` gives none that makes sense.
+
+    A fenced text, the text under one of several headings, one string of a JSON object, and the
+    first or the last sentence as the instruction.
+    """
+    text = message.strip()
+    for rule in (_by_fence, _by_headings, _by_json, _by_one_rule):
+        if (found := rule(text)) is not None:
+            return _sound(found)
+    if (options := _OPTIONS.search(text)) is not None:
+        listed = ", ".join(_OPTION.findall(options[0]))
+        rest = split_message(text[: options.start()])
+        return tuple(
+            Split(f"{one.instruction}\n{options[1]}: {listed}", one.payload, one.marked)
+            for one in rest
+        )
+    return _sound((*_by_middle(text), *_by_sentence(text), *_by_language(text)))
+
+
+def _by_fence(text: str) -> tuple[Split, ...] | None:
+    found = list(_FENCE.finditer(text))
+    if not found:
+        return None
+    if len(found) > 1:
+        return ()
+    return (_cut(text, *found[0].span(), found[0].span(1), marked=True),)
+
+
+def _by_headings(text: str) -> tuple[Split, ...] | None:
+    """Read the text under each heading in turn as the payload."""
+    found = list(_HEADING.finditer(text))
+    if len(found) < 2:
+        return None
+    ends = [*(match.start() for match in found[1:]), len(text)]
+    return tuple(
+        _cut(text, match.end(), end, (match.end(), end), marked=end < len(text))
+        for match, end in zip(found, ends, strict=True)
+        if text[match.end() : end].strip()
+    )
+
+
+def _by_json(text: str) -> tuple[Split, ...] | None:
+    """Read the longest string of an object as the payload, the other fields as the instruction."""
+    if not (text.startswith("{") and text.endswith("}")):
+        return None
+    values = [match for match in _JSON_STRING.finditer(text) if not match[2]]
+    if not values:
+        return ()
+    longest = max(values, key=lambda match: len(match[1]))
+    if "\\" in longest[1]:
+        return ()
+    fields = re.sub(r'[{}"\[\]]', " ", f"{text[: longest.start()]}{GAP}{text[longest.end() :]}")
+    lines = re.sub(r"\s*,\s*(?=[^\W\d]+ *:)", "\n", fields)
+    return (Split(lines.strip(), longest[1], marked=True),)
+
+
+def _by_one_rule(text: str) -> tuple[Split, ...] | None:
+    """Read what precedes or follows the only line of dashes as the payload."""
+    found = list(_RULE.finditer(text))
+    if len(found) != 1:
+        return None
+    start, end = found[0].span()
+    heading = text[:start].rstrip().rpartition("\n")[2]
+    begin = start - len(heading) - 1 if heading.isalpha() else start
+    return (
+        _cut(text, 0, end, (0, start), marked=True),
+        _cut(text, begin, len(text), (end, len(text)), marked=False),
+    )
+
+
+def _by_middle(text: str) -> tuple[Split, ...]:
+    """Read what stands between an order's colon or line and a last line as the payload."""
+    newline = text.rfind("\n")
+    match = _SEPARATOR.search(text)
+    if newline == -1 or match is None or match.end() >= newline:
+        return ()
+    if not text[match.end() : newline].strip() or not text[newline:].strip():
+        return ()
+    # One word and a colon ("Note: …") may be the text's own.
+    colon = _SEPARATOR.search(text, newline + 1)
+    names_labels = (
+        colon is not None
+        and len(text[newline : colon.start()].split()) <= _MAX_FIELD_WORDS
+        and _is_label_list(text, colon.end())
+    )
+    if len(text[: match.end()].split()) < 2 and not names_labels:
+        return ()
+    return (_cut(text, match.end(), newline, (match.end(), newline), marked=False),)
+
+
+def _by_language(text: str) -> tuple[Split, ...]:
+    """Read "translate to german" before a text without a separator as the instruction."""
+    name = _LANGUAGE_END.search(text[:_MAX_BARE_ORDER_CHARS])
+    if (
+        name is None
+        or not text[name.end()].isupper()
+        or len(text[name.end() :].split()) < _MIN_TEXT_WORDS
+    ):
+        return ()
+    return (_cut(text, name.end(), len(text), (name.end(), len(text)), marked=False),)
+
+
+def _by_sentence(text: str) -> tuple[Split, ...]:
+    """Read the first or the last sentence as the instruction."""
+    ends = [match.span() for match in _SENTENCE.finditer(text)]
+    if not ends or "\n" in text:
+        return ()
+    splits = []
+    start, end = ends[0]
+    if start <= _MAX_ORDER_CHARS and len(text[end:].split()) >= _MIN_TEXT_WORDS:
+        splits.append(_cut(text, end, len(text), (end, len(text)), marked=False))
+    start, end = ends[-1]
+    if len(text) - end <= _MAX_ORDER_CHARS and len(text[:start].split()) >= _MIN_TEXT_WORDS:
+        splits.append(_cut(text, 0, start, (0, start), marked=False))
+    begin = ends[0][1]
+    if begin < start and len(text[begin:start].split()) >= _MIN_TEXT_WORDS:
+        splits.append(_cut(text, begin, start, (begin, start), marked=False))
+    return tuple(splits)
 
 
 def only_names(instruction: str) -> bool:
@@ -188,11 +336,17 @@ def _by_field(text: str) -> tuple[Split, ...] | None:
 
 def _before_cue(text: str) -> int:
     """Return where a last line that asks for the answer ("Sentiment:") begins; else the length."""
-    newline = text.rfind("\n")
-    last = text[newline + 1 :]
-    if newline == -1 or len(last) > _MAX_CUE_CHARS:
-        return len(text)
-    return newline if _CUE.fullmatch(" ".join(last.split())) else len(text)
+    end = len(text)
+    for pattern in (_CUE, _LANGUAGE_LINE):
+        newline = text.rfind("\n", 0, end)
+        last = text[newline + 1 : end]
+        if (
+            newline != -1
+            and len(last) <= _MAX_CUE_CHARS
+            and pattern.fullmatch(" ".join(last.split()))
+        ):
+            end = newline
+    return end
 
 
 def _by_quotes(text: str) -> tuple[Split, ...] | None:
@@ -241,7 +395,7 @@ def _by_separator(text: str) -> tuple[Split, ...]:
             splits.append(_cut(text, start, len(text), (start, len(text)), marked=False))
         break
     head, newline, last = text.rpartition("\n")
-    if newline and splits and last.strip():
+    if newline and head.strip() and last.strip():
         splits.append(_cut(text, 0, len(head), (0, len(head)), marked=False))
     return tuple(splits)
 

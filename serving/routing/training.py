@@ -1,4 +1,4 @@
-"""Fits the two heads of the router's model. The same texts and seed give the same model.
+"""Fits the heads of the router's model. The same texts and seed give the same model.
 
 The task head is trained on what it gets when serving: the instructions of splits that pass the
 rules. Splits that a rule refuses are left out.
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from serving.contracts.errors import EnvironmentUnavailable
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder
+from serving.routing.clause_training import CLAUSES_EACH, fit_clauses, labelled_clauses
 from serving.routing.conversation import is_persona
 from serving.routing.corpus import UNKNOWN, Corpus, LabelledPrompt
 from serving.routing.features import feature_rows
@@ -74,10 +75,12 @@ def train(
     *,
     trusted: bool = False,
     evidence: str = "no samples were given",
+    clauses_each: int = CLAUSES_EACH,
 ) -> RouterModel:
-    """Return a model fitted to the corpus's training part. Blocking, about 10 s.
+    """Return a model fitted to the corpus's training part. Blocking, about a minute.
 
-    trusted: complexity scores may decide. evidence: the measurements for it.
+    trusted: complexity scores may decide. evidence: the measurements for it. clauses_each: clauses
+    from each template of the grammars.
     Raises EnvironmentUnavailable where scikit-learn is not installed.
     """
     rows = corpus.part(held_out=False)
@@ -95,7 +98,14 @@ def train(
         vocabulary_of(examples, corpus),
         corpus.digest,
         SEED,
+        fit_clauses(labelled_clauses(specs, clauses_each, SEED, _foreign(rows))),
     )
+
+
+def _foreign(rows: Sequence[LabelledPrompt]) -> list[str]:
+    """Return prompts of no task, and texts, which ask for nothing."""
+    payloads = dict.fromkeys(row.payload for row in rows if row.payload is not None)
+    return [*(row.prompt.user for row in rows if row.task is None), *payloads]
 
 
 def _calibrated(

@@ -110,7 +110,7 @@ OUT_OF_SCOPE = [
     'Extract all dates: "We met on 4 May."',
     "Summarise this: The bridge will close.",
     "def sentiment(text):\n    return 'positive'",
-    "Classify the sentiment:\n```\ngood\n```",
+    "Classify the sentiment:\n```python\ngood\n```",
     "hello",
 ]
 
@@ -221,7 +221,9 @@ async def test_without_vectors_a_rule_decides(
 ) -> None:
     monkeypatch.setattr("serving.routing.router.EMBEDDING_TIMEOUT_S", 0.05)
     counted = Counted()
-    router = Routed(build_router(RoutingSettings(), specs, Broken(hangs=hangs), counted))
+    by_vector = replace(load_model(None), clauses=None)
+    broken = Broken(hangs=hangs)
+    router = Routed(LearnedRouter(RoutingSettings(), by_vector, specs, broken, counted))
     decision = await router.decide(body("Translate to French: See you on Monday evening, my dear."))
     assert (decision.task, decision.complexity, decision.tier) == (None, None, "standard")
     assert counted.failures == [reason]
@@ -237,7 +239,8 @@ async def test_texts_are_embedded_outside_the_event_loops_thread(
         return embedder.embed_all(texts)
 
     recorded = ThreadedEmbedder(encode)
-    router = Routed(build_router(RoutingSettings(), specs, recorded, Counted()))
+    by_vector = replace(load_model(None), clauses=None)
+    router = Routed(LearnedRouter(RoutingSettings(), by_vector, specs, recorded, Counted()))
     await asyncio.gather(*(router.decide(request_) for request_, _ in NARROW))
     recorded.close()
     assert set(threads) == {"embedder"}
@@ -337,7 +340,7 @@ def test_training_on_a_sample_gives_the_decisions_of_the_shipped_model(
     embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]
 ) -> None:
     shipped, sample = load_model(None), _every_eighth(shipped_corpus())
-    again = train(sample, embedder, specs)
+    again = train(sample, embedder, specs, clauses_each=2)
     instructions = Instructions.of(sample, embedder)
     expected, _ = instructions.verdicts(shipped)
     found, _ = instructions.verdicts(again)

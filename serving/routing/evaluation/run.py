@@ -16,6 +16,7 @@ from serving.routing.conversation import Prompt, read
 from serving.routing.corpus import UNKNOWN, Corpus, LabelledPrompt
 from serving.routing.evaluation.cost import CostReport, cost_report, tiers_by_category
 from serving.routing.evaluation.detection import DetectionReport, detection_report, outcome
+from serving.routing.evaluation.held_out import Half, held_out_samples
 from serving.routing.evaluation.samples import RoutingSample, Sample, Samples
 from serving.routing.features import feature_rows
 from serving.routing.heads import RouterModel
@@ -28,7 +29,8 @@ class RouterReport:
     """held_out: on shipped texts outside the training part. samples: on development samples.
 
     costs: accuracy against cost, by data set. categories: the tiers of open questions, by category.
-    trusted: the model's complexity scores decide.
+    trusted: the model's complexity scores decide. phrasings: on the parts of the held-out
+    phrasings.
     """
 
     held_out: DetectionReport
@@ -36,6 +38,7 @@ class RouterReport:
     costs: Mapping[str, CostReport]
     categories: Mapping[str, Mapping[Tier, int]]
     trusted: bool
+    phrasings: Mapping[str, DetectionReport]
 
     @property
     def scores_earn_trust(self) -> bool:
@@ -57,15 +60,18 @@ class Subject:
     embedder: Embedder
     settings: RoutingSettings
 
-    def evaluate(self, corpus: Corpus, samples: Samples | None) -> RouterReport:
-        """Return all figures. Blocking, about 5 ms a prompt."""
+    def evaluate(
+        self, corpus: Corpus, samples: Samples | None, phrasings: Sequence[Half] = ()
+    ) -> RouterReport:
+        """Return all figures. Blocking, about 5 ms a prompt. phrasings: parts to measure on."""
         known = [row for row in corpus.part(held_out=True) if row.task != UNKNOWN]
         return RouterReport(
-            self._detections(known),
-            self._detections(samples.tasks) if samples and samples.tasks else None,
+            self.detections(known),
+            self.detections(samples.tasks) if samples and samples.tasks else None,
             self.costs(samples.routing) if samples else {},
             self._categories(samples) if samples else {},
             self.model.complexity.trusted,
+            {half: self.detections(held_out_samples(half)) for half in phrasings},
         )
 
     def costs(self, rows: Sequence[RoutingSample]) -> dict[str, CostReport]:
@@ -80,7 +86,8 @@ class Subject:
             )
         return reports
 
-    def _detections(self, rows: Sequence[LabelledPrompt | Sample]) -> DetectionReport:
+    def detections(self, rows: Sequence[LabelledPrompt | Sample]) -> DetectionReport:
+        """Return the accuracy of task detection on some prompts. Blocking."""
         return detection_report(asyncio.run(self._outcomes(rows)))
 
     async def _outcomes(self, rows: Sequence[LabelledPrompt | Sample]) -> list[Any]:

@@ -1,0 +1,186 @@
+"""Rules that refuse what the clause head reads as a task. Each needs evidence, not novelty."""
+
+import re
+from collections.abc import Sequence
+
+from serving.contracts.task_spec import ClassificationSpec, ExtractionSpec, TaskSpec
+from serving.routing.labels import named_labels
+
+_NEGATED = re.compile(
+    r"\b(?:no|not|don t|do not|never|without|skip|leave out|nothing|keine?n?|ohne|nicht|nichts|"
+    r"sans|pas|aucune?|rien|n|ne|sin|ning\w+|nada)\b"
+)
+_REASON = re.compile(
+    r"\b(?:why|explain\w*|explanation\w*|reason(?:s|ing)?|justif\w*|rationale|because|"
+    r"elaborate|how come|warum|wieso|weshalb|begründ\w*|erklär\w*|erläuter\w*|pourquoi|"
+    r"expliqu\w*|explication\w*|raison\w*|motive[rz]?|por qué|explica\w*|explique\w*|"
+    r"razón|razones|razona\w*|step by step|schritt für schritt|étape par étape|paso a paso)\b"
+)
+_OTHER_FORMAT = re.compile(
+    r"\b(?:xml|yaml|csv|html|latex|turtle|table|tabelle|tableau|tabla|columns?|emojis?|hashtags?|"
+    r"bullets?|confidence|probabilit\w*|wahrscheinlich\w*|probabilité\w*|probabilidad\w*|scale|"
+    r"skala|échelle|escala|percent\w*|stars?|sternen?|étoiles?|estrellas?|yes or no|ja oder nein|"
+    r"oui ou non|sí o no|true or false|pirate?n?|rhym\w*|reimen?|rimes?|rimas)\b"
+)
+_LENGTH = re.compile(
+    r"\b\d+ (?:to|bis|à|a|al) \d+\b|\bin (?:one|a|two|three|einem|zwei|"
+    r"drei) (?:short )?(?:sentence|"
+    r"satz|sätze|line|zeile|paragraph)|\ben (?:une|deux|trois|una|dos|tres) (?:phrase|frase|"
+    r"ligne|línea)"
+)
+_JSON = re.compile(r"\bjson\b")
+# A label list that goes on with something that is no label.
+_LONGER_LIST = re.compile(
+    r"§(?:\w+) (?:or|oder|ou|o|u|and|und|et|y) (?:very|sehr|très|muy|none|mixed|gemischt|mitigé|"
+    r"mixto|other|unclear|something|keine?s?|aucune?|otros?|ningun\w+|[^\W\d_]+ ?(?:$|[:?!]|§))"
+    r"|\b(?:very|sehr|très|muy|strongly|slightly|somewhat|highly|extremely) §(?!text)"
+    r"|§(?:sentiment|topic|ner) (?:very|sehr|très|muy) "
+)
+_ENUMERATED = re.compile(
+    r"\b(?:each of|all of the|every one of|one by one|for (?:each|every) (?:person|aspect|sentence|"
+    r"line|word|entity|company|paragraph|character)|respectively|both|"
+    r"towards? (?:each|every)|sentiment (?:towards?|about|regarding) the|per (?:line|sentence)|"
+    r"jeden? (?:satz|zeile|aspekt|person|der)|"
+    r"chac(?:un|une) des|chaque (?:phrase|personne|aspect|ligne)|cada (?:frase|persona|aspecto|"
+    r"línea|una?o? de))\b"
+)
+_TASK_VERB = (
+    r"(?:classif|categori|translat|label|tag\b|tags\b|rate\b|extract|sort\b|traduc|traduz|tradui|"
+    r"class|übersetz|klassif|extra[hi]|determin|détermin|bestimm|kategor|einordn|render|identif)"
+)
+_REFUSED_TASK = re.compile(
+    r"\b(?:do not|don t|never|not to|no need to|rather than|instead of|without|statt|ohne zu|"
+    rf"bitte nicht|ne|n|no|sin|sans|au lieu de|en vez de) (?:\w+ )?{_TASK_VERB}|"
+    rf"{_TASK_VERB}\w* (?:pas|nicht)\b"
+    rf"|\b(?:nicht|pas|not) {_TASK_VERB}"
+)
+_JUDGED = re.compile(
+    r"\bhow (?:good|many|much|well|accurate|sure|certain|confident|positive|negative)\b|"
+    r"\bwie (?:gut|viele?|sicher|genau|positiv|negativ)\b|\bcombien\b|\bcuánt[oa]s?\b|"
+    r"\b(?:est elle|est il) (?:bonne?|correcte?|juste)\b|\bes (?:buena|correcta)\b|"
+    r"\bhow do(?:es)? (?!the (?:author|writer|speaker|customer|user|person|reviewer|poster|"
+    r"guest)\b|"
+    r"(?:you|i|one|we|they) (?:say|write|put|translate|express|call|phrase|render)\b)|"
+    r"\b(?:which|what|welche|quels?|quelles|qué) (?:words?|parts?|phrases?|wörter|stellen|mots|"
+    r"passages|palabras|languages?|sprachen?|langues?|idiomas?)\b|"
+    r"\b(?:opposite|gegenteil|contraire|contrario)\b|"
+    r"\b(?:translations|traductions|traducciones|übersetzungen|alternatives|variants|varianten)\b|"
+    r"\b(?:answers?|antworte\w*|réponds?|responde\w*) (?:questions|fragen|aux questions|"
+    r"preguntas)\b|"
+    r"\b(?:leave|keep|lass|laisse|deja) (?:the |den |le |el )?(?:rest|reste|resto)\b|"
+    r"\b(?:write|draft|compose|invent|schreib\w*|verfasse|rédige|écris|redacta|escribe) (?:me |"
+    r"mir |moi )?"
+    r"(?:a|an|some|two|three|eine?n?|drei|une?|trois|una?|tres) (?!word|wort|mot|palabra|single)|"
+    r"\b(?:also|additionally|außerdem|zusätzlich|nebenbei|aussi|además|también)\b|\badd (?:a|an|"
+    r"some)\b|"
+    r"\b(?:a reply|an answer|a response|eine antwort|une réponse|una respuesta) (?:to|an|auf|à|"
+    r"a)\b|"
+    r"\b(?:and|und|et|y) (?:link|describe|rank|count|verlink\w*|zähl\w*|relie|enlaza)|"
+    r"\bthe same as\b|\bi m (?:thinking about|making|planning|writing)\b|"
+    r"\b(?:and|und|et|y) (?:give|write|explain|list|add|check|correct|tell|summari|name|say|"
+    r"show|quote|"
+    r"nenne|schreib|erkläre|korrigiere|donne (?!les|la|le)|écris|corrige|escribe|corrige|añade|"
+    r"explica)"
+    r"(?!\w*(?: me| mir| moi)? (?:the |only |nothing |just |nur |back |it |them |out |down |your |"
+    r"sonst |nichts |no |solo |nada ))|"
+    r"\bis (?:this|that|the|my) (?:§lang )?translation\b"
+)
+_SECOND_QUESTION = re.compile(
+    r"\b(?:and|und|et|y|plus) (?:which|what|who|whom|how|when|where|welche[rsn]?|wer|was|wie|wo|"
+    r"wann|"
+    r"quel(?:le)?s?|qui|comment|où|quand|qué|quién|cuál|cómo|dónde|cuándo)\b"
+)
+_SENTIMENT = re.compile(
+    r"sent[ei]?m[ie]{1,2}nt|polarit|stimmung|tonalit|tonalidad|polaridad|valence|valencia|"
+    r"gefühlslage",
+    re.I,
+)
+_LIST = re.compile(r"\w+(?:, \w+)+,? (?:or|oder|ou|o|and|und|et|y) \w+|\w+/\w+/\w+")
+_ENTITIES = re.compile(
+    r"entit|entid|\bner\b|\bren\b|eigenname|noms? propres?|nombres? propios?|proper (?:name|noun)",
+    re.I,
+)
+_TEXT_NOUN = re.compile(
+    r"\b(?:texts?|reviews?|tweets?|posts?|comments?|messages?|sentences?|articles?|documents?|"
+    r"headlines?|passages?|paragraphs?|e-?mails?|feedback|stor(?:y|ies)|snippets?|statements?|"
+    r"opinions?|sentiment|satz|\w*bewertung|rezension|\w*nachricht|kommentar|artikel|meldung|"
+    r"\w*meinung|beitrag|aussage|absatz|textes?|phrases?|avis|commentaires?|extraits?|messages?|"
+    r"textos?|frases?|reseñas?|comentarios?|mensajes?|opini[oó]n(?:es)?|noticias?)\b",
+    re.I,
+)
+
+
+# "With their types" is a part of the output; "with their dates of birth" is not.
+_PROPERTY = re.compile(
+    r"\b(?:and|with|plus|und|mit|samt|nebst|et|avec|y|con) (?:each )?(?:its|their|his|her|"
+    r"ihre[mnr]?|"
+    r"leurs?|sus?) (?!\w+ (?:types?|labels?|typ)|types?|typ|typen|labels?|art|tipos?|categor|"
+    r"kategor|"
+    r"klasse|classe|clase|catégor|étiquette|etiqueta)"
+)
+_OTHER_TASKS = {
+    "translation": re.compile(
+        r"§sentiment\b|§topic\b|sent[ei]?m[ie]{1,2}nt|polarit|stimmung|\bentit|\bentid"
+    ),
+    "sentiment": re.compile(
+        r"translat|übersetz|\btradu|summar|zusammenfass|résum|\bresum|§topic\b|\bentit"
+    ),
+    "topic": re.compile(
+        r"translat|übersetz|\btradu|summar|zusammenfass|résum|\bresum|sent[ei]?m[ie]{1,2}nt"
+    ),
+    "ner": re.compile(
+        r"translat|übersetz|\btradu|summar|zusammenfass|résum|\bresum|sent[ei]?m[ie]{1,2}nt"
+    ),
+}
+
+
+# What refuses a clause wherever it stands, and what refuses one without a negation.
+_ALWAYS = (
+    ("other labels", _LONGER_LIST),
+    ("several texts or parts", _ENUMERATED),
+    ("a scale or a length", _LENGTH),
+    ("a second question", _SECOND_QUESTION),
+    ("a request not to do it", _REFUSED_TASK),
+    ("another request", _JUDGED),
+)
+_UNLESS_NEGATED = (("a reason", _REASON), ("another output", _OTHER_FORMAT))
+
+
+def clause_obstacle(clauses: Sequence[str], task: str) -> str | None:
+    """Return why normalised clauses ask for more or other than a task's output, or None."""
+    always = list(_ALWAYS)
+    if task in _OTHER_TASKS:
+        always.append(("a second task", _OTHER_TASKS[task]))
+    if task == "ner":
+        always.append(("more about each entity", _PROPERTY))
+    unless = list(_UNLESS_NEGATED)
+    if task != "ner":
+        unless.append(("another output", _JSON))
+    for clause in clauses:
+        rules = always if _NEGATED.search(clause) else [*always, *unless]
+        for name, pattern in rules:
+            if (found := pattern.search(clause)) is not None:
+                return f"{name}: {found.group()!r}"
+    return "a language that is not offered" if any("§other" in one for one in clauses) else None
+
+
+def evidence_obstacle(clauses: Sequence[str], instruction: str, spec: TaskSpec) -> str | None:
+    """Return what an instruction lacks to be surely one of a task; None where nothing.
+
+    Labels count where they are a list; "positive or negative" is also said of tests and numbers.
+    """
+    named = named_labels(instruction, spec).spelled
+    listed = any(f"§{spec.name}" in clause.split() for clause in clauses)
+    if isinstance(spec, ClassificationSpec):
+        if spec.name == "sentiment" and not listed and _SENTIMENT.search(instruction):
+            other = _LIST.search(instruction)
+            return f"other labels: {other.group()!r}" if other else None
+        if not listed:
+            return "it names no labels"
+        if spec.name == "sentiment" and _SENTIMENT.search(instruction):
+            return None
+        if len(named) < len(spec.labels) and not _TEXT_NOUN.search(instruction):
+            return "it names a part of the labels and no text"
+    if isinstance(spec, ExtractionSpec) and not (listed or _ENTITIES.search(instruction)):
+        return "it names no entities"
+    return None

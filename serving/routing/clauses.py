@@ -1,0 +1,166 @@
+"""Splits an instruction into clauses and turns a clause into features.
+
+Names of labels, languages and the text's place become tokens, so that what is learned about one
+label set or language holds for all.
+"""
+
+import re
+import unicodedata
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.contracts.task_spec import TaskSpec, TranslationSpec
+from serving.routing.labels import label_names, label_pattern
+from serving.routing.languages import replaced_languages
+from serving.routing.payload import GAP
+
+BUCKETS = 1 << 15
+_TEXT = " §text "
+_JOINT = re.compile(
+    r"[\s\"'`«»“”„‚‘’()\[\]{},/|;*•=-]*(?:\b(?:or|and|oder|und|ou|et|o|y|u|e|als)\b)?"  # noqa: RUF001
+    r"[\s\"'`«»“”„‚‘’()\[\]{},/|;*•=-]*",  # noqa: RUF001
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(r"§\w+|[^\W\d_]+|\d+|:")
+# After the text, an order of its own or a cue for the answer ("Sentiment:") begins a clause.
+_AFTER_TEXT = re.compile(r"\0[ \t]+(?=[A-ZÄÖÜÉÀÈ]|[¿¡(*#^]|[^.!?\n\0]{1,40}:\s*$)")
+_BREAK = re.compile(r"\n+|(?<=[.!?;])[\s\"'”»)]+|[.;](?=\s|$)|\s[-–—]\s")  # noqa: RUF001
+
+
+class Normaliser:
+    """Puts tokens in place of label lists, languages and the text.
+
+    specs: of the tasks that are served.
+    """
+
+    def __init__(self, specs: Mapping[str, TaskSpec]) -> None:
+        self._lists = [
+            (name, pattern, label_names(spec))
+            for name, spec in sorted(specs.items())
+            if (pattern := label_pattern(spec)) is not None
+        ]
+        self._offered: Collection[str] = {
+            code
+            for spec in specs.values()
+            if isinstance(spec, TranslationSpec)
+            for code in spec.languages
+        }
+
+    def clauses(self, instruction: str) -> list[str]:
+        """Return an instruction's clauses, normalised, in order."""
+        text = unicodedata.normalize("NFKC", instruction.replace(GAP.strip(), "\0"))
+        text = _AFTER_TEXT.sub("\0\n", text)
+        for task, pattern, names in self._lists:
+            text = _listed(text, pattern, names, f" §{task} ")
+        text = replaced_languages(text, self._offered, " §lang ", " §other ")
+        text = text.replace("\0", _TEXT).lower()
+        parts = (" ".join(_TOKEN.findall(part)) for part in _BREAK.split(text))
+        return [part for part in parts if not _asks_nothing(part)]
+
+
+# Names of the text or of the answer, which ask for nothing.
+_FIELD = re.compile(
+    r"(?:the |der |die |das |le |la |el )?(?:text|review|tweet|post|comment|message|sentence|"
+    r"article|"
+    r"document|headline|passage|paragraph|input|description|e mail|email|feedback|news|story|"
+    r"snippet|"
+    r"statement|quote|content|item|data|source|nachricht|satz|bewertung|rezension|kommentar|"
+    r"artikel|"
+    r"meldung|eingabe|dokument|absatz|beitrag|texte|phrase|avis|commentaire|dépêche|entrée|extrait|"
+    r"texto|frase|reseña|comentario|noticia|artículo|mensaje|entrada|opinión|documento|label|"
+    r"answer|"
+    r"output|response|result|labels|options|categories|classes|task|instruction|antwort|ausgabe|"
+    r"ergebnis|aufgabe|kategorien|klassen|réponse|sortie|résultat|étiquette|tâche|catégories|"
+    r"respuesta|salida|resultado|etiqueta|tarea|categorías|opciones) ?:?(?: §text)?"
+)
+_PERSONA = re.compile(
+    r"(?:you are|you re|act as|imagine you are|work as|du bist|sie sind|agiere als|tu es|"
+    r"vous êtes|agis comme|eres|usted es|actúa como)\b"
+    r"(?!.*(?:translat|tradu|übersetz|dolmetsch|interpret).*§lang)"
+    r"(?!.*§lang.*(?:translat|tradu|übersetz|dolmetsch|interpret))(?!.*\b(?:that|who|which|der|"
+    r"die|das|qui|que) (?:label|classif|return|output|sort|"
+    r"assign|tag|extract|answer|klassifi|ordne|class|étiquet|renvo|clasific|etiquet|devuelv)).*"
+)
+
+
+def without_personas(clauses: Sequence[str]) -> list[str]:
+    """Return the clauses that say what to do, not only who does it ("you are a translator")."""
+    return [clause for clause in clauses if not _PERSONA.fullmatch(clause)]
+
+
+def _asks_nothing(clause: str) -> bool:
+    """Return whether a clause is empty, the text alone, or only names it or the answer."""
+    return clause.strip(": ") in {"", _TEXT.strip()} or _FIELD.fullmatch(clause) is not None
+
+
+def _listed(text: str, pattern: re.Pattern[str], names: Sequence[str], token: str) -> str:
+    """Put a token in place of each list of two or more of a task's labels."""
+    found = list(pattern.finditer(text))
+    runs: list[list[re.Match[str]]] = []
+    for match in found:
+        if runs and _JOINT.fullmatch(text, runs[-1][-1].end(), match.start()):
+            runs[-1].append(match)
+        else:
+            runs.append([match])
+    pieces, position = [], 0
+    for run in runs:
+        if len({names[(match.lastindex or 1) - 1] for match in run}) > 1:
+            pieces += [text[position : run[0].start()], token]
+            position = run[-1].end()
+    return "".join((*pieces, text[position:]))
+
+
+def known_words(clauses: Sequence[str], least: int) -> frozenset[int]:
+    """Return the hashes of the words that occur at least this often."""
+    counts: dict[int, int] = {}
+    for clause in clauses:
+        for word in clause.split():
+            key = _hashed(word)
+            counts[key] = counts.get(key, 0) + 1
+    return frozenset(key for key, count in counts.items() if count >= least)
+
+
+def features(clause: str, known: Collection[int]) -> NDArray[np.int64]:
+    """Return the buckets of a clause's features, each once."""
+    return np.fromiter(
+        sorted({_hashed(name) % BUCKETS for name in _named(clause, known)}), dtype=np.int64
+    )
+
+
+def _hashed(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+def _named(clause: str, known: Collection[int]) -> Iterator[str]:
+    words = clause.split()
+    masked = [word if _hashed(word) in known or word[0] == "§" else "¿" for word in words]
+    unknown = [number for number, word in enumerate(masked) if word == "¿"]
+    yield f"n{min(len(words), 12) // 2}"
+    yield f"u{min(len(unknown), 4)}"
+    if unknown:
+        yield f"share{5 * len(unknown) // len(words)}"
+        yield f"last{min(len(words) - 1 - unknown[-1], 3)}"
+    row = ["<", *masked, ">"]
+    for size in (1, 2, 3):
+        for start in range(len(row) - size + 1):
+            yield f"w{' '.join(row[start : start + size])}"
+    for start in range(len(row) - 2):
+        yield f"s{row[start]} {row[start + 2]}"
+    content = [word for word in masked if word != "¿"]
+    for one in dict.fromkeys(word for word in content if word[0] == "§"):
+        for other in dict.fromkeys(content):
+            yield f"p{one} {other}"
+    yield from _characters(words)
+
+
+def _characters(words: Sequence[str]) -> Iterator[str]:
+    for word in words:
+        if word[0] == "§":
+            continue
+        framed = f"<{word}>"
+        for size in (3, 4, 5):
+            for start in range(len(framed) - size + 1):
+                yield f"c{framed[start : start + size]}"

@@ -1,0 +1,189 @@
+"""Reading a request clause by clause, on the shipped model and the held-out phrasings."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serving.contracts.errors import InvalidSettings
+from serving.contracts.requests import ChatRequest, Message
+from serving.contracts.routing_settings import RoutingSettings
+from serving.contracts.task_spec import TaskSpec
+from serving.embedding.embedder import ThreadedEmbedder, build_embedder
+from serving.routing.clause_rules import clause_obstacle
+from serving.routing.clauses import Normaliser, without_personas
+from serving.routing.conversation import read
+from serving.routing.evaluation.held_out import held_out_samples
+from serving.routing.evaluation.run import Subject
+from serving.routing.grammar import BENIGN, FOREIGN, LANGUAGES, clauses, read_grammar
+from serving.routing.heads import MODEL_FILE, load_model, save_model
+from serving.routing.narrow import Detection, NarrowDetector
+from serving.routing.payload import further_splits
+
+TEXT = "We left at nine, and nobody said a word about it."
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedEmbedder]:
+    found = build_embedder(tmp_path_factory.mktemp("state"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def detector(embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]) -> NarrowDetector:
+    return NarrowDetector(load_model(None), specs, embedder, 0.9)
+
+
+def found(detector: NarrowDetector, user: str, system: str = "") -> Detection:
+    messages = (Message("system", system),) if system else ()
+    form = read(ChatRequest("auto", (*messages, Message("user", user))), 4000)
+    assert form.obstacle is None
+    return detector.by_clauses(form.prompt)
+
+
+@pytest.mark.parametrize(
+    ("user", "task"),
+    [
+        (f"Gauge whether this review is positive, neutral or negative.\n\n{TEXT}", "sentiment"),
+        (f"Pigeonhole this item: World, Sports, Business, Sci-Tech.\n\n{TEXT}", "topic"),
+        (f"Which sentiment?\n{TEXT}\nOPTIONS:\n- negative\n- neutral\n- positive", "sentiment"),
+        (f"Translate this into French.\n```\n{TEXT}\n```", "translation"),
+        (f"### Task\nExtract the named entities\n### Text\n{TEXT}", "ner"),
+        (f"Dime si esta opinión es positiva, negativa o neutra.\n\n{TEXT}", "sentiment"),
+        (f"Ordne die Meldung einem Ressort zu: World, Sports, Business oder Sci-Tech.\n\n{TEXT}",
+         "topic"),
+        (f"Relève les entités nommées du texte suivant.\n\n{TEXT}", "ner"),
+        (f"translate to german please {TEXT}", "translation"),
+    ],
+)  # fmt: skip
+def test_a_request_is_read_with_its_exact_text(
+    detector: NarrowDetector, user: str, task: str
+) -> None:
+    detection = found(detector, user)
+    assert detection.request is not None, detection.because
+    assert (detection.request.task, detection.request.text) == (task, TEXT)
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        f"Is this review positive, neutral or negative? Explain your choice.\n\n{TEXT}",
+        f"Is this review positive, neutral or negative, and who wrote it?\n\n{TEXT}",
+        f"Put this into German: {TEXT}\n\nQuote the words that led you there.",
+        f"Sort this into World, Sports, Business, Sci-Tech or Entertainment: {TEXT}",
+        f"Classify this review as very positive, positive, neutral or negative.\n\n{TEXT}",
+        f"Do not classify the sentiment of this text. Just proofread it.\n\n{TEXT}",
+        f"How good is this German translation of the sentence? {TEXT}",
+        f"List the named entities and their dates of birth.\n\n{TEXT}",
+        f"Translate this into French and give the sentiment.\n\n{TEXT}",
+        f"Übersetze das ins Italienische: {TEXT}",
+        f"How does sentiment analysis work? For example on: {TEXT}",
+        "Positive, neutral or negative: what do these words mean in electrical engineering?",
+    ],
+)
+def test_a_request_for_more_or_other_is_refused(detector: NarrowDetector, user: str) -> None:
+    assert found(detector, user).request is None
+
+
+def test_a_persona_alone_orders_nothing(detector: NarrowDetector) -> None:
+    assert found(detector, TEXT, "You are a sentiment analyst at a bank.").request is None
+    assert without_personas(["you are a translator", "answer briefly"]) == ["answer briefly"]
+
+
+async def test_a_request_read_by_its_clauses_needs_no_vector(
+    specs: dict[str, TaskSpec],
+) -> None:
+    class Refusing:
+        async def embed(self, text: str) -> object:
+            raise AssertionError(text)
+
+    detector = NarrowDetector(load_model(None), specs, Refusing(), 0.9)  # type: ignore[arg-type]
+    form = read(ChatRequest("auto", (Message("user", f"Translate to French: {TEXT}"),)), 4000)
+    vectors = await detector.vectors(form.prompt)
+    assert vectors == {}
+    assert detector.detect(form.prompt, vectors).request is not None
+
+
+def test_labels_languages_and_the_text_become_tokens(specs: dict[str, TaskSpec]) -> None:
+    normaliser = Normaliser(specs)
+    assert normaliser.clauses("Is … positive, negative or neutral? Answer in Italian.") == [
+        "is §text §sentiment",
+        "answer in §other",
+    ]
+    assert normaliser.clauses("Put … into German\nText: …") == ["put §text into §lang"]
+
+
+def test_a_reason_is_refused_and_its_absence_is_not() -> None:
+    assert clause_obstacle(["explain your choice"], "sentiment") is not None
+    assert clause_obstacle(["do not explain your choice"], "sentiment") is None
+
+
+def test_grammars_give_the_same_clauses_for_the_same_seed(specs: dict[str, TaskSpec]) -> None:
+    for language in LANGUAGES:
+        grammar = read_grammar(language)
+        once = list(clauses(grammar, 1, 3))
+        assert once == list(clauses(grammar, 1, 3))
+        assert {one.kind for one in once} == {BENIGN, FOREIGN, *specs}
+        assert not [one.text for one in once if "{noun}" in one.text or "{ref}" in one.text]
+
+
+def test_every_slot_of_a_template_exists() -> None:
+    draw = random.Random(1)  # noqa: S311
+    for language in LANGUAGES:
+        grammar = read_grammar(language)
+        for templates in (*grammar.core.values(), grammar.benign, grammar.foreign):
+            for template in templates:
+                text = grammar.expand(template, BENIGN, draw)
+                assert not [name for name in grammar.slots if f"{{{name}}}" in text], template
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["", "{}", '{"a": "b"}', "```\n```", "# a\n# b", "---", "a: b\nc: d", "to german", "x. y. z."],
+)
+def test_weaker_readings_are_pieces_of_the_message(message: str) -> None:
+    assert all(split.payload in message for split in further_splits(message))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("weights", "AAAA", "unpacked"),
+        ("digest", "0" * 64, "digest"),
+        ("buckets", 8, "8 buckets"),
+        ("bias", [0.0], "bias"),
+        ("classes", ["ner"], "digest"),
+    ],
+)
+def test_a_damaged_clause_head_is_refused(
+    tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    save_model(load_model(None), tmp_path)
+    content = json.loads((tmp_path / MODEL_FILE).read_text(encoding="utf-8"))
+    content["clauses"][name] = value
+    (tmp_path / MODEL_FILE).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InvalidSettings, match=message):
+        load_model(tmp_path)
+
+
+def test_a_model_without_a_clause_head_still_reads(tmp_path: Path) -> None:
+    save_model(replace(load_model(None), clauses=None), tmp_path)
+    assert load_model(tmp_path).clauses is None
+
+
+@pytest.mark.parametrize(
+    ("half", "recall", "taken"), [("A", 0.88, 2), ("B", 0.86, 2), ("C", 0.88, 2)]
+)
+def test_held_out_phrasings(
+    embedder: ThreadedEmbedder, specs: dict[str, TaskSpec], half: str, recall: float, taken: int
+) -> None:
+    subject = Subject(load_model(None), specs, embedder, RoutingSettings())
+    report = subject.detections(held_out_samples(half))  # type: ignore[arg-type]
+    assert report.overall.recall.value >= recall
+    assert report.overall.precision.value >= 0.98
+    others = report.wrongly_narrow["all"]
+    assert round(others.value * others.of) <= taken
