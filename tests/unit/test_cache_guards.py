@@ -276,3 +276,58 @@ def test_a_higher_threshold_never_serves_more(
         assert refusal_at(a, b, similarity, threshold + 0.02) is not None
     elif similarity < threshold + MODIFIER_MARGIN:
         assert compare_modifiers(a, b) is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "reason"),
+    [
+        ("What does the emoji \U0001f600 mean?", "What does the emoji \U0001f621 mean?", "symbols"),
+        ("What does \u2200 mean in logic?", "What does \u2203 mean in logic?", "symbols"),
+        ("What does the sign ! mean?", "What does the sign ? mean?", "symbols"),
+        ("What is 5 + 3 - 2 equal to?", "What is 5 - 3 + 2 equal to?", "symbols"),
+        ("What happens at 5 am in Tokyo?", "What happens at 5 p.m. in Tokyo?", "dates"),
+        ("What is TCP used for?", "What is TCPS used for?", "names"),
+        ("What is the capital of Georgia?", "What is the capital of Georgia state?", "names"),
+        ("What is iPhone 12 battery life?", "What is iPhone 12 mini battery life?", "names"),
+        ("What is china made of?", "What is China made of?", "names"),
+        ("What does schon mean in English?",
+         "What does sch\u00f6n mean in English?", "question_kind"),
+        ("How do you spell accommodate?", "How do you spell accommodation?", "question_kind"),
+        ("How do I say you love me in French?",
+         "How do I say I love you in French?", "question_kind"),
+        ("What is the best time to exercise?",
+         "What is the best place to exercise?", "question_kind"),
+        ("What should I do if I lose my keys?", "What should I do if I find my keys?", "antonyms"),
+        ("How do I get into a locked car?", "How do I get out of a locked car?", "antonyms"),
+        ("Whom does a landlord have to notify of a sale?",
+         "Who has to notify a landlord of a sale?", "roles"),
+        ("What companies does Google own?", "What companies own Google?", "roles"),
+        ("Wen hat Brutus get\u00f6tet?", "Wer hat Brutus get\u00f6tet?", "roles"),
+        ("\u00bfQui\u00e9n mat\u00f3 a C\u00e9sar en Roma?",
+         "\u00bfA qui\u00e9n mat\u00f3 C\u00e9sar en Roma?", "roles"),
+        ("Which company bought Twitter?", "Which company was bought by Twitter?", "roles"),
+        ("Why was Socrates accused by Athens?", "Why did Socrates accuse Athens?", "roles"),
+        ("If A implies B, does B imply A?", "If B implies A, does A imply B?", "roles"),
+        ("Do all birds not fly?", "Do not all birds fly?", "roles"),
+        ("What is not allowed but legal?", "What is allowed but not legal?", "roles"),
+        ("Can only doctors prescribe drugs?", "Can doctors only prescribe drugs?", "roles"),
+        ("Do I heat the oil before I add the onion?",
+         "Do I add the onion before I heat the oil?", "roles"),
+    ],
+)  # fmt: skip
+def test_signs_roles_and_words_as_words_are_told_apart(a: str, b: str, reason: str) -> None:
+    assert _refused(a, b) == reason
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("Which book was written by Orwell?", "Which book did Orwell write?"),
+        ("Why isn't my laptop charging?", "Why is my laptop not charging?"),
+        ("How do I say thank you in Japanese?", "How do you say thank you in Japanese?"),
+        ("What is an API used for?", "What are APIs used for?"),
+        ("If it rains, does a match stop?", "Does a match stop if it rains?"),
+    ],
+)
+def test_another_voice_or_order_of_clauses_is_no_other_question(a: str, b: str) -> None:
+    assert _refused(a, b) is None

@@ -1,6 +1,7 @@
 """Names must be equal up to inflection: people, places, products, acronyms. Pure."""
 
 from serving.cache.guards.function_words import FILLERS, FUNCTION_WORDS
+from serving.cache.guards.numbers import is_number
 from serving.cache.guards.substitution import are_synonyms
 from serving.cache.guards.words import Words, may_be_forms
 
@@ -27,6 +28,14 @@ _SAME = {
     "usa": "us", "u.s": "us", "u.s.a": "us", "u.k": "uk", "britain": "uk", "america": "us",
     "javascript": "js", "typescript": "ts", "postgresql": "postgres", "kubernetes": "k8s",
 }  # fmt: skip
+# Names that are another thing in lower case: Turkey, a turkey.
+_OTHER_IN_LOWER_CASE = frozenset(
+    """
+turkey china polish mercury apple amazon windows word excel access java chrome safari reading nice job
+bath cork rust go swift ruby shell gap target dove jordan chad guinea mobile august may march oracle
+square slack teams zoom meta alphabet discord unity edge spring flask bash make numbers pages keys
+""".split()
+)
 _NO_NAMES = frozenset({"i", "ok", "tv", "faq", "diy", "pc"})
 
 
@@ -36,7 +45,29 @@ def compare_names(a: Words, b: Words) -> str | None:
     A name is a word with a capital that does not begin a sentence, or an acronym. In German these
     are the nouns, too.
     """
-    return None if _all_in(a, b) and _all_in(b, a) else "names"
+    is_same = _all_in(a, b) and _all_in(b, a)
+    return None if is_same and not (_extends(a, b) or _extends(b, a)) else "names"
+
+
+def _extends(a: Words, b: Words) -> bool:
+    """Return whether a word makes a longer name of the same name: Georgia, Georgia state.
+
+    In German any noun would be one.
+    """
+    if a.language == "de" or a.language is None:
+        return False
+    weighty = frozenset(a.weighty)
+    for index in name_indices(a):
+        after = index + 1
+        while after < len(a.lower) and is_number(a.lower[after]):
+            after += 1
+        if after not in weighty or after in a.starts or a.lower[index] not in b.present:
+            continue
+        stands = (a.stems[after] == s or are_synonyms(a.lower[after], w, a.language)
+                  for s, w in zip(b.stems, b.lower, strict=True))  # fmt: skip
+        if not any(stands):
+            return True
+    return False
 
 
 def name_indices(words: Words) -> tuple[int, ...]:
@@ -69,11 +100,20 @@ def _all_in(a: Words, b: Words) -> bool:
         name = _SAME.get(a.lower[index], a.lower[index])
         if language == "de" and any(are_synonyms(name, other, "de") for other in b.lower):
             continue
+        if _is_acronym(a.tokens[index]) and len(name) > 2 and name not in written:
+            # HTTP and HTTPS are two acronyms; APIs is the plural of API.
+            plural = name + "s"
+            if any(other.isupper() and other.lower() == plural for other in b.tokens):
+                return False
         # A hyphen or a space may split a name: e-mail, email.
         if not any(may_be_forms(name, other, language) for other in written) and (
             len(name) < 5 or name.replace("-", "") not in joined.replace("-", "")
         ):
             return False
+        if name in _OTHER_IN_LOWER_CASE and language != "de":
+            same = [other for other in b.tokens if other.lower() == name]
+            if same and all(other.islower() for other in same) and not b.text.islower():
+                return False
         # An acronym is not a word of the same letters: US and us, IT and it.
         token = a.tokens[index]
         if _is_acronym(token) and name in {"us", "it", "who", "am", "or", "in", "as", "la"}:

@@ -1,6 +1,7 @@
-"""Numbers, units, dates and versions must be equal. Pure."""
+"""Numbers, symbols, units, dates and versions must be equal. Pure."""
 
 import re
+import unicodedata
 from collections import Counter
 
 from serving.cache.guards.function_words import Language
@@ -13,6 +14,8 @@ _MIXED = re.compile(r"\b(?=[\w.-]*\d)(?=[\w.-]*[^\W\d])\w+(?:[.-]\w+)*\b")
 _ORDINAL = re.compile(r"\b\d+(?:st|nd|rd|th)\b")
 _AFTER_NUMBER = re.compile(r"\d\s*([^\W\d_\s]{1,4}|[°%$€£¥][CFcf]?)(?!\w)")
 _SIGN = re.compile(r"[%$€£¥°#]|[<>]=?|[+*/=^](?=\s)")
+_ALONE = re.compile(r"(?<=\s)[^\w\s]+(?=\s+\w)")
+_MERIDIEM = re.compile(r"\d\s*([ap])\.?m\b", re.I)
 _ROMAN = re.compile(r"\b(?:[IVX]{2,5}|[VX]|I(?=\s*(?:$|[?.!,;:])))\b")
 
 # Each line: the words of one number; ordinals are numbers of their own.
@@ -187,6 +190,19 @@ def compare_numbers(a: Words, b: Words) -> str | None:
     return None if _numbers(a) == _numbers(b) else "numbers"
 
 
+def compare_symbols(a: Words, b: Words) -> str | None:
+    """Return `symbols` where signs that are no words differ, or their order: emoji, arithmetic.
+
+    Punctuation counts where it stands alone: what does ! mean.
+    """
+    return None if _symbols(a) == _symbols(b) else "symbols"
+
+
+def _symbols(words: Words) -> list[str]:
+    found = [one for one in words.plain if unicodedata.category(one)[0] == "S"]
+    return [*found, *_ALONE.findall(words.plain)]
+
+
 def compare_units(a: Words, b: Words) -> str | None:
     """Return `units` where units of measure, of time or of money differ."""
     return None if _units(a) == _units(b) else "units"
@@ -257,6 +273,7 @@ def _dates(words: Words) -> frozenset[str]:
         named -= {"may", "march"}
         named |= {(first or second).lower()
                   for first, second in _MONTH_OR_VERB.findall(words.plain)}  # fmt: skip
+    named |= {f"{half.lower()}m" for half in _MERIDIEM.findall(words.plain)}
     return frozenset(named)
 
 

@@ -30,7 +30,7 @@ start|begin|launch/stop|end|finish|quit open|unlock|opening/close|shut|lock|clos
 install/uninstall|remove add|append|insert/remove|delete|subtract connect|attach|pair/disconnect|detach|unpair
 allow|permit|accept|legal|unblock/forbid|deny|reject|block|ban|illegal|prohibit
 import|upload/export|download upload/download|export
-encrypt|encode|compress|zip/decrypt|decode|decompress|unzip|extract win/lose good|better|best/bad|worse|worst
+encrypt|encode|compress|zip/decrypt|decode|decompress|unzip|extract win/lose lose|lost/find|found into/out good|better|best/bad|worse|worst
 high|higher|highest/low|lower|lowest hot|hotter|hottest|warm|heat/cold|colder|coldest|cool big|large|larger|largest|bigger|biggest/small|smaller|smallest|little|tiny
 long|longer|longest/short|shorter|shortest fast|faster|fastest|quick|quickest|quickly/slow|slower|slowest|slowly
 old|older|oldest/new|newer|newest|young|younger|youngest early|earlier|earliest/late|later|latest

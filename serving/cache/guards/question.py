@@ -188,8 +188,41 @@ _ACTION = re.compile(
 )
 
 
+# "The best time to" and "the best place to" ask for different things with one question word.
+_ASKED_NOUN = re.compile(
+    r" (?:best|good|right|ideal|worst|perfect|main|correct) (time|place|spot|way|method|age|size|"
+    r"reason|name|price|person|order|temperature|position|speed|distance) "
+)
+_SAME_NOUN = {"spot": "place", "method": "way"}
+
+# What is asked about is a word or a phrase itself: no form of it and no synonym stands for it.
+_MENTION = re.compile(
+    r" what (?:does|do) (?:the (?:word|term|phrase|name) )?(.+?) mean | (?:say|spell|pronounce|spelled|pronounced) (?:the (?:word|term|"
+    r"phrase|name) )?(.+)| (?:bedeutet|heißt|sagt man|schreibt man) (?:das wort )?(.+)| (?:signifie|"
+    r"dit on|écrit on) (?:le mot )?(.+)| (?:significa|se dice|se escribe) (?:la palabra )?(.+)"
+)
+
+
+def _asked_noun(words: Words) -> str | None:
+    found = _ASKED_NOUN.search(words.line)
+    return _SAME_NOUN.get(found[1], found[1]) if found else None
+
+
+def _mentioned(words: Words) -> str | None:
+    """Return the words that a text asks about as words; in the case that they are written in."""
+    found = _MENTION.search(words.line)
+    if found is None:
+        return None
+    group = next(n for n, one in enumerate(found.groups(), 1) if one is not None)
+    return found[group].strip()
+
+
 def compare_kind(a: Words, b: Words) -> str | None:
     """Return `question_kind` where the texts ask for different kinds of answer."""
+    for find in (_asked_noun, _mentioned):
+        one, other = find(a), find(b)
+        if None not in (one, other) and one != other:
+            return "question_kind"
     first, second = kind_of(a), kind_of(b)
     if first == second or frozenset({first, second}) in _SAME_ASKED:
         return None

@@ -3,7 +3,12 @@
 from collections.abc import Callable
 
 from serving.cache.guards.names import compare_names
-from serving.cache.guards.numbers import compare_dates, compare_numbers, compare_units
+from serving.cache.guards.numbers import (
+    compare_dates,
+    compare_numbers,
+    compare_symbols,
+    compare_units,
+)
 from serving.cache.guards.operators import compare_modals, compare_quantifiers
 from serving.cache.guards.order import compare_order
 from serving.cache.guards.polarity import compare_antonyms, compare_negation
@@ -14,6 +19,7 @@ from serving.cache.guards.question import (
     compare_tense,
 )
 from serving.cache.guards.reference import compare_language, compare_reference
+from serving.cache.guards.roles import compare_roles
 from serving.cache.guards.siblings import compare_siblings
 from serving.cache.guards.substitution import compare_modifiers, compare_substitution
 from serving.cache.guards.words import Words
@@ -23,6 +29,7 @@ Guard = Callable[[Words, Words], str | None]
 GUARDS: tuple[Guard, ...] = (
     compare_language,
     compare_numbers,
+    compare_symbols,
     compare_units,
     compare_dates,
     compare_negation,
@@ -38,6 +45,7 @@ GUARDS: tuple[Guard, ...] = (
     compare_reference,
     compare_substitution,
     compare_order,
+    compare_roles,
 )
 """The cheapest first."""
 
