@@ -13,20 +13,13 @@ from numpy.typing import NDArray
 
 from serving.contracts.answer import Answer, TaskRequest, Value
 from serving.contracts.context import RequestContext
-from serving.contracts.deadline import Deadline
 from serving.contracts.errors import (
     DeadlineExceeded,
-    FrontierContextTooLong,
-    FrontierInvalidResponse,
-    FrontierRejected,
-    FrontierTimeout,
-    InvalidRequest,
     NarrowgateError,
     TaskNotAttested,
 )
 from serving.contracts.evidence import AWAITED, BASELINE_PREFIX, PEOPLE, Audit, Origin, Verdict
 from serving.contracts.requests import TaskBatch
-from serving.contracts.routing import RequestOptions
 from serving.contracts.task_spec import ClassificationSpec, TaskSpec
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.candidates import LocalView, judged, label_of
@@ -34,6 +27,7 @@ from serving.evidence.heads.example_store import Source
 from serving.evidence.heads.service import LabelledInput
 from serving.evidence.kept_texts import KeptText, Proposed
 from serving.evidence.rulings import Evidence, Ruling
+from serving.pipeline.audit_work import OF_THE_INPUT, AuditWork, Drawn
 from serving.pipeline.exit_recorder import ExitRecorder, Outcome, RequestRecord
 from serving.pipeline.plan import FrontierPlan, TaskPlan
 from serving.pipeline.runner import BoundTask, Runner
@@ -44,12 +38,6 @@ logger = logging.getLogger(__name__)
 Embed = Callable[[str], Awaitable[NDArray[np.float32]]]
 Learn = Callable[[LabelledInput], Awaitable[None]]
 Keep = Callable[[KeptText], Awaitable[None]]
-
-OF_THE_INPUT = (
-    FrontierInvalidResponse, FrontierRejected, FrontierContextTooLong, FrontierTimeout,
-    DeadlineExceeded, InvalidRequest,
-)  # fmt: skip
-"""Errors for which a verdict is missing because of the input: a loss of 1. Others are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +58,14 @@ class Observed:
     is_affordable: bool
     baseline_coin: bool = False
 
+    @property
+    def drawn(self) -> Drawn:
+        """Return what its row says."""
+        probability = self.ruling.rate if self.coin else None
+        return Drawn(
+            self.ruling, self.context, self.input, self.request.text, probability, self.drawn_at
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class AuditRunners:
@@ -84,7 +80,7 @@ class AuditRunners:
     baseline: Runner[TaskBatch, TaskPlan] | None = None
 
 
-class Auditor:
+class Auditor(AuditWork):
     """Runs audits with their own concurrency, deadline and queue. One for a process.
 
     embed: returns a text's vector, None without one.
@@ -103,38 +99,19 @@ class Auditor:
         learn: Learn | None = None,
         keep: Keep | None = None,
     ) -> None:
-        self.evidence = evidence
-        self._appender = appender
+        super().__init__(evidence, appender, "evidence.audit_failed")
         self._recorder = recorder
         self._tasks = tasks
         self._runners = runners
         self._embed = embed
         self._learn = learn
         self._keep = keep
-        self._places = asyncio.Semaphore(evidence.settings.concurrency)
-        self._running: set[asyncio.Task[None]] = set()
 
     def learns(self, bound: BoundTask) -> bool:
         """Return whether a head may earn the claim of a task that no local model may answer."""
         refusal, spec = bound.grant.refusal, bound.task.spec
         is_ungated = isinstance(refusal, TaskNotAttested)
         return self._learn is not None and is_ungated and spec.kind == "classification"
-
-    @property
-    def waiting(self) -> int:
-        """Return how many audits wait or run."""
-        return len(self._running)
-
-    async def settled(self) -> None:
-        """Return when every audit that was begun has its verdict."""
-        while self._running:
-            await asyncio.wait(set(self._running))
-
-    async def aclose(self) -> None:
-        """Cancel audits in progress: their inputs are counted as dropped later."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
 
     def shadowed(self, one: Observed, reference: Outcome, cost_usd: Decimal | None) -> None:
         """Compare the local candidates with the reference's answer, which the client got."""
@@ -206,30 +183,13 @@ class Auditor:
         *,
         is_drawn: bool = True,
     ) -> None:
-        if len(self._running) >= self.evidence.settings.queue:
-            work.close()
+        if not self._start(work):
             self._drop(one, origin)
-            return
-        if is_drawn:
-            self._appender.draw(self._row(one, origin, "dropped", None))
-        task = asyncio.create_task(self._placed(work))
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            # A defect: no request waits for this task. Its draw is counted as dropped later.
-            logger.error("evidence.audit_failed", exc_info=error)
-
-    async def _placed(self, work: Coroutine[Any, Any, None]) -> None:
-        async with self._places:
-            await work
+        elif is_drawn:
+            self._draw(one.drawn, origin)
 
     def _drop(self, one: Observed, origin: Origin) -> None:
-        self.evidence.counts.dropped[one.ruling.name] += 1
-        self._append(self._row(one, origin, "dropped", None))
+        self._append_drop(one.drawn, origin)
 
     async def _shadow(
         self, one: Observed, right: "Value | _NoVerdict", cost_usd: Decimal | None
@@ -260,7 +220,7 @@ class Auditor:
 
     async def _run(self, runner: Runner[TaskBatch, TaskPlan], one: Observed) -> Outcome:
         """Return the outcome of an input on a local model, in the ledger as an audit."""
-        context = self._context(one)
+        context = self._context(one.context)
         plan = replace(
             one.plan,
             batch=TaskBatch(one.request.task, (one.request,)),
@@ -276,7 +236,7 @@ class Auditor:
 
     async def _run_reference(self, one: Observed, reference: str) -> Outcome:
         """Return the reference model's answer to an input, asked with the spec."""
-        context = self._context(one)
+        context = self._context(one.context)
         batch = TaskBatch(one.request.task, (one.request,))
         fallback = replace(
             one.plan.fallback,
@@ -311,14 +271,6 @@ class Auditor:
             late = DeadlineExceeded("the audit took longer than evidence.deadline_s")
             return Outcome(late, cost_usd=costs[-1])
 
-    def _context(self, one: Observed) -> RequestContext:
-        return RequestContext(
-            one.context.request_id,
-            one.context.caller,
-            RequestOptions(),
-            Deadline.after(self.evidence.settings.deadline_s),
-        )
-
     async def _judge(
         self,
         one: Observed,
@@ -343,7 +295,7 @@ class Auditor:
             scope = self.evidence.scope(one.ruling.name)
             await self._learn(LabelledInput(scope, spec, source, view, value))
         loss, verdict = _loss(spec, served or local, value)
-        row = self._row(one, origin, verdict, loss)
+        row = self._row(one.drawn, origin, verdict, loss)
         shown = served or local
         row = replace(
             row,
@@ -369,7 +321,9 @@ class Auditor:
             if found is not None:
                 value = str(found.value)
                 proposed.append(Proposed(candidate.name, found.confidence, value, found.valid))
-        row = replace(self._row(one, origin, "missing", None), served=label_of(spec, served.value))
+        row = replace(
+            self._row(one.drawn, origin, "missing", None), served=label_of(spec, served.value)
+        )
         if origin == "accepted" and row.hypothesis:
             # A claim must end where these stay without a label.
             self._append(replace(row, input=f"{row.input}{AWAITED}", verdict="awaited"))
@@ -393,31 +347,6 @@ class Auditor:
         except NarrowgateError as error:
             logger.warning("evidence.no_vector error=%s", error.code)
             return None
-
-    def _append(self, audit: Audit) -> None:
-        self._appender.append(
-            replace(audit, accepted=self.evidence.counts.take_accepted(audit.claim))
-        )
-
-    def _row(self, one: Observed, origin: Origin, verdict: Verdict, loss: float | None) -> Audit:
-        ruling, context = one.ruling, one.context
-        return Audit(
-            claim=ruling.name,
-            input=one.input,
-            group=ruling.group,
-            text=self.evidence.text_digest(ruling.name, one.request.text),
-            origin=origin,
-            coin=ruling.rate if one.coin else None,
-            verdict=verdict,
-            loss=loss,
-            reference=ruling.reference or "",
-            tenant=context.caller.tenant,
-            request_id=context.request_id,
-            end_user=context.options.end_user,
-            hypothesis=ruling.standing.hypothesis,
-            drawn_at=one.drawn_at,
-            judged_at=self.evidence.now(),
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from serving.evidence.candidates import label_of
 from serving.evidence.pacing import coin
 from serving.evidence.rulings import Ruling
 from serving.evidence.standing import Standing
-from serving.pipeline.auditor import OF_THE_INPUT, Auditor, Observed
+from serving.pipeline.audit_work import OF_THE_INPUT
+from serving.pipeline.auditor import Auditor, Observed
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.plan import TaskPlan
 from serving.pipeline.runner import BoundTask, Runner

@@ -1,7 +1,7 @@
 """Chats and answers as the text that a judge compares."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from serving.contracts.requests import ChatRequest
@@ -27,7 +27,7 @@ def question_of(request: ChatRequest) -> str:
     return "\n\n".join(lines)
 
 
-def answer_text(document: dict[str, Any]) -> str:
+def answer_text(document: Mapping[str, Any]) -> str:
     """Return what a judge compares of an answer: its text and the calls of tools that it asks."""
     message = document["choices"][0].get("message", {})
     content, calls = message.get("content"), message.get("tool_calls")

@@ -11,17 +11,15 @@ from typing import Any
 from serving.cache.cacheable import unfit_document
 from serving.cache.similar import SimilarEntries, SimilarEvents, SimilarMatch
 from serving.contracts.context import RequestContext
-from serving.contracts.deadline import Deadline
 from serving.contracts.errors import DeadlineExceeded, NarrowgateError
-from serving.contracts.evidence import Audit, Candidate, Origin, Verdict
-from serving.contracts.frontier import OutputBounds
-from serving.contracts.requests import ChatRequest, Message
-from serving.contracts.routing import RequestOptions
+from serving.contracts.evidence import Candidate, Origin, Verdict
+from serving.contracts.requests import ChatRequest
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.candidates import MODEL
 from serving.evidence.judge import JudgedAnswers, JudgePrompt, JudgeReply, judge
 from serving.evidence.rulings import Evidence, Ruling
-from serving.pipeline.auditor import OF_THE_INPUT
+from serving.pipeline.audit_work import OF_THE_INPUT, AuditWork, Drawn, judge_call
+from serving.pipeline.compared_text import answer_text
 from serving.pipeline.exit_recorder import ExitRecorder, RequestRecord
 from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
@@ -60,8 +58,16 @@ class ObservedHit:
     is_affordable: bool
     is_suspected: bool = False
 
+    @property
+    def drawn(self) -> Drawn:
+        """Return what its row says."""
+        probability = self.ruling.rate if self.coin else None
+        return Drawn(
+            self.ruling, self.context, self.input, self.question, probability, self.drawn_at
+        )
 
-class HitAuditor:
+
+class HitAuditor(AuditWork):
     """Runs audits of hits with their own concurrency and deadline, within evidence's budget.
 
     frontier: asks a frontier model; the judge is evidence.reference.
@@ -76,25 +82,11 @@ class HitAuditor:
         entries: SimilarEntries,
         events: SimilarEvents,
     ) -> None:
-        self.evidence = evidence
-        self._appender = appender
+        super().__init__(evidence, appender, "cache.audit_failed")
         self._recorder = recorder
         self._frontier = frontier
         self._entries = entries
         self._events = events
-        self._places = asyncio.Semaphore(evidence.settings.concurrency)
-        self._running: set[asyncio.Task[None]] = set()
-
-    async def settled(self) -> None:
-        """Return when every audit that was begun has its verdict."""
-        while self._running:
-            await asyncio.wait(set(self._running))
-
-    async def aclose(self) -> None:
-        """Cancel audits in progress: their inputs are counted as dropped later."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
 
     def shadowed(self, one: ObservedHit, fresh: FreshAnswer) -> None:
         """Compare a hit that was not served with the model's answer, which the client got."""
@@ -108,27 +100,13 @@ class HitAuditor:
             self._begin(one, "accepted", self._ask(one, ask))
 
     def _begin(self, one: ObservedHit, origin: Origin, work: Coroutine[Any, Any, None]) -> None:
-        is_full = len(self._running) >= self.evidence.settings.queue
-        if is_full or not one.is_affordable:
+        if not one.is_affordable:
             work.close()
             self._drop(one, origin)
-            return
-        if not one.is_suspected:
-            self._appender.draw(self._row(one, origin, "dropped", None))
-        task = asyncio.create_task(self._placed(work))
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            # A defect: no request waits for this task. Its draw is counted as dropped later.
-            logger.error("cache.audit_failed", exc_info=error)
-
-    async def _placed(self, work: Coroutine[Any, Any, None]) -> None:
-        async with self._places:
-            await work
+        elif not self._start(work):
+            self._drop(one, origin)
+        elif not one.is_suspected:
+            self._draw(one.drawn, origin)
 
     async def _ask(self, one: ObservedHit, ask: Fresh) -> None:
         """Have the model answer as if there were no cache, then compare."""
@@ -136,7 +114,9 @@ class HitAuditor:
         try:
             async with (
                 asyncio.timeout(self.evidence.settings.deadline_s),
-                self._recorder.open(self._context(one, one.context.options), "audit") as record,
+                self._recorder.open(
+                    self._context(one.context, one.context.options), "audit"
+                ) as record,
             ):
                 record.inputs[0].closed = costs.append
                 fresh = await ask(record)
@@ -152,7 +132,7 @@ class HitAuditor:
             self._verdict(one, origin, "missing", 1.0, cost_usd)
             return
         answers = JudgedAnswers(
-            one.question, _text(one.match.entry.content.document), _text(fresh.document)
+            one.question, answer_text(one.match.entry.content.document), answer_text(fresh.document)
         )
         try:
             async with asyncio.timeout(self.evidence.settings.deadline_s):
@@ -184,23 +164,17 @@ class HitAuditor:
     async def _ask_judge(self, one: ObservedHit, prompt: JudgePrompt) -> JudgeReply:
         reference = one.ruling.reference
         assert reference is not None
-        context = self._context(one, RequestOptions())
-        body = dict(prompt.body)
-        messages = tuple(Message(m["role"], m["content"]) for m in body.pop("messages"))
-        request = ChatRequest(reference, messages, max_tokens=prompt.max_tokens, fields=body)
-        bounds = OutputBounds(prompt.max_tokens, thinking=False)
-        plan = FrontierPlan((reference,), "frontier", bounds, context.deadline, "audit")
+        context = self._context(one.context)
+        request, plan = judge_call(
+            prompt, reference, context.deadline, tier="frontier", reason="audit"
+        )
         async with self._recorder.open(context, "audit") as record:
             record.planned(plan)
             (outcome,) = await record.finish(await self._frontier.whole(request, plan, record))
         if isinstance(outcome.content, NarrowgateError):
             raise outcome.content
         assert isinstance(outcome.content, dict)
-        return JudgeReply(_text(outcome.content), outcome.cost_usd)
-
-    def _context(self, one: ObservedHit, options: RequestOptions) -> RequestContext:
-        deadline = Deadline.after(self.evidence.settings.deadline_s)
-        return RequestContext(one.context.request_id, one.context.caller, options, deadline)
+        return JudgeReply(answer_text(outcome.content), outcome.cost_usd)
 
     def _unjudged(
         self,
@@ -217,9 +191,7 @@ class HitAuditor:
             self._drop(one, origin)
 
     def _drop(self, one: ObservedHit, origin: Origin) -> None:
-        self.evidence.counts.dropped[one.ruling.name] += 1
-        if not one.is_suspected:
-            self._append(self._row(one, origin, "dropped", None))
+        self._append_drop(one.drawn, origin, has_row=not one.is_suspected)
 
     def _verdict(
         self,
@@ -233,35 +205,6 @@ class HitAuditor:
         if one.is_suspected:
             # The coin did not choose it: it says nothing about the others.
             return
-        row = self._row(one, origin, verdict, loss)
+        row = self._row(one.drawn, origin, verdict, loss)
         candidates = (Candidate(MODEL, one.match.similarity, loss),)
         self._append(replace(row, candidates=candidates, cost_usd=cost_usd))
-
-    def _append(self, row: Audit) -> None:
-        self._appender.append(replace(row, accepted=self.evidence.counts.take_accepted(row.claim)))
-
-    def _row(self, one: ObservedHit, origin: Origin, verdict: Verdict, loss: float | None) -> Audit:
-        ruling, context = one.ruling, one.context
-        return Audit(
-            claim=ruling.name,
-            input=one.input,
-            group=ruling.group,
-            text=self.evidence.text_digest(ruling.name, one.question),
-            origin=origin,
-            coin=ruling.rate if one.coin else None,
-            verdict=verdict,
-            loss=loss,
-            reference=ruling.reference or "",
-            tenant=context.caller.tenant,
-            request_id=context.request_id,
-            end_user=context.options.end_user,
-            hypothesis=ruling.standing.hypothesis,
-            drawn_at=one.drawn_at,
-            judged_at=self.evidence.now(),
-        )
-
-
-def _text(document: Mapping[str, Any]) -> str:
-    """Return the text of a document's only choice."""
-    content = document["choices"][0]["message"].get("content")
-    return content if isinstance(content, str) else ""

@@ -9,19 +9,17 @@ from decimal import Decimal
 from typing import Any
 
 from serving.contracts.context import RequestContext
-from serving.contracts.deadline import Deadline
 from serving.contracts.errors import DeadlineExceeded, NarrowgateError
-from serving.contracts.evidence import Audit, Candidate, Origin, Verdict
-from serving.contracts.frontier import OutputBounds
-from serving.contracts.requests import ChatRequest, Message
-from serving.contracts.routing import Reason, RequestOptions
+from serving.contracts.evidence import Candidate, Origin, Verdict
+from serving.contracts.requests import ChatRequest
+from serving.contracts.routing import Reason
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.candidates import MODEL
 from serving.evidence.fold import AGAIN
 from serving.evidence.judge import JudgedAnswers, JudgePrompt, JudgeReply, judge
 from serving.evidence.pacing import coin
 from serving.evidence.statistics.judged import JudgedPair
-from serving.pipeline.auditor import OF_THE_INPUT
+from serving.pipeline.audit_work import OF_THE_INPUT, AuditWork, Drawn, judge_call
 from serving.pipeline.compared_text import answer_text, question_of
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.plan import FrontierPlan
@@ -46,6 +44,12 @@ class ComparedChat:
     input: str
     drawn_at: datetime
 
+    @property
+    def drawn(self) -> Drawn:
+        """Return what its row says."""
+        ruling, text = self.candidate.ruling, question_of(self.request)
+        return Drawn(ruling, self.context, self.input, text, self.candidate.share, self.drawn_at)
+
 
 @dataclass(slots=True)
 class _Costs:
@@ -59,7 +63,7 @@ class _Costs:
         self.is_known &= usd is not None
 
 
-class TierAuditor:
+class TierAuditor(AuditWork):
     """Runs comparisons with their own concurrency, queue and deadline. One for a process.
 
     reference: asks a model with the whole request: no cache, no pruning, no claim. as_served: asks
@@ -74,25 +78,11 @@ class TierAuditor:
         reference: Runner[ChatRequest, FrontierPlan],
         as_served: Runner[ChatRequest, FrontierPlan],
     ) -> None:
+        super().__init__(planner.evidence, appender, "tiers.comparison_failed")
         self._planner = planner
-        self._evidence = planner.evidence
-        self._appender = appender
         self._recorder = recorder
         self._reference = reference
         self._as_served = as_served
-        self._places = asyncio.Semaphore(planner.evidence.settings.concurrency)
-        self._running: set[asyncio.Task[None]] = set()
-
-    async def settled(self) -> None:
-        """Return when every comparison that was begun has its verdict."""
-        while self._running:
-            await asyncio.wait(set(self._running))
-
-    async def aclose(self) -> None:
-        """Cancel comparisons in progress: they are counted as dropped later."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
 
     def explore(self, one: ComparedChat, reference: str | None) -> None:
         """Compare a cheaper tier's answer with the reference's. reference: None asks it anew."""
@@ -100,33 +90,16 @@ class TierAuditor:
 
     def audit(self, one: ComparedChat, served: str) -> None:
         """Compare an answer that a client got from a cheaper tier with the reference's."""
-        if not self._evidence.is_affordable():
+        if not self.evidence.is_affordable():
             self._drop(one, "accepted")
             return
         self._begin(one, "accepted", self._audited(one, served))
 
     def _begin(self, one: ComparedChat, origin: Origin, work: Coroutine[Any, Any, None]) -> None:
-        if len(self._running) >= self._evidence.settings.queue:
-            work.close()
+        if self._start(work):
+            self._draw(one.drawn, origin)
+        else:
             self._drop(one, origin)
-            return
-        self._appender.draw(self._row(one, origin, "dropped", None))
-        task = asyncio.create_task(self._placed(work))
-        self._running.add(task)
-        task.add_done_callback(lambda ended: self._ended(ended, work))
-
-    def _ended(self, task: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> None:
-        # A task that is cancelled before it begins has not awaited it.
-        work.close()
-        self._running.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            # A defect: no request waits for this task. Its draw is counted as dropped later.
-            logger.error("tiers.comparison_failed", exc_info=error)
-
-    async def _placed(self, work: Coroutine[Any, Any, None]) -> None:
-        async with self._places:
-            await work
 
     async def _explored(self, one: ComparedChat, reference: str | None) -> None:
         costs = _Costs()
@@ -180,7 +153,7 @@ class TierAuditor:
 
     async def _ask(self, one: ComparedChat, model: str, reason: Reason, costs: _Costs) -> str:
         """Return one model's answer. Raises NarrowgateError, also where another model answered."""
-        context = self._context(one)
+        context = self._context(one.context)
         request = replace(one.request, stream=False, include_usage=False)
         plan = replace(
             one.plan, targets=(model,), deadline=context.deadline, reason=reason, decision=None
@@ -192,16 +165,12 @@ class TierAuditor:
         self, one: ComparedChat, served: str, reference: str, costs: _Costs
     ) -> JudgedPair | None:
         async def ask(prompt: JudgePrompt) -> JudgeReply:
-            context = self._context(one)
-            body = dict(prompt.body)
-            messages = tuple(Message(m["role"], m["content"]) for m in body.pop("messages"))
-            model = one.candidate.judge
-            request = ChatRequest(model, messages, max_tokens=prompt.max_tokens, fields=body)
-            bounds = OutputBounds(prompt.max_tokens, thinking=False)
-            plan = FrontierPlan((model,), "standard", bounds, context.deadline, "judge")
+            context = self._context(one.context)
+            request, plan = judge_call(
+                prompt, one.candidate.judge, context.deadline, tier="standard", reason="judge"
+            )
             document = await self._answer(self._reference, one, context, request, plan, costs)
-            content = document["choices"][0].get("message", {}).get("content")
-            return JudgeReply(content if isinstance(content, str) else "")
+            return JudgeReply(answer_text(document))
 
         answers = JudgedAnswers(question_of(one.request), served, reference)
         return (await judge(answers, ask)).pair
@@ -217,7 +186,7 @@ class TierAuditor:
     ) -> dict[str, Any]:
         try:
             async with (
-                asyncio.timeout(self._evidence.settings.deadline_s),
+                asyncio.timeout(self.evidence.settings.deadline_s),
                 self._recorder.open(context, "audit") as record,
             ):
                 record.planned(plan)
@@ -230,12 +199,6 @@ class TierAuditor:
             raise outcome.content
         assert isinstance(outcome.content, dict)
         return outcome.content
-
-    def _context(self, one: ComparedChat) -> RequestContext:
-        deadline = Deadline.after(self._evidence.settings.deadline_s)
-        return RequestContext(
-            one.context.request_id, one.context.caller, RequestOptions(), deadline
-        )
 
     def _unjudged(
         self,
@@ -253,9 +216,8 @@ class TierAuditor:
             self._drop(one, origin)
 
     def _drop(self, one: ComparedChat, origin: Origin) -> None:
-        self._evidence.counts.dropped[one.candidate.ruling.name] += 1
         self._count(one, "dropped")
-        self._append(self._row(one, origin, "dropped", None))
+        self._append_drop(one.drawn, origin)
 
     def _verdict(
         self,
@@ -270,7 +232,7 @@ class TierAuditor:
         self._count(one, "missing" if pair is None else _preference(loss))
         if origin == "shadow":
             self._planner.spent(costs.usd)
-        row = self._row(one, origin, verdict, loss)
+        row = self._row(one.drawn, origin, verdict, loss)
         made = candidates or (Candidate(MODEL, 1.0, 1.0, None, 1.0),)
         cost_usd = costs.usd if costs.is_known else None
         self._append(replace(row, candidates=made, cost_usd=cost_usd))
@@ -278,31 +240,6 @@ class TierAuditor:
     def _count(self, one: ComparedChat, verdict: str) -> None:
         events = self._planner.events
         events.tier_compared(one.choice.topic, one.candidate.rung.tier, verdict)
-
-    def _append(self, row: Audit) -> None:
-        self._appender.append(replace(row, accepted=self._evidence.counts.take_accepted(row.claim)))
-
-    def _row(
-        self, one: ComparedChat, origin: Origin, verdict: Verdict, loss: float | None
-    ) -> Audit:
-        ruling, context = one.candidate.ruling, one.context
-        return Audit(
-            claim=ruling.name,
-            input=one.input,
-            group=ruling.group,
-            text=self._evidence.text_digest(ruling.name, question_of(one.request)),
-            origin=origin,
-            coin=one.candidate.share,
-            verdict=verdict,
-            loss=loss,
-            reference=ruling.reference or "",
-            tenant=context.caller.tenant,
-            request_id=context.request_id,
-            end_user=context.options.end_user,
-            hypothesis=ruling.standing.hypothesis,
-            drawn_at=one.drawn_at,
-            judged_at=self._evidence.now(),
-        )
 
 
 def _preference(loss: float) -> str:
