@@ -87,7 +87,7 @@ def text_in(event: bytes) -> str:
 
 
 def _message(seen: Seen, number: int, usage: Any) -> dict[str, Any]:
-    message = {
+    message: dict[str, Any] = {
         "id": f"msg_{number}",
         "type": "message",
         "role": "assistant",

@@ -78,7 +78,7 @@ def _made(seen: Seen) -> Reply:
 
 def _forced_tool(body: dict[str, Any]) -> dict[str, Any] | None:
     choice, tools = body.get("tool_choice"), body.get("tools") or []
-    functions = [tool.get("function", tool) for tool in tools]
+    functions: list[dict[str, Any]] = [tool.get("function", tool) for tool in tools]
     if choice == "required" or choice == {"type": "any"}:
         return functions[0] if functions else None
     if isinstance(choice, dict) and choice.get("type") in ("function", "tool"):

@@ -68,8 +68,8 @@ class ProviderApp:
                     work.result()
             else:
                 if seen.usage is not None and not seen.completed:
-                    sent = seen.sent_tokens + script.run_ahead_tokens
-                    seen.billed = partial_bill(seen, sent)
+                    made_tokens = seen.sent_tokens + script.run_ahead_tokens
+                    seen.billed = partial_bill(seen, made_tokens)
                 seen.disconnected = True
         finally:
             end()
@@ -173,7 +173,9 @@ class ProviderApp:
             case "truncated":
                 data = data[: len(data) // 2]
             case "empty_choices":
-                empty = {"choices": []} if seen.api == "openai" else {"content": None}
+                empty: dict[str, Any] = (
+                    {"choices": []} if seen.api == "openai" else {"content": None}
+                )
                 data = json.dumps({**document, **empty}).encode()
             case "hang_mid_stream" | "cut" | "end_early" | "error_event":
                 seen.completed = True

@@ -21,8 +21,10 @@ from serving.ledger.migrate import migrate
 with warnings.catch_warnings():
     # It looks for a runtime folder at import and warns where there is none.
     warnings.simplefilter("ignore")
-    import pgserver
+    from pgserver.postgres_server import POSTGRES_BIN_PATH, PostgresServer, get_server
 
+
+POSTGRES_PROGRAMS = Path(POSTGRES_BIN_PATH)
 
 MEMORY = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())  # noqa: S108
 """Where test databases live: in memory where possible, since a slow disk makes most of their time.
@@ -40,14 +42,14 @@ def postgres_server(name: str = "") -> Iterator[str]:
     # Short, because a Unix socket's path has at most 107 bytes.
     folder = MEMORY / f"pg-{name or uuid4().hex[:12]}"
     folder.mkdir(exist_ok=True)  # two processes may start at once
-    server = pgserver.get_server(folder, cleanup_mode="delete")
+    server = get_server(folder, cleanup_mode="delete")
     try:
         yield server.get_uri()
     finally:
         remove_server(folder, server)
 
 
-def remove_server(folder: Path, server: "pgserver.PostgresServer") -> None:
+def remove_server(folder: Path, server: PostgresServer) -> None:
     """Give up a server; the last user ends it at once and removes its folder."""
     users = json.loads((folder / ".handle_pids.json").read_text(encoding="utf-8"))
     process_id = (folder / "postmaster.pid").read_text(encoding="ascii").split()[0]

@@ -31,7 +31,13 @@ from serving.ledger.spill import Spill
 from serving.ledger.store import Store
 from serving.ledger.worker import LedgerWorker, WorkerDeps
 
-from .database import MEMORY, fresh_postgres, pgserver, remove_server
+from .database import (
+    MEMORY,
+    POSTGRES_PROGRAMS,
+    fresh_postgres,
+    get_server,
+    remove_server,
+)
 from .ledger_kit import (
     COST,
     MODEL,
@@ -56,9 +62,9 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._server = pgserver.get_server(folder, cleanup_mode="delete")
+        self._server = get_server(folder, cleanup_mode="delete")
         self.url = SecretStr("")
-        self._program = Path(pgserver.postgres_server.POSTGRES_BIN_PATH) / "pg_ctl"
+        self._program = POSTGRES_PROGRAMS / "pg_ctl"
 
     def renew(self) -> None:
         """Give the next test an empty database."""
