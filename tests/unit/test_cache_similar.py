@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -390,7 +391,8 @@ async def test_the_router_does_not_embed_again_what_is_known(
 ) -> None:
     from serving.contracts.requests import ChatRequest, Message
     from serving.contracts.routing_settings import RoutingSettings
-    from serving.routing.router import build_router
+    from serving.routing.heads import load_model
+    from serving.routing.router import LearnedRouter
 
     calls: list[str] = []
 
@@ -406,7 +408,9 @@ async def test_the_router_does_not_embed_again_what_is_known(
         def router_failed(self, reason: str) -> None:
             raise AssertionError(reason)
 
-    router = build_router(RoutingSettings(), specs, Counting(), Silent())
+    # Without the head that reads clauses, which needs no vector.
+    by_vector = replace(load_model(None), clauses=None)
+    router = LearnedRouter(RoutingSettings(), by_vector, specs, Counting(), Silent())
     text = "What is the sentiment of this review: I loved every minute of the film."
     request = ChatRequest("auto", (Message("user", text),))
     alone = await router.vectors(request)
