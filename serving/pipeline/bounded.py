@@ -80,12 +80,12 @@ class Bounded:
             if _finish(first) == "stop":
                 self._ended(bounding, "complete", first.served.usage)
             return [first]
-        if not _may_continue(bounding.plan, text, first.served.usage):
+        if not _may_continue(request, bounding.plan, text, first.served.usage):
             self._ended(bounding, "cut", first.served.usage)
             return [first]
         try:
             more = await self._runner.whole(
-                _continuing(request, text), _continuation(bounding.plan), record
+                _continuing(request, text, first.served.usage), _continuation(bounding.plan), record
             )
         except NarrowgateError:
             # What was paid for is sent: the answer ends where the bound cut it.
@@ -220,9 +220,10 @@ class _Continued:
     async def _opened(self) -> OutcomeStream | None:
         """Return the stream of the continuation; None where there can be none."""
         plan, text = self._bounding.plan, "".join(self._text)
-        if not _may_continue(plan, text, self._first.served().usage):
+        usage = self._first.served().usage
+        if not _may_continue(self._request, plan, text, usage):
             return None
-        request = _continuing(self._request, text)
+        request = _continuing(self._request, text, usage)
         try:
             found = await self._runner.stream(request, _continuation(plan), self._record)
         except NarrowgateError:
@@ -276,15 +277,30 @@ def _drawn(request_id: str) -> float:
     return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:4]) / 2**32
 
 
-def _may_continue(plan: FrontierPlan, text: str, usage: Usage | None) -> bool:
-    """Return whether a cut answer can be continued: not where the model reasoned before it."""
+def _may_continue(
+    request: ChatRequest, plan: FrontierPlan, text: str, usage: Usage | None
+) -> bool:
+    """Return whether a cut answer can be continued.
+
+    Not where the model reasoned before it, nor where the client's own limit is reached.
+    """
     has_reasoned = usage is not None and usage.reasoning_tokens > 0
-    return bool(text.strip()) and not has_reasoned and plan.deadline.remaining_s() >= _LEAST_S
+    is_used_up = request.max_tokens is not None and _left(request.max_tokens, usage) < 1
+    may = bool(text.strip()) and not has_reasoned and not is_used_up
+    return may and plan.deadline.remaining_s() >= _LEAST_S
 
 
-def _continuing(request: ChatRequest, text: str) -> ChatRequest:
+def _left(max_tokens: int, usage: Usage | None) -> int:
+    """Return what the first call left of the client's limit; nothing where that is not known."""
+    return 0 if usage is None else max_tokens - usage.output_tokens
+
+
+def _continuing(request: ChatRequest, text: str, usage: Usage | None) -> ChatRequest:
+    """Return the second call's request. Both calls together keep the client's limit."""
     begun = Message("assistant", text)
-    return replace(request, messages=(*request.messages, begun, Message("user", CONTINUE)))
+    messages = (*request.messages, begun, Message("user", CONTINUE))
+    limit = None if request.max_tokens is None else _left(request.max_tokens, usage)
+    return replace(request, messages=messages, max_tokens=limit)
 
 
 def _continuation(plan: FrontierPlan) -> FrontierPlan:

@@ -221,6 +221,19 @@ async def test_a_clients_own_limit_is_never_continued(
     assert len(provider.script.seen) == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_both_calls_together_keep_a_clients_limit(
+    provider: ProviderServer, *, stream: bool
+) -> None:
+    limit = LIMIT[ANTHROPIC] + 100
+    answering(provider, text_of(3 * LIMIT[ANTHROPIC]))
+    async with server(provider) as one:
+        document = body(ANTHROPIC, stream=stream, max_tokens=limit)
+        _, finish, usage = await asked(one, document)
+        assert (usage["completion_tokens"], finish) == (limit, "length")
+    assert [seen.body["max_tokens"] for seen in provider.script.seen] == [LIMIT[ANTHROPIC], 100]
+
+
 FORM = {"type": "json_object"}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 
