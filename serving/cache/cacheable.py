@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from serving.cache.volatile import holds_personal_data, names_moving_time
+from serving.cache.volatile import asks_to_draw, holds_personal_data, names_moving_time
 from serving.contracts.answer import Answer
 from serving.contracts.requests import INSTRUCTING_ROLES, TASK_PREFIX, ChatRequest, Message
 
@@ -17,6 +17,7 @@ Reason = Literal[
     "log_probabilities",  # they are asked for, and a stream could not repeat them
     "sampled",  # temperature is above 0 or unset, and cache.sampled is off
     "time_dependent",  # a message names a time that moves: today, latest, now
+    "random",  # the last message asks for a random number, a password or the like
     "personal",  # a message holds an address, a number of a person, an account or a card
     "cut",  # the answer ended at a limit or by a filter
     "tool_call",  # the answer calls a tool
@@ -82,7 +83,7 @@ def _unfit_words(request: ChatRequest) -> Reason | None:
             return "time_dependent"
         if holds_personal_data(message.text):
             return "personal"
-    return None
+    return "random" if request.messages and asks_to_draw(request.messages[-1].text) else None
 
 
 def unfit_document(document: Mapping[str, Any]) -> Reason | None:

@@ -1,4 +1,4 @@
-"""Texts whose answer moves with time, or is about one person: for every kind of lookup. Pure."""
+"""Texts whose answer moves with time, is about one person, or is drawn. For all lookups. Pure."""
 
 import re
 
@@ -20,7 +20,7 @@ _MOVING_TIME = re.compile(
     r"ce (?:mois|soir|matin)|(?:semaine|mois|année) (?:prochaine?|dernière?)|météo|"
     r"hoy|ayer|mañana|ahora|actual(?:es|mente)?|reciente\w*|noticias|"
     r"qué hora|est[ae] (?:semana|mes|año|noche|tarde)|"
-    r"(?:semana|mes|año) (?:próxim[ao]|pasad[ao]|que viene)|tiempo hace"
+    r"(?:semana|mes|año) (?:próxim[ao]|pasad[ao]|que viene)|tiempo hace|quel temps (?:fait|fera)"
     r")\b",
     re.IGNORECASE,
 )
@@ -33,6 +33,31 @@ _PERSONAL_DATA = re.compile(
     r"|(?<!\w)\+\d{1,3}[ ./-]?(?:\(?\d{1,5}\)?[ ./-]?){2,5}\d"  # a telephone number
     r"|(?<![\w.-])\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}(?![\w-])"  # one without a country
     r"|\b\d{3}-\d{2}-\d{4}\b"  # a social security number
+)
+
+# What is drawn anew each time, and what must not be given to two: a random number, a password.
+_MADE_UP = (
+    r"(?:(?:password|passphrase|kennwort|passwort|contraseña|mot de passe)s?(?! (?:reset|policy|"
+    r"field|manager|form|page|input|box|hash|valid|check|stren|generator))|uuids?|guids?|nonce|"
+    r"api key|secret key|access token|encryption key|pin(?: code| number)?|salt)\b"
+)
+_NEAR = r"\b[^.?!\n]{0,60}?\b"
+_DRAWN = re.compile(
+    r"(?:^|[.!?:,;\n]\s*|"
+    r"\b(?:please|can you|could you|will you|would you|you to|and|then|bitte) )(?:"
+    rf"(?:generate|create|make|give|suggest|write|invent|need|get|provide){_NEAR}{_MADE_UP}|"
+    r"(?:generate|create|make|give|suggest|write|pick|choose|select|draw|name|tell|show|say|list|"
+    rf"print|think of|return|output){_NEAR}(?:random(?:ly)?(?! (?:forest|access|walk|variable|"
+    r"effect|field))|lottery numbers?|number between)\b|"
+    rf"(?:roll|throw|flip|toss){_NEAR}(?:dice|die|d\d{{1,3}}|coins?)\b|"
+    r"(?:shuffle|draw a card|pick a card)\b|"
+    rf"(?:generiere?|erzeuge?|erstelle?|gib|nenne?|wähle?|wirf|ziehe?|erfinde?|mach){_NEAR}(?:"
+    rf"{_MADE_UP}|zufällig\w*|zufalls\w*|münze|würfel|lottozahlen)|würfe?le?\b|"
+    r"(?:génère|générez|générer|crée|créez|donne|donnez|choisis|choisissez|tire|tirez|lance|"
+    rf"lancez){_NEAR}(?:{_MADE_UP}|aléatoire\w*|hasard|dés?|pièce)\b|"
+    rf"(?:genera|generar|crea|dame|elige|escoge|tira|lanza|inventa){_NEAR}(?:{_MADE_UP}|"
+    r"aleatori\w+|azar|dados?|moneda)\b)",
+    re.IGNORECASE,
 )
 
 
@@ -50,6 +75,11 @@ def names_moving_time(text: str) -> bool:
 def holds_personal_data(text: str) -> bool:
     """Return whether a text has an address, or a number of a person, an account or a card."""
     return _holds(_PERSONAL_DATA, text)
+
+
+def asks_to_draw(text: str) -> bool:
+    """Return whether a text asks for something random, or for a secret made up for it."""
+    return _holds(_DRAWN, text)
 
 
 def _holds(pattern: re.Pattern[str], text: str) -> bool:

@@ -133,7 +133,7 @@ def test_a_tasks_answer_is_stored_where_it_is_whole_and_was_read() -> None:
 
 def test_no_reason_is_unused() -> None:
     tested = {"tools", "not_text", "unknown_field", "log_probabilities", "sampled",
-              "time_dependent", "personal", "cut", "tool_call", "refusal", "empty",
+              "time_dependent", "random", "personal", "cut", "tool_call", "refusal", "empty",
               "invalid"}  # fmt: skip
     # The others need the settings or the whole request: tests/unit/test_cache_http.py.
     assert set(get_args(Reason)) - tested == {"asked", "excluded", "oversized"}
