@@ -277,9 +277,7 @@ def _drawn(request_id: str) -> float:
     return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:4]) / 2**32
 
 
-def _may_continue(
-    request: ChatRequest, plan: FrontierPlan, text: str, usage: Usage | None
-) -> bool:
+def _may_continue(request: ChatRequest, plan: FrontierPlan, text: str, usage: Usage | None) -> bool:
     """Return whether a cut answer can be continued.
 
     Not where the model reasoned before it, nor where the client's own limit is reached.

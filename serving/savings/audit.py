@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from serving.contracts.answer import Usage
@@ -36,6 +37,7 @@ from serving.savings.log_file import LogFile
 
 _NAMED_LINES = 5
 _MOST_KINDS = 200
+_REMEMBERED_NAMES = 10_000
 _MOST_CHOICES = 128
 _JUDGED = 3.0
 """The cheaper model's call, and a judge that reads the request with both answers in two orders."""
@@ -151,6 +153,7 @@ class _Run:
         self.cheaper: dict[str, str | None] = {}
         self.logged_usd: Decimal | None = None
         self.times: list[float] = []
+        self._named: LRUCache[tuple[str, float | None, str], None] = LRUCache(_REMEMBERED_NAMES)
         self.untimed = 0
         targets = (t for tier in TIERS for t in auditing.settings.frontier.tiers[tier])
         found = {target: auditing.book.of(target) for target in targets}
@@ -170,6 +173,9 @@ class _Run:
                 f"not understood: {error}", number, "docs/savings.md lists the shapes of lines"
             )
             return
+        if self._is_repeated(call):
+            self.problems.add("not billed: the same call as another line, by its id", number)
+            return
         if call.usage is None:
             self.problems.add(
                 f"no cost: {call.problem}", number, "export token counts (usage) with the requests"
@@ -186,6 +192,16 @@ class _Run:
             )  # fmt: skip
             return
         self._price(number, call, call.usage, prices)
+
+    def _is_repeated(self, call: LoggedCall) -> bool:
+        """Return whether an earlier line has the id, the time and the tokens of a call."""
+        if call.name is None:
+            return False
+        # In the order of time the lines of one call are neighbours.
+        key = (call.name, call.at_s, repr(call.usage))
+        is_known = key in self._named
+        self._named[key] = None
+        return is_known
 
     def _prices(self, call: LoggedCall) -> ModelPrices | None:
         at = None if call.at_s is None else _moment(call.at_s)
@@ -293,6 +309,11 @@ class _Run:
                 "export the request bodies too",
             )  # fmt: skip
             return None
+        if call.answer is None:
+            self.problems.add(
+                "no answer: the exact cache stores nothing there", number,
+                "export the response bodies too",
+            )  # fmt: skip
         try:
             return read_chat({**call.body, "model": call.model, "stream": False}, _MOST_CHOICES)
         except NarrowgateError as error:

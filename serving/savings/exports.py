@@ -18,6 +18,11 @@ _PROVIDERS = {
 """Names of gateways for providers whose prices have another name."""
 
 _MOST_TOKENS = 1_000_000_000
+_MOST_USD = 1_000_000
+"""A log that says that one call cost more is mistaken."""
+
+_LATEST_S = 4e9
+"""The year 2096; a later time is a mistake of the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,8 @@ class LoggedCall:
     body: in the shape of OpenAI's chat completions; without messages where the log has no texts.
     answer: OpenAI's document, or None. usage: None where `problem` says why. provider: None where
     the log names none. at_s: seconds since 1970. conversation: the log's own name of it.
-    logged_usd: what the gateway says the call cost.
+    logged_usd: what the gateway says the call cost. name: the log's own name of the call, or the
+    answer's.
     """
 
     model: str
@@ -40,6 +46,7 @@ class LoggedCall:
     conversation: str | None
     logged_usd: Decimal | None
     service_tier: str | None
+    name: str | None = None
 
 
 class NotACall(Exception):
@@ -81,6 +88,7 @@ def read_call(document: Mapping[str, Any]) -> LoggedCall:
         ),
         logged_usd=_money(row),
         service_tier=_first_text(response.get("service_tier"), request.get("service_tier")),
+        name=_first_text(row.get("id"), row.get("request_id"), response.get("id")),
     )
 
 
@@ -303,7 +311,7 @@ def _count(given: Mapping[str, Any], *names: str) -> int | None:
         if isinstance(value, float) and math.isfinite(value) and value.is_integer():
             value = int(value)
         if type(value) is not int or not 0 <= value <= _MOST_TOKENS:
-            raise ValueError(f"{name} is {value!r}")
+            raise ValueError(f"{name} is {repr(value)[:40]}")
         return value
     return None
 
@@ -334,7 +342,7 @@ def _money(row: Mapping[str, Any]) -> Decimal | None:
                 found = Decimal(str(value))
             except InvalidOperation:
                 continue
-            if found.is_finite() and found >= 0:
+            if found.is_finite() and 0 <= found <= _MOST_USD:
                 return found
     return None
 
@@ -344,7 +352,8 @@ def _moment(value: object) -> float | None:
         if not math.isfinite(value) or value <= 0:
             return None
         # Milliseconds, microseconds.
-        return value / 1e6 if value > 1e14 else value / 1e3 if value > 1e11 else float(value)
+        at_s = value / 1e6 if value > 1e14 else value / 1e3 if value > 1e11 else float(value)
+        return at_s if at_s <= _LATEST_S else None
     if not isinstance(value, str) or len(value) > 64:
         return None
     try:

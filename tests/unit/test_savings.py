@@ -143,8 +143,43 @@ def test_a_line_in_each_shape_costs_the_same(audit: Audit, name: str) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_an_equal_line_in_each_shape_is_an_exact_hit(audit: Audit, name: str) -> None:
-    found = audit([SHAPES[name], SHAPES[name]], *ONLY_MEASURED)
+    second = json.loads(json.dumps(SHAPES[name]).replace('"id": "', '"id": "other-'))
+    found = audit([SHAPES[name], second], *ONLY_MEASURED)
     assert saved(found, "exact_cache") == pytest.approx(found["bill_usd"] / 2)
+
+
+@pytest.mark.parametrize("place", ["id", "request_id", "response"])
+def test_a_line_that_is_in_the_log_twice_is_billed_once_and_is_no_hit(
+    audit: Audit, place: str
+) -> None:
+    one = row("Why is the sky blue?")
+    (one["response"] if place == "response" else one)["id" if place == "response" else place] = "a1"
+    found = audit([one, row("Why is the sky red?"), one], *ONLY_MEASURED)
+    assert (found["calls"], saved(found, "exact_cache")) == (2, 0.0)
+    (problem,) = found["problems"]
+    assert "the same call as another line" in problem["what"]
+    assert problem["lines"] == [3]
+
+
+def test_a_log_without_answers_says_that_the_cache_saves_nothing(audit: Audit) -> None:
+    lines = [row("Why is the sky blue?"), row("Why is the sky blue?", at_s=1.76e9 + 5)]
+    for one in lines:
+        del one["response"]["choices"]
+    found = audit(lines, *ONLY_MEASURED)
+    assert saved(found, "exact_cache") == 0.0
+    assert [(p["what"], p["count"]) for p in found["problems"]] == [
+        ("no answer: the exact cache stores nothing there", 2)
+    ]
+
+
+def test_costs_and_times_that_no_call_has_are_not_believed(audit: Audit) -> None:
+    lines = [
+        {**row("Why is the sky blue?", at_s=at), "response_cost": cost}
+        for at, cost in ((1.76e9, "1e999999"), (1e300, 0.25), (1.76e9 + 1, 1e30))
+    ]
+    found = audit(lines, *ONLY_MEASURED)
+    assert found["logged_usd"] == 0.25
+    assert found["until"].startswith("2025-10-09")
 
 
 @pytest.mark.parametrize(
