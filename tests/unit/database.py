@@ -21,7 +21,8 @@ from serving.ledger.migrate import migrate
 with warnings.catch_warnings():
     # It looks for a runtime folder at import and warns where there is none.
     warnings.simplefilter("ignore")
-    from pgserver.postgres_server import POSTGRES_BIN_PATH, PostgresServer, get_server
+    from pgserver._commands import POSTGRES_BIN_PATH
+    from pgserver.postgres_server import PostgresServer, get_server
 
 
 POSTGRES_PROGRAMS = Path(POSTGRES_BIN_PATH)
