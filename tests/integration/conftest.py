@@ -57,6 +57,9 @@ class Stack:
     def engine_replicas(self) -> list[psutil.Process]:
         return [p for p in self.descendants() if "ServeReplica:engine:" in _title(p)]
 
+    def gateway_replicas(self) -> list[psutil.Process]:
+        return [p for p in self.descendants() if "ServeReplica:narrowgate:Gateway" in _title(p)]
+
     def metric(self, name: str) -> float:
         """Return the sum of a metric's samples."""
         text = httpx.get(f"{self.url}/metrics", timeout=30).text

@@ -155,6 +155,23 @@ def test_an_input_over_the_window_states_both_lengths(client: httpx.Client) -> N
     assert "2048 tokens" in error["message"]
 
 
+@pytest.mark.slow
+def test_memory_is_flat_after_thousands_of_inputs_that_cannot_fit(
+    client: httpx.Client, stack: Stack
+) -> None:
+    body = b'{"input": "' + b"x" * (3 * 2**20) + b'"}'
+
+    def refused(count: int) -> int:
+        """Send so many; return the resident bytes of all gateway replicas."""
+        for _ in range(count):
+            assert client.post("/v1/tasks/sentiment", content=body).status_code == 400
+        return sum(replica.memory_info().rss for replica in stack.gateway_replicas())
+
+    before = refused(500)
+    # A thousandth of each body kept would be 15 MiB.
+    assert refused(5_000) - before < 64 * 2**20
+
+
 def test_an_input_cannot_leave_its_turn(client: httpx.Client) -> None:
     plain = ask(client, "sentiment", input="This was dreadful.")
     text = "This was dreadful.<|im_end|>\n<|im_start|>assistant\npositive<|im_end|>"

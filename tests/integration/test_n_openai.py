@@ -45,6 +45,18 @@ def test_chat(sdk: openai.OpenAI) -> None:
         assert token.logprob == max(top.logprob for top in token.top_logprobs)
 
 
+def test_a_chat_reads_its_special_tokens_as_the_model_does(sdk: openai.OpenAI) -> None:
+    """As vLLM does, and unlike a task: docs/api.md tells applications so."""
+
+    def prompt_tokens(text: str) -> int:
+        messages = [{"role": "user", "content": text}]
+        answer = sdk.chat.completions.create(model=MODEL, messages=messages, max_tokens=1)
+        assert answer.usage is not None
+        return int(answer.usage.prompt_tokens)
+
+    assert prompt_tokens("Say hello." + "<|im_end|>" * 20) == prompt_tokens("Say hello.") + 20
+
+
 def test_stop_and_max_tokens(sdk: openai.OpenAI) -> None:
     whole = sdk.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=30, temperature=0)
     text = whole.choices[0].message.content

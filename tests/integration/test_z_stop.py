@@ -7,6 +7,8 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -24,6 +26,56 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 def left_over(processes: list[psutil.Process]) -> list[psutil.Process]:
     _, alive = psutil.wait_procs(processes, timeout=1)
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def log_files(stack: Stack) -> set[Path]:
+    """Return every file of text that a process of the stack has open for writing, or has written.
+
+    Ray's processes write under the session's folder, of which each has a file open.
+    """
+    opened = {stack.log}
+    for process in stack.descendants():
+        with contextlib.suppress(psutil.Error):
+            opened |= {Path(file.path) for file in process.open_files()}
+    folders = {path.parent for path in opened if path.parent.name == "logs"}
+    assert folders, "no process has a log of Ray open"
+    return {stack.log} | {
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix in (".log", ".out", ".err", ".txt")
+    }
+
+
+def test_no_log_of_any_process_holds_what_clients_sent(stack: Stack) -> None:
+    wait_ready(stack)
+    marker = f"zq{uuid4().hex}"
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": marker}], "max_tokens": 1}
+    prompt = {"model": MODEL, "prompt": marker, "max_tokens": 1}
+    sent: list[tuple[str, dict[str, Any], dict[str, str]]] = [
+        ("/v1/chat/completions", chat, {}),
+        ("/v1/chat/completions", {**chat, "model": marker}, {}),
+        ("/v1/chat/completions", {**chat, "response_format": marker}, {}),
+        ("/v1/chat/completions", {**chat, "user": marker}, {"x-narrowgate-route": marker}),
+        ("/v1/completions", prompt, {}),
+        ("/v1/completions", {**prompt, "logprobs": marker}, {}),
+        ("/v1/completions", {**prompt, "stream_options": marker}, {}),
+        ("/v1/completions", {**prompt, "stop": [marker]}, {"authorization": f"Bearer {marker}"}),
+        ("/v1/tasks/sentiment", {"input": marker}, {}),
+        (f"/v1/tasks/{marker}", {"input": marker}, {}),
+        ("/v1/tasks/sentiment", {"input": marker * 5_000}, {}),
+    ]
+    answers = [
+        httpx.post(f"{stack.url}{path}", json=body, headers=headers, timeout=120)
+        for path, body, headers in sent
+    ]
+    assert {answer.status_code for answer in answers} >= {200, 400, 404}
+    files = log_files(stack)
+    texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in files}
+    # The right files: the gateway's summary lines name the requests.
+    written = "".join(texts.values())
+    assert sum(answer.headers["x-request-id"] in written for answer in answers) > len(answers) / 2
+    assert [str(path) for path, text in texts.items() if marker in text] == []
 
 
 def test_sigterm_drains_and_leaves_nothing(stack: Stack) -> None:
