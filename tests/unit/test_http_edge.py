@@ -69,7 +69,7 @@ async def test_half_a_surrogate_pair_in_a_key_is_told_without_a_field(server: Se
     headers = {"content-type": "application/json"}
     response = await server.post(TASK, content=b'{"\\ud83d": 1}', headers=headers)
     error = assert_error(response, 400, "invalid_request")
-    assert error["message"].startswith("a key holds half")
+    assert error["message"].startswith("a key holds an unpaired surrogate")
     assert error["param"] is None
 
 
