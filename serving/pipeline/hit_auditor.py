@@ -158,7 +158,8 @@ class HitAuditor(AuditWork):
             await self._entries.settle(match.entry.id, is_right=loss == 0.0)
         elif loss:
             await self._entries.unlist(match.entry.id)
-        elif match.kind == "semantic":
+        elif match.kind == "semantic" and one.context.options.cache != "no-store":
+            # An alias keeps the digest of the request.
             await self._entries.add_alias(one.key, match, self.evidence.now())
 
     async def _ask_judge(self, one: ObservedHit, prompt: JudgePrompt) -> JudgeReply:

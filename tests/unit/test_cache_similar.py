@@ -187,6 +187,24 @@ async def test_a_hit_is_audited_and_the_claim_suspends_itself(build: Build, mode
         assert shadowed.headers["x-narrowgate-route"] == "frontier"
 
 
+@pytest.mark.parametrize(
+    "more", [{"store": False}, {"headers": {"cache-control": "no-store"}}], ids=["field", "header"]
+)
+async def test_what_may_not_be_stored_becomes_no_alias(
+    build: Build, model: Model, more: dict[str, Any]
+) -> None:
+    from .evidence_kit import EARLY
+
+    always = EARLY.model_copy(update={"high_rate": 1.0, "floor_rate": 1.0, "alarm": 100.0})
+    async with await build(evidence=always) as found:
+        model.means = lambda text: "egg"
+        await found.hold()
+        assert state_of(await found.ask("How could I boil an egg?", **more)) == "hit"
+        assert found.audits()[-1].verdict == "same"
+        again = await found.cached.chat("How could I boil an egg?")
+        assert again.json()["narrowgate"]["cache"]["kind"] == "semantic"
+
+
 async def test_the_watch_suspends_a_claim_whose_hits_are_wrong(
     build: Build, model: Model, database: Database
 ) -> None:
