@@ -215,3 +215,14 @@ COMMANDS = [
 def test_every_command_that_is_shown_is_one(page: str, line: str) -> None:
     words = shlex.split(line.partition("#")[0])
     narrowgate_parser().parse_args(words[1:])
+
+
+def test_settings_in_the_docs_are_written_as_the_settings_file_takes_them() -> None:
+    loose = re.compile(
+        r"`[a-z_]+(?:\.[a-z_]+)+: (?:on|off|yes|no)`|^ +[a-z_]+: +(?:on|off)\b", re.M
+    )
+    pages = [*DOCS.glob("*.md"), ROOT / "README.md"]
+    assert pages
+    assert {str(page): loose.findall(page.read_text("utf-8")) for page in pages} == {
+        str(page): [] for page in pages
+    }
