@@ -106,7 +106,12 @@ def _unfit_choice(choice: Mapping[str, Any]) -> Reason | None:
     content = message.get("content")
     if not isinstance(content, str) or not content.strip():
         return "empty"
-    return "refusal" if _REFUSAL.match(content) else None
+    return "refusal" if declines(content) else None
+
+
+def declines(text: str) -> bool:
+    """Return whether an answer's first words decline to answer."""
+    return _REFUSAL.match(text) is not None
 
 
 def unfit_answer(answer: Answer, finish_reason: str) -> Reason | None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serving.cache.cacheable import declines
 from serving.contracts.answer import Usage
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.openai import openai_usage
@@ -236,7 +237,7 @@ class _Continued:
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield the continuation without the words that it repeats."""
         begun = "".join(self._text)
-        held, is_joined = "", False
+        held, is_joined, is_declined = "", False, False
         async for event in second.events:
             event = {**event, **head}
             self._take(event)
@@ -246,13 +247,16 @@ class _Continued:
                 is_end = not event.get("choices") or bool(event["choices"][0].get("finish_reason"))
                 if len(held) < _SEARCHED and not is_end:
                     continue
-                is_joined = True
-                held = _without_overlap(begun, held)
+                is_joined, is_declined = True, declines(held)
+                held = "" if is_declined else _without_overlap(begun, held)
                 delta = {"index": 0, "delta": {"content": held}, "finish_reason": None}
                 yield {**event, "choices": [delta], "usage": None}
                 if not is_end:
                     continue
                 event = _silent(event)
+            if is_declined:
+                event = _cut(event)
+                self._finish = "length"
             if event.get("usage"):
                 # What the second call served is known only behind this event.
                 before = self._first.served().usage
@@ -325,19 +329,22 @@ def _finish(outcome: Outcome) -> str | None:
 
 
 def _joined(first: Outcome, second: Outcome, text: str) -> Outcome:
+    """Return both answers as one; the first alone, with what both cost, where it is not continued.
+
+    A model that declines to continue says so in words that are no part of the answer.
+    """
     more = _text(second)
-    if more is None or first.served is None or second.served is None:
+    if first.served is None or second.served is None:
         return first
     assert isinstance(first.content, dict)
     assert isinstance(second.content, dict)
     served = _both(first.served, second.served)
     choice = first.content["choices"][0]
-    message = {**choice["message"], "content": text + _without_overlap(text, more)}
-    finish = second.content["choices"][0].get("finish_reason")
-    content = {
-        **first.content,
-        "choices": [{**choice, "message": message, "finish_reason": finish}],
-    }
+    if more is not None and not declines(more):
+        message = {**choice["message"], "content": text + _without_overlap(text, more)}
+        finish = second.content["choices"][0].get("finish_reason")
+        choice = {**choice, "message": message, "finish_reason": finish}
+    content = {**first.content, "choices": [choice]}
     if served.usage is not None:
         content["usage"] = openai_usage(served.usage)
     return replace(first, content=content, served=served)
@@ -395,6 +402,16 @@ def _silent(event: Mapping[str, Any]) -> dict[str, Any]:
         for choice in event.get("choices") or ()
     ]
     return {**event, "choices": choices}
+
+
+def _cut(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an event of a continuation that was declined: no text, and an end at the limit."""
+    silent = _silent(event)
+    choices = [
+        {**choice, "finish_reason": "length" if choice.get("finish_reason") else None}
+        for choice in silent["choices"]
+    ]
+    return {**silent, "choices": choices}
 
 
 def _unfinished(event: Mapping[str, Any]) -> dict[str, Any] | None:

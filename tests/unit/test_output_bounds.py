@@ -234,6 +234,26 @@ async def test_both_calls_together_keep_a_clients_limit(
     assert [seen.body["max_tokens"] for seen in provider.script.seen] == [LIMIT[ANTHROPIC], 100]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("more", ["", " " + "I was told to stop. " * 60], ids=["short", "long"])
+async def test_a_continuation_that_is_declined_is_no_part_of_the_answer(
+    provider: ProviderServer, more: str, *, stream: bool
+) -> None:
+    whole = text_of(LIMIT[ANTHROPIC] + 300)
+
+    def answer(seen: Seen) -> str:
+        is_second = CONTINUE in json.dumps(seen.body["messages"][-1])
+        return f"I'm sorry, I can't continue.{more}" if is_second else whole
+
+    provider.script.answer = answer
+    async with server(provider) as one:
+        text, finish, usage = await asked(one, body(ANTHROPIC, stream=stream))
+        assert (text, finish) == (whole[: 4 * LIMIT[ANTHROPIC]], "length")
+        # Both calls were paid for.
+        assert usage["completion_tokens"] > LIMIT[ANTHROPIC]
+        assert counted(one, "cut") == 1
+
+
 FORM = {"type": "json_object"}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 
