@@ -193,6 +193,12 @@ def _routed_plan(
         batch = TaskBatch(decision.task.task, (decision.task,))
         return _task_plan(batch, context, policy, decision)
     if route == "local_only":
+        if not models:
+            raise InvalidRequest(
+                "the route 'local_only' needs a local model, and this gateway has none",
+                field="route",
+                fix="leave it out",
+            )
         return _local_plan(request, next(iter(models)), models, context)
     reason: Reason = "requested" if route == "frontier_only" else "out_of_scope"
     tier = decision.tier

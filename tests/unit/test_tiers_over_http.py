@@ -427,3 +427,20 @@ async def test_a_cached_answer_of_a_cheaper_tier_is_served_only_while_its_claim_
         # An answer that took no claim depends on none.
         plain = in_force.origin(Served("frontier", "out_of_scope", LARGE, None), None, None)
         assert in_force.covers(plain, context(quality="reference"))
+
+
+async def test_local_only_without_a_local_model_is_refused_with_a_fix(
+    provider: ProviderServer, database: Database, state: Path, quality: KnownQuality
+) -> None:
+    async with tiered(provider, database, state) as server:
+        path = server.server.context.path
+        policy = replace(path.policy, local_models={})
+        object.__setattr__(server.server.context, "path", replace(path, policy=policy))
+        response = await server.server.client.post(
+            "/v1/chat/completions",
+            json={"model": "auto", "route": "local_only",
+                  "messages": [{"role": "user", "content": "Write a poem"}]},
+        )  # fmt: skip
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["param"] == "route"
+        assert response.json()["error"]["fix"]
