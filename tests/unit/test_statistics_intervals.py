@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import betaln
 
 from serving.evidence.statistics.intervals import (
-    bounded_sequence,
+    BoundedSequence,
     clopper_pearson,
     log_mixture,
     mean_sequence,
@@ -103,18 +103,15 @@ def test_a_bounded_sequence_holds_a_mean_of_small_variance_at_every_time() -> No
     rng = np.random.default_rng(12)
     misses = 0
     for _ in range(60):
-        values = rng.choice([-1.0, 0.0, 1.0], 400, p=[0.03, 0.93, 0.04])
-        interval = bounded_sequence(values, -1.0, 1.0)
-        misses += not interval.low <= 0.01 <= interval.high
-        assert interval.high - interval.low < 0.25
+        sequence = BoundedSequence()
+        for value in rng.choice([0.0, 0.5, 1.0], 400, p=[0.03, 0.93, 0.04]):
+            sequence.add(float(value))
+        interval = sequence.interval
+        misses += not interval.low <= 0.505 <= interval.high
+        assert interval.high - interval.low < 0.125
     assert clopper_pearson(misses, 60).low <= 0.05
 
 
 def test_a_bounded_sequence_without_values_is_the_range() -> None:
-    interval = bounded_sequence(np.empty(0), -1.0, 1.0)
-    assert (interval.mean, interval.low, interval.high) == (0.0, -1.0, 1.0)
-
-
-def test_values_outside_the_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be in"):
-        bounded_sequence(np.array([0.0, 2.0]), -1.0, 1.0)
+    interval = BoundedSequence().interval
+    assert (interval.mean, interval.low, interval.high) == (0.5, 0.0, 1.0)

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from serving.evidence.statistics.betting import Floats
-from serving.evidence.statistics.intervals import clopper_pearson, mean_sequence
+from serving.evidence.statistics.intervals import clopper_pearson
 from serving.evidence.statistics.people import (
     MIN_LABELS,
     agreement,
     error_against_people,
-    error_against_people_over_time,
 )
 
 ERROR, NOISE = 0.12, 0.04
@@ -69,22 +68,6 @@ def test_the_interval_misses_the_error_in_at_most_one_of_twenty_samples(
         narrower += interval.high - interval.low < alone.high - alone.low
     assert clopper_pearson(misses, 400).low <= 0.05
     assert narrower > 360
-
-
-def test_the_interval_over_time_holds_the_error() -> None:
-    rng = np.random.default_rng(5)
-    misses = 0
-    for _ in range(40):
-        interval = error_against_people_over_time(*_sample(rng, 2000, 300))
-        misses += not interval.low <= TRUE <= interval.high
-    assert clopper_pearson(misses, 40).low <= 0.05
-
-
-def test_the_interval_over_time_of_few_labels_is_that_of_the_labels() -> None:
-    judged, labelled, people = _sample(np.random.default_rng(6), 1000, 40)
-    assert error_against_people_over_time(judged, labelled, people) == mean_sequence(
-        float(people.sum()), 40
-    )
 
 
 def test_labels_and_verdicts_must_be_pairs() -> None:

@@ -9,7 +9,6 @@ import math
 import numpy as np
 from scipy import optimize, special
 
-from serving.evidence.statistics.betting import Floats
 from serving.reporting.intervals import CONFIDENCE as CONFIDENCE
 from serving.reporting.intervals import Interval as Interval
 from serving.reporting.intervals import clopper_pearson as clopper_pearson
@@ -96,22 +95,3 @@ class BoundedSequence:
         step = 1.0 / (_GRID - 1)
         low, high = float(self._grid[kept[0]]) - step, float(self._grid[kept[-1]]) + step
         return Interval(mean, max(0.0, low), min(1.0, high))
-
-
-def bounded_sequence(
-    values: Floats, low: float, high: float, confidence: float = CONFIDENCE
-) -> Interval:
-    """Return what `BoundedSequence` says of values in [low, high].
-
-    values: (n,) in order. n x 1,001 operations. Raises ValueError.
-    """
-    if high <= low or (len(values) and not (low <= values.min() and values.max() <= high)):
-        raise ValueError(f"values must be in [{low!r}, {high!r}]")
-    if len(values) == 0:
-        return Interval((low + high) / 2.0, low, high)
-    span = high - low
-    sequence = BoundedSequence(confidence)
-    for value in (values - low) / span:
-        sequence.add(float(value))
-    found = sequence.interval
-    return Interval(float(values.mean()), low + span * found.low, low + span * found.high)

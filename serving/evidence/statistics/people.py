@@ -14,13 +14,7 @@ import numpy as np
 from scipy import stats
 
 from serving.evidence.statistics.betting import Floats
-from serving.evidence.statistics.intervals import (
-    CONFIDENCE,
-    Interval,
-    bounded_sequence,
-    clopper_pearson,
-    mean_sequence,
-)
+from serving.evidence.statistics.intervals import CONFIDENCE, Interval, clopper_pearson
 
 _ADDED = 2
 """Disagreements of each sign that the variance of the rectifier is computed with besides.
@@ -54,29 +48,6 @@ def error_against_people(
     variance = weight**2 * float(judged.var(ddof=1)) / more + _variance(rectifier) / n
     half = float(stats.norm.ppf((1.0 + confidence) / 2.0)) * math.sqrt(variance)
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
-
-
-def error_against_people_over_time(
-    judged: Floats, judged_labelled: Floats, people: Floats, confidence: float = CONFIDENCE
-) -> Interval:
-    """Return the error against people, valid at every time. Arguments as above, in order.
-
-    The sum of a confidence sequence of the reference's verdicts and one of the rectifier, which is
-    in [-1, 1], each at half of the allowed error. Raises ValueError.
-    """
-    _require_pairs(judged_labelled, people)
-    each = (1.0 + confidence) / 2.0
-    alone = mean_sequence(float(people.sum()), len(people), confidence)
-    if len(people) < MIN_LABELS:
-        return alone
-    every = np.concatenate([judged, judged_labelled])
-    verdicts = mean_sequence(float(every.sum()), len(every), each)
-    rectifier = bounded_sequence(people - judged_labelled, -1.0, 1.0, each)
-    return Interval(
-        min(1.0, max(0.0, verdicts.mean + rectifier.mean)),
-        max(0.0, verdicts.low + rectifier.low),
-        min(1.0, verdicts.high + rectifier.high),
-    )
 
 
 def _variance(rectifier: Floats) -> float:
