@@ -217,13 +217,13 @@ def becomes(found: Gateways, replica: Replica, state: str, text: str) -> httpx.R
 
 def test_the_claim_is_earned_in_shadow(gateways: Gateways) -> None:
     began_s = time.monotonic()
-    sent = 0
+    # All that may be found first: an entry is stored behind its answer, not before it.
     for noun in NOUNS:
-        for form in ("do", "can"):
-            answer = gateways.ask(gateways.one, "acme", f"How {form} I cook {noun}?")
-            sent += 1
-            if answer.headers["x-narrowgate-cache"] == "hit":
-                break
+        gateways.ask(gateways.one, "acme", f"How do I cook {noun}?")
+    sent = len(NOUNS)
+    for noun in NOUNS:
+        gateways.ask(gateways.one, "acme", f"How can I cook {noun}?")
+        sent += 1
         if any(claim["state"] == "held" for claim in gateways.claims()):
             break
     (claim,) = gateways.claims()
