@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
         "pipeline",
         "reporting",
     },
+    "batch": {"tasks", "frontier", "ledger", "cache", "pipeline"},
     "gateway": {"tasks", "local", "artifacts", "pipeline", "evidence", "cache", "tiers"},
     "app": {
         "tasks",
@@ -43,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
         "context",
         "cache",
         "pipeline",
+        "batch",
         "gateway",
         "tiers",
     },

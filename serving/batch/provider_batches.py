@@ -1,0 +1,120 @@
+"""Providers' batch APIs, as the scheduler uses them."""
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from serving.contracts.errors import NarrowgateError
+from serving.frontier.spent import NOTHING, Spent
+
+Phase = Literal["validating", "running", "cancelling", "ended", "failed", "expired", "cancelled"]
+"""failed: the provider refused the whole batch, and bills nothing. ended, expired, cancelled:
+final; lines that finished before are in the results, and are billed."""
+
+FINAL_PHASES: frozenset[Phase] = frozenset({"ended", "failed", "expired", "cancelled"})
+
+LineKind = Literal["succeeded", "errored", "expired", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderLine:
+    """One request of a provider batch.
+
+    key: our line key, at most 64 characters of [A-Za-z0-9_-], unique for ever. body: the
+    provider's own request body, as serving.frontier prepares a synchronous call.
+    """
+
+    key: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LineCounts:
+    """Lines of a provider batch by result. total: 0 while the provider has not counted them."""
+
+    total: int = 0
+    succeeded: int = 0
+    errored: int = 0
+    expired: int = 0
+    cancelled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderBatchState:
+    """The state of a provider batch. error: why the provider refused it, for people."""
+
+    id: str
+    phase: Phase
+    counts: LineCounts = LineCounts()
+    ended_at: datetime | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderLineResult:
+    """The result of one line.
+
+    document: an OpenAI-shaped chat completion, None unless it succeeded. spent: the usage to
+    record; NOTHING where the line is not billed. error: None where it succeeded.
+    """
+
+    key: str
+    kind: LineKind
+    document: dict[str, Any] | None = None
+    spent: Spent = NOTHING
+    error: NarrowgateError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertain:
+    """A batch may be the one that was searched for, and nothing proves or refutes it yet.
+
+    candidates: ids of the batches that fit by count and time; empty where the provider's list
+    may lag behind. Ask again later; send nothing before.
+    """
+
+    candidates: tuple[str, ...] = ()
+
+
+class ProviderBatches(Protocol):
+    """The batch API of one provider. Raises only FrontierErrors.
+
+    max_lines, max_bytes: the most that one batch may hold.
+    """
+
+    max_lines: int
+    max_bytes: int
+
+    async def submit(self, lines: Sequence[ProviderLine], batch_key: str, model: str) -> str:
+        """Create a batch and return the provider's id.
+
+        batch_key: our id of the submission, unique for ever. model: the provider's name of it.
+        After an error that may leave a batch behind (a timeout, a lost connection), ask `find`
+        before anything is sent again.
+        """
+        ...
+
+    async def find(
+        self, batch_key: str, since: datetime, keys: Collection[str]
+    ) -> str | Uncertain | None:
+        """Return the id of the batch that a submission made; None where it made none.
+
+        since: when the intent was written, with its time zone. keys: of the submitted lines.
+        """
+        ...
+
+    async def state(self, batch_id: str) -> ProviderBatchState:
+        """Return the state of a batch."""
+        ...
+
+    def results(self, batch_id: str) -> AsyncIterator[ProviderLineResult]:
+        """Yield the results of a final batch, in any order.
+
+        A line may be missing or repeated, and the iterator may be read again from the start.
+        """
+        ...
+
+    async def cancel(self, batch_id: str) -> None:
+        """Ask for the end of a batch; lines that finish before it are billed. May be repeated."""
+        ...
