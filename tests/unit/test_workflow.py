@@ -218,6 +218,9 @@ def test_the_nightly_workflow_runs_what_make_test_leaves_out() -> None:
     ]
     assert "make test-slow" in runs
     assert "sudo make test-cluster" in runs
+    assert any(
+        "promtool --version" in run and "test_kubernetes_monitoring.py" in run for run in runs
+    )
     assert "secrets." not in WORKFLOWS["nightly"]
 
 
