@@ -1,5 +1,7 @@
 """Computes the provider's bill from its own records, by separate rules."""
 
+from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from .script import Seen
@@ -26,6 +28,15 @@ def partial_bill(seen: Seen, made_tokens: int) -> dict[str, Any]:
 def billed_classes(seen: Seen) -> dict[str, int]:
     """Return the billed tokens by exclusive class; zeros for a request that was refused."""
     return classes_of(seen.api, seen.billed)
+
+
+def billed_usd(seen: Seen, prices: Mapping[str, Decimal]) -> Decimal:
+    """Return what the provider charges for a request: half in a batch.
+
+    prices: US dollars a token by class, of a request outside of batches.
+    """
+    usd = sum((count * prices[name] for name, count in billed_classes(seen).items()), Decimal(0))
+    return usd / 2 if seen.batch_id is not None else usd
 
 
 def classes_of(api: str, usage: dict[str, Any] | None) -> dict[str, int]:

@@ -59,7 +59,8 @@ class Seen:
     """One request as it arrived, and how it ended.
 
     usage: of the whole answer, in the wire format. billed: what the provider charges for, in the
-    wire format; None for a request that it refused. sent_tokens: of a stream so far.
+    wire format; None for a request that it refused. sent_tokens: of a stream so far. batch_id,
+    custom_id: of a line of a batch, which costs half.
     """
 
     api: Literal["openai", "anthropic"]
@@ -73,6 +74,8 @@ class Seen:
     usage: dict[str, Any] | None = None
     billed: dict[str, Any] | None = None
     sent_tokens: int = 0
+    batch_id: str | None = None
+    custom_id: str | None = None
 
     @property
     def model(self) -> str:
@@ -102,11 +105,44 @@ class Reply:
 
 Answer = Callable[[Seen], Reply | str | None]
 
+BatchOperation = Literal[
+    "upload", "file", "create", "list", "state", "results", "cancel", "delete"
+]  # `file`: the description of a file, or its deletion
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one batch goes.
+
+    ends: `failed` is a refusal of the whole batch after its creation, which only OpenAI knows.
+    code, message: of that refusal. answered: the share of the lines, in their order, that is
+    answered before an expiry or a cancellation; a completed batch answers all. polls, seconds: how
+    many requests of its state, and how much time, pass before it ends. unlisted: how many lists
+    leave it out. lost: how many requests about it say that it does not exist. duplicated: lines
+    that its results hold twice. strangers: results of lines that nobody sent. is_ordered: whether
+    results come in the order of the lines.
+    """
+
+    ends: Literal["completed", "expired", "failed"] = "completed"
+    code: str = "invalid_request"
+    message: str = "the batch is refused"
+    answered: float = 1.0
+    polls: int = 1
+    seconds: float = 0.0
+    unlisted: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    strangers: int = 0
+    is_ordered: bool = False
+
 
 class Script:
     """Faults to come, the answers to give, and the requests seen. Used from two threads.
 
     run_ahead_tokens: made and billed beyond what was sent when the client closes a stream.
+    batch_plans: of the next batches, in order; then batch_plan. batch_faults: of the next requests
+    of each operation; None is an answer. line_fault: why a line of a batch gets an error, if it
+    does. batch_requests: the operations so far, with the id that each names or makes.
     """
 
     def __init__(self) -> None:
@@ -116,6 +152,11 @@ class Script:
         self.seen: list[Seen] = []
         self.in_flight = 0
         self.run_ahead_tokens = 0
+        self.batch_plans: deque[BatchPlan] = deque()
+        self.batch_plan = BatchPlan()
+        self.batch_faults: dict[BatchOperation, deque[Fault | None]] = {}
+        self.line_fault: Callable[[Seen], Fault | None] = lambda _: None
+        self.batch_requests: list[tuple[BatchOperation, str]] = []
 
     def next(self, *faults: Fault | None) -> None:
         """The next requests meet these, in order; None is an answer."""
@@ -124,6 +165,18 @@ class Script:
     def on(self, model: str, fault: Fault) -> None:
         """Every request to a model meets this fault; `*` is any model."""
         self.always[model] = fault
+
+    def next_batch(self, *plans: BatchPlan) -> None:
+        """The next batches go like these, in order."""
+        self.batch_plans.extend(plans)
+
+    def on_batch(self, operation: BatchOperation, *faults: Fault | None) -> None:
+        """The next requests of an operation on batches meet these, in order."""
+        self.batch_faults.setdefault(operation, deque()).extend(faults)
+
+    def batch_fault_of(self, operation: BatchOperation) -> Fault | None:
+        faults = self.batch_faults.get(operation)
+        return faults.popleft() if faults else None
 
     def fault_of(self, seen: Seen) -> Fault | None:
         if self.faults:
@@ -136,6 +189,11 @@ class Script:
         self.answer = lambda _: None
         self.run_ahead_tokens = 0
         self.seen.clear()
+        self.batch_plans.clear()
+        self.batch_plan = BatchPlan()
+        self.batch_faults.clear()
+        self.line_fault = lambda _: None
+        self.batch_requests.clear()
 
     @property
     def completed(self) -> int:

@@ -6,26 +6,25 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import uvicorn
+from starlette.requests import Request
 
 from . import anthropic_wire, openai_wire
+from .anthropic_batches import AnthropicBatches
+from .asgi import HANG_S, Cut, Receive, Send, begin, hang_up, send_json, send_whole
+from .batches import Batches
 from .billing import partial_bill
+from .http_batches import BatchEndpoints, respond
 from .model import PromptCache, refused_breakpoints, reply, tokens
+from .openai_batches import OpenAIBatches
 from .script import Fault, Reply, Script, Seen
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-_HANG_S = 600.0
+_HTML_PAGE = b"<html>Welcome to the hotel's network</html>"
 _PATHS = {"/v1/chat/completions": "openai", "/v1/messages": "anthropic"}
 _WIRES: dict[str, Any] = {"openai": openai_wire, "anthropic": anthropic_wire}
-
-
-class Cut(Exception):
-    """Makes uvicorn drop the connection in the middle of an answer."""
 
 
 class ProviderApp:
@@ -35,13 +34,28 @@ class ProviderApp:
         self.keys = None if keys is None else frozenset(keys)
         self.script = Script()
         self.cache = PromptCache()
+        self.forget_batches()
+
+    def forget_batches(self) -> None:
+        batches = Batches(self.script, lambda seen, answer: self._usage(seen, answer, None))
+        openai = OpenAIBatches(batches)
+        self._batches: dict[str, tuple[str, BatchEndpoints]] = {
+            "/v1/files": ("openai", openai),
+            "/v1/batches": ("openai", openai),
+            "/v1/messages/batches": ("anthropic", AnthropicBatches(batches)),
+        }
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        for path, (api, endpoints) in self._batches.items():
+            if f"{scope['path']}/".startswith(f"{path}/"):
+                request = Request(scope, receive)  # type: ignore[arg-type]
+                await respond(endpoints, _WIRES[api], self.script, self.keys, request, send)
+                return
         seen = await self._arrived(scope, receive)
         if seen is None:
-            await _json(send, 404, {"error": {"message": "no such path"}})
+            await send_json(send, 404, {"error": {"message": "no such path"}})
             return
         script = self.script
         script.in_flight += 1
@@ -131,17 +145,14 @@ class ProviderApp:
         if fault.kind == "raw":
             await _raw(send, fault, seen)
             if fault.aborts:
-                direct.__self__.transport.abort()
-                raise Cut
+                hang_up(direct)
             await send({"type": "http.response.body", "body": b""})
         elif fault.worked:
             await self._instead(fault, seen, send)
         elif fault.kind == "hang":
-            await asyncio.sleep(_HANG_S)
+            await asyncio.sleep(HANG_S)
         elif fault.kind == "hang_up":
-            # ASGI has no message for this; the connection belongs to uvicorn's request cycle.
-            direct.__self__.transport.abort()
-            raise Cut
+            hang_up(direct)
         else:
             return False
         return True
@@ -152,9 +163,9 @@ class ProviderApp:
             case "status":
                 message = fault.message.replace("{key}", seen.key)
                 document = _WIRES[seen.api].error(fault.status, fault.code, message)
-                await _json(send, fault.status, document, fault.headers)
+                await send_json(send, fault.status, document, fault.headers)
             case "html":
-                await _send(send, 200, b"<html>Welcome to the hotel's network</html>", "text/html")
+                await send_whole(send, 200, _HTML_PAGE, "text/html")
                 seen.completed = True
             case "slow":
                 await asyncio.sleep(fault.delay_s)
@@ -179,20 +190,22 @@ class ProviderApp:
                 data = json.dumps({**document, **empty}).encode()
             case "hang_mid_stream" | "cut" | "end_early" | "error_event":
                 seen.completed = True
-                await _begin(send, 200, "application/json")
+                await begin(send, 200, "application/json")
                 half = {"type": "http.response.body", "body": data[: len(data) // 2]}
                 await send({**half, "more_body": True})
                 if fault and fault.kind == "hang_mid_stream":
-                    await asyncio.sleep(_HANG_S)
+                    await asyncio.sleep(HANG_S)
                 raise Cut
-        await _send(send, 200, data, "application/json")
+        await send_whole(send, 200, data, "application/json")
 
     def _usage(self, seen: Seen, answer: Reply, fault: Fault | None) -> Any:
         said = answer.text + "".join(c.name + json.dumps(c.arguments) for c in answer.calls)
         count = self.cache.openai_usage if seen.api == "openai" else self.cache.anthropic_usage
         usage = count(seen, tokens(said), answer.reasoning_tokens)
         if seen.api == "anthropic":
-            usage["service_tier"] = answer.service_tier or "standard"
+            usage["service_tier"] = answer.service_tier or (
+                "batch" if seen.batch_id else "standard"
+            )
         seen.usage = usage
         match fault.kind if fault else None:
             case "no_usage":
@@ -212,7 +225,7 @@ class ProviderApp:
 
 async def _raw(send: Send, fault: Fault, seen: Seen) -> None:
     kind = "text/event-stream" if seen.streamed else "application/json"
-    await _begin(send, fault.status, kind, fault.headers)
+    await begin(send, fault.status, kind, fault.headers)
     for piece in fault.body:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
         # Pieces arrive one by one.
@@ -224,12 +237,12 @@ async def _raw(send: Send, fault: Fault, seen: Seen) -> None:
 async def _stream(
     send: Send, events: list[bytes], fault: Fault | None, wire: Any, seen: Seen
 ) -> None:
-    await _begin(send, 200, "text/event-stream")
+    await begin(send, 200, "text/event-stream")
     for number, event in enumerate(events):
         if fault is not None and number == fault.after_events:
             match fault.kind:
                 case "hang_mid_stream":
-                    await asyncio.sleep(_HANG_S)
+                    await asyncio.sleep(HANG_S)
                 case "cut":
                     raise Cut
                 case "end_early":
@@ -250,30 +263,6 @@ async def _stream(
 async def _watch(receive: Receive, seen: Seen) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _begin(send: Send, status: int, kind: str, headers: dict[str, str] | None = None) -> None:
-    named = {
-        "content-type": kind,
-        "x-request-id": "req_1",
-        "request-id": "req_1",
-        **(headers or {}),
-    }
-    pairs = [(k.encode(), v.encode()) for k, v in named.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-
-
-async def _send(
-    send: Send, status: int, data: bytes, kind: str, headers: dict[str, str] | None = None
-) -> None:
-    await _begin(send, status, kind, headers)
-    await send({"type": "http.response.body", "body": data})
-
-
-async def _json(
-    send: Send, status: int, document: dict[str, Any], headers: dict[str, str] | None = None
-) -> None:
-    await _send(send, status, json.dumps(document).encode(), "application/json", headers)
 
 
 class ProviderServer:
@@ -321,6 +310,7 @@ class ProviderServer:
         self._socket.close()
 
     def reset(self) -> None:
-        """Forget faults, requests and cached prompts."""
+        """Forget faults, requests, cached prompts and batches."""
         self.script.reset()
         self.app.cache = PromptCache()
+        self.app.forget_batches()
