@@ -1,16 +1,18 @@
 """Computes a task's findings, every number that is signed, from both models' answers. Pure."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from evals.answers import Answered
 from evals.confidence import Confidence, Part
 from evals.findings import Half, Outcome, OwnOutcome, TaskFindings
 from evals.metrics import Counts, Metric, is_right, metric_of
-from evals.pair import Turn
+from evals.pair import Block
 from evals.paired import Indices, accuracy_difference, bootstrap_interval
 from evals.population import OwnInputs, suite_population
 from evals.suite import Suite, calibration_half
@@ -34,17 +36,24 @@ Over = Callable[[Indices], Counts]
 _SLICE_RESAMPLES = 1000
 _EARLY_LEVEL = 0.995
 _EARLY_RESAMPLES = 2000
-# A turn's speed varies by 30 % on a machine that does other work.
+# A block's speed varies by 30 % on a machine that does other work.
 _EARLY_SPEED_SHARE = 0.75
-_EARLY_TURNS = 2
+_EARLY_BLOCKS = 2
+_SPEED_LEVEL = 0.95
+# Of two blocks with very different ratios the bound would overflow.
+_MOST_LOG_RATIO = math.log(1e6)
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The requirements of a task. margin: None if none is stated. required_speed: 0 for none."""
+    """The requirements of a task. margin: None if none is stated. required_speed: 0 for none.
+
+    weight_bytes: of both models, named as a gain where the candidate is not faster.
+    """
 
     margin: float | None
     required_speed: float
+    weight_bytes: Pair | None = None
     seed: int = 0
     resamples: int = 10_000
 
@@ -70,7 +79,7 @@ def assess(
     suite: Suite,
     baseline: Answered,
     candidate: Answered,
-    turns: Sequence[Turn],
+    blocks: Sequence[Block],
     rules: Rules,
     certified: Certified | None = None,
 ) -> TaskFindings:
@@ -87,7 +96,7 @@ def assess(
     # Halves of a suite are of about the same size.
     tested = None if certified is None else len(certification.independent)
     confidence = Confidence.of(calibration, certification, suite.spec.target_error, tested)
-    speed = _speed(turns, rules.required_speed)
+    speed = _speed(blocks, rules.required_speed)
     judgement = judge(
         Evidence(
             n=len(suite.examples),
@@ -100,6 +109,7 @@ def assess(
             wrong_at_best=confidence.wrong_at_best,
             own_inputs=certified is not None,
             speed=speed,
+            weight_bytes=rules.weight_bytes,
         )
     )
     result = TaskResult(
@@ -132,20 +142,22 @@ def assess(
     return TaskFindings(suite.spec, result, outcomes, own_outcomes)
 
 
-def certain_to_fail(suite: Suite, candidate: Answered, turns: Sequence[Turn], rules: Rules) -> bool:
+def certain_to_fail(
+    suite: Suite, candidate: Answered, blocks: Sequence[Block], rules: Rules
+) -> bool:
     """Return whether a task will fail whatever the answers to its remaining examples are.
 
-    suite, candidate, turns: what was seen so far. Two things are tested: the floor, at 99.5 %, and
-    the speed, of which every turn must be clearly too slow. A task that is stopped cannot pass, so
+    suite, candidate, blocks: what was seen so far. Two things are tested: the floor, at 99.5 %, and
+    the speed, of which every block must be clearly too slow. A task that is stopped cannot pass, so
     looking early adds no false pass, and at most half a percent a look of false failures.
     """
-    return _far_too_slow(turns, rules.required_speed) or _below_floor(suite, candidate, rules)
+    return _far_too_slow(blocks, rules.required_speed) or _below_floor(suite, candidate, rules)
 
 
-def _far_too_slow(turns: Sequence[Turn], required: float) -> bool:
-    if len(turns) < _EARLY_TURNS:
+def _far_too_slow(blocks: Sequence[Block], required: float) -> bool:
+    if len(blocks) < _EARLY_BLOCKS:
         return False
-    return all(turn.ratio < _EARLY_SPEED_SHARE * required for turn in turns)
+    return all(block.ratio < _EARLY_SPEED_SHARE * required for block in blocks)
 
 
 def _below_floor(suite: Suite, candidate: Answered, rules: Rules) -> bool:
@@ -240,20 +252,24 @@ def _invalid(answered: Answered) -> float:
     return sum(not prediction.valid for prediction in found) / len(found)
 
 
-def _speed(turns: Sequence[Turn], required: float) -> Speed | None:
-    if not turns:
+def _speed(blocks: Sequence[Block], required: float) -> Speed | None:
+    if not blocks:
         return None
-    ratios = [turn.ratio for turn in turns]
-    examples = sum(turn.examples for turn in turns)
+    logs = np.log([block.ratio for block in blocks])
+    mean, lower, upper = float(logs.mean()), None, None
+    if len(logs) > 1:
+        half = float(stats.t.ppf(_SPEED_LEVEL, len(logs) - 1) * stats.sem(logs))
+        lower, upper = math.exp(mean - half), math.exp(min(mean + half, _MOST_LOG_RATIO))
+    examples = sum(block.examples for block in blocks)
     return Speed(
         examples_per_s=Pair(
-            baseline=examples / sum(turn.baseline_s for turn in turns),
-            candidate=examples / sum(turn.candidate_s for turn in turns),
+            baseline=examples / sum(block.baseline_s for block in blocks),
+            candidate=examples / sum(block.candidate_s for block in blocks),
         ),
-        ratio=float(np.median(ratios)),
-        lowest=min(ratios),
-        highest=max(ratios),
-        turns=len(ratios),
+        ratio=math.exp(mean),
+        lower=lower,
+        upper=upper,
+        blocks=len(blocks),
         required=required,
     )
 

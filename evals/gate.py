@@ -14,7 +14,7 @@ from evals.answers import Answered, works
 from evals.assessment import Certified, Rules, assess, certain_to_fail
 from evals.findings import Findings, TaskFindings
 from evals.harness import General, HarnessResult, run_harness
-from evals.pair import SIDES, Futile, Side, Turn
+from evals.pair import SIDES, Block, Futile, Side
 from evals.pair import Pair as SubjectPair
 from evals.paired import Indices, bootstrap_interval
 from evals.population import OwnInputs
@@ -111,7 +111,7 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
                 suite,
                 pair.answered("baseline", suite.name),
                 pair.answered("candidate", suite.name),
-                pair.turns[suite.name],
+                pair.blocks[suite.name],
                 _rules(request, suite, precision),
                 _certified(request, pair, suite.name),
             )
@@ -130,9 +130,7 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
             files=manifests["candidate"].files,
             precision=precision,
             recipe=recipe_of(request.candidate),
-            weight_bytes=Pair(
-                baseline=weight_bytes(request.baseline), candidate=weight_bytes(request.candidate)
-            ),
+            weight_bytes=_weights(request),
             memory_bytes=Pair(
                 baseline=subjects["baseline"].memory_bytes,
                 candidate=subjects["candidate"].memory_bytes,
@@ -181,8 +179,8 @@ def _futile(request: Request) -> Futile | None:
     if not request.stop_early:
         return None
 
-    def futile(seen: Suite, candidate: Answered, turns: Sequence[Turn]) -> bool:
-        return certain_to_fail(seen, candidate, turns, _rules(request, seen, "16-bit"))
+    def futile(seen: Suite, candidate: Answered, blocks: Sequence[Block]) -> bool:
+        return certain_to_fail(seen, candidate, blocks, _rules(request, seen, "16-bit"))
 
     return futile
 
@@ -191,8 +189,13 @@ def _rules(request: Request, suite: Suite, precision: Precision) -> Rules:
     return Rules(
         margin=_margin(request, suite, precision),
         required_speed=request.required_speed,
+        weight_bytes=_weights(request),
         seed=request.seed,
     )
+
+
+def _weights(request: Request) -> Pair:
+    return Pair(baseline=weight_bytes(request.baseline), candidate=weight_bytes(request.candidate))
 
 
 def _margin(request: Request, suite: Suite, precision: Precision) -> float | None:

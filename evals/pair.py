@@ -1,7 +1,7 @@
 """Baseline and candidate on the same examples, in turns, so that both see the same machine.
 
 The order is baseline, candidate, candidate, baseline, ...: another program that slows the machine
-for a while slows both models.
+for a while slows both models. Where both stay loaded, they take turns after each block.
 """
 
 import hashlib
@@ -33,6 +33,10 @@ _TURNS_LOADING = (0.5, 1.0)
 # With early stopping the first looks are short: most tasks that fail their floor or speed fail it
 # clearly, and a translation suite has a dozen directions for each text.
 _FIRST_LOOK = 8
+# A part is timed in blocks, for an interval of the ratio. In smaller ones an engine's batches are
+# not full.
+_BLOCK = 16
+_MOST_BLOCKS = 4
 _NEXT_LOOK = 3
 _WARM_UP = 8
 _WARM_UP_TOKENS = 8
@@ -43,7 +47,7 @@ _ENGINE_BYTES = int(1.5 * 2**30)
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Block:
     """The time that each model took for the same examples, in seconds of engine time."""
 
     examples: int
@@ -56,27 +60,27 @@ class Turn:
         return self.baseline_s / self.candidate_s
 
 
-Futile = Callable[[Suite, Answered, Sequence[Turn]], bool]
+Futile = Callable[[Suite, Answered, Sequence[Block]], bool]
 
 
 @dataclass(slots=True)
 class _Record:
-    """Outputs by the examples' index, and examples and seconds of each turn; by side and suite."""
+    """Outputs by the examples' index, and examples and seconds of each block; by side and suite."""
 
     outputs: dict[tuple[Side, str], dict[int, EngineOutput]]
     seconds: dict[tuple[Side, str], list[tuple[int, float]]]
 
-    def turns(self, name: str) -> list[Turn]:
+    def blocks(self, name: str) -> list[Block]:
         pairs = zip(self.seconds["baseline", name], self.seconds["candidate", name], strict=True)
-        return [Turn(examples, old, new) for (examples, old), (_, new) in pairs]
+        return [Block(examples, old, new) for (examples, old), (_, new) in pairs]
 
 
 class Pair:
     """Two subjects and the suites that they are tested on.
 
     futile: receives what was seen of a suite after each turn (the candidate's answers and the
-    turns) and returns whether to stop there.
-    suites: by name, reduced to the examples that were run where they were stopped. turns: how long
+    blocks) and returns whether to stop there.
+    suites: by name, reduced to the examples that were run where they were stopped. blocks: how long
     each took, by suite. own_inputs: by suite, what the candidate alone answers after the turns,
     unless the suite was stopped.
     """
@@ -102,7 +106,7 @@ class Pair:
         self._orders = {suite.name: _order(suite.examples) for suite in suites}
         self._answered: dict[tuple[Side, str], Answered] = {}
         self._own_answered: dict[str, Answered] = {}
-        self.turns: dict[str, list[Turn]] = {}
+        self.blocks: dict[str, list[Block]] = {}
 
     @contextmanager
     def running(self) -> Iterator["Pair"]:
@@ -157,18 +161,14 @@ class Pair:
         parts = {name: self._parts(suite) for name, suite in self.suites.items()}
         active, turn = list(self.suites.values()), 0
         while active:
-            for side in SIDES if turn % 2 == 0 else reversed(SIDES):
-                self._make_room(side)
-                self._warm_up(side, active)
-                for suite in active:
-                    self._run_part(side, suite, parts[suite.name][turn], record)
+            self._run_turn(turn, {suite.name: parts[suite.name][turn] for suite in active}, record)
             turn += 1
             unfinished = [suite for suite in active if turn < len(parts[suite.name])]
             active = [suite for suite in unfinished if not self._stop(suite, record)]
         for suite in self.suites.values():
             for side in SIDES:
                 self._answered[side, suite.name] = self._read(side, suite, record)
-            self.turns[suite.name] = record.turns(suite.name)
+            self.blocks[suite.name] = record.blocks(suite.name)
         for name, inputs in self._own_inputs.items():
             self._own_answered[name] = self._answer_own_inputs(name, inputs)
 
@@ -208,15 +208,33 @@ class Pair:
         order = self._orders[suite.name]
         return [order[begin:end] for begin, end in pairwise([0, *ends])]
 
-    def _run_part(self, side: Side, suite: Suite, part: Sequence[int], record: "_Record") -> None:
+    def _run_turn(self, turn: int, parts: Mapping[str, Sequence[int]], record: "_Record") -> None:
+        """Run a part of each suite on both models: block by block, or model by model."""
+        active = [self.suites[name] for name in parts]
+        if self._resident:
+            for side in SIDES:
+                self._warm_up(side, active)
+            for suite in active:
+                for number, block in enumerate(_blocks(parts[suite.name])):
+                    for side in _in_turn(turn + number):
+                        self._run_block(side, suite, block, record)
+            return
+        for side in _in_turn(turn):
+            self._make_room(side)
+            self._warm_up(side, active)
+            for suite in active:
+                for block in _blocks(parts[suite.name]):
+                    self._run_block(side, suite, block, record)
+
+    def _run_block(self, side: Side, suite: Suite, block: Sequence[int], record: "_Record") -> None:
         self.report_step(f"{suite.name}: {side}")
-        examples = [suite.examples[index] for index in part]
+        examples = [suite.examples[index] for index in block]
         batch = self._subjects[side].run(works(self._subjects[side], suite, examples))
         outputs = record.outputs.setdefault((side, suite.name), {})
-        outputs.update(zip(part, batch.outputs, strict=True))
-        if part:
-            record.seconds.setdefault((side, suite.name), []).append((len(part), batch.seconds))
-        self._done += len(part)
+        outputs.update(zip(block, batch.outputs, strict=True))
+        seconds = record.seconds.setdefault((side, suite.name), [])
+        seconds.append((len(block), batch.seconds))
+        self._done += len(block)
 
     def _read(self, side: Side, suite: Suite, record: "_Record") -> Answered:
         """Return the answers to what was run of a suite, in the examples' order."""
@@ -228,7 +246,7 @@ class Pair:
         if self._futile is None:
             return False
         seen = suite.among(sorted(record.outputs["candidate", suite.name]))
-        if not self._futile(seen, self._read("candidate", seen, record), record.turns(suite.name)):
+        if not self._futile(seen, self._read("candidate", seen, record), record.blocks(suite.name)):
             return False
         self._total -= 2 * (len(suite.examples) - len(seen.examples))
         if (inputs := self._own_inputs.pop(suite.name, None)) is not None:
@@ -280,6 +298,17 @@ def _order(examples: Sequence[Example]) -> list[int]:
             digest = hashlib.sha256(f"narrowgate-order:{examples[index].id}".encode()).digest()
             ranked.append(((place - number) % len(found), digest, index))
     return [index for _, _, index in sorted(ranked)]
+
+
+def _in_turn(number: int) -> tuple[Side, Side]:
+    return SIDES if number % 2 == 0 else (SIDES[1], SIDES[0])
+
+
+def _blocks(part: Sequence[int]) -> list[Sequence[int]]:
+    """Return a turn's indices in the blocks that are timed, of about equal size."""
+    count = min(max(len(part) // _BLOCK, 1), _MOST_BLOCKS)
+    ends = [round(len(part) * number / count) for number in range(count + 1)]
+    return [part[begin:end] for begin, end in pairwise(ends) if end > begin]
 
 
 def _looks(size: int) -> list[int]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from evals.certification import accepted_needed
-from serving.contracts.attestation import Certificate, Interval, Speed, Verdict
+from serving.contracts.attestation import Certificate, Interval, Pair, Speed, Verdict
 
 _SEVERITY = {Verdict.PASS: 0, Verdict.INCONCLUSIVE: 1, Verdict.FAIL: 2}
 # The estimate is at the limit: no realistic number of examples decides.
@@ -30,7 +30,7 @@ class Evidence:
     no loss. floor: lowest acceptable metric. slices: differences within parts of the suite.
     certificate: None without examples to certify on. wrong_at_best: lower bound of the error rate
     among the most confident answers. speed: None if not measured. own_inputs: whether the
-    certificate is of the user's own inputs.
+    certificate is of the user's own inputs. weight_bytes: of both models; None if not known.
     """
 
     n: int
@@ -43,6 +43,7 @@ class Evidence:
     wrong_at_best: float
     speed: Speed | None
     own_inputs: bool = False
+    weight_bytes: Pair | None = None
 
 
 def judge(evidence: Evidence) -> Judgement:
@@ -82,7 +83,7 @@ def _checks(evidence: Evidence) -> Iterator[Judgement]:
         yield _floor(evidence.own, evidence.floor, evidence.n)
     yield _certified(evidence.certificate, evidence.wrong_at_best, evidence.own_inputs)
     if evidence.speed is not None:
-        yield _fast_enough(evidence.speed)
+        yield _fast_enough(evidence.speed, evidence.weight_bytes)
 
 
 def _floor(own: Interval, floor: float, n: int) -> Judgement:
@@ -125,15 +126,29 @@ def _certified(
     )
 
 
-def _fast_enough(speed: Speed) -> Judgement:
-    measured = (
-        f"{speed.lowest:.2f} to {speed.highest:.2f} of the baseline's (median {speed.ratio:.2f})"
+def _fast_enough(speed: Speed, weights: Pair | None) -> Judgement:
+    measured = f"its throughput is {speed.ratio:.2f}"
+    if speed.lower is not None and speed.upper is not None:
+        measured += f" ({speed.lower:.2f} to {speed.upper:.2f})"
+    measured += f" of the baseline's: {speed.finding}"
+    # Other programs on the machine affect the speed: a candidate fails only where its bounds show
+    # that it is too slow.
+    if speed.upper is not None and speed.upper < speed.required:
+        return _fail(f"{measured}; the required ratio is {speed.required}")
+    if speed.finding != "faster" and weights is not None:
+        return _pass(f"{measured}; {_smaller(weights)}")
+    return _pass(measured)
+
+
+def _smaller(weights: Pair) -> str:
+    """Say what a candidate that is not faster gains."""
+    share = weights.candidate / weights.baseline
+    if share >= 1.0:
+        return f"its weights take {share:.2f} of the baseline's memory: nothing is gained"
+    return (
+        f"its weights take {share:.2f} of the baseline's memory, so that {1 / share:.1f} times as "
+        "many replicas' weights fit"
     )
-    # Other programs on the machine affect the speed: a candidate counts as slower only if it is
-    # slower in every turn.
-    if speed.highest < speed.required:
-        return _fail(f"its throughput is {measured}; the required ratio is {speed.required}")
-    return _pass(f"its throughput is {measured}; the required ratio is {speed.required}")
 
 
 def _more_examples(interval: Interval, border: float, n: int) -> int:

@@ -85,8 +85,9 @@ def _summary_plots(findings: Findings) -> Iterator[Plot]:
     if speeds:
         yield Plot(
             plots.speed_plot(speeds),
-            "Throughput ratio: median over the turns, whiskers from the lowest to the highest "
-            "turn. The thick tick is the lowest acceptable ratio, the thin line the baseline.",
+            "Throughput ratio: geometric mean over the timed blocks of examples, whiskers at its "
+            "one-sided 95 % bounds. The thick tick is the lowest acceptable ratio, the thin line "
+            "the baseline.",
         )
 
 

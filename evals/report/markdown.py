@@ -54,10 +54,12 @@ def bounded(found: Interval | None, *, signed: bool = False) -> str:
 
 
 def ratio(speed: Speed | None) -> str:
-    """Format a median throughput ratio with its lowest and highest turn."""
+    """Format a throughput ratio with its bounds."""
     if speed is None:
         return NONE
-    return f"{speed.ratio:.2f}x ({speed.lowest:.2f}-{speed.highest:.2f})"
+    if speed.lower is None or speed.upper is None:
+        return f"{speed.ratio:.2f}x"
+    return f"{speed.ratio:.2f}x ({speed.lower:.2f}-{speed.upper:.2f})"
 
 
 def size(found: Pair | None) -> str:

@@ -190,13 +190,15 @@ def _matrix(axes: Axes, found: Confusion) -> None:
 
 
 def speed_plot(speeds: Mapping[str, Speed]) -> str:
-    """Plot the throughput ratios, lowest to highest turn, and the required ratio."""
+    """Plot the throughput ratios with their bounds, and the required ratio."""
     with report_figure(9.6, 0.9 + 0.36 * len(speeds)) as figure:
         axes = figure.subplots()
         for position, speed in enumerate(speeds.values()):
             axes.barh(position, speed.ratio, height=0.5, color=AFTER, alpha=0.45, linewidth=0)
-            axes.hlines(position, speed.lowest, speed.highest, color=INK, linewidth=1.2)
-            axes.vlines([speed.lowest, speed.highest], position - 0.12, position + 0.12, color=INK)
+            if speed.lower is not None and speed.upper is not None:
+                axes.hlines(position, speed.lower, speed.upper, color=INK, linewidth=1.2)
+                ends = [speed.lower, speed.upper]
+                axes.vlines(ends, position - 0.12, position + 0.12, color=INK)
             axes.vlines(speed.required, position - 0.4, position + 0.4,
                         color=COLOURS[Verdict.FAIL], linewidth=1.6)  # fmt: skip
             write_beside(axes, position, ratio(speed), INK)

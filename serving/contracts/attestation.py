@@ -193,15 +193,26 @@ class Pair(_Frozen):
 class Speed(_Frozen):
     """Throughput on the task's own examples, both models in the same run, in turns.
 
-    ratio: median over the turns of candidate to baseline; lowest and highest of the turns.
+    Each block of examples is timed on both models. ratio: candidate to baseline, geometric mean
+    over the blocks. lower, upper: one-sided 95 % bounds of it (Student's t on the logarithms);
+    None where a single block was timed.
     """
 
     examples_per_s: Pair
-    ratio: float = Field(ge=0.0)
-    lowest: float = Field(ge=0.0)
-    highest: float = Field(ge=0.0)
-    turns: Count
+    ratio: float = Field(gt=0.0)
+    lower: float | None = Field(ge=0.0)
+    upper: float | None = Field(ge=0.0)
+    blocks: Count
     required: float = Field(ge=0.0, description="lowest acceptable ratio")
+
+    @property
+    def finding(self) -> Literal["faster", "slower", "not shown to be faster"]:
+        """Return what the bounds prove about the candidate beside the baseline."""
+        if self.lower is not None and self.lower > 1.0:
+            return "faster"
+        if self.upper is not None and self.upper < 1.0:
+            return "slower"
+        return "not shown to be faster"
 
 
 class TaskResult(_Frozen):

@@ -164,7 +164,7 @@ def test_an_identical_copy_passes_from_the_command_line(int8: Path, tmp_path: Pa
     assert document["verdict"] == task["verdict"] == "pass"
     assert task["difference"]["estimate"] == pytest.approx(0.0, abs=0.01)
     assert task["flips"]["rate"] < 0.02
-    assert task["speed"]["turns"] == 4
+    assert task["speed"]["blocks"] >= 4
     general = document["predicate"]["general"]["arithmetic_words"]
     assert (general["verdict"], general["n"]) == ("pass", 40)
     assert (copy / "report.html").is_file()

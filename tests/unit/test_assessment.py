@@ -1,14 +1,17 @@
 """From answers to a verdict: scripted models whose quality is known."""
 
+import math
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from evals.answers import Answered
 from evals.assessment import Certified, Rules, assess
 from evals.findings import TaskFindings
-from evals.pair import Turn
+from evals.pair import Block
 from evals.population import OwnInputs
 from evals.suite import Example, Suite, calibration_half
 from serving.contracts.answer import Prediction, TaskRequest, Translation
@@ -21,7 +24,7 @@ SPEC = ClassificationSpec(
     target_error=0.1, margins={"int8": 0.03},
 )  # fmt: skip
 RULES = Rules(margin=0.03, required_speed=0.9, resamples=200)
-TURNS = (Turn(100, 1.0, 0.8), Turn(100, 1.0, 0.9))
+BLOCKS = (Block(100, 1.0, 0.8), Block(100, 1.0, 0.9))
 
 
 def suite(n: int) -> Suite:
@@ -57,7 +60,7 @@ def changed(answered: Answered, tested: Suite, places: range, *, to: str) -> Ans
 
 
 def gate(tested: Suite, old: Answered, new: Answered, rules: Rules = RULES) -> TaskFindings:
-    return assess(tested, old, new, TURNS, rules)
+    return assess(tested, old, new, BLOCKS, rules)
 
 
 def test_an_identical_copy_passes_with_every_number() -> None:
@@ -78,7 +81,7 @@ def test_an_identical_copy_passes_with_every_number() -> None:
     assert result.ece_after is not None
     assert result.ece_after < result.ece_before
     assert result.speed is not None
-    assert result.speed.ratio == pytest.approx((1 / 0.8 + 1 / 0.9) / 2)
+    assert result.speed.ratio == pytest.approx((1 / 0.8 * 1 / 0.9) ** 0.5)
     assert len(found.outcomes) == 600
     assert {outcome.half for outcome in found.outcomes} == {"calibration", "certification"}
 
@@ -108,10 +111,12 @@ def test_a_worse_candidate_fails_and_a_slower_one_too() -> None:
     found = gate(tested, old, worse).result
     assert found.verdict is Verdict.FAIL
     assert any("worse by at least" in reason for reason in found.reasons)
-    slow = assess(tested, old, old, (Turn(100, 1.0, 2.0), Turn(100, 1.0, 1.9)), RULES).result
+    slow = assess(tested, old, old, (Block(100, 1.0, 2.0), Block(100, 1.0, 1.9)), RULES).result
     assert slow.verdict is Verdict.FAIL
     accepted = replace(RULES, required_speed=0.0)
-    assert assess(tested, old, old, (Turn(100, 1.0, 2.0),), accepted).result.verdict is Verdict.PASS
+    assert (
+        assess(tested, old, old, (Block(100, 1.0, 2.0),), accepted).result.verdict is Verdict.PASS
+    )
 
 
 def test_twenty_examples_are_inconclusive_even_for_a_copy() -> None:
@@ -185,8 +190,8 @@ def test_one_broken_direction_fails_a_translation_that_is_good_on_the_whole() ->
     tested = translations(160)
     rules = replace(RULES, margin=0.2)
     good = translated(tested, None)
-    assert assess(tested, good, good, TURNS, rules).result.verdict is Verdict.PASS
-    result = assess(tested, good, translated(tested, "de-fr"), TURNS, rules).result
+    assert assess(tested, good, good, BLOCKS, rules).result.verdict is Verdict.PASS
+    result = assess(tested, good, translated(tested, "de-fr"), BLOCKS, rules).result
     assert result.difference is not None
     assert result.difference.lower > -0.2, "on the whole the loss is acceptable"
     assert result.verdict is Verdict.FAIL
@@ -197,7 +202,7 @@ def test_one_broken_direction_fails_a_translation_that_is_good_on_the_whole() ->
 def test_directions_of_one_text_count_once_in_the_certificate() -> None:
     tested = translations(160)
     good = translated(tested, None)
-    certificate = assess(tested, good, good, TURNS, RULES).result.certificate
+    certificate = assess(tested, good, good, BLOCKS, RULES).result.certificate
     assert certificate is not None
     assert certificate.tested == sum(not calibration_half(str(i)) for i in range(160))
 
@@ -217,7 +222,7 @@ def test_own_inputs_take_the_place_of_the_certification_half() -> None:
     same = answers(tested, 0.9, 1)
     mine = Certified(inputs, answers(inputs.suite, 0.9, 2))
     alone = gate(tested, same, same)
-    found = assess(tested, same, same, TURNS, RULES, mine)
+    found = assess(tested, same, same, BLOCKS, RULES, mine)
     certificate = found.result.certificate
     assert certificate is not None
     assert certificate.tested == 400
@@ -237,7 +242,7 @@ def test_own_inputs_that_are_answered_worse_than_the_suite_are_not_certified() -
     same = answers(tested, 0.95, 1)
     assert gate(tested, same, same).result.verdict is Verdict.PASS
     mine = Certified(inputs, answers(inputs.suite, 0.5, 2, sharp=False))
-    result = assess(tested, same, same, TURNS, RULES, mine).result
+    result = assess(tested, same, same, BLOCKS, RULES, mine).result
     assert result.verdict is Verdict.FAIL
     assert result.certificate is not None
     assert result.certificate.threshold is None
@@ -248,7 +253,40 @@ def test_too_few_own_inputs_need_only_more_of_them() -> None:
     tested, inputs = suite(600), own(29)
     same = answers(tested, 0.95, 1)
     mine = Certified(inputs, answers(inputs.suite, 0.9, 3))
-    result = assess(tested, same, same, TURNS, RULES, mine).result
+    result = assess(tested, same, same, BLOCKS, RULES, mine).result
     assert result.verdict is Verdict.INCONCLUSIVE
     # 29 accepted ones are the fewest, and half of the inputs are accepted.
     assert result.more_examples == 29
+
+
+def test_the_bounds_of_the_speed_are_those_of_the_mean_of_logarithms() -> None:
+    tested = suite(60)
+    same = answers(tested, 0.95, 1)
+    blocks = [Block(16, seconds, 1.0) for seconds in (1.0, 2.0, 4.0)]
+    speed = assess(tested, same, same, blocks, RULES).result.speed
+    assert speed is not None
+    assert speed.ratio == pytest.approx(2.0)
+    # Student's t of 2 degrees of freedom: 2.920 at 95 %; deviation log 2 over three blocks.
+    half = 2.0 ** (2.920 / math.sqrt(3))
+    assert speed.lower == pytest.approx(2.0 / half, rel=1e-3)
+    assert speed.upper == pytest.approx(2.0 * half, rel=1e-3)
+    assert speed.finding == "not shown to be faster"
+    alone = assess(tested, same, same, blocks[:1], RULES).result.speed
+    assert alone is not None
+    assert (alone.lower, alone.upper, alone.blocks) == (None, None, 1)
+
+
+def test_a_model_as_fast_as_the_other_is_rarely_called_faster() -> None:
+    # 400 runs of 8 blocks that vary by 20 %: 20 are expected at a level of 95 %.
+    tested = suite(30)
+    same = answers(tested, 0.95, 1)
+    noise = np.exp(np.random.default_rng(7).normal(0.0, 0.2, (400, 8)))
+    rules = replace(RULES, required_speed=0.0, resamples=20)
+    found = [
+        assess(tested, same, same, [Block(16, float(ratio), 1.0) for ratio in row], rules)
+        for row in noise
+    ]
+    faster = sum(one.result.speed is not None and one.result.speed.finding == "faster"
+                 for one in found)  # fmt: skip
+    # The exact binomial 99.9 % limit.
+    assert 0 < faster <= stats.binom.ppf(0.999, 400, 0.05)

@@ -9,7 +9,7 @@ import pytest
 
 from evals.answers import Answered, answer
 from evals.assessment import Rules, assess, certain_to_fail
-from evals.pair import Pair, Turn
+from evals.pair import Block, Pair
 from evals.suite import Suite, built_in_suites
 from serving.contracts.engine import (
     EngineOutput,
@@ -99,8 +99,8 @@ def test_the_models_take_turns_on_the_same_examples(suites: dict[str, Suite]) ->
     assert warm == ["baseline 8", "candidate 8"]
     turns = [entry.split()[0] for entry in diary if entry.endswith(" 3")]
     assert turns == ["baseline", "candidate", "candidate", "baseline"] * 2
-    assert [turn.examples for turn in pair.turns["topic"]] == [3, 3, 3, 3]
-    assert all(turn.ratio == 1.0 for turn in pair.turns["topic"])
+    assert [block.examples for block in pair.blocks["topic"]] == [3, 3, 3, 3]
+    assert all(block.ratio == 1.0 for block in pair.blocks["topic"])
     assert diary[:2] == ["baseline loading", "candidate loading"]
     assert diary[-2:] == ["baseline closed", "candidate closed"]
 
@@ -115,9 +115,9 @@ def test_engines_are_ended_at_once_when_a_run_breaks_off(suites: dict[str, Suite
 def test_a_hopeless_task_is_stopped_and_cut(suites: dict[str, Suite]) -> None:
     diary: list[str] = []
 
-    def futile(seen: Suite, candidate: Answered, turns: Sequence[Turn]) -> bool:
+    def futile(seen: Suite, candidate: Answered, blocks: Sequence[Block]) -> bool:
         assert len(seen.examples) == len(candidate.predictions)
-        assert len(seen.examples) == sum(turn.examples for turn in turns)
+        assert len(seen.examples) == sum(block.examples for block in blocks)
         return seen.name == "ner" and len(seen.examples) >= 3
 
     pair = pair_of([suites["topic"], suites["ner"]], diary, futile=futile)
@@ -126,8 +126,8 @@ def test_a_hopeless_task_is_stopped_and_cut(suites: dict[str, Suite]) -> None:
         "topic": 12, "ner": 3,
     }  # fmt: skip
     assert len(pair.answered("candidate", "ner").predictions) == 3
-    assert [turn.examples for turn in pair.turns["ner"]] == [1, 2]
-    assert [turn.examples for turn in pair.turns["topic"]] == [1, 2, 3, 6]
+    assert [block.examples for block in pair.blocks["ner"]] == [1, 2]
+    assert [block.examples for block in pair.blocks["topic"]] == [1, 2, 3, 6]
 
 
 def test_each_answer_is_that_of_its_example(suites: dict[str, Suite]) -> None:
@@ -141,7 +141,7 @@ def test_the_first_look_has_no_text_twice(specs: dict[str, TaskSpec]) -> None:
     (suite,) = (suite for suite in built_in_suites(specs) if suite.name == "translation")
     seen: list[Suite] = []
 
-    def futile(looked_at: Suite, candidate: Answered, turns: Sequence[Turn]) -> bool:
+    def futile(looked_at: Suite, candidate: Answered, blocks: Sequence[Block]) -> bool:
         seen.append(looked_at)
         return len(seen) == 2
 
@@ -176,10 +176,10 @@ def test_only_what_is_clearly_below_the_floor_is_hopeless(specs: dict[str, TaskS
     )
     assert not certain_to_fail(topic, right, [], rules)
     demanding = Rules(margin=0.03, required_speed=0.8, resamples=300)
-    slow, noisy = Turn(8, 1.0, 2.0), Turn(8, 1.0, 1.5)
+    slow, noisy = Block(8, 1.0, 2.0), Block(8, 1.0, 1.5)
     assert certain_to_fail(topic, right, [slow, slow], demanding)
     assert not certain_to_fail(topic, right, [slow, slow], rules)
-    # One turn may be slow because of another program, and a ratio of 0.67 because of noise.
+    # One block may be slow because of another program, and a ratio of 0.67 because of noise.
     assert not certain_to_fail(topic, right, [slow], demanding)
     assert not certain_to_fail(topic, right, [slow, noisy, slow], demanding)
 

@@ -81,8 +81,8 @@ def sentiment() -> TaskFindings:
         tested=20,
     )  # fmt: skip
     speed = Speed(
-        examples_per_s=Pair(baseline=4.0, candidate=5.0), ratio=1.25, lowest=1.1, highest=1.4,
-        turns=6, required=1.0,
+        examples_per_s=Pair(baseline=4.0, candidate=5.0), ratio=1.25, lower=1.1, upper=1.4,
+        blocks=6, required=1.0,
     )  # fmt: skip
     found = result(
         "sentiment", Verdict.PASS, baseline=0.9, candidate=interval(0.91, 0.85, 0.95),

@@ -27,10 +27,10 @@ def certificate(threshold: float | None = 0.9) -> Certificate:
     )  # fmt: skip
 
 
-def speed(lowest: float, ratio: float, highest: float) -> Speed:
+def speed(lower: float | None, ratio: float, upper: float | None) -> Speed:
     return Speed(
-        examples_per_s=Pair(baseline=1.0, candidate=ratio), ratio=ratio, lowest=lowest,
-        highest=highest, turns=4, required=0.9,
+        examples_per_s=Pair(baseline=1.0, candidate=ratio), ratio=ratio, lower=lower,
+        upper=upper, blocks=4, required=0.9,
     )  # fmt: skip
 
 
@@ -54,6 +54,29 @@ def test_good_evidence_passes_with_its_reasons() -> None:
 
 
 @pytest.mark.parametrize(
+    ("found", "weights", "expected"),
+    [
+        (speed(1.08, 1.15, 1.22), Pair(baseline=2.0, candidate=1.0),
+         "its throughput is 1.15 (1.08 to 1.22) of the baseline's: faster"),
+        (speed(0.92, 0.97, 0.999), Pair(baseline=3.0, candidate=2.0),
+         "its throughput is 0.97 (0.92 to 1.00) of the baseline's: slower; its weights take 0.67 "
+         "of the baseline's memory, so that 1.5 times as many replicas' weights fit"),
+        (speed(1.0, 1.1, 1.3), Pair(baseline=2.0, candidate=2.0),
+         "its throughput is 1.10 (1.00 to 1.30) of the baseline's: not shown to be faster; its "
+         "weights take 1.00 of the baseline's memory: nothing is gained"),
+        (speed(None, 1.1, None), None,
+         "its throughput is 1.10 of the baseline's: not shown to be faster"),
+    ],
+)  # fmt: skip
+def test_only_bounds_above_one_are_called_faster(
+    found: Speed, weights: Pair | None, expected: str
+) -> None:
+    judged = judge(replace(GOOD, speed=found, weight_bytes=weights))
+    assert judged.verdict is Verdict.PASS
+    assert judged.reasons[-1] == expected
+
+
+@pytest.mark.parametrize(
     ("change", "expected"),
     [
         ({"difference": interval(-0.02, 0.0, 0.01)}, Verdict.PASS),
@@ -72,6 +95,7 @@ def test_good_evidence_passes_with_its_reasons() -> None:
         ({"certificate": certificate(None), "wrong_at_best": 0.11}, Verdict.FAIL),
         ({"speed": speed(0.4, 0.5, math.nextafter(0.9, 0))}, Verdict.FAIL),
         ({"speed": speed(0.4, 0.5, 0.9)}, Verdict.PASS),
+        ({"speed": speed(None, 0.5, None)}, Verdict.PASS),
         ({"speed": None}, Verdict.PASS),
     ],
 )
