@@ -16,6 +16,15 @@ _HEALTH_PATHS = "/healthz /readyz /metrics"
 _RESERVED_CONNECTIONS = 64
 """Connections of the health listener, in addition to those of the API's listener."""
 
+_REQUEST_ID = "'^[!-~]{1,128}$'"
+"""The ids that serving.gateway.middleware accepts, as HAProxy reads a pattern."""
+
+_RAY_HEADERS = (
+    "serve_multiplexed_model_id", "serve-multiplexed-model-id", "x-session-id",
+    "x-request-timeout-seconds", "x-request-disconnect-disabled", "x-serve-router- -m beg",
+)  # fmt: skip
+"""Ray Serve obeys these, and answers 500 where they are not UTF-8. They are not a client's."""
+
 # HAProxy's own refusals, in the shape of every other error.
 _ERRORS = {
     400: ("Bad Request", "invalid_request_error", "invalid_request",
@@ -125,7 +134,22 @@ def _listener(listeners: Listeners) -> str:
         "    tcp-request connection track-sc0 src\n"
         f"    tcp-request connection reject if {{ sc0_conn_cur gt "
         f"{listeners.max_connections_per_address} }}\n"
-    )
+    ) + _cleaned_headers()
+
+
+def _cleaned_headers() -> str:
+    """Return the rules that remove what a client may not tell Ray Serve.
+
+    Ray Serve echoes an id that the gateway replaces, so that the client would hold another one than
+    the ledger. Of two ids none is the request's.
+    """
+    lines = [f"    http-request del-header {name}" for name in _RAY_HEADERS]
+    lines += [
+        "    http-request del-header x-request-id if { req.fhdr_cnt(x-request-id) gt 1 }",
+        "    http-request del-header x-request-id if { req.fhdr(x-request-id) -m found } "
+        f"!{{ req.fhdr(x-request-id) -m reg {_REQUEST_ID} }}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _health_listener(listeners: Listeners, backend: str | None) -> str:
@@ -137,6 +161,7 @@ def _health_listener(listeners: Listeners, backend: str | None) -> str:
         "    http-request return status 404 content-type application/json "
         f"string '{json.dumps(_NO_HEALTH_PATH)}' if !{{ path {_HEALTH_PATHS} }}",
         "    option http-server-close",
+        _cleaned_headers().rstrip("\n"),
     ]
     if backend is not None:
         lines.append(f"    default_backend {backend}")

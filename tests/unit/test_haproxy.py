@@ -1,6 +1,7 @@
 """HAProxy as the stack runs it: Ray's own configuration, edited, in the real program."""
 
 import asyncio
+import json
 import socket
 import subprocess
 import sys
@@ -46,6 +47,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/slow":
             time.sleep(SLOW_S)
         body = self.path.encode()
+        if self.path in ("/headers", "/healthz?headers"):
+            # As HTTP/1.1 sends them: bytes.
+            body = json.dumps(self.headers.items()).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -237,6 +241,50 @@ def read_to_end(connection: socket.socket) -> bytes:
         while part := connection.recv(65536):
             received += part
     return received
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\xe9", b"zz1 ab", b"a\tb", b"x" * 129, b"\xc3\xa9", b"one\r\nx-request-id: two", b""],
+)
+def test_an_id_that_the_gateway_would_replace_does_not_reach_ray(proxy: Proxy, sent: bytes) -> None:
+    for port, path in ((proxy.port, b"/headers"),
+                       (proxy.listeners.health_port, b"/healthz?headers")):  # fmt: skip
+        names = {name.lower() for name, _ in _received(port, path, b"x-request-id: " + sent)}
+        assert "x-request-id" not in names
+        assert "host" in names
+
+
+@pytest.mark.parametrize("sent", ["a", "x" * 128, "a,b", 'say_"hi"!'])
+def test_an_id_that_the_gateway_accepts_passes(proxy: Proxy, sent: str) -> None:
+    found = _received(proxy.port, b"/headers", f"x-request-id: {sent}".encode())
+    assert [value for name, value in found if name.lower() == "x-request-id"] == [sent]
+
+
+def test_a_client_does_not_command_ray(proxy: Proxy) -> None:
+    commands = [
+        b"serve_multiplexed_model_id: \xe9", b"Serve-Multiplexed-Model-Id: a",
+        b"x-session-id: \xff", b"x-request-timeout-seconds: -1",
+        b"x-request-disconnect-disabled: ?1", b"x-serve-router-anything: 1",
+    ]  # fmt: skip
+    found = _received(proxy.port, b"/headers", b"\r\n".join([*commands, b"x-other: 1"]))
+    names = {name.lower() for name, _ in found}
+    assert not names & {command.split(b":")[0].decode().lower() for command in commands}
+    assert "x-other" in names
+
+
+def _received(port: int, path: bytes, headers: bytes) -> list[tuple[str, str]]:
+    """Send a request as given; return the headers that the backend has got."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(
+            b"GET " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+            + headers + b"\r\n\r\n"
+        )  # fmt: skip
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), answer
+    found: list[tuple[str, str]] = [(name, value) for name, value in json.loads(body)]
+    return found
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /any HTTP/1.1\r\nhost: x\r\n"])
