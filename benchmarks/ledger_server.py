@@ -149,10 +149,11 @@ def build_context(plan: Plan, ledger: LedgerService) -> "GatewayContext":
     from serving.gateway.metrics import Metrics
     from serving.ledger.pricing.book import PriceBook
     from serving.pipeline.admission import AdmissionQueue
+    from serving.pipeline.build import build_runners
     from serving.pipeline.exit_recorder import ExitRecorder
     from serving.pipeline.plan import Policy
     from serving.pipeline.replica_meter import ReplicaMeter
-    from serving.pipeline.request_path import RequestPath, build_runners
+    from serving.pipeline.request_path import RequestPath
 
     metrics = Metrics()
     settings = GatewaySettings()

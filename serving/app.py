@@ -58,6 +58,7 @@ from serving.pipeline.admission import AdmissionQueue, Admitted, one_call
 from serving.pipeline.answer_lengths import AnswerLengths
 from serving.pipeline.auditor import Auditor, AuditRunners
 from serving.pipeline.bounded import Learning
+from serving.pipeline.build import Audited, Tiering, build_runners
 from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.frontier_model import FrontierModelRunner
@@ -66,7 +67,7 @@ from serving.pipeline.in_force import InForce
 from serving.pipeline.plan import FrontierPlan, Policy
 from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
-from serving.pipeline.request_path import Audited, RequestPath, Tiering, build_runners
+from serving.pipeline.request_path import RequestPath
 from serving.pipeline.runner import BoundTask, Runner
 from serving.pipeline.similar_chat import SimilarChats
 from serving.pipeline.tier_auditor import TierAuditor

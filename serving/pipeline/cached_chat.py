@@ -1,7 +1,7 @@
 """Answers chats from the cache, or has equal ones asked once and stores the answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,19 +10,14 @@ from serving.cache.cacheable import unfit_answer, unfit_document
 from serving.cache.entry import Content, Entry
 from serving.cache.flight import Flight
 from serving.contracts.answer import Answer
-from serving.contracts.context import RequestContext
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.requests import ChatRequest
 from serving.pipeline.cache_access import Answered, CacheAccess, served_from
-from serving.pipeline.exit_recorder import (
-    ExitRecorder,
-    Outcome,
-    OutcomeStream,
-    RequestRecord,
-)
+from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.hit_auditor import FreshAnswer
-from serving.pipeline.led_work import leave, led_work
-from serving.pipeline.plan import Plan, TaskPlan
+from serving.pipeline.led_work import lead, leading, taking_part
+from serving.pipeline.plan import Plan, Planner, TaskPlan
+from serving.pipeline.runner import Runner
 from serving.pipeline.similar_chat import NOTHING, Similar, SimilarChats
 from serving.pipeline.stream_document import StreamedDocument
 from serving.pipeline.write import (
@@ -36,64 +31,65 @@ from serving.pipeline.write import (
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class _Asked:
     """A chat that a model answers."""
 
     plan: Plan
     outcome: Outcome | OutcomeStream
 
 
-AskChat = Callable[[ChatRequest, RequestRecord], Awaitable[Asked]]
-"""Plans and runs a chat. Raises NarrowgateError."""
-
 _Events = asyncio.Queue[dict[str, Any] | NarrowgateError | None]
 """None: the stream has ended."""
 
 
 class CachedChat:
-    """Wraps the steps from the plan on, which `ask` takes.
+    """Comes between reading a chat and planning it.
 
-    similar: looks up by meaning what has no equal; None where nothing is.
+    runners: by kind of plan. similar: looks up by meaning what has no equal; None where nothing is.
     """
 
     def __init__(
         self,
         access: CacheAccess,
-        recorder: ExitRecorder,
-        ask: AskChat,
+        planner: Planner,
+        runners: Mapping[type[Plan], Runner[Any, Any]],
         similar: SimilarChats | None = None,
     ) -> None:
         self._access = access
-        self._recorder = recorder
-        self._ask = ask
+        self._planner = planner
+        self._runners = runners
         self._similar = similar
 
     @asynccontextmanager
-    async def answered(self, request: ChatRequest, context: RequestContext) -> AsyncIterator[Reply]:
+    async def answered(self, request: ChatRequest, record: RequestRecord) -> AsyncIterator[Reply]:
         """Answer a chat; send the reply inside the context. Raises NarrowgateError."""
-        access = self._access
-        async with self._recorder.open(context, "chat") as record:
-            key = await access.chat_key(request, context)
-            if key is None:
-                yield replace(await self._unshared(request, record), cache="bypass")
-                return
-            if self._similar is not None:
-                self._similar.follow(request, record)
-            entry = (await access.find([key], record, "chat")).get(key)
-            if entry is not None:
-                yield self._remembered(request, key, await self._hit(request, entry, record))
-                return
-            similar = NOTHING
-            if self._similar is not None:
-                similar = await self._similar.look(request, key, record)
-            if similar.serves:
-                reply = await self._similar_hit(request, similar, record)
+        access, context = self._access, record.context
+        key = await access.chat_key(request, context)
+        if key is None:
+            yield replace(await self._unshared(request, record), cache="bypass")
+            return
+        if self._similar is not None:
+            self._similar.follow(request, record)
+        entry = (await access.find([key], record, "chat")).get(key)
+        if entry is not None:
+            yield self._remembered(request, key, await self._hit(request, entry, record))
+            return
+        similar = NOTHING
+        if self._similar is not None:
+            similar = await self._similar.look(request, key, record)
+        if similar.serves:
+            reply = await self._similar_hit(request, similar, record)
+            yield self._remembered(request, key, reply)
+        elif not access.stores(context):
+            yield self._remembered(request, key, await self._unshared(request, record))
+        else:
+            async with self._taken_off(key, request, record, similar) as reply:
                 yield self._remembered(request, key, reply)
-            elif not access.stores(context):
-                yield self._remembered(request, key, await self._unshared(request, record))
-            else:
-                async with self._taken_off(key, request, record, similar) as reply:
-                    yield self._remembered(request, key, reply)
+
+    async def ask(self, request: ChatRequest, record: RequestRecord) -> _Asked:
+        """Plan and run a chat. Raises NarrowgateError."""
+        plan = await self._planner.plan(request, record.context, record.vectors)
+        return _Asked(plan, await record.run(self._runners[type(plan)], request, plan))
 
     def _remembered(self, request: ChatRequest, key: str, reply: Reply) -> Reply:
         if self._similar is not None:
@@ -110,7 +106,7 @@ class CachedChat:
         reply = await self._hit(request, similar.hit.entry, record, similar)
 
         async def fresh(audit: RequestRecord) -> FreshAnswer:
-            asked = await self._ask(replace(request, stream=False), audit)
+            asked = await self.ask(replace(request, stream=False), audit)
             assert isinstance(asked.outcome, Outcome)
             document = whole_document(asked.plan, asked.outcome, audit.context)
             return FreshAnswer(document, asked.outcome.cost_usd)
@@ -123,25 +119,23 @@ class CachedChat:
         self, key: str, request: ChatRequest, record: RequestRecord, similar: Similar
     ) -> AsyncIterator[Reply]:
         """Lead the flight of a key, or wait for its answer."""
-        flight, leads = self._access.join(key, record.context)
+        access = self._access
+        flight, leads = access.join(key, record.context)
         own = record.detached((0,)) if leads else record
-        try:
+        led = [flight] if leads else []
+        async with taking_part(access.cache.flights, [flight], led, own):
             if leads:
-                led = _LedChat(
-                    self._access, flight, request, own, self._ask, self._similar, similar
-                )
-                yield await led.opened()
+                led_chat = _LedChat(self, access, flight, request, own, self._similar, similar)
+                yield await led_chat.opened()
                 return
-            shared = await self._access.shared(flight, record, "chat")
+            shared = await access.shared(flight, record, "chat")
             if shared is not None:
                 yield await self._hit(request, shared, record)
             else:
                 yield await self._unshared(request, record)
-        finally:
-            await leave(self._access.cache.flights, [flight], flight.work if leads else None, own)
 
     async def _unshared(self, request: ChatRequest, record: RequestRecord) -> Reply:
-        asked = await self._ask(request, record)
+        asked = await self.ask(request, record)
         reply = write_reply(request, asked.plan, asked.outcome, record.context)
         return replace(reply, cache="miss")
 
@@ -180,23 +174,23 @@ class _LedChat:
 
     def __init__(
         self,
+        chats: CachedChat,
         access: CacheAccess,
         flight: Flight,
         request: ChatRequest,
         record: RequestRecord,
-        ask: AskChat,
         similar_chats: SimilarChats | None,
         similar: Similar,
     ) -> None:
+        self._chats = chats
         self._access = access
         self._flight = flight
         self._request = request
         self._record = record
-        self._ask = ask
         self._similar_chats = similar_chats
         self._similar = similar
         self._reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._task = led_work(access, [flight], record, self._answer)
+        self._task = lead([flight], self._answer())
 
     async def opened(self) -> Reply:
         """Return the reply once it has begun. Raises what asking raises."""
@@ -207,13 +201,14 @@ class _LedChat:
         return self._reply.result()
 
     async def _answer(self) -> None:
-        asked = await self._ask(self._request, self._record)
-        if isinstance(asked.outcome, OutcomeStream):
-            await self._stream(asked, asked.outcome)
-        else:
-            self._whole(asked, asked.outcome)
+        async with leading(self._access, [self._flight], self._record):
+            asked = await self._chats.ask(self._request, self._record)
+            if isinstance(asked.outcome, OutcomeStream):
+                await self._stream(asked, asked.outcome)
+            else:
+                self._whole(asked, asked.outcome)
 
-    def _whole(self, asked: Asked, outcome: Outcome) -> None:
+    def _whole(self, asked: _Asked, outcome: Outcome) -> None:
         context = self._record.context
         reply = write_reply(self._request, asked.plan, outcome, context)
         document = whole_document(asked.plan, outcome, context)
@@ -228,7 +223,7 @@ class _LedChat:
         self._keep(Answered(content, outcome.served, *_input(asked.plan), unfit))
         self._reply.set_result(replace(reply, cache="miss"))
 
-    async def _stream(self, asked: Asked, stream: OutcomeStream) -> None:
+    async def _stream(self, asked: _Asked, stream: OutcomeStream) -> None:
         """Read the answer as fast as it comes, for the client and for those who wait."""
         events: _Events = asyncio.Queue()
         sent = write_events(_taken(events), include_usage=self._request.include_usage)

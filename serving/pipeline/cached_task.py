@@ -1,74 +1,75 @@
 """Answers a task's inputs one by one from the cache, and has a model answer the others."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 from serving.cache.cacheable import unfit_answer
 from serving.cache.entry import Content, Entry
-from serving.cache.flight import Flight, Work
+from serving.cache.flight import Flight
 from serving.contracts.answer import Answer
-from serving.contracts.context import RequestContext
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.requests import TaskBatch
 from serving.pipeline.cache_access import Answered, CacheAccess, served_from
-from serving.pipeline.exit_recorder import ExitRecorder, Outcome, RequestRecord
-from serving.pipeline.led_work import leave, led_work
+from serving.pipeline.claimed import Claimed
+from serving.pipeline.exit_recorder import Outcome, RequestRecord
+from serving.pipeline.led_work import lead, leading, taking_part
+from serving.pipeline.plan import Plan, Planner, TaskPlan, choose_plan
+from serving.pipeline.runner import Runner
 from serving.pipeline.write import CacheStatus, TaskReply, write_tasks
-
-AskTask = Callable[[TaskBatch, RequestRecord], Awaitable[list[Outcome]]]
-"""Has a model answer the inputs; their outcomes are not recorded yet. Raises NarrowgateError."""
-
-
-NoteHit = Callable[[TaskBatch, Answer, RequestContext], None]
-"""Notes a cached answer to the batch's only input that was made under a claim."""
 
 
 class CachedTask:
-    """Wraps the steps from the plan on, which `ask` takes."""
+    """Comes between reading a batch and planning it. runners: by kind of plan."""
 
     def __init__(
-        self, access: CacheAccess, recorder: ExitRecorder, ask: AskTask, note_hit: NoteHit
+        self,
+        access: CacheAccess,
+        planner: Planner,
+        runners: Mapping[type[Plan], Runner[Any, Any]],
     ) -> None:
         self._access = access
-        self._recorder = recorder
-        self._ask = ask
-        self._note_hit = note_hit
+        self._planner = planner
+        self._runners = runners
 
     @asynccontextmanager
-    async def answered(self, batch: TaskBatch, context: RequestContext) -> AsyncIterator[TaskReply]:
+    async def answered(self, batch: TaskBatch, record: RequestRecord) -> AsyncIterator[TaskReply]:
         """Answer the inputs; send the reply inside the context. Raises NarrowgateError."""
-        async with self._recorder.open(context, "task", batch.units) as record:
-            record.belongs_to(batch.task)
-            keys = await self._access.task_keys(batch, context)
-            found = await self._access.find(keys, record, "task")
-            inputs = _Inputs(self._access, batch, record, self._ask, self._note_hit)
-            if keys:
-                inputs.divide(keys, found)
-            try:
-                yield await inputs.answered()
-            finally:
-                await inputs.leave()
+        record.belongs_to(batch.task)
+        keys = await self._access.task_keys(batch, record.context)
+        found = await self._access.find(keys, record, "task")
+        inputs = _Inputs(self, self._access, batch, record)
+        if keys:
+            inputs.divide(keys, found)
+        async with inputs.taking_part():
+            yield await inputs.answered()
+
+    async def ask(self, batch: TaskBatch, record: RequestRecord) -> list[Outcome]:
+        """Plan and run inputs; return their outcomes, recorded. Raises NarrowgateError."""
+        plan = await self._planner.plan(batch, record.context, record.vectors)
+        return await record.run_batch(self._runners[type(plan)], batch, plan)
+
+    def note_hit(self, one: TaskBatch, answer: Answer, record: RequestRecord) -> None:
+        """Make evidence of a cached answer to the only input that was made under a claim."""
+        runner = self._runners[TaskPlan]
+        plan = choose_plan(one, record.context, self._planner.policy)
+        if isinstance(runner, Claimed) and isinstance(plan, TaskPlan):
+            runner.cached(plan, answer, record.context)
 
 
 class _Inputs:
     """The inputs of one request: found, led, shared with other requests, or asked alone."""
 
     def __init__(
-        self,
-        access: CacheAccess,
-        batch: TaskBatch,
-        record: RequestRecord,
-        ask: AskTask,
-        note_hit: NoteHit,
+        self, tasks: CachedTask, access: CacheAccess, batch: TaskBatch, record: RequestRecord
     ) -> None:
+        self._tasks = tasks
         self._access = access
-        self._note_hit = note_hit
         self._batch = batch
         self._record = record
-        self._ask = ask
         self._status: list[CacheStatus] = ["bypass"] * batch.units
         self._outcomes: dict[int, Outcome] = {}
         self._hits: dict[int, Entry] = {}
@@ -76,8 +77,6 @@ class _Inputs:
         self._followed: dict[int, Flight] = {}
         self._alone = list(range(batch.units))
         self._joined: list[Flight] = []
-        self._led_record = record
-        self._work: Work | None = None
 
     def divide(self, keys: Sequence[str], found: Mapping[str, Entry]) -> None:
         """Decide how each input is answered. keys: of all inputs."""
@@ -100,16 +99,18 @@ class _Inputs:
             self._joined.append(own[key])
             (self._led if leads else self._followed)[index] = own[key]
 
+    def taking_part(self) -> AbstractAsyncContextManager[None]:
+        """Return the context in which the request takes part in its flights."""
+        led, record = list(self._led.values()), self._record.some(list(self._led))
+        return taking_part(self._access.cache.flights, self._joined, led, record)
+
     async def answered(self) -> TaskReply:
         """Return the reply. Raises what asking raises for the whole request."""
         for index, entry in self._hits.items():
             self._outcomes[index] = self._hit(index, entry)
         if self._led:
-            flights = list(self._led.values())
-            self._led_record = self._record.detached(list(self._led))
-            led = led_work(self._access, flights, self._led_record, self._answer_led)
-            self._work = flights[0].work
-            await asyncio.shield(led)
+            record = self._record.detached(list(self._led))
+            await asyncio.shield(lead(list(self._led.values()), self._answer_led(record)))
         for index, flight in self._followed.items():
             await self._follow(index, flight)
         await self._ask_alone()
@@ -122,17 +123,14 @@ class _Inputs:
             self._outcomes[index] = outcome
         return write_tasks(self._batch, [self._outcomes[i] for i in order], self._status)
 
-    async def leave(self) -> None:
-        """End the request's part in its flights."""
-        await leave(self._access.cache.flights, self._joined, self._work, self._led_record)
-
-    async def _answer_led(self) -> None:
+    async def _answer_led(self, record: RequestRecord) -> None:
         """Have a model answer the led inputs, record them, and keep the answers."""
-        record, indices = self._led_record, list(self._led)
-        outcomes = await record.finish(await self._ask(self._some(indices), record))
-        for index, outcome in zip(indices, outcomes, strict=True):
-            self._outcomes[index] = outcome
-            self._keep(index, self._led[index], outcome)
+        indices = list(self._led)
+        async with leading(self._access, list(self._led.values()), record):
+            outcomes = await self._tasks.ask(self._some(indices), record)
+            for index, outcome in zip(indices, outcomes, strict=True):
+                self._outcomes[index] = outcome
+                self._keep(index, self._led[index], outcome)
 
     async def _follow(self, index: int, flight: Flight) -> None:
         try:
@@ -149,7 +147,7 @@ class _Inputs:
         if not self._alone:
             return
         indices = sorted(self._alone)
-        outcomes = await self._ask(self._some(indices), self._record.some(indices))
+        outcomes = await self._tasks.ask(self._some(indices), self._record.some(indices))
         self._outcomes.update(zip(indices, outcomes, strict=True))
 
     def _some(self, indices: Sequence[int]) -> TaskBatch:
@@ -186,6 +184,6 @@ class _Inputs:
             }
         )
         if entry.origin.claim is not None:
-            self._note_hit(self._some([index]), answer, self._record.context)
+            self._tasks.note_hit(self._some([index]), answer, self._record)
         content = entry.content
         return Outcome(answer, served_from(entry), content.finish_reason, content.attestation)

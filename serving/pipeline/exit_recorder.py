@@ -6,11 +6,10 @@ answer, which ends when its last event is out.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +21,12 @@ from serving.contracts.evidence import Evidence
 from serving.contracts.exits import Attempt, Endpoint, Exit, ExitObserver
 from serving.contracts.frontier import attempts_of
 from serving.contracts.ledger import Entry, Ledger
+from serving.contracts.requests import ChatRequest, CompletionRequest, TaskBatch
 from serving.contracts.routing import Reason
 from serving.pipeline.plan import Plan, TaskPlan
+
+if TYPE_CHECKING:
+    from serving.pipeline.runner import Runner
 
 ABANDONED = "client_closed"
 """Error code of an input whose client disconnected before it was answered."""
@@ -226,10 +229,10 @@ class InputRecord:
 
 
 class RequestRecord:
-    """One request. Entered once; leaving it records every input that is still open.
+    """One request, or the inputs of one that may outlive it.
 
-    resources: released first, in reverse order: admission and streams that last as long as the
-    reply.
+    resources: released first at the end of its lifetime, in reverse order: admission and streams
+    that last as long as the reply.
     """
 
     def __init__(
@@ -256,7 +259,7 @@ class RequestRecord:
         return RequestRecord(self._request, chosen, self.resources)
 
     def detached(self, indices: Sequence[int]) -> "RequestRecord":
-        """Return the record of some inputs that may outlive the request, to be entered apart."""
+        """Return the record of some inputs that may outlive the request: a lifetime of its own."""
         chosen = [self.inputs[index] for index in indices]
         self._detached.update(chosen)
         return RequestRecord(self._request, chosen, AsyncExitStack())
@@ -285,6 +288,26 @@ class RequestRecord:
         for item in self.inputs:
             item.reason = plan.reason
 
+    async def run(
+        self, runner: "Runner[Any, Any]", request: ChatRequest | CompletionRequest, plan: Plan
+    ) -> Outcome | OutcomeStream:
+        """Run the plan of the only input; record its outcome, with its cost, or follow its stream.
+
+        Raises what the runner raises; the end of the record's lifetime records it.
+        """
+        self.planned(plan)
+        if request.stream:
+            return await self.follow(await runner.stream(request, plan, self))
+        (outcome,) = await self.finish(await runner.whole(request, plan, self))
+        return outcome
+
+    async def run_batch(
+        self, runner: "Runner[Any, Any]", batch: TaskBatch, plan: Plan
+    ) -> list[Outcome]:
+        """Run the plan of all inputs and record their outcomes. As `run`."""
+        self.planned(plan)
+        return await self.finish(await runner.whole(batch, plan, self))
+
     async def finish(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Record the inputs' outcomes and wait for the ledger; return them with their costs."""
         finished = [
@@ -305,15 +328,17 @@ class RequestRecord:
         self.resources.push_async_callback(_close, record.events)
         return replace(stream, events=record.events)
 
-    async def __aenter__(self) -> Self:
-        return self
+    @asynccontextmanager
+    async def lifetime(self) -> AsyncIterator[Self]:
+        """Record every input that the body leaves open, whatever ends it. Once."""
+        try:
+            yield self
+        except BaseException as error:  # cancellation too; re-raised
+            await self._end(error)
+            raise
+        await self._end(None)
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def _end(self, error: BaseException | None) -> None:
         """Release the resources, record open inputs, and wait for the ledger if a client waits.
 
         Without an error, an input that is still open was abandoned by its client.
@@ -367,11 +392,13 @@ class ExitRecorder:
     ledger: Ledger
     observer: ExitObserver
 
-    def open(self, context: RequestContext, endpoint: Endpoint, inputs: int = 1) -> RequestRecord:
+    def open(
+        self, context: RequestContext, endpoint: Endpoint, inputs: int = 1
+    ) -> AbstractAsyncContextManager[RequestRecord]:
         """Return the record of a request with that many inputs, to be entered with `async with`."""
         request = _Request(context, endpoint, self.ledger, self.observer)
         items = [InputRecord(request, index) for index in range(inputs)]
-        return RequestRecord(request, items, AsyncExitStack())
+        return RequestRecord(request, items, AsyncExitStack()).lifetime()
 
 
 async def _close(events: AsyncIterator[Any]) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 from serving.cache.flight import Flight, Flights, Work
 from serving.contracts.errors import NarrowgateError
@@ -12,35 +14,29 @@ from serving.pipeline.exit_recorder import RequestRecord
 logger = logging.getLogger(__name__)
 
 
-def led_work(
-    access: CacheAccess,
-    flights: Sequence[Flight],
-    record: RequestRecord,
-    answer: Callable[[], Awaitable[None]],
-) -> "asyncio.Task[None]":
-    """Start to answer the flights that a request leads. record: detached, entered here.
-
-    A flight that `answer` leaves without a result gets the error; no result where it was cancelled
-    or failed for a defect.
-    """
-    work = Work(list(flights))
+def lead(flights: Sequence[Flight], work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    """Start the work that answers the flights that a request leads; see `leading`."""
+    led = Work(list(flights))
     for flight in flights:
-        flight.work = work
-    work.task = asyncio.create_task(_answered(access, flights, record, answer))
-    work.task.add_done_callback(_log_defect)
-    return work.task
+        flight.work = led
+    led.task = asyncio.create_task(work)
+    led.task.add_done_callback(_log_defect)
+    return led.task
 
 
-async def _answered(
-    access: CacheAccess,
-    flights: Sequence[Flight],
-    record: RequestRecord,
-    answer: Callable[[], Awaitable[None]],
-) -> None:
+@asynccontextmanager
+async def leading(
+    access: CacheAccess, flights: Sequence[Flight], record: RequestRecord
+) -> AsyncIterator[None]:
+    """Answer flights in the body, which is work that was started with `lead`.
+
+    record: of the flights' inputs, detached; its lifetime is the body's. A flight that the body
+    leaves without a result gets its error; no result where it was cancelled or failed for a defect.
+    """
     shared: NarrowgateError | None = None
     try:
-        async with record:
-            await answer()
+        async with record.lifetime():
+            yield
     except NarrowgateError as error:
         shared = error
         raise
@@ -50,21 +46,30 @@ async def _answered(
                 access.fail(flight, shared)
 
 
-async def leave(
-    flights: Flights, joined: Sequence[Flight], work: Work | None, record: RequestRecord
-) -> None:
-    """End a request's part in its flights. work: that it leads, with that work's record.
+@asynccontextmanager
+async def taking_part(
+    flights: Flights, joined: Sequence[Flight], led: Sequence[Flight], record: RequestRecord
+) -> AsyncIterator[None]:
+    """End a request's part in its flights after the body.
 
+    led: those of them that it leads. record: of the inputs that it leads.
     Work for which nobody waits any more is cancelled; it has ended when this returns, so that its
     rows are written before its request ends. Other work continues, and its rows say that the client
     left.
     """
-    for flight in joined:
-        flights.leave(flight)
-    if work is None or work.task is None or work.task.done():
-        return
-    if work.task.cancelling():
-        await asyncio.wait({work.task})
+    try:
+        yield
+    finally:
+        for flight in joined:
+            flights.leave(flight)
+        work = led[0].work if led else None
+        if work is not None and work.task is not None and not work.task.done():
+            await _left(work, work.task, record)
+
+
+async def _left(work: Work, task: "asyncio.Task[None]", record: RequestRecord) -> None:
+    if task.cancelling():
+        await asyncio.wait({task})
         # A task that was cancelled before its first step has not entered its record.
         record.close()
     elif any(not flight.result.done() for flight in work.flights):

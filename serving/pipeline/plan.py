@@ -1,8 +1,11 @@
-"""Which model answers a request, and why. Pure."""
+"""Which model answers a request, and why. Pure but for the vectors that the router compares."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
@@ -21,7 +24,7 @@ from serving.contracts.requests import (
     CompletionRequest,
     TaskBatch,
 )
-from serving.contracts.routing import TIERS, Decision, Reason, Tier
+from serving.contracts.routing import TIERS, Decision, Reason, Router, Tier
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.standing import Standing
@@ -139,6 +142,30 @@ def free_form_bounds(frontier: FrontierSettings) -> dict[Tier, OutputBounds]:
     return {
         tier: OutputBounds(bounds.max_tokens[tier], bounds.stop, directive(tier)) for tier in TIERS
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Plans requests: has the router decide on chats with the model `auto`, then chooses."""
+
+    policy: Policy
+    router: Router
+
+    async def plan(
+        self,
+        request: ChatRequest | CompletionRequest | TaskBatch,
+        context: RequestContext,
+        vectors: dict[str, NDArray[np.float32]],
+    ) -> Plan:
+        """Return the plan of a request. Raises as `choose_plan`.
+
+        vectors: of the request's texts, by text; the router adds those that it computes.
+        """
+        if not isinstance(request, ChatRequest) or request.model != AUTO:
+            return choose_plan(request, context, self.policy)
+        # Awaited once, here; all later steps that compare texts share them.
+        compared = await self.router.vectors(request, vectors)
+        return choose_plan(request, context, self.policy, self.router.decide(request, compared))
 
 
 def choose_plan(

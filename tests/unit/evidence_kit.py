@@ -36,9 +36,9 @@ from serving.evidence.store import Definition, EvidenceStore
 from serving.evidence.worker import EvidenceWorker
 from serving.ledger.database import Database
 from serving.pipeline.auditor import Auditor, AuditRunners
+from serving.pipeline.build import Audited, build_runners
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.replica_meter import ReplicaMeter
-from serving.pipeline.request_path import Audited, build_runners
 from serving.pipeline.runner import BoundTask
 from serving.tasks.grant import Grant
 from serving.tasks.task import bind

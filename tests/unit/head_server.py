@@ -28,9 +28,9 @@ from serving.evidence.heads.service import HeadService, build_heads
 from serving.evidence.service import EvidenceService, build_evidence
 from serving.ledger.database import Database
 from serving.pipeline.auditor import Auditor, AuditRunners
+from serving.pipeline.build import Audited, build_runners
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.replica_meter import ReplicaMeter
-from serving.pipeline.request_path import Audited, build_runners
 from serving.tasks.catalog import load_specs
 from serving.tasks.grant import Grant
 

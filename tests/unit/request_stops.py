@@ -1,8 +1,17 @@
 """Prints the files that one chat and one task enter: python -m tests.unit.request_stops.
 
 The application is that of `narrowgate serve` without Ray and without a local model, with a provider
-on a socket; NARROWGATE_* variables set it. A stop is a file that the request enters by a coroutine,
-or by one of the functions in HANDOVERS. Middleware, types and background tasks are left out.
+on a socket; NARROWGATE_* variables set it.
+
+A stop is a call from one file into another: of a coroutine, of a context manager that may wait, or
+of a function in HANDOVERS, which take the request over without waiting. Counted once each:
+
+- a call back into a file that the request was in before, such as the second use of the ledger;
+- the first step of a task that another file awaits.
+
+Not counted: a function that calls another one of its own file, a coroutine or context manager that
+continues after what it waited for, other functions that return at once, and what LEFT_OUT and
+BACKGROUND name: middleware, frozen types, and what runs behind the answer.
 """
 
 # ruff: noqa: ASYNC110  # it waits for a reading that tells nothing
@@ -31,8 +40,8 @@ from ..provider.server import ProviderServer
 ROOT = str(Path(__file__).parents[2] / "serving") + os.sep
 KEY = "sk-test-0123456789-never-logged"
 HANDOVERS = (
-    "read_chat", "read_tasks", "choose_plan", "ExitRecorder.open", "RequestRecord.finish",
-    "DatabaseEntry.close", "Writer.submit", "write_reply",
+    "read_chat", "read_tasks", "choose_plan", "ExitRecorder.open", "DatabaseEntry.close",
+    "DatabaseCall.close", "Writer.submit", "write_reply", "write_tasks",
 )  # fmt: skip
 LEFT_OUT = (
     "contracts/", "gateway/middleware", "gateway/auth", "gateway/limits", "evidence/worker",
@@ -65,7 +74,7 @@ def traced() -> Iterator[list[tuple[str, str]]]:
         if any(frame is one for one in kept):  # resumed, not entered
             return
         kept.append(frame)
-        if not found or found[-1][0] != file:
+        if _caller(frame) != file and (not found or found[-1][0] != file):
             found.append((file, name))
 
     threading.setprofile(note)
@@ -75,6 +84,14 @@ def traced() -> Iterator[list[tuple[str, str]]]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
+
+
+def _caller(frame: FrameType) -> str | None:
+    """Return the file of ours that called a frame; None for the event loop or the web framework."""
+    above = frame.f_back
+    while above is not None and not above.f_code.co_filename.startswith(ROOT):
+        above = above.f_back
+    return None if above is None else above.f_code.co_filename[len(ROOT) :]
 
 
 async def stops(folder: Path, url: str) -> dict[str, list[tuple[str, str]]]:

@@ -47,11 +47,12 @@ from serving.gateway.metrics import Metrics
 from serving.local.health import EngineHealth
 from serving.pipeline.admission import AdmissionQueue
 from serving.pipeline.bounded import Learning
+from serving.pipeline.build import build_runners
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.plan import Policy
 from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
-from serving.pipeline.request_path import RequestPath, build_runners
+from serving.pipeline.request_path import RequestPath
 from serving.pipeline.runner import BoundTask
 from serving.tasks.grant import Grant
 from serving.tasks.task import bind

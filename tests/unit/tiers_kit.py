@@ -27,10 +27,10 @@ from serving.ledger.build import build_ledger
 from serving.ledger.database import Database
 from serving.ledger.pricing.cost import Price, Priced
 from serving.pipeline.admission import AdmissionQueue
+from serving.pipeline.build import Tiering, build_runners
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.plan import free_form_bounds
 from serving.pipeline.replica_meter import ReplicaMeter
-from serving.pipeline.request_path import Tiering, build_runners
 from serving.pipeline.runner import Runner
 from serving.pipeline.tier_auditor import TierAuditor
 from serving.tiers.clusters import Clustering
