@@ -17,6 +17,8 @@
     |- NotFound
     |  |- UnknownTask
     |  `- UnknownModel
+    |- FileInUse                     the file is the input of a batch that has not ended
+    |- BatchEnded                    the batch has ended and cannot be cancelled
     |- Unavailable                   a retry may help
     |  |- QueueFull
     |  |- ModelStarting
@@ -214,6 +216,18 @@ class UnknownModel(NotFound):
     """No model of that name is served."""
 
     code = "model_not_found"
+
+
+class FileInUse(NarrowgateError):
+    """The file is the input of a batch that has not ended."""
+
+    code = "file_in_use"
+
+
+class BatchEnded(NarrowgateError):
+    """The batch has ended; it cannot be cancelled."""
+
+    code = "batch_ended"
 
 
 class Unavailable(NarrowgateError):

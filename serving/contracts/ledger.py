@@ -17,6 +17,9 @@ estimated: from the texts of a whole answer without credible usage. unknown: the
 billed something and did not report it; the worst case stays held.
 """
 
+Lane = Literal["interactive", "batch"]
+"""interactive: a client waits for the answer. batch: it is a line of a batch."""
+
 DEFAULT_TENANT = "default"
 """Tenant of all requests where authentication is off."""
 
@@ -46,13 +49,15 @@ class Caller:
     """The sender of a request. key_id: of the API key, None where authentication is off.
 
     admin: may read every tenant's report and may not spend. evidence_external: False keeps the
-    inputs of this key from providers that would get them for evidence.
+    inputs of this key from providers that would get them for evidence. lane: in which its request
+    runs.
     """
 
     tenant: str
     key_id: str | None = None
     admin: bool = False
     evidence_external: bool | None = None
+    lane: Lane = "interactive"
 
 
 @dataclass(frozen=True, slots=True)

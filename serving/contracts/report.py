@@ -361,6 +361,7 @@ class Report(_Frozen):
         default=(), description="open-ended chats by cluster, where tiers are earned"
     )
     endpoints: tuple[Part, ...]
+    lanes: tuple[Part, ...] = Field(description="`interactive` and `batch`")
     tasks: tuple[Part, ...]
     tenants: tuple[Part, ...]
     paths: tuple[Part, ...] = Field(description="by route")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.context_settings import ContextSettings
 from serving.contracts.evidence_settings import EvidenceSettings
@@ -242,6 +243,7 @@ class Settings(_Frozen):
     context: ContextSettings = ContextSettings()
     cache: CacheSettings = CacheSettings()
     tiers: TiersSettings = TiersSettings()
+    batch: BatchSettings = BatchSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

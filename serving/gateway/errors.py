@@ -32,6 +32,8 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.NotFound: 404,
     errors.UnknownTask: 404,
     errors.UnknownModel: 404,
+    errors.FileInUse: 409,
+    errors.BatchEnded: 409,
     errors.Unavailable: 503,
     errors.QueueFull: 429,
     errors.ModelStarting: 503,

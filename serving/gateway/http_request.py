@@ -225,6 +225,27 @@ class Options:
         )
 
 
+def body_options(body: dict[str, Any]) -> tuple[RequestOptions, float | None]:
+    """Take the option fields out of a body that came without headers.
+
+    Returns them, and the deadline in seconds where the body has one. Raises InvalidRequest.
+    """
+    inside = _taken(body)
+    fields = _validated(inside, dict.fromkeys(inside, ""))
+    none = Headers()
+    options = RequestOptions(
+        fields.route or "auto",
+        fields.max_cost_usd,
+        fields.audit or "auto",
+        bool(fields.deterministic),
+        _end_user(body, none),
+        cache_preference(body, none),
+        None,
+        fields.quality or "auto",
+    )
+    return options, fields.deadline_s
+
+
 def _end_user(body: Any, headers: Headers) -> str | None:
     fields = body if isinstance(body, dict) else {}
     named = {name: fields.get(name) for name in _END_USER_FIELDS}

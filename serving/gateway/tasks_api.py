@@ -109,17 +109,7 @@ async def run_task(
 
 def _response(reply: TaskReply, request_id: str) -> Response:
     """Return the response. Raises the error of an only input."""
-    if not reply.is_list:
-        (only,) = reply.results
-        if isinstance(only, NarrowgateError):
-            raise only
-        model: BaseModel = only
-    else:
-        model = AnswerList(
-            task=reply.task,
-            results=[_indexed(index, result) for index, result in enumerate(reply.results)],
-            request_id=request_id,
-        )
+    model = task_reply(reply, request_id)
     answers = [result for result in reply.results if isinstance(result, Answer)]
     headers = {
         ROUTE: ",".join(sorted({answer.route for answer in answers})) or "none",
@@ -136,6 +126,20 @@ def _response(reply: TaskReply, request_id: str) -> Response:
         headers[ATTESTATION] = reply.attestation
     document = json_text(model.model_dump(mode="json"))
     return Response(document, media_type="application/json", headers=headers)
+
+
+def task_reply(reply: TaskReply, request_id: str) -> BaseModel:
+    """Return the body of a response. Raises the error of an only input."""
+    if not reply.is_list:
+        (only,) = reply.results
+        if isinstance(only, NarrowgateError):
+            raise only
+        return only
+    return AnswerList(
+        task=reply.task,
+        results=[_indexed(index, result) for index, result in enumerate(reply.results)],
+        request_id=request_id,
+    )
 
 
 def _indexed(index: int, result: Answer | NarrowgateError) -> IndexedResult:

@@ -122,6 +122,7 @@ def opened_exit(header: ExitHeader) -> Row:
         "tenant": header.caller.tenant,
         "key_id": header.caller.key_id,
         "endpoint": header.endpoint,
+        "lane": header.caller.lane,
         "task": header.task,
         "state": "open",
         "escalated": False,

@@ -95,7 +95,8 @@ def _usage_columns() -> list[Column[Any]]:
 # avoided_usd: what that entry's answer had cost. cache_kind: `exact`, `semantic` or `alias`.
 # refined_route: route of the answer just before in the same conversation, where this request
 # repeats or corrects its question. cluster: of an open-ended chat, and of what was
-# asked to compare answers to it: `CLUSTERING/NUMBER/TIER`, the tier of the reference.
+# asked to compare answers to it: `CLUSTERING/NUMBER/TIER`, the tier of the reference. lane:
+# `interactive` or `batch`; NULL of inputs before there were lanes.
 exits = Table(
     "exits",
     metadata,
@@ -129,6 +130,7 @@ exits = Table(
     Column("cache_kind", Text),
     Column("refined_route", Text),
     Column("cluster", Text),
+    Column("lane", Text),
     Column("opened_at", UtcTime, nullable=False),
     Column("elapsed_us", BigInteger),
     Column("instance", Text, nullable=False),

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
         "pipeline",
         "reporting",
     },
-    "batch": {"tasks", "frontier", "ledger", "cache", "pipeline"},
+    "batch": {"tasks", "frontier", "ledger", "evidence", "cache", "pipeline"},
     "gateway": {"tasks", "local", "artifacts", "pipeline", "evidence", "cache", "tiers"},
     "app": {
         "tasks",

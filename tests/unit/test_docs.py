@@ -18,6 +18,7 @@ from quantize.recipe import (
     built_in_recipes,
 )
 from serving.cli import narrowgate_parser
+from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.context_settings import ContextSettings
 from serving.contracts.errors import NarrowgateError
@@ -74,6 +75,7 @@ GROUPS: list[tuple[str, type[BaseModel]]] = [
     ("evidence.head.", HeadSettings),
     ("cache.", CacheSettings),
     ("tiers.", TiersSettings),
+    ("batch.", BatchSettings),
 ]
 GROUP_NAMES = {prefix.removesuffix(".") for prefix, _ in GROUPS}
 LISTS = {"models", "frontier.providers"}

@@ -12,6 +12,7 @@ from alembic.script import ScriptDirectory
 from pydantic import SecretStr
 from sqlalchemy import Connection, MetaData, Table, inspect, text
 
+import serving.batch.schema
 import serving.cache.schema  # its tables join the ledger's
 import serving.evidence.heads.schema  # noqa: F401
 from serving.contracts.errors import LedgerUnavailable, LedgerUnusable

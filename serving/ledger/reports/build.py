@@ -101,6 +101,7 @@ def _breakdowns(found: _DatabaseSums) -> dict[str, Any]:
         "outcomes": _outcomes(found.calls),
         "token_classes": _token_classes(found.calls),
         "endpoints": _parts(found, lambda group: group.endpoint),
+        "lanes": _parts(found, lambda group: group.lane),
         "tasks": _parts(found, lambda group: group.task),
         "paths": _parts(found, lambda group: group.route),
         "routes": _shares(found.exits, lambda group: group.route, found.exits),

@@ -20,6 +20,7 @@ from sqlalchemy import (
     case,
     column,
     func,
+    literal_column,
     or_,
     select,
     type_coerce,
@@ -61,6 +62,7 @@ class ExitGroup:
 
     tenant: str
     endpoint: str
+    lane: str
     task: str | None
     route: str | None
     reason: str | None
@@ -82,6 +84,7 @@ class CallGroup:
 
     tenant: str
     endpoint: str
+    lane: str
     task: str | None
     route: str | None
     status: InputStatus
@@ -137,6 +140,9 @@ _STATUS = case(
 )
 
 
+# Inputs of earlier versions have no lane.
+_LANE = func.coalesce(exits.c.lane, literal_column("'interactive'"))
+
 # A local or cached answer outside an attested error bound does not replace the reference model.
 # No client got an audit's answer.
 _SAVES = and_(
@@ -148,7 +154,7 @@ _REFERENCE_USD = case((_SAVES, exits.c.reference_usd))
 def exit_groups(connection: Connection, scope: Scope) -> list[ExitGroup]:
     """Return the inputs, grouped by equal keys."""
     keys = [
-        exits.c.tenant, exits.c.endpoint, exits.c.task, exits.c.route, exits.c.reason,
+        exits.c.tenant, exits.c.endpoint, _LANE, exits.c.task, exits.c.route, exits.c.reason,
         exits.c.outcome, exits.c.reference_model, exits.c.evidence, exits.c.escalated,
         exits.c.cached, _STATUS,
     ]  # fmt: skip
@@ -164,8 +170,9 @@ def exit_groups(connection: Connection, scope: Scope) -> list[ExitGroup]:
 def call_groups(connection: Connection, scope: Scope) -> list[CallGroup]:
     """Return the calls of the inputs in scope, grouped by equal keys."""
     keys = [
-        exits.c.tenant, exits.c.endpoint, exits.c.task, exits.c.route, _STATUS, calls.c.kind,
-        calls.c.model, calls.c.state, calls.c.outcome, calls.c.service_tier, calls.c.price_id,
+        exits.c.tenant, exits.c.endpoint, _LANE, exits.c.task, exits.c.route, _STATUS,
+        calls.c.kind, calls.c.model, calls.c.state, calls.c.outcome, calls.c.service_tier,
+        calls.c.price_id,
     ]  # fmt: skip
     query: Select[Any] = (
         select(

@@ -82,6 +82,8 @@ def _spending(report: Report) -> Iterator[RenderableType]:
     tasks = [line if line.name else _named(line, "(no task)") for line in report.tasks]
     yield _spends("task", tasks)
     yield _spends("endpoint", report.endpoints)
+    if len(report.lanes) > 1 or any(line.name != "interactive" for line in report.lanes):
+        yield _spends("lane", report.lanes)
     if report.tenant is None:
         yield _spends("tenant", report.tenants)
     periods = formats.by_period(report.days)

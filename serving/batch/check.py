@@ -1,0 +1,200 @@
+"""Checks a batch's file in one pass: every bad line is found before anything is spent."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal
+
+from serving.batch.lines import (
+    BadLine,
+    LineFormat,
+    LineRequest,
+    RawLine,
+    bad,
+    raw_lines,
+    read_line,
+)
+from serving.contracts.batch import MAX_REPORTED, Checked, LineProblem, PlannedRoute
+from serving.contracts.context import RequestContext
+from serving.contracts.deadline import Deadline
+from serving.contracts.errors import FrontierNotConfigured, InputTooLong, NarrowgateError
+from serving.contracts.ledger import Caller
+from serving.contracts.requests import AUTO, ChatRequest, TaskBatch
+from serving.pipeline.plan import FrontierPlan, LocalPlan, Policy, TaskPlan, choose_plan
+from serving.pipeline.read import read_chat, read_tasks
+
+Estimate = Callable[[ChatRequest | TaskBatch, FrontierPlan], Decimal | None]
+"""Returns the worst case of a request at the first target of a plan, US dollars."""
+
+_ANY_TIME_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class GoodLine:
+    """A line that can be run. target: the provider's model that it names, None without one.
+
+    worst_usd: its worst case; None where no price is known, or no provider can be asked.
+    """
+
+    number: int
+    custom_id: str
+    start: int
+    length: int
+    target: str | None
+    worst_usd: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class LineRules:
+    """What a line is checked against.
+
+    model_of: the local model of a task, None without one. longest: bytes of a line. max_lines: of a
+    batch. estimate: None where no worst case can be given.
+    """
+
+    policy: Policy
+    line_format: LineFormat
+    model_of: Callable[[str], str | None]
+    max_inputs: int
+    longest: int
+    max_lines: int
+    estimate: Estimate | None = None
+
+
+@dataclass(slots=True)
+class FileCheck:
+    """One pass over a file. problems: the first MAX_REPORTED; others are counted."""
+
+    rules: LineRules
+    endpoint: str
+    caller: Caller
+    problems: list[LineProblem] = field(default_factory=list)
+    more_problems: int = 0
+    good: int = 0
+    _seen: dict[str, int] = field(default_factory=dict)
+    _lines: Counter[tuple[Literal["local", "frontier", "auto"], str]] = field(
+        default_factory=Counter
+    )
+    _usd: dict[tuple[str, str], Decimal | None] = field(default_factory=dict)
+
+    def good_lines(self, pieces: Iterable[bytes]) -> Iterator[GoodLine]:
+        """Yield the good lines of a file, and keep what is wrong with the others."""
+        count = 0
+        for raw in raw_lines(pieces, self.rules.longest):
+            count += 1
+            if count > self.rules.max_lines:
+                self._note("too_many_lines", f"the file holds more than {self.rules.max_lines} "
+                           "lines; split it into several files", None)  # fmt: skip
+                return
+            try:
+                found = self._checked(raw)
+            except BadLine as problem:
+                self._note(problem.code, problem.message, raw.number, problem.param)
+                continue
+            self.good += 1
+            yield found
+        if not count:
+            self._note("empty_file", "the file holds no line", None)
+
+    def result(self) -> Checked:
+        """Return what was found."""
+        problems = list(self.problems)
+        if self.more_problems:
+            text = f"{self.more_problems} more lines are wrong; the first {MAX_REPORTED} are named"
+            problems.append(LineProblem("more_problems", text))
+        plan = tuple(
+            PlannedRoute(route, model, count, self._usd[route, model])
+            for (route, model), count in sorted(self._lines.items())
+        )
+        return Checked(self.good, tuple(problems), plan)
+
+    def _note(self, code: str, message: str, line: int | None, param: str | None = None) -> None:
+        if len(self.problems) < MAX_REPORTED:
+            self.problems.append(LineProblem(code, message, line, param))
+        else:
+            self.more_problems += 1
+
+    def _checked(self, raw: RawLine) -> GoodLine:
+        """Return a line that can be run. Raises BadLine."""
+        if raw.data is None:
+            raise BadLine("line_too_long", f"the line has over {self.rules.longest} bytes")
+        if not raw.data.strip():
+            raise BadLine("empty_line", "the line is empty; only the last may be")
+        line = read_line(raw.data, self.endpoint, self.rules.line_format)
+        first = self._seen.setdefault(line.custom_id, raw.number)
+        if first != raw.number:
+            message = f"custom_id {line.custom_id[:60]!r} is that of line {first}"
+            raise BadLine("duplicate_custom_id", message, "custom_id")
+        target, worst = self._planned(line)
+        return GoodLine(raw.number, line.custom_id, raw.start, len(raw.data), target, worst)
+
+    def _planned(self, line: LineRequest) -> tuple[str | None, Decimal | None]:
+        """Return the line's target and worst case. Raises BadLine."""
+        try:
+            return self._plan(line)
+        except NarrowgateError as error:
+            raise bad(error) from error
+
+    def _plan(self, line: LineRequest) -> tuple[str | None, Decimal | None]:
+        rules = self.rules
+        context = RequestContext("check", self.caller, line.options, Deadline.after(_ANY_TIME_S))
+        request: ChatRequest | TaskBatch
+        if line.task is None:
+            request = read_chat(line.body, rules.max_inputs)
+            if request.model == AUTO:
+                return self._counted("auto", AUTO, None)
+        else:
+            request = read_tasks(line.task, line.body, rules.policy.specs, rules.max_inputs)
+            if request.refused:
+                raise next(iter(request.refused.values()))
+        plan = choose_plan(request, context, rules.policy)
+        match plan:
+            case LocalPlan(model=model):
+                return self._counted("local", model, None)
+            case FrontierPlan():
+                return self._paid(request, plan)
+            case TaskPlan():
+                return self._task(plan)
+
+    def _task(self, plan: TaskPlan) -> tuple[str | None, Decimal | None]:
+        batch, rules = plan.batch, self.rules
+        model = rules.model_of(batch.task)
+        if model is None or not plan.local:
+            return self._paid(batch, plan.fallback)
+        longest = max(len(one.text) for one in batch.requests)
+        limit = rules.policy.local_models.get(model)
+        if limit is not None and longest > limit and not plan.escalate_on:
+            raise InputTooLong(
+                f"the input is {longest} characters long, and at most {limit} can fit the window "
+                f"of {model!r}",
+                field="input",
+                fix="shorten the text",
+            )
+        escalated = self._worst(batch, plan.fallback) if plan.escalate_on else None
+        return self._counted("local", model, escalated)
+
+    def _paid(
+        self, request: ChatRequest | TaskBatch, plan: FrontierPlan
+    ) -> tuple[str | None, Decimal | None]:
+        targets = self.rules.policy.configured(plan.targets)
+        if not targets:
+            raise FrontierNotConfigured(
+                f"none of the providers of {', '.join(plan.targets)} has a key",
+                field="model",
+                fix="set a provider's key, or name another model",
+            )
+        _, worst = self._counted("frontier", targets[0], self._worst(request, plan))
+        return (targets[0] if isinstance(request, ChatRequest) else None), worst
+
+    def _worst(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> Decimal | None:
+        return None if self.rules.estimate is None else self.rules.estimate(request, plan)
+
+    def _counted(
+        self, route: Literal["local", "frontier", "auto"], model: str, worst: Decimal | None
+    ) -> tuple[None, Decimal | None]:
+        self._lines[route, model] += 1
+        before = self._usd.get((route, model), Decimal(0))
+        known = before is not None and (worst is not None or route == "local")
+        self._usd[route, model] = before + (worst or Decimal(0)) if known else None  # type: ignore[operator]
+        return None, worst
