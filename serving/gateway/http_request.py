@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest, UnsupportedMediaType
+from serving.contracts.ledger import Caller
 from serving.contracts.routing import (
     AuditPreference,
     QualityPreference,
@@ -148,9 +149,6 @@ def _malformed(reason: str) -> InvalidRequest:
     return InvalidRequest(f"the body is not JSON in UTF-8: {reason}", fix="send a JSON object")
 
 
-JsonBody = Annotated[Any, Depends(read_json)]
-
-
 def _plain_number(value: Any) -> Any:
     """Refuse what Python reads as a number and JSON does not have as one."""
     if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
@@ -184,29 +182,32 @@ class OptionFields(BaseModel):
     )
 
 
-class Options:
-    """The options in a request's headers, to be merged with those in its body."""
+class Received:
+    """A request that has arrived. body: its JSON document. gateway: the objects that serve it."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, body: Any) -> None:
+        self.body = body
+        self.gateway: GatewayContext = request.app.state.context
         self._headers = request.headers
         self._arrival: Arrival = request.state.arrival
-        self._request = request
-        self._context: GatewayContext = request.app.state.context
+        self._caller: Caller = request.state.caller
 
-    def context(self, body: Any) -> RequestContext:
-        """Return the request's context, and take the option fields out of its body.
+    def context(self) -> RequestContext:
+        """Return the request's context, and take the option fields out of its body. Once.
 
-        Raises InvalidRequest, which names the field or header.
+        A field takes precedence over its header. Raises InvalidRequest, which names the
+        field or header.
         """
+        body = self.body
         inside = _taken(body) if isinstance(body, dict) else {}
         fields = _validated(inside, dict.fromkeys(inside, ""))
         headers = _from_headers(self._headers)
-        longest_s = self._context.settings.request_timeout_s
+        longest_s = self.gateway.settings.request_timeout_s
         wanted_s = fields.deadline_s or headers.deadline_s or longest_s
         cost = fields.max_cost_usd if fields.max_cost_usd is not None else headers.max_cost_usd
         return RequestContext(
             self._arrival.request_id,
-            self._request.state.caller,
+            self._caller,
             RequestOptions(
                 fields.route or headers.route or "auto",
                 cost,
@@ -276,8 +277,8 @@ def _validated(found: dict[str, Any], names: Mapping[str, str]) -> OptionFields:
         raise invalid(names.get(field) or field, found[field], _WANTED[field]) from error
 
 
-async def _options(request: Request) -> Options:
-    return Options(request)
+async def _received(request: Request) -> Received:
+    return Received(request, await read_json(request))
 
 
-RequestedOptions = Annotated[Options, Depends(_options)]
+ReceivedRequest = Annotated[Received, Depends(_received)]

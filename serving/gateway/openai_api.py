@@ -13,9 +13,8 @@ from starlette.types import Receive, Scope, Send
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.openai import json_text
 from serving.gateway.cache_options import CACHE, hit_headers
-from serving.gateway.context import Context
 from serving.gateway.errors import error_body
-from serving.gateway.http_request import JsonBody, RequestedOptions
+from serving.gateway.http_request import ReceivedRequest
 from serving.gateway.middleware import ATTESTATION, COST, GUARANTEE, MODEL, REASON, ROUTE
 from serving.gateway.openapi import CHAT_BODY, COMPLETION_BODY
 from serving.pipeline.write import Reply
@@ -24,20 +23,18 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 
 @router.post("/chat/completions", response_model=dict[str, Any], openapi_extra=CHAT_BODY)
-async def chat_completions(
-    body: JsonBody, requested: RequestedOptions, context: Context
-) -> Response:
+async def chat_completions(received: ReceivedRequest) -> Response:
     """Answer a conversation, whole or as server-sent events, by the model that `model` names.
 
     model: `auto`, a local model, `task/NAME`, or `provider/model`.
     """
-    return ReplyResponse(context.path.chat(body, requested.context(body)))
+    return ReplyResponse(received.gateway.path.chat(received.body, received.context()))
 
 
 @router.post("/completions", response_model=dict[str, Any], openapi_extra=COMPLETION_BODY)
-async def completions(body: JsonBody, requested: RequestedOptions, context: Context) -> Response:
+async def completions(received: ReceivedRequest) -> Response:
     """Continue a prompt with a local model, whole or as server-sent events."""
-    return ReplyResponse(context.path.completion(body, requested.context(body)))
+    return ReplyResponse(received.gateway.path.completion(received.body, received.context()))
 
 
 class ReplyResponse(Response):

@@ -13,7 +13,7 @@ from serving.gateway.attested import TaskState
 from serving.gateway.cache_options import CACHE, hit_headers
 from serving.gateway.context import Context
 from serving.gateway.errors import error_body
-from serving.gateway.http_request import JsonBody, RequestedOptions
+from serving.gateway.http_request import ReceivedRequest
 from serving.gateway.middleware import ATTESTATION, GUARANTEE, REASON, ROUTE
 from serving.gateway.openapi import TASK_BODY
 from serving.pipeline.write import TaskReply
@@ -97,14 +97,13 @@ async def list_tasks(context: Context) -> TaskList:
 
 
 @router.post("/{task}", response_model=Answer | AnswerList, openapi_extra=TASK_BODY)
-async def run_task(
-    task: str, body: JsonBody, requested: RequestedOptions, context: Context
-) -> Response:
+async def run_task(task: str, received: ReceivedRequest) -> Response:
     """Answer one input (an answer) or several (a list of answers and errors, in order)."""
-    find_task(context.path.policy.specs, task)
-    request = requested.context(body)
-    async with context.path.tasks(task, body, request) as reply:
-        return _response(reply, request.request_id)
+    path = received.gateway.path
+    find_task(path.policy.specs, task)
+    context = received.context()
+    async with path.tasks(task, received.body, context) as reply:
+        return _response(reply, context.request_id)
 
 
 def _response(reply: TaskReply, request_id: str) -> Response:

@@ -22,14 +22,14 @@ from serving.pipeline.local_task import LocalTaskRunner
 from serving.pipeline.plan import FrontierPlan, LocalPlan, Plan, TaskPlan
 from serving.pipeline.pruned import Pruned, Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
-from serving.pipeline.runner import BoundTask, Engine, Runner
+from serving.pipeline.runner import BoundTask, Engine, Runner, Where
 from serving.pipeline.tier_auditor import TierAuditor
 from serving.pipeline.tiered import Tiered
 from serving.tiers.planner import TierPlanner
 
 
 class DecisionLogged:
-    """Runs another runner and logs the requests that the router sent to it."""
+    """Runs another runner and logs the requests, which the router sent to it."""
 
     def __init__(self, runner: Runner[ChatRequest, FrontierPlan], decisions: DecisionLog) -> None:
         self._runner = runner
@@ -50,8 +50,8 @@ class DecisionLogged:
         return await self._runner.stream(request, plan, record)
 
     def _keep(self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord) -> None:
-        if plan.decision is not None:
-            self._decisions.record(_row(request, plan, plan.decision, record.context.request_id))
+        assert plan.decision is not None
+        self._decisions.record(_row(request, plan, plan.decision, record.context.request_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,13 @@ def build_runners(
         model = Bounded(model, learning)
     asking: Runner[ChatRequest, FrontierPlan] = Admitted(model, remote, one_call)
     if pruning is not None:
-        asking = Pruned(asking, pruning)
+        pruned = Pruned(asking, pruning)
+        asking = Where(pruned.concerns, pruned, asking)
+    routed = asking
     if tiering is not None:
         auditor = tiering.auditor(reference, asking)
-        asking = Tiered(asking, tiering.planner, auditor, tiering.embed)
-    frontier_model = DecisionLogged(asking, decisions)
+        routed = Tiered(asking, tiering.planner, auditor, tiering.embed)
+    frontier_model = Where(_is_routed, DecisionLogged(routed, decisions), asking)
     return {
         LocalPlan: Admitted(LocalModelRunner(engines, meters), local, every_unit),
         FrontierPlan: frontier_model,
@@ -140,6 +142,11 @@ def _task_runner(
     claimed = ClaimedLocal(asked.local, tasks, audited.evidence, audited.embed)
     escalating = Escalating(claimed, asked.frontier_task, frontier_model, tasks)
     return Claimed(escalating, tasks, audited.auditor(asked))
+
+
+def _is_routed(_request: ChatRequest, plan: FrontierPlan) -> bool:
+    """Return whether the router chose the plan."""
+    return plan.decision is not None
 
 
 def _row(

@@ -81,6 +81,12 @@ class Pruned:
         self._pruning = pruning
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
+    def concerns(self, request: ChatRequest, _plan: FrontierPlan) -> bool:
+        """Return whether a request may hold a context to prune; takes microseconds."""
+        settings = self._pruning.settings
+        is_off = (request.pruning.mode or settings.mode) == "off"
+        return not is_off and _may_hold_context(request, settings.tools)
+
     async def whole(
         self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
     ) -> list[Outcome]:
@@ -109,12 +115,8 @@ class Pruned:
         return replace(stream, events=_Stated(stream.events, result.details()))
 
     async def _pruned(self, request: ChatRequest, plan: FrontierPlan) -> _Result | None:
-        """Return what is sent; None where the request has no context or turns pruning off."""
+        """Return what is sent; None where the request has no context."""
         mode = request.pruning.mode or self._pruning.settings.mode
-        if mode == "off":
-            return None
-        if not _may_hold_context(request, self._pruning.settings.tools):
-            return None
         places = await asyncio.to_thread(
             context_places, request.messages, request.pruning.marked, self._pruning.settings.tools
         )
@@ -212,7 +214,6 @@ class _Stated:
 
 
 def _may_hold_context(request: ChatRequest, tools: Collection[str]) -> bool:
-    """Return whether to look for contexts; takes microseconds for most chats."""
     if tools or request.pruning.marked:
         return True
     return any("<" in text for message in request.messages for _, text in texts_of(message))

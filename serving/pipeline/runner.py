@@ -1,8 +1,8 @@
 """The protocol of runners, which run plans, and of the engines that they call."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from serving.contracts.deadline import Deadline
 from serving.contracts.engine import EngineOutput, EngineWork
@@ -35,6 +35,34 @@ class Runner(Protocol[R, P]):
         What lasts until the answer's last byte is entered into `record.resources`.
         """
         ...
+
+
+class Where(Generic[R, P]):
+    """Implements Runner: one runner for what it concerns, and another, without a detour, for the
+    rest.
+    """
+
+    def __init__(
+        self, concerns: Callable[[R, P], bool], runner: Runner[R, P], otherwise: Runner[R, P]
+    ) -> None:
+        self._concerns = concerns
+        self._runner = runner
+        self._otherwise = otherwise
+
+    def whole(
+        self, request: R, plan: P, record: RequestRecord
+    ) -> Coroutine[Any, Any, list[Outcome]]:
+        """Run the one runner or the other."""
+        return self._chosen(request, plan).whole(request, plan, record)
+
+    def stream(
+        self, request: R, plan: P, record: RequestRecord
+    ) -> Coroutine[Any, Any, Outcome | OutcomeStream]:
+        """Run the one runner or the other."""
+        return self._chosen(request, plan).stream(request, plan, record)
+
+    def _chosen(self, request: R, plan: P) -> Runner[R, P]:
+        return self._runner if self._concerns(request, plan) else self._otherwise
 
 
 class Engine(Protocol):

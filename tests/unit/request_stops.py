@@ -7,11 +7,12 @@ A stop is a call from one file into another: of a coroutine, of a context manage
 of a function in HANDOVERS, which take the request over without waiting. Counted once each:
 
 - a call back into a file that the request was in before, such as the second use of the ledger;
-- the first step of a task that another file awaits.
+- the first step of a task, which nothing calls.
 
-Not counted: a function that calls another one of its own file, a coroutine or context manager that
-continues after what it waited for, other functions that return at once, and what LEFT_OUT and
-BACKGROUND name: middleware, frozen types, and what runs behind the answer.
+Calls into the same file in a row are one stop. Not counted: a function that calls another one of
+its own file, a coroutine or context manager that continues after what it waited for, other
+functions that return at once, and what LEFT_OUT, BEHIND and BACKGROUND name: middleware, frozen
+types, and what runs behind the answer.
 """
 
 # ruff: noqa: ASYNC110  # it waits for a reading that tells nothing
@@ -43,11 +44,17 @@ HANDOVERS = (
     "read_chat", "read_tasks", "choose_plan", "ExitRecorder.open", "DatabaseEntry.close",
     "DatabaseCall.close", "Writer.submit", "write_reply", "write_tasks",
 )  # fmt: skip
-LEFT_OUT = (
-    "contracts/", "gateway/middleware", "gateway/auth", "gateway/limits", "evidence/worker",
-    "evidence/appender", "evidence/heads/", "cache/writer", "pipeline/auditor",
+LEFT_OUT = ("contracts/", "gateway/middleware", "gateway/auth", "gateway/limits")
+BEHIND = (
+    "evidence/worker", "evidence/appender", "evidence/heads/", "cache/writer", "pipeline/auditor",
+    "pipeline/audit_work",
 )  # fmt: skip
-BACKGROUND = ("Writer._watch_connection", "CacheService._run", "EvidenceService.watch")
+"""With all that they call: they run behind the answer."""
+
+BACKGROUND = (
+    "Writer._watch_connection", "CacheService._run", "_repeat", "EvidenceService.watch",
+    "EvidenceService._count_spending",
+)  # fmt: skip
 ASKED = {
     "a chat on a provider": (
         "/v1/chat/completions",
@@ -74,7 +81,10 @@ def traced() -> Iterator[list[tuple[str, str]]]:
         if any(frame is one for one in kept):  # resumed, not entered
             return
         kept.append(frame)
-        if _caller(frame) != file and (not found or found[-1][0] != file):
+        callers = list(_callers(frame))
+        if any(caller.startswith(BEHIND) for caller in (file, *callers)):
+            return
+        if callers[:1] != [file] and (not found or found[-1][0] != file):
             found.append((file, name))
 
     threading.setprofile(note)
@@ -86,12 +96,13 @@ def traced() -> Iterator[list[tuple[str, str]]]:
         threading.setprofile(None)  # type: ignore[arg-type]
 
 
-def _caller(frame: FrameType) -> str | None:
-    """Return the file of ours that called a frame; None for the event loop or the web framework."""
+def _callers(frame: FrameType) -> Iterator[str]:
+    """Yield the files of ours that called a frame, the nearest first."""
     above = frame.f_back
-    while above is not None and not above.f_code.co_filename.startswith(ROOT):
+    while above is not None:
+        if above.f_code.co_filename.startswith(ROOT):
+            yield above.f_code.co_filename[len(ROOT) :]
         above = above.f_back
-    return None if above is None else above.f_code.co_filename[len(ROOT) :]
 
 
 async def stops(folder: Path, url: str) -> dict[str, list[tuple[str, str]]]:
