@@ -5,14 +5,41 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from serving.contracts.errors import NarrowgateError
-from serving.frontier.spent import NOTHING, Spent
+from serving.contracts.errors import (
+    FrontierAuthFailed,
+    FrontierContextTooLong,
+    FrontierError,
+    FrontierQuotaExhausted,
+    FrontierRateLimited,
+    FrontierRejected,
+    FrontierUnknownModel,
+    NarrowgateError,
+)
+from serving.frontier.failures import is_unreached
+from serving.frontier.provider_api import WholeAnswer
+from serving.frontier.spent import NOTHING, RequestFacts, Spent, spent_on
 
-Phase = Literal["validating", "running", "cancelling", "ended", "failed", "expired", "cancelled"]
-"""failed: the provider refused the whole batch, and bills nothing. ended, expired, cancelled:
-final; lines that finished before are in the results, and are billed."""
+Phase = Literal[
+    "validating",
+    "running",
+    "cancelling",
+    "ended",  # final
+    "failed",  # final: the provider refused the whole batch, and bills nothing
+    "expired",  # final; lines that finished before are in the results, and billed
+    "cancelled",  # final; as for `expired`
+    "missing",  # the provider does not find it now; it may be found later
+]
 
 FINAL_PHASES: frozenset[Phase] = frozenset({"ended", "failed", "expired", "cancelled"})
+
+_REFUSED = (
+    FrontierAuthFailed,
+    FrontierContextTooLong,
+    FrontierQuotaExhausted,
+    FrontierRateLimited,
+    FrontierRejected,
+    FrontierUnknownModel,
+)
 
 LineKind = Literal["succeeded", "errored", "expired", "cancelled"]
 
@@ -42,13 +69,23 @@ class LineCounts:
 
 @dataclass(frozen=True, slots=True)
 class ProviderBatchState:
-    """The state of a provider batch. error: why the provider refused it, for people."""
+    """The state of a provider batch.
+
+    error: why the provider refused it, for people. is_retryable: it refused the batch, not its
+    lines, which may be sent again unchanged.
+    """
 
     id: str
     phase: Phase
     counts: LineCounts = LineCounts()
     ended_at: datetime | None = None
     error: str | None = None
+    is_retryable: bool = False
+
+    @property
+    def is_final(self) -> bool:
+        """Return whether nothing of the batch can change any more."""
+        return self.phase in FINAL_PHASES
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +117,32 @@ class Uncertain:
 class ProviderBatches(Protocol):
     """The batch API of one provider. Raises only FrontierErrors.
 
-    max_lines, max_bytes: the most that one batch may hold.
+    max_lines, max_bytes: the most that one batch may hold. window_s: after this time it has ended.
     """
 
     max_lines: int
     max_bytes: int
+    window_s: float
 
     async def submit(self, lines: Sequence[ProviderLine], batch_key: str, model: str) -> str:
         """Create a batch and return the provider's id.
 
         batch_key: our id of the submission, unique for ever. model: the provider's name of it.
-        After an error that may leave a batch behind (a timeout, a lost connection), ask `find`
-        before anything is sent again.
+        After an error for which may_leave_batch is true, ask `find` before anything is sent again.
         """
         ...
 
     async def find(
-        self, batch_key: str, since: datetime, keys: Collection[str]
+        self,
+        batch_key: str,
+        since: datetime,
+        keys: Collection[str],
+        known: Collection[str] = (),
     ) -> str | Uncertain | None:
         """Return the id of the batch that a submission made; None where it made none.
 
-        since: when the intent was written, with its time zone. keys: of the submitted lines.
+        since: when the intent was written, with its time zone. keys: of the submitted lines. known:
+        the provider's ids of other submissions.
         """
         ...
 
@@ -108,13 +150,34 @@ class ProviderBatches(Protocol):
         """Return the state of a batch."""
         ...
 
-    def results(self, batch_id: str) -> AsyncIterator[ProviderLineResult]:
-        """Yield the results of a final batch, in any order.
+    def results(
+        self, batch_id: str, keys: Collection[str] | None = None
+    ) -> AsyncIterator[ProviderLineResult]:
+        """Yield the results of a final batch once each, in any order.
 
-        A line may be missing or repeated, and the iterator may be read again from the start.
+        keys: of its lines; results of others are logged and left out. A file that breaks off or
+        lacks lines is read again; lines may still be missing at the end. The whole may be read
+        again from the start. Close the iterator where it is not read to its end.
         """
         ...
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for the end of a batch; lines that finish before it are billed. May be repeated."""
         ...
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        ...
+
+
+def may_leave_batch(error: FrontierError) -> bool:
+    """Return whether a submission that ended in this error may have created a batch."""
+    return not isinstance(error, _REFUSED) and not is_unreached(error)
+
+
+def checked_spent(result: ProviderLineResult, facts: RequestFacts) -> Spent:
+    """Return a result's usage, estimated where the provider's own is missing or not possible."""
+    if result.document is None or result.spent.source != "reported":
+        return result.spent
+    answer = WholeAnswer(result.document, result.spent.usage, result.spent.service_tier)
+    return spent_on(answer, facts)

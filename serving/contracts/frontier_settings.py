@@ -81,6 +81,15 @@ class ProviderSettings(_Frozen):
         default=512, ge=0, description="most output tokens that may be left for such a reading"
     )
     breaker: BreakerSettings = BreakerSettings()
+    batch: bool | None = Field(
+        default=None,
+        description="whether it has a batch API; where absent, the vendor's own address has one",
+    )
+
+    @property
+    def has_batches(self) -> bool:
+        """Return whether requests that can wait may go into the provider's batches."""
+        return self.base_url is None if self.batch is None else self.batch
 
     @field_validator("base_url")
     @classmethod

@@ -22,6 +22,9 @@ A shorter marked prefix is ignored and costs nothing extra.
 STANDARD = "standard"
 DEAREST = "dearest"
 
+BATCH = "batch"
+"""The tier of a provider's batches. No request asks for it, and OpenAI does not report it."""
+
 STANDARD_NAMES = frozenset({STANDARD, "default", "auto", "scale"})
 """Names of the standard tier. `scale` is prepaid; usage beyond it costs the standard price."""
 
@@ -127,13 +130,15 @@ class ModelPrices:
         service_tier: as requested. Where the request does not limit the tier, the provider may
         choose it, and the most expensive tier counts.
         """
-        steps, most = self._possible(service_tier), Decimal(0)
-        ends = [*(step.over_input_tokens for step in steps[1:]), input_tokens]
-        for step, end in zip(steps, ends, strict=True):
-            if step.over_input_tokens == 0 or step.over_input_tokens < input_tokens:
-                longest = min(end, input_tokens) * step.prices.highest_input
-                most = max(most, longest + output_tokens * step.prices.output)
-        return most
+        return _most(self._possible(service_tier), input_tokens, output_tokens)
+
+    def worst_case_in_batch(self, input_tokens: int, output_tokens: int) -> Decimal:
+        """Return the highest possible cost of a line of a provider's batch, US dollars.
+
+        Without batch prices the highest price of each class in any tier counts, as in `applied`.
+        """
+        steps = self.service_tiers.get(BATCH, self._highest)
+        return _most(steps, input_tokens, output_tokens)
 
     def _possible(self, requested: str | None) -> tuple[PriceStep, ...]:
         name = (requested or "").lower()
@@ -177,6 +182,17 @@ def unpriced(models: Sequence[str], setting: str) -> UnpricedModel:
 def _step(steps: tuple[PriceStep, ...], tokens: int) -> PriceStep:
     """Return the last step that the input exceeds. It applies to all tokens of the request."""
     return next((step for step in reversed(steps) if tokens > step.over_input_tokens), steps[0])
+
+
+def _most(steps: tuple[PriceStep, ...], input_tokens: int, output_tokens: int) -> Decimal:
+    """Return the highest cost of at most this many tokens, at the steps that they can reach."""
+    most = Decimal(0)
+    ends = [*(step.over_input_tokens for step in steps[1:]), input_tokens]
+    for step, end in zip(steps, ends, strict=True):
+        if step.over_input_tokens == 0 or step.over_input_tokens < input_tokens:
+            longest = min(end, input_tokens) * step.prices.highest_input
+            most = max(most, longest + output_tokens * step.prices.output)
+    return most
 
 
 def _highest_of(tiers: Sequence[tuple[PriceStep, ...]]) -> tuple[PriceStep, ...]:

@@ -41,7 +41,7 @@ class AnthropicApi:
         timeout = anthropic.Timeout(
             settings.first_byte_timeout_s, connect=settings.connect_timeout_s, pool=None
         )
-        self._client = anthropic.AsyncAnthropic(
+        self.client = anthropic.AsyncAnthropic(
             # Given explicitly, so that the SDK reads neither key nor address from the environment.
             api_key=self._secret or "keyless",
             base_url=url,
@@ -68,11 +68,11 @@ class AnthropicApi:
     async def whole(self, request: dict[str, Any]) -> WholeAnswer:
         """Send a request and read its answer."""
         try:
-            async with self._client.messages.with_streaming_response.create(
+            async with self.client.messages.with_streaming_response.create(
                 **_arguments(request)
             ) as response:
                 document = await read_document(response, self._name, ERRORS)
-                return self._read(document, request["model"])
+                return self.read(document, request["model"])
         except ERRORS as error:
             # Not `from error`: it holds the request, key included, and text that may quote it.
             raise translate(error, self._name, self._secret) from None
@@ -84,7 +84,7 @@ class AnthropicApi:
         reader = AnthropicStream(f"{self._name}/{request['model']}")
         try:
             async with (
-                self._client.messages.with_streaming_response.create(
+                self.client.messages.with_streaming_response.create(
                     stream=True, **_arguments(request)
                 ) as response,
                 aclosing(self._parts(response, reader)) as parts,
@@ -105,9 +105,10 @@ class AnthropicApi:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._client.close()
+        await self.client.close()
 
-    def _read(self, message: dict[str, Any], model: str) -> WholeAnswer:
+    def read(self, message: dict[str, Any], model: str) -> WholeAnswer:
+        """Return an answer that has arrived. Raises FrontierError where it is none."""
         has_content = message.get("content") is not None
         if message.get("error") or (not has_content and names_error(message, is_whole=True)):
             error = error_of(refusal_from(self._name, "an error", 200, message), self._secret)

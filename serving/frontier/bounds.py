@@ -95,6 +95,12 @@ def worst_case_usd(body: Mapping[str, Any], prices: ModelPrices) -> Decimal:
     )
 
 
+def batch_worst_case_usd(body: Mapping[str, Any], prices: ModelPrices) -> Decimal:
+    """Return the most that a bounded request can cost as a line of a provider's batch."""
+    limits = token_limits(body)
+    return prices.worst_case_in_batch(limits.input_tokens, limits.output_tokens)
+
+
 def _whole_number(name: str, value: object) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -60,6 +60,17 @@ def may_be_billed(error: FrontierError) -> bool:
     return has_usage or isinstance(error, _MAY_BE_BILLED) or "partial_answer" in error.__dict__
 
 
+def as_unreached(error: FrontierError) -> FrontierError:
+    """Mark the error of a request of which the provider received nothing."""
+    error.__dict__["unreached"] = True
+    return error
+
+
+def is_unreached(error: FrontierError) -> bool:
+    """Return whether the provider received nothing of the request."""
+    return "unreached" in error.__dict__
+
+
 def counts_for_breaker(error: FrontierError) -> bool:
     """Return whether the failure is the provider's own and counts for its circuit breaker."""
     return isinstance(error, _COUNTS_FOR_BREAKER)

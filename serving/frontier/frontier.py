@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from serving.contracts.answer import Usage
@@ -16,22 +17,38 @@ from serving.contracts.errors import (
     FrontierNotConfigured,
     FrontierRejected,
     NarrowgateError,
+    UnsupportedParameter,
 )
 from serving.contracts.exits import Attempt
 from serving.contracts.frontier import Completion, CompletionStream, FrontierCall, with_attempts
 from serving.contracts.frontier_settings import FrontierSettings
-from serving.contracts.prices import PriceList
+from serving.contracts.prices import STANDARD_NAMES, ModelPrices, PriceList
+from serving.frontier.bounds import batch_worst_case_usd, worst_case_usd
 from serving.frontier.events import FrontierEvents
 from serving.frontier.failures import may_fall_back
 from serving.frontier.prefixes import PrefixWatch
 from serving.frontier.prepared_call import PreparedCall, prepare
 from serving.frontier.provider import OpenStream, Provider, TargetCall
-from serving.frontier.spent import Spent
+from serving.frontier.provider_api import CachePlan
+from serving.frontier.spent import RequestFacts, Spent
 
 T = TypeVar("T")
 
 Failure = FrontierError | BudgetExceeded
 _FAILURES = (FrontierError, BudgetExceeded)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """A request that goes into a batch of a target's provider.
+
+    body: the provider's own request. worst_case_usd: at batch prices. facts: to check its usage.
+    """
+
+    target: str
+    body: dict[str, Any]
+    worst_case_usd: Decimal
+    facts: RequestFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +129,33 @@ class FrontierStack:
             lambda usage: self._prefixes.answered(prepared.prompt, target, usage),
         )
 
+    def batch_targets(self, targets: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of the targets whose provider has a key and a batch API."""
+        found = self.configured(targets)
+        return tuple(t for t in found if self._providers[t.partition("/")[0]].settings.has_batches)
+
+    def batch_request(self, call: FrontierCall) -> BatchRequest:
+        """Return a call as a line of a batch of its first target that has a batch API.
+
+        Nothing is sent or recorded. No prefix is cached: a batch's lines run at any time and in any
+        order. Raises FrontierNotConfigured without such a target, UnsupportedParameter and
+        InvalidRequest, UnpricedModel, MaxCostExceeded, DeadlineExceeded, FrontierRejected.
+        """
+        targets = self.batch_targets(call.targets)
+        if not targets:
+            raise FrontierNotConfigured(
+                f"none of the providers of {', '.join(call.targets) or 'no target'} has a key and "
+                "a batch API",
+                field="frontier.providers",
+                fix="set a provider's key, and its `batch: true` where it is at another address",
+            )
+        call = replace(call, body=_without_tier(call.body))
+        prepared = self._checked(call, targets, batch_worst_case_usd)
+        target = prepared.targets[0]
+        body = self._provider_body(prepared, target, CachePlan())
+        worst_usd = prepared.charges[target].worst_case_usd
+        return BatchRequest(target, body, worst_usd, prepared.facts)
+
     async def aclose(self) -> None:
         """End abandoned streams and close every provider's connections."""
         for provider in self._providers.values():
@@ -129,14 +173,23 @@ class FrontierStack:
                 field="frontier.providers",
                 fix="set a provider's key, or mark it keyless",
             )
-        extra = {t: self._providers[t.partition("/")[0]].settings.extra_fields for t in targets}
-        prepared = prepare(call, extra, self._prices, self._settings.prompt_cache.marker)
+        prepared = self._checked(call, targets)
         self._prefixes.observe(call.purpose, prepared.prompt)
         prices = prepared.charges[prepared.targets[0]].prices
         equal = [t for t in prepared.targets if prepared.charges[t].prices == prices]
         first = self._prefixes.warm_first(prepared.prompt, equal)
         others = (target for target in prepared.targets if target != first)
         return replace(prepared, targets=(first, *others))
+
+    def _checked(
+        self,
+        call: FrontierCall,
+        targets: tuple[str, ...],
+        worst_case: Callable[[Mapping[str, Any], ModelPrices], Decimal] = worst_case_usd,
+    ) -> PreparedCall:
+        extra = {t: self._providers[t.partition("/")[0]].settings.extra_fields for t in targets}
+        marker = self._settings.prompt_cache.marker
+        return prepare(call, extra, self._prices, marker, worst_case)
 
     def _request(self, prepared: PreparedCall, target: str) -> tuple[Provider, TargetCall]:
         name, _, model = target.partition("/")
@@ -145,16 +198,7 @@ class FrontierStack:
         plan = self._prefixes.plan(prepared.call.purpose, prepared.prompt, charge.prices, model)
         remaining_s = prepared.call.deadline.remaining_s()
         prepared.called_at_s[target] = time.monotonic()
-        body = prepared.prompt.body
-        if not prepared.call.bounds.thinking and provider.api.thinks_by_default:
-            body = {"reasoning_effort": "none", **body}
-        try:
-            request = provider.api.request(body, model, plan)
-        except FrontierRejected as error:
-            # A directive may have been put before the client's messages.
-            added = len(body["messages"]) - len(prepared.call.body.get("messages") or ())
-            error.field = _clients_path(error.field, added)
-            raise
+        request = self._provider_body(prepared, target, plan)
         return provider, TargetCall(
             model,
             request,
@@ -167,6 +211,22 @@ class FrontierStack:
             prepared.attempts,
             self._prefixes.recorded(prepared.prompt, model),
         )
+
+    def _provider_body(
+        self, prepared: PreparedCall, target: str, plan: CachePlan
+    ) -> dict[str, Any]:
+        """Return the provider's own request. Raises FrontierRejected."""
+        name, _, model = target.partition("/")
+        provider, body = self._providers[name], prepared.prompt.body
+        if not prepared.call.bounds.thinking and provider.api.thinks_by_default:
+            body = {"reasoning_effort": "none", **body}
+        try:
+            return provider.api.request(body, model, plan)
+        except FrontierRejected as error:
+            # A directive may have been put before the client's messages.
+            added = len(body["messages"]) - len(prepared.call.body.get("messages") or ())
+            error.field = _clients_path(error.field, added)
+            raise
 
     async def _answered(
         self,
@@ -196,6 +256,18 @@ class FrontierStack:
             return True
         costs = sorted(prepared.charges[t].worst_case_usd for t in prepared.targets)
         return sum(costs[-2:]) <= prepared.call.max_cost_usd
+
+
+def _without_tier(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a body without the standard service tier. Raises UnsupportedParameter for another."""
+    tier = body.get("service_tier")
+    if tier is not None and not (isinstance(tier, str) and tier in STANDARD_NAMES):
+        raise UnsupportedParameter(
+            f"service_tier is {tier!r}, and a batch is a tier of its own",
+            field="service_tier",
+            fix="leave it out",
+        )
+    return {name: value for name, value in body.items() if name != "service_tier"}
 
 
 def _clients_path(field: str | None, added: int) -> str | None:

@@ -19,6 +19,7 @@ from serving.contracts.errors import (
     FrontierUnavailable,
     FrontierUnknownModel,
 )
+from serving.frontier.failures import as_unreached
 from serving.frontier.provider_data import read_json, repaired
 from serving.frontier.retry_after import retry_after_s
 
@@ -198,9 +199,11 @@ def translate_transport(error: BaseException, provider: str) -> FrontierError:
     """Return the NarrowgateError for an error of the HTTP client."""
     source = type(error).__name__
     if isinstance(error, _NOTHING_SENT):
-        return FrontierUnavailable(
-            f"provider {provider!r} was not reached ({source})",
-            fix="check the network and the provider's status, or retry",
+        return as_unreached(
+            FrontierUnavailable(
+                f"provider {provider!r} was not reached ({source})",
+                fix="check the network and the provider's status, or retry",
+            )
         )
     if isinstance(error, httpx2.TimeoutException):
         return timed_out(provider, source)

@@ -52,7 +52,7 @@ class OpenAIApi:
         timeout = openai.Timeout(
             settings.first_byte_timeout_s, connect=settings.connect_timeout_s, pool=None
         )
-        self._client = openai.AsyncOpenAI(
+        self.client = openai.AsyncOpenAI(
             # Given explicitly, so that the SDK reads neither key nor address from the environment.
             api_key=self._secret or "keyless",
             base_url=url,
@@ -78,10 +78,10 @@ class OpenAIApi:
         """Send a request and read its answer."""
         model, messages, rest = _arguments(request)
         try:
-            async with self._client.chat.completions.with_streaming_response.create(
+            async with self.client.chat.completions.with_streaming_response.create(
                 model=model, messages=messages, extra_body=rest
             ) as response:
-                return self._read(await read_document(response, self._name, ERRORS), model)
+                return self.read(await read_document(response, self._name, ERRORS), model)
         except ERRORS as error:
             # Not `from error`: it holds the request, key included, and text that may quote it.
             raise translate(error, self._name, self._secret) from None
@@ -94,7 +94,7 @@ class OpenAIApi:
         reader = OpenAIStream(f"{self._name}/{model}")
         try:
             async with (
-                self._client.chat.completions.with_streaming_response.create(
+                self.client.chat.completions.with_streaming_response.create(
                     model=model,
                     messages=messages,
                     stream=True,
@@ -119,9 +119,10 @@ class OpenAIApi:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._client.close()
+        await self.client.close()
 
-    def _read(self, body: dict[str, Any], model: str) -> WholeAnswer:
+    def read(self, body: dict[str, Any], model: str) -> WholeAnswer:
+        """Return an answer that has arrived. Raises FrontierError where it is none."""
         usage = usage_from_openai(body.get("usage"))
         choices = body.get("choices")
         choices = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []

@@ -1,7 +1,7 @@
 """Prepares one call of a frontier model: fields, bounds, prices, cache segments."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -11,7 +11,7 @@ from serving.contracts.deadline import deadline_exceeded
 from serving.contracts.errors import MaxCostExceeded, UnsupportedParameter
 from serving.contracts.exits import Attempt
 from serving.contracts.frontier import FrontierCall
-from serving.contracts.prices import PriceList, TokenPrices, unpriced
+from serving.contracts.prices import ModelPrices, PriceList, TokenPrices, unpriced
 from serving.contracts.text_length import quarter_tokens
 from serving.frontier.bounds import bounded, token_limits, worst_case_usd
 from serving.frontier.prompt_cache import SplitPrompt, canonical, split_prompt
@@ -51,17 +51,21 @@ class PreparedCall:
 
 
 def prepare(
-    call: FrontierCall, extra_fields: Mapping[str, Collection[str]], prices: PriceList, marker: str
+    call: FrontierCall,
+    extra_fields: Mapping[str, Collection[str]],
+    prices: PriceList,
+    marker: str,
+    worst_case: Callable[[Mapping[str, Any], ModelPrices], Decimal] = worst_case_usd,
 ) -> PreparedCall:
     """Check, bound and price a call.
 
     extra_fields: by target that may be called, in order, the further fields that its provider's
-    settings allow. marker: of cache segments in the prompt. Raises UnsupportedParameter,
-    InvalidRequest, UnpricedModel, MaxCostExceeded, DeadlineExceeded.
+    settings allow. marker: of cache segments in the prompt. worst_case: of a bounded body. Raises
+    UnsupportedParameter, InvalidRequest, UnpricedModel, MaxCostExceeded, DeadlineExceeded.
     """
     targets, fields = _accepting(extra_fields, call.body)
     prompt = split_prompt(bounded(fields, call.bounds), marker)
-    charges = _charges(targets, prompt.body, prices)
+    charges = _charges(targets, prompt.body, prices, worst_case)
     targets = _affordable(call, charges)
     if not call.deadline.remaining_s():
         raise deadline_exceeded()
@@ -90,13 +94,16 @@ def _accepting(
 
 
 def _charges(
-    targets: tuple[str, ...], body: Mapping[str, Any], prices: PriceList
+    targets: tuple[str, ...],
+    body: Mapping[str, Any],
+    prices: PriceList,
+    worst_case: Callable[[Mapping[str, Any], ModelPrices], Decimal],
 ) -> dict[str, Charge]:
     """Return the charges of the targets that have a price; the others cannot be recorded."""
     found = {t: model for t in targets if (model := prices.of(t)) is not None}
     if not found:
         raise unpriced(targets, "model")
-    return {t: Charge(p.base, worst_case_usd(body, p)) for t, p in found.items()}
+    return {t: Charge(p.base, worst_case(body, p)) for t, p in found.items()}
 
 
 def _affordable(call: FrontierCall, charges: Mapping[str, Charge]) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ class ProviderApp:
             return
         for path, (api, endpoints) in self._batches.items():
             if f"{scope['path']}/".startswith(f"{path}/"):
-                request = Request(scope, receive)  # type: ignore[arg-type]
+                request = Request(scope, receive)
                 await respond(endpoints, _WIRES[api], self.script, self.keys, request, send)
                 return
         seen = await self._arrived(scope, receive)
