@@ -20,7 +20,9 @@ from ray.serve.schema import LoggingConfig
 from serving.artifacts.checkpoint import Checkpoint, locate
 from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck, ModelGrants
 from serving.artifacts.verified_tokenizer import load_tokenizer
-from serving.cache.entry_store import open_store
+from serving.batch.build import BatchDeps, build_batches
+from serving.batch.service import BatchService
+from serving.cache.entry_store import KEY_SETTING, open_store
 from serving.cache.policy import guards_digest, policy_digest
 from serving.cache.question_store import QuestionStore
 from serving.cache.service import CacheService
@@ -34,11 +36,13 @@ from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder, build_embedder
 from serving.embedding.encoder import DIMENSIONS
 from serving.embedding.model_file import encoder_name
+from serving.evidence.heads.cipher import load_cipher
 from serving.evidence.heads.service import build_heads
 from serving.evidence.service import EvidenceService, build_evidence, kept_texts
 from serving.evidence.text_key import text_key
 from serving.frontier.build import build_frontier
 from serving.gateway.access import Access
+from serving.gateway.batch_lines import HttpLineFormat
 from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.local_models import ConnectedModel, LocalModels, ReadStatuses
@@ -251,31 +255,30 @@ def _build_context(
         settings, access, evidence, recorder, frontier, remote, embedder, metrics
     )  # fmt: skip
     learning = _build_learning(settings, metrics)
+    path = RequestPath(
+        policy=Policy.of(settings.frontier, routing, specs, models.max_chars, frontier.configured),
+        router=build_router(routing, specs, embedder, metrics),
+        recorder=recorder,
+        runners=build_runners(
+            models.tasks,
+            models.engines,
+            meters,
+            frontier,
+            decisions,
+            local,
+            remote,
+            audited,
+            pruning,
+            learning,
+            tiering,
+        ),
+        max_inputs=gateway.max_inputs,
+        cache=access,
+        similar=similar,
+    )
     return GatewayContext(
         settings=gateway,
-        path=RequestPath(
-            policy=Policy.of(
-                settings.frontier, routing, specs, models.max_chars, frontier.configured
-            ),
-            router=build_router(routing, specs, embedder, metrics),
-            recorder=recorder,
-            runners=build_runners(
-                models.tasks,
-                models.engines,
-                meters,
-                frontier,
-                decisions,
-                local,
-                remote,
-                audited,
-                pruning,
-                learning,
-                tiering,
-            ),
-            max_inputs=gateway.max_inputs,
-            cache=access,
-            similar=similar,
-        ),
+        path=path,
         models=models,
         frontier=frontier,
         decisions=decisions,
@@ -290,7 +293,31 @@ def _build_context(
         cache=cache,
         lengths=None if learning is None else learning.lengths,
         metrics_port=settings.metrics_port,
+        batches=_build_batches(settings, path, (local, remote), metrics),
+        batch=settings.batch,
     )
+
+
+def _build_batches(
+    settings: Settings, path: RequestPath, queues: Sequence[AdmissionQueue], metrics: Metrics
+) -> BatchService | None:
+    if not settings.batch.enabled:
+        return None
+    key_file = settings.cache.encryption_key_file
+    deps = BatchDeps(
+        path=path,
+        queues=queues,
+        line_format=HttpLineFormat(),
+        events=metrics.batch,
+        # Its own connections, as the cache's.
+        database=Database(database_url(ledger_url(settings.ledger), settings.state)),
+        folder=settings.state / "files",
+        model_of=settings.model_for,
+        longest=settings.gateway.max_body_bytes,
+        grace_s=settings.gateway.drain_timeout_s / 2,
+        cipher=None if key_file is None else load_cipher(key_file, KEY_SETTING),
+    )
+    return build_batches(settings.batch, deps)
 
 
 def _build_learning(settings: Settings, metrics: Metrics) -> Learning | None:

@@ -151,7 +151,7 @@ class FileCheck:
         plan = choose_plan(request, context, rules.policy)
         match plan:
             case LocalPlan(model=model):
-                return self._counted("local", model, None)
+                return self._counted("local", model, Decimal(0))
             case FrontierPlan():
                 return self._paid(request, plan)
             case TaskPlan():
@@ -171,7 +171,7 @@ class FileCheck:
                 field="input",
                 fix="shorten the text",
             )
-        escalated = self._worst(batch, plan.fallback) if plan.escalate_on else None
+        escalated = self._worst(batch, plan.fallback) if plan.escalate_on else Decimal(0)
         return self._counted("local", model, escalated)
 
     def _paid(
@@ -195,6 +195,6 @@ class FileCheck:
     ) -> tuple[None, Decimal | None]:
         self._lines[route, model] += 1
         before = self._usd.get((route, model), Decimal(0))
-        known = before is not None and (worst is not None or route == "local")
-        self._usd[route, model] = before + (worst or Decimal(0)) if known else None  # type: ignore[operator]
+        total = None if before is None or worst is None else before + worst
+        self._usd[route, model] = total
         return None, worst

@@ -10,6 +10,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from serving.cache.service import CacheService
+from serving.contracts.batch import Batches
+from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.errors import EngineFailure
 from serving.contracts.frontier import Frontier
 from serving.contracts.ledger import LedgerService
@@ -79,7 +81,7 @@ class GatewayContext:
     development: attestations are not enforced; every response states it. evidence: claims and
     audits; None where only attested thresholds decide. cache: None without one. lengths: of
     answers, where output bounds are learned. metrics_port: of this replica's own /metrics; None
-    without one.
+    without one. batches: the batch lane; None without one. batch: its settings.
     """
 
     settings: GatewaySettings
@@ -99,6 +101,8 @@ class GatewayContext:
     cache: CacheService | None = None
     lengths: AnswerLengths | None = None
     metrics_port: int | None = None
+    batches: Batches | None = None
+    batch: BatchSettings = field(default_factory=BatchSettings)
 
     @property
     def engines(self) -> Mapping[str, EngineClient]:

@@ -12,9 +12,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serving.contracts.errors import NarrowgateError
 from serving.gateway import (
+    batches_api,
     cache_api,
     errors,
     evidence_api,
+    files_api,
     health_api,
     models_api,
     openai_api,
@@ -26,7 +28,12 @@ from serving.gateway.log_heartbeat import LogHeartbeat
 from serving.gateway.middleware import BodyLimit, HeadAsGet, RequestScope
 from serving.local.metrics_server import metrics_served
 
-PARTS = (tasks_api, openai_api, models_api, health_api, report_api, evidence_api, cache_api)
+PARTS = (
+    tasks_api, openai_api, models_api, health_api, report_api, evidence_api, cache_api, files_api,
+    batches_api,
+)  # fmt: skip
+_FORM_BYTES = 65_536
+"""Of a form beside its file."""
 
 
 def build_http(context: GatewayContext) -> FastAPI:
@@ -47,6 +54,8 @@ def build_http(context: GatewayContext) -> FastAPI:
             watches["similar"] = context.path.similar.entries.watch()
         if context.lengths is not None:
             watches["bounds"] = context.lengths.watch()
+        if context.batches is not None:
+            watches["batches"] = context.batches.watch()
         # Rows and decisions are flushed whatever else fails at the end: Serve stops a replica
         # without calling `drain`, and only this runs.
         async with AsyncExitStack() as closing:
@@ -86,6 +95,7 @@ def build_http(context: GatewayContext) -> FastAPI:
                 BodyLimit,
                 max_body_bytes=context.settings.max_body_bytes,
                 timeout_s=context.settings.body_timeout_s,
+                others=_uploads(context),
             ),
         ],
         exception_handlers={
@@ -97,6 +107,14 @@ def build_http(context: GatewayContext) -> FastAPI:
     )
     app.state.context = context
     return app
+
+
+def _uploads(context: GatewayContext) -> dict[str, tuple[int, float]]:
+    """Return the limits of uploads, by path."""
+    if context.batches is None:
+        return {}
+    batch = context.batch
+    return {files_api.PATH: (batch.max_file_bytes + _FORM_BYTES, batch.upload_timeout_s)}
 
 
 def _cross_origin(origins: tuple[str, ...]) -> list[Middleware]:

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from serving.contracts.answer import Usage
 from serving.contracts.exits import Exit
+from serving.gateway.batch_metrics import BatchMetrics
 from serving.gateway.cache_metrics import CacheMetrics
 from serving.gateway.evidence_metrics import EvidenceMetrics
 from serving.gateway.ledger_metrics import LedgerMetrics
@@ -205,6 +206,7 @@ class Metrics:
         self.ledger = LedgerMetrics(self.registry)
         self.evidence = EvidenceMetrics(self.registry)
         self.cache = CacheMetrics(self.registry)
+        self.batch = BatchMetrics(self.registry)
         self.tiers = TierMetrics(self.registry)
         self.queued = Gauge(
             "narrowgate_queued_inputs",

@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -123,20 +123,32 @@ class BodyLimit:
     """Refuses a body over the limit, by its declared length or as it arrives, or one that is late.
 
     timeout_s: for the whole body, from the end of the headers. A proxy in front only limits
-    silence, which a client avoids by sending single bytes.
+    silence, which a client avoids by sending single bytes. others: limits of single paths, bytes
+    and seconds.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: int,
+        timeout_s: float,
+        others: Mapping[str, tuple[int, float]] | None = None,
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
         self._message = f"the body exceeds {max_body_bytes} bytes"
+        self._others = {path: BodyLimit(app, *limits) for path, limits in (others or {}).items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        await self._others.get(scope["path"], self).limited(scope, receive, send)
+
+    async def limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one HTTP request within these limits."""
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._max_body_bytes:
             send = self._reading_on(Headers(scope=scope), receive, send)

@@ -1,6 +1,7 @@
 """The limit on concurrent work of a gateway replica, and the runner that applies it."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -9,6 +10,7 @@ from typing import Generic
 
 from serving.contracts.deadline import Deadline, deadline_exceeded
 from serving.contracts.errors import QueueFull, ShuttingDown
+from serving.contracts.ledger import Lane
 from serving.contracts.requests import Request
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.runner import P, R, Runner
@@ -17,16 +19,28 @@ _RATE_WINDOW_S = 10.0
 _LONGEST_RETRY_AFTER_S = 60.0
 
 
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown(
+        "this server is shutting down", fix="retry on another replica", retry_after_s=5
+    )
+
+
 class AdmissionQueue:
     """Admits inputs in the order of their arrival; refuses what exceeds the queue at once.
 
-    max_concurrent, max_queued: inputs that are processed and that wait.
+    Inputs of the lane `batch` are admitted only while no other input waits. They are never refused
+    for the queue's length: the scheduler starts few of them. max_concurrent, max_queued: inputs
+    that are processed and that wait.
     """
 
     def __init__(self, max_concurrent: int, max_queued: int) -> None:
         self._max_concurrent = max_concurrent
         self._max_queued = max_queued
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._deferred: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._longest_wait_s = 0.0
+        self._interactive = 0
+        self._interactive_at_s = -math.inf
         self._finished: deque[tuple[float, int]] = deque()
         self._idle = asyncio.Event()
         self.active = 0
@@ -34,30 +48,87 @@ class AdmissionQueue:
         self.draining = False
 
     @asynccontextmanager
-    async def admit(self, inputs: int, deadline: Deadline) -> AsyncIterator[None]:
+    async def admit(
+        self, inputs: int, deadline: Deadline, lane: Lane = "interactive"
+    ) -> AsyncIterator[None]:
         """Hold a place for a request of that many inputs.
 
         Raises ShuttingDown, QueueFull with the time to wait, or DeadlineExceeded in the queue.
         """
         if self.draining:
-            raise ShuttingDown(
-                "this server is shutting down", fix="retry on another replica", retry_after_s=5
-            )
-        await self._enter(inputs, deadline)
+            raise _shutting_down()
+        if lane == "batch":
+            await self._defer(inputs, deadline)
+        else:
+            await self._enter_first(inputs, deadline)
         try:
             yield
         finally:
+            if lane != "batch":
+                self._interactive -= inputs
+                self._interactive_at_s = time.monotonic()
             self.active -= inputs
             self._finished.append((time.monotonic(), inputs))
             self._wake()
             self._note_idle()
 
+    def idle_s(self) -> float:
+        """Return the seconds since an interactive input was here; 0 while one is."""
+        return 0.0 if self._interactive else time.monotonic() - self._interactive_at_s
+
+    def take_longest_wait_s(self) -> float:
+        """Return the longest wait of an interactive input since the last call, seconds."""
+        found, self._longest_wait_s = self._longest_wait_s, 0.0
+        return found
+
     async def drain(self, timeout_s: float) -> None:
         """Refuse new inputs; return when no input is left or the time is up."""
         self.draining = True
+        while self._deferred:
+            _, turn = self._deferred.popleft()
+            if not turn.done():
+                turn.set_exception(_shutting_down())
         self._note_idle()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)
+
+    async def _enter_first(self, inputs: int, deadline: Deadline) -> None:
+        """Enter as an interactive input, which the lane `batch` makes way for."""
+        self._interactive += inputs
+        begun_s = time.monotonic()
+        try:
+            await self._enter(inputs, deadline)
+        except BaseException:  # cancellation too: it is no longer here
+            self._interactive -= inputs
+            self._interactive_at_s = time.monotonic()
+            raise
+        finally:
+            waited_s = time.monotonic() - begun_s
+            self._longest_wait_s = max(self._longest_wait_s, waited_s)
+
+    async def _defer(self, inputs: int, deadline: Deadline) -> None:
+        """Enter once no interactive input waits and there is a place."""
+        if not self._waiting and not self._deferred and self._fits(inputs):
+            self.active += inputs
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._deferred.append((inputs, turn))
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                await turn
+        except BaseException as error:  # cancellation too: the place must be released
+            self._deferred = deque(item for item in self._deferred if item[1] is not turn)
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.active -= inputs
+            self._wake()
+            self._note_idle()
+            if isinstance(error, TimeoutError):
+                raise deadline_exceeded() from error
+            raise
+
+    def _fits(self, inputs: int) -> bool:
+        # A request larger than the limit runs alone.
+        return self.active + inputs <= self._max_concurrent or not self.active
 
     async def _enter(self, inputs: int, deadline: Deadline) -> None:
         if not self._waiting and self.active + inputs <= self._max_concurrent:
@@ -109,6 +180,11 @@ class AdmissionQueue:
                 turn.set_result(None)
             self._waiting.popleft()
             self.queued -= inputs
+        while self._deferred and self._fits(self._deferred[0][0]):
+            inputs, turn = self._deferred.popleft()
+            if not turn.done():
+                self.active += inputs
+                turn.set_result(None)
 
     def _retry_after_s(self) -> float:
         now = time.monotonic()
@@ -132,13 +208,15 @@ class Admitted(Generic[R, P]):
 
     async def whole(self, request: R, plan: P, record: RequestRecord) -> list[Outcome]:
         """Run the other runner once there is a place; release it with the outcomes."""
-        async with self._limit.admit(self._units(request), plan.deadline):
+        lane = record.context.caller.lane
+        async with self._limit.admit(self._units(request), plan.deadline, lane):
             return await self._runner.whole(request, plan, record)
 
     async def stream(self, request: R, plan: P, record: RequestRecord) -> Outcome | OutcomeStream:
         """Run the other runner once there is a place; release it when the reply is sent."""
+        lane = record.context.caller.lane
         await record.resources.enter_async_context(
-            self._limit.admit(self._units(request), plan.deadline)
+            self._limit.admit(self._units(request), plan.deadline, lane)
         )
         return await self._runner.stream(request, plan, record)
 

@@ -1,0 +1,69 @@
+"""Builds the batch lane from settings."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from serving.batch.blobs import BlobStore
+from serving.batch.check import Estimate, LineRules
+from serving.batch.files import FileStore
+from serving.batch.lines import LineFormat
+from serving.batch.runner import ExitNotes, LineRunner
+from serving.batch.scheduler import BatchEvents, Scheduler, SchedulerParts
+from serving.batch.service import BatchService
+from serving.batch.slack import Slack
+from serving.batch.store import BatchStore
+from serving.contracts.batch_settings import BatchSettings
+from serving.evidence.heads.cipher import VectorCipher
+from serving.ledger.database import Database
+from serving.pipeline.admission import AdmissionQueue
+from serving.pipeline.request_path import RequestPath
+
+_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDeps:
+    """What the lane is built from.
+
+    path: of online requests. queues: of interactive work, which the lane makes way for. model_of:
+    the local model of a task. longest: bytes of a line. folder: of the files' contents. cipher: of
+    the cache's key, None without one. grace_s: for running lines when the process stops.
+    """
+
+    path: RequestPath
+    queues: Sequence[AdmissionQueue]
+    line_format: LineFormat
+    events: BatchEvents
+    database: Database
+    folder: Path
+    model_of: Callable[[str], str | None]
+    longest: int
+    grace_s: float
+    cipher: VectorCipher | None = None
+    estimate: Estimate | None = None
+
+
+def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
+    """Return the lane; its watch runs it."""
+    path = deps.path
+    notes = ExitNotes(path.recorder.observer)
+    # The same steps with a recorder that also tells what a line cost.
+    path = replace(path, recorder=replace(path.recorder, observer=notes))
+    blobs = BlobStore(deps.folder, deps.cipher)
+    files = FileStore(deps.database, blobs, settings)
+    store = BatchStore(deps.database)
+    rules = LineRules(
+        path.policy, deps.line_format, deps.model_of, path.max_inputs, deps.longest,
+        settings.max_lines, deps.estimate,
+    )  # fmt: skip
+    runner = LineRunner(path, notes, deps.line_format, settings, deps.cipher)
+    slack = Slack(settings, deps.queues)
+    scheduler = Scheduler(
+        SchedulerParts(
+            store, files, blobs, runner, rules, slack, settings, deps.events, deps.grace_s
+        )
+    )
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="batch-api")
+    return BatchService(store, files, blobs, rules, settings, scheduler, threads)

@@ -1,0 +1,507 @@
+"""Runs batches on one of the replicas: the one that holds the lease.
+
+A line is started only where interactive requests leave room, ends in the database before its
+place is given to another, and is never repeated where a provider may have billed it.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+from uuid import uuid4
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from serving.batch.blobs import BlobStore
+from serving.batch.check import FileCheck, LineRules
+from serving.batch.files import FileStore, utc_now
+from serving.batch.lines import BadLine
+from serving.batch.recovery import paid_attempts
+from serving.batch.results import write_results
+from serving.batch.runner import LineRunner, unrun_text
+from serving.batch.slack import Slack
+from serving.batch.store import (
+    ActiveBatch,
+    BatchStore,
+    ClaimedLine,
+    LeaseLost,
+    LineEnd,
+    StopReason,
+)
+from serving.contracts.batch import SKIP, Checked, LineProblem
+from serving.contracts.batch_settings import BatchSettings
+from serving.contracts.errors import (
+    BudgetExceeded,
+    LedgerUnavailable,
+    MaxCostExceeded,
+    NarrowgateError,
+    NotFound,
+)
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_THREADS = 4
+_BUSY_S = 0.05
+"""Between two rounds while lines run: new lines are started as others end, without a round."""
+_IDLE_S = 1.0
+_AFTER_FAILURE_S = 1.0
+_ADDED_AT_ONCE = 1000
+_WRITTEN_AT_ONCE = 500
+_LOST_CODE = "outcome_unknown"
+_LOST = (
+    "the gateway stopped while a provider was asked; the call may have been billed and was not "
+    "repeated"
+)
+
+
+class BatchEvents(Protocol):
+    """Counts events of the lane; the gateway's metrics implement it. None may raise."""
+
+    def batch_lines_ended(self, state: str, lines: int) -> None:
+        """Lines ended in a state."""
+        ...
+
+    def batch_round(self, by_status: dict[str, int], oldest_waiting_s: float, running: int) -> None:
+        """This replica runs batches: how many are in each status, and how long the oldest waits.
+
+        running: lines in progress.
+        """
+        ...
+
+    def batch_lane(self, *, leads: bool) -> None:
+        """This replica runs batches, or does not."""
+        ...
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What this process knows of a batch that it runs.
+
+    alone: lines run one after another, because a budget had no room for several.
+    """
+
+    running: dict[int, ClaimedLine] = field(default_factory=dict)
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerParts:
+    """What the scheduler uses. rules: of checks. grace_s: for running lines at the end."""
+
+    store: BatchStore
+    files: FileStore
+    blobs: BlobStore
+    runner: LineRunner
+    rules: LineRules
+    slack: Slack
+    settings: BatchSettings
+    events: BatchEvents
+    grace_s: float
+    now: Callable[[], datetime] = utc_now
+
+
+class Scheduler:
+    """Checks files, runs lines and writes result files while this process holds the lease."""
+
+    def __init__(self, parts: SchedulerParts) -> None:
+        self._parts = parts
+        self.holder = uuid4().hex
+        self._woken = asyncio.Event()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="batch")
+        self._progress: defaultdict[str, _Progress] = defaultdict(_Progress)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._ends: list[LineEnd] = []
+        self._ended = asyncio.Event()
+        self._flushing = asyncio.Lock()
+        self._leads = False
+        self._renewed_at_s = 0.0
+        self._turn = 0
+
+    def wake(self) -> None:
+        """Make the next round begin at once."""
+        self._woken.set()
+
+    async def watch(self) -> None:
+        """Run batches until cancelled; then let running lines end, and give the lease up."""
+        writer = asyncio.create_task(self._write_ends())
+        try:
+            while True:
+                pause_s = await self._round()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._woken.wait()
+                self._woken.clear()
+        finally:
+            await self._close(writer)
+
+    async def _round(self) -> float:
+        """Do what can be done now; return how long to wait for the next round, seconds."""
+        try:
+            return await self._led()
+        except LeaseLost:
+            self._lose()
+        except (LedgerUnavailable, SQLAlchemyError) as error:
+            # The lease may end meanwhile: another process may reach the database.
+            logger.warning("batch.database_unavailable error=%s", type(error).__name__)
+            if self._lease_left_s() <= 0:
+                self._lose()
+        return _AFTER_FAILURE_S
+
+    async def _led(self) -> float:
+        loop, parts = asyncio.get_running_loop(), self._parts
+        if not self._leads and not await self._run(parts.store.has_work):
+            return _IDLE_S
+        if not self._leads or self._lease_left_s() < parts.settings.lease_s * 2 / 3:
+            asked_at_s = loop.time()
+            if not await self._run(parts.store.take_lease, self.holder, parts.settings.lease_s):
+                raise LeaseLost
+            self._renewed_at_s = asked_at_s
+        if not self._leads:
+            self._leads = True
+            parts.events.batch_lane(leads=True)
+            logger.info("batch.leads holder=%s", self.holder)
+            if remaining := [*self._tasks, *self._busy.values()]:
+                # Cancelled when the lease was lost.
+                await asyncio.wait(remaining)
+            await self._flush()
+            await self._recover()
+        active = await self._run(parts.store.active)
+        self._report(active)
+        if not active:
+            return _IDLE_S
+        for batch in active:
+            await self._attend(batch)
+        await self._start(active)
+        return _BUSY_S if self._tasks else 4 * _BUSY_S
+
+    def _lease_left_s(self) -> float:
+        loop = asyncio.get_running_loop()
+        return self._renewed_at_s + self._parts.settings.lease_s - loop.time()
+
+    def _lose(self) -> None:
+        """Stop everything: another process runs batches, or may."""
+        if self._leads:
+            self._parts.events.batch_round({}, 0.0, 0)
+            logger.warning("batch.lease_lost holder=%s", self.holder)
+            self._parts.events.batch_lane(leads=False)
+        self._leads = False
+        for task in [*self._tasks, *self._busy.values()]:
+            task.cancel()
+        self._progress.clear()
+
+    def _report(self, active: Sequence[ActiveBatch]) -> None:
+        counts: dict[str, int] = {}
+        for batch in active:
+            counts[batch.status] = counts.get(batch.status, 0) + 1
+        now = self._parts.now()
+        waits = [(now - batch.created_at).total_seconds() for batch in active]
+        self._parts.events.batch_round(counts, max(waits, default=0.0), len(self._tasks))
+
+    # One batch.
+
+    async def _attend(self, batch: ActiveBatch) -> None:
+        """Do what a batch needs besides running its lines."""
+        if batch.id in self._busy:
+            return
+        parts, now = self._parts, self._parts.now()
+        if batch.stopped is None and now >= batch.expires_at:
+            await self._run(parts.store.stop, batch.id, "expired", now, None)
+            return
+        if batch.status == "validating" and batch.stopped is None:
+            self._alone(batch.id, self._check(batch))
+            return
+        if batch.stopped is not None:
+            await self._run(parts.store.end_waiting, batch.id, batch.stopped)
+        if self._progress[batch.id].running or self._ends:
+            return
+        states = await self._run(parts.store.states, batch.id)
+        if not states["waiting"] + states["running"] + states["submitted"]:
+            self._alone(batch.id, self._finish(batch))
+
+    def _alone(self, batch: str, work: Any) -> None:
+        """Do a batch's work beside the rounds; nothing else is done with the batch meanwhile."""
+
+        async def done() -> None:
+            try:
+                await work
+            except (LedgerUnavailable, SQLAlchemyError) as error:
+                logger.warning("batch.delayed id=%s error=%s", batch, type(error).__name__)
+            except Exception:
+                # The process edge of a batch: another batch must not wait for it.
+                logger.exception("batch.failed id=%s", batch)
+            finally:
+                del self._busy[batch]
+                self._woken.set()
+
+        self._busy[batch] = asyncio.create_task(done())
+
+    async def _check(self, batch: ActiveBatch) -> None:
+        """Check a batch's file; its good lines become rows that wait."""
+        found = await self._run(self._check_blocking, batch)
+        is_good = found.lines > 0 and (not found.problems or batch.metadata.get("on_error") == SKIP)
+        if not is_good:
+            await self._run(self._parts.store.clear_lines, batch.id)
+        await self._run_checked(batch, found, is_good)
+        logger.info(
+            "batch.checked id=%s lines=%d problems=%d", batch.id, found.lines, len(found.problems)
+        )
+
+    async def _run_checked(self, batch: ActiveBatch, found: Checked, is_good: bool) -> None:
+        store, now = self._parts.store, self._parts.now()
+        await self._run(lambda: store.checked(batch.id, found, now, is_good=is_good))
+
+    def _check_blocking(self, batch: ActiveBatch) -> Checked:
+        parts = self._parts
+        # A check that a crash ended left rows.
+        parts.store.clear_lines(batch.id)
+        try:
+            blob = parts.files.blob(batch.caller.tenant, batch.input_file)
+            check = FileCheck(parts.rules, batch.endpoint, batch.caller)
+            lines = check.good_lines(parts.blobs.pieces(blob))
+            left = parts.settings.tenant_lines - parts.store.unfinished_lines(batch.caller.tenant)
+            while some := list(islice(lines, _ADDED_AT_ONCE)):
+                if check.good > left:
+                    problem = LineProblem(
+                        "too_many_lines",
+                        f"the tenant's unfinished batches may hold {parts.settings.tenant_lines} "
+                        f"lines together, and {max(0, left)} are left",
+                    )
+                    return Checked(0, (problem,), ())
+                parts.store.add_lines(batch.id, some)
+        except NotFound as error:
+            return Checked(0, (LineProblem("file_not_found", error.message),), ())
+        except NarrowgateError as error:
+            return Checked(0, (LineProblem(error.code, error.message),), ())
+        return check.result()
+
+    async def _finish(self, batch: ActiveBatch) -> None:
+        parts = self._parts
+        await self._run(parts.store.finalizing, batch.id, parts.now())
+        await self._run(
+            write_results, parts.store, parts.files, parts.blobs, parts.runner, batch, parts.now()
+        )
+        self._progress.pop(batch.id, None)
+        logger.info("batch.finished id=%s stopped=%s", batch.id, batch.stopped)
+        await self._run(parts.store.clear_lines, batch.id)
+
+    # Lines.
+
+    async def _start(self, active: Sequence[ActiveBatch]) -> None:
+        """Start lines of all batches in turn, as many as may run now."""
+        ready = [
+            batch
+            for batch in active
+            if batch.status == "in_progress"
+            and batch.stopped is None
+            and batch.id not in self._busy
+        ]
+        if not ready:
+            return
+        free = self._parts.slack.limit() - len(self._tasks)
+        # Each round begins with another batch, so that a long one does not starve the others.
+        self._turn = (self._turn + 1) % len(ready)
+        order = ready[self._turn :] + ready[: self._turn]
+        for position, batch in enumerate(order):
+            if free <= 0:
+                return
+            share = -(-free // (len(order) - position))
+            free -= await self._start_some(batch, share)
+
+    async def _start_some(self, batch: ActiveBatch, most: int) -> int:
+        progress, parts = self._progress[batch.id], self._parts
+        if progress.alone:
+            most = min(most, 1 - len(progress.running))
+        if most <= 0:
+            return 0
+        room = await self._room(batch, progress)
+        blob = await self._run(parts.files.blob, batch.caller.tenant, batch.input_file)
+        lines = await self._run(parts.store.claim, self.holder, batch.id, most, parts.now(), room)
+        if not lines:
+            await self._stop_at_limit(batch, progress, room)
+            return 0
+        try:
+            texts = await self._run(
+                lambda: [parts.blobs.slice(blob, line.start, line.length) for line in lines]
+            )
+        except NarrowgateError as error:
+            # The content is missing or damaged: a retry would not help.
+            self._ends += [parts.runner.refused(line, error, None) for line in lines]
+            self._ended.set()
+            return 0
+        for line, data in zip(lines, texts, strict=True):
+            progress.running[line.number] = line
+            task = asyncio.create_task(self._run_line(batch, line, data, room))
+            self._tasks.add(task)
+            task.add_done_callback(self._line_done)
+        return len(lines)
+
+    async def _room(self, batch: ActiveBatch, progress: _Progress) -> Decimal | None:
+        """Return what further lines may cost, US dollars; None without a limit."""
+        if batch.max_cost_usd is None:
+            return None
+        pending = [end for end in self._ends if end.batch == batch.id]
+        spent = await self._run(self._parts.store.spent, batch.id)
+        worst = [line.worst_usd for line in progress.running.values()]
+        if None in worst:
+            # Its worst case is not known: it runs alone.
+            return Decimal(0)
+        held = sum((usd for usd in worst if usd is not None), Decimal(0))
+        written = sum((end.cost_usd or Decimal(0) for end in pending), Decimal(0))
+        # An end that is written meanwhile counts twice for a round: never too much room.
+        return batch.max_cost_usd - spent - held - written
+
+    async def _stop_at_limit(
+        self, batch: ActiveBatch, progress: _Progress, room: Decimal | None
+    ) -> None:
+        """Stop a batch whose next line does not fit its limit, once nothing may be released."""
+        if room is None or progress.running or self._ends:
+            return
+        if await self._run(self._parts.store.claimable, batch.id, self._parts.now()):
+            await self._stop(batch, "max_cost_exceeded", _max_cost_text(batch))
+
+    async def _run_line(
+        self, batch: ActiveBatch, line: ClaimedLine, data: bytes, room: Decimal | None
+    ) -> None:
+        parts, progress = self._parts, self._progress[batch.id]
+        try:
+            end = await parts.runner.run(batch, line, data, parts.now(), room)
+        except (BudgetExceeded, MaxCostExceeded) as error:
+            end = await self._refused(batch, line, error)
+        except BadLine as problem:
+            # Checked before; the settings may have changed since.
+            text = unrun_text(line.request_id, line.custom_id, problem.code, problem.message)
+            failed = LineEnd(line.batch, line.number, "failed", error=problem.code)
+            end = parts.runner.sealed(failed, text)
+        except Exception as error:
+            # The process edge of a line: it must end, and its batch must go on.
+            logger.exception("batch.line_failed id=%s", line.request_id)
+            wrapped = NarrowgateError(f"the line failed: {type(error).__name__}")
+            end = parts.runner.refused(line, wrapped, line.worst_usd)
+        progress.running.pop(line.number, None)
+        self._ends.append(end)
+        self._ended.set()
+
+    async def _refused(
+        self, batch: ActiveBatch, line: ClaimedLine, error: BudgetExceeded | MaxCostExceeded
+    ) -> LineEnd:
+        """Return a line to those that wait; stop its batch where nothing else holds money."""
+        progress = self._progress[batch.id]
+        if len(progress.running) > 1:
+            # The worst cases of the others are held, and most of each will be released.
+            progress.alone = True
+        elif progress.alone or isinstance(error, MaxCostExceeded):
+            reason: StopReason = (
+                "budget_exceeded" if isinstance(error, BudgetExceeded) else "max_cost_exceeded"
+            )
+            await self._stop(batch, reason, error.message)
+        progress.alone = True
+        return LineEnd(line.batch, line.number, "waiting", error=error.code)
+
+    async def _stop(self, batch: ActiveBatch, reason: StopReason, message: str) -> None:
+        logger.warning("batch.stopped id=%s reason=%s", batch.id, reason)
+        await self._insist(self._parts.store.stop, batch.id, reason, self._parts.now(), message)
+
+    def _line_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("batch.line_task_failed", exc_info=task.exception())
+        self._woken.set()
+
+    async def _write_ends(self) -> None:
+        """Write how lines ended, many in one transaction, until cancelled."""
+        while True:
+            await self._ended.wait()
+            self._ended.clear()
+            await self._flush()
+
+    async def _flush(self) -> None:
+        async with self._flushing:
+            await self._flush_all()
+
+    async def _flush_all(self) -> None:
+        while self._ends:
+            some = self._ends[:_WRITTEN_AT_ONCE]
+            # What was paid for is not given up while this process lives.
+            await self._insist(self._parts.store.end_lines, self.holder, some)
+            del self._ends[: len(some)]
+            counts: dict[str, int] = {}
+            for end in some:
+                counts[end.state] = counts.get(end.state, 0) + 1
+            for state, count in counts.items():
+                self._parts.events.batch_lines_ended(state, count)
+        self._woken.set()
+
+    async def _recover(self) -> None:
+        """End or repeat the lines that an earlier holder was running."""
+        store = self._parts.store
+        left = await self._run(store.left_running, self.holder)
+        by_tenant: defaultdict[str, list[ClaimedLine]] = defaultdict(list)
+        since = min((started for _, _, started in left), default=None)
+        for line, tenant, _ in left:
+            by_tenant[tenant].append(line)
+        ends: list[LineEnd] = []
+        for tenant, lines in by_tenant.items():
+            assert since is not None
+            names = [line.request_id for line in lines]
+            paid = await self._run(paid_attempts, store.database, tenant, names, since)
+            for line in lines:
+                found = paid.get(line.request_id)
+                if found is None:
+                    ends.append(LineEnd(line.batch, line.number, "waiting"))
+                    continue
+                text = unrun_text(line.request_id, line.custom_id, _LOST_CODE, _LOST)
+                end = LineEnd(
+                    line.batch, line.number, "failed", error=_LOST_CODE, cost_usd=found.usd
+                )
+                ends.append(self._parts.runner.sealed(end, text))
+        if ends:
+            await self._run(store.end_lines, self.holder, ends)
+            lost = sum(end.state == "failed" for end in ends)
+            logger.warning("batch.recovered lines=%d lost=%d", len(ends), lost)
+
+    async def _close(self, writer: "asyncio.Task[None]") -> None:
+        """Let running lines end for a while, then cancel them; write what ended."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._parts.grace_s)
+        remaining = [*self._tasks, *self._busy.values()]
+        for task in remaining:
+            task.cancel()
+        await asyncio.gather(*remaining, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._parts.grace_s):
+                await self._flush()
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+        if self._leads:
+            with suppress(LedgerUnavailable, SQLAlchemyError):
+                await self._run(self._parts.store.release_lease, self.holder)
+        self._threads.shutdown(wait=False)
+
+    async def _insist(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a blocking function until the database answers."""
+        while True:
+            try:
+                return await self._run(function, *arguments)
+            except (LedgerUnavailable, SQLAlchemyError) as error:
+                logger.warning("batch.retried error=%s", type(error).__name__)
+                await asyncio.sleep(_AFTER_FAILURE_S)
+
+    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, function, *arguments)
+
+
+def _max_cost_text(batch: ActiveBatch) -> str:
+    return (
+        f"max_cost_usd is {batch.max_cost_usd:f}, and the next line's worst case does not fit what "
+        "is left of it"
+    )

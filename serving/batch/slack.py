@@ -1,0 +1,46 @@
+"""How many lines may run beside interactive requests, by how long those wait for their turn."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from serving.contracts.batch_settings import BatchSettings
+from serving.pipeline.admission import AdmissionQueue
+
+_STEP_S = 0.25
+
+
+class Slack:
+    """Limits the lane: all of it while no client waits, little of it else.
+
+    Beside interactive requests the limit grows by one in each step, up to busy_concurrent_lines,
+    and is halved when one of them waited longer than max_queue_delay_s: additive increase,
+    multiplicative decrease, as TCP shares a link.
+    """
+
+    def __init__(
+        self,
+        settings: BatchSettings,
+        queues: Sequence[AdmissionQueue],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._queues = queues
+        self._clock = clock
+        self._busy = settings.busy_concurrent_lines
+        self._stepped_at_s = -_STEP_S
+
+    def limit(self) -> int:
+        """Return how many lines may be in progress now."""
+        settings = self._settings
+        if any(queue.queued for queue in self._queues):
+            return 0
+        if min(queue.idle_s() for queue in self._queues) >= settings.quiet_s:
+            self._busy = settings.busy_concurrent_lines
+            return settings.max_concurrent_lines
+        if self._clock() >= self._stepped_at_s + _STEP_S:
+            self._stepped_at_s = self._clock()
+            waited_s = max(queue.take_longest_wait_s() for queue in self._queues)
+            late = waited_s > settings.max_queue_delay_s
+            grown = min(self._busy + 1, settings.busy_concurrent_lines)
+            self._busy = self._busy // 2 if late else grown
+        return self._busy

@@ -1,0 +1,587 @@
+"""Batches and their lines in the database.
+
+Every method is blocking and raises LedgerUnavailable where the database is unreachable. A line
+changes its state only from `running` under the process that holds it, or from `waiting`, so that
+two processes cannot end it twice.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal
+from uuid import uuid4
+
+from sqlalchemy import Connection, Row, bindparam, delete, func, or_, select, update
+
+from serving.batch.check import GoodLine
+from serving.batch.files import paged
+from serving.batch.schema import batch_lease, batch_lines, batches
+from serving.contracts.batch import (
+    ENDED_STATES,
+    FINAL_STATUSES,
+    BatchOrder,
+    BatchRecord,
+    BatchStatus,
+    Checked,
+    LineCount,
+    LineProblem,
+    LineState,
+    Page,
+    PageRequest,
+    PlannedRoute,
+)
+from serving.contracts.errors import BatchEnded, NotFound
+from serving.contracts.ledger import Caller
+from serving.ledger.database import Database
+from serving.ledger.instances import database_now
+from serving.ledger.upsert import insert_new
+
+_AT_ONCE = 1000
+_UNFINISHED: tuple[LineState, ...] = ("waiting", "running", "submitted")
+
+StopReason = Literal["cancelled", "expired", "budget_exceeded", "max_cost_exceeded"]
+
+
+class LeaseLost(Exception):
+    """Another process runs batches now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a batch ends, and what it may cost. output_ttl_s: of its result files."""
+
+    expires_at: datetime
+    max_cost_usd: Decimal | None = None
+    output_ttl_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveBatch:
+    """A batch that has not ended. caller: whose lines these are, in the lane `batch`."""
+
+    id: str
+    caller: Caller
+    endpoint: str
+    input_file: str
+    status: BatchStatus
+    stopped: StopReason | None
+    metadata: Mapping[str, str]
+    max_cost_usd: Decimal | None
+    created_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedLine:
+    """A line that this process runs. attempt: from 1."""
+
+    batch: str
+    number: int
+    attempt: int
+    custom_id: str
+    start: int
+    length: int
+    target: str | None
+    worst_usd: Decimal | None
+
+    @property
+    def request_id(self) -> str:
+        """Return the id of this attempt in the ledger and the logs."""
+        return f"{self.batch}_{self.number}_{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class LineEnd:
+    """How an attempt of a line ended.
+
+    state: `waiting` where it is to be run again, at not_before. result: its JSON in a result file,
+    encrypted where key_id is not empty. cost_usd: of its calls, their worst case where unknown.
+    """
+
+    batch: str
+    number: int
+    state: LineState
+    result: bytes | None = None
+    key_id: str = ""
+    error: str | None = None
+    cost_usd: Decimal | None = None
+    not_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """What a result file says of a line. result: None of a line that never ran."""
+
+    number: int
+    custom_id: str
+    state: LineState
+    error: str | None
+    result: bytes | None
+    key_id: str
+
+
+class BatchStore:
+    """Reads and writes batches and lines."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # Tenants' view.
+
+    def create(self, caller: Caller, order: BatchOrder, created: datetime, limits: Limits) -> str:
+        """Create a batch whose file is still to be checked; return its id."""
+        ttl = limits.output_ttl_s
+        row = {
+            "id": f"batch_{uuid4().hex}", "tenant": caller.tenant, "key_id": caller.key_id,
+            "evidence_external": caller.evidence_external, "endpoint": order.endpoint,
+            "input_file": order.input_file, "completion_window": order.completion_window,
+            "status": "validating", "metadata": json.dumps(dict(order.metadata)),
+            "problems": "[]", "plan": "[]", "max_cost_usd": limits.max_cost_usd,
+            "output_ttl_us": None if ttl is None else round(ttl * 1e6),
+            "created_at": created, "expires_at": limits.expires_at,
+        }  # fmt: skip
+        with self.database.begin() as connection:
+            connection.execute(batches.insert(), [row])
+        return str(row["id"])
+
+    def find(self, tenant: str, batch: str) -> BatchRecord:
+        """Return a batch with its counts. Raises NotFound."""
+        with self.database.read() as connection:
+            row = _row(connection, tenant, batch)
+            return _record(row, _counts(connection, row), _spent(connection, row))
+
+    def listed(self, tenant: str, page: PageRequest) -> Page:
+        """Return a tenant's batches. Raises NotFound for an unknown `after`."""
+        query = select(batches).where(batches.c.tenant == tenant)
+        with self.database.read() as connection:
+            rows = paged(connection, query, batches, tenant, page)
+            shown = [
+                _record(row, _counts(connection, row), _spent(connection, row))
+                for row in rows[: page.limit]
+            ]
+        return Page(shown, len(rows) > page.limit)
+
+    def cancel(self, tenant: str, batch: str, now: datetime) -> None:
+        """Start no further line. Raises NotFound, BatchEnded."""
+        with self.database.begin() as connection:
+            row = _row(connection, tenant, batch)
+            if row.status in FINAL_STATUSES:
+                raise BatchEnded(
+                    f"the batch {batch!r} is {row.status}",
+                    field="batch_id",
+                    fix="only a batch that has not ended can be cancelled",
+                )
+            _stop(connection, batch, "cancelled", now)
+
+    def unfinished_lines(self, tenant: str) -> int:
+        """Return how many lines a tenant's unfinished batches hold."""
+        query = (
+            select(func.count())
+            .select_from(batch_lines.join(batches, batches.c.id == batch_lines.c.batch))
+            .where(batches.c.tenant == tenant, batches.c.status.not_in(FINAL_STATUSES))
+        )
+        with self.database.read() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    # The check.
+
+    def clear_lines(self, batch: str) -> None:
+        """Delete a batch's lines, some at a time."""
+        while True:
+            with self.database.begin() as connection:
+                some = (
+                    select(batch_lines.c.number)
+                    .where(batch_lines.c.batch == batch)
+                    .order_by(batch_lines.c.number)
+                    .limit(_AT_ONCE)
+                )
+                numbers = connection.execute(some).scalars().all()
+                if not numbers:
+                    return
+                connection.execute(
+                    delete(batch_lines).where(
+                        batch_lines.c.batch == batch, batch_lines.c.number.in_(numbers)
+                    )
+                )
+
+    def add_lines(self, batch: str, lines: Sequence[GoodLine]) -> None:
+        """Add lines that wait."""
+        rows = [
+            {
+                "batch": batch, "number": line.number, "custom_id": line.custom_id,
+                "start": line.start, "length": line.length, "state": "waiting", "attempt": 0,
+                "target": line.target, "worst_usd": line.worst_usd, "key_id": "",
+            }
+            for line in lines
+        ]  # fmt: skip
+        with self.database.begin() as connection:
+            connection.execute(batch_lines.insert(), rows)
+
+    def checked(self, batch: str, found: Checked, now: datetime, *, is_good: bool) -> None:
+        """Write what a check found; the batch begins, or fails."""
+        status, at = ("in_progress", "in_progress_at") if is_good else ("failed", "failed_at")
+        counted = {} if is_good else {"total": 0, "completed": 0, "failed": 0}
+        with self.database.begin() as connection:
+            connection.execute(
+                update(batches)
+                .where(batches.c.id == batch, batches.c.status == "validating")
+                .values(
+                    status=status,
+                    problems=json.dumps([asdict(one) for one in found.problems]),
+                    plan=json.dumps([asdict(one) for one in found.plan], default=str),
+                    **{at: now},
+                    **counted,
+                )
+            )
+
+    # The scheduler.
+
+    def take_lease(self, holder: str, lease_s: float) -> bool:
+        """Return whether this process runs batches now; by the clock that all processes share."""
+        with self.database.begin() as connection:
+            now = database_now(connection)
+            row = {"id": 1, "holder": holder, "until": now + timedelta(seconds=lease_s)}
+            connection.execute(insert_new(connection, batch_lease), [row])
+            taken = connection.execute(
+                update(batch_lease)
+                .where(or_(batch_lease.c.holder == holder, batch_lease.c.until <= now))
+                .values(holder=holder, until=row["until"])
+            )
+            return bool(taken.rowcount)
+
+    def release_lease(self, holder: str) -> None:
+        """Let another process take over at once."""
+        with self.database.begin() as connection:
+            now = database_now(connection)
+            connection.execute(
+                update(batch_lease).where(batch_lease.c.holder == holder).values(until=now)
+            )
+
+    def has_work(self) -> bool:
+        """Return whether a batch has not ended; reads only."""
+        query = select(batches.c.id).where(batches.c.status.not_in(FINAL_STATUSES)).limit(1)
+        with self.database.read() as connection:
+            return connection.execute(query).first() is not None
+
+    def active(self) -> list[ActiveBatch]:
+        """Return the batches that have not ended, the oldest first."""
+        query = select(batches).where(batches.c.status.not_in(FINAL_STATUSES))
+        with self.database.read() as connection:
+            rows = connection.execute(query.order_by(batches.c.created_at, batches.c.id)).all()
+        return [
+            ActiveBatch(
+                row.id,
+                Caller(row.tenant, row.key_id, evidence_external=row.evidence_external,
+                       lane="batch"),
+                row.endpoint, row.input_file, row.status, row.stopped, json.loads(row.metadata),
+                row.max_cost_usd, row.created_at, row.expires_at,
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def claim(
+        self, holder: str, batch: str, most: int, now: datetime, room_usd: Decimal | None = None
+    ) -> list[ClaimedLine]:
+        """Begin lines that wait, in the file's order. Raises LeaseLost.
+
+        room_usd: lines are begun while their worst cases together stay within it.
+        """
+        line = batch_lines.c
+        with self.database.begin() as connection:
+            _require_lease(connection, holder)
+            rows = connection.execute(
+                select(batch_lines)
+                .where(
+                    line.batch == batch, line.state == "waiting",
+                    or_(line.not_before.is_(None), line.not_before <= now),
+                )
+                .order_by(line.number)
+                .limit(most)
+            ).all()  # fmt: skip
+            chosen: list[Row[Any]] = []
+            left = room_usd
+            for row in rows:
+                if left is not None:
+                    # A line of unknown worst case may take all that is left, and runs alone.
+                    left -= left if row.worst_usd is None else row.worst_usd
+                    if left < 0 or (chosen and row.worst_usd is None):
+                        break
+                chosen.append(row)
+                if left is not None and row.worst_usd is None:
+                    break
+            if chosen:
+                connection.execute(
+                    update(batch_lines)
+                    .where(line.batch == batch, line.number.in_([row.number for row in chosen]))
+                    .values(
+                        state="running", holder=holder, started_at=now, attempt=line.attempt + 1
+                    )
+                )
+        return [
+            ClaimedLine(
+                row.batch, row.number, row.attempt + 1, row.custom_id, row.start, row.length,
+                row.target, row.worst_usd,
+            )
+            for row in chosen
+        ]  # fmt: skip
+
+    def claimable(self, batch: str, now: datetime) -> bool:
+        """Return whether a line waits for nothing but its turn."""
+        line = batch_lines.c
+        query = select(line.number).where(
+            line.batch == batch, line.state == "waiting",
+            or_(line.not_before.is_(None), line.not_before <= now),
+        ).limit(1)  # fmt: skip
+        with self.database.read() as connection:
+            return connection.execute(query).first() is not None
+
+    def end_lines(self, holder: str, ends: Sequence[LineEnd]) -> None:
+        """Write how lines ended that this process runs."""
+        line = batch_lines.c
+        rows = [
+            {
+                "of_batch": end.batch, "of_number": end.number, "new_state": end.state,
+                "new_result": end.result, "new_key": end.key_id, "new_error": end.error,
+                "new_cost": end.cost_usd, "new_not_before": end.not_before,
+            }
+            for end in ends
+        ]  # fmt: skip
+        with self.database.begin() as connection:
+            connection.execute(
+                update(batch_lines)
+                .where(
+                    line.batch == bindparam("of_batch"), line.number == bindparam("of_number"),
+                    line.state == "running", line.holder == holder,
+                )
+                .values(
+                    state=bindparam("new_state"), result=bindparam("new_result"),
+                    key_id=bindparam("new_key"), error=bindparam("new_error"),
+                    cost_usd=bindparam("new_cost"), not_before=bindparam("new_not_before"),
+                    holder=None,
+                ),
+                rows,
+            )  # fmt: skip
+
+    def left_running(self, holder: str) -> list[tuple[ClaimedLine, str, datetime]]:
+        """Take the lines over that are marked as running; with their tenants and starts.
+
+        The caller runs none: an earlier holder left them, or this process before it lost the lease.
+
+        Raises LeaseLost.
+        """
+        line = batch_lines.c
+        with self.database.begin() as connection:
+            _require_lease(connection, holder)
+            rows = connection.execute(
+                select(batch_lines, batches.c.tenant)
+                .join(batches, batches.c.id == line.batch)
+                .where(
+                    batches.c.status.not_in(FINAL_STATUSES), line.state == "running",
+                )
+            ).all()  # fmt: skip
+            for row in rows:
+                connection.execute(
+                    update(batch_lines)
+                    .where(line.batch == row.batch, line.number == row.number)
+                    .values(holder=holder)
+                )
+        return [
+            (
+                ClaimedLine(row.batch, row.number, row.attempt, row.custom_id, row.start,
+                            row.length, row.target, row.worst_usd),
+                row.tenant,
+                row.started_at,
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def stop(self, batch: str, reason: StopReason, now: datetime, message: str | None) -> None:
+        """Start no further line of a batch. message: of a problem to show, None for none."""
+        with self.database.begin() as connection:
+            _stop(connection, batch, reason, now, message)
+
+    def end_waiting(self, batch: str, reason: StopReason) -> None:
+        """End the lines of a stopped batch that have not run."""
+        state = "expired" if reason == "expired" else "cancelled"
+        line = batch_lines.c
+        with self.database.begin() as connection:
+            connection.execute(
+                update(batch_lines)
+                .where(line.batch == batch, line.state == "waiting")
+                .values(state=state, error=_STOP_CODES[reason])
+            )
+
+    def states(self, batch: str) -> Counter[str]:
+        """Return how many lines are in each state."""
+        with self.database.read() as connection:
+            return _states(connection, batch)
+
+    def spent(self, batch: str) -> Decimal:
+        """Return what ended lines cost, worst cases of unknown ones included."""
+        query = select(func.sum(batch_lines.c.cost_usd)).where(batch_lines.c.batch == batch)
+        with self.database.read() as connection:
+            found: Decimal | None = connection.execute(query).scalar_one()
+        return found or Decimal(0)
+
+    def results(self, batch: str, *, succeeded: bool) -> Iterator[StoredResult]:
+        """Yield the ended lines that succeeded, or the others, in the file's order."""
+        line, last = batch_lines.c, 0
+        wanted = line.state == "succeeded" if succeeded else line.state != "succeeded"
+        columns = (line.number, line.custom_id, line.state, line.error, line.result, line.key_id)
+        while True:
+            query = (
+                select(*columns)
+                .where(line.batch == batch, line.state.in_(ENDED_STATES), wanted)
+                .where(line.number > last)
+                .order_by(line.number)
+                .limit(_AT_ONCE)
+            )
+            with self.database.read() as connection:
+                rows = connection.execute(query).all()
+            if not rows:
+                return
+            last = rows[-1].number
+            yield from (StoredResult(*row) for row in rows)
+
+    def finalizing(self, batch: str, now: datetime) -> None:
+        """Write that the result files are being made; a stopped batch keeps its status."""
+        with self.database.begin() as connection:
+            connection.execute(
+                update(batches)
+                .where(batches.c.id == batch, batches.c.status == "in_progress")
+                .values(status="finalizing", finalizing_at=now)
+            )
+
+    def output_ttl_s(self, batch: str) -> float | None:
+        """Return how long result files are kept, None for the setting's time."""
+        with self.database.read() as connection:
+            query = select(batches.c.output_ttl_us).where(batches.c.id == batch)
+            found: int | None = connection.execute(query).scalar_one()
+        return None if found is None else found / 1e6
+
+    def finish(
+        self, connection: Connection, batch: ActiveBatch, files: Mapping[str, str], now: datetime
+    ) -> None:
+        """Write a batch's end, in the transaction that keeps its result files.
+
+        files: their ids by column. Raises LeaseLost where it has ended already.
+        """
+        states = _states(connection, batch.id)
+        status: BatchStatus = (
+            "completed" if batch.stopped is None
+            else "expired" if batch.stopped == "expired" else "cancelled"
+        )  # fmt: skip
+        spent = select(func.sum(batch_lines.c.cost_usd)).where(batch_lines.c.batch == batch.id)
+        done = connection.execute(
+            update(batches)
+            .where(batches.c.id == batch.id, batches.c.status.not_in(FINAL_STATUSES))
+            .values(
+                status=status, total=states.total(), completed=states["succeeded"],
+                failed=states.total() - states["succeeded"],
+                cost_usd=connection.execute(spent).scalar_one(), **{f"{status}_at": now}, **files,
+            )
+        )  # fmt: skip
+
+        if not done.rowcount:
+            # Another process has ended it; the result files of this one are not kept.
+            raise LeaseLost
+
+
+_STOP_CODES: Mapping[StopReason, str] = {
+    "cancelled": "batch_cancelled",
+    "expired": "batch_expired",
+    "budget_exceeded": "budget_exceeded",
+    "max_cost_exceeded": "max_cost_exceeded",
+}
+
+
+def _require_lease(connection: Connection, holder: str) -> None:
+    now = database_now(connection)
+    lease = connection.execute(select(batch_lease).with_for_update()).one_or_none()
+    if lease is None or lease.holder != holder or lease.until <= now:
+        raise LeaseLost
+
+
+def _row(connection: Connection, tenant: str, batch: str) -> Row[Any]:
+    query = select(batches).where(batches.c.id == batch, batches.c.tenant == tenant)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"there is no batch {batch[:64]!r}",
+            field="batch_id",
+            fix="send the id of a batch in GET /v1/batches",
+        )
+    return row
+
+
+def _stop(
+    connection: Connection,
+    batch: str,
+    reason: StopReason,
+    now: datetime,
+    message: str | None = None,
+) -> None:
+    # Of several reasons the first one holds.
+    row = connection.execute(
+        select(batches.c.problems, batches.c.status)
+        .where(batches.c.id == batch, batches.c.stopped.is_(None))
+        .where(batches.c.status.not_in(FINAL_STATUSES))
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        return
+    problems = json.loads(row.problems)
+    if message is not None:
+        problems.append(asdict(LineProblem(reason, message)))
+    values: dict[str, Any] = {"stopped": reason, "problems": json.dumps(problems)}
+    if reason != "expired":
+        values |= {"status": "cancelling", "cancelling_at": now}
+    connection.execute(update(batches).where(batches.c.id == batch).values(**values))
+
+
+def _states(connection: Connection, batch: str) -> Counter[str]:
+    query = (
+        select(batch_lines.c.state, func.count())
+        .where(batch_lines.c.batch == batch)
+        .group_by(batch_lines.c.state)
+    )
+    return Counter({str(row.state): int(row[1]) for row in connection.execute(query)})
+
+
+def _counts(connection: Connection, row: Row[Any]) -> LineCount:
+    if row.total is not None:
+        return LineCount(row.total, row.completed, row.failed)
+    if row.status == "validating":
+        return LineCount()
+    states = _states(connection, row.id)
+    ended = sum(states[state] for state in ENDED_STATES)
+    return LineCount(states.total(), states["succeeded"], ended - states["succeeded"])
+
+
+def _spent(connection: Connection, row: Row[Any]) -> Decimal | None:
+    if row.total is not None:
+        return row.cost_usd  # type: ignore[no-any-return]
+    query = select(func.sum(batch_lines.c.cost_usd)).where(batch_lines.c.batch == row.id)
+    found: Decimal | None = connection.execute(query).scalar_one()
+    return found
+
+
+def _record(row: Row[Any], counts: LineCount, cost_usd: Decimal | None) -> BatchRecord:
+    def routes() -> Iterator[PlannedRoute]:
+        for one in json.loads(row.plan):
+            most = one["max_usd"]
+            yield PlannedRoute(
+                one["route"], one["model"], one["lines"], None if most is None else Decimal(most)
+            )
+
+    return BatchRecord(
+        row.id, row.tenant, row.endpoint, row.input_file, row.completion_window, row.status,
+        row.created_at, row.expires_at, json.loads(row.metadata), row.output_file, row.error_file,
+        row.in_progress_at, row.finalizing_at, row.completed_at, row.failed_at, row.expired_at,
+        row.cancelling_at, row.cancelled_at,
+        tuple(LineProblem(**one) for one in json.loads(row.problems)), tuple(routes()), counts,
+        cost_usd, row.max_cost_usd,
+    )  # fmt: skip

@@ -1,0 +1,51 @@
+"""Prometheus metrics of the batch lane."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+_STATUSES = ("validating", "in_progress", "finalizing", "cancelling")
+
+
+class BatchMetrics:
+    """Implements serving.batch.scheduler.BatchEvents. No metric names a tenant."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._batches = Gauge(
+            "narrowgate_batches",
+            "Batches that have not ended, by status; of the replica that runs them.",
+            ["status"],
+            registry=registry,
+        )
+        self._oldest = Gauge(
+            "narrowgate_batch_oldest_seconds",
+            "Age of the oldest batch that has not ended; of the replica that runs them.",
+            registry=registry,
+        )
+        self._running = Gauge(
+            "narrowgate_batch_lines_running", "Lines in progress.", registry=registry
+        )
+        self._leads = Gauge(
+            "narrowgate_batch_leads", "1 on the replica that runs batches.", registry=registry
+        )
+        self._lines = Counter(
+            "narrowgate_batch_lines",
+            "Attempts of lines that ended: `succeeded`, `failed`, or `waiting` for a retry.",
+            ["state"],
+            registry=registry,
+        )
+        for state in ("succeeded", "failed", "waiting"):
+            self._lines.labels(state)
+
+    def batch_lines_ended(self, state: str, lines: int) -> None:
+        """Count lines that ended in a state."""
+        self._lines.labels(state).inc(lines)
+
+    def batch_round(self, by_status: dict[str, int], oldest_waiting_s: float, running: int) -> None:
+        """Record what has not ended."""
+        for status in _STATUSES:
+            self._batches.labels(status).set(by_status.get(status, 0))
+        self._oldest.set(oldest_waiting_s)
+        self._running.set(running)
+
+    def batch_lane(self, *, leads: bool) -> None:
+        """Record whether this replica runs batches."""
+        self._leads.set(leads)

@@ -1,0 +1,247 @@
+"""The unmodified OpenAI SDK uploads, creates, polls, lists, cancels and fetches."""
+
+# ruff: noqa: ASYNC110  # it waits for what another thread or the database says
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from pydantic import SecretStr
+
+from ..provider.script import Fault
+from ..provider.server import ProviderServer
+from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
+from .batch_kit import chat_line, jsonl, task_line
+
+
+@pytest.fixture
+async def gateway(
+    provider: ProviderServer,
+    state: Path,
+    ledger_url: SecretStr | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Running]:
+    monkeypatch.setenv(KEY_VARIABLE, KEY_VALUE)
+    provider.script.answer = lambda seen: f"answer to {seen.body['messages'][-1]['content']}"
+    async with running(provider, state, ledger_url) as found:
+        yield found
+
+
+async def test_a_whole_round_trip(gateway: Running, provider: ProviderServer) -> None:
+    data = jsonl(*(chat_line(f"c{n}", f"question {n}") for n in range(20)))
+    batch = await gateway.submit(data, metadata={"job": "nightly"})
+    assert batch.status in ("in_progress", "finalizing", "completed")
+    assert batch.errors is None
+    plan = batch.model_extra["narrowgate"]["plan"]  # type: ignore[index]
+    assert [(one["route"], one["model"], one["lines"]) for one in plan] == [
+        ("frontier", "openai/gpt-4.1", 20)
+    ]
+    batch = await gateway.ended(batch)
+    assert batch.status == "completed"
+    assert batch.error_file_id is None
+    assert batch.request_counts is not None
+    assert batch.request_counts.model_dump() == {"total": 20, "completed": 20, "failed": 0}
+    assert batch.metadata == {"job": "nightly"}
+    for moment in (batch.in_progress_at, batch.finalizing_at, batch.completed_at):
+        assert moment is not None
+        assert batch.created_at <= moment
+    found = await gateway.results(batch)
+    assert list(found) == [f"c{n}" for n in range(20)]
+    for name, line in found.items():
+        assert line["error"] is None
+        response = line["response"]
+        assert response["status_code"] == 200
+        text = response["body"]["choices"][0]["message"]["content"]
+        assert text == f"answer to question {name[1:]}"
+    assert len(provider.script.seen) == 20
+
+
+async def test_a_file_with_bad_lines_is_refused_before_anything_is_spent(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    data = jsonl(chat_line("a"), b"{", chat_line("a"), chat_line("b", model="nobody"))
+    batch = await gateway.submit(data)
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert [(one.line, one.code) for one in batch.errors.data or ()] == [
+        (2, "invalid_json_line"), (3, "duplicate_custom_id"), (4, "model_not_found"),
+    ]  # fmt: skip
+    assert provider.script.seen == []
+    assert (batch.output_file_id, batch.error_file_id) == (None, None)
+
+
+async def test_skip_runs_the_good_lines(gateway: Running) -> None:
+    data = jsonl(chat_line("a"), b"{", chat_line("b"))
+    batch = await gateway.ended(await gateway.submit(data, metadata={"on_error": "skip"}))
+    assert batch.status == "completed"
+    assert batch.errors is not None
+    assert [one.line for one in batch.errors.data or ()] == [2]
+    assert set(await gateway.results(batch)) == {"a", "b"}
+
+
+async def test_lines_of_a_task(gateway: Running, provider: ProviderServer) -> None:
+    provider.script.answer = lambda _: '{"label": "positive"}'
+    data = jsonl(task_line("a", "sentiment", "Great."), task_line("b", "sentiment", "Fine."))
+    batch = await gateway.ended(await gateway.submit(data, endpoint="/v1/tasks/sentiment"))
+    found = await gateway.results(batch)
+    assert [line["response"]["body"]["value"] for line in found.values()] == ["positive"] * 2
+
+
+async def test_an_answer_that_is_an_error_is_in_the_error_file(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    provider.script.next(Fault("status", 400, "invalid_value", "no such thing"))
+    batch = await gateway.ended(await gateway.submit(jsonl(chat_line("a"))))
+    assert batch.status == "completed"
+    assert batch.output_file_id is None
+    assert batch.request_counts is not None
+    assert batch.request_counts.failed == 1
+    (line,) = (await gateway.results(batch)).values()
+    assert line["response"]["status_code"] == 400
+    assert line["response"]["body"]["error"]["code"] == "frontier_rejected_request"
+
+
+async def test_files_are_shown_listed_read_and_deleted(gateway: Running) -> None:
+    client, data = gateway.acme, jsonl(chat_line("a"))
+    made = [
+        await client.files.create(
+            file=(f"{n}.jsonl", data), purpose="batch",
+            expires_after={"anchor": "created_at", "seconds": 3600},
+        )
+        for n in range(3)
+    ]  # fmt: skip
+    shown = await client.files.retrieve(made[0].id)
+    assert (shown.filename, shown.bytes, shown.purpose) == ("0.jsonl", len(data), "batch")
+    assert shown.expires_at == shown.created_at + 3600
+    listed = [file.id async for file in client.files.list(limit=2, order="asc")]
+    assert sorted(listed) == sorted(file.id for file in made)
+    assert (await client.files.content(made[1].id)).content == data
+    assert (await client.files.delete(made[1].id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await client.files.retrieve(made[1].id)
+    assert len([file async for file in client.files.list(purpose="batch")]) == 2
+
+
+async def test_batches_are_listed_in_pages(gateway: Running) -> None:
+    made = [(await gateway.submit(jsonl(chat_line("a")))).id for _ in range(5)]
+    listed = [batch.id async for batch in gateway.acme.batches.list(limit=2)]
+    assert listed == made[::-1]
+
+
+async def test_a_tenant_sees_only_its_own(gateway: Running) -> None:
+    batch = await gateway.ended(await gateway.submit(jsonl(chat_line("a"))))
+    assert batch.output_file_id is not None
+    other = gateway.clients["globex"]
+    for file in (batch.input_file_id, batch.output_file_id):
+        for ask in (other.files.retrieve, other.files.content, other.files.delete):
+            with pytest.raises(openai.NotFoundError):
+                await ask(file)
+        with pytest.raises(openai.NotFoundError):
+            await other.files.list(after=file)
+    for act in (other.batches.retrieve, other.batches.cancel):
+        with pytest.raises(openai.NotFoundError):
+            await act(batch.id)
+    with pytest.raises(openai.NotFoundError):
+        await other.batches.list(after=batch.id)
+    with pytest.raises(openai.NotFoundError):
+        await other.batches.create(
+            input_file_id=batch.input_file_id, endpoint="/v1/chat/completions",
+            completion_window="24h",
+        )  # fmt: skip
+    assert [one async for one in other.files.list()] == []
+    assert [one async for one in other.batches.list()] == []
+    assert (await gateway.acme.files.retrieve(batch.output_file_id)).purpose == "batch_output"
+
+
+async def test_a_cancelled_batch_keeps_what_was_answered(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    # The lane starts 64 lines at once; the others wait for slow answers.
+    provider.script.always["openai"] = Fault("slow", delay_s=0.3)
+    batch = await gateway.submit(jsonl(*(chat_line(f"c{n}") for n in range(200))))
+    while not provider.script.seen:
+        await asyncio.sleep(0.02)
+    batch = await gateway.acme.batches.cancel(batch.id)
+    assert batch.status == "cancelling"
+    batch = await gateway.ended(batch)
+    assert batch.status == "cancelled"
+    found = await gateway.results(batch)
+    assert len(found) == 200
+    answered = [line for line in found.values() if line["response"] is not None]
+    assert len(answered) == len(provider.script.seen)
+    assert {line["error"]["code"] for line in found.values() if line["error"]} == {
+        "batch_cancelled"
+    }
+    with pytest.raises(openai.ConflictError):
+        await gateway.acme.batches.cancel(batch.id)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"endpoint": "/v1/embeddings"}, "endpoint"),
+    ({"completion_window": "soon"}, "completion_window"),
+    ({"metadata": {"deadline": "yesterday"}}, "metadata.deadline"),
+    ({"metadata": {"max_cost_usd": "-1"}}, "metadata.max_cost_usd"),
+    ({"metadata": {"on_error": "stop"}}, "metadata.on_error"),
+    ({"metadata": {"k": "v" * 513}}, "metadata"),
+]
+
+
+async def test_a_wrong_order_is_refused_with_its_field(gateway: Running) -> None:
+    client = gateway.acme
+    file = await client.files.create(file=("a.jsonl", jsonl(chat_line("a"))), purpose="batch")
+    for fields, param in BAD:
+        order = {
+            "input_file_id": file.id, "endpoint": "/v1/chat/completions",
+            "completion_window": "24h", **fields,
+        }  # fmt: skip
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.batches.create(**order)  # type: ignore[arg-type]
+        assert refused.value.param == param
+    with pytest.raises(openai.BadRequestError):
+        await client.files.create(file=("a.jsonl", b"{}"), purpose="fine-tune")
+
+
+async def test_a_check_runs_nothing(gateway: Running, provider: ProviderServer) -> None:
+    client = gateway.acme
+    data = jsonl(chat_line("a"), b"{")
+    file = await client.files.create(file=("a.jsonl", data), purpose="batch")
+    body = {
+        "input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h",
+    }  # fmt: skip
+    found = await client.post("/batches/check", body=body, cast_to=httpx.Response)
+    document = json.loads(found.text)
+    assert document["lines"] == 1
+    assert [one["line"] for one in document["errors"]["data"]] == [2]
+    assert [one async for one in client.batches.list()] == []
+    assert provider.script.seen == []
+
+
+FORMS: list[tuple[str, bytes]] = [
+    ("application/json", b"{}"),
+    ("multipart/form-data", b"x"),
+    ("multipart/form-data; boundary=b", b"nothing of the kind"),
+    ("multipart/form-data; boundary=b", b'--b\r\ncontent-disposition: form-data; name="file"; '
+     b'filename="x"\r\n\r\nhalf of it'),
+    ("multipart/form-data; boundary=b", b'--b\r\ncontent-disposition: form-data; name="purpose"'
+     b"\r\n\r\nbatch\r\n--b--\r\n"),
+]  # fmt: skip
+
+
+async def test_a_malformed_upload_is_refused_and_leaves_nothing(
+    gateway: Running, state: Path
+) -> None:
+    headers = {"authorization": f"Bearer {gateway.acme.api_key}"}
+    async with httpx.AsyncClient(headers=headers) as plain:
+        for kind, body in FORMS:
+            response = await plain.post(
+                f"{gateway.url}/v1/files", content=body, headers={"content-type": kind}
+            )
+            assert response.status_code in (400, 415), response.text
+            assert response.json()["error"]["message"]
+    folder = state / "files"
+    assert not folder.exists() or [p for p in folder.rglob("*") if p.is_file()] == []
