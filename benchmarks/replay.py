@@ -3,7 +3,7 @@
 import argparse
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from serving.host.numbers import whole_number
 from serving.host.terminal import terminal_progress
 
 if TYPE_CHECKING:
-    from benchmarks.replay_arms import Arm, Lever, Replay
+    from benchmarks.replay_arms import Arm, Replay
+    from benchmarks.replay_stack import Lever
 
 HELP = "simulate what a mix of requests costs with each lever, against two references"
 SIMULATION = (
@@ -22,6 +23,7 @@ SIMULATION = (
 )
 _REFERENCES = ("frontier", "standard")
 _SETS = ("together", "order", "less", "alone", "all")
+UNEARNED = "all less what is earned"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +34,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", choices=_REFERENCES, default="frontier", help="tier")
     parser.add_argument(
         "--arms", choices=_SETS, default="all",
-        help="which arms to run: all levers together; in their order, one more each; all less one; "
-        "each alone; or all of these",
+        help="which arms to run: all levers together, with and without those that are earned; in "
+        "their order, one more each; all less one; each alone; or all of these",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ranges", action="store_true",
+        help="all levers together with one group of assumptions at each end of its range at a time",
     )  # fmt: skip
     parser.add_argument(
         "--end", choices=("low", "central", "high"), default="central",
         help="end of the ranges of assumptions: low saves least",
+    )  # fmt: skip
+    parser.add_argument(
+        "--earlier-days", type=float, default=7.0, metavar="DAYS",
+        help="of the same traffic before the replay, in which tiers and hits are earned (7)",
     )  # fmt: skip
     parser.add_argument(
         "--keep", type=Path, metavar="FILE",
@@ -56,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory(prefix="replay-") as folder:
         replay = replay_of(args, Path(folder))
+        if args.ranges:
+            return _ranges(replay, args)
         arms: dict[str, Arm] = {}
         if args.keep is not None and args.keep.exists():
             arms = pickle.loads(args.keep.read_bytes())  # noqa: S301  # the user's own file
@@ -74,6 +86,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _ranges(replay: "Replay", args: argparse.Namespace) -> int:
+    from benchmarks import replay_ranges
+
+    found = replay_ranges.ranged(replay, args.requests, args.seed, args.keep, args.most)
+    if args.json:
+        print(json.dumps({"note": SIMULATION, "ranges": replay_ranges.document(found)}))
+        return 0
+    for line in (SIMULATION, *replay_ranges.lines(found)):
+        print(line)
+    return 0
+
+
 def replay_of(args: argparse.Namespace, folder: Path) -> "Replay":
     """Return what the arms share."""
     from benchmarks.replay_arms import Replay
@@ -86,26 +110,33 @@ def replay_of(args: argparse.Namespace, folder: Path) -> "Replay":
     return Replay(
         build_mix(args.requests, values, args.seed), values, settings,
         PriceBook.load(settings.ledger.prices_file),
-        settings.frontier.tiers[args.reference][0], folder,
+        settings.frontier.tiers[args.reference][0], folder, args.earlier_days, args.seed,
     )  # fmt: skip
 
 
 def chosen(arms: str) -> "dict[str, tuple[Lever, ...]]":
     """Return the arms of a set with their levers."""
-    from benchmarks.replay_arms import LEVERS
+    from benchmarks.replay_figures import unearned_levers
+    from benchmarks.replay_stack import LEVERS
 
     found: dict[str, tuple[Lever, ...]] = {}
     if arms in ("together", "all"):
-        found["all"] = LEVERS
+        found |= {"all": LEVERS, UNEARNED: unearned_levers(LEVERS)}
     if arms in ("order", "all"):
         found |= {f"up to {LEVERS[n - 1]}": LEVERS[:n] for n in range(1, len(LEVERS))}
     if arms in ("less", "all"):
-        found |= {
-            f"all less {lever}": tuple(one for one in LEVERS if one != lever) for lever in LEVERS
-        }
+        found |= {f"all less {lever}": without(lever) for lever in LEVERS}
     if arms in ("alone", "all"):
         found |= {f"only {lever}": (lever,) for lever in LEVERS}
     return found
+
+
+def without(lever: "Lever") -> "tuple[Lever, ...]":
+    """Return all levers less one. Hits by meaning go with the exact cache, which holds them."""
+    from benchmarks.replay_stack import LEVERS
+
+    gone = (lever, "similar_cache") if lever == "exact_cache" else (lever,)
+    return tuple(one for one in LEVERS if one not in gone)
 
 
 def run_arms(
@@ -140,9 +171,10 @@ def document(
     """Return the whole report as one document."""
     from benchmarks.machine import machine
     from benchmarks.replay_assumptions import Assumptions
-    from benchmarks.replay_figures import by_removal, figures
+    from benchmarks.replay_figures import by_removal, figures, month
 
     direct = arms["direct"]
+    has_month = "all" in arms and UNEARNED in arms
     hour_usd = replay.values["replica_hour_usd"]
     return {
         "note": SIMULATION,
@@ -160,8 +192,27 @@ def document(
             asdict(figures(direct, arm, hour_usd)) for name, arm in arms.items() if name != "direct"
         ],
         "by_removal": by_removal(arms.values()),
+        "month": asdict(month(direct, arms[UNEARNED], arms["all"], replay.earlier_days))
+        if has_month
+        else None,
+        "before": _before(arms.values()),
         "assumed": {name: asdict(value) for name, value in Assumptions().rows()},
     }
+
+
+def _before(arms: "Iterable[Arm]") -> list[dict[str, Any]]:
+    """Return what earlier traffic had earned, without its rows."""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for arm in arms:
+        for one in arm.earned:
+            found[one.requests, one.hits] = {
+                "requests": one.requests, "hits": one.hits, "hits_usd": one.hits_usd,
+                "reference_usd": one.reference_usd, "answers_usd": one.answers_usd,
+                "explored_usd": one.explored_usd, "audited_usd": one.audited_usd,
+                "settled_at": one.settled_at, "paid_back_at": one.paid_back_at,
+                "realised": one.realised, "tiers": one.tiers,
+            }  # fmt: skip
+    return list(found.values())
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -176,23 +227,49 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         f"p95 {found['direct']['p95_s']:.1f} s"
     )
     yield (
-        f"{'arm':<26}{'USD':>9}{'saved':>8} {'95 %':<16}{'with idle':>10}{'loss':>8} "
+        f"{'arm':<26}{'USD':>9}{'saved':>8} {'95 %':<16}{'with idle':>10}{'behind':>8}{'loss':>8} "
         f"{'95 %':<16}{'p50 s':>6}{'p95 s':>6}  routes"
     )
     for arm in found["arms"]:
         routes = ", ".join(f"{n} {name}" for name, n in arm["routes"].items())
         yield (
             f"{arm['name']:<26}{arm['usd']:>9.4f}{arm['saved']:>8.1%} "
-            f"{_range(arm['saved_bounds']):<16}{arm['saved_with_idle']:>10.1%}{arm['loss']:>8.1%} "
-            f"{_range(arm['loss_bounds']):<16}{arm['p50_s']:>6.1f}{arm['p95_s']:>6.1f}  {routes}"
+            f"{_range(arm['saved_bounds']):<16}{arm['saved_with_idle']:>10.1%}{arm['behind']:>8.1%}"
+            f"{arm['loss']:>8.1%} {_range(arm['loss_bounds']):<16}"
+            f"{arm['p50_s']:>6.1f}{arm['p95_s']:>6.1f}  {routes}"
         )
     if found["by_removal"]:
         parts = ", ".join(f"{name} {share:.1%}" for name, share in found["by_removal"].items())
         yield f"of all together: {parts}"
+    yield from _earning(found)
     for name, value in found["assumed"].items():
         yield (
             f"assumed {name}: {value['low']:g} / {value['central']:g} / {value['high']:g}, "
             f"{value['what']}; {value['source']}"
+        )
+
+
+def _earning(found: Mapping[str, Any]) -> Iterator[str]:
+    for one in found["before"]:
+        if one["hits"]:
+            yield (
+                f"before: {one['hits']} hits by meaning were judged for ${one['hits_usd']:.4f} "
+                "until their claim was held"
+            )
+            continue
+        tiers = ", ".join(f"{share:.0%} {tier}" for tier, share in sorted(one["tiers"].items()))
+        yield (
+            f"before: {one['requests']} open-ended requests, ${one['reference_usd']:.2f} at the "
+            f"reference, answered for ${one['answers_usd']:.2f}; explored for "
+            f"${one['explored_usd']:.2f}, audited for ${one['audited_usd']:.2f}; paid back after "
+            f"{one['paid_back_at']}, the last change after {one['settled_at']}; then {tiers}"
+        )
+    if (month := found["month"]) is not None:
+        yield (
+            f"first month, earning included: {month['saved']:.1%} saved "
+            f"({_range(month['saved_bounds'])}); {month['unearned']:.1%} before anything is "
+            f"earned, {month['earned']:.1%} after {month['earning_days']:g} days, in which tiers "
+            f"saved {month['realised']:.0%} of what they then save, net"
         )
 
 

@@ -1,43 +1,53 @@
 """The arms of the cost replay: directly to the reference, and through the stack with levers."""
 
 import asyncio
-import hashlib
+import dataclasses
+import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING
 
 from benchmarks.replay_assumptions import SPEEDS, Values
-from benchmarks.replay_mix import Kind, Request
-from benchmarks.replay_provider import RIGHT, ReplayModel
-from serving.contracts.answer import Answer, Usage
-from serving.contracts.frontier_settings import (
-    BoundSettings,
-    FrontierSettings,
-    PromptCacheSettings,
-    ProviderSettings,
+from benchmarks.replay_earning import (
+    EARLIER_DAYS,
+    Earned,
+    Rungs,
+    Topics,
+    earned,
+    hits_earned,
+    mean_tokens,
+    rungs_of,
+    topics_of,
 )
-from serving.contracts.requests import ChatRequest, TaskBatch
+from benchmarks.replay_mix import Kind, Request
+from benchmarks.replay_provider import ReplayModel, right
+from benchmarks.replay_stack import (
+    EARNED,
+    LEVERS,
+    UNBOUNDED,
+    Clock,
+    Lever,
+    Post,
+    Stack,
+    write_evidence,
+)
+from serving.contracts.answer import Usage
 from serving.contracts.routing import TIERS, Tier
 from serving.contracts.settings import Settings
-from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord, Served
-from serving.pipeline.plan import FrontierPlan, TaskPlan
+from serving.contracts.tiers_settings import TiersSettings
+from tests.unit.authenticated import opened
 
 if TYPE_CHECKING:
     from serving.ledger.pricing.book import PriceBook
-    from serving.pipeline.runner import Runner
+    from serving.savings.detection import RememberingEmbedder
     from tests.provider.script import Seen
+    from tests.unit.memory_ledger import Page
 
-Lever = Literal[
-    "exact_cache", "local_tasks", "context_pruning", "prompt_caching", "output_bounds", "tiers"
-]
-LEVERS: tuple[Lever, ...] = get_args(Lever)
-LOCAL = "local-model"
-Post = Callable[[dict[str, Any]], Awaitable[Any]]
-_UNBOUNDED = 8192
+__all__ = ["LEVERS", "Arm", "Lever", "Replay", "Result", "direct", "run_arm"]
+
 _CORE_HOUR_USD = 0.05
 """Of the gateway's own processor time, which includes embedding and pruning."""
 
@@ -46,7 +56,8 @@ _CORE_HOUR_USD = 0.05
 class Result:
     """One request's outcome. usd: all its calls, and busy local time. gateway_s: measured time.
 
-    latency_s: by the assumed speeds, without the gateway's own time.
+    latency_s: by the assumed speeds, without the gateway's own time. behind_usd: of usd, what was
+    spent behind the request: exploring, judging, audits.
     """
 
     kind: Kind
@@ -56,22 +67,30 @@ class Result:
     is_right: bool
     route: str
     gateway_s: float = 0.0
+    behind_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One arm. local_s: busy time of the replica. span_s: simulated time, for its idle cost."""
+    """One arm. local_s: busy time of the replica. span_s: simulated time, for its idle cost.
+
+    earned: what the traffic before had earned; empty without such a lever.
+    """
 
     name: str
     levers: tuple[Lever, ...]
     results: tuple[Result, ...]
     local_s: float = 0.0
     span_s: float = 0.0
+    earned: tuple[Earned, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Replay:
-    """What the arms share. reference: `provider/model` that every request would have gone to."""
+    """What the arms share. reference: `provider/model` that every request would have gone to.
+
+    earlier_days: of the same traffic before the replay. seed: of what was earned in them.
+    """
 
     requests: Sequence[Request]
     values: Values
@@ -79,6 +98,9 @@ class Replay:
     book: "PriceBook"
     reference: str
     folder: Path
+    earlier_days: float = EARLIER_DAYS
+    seed: int = 1
+    _folders: dict[tuple[Lever, ...], Path] = field(default_factory=dict)
 
     def tier_of(self) -> dict[str, Tier]:
         """Return the tier of each model, by its name without the provider."""
@@ -94,6 +116,81 @@ class Replay:
         assert prices is not None, model
         return float(prices.base.cost(usage))
 
+    @cached_property
+    def embedder(self) -> "RememberingEmbedder":
+        """Return the embedder of all arms: equal texts are embedded once."""
+        from serving.embedding.embedder import build_embedder
+        from serving.savings.detection import RememberingEmbedder
+
+        return RememberingEmbedder(build_embedder(self.folder))
+
+    @cached_property
+    def topics(self) -> Topics:
+        """Return the clusters of the requests. Blocking."""
+        return topics_of(self.requests, self.embedder, self.values, self.seed)
+
+    @cached_property
+    def rungs(self) -> Rungs:
+        """Return the tiers with their prices."""
+        found = {}
+        for tier in TIERS:
+            model = self.settings.frontier.tiers[tier][0]
+            prices = self.book.of(model)
+            assert prices is not None, model
+            found[tier] = (model, prices.base)
+        return rungs_of(found, self.start)
+
+    @property
+    def start(self) -> Tier:
+        """Return the tier of the reference."""
+        return self.tier_of()[self.reference.partition("/")[2]]
+
+    @property
+    def judge(self) -> str:
+        """Return the model that compares answers."""
+        return self.rungs.judge.model
+
+    @property
+    def tiers_settings(self) -> TiersSettings:
+        """Return the shipped settings, with tiers on and the cheapest judge."""
+        return TiersSettings(mode="on", reference=self.start, judge=self.judge)
+
+    @cached_property
+    def earned(self) -> Earned:
+        """Return the tiers that earlier traffic has earned. Blocking: seconds."""
+        return earned(
+            self.requests, self.topics, self.rungs, self.values, self.tiers_settings,
+            days=self.earlier_days, seed=self.seed,
+        )  # fmt: skip
+
+    @cached_property
+    def hits_earned(self) -> Earned:
+        """Return the claim of hits by meaning that earlier traffic has earned. Blocking."""
+        from serving.embedding.model_file import encoder_name
+
+        asked = [one for one in self.requests if one.kind in ("medium", "open")]
+        kinds = [one.kind for one in asked] or ["medium"]
+        output = sum(mean_tokens(kind, self.values) for kind in kinds) / len(kinds)
+        judge = self.rungs.judge
+        return hits_earned(self.values, judge.prices, (40.0, output), encoder_name(), judge.model)
+
+    def arm_folder(self, levers: Sequence[Lever]) -> Path:
+        """Return a new folder with the database of an arm, and the evidence of its levers in it."""
+        earned = tuple(lever for lever in EARNED if lever in levers)
+        if earned not in self._folders:
+            folder = self._folders[earned] = self.folder / f"earned-{len(self._folders)}"
+            database = opened(None, folder)
+            for lever in earned:
+                write_evidence(database, self.before(lever))
+            database.close()
+        place = self.folder / f"arm-{time.monotonic_ns()}"
+        shutil.copytree(self._folders[earned], place)
+        return place
+
+    def before(self, lever: Lever) -> Earned:
+        """Return what earlier traffic has earned for a lever. Blocking."""
+        return self.earned if lever == "tiers" else self.hits_earned
+
 
 def direct(replay: Replay) -> Arm:
     """Return what the client pays that sends everything to the reference, without caching."""
@@ -102,13 +199,12 @@ def direct(replay: Replay) -> Arm:
     from tests.provider.script import Seen
 
     model = replay.reference.partition("/")[2]
-    tier = replay.tier_of()[model]
-    answers = ReplayModel(replay.requests, replay.values, replay.tier_of())
+    answers = ReplayModel(replay.requests, replay.values, replay.tier_of(), replay.topics.kinds)
     results = []
     cache = PromptCache()
     for request in replay.requests:
         body = anthropic_request(
-            {"messages": [dict(m) for m in request.messages], "max_tokens": _UNBOUNDED}, model
+            {"messages": [dict(m) for m in request.messages], "max_tokens": UNBOUNDED}, model
         )
         seen = Seen("anthropic", {}, body, "", "")
         answers.ask(request)
@@ -117,7 +213,7 @@ def direct(replay: Replay) -> Arm:
         usage = _usage(seen)
         results.append(
             Result(request.kind, request.conversation, replay.usd(replay.reference, usage),
-                   _latency_s(tier, usage), text.endswith(RIGHT), "direct")
+                   _latency_s(replay.start, usage), text.endswith(right(request.key)), "direct")
         )  # fmt: skip
     return Arm("direct", (), tuple(results))
 
@@ -128,12 +224,12 @@ def run_arm(
     """Return the requests' outcomes with some levers, one request at a time. Blocking."""
     from tests.provider.server import ProviderServer
 
-    clock = _Clock()
+    clock = Clock()
     with ProviderServer() as provider:
-        model = ReplayModel(replay.requests, replay.values, replay.tier_of())
+        model = ReplayModel(replay.requests, replay.values, replay.tier_of(), replay.topics.kinds)
         provider.script.answer = model.answer
         provider.app.cache.clock = clock
-        stack = _Stack(replay, levers, provider.url, clock)
+        stack = Stack(replay, levers, provider.url, clock)
 
         async def all_asked() -> list[Result]:
             results = []
@@ -141,9 +237,9 @@ def run_arm(
                 for request in replay.requests:
                     model.ask(request)
                     stack.local.request = request
-                    clock.now_s = 1000.0 + request.at_s
+                    clock.now_s = Clock.now_s + request.at_s
                     seen = provider.script.seen
-                    results.append(await _asked(replay, post, stack.local, request, seen))
+                    results.append(await _asked(replay, post, stack, request, seen))
                     advance()
             return results
 
@@ -152,193 +248,56 @@ def run_arm(
         finally:
             stack.close()
     span_s = replay.requests[-1].at_s - replay.requests[0].at_s
-    return Arm(name, tuple(levers), tuple(results), stack.local.busy_s, span_s)
+    before = tuple(
+        dataclasses.replace(replay.before(lever), definitions=(), rows=(), traffic={})
+        for lever in EARNED
+        if lever in levers
+    )
+    return Arm(name, tuple(levers), tuple(results), stack.local.busy_s, span_s, before)
 
 
 async def _asked(
-    replay: Replay, post: "Post", local: "_AssumedLocal", request: Request, seen: "list[Seen]"
+    replay: Replay, post: Post, stack: Stack, request: Request, seen: "list[Seen]"
 ) -> Result:
-    local_before, before = local.busy_s, len(seen)
-    began = time.perf_counter()
+    local, ledger = stack.local, stack.ledger
+    local_before, before, pages = local.busy_s, len(seen), len(ledger.pages)
     response = await post({"model": "auto", "messages": list(request.messages)})
-    gateway_s = time.perf_counter() - began
     assert response.status_code == 200, response.text
     text = response.json()["choices"][0]["message"]["content"]
-    tiers = replay.tier_of()
-    usd = latency_s = 0.0
+    usd = 0.0
     for call in seen[before:]:
-        usage = _usage(call)
         provider = "anthropic" if call.api == "anthropic" else "openai"
-        usd += replay.usd(f"{provider}/{call.model}", usage)
-        latency_s += _latency_s(tiers[call.model], usage)
+        usd += replay.usd(f"{provider}/{call.model}", _usage(call))
     busy_s = local.busy_s - local_before
-    usd += busy_s * replay.values["replica_hour_usd"] / 3600 + gateway_s * _CORE_HOUR_USD / 3600
+    usd += busy_s * replay.values["replica_hour_usd"] / 3600
+    usd += stack.gateway_s * _CORE_HOUR_USD / 3600
+    behind, waited_s = _behind(replay, ledger.pages[pages:])
     route = response.headers["x-narrowgate-route"]
-    is_right = text.endswith(RIGHT)
+    is_right = text.endswith(right(request.key))
     if route == "local":
         is_right = local.was_right
-    elif route == "cache" and request.label is not None and RIGHT not in text:
+    elif route == "cache" and request.label is not None and "[" not in text:
         is_right = text == request.label
     return Result(
-        request.kind, request.conversation, usd, latency_s + busy_s, is_right, route, gateway_s
-    )
+        request.kind, request.conversation, usd, waited_s + busy_s, is_right, route,
+        stack.gateway_s, behind,
+    )  # fmt: skip
 
 
-class _Clock:
-    now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-class _AssumedLocal:
-    """Implements Runner for tasks: an answer of assumed coverage, rightness and service time."""
-
-    def __init__(self, values: Values, model: "Runner[ChatRequest, FrontierPlan]") -> None:
-        self._values = values
-        self._model = model
-        self.request: Request | None = None
-        self.busy_s = 0.0
-        self.was_right = False
-
-    async def whole(
-        self, request: ChatRequest | TaskBatch, plan: TaskPlan, record: RequestRecord
-    ) -> list[Outcome]:
-        """Return the local answer where it is above its threshold, else the frontier model's."""
-        assert self.request is not None
-        assert isinstance(request, ChatRequest)
-        self.busy_s += self._values["local_s"]
-        digest = hashlib.sha256(f"local\x00{self.request.key}".encode()).digest()
-        covered, right = (int.from_bytes(digest[n : n + 4]) / 2**32 for n in (0, 4))
-        if covered >= self._values["local_coverage"]:
-            return await self._model.whole(
-                request, replace(plan.fallback, reason="below_threshold"), record
-            )
-        self.was_right = self.request.label is not None and right < self._values["local_right"]
-        usage = Usage(uncached_input_tokens=len(self.request.key) // 4, output_tokens=0)
-        label = self.request.label if self.was_right else "none"
-        answer = Answer(
-            task=plan.batch.task, value=label or "none", label_probabilities=None, confidence=0.9,
-            below_threshold=False, valid=True, notes=(), route="local", reason="narrow",
-            model=LOCAL, usage=usage, cost_usd=Decimal(0), request_id=record.context.request_id,
-        )  # fmt: skip
-        served = Served("local", "narrow", LOCAL, usage, replica_s=self._values["local_s"])
-        return [Outcome(answer, served)]
-
-    async def stream(
-        self, request: ChatRequest | TaskBatch, plan: TaskPlan, record: RequestRecord
-    ) -> Outcome | OutcomeStream:
-        """As `whole`."""
-        return (await self.whole(request, plan, record))[0]
-
-
-def frontier_settings(replay: Replay, levers: Sequence[Lever], url: str) -> FrontierSettings:
-    """Return the settings of an arm: what no lever changes is as the client would ask it."""
-    own = replay.settings.frontier
-    tiers = own.tiers if "tiers" in levers else dict.fromkeys(TIERS, (replay.reference,))
-    unbounded: dict[Tier, int] = dict.fromkeys(TIERS, _UNBOUNDED)
-    bounds = own.bounds.model_copy(update={"learned": True})
-    if "output_bounds" not in levers:
-        bounds = BoundSettings(max_tokens=unbounded, directive=None)
-    usual: dict[str, Any] = {"keyless": True, "max_retries": 0, "first_byte_timeout_s": 60.0}
-    return FrontierSettings(
-        providers={
-            "anthropic": ProviderSettings(api="anthropic", base_url=url, **usual),
-            "openai": ProviderSettings(api="openai", base_url=f"{url}/v1", **usual),
-        },
-        tiers={tier: names[:1] for tier, names in tiers.items()},
-        bounds=bounds,
-        prompt_cache=PromptCacheSettings(enabled="prompt_caching" in levers),
-    )
-
-
-class _Stack:
-    """The request path over the replay's provider: the shipped parts, a ledger in memory.
-
-    Made outside of the event loop, because models are loaded. database: of the cache, or None.
-    """
-
-    def __init__(
-        self, replay: Replay, levers: Sequence[Lever], url: str, clock: Callable[[], float]
-    ) -> None:
-        from serving.context.lazy import LazyPruner
-        from serving.contracts.context_settings import ContextSettings
-        from serving.embedding.embedder import build_embedder
-        from serving.frontier.build import build_frontier
-        from serving.pipeline.answer_lengths import AnswerLengths
-        from serving.pipeline.bounded import Learning
-        from serving.pipeline.plan import Policy
-        from serving.pipeline.pruned import Pruning
-        from serving.routing.router import build_router
-        from serving.savings.detection import RememberingEmbedder
-        from serving.tasks.catalog import load_specs
-        from tests.unit.authenticated import opened
-        from tests.unit.frontier_kit import Recorder
-        from tests.unit.scripted import MODEL, WINDOW, Server
-
-        settings = frontier_settings(replay, levers, url)
-        specs = load_specs(None) if "local_tasks" in levers else {}
-        specs = {name: spec for name, spec in specs.items() if name in ("topic", "sentiment")}
-        context = ContextSettings(mode="threshold" if "context_pruning" in levers else "off")
-        pruner = LazyPruner(context)
-
-        def pruning(metrics: Any) -> Pruning:
-            return Pruning(context, pruner.get, replay.book, settings.prompt_cache.marker, metrics)
-
-        def learning(metrics: Any) -> Learning:
-            bounds = settings.bounds
-            return Learning(AnswerLengths(None, metrics), bounds.holdout, bounds.directive)
-
-        server = Server(
-            specs,
-            frontier=build_frontier(settings, replay.book, {}, Recorder(), clock), pruning=pruning,
-            learning=learning if settings.bounds.learned else None,
-        )  # fmt: skip
-        metrics = server.context.metrics
-        embedder = RememberingEmbedder(build_embedder(replay.folder))
-        path = server.context.path
-        runners: dict[Any, Any] = dict(path.runners)
-        self.local = runners[TaskPlan] = _AssumedLocal(replay.values, runners[FrontierPlan])
-        routing = replay.settings.routing
-        policy = Policy.of(
-            settings, routing, specs, {MODEL: 4 * WINDOW}, server.frontier.configured
-        )
-        router = build_router(routing, specs, embedder, metrics)
-        changed = replace(path, policy=policy, router=router, runners=runners)
-        object.__setattr__(server.context, "path", changed)
-        self._server = server
-        self._database = None
-        if "exact_cache" in levers:
-            self._database = opened(None, replay.folder / f"cache-{time.monotonic_ns()}")
-
-    @asynccontextmanager
-    async def posting(self) -> AsyncIterator[Post]:
-        """Yield the function that sends a request; a stored answer is written when it returns."""
-        from tests.unit.cache_kit import cached
-
-        async def post(body: dict[str, Any]) -> Any:
-            return await self._server.client.post("/v1/chat/completions", json=body)
-
-        try:
-            if self._database is None:
-                yield post
-                return
-            async with cached(self._server, self._database) as found:
-
-                async def written(body: dict[str, Any]) -> Any:
-                    response = await post(body)
-                    await found.service.read(lambda store: None)
-                    return response
-
-                yield written
-        finally:
-            await self._server.client.aclose()
-            await self._server.frontier.aclose()
-
-    def close(self) -> None:
-        """Close the cache's database."""
-        if self._database is not None:
-            self._database.close()
+def _behind(replay: Replay, pages: "Sequence[Page]") -> tuple[float, float]:
+    """Return what was spent behind a request, and how long its client waited for models."""
+    tiers: Mapping[str, Tier] = replay.tier_of()
+    behind = waited_s = 0.0
+    for page in pages:
+        for call in page.calls:
+            usage = None if call.end is None else call.end.usage
+            if usage is None:
+                continue
+            if page.endpoint == "audit":
+                behind += replay.usd(call.model, usage)
+            else:
+                waited_s += _latency_s(tiers[call.model.partition("/")[2]], usage)
+    return behind, waited_s
 
 
 def _usage(seen: "Seen") -> Usage:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.replay_arms import LEVERS, Arm, Lever
+from benchmarks.replay_arms import Arm, Lever
+from benchmarks.replay_earning import MONTH_DAYS
+from benchmarks.replay_stack import EARNED, LEVERS
 
 _RESAMPLES = 2000
 
@@ -16,7 +18,8 @@ class Figures:
     """One arm against the direct one. saved: net of busy local time and the gateway's processor.
 
     saved_with_idle: the replica's idle time included. loss: share of right answers lost; bounds
-    are 95 %. p50_s, p95_s: by the assumed speeds. routes: requests by route.
+    are 95 %. p50_s, p95_s: by the assumed speeds. routes: requests by route. behind: share of the
+    direct cost that exploring, judging and audits cost; `saved` is net of it.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Figures:
     p95_s: float
     gateway_ms: float
     routes: dict[str, int]
+    behind: float
 
 
 def figures(direct: Arm, arm: Arm, hour_usd: float, *, seed: int = 0) -> Figures:
@@ -45,8 +49,7 @@ def figures(direct: Arm, arm: Arm, hour_usd: float, *, seed: int = 0) -> Figures
         ],
     )
     sizes = _sums(names, [1.0] * len(names))
-    draw = np.random.default_rng(seed)
-    weights = draw.multinomial(len(sizes), [1 / len(sizes)] * len(sizes), size=_RESAMPLES)
+    weights = _weights(len(sizes), seed)
     saved = 1 - (weights @ spent) / (weights @ paid)
     loss = (weights @ lost) / (weights @ sizes)
     idle_usd = max(0.0, arm.span_s - arm.local_s) * hour_usd / 3600 if arm.local_s else 0.0
@@ -60,7 +63,52 @@ def figures(direct: Arm, arm: Arm, hour_usd: float, *, seed: int = 0) -> Figures
         1 - (float(spent.sum()) + idle_usd) / total, float(lost.sum() / sizes.sum()), _ends(loss),
         float(np.quantile(latencies, 0.5)), float(np.quantile(latencies, 0.95)),
         float(np.mean([one.gateway_s for one in arm.results])) * 1000, dict(sorted(routes.items())),
+        sum(one.behind_usd for one in arm.results) / total,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    """What the first month saves that begins with nothing earned, net of all that earning costs.
+
+    earning_days: that were simulated before the replay. realised: net saving of tiers in them, as a
+    share of what the same days save once they are earned; below 0 where they cost more. unearned,
+    earned: saving without the earned levers, and with them.
+    """
+
+    earning_days: float
+    realised: float
+    unearned: float
+    earned: float
+    saved: float
+    saved_bounds: tuple[float, float]
+
+
+def month(direct: Arm, unearned: Arm, earned: Arm, days: float, *, seed: int = 0) -> Month:
+    """Return the saving of the first month. days: simulated before the replay.
+
+    Hits by meaning are earned sooner than tiers, and count as they do.
+    """
+    names = [one.conversation for one in direct.results]
+    paid, off, on = (
+        _sums(names, [one.usd for one in arm.results]) for arm in (direct, unearned, earned)
+    )
+    realised = min((one.realised for one in earned.earned), default=1.0)
+    # Of the month's requests, those that cost as after earning; the others as before it.
+    share = 1.0 - min(1.0, days / MONTH_DAYS) * (1.0 - realised)
+    spent = off + share * (on - off)
+    weights = _weights(len(paid), seed)
+    saved = 1 - (weights @ spent) / (weights @ paid)
+    total = float(paid.sum())
+    return Month(
+        days, realised, 1 - float(off.sum()) / total, 1 - float(on.sum()) / total,
+        1 - float(spent.sum()) / total, _ends(saved),
+    )  # fmt: skip
+
+
+def unearned_levers(levers: Sequence[Lever]) -> tuple[Lever, ...]:
+    """Return the levers without those that must be earned."""
+    return tuple(lever for lever in levers if lever not in EARNED)
 
 
 def by_removal(arms: Iterable[Arm]) -> dict[Lever, float]:
@@ -75,6 +123,12 @@ def by_removal(arms: Iterable[Arm]) -> dict[Lever, float]:
     return {
         lever: (spent[steps[n]] - spent[steps[n + 1]]) / spent[()] for n, lever in enumerate(LEVERS)
     }
+
+
+def _weights(size: int, seed: int) -> NDArray[np.int64]:
+    draw = np.random.default_rng(seed)
+    found: NDArray[np.int64] = draw.multinomial(size, [1 / size] * size, size=_RESAMPLES)
+    return found
 
 
 def _usd(arm: Arm) -> float:

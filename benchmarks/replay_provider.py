@@ -1,11 +1,12 @@
-"""The model behind the replay's provider: answers of assumed length and rightness, by a seed."""
+"""The models behind the replay's provider: answers of assumed length and rightness, and a judge."""
 
 import hashlib
 import json
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.replay_assumptions import Values
 from benchmarks.replay_mix import Kind, Request
@@ -14,24 +15,60 @@ from serving.contracts.routing import Tier
 if TYPE_CHECKING:
     from tests.provider.script import Seen
 
-RIGHT, WRONG = "[right]", "[wrong]"
-"""Ends of answers: one that is cut has neither, and counts as wrong."""
+TopicKind = Literal["easy", "hard", "trap"]
+"""Of open-ended requests: what the cheaper tiers lose there."""
 
 CHARS_PER_TOKEN = 4
 _BRIEF = "Answer briefly"
 _MOST_TOKENS = 6000
+_SECTION = re.compile(r"^\S{32} (FIRST|SECOND)\n(.*?)\n\S{32} END", re.DOTALL | re.MULTILINE)
+
+
+def right(key: str) -> str:
+    """Return the end of a right answer to a question. An answer that is cut lacks it: it is wrong.
+
+    It names the question, so that another question's answer is wrong. In letters: by the judge's
+    rules, short answers with other numbers are different.
+    """
+    return f"[right {_letters(key)}]"
+
+
+def wrong(key: str) -> str:
+    """Return the end of a wrong answer."""
+    return f"[wrong {_letters(key)}]"
+
+
+def lost(kind: TopicKind | None, tier: Tier, values: Values) -> float:
+    """Return the share of right answers that a tier loses against the frontier's.
+
+    kind: None for narrow requests, which are as the easy ones.
+    """
+    if tier == "frontier":
+        return 0.0
+    if kind == "trap":
+        return values["trap_loss"]
+    return values[f"{'hard' if kind == 'hard' else 'easy'}_{tier}"]
 
 
 class ReplayModel:
-    """Answers the replay's requests. tier_of: by the name of a model, without its provider."""
+    """Answers the replay's requests. tier_of: by the name of a model, without its provider.
+
+    kinds: of topics, by the key of a request; a request that is not in it is of an easy one.
+    """
 
     def __init__(
-        self, requests: Sequence[Request], values: Values, tier_of: Mapping[str, Tier]
+        self,
+        requests: Sequence[Request],
+        values: Values,
+        tier_of: Mapping[str, Tier],
+        kinds: Mapping[str, TopicKind] | None = None,
     ) -> None:
         self._values = values
         self._tier_of = tier_of
+        self._kinds = kinds or {}
         self._current: Request | None = None
         self._requests = {id(request): request for request in requests}
+        self._errs = random.Random(1)  # noqa: S311  # a replay
 
     def ask(self, request: Request) -> None:
         """Say which request comes next: the provider answers its calls, one at a time."""
@@ -43,6 +80,8 @@ class ReplayModel:
 
         assert self._current is not None
         sent = json.dumps(seen.body, ensure_ascii=False)
+        if is_judging(seen):
+            return self._judge(self._current, _text(seen.body["messages"][-1]))
         whole = self.whole(self._current, self._tier_of[seen.model], sent)
         messages = seen.body["messages"]
         if CONTINUE not in json.dumps(messages[-1]):
@@ -65,16 +104,49 @@ class ReplayModel:
         luck = random.Random(request.key).random()  # noqa: S311
         context = sent.casefold()
         holds = all(any(_quoted(a) in context for a in need) for need in request.needs)
-        mark = RIGHT if holds and luck < values[f"right_{tier}"] else WRONG
+        share = values["right_frontier"] - lost(self._kinds.get(request.key), tier, values)
+        is_right = holds and luck < share
+        mark = right(request.key) if is_right else wrong(request.key)
         size = CHARS_PER_TOKEN * max(3, min(_MOST_TOKENS, round(tokens)))
-        body = f"{draw.random()} says the answer. " * (size // 20 + 1)
+        body = f"{_letters(str(draw.random()))} says the answer. " * (size // 20 + 1)
         return body[: max(0, size - len(mark))] + mark
+
+    def _judge(self, request: Request, content: str) -> str:
+        """Return the verdict on two answers, with the assumed errors of a judge."""
+        parts = dict(_SECTION.findall(content))
+        values, errs = self._values, self._errs
+        if errs.random() < values["slip"]:
+            return _verdict(errs.choice(("first_is_weaker", "second_is_weaker")))
+        first, second = (parts[name].endswith(right(request.key)) for name in ("FIRST", "SECOND"))
+        if first == second:
+            is_placed = errs.random() < values["place"]
+            return _verdict("second_is_weaker" if is_placed else "equal")
+        worse = parts["SECOND" if first else "FIRST"]
+        # An answer to another question is wrong; one to this may only be weaker.
+        is_own = worse.endswith(wrong(request.key))
+        luck = random.Random(f"badly {request.key}").random()  # noqa: S311
+        how = "weaker" if is_own and luck >= values["badly"] else "wrong"
+        return _verdict(f"{'second' if first else 'first'}_is_{how}")
+
+
+def is_judging(seen: "Seen") -> bool:
+    """Return whether a call asks a judge."""
+    return "You compare two answers to one question" in json.dumps(seen.body.get("system", ""))
 
 
 _LENGTHS: dict[Kind, str] = {
     "narrow": "narrow_tokens", "medium": "medium_tokens", "open": "open_tokens",
     "rag": "rag_tokens", "turns": "medium_tokens",
 }  # fmt: skip
+
+
+def _verdict(verdict: str) -> str:
+    return json.dumps({"verdict": verdict})
+
+
+def _letters(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return "".join(chr(ord("a") + byte % 26) for byte in digest[:8])
 
 
 def _quoted(text: str) -> str:

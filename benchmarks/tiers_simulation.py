@@ -4,7 +4,7 @@ Six topics have a known share of answers that each cheaper tier makes worse or b
 frontier tier's. The judge errs. Claims are those of the product: serving.evidence.fold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -62,12 +62,21 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One cluster. best: the cheapest tier whose net share keeps the target."""
+    """One cluster. best: the cheapest tier whose net share keeps the target; empty if not asked.
+
+    weight: its share of the requests, relative to the others'. input_tokens, output_tokens: of a
+    request; the simulation's where None. counted: share of its pairs that are evidence; the others
+    are of a conversation that has enough.
+    """
 
     name: str
     standard: Quality
     economy: Quality
-    best: str
+    best: str = ""
+    weight: float = 1.0
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+    counted: float = 1.0
 
 
 TOPICS = (
@@ -121,9 +130,11 @@ class TierClaim:
     accepted: int = 0
 
     @classmethod
-    def of(cls, subject: str, settings: EvidenceSettings) -> "TierClaim":
+    def of(
+        cls, subject: str, settings: EvidenceSettings, defined: Definition | None = None
+    ) -> "TierClaim":
         """Return the claim of one cluster and tier."""
-        fold = ClaimFold(definition(subject), settings)
+        fold = ClaimFold(defined or definition(subject), settings)
         made = cls(fold, fold.claim)
         made.decide(AT)
         return made
@@ -159,7 +170,8 @@ class Result:
     """One run. assignment: tier by topic at the end. losses: net loss of cheaper answers by topic,
     true, not judged. reference_usd: everything to the frontier. explored_usd, audited_usd: cheaper
     answers that nobody got, second answers of the reference, and judging. paid_back_at: request
-    after which the run stayed cheaper than the reference; None where it never did."""
+    after which the run stayed cheaper than the reference; None where it never did. settled_at:
+    request after which no topic changed its tier. late_saving: as saving, of the last quarter."""
 
     requests: int
     assignment: dict[str, str] = field(default_factory=dict)
@@ -171,6 +183,8 @@ class Result:
     audited_usd: float = 0.0
     explored: int = 0
     paid_back_at: int | None = None
+    settled_at: int = 0
+    late_saving: float = 0.0
 
     @property
     def is_best(self) -> bool:
@@ -213,22 +227,37 @@ class Simulation:
     topics: Sequence[Topic] = TOPICS
     input_tokens: float = 300.0
     output_tokens: float = 500.0
+    start: Rung = FRONTIER
+    cheaper: Sequence[Rung] = (ECONOMY, STANDARD)
+    defined: Callable[[Topic, Rung], Definition] | None = None
 
     def run(self, seed: int) -> Result:
         """Run it once."""
-        return _Run(self, np.random.default_rng(seed)).run()
+        return self.course(seed).run()
+
+    def course(self, seed: int) -> "Course":
+        """Return a run that is not begun, with its claims."""
+        return Course(self, np.random.default_rng(seed))
 
 
-class _Run:
+class Course:
+    """One run. claims: by topic and tier."""
+
     def __init__(self, simulation: Simulation, rng: np.random.Generator) -> None:
         self._is = simulation
         self._rng = rng
-        self._rungs = ladder(FRONTIER, (ECONOMY, STANDARD))
-        self._claims = {
-            (topic.name, rung.tier): TierClaim.of(f"{topic.name}/{rung.tier}", simulation.settings)
+        self._rungs = ladder(simulation.start, simulation.cheaper)
+        defined = simulation.defined
+        self.claims = {
+            (topic.name, rung.tier): TierClaim.of(
+                f"{topic.name}/{rung.tier}", simulation.settings,
+                None if defined is None else defined(topic, rung),
+            )
             for topic in simulation.topics
             for rung in self._rungs
-        }
+        }  # fmt: skip
+        weights = [topic.weight for topic in simulation.topics]
+        self._until = None if len(set(weights)) == 1 else np.cumsum(weights) / sum(weights)
         self._seen = dict.fromkeys((topic.name for topic in simulation.topics), 0)
         self._shares: dict[str, Exploration] = {}
         self._result = Result(simulation.requests)
@@ -237,9 +266,12 @@ class _Run:
         """Send every request; return what came of it."""
         step = timedelta(days=self._is.days / self._is.requests)
         result = self._result
+        late, before = self._is.requests * 3 // 4, (0.0, 0.0)
         for number in range(self._is.requests):
+            if number == late:
+                before = (result.spent_usd, result.reference_usd)
             now = AT + number * step
-            topic = self._is.topics[int(self._rng.integers(len(self._is.topics)))]
+            topic = self._is.topics[self._drawn()]
             self._seen[topic.name] += 1
             if number % 50 == 0:
                 self._shares = self._allotted(number)
@@ -250,18 +282,35 @@ class _Run:
             elif result.paid_back_at is None:
                 result.paid_back_at = number
         for topic in self._is.topics:
-            place = place_of([c.claim for c in self._ladder(topic)])
-            tier = "frontier" if place.serving is None else self._rungs[place.serving].tier
-            result.assignment[topic.name] = tier
+            result.assignment[topic.name] = self._tier(topic)
+        spent, paid = result.spent_usd - before[0], result.reference_usd - before[1]
+        result.late_saving = 1.0 - spent / paid if paid else 0.0
         return result
 
+    def traffic(self, topic: Topic) -> Traffic:
+        """Return what the whole run's requests of a topic are like."""
+        return self._traffic(topic, self._is.requests)
+
+    def _drawn(self) -> int:
+        if self._until is None:
+            return int(self._rng.integers(len(self._is.topics)))
+        return int(np.searchsorted(self._until, self._rng.random(), side="right"))
+
+    def _tier(self, topic: Topic) -> str:
+        place = place_of([c.claim for c in self._ladder(topic)])
+        return self._is.start.tier if place.serving is None else self._rungs[place.serving].tier
+
     def _ladder(self, topic: Topic) -> list[TierClaim]:
-        return [self._claims[topic.name, rung.tier] for rung in self._rungs]
+        return [self.claims[topic.name, rung.tier] for rung in self._rungs]
 
     def _traffic(self, topic: Topic, number: int) -> Traffic:
         days = max(0.05, self._is.days * number / self._is.requests)
         seen = self._seen[topic.name]
-        return Traffic(seen, days, self._is.input_tokens, self._is.output_tokens)
+        given, made = topic.input_tokens, topic.output_tokens
+        return Traffic(
+            seen, days, self._is.input_tokens if given is None else given,
+            self._is.output_tokens if made is None else made,
+        )  # fmt: skip
 
     def _allotted(self, number: int) -> dict[str, Exploration]:
         prospects = []
@@ -273,7 +322,7 @@ class _Run:
                 prospect(
                     topic.name,
                     self._traffic(topic, number),
-                    (FRONTIER, serving, self._rungs[position]),
+                    (self._is.start, serving, self._rungs[position]),
                     self._is.judged_by.prices,
                     claims[position].claim,
                     TARGET,
@@ -286,7 +335,7 @@ class _Run:
         result, traffic = self._result, self._traffic(topic, number)
         claims = self._ladder(topic)
         place = place_of([c.claim for c in claims])
-        reference = traffic.cost_usd(FRONTIER.prices)
+        reference = traffic.cost_usd(self._is.start.prices)
         judging = traffic.judging_usd(self._is.judged_by.prices)
         result.reference_usd += reference
         serving = place.serving
@@ -305,7 +354,7 @@ class _Run:
             )
             if self._rng.random() < rate:
                 result.audited_usd += reference + judging
-                held.add(self._audit(held, truth, number, now, rate, is_accepted=True))
+                self._add(held, topic, self._audit(held, truth, number, now, rate, True))
         explored = self._shares.get(topic.name)
         if explored is None or self._rng.random() >= explored.share:
             return
@@ -318,7 +367,15 @@ class _Run:
         result.explored += 1
         result.explored_usd += again + traffic.cost_usd(rung.prices) + judging
         truth = self._truth(topic, rung)
-        tested.add(self._audit(tested, truth, number, now, explored.share, is_accepted=False))
+        self._add(tested, topic, self._audit(tested, truth, number, now, explored.share, False))
+
+    def _add(self, claim: TierClaim, topic: Topic, audit: Audit) -> None:
+        if topic.counted < 1.0 and self._rng.random() >= topic.counted:
+            return
+        before = self._tier(topic)
+        claim.add(audit)
+        if self._tier(topic) != before:
+            self._result.settled_at = int(audit.group)
 
     def _truth(self, topic: Topic, rung: Rung) -> Preference:
         quality = topic.standard if rung.tier == "standard" else topic.economy
@@ -336,7 +393,6 @@ class _Run:
         number: int,
         now: datetime,
         coin: float,
-        *,
         is_accepted: bool,
     ) -> Audit:
         pair = judged_pair(*self._is.judge.pair(truth, self._rng))
@@ -351,7 +407,7 @@ class _Run:
             coin=coin,
             verdict="same" if pair.loss <= 0.5 else "different",
             loss=pair.loss,
-            reference=FRONTIER.model,
+            reference=self._is.start.model,
             candidates=(Candidate("model", 1.0, pair.loss, None, pair.badly_worse),),
             accepted=count,
             hypothesis=0 if action is None else action.hypothesis,

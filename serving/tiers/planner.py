@@ -213,8 +213,14 @@ class TierPlanner:
             claim.id for claim in self.evidence.snapshot.all() if claim.shortcut == "cheaper_tier"
         }
         today = sum((usd for claim, usd in spent.items() if claim in ours), Decimal(0))
-        traffic = self.pooled(read_traffic(database))
-        left = max(Decimal(0), self.settings.explore_usd_a_day - today)
+        self.plan(self.pooled(read_traffic(database)), today)
+
+    def plan(self, traffic: Mapping[tuple[str, str], Traffic], today_usd: Decimal) -> None:
+        """Plan what is explored of some traffic, by (tenants, cluster).
+
+        today_usd: spent on exploring today.
+        """
+        left = max(Decimal(0), self.settings.explore_usd_a_day - today_usd)
         shares = allot(
             [p for key, found in traffic.items() for p in self.prospects(*key, found)],
             left,

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -10,15 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.replay import SIMULATION, chosen, document, lines, plot, run_arms
+from benchmarks import replay_ranges
+from benchmarks.replay import SIMULATION, UNEARNED, chosen, document, lines, plot, run_arms
 from benchmarks.replay_arms import LEVERS, Arm, Lever, Replay, Result, direct, run_arm
-from benchmarks.replay_assumptions import Assumptions, Values
-from benchmarks.replay_figures import by_removal, figures
+from benchmarks.replay_assumptions import Assumptions
+from benchmarks.replay_earning import Earned
+from benchmarks.replay_figures import by_removal, figures, month
 from benchmarks.replay_mix import Request, build_mix
-from benchmarks.replay_provider import RIGHT, WRONG, ReplayModel
+from benchmarks.replay_provider import ReplayModel, right, wrong
+from benchmarks.tiers_simulation import AT
 from serving.context.pairs import shipped_pairs
 from serving.contracts.settings import Settings
+from serving.embedding.embedder import build_embedder
+from serving.evidence.judge import JudgedAnswers, prompt_of
 from serving.ledger.pricing.book import PriceBook
+from serving.savings.detection import RememberingEmbedder
+
+from ..provider.script import Seen
 
 REFERENCE = "anthropic/claude-opus-5-5"
 CENTRAL = Assumptions().at("central")
@@ -31,10 +40,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replay_of(
-    requests: list[Request], folder: Path, reference: str = REFERENCE, **changed: float
+    requests: list[Request],
+    folder: Path,
+    reference: str = REFERENCE,
+    days: float = 1.0,
+    **changed: float,
 ) -> Replay:
-    values = Values({**CENTRAL.by_name, **changed})
-    return Replay(requests, values, Settings(), PriceBook.load(), reference, folder)
+    values = CENTRAL.but(**changed)
+    own = folder / str(time.monotonic_ns())
+    own.mkdir()
+    found = Replay(requests, values, Settings(), PriceBook.load(), reference, own, days)
+    found.__dict__["embedder"] = embedder(folder)
+    return found
+
+
+@cache
+def embedder(folder: Path) -> RememberingEmbedder:
+    return RememberingEmbedder(build_embedder(folder))
 
 
 @cache
@@ -88,24 +110,25 @@ def test_the_direct_arm_is_the_bill_of_its_answers(folder: Path) -> None:
     model = ReplayModel(requests, replay.values, replay.tier_of())
     for one, result in zip(requests, arm.results, strict=True):
         text = model.whole(one, "frontier", json.dumps(one.messages))
-        assert text.endswith((RIGHT, WRONG))
+        assert text.endswith((right(one.key), wrong(one.key)))
         # 4 dollars a million tokens in, 20 out.
         assert result.usd == pytest.approx(-(-len(text) // 4) * 20e-6, rel=0.05)
 
 
 def test_a_shorter_context_a_directive_and_a_cheaper_tier_change_the_answer(folder: Path) -> None:
     (one,) = of_kind("rag", 1)
-    model = ReplayModel([one], Values({**CENTRAL.by_name, "right_frontier": 1.0}), {})
+    model = ReplayModel([one], CENTRAL.but(right_frontier=1.0), {})
     whole = json.dumps(one.messages, ensure_ascii=False)
-    assert model.whole(one, "frontier", whole).endswith(RIGHT)
-    assert model.whole(one, "frontier", "[...]").endswith(WRONG)
+    assert model.whole(one, "frontier", whole).endswith(right(one.key))
+    assert model.whole(one, "frontier", "[...]").endswith(wrong(one.key))
     brief = model.whole(one, "frontier", f"Answer briefly: at most 40 words. {whole}")
     assert len(brief) == pytest.approx(0.75 * len(model.whole(one, "frontier", whole)), abs=4)
 
 
 CASES: dict[Lever, tuple[str, int]] = {
     "exact_cache": ("medium", 20), "local_tasks": ("narrow", 20), "context_pruning": ("rag", 8),
-    "prompt_caching": ("turns", 30), "output_bounds": ("open", 40), "tiers": ("open", 8),
+    "prompt_caching": ("turns", 30), "output_bounds": ("open", 40), "tiers": ("open", 16),
+    "similar_cache": ("open", 8),
 }  # fmt: skip
 
 
@@ -117,7 +140,11 @@ def test_each_lever_saves_where_it_applies_and_nothing_without_it(
     requests = of_kind(kind, count)
     if lever == "exact_cache":
         requests = [requests[n // 2] for n in range(count)]
-    replay = replay_of(requests, folder)
+    if lever == "similar_cache":
+        requests = [reworded(one) if again else one for one in requests for again in (0, 1)]
+    # One topic, in which the cheap tiers are as good.
+    same = {"easy": 1.0, "trap": 0.0, "easy_economy": 0.0} if lever == "tiers" else {}
+    replay = replay_of(requests, folder, days=2.0, **same)
     paid, off, on = direct(replay), run_arm(replay, "off", ()), run_arm(replay, "on", (lever,))
     # Without a lever the stack costs what the client pays; its own processor time is added.
     assert usd(off) == pytest.approx(usd(paid), rel=0.02)
@@ -126,19 +153,78 @@ def test_each_lever_saves_where_it_applies_and_nothing_without_it(
     found = figures(paid, on, 0.1)
     assert found.saved == pytest.approx(1 - usd(on) / usd(paid))
     assert found.saved_bounds[0] <= found.saved <= found.saved_bounds[1]
-    if lever in ("exact_cache", "prompt_caching"):
+    if lever in ("exact_cache", "similar_cache", "prompt_caching"):
         assert found.loss == 0.0
+    assert bool(on.earned) == (lever in ("similar_cache", "tiers"))
+    if lever == "tiers":
+        # Audits of what cheaper tiers answer are paid for, and no client waits for them.
+        assert found.behind > 0.0
+        assert found.p95_s < figures(paid, off, 0.1).p95_s
 
 
-def test_a_wordy_cheaper_model_and_a_model_that_does_not_obey_save_less(folder: Path) -> None:
-    requests = of_kind("open", 8)
-    usual = replay_of(requests, folder)
-    wordy = replay_of(requests, folder, wordy_standard=4.0)
-    paid = usd(direct(usual))
-    assert usd(run_arm(usual, "on", ("tiers",))) < 0.8 * paid
-    assert usd(run_arm(wordy, "on", ("tiers",))) > 1.2 * paid
+def reworded(one: Request) -> Request:
+    (message,) = one.messages
+    text = f"Hello! {message['content']}"
+    return replace(one, messages=({**message, "content": text},), is_repeat=True)
+
+
+def test_another_questions_answer_is_wrong_and_the_judge_says_so(folder: Path) -> None:
+    first, second = of_kind("open", 2)
+    replay = replay_of([first, second], folder)
+    model = ReplayModel([first, second], replay.values.but(slip=0.0, place=0.0), {})
+    texts = [model.whole(one, "frontier", "") for one in (first, second)]
+    own, other = (f"a {right(one.key)}" for one in (first, second))
+    assert texts[0].endswith((right(first.key), wrong(first.key)))
+    assert not other.endswith(right(first.key))
+    for parts, verdict in (
+        ((own, own), "equal"), ((own, other), "second_is_wrong"), ((other, own), "first_is_wrong"),
+    ):  # fmt: skip
+        answers = JudgedAnswers("q", *parts)
+        body = prompt_of(answers, shortcut_first=True).body["messages"]
+        seen = Seen("anthropic", {}, {"system": body[0]["content"], "messages": body[1:]}, "", "")
+        model.ask(first)
+        assert json.loads(model.answer(seen)) == {"verdict": verdict}
+
+
+def test_a_model_that_does_not_obey_and_a_bad_cheaper_tier_save_nothing(folder: Path) -> None:
+    requests = of_kind("open", 16)
     deaf = replay_of(requests, folder, directed=1.0)
+    paid = usd(direct(deaf))
     assert usd(run_arm(deaf, "on", ("output_bounds",))) > 0.98 * paid
+    bad = replay_of(requests, folder, days=2.0, easy=0.0, trap=1.5)
+    arm = run_arm(bad, "on", ("tiers",))
+    assert usd(arm) > 0.99 * paid
+    assert set(bad.earned.tiers or {}) == {"frontier"}
+    assert bad.earned.explored_usd > 0.0
+    assert figures(direct(bad), arm, 0.1).loss == 0.0
+
+
+def test_without_earlier_traffic_nothing_is_earned_and_exploring_costs(folder: Path) -> None:
+    requests = of_kind("open", 16)
+    cold = replay_of(requests, folder, days=0.001, easy=1.0, trap=0.0, easy_economy=0.0)
+    arm = run_arm(cold, "on", ("tiers",))
+    found = figures(direct(cold), arm, 0.1)
+    assert set(cold.earned.tiers or {}) == {"frontier"}
+    assert found.saved < 0.0
+    assert found.behind > 0.0
+
+
+def test_the_first_month_counts_the_days_of_earning() -> None:
+    paid, off, on = _arm((), 1.0), _arm((), 0.8), _arm(LEVERS, 0.2)
+    early = replace(on, earned=(Earned((), (), {}, AT, realised=0.5),))
+    found = month(paid, off, early, 6.0)
+    # A fifth of the month saves half of what the rest does beyond the unearned levers.
+    assert found.saved == pytest.approx(0.2 + 0.6 * (0.8 + 0.2 * 0.5))
+    assert (found.unearned, found.earned) == pytest.approx((0.2, 0.8))
+    loss = replace(on, earned=(Earned((), (), {}, AT, realised=-1.0),))
+    assert month(paid, off, loss, 30.0).saved == pytest.approx(0.2 - 0.6)
+
+
+def test_the_ranges_cover_every_assumption_that_has_one() -> None:
+    named = {name for names in replay_ranges.GROUPS.values() for name in names}
+    ranged = {name for name, value in Assumptions().rows() if value.low != value.high}
+    # Hardware is a cost of idle time, which has a column of its own.
+    assert named == ranged - {"replica_hour_usd"}
 
 
 def test_idle_local_hardware_is_a_cost(folder: Path) -> None:
@@ -160,8 +246,8 @@ def test_the_levers_add_up_to_all_of_them() -> None:
     arms = [_arm(LEVERS[:n], 1.0 - n * n / 100) for n in range(len(LEVERS) + 1)]
     found = by_removal(arms)
     assert list(found) == list(LEVERS)
-    assert sum(found.values()) == pytest.approx(0.36)
-    assert found["tiers"] == pytest.approx(0.11)
+    assert sum(found.values()) == pytest.approx(0.49)
+    assert found["tiers"] == pytest.approx(0.13)
     assert by_removal(arms[:-1]) == {}
 
 
@@ -189,13 +275,15 @@ def test_the_interval_is_over_conversations() -> None:
 
 def test_the_report_says_that_it_is_a_simulation_and_names_each_assumption(folder: Path) -> None:
     replay = replay_of(of_kind("medium", 6), folder)
-    arms = dict(run_arms(replay, {"all": LEVERS, "same": LEVERS, "later": ()}, {}, 1))
+    wanted: dict[str, tuple[Lever, ...]] = {"all": LEVERS, "same": LEVERS, "later": ()}
+    arms = dict(run_arms(replay, wanted, {}, 1))
     assert list(arms) == ["direct", "all", "same"]
     assert arms["same"] == replace(arms["all"], name="same")
-    found = document(replay, arms, ARGS)
+    found = document(replay, {**arms, UNEARNED: arms["all"]}, ARGS)
     json.dumps(found)
     text = "\n".join(lines(found))
     assert text.startswith(SIMULATION)
+    assert "first month, earning included: " in text
     for name, value in Assumptions().rows():
         assert f"assumed {name}: " in text
         assert value.source in text
@@ -207,6 +295,8 @@ def test_the_report_says_that_it_is_a_simulation_and_names_each_assumption(folde
 
 def test_the_sets_of_arms_are_complete() -> None:
     names = chosen("all")
-    assert len(names) == 1 + 5 + 6 + 6
+    assert len(names) == 2 + 6 + 7 + 7
+    assert names["all less exact_cache"] == names["all less similar_cache"][1:]
+    assert set(names[UNEARNED]) == {*LEVERS} - {"similar_cache", "tiers"}
     assert all(set(levers) <= set(LEVERS) for levers in names.values())
-    assert names["all less tiers"] == names["up to output_bounds"]
+    assert names["all less tiers"] == names["up to similar_cache"]
