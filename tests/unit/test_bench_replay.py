@@ -143,8 +143,9 @@ def test_each_lever_saves_where_it_applies_and_nothing_without_it(
     if lever == "similar_cache":
         requests = [reworded(one) if again else one for one in requests for again in (0, 1)]
     # One topic, in which the cheap tiers are as good.
-    same = {"easy": 1.0, "trap": 0.0, "easy_economy": 0.0} if lever == "tiers" else {}
-    replay = replay_of(requests, folder, days=2.0, **same)
+    replay = replay_of(requests, folder, days=2.0)
+    if lever == "tiers":
+        replay = replay_of(requests, folder, days=2.0, easy=1.0, trap=0.0, easy_economy=0.0)
     paid, off, on = direct(replay), run_arm(replay, "off", ()), run_arm(replay, "on", (lever,))
     # Without a lever the stack costs what the client pays; its own processor time is added.
     assert usd(off) == pytest.approx(usd(paid), rel=0.02)
