@@ -439,13 +439,13 @@ def _tiering(
     clustering = read_clustering(settings.tiers.clusters_file)
     planner = TierPlanner(
         settings.tiers, clustering, settings.frontier.tiers, configured, prices,
-        evidence.evidence, metrics.tiers,
+        evidence.evidence, metrics.tiers, settings.frontier.may_give_logprobs,
     )  # fmt: skip
 
     def auditor(
         reference: Runner[ChatRequest, FrontierPlan], served: Runner[ChatRequest, FrontierPlan]
     ) -> TierAuditor:
-        made = TierAuditor(planner, evidence.appender, recorder, reference, served)
+        made = TierAuditor(planner, evidence.appender, recorder, reference, served, embedder.embed)
         evidence.closers.append(made.aclose)
         return made
 

@@ -146,6 +146,7 @@ def _planner(settings: "Settings", claims: "Mapping[str, Claim]") -> "TierPlanne
     return TierPlanner(
         settings.tiers, read_clustering(settings.tiers.clusters_file), settings.frontier.tiers,
         configured, PriceBook.load(settings.ledger.prices_file), evidence, _NoEvents(),
+        settings.frontier.may_give_logprobs,
     )  # fmt: skip
 
 

@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.contracts.task_spec import LossName
 
-ShortcutName = Literal["local_task", "cached_answer", "cheaper_tier", "pruned_context", "quantized"]
+ShortcutName = Literal[
+    "local_task", "cached_answer", "cheaper_tier", "cascade", "pruned_context", "quantized"
+]
 
 CONFIDENCE = 0.95
 """Of every claim. For the scope: the j-th hypothesis of a scope needs e >= j (j + 1) / 0.05."""

@@ -203,3 +203,11 @@ class FrontierSettings(_Frozen):
                 if target.partition("/")[0] not in self.providers:
                     raise ValueError(f"tiers.{tier}: {target!r} names no configured provider")
         return self
+
+    def may_give_logprobs(self, model: str) -> bool:
+        """Return whether a `provider/model` may give the log-probabilities of its tokens.
+
+        OpenAI's format has them; not every model behind it gives them.
+        """
+        provider = self.providers.get(model.partition("/")[0])
+        return provider is not None and provider.api == "openai"

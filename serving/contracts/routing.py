@@ -40,6 +40,7 @@ Reason = Literal[
     "explore",  # no client asked: a cheaper tier's answer, to be compared
     "judge",  # no client asked: two answers are compared
     "earned_tier",  # a cheaper tier answered under its claim on the cluster
+    "cascade",  # a cheaper tier answered first, and its self-check was above its claim's threshold
     "cached",  # an equal request was answered before, or at the same moment
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)

@@ -67,6 +67,26 @@ class TiersSettings(BaseModel):
     max_chars: int = Field(
         default=40_000, ge=100, description="longer conversations stay at their reference"
     )
+    cascade: Literal["off", "on"] = Field(
+        default="off",
+        description="on: where a cluster has not earned a cheaper tier, that tier answers first, "
+        "and its answer is kept where a self-check is above a threshold that a claim has earned",
+    )
+    cascade_check: Literal["auto", "samples"] = Field(
+        default="auto",
+        description="auto: the tokens' log-probabilities where the provider gives them, else how "
+        "far two answers agree. samples: always two answers",
+    )
+    cascade_streams: bool = Field(
+        default=False,
+        description="also for streams, whose first token then waits for the whole cheaper answer",
+    )
+    cascade_wait_s: float = Field(
+        default=20.0,
+        gt=0.0,
+        le=600.0,
+        description="for the cheaper answer and its check; then the reference is asked",
+    )
     clusters_file: Path | None = Field(
         default=None,
         description="written by `narrowgate tiers fit`; the shipped clusters if absent",

@@ -13,7 +13,8 @@ class TierMetrics:
         self._chosen = Counter(
             "narrowgate_tier_requests",
             "Open-ended chats by cluster, tier and outcome: `reference`, `cheaper_tier`, "
-            "`fallback`, `not_comparable`, `no_vector`.",
+            "`cascade_kept`, `cascade_escalated`, `cascade_failed`, `fallback`, `not_comparable`, "
+            "`no_vector`.",
             ["cluster", "tier", "outcome"],
             registry=registry,
         )

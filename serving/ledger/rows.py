@@ -34,6 +34,7 @@ _NOT_LOCAL = frozenset(
         "explore",
         "judge",
         "earned_tier",
+        "cascade",
     }
 )
 """Reasons of inputs that a local model answered, or that were not meant for a local model."""

@@ -18,13 +18,17 @@ from serving.evidence.candidates import MODEL
 from serving.evidence.fold import AGAIN
 from serving.evidence.judge import JudgedAnswers, JudgePrompt, JudgeReply, judge
 from serving.evidence.pacing import coin
+from serving.evidence.rulings import Ruling
 from serving.evidence.statistics.judged import JudgedPair
 from serving.pipeline.audit_work import OF_THE_INPUT, AuditWork, Drawn, judge_call
+from serving.pipeline.auditor import Embed
 from serving.pipeline.compared_text import answer_text, question_of
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
+from serving.pipeline.self_check import agreement, checked_request, token_confidence
 from serving.tiers.planner import TierCandidate, TierChoice, TierPlanner
+from serving.tiers.shortcut import cascade_loss
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ class ComparedChat:
     """One chat as it was drawn, before its answers were known.
 
     plan: of the reference. candidate: the cheaper tier. input: its name, drawn at random.
+    confidence: of an answer that a cascade kept; None elsewhere.
     """
 
     request: ChatRequest
@@ -43,6 +48,7 @@ class ComparedChat:
     context: RequestContext
     input: str
     drawn_at: datetime
+    confidence: float | None = None
 
     @property
     def drawn(self) -> Drawn:
@@ -67,7 +73,8 @@ class TierAuditor(AuditWork):
     """Runs comparisons with their own concurrency, queue and deadline. One for a process.
 
     reference: asks a model with the whole request: no cache, no pruning, no claim. as_served: asks
-    it as clients are served, so that a cheaper tier is compared as it would answer.
+    it as clients are served, so that a cheaper tier is compared as it would answer. embed: compares
+    two answers of one model, for cascades.
     """
 
     def __init__(
@@ -77,12 +84,14 @@ class TierAuditor(AuditWork):
         recorder: ExitRecorder,
         reference: Runner[ChatRequest, FrontierPlan],
         as_served: Runner[ChatRequest, FrontierPlan],
+        embed: Embed | None = None,
     ) -> None:
         super().__init__(planner.evidence, appender, "tiers.comparison_failed")
         self._planner = planner
         self._recorder = recorder
         self._reference = reference
         self._as_served = as_served
+        self._embed = embed
 
     def explore(self, one: ComparedChat, reference: str | None) -> None:
         """Compare a cheaper tier's answer with the reference's. reference: None asks it anew."""
@@ -110,11 +119,27 @@ class TierAuditor(AuditWork):
             self._unjudged(one, "shadow", error, costs, of_reference=True)
             return
         try:
-            served = await self._ask(one, one.candidate.rung.model, "explore", costs)
+            served, confidence = await self._explored_answer(one, costs)
         except NarrowgateError as error:
             self._unjudged(one, "shadow", error, costs)
             return
-        await self._compared(one, "shadow", served, reference, costs)
+        await self._compared(one, "shadow", served, reference, costs, confidence)
+
+    async def _explored_answer(self, one: ComparedChat, costs: _Costs) -> tuple[str, float | None]:
+        """Return the cheaper answer, and its self-check where a cascade is earned, too."""
+        model, check = one.candidate.rung.model, one.candidate.check
+        if one.candidate.beside is None or self._embed is None:
+            return await self._ask(one, model, "explore", costs), None
+        request = checked_request(one.request, check)
+        document = await self._document(one, request, model, "explore", costs)
+        text = answer_text(document)
+        if check == "logprobs":
+            found = token_confidence(document)
+            if found is None and self._planner.cascades is not None:
+                self._planner.cascades.has_no_logprobs(model)
+            return text, found
+        second = answer_text(await self._document(one, request, model, "explore", costs))
+        return text, await agreement(text, second, self._embed)
 
     async def _audited(self, one: ComparedChat, served: str) -> None:
         costs = _Costs()
@@ -126,15 +151,26 @@ class TierAuditor(AuditWork):
         await self._compared(one, "accepted", served, reference, costs)
 
     async def _compared(
-        self, one: ComparedChat, origin: Origin, served: str, reference: str, costs: _Costs
+        self,
+        one: ComparedChat,
+        origin: Origin,
+        served: str,
+        reference: str,
+        costs: _Costs,
+        confidence: float | None = None,
     ) -> None:
         try:
             pair = await self._judged(one, served, reference, costs)
         except NarrowgateError as error:
             self._unjudged(one, origin, error, costs)
             return
+        if one.candidate.beside is not None and confidence is not None:
+            self._append_beside(one, one.candidate.beside, pair, confidence)
         if pair is None:
             self._verdict(one, origin, None, (), costs)
+            return
+        if one.confidence is not None:
+            self._verdict(one, origin, pair, (_cascaded(pair, one.confidence),), costs)
             return
         candidates = [Candidate(MODEL, 1.0, pair.loss, None, pair.badly_worse)]
         if coin(self._planner.settings.again_share):
@@ -153,13 +189,18 @@ class TierAuditor(AuditWork):
 
     async def _ask(self, one: ComparedChat, model: str, reason: Reason, costs: _Costs) -> str:
         """Return one model's answer. Raises NarrowgateError, also where another model answered."""
-        context = self._context(one.context)
         request = replace(one.request, stream=False, include_usage=False)
+        return answer_text(await self._document(one, request, model, reason, costs))
+
+    async def _document(
+        self, one: ComparedChat, request: ChatRequest, model: str, reason: Reason, costs: _Costs
+    ) -> dict[str, Any]:
+        context = self._context(one.context)
         plan = replace(
             one.plan, targets=(model,), deadline=context.deadline, reason=reason, decision=None
         )
         runner = self._as_served if reason == "explore" else self._reference
-        return answer_text(await self._answer(runner, one, context, request, plan, costs))
+        return await self._answer(runner, one, context, request, plan, costs)
 
     async def _judged(
         self, one: ComparedChat, served: str, reference: str, costs: _Costs
@@ -200,6 +241,15 @@ class TierAuditor(AuditWork):
         assert isinstance(outcome.content, dict)
         return outcome.content
 
+    def _append_beside(
+        self, one: ComparedChat, ruling: Ruling, pair: JudgedPair | None, confidence: float
+    ) -> None:
+        """Write the comparison as evidence of the cascade, too. Its cost is in the tier's row."""
+        candidate = _cascaded(pair, confidence)
+        verdict: Verdict = "missing" if pair is None else _verdict_of(candidate.loss)
+        row = self._row(replace(one.drawn, ruling=ruling), "shadow", verdict, candidate.loss)
+        self._append(replace(row, candidates=(candidate,)))
+
     def _unjudged(
         self,
         one: ComparedChat,
@@ -228,8 +278,11 @@ class TierAuditor(AuditWork):
         costs: _Costs,
     ) -> None:
         loss = 1.0 if pair is None else pair.loss
-        verdict: Verdict = "missing" if pair is None else "same" if loss <= 0.5 else "different"
+        verdict: Verdict = "missing" if pair is None else _verdict_of(2.0 * loss - 1.0)
         self._count(one, "missing" if pair is None else _preference(loss))
+        if one.confidence is not None:
+            loss = 1.0 if pair is None else cascade_loss(pair)
+            candidates = candidates or (Candidate(MODEL, one.confidence, 1.0, None, 1.0),)
         if origin == "shadow":
             self._planner.spent(costs.usd)
         row = self._row(one.drawn, origin, verdict, loss)
@@ -240,6 +293,16 @@ class TierAuditor(AuditWork):
     def _count(self, one: ComparedChat, verdict: str) -> None:
         events = self._planner.events
         events.tier_compared(one.choice.topic, one.candidate.rung.tier, verdict)
+
+
+def _verdict_of(net: float) -> Verdict:
+    return "same" if net <= 0.0 else "different"
+
+
+def _cascaded(pair: JudgedPair | None, confidence: float) -> Candidate:
+    if pair is None:
+        return Candidate(MODEL, confidence, 1.0, None, 1.0)
+    return Candidate(MODEL, confidence, cascade_loss(pair), None, pair.badly_worse)
 
 
 def _preference(loss: float) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC
 from decimal import Decimal
 from typing import Literal, Protocol
@@ -24,6 +24,7 @@ from serving.evidence.pacing import coin
 from serving.evidence.rulings import Evidence, Ruling
 from serving.evidence.store import EvidenceStore
 from serving.ledger.database import Database
+from serving.tiers.cascades import CALLS, Asked, Cascades, Check, Place
 from serving.tiers.clusters import Clustering
 from serving.tiers.policy import (
     AuditShares,
@@ -32,11 +33,13 @@ from serving.tiers.policy import (
     Rung,
     Traffic,
     allot,
+    cascade_prospect,
+    is_cascade_open,
     ladder,
     place_of,
     prospect,
 )
-from serving.tiers.shortcut import CheaperTier
+from serving.tiers.shortcut import CascadedTier, CheaperTier
 from serving.tiers.traffic import ClusterTraffic, read_traffic
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,9 @@ _REFRESH_S = 30.0
 TierOutcome = Literal[
     "reference",  # no cheaper tier has earned it
     "cheaper_tier",  # under its claim
+    "cascade_kept",  # the cheaper tier answered first, and was sure enough
+    "cascade_escalated",  # it was not: the reference answered
+    "cascade_failed",  # it could not answer or be checked in time: the reference answered
     "fallback",  # the cheaper tier could not answer
     "not_comparable",  # images, several choices, too long
     "no_vector",  # the embedder failed
@@ -68,15 +74,19 @@ class TierEvents(Protocol):
 class TierCandidate:
     """A cheaper tier of one request. ruling: on its claim. share: of the coin; drawn: its result.
 
-    judge: the model that compares.
+    judge: the model that compares. check, threshold: of a cascade. beside: the ruling on the
+    cascade that is earned by the same comparisons; None for none.
     """
 
     rung: Rung
-    shortcut: CheaperTier
+    shortcut: CheaperTier | CascadedTier
     ruling: Ruling
     judge: str
     share: float
     drawn: bool
+    check: Check = "samples"
+    threshold: float = 0.0
+    beside: Ruling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,7 @@ class TierChoice:
 
     cluster: as the ledger names it. topic: its name. start: the tier of the reference. serving:
     that answers in its place; None for the reference. exploring: whose answer is compared.
+    cascading: that answers first; None where no cascade is expected to cost less.
     """
 
     cluster: str
@@ -92,6 +103,7 @@ class TierChoice:
     start: Rung
     serving: TierCandidate | None = None
     exploring: TierCandidate | None = None
+    cascading: TierCandidate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +115,10 @@ class _Plan:
 
 
 class TierPlanner:
-    """One for a process. tiers: `provider/model`s in order. configured: those that have a key."""
+    """One for a process. tiers: `provider/model`s in order. configured: those that have a key.
+
+    gives_logprobs: whether a `provider/model` may give the log-probabilities of its tokens.
+    """
 
     def __init__(
         self,
@@ -114,6 +129,7 @@ class TierPlanner:
         prices: PriceList,
         evidence: Evidence,
         events: TierEvents,
+        gives_logprobs: Callable[[str], bool] = lambda model: False,
     ) -> None:
         self.settings = settings
         self.clustering = clustering
@@ -121,6 +137,12 @@ class TierPlanner:
         self.events = events
         self._rungs = _rungs(tiers, configured, prices)
         self._judge = _judge(settings, tiers, configured, prices)
+        self.cascades: Cascades | None = None
+        if self._judge is not None:
+            self.cascades = Cascades(
+                settings, evidence, clustering.version, (self._judge.model, self._judge.prices),
+                gives_logprobs,
+            )  # fmt: skip
         self._shortcuts: dict[tuple[int, str], CheaperTier] = {}
         self._plan = _Plan()
         self._shares = AuditShares(
@@ -154,33 +176,26 @@ class TierPlanner:
         """Return a cluster as the ledger names it."""
         return f"{self.clustering.version}/{cluster}/{start.tier}"
 
-    def choose(
-        self,
-        cluster: int,
-        start: Rung,
-        context: RequestContext,
-        text: str,
-        conversation: str | None,
-    ) -> TierChoice:
-        """Return the decision about a request. text: identifies equal requests. Never waits."""
+    def choose(self, cluster: int, start: Rung, asked: Asked) -> TierChoice:
+        """Return the decision about a request. Never waits."""
         name = self.name_of(cluster, start)
         nothing = TierChoice(name, self.clustering.names[cluster], start)
         judge = self._judge
         if judge is None:
             return nothing
         try:
-            rulings = self._rulings(cluster, start, context, conversation)
+            rulings = self._rulings(cluster, start, asked.context, asked.conversation)
         except LedgerUnavailable:
             return nothing
         found = [
             (rung, shortcut, ruling) for rung, shortcut, ruling in rulings if ruling is not None
         ]
-        key = (self.tenants_of(context.caller.tenant), name)
+        key = (self.tenants_of(asked.context.caller.tenant), name)
         serving = exploring = None
         for rung, shortcut, ruling in found:
             standing = ruling.standing
             if standing.mode == "claim":
-                if not self.evidence.always_escalates(ruling.name, text):
+                if not self.evidence.always_escalates(ruling.name, asked.text):
                     share = self._audit_share(key, start, rung, ruling)
                     serving = TierCandidate(rung, shortcut, ruling, judge.model, share, coin(share))
                 exploring = None
@@ -189,7 +204,34 @@ class TierPlanner:
                 exploring = TierCandidate(rung, shortcut, ruling, judge.model, share, coin(share))
         if self.settings.mode != "on":
             serving = None
-        return TierChoice(name, nothing.topic, start, serving, exploring)
+        place = Place(
+            cluster, start, asked, self._plan.traffic.get(key),
+            lambda rung, ruling: self._audit_share(key, start, rung, ruling),
+        )  # fmt: skip
+        choice = TierChoice(name, nothing.topic, start, serving, exploring)
+        return self._with_cascades(choice, place, [rung for rung, _, _ in found])
+
+    def _with_cascades(self, choice: TierChoice, place: Place, rungs: Sequence[Rung]) -> TierChoice:
+        """Return the choice with the cascade that is earned beside it, and the one that answers."""
+        cascades, exploring, judge = self.cascades, choice.exploring, self._judge
+        if self.settings.cascade == "off" or cascades is None or judge is None:
+            return choice
+        if exploring is not None:
+            beside = cascades.ruling(place, exploring.rung)
+            if beside is not None and beside.standing.mode == "shadow":
+                check = cascades.check_of(exploring.rung.model)
+                choice = replace(choice, exploring=replace(exploring, beside=beside, check=check))
+        if self.settings.mode != "on":
+            return choice
+        present = choice.start if choice.serving is None else choice.serving.rung
+        best = cascades.best(place, rungs, present)
+        if best is None:
+            return choice
+        taken = TierCandidate(
+            best.rung, best.shortcut, best.ruling, judge.model, best.share, coin(best.share),
+            best.check, best.threshold,
+        )  # fmt: skip
+        return replace(choice, serving=None, cascading=taken)
 
     def spent(self, usd: Decimal) -> None:
         """Note what an exploration has cost since the last plan."""
@@ -242,13 +284,27 @@ class TierPlanner:
         claims = [self.claim(int(number), start, rung, tenants) for rung in rungs]
         place = place_of(claims)
         serving = None if place.serving is None else rungs[place.serving]
-        return [
+        found = [
             prospect(
                 _joined(tenants, cluster), traffic, (start, serving, rungs[position]),
                 self._judge.prices, claims[position], self.settings.target_error,
             )
             for position in place.open
         ]  # fmt: skip
+        if self.settings.cascade == "off" or self.cascades is None:
+            return found
+        # A tier that may still be earned earns its cascade by the same comparisons.
+        first = 0 if place.serving is None else place.serving + 1
+        for position, rung in enumerate(rungs[first:], first):
+            claim = self.cascades.claim(int(number), start, rung, tenants)
+            if position not in place.open and is_cascade_open(claim):
+                found.append(
+                    cascade_prospect(
+                        _joined(tenants, cluster), traffic, (start, serving, rung),
+                        self._judge.prices, claim, CALLS[self.cascades.check_of(rung.model)],
+                    )
+                )  # fmt: skip
+        return found
 
     def claim(self, cluster: int, start: Rung, rung: Rung, tenant: str) -> Claim | None:
         """Return the claim on one tier of a cluster."""

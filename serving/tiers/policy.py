@@ -207,6 +207,68 @@ def chance(claim: Claim | None, target_error: float) -> float:
     return weight * seen + (1.0 - weight) * _PRIOR_CHANCE
 
 
+_KEPT_PRIOR = 0.5
+_FIRST_FIT = 100.0
+_LAST_FIT = 600
+_TEST_PAIRS = 250.0
+_CASCADE_STOP = 1_500
+
+
+def cascade_usd(
+    traffic: Traffic, rungs: tuple[Rung, Rung], calls: int, kept: float, audit_usd: float = 0.0
+) -> float:
+    """Return the expected cost of one request that a cascade answers, all of its calls included.
+
+    rungs: the reference, which answers what is not kept, and the cheaper one. calls: of the cheaper
+    one. kept: share of its answers that are kept. audit_usd: of one kept answer, on average.
+    """
+    reference, rung = rungs
+    return (
+        calls * traffic.cost_usd(rung.prices)
+        + (1.0 - kept) * traffic.cost_usd(reference.prices)
+        + kept * audit_usd
+    )
+
+
+def is_cascade_open(claim: Claim | None) -> bool:
+    """Return whether a cascade may still be earned: thresholds are placed until 600 pairs."""
+    if claim is None:
+        return True
+    if claim.state not in (ClaimState.SHADOW, ClaimState.SUSPENDED):
+        return False
+    return claim.audits < _LAST_FIT or (claim.hypotheses > 0 and claim.audits < _CASCADE_STOP)
+
+
+def cascade_prospect(
+    cluster: str,
+    traffic: Traffic,
+    rungs: tuple[Rung, Rung | None, Rung],
+    judge: TokenPrices,
+    claim: Claim | None,
+    calls: int,
+) -> Prospect:
+    """Return what it would bring to earn a cascade for a cluster. Arguments as of `prospect`.
+
+    calls: of the cheaper model. Half of its answers are taken to be kept, at even odds.
+    """
+    reference, serving, rung = rungs
+    present = reference if serving is None else serving
+    again = 0.0 if serving is None else traffic.cost_usd(reference.prices)
+    expected = cascade_usd(traffic, (reference, rung), calls, _KEPT_PRIOR)
+    done = 0.0 if claim is None else claim.progress
+    seen = 0 if claim is None else claim.audits
+    left = max(0.0, _FIRST_FIT - seen) + _TEST_PAIRS / _KEPT_PRIOR * (1.0 - done)
+    return Prospect(
+        cluster=cluster,
+        tier=rung.tier,
+        requests_a_day=traffic.requests_a_day,
+        saving_usd=traffic.cost_usd(present.prices) - expected,
+        pair_usd=calls * traffic.cost_usd(rung.prices) + traffic.judging_usd(judge) + again,
+        pairs_left=left,
+        chance=_PRIOR_CHANCE,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Exploration:
     """Which tier of a cluster is explored, and the share of its requests."""

@@ -1,4 +1,4 @@
-"""A cheaper tier as a shortcut: what its claim bounds, and where it holds. Pure."""
+"""A cheaper tier, and a cascade, as shortcuts: what their claims bound, and where. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,3 +68,68 @@ class CheaperTier:
         """Return the loss of a judged pair; the reference is a part of it."""
         assert isinstance(answer, JudgedPair)
         return answer.loss
+
+
+@dataclass(frozen=True, slots=True)
+class CascadedTier:
+    """Implements Shortcut: a cheaper tier's answer that its self-check finds sure enough.
+
+    check: how sure it is of itself; the claim's threshold is in its units. Others: as CheaperTier.
+    """
+
+    cluster: int
+    clustering: str
+    tier: Tier
+    model: str
+    judge: str
+    check: str
+    target_error: float
+    name: ShortcutName = "cascade"
+
+    @property
+    def loss(self) -> LossName:
+        """Return the loss: 1 where a judge finds the kept answer worse in both orders."""
+        return "not_equivalent"
+
+    @property
+    def suite(self) -> Guarantee | None:
+        """Return None: no gate certifies a cascade."""
+        return None
+
+    @property
+    def local_model(self) -> str | None:
+        """Return None: no local model answers."""
+        return None
+
+    @property
+    def has_labels(self) -> bool:
+        """Return whether answers are labels: never."""
+        return False
+
+    @property
+    def subject(self) -> str:
+        """Return the name under which reports and metrics show the cluster, tier and cascade."""
+        return f"{SUBJECT_PREFIX}{self.cluster}/{self.tier}/cascade"
+
+    def scope(
+        self, tenants: str, *, pooled: bool, taken: Sequence[ShortcutName], rules: str
+    ) -> Scope:
+        """Return where the claim holds. Another check is another claim."""
+        versions = {
+            "clustering": self.clustering, "model": self.model, "check": self.check,
+            "judge": f"{self.judge}@{JUDGE_VERSION}", "rules": rules,
+        }  # fmt: skip
+        return Scope(tenants, self.subject, versions, tuple(sorted(taken)), pooled)
+
+    def loss_of(self, answer: Any, reference: Any) -> float:
+        """Return the loss of a judged pair; the reference is a part of it."""
+        assert isinstance(answer, JudgedPair)
+        return cascade_loss(answer)
+
+
+def cascade_loss(pair: JudgedPair) -> float:
+    """Return the share of orders in which the answer is worse, less that in which it is better.
+
+    At least 0: an answer that is better pays for no other one.
+    """
+    return max(0.0, 2.0 * pair.loss - 1.0)

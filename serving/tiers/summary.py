@@ -1,7 +1,7 @@
 """What tiers have done so far, and what is explored next: for people. Blocking."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any
@@ -11,8 +11,9 @@ from sqlalchemy import Select, func, select
 from serving.contracts.evidence import Claim
 from serving.ledger.database import Database
 from serving.ledger.schema import exits
+from serving.tiers.cascades import CALLS
 from serving.tiers.planner import TierPlanner
-from serving.tiers.policy import Prospect, place_of
+from serving.tiers.policy import Prospect, Rung, place_of
 from serving.tiers.traffic import read_traffic
 
 _LEAST_REFERENCES = 30
@@ -21,7 +22,10 @@ _LEAST_REFERENCES = 30
 
 @dataclass(frozen=True, slots=True)
 class TierState:
-    """One tier of a cluster. claim: None before its first request."""
+    """One tier of a cluster, or its cascade. claim: None before its first request.
+
+    net_worse: of a cascade, the share of kept answers that are worse.
+    """
 
     tier: str
     model: str
@@ -123,14 +127,28 @@ def summary(planner: TierPlanner, database: Database) -> list[ClusterState]:
                 paid_usd=f"{spent.cheaper_usd:.4f}",
                 own_usd=f"{spent.own_usd:.4f}",
                 saved_usd=f"{saved:.4f}",
-                tiers=tuple(
-                    _state(rung.tier, rung.model, claim)
-                    for rung, claim in zip(rungs, claims, strict=True)
+                tiers=(
+                    *(
+                        _state(rung.tier, rung.model, claim)
+                        for rung, claim in zip(rungs, claims, strict=True)
+                    ),
+                    *_cascades(planner, int(number), start, tenants),
                 ),
                 next=_next(planner, tenants, cluster, planner.prospects(tenants, cluster, traffic)),
             )
         )
     return sorted(found, key=lambda one: (-Decimal(one.saved_usd), one.tenants, one.cluster))
+
+
+def _cascades(planner: TierPlanner, cluster: int, start: Rung, tenants: str) -> Iterator[TierState]:
+    """Yield the cascades that have any evidence, by the tier that answers first."""
+    if planner.settings.cascade == "off" or planner.cascades is None:
+        return
+    for rung in planner.ladder(start):
+        for check in CALLS:
+            claim = planner.cascades.claim(cluster, start, rung, tenants, check)
+            if claim is not None:
+                yield _state(f"{rung.tier}, cascade by {check}", rung.model, claim)
 
 
 def _state(tier: str, model: str, claim: Claim | None) -> TierState:
@@ -164,7 +182,7 @@ def _money(planner: TierPlanner, database: Database) -> defaultdict[tuple[str, s
     given = exits.c.uncached_input_tokens + exits.c.cache_read_tokens
     written = exits.c.cache_write_5m_tokens + exits.c.cache_write_1h_tokens
     made = exits.c.output_tokens + exits.c.reasoning_tokens
-    is_cheaper = exits.c.reason == "earned_tier"
+    is_cheaper = exits.c.reason.in_(("earned_tier", "cascade"))
     query: Select[Any] = (
         select(
             exits.c.tenant, exits.c.cluster, exits.c.endpoint, is_cheaper, exits.c.outcome,

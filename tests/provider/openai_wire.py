@@ -20,7 +20,8 @@ def whole(seen: Seen, answer: Reply, usage: Any, number: int) -> dict[str, Any]:
     if answer.calls:
         calls = [_call(n, number, c.name, json.dumps(c.arguments)) for n, c in _calls(answer)]
         message = {**message, "content": None, "tool_calls": calls}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish}
+    found = _logprobs(answer) if seen.body.get("logprobs") else None
+    choice = {"index": 0, "message": message, "logprobs": found, "finish_reason": answer.finish}
     count = seen.body.get("n") or 1
     return {
         "id": f"chatcmpl-{number}",
@@ -59,6 +60,17 @@ def events(seen: Seen, answer: Reply, usage: Any, number: int) -> list[bytes]:
     if usage is not None and (seen.body.get("stream_options") or {}).get("include_usage"):
         result.append(_event({**base, "choices": [], "usage": usage}))
     return [*result, b"data: [DONE]\n\n"]
+
+
+def _logprobs(answer: Reply) -> dict[str, Any] | None:
+    if answer.logprob is None:
+        return None
+    words = answer.text.split(" ")
+    content = [
+        {"token": word, "logprob": answer.logprob, "bytes": None, "top_logprobs": []}
+        for word in words
+    ]
+    return {"content": content, "refusal": None}
 
 
 def text_in(event: bytes) -> str:

@@ -94,13 +94,17 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Reply:
-    """The model's text. finish: in OpenAI's words. service_tier: the usual one where None."""
+    """The model's text. finish: in OpenAI's words. service_tier: the usual one where None.
+
+    logprob: of each word, where the request asks for it (OpenAI's format); None for none.
+    """
 
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
     finish: str = "stop"
     reasoning_tokens: int = 0
     service_tier: str | None = None
+    logprob: float | None = None
 
 
 Answer = Callable[[Seen], Reply | str | None]

@@ -156,6 +156,7 @@ class TierServer:
         evidence: EvidenceSettings,
         prices: FlatPrices,
         tenant_of: Callable[[str], Tenant],
+        gives_logprobs: Callable[[str], bool] = lambda model: False,
     ) -> None:
         self.server = Server({}, frontier=frontier)
         self.database = database
@@ -165,13 +166,13 @@ class TierServer:
         )
         self.planner = TierPlanner(
             settings, clustering, TIERS, frontier.configured, prices, self.evidence.evidence,
-            context.metrics.tiers,
+            context.metrics.tiers, gives_logprobs,
         )  # fmt: skip
         recorder = ExitRecorder(ledger, self.server.exits)
 
         def auditor(reference: Runner[Any, Any], served: Runner[Any, Any]) -> TierAuditor:
             self.auditor = TierAuditor(
-                self.planner, self.evidence.appender, recorder, reference, served
+                self.planner, self.evidence.appender, recorder, reference, served, embed
             )
             return self.auditor
 
@@ -227,6 +228,7 @@ async def tiered(
     evidence: EvidenceSettings = EARLY,
     prices: FlatPrices = PRICES,
     tenant_of: Callable[[str], Tenant] = Tenant,
+    gives_logprobs: Callable[[str], bool] = lambda model: False,
     **more: Any,
 ) -> AsyncIterator[TierServer]:
     """Yield a replica, and let its comparisons end."""
@@ -240,8 +242,9 @@ async def tiered(
             frontier_kit.settings(provider, tiers=TIERS, **more), prices=prices
         ) as stack:
             found = TierServer(
-                database, ledger, stack, await clusters(), settings, evidence, prices, tenant_of
-            )
+                database, ledger, stack, await clusters(), settings, evidence, prices, tenant_of,
+                gives_logprobs,
+            )  # fmt: skip
             try:
                 yield found
             finally:

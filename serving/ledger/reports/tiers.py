@@ -30,7 +30,7 @@ def purposes(connection: Connection, scope: Scope) -> tuple[PurposeSpend, ...]:
 def clusters(connection: Connection, scope: Scope) -> tuple[ClusterSpend, ...]:
     """Return open-ended chats by cluster, the most expensive first, at most 50."""
     is_chat = and_(exits.c.endpoint != "audit", exits.c.outcome == "answered")
-    is_cheaper = and_(is_chat, exits.c.reason == "earned_tier")
+    is_cheaper = and_(is_chat, exits.c.reason.in_(("earned_tier", "cascade")))
     query: Select[Any] = (
         select(
             exits.c.cluster,
