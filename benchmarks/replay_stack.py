@@ -31,6 +31,7 @@ from serving.evidence.store import EvidenceStore
 from serving.evidence.worker import EvidenceWorker
 from serving.ledger.database import Database
 from serving.pipeline.admission import AdmissionQueue, Admitted, one_call
+from serving.pipeline.build import Tiering, build_runners
 from serving.pipeline.exit_recorder import (
     ExitRecorder,
     Outcome,
@@ -41,7 +42,6 @@ from serving.pipeline.exit_recorder import (
 from serving.pipeline.frontier_model import FrontierModelRunner
 from serving.pipeline.plan import FrontierPlan, TaskPlan
 from serving.pipeline.replica_meter import ReplicaMeter
-from serving.pipeline.request_path import Tiering, build_runners
 from serving.pipeline.tier_auditor import TierAuditor
 from serving.tiers.clusters import read_clustering
 from serving.tiers.planner import TierPlanner
