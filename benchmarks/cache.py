@@ -186,7 +186,8 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
         print(
             f"{row['entries']:>9,} questions  hit p50 {row['hit_p50_ms']:.2f} p99 "
             f"{row['hit_p99_ms']:.2f} ms  miss p50 {row['miss_p50_ms']:.2f} p99 "
-            f"{row['miss_p99_ms']:.2f} ms  index {row['index_mib']:.0f} MiB, loaded in "
+            f"{row['miss_p99_ms']:.2f} ms  found {row['found']:,} of {row['asked']:,}  index "
+            f"{row['index_mib']:.0f} MiB, filled in {row['fill_s']:.0f} s, loaded in "
             f"{row['load_s']:.1f} s"
         )
     found = document["namespaces"]

@@ -204,8 +204,9 @@ class SimilarEntries:
             if known is not None and known.similarity is not None and is_servable(known.entry):
                 return _known(known, known.similarity)
             for _ in range(_ROUNDS):
-                near = self._indexes.nearest(partition, question.vector, CANDIDATES, reader)
-                near = [one for one in near if one.similarity >= threshold]
+                near = self._indexes.nearest(
+                    partition, question.vector, CANDIDATES, threshold, reader
+                )
                 asked = reader.asked([one.entry for one in near]) if near else {}
                 gone = [one.entry for one in near if one.entry not in asked]
                 if not gone:

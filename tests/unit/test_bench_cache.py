@@ -4,7 +4,9 @@ from collections import Counter
 
 import pytest
 
+from benchmarks.cache_lookups import time_lookups
 from benchmarks.cache_replay import meaning_stream, questions, repeating_stream, zipf_stream
+from benchmarks.cache_similar import time_namespaces, time_similar
 from serving.cache.cacheable import unfit_chat
 from serving.cache.key import normalised
 from serving.pipeline.read import read_chat
@@ -52,3 +54,15 @@ def test_by_meaning_a_tenth_repeats_in_each_way_and_three_tenths_nearly() -> Non
         if kind == "new":
             seen.add(normalised(text))
         assert (normalised(text) in seen) is (kind not in ("paraphrase", "near miss"))
+
+
+def test_lookups_by_meaning_among_many_questions_find_theirs() -> None:
+    found = time_similar(2000, 40).document()
+    assert (found["entries"], found["found"], found["asked"]) == (2000, 40, 40)
+    assert found["miss_p50_ms"] <= found["miss_p99_ms"]
+
+
+def test_lookups_by_key_and_of_another_tenant_are_timed() -> None:
+    assert time_lookups(600, 20).document()["entries"] == 600
+    found = time_namespaces(600, 20).document()
+    assert found["difference_low_ms"] <= found["difference_ms"] <= found["difference_high_ms"]
