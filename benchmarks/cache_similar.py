@@ -234,7 +234,8 @@ def _vector(number: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
     values = np.random.default_rng(abs(number) * 2 + (number < 0)).standard_normal(_DIMENSIONS)
     values = values * _SPREAD
     values[-1] += _MEAN
-    return (values / np.linalg.norm(values)).astype(np.float32)
+    unit: np.ndarray[Any, np.dtype[np.float32]] = values / np.linalg.norm(values)
+    return unit.astype(np.float32)
 
 
 def _percentiles(name: str, values: list[float]) -> dict[str, float]:

@@ -137,6 +137,18 @@ class SimilarEntries:
             logger.warning("cache.similar_unavailable error=%s", type(error).__name__)
             return None
 
+    async def asked(self, entry: str) -> Asked | None:
+        """Return an entry with its question; None where there is none that can be read."""
+        try:
+            return await self._run(self._asked, entry)
+        except (LedgerUnavailable, SQLAlchemyError) as error:
+            logger.warning("cache.similar_unread error=%s", type(error).__name__)
+            return None
+
+    def _asked(self, entry: str) -> Asked | None:
+        with self._store.read() as reader:
+            return reader.asked([entry]).get(entry)
+
     async def add_alias(self, key: str, match: SimilarMatch, now: datetime) -> None:
         """Note that an audit accepted a wording."""
         await self._change(

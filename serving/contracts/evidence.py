@@ -68,6 +68,18 @@ class Flips:
     interval: tuple[float, float]
 
 
+@dataclass(frozen=True, slots=True)
+class JudgeSpread:
+    """How often the judge finds a second answer of the same model badly worse than the first.
+
+    A shortcut cannot be shown to do better. interval: 97.5 %, valid at every time.
+    """
+
+    pairs: int
+    badly_worse: float
+    interval: tuple[float, float]
+
+
 class PeopleError(BaseModel):
     """The error against people, from their labels of a random sample of the audited inputs.
 
@@ -196,7 +208,8 @@ class Claim:
     the last earning. span_h: hours of traffic that earned it. episode: how often it began to be
     earned. hypotheses: tested in this scope so far. sequence: the last audit or event that this
     state includes. people: the error against people of what was accepted since earning.
-    flips: where the reference is the 16-bit baseline. since_signal: inputs that took the shortcut
+    flips: where the reference is the 16-bit baseline. judge_spread: where a judge compares answers,
+    what it makes of equal ones. since_signal: inputs that took the shortcut
     since it was earned or traffic was last found changed. earned_from: what it was earned on.
     affordable_rate: share of accepted inputs whose audits cost what the settings let them cost.
     escalate: digests of frequent texts that were answered wrongly, the newest last; they are never
@@ -227,6 +240,7 @@ class Claim:
     sequence: int = 0
     people: PeopleError | None = None
     flips: Flips | None = None
+    judge_spread: JudgeSpread | None = None
     since_signal: int = 0
     earned_from: EarnedFrom = field(default_factory=EarnedFrom)
     affordable_rate: float = 1.0
@@ -235,9 +249,10 @@ class Claim:
     shadow_loss: float | None = None
 
 
-Origin = Literal["shadow", "accepted", "escalated", "person"]
+Origin = Literal["shadow", "accepted", "escalated", "person", "refined"]
 """Why an input was audited. shadow: the reference answered it in shadow. accepted: by the coin; the
-shortcut answered it. escalated: it was below the threshold. person: a person labelled it."""
+shortcut answered it. escalated: it was below the threshold. person: a person labelled it. refined:
+the shortcut answered it, and a follow-up repeated or corrected the question."""
 
 Verdict = Literal["same", "different", "missing", "dropped", "awaited"]
 """missing: no verdict for reasons of the input (refusal, unknown label, unreadable, time-out): a
@@ -271,8 +286,9 @@ class Audit:
     audited for another reason, and then it only trains. hypothesis: number of the one that was
     claimed when the input was accepted; 0 in shadow. loss: of the answer as served, in [0, 1].
     candidates: what each candidate that existed made of it. label: the reference's answer.
-    cost_usd: of the reference's call. accepted: inputs that took the shortcut in this replica since
-    its last row. sequence: order in the database, 0 before it is written.
+    cost_usd: of the reference's call. judge_usd: what comparing cost besides, in shadow. accepted:
+    inputs that took the shortcut in this replica since its last row. sequence: order in the
+    database, 0 before it is written.
     """
 
     claim: str
@@ -296,6 +312,7 @@ class Audit:
     drawn_at: datetime = datetime.min
     judged_at: datetime = datetime.min
     sequence: int = 0
+    judge_usd: Decimal | None = None
 
 
 EventKind = Literal[

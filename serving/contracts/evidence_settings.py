@@ -93,6 +93,12 @@ class EvidenceSettings(BaseModel):
         ge=0,
         description="reference answers of one claim's shadow, US dollars",
     )
+    shadow_judge_max_usd_a_day: Decimal = Field(
+        default=Decimal(5),
+        ge=0,
+        description="judge's calls that compare cached answers in shadow, US dollars a day, "
+        "besides max_usd_a_day",
+    )
     shadow_max_labels: int = Field(
         default=5000,
         ge=100,

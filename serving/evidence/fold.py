@@ -23,6 +23,7 @@ from serving.contracts.evidence import (
     EarnedFrom,
     EventKind,
     Flips,
+    JudgeSpread,
 )
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.task_spec import LossName
@@ -134,6 +135,7 @@ class ClaimFold:
             hypotheses=earning.tested,
             episode=earning.suspensions + 1,
             flips=self._flips(),
+            judge_spread=self._judge_spread(),
             affordable_rate=self._affordable_rate,
         )
         if held is None:
@@ -332,6 +334,9 @@ class ClaimFold:
                 audit, is_claimed=held is not None and audit.hypothesis == held.hypothesis
             )
             return
+        if audit.origin == "refined":
+            self._refined(audit)
+            return
         if audit.verdict in ("dropped", "awaited"):
             self._unjudged(audit)
             return
@@ -358,13 +363,40 @@ class ClaimFold:
             reason = _SHOWN_WORSE if self._is_net else _NOT_EARNABLE
             self._change(ClaimState.NOT_EARNABLE, "not_earnable", reason, audit)
 
+    def _refined(self, audit: Audit) -> None:
+        """Let the watch bet on an answer that a client did not accept and that was found wrong.
+
+        No coin chose it: it counts against the claim, never for it, and not in the observed error.
+        """
+        held = self._held
+        if held is None or audit.hypothesis != held.hypothesis or not audit.loss:
+            return
+        if isinstance(held.watch, NetWatch):
+            return
+        held.errors.add(audit.text, audit.loss)
+        held.watch.suspect(audit.loss)
+        reason = held.watch.reason
+        if reason is not None:
+            self._suspend(reason, audit.judged_at)
+            self._transition("suspended", reason, audit)
+
+    def _judge_spread(self) -> JudgeSpread | None:
+        if not self._again:
+            return None
+        found = judged_baseline(self._again).badly_worse
+        return JudgeSpread(len(self._again), found.mean, (found.low, found.high))
+
     def _judge_again(self, audit: Audit) -> None:
         """Count what the judge made of the reference against itself; end what it cannot judge."""
-        found = [c for c in audit.candidates if c.name == AGAIN] if self._is_net else []
+        found = [c for c in audit.candidates if c.name == AGAIN]
         if not found:
             return
         self._again.append(JudgedPair(found[0].loss, found[0].badly_worse))
-        limits = JudgedLimits(self._claim.target_error / 2.0, self._settings.badly_worse)
+        if self._is_net:
+            limits = JudgedLimits(self._claim.target_error / 2.0, self._settings.badly_worse)
+        else:
+            # Of a cached answer, which of two good ones is preferred does not count.
+            limits = JudgedLimits(_ANY_PREFERENCE, self._claim.target_error)
         if not judged_baseline(self._again).is_unjudgeable(limits):
             return
         if self._held is not None:
@@ -504,6 +536,7 @@ _LEAST_WATCHED = 2.0
 """Costs are estimates: a claim goes unwatched where less than half of floor_rate is affordable."""
 
 _SHOWN_WORSE = "the answers are shown to be worse than the target allows, or nothing is on course"
+_ANY_PREFERENCE = 0.499
 _UNJUDGEABLE = "the judge finds the reference worse than itself more often than the target allows"
 _BEING_EARNED = (ClaimState.PROVISIONAL, ClaimState.SHADOW, ClaimState.SUSPENDED)
 

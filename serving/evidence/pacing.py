@@ -45,8 +45,13 @@ class Spent:
 
 def is_affordable(spent: Spent, settings: EvidenceSettings, now: datetime) -> bool:
     """Return whether the day's budget, paced over the day, has room for another audit."""
+    return has_room(spent, settings.max_usd_a_day, now)
+
+
+def has_room(spent: Spent, max_usd_a_day: Decimal, now: datetime) -> bool:
+    """Return whether a budget, paced over the day, has room for another call."""
     elapsed_s = now.hour * 3600 + now.minute * 60 + now.second
-    return spent.today_usd < budget_by_now(settings.max_usd_a_day, elapsed_s)
+    return spent.today_usd < budget_by_now(max_usd_a_day, elapsed_s)
 
 
 def shadow_rate(state: ClaimState | None, spent: Spent, settings: EvidenceSettings) -> float:

@@ -5,7 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from uuid import uuid4
 
 from serving.contracts.context import RequestContext
@@ -26,7 +27,7 @@ from serving.evidence.candidates import AttestedModel, CandidateModel
 from serving.evidence.consent import consent_of
 from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.fold import rules_version
-from serving.evidence.pacing import Spent, audit_rate, is_affordable, shadow_rate
+from serving.evidence.pacing import Spent, audit_rate, has_room, is_affordable, shadow_rate
 from serving.evidence.shortcuts import Judging, LocalTask, permitted
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.standing import Situation, Standing, standing_of
@@ -72,15 +73,29 @@ class Ruling:
 class LocalCounts:
     """What this process counts beside the claims. spent: as last read from the database.
 
-    accepted: inputs that took the shortcut since the claim's last row. dropped: audits not made, by
+    judged_today: what comparing in shadow cost all replicas today, as last read. judged_here: what
+    it cost this process on a day. accepted: inputs that took the shortcut since the claim's last
+    row. dropped: audits not made, by
     claim. unread: answers of the reference that are no evidence, by claim.
     """
 
     spent_today: Spent = field(default_factory=Spent)
+    judged_today: Decimal = Decimal(0)
+    judged_here: tuple[date, Decimal] = (date.min, Decimal(0))
     shadow_spent: Mapping[str, Spent] = field(default_factory=dict)
     accepted: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
+
+    def judged(self, day: date, usd: Decimal) -> None:
+        """Count what comparing a hit in shadow cost."""
+        known, before = self.judged_here
+        self.judged_here = (day, usd + (before if known == day else Decimal(0)))
+
+    def judged_usd(self, day: date) -> Decimal:
+        """Return what comparing in shadow cost today, as far as this process knows."""
+        known, here = self.judged_here
+        return max(self.judged_today, here if known == day else Decimal(0))
 
     def take_accepted(self, name: str) -> int:
         """Return the accepted inputs to be written with the next row, and count anew."""
@@ -307,6 +322,16 @@ class Evidence:
     def is_affordable(self) -> bool:
         """Return whether the day's budget has room for an audit now."""
         return is_affordable(self.counts.spent_today, self.settings, self._now())
+
+    def may_judge(self) -> bool:
+        """Return whether the day's budget of comparisons in shadow has room for another one."""
+        spent = self.counts.judged_usd(self._now().astimezone(UTC).date())
+        today = Spent(today_usd=spent)
+        return has_room(today, self.settings.shadow_judge_max_usd_a_day, self._now())
+
+    def judged(self, usd: Decimal) -> None:
+        """Count what comparing a hit in shadow cost."""
+        self.counts.judged(self._now().astimezone(UTC).date(), usd)
 
     def _own_reference(self, shortcut: Shortcut, context: RequestContext) -> str | None:
         """Return the reference of inputs that no provider gets: the 16-bit baseline, or people."""

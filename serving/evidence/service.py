@@ -99,9 +99,11 @@ class EvidenceService:
     def _read_spending(self) -> None:
         counts, now = self.evidence.counts, self.evidence.now()
         midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        today = sum(self.store.spent_usd(midnight, "accepted").values(), Decimal(0))
+        audits = self.store.spent_usd(midnight, "accepted", "refined")
+        today = sum(audits.values(), Decimal(0))
         shadow = self.store.spent_usd(_EVER, "shadow")
         counts.spent_today = Spent(today_usd=today)
+        counts.judged_today = self.store.judge_usd(midnight)
         counts.shadow_spent = {name: Spent(shadow_usd=usd) for name, usd in shadow.items()}
 
 

@@ -15,7 +15,15 @@ from uuid import uuid4
 from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Connection, Row, Table, delete, func, select, update
 
-from serving.contracts.evidence import Action, Audit, Candidate, Claim, ClaimEvent, Scope
+from serving.contracts.evidence import (
+    Action,
+    Audit,
+    Candidate,
+    Claim,
+    ClaimEvent,
+    Origin,
+    Scope,
+)
 from serving.contracts.routing import end_user_id
 from serving.ledger.database import Database
 from serving.ledger.instances import database_now
@@ -196,11 +204,18 @@ class EvidenceStore:
         claims = {row.claim: _CLAIM.validate_json(row.document) for row in rows}
         return States(claims, max((row.sequence for row in rows), default=0))
 
-    def spent_usd(self, since: datetime, origin: str | None = None) -> dict[str, Decimal]:
-        """Return what audits since a moment cost, by claim. origin: of these audits alone."""
+    def judge_usd(self, since: datetime) -> Decimal:
+        """Return what comparing in shadow cost since a moment, besides the clients' own answers."""
+        cost = func.sum(evidence_audits.c.judge_usd).label("judge_usd")
+        query = select(cost).where(evidence_audits.c.judged_at >= since)
+        with self.database.read() as connection:
+            return connection.execute(query).scalar_one() or Decimal(0)
+
+    def spent_usd(self, since: datetime, *origins: Origin) -> dict[str, Decimal]:
+        """Return what audits since a moment cost, by claim. origins: of these audits alone."""
         chosen = evidence_audits.c.judged_at >= since
-        if origin is not None:
-            chosen &= evidence_audits.c.origin == origin
+        if origins:
+            chosen &= evidence_audits.c.origin.in_(origins)
         cost = func.sum(evidence_audits.c.cost_usd).label("cost_usd")
         with self.database.read() as connection:
             rows = connection.execute(
@@ -351,6 +366,7 @@ def _row(audit: Audit) -> dict[str, Any]:
         "served": audit.served,
         "label": audit.label,
         "cost_usd": audit.cost_usd,
+        "judge_usd": audit.judge_usd,
         "judged_at": audit.judged_at,
     }
 
@@ -360,7 +376,7 @@ def _audit(row: Row[Any]) -> Audit:
         row.claim, row.input, row.group_id, row.text_digest, row.origin, row.coin, row.verdict,
         row.loss, row.reference, _CANDIDATES.validate_json(row.candidates), row.served, row.label,
         row.cost_usd, row.tenant, row.request_id, row.end_user, row.accepted, row.hypothesis,
-        row.drawn_at, row.judged_at, row.sequence,
+        row.drawn_at, row.judged_at, row.sequence, row.judge_usd,
     )  # fmt: skip
 
 

@@ -332,6 +332,7 @@ evidence_audits = Table(
     Column("served", Text),
     Column("label", Text),
     Column("cost_usd", Usd),
+    Column("judge_usd", Usd),
     Column("judged_at", UtcTime, nullable=False),
     UniqueConstraint("claim", "input", name="evidence_audits_once"),
     Index("evidence_audits_by_request", "request_id"),

@@ -14,7 +14,7 @@ from serving.contracts.errors import NarrowgateError
 from serving.contracts.requests import ChatRequest
 from serving.pipeline.cache_access import Answered, CacheAccess, served_from
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
-from serving.pipeline.hit_auditor import FreshAnswer
+from serving.pipeline.hit_auditor import Fresh, FreshAnswer
 from serving.pipeline.led_work import lead, leading, taking_part
 from serving.pipeline.plan import Plan, Planner, TaskPlan
 from serving.pipeline.runner import Runner
@@ -69,7 +69,7 @@ class CachedChat:
             yield replace(await self._unshared(request, record), cache="bypass")
             return
         if self._similar is not None:
-            self._similar.follow(request, record)
+            self._similar.follow(request, record, self.fresh)
         entry = (await access.find([key], record, "chat")).get(key)
         if entry is not None:
             yield self._remembered(request, key, await self._hit(request, entry, record))
@@ -79,7 +79,7 @@ class CachedChat:
             similar = await self._similar.look(request, key, record)
         if similar.serves:
             reply = await self._similar_hit(request, similar, record)
-            yield self._remembered(request, key, reply)
+            yield self._remembered(request, key, reply, similar)
         elif not access.stores(context):
             yield self._remembered(request, key, await self._unshared(request, record))
         else:
@@ -91,11 +91,22 @@ class CachedChat:
         plan = await self._planner.plan(request, record.context, record.vectors)
         return _Asked(plan, await record.run(self._runners[type(plan)], request, plan))
 
-    def _remembered(self, request: ChatRequest, key: str, reply: Reply) -> Reply:
+    def fresh(self, request: ChatRequest) -> Fresh:
+        """Return a function that asks a model about a chat, without the cache."""
+
+        async def ask(audit: RequestRecord) -> FreshAnswer:
+            asked = await self.ask(replace(request, stream=False), audit)
+            assert isinstance(asked.outcome, Outcome)
+            document = whole_document(asked.plan, asked.outcome, audit.context)
+            return FreshAnswer(document, asked.outcome.cost_usd)
+
+        return ask
+
+    def _remembered(
+        self, request: ChatRequest, key: str, reply: Reply, similar: Similar = NOTHING
+    ) -> Reply:
         if self._similar is not None:
-            hit = reply.hit
-            kind, entry = ("none", None) if hit is None else (hit.kind, hit.entry)
-            self._similar.remember(request, key, reply.route, kind, entry)
+            self._similar.remember(request, key, reply.route, reply.hit, similar)
         return reply
 
     async def _similar_hit(
@@ -104,14 +115,7 @@ class CachedChat:
         assert self._similar is not None
         assert similar.hit is not None
         reply = await self._hit(request, similar.hit.entry, record, similar)
-
-        async def fresh(audit: RequestRecord) -> FreshAnswer:
-            asked = await self.ask(replace(request, stream=False), audit)
-            assert isinstance(asked.outcome, Outcome)
-            document = whole_document(asked.plan, asked.outcome, audit.context)
-            return FreshAnswer(document, asked.outcome.cost_usd)
-
-        self._similar.served(similar, fresh)
+        self._similar.served(similar, self.fresh(request))
         return reply
 
     @asynccontextmanager
@@ -252,7 +256,8 @@ class _LedChat:
         if self._similar_chats is not None:
             content = answered.content
             fresh = FreshAnswer(content.document, content.cost_usd)
-            self._similar_chats.answered(self._similar, fresh)
+            ask = self._chats.fresh(self._request)
+            self._similar_chats.answered(self._similar, fresh, ask)
 
 
 def _input(plan: Plan) -> tuple[str | None, str | None]:

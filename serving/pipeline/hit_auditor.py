@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -16,8 +16,11 @@ from serving.contracts.evidence import Candidate, Origin, Verdict
 from serving.contracts.requests import ChatRequest
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.candidates import MODEL
+from serving.evidence.fold import AGAIN
 from serving.evidence.judge import JudgedAnswers, JudgePrompt, JudgeReply, judge
+from serving.evidence.pacing import coin
 from serving.evidence.rulings import Evidence, Ruling
+from serving.evidence.statistics.judged import JudgedPair
 from serving.pipeline.audit_work import OF_THE_INPUT, AuditWork, Drawn, judge_call
 from serving.pipeline.compared_text import answer_text
 from serving.pipeline.exit_recorder import ExitRecorder, RequestRecord
@@ -25,6 +28,9 @@ from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
 
 logger = logging.getLogger(__name__)
+
+AGAIN_SHARE = 0.05
+"""Of the compared hits, those for which the model answers once more: the judge's own spread."""
 
 Fresh = Callable[[RequestRecord], Awaitable["FreshAnswer"]]
 """Asks a model, without the cache. Raises NarrowgateError."""
@@ -43,8 +49,8 @@ class ObservedHit:
     """A hit as it was drawn at acceptance, before its answer was compared.
 
     key: of the request. question: that was asked. coin: whether the coin chose it. is_affordable:
-    the day's budget had room for an audit. is_suspected: the entry was put aside, so that the
-    comparison decides about the entry alone.
+    the budget had room for it. is_suspected: the entry was put aside, so that the comparison
+    decides about the entry; of a hit that no follow-up refined, about the entry alone.
     """
 
     match: SimilarMatch
@@ -70,7 +76,8 @@ class ObservedHit:
 class HitAuditor(AuditWork):
     """Runs audits of hits with their own concurrency and deadline, within evidence's budget.
 
-    frontier: asks a frontier model; the judge is evidence.reference.
+    frontier: asks a frontier model; the judge is evidence.reference. again_share: of the compared
+    hits, those for which the model answers once more.
     """
 
     def __init__(
@@ -81,23 +88,29 @@ class HitAuditor(AuditWork):
         frontier: Runner[ChatRequest, FrontierPlan],
         entries: SimilarEntries,
         events: SimilarEvents,
+        again_share: float = AGAIN_SHARE,
     ) -> None:
         super().__init__(evidence, appender, "cache.audit_failed")
         self._recorder = recorder
         self._frontier = frontier
         self._entries = entries
         self._events = events
+        self._again_share = again_share
 
-    def shadowed(self, one: ObservedHit, fresh: FreshAnswer) -> None:
+    def shadowed(self, one: ObservedHit, fresh: FreshAnswer, ask: Fresh) -> None:
         """Compare a hit that was not served with the model's answer, which the client got."""
         if one.coin or one.is_suspected:
-            self._begin(one, "shadow", self._compare(one, "shadow", fresh))
+            self._begin(one, "shadow", self._compare(one, "shadow", fresh, ask))
 
     def served(self, one: ObservedHit, ask: Fresh) -> None:
         """Ask the model about a hit that was served, where the coin chose it."""
         self.evidence.counts.accepted[one.ruling.name] += 1
         if one.coin:
-            self._begin(one, "accepted", self._ask(one, ask))
+            self._begin(one, "accepted", self._ask(one, "accepted", ask))
+
+    def refined(self, one: ObservedHit, ask: Fresh) -> None:
+        """Audit a hit that was served, since a follow-up repeated or corrected its question."""
+        self._begin(one, "refined", self._ask(one, "refined", ask))
 
     def _begin(self, one: ObservedHit, origin: Origin, work: Coroutine[Any, Any, None]) -> None:
         if not one.is_affordable:
@@ -105,51 +118,79 @@ class HitAuditor(AuditWork):
             self._drop(one, origin)
         elif not self._start(work):
             self._drop(one, origin)
-        elif not one.is_suspected:
+        elif _has_row(one, origin):
             self._draw(one.drawn, origin)
 
-    async def _ask(self, one: ObservedHit, ask: Fresh) -> None:
+    async def _ask(self, one: ObservedHit, origin: Origin, ask: Fresh) -> None:
         """Have the model answer as if there were no cache, then compare."""
         costs: list[Decimal | None] = [None]
         try:
-            async with (
-                asyncio.timeout(self.evidence.settings.deadline_s),
-                self._recorder.open(
-                    self._context(one.context, one.context.options), "audit"
-                ) as record,
-            ):
-                record.inputs[0].closed = costs.append
-                fresh = await ask(record)
+            async with asyncio.timeout(self.evidence.settings.deadline_s):
+                fresh = await self._answered(one, ask, costs)
         except (NarrowgateError, TimeoutError) as error:
-            self._unjudged(one, "accepted", error, costs[-1])
+            self._unjudged(one, origin, error, costs[-1])
             return
-        await self._compare(one, "accepted", fresh)
+        await self._compare(one, origin, fresh, ask)
 
-    async def _compare(self, one: ObservedHit, origin: Origin, fresh: FreshAnswer) -> None:
-        cost_usd = fresh.cost_usd
+    async def _answered(
+        self, one: ObservedHit, ask: Fresh, costs: list[Decimal | None]
+    ) -> FreshAnswer:
+        """Return a model's own answer. costs: gets its cost. Raises NarrowgateError."""
+        context = self._context(one.context, one.context.options)
+        async with self._recorder.open(context, "audit") as record:
+            record.inputs[0].closed = costs.append
+            return await ask(record)
+
+    async def _compare(
+        self, one: ObservedHit, origin: Origin, fresh: FreshAnswer, ask: Fresh
+    ) -> None:
         if unfit_document(fresh.document) is not None:
             # Refused or cut: there is nothing to compare, for reasons of the input.
-            self._verdict(one, origin, "missing", 1.0, cost_usd)
+            self._verdict(one, origin, "missing", 1.0, fresh.cost_usd)
             return
-        answers = JudgedAnswers(
-            one.question, answer_text(one.match.entry.content.document), answer_text(fresh.document)
-        )
+        answer = answer_text(fresh.document)
+        costs: list[Decimal | None] = []
         try:
             async with asyncio.timeout(self.evidence.settings.deadline_s):
-                found = await judge(answers, lambda prompt: self._ask_judge(one, prompt))
+                stored = answer_text(one.match.entry.content.document)
+                found = await self._judged(one, stored, answer, costs)
+                again = await self._again(one, answer, ask, costs)
         except (NarrowgateError, TimeoutError) as error:
-            self._unjudged(one, origin, error, cost_usd)
+            self._unjudged(one, origin, error, fresh.cost_usd, costs)
             return
-        if origin == "accepted":
-            # In shadow the fresh answer's cost is what a hit would have avoided, without the judge.
-            costs = (cost_usd, found.cost_usd)
-            cost_usd = None if None in costs else sum((c for c in costs if c), Decimal(0))
-        if found.pair is None:
-            self._verdict(one, origin, "missing", 1.0, cost_usd)
-            return
-        loss = found.pair.badly_worse
-        self._verdict(one, origin, "different" if loss else "same", loss, cost_usd)
-        await self._conclude(one, loss)
+        loss = 1.0 if found is None else found.badly_worse
+        verdict: Verdict = "missing" if found is None else "different" if loss else "same"
+        self._verdict(one, origin, verdict, loss, fresh.cost_usd, costs, again)
+        if found is not None:
+            await self._conclude(one, loss)
+
+    async def _judged(
+        self, one: ObservedHit, shortcut: str, reference: str, costs: list[Decimal | None]
+    ) -> JudgedPair | None:
+        async def ask(prompt: JudgePrompt) -> JudgeReply:
+            reply = await self._ask_judge(one, prompt)
+            costs.append(reply.cost_usd)
+            return reply
+
+        return (await judge(JudgedAnswers(one.question, shortcut, reference), ask)).pair
+
+    async def _again(
+        self, one: ObservedHit, first: str, ask: Fresh, costs: list[Decimal | None]
+    ) -> Candidate | None:
+        """Return what the judge makes of a second fresh answer; None for most hits.
+
+        The coin is drawn whatever the verdict on the hit was.
+        """
+        if not coin(self._again_share):
+            return None
+        try:
+            second = await self._answered(one, ask, costs)
+            if unfit_document(second.document) is not None:
+                return None
+            pair = await self._judged(one, answer_text(second.document), first, costs)
+        except NarrowgateError:
+            return None
+        return None if pair is None else Candidate(AGAIN, 1.0, pair.loss, None, pair.badly_worse)
 
     async def _conclude(self, one: ObservedHit, loss: float) -> None:
         """Draw the consequences of a verdict for the entry."""
@@ -183,16 +224,25 @@ class HitAuditor(AuditWork):
         origin: Origin,
         error: NarrowgateError | TimeoutError,
         cost_usd: Decimal | None,
+        costs: Sequence[Decimal | None] = (),
     ) -> None:
         if isinstance(error, TimeoutError):
             error = DeadlineExceeded("the audit took longer than evidence.deadline_s")
         if isinstance(error, OF_THE_INPUT):
-            self._verdict(one, origin, "missing", 1.0, cost_usd)
+            self._verdict(one, origin, "missing", 1.0, cost_usd, costs)
         else:
+            self._count_judge(origin, costs)
             self._drop(one, origin)
 
     def _drop(self, one: ObservedHit, origin: Origin) -> None:
-        self._append_drop(one.drawn, origin, has_row=not one.is_suspected)
+        self._append_drop(one.drawn, origin, has_row=_has_row(one, origin))
+
+    def _count_judge(self, origin: Origin, costs: Sequence[Decimal | None]) -> Decimal:
+        """Count what comparing cost besides the fresh answer; return it."""
+        usd = sum((cost for cost in costs if cost is not None), Decimal(0))
+        if origin == "shadow":
+            self.evidence.judged(usd)
+        return usd
 
     def _verdict(
         self,
@@ -201,11 +251,25 @@ class HitAuditor(AuditWork):
         verdict: Verdict,
         loss: float,
         cost_usd: Decimal | None,
+        costs: Sequence[Decimal | None] = (),
+        again: Candidate | None = None,
     ) -> None:
+        """Write a verdict. cost_usd: of the fresh answer. costs: of what else was asked."""
         self._events.similar_compared(one.match.kind, verdict)
-        if one.is_suspected:
+        judge_usd = self._count_judge(origin, costs)
+        if not _has_row(one, origin):
             # The coin did not choose it: it says nothing about the others.
             return
         row = self._row(one.drawn, origin, verdict, loss)
-        candidates = (Candidate(MODEL, one.match.similarity, loss),)
-        self._append(replace(row, candidates=candidates, cost_usd=cost_usd))
+        candidates = [Candidate(MODEL, one.match.similarity, loss)]
+        row = replace(row, candidates=(*candidates, *([] if again is None else [again])))
+        if origin == "shadow":
+            # The fresh answer's cost is what a hit would have avoided, without the judge.
+            row = replace(row, cost_usd=cost_usd, judge_usd=judge_usd)
+        elif cost_usd is not None and None not in costs:
+            row = replace(row, cost_usd=cost_usd + judge_usd)
+        self._append(row)
+
+
+def _has_row(one: ObservedHit, origin: Origin) -> bool:
+    return origin == "refined" or not one.is_suspected

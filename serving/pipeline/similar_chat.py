@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import uuid4
@@ -19,7 +20,7 @@ from serving.cache.similar import (
     SimilarMatch,
     SimilarOutcome,
 )
-from serving.contracts.answer import Route
+from serving.contracts.answer import CacheHit, CacheKind, Route
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import LedgerUnavailable, NarrowgateError
 from serving.contracts.evidence import NO_GUARANTEE, Guarantee
@@ -65,12 +66,27 @@ NOTHING = Similar()
 
 @dataclass(frozen=True, slots=True)
 class _Recent:
-    """An answer that a client got. entry: None where the key alone names it."""
+    """An answer that a client got. entry: None where the key alone names it.
+
+    observed: of a hit by meaning under a claim, without its answer.
+    """
 
     served: Served
     route: Route
     kind: str
     entry: str | None
+    observed: "_Observed | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """A served hit. is_audited: the coin chose it, so that it is not audited again."""
+
+    similarity: float
+    kind: CacheKind
+    ruling: Ruling
+    input: str
+    is_audited: bool
 
 
 class SimilarChats:
@@ -136,15 +152,19 @@ class SimilarChats:
         if similar.observed is not None and self._auditor is not None:
             self._auditor.served(similar.observed, ask)
 
-    def answered(self, similar: Similar, fresh: FreshAnswer) -> None:
+    def answered(self, similar: Similar, fresh: FreshAnswer, ask: Fresh) -> None:
         """Compare a hit that was not served with the model's answer."""
         if similar.observed is not None and self._auditor is not None:
-            self._auditor.shadowed(similar.observed, fresh)
+            self._auditor.shadowed(similar.observed, fresh, ask)
 
-    def follow(self, request: ChatRequest, record: RequestRecord) -> None:
+    def follow(
+        self, request: ChatRequest, record: RequestRecord, fresh: Callable[[ChatRequest], Fresh]
+    ) -> None:
         """Note where a chat repeats or corrects the question of an answer just before.
 
-        Answers are remembered in this replica alone. What is refined is put aside at once.
+        Answers are remembered in this replica alone. What is refined is put aside at once; a hit
+        under a claim is audited, and counts against the claim where it is found wrong.
+        fresh: asks a model about a request.
         """
         context = record.context
         window_s = self._access.cache.settings.refinement_window_s
@@ -153,9 +173,8 @@ class SimilarChats:
         is_short = request.text_chars <= _LONGEST_REMEMBERED
         if not window_s or roles != ["user", "assistant", "user"] or not is_short:
             return
-        before = self._recent.get(
-            self._access.key_of(replace(request, messages=turns[:-2]), context)
-        )
+        refined = replace(request, messages=turns[:-2], stream=False)
+        before = self._recent.get(self._access.key_of(refined, context))
         if before is None:
             return
         now = self._access.cache.now()
@@ -164,9 +183,35 @@ class SimilarChats:
         for item in record.inputs:
             item.refined_route = before.route
         self._events.answer_refined(before.route, before.kind)
-        task = asyncio.create_task(self._put_aside(before))
+        task = asyncio.create_task(self._refined(before, context, fresh(refined)))
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
+
+    async def _refined(self, before: _Recent, context: RequestContext, ask: Fresh) -> None:
+        await self._put_aside(before)
+        observed, entry = before.observed, before.entry
+        if observed is None or entry is None or self._auditor is None or observed.is_audited:
+            return
+        asked = await self.entries.asked(entry)
+        # The follow-up may have taken its consent back.
+        if asked is None or not self._may_send(context):
+            return
+        evidence = self._evidence
+        assert evidence is not None
+        match = SimilarMatch(asked.entry, asked.question, observed.similarity, observed.kind)
+        one = ObservedHit(
+            match,
+            before.served.conversation,
+            before.served.question,
+            context,
+            observed.ruling,
+            coin=False,
+            input=observed.input,
+            drawn_at=evidence.now(),
+            is_affordable=evidence.is_affordable(),
+            is_suspected=True,
+        )
+        self._auditor.refined(one, ask)
 
     async def _put_aside(self, before: _Recent) -> None:
         cache, key = self._access.cache, before.served.conversation
@@ -175,13 +220,24 @@ class SimilarChats:
         await self.entries.set_aside("refinement", before.entry, key)
 
     def remember(
-        self, request: ChatRequest, key: str, route: Route, kind: str, entry: str | None
+        self,
+        request: ChatRequest,
+        key: str,
+        route: Route,
+        hit: CacheHit | None,
+        similar: Similar,
     ) -> None:
         """Remember an answer, so that a follow-up to it is recognised."""
         if not self._access.cache.settings.refinement_window_s:
             return
+        kind, entry = ("none", None) if hit is None else (hit.kind, hit.entry)
         served = Served(entry or "", request.messages[-1].text, self._access.cache.now(), key)
-        self._recent[key] = _Recent(served, route, kind, entry)
+        found, observed = similar.observed, None
+        if similar.serves and found is not None:
+            observed = _Observed(
+                found.match.similarity, found.match.kind, found.ruling, found.input, found.coin
+            )
+        self._recent[key] = _Recent(served, route, kind, entry, observed)
         self._recent.move_to_end(key)
         if len(self._recent) > _MOST_REMEMBERED:
             self._recent.popitem(last=False)
@@ -197,8 +253,12 @@ class SimilarChats:
         assert self._evidence is not None
         # Elsewhere no claim could be earned or watched, and the answer must not reach the judge
         # with a later question either.
+        return options.route == "auto" and self._may_send(context)
+
+    def _may_send(self, context: RequestContext) -> bool:
+        assert self._evidence is not None
         try:
-            return options.route == "auto" and self._evidence.may_send(context)
+            return self._evidence.may_send(context)
         except LedgerUnavailable:
             return False
 
@@ -260,7 +320,7 @@ class SimilarChats:
             coin(ruling.rate),
             uuid4().hex,
             evidence.now(),
-            evidence.is_affordable(),
+            evidence.is_affordable() if serves else evidence.may_judge(),
             is_suspected,
         )
         return Similar(question, match, serves, observed, ruling)

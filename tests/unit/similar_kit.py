@@ -91,6 +91,7 @@ class SimilarServer:
         evidence: EvidenceSettings = EARLY,
         reference: str | None = OPENAI,
         tenants: dict[str, Tenant] | None = None,
+        again_share: float = 0.0,
     ) -> None:
         self.cached = found
         server = found.server
@@ -112,7 +113,7 @@ class SimilarServer:
             FrontierModelRunner(server.frontier), AdmissionQueue(8, 100), one_call
         )
         self.auditor = HitAuditor(
-            self.evidence, self.appender, recorder, asking, self.entries, metrics.cache
+            self.evidence, self.appender, recorder, asking, self.entries, metrics.cache, again_share
         )
         path = server.context.path
         assert path.cache is not None
@@ -178,11 +179,12 @@ async def similar(
     evidence: EvidenceSettings = EARLY,
     reference: str | None = OPENAI,
     tenants: dict[str, Tenant] | None = None,
+    again_share: float = 0.0,
     **settings: Any,
 ) -> AsyncIterator[SimilarServer]:
     """Give a server a cache that looks up by meaning."""
     async with cached(server, database, **settings) as found:
-        made = SimilarServer(found, database, embed, evidence, reference, tenants)
+        made = SimilarServer(found, database, embed, evidence, reference, tenants, again_share)
         await made.keeper.round()
         watch = asyncio.create_task(made.entries.watch())
         try:

@@ -317,6 +317,156 @@ async def test_a_correction_puts_the_entry_aside_until_it_is_found_right(
     assert answer.headers.get(ENTRY) != hit.headers[ENTRY]
 
 
+async def _correct(found: SimilarServer, question: str, answer: str, **more: Any) -> None:
+    """Send a follow-up that says the answer is wrong, and let what follows from it end."""
+    turns = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": "No, that is wrong"},
+    ]
+    client = found.cached.server.client
+    follow = await client.post(CHAT, json={"model": OPENAI, "messages": turns}, **more)
+    assert follow.status_code == 200
+    await found.settle()
+    await found.settle()
+
+
+UNAUDITED = {"high_rate": 1e-9, "floor_rate": 1e-9, "min_audits_a_day": 0, "alarm": 100.0}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_a_corrected_hit_that_was_wrong_counts_against_entry_and_claim(
+    build: Build, model: Model, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serving.pipeline import similar_chat
+
+    from .evidence_kit import EARLY
+
+    # No hit is audited by the coin: the claim hears of wrong ones by corrections alone.
+    monkeypatch.setattr(similar_chat, "_AUDITED_SHARE", 1e-9)
+    async with await build(evidence=EARLY.model_copy(update=UNAUDITED)) as found:
+        model.means = lambda text: "egg"
+        await found.hold()
+        model.means = lambda text: text
+        more = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
+        states, corrected = [], 0
+        for noun in ("tea", "rice", "corn", "milk", "water", "pasta", "beans", "crab", "beets"):
+            model.answers[f"How do I cook {noun}?"] = f"stored {noun}"
+            await found.ask(f"How do I cook {noun}?")
+            hit = await found.ask(f"How can I cook {noun}?", **more)
+            states.append(state_of(hit))
+            if states[-1] != "hit":
+                break
+            corrected += 1
+            await _correct(found, f"How can I cook {noun}?", text_of(hit))
+            row = found.audits()[-1]
+            assert (row.origin, row.verdict, row.loss, row.coin) == (
+                "refined", "different", 1.0, None,
+            )  # fmt: skip
+            # It was deleted: no request gets it again.
+            assert hit.headers[ENTRY] not in {one["id"] for one in await found.cached.entries()}
+        assert found.claim.state is ClaimState.SUSPENDED
+        assert corrected >= 2
+        assert states[-1] == "miss"
+        assert found.claim.reason == "the error rose above the target"
+        rate = found.cached.metric(
+            "narrowgate_cache_refinements_total", route="cache", kind="semantic"
+        )
+        assert rate == corrected
+
+
+async def test_a_corrected_hit_that_was_right_is_taken_back_and_counts_for_nothing(
+    build: Build, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serving.pipeline import similar_chat
+
+    from .evidence_kit import EARLY
+
+    monkeypatch.setattr(similar_chat, "_AUDITED_SHARE", 1e-9)
+    async with await build(evidence=EARLY.model_copy(update=UNAUDITED)) as found:
+        model.means = lambda text: "egg"
+        before = await found.hold()
+        hit = await found.ask("How could I boil an egg?")
+        assert state_of(hit) == "hit"
+        await _correct(found, "How could I boil an egg?", text_of(hit))
+        row = found.audits()[-1]
+        assert (row.origin, row.verdict, row.loss) == ("refined", "same", 0.0)
+        aside = {one["id"]: one["aside"] for one in await found.cached.entries()}
+        assert aside[hit.headers[ENTRY]] is None
+        assert (found.claim.state, found.claim.audits) == (ClaimState.HELD, before.audits)
+        assert state_of(await found.ask("How could I boil an egg?")) == "hit"
+
+
+async def test_a_correction_without_consent_asks_no_model_about_the_hit(
+    build: Build, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serving.pipeline import similar_chat
+
+    from .evidence_kit import EARLY
+
+    monkeypatch.setattr(similar_chat, "_AUDITED_SHARE", 1e-9)
+    async with await build(evidence=EARLY.model_copy(update=UNAUDITED)) as found:
+        model.means = lambda text: "egg"
+        await found.hold()
+        hit = await found.ask("How could I boil an egg?")
+        rows, judged = len(found.audits()), model.judged
+        headers = {"x-narrowgate-audit": "never"}
+        await _correct(found, "How could I boil an egg?", text_of(hit), headers=headers)
+        assert (len(found.audits()), model.judged) == (rows, judged)
+
+
+async def test_a_judge_that_calls_equal_answers_wrong_is_known_and_ends_the_claim(
+    build: Build, model: Model, provider: ProviderServer
+) -> None:
+    from .similar_kit import is_judge, judged_parts
+
+    def answer(seen: Any) -> Reply:
+        if is_judge(seen):
+            # To this judge every later answer is wrong, so that no hit ever is.
+            parts = judged_parts(seen)
+            later = "first" if parts["FIRST"] > parts["SECOND"] else "second"
+            return Reply(f'{{"verdict": "{later}_is_wrong"}}')
+        model(seen)
+        return Reply("text " + "abcdefghijklmnopqrstuvwxyz"[len(model.asked)])
+
+    provider.script.answer = answer
+    async with await build(again_share=1.0) as found:
+        for noun in ("tea", "rice", "corn", "milk", "water", "pasta", "beans", "crab"):
+            await found.ask(f"How do I cook {noun}?")
+            await found.ask(f"How can I cook {noun}?")
+            assert found.audits()[-1].loss == 0.0
+            if found.claim.state is ClaimState.NOT_EARNABLE:
+                break
+        spread = found.claim.judge_spread
+        assert spread is not None
+        assert (spread.pairs, spread.badly_worse) == (len(found.audits()), 1.0)
+        assert spread.interval[0] > 0.05
+        assert found.claim.state is ClaimState.NOT_EARNABLE
+        assert "worse than itself" in found.claim.reason
+
+
+async def test_comparisons_in_shadow_have_a_budget_of_their_own(build: Build, model: Model) -> None:
+    from .evidence_kit import EARLY
+
+    none = EARLY.model_copy(update={"shadow_judge_max_usd_a_day": Decimal(0)})
+    async with await build(evidence=none) as found:
+        await found.ask(PAIR[0])
+        await found.ask(PAIR[1])
+        assert model.judged == 0
+        (row,) = found.audits()
+        assert row.verdict == "dropped"
+    # It does not depend on what audits of served hits may cost.
+    no_audits = EARLY.model_copy(update={"max_usd_a_day": Decimal(0)})
+    async with await build(evidence=no_audits) as found:
+        await found.ask("How do I cook rice?")
+        await found.ask("How can I cook rice?")
+        assert model.judged == 2
+        row = found.audits()[-1]
+        assert row.judge_usd is not None
+        assert row.judge_usd > 0
+        assert found.evidence.counts.judged_here[1] == row.judge_usd
+
+
 async def test_another_topic_in_the_conversation_is_no_refinement(found: SimilarServer) -> None:
     await found.ask(PAIR[0])
     await found.ask(PAIR[0])

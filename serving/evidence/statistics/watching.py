@@ -87,6 +87,15 @@ class Watch:
         self.audits += 1
         self.missing += loss is None
 
+    def suspect(self, loss: float) -> None:
+        """Bet on an answer that no coin chose: it may raise the alarm, and is not an audit.
+
+        Raises ValueError for a loss outside [0, 1].
+        """
+        if not 0.0 <= loss <= 1.0:
+            raise ValueError(f"a loss must be in [0, 1], not {loss!r}")
+        self._state = next_state(self._state, np.asarray(loss), self.target)
+
     def extend(self, losses: Iterable[float | None]) -> "Watch":
         """Count audits in order and return the watch."""
         for loss in losses:

@@ -89,7 +89,7 @@ def _audits_usd(connection: Connection, scope: Scope, claim: str) -> Decimal:
     table = evidence_audits.c
     query = select(_dollars(table.cost_usd)).where(
         table.claim == claim,
-        table.origin == "accepted",
+        table.origin.in_(("accepted", "refined")),
         table.judged_at >= scope.since,
         table.judged_at < scope.until,
     )
