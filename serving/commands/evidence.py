@@ -113,6 +113,12 @@ def _show(args: argparse.Namespace, store: Any) -> int:
             f"flips: {_between(flips['share'], flips['interval'])} of {flips['inputs']} inputs "
             "are answered otherwise than by the 16-bit baseline"
         )
+    if claim["judge_spread"] is not None:
+        spread = claim["judge_spread"]
+        print(
+            f"judge: {_between(spread['badly_worse'], spread['interval'])} of {spread['pairs']} "
+            "second answers of the same model are badly worse to it"
+        )
     _print_people(found["people"])
     for point in found["course"][:: max(1, len(found["course"]) // 20)]:
         print(f"{point['audits']:>6} audits {_bar(point, claim['target_error'])}")
