@@ -132,8 +132,9 @@ class SimilarServer:
 
     async def settle(self) -> None:
         """Let audits end, write them, fold them; write entries."""
-        await self.auditor.settled()
+        # A refinement begins an audit: what is drawn must not be counted as dropped meanwhile.
         await asyncio.gather(*self.chats._changes)
+        await self.auditor.settled()
         await self.cached.service.written()
         await self.appender.flush()
         await self.keeper.round()

@@ -328,7 +328,6 @@ async def _correct(found: SimilarServer, question: str, answer: str, **more: Any
     follow = await client.post(CHAT, json={"model": OPENAI, "messages": turns}, **more)
     assert follow.status_code == 200
     await found.settle()
-    await found.settle()
 
 
 UNAUDITED = {"high_rate": 1e-9, "floor_rate": 1e-9, "min_audits_a_day": 0, "alarm": 100.0}
