@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, select, update
 
 from serving.cache.entry import DamagedEntry, Entry, Question
-from serving.cache.entry_store import EntryStore, question_name
+from serving.cache.entry_store import EntryStore, question_name, storable
 from serving.cache.schema import cache_aliases, cache_entries, cache_questions
 from serving.cache.vector_index import Partition, VectorRow
 from serving.evidence.heads.cipher import UnreadableContent
@@ -162,11 +162,40 @@ class QuestionStore:
             if connection.execute(known.with_for_update()).first() is not None:
                 connection.execute(insert_new(connection, cache_aliases), row)
 
+    def aliases(
+        self, *, namespace: str | None = None, entry: str | None = None, most: int = 10_000
+    ) -> list[dict[str, Any]]:
+        """Return accepted wordings, the newest first: their keys, which are digests, no texts."""
+        alias, stored = cache_aliases.c, cache_entries.c
+        query = select(
+            alias.key, alias.entry, stored.namespace, alias.similarity, alias.made_by,
+            alias.created_at,
+        ).join_from(cache_aliases, cache_entries)  # fmt: skip
+        if namespace is not None:
+            query = query.where(stored.namespace == storable(namespace))
+        if entry is not None:
+            query = query.where(alias.entry == storable(entry))
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(alias.created_at.desc()).limit(most)).all()
+        return [{**row._asdict(), "created_at": row.created_at.isoformat()} for row in rows]
+
+    def remove_alias(self, key: str) -> str | None:
+        """Remove an accepted wording that was wrong; return its entry, None where there is none.
+
+        The entry is found by its own key alone from then on: by meaning it would be found for the
+        same wording again.
+        """
+        with self._database.begin() as connection:
+            query = select(cache_aliases.c.entry).where(cache_aliases.c.key == storable(key))
+            entry = connection.execute(query).scalar_one_or_none()
+            if entry is not None:
+                _unlist(connection, entry)
+        return entry
+
     def unlist(self, entry: str) -> None:
         """Let an entry be found by its own key alone: its answer was wrong for another wording."""
         with self._database.begin() as connection:
-            connection.execute(delete(cache_aliases).where(cache_aliases.c.entry == entry))
-            connection.execute(delete(cache_questions).where(cache_questions.c.entry == entry))
+            _unlist(connection, entry)
 
     def set_aside(self, reason: str | None, *, entry: str | None = None, key: str = "") -> bool:
         """Put an entry aside, or with None take it back; return whether there is such an entry.
@@ -183,6 +212,11 @@ class QuestionStore:
         """Delete an entry that was found wrong."""
         with self._database.begin() as connection:
             connection.execute(delete(cache_entries).where(cache_entries.c.id == entry))
+
+
+def _unlist(connection: Connection, entry: str) -> None:
+    connection.execute(delete(cache_aliases).where(cache_aliases.c.entry == entry))
+    connection.execute(delete(cache_questions).where(cache_questions.c.entry == entry))
 
 
 def _question_columns() -> tuple[Any, ...]:

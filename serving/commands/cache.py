@@ -38,12 +38,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     clear.add_argument("--namespace", metavar="NAME", help=_CONDITIONS["namespace"])
     export = actions.add_parser("export", help="write entries with their answers as JSON Lines")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file")
+    aliases = actions.add_parser("aliases", help="wordings that audits accepted for an entry")
+    aliases.add_argument("--namespace", metavar="NAME", help=_CONDITIONS["namespace"])
+    aliases.add_argument("--entry", metavar="NAME", help=_CONDITIONS["entry"])
+    aliases.add_argument(
+        "--remove", metavar="KEY", help="remove one; its entry is then found by its own key alone"
+    )
     cache_evaluate.configure_evaluate(actions.add_parser("evaluate", help=cache_evaluate.HELP))
     for action in (stats, listing, delete, export):
         for name, help_ in _CONDITIONS.items():
             option = "--" + name.replace("_", "-")
             action.add_argument(option, metavar="NAME", help=help_)
-    for action in (stats, listing, show, delete, clear, export):
+    for action in (stats, listing, show, delete, clear, export, aliases):
         add_settings_options(action)
         action.add_argument(
             "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document"
@@ -153,6 +159,37 @@ def _export(args: argparse.Namespace, store: "EntryStore") -> int:
     return 0
 
 
+def _aliases(args: argparse.Namespace, store: "EntryStore") -> int:
+    from serving.cache.question_store import QuestionStore
+    from serving.contracts.errors import NotFound
+
+    questions = QuestionStore(store)
+    if args.remove is not None:
+        entry = questions.remove_alias(args.remove)
+        if entry is None:
+            raise NotFound(
+                f"there is no alias {args.remove!r}",
+                field="remove",
+                fix="narrowgate cache aliases lists their keys",
+            )
+        done = {"key": args.remove, "entry": entry, "removed": 1}
+        said = f"removed; entry {entry} is found by its own key alone"
+        print(json.dumps(done) if args.json else said)
+        return 0
+    rows = questions.aliases(namespace=args.namespace, entry=args.entry)
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows[:_SHOWN]:
+        print(
+            f"{row['key']}  entry {row['entry']}  {row['namespace']:<24} "
+            f"{row['similarity']:.3f}  {row['made_by']}  {row['created_at']}"
+        )
+    if len(rows) > _SHOWN:
+        print(f"the {_SHOWN} newest; --json prints up to {len(rows)}")
+    return 0
+
+
 def _given(args: argparse.Namespace) -> dict[str, str]:
     found = {name: getattr(args, name, None) for name in _CONDITIONS}
     return {name: value for name, value in found.items() if value is not None}
@@ -171,4 +208,5 @@ _ACTIONS: Mapping[str, Callable[[argparse.Namespace, Any], int]] = {
     "delete": _delete,
     "clear": _clear,
     "export": _export,
+    "aliases": _aliases,
 }

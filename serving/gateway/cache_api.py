@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.cache.entry_store import EntryFilter
+from serving.cache.question_store import QuestionStore
 from serving.cache.service import CacheService
 from serving.contracts.errors import InvalidRequest, NotFound
 from serving.contracts.ledger import Caller
@@ -109,6 +110,32 @@ async def delete_any_entry(entry: str, cache: Cache) -> dict[str, Any]:
     if not await cache.delete(EntryFilter(entry=entry)):
         raise _no_entry(entry)
     return {"id": entry, "deleted": 1}
+
+
+@router.get("/admin/cache/aliases")
+async def list_aliases(
+    cache: Cache,
+    namespace: Annotated[str | None, Query(description="tenant/NAME or shared/NAME")] = None,
+    entry: Annotated[str | None, Query(description="only of one entry")] = None,
+) -> dict[str, Any]:
+    """List the wordings that audits accepted for an entry, by the digests of their requests."""
+    found = await cache.read(
+        lambda store: QuestionStore(store).aliases(namespace=namespace, entry=entry)
+    )
+    return {"object": "list", "data": found}
+
+
+@router.delete("/admin/cache/aliases/{key}")
+async def remove_alias(key: str, cache: Cache) -> dict[str, Any]:
+    """Remove an accepted wording; its entry is found by its own key alone from then on."""
+    entry = await cache.read(lambda store: QuestionStore(store).remove_alias(key))
+    if entry is None:
+        raise NotFound(
+            f"there is no alias {key[:64]!r}",
+            field="key",
+            fix="send a key that GET /v1/admin/cache/aliases lists; it may be removed",
+        )
+    return {"key": key, "entry": entry, "removed": 1}
 
 
 async def _delete_one(entry: str, cache: CacheService, caller: Caller) -> None:

@@ -6,9 +6,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from serving.cache.entry import Question
 from serving.cache.entry_store import EntryStore
+from serving.cache.question_store import QuestionStore
+from serving.cache.vector_index import Partition
 from serving.cli import build_parser
 from serving.commands import cache
 from serving.contracts.errors import InvalidArgument, InvalidKey, NotFound
@@ -109,3 +113,31 @@ def test_deleting_needs_no_encryption_key(
 def test_a_deletion_names_something(state: Path, store: EntryStore) -> None:
     with pytest.raises(InvalidArgument):
         run(state, "delete")
+
+
+def test_aliases_are_listed_and_removed_with_the_entrys_question(
+    store: EntryStore, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vector = np.ones(384, np.float32) / np.sqrt(np.float32(384))
+    question = Question("f" * 64, "What is a MARKER?", vector)
+    store.write([packed(4, question=question)])
+    questions = QuestionStore(store)
+    for letter in "ab":
+        questions.add_alias(letter * 64, "e4", 0.97, "audit", NOW)
+    rows = printed(capsys, state, "aliases", "--entry", "e4")
+    assert {(row["key"], row["entry"], row["namespace"]) for row in rows} == {
+        ("a" * 64, "e4", "tenant/acme"), ("b" * 64, "e4", "tenant/acme")
+    }  # fmt: skip
+    assert printed(capsys, state, "aliases", "--namespace", "tenant/globex") == []
+    assert run(state, "aliases") == 0
+    said = capsys.readouterr().out
+    assert "a" * 64 in said
+    assert "MARKER" not in said
+    done = printed(capsys, state, "aliases", "--remove", "a" * 64)
+    assert done == {"key": "a" * 64, "entry": "e4", "removed": 1}
+    # The other wordings of a doubtful entry go as well, and it is not found by meaning.
+    assert printed(capsys, state, "aliases") == []
+    assert questions.rows_after(Partition("tenant/acme", "f" * 64), 0) == []
+    assert [row["id"] for row in printed(capsys, state, "list", "--entry", "e4")] == ["e4"]
+    with pytest.raises(NotFound, match="no alias"):
+        run(state, "aliases", "--remove", "a" * 64)

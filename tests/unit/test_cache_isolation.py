@@ -128,6 +128,8 @@ async def test_a_tenant_cannot_delete_or_judge_anothers_entry(keys: Keys) -> Non
             ("GET", "/v1/admin/cache"),
             ("DELETE", "/v1/admin/cache?tenant=acme"),
             ("DELETE", f"/v1/admin/cache/entries/{entry}"),
+            ("GET", "/v1/admin/cache/aliases"),
+            ("DELETE", f"/v1/admin/cache/aliases/{'a' * 64}"),
         ]:
             assert_error(await keys.send(method, path, key), 403, "forbidden")
         assert (await keys.send("DELETE", "/v1/cache", key)).json() == {"deleted": 0}

@@ -493,6 +493,42 @@ async def test_an_undo_holds_at_once(found: SimilarServer, model: Model) -> None
     assert state_of(await found.ask("How would I boil an egg?")) == "miss"
 
 
+async def test_a_removed_alias_is_gone_from_both_replicas_at_once(
+    build: Build, model: Model
+) -> None:
+    from .evidence_kit import EARLY
+
+    always = EARLY.model_copy(update={"high_rate": 1.0, "floor_rate": 1.0, "alarm": 100.0})
+    wording = "How could I boil an egg?"
+    async with await build(evidence=always) as one:
+        model.means = lambda text: "egg"
+        await one.hold()
+        entry = (await one.ask(wording)).headers[ENTRY]
+        async with await build(evidence=always) as other:
+            for found in (one, other):
+                again = await found.cached.chat(wording)
+                assert again.json()["narrowgate"]["cache"]["kind"] == "alias"
+                await found.settle()
+            path = "/v1/admin/cache/aliases"
+            client = other.cached.server.client
+            (alias,) = (await client.get(path, params={"entry": entry})).json()["data"]
+            assert (alias["entry"], alias["namespace"], alias["made_by"]) == (
+                entry, "tenant/default", "audit",
+            )  # fmt: skip
+            assert wording not in str(alias)
+            assert (await client.get(path, params={"namespace": "tenant/x"})).json()["data"] == []
+            gone = await client.delete(f"{path}/{alias['key']}")
+            assert gone.json() == {"key": alias["key"], "entry": entry, "removed": 1}
+            assert (await client.delete(f"{path}/{alias['key']}")).status_code == 404
+            for found in (one, other):
+                headers = {"x-narrowgate-cache": "no-store"}
+                after = await found.cached.chat(wording, headers=headers)
+                assert after.headers.get(ENTRY) != entry
+        # Its own question still gets it, by its key.
+        (stored,) = [row for row in await one.cached.entries() if row["id"] == entry]
+        assert stored["aside"] is None
+
+
 async def test_after_a_restart_the_index_is_loaded_again(build: Build, model: Model) -> None:
     model.means = lambda text: "egg"
     async with await build() as found:
