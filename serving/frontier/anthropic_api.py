@@ -5,6 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 import anthropic
+import httpx2
 from pydantic import SecretStr
 
 from serving.contracts.errors import FrontierError, FrontierRejected, FrontierStreamBroken
@@ -24,9 +25,11 @@ from serving.frontier.http_errors import (
 from serving.frontier.prompt_cache import with_breakpoints
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
 from serving.frontier.provider_data import read_events, read_json, read_rest
+from serving.frontier.transport import ProviderClient, posted
 from serving.frontier.usage import usage_from_anthropic
 
 ANTHROPIC_URL = "https://api.anthropic.com"
+_PATH = "/v1/messages"
 
 
 class AnthropicApi:
@@ -47,10 +50,7 @@ class AnthropicApi:
             base_url=url,
             max_retries=0,
             timeout=timeout,
-            # A redirect would send the prompts to a host that is not configured.
-            http_client=anthropic.DefaultAsyncHttpxClient(
-                base_url=url, timeout=timeout, follow_redirects=False
-            ),
+            http_client=ProviderClient(url, timeout),
         )
 
     def request(self, body: Mapping[str, Any], model: str, plan: CachePlan) -> dict[str, Any]:
@@ -68,10 +68,8 @@ class AnthropicApi:
     async def whole(self, request: dict[str, Any]) -> WholeAnswer:
         """Send a request and read its answer."""
         try:
-            async with self.client.messages.with_streaming_response.create(
-                **_arguments(request)
-            ) as response:
-                document = await read_document(response, self._name, ERRORS)
+            async with posted(self.client, _PATH, request) as response:
+                document = await read_document(response.aread(), self._name, ERRORS)
                 return self.read(document, request["model"])
         except ERRORS as error:
             # Not `from error`: it holds the request, key included, and text that may quote it.
@@ -84,9 +82,7 @@ class AnthropicApi:
         reader = AnthropicStream(f"{self._name}/{request['model']}")
         try:
             async with (
-                self.client.messages.with_streaming_response.create(
-                    stream=True, **_arguments(request)
-                ) as response,
+                posted(self.client, _PATH, {**request, "stream": True}) as response,
                 aclosing(self._parts(response, reader)) as parts,
             ):
                 async for part in parts:
@@ -120,11 +116,11 @@ class AnthropicApi:
         return answer
 
     async def _parts(
-        self, response: Any, reader: AnthropicStream
+        self, response: httpx2.Response, reader: AnthropicStream
     ) -> AsyncGenerator[StreamPart, None]:
         reader.has_response = True
         skipped: dict[str, Any] = {}
-        async with aclosing(read_events(response.iter_bytes())) as events:
+        async with aclosing(read_events(response.aiter_bytes())) as events:
             async for data in events:
                 event = read_json(data) if data != "[DONE]" else {"type": "message_stop"}
                 if isinstance(event, dict) and event.get("type") == "message_stop":
@@ -158,10 +154,3 @@ class AnthropicApi:
         return FrontierStreamBroken(
             f"the answer of provider {self._name!r} broke off: {error.message}", fix=error.fix
         )
-
-
-def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
-    # As for OpenAI: the SDK validates named arguments against its types, which is slow.
-    named = {name: request[name] for name in ("model", "max_tokens")}
-    rest = {name: value for name, value in request.items() if name not in named}
-    return {**named, "messages": [], "extra_body": rest}

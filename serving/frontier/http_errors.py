@@ -1,7 +1,7 @@
 """Translates the errors of providers and their proxies to NarrowgateErrors. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -247,14 +247,14 @@ def unsendable(provider: str, error: Exception) -> FrontierRejected:
 
 
 async def read_document(
-    response: Any, provider: str, vendor_errors: tuple[type[Exception], ...]
+    body: Awaitable[bytes], provider: str, vendor_errors: tuple[type[Exception], ...]
 ) -> dict[str, Any]:
-    """Return the JSON object of an answer whose headers have arrived.
+    """Return the JSON object of an answer whose headers have arrived. body: reads the rest.
 
     Raises FrontierInvalidResponse where the body breaks off or is not a JSON object.
     """
     try:
-        document = repaired(read_json(await response.read()))
+        document = repaired(read_json(await body))
     except vendor_errors as error:
         raise unreadable(provider, f"it broke off ({type(error).__name__})") from None
     except ValueError:

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
 from pydantic import SecretStr
 
@@ -25,9 +26,11 @@ from serving.frontier.openai_errors import ERRORS, translate
 from serving.frontier.openai_stream import OpenAIStream, ends_in_error
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
 from serving.frontier.provider_data import read_events, read_json, read_rest
+from serving.frontier.transport import ProviderClient, posted
 from serving.frontier.usage import tier_in
 
 OPENAI_URL = "https://api.openai.com/v1"
+_PATH = "/chat/completions"
 _OWN_HOSTS = (".openai.com", ".openai.azure.com")
 _SET_BY_US = ("model", "stream", "stream_options")
 
@@ -58,10 +61,7 @@ class OpenAIApi:
             base_url=url,
             max_retries=0,
             timeout=timeout,
-            # A redirect would send the prompts to a host that is not configured.
-            http_client=openai.DefaultAsyncHttpxClient(
-                base_url=url, timeout=timeout, follow_redirects=False
-            ),
+            http_client=ProviderClient(url, timeout),
         )
 
     def request(self, body: Mapping[str, Any], model: str, plan: CachePlan) -> dict[str, Any]:
@@ -76,12 +76,10 @@ class OpenAIApi:
 
     async def whole(self, request: dict[str, Any]) -> WholeAnswer:
         """Send a request and read its answer."""
-        model, messages, rest = _arguments(request)
         try:
-            async with self.client.chat.completions.with_streaming_response.create(
-                model=model, messages=messages, extra_body=rest
-            ) as response:
-                return self.read(await read_document(response, self._name, ERRORS), model)
+            async with posted(self.client, _PATH, request) as response:
+                document = await read_document(response.aread(), self._name, ERRORS)
+                return self.read(document, request["model"])
         except ERRORS as error:
             # Not `from error`: it holds the request, key included, and text that may quote it.
             raise translate(error, self._name, self._secret) from None
@@ -90,17 +88,11 @@ class OpenAIApi:
 
     async def stream(self, request: dict[str, Any]) -> AsyncGenerator[StreamPart, None]:
         """Send a request and yield its parts."""
-        model, messages, rest = _arguments(request)
-        reader = OpenAIStream(f"{self._name}/{model}")
+        streamed = {**request, "stream": True, "stream_options": {"include_usage": True}}
+        reader = OpenAIStream(f"{self._name}/{request['model']}")
         try:
             async with (
-                self.client.chat.completions.with_streaming_response.create(
-                    model=model,
-                    messages=messages,
-                    stream=True,
-                    stream_options={"include_usage": True},
-                    extra_body=rest,
-                ) as response,
+                posted(self.client, _PATH, streamed) as response,
                 aclosing(self._parts(response, reader)) as parts,
             ):
                 async for part in parts:
@@ -148,10 +140,12 @@ class OpenAIApi:
             return with_partial_answer(error)
         return with_usage(error, usage)
 
-    async def _parts(self, response: Any, reader: OpenAIStream) -> AsyncGenerator[StreamPart, None]:
+    async def _parts(
+        self, response: httpx2.Response, reader: OpenAIStream
+    ) -> AsyncGenerator[StreamPart, None]:
         reader.has_response = True
         skipped: dict[str, Any] = {}
-        async with aclosing(read_events(response.iter_bytes())) as events:
+        async with aclosing(read_events(response.aiter_bytes())) as events:
             async for data in events:
                 if data.startswith("[DONE]"):
                     await read_rest(events)
@@ -185,9 +179,3 @@ class OpenAIApi:
         return FrontierStreamBroken(
             f"the answer of provider {self._name!r} broke off: {error.message}", fix=error.fix
         )
-
-
-def _arguments(request: Mapping[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:
-    # Messages go with the fields that override named arguments: the SDK validates named arguments
-    # against its types, which takes as long as the whole call otherwise.
-    return request["model"], [], {name: v for name, v in request.items() if name != "model"}

@@ -1,0 +1,184 @@
+"""The HTTP client under both SDKs: aiohttp's connections below httpx2's requests.
+
+httpx2's own pool asks the operating system about every idle connection, twice a call: 13 % of the
+gateway's processor time on frontier calls. aiohttp learns from the event loop that a connection has
+ended.
+"""
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import aiohttp
+import httpx2
+from multidict import CIMultiDict
+from yarl import URL
+
+_KEEP_S = 5.0
+"""How long an idle connection is kept: as in the SDKs' own clients."""
+
+_MAX_FIELD_BYTES = 64 * 1024
+"""Of one line of a response's headers."""
+
+_KEEPALIVE = (
+    # A connection on which nothing is sent for minutes, while a model thinks, must not be dropped
+    # silently by a router in between. The values are those of Anthropic's SDK.
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5),
+)
+_UNREAD: Any = {"headers": {"X-Stainless-Raw-Response": "stream"}}
+"""Options by which both SDKs return a response whose body has not been read."""
+
+_MEANT: tuple[tuple[type[Exception], type[httpx2.RequestError]], ...] = (
+    # The first that fits. Only the first three say that nothing was sent: a call that may have
+    # reached the provider may have been billed.
+    (aiohttp.ClientConnectorError, httpx2.ConnectError),
+    (aiohttp.ConnectionTimeoutError, httpx2.ConnectTimeout),
+    (aiohttp.InvalidURL, httpx2.UnsupportedProtocol),
+    (aiohttp.ServerTimeoutError, httpx2.ReadTimeout),
+    (aiohttp.ServerDisconnectedError, httpx2.RemoteProtocolError),
+    (aiohttp.ClientPayloadError, httpx2.RemoteProtocolError),
+    (aiohttp.ClientResponseError, httpx2.RemoteProtocolError),
+    (aiohttp.ClientError, httpx2.ReadError),
+    (OSError, httpx2.ReadError),
+)
+
+
+class ProviderClient(httpx2.AsyncClient):
+    """An httpx2 client that follows no redirect: one would send prompts to an unconfigured host.
+
+    Requests through a proxy that the environment names take httpx2's own transport.
+    """
+
+    def __init__(self, url: str, timeout: httpx2.Timeout) -> None:
+        """url: of the provider. timeout: for each step of a call that states no other."""
+        self._is_encrypted = httpx2.URL(url).scheme != "http"
+        super().__init__(base_url=url, timeout=timeout, follow_redirects=False)
+
+    def _init_transport(self, *_: Any, **__: Any) -> httpx2.AsyncBaseTransport:
+        # Plain HTTP needs no certificates, which take 18 ms to read.
+        return AiohttpTransport(httpx2.create_ssl_context() if self._is_encrypted else None)
+
+
+class AiohttpTransport(httpx2.AsyncBaseTransport):
+    """Sends httpx2's requests on aiohttp's connections. For one event loop.
+
+    context: for TLS; None where no request is encrypted. Concurrent calls are not limited here.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        self._context = context
+        self._session: aiohttp.ClientSession | None = None
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request; return its response when the headers have arrived.
+
+        Raises httpx2.RequestError.
+        """
+        timeout = request.extensions.get("timeout", {})
+        try:
+            data: Any = request.content or None
+        except httpx2.RequestNotRead:
+            # A file is read as it is sent.
+            data = request.stream
+        with _translated():
+            response = await self._opened().request(
+                request.method,
+                URL(str(request.url), encoded=True),
+                headers=CIMultiDict(request.headers.multi_items()),
+                data=data,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=None,
+                    connect=timeout.get("pool"),
+                    sock_connect=timeout.get("connect"),
+                    sock_read=timeout.get("read"),
+                ),
+            )
+        return httpx2.Response(
+            response.status,
+            headers=response.raw_headers,
+            stream=_Body(response),
+            request=request,
+            extensions={
+                "http_version": b"HTTP/1.1",
+                "reason_phrase": (response.reason or "").encode("ascii", "replace"),
+            },
+        )
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _opened(self) -> aiohttp.ClientSession:
+        # Made at the first request: a session belongs to the loop that runs then.
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=0,
+                    keepalive_timeout=_KEEP_S,
+                    socket_factory=_kept_alive,
+                    ssl=self._context or False,
+                ),
+                # httpx2 keeps cookies and decodes contents.
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                max_line_size=_MAX_FIELD_BYTES,
+                max_field_size=_MAX_FIELD_BYTES,
+            )
+        return self._session
+
+
+@asynccontextmanager
+async def posted(sdk: Any, path: str, request: Mapping[str, Any]) -> AsyncIterator[httpx2.Response]:
+    """Post a request through a vendor's SDK; yield its response, with the body unread.
+
+    sdk: AsyncOpenAI or AsyncAnthropic. The connection is closed at the end unless the body was read
+    to its end. By its path, because the SDK's method for it first transforms some thirty arguments
+    by their types, which takes as long as the HTTP. Raises the SDK's errors, for a status of 400
+    and above as well.
+    """
+    response = await sdk.post(path, cast_to=httpx2.Response, body=request, options=_UNREAD)
+    try:
+        yield response
+    finally:
+        await response.aclose()
+
+
+class _Body(httpx2.AsyncByteStream):
+    """The body of a response; closing it before its end closes the connection."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _translated():
+            async for part in self._response.content.iter_any():
+                yield part
+
+    async def aclose(self) -> None:
+        # After the last byte the connection is back in the pool, and this does nothing.
+        self._response.close()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise aiohttp's errors as httpx2's: the SDKs and http_errors know those."""
+    try:
+        yield
+    except (aiohttp.ClientError, OSError) as error:
+        meant = next(meant for kind, meant in _MEANT if isinstance(error, kind))
+        raise meant(str(error)) from error
+
+
+def _kept_alive(address: Any) -> socket.socket:
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    for option in _KEEPALIVE:
+        made.setsockopt(*option)
+    return made
