@@ -163,6 +163,9 @@ def _sqlite(url: URL, timeouts: Timeouts, synchronous: str) -> Engine:
             fix="give --state a folder, not a file, that this user may write",
         ) from error
     engine = create_engine(url, connect_args={"timeout": timeouts.busy_s})
+    # Many rows in one statement. The driver gives up the interpreter at each row otherwise, and
+    # waits for it while the event loop works: 6 of the 11 ms of a transaction of 23 operations.
+    engine.dialect.use_insertmanyvalues_wo_returning = True
 
     @event.listens_for(engine, "connect")
     def _configure(connection: object, _: object) -> None:

@@ -149,7 +149,7 @@ class DatabaseEntry:
         One transaction takes half the time of two.
         """
         if self._left is not None:
-            self._deps.writer.submit(operation)
+            self._deps.writer.submit(operation, is_awaited=False)
             return
         if not self._ended:
             self._deps.writer.later(_WITH_EXIT_S, self._write_ended)
@@ -157,7 +157,7 @@ class DatabaseEntry:
 
     def _write_ended(self) -> None:
         for operation in self._ended:
-            self._deps.writer.submit(operation)
+            self._deps.writer.submit(operation, is_awaited=False)
         self._ended.clear()
 
     def close(self, exit_: Exit) -> Decimal | None:
@@ -177,12 +177,15 @@ class DatabaseEntry:
         )
         exit_ = replace(exit_, elapsed_s=max(exit_.elapsed_s, self._age_s()))
         self._write_ended()
-        self._left = self._deps.writer.submit(self._exit_record(exit_, sums, priced))
+        record = self._exit_record(exit_, sums, priced)
+        # Clients wait only for exits without a paid call: a paid call is on disk before it is made.
+        self._left = self._deps.writer.submit(record, is_awaited=not record.paid)
         return sums.cost_usd if len(known) == len(costs) else None
 
     async def written(self) -> None:
         """Return when the exit is on disk, or after commit_wait_s."""
         assert self._left is not None, "the entry was not closed"
+        self._deps.writer.hurry()
         await asyncio.wait([self._left], timeout=self._deps.settings.commit_wait_s)
 
     def _age_s(self) -> float:

@@ -30,11 +30,6 @@ _LOCKED = (
     .order_by(calls.c.id)
     .with_for_update()
 )
-_CLOSE = (
-    update(calls)
-    .where(calls.c.id == bindparam("of_id"))
-    .values({name: bindparam(f"new_{name}") for name in _CALL_COLUMNS if name != "id"})
-)
 
 
 def _sum_of(name: str) -> Any:
@@ -45,6 +40,11 @@ def _sum_of(name: str) -> Any:
 def summed_exits() -> Update:
     """Return an update that sets exits' sums to the sums of their calls; add a `where` to it."""
     return update(exits).values(cost_usd=_sum_of("cost_usd"), held_usd=_sum_of("held_usd"))
+
+
+_SUMMED = summed_exits().where(
+    exits.c.id.in_(bindparam("ids", expanding=True)), exits.c.state != "open"
+)
 
 
 @dataclass(slots=True)
@@ -83,9 +83,7 @@ class Store:
             touched |= changed
         self._put_exits(connection, ended)
         if touched:
-            connection.execute(
-                summed_exits().where(exits.c.id.in_(sorted(touched)), exits.c.state != "open")
-            )
+            connection.execute(_SUMMED, {"ids": sorted(touched)})
         answers = iter(refusals)
         return [None if isinstance(item, RecordExit) else next(answers) for item in operations]
 
@@ -185,16 +183,12 @@ def _write(connection: Connection, pending: _Pending) -> None:
         rows = [_whole(row, _CALL_COLUMNS) for row in sorted(pending.opened, key=_id)]
         connection.execute(insert_new(connection, calls), rows)
     if pending.closed:
-        rows = [_named(pending.closed[key]) for key in sorted(pending.closed)]
-        connection.execute(_CLOSE, rows)
+        # As an insert, which takes many rows in one statement; an update takes one.
+        rows = [_whole(pending.closed[key], _CALL_COLUMNS) for key in sorted(pending.closed)]
+        connection.execute(insert_or_replace(connection, calls), rows)
     if pending.exits_opened:
         rows = [_whole(row, _EXIT_COLUMNS) for row in sorted(pending.exits_opened, key=_id)]
         connection.execute(insert_new(connection, exits), rows)
-
-
-def _named(call: Row) -> dict[str, Any]:
-    row = {f"new_{name}": call.get(name) for name in _CALL_COLUMNS if name != "id"}
-    return {**row, "of_id": call["id"]}
 
 
 def _whole(row: Row, columns: Sequence[str]) -> Mapping[str, Any]:

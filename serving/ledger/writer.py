@@ -24,6 +24,12 @@ _STOP_S = 15.0
 _AFTER_BUG_S = 0.1
 """Pause after an unexpected error, which may come again at once."""
 
+_PATIENCE_S = 0.02
+"""How long an operation for which nobody waits may wait for one that must be flushed anyway."""
+
+_MAX_PATIENT = 128
+"""Operations that wait so at most; well below a transaction's."""
+
 _MAX_QUEUED = 10_000
 """Queue length above which calls are refused. Exits and ends of calls are always accepted."""
 
@@ -60,6 +66,8 @@ class Writer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: asyncio.Task[None] | None = None
         self._ended = False
+        self._patient: list[_Ticket] = []
+        self._patience: asyncio.TimerHandle | None = None
 
     @property
     def state(self) -> LedgerState:
@@ -97,9 +105,34 @@ class Writer:
         if answer is not None:
             raise answer
 
-    def submit(self, operation: Close | RecordExit) -> "asyncio.Future[Answer]":
-        """Queue an operation; the future is done when it is on disk. Does not block."""
-        return self._put(operation).answer
+    def submit(
+        self, operation: Close | RecordExit, *, is_awaited: bool = True
+    ) -> "asyncio.Future[Answer]":
+        """Queue an operation; the future is done when it is on disk. Does not block.
+
+        is_awaited: False where nobody waits for it now. It is then written 20 ms later, or with the
+        next operation that is awaited: one flush for both, and no call waits for a flush before its
+        own.
+        """
+        if is_awaited or self._ended:
+            return self._put(operation).answer
+        assert self._loop is not None, "the ledger was not started"
+        ticket = _Ticket(operation, self._loop.create_future())
+        self._patient.append(ticket)
+        if len(self._patient) >= _MAX_PATIENT:
+            self.hurry()
+        elif self._patience is None:
+            self._patience = self._loop.call_later(_PATIENCE_S, self.hurry)
+        return ticket.answer
+
+    def hurry(self) -> None:
+        """Queue the operations that waited for another one."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        for ticket in self._patient:
+            self._queue.put(ticket)
+        self._patient.clear()
 
     def later(self, seconds: float, do: Callable[[], None]) -> None:
         """Schedule a function on the loop that started the writer."""
@@ -111,9 +144,11 @@ class Writer:
         if self._ended:
             return
         if self._thread.is_alive():
+            self.hurry()
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join, _STOP_S)
         self._ended = True
+        self.hurry()
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -143,6 +178,8 @@ class Writer:
         if self._ended:
             ticket.answer.set_result(self._spill_late(operation))
         else:
+            # In the order of submission: a budget is checked against all ends before.
+            self.hurry()
             self._queue.put(ticket)
         return ticket
 

@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 from serving.contracts.answer import Usage
 from serving.contracts.errors import InvalidSettings, UnpricedModel
@@ -84,7 +85,7 @@ class Pricing:
         prices = self._prices(model, "model", at)
         applied = prices.applied(usage, service_tier)
         step = applied.step
-        price = Price(
+        price = _token_price(
             model, prices.source, applied.service_tier, step.over_input_tokens, step.prices
         )
         return Priced(step.prices.cost(usage), price)
@@ -148,6 +149,14 @@ def picodollars(usd: Decimal) -> int:
     if whole * PICODOLLAR != usd:
         raise ValueError(f"{usd} dollars are not a whole number of picodollars")
     return whole
+
+
+# The digest in it takes as long as the rest of pricing a call.
+@lru_cache(maxsize=1024)
+def _token_price(
+    model: str, source: str, service_tier: str | None, over_input_tokens: int, tokens: TokenPrices
+) -> Price:
+    return Price(model, source, service_tier, over_input_tokens, tokens)
 
 
 def _hour_price(model: str, usd: Decimal) -> Price:
