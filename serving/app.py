@@ -1,6 +1,7 @@
 """Builds the Ray Serve applications from settings: the only place that wires the parts."""
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -83,6 +84,9 @@ from serving.tiers.clusters import read_clustering
 from serving.tiers.planner import TierPlanner
 
 GATEWAY_DEPLOYMENT = "Gateway"
+_YOUNG_OBJECTS = 5_000
+"""New objects, net of those that died, between two collections of the youngest; 700 in Python."""
+
 # Admission is the gateway's own and says why it refuses; Serve's must not refuse before it.
 _GATEWAY_MAX_ONGOING = 100_000
 
@@ -120,6 +124,7 @@ class Gateway:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         found = Engines.of_file(engines) if isinstance(engines, Path) else engines
         self._context = _build_context(settings, specs, found)
+        _settle_objects()
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray Serve's hook
         """Return the ASGI application; called by Ray Serve after the constructor."""
@@ -501,6 +506,8 @@ class _Connector:
                 # No client gets its answers, so that no gate need have passed this task.
                 judged[name] = BoundTask(task, client, replace(grant, refusal=None))
         longest = longest_input(tokenizer, model.max_model_len)
+        # The tokenizer, and the modules that it needed, live as long.
+        _settle_objects()
         return ConnectedModel(client, tasks, longest, judged)
 
     def _load(self, model: ModelSettings) -> tuple[ModelGrants, CheckpointTokenizer]:
@@ -521,6 +528,17 @@ def _build_ledger(settings: Settings, prices: PriceBook, metrics: Metrics) -> Da
         metrics.ledger,
         sum(provisioned, Decimal(0)),
     )
+
+
+def _settle_objects() -> None:
+    """Leave the objects that live as long as the process out of garbage collection from now on.
+
+    They are half a million, of imported modules above all: looking through them took 270 ms, with
+    every request waiting, and 17 % of a frontier call's processor time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 def _log_through_serve() -> None:
