@@ -8,6 +8,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,17 +126,17 @@ def known_words(clauses: Sequence[str], least: int) -> frozenset[int]:
 
 def features(clause: str, known: Collection[int]) -> NDArray[np.int64]:
     """Return the buckets of a clause's features, each once."""
-    return np.fromiter(
-        sorted({_hashed(name) % BUCKETS for name in _named(clause, known)}), dtype=np.int64
-    )
+    words = clause.split()
+    found = {_hashed(name) % BUCKETS for name in _named(words, known)}
+    found.update(*(_character_buckets(word) for word in words if word[0] != "§"))
+    return np.fromiter(sorted(found), dtype=np.int64)
 
 
 def _hashed(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def _named(clause: str, known: Collection[int]) -> Iterator[str]:
-    words = clause.split()
+def _named(words: Sequence[str], known: Collection[int]) -> Iterator[str]:
     masked = [word if _hashed(word) in known or word[0] == "§" else "¿" for word in words]
     unknown = [number for number, word in enumerate(masked) if word == "¿"]
     yield f"n{min(len(words), 12) // 2}"
@@ -153,14 +154,14 @@ def _named(clause: str, known: Collection[int]) -> Iterator[str]:
     for one in dict.fromkeys(word for word in content if word[0] == "§"):
         for other in dict.fromkeys(content):
             yield f"p{one} {other}"
-    yield from _characters(words)
 
 
-def _characters(words: Sequence[str]) -> Iterator[str]:
-    for word in words:
-        if word[0] == "§":
-            continue
-        framed = f"<{word}>"
-        for size in (3, 4, 5):
-            for start in range(len(framed) - size + 1):
-                yield f"c{framed[start : start + size]}"
+# Two thirds of a clause's features are of its words' characters, and words repeat.
+@lru_cache(maxsize=8192)
+def _character_buckets(word: str) -> frozenset[int]:
+    framed = f"<{word}>"
+    return frozenset(
+        _hashed(f"c{framed[start : start + size]}") % BUCKETS
+        for size in (3, 4, 5)
+        for start in range(len(framed) - size + 1)
+    )
