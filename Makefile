@@ -30,7 +30,7 @@ FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 PAGE ?= README.md
 
-.PHONY: serve test test-slow test-cluster unit coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-gate bench-gateway bench-ledger bench-cache bench-cost bench-cost-live bench-evidence bench-tiers lock clean
+.PHONY: serve test test-slow test-cluster unit unit-coverage coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-gate bench-gateway bench-ledger bench-cache bench-cost bench-cost-live bench-evidence bench-tiers lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -45,7 +45,10 @@ $(VENV)/.cpu-dev: requirements/cpu-dev.txt quantize/requirements/torch-cpu.txt r
 serve: $(VENV)/.cpu
 	@exec $(VENV)/bin/narrowgate serve --port $(PORT) --state $(STATE) --auth $(AUTH)
 
-test: lint unit integration
+# A stack and its tests start dozens of processes: where nothing is compiled once, each compiles all.
+unexport PYTHONDONTWRITEBYTECODE
+
+test: lint unit-coverage integration
 
 lint: $(VENV)/.cpu-dev
 	$(VENV)/bin/ruff check .
@@ -56,10 +59,15 @@ lint: $(VENV)/.cpu-dev
 	$(VENV)/bin/hadolint Dockerfile.gpu
 
 # loadfile: a server that the tests of a file share starts once.
+UNIT = $(VENV)/bin/pytest tests/unit -m "not slow" -n 2 --dist loadfile
 unit: $(VENV)/.cpu-dev
-	$(VENV)/bin/pytest tests/unit -m "not slow" -n 2 --dist loadfile --cov --cov-report=
+	$(UNIT)
 
-coverage: unit
+# Half as much processor time again.
+unit-coverage: $(VENV)/.cpu-dev
+	$(UNIT) --cov --cov-report=
+
+coverage: unit-coverage
 	$(VENV)/bin/coverage report --skip-covered --show-missing
 	$(VENV)/bin/coverage html -d build/coverage
 

@@ -74,12 +74,23 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_url(request: pytest.FixtureRequest) -> SecretStr | None:
-    """An empty database: None for SQLite, which goes to the state folder."""
+    """A database without rows: None for SQLite, which goes to the state folder."""
+    return _new_database(request, has_tables=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_ledger_url(request: pytest.FixtureRequest) -> SecretStr | None:
+    """As `ledger_url`, for tests that make the tables."""
+    return _new_database(request, has_tables=False)
+
+
+def _new_database(request: pytest.FixtureRequest, *, has_tables: bool) -> SecretStr | None:
     if request.param == "sqlite":
         return None
     from .database import fresh_postgres
 
-    return fresh_postgres(request.getfixturevalue("postgres"), f"t{uuid4().hex}")
+    server = request.getfixturevalue("postgres")
+    return fresh_postgres(server, f"t{uuid4().hex}", has_tables=has_tables)
 
 
 @pytest.fixture

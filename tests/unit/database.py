@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import psutil
 from pydantic import SecretStr
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
 from serving.ledger.database import Database, database_url
 from serving.ledger.migrate import migrate
@@ -63,12 +63,12 @@ def remove_server(folder: Path, server: PostgresServer) -> None:
 
 
 def make_tables(database: Database) -> None:
-    """Bring a database up to date. A new SQLite file is a copy of one that was migrated before."""
+    """Bring a new database up to date. A SQLite file is a copy of one that was migrated before."""
     file = Path(database.engine.url.database or "")
     if database.is_sqlite and not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(_migrated_sqlite())
-    else:
+    elif database.is_sqlite or not inspect(database.engine).has_table("alembic_version"):
         migrate(database)
 
 
@@ -82,13 +82,25 @@ def _migrated_sqlite() -> bytes:
         return Path(database.engine.url.database or "").read_bytes()
 
 
-def fresh_postgres(server: str, name: str) -> SecretStr:
-    """Return the URL of a new, empty database on a server."""
+def fresh_postgres(server: str, name: str, *, has_tables: bool = False) -> SecretStr:
+    """Return the URL of a new database on a server. has_tables: a copy of a migrated one."""
+    template = f"TEMPLATE {_migrated_postgres(server)}" if has_tables else ""
     admin = Database(database_url(SecretStr(server), Path()))
     with admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         # On a busy machine these take longer than a statement of the ledger may.
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-        connection.execute(text(f"CREATE DATABASE {name}"))
+        connection.execute(text(f"CREATE DATABASE {name} {template}"))
     admin.close()
     return SecretStr(server.replace("/postgres?", f"/{name}?"))
+
+
+@cache
+def _migrated_postgres(server: str) -> str:
+    # The migrations take 50 ms of processor time here and 100 ms at the server. One a process:
+    # a database that is copied must have no connection.
+    name = f"migrated_{os.getpid()}"
+    database = Database(database_url(fresh_postgres(server, name), Path()))
+    migrate(database)
+    database.close()
+    return name

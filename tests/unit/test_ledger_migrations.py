@@ -51,6 +51,11 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
+def ledger_url(empty_ledger_url: SecretStr | None) -> SecretStr | None:
+    return empty_ledger_url
+
+
+@pytest.fixture
 def database(ledger_url: SecretStr | None, state: Path) -> Any:
     found = Database(database_url(ledger_url, state))
     yield found

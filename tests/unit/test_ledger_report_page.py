@@ -220,8 +220,10 @@ def test_a_report_without_a_ledger_creates_none(
 
 
 def test_a_database_without_the_tables_is_refused(
-    ledger_url: SecretStr | None, state: Path, database: Database
+    empty_ledger_url: SecretStr | None, state: Path
 ) -> None:
+    ledger_url = empty_ledger_url
+    database = Database(database_url(ledger_url, state))
     with database.begin() as connection:
         connection.execute(text("CREATE TABLE other (id INTEGER)"))
     with pytest.raises(LedgerUnusable, match="has no"), written_ledger(ledger_url, state):
@@ -236,6 +238,7 @@ def test_a_database_without_the_tables_is_refused(
         written_ledger(ledger_url, state),
     ):
         pass
+    database.close()
 
 
 def test_a_report_on_a_file_that_is_not_a_database_is_refused(state: Path) -> None:
