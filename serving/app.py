@@ -22,6 +22,7 @@ from serving.artifacts.checkpoint import Checkpoint, locate
 from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck, ModelGrants
 from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.batch.build import BatchDeps, build_batches
+from serving.batch.estimate import CostEstimate
 from serving.batch.service import BatchService
 from serving.cache.entry_store import KEY_SETTING, open_store
 from serving.cache.policy import guards_digest, policy_digest
@@ -298,13 +299,28 @@ def _build_context(
         cache=cache,
         lengths=None if learning is None else learning.lengths,
         metrics_port=settings.metrics_port,
-        batches=_build_batches(settings, path, (local, remote), metrics),
+        batches=_build_batches(
+            settings,
+            path,
+            (local, remote),
+            metrics,
+            CostEstimate(
+                prices,
+                frontier.configured,
+                settings.ledger.reference_model,
+                {name: bound.task for name, bound in models.tasks.items()},
+            ),
+        ),
         batch=settings.batch,
     )
 
 
 def _build_batches(
-    settings: Settings, path: RequestPath, queues: Sequence[AdmissionQueue], metrics: Metrics
+    settings: Settings,
+    path: RequestPath,
+    queues: Sequence[AdmissionQueue],
+    metrics: Metrics,
+    estimate: CostEstimate,
 ) -> BatchService | None:
     if not settings.batch.enabled:
         return None
@@ -321,6 +337,7 @@ def _build_batches(
         longest=settings.gateway.max_body_bytes,
         grace_s=settings.gateway.drain_timeout_s / 2,
         cipher=None if key_file is None else load_cipher(key_file, KEY_SETTING),
+        estimate=estimate,
     )
     return build_batches(settings.batch, deps)
 

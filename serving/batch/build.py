@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.batch.blobs import BlobStore
-from serving.batch.check import Estimate, LineRules
+from serving.batch.check import LineRules
+from serving.batch.estimate import CostEstimate
 from serving.batch.files import FileStore
 from serving.batch.lines import LineFormat
 from serving.batch.runner import ExitNotes, LineRunner
@@ -42,12 +43,12 @@ class BatchDeps:
     longest: int
     grace_s: float
     cipher: VectorCipher | None = None
-    estimate: Estimate | None = None
+    estimate: CostEstimate | None = None
 
 
 def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
     """Return the lane; its watch runs it."""
-    path = deps.path
+    path, estimate = deps.path, deps.estimate
     notes = ExitNotes(path.recorder.observer)
     # The same steps with a recorder that also tells what a line cost.
     path = replace(path, recorder=replace(path.recorder, observer=notes))
@@ -56,7 +57,8 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
     store = BatchStore(deps.database)
     rules = LineRules(
         path.policy, deps.line_format, deps.model_of, path.max_inputs, deps.longest,
-        settings.max_lines, deps.estimate,
+        settings.max_lines, None if estimate is None else estimate.worst,
+        None if estimate is None else estimate.reference,
     )  # fmt: skip
     runner = LineRunner(path, notes, deps.line_format, settings, deps.cipher)
     slack = Slack(settings, deps.queues)

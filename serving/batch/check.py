@@ -19,6 +19,7 @@ from serving.contracts.batch import MAX_REPORTED, Checked, LineProblem, PlannedR
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import FrontierNotConfigured, InputTooLong, NarrowgateError
+from serving.contracts.frontier import OutputBounds
 from serving.contracts.ledger import Caller
 from serving.contracts.requests import AUTO, ChatRequest, TaskBatch
 from serving.pipeline.plan import FrontierPlan, LocalPlan, Policy, TaskPlan, choose_plan
@@ -26,6 +27,9 @@ from serving.pipeline.read import read_chat, read_tasks
 
 Estimate = Callable[[ChatRequest | TaskBatch, FrontierPlan], Decimal | None]
 """Returns the worst case of a request at the first target of a plan, US dollars."""
+
+Reference = Callable[[ChatRequest | TaskBatch, OutputBounds], Decimal | None]
+"""Returns the worst case of a request at the reference model, asked synchronously, US dollars."""
 
 _ANY_TIME_S = 3600.0
 
@@ -50,7 +54,7 @@ class LineRules:
     """What a line is checked against.
 
     model_of: the local model of a task, None without one. longest: bytes of a line. max_lines: of a
-    batch. estimate: None where no worst case can be given.
+    batch. estimate, reference: None where no worst case can be given.
     """
 
     policy: Policy
@@ -60,6 +64,7 @@ class LineRules:
     longest: int
     max_lines: int
     estimate: Estimate | None = None
+    reference: Reference | None = None
 
 
 @dataclass(slots=True)
@@ -77,6 +82,7 @@ class FileCheck:
         default_factory=Counter
     )
     _usd: dict[tuple[str, str], Decimal | None] = field(default_factory=dict)
+    _reference_usd: dict[tuple[str, str], Decimal | None] = field(default_factory=dict)
 
     def good_lines(self, pieces: Iterable[bytes]) -> Iterator[GoodLine]:
         """Yield the good lines of a file, and keep what is wrong with the others."""
@@ -104,7 +110,9 @@ class FileCheck:
             text = f"{self.more_problems} more lines are wrong; the first {MAX_REPORTED} are named"
             problems.append(LineProblem("more_problems", text))
         plan = tuple(
-            PlannedRoute(route, model, count, self._usd[route, model])
+            PlannedRoute(
+                route, model, count, self._usd[route, model], self._reference_usd[route, model]
+            )
             for (route, model), count in sorted(self._lines.items())
         )
         return Checked(self.good, tuple(problems), plan)
@@ -143,7 +151,8 @@ class FileCheck:
         if line.task is None:
             request = read_chat(line.body, rules.max_inputs)
             if request.model == AUTO:
-                return self._counted("auto", AUTO, None)
+                bounds = rules.policy.bounds["frontier"]
+                return self._counted("auto", AUTO, None, self._reference(request, bounds))
         else:
             request = read_tasks(line.task, line.body, rules.policy.specs, rules.max_inputs)
             if request.refused:
@@ -151,7 +160,9 @@ class FileCheck:
         plan = choose_plan(request, context, rules.policy)
         match plan:
             case LocalPlan(model=model):
-                return self._counted("local", model, Decimal(0))
+                bounds = rules.policy.bounds["frontier"]
+                reference = self._reference(request, bounds)
+                return self._counted("local", model, Decimal(0), reference)
             case FrontierPlan():
                 return self._paid(request, plan)
             case TaskPlan():
@@ -172,7 +183,8 @@ class FileCheck:
                 fix="shorten the text",
             )
         escalated = self._worst(batch, plan.fallback) if plan.escalate_on else Decimal(0)
-        return self._counted("local", model, escalated)
+        reference = self._reference(batch, plan.fallback.bounds)
+        return self._counted("local", model, escalated, reference)
 
     def _paid(
         self, request: ChatRequest | TaskBatch, plan: FrontierPlan
@@ -184,17 +196,26 @@ class FileCheck:
                 field="model",
                 fix="set a provider's key, or name another model",
             )
-        _, worst = self._counted("frontier", targets[0], self._worst(request, plan))
+        reference = self._reference(request, plan.bounds)
+        _, worst = self._counted("frontier", targets[0], self._worst(request, plan), reference)
         return (targets[0] if isinstance(request, ChatRequest) else None), worst
 
     def _worst(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> Decimal | None:
         return None if self.rules.estimate is None else self.rules.estimate(request, plan)
 
+    def _reference(self, request: ChatRequest | TaskBatch, bounds: OutputBounds) -> Decimal | None:
+        rules = self.rules
+        return None if rules.reference is None else rules.reference(request, bounds)
+
     def _counted(
-        self, route: Literal["local", "frontier", "auto"], model: str, worst: Decimal | None
+        self,
+        route: Literal["local", "frontier", "auto"],
+        model: str,
+        worst: Decimal | None,
+        reference: Decimal | None,
     ) -> tuple[None, Decimal | None]:
         self._lines[route, model] += 1
-        before = self._usd.get((route, model), Decimal(0))
-        total = None if before is None or worst is None else before + worst
-        self._usd[route, model] = total
+        for sums, usd in ((self._usd, worst), (self._reference_usd, reference)):
+            before = sums.get((route, model), Decimal(0))
+            sums[route, model] = None if before is None or usd is None else before + usd
         return None, worst

@@ -572,10 +572,9 @@ def _spent(connection: Connection, row: Row[Any]) -> Decimal | None:
 def _record(row: Row[Any], counts: LineCount, cost_usd: Decimal | None) -> BatchRecord:
     def routes() -> Iterator[PlannedRoute]:
         for one in json.loads(row.plan):
-            most = one["max_usd"]
-            yield PlannedRoute(
-                one["route"], one["model"], one["lines"], None if most is None else Decimal(most)
-            )
+            sums = (one["max_usd"], one.get("reference_usd"))
+            most, reference = (None if usd is None else Decimal(usd) for usd in sums)
+            yield PlannedRoute(one["route"], one["model"], one["lines"], most, reference)
 
     return BatchRecord(
         row.id, row.tenant, row.endpoint, row.input_file, row.completion_window, row.status,

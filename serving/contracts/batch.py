@@ -72,13 +72,15 @@ class PlannedRoute:
 
     route: `local`, `frontier`, or `auto` where the router decides line by line. model: as the lines
     name it, or the model that their task has. max_usd: worst case of all lines together, US
-    dollars; None where no price is known. Local models' time is not part of it.
+    dollars; None where no price is known. Local models' time is not part of it. reference_usd:
+    worst case of the same lines at the reference model, asked synchronously.
     """
 
     route: Literal["local", "frontier", "auto"]
     model: str
     lines: int
     max_usd: Decimal | None
+    reference_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)

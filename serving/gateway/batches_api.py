@@ -129,6 +129,7 @@ def _route(route: PlannedRoute) -> dict[str, Any]:
     return {
         "route": route.route, "model": route.model, "lines": route.lines,
         "max_usd": None if route.max_usd is None else f"{route.max_usd:f}",
+        "reference_usd": None if route.reference_usd is None else f"{route.reference_usd:f}",
     }  # fmt: skip
 
 
