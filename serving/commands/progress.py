@@ -48,6 +48,19 @@ def start_bar() -> Iterator[Callable[[Progress], None]]:
         progress.update(task, completed=1.0, left="")
 
 
+@contextmanager
+def byte_bar(description: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar of bytes on standard error. Yields a function that takes done and total."""
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    )  # fmt: skip
+    with terminal_progress(*columns) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
 def _minutes(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole // 60}:{whole % 60:02d}"

@@ -1,0 +1,204 @@
+"""Calls a gateway's files and batches over HTTP."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from serving.contracts.errors import InvalidRequest, NarrowgateError, Unavailable
+
+_TIMEOUT_S = 120.0
+_PIECE_BYTES = 2**16
+
+Moved = Callable[[int, int | None], None]
+"""Reports the bytes that were moved so far, and their number where it is known."""
+
+
+class BatchClient:
+    """The batch endpoints of one gateway. Raises NarrowgateErrors; blocking.
+
+    key_env: environment variable with the API key; without a value no key is sent.
+    """
+
+    def __init__(self, url: str, key_env: str) -> None:
+        key = os.environ.get(key_env, "").strip()
+        self._url = _address(url)
+        self._key_env = key_env
+        self._http = httpx.Client(
+            base_url=f"{self._url}/v1/",
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=_TIMEOUT_S,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def upload(self, file: Path, moved: Moved) -> str:
+        """Upload a file of requests and return its id. Raises OSError."""
+        with file.open("rb") as content:
+            size = os.fstat(content.fileno()).st_size
+            watched: Any = _WatchedFile(content, size, moved)
+            document = self._json(
+                "POST", "files", data={"purpose": "batch"},
+                files={"file": (file.name, watched, "application/jsonl")},
+            )  # fmt: skip
+        return str(document["id"])
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete an uploaded file; it expires where that fails."""
+        with suppress(NarrowgateError):
+            self._json("DELETE", f"files/{_quoted(file_id)}")
+
+    def check(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Return what is wrong with a file, and what it may cost."""
+        return self._json("POST", "batches/check", json=order)
+
+    def create(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Create a batch."""
+        return self._json("POST", "batches", json=order)
+
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        """Return a batch."""
+        return self._json("GET", f"batches/{_quoted(batch_id)}")
+
+    def batches(self, limit: int) -> dict[str, Any]:
+        """Return a page of batches, newest first."""
+        return self._json("GET", "batches", params={"limit": limit})
+
+    def cancel(self, batch_id: str) -> dict[str, Any]:
+        """Start no further line of a batch."""
+        return self._json("POST", f"batches/{_quoted(batch_id)}/cancel")
+
+    def download(self, file_id: str, out: Path | None, moved: Moved) -> int:
+        """Write a file's content to `out`, or to standard output; return its size in bytes.
+
+        `out` appears when it is whole. Raises OSError.
+        """
+        path, done = f"files/{_quoted(file_id)}/content", 0
+        with self._answered(), self._http.stream("GET", path) as response:
+            if response.status_code != 200:
+                response.read()
+                raise self._refused(response)
+            length = response.headers.get("content-length")
+            with _opened(out) as file:
+                for piece in response.iter_bytes(_PIECE_BYTES):
+                    file.write(piece)
+                    done += len(piece)
+                    moved(done, int(length) if length else None)
+        return done
+
+    def _json(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        with self._answered():
+            response = self._http.request(method, path, **more)
+        if response.status_code != 200:
+            raise self._refused(response)
+        try:
+            document = response.json()
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            raise self._no_gateway("it is not a JSON object")
+        return document
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"{self._url} gave no answer: {type(error).__name__}: {error}",
+                field="--url",
+                fix="check --url, and that the gateway runs; narrowgate serve prints the address",
+            ) from error
+
+    def _refused(self, response: httpx.Response) -> NarrowgateError:
+        try:
+            error = response.json()["error"]
+            message, fix, field = error["message"], error.get("fix"), error.get("param")
+        except (ValueError, KeyError, TypeError):
+            return self._no_gateway(f"HTTP {response.status_code}: {response.text[:200]!r}")
+        if response.status_code == 401:
+            fix = f"put a key into the environment variable {self._key_env}"
+        kind = Unavailable if response.status_code >= 500 else InvalidRequest
+        return kind(f"{self._url}: {message}", field=field, fix=fix)
+
+    def _no_gateway(self, what: str) -> NarrowgateError:
+        return Unavailable(
+            f"the answer of {self._url} is not a gateway's: {what}",
+            field="--url",
+            fix="check --url; narrowgate serve prints the address",
+        )
+
+
+class _WatchedFile:
+    """A file that reports how much of it was read."""
+
+    def __init__(self, file: IO[bytes], size: int, moved: Moved) -> None:
+        self._file = file
+        self._size = size
+        self._moved = moved
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._file.read(size)
+        self._moved(self._file.tell(), self._size)
+        return piece
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+@contextmanager
+def _opened(out: Path | None) -> Iterator[IO[bytes]]:
+    """Yield a file that takes the place of `out` when the body ends without an error."""
+    if out is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    partial = out.with_name(f".{out.name}.part")
+    try:
+        with os.fdopen(
+            os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
+        ) as file:
+            yield file
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _address(url: str) -> str:
+    """Return a gateway's address without a path. Raises InvalidRequest."""
+    try:
+        parts = urlsplit(url)
+        is_usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL):
+        is_usable = False
+    if not is_usable:
+        raise InvalidRequest(
+            f"--url is {url!r}", field="--url", fix="send the address as http://HOST:PORT"
+        )
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _quoted(id_: str) -> str:
+    return quote(id_, safe="")

@@ -1,0 +1,153 @@
+"""What `narrowgate batch` prints."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_SHOWN_PROBLEMS = 20
+
+
+def print_check(found: Mapping[str, Any]) -> None:
+    """Print what a dry run found: the cost by route, and every bad line."""
+    console = _console()
+    problems = problems_of(found)
+    console.print(f"{found['lines']} lines can run", markup=False)
+    _print_plan(console, found.get("plan") or [])
+    _print_problems(console, problems, len(problems))
+
+
+def print_batch(batch: Mapping[str, Any]) -> None:
+    """Print one batch: its state, its plan, what was wrong with its file."""
+    console = _console()
+    counts = batch.get("request_counts") or {}
+    total, done = counts.get("total") or 0, counts.get("completed") or 0
+    failed = counts.get("failed") or 0
+    lines = f"{done} of {total} lines answered" + (f", {failed} failed" if failed else "")
+    console.print(f"{batch['id']}  {batch['status']}  {lines}", markup=False)
+    facts = {
+        "created": _time(batch.get("created_at")),
+        "deadline": _time(batch.get("expires_at")),
+        "cost": _usd(_ours(batch).get("cost_usd")),
+        "output file": batch.get("output_file_id"),
+        "error file": batch.get("error_file_id"),
+    }
+    for name, value in facts.items():
+        if value is not None:
+            console.print(f"  {name + ':':<12} {value}", markup=False)
+    _print_plan(console, _ours(batch).get("plan") or [])
+    _print_problems(console, problems_of(batch), _SHOWN_PROBLEMS)
+
+
+def problems_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what is wrong with the file of a batch, or of a check."""
+    return (document.get("errors") or {}).get("data") or []
+
+
+def print_list(batches: Sequence[Mapping[str, Any]]) -> None:
+    """Print batches, one a line."""
+    console = _console()
+    if not batches:
+        console.print("no batches")
+    for batch in batches:
+        counts = batch.get("request_counts") or {}
+        done, failed = counts.get("completed") or 0, counts.get("failed") or 0
+        parts = (
+            batch["id"], f"{batch['status']:<11}", _time(batch.get("created_at")) or "",
+            f"{done}/{counts.get('total') or 0} lines", f"{failed} failed" if failed else "",
+            _usd(_ours(batch).get("cost_usd")) or "",
+        )  # fmt: skip
+        console.print("  ".join(parts).rstrip(), markup=False)
+
+
+def fetched(
+    batch: Mapping[str, Any], out: Path | None, errors: Path | None, sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return what was fetched of a batch. failed: lines without an answer."""
+    counts = batch.get("request_counts") or {}
+    done, failed = counts.get("completed") or 0, counts.get("failed") or 0
+    where = f" in {out}" if out is not None else ""
+    text = f"{done} answers{where}"
+    if failed:
+        text += f"; {failed} lines without one"
+        text += f" in {errors}" if errors is not None else "; --errors FILE writes them"
+    return {
+        "id": batch["id"], "status": batch["status"], "completed": done, "failed": failed,
+        "output_bytes": sizes.get("output_file_id", 0),
+        "error_bytes": sizes.get("error_file_id", 0), "text": text,
+    }  # fmt: skip
+
+
+def _ours(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields that OpenAI's batches do not have."""
+    return batch.get("narrowgate") or {}
+
+
+def _print_plan(console: Console, plan: Sequence[Mapping[str, Any]]) -> None:
+    if not plan:
+        return
+    references = [row.get("reference_usd") for row in plan]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for name in ("route", "model"):
+        table.add_column(name)
+    for name in ("lines", "at most", "reference, synchronously"):
+        table.add_column(name, justify="right")
+    for row in plan:
+        table.add_row(
+            str(row.get("route")), str(row.get("model")), str(row.get("lines")),
+            _at_most(row), _usd(row.get("reference_usd")) or "unknown",
+        )  # fmt: skip
+    if len(plan) > 1:
+        known = [row.get("max_usd") for row in plan if row.get("route") != "local"]
+        table.add_row(
+            "all", "", str(sum(int(row.get("lines") or 0) for row in plan)),
+            _sum(known), _sum(references),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _at_most(row: Mapping[str, Any]) -> str:
+    if row.get("route") == "local" and not Decimal(str(row.get("max_usd") or 0)):
+        return "own GPU"
+    return _usd(row.get("max_usd")) or "unknown"
+
+
+def _sum(values: Sequence[Any]) -> str:
+    if any(value is None for value in values):
+        return "unknown"
+    return _usd(sum((Decimal(str(value)) for value in values), Decimal(0))) or "unknown"
+
+
+def _print_problems(console: Console, problems: Sequence[Mapping[str, Any]], most: int) -> None:
+    if not problems:
+        return
+    console.print(f"{len(problems)} problems:", markup=False)
+    for problem in problems[:most]:
+        line = problem.get("line")
+        where = f"line {line}" if line is not None else "file"
+        param = problem.get("param")
+        at = f" ({param})" if param else ""
+        console.print(f"  {where}: {problem.get('message')}{at}", markup=False)
+    if len(problems) > most:
+        console.print(f"  and {len(problems) - most} more: --json shows them", markup=False)
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _time(value: object) -> str | None:
+    if not isinstance(value, int | float):
+        return None
+    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _usd(value: object) -> str | None:
+    if value is None:
+        return None
+    usd = Decimal(str(value))
+    return f"${usd:,.2f}" if usd == 0 or usd >= 1 else f"${usd:.4f}"
