@@ -26,7 +26,6 @@ from serving.batch.batch_calls import (
     count_in,
     errored,
     is_in_window,
-    read_lines,
     succeeded,
     utc_now,
 )
@@ -39,6 +38,7 @@ from serving.batch.provider_batches import (
     Uncertain,
 )
 from serving.contracts.errors import FrontierError
+from serving.contracts.file_lines import lines_of
 from serving.contracts.frontier_settings import ProviderSettings
 from serving.frontier.anthropic_api import AnthropicApi
 from serving.frontier.anthropic_errors import ERRORS, translate
@@ -189,7 +189,7 @@ class AnthropicBatches:
         try:
             async with (
                 aclosing(self._pieces(batch_id)) as body,
-                aclosing(read_lines(body)) as lines,
+                aclosing(lines_of(body)) as lines,
             ):
                 async for line in lines:
                     document = read_json(line)

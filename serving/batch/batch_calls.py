@@ -5,7 +5,6 @@ import logging
 import random
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Collection,
@@ -26,6 +25,7 @@ from serving.contracts.errors import (
     FrontierUnavailable,
     FrontierUnknownModel,
 )
+from serving.contracts.file_lines import lines_of
 from serving.contracts.prices import BATCH
 from serving.frontier.failures import may_be_billed, usage_of
 from serving.frontier.http_errors import (
@@ -59,7 +59,6 @@ MAX_BATCH_BYTES = 16 * 2**20
 """Of one batch. Vendors take more, but a batch is in memory while it is sent, and two cost no more
 than one."""
 
-_LONGEST_LINE_BYTES = 16 * 2**20
 _READS = 3
 _MAY_READ_AGAIN = (
     FrontierInvalidResponse,
@@ -255,7 +254,7 @@ class ResultReader:
     ) -> AsyncGenerator[ProviderLineResult, None]:
         self._unknown = 0
         try:
-            async with aclosing(pieces()) as body, aclosing(read_lines(body)) as lines:
+            async with aclosing(pieces()) as body, aclosing(lines_of(body)) as lines:
                 async for line in lines:
                     found = self._found(line, result)
                     if found is not None:
@@ -292,27 +291,6 @@ class ResultReader:
             return None
         self._read.add(key)
         return result(document)
-
-
-async def read_lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Yield the lines of a file that are not empty, without their ends.
-
-    Raises ValueError for one of more than 16 MiB.
-    """
-    pending = bytearray()
-    async for piece in pieces:
-        start = 0
-        while (end := piece.find(b"\n", start)) >= 0:
-            line = bytes(pending) + piece[start:end]
-            pending.clear()
-            start = end + 1
-            if line.strip():
-                yield line.strip()
-        pending += piece[start:]
-        if len(pending) > _LONGEST_LINE_BYTES:
-            raise ValueError("a line has more than 16 MiB")
-    if pending.strip():
-        yield bytes(pending.strip())
 
 
 def is_in_window(created: datetime, since: datetime) -> bool:

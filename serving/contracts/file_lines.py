@@ -1,4 +1,8 @@
-"""The lines of a text file."""
+"""The lines of a text file, whole or as it arrives."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+
+_LONGEST_LINE_BYTES = 16 * 2**20
 
 
 def file_lines(text: str) -> list[str]:
@@ -8,3 +12,24 @@ def file_lines(text: str) -> list[str]:
     """
     lines = text.replace("\r\n", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
+
+
+async def lines_of(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield the lines of a file that are not empty, without white space around them.
+
+    Raises ValueError for one of more than 16 MiB.
+    """
+    pending = bytearray()
+    async for piece in pieces:
+        start = 0
+        while (end := piece.find(b"\n", start)) >= 0:
+            line = bytes(pending) + piece[start:end]
+            pending.clear()
+            start = end + 1
+            if line.strip():
+                yield line.strip()
+        pending += piece[start:]
+        if len(pending) > _LONGEST_LINE_BYTES:
+            raise ValueError("a line has more than 16 MiB")
+    if pending.strip():
+        yield bytes(pending.strip())

@@ -18,6 +18,7 @@ from serving.gateway import (
     evidence_api,
     files_api,
     health_api,
+    messages_batches_api,
     models_api,
     openai_api,
     report_api,
@@ -25,12 +26,13 @@ from serving.gateway import (
 )
 from serving.gateway.context import GatewayContext
 from serving.gateway.log_heartbeat import LogHeartbeat
+from serving.gateway.messages_errors import MessagesErrors
 from serving.gateway.middleware import BodyLimit, HeadAsGet, RequestScope
 from serving.local.metrics_server import metrics_served
 
 PARTS = (
     tasks_api, openai_api, models_api, health_api, report_api, evidence_api, cache_api, files_api,
-    batches_api,
+    batches_api, messages_batches_api,
 )  # fmt: skip
 _FORM_BYTES = 65_536
 """Of a form beside its file."""
@@ -89,6 +91,7 @@ def build_http(context: GatewayContext) -> FastAPI:
                 development=context.development,
             ),
             Middleware(HeadAsGet),
+            Middleware(MessagesErrors),
             *_cross_origin(context.settings.cors_origins),
             *context.access.middleware(),
             Middleware(
@@ -114,7 +117,8 @@ def _uploads(context: GatewayContext) -> dict[str, tuple[int, float]]:
     if context.batches is None:
         return {}
     batch = context.batch
-    return {files_api.PATH: (batch.max_file_bytes + _FORM_BYTES, batch.upload_timeout_s)}
+    limits = (batch.max_file_bytes + _FORM_BYTES, batch.upload_timeout_s)
+    return {files_api.PATH: limits, messages_batches_api.PATH: limits}
 
 
 def _cross_origin(origins: tuple[str, ...]) -> list[Middleware]:

@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from serving.batch.anthropic_batches import AnthropicBatches
-from serving.batch.batch_calls import LIST_LAG, read_lines
+from serving.batch.batch_calls import LIST_LAG
 from serving.batch.openai_batches import OpenAIBatches
 from serving.batch.provider_batches import (
     ProviderBatches,
@@ -618,17 +618,3 @@ def test_without_batch_prices_the_highest_counts() -> None:
     assert prices is not None
     assert prices.worst_case_in_batch(10, 10) == 10 * SONNET.highest_input + 10 * SONNET.output
     assert prices.worst_case_in_batch(10, 10) > Decimal(0)
-
-
-async def test_lines_are_found_in_pieces() -> None:
-    async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
-        for part in parts:
-            yield part
-
-    async def read(*parts: bytes) -> list[bytes]:
-        return [line async for line in read_lines(pieces(*parts))]
-
-    assert await read(b"a\r\nb", b"c\n\n", b"\nd") == [b"a", b"bc", b"d"]
-    assert await read(b"") == []
-    with pytest.raises(ValueError, match="16 MiB"):
-        await read(b"x" * 2**23, b"x" * 2**23, b"x")

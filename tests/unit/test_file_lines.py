@@ -1,6 +1,7 @@
 """Files of JSON Lines whose texts hold characters that Python takes for line ends."""
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.cli import main
-from serving.contracts.file_lines import file_lines
+from serving.contracts.file_lines import file_lines, lines_of
 
 from .checkpoints import write
 
@@ -51,3 +52,18 @@ def test_a_text_with_other_line_ends_is_one_line(
     main([names.get(word, word) for word in words])
     # Three rows may be too few; each of them is read.
     assert "line 1" not in capsys.readouterr().err
+
+
+async def test_lines_are_found_in_pieces() -> None:
+    async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    async def read(*parts: bytes) -> list[bytes]:
+        return [line async for line in lines_of(pieces(*parts))]
+
+    assert await read(b"a\r\nb", b"c\n\n", b"\nd") == [b"a", b"bc", b"d"]
+    assert await read("a\u2028b\n".encode()) == ["a\u2028b".encode()]
+    assert await read(b"") == []
+    with pytest.raises(ValueError, match="16 MiB"):
+        await read(b"x" * 2**23, b"x" * 2**23, b"x")

@@ -1,0 +1,139 @@
+"""Reads the body of a Message Batch piece by piece: one request at a time is in memory."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ijson
+from ijson.common import ObjectBuilder
+
+from serving.contracts.errors import InvalidRequest, UnsupportedParameter
+from serving.gateway.messages_request import chat_body
+
+CHAT_URL = "/v1/chat/completions"
+_CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_ITEM = "requests.item"
+_REQUEST_FIELDS = {"custom_id", "params"}
+
+
+class MessagesReader:
+    """Turns the pieces of a body into the lines of a file of chat completions. Blocking.
+
+    longest: bytes of one request, about. max_lines: of one batch.
+    """
+
+    def __init__(self, longest: int, max_lines: int) -> None:
+        self._longest = longest
+        self._max_lines = max_lines
+        self._events: Any = ijson.sendable_list()
+        self._parser = ijson.parse_coro(self._events, use_float=True)
+        self._builder: ObjectBuilder | None = None
+        self._pending = 0
+        self._has_list = False
+        self._ids: set[str] = set()
+        self.count = 0
+
+    def feed(self, piece: bytes) -> bytes:
+        """Return the lines of the requests that this piece ends.
+
+        Raises InvalidRequest and UnsupportedParameter, with the field.
+        """
+        self._pending += len(piece)
+        try:
+            self._parser.send(piece)
+        except ijson.JSONError as error:
+            raise _malformed(str(error)) from error
+        return self._lines()
+
+    def end(self) -> bytes:
+        """Return the last lines. Raises InvalidRequest for a body that ends too early."""
+        try:
+            self._parser.close()
+        except ijson.JSONError as error:
+            raise _malformed("it ends early") from error
+        lines = self._lines()
+        if not self._has_list:
+            raise InvalidRequest("requests is missing", field="requests", fix="send a list")
+        if not self.count:
+            raise InvalidRequest("requests is empty", field="requests", fix="send one at least")
+        return lines
+
+    def _lines(self) -> bytes:
+        events, lines = list(self._events), []
+        del self._events[:]
+        for prefix, event, value in events:
+            if prefix.startswith(_ITEM):
+                line = self._item(prefix, event, value)
+                if line is not None:
+                    lines.append(line)
+            elif prefix == "" and event == "map_key" and value != "requests":
+                raise UnsupportedParameter(
+                    f"{value[:60]!r} is not a field of a batch", field=value[:60],
+                    fix="send requests only",
+                )  # fmt: skip
+            elif prefix == "requests" and event != "map_key":
+                self._has_list = self._has_list or event == "start_array"
+            elif prefix == "" and event not in ("start_map", "end_map", "map_key"):
+                raise _malformed("it is not an object")
+        if self._builder is not None and self._pending > self._longest:
+            raise InvalidRequest(
+                f"a request has over {self._longest} bytes", field=f"requests.{self.count}",
+                fix="shorten it",
+            )  # fmt: skip
+        return b"".join(lines)
+
+    def _item(self, prefix: str, event: str, value: Any) -> bytes | None:
+        """Add an event to the request that it belongs to; return the request's line at its end."""
+        if self._builder is None:
+            self._builder = ObjectBuilder()
+        self._builder.event(event, value)
+        if prefix != _ITEM or event in ("start_map", "start_array", "map_key"):
+            return None
+        request, self._builder, self._pending = self._builder.value, None, 0
+        return self._line(request)
+
+    def _line(self, request: object) -> bytes:
+        where = f"requests.{self.count}"
+        self.count += 1
+        if self.count > self._max_lines:
+            raise InvalidRequest(
+                f"requests has more than {self._max_lines} entries", field="requests",
+                fix="send several batches",
+            )  # fmt: skip
+        if not isinstance(request, Mapping):
+            raise InvalidRequest(f"{where} is not an object", field=where, fix="send an object")
+        if unknown := sorted(set(request) - _REQUEST_FIELDS):
+            raise UnsupportedParameter(
+                f"{unknown[0][:60]!r} is not a field of a request",
+                field=f"{where}.{unknown[0][:60]}", fix="send custom_id and params",
+            )  # fmt: skip
+        custom_id = self._custom_id(request.get("custom_id"), f"{where}.custom_id")
+        try:
+            body = chat_body(request.get("params"))
+        except InvalidRequest as error:
+            inner = f".{error.field}" if error.field else ""
+            error.field = f"{where}.params{inner}"
+            raise
+        line = {"custom_id": custom_id, "method": "POST", "url": CHAT_URL, "body": body}
+        # Halves of surrogate pairs stay escaped: the check of the file names them.
+        return json.dumps(line).encode() + b"\n"
+
+    def _custom_id(self, value: object, field: str) -> str:
+        if not isinstance(value, str) or _CUSTOM_ID.fullmatch(value) is None:
+            raise InvalidRequest(
+                f"{field} is {value!r:.80}", field=field,
+                fix="send 1 to 64 letters, digits, hyphens and underscores",
+            )  # fmt: skip
+        if value in self._ids:
+            raise InvalidRequest(
+                f"{field} {value!r} is that of an earlier request", field=field,
+                fix="send each custom_id once",
+            )  # fmt: skip
+        self._ids.add(value)
+        return value
+
+
+def _malformed(why: str) -> InvalidRequest:
+    text = " ".join(why.split())[:120]
+    return InvalidRequest(f"the body is not JSON: {text}", fix="send a JSON object")
