@@ -42,8 +42,8 @@ from serving.frontier.spent import NOTHING, UNKNOWN, Spent
 
 T = TypeVar("T")
 
-WINDOW_S = 25 * 3600.0
-"""Both vendors end a batch after 24 h; the rest is for their clocks and their lag."""
+WINDOW_S = 24 * 3600.0
+"""Both vendors end a batch after this time, by their clocks."""
 
 LIST_LAG = timedelta(minutes=15)
 """A batch that no list has shown for this time after its submission was not created. Neither vendor
