@@ -95,8 +95,10 @@ def unfit_document(document: Mapping[str, Any]) -> Reason | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _unfit_choice(choice: Mapping[str, Any]) -> Reason | None:
-    message = choice.get("message") or {}
+def _unfit_choice(choice: Any) -> Reason | None:
+    message = choice.get("message") if isinstance(choice, Mapping) else None
+    if not isinstance(message, Mapping):
+        return "empty"
     if message.get("tool_calls") or message.get("function_call"):
         return "tool_call"
     if choice.get("finish_reason") != "stop":

@@ -28,9 +28,10 @@ MOST_CHARACTERS = 400
 _FEWEST_WORDS = 3
 
 _CODE = re.compile(
-    r"```|`[^`]+`|[{}<>]|[=!]=|&&|\|\||;\s*$|\w+\([^)]*\)|(?:^|\s)(?:/|\./|~/|[A-Z]:\\)\S+|\$\w+|"
+    r"```|`[^`]+`|[{}<>]|[=!]=|&&|\|\||;[^\S\n]*+$|\w\([^)]{0,400}\)|"
+    r"(?:^|\s)(?:/|\./|~/|[A-Z]:\\)\S+|\$\w+|"
     r"https?://|www\.|\\[a-z]+|\b(?:def|import|SELECT|INSERT|UPDATE|#include)\s+\w+\s*[(.:*]|"
-    r"\n\s*\S.*\n",
+    r"\n[^\S\n]*+\S.*+\n",
     re.MULTILINE,
 )
 # "How do I reset my password" is everybody's question; "where is my order" is not.

@@ -43,7 +43,8 @@ _MADE_UP = (
 )
 _NEAR = r"\b[^.?!\n]{0,60}?\b"
 _DRAWN = re.compile(
-    r"(?:^|[.!?:,;\n]\s*|"
+    # Of many blank lines the last one counts: an unbounded run would be searched from each.
+    r"(?:^|[.!?:,;\n]\s{0,4}+|"
     r"\b(?:please|can you|could you|will you|would you|you to|and|then|bitte) )(?:"
     rf"(?:generate|create|make|give|suggest|write|invent|need|get|provide){_NEAR}{_MADE_UP}|"
     r"(?:generate|create|make|give|suggest|write|pick|choose|select|draw|name|tell|show|say|list|"

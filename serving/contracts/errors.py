@@ -296,10 +296,12 @@ class ShuttingDown(Unavailable):
 
 
 class DeadlineExceeded(NarrowgateError):
-    """The request's time ran out before its answer was ready."""
+    """The request's time ran out before its answer was ready.
+
+    Not retryable: the client's time is over, and a provider may have been paid meanwhile.
+    """
 
     code = "deadline_exceeded"
-    retryable = True
 
 
 class FrontierNotConfigured(NarrowgateError):
@@ -371,17 +373,15 @@ class FrontierUnavailable(FrontierError):
 
 
 class FrontierTimeout(FrontierError):
-    """The provider did not answer in time."""
+    """The provider did not answer in time. The call may have been billed: a repeat would be too."""
 
     code = "frontier_timeout"
-    retryable = True
 
 
 class FrontierInvalidResponse(FrontierError):
-    """The provider's response is unreadable."""
+    """The provider's response is unreadable. The call may have been billed."""
 
     code = "frontier_invalid_response"
-    retryable = True
 
 
 class FrontierStreamBroken(FrontierError):

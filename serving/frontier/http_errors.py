@@ -216,7 +216,7 @@ def timed_out(provider: str, source: str) -> FrontierTimeout:
     """Return the error of a provider that accepted the request and did not answer in time."""
     return FrontierTimeout(
         f"provider {provider!r} did not answer in time ({source}); the call may have been billed",
-        fix="retry, or raise first_byte_timeout_s or the request's timeout",
+        fix="raise first_byte_timeout_s or the request's timeout; a repeat may be billed again",
     )
 
 

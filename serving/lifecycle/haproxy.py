@@ -50,7 +50,7 @@ _FIXES = {
     408: "send the whole request at once",
     429: "reuse connections",
 }
-_RETRYABLE = {408, 429, 502, 503, 504}
+_RETRYABLE = {408, 429, 502, 503}
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ _INTERNAL = re.compile(
     re.IGNORECASE,
 )
 _CLASS_NAME = re.compile(r"\b[A-Z][a-z]+(?:[A-Z][a-z]+)+\b")
-_SUFFIX = re.compile(r"\s*\(parameter=.*", re.DOTALL)
+_SUFFIX = re.compile(r"\s{0,4}+\(parameter=.*", re.DOTALL)
 
 
 def engine_dead() -> ModelUnavailable:

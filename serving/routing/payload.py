@@ -412,7 +412,7 @@ def _named_again(instruction: str, payload: str) -> int:
 _MAX_LABEL_LIST_CHARS = 120
 _SENTENCE_END = re.compile(r"[.?!)\n\"“„«]")
 _LABEL_SEPARATOR = re.compile(
-    r"\s*[,/|;]\s*(?:or |and |oder |und |ou |et |o |y )?|\s+(?:or|oder|ou|o)\s+"
+    r"(?<!\s)(?:\s*+[,/|;]\s*(?:or |and |oder |und |ou |et |o |y )?|\s++(?:or|oder|ou|o)\s+)"
 )
 
 

@@ -302,5 +302,5 @@ def _unreadable(task: str, text: str, unfinished: Sequence[str]) -> FrontierInva
     return FrontierInvalidResponse(
         f"the frontier model was paid for an answer to task {task!r} that cannot be read "
         f"({len(text)} characters): {why}",
-        fix="retry; if it recurs, use another model in frontier.tiers",
+        fix="use another model in frontier.tiers if it recurs; a repeat is paid for again",
     )

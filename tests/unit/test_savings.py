@@ -353,6 +353,17 @@ def test_a_line_that_cannot_be_counted_is_named_and_the_rest_is(audit: Audit, wh
     assert (problem["count"], problem["lines"]) == (1, [2])
 
 
+@pytest.mark.parametrize("choices", [[5], [{"message": 5}], [None], [[]], ["text"]])
+def test_an_answer_that_cannot_be_read_is_billed_and_stored_nowhere(
+    audit: Audit, choices: list[Any]
+) -> None:
+    good = row("Why is the sky blue?")
+    odd = {**good, "response": {**good["response"], "choices": choices}}
+    found = audit([odd, odd, good])
+    assert found["calls"] == 3
+    assert saved(found, "exact_cache") == 0.0
+
+
 def test_an_unknown_model_names_the_fix_and_a_prices_file_mends_it(
     audit: Audit, tmp_path: Path
 ) -> None:

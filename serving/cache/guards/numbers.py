@@ -10,7 +10,8 @@ from serving.cache.guards.words import Words
 _DIGITS = re.compile(
     r"(?:(?<![\w).])[-\u2212+](?=\d))?\d+(?:[.,:/x\u00d7-]\d+)*|[\u00b2\u00b3\u00b9\u00bc-\u00be]"
 )
-_MIXED = re.compile(r"\b(?=[\w.-]*\d)(?=[\w.-]*[^\W\d])\w+(?:[.-]\w+)*\b")
+# The bounds keep a long run of letters and marks without a digit from being read at each of them.
+_MIXED = re.compile(r"\b(?=[\w.-]{0,80}\d)(?=[\w.-]{0,80}[^\W\d])\w+(?:[.-]\w+)*\b")
 _ORDINAL = re.compile(r"\b\d+(?:st|nd|rd|th)\b")
 _AFTER_NUMBER = re.compile(r"\d\s*([^\W\d_\s]{1,4}|[°%$€£¥][CFcf]?)(?!\w)")
 _SIGN = re.compile(r"[%$€£¥°#]|[<>]=?|[+*/=^](?=\s)")

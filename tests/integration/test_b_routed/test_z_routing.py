@@ -104,6 +104,22 @@ def test_the_openai_sdk_streams_a_frontier_model(routed: Stack, key: str, script
     assert all("CACHE_BREAK" not in seen.text for seen in script.seen)
 
 
+@pytest.mark.parametrize("kind", ["hang_up", "truncated"])
+def test_the_sdk_does_not_repeat_a_call_that_may_have_been_billed(
+    routed: Stack, key: str, script: Any, kind: Any
+) -> None:
+    # With its own retries, as most clients have it.
+    sdk = openai.OpenAI(base_url=f"{routed.url}/v1", api_key=key)
+    script.on("*", Fault(kind))
+    with pytest.raises(openai.APIStatusError) as failed:
+        sdk.chat.completions.create(
+            model="openai/gpt-6.1-sol", messages=[{"role": "user", "content": f"Count {kind}."}]
+        )
+    assert failed.value.response.json()["error"]["code"] == "frontier_invalid_response"
+    assert failed.value.response.headers["x-should-retry"] == "false"
+    assert len(script.seen) == 1
+
+
 def test_a_hang_up_cancels_upstream(client: httpx.Client, script: Any) -> None:
     script.next(Fault("slow", delay_s=0.5))
     script.answer = lambda seen: "word " * 200
