@@ -307,6 +307,7 @@ def _build_context(
             CostEstimate(
                 prices,
                 frontier.configured,
+                frontier.batch_targets,
                 settings.ledger.reference_model,
                 {name: bound.task for name, bound in models.tasks.items()},
             ),

@@ -59,6 +59,7 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
         path.policy, deps.line_format, deps.model_of, path.max_inputs, deps.longest,
         settings.max_lines, None if estimate is None else estimate.worst,
         None if estimate is None else estimate.reference,
+        None if estimate is None else estimate.in_batch,
     )  # fmt: skip
     runner = LineRunner(path, notes, deps.line_format, settings, deps.cipher)
     slack = Slack(settings, deps.queues)

@@ -54,7 +54,8 @@ class LineRules:
     """What a line is checked against.
 
     model_of: the local model of a task, None without one. longest: bytes of a line. max_lines: of a
-    batch. estimate, reference: None where no worst case can be given.
+    batch. estimate, reference: None where no worst case can be given. in_batch: as estimate, in a
+    provider's batch.
     """
 
     policy: Policy
@@ -65,6 +66,7 @@ class LineRules:
     max_lines: int
     estimate: Estimate | None = None
     reference: Reference | None = None
+    in_batch: Estimate | None = None
 
 
 @dataclass(slots=True)
@@ -83,6 +85,7 @@ class FileCheck:
     )
     _usd: dict[tuple[str, str], Decimal | None] = field(default_factory=dict)
     _reference_usd: dict[tuple[str, str], Decimal | None] = field(default_factory=dict)
+    _batch_usd: dict[tuple[str, str], Decimal | None] = field(default_factory=dict)
 
     def good_lines(self, pieces: Iterable[bytes]) -> Iterator[GoodLine]:
         """Yield the good lines of a file, and keep what is wrong with the others."""
@@ -111,7 +114,12 @@ class FileCheck:
             problems.append(LineProblem("more_problems", text))
         plan = tuple(
             PlannedRoute(
-                route, model, count, self._usd[route, model], self._reference_usd[route, model]
+                route,
+                model,
+                count,
+                self._usd[route, model],
+                self._reference_usd[route, model],
+                self._batch_usd[route, model],
             )
             for (route, model), count in sorted(self._lines.items())
         )
@@ -197,7 +205,11 @@ class FileCheck:
                 fix="set a provider's key, or name another model",
             )
         reference = self._reference(request, plan.bounds)
-        _, worst = self._counted("frontier", targets[0], self._worst(request, plan), reference)
+        worst, in_batch = self._worst(request, plan), None
+        # Lines of tasks are asked synchronously: the task reads each answer.
+        if self.rules.in_batch is not None and isinstance(request, ChatRequest):
+            in_batch = self.rules.in_batch(request, plan)
+        self._counted("frontier", targets[0], worst, reference, in_batch)
         return (targets[0] if isinstance(request, ChatRequest) else None), worst
 
     def _worst(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> Decimal | None:
@@ -213,9 +225,13 @@ class FileCheck:
         model: str,
         worst: Decimal | None,
         reference: Decimal | None,
+        in_batch: Decimal | None = None,
     ) -> tuple[None, Decimal | None]:
         self._lines[route, model] += 1
-        for sums, usd in ((self._usd, worst), (self._reference_usd, reference)):
+        known = (
+            (self._usd, worst), (self._reference_usd, reference), (self._batch_usd, in_batch),
+        )  # fmt: skip
+        for sums, usd in known:
             before = sums.get((route, model), Decimal(0))
             sums[route, model] = None if before is None or usd is None else before + usd
         return None, worst

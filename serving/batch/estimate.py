@@ -21,11 +21,13 @@ from serving.tasks.task import Task
 class CostEstimate:
     """Estimates lines before they run: all input in its dearest class, all output that is allowed.
 
-    configured: returns those targets whose provider has a key. tasks: by name.
+    configured, batched: return those targets whose provider has a key, and a batch API. tasks: by
+    name.
     """
 
     prices: PriceList
     configured: Callable[[tuple[str, ...]], tuple[str, ...]]
+    batched: Callable[[tuple[str, ...]], tuple[str, ...]]
     reference_model: str
     tasks: Mapping[str, Task]
     _last: threading.local = field(default_factory=threading.local)
@@ -35,12 +37,25 @@ class CostEstimate:
         targets = self.configured(plan.targets)
         return self._usd(request, plan.bounds, targets[0]) if targets else None
 
+    def in_batch(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> Decimal | None:
+        """Return the most that a line can cost in the batch of a plan's first target.
+
+        None where its provider has none.
+        """
+        targets = self.batched(self.configured(plan.targets)[:1])
+        return self._usd(request, plan.bounds, targets[0], in_batch=True) if targets else None
+
     def reference(self, request: ChatRequest | TaskBatch, bounds: OutputBounds) -> Decimal | None:
         """Return the most that a line can cost at the reference model, asked synchronously."""
         return self._usd(request, bounds, self.reference_model)
 
     def _usd(
-        self, request: ChatRequest | TaskBatch, bounds: OutputBounds, target: str
+        self,
+        request: ChatRequest | TaskBatch,
+        bounds: OutputBounds,
+        target: str,
+        *,
+        in_batch: bool = False,
     ) -> Decimal | None:
         prices = self.prices.of(target)
         if prices is None:
@@ -50,8 +65,15 @@ class CostEstimate:
         except NarrowgateError:
             # The line's own error comes from the check, or when it runs.
             return None
-        costs = (prices.worst_case(one.input_tokens, one.output_tokens, STANDARD) for one in limits)
-        return sum(costs, Decimal(0))
+        return sum(
+            (
+                prices.worst_case_in_batch(one.input_tokens, one.output_tokens)
+                if in_batch
+                else prices.worst_case(one.input_tokens, one.output_tokens, STANDARD)
+                for one in limits
+            ),
+            Decimal(0),
+        )
 
     def _remembered(
         self, request: ChatRequest | TaskBatch, bounds: OutputBounds

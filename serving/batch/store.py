@@ -572,9 +572,9 @@ def _spent(connection: Connection, row: Row[Any]) -> Decimal | None:
 def _record(row: Row[Any], counts: LineCount, cost_usd: Decimal | None) -> BatchRecord:
     def routes() -> Iterator[PlannedRoute]:
         for one in json.loads(row.plan):
-            sums = (one["max_usd"], one.get("reference_usd"))
-            most, reference = (None if usd is None else Decimal(usd) for usd in sums)
-            yield PlannedRoute(one["route"], one["model"], one["lines"], most, reference)
+            sums = (one["max_usd"], one.get("reference_usd"), one.get("batch_usd"))
+            known = (None if usd is None else Decimal(usd) for usd in sums)
+            yield PlannedRoute(one["route"], one["model"], one["lines"], *known)
 
     return BatchRecord(
         row.id, row.tenant, row.endpoint, row.input_file, row.completion_window, row.status,

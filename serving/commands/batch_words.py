@@ -94,18 +94,19 @@ def _print_plan(console: Console, plan: Sequence[Mapping[str, Any]]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     for name in ("route", "model"):
         table.add_column(name)
-    for name in ("lines", "at most", "reference, synchronously"):
+    for name in ("lines", "at most", "in a provider's batch", "reference, synchronously"):
         table.add_column(name, justify="right")
     for row in plan:
         table.add_row(
             str(row.get("route")), str(row.get("model")), str(row.get("lines")),
-            _at_most(row), _usd(row.get("reference_usd")) or "unknown",
+            _at_most(row), _usd(row.get("batch_usd")) or "-",
+            _usd(row.get("reference_usd")) or "unknown",
         )  # fmt: skip
     if len(plan) > 1:
         known = [row.get("max_usd") for row in plan if row.get("route") != "local"]
         table.add_row(
             "all", "", str(sum(int(row.get("lines") or 0) for row in plan)),
-            _sum(known), _sum(references),
+            _sum(known), "", _sum(references),
         )  # fmt: skip
     console.print(table)
 

@@ -73,7 +73,8 @@ class PlannedRoute:
     route: `local`, `frontier`, or `auto` where the router decides line by line. model: as the lines
     name it, or the model that their task has. max_usd: worst case of all lines together, US
     dollars; None where no price is known. Local models' time is not part of it. reference_usd:
-    worst case of the same lines at the reference model, asked synchronously.
+    worst case of the same lines at the reference model, asked synchronously. batch_usd: worst case
+    in the provider's batch, None where they do not go there; the deadline may still forbid it.
     """
 
     route: Literal["local", "frontier", "auto"]
@@ -81,6 +82,7 @@ class PlannedRoute:
     lines: int
     max_usd: Decimal | None
     reference_usd: Decimal | None = None
+    batch_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)

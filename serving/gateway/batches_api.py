@@ -130,6 +130,7 @@ def _route(route: PlannedRoute) -> dict[str, Any]:
         "route": route.route, "model": route.model, "lines": route.lines,
         "max_usd": None if route.max_usd is None else f"{route.max_usd:f}",
         "reference_usd": None if route.reference_usd is None else f"{route.reference_usd:f}",
+        "batch_usd": None if route.batch_usd is None else f"{route.batch_usd:f}",
     }  # fmt: skip
 
 

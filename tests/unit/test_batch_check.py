@@ -12,11 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.batch.check import FileCheck, GoodLine
+from serving.batch.estimate import CostEstimate
 from serving.batch.lines import raw_lines
 from serving.contracts.batch import MAX_REPORTED, Checked
 from serving.contracts.task_spec import TaskSpec
+from serving.ledger.pricing.book import PriceBook
+from serving.tasks.task import bind
 
 from .batch_kit import ACME, CHAT, MODEL, chat_line, jsonl, line_rules, task_line
+from .character_tokenizer import CharacterTokenizer
 
 
 def check(
@@ -111,6 +115,42 @@ def test_the_plan_counts_lines_by_route_with_their_worst_case(specs: dict[str, T
         ("local", "tiny", 2, Decimal(0)),
     ]
     assert [line.target for line in good] == [MODEL, MODEL, None, None, None]
+
+
+@pytest.mark.parametrize("has_batches", [True, False])
+def test_the_plan_compares_a_batch_with_the_reference_model(
+    specs: dict[str, TaskSpec], has_batches: bool
+) -> None:
+    tasks = {"topic": bind(specs["topic"], CharacterTokenizer(), 4096)}
+    estimate = CostEstimate(
+        PriceBook.load(),
+        lambda targets: targets,
+        lambda targets: targets if has_batches else (),
+        "openai/gpt-4o",
+        tasks,
+    )
+    rules: dict[str, Any] = {
+        "estimate": estimate.worst, "reference": estimate.reference, "in_batch": estimate.in_batch,
+    }  # fmt: skip
+    data = jsonl(
+        chat_line("a", max_tokens=100), chat_line("b", "Hello" * 50, max_tokens=100),
+        chat_line("c", model="auto", max_tokens=100),
+    )  # fmt: skip
+    _, found = check(specs, data, **rules)
+    auto, chats = found.plan
+    assert (auto.max_usd, auto.batch_usd) == (None, None)
+    assert auto.reference_usd is not None
+    assert chats.max_usd is not None
+    assert chats.reference_usd is not None
+    # 100 tokens of output of each line at $8 and $10 a million, and every byte of input.
+    assert chats.max_usd > 2 * 100 * Decimal("8e-6")
+    assert chats.reference_usd > 2 * 100 * Decimal("10e-6")
+    assert chats.reference_usd > chats.max_usd
+    assert chats.batch_usd == (chats.max_usd / 2 if has_batches else None)
+    _, found = check(specs, jsonl(task_line("t", "topic")), endpoint="/v1/tasks/topic", **rules)
+    (task,) = found.plan
+    assert task.reference_usd is not None
+    assert task.reference_usd > 0
 
 
 def test_a_model_whose_provider_has_no_key_is_refused(specs: dict[str, TaskSpec]) -> None:

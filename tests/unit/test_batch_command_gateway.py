@@ -95,6 +95,7 @@ async def test_a_dry_run_names_every_bad_line_and_what_the_others_may_cost(
     for row in found["plan"]:
         assert float(row["max_usd"]) > 0
         assert float(row["reference_usd"]) > 0
+        assert row["batch_usd"] is None, "this provider has no batch API"
     status, text = await narrowgate(gateway, "submit", file, "--dry-run")
     assert status == 1
     assert "3 lines can run" in text
