@@ -67,6 +67,53 @@ def test_most_paraphrases_that_were_written_before_pass() -> None:
     assert len(passed) / len(pairs) >= 0.7
 
 
+def test_no_everyday_pair_is_served() -> None:
+    pairs = _shipped("unseen_everyday_pairs.jsonl")
+    assert len(pairs) >= 300
+    assert {pair["language"] for pair in pairs} == {"en", "de", "fr", "es"}
+    for pair in pairs:
+        a, b = Words(pair["a"]), Words(pair["b"])
+        assert (refusal(a, b) or compare_modifiers(a, b)) is not None, pair
+
+
+def test_most_everyday_paraphrases_pass_the_guards() -> None:
+    pairs = _shipped("unseen_everyday_paraphrases.jsonl")
+    assert len(pairs) >= 150
+    passed = [p for p in pairs if refusal(Words(p["a"]), Words(p["b"])) is None]
+    assert len(passed) / len(pairs) >= 0.6
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "reason"),
+    [
+        ("Which rows are comments?", "Which rows are anything but comments?", "negation"),
+        ("Welche Zeilen sind Kommentare?", "Welche Zeilen außer Kommentaren?", "negation"),
+        ("Quels fichiers garder ?", "Quels fichiers garder, hormis les journaux ?", "negation"),
+        ("Is it legal with consent?", "Is it legal absent consent?", "antonyms"),
+        ("Who directed the film Speed?", "Who directed the film Speeds?", "names"),
+        ("¿Cuándo se usa por?", "¿Cuándo se usa para?", "question_kind"),
+        ("Wann benutzt man dass?", "Wann benutzt man wenn?", "question_kind"),
+    ],
+)
+def test_kinds_of_change_that_were_found_in_unseen_pairs(a: str, b: str, reason: str) -> None:
+    assert _refused(a, b) == reason
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("How big is a blue whale?", "What is the size of a blue whale?"),
+        ("How old is the universe?", "What is the age of the universe?"),
+        ("How fast does light travel?", "What is the speed light travels at?"),
+        ("What is the capital of Chad?", "Which city is the capital of Chad?"),
+        ("Was ist die Hauptstadt von Finnland?", "Welche Stadt ist die Hauptstadt von Finnland?"),
+        ("¿Cuál es la capital de Italia?", "¿Qué ciudad es la capital de Italia?"),
+    ],
+)
+def test_a_measure_and_its_noun_ask_the_same(a: str, b: str) -> None:
+    assert _refused(a, b) is None
+
+
 def test_a_text_is_never_refused_against_itself() -> None:
     for pair in _shipped("paraphrases.jsonl")[::5]:
         if Words(pair["a"]).language is not None:

@@ -46,7 +46,8 @@ def compare_names(a: Words, b: Words) -> str | None:
     are the nouns, too.
     """
     is_same = _all_in(a, b) and _all_in(b, a)
-    return None if is_same and not (_extends(a, b) or _extends(b, a)) else "names"
+    checks = (_extends, _has_plural)
+    return None if is_same and not any(c(a, b) or c(b, a) for c in checks) else "names"
 
 
 def _extends(a: Words, b: Words) -> bool:
@@ -90,6 +91,20 @@ def _is_name(words: Words, index: int) -> bool:
 
 def _is_acronym(token: str) -> bool:
     return len(token.rstrip("'")) > 1 and token.isupper()
+
+
+def _has_plural(a: Words, b: Words) -> bool:
+    """Return whether the other text has a name with an s more: Alien, Aliens are two films."""
+    if a.language != "en" or b.language != "en":
+        return False
+    plurals = {b.lower[n] for n in name_indices(b) if n not in b.starts}
+    return any(
+        n not in a.starts
+        and not _is_acronym(a.tokens[n])
+        and a.lower[n] not in b.present
+        and a.lower[n] + "s" in plurals
+        for n in name_indices(a)
+    )
 
 
 def _all_in(a: Words, b: Words) -> bool:

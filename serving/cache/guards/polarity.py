@@ -21,11 +21,19 @@ _FRENCH_NE = frozenset({"ne", "n'"})
 # No negations: phrases that hold a negation's word.
 _NEUTRAL = ("why not", "no matter", "not only", "or not", "no longer than")
 
+# Phrases that except something and hold no negation.
+_EXCEPTIONS: dict[Language, tuple[str, ...]] = {
+    "en": ("anything but", "everything but", "all but", "other than", "apart from", "aside from"),
+    "de": ("abgesehen von", "bis auf"),
+    "fr": ("à part", "hormis", "à l'exception de", "tout excepté"),
+    "es": ("todo menos", "aparte de", "a excepción de"),
+}
+
 # Opposites by language, one pair in each entry; several words of a side are joined by |.
 _PAIRS: dict[Language, str] = {
     "en": """
 on/off enable|enabling|activate/disable|disabling|deactivate before|prior/after|following
-increase|raise|boost|grow/decrease|reduce|lower|cut|shrink with/without include/exclude
+increase|raise|boost|grow/decrease|reduce|lower|cut|shrink with/without|absent|lacking|minus include/exclude
 start|begin|launch/stop|end|finish|quit open|unlock|opening/close|shut|lock|closed buy|purchase/sell
 install/uninstall|remove add|append|insert/remove|delete|subtract connect|attach|pair/disconnect|detach|unpair
 allow|permit|accept|legal|unblock/forbid|deny|reject|block|ban|illegal|prohibit
@@ -248,6 +256,7 @@ def _negations(words: Words) -> int:
     tokens = line.split()
     known = _NEGATIONS[words.language]
     count = sum(token in known for token in tokens)
+    count += sum(line.count(f" {phrase} ") for phrase in _EXCEPTIONS[words.language])
     if words.language == "fr" and count == 0:
         count = int(any(token in _FRENCH_NE for token in tokens))
     return count

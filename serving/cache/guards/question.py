@@ -1,8 +1,9 @@
 """What is asked must be the same: kind of question, tense, scope. Pure."""
 
 import re
+from itertools import takewhile
 
-from serving.cache.guards.function_words import Language
+from serving.cache.guards.function_words import FUNCTION_WORDS, Language
 from serving.cache.guards.words import Words
 
 # The most specific first: "how many" before "how". Kinds of equal names ask the same.
@@ -96,25 +97,25 @@ _NOUNS_OF_KIND: dict[Language, dict[str, str]] = {
         "number": "anzahl|zahl|einwohnerzahl|bevölkerung", "amount": "menge|preis|gehalt|kostet|kosten",
         "duration": "dauer|zeit", "rate": "häufigkeit", "age": "alter", "distance": "entfernung|abstand",
         "size": "höhe|größe|länge|breite|tiefe|gewicht|geschwindigkeit", "time": "zeit|jahr|datum|tag|reisezeit",
-        "place": "ort|land|stadt|orte", "reason": "grund|ursache|ursachen|gründe",
+        "place": "ort|land|stadt|orte|hauptstadt", "reason": "grund|ursache|ursachen|gründe",
         "person": "name|autor|person|erfinder",
         "manner": "art|weise|methode|methoden|tipps|schritte|verfahren|unterschied|unterschiede|beste|besten|"
         "hilft|bedeutet|tun|höhe|bedeutung|heißt",
     },
     "fr": {
-        "number": "nombre|population", "amount": "quantité|prix|salaire|coûte", "duration": "durée|temps",
+        "number": "nombre|population|poids|hauteur|longueur|durée", "amount": "quantité|prix|salaire|coûte", "duration": "durée|temps",
         "rate": "fréquence", "age": "âge", "distance": "distance",
         "size": "hauteur|taille|longueur|largeur|profondeur|poids|vitesse",
-        "time": "moment|période|date|année|saison|jour|époque", "place": "lieu|endroit|pays|ville|lieux",
+        "time": "moment|période|date|année|saison|jour|époque", "place": "lieu|endroit|pays|ville|lieux|capitale",
         "reason": "raison|cause|raisons|causes|cause-t", "person": "nom|auteur|personne|inventeur",
         "manner": "façon|manière|méthode|méthodes|conseils|étapes|différence|différences|meilleure|moyen|"
         "moyens|faire|signifie|solution|faut",
     },
     "es": {
-        "number": "número|población|cantidad", "amount": "cantidad|precio|sueldo|salario|cuesta",
+        "number": "número|población|cantidad", "amount": "cantidad|precio|sueldo|salario|cuesta|peso|altura|duración",
         "duration": "duración|tiempo", "rate": "frecuencia", "age": "edad", "distance": "distancia",
         "size": "altura|tamaño|longitud|anchura|profundidad|peso|velocidad",
-        "time": "momento|época|fecha|año|día|temporada", "place": "lugar|país|ciudad|lugares|sitio",
+        "time": "momento|época|fecha|año|día|temporada", "place": "lugar|país|ciudad|lugares|sitio|capital",
         "reason": "razón|causa|causas|motivo", "person": "nombre|autor|persona|inventor",
         "manner": "manera|forma|modo|método|métodos|consejos|pasos|diferencia|diferencias|mejor|hacer|"
         "significa|proceso",
@@ -203,6 +204,27 @@ _MENTION = re.compile(
 )
 
 
+# Behind these a function word is asked about as a word: cuándo se usa por, cuándo se usa para.
+_USE = re.compile(
+    r" (?:difference between|conjugate|conjugated|use|used|unterschied zwischen|verwendet man|benutzt man|"
+    r"konjugiert man|différence entre|utilise|emploie|conjugue|conjuguer|diferencia entre|se usan?|"
+    r"se emplean?|se conjugan?) (.+)"
+)
+_ARTICLES = frozenset(
+    "the a an der die den dem des ein eine einen le la les l' un une el los las una y e o u and or und oder et ou".split()
+)
+
+
+def _used_word(words: Words) -> str | None:
+    """Return the function words that a text asks about; None where it asks about something else."""
+    found = _USE.search(words.line)
+    if found is None or words.language is None:
+        return None
+    known = FUNCTION_WORDS[words.language]
+    named = takewhile(lambda word: word in known, found[1].split())
+    return " ".join(word for word in named if word not in _ARTICLES) or None
+
+
 def _asked_noun(words: Words) -> str | None:
     found = _ASKED_NOUN.search(words.line)
     return _SAME_NOUN.get(found[1], found[1]) if found else None
@@ -219,7 +241,7 @@ def _mentioned(words: Words) -> str | None:
 
 def compare_kind(a: Words, b: Words) -> str | None:
     """Return `question_kind` where the texts ask for different kinds of answer."""
-    for find in (_asked_noun, _mentioned):
+    for find in (_asked_noun, _mentioned, _used_word):
         one, other = find(a), find(b)
         if None not in (one, other) and one != other:
             return "question_kind"
@@ -377,11 +399,16 @@ def _tense(words: Words) -> str:
     return ""
 
 
+_WHICH = re.compile(r" (?:what|which) \w+(?= (?:is|are|was|were|does|do|did|has|have|had) )")
+
+
 def _restrictions(words: Words) -> frozenset[str]:
     if words.language is None:
         return frozenset()
     classes = _SCOPE_CLASSES[words.language]
-    found = frozenset(classes[word] for word in words.lower if word in classes)
+    # "Which city is the capital" names the kind of answer and restricts nothing.
+    line = _WHICH.sub(" ", words.line).split()
+    found = frozenset(classes[word] for word in line if word in classes)
     if kind_of(words) in ("polar", "none"):
         return found
     # "Which book", "which are good books", "what is the best way": each asks for the best answer.

@@ -75,6 +75,17 @@ convert transform
 select choose
 switch change
 population people live inhabitant
+big large size
+tall high height
+old age
+fast quick speed
+long length
+long duration
+heavy weight weigh
+deep depth
+wide width
+hot temperature
+far distance
 """,
     "de": """
 ändern wechseln
@@ -98,6 +109,10 @@ preis kosten kostet
 höhe hoch
 länge lang
 größe groß
+alt alter
+schnell geschwindigkeit
+schwer gewicht wiegt
+dauert dauer
 """,
     "fr": """
 changer modifier
@@ -115,6 +130,8 @@ prix coûte coût
 hauteur mesure
 rédiger écrire
 fonctionner marcher
+pèse poids
+dure durée
 """,
     "es": """
 cambiar modificar
@@ -129,6 +146,9 @@ contraseña clave
 escribió autor
 habitantes población
 precio cuesta costo coste
+pesa peso
+mide altura
+dura duración
 """,
 }
 
