@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -132,9 +133,13 @@ def write_until_killed(url: SecretStr | None, state: Path, told: Any) -> None:
     asyncio.run(run())
 
 
-async def test_a_kill_loses_at_most_the_entry_that_is_written(
-    ledger_url: SecretStr | None, state: Path
+@pytest.mark.parametrize("turn", range(3))
+async def test_a_kill_at_any_time_loses_at_most_the_entry_that_is_written(
+    ledger_url: SecretStr | None, state: Path, turn: int
 ) -> None:
+    # Each run kills elsewhere: between two entries, in a transaction, before its commit.
+    random = Random()  # noqa: S311  # when a test kills
+    entries, delay_s = random.randrange(1, 60), random.random() * 0.03
     database = opened(ledger_url, state)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -143,9 +148,10 @@ async def test_a_kill_loses_at_most_the_entry_that_is_written(
     process.start()
     sender.close()
     last = -1
-    while last < 20:
+    while last < entries:
         assert await asyncio.to_thread(receiver.poll, 60)
         last = receiver.recv()
+    await asyncio.sleep(delay_s)
     process.kill()
     await asyncio.to_thread(process.join, 60)
     assert process.exitcode == -signal.SIGKILL

@@ -466,6 +466,51 @@ async def test_comparisons_in_shadow_have_a_budget_of_their_own(build: Build, mo
         assert found.evidence.counts.judged_here[1] == row.judge_usd
 
 
+async def test_a_flood_of_paraphrases_costs_no_more_than_the_days_budget(
+    build: Build, model: Model
+) -> None:
+    from .evidence_kit import EARLY
+
+    model.means = lambda text: "food"
+    foods = [
+        "tea",
+        "rice",
+        "corn",
+        "milk",
+        "water",
+        "pasta",
+        "beans",
+        "crab",
+        "beets",
+        "trout",
+        "chicken",
+        "pork",
+        "beef",
+        "lamb",
+        "spinach",
+        "quinoa",
+        "barley",
+        "lentils",
+        "carrots",
+        "cabbage",
+    ]
+    budget = Decimal("0.0015")
+    limited = EARLY.model_copy(update={"shadow_judge_max_usd_a_day": budget})
+    async with await build(evidence=limited) as found:
+        for food in foods:
+            await found.ask(f"How do I cook {food}?")
+            assert state_of(await found.ask(f"How can I cook {food}?")) == "miss"
+        rows = found.audits()
+        costs = [row.judge_usd for row in rows if row.judge_usd is not None]
+        dropped = [row for row in rows if row.verdict == "dropped"]
+        assert costs
+        assert dropped
+        # At noon a little over half of it, and the comparison that was the last one.
+        assert sum(costs) <= budget * 13 / 24 + max(costs)
+        # What is not compared costs the client's own answer alone.
+        assert model.judged == 2 * len(costs)
+
+
 async def test_another_topic_in_the_conversation_is_no_refinement(found: SimilarServer) -> None:
     await found.ask(PAIR[0])
     await found.ask(PAIR[0])

@@ -17,12 +17,13 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from serving.cache.entry import Question
-from serving.cache.entry_store import EVERY_ENTRY, EntryStore
+from serving.cache.entry_store import EVERY_ENTRY, EntryFilter, EntryStore
 from serving.cache.flight import Flight
 from serving.cache.question_store import Asked, QuestionStore
 from serving.cache.schema import cache_entries, cache_questions
 from serving.cache.service import CacheService
 from serving.cache.similar import SimilarEntries, SimilarFound
+from serving.cache.sketched_vectors import MOST_COMPARED
 from serving.cache.vector_index import Partition
 from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.errors import LedgerUnavailable
@@ -33,7 +34,7 @@ from serving.ledger.database import Database, database_url
 
 from ..provider.server import ProviderServer
 from .authenticated import KeyedServer, opened
-from .cache_kit import packed, state_of, text_of
+from .cache_kit import NOW, packed, state_of, text_of
 from .chat_kit import CHAT, chat_body
 from .frontier_kit import OPENAI, frontier, settings
 from .scripted import Server
@@ -235,6 +236,55 @@ async def test_an_index_forgets_what_was_deleted(databases: tuple[Database, Data
     match = (await look()).match
     assert match is not None
     assert match.entry.id == "e200"
+
+
+async def test_a_flood_of_near_equal_questions_is_bounded_and_leaves_others_alone(
+    databases: tuple[Database, Database],
+) -> None:
+    entries = EntryStore(databases[0])
+    found = SimilarEntries(QuestionStore(entries), DIMENSIONS, 10.0)
+    centre, random = _vector(1), np.random.default_rng(1)
+
+    def near() -> Any:
+        vector = centre + 0.05 * random.standard_normal(DIMENSIONS).astype(np.float32)
+        return vector / np.linalg.norm(vector)
+
+    other = Partition("tenant/globex", PLACE.fingerprint)
+    theirs = Question(PLACE.fingerprint, "How do I boil an egg?", centre)
+    entries.write([packed(0, question=theirs, namespace=other.namespace, tenant="globex")])
+    for start in range(1, 5001, 500):
+        flood = [
+            packed(n, question=Question(PLACE.fingerprint, f"How do I boil egg {n}?", near()))
+            for n in range(start, start + 500)
+        ]
+        entries.write(flood)
+
+    async def look(place: Partition, question: Question) -> SimilarFound:
+        result = await found.find("k" * 64, place.namespace, question, 0.9, lambda entry: True)
+        assert result is not None
+        return result
+
+    asked = Question(PLACE.fingerprint, "How do I boil egg 77777?", near())
+    flooded = await look(PLACE, asked)
+    # However many are near: a few are compared in full, and eight by the guards.
+    assert (flooded.match, set(flooded.refusals)) == (None, {"numbers"})
+    assert len(flooded.refusals) == 8
+    index = found._indexes._partitions[PLACE]
+    assert len(index._vectors._near(asked.vector, 0.9)) == MOST_COMPARED
+    # The others' index is another one.
+    match = (await look(other, theirs)).match
+    assert match is not None
+    assert match.entry.id == "e0"
+    assert found._indexes.size(other) == 1
+    # The limit is the namespace's own, and the index follows it.
+    entries.sweep(NOW, CacheSettings(max_entries=500))
+    found.reconcile()
+    assert found._indexes.size(PLACE) == entries_of(entries, PLACE.namespace) == 500
+    assert entries_of(entries, other.namespace) == 1
+
+
+def entries_of(store: EntryStore, namespace: str) -> int:
+    return store.sizes(EntryFilter(namespace=namespace))[namespace].entries
 
 
 async def test_an_index_that_is_being_loaded_is_a_miss_and_not_waited_for(
