@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from serving.context.cache_price import pays_to_prune
 from serving.context.detection import Place, context_places, question_of, texts_of
-from serving.context.pruning import Part, Pruner
+from serving.context.pruning import Part, Pruner, pays_to_prune
 from serving.contracts.context_settings import ContextSettings, PruningMode
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.prices import MIN_CACHED_TOKENS, PriceList

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from serving.cli import build_parser
 from serving.commands import context as command
-from serving.context.cache_price import pays_to_prune
 from serving.context.detection import context_places, question_of
 from serving.context.fitting import lower_bound
 from serving.context.pairs import HALVES, holds, read_pairs, shipped_pairs
-from serving.context.pruning import MARKER, Part, Pruner
+from serving.context.pruning import MARKER, Part, Pruner, pays_to_prune
 from serving.context.ranking import Model, Ranker, load_models
 from serving.context.sentences import sentences
 from serving.context.units import divide
