@@ -1,6 +1,7 @@
 """Tiers over HTTP: explored beside the reference, earned, served, watched, suspended, off."""
 
 import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -18,7 +19,7 @@ from serving.contracts.deadline import Deadline
 from serving.contracts.evidence import ClaimEvent, ClaimState
 from serving.contracts.ledger import Caller, Tenant
 from serving.contracts.routing import RequestOptions
-from serving.ledger.database import Database
+from serving.ledger.database import Database, database_url
 from serving.ledger.reports.build import build_report
 from serving.ledger.reports.page import render_page
 from serving.ledger.reports.query import Scope
@@ -29,6 +30,7 @@ from serving.pipeline.in_force import InForce
 
 from ..provider.script import Fault
 from ..provider.server import ProviderServer
+from .authenticated import opened
 from .frontier_kit import FlatPrices
 from .tiers_kit import (
     JUDGE,
@@ -68,6 +70,37 @@ def quality(provider: ProviderServer) -> KnownQuality:
     found = KnownQuality()
     provider.script.answer = found
     return found
+
+
+_earned: list[bytes] = []
+"""The database file in which the economy tier has earned the poems, once it was made."""
+
+
+@pytest.fixture
+async def held(
+    provider: ProviderServer, state: Path, quality: KnownQuality
+) -> AsyncIterator[Database]:
+    """A copy of a database in which the economy tier has earned the poems.
+
+    Earned over HTTP by the first test that needs it: that takes 111 chats.
+    """
+    if not _earned:
+        own = state.parent / "earned"
+        database = opened(None, own)
+        async with tiered(provider, database, own) as server:
+            await many(server, POEM, 111)
+            assert server.claims()["cluster/0/economy"].state is ClaimState.HELD
+        database.close()
+        _earned.append(_file(database).read_bytes())
+        provider.script.seen.clear()
+    database = Database(database_url(None, state))
+    _file(database).write_bytes(_earned[0])
+    yield database
+    database.close()
+
+
+def _file(database: Database) -> Path:
+    return Path(database.engine.url.database or "")
 
 
 async def test_a_cheaper_tier_is_explored_beside_the_reference_and_then_answers(
@@ -182,13 +215,13 @@ async def test_a_stream_is_compared_once_it_has_ended(
 )
 async def test_what_the_client_decides_stays_above_evidence(
     provider: ProviderServer,
-    database: Database,
+    held: Database,
     state: Path,
     quality: KnownQuality,
     more: dict[str, Any],
 ) -> None:
-    async with tiered(provider, database, state) as server:
-        await many(server, POEM, 111)
+    async with tiered(provider, held, state) as server:
+        await server.settle()
         assert server.claims()["cluster/0/economy"].state is ClaimState.HELD
         assert (await server.ask(POEM.format(900)))["model"] == SMALL
         seen = len(server.audits())
@@ -236,17 +269,17 @@ async def test_inputs_that_may_not_leave_are_not_explored(
 
 
 async def test_a_cheaper_tier_that_is_down_falls_back_to_the_reference(
-    provider: ProviderServer, database: Database, state: Path, quality: KnownQuality
+    provider: ProviderServer, held: Database, state: Path, quality: KnownQuality
 ) -> None:
-    async with tiered(provider, database, state) as server:
-        await many(server, POEM, 111)
+    async with tiered(provider, held, state) as server:
+        await server.settle()
         provider.script.on("small", Fault("status", 503))
         answer = await server.ask(POEM.format(900))
         assert answer["model"] == LARGE
         assert "guarantee" not in answer["narrowgate"]["tier"]
         await server.settle()
         assert server.claims()["cluster/0/economy"].state is ClaimState.HELD
-    last = [row for row in rows(database) if row.endpoint == "chat"][-1]
+    last = [row for row in rows(held) if row.endpoint == "chat"][-1]
     assert (last.claim, last.model, last.reason) == (None, LARGE, "out_of_scope")
 
 
