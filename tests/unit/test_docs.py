@@ -1,5 +1,6 @@
 """The documentation names every setting with its default, and its examples hold."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -17,7 +18,7 @@ from quantize.recipe import (
     LlmCompressorRecipe,
     built_in_recipes,
 )
-from serving.cli import narrowgate_parser
+from serving.cli import main, narrowgate_parser
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.context_settings import ContextSettings
@@ -146,13 +147,23 @@ def test_the_example_task_holds() -> None:
     assert parse_task_spec(yaml.safe_load(block), "urgency.yaml").name == "urgency"
 
 
-def test_the_example_frontier_holds(tmp_path: Path) -> None:
-    (block,) = re.findall(
-        r"```yaml\n(.*?)```", (DOCS / "frontier.md").read_text("utf-8"), re.DOTALL
-    )
+def test_the_example_frontier_is_one_that_serve_accepts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (DOCS / "frontier.md").read_text("utf-8")
+    settings, prices = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "prices.yaml").write_text(prices, encoding="utf-8")
+    (tmp_path / "anthropic").write_text("no-real-key", encoding="utf-8")
+    settings = settings.replace("/run/secrets", str(tmp_path))
     file = tmp_path / "narrowgate.yaml"
-    file.write_text(block, encoding="utf-8")
-    assert set(load_settings(file, {}).frontier.providers) == {"anthropic", "openai", "house"}
+    file.write_text(settings.replace("prices.yaml", f"{tmp_path}/prices.yaml"), encoding="utf-8")
+    assert main(["config", "--config", str(file), "--json"]) == 0, capsys.readouterr().err
+    shown = json.loads(capsys.readouterr().out)
+    assert set(shown["frontier"]["providers"]) == {"anthropic", "openai", "house"}
+    # Without the prices file it is refused: the price of house/qwen-8b is unknown.
+    file.write_text(settings.partition("ledger:")[0], encoding="utf-8")
+    assert main(["config", "--config", str(file)]) == 2
+    assert "house/qwen-8b" in capsys.readouterr().err
 
 
 def test_the_documented_tiers_and_reasons_are_the_defaults() -> None:
