@@ -145,7 +145,7 @@ class OpenAIBatches:
             raise self._calls.missing(batch_id)
         counts = self._state(batch).counts
         ids = [batch.get("output_file_id"), batch.get("error_file_id")]
-        files = [partial(self._files.content, id_) for id_ in ids if isinstance(id_, str)]
+        files = [partial(self._files.content, id_) for id_ in ids if id_ and isinstance(id_, str)]
         reader = ResultReader(self._calls, batch_id, keys if files else ())
         expected = counts.succeeded + counts.errored if files else 0
         results = reader.read(lambda: self._calls.pieces(files), self._result, expected)
@@ -228,4 +228,8 @@ def _problems(batch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _time(document: Mapping[str, Any], name: str) -> datetime | None:
     value = document.get(name)
-    return datetime.fromtimestamp(value, UTC) if isinstance(value, int | float) else None
+    try:
+        return datetime.fromtimestamp(value, UTC) if isinstance(value, int | float) else None
+    except (OverflowError, OSError, ValueError):
+        # Beyond the calendar.
+        return None

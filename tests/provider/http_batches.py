@@ -93,6 +93,8 @@ async def _instead(fault: Fault, wire: Any, request: Request, send: Send) -> boo
                 headers.setdefault("location", str(request.url))
             document = wire.error(fault.status, fault.code, fault.message)
             await send_json(send, fault.status, document, headers)
+        case "raw":
+            await send_whole(send, fault.status, b"".join(fault.body), "application/json")
         case "html":
             await send_whole(send, 200, b"<html>Welcome</html>", "text/html")
         case "hang":

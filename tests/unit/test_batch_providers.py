@@ -1,15 +1,18 @@
 """Providers' batch APIs over HTTP: every state of a batch, and every fault on its way."""
 
 import asyncio
+import json
 import logging
 import random
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import httpx2
 import pytest
 from pydantic import SecretStr
 
@@ -518,6 +521,106 @@ async def test_many_lines_do_not_block_the_loop(
     ticking.cancel()
     assert count == 4000
     assert longest < 2.0
+
+
+def mangled(value: Any, rng: random.Random) -> Any:
+    """Return a JSON value with some of its parts replaced or left out."""
+    odd: tuple[Any, ...] = (
+        None,
+        "",
+        -1,
+        1e30,
+        True,
+        [],
+        {},
+        "x" * 50,
+        [[]],
+        {"type": "succeeded"},
+        "\ud800",
+    )
+    if rng.random() < 0.06:
+        return rng.choice(odd)
+    if isinstance(value, dict):
+        return {n: mangled(v, rng) for n, v in value.items() if rng.random() > 0.03}
+    return [mangled(v, rng) for v in value] if isinstance(value, list) else value
+
+
+async def raw(client: httpx2.AsyncClient, path: str) -> bytes:
+    return (await client.get(path, headers={"authorization": f"Bearer {KEY}"})).content
+
+
+async def test_no_answer_of_a_provider_breaks_the_reader(
+    provider: ProviderServer, batches: ProviderBatches, vendor: str
+) -> None:
+    """Whatever arrives, only FrontierErrors are raised, and each line ends once at most."""
+    provider.script.line_fault = lambda seen: (
+        Fault("status", 400, "", "no") if seen.custom_id == KEYS[0] else None
+    )
+    provider.script.next_batch(BatchPlan("expired", answered=0.5))
+    batch_id = await submitted(batches, vendor)
+    await final(batches, batch_id)
+    path = "/v1/batches" if vendor == "openai" else "/v1/messages/batches"
+    async with httpx2.AsyncClient(base_url=provider.url) as client:
+        shown = json.loads(await raw(client, f"{path}/{batch_id}"))
+        if vendor == "openai":
+            files = [f"/v1/files/{shown[n]}/content" for n in ("output_file_id", "error_file_id")]
+        else:
+            files = [f"{path}/{batch_id}/results"]
+        lines = b"".join([await raw(client, file) for file in files]).splitlines()
+    listed = {"data": [shown], "has_more": False, "object": "list"}
+    kinds: Counter[str] = Counter()
+    for seed in range(150):
+        rng = random.Random(seed)  # noqa: S311
+        documents = [mangled(json.loads(line), rng) for line in lines]
+        body = "\n".join(json.dumps(document) for document in documents).encode()
+        if rng.random() < 0.3:
+            place = rng.randrange(len(body))
+            body = body[:place] + bytes([rng.randrange(256)]) + body[place + 1 :]
+        state, page = (
+            Fault("raw", 200, body=(json.dumps(mangled(document, rng)).encode(),))
+            for document in (shown, listed)
+        )
+        script = provider.script
+        script.batch_faults.clear()
+        script.on_batch("state", state)
+        script.on_batch("list", *[page] * 3)
+        script.on_batch("results", *[Fault("raw", 200, body=(body,))] * 6)
+        keys: list[str] = []
+
+        async def read(keys: list[str] = keys) -> None:
+            await batches.find("b1", NOW, KEYS)
+            async for result in batches.results(batch_id, KEYS):
+                keys.append(result.key)
+                kinds[result.kind] += 1
+                assert (result.document is not None) == (result.kind == "succeeded")
+                assert (result.error is None) == (result.kind == "succeeded")
+
+        try:
+            await read()
+        except FrontierError as error:
+            kinds[error.code] += 1
+        assert len(keys) == len(set(keys))
+        assert set(keys) <= set(KEYS)
+    assert min(kinds[kind] for kind in ("succeeded", "errored", "expired")) > 50, kinds
+
+
+async def test_a_time_beyond_the_calendar_is_no_time(
+    provider: ProviderServer, batches: ProviderBatches, vendor: str
+) -> None:
+    batch_id = await submitted(batches, vendor)
+    await final(batches, batch_id)
+    path = "/v1/batches" if vendor == "openai" else "/v1/messages/batches"
+    async with httpx2.AsyncClient(base_url=provider.url) as client:
+        shown = json.loads(await raw(client, f"{path}/{batch_id}"))
+    for odd in (1e30, -1e30, True, "9999-99-99T00:00:00Z", "soon", None):
+        late = {**shown, "created_at": odd, "completed_at": odd, "ended_at": odd}
+        page = {"data": [late], "has_more": False}
+        provider.script.on_batch("state", Fault("raw", 200, body=(json.dumps(late).encode(),)))
+        provider.script.on_batch("list", Fault("raw", 200, body=(json.dumps(page).encode(),)))
+        state = await batches.state(batch_id)
+        assert state.phase == "ended"
+        assert state.ended_at is None or odd is True
+        assert await batches.find("b1", NOW, KEYS) == batch_id
 
 
 def test_only_providers_with_batches_are_built(provider: ProviderServer) -> None:
