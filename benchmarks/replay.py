@@ -22,7 +22,7 @@ SIMULATION = (
     "No real provider was asked, and no local model ran."
 )
 _REFERENCES = ("frontier", "standard")
-_SETS = ("together", "order", "less", "alone", "all")
+_SETS = ("together", "cascades", "order", "less", "alone", "all")
 UNEARNED = "all less what is earned"
 
 
@@ -34,8 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", choices=_REFERENCES, default="frontier", help="tier")
     parser.add_argument(
         "--arms", choices=_SETS, default="all",
-        help="which arms to run: all levers together, with and without those that are earned; in "
-        "their order, one more each; all less one; each alone; or all of these",
+        help="which arms to run: all levers together, with and without those that are earned; with "
+        "cascades, which are off as shipped; in their order, one more each; all less one; each "
+        "alone; or all of these",
     )  # fmt: skip
     parser.add_argument(
         "--ranges", action="store_true",
@@ -122,6 +123,8 @@ def chosen(arms: str) -> "dict[str, tuple[Lever, ...]]":
     found: dict[str, tuple[Lever, ...]] = {}
     if arms in ("together", "all"):
         found |= {"all": LEVERS, UNEARNED: unearned_levers(LEVERS)}
+    if arms in ("cascades", "all"):
+        found |= {"all": LEVERS, "all and cascades": (*LEVERS, "cascade")}
     if arms in ("order", "all"):
         found |= {f"up to {LEVERS[n - 1]}": LEVERS[:n] for n in range(1, len(LEVERS))}
     if arms in ("less", "all"):
@@ -202,10 +205,11 @@ def document(
 
 def _before(arms: "Iterable[Arm]") -> list[dict[str, Any]]:
     """Return what earlier traffic had earned, without its rows."""
-    found: dict[tuple[int, int], dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for arm in arms:
         for one in arm.earned:
-            found[one.requests, one.hits] = {
+            found[one.what] = {
+                "what": one.what,
                 "requests": one.requests, "hits": one.hits, "hits_usd": one.hits_usd,
                 "reference_usd": one.reference_usd, "answers_usd": one.answers_usd,
                 "explored_usd": one.explored_usd, "audited_usd": one.audited_usd,
@@ -251,10 +255,10 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _earning(found: Mapping[str, Any]) -> Iterator[str]:
     for one in found["before"]:
-        if one["hits"]:
+        if one["what"] != "tiers":
             yield (
-                f"before: {one['hits']} hits by meaning were judged for ${one['hits_usd']:.4f} "
-                "until their claim was held"
+                f"before: {one['what']}: {one['hits']} pairs were judged for "
+                f"${one['hits_usd']:.4f} until each claim was held or given up"
             )
             continue
         tiers = ", ".join(f"{share:.0%} {tier}" for tier, share in sorted(one["tiers"].items()))

@@ -16,6 +16,7 @@ from benchmarks.replay_earning import (
     Earned,
     Rungs,
     Topics,
+    cascades_earned,
     earned,
     hits_earned,
     mean_tokens,
@@ -164,6 +165,13 @@ class Replay:
         )  # fmt: skip
 
     @cached_property
+    def cascades_earned(self) -> Earned:
+        """Return the cascades that earlier traffic has earned where the tier is not. Blocking."""
+        return cascades_earned(
+            self.earned, self.topics, self.rungs, self.values, self.tiers_settings.target_error
+        )
+
+    @cached_property
     def hits_earned(self) -> Earned:
         """Return the claim of hits by meaning that earlier traffic has earned. Blocking."""
         from serving.embedding.model_file import encoder_name
@@ -189,6 +197,8 @@ class Replay:
 
     def before(self, lever: Lever) -> Earned:
         """Return what earlier traffic has earned for a lever. Blocking."""
+        if lever == "cascade":
+            return self.cascades_earned
         return self.earned if lever == "tiers" else self.hits_earned
 
 

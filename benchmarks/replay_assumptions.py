@@ -115,6 +115,13 @@ class Assumptions:
     place: Assumed = Assumed(
         0.3, 0.1, 0.0, "share of ties that a judge gives to the first answer", "assumed"
     )
+    agree_right: Assumed = Assumed(
+        0.7, 0.9, 0.95, "share of right answers of a cheap tier that its second answer agrees with",
+        "assumed; cascades only",
+    )  # fmt: skip
+    agree_wrong: Assumed = Assumed(
+        0.6, 0.3, 0.1, "the same of its wrong answers", "assumed; cascades only"
+    )
     local_coverage: Assumed = Assumed(
         0.5, 0.78, 0.95, "share of local answers above their threshold",
         "47 of 60 with the bundled model; a larger one covers more",

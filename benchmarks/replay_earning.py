@@ -8,7 +8,7 @@ the figures, and its audits are the evidence under which the replay's tiers and 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -37,8 +37,8 @@ from serving.evidence.fold import rules_version
 from serving.evidence.statistics.judged import judged_pair
 from serving.evidence.store import Definition
 from serving.tiers.clusters import clustered_text, read_clustering
-from serving.tiers.policy import AuditShares, Rung, Traffic, ladder
-from serving.tiers.shortcut import CheaperTier
+from serving.tiers.policy import AuditShares, Rung, Traffic, is_cascade_open, ladder
+from serving.tiers.shortcut import CascadedTier, CheaperTier, cascade_loss
 
 if TYPE_CHECKING:
     from serving.savings.detection import RememberingEmbedder
@@ -109,17 +109,20 @@ def _kinds(counts: Mapping[int, int], values: Values, seed: int) -> dict[int, To
 
 @dataclass(frozen=True, slots=True)
 class Earned:
-    """What was earned before the replay. definitions, rows: of every claim, in their order.
+    """What was earned before the replay. what: tiers, hits or cascades.
+
+    definitions, rows: of every claim, in their order.
 
     traffic: by cluster as the ledger names it. until: their end. requests: open-ended ones that
     were simulated. reference_usd: at the reference. answers_usd: that clients got. explored_usd,
     audited_usd: behind them. settled_at, paid_back_at: after which of the requests no cluster
     changed its tier, and the cost was below the reference's; None where never. realised: what they
     saved, net, as a share of what they would have saved as at their end. tiers: shares of the
-    requests by their tier at the end. hits, hits_usd: found by meaning until their claim was held,
-    and what judging them cost.
+    requests by their tier at the end. present: tier by cluster at the end. hits, hits_usd: of
+    hits and cascades, compared until their claims were held or given up, and what that cost.
     """
 
+    what: str
     definitions: tuple[Definition, ...]
     rows: tuple[Audit | ClaimEvent, ...]
     traffic: Mapping[tuple[str, str], Traffic]
@@ -133,6 +136,7 @@ class Earned:
     paid_back_at: int | None = None
     realised: float = 1.0
     tiers: Mapping[str, float] | None = None
+    present: Mapping[int, str] = field(default_factory=dict)
     hits: int = 0
     hits_usd: float = 0.0
 
@@ -159,7 +163,7 @@ def earned(
     """Simulate the days before the replay. Blocking: seconds."""
     asked = [one for one in requests if one.kind != "narrow" and not one.is_repeat]
     if not asked:
-        return Earned((), (), {}, AT)
+        return Earned("tiers", (), (), {}, AT)
     share = len(asked) / len(requests)
     count = max(1, round(days * 86_400 / values["arrival_s"] * share))
     topic_of = {
@@ -192,6 +196,7 @@ def earned(
     for topic in topic_of.values():
         weights[result.assignment[topic.name]] += topic.weight / len(asked)
     return Earned(
+        "tiers",
         tuple(defined(shortcut, rungs.start.model) for shortcut in shortcuts.values()),
         tuple(row for claim in claims for row in _of_people(claim)),
         {
@@ -201,6 +206,7 @@ def earned(
         AT + timedelta(days=days), count, result.reference_usd, result.answers_usd,
         result.explored_usd, result.audited_usd, result.settled_at, result.paid_back_at,
         result.saving / result.late_saving if result.late_saving > 0.0 else 0.0, dict(weights),
+        {cluster: result.assignment[topic.name] for cluster, topic in topic_of.items()},
     )  # fmt: skip
 
 
@@ -232,8 +238,67 @@ def hits_earned(
         )  # fmt: skip
     judging = Traffic(1, 1.0, *tokens).judging_usd(judge)
     return Earned(
-        (definition,), tuple(_of_people(claim)), {}, at, hits=count, hits_usd=count * judging
+        "hits", (definition,), tuple(_of_people(claim)), {}, at, hits=count,
+        hits_usd=count * judging,
+    )  # fmt: skip
+
+
+def cascades_earned(
+    before: Earned, topics: Topics, rungs: Rungs, values: Values, target_error: float
+) -> Earned:
+    """Return the evidence of the cheapest tier's cascade in each cluster that has not earned it.
+
+    before: of the tiers. Until the claim is held, or 600 pairs have placed no threshold. Blocking:
+    seconds.
+    """
+    errs, draw = Judge(values["slip"], values["place"]), np.random.default_rng(2)
+    cheapest = rungs.cheaper[-1] if rungs.cheaper else None
+    definitions: list[Definition] = []
+    rows: list[Audit | ClaimEvent] = []
+    pairs, usd = 0, 0.0
+    for cluster, tier in before.present.items():
+        if cheapest is None or tier == cheapest.tier:
+            continue
+        kind = topics.of_cluster[cluster]
+        worse = lost(kind, cheapest.tier, values) - lost(kind, rungs.start.tier, values)
+        shortcut = CascadedTier(
+            cluster, topics.version, cheapest.tier, cheapest.model, rungs.judge.model, "samples",
+            target_error,
+        )  # fmt: skip
+        claim = TierClaim.of("cascade", EVIDENCE, defined(shortcut, rungs.start.model))
+        traffic = before.traffic[TENANT, f"{topics.version}/{cluster}/{rungs.start.tier}"]
+        number = 0
+        while is_cascade_open(claim.claim) and number < _MOST_HITS:
+            number += 1
+            claim.add(_cascade_audit(claim, number, worse, values, errs, draw))
+        definitions.append(defined(shortcut, rungs.start.model))
+        rows += _of_people(claim)
+        pairs += number
+        pair_usd = 2 * traffic.cost_usd(cheapest.prices) + traffic.judging_usd(rungs.judge.prices)
+        usd += number * pair_usd
+    return Earned(
+        "cascades", tuple(definitions), tuple(rows), {}, before.until, hits=pairs, hits_usd=usd
     )
+
+
+def _cascade_audit(
+    claim: TierClaim,
+    number: int,
+    worse: float,
+    values: Values,
+    errs: Judge,
+    draw: np.random.Generator,
+) -> Audit:
+    at = AT + timedelta(minutes=number)
+    is_worse = draw.random() < worse
+    agrees = draw.random() < values["agree_wrong" if is_worse else "agree_right"]
+    loss = cascade_loss(judged_pair(*errs.pair("worse" if is_worse else "same", draw)))
+    candidate = Candidate("model", 1.0 if agrees else float(draw.uniform(0.2, 0.8)), loss)
+    return Audit(
+        claim.claim.id, f"pair-{number}", str(number), str(number), "shadow", 1.0,
+        "different" if loss else "same", loss, claim.claim.reference, (candidate,), drawn_at=at,
+        judged_at=at,
+    )  # fmt: skip
 
 
 def defined(shortcut: Shortcut, reference: str) -> Definition:

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,10 +70,12 @@ class ReplayModel:
         self._current: Request | None = None
         self._requests = {id(request): request for request in requests}
         self._errs = random.Random(1)  # noqa: S311  # a replay
+        self._asked: Counter[str] = Counter()
 
     def ask(self, request: Request) -> None:
         """Say which request comes next: the provider answers its calls, one at a time."""
         self._current = request
+        self._asked.clear()
 
     def answer(self, seen: "Seen") -> str:
         """Return the whole answer to a call; the server cuts it at the call's own limit."""
@@ -82,10 +85,12 @@ class ReplayModel:
         sent = json.dumps(seen.body, ensure_ascii=False)
         if is_judging(seen):
             return self._judge(self._current, _text(seen.body["messages"][-1]))
-        whole = self.whole(self._current, self._tier_of[seen.model], sent)
+        tier = self._tier_of[seen.model]
+        whole = self.whole(self._current, tier, sent)
         messages = seen.body["messages"]
         if CONTINUE not in json.dumps(messages[-1]):
-            return whole
+            self._asked[tier] += 1
+            return whole if self._asked[tier] % 2 else self._second(self._current, whole)
         begun = _text(messages[-2])
         return begun[-40:] + whole[len(begun) :]
 
@@ -110,6 +115,14 @@ class ReplayModel:
         size = CHARS_PER_TOKEN * max(3, min(_MOST_TOKENS, round(tokens)))
         body = f"{_letters(str(draw.random()))} says the answer. " * (size // 20 + 1)
         return body[: max(0, size - len(mark))] + mark
+
+    def _second(self, request: Request, first: str) -> str:
+        """Return a model's second answer to a request: the same, or one in other words."""
+        is_right = first.endswith(right(request.key))
+        luck = random.Random(f"agree {request.key}").random()  # noqa: S311
+        if luck < self._values["agree_right" if is_right else "agree_wrong"]:
+            return first
+        return f"{_letters(request.key)} is another answer. {first[25:]}"
 
     def _judge(self, request: Request, content: str) -> str:
         """Return the verdict on two answers, with the assumed errors of a judge."""

@@ -55,13 +55,15 @@ if TYPE_CHECKING:
 
 Lever = Literal[
     "exact_cache", "local_tasks", "context_pruning", "prompt_caching", "output_bounds",
-    "similar_cache", "tiers",
+    "similar_cache", "tiers", "cascade",
 ]  # fmt: skip
-LEVERS: tuple[Lever, ...] = get_args(Lever)
-"""In the order in which they are added; the last two are earned. similar_cache needs exact_cache:
-alone it is with it, and all less exact_cache is without both."""
+LEVERS: tuple[Lever, ...] = get_args(Lever)[:-1]
+"""Those that all together has, in the order in which they are added; the last two are earned.
 
-EARNED: tuple[Lever, ...] = ("similar_cache", "tiers")
+similar_cache needs exact_cache: alone it is with it, and all less exact_cache is without both. A
+cascade is off as shipped, and needs tiers."""
+
+EARNED: tuple[Lever, ...] = ("similar_cache", "tiers", "cascade")
 
 LOCAL = "local-model"
 UNBOUNDED = 8192
@@ -247,8 +249,7 @@ class Stack:
         if self._is_cached or "tiers" in levers:
             self._database = opened(None, replay.arm_folder(levers))
         if self._database is not None and ("tiers" in levers or self._is_similar):
-            found = [replay.earned] if "tiers" in levers else []
-            found += [replay.hits_earned] if self._is_similar else []
+            found = [replay.before(lever) for lever in EARNED if lever in levers]
             until = max(one.until for one in found)
 
             def now() -> datetime:
@@ -270,7 +271,7 @@ class Stack:
                     context, pruner.get, replay.book, settings.prompt_cache.marker, metrics
                 ),
                 learning=learning,
-                tiering=self._tiering(replay, settings) if "tiers" in levers else None,
+                tiering=self._tiering(replay, settings, levers) if "tiers" in levers else None,
             )
         )  # fmt: skip
         self.local = runners[TaskPlan] = AssumedLocal(replay.values, runners[FrontierPlan])
@@ -290,11 +291,16 @@ class Stack:
         )
         object.__setattr__(server.context, "path", changed)
 
-    def _tiering(self, replay: "Replay", settings: FrontierSettings) -> Tiering:
+    def _tiering(
+        self, replay: "Replay", settings: FrontierSettings, levers: Sequence[Lever]
+    ) -> Tiering:
         assert self._earning is not None
         earning = self._earning
         planner = TierPlanner(
-            replay.tiers_settings, read_clustering(None), settings.tiers,
+            replay.tiers_settings.model_copy(
+                update={"cascade": "on" if "cascade" in levers else "off"}
+            ),
+            read_clustering(None), settings.tiers,
             self._server.frontier.configured, replay.book, earning.evidence, self._metrics.tiers,
         )  # fmt: skip
         earning.planner = planner
@@ -302,8 +308,9 @@ class Stack:
 
         def auditor(reference: Any, served: Any) -> TierAuditor:
             earning.auditor = TierAuditor(
-                planner, earning.appender, self._recorder, reference, served
-            )
+                planner, earning.appender, self._recorder, reference, served,
+                self._embedder.embed,
+            )  # fmt: skip
             return earning.auditor
 
         return Tiering(planner, auditor, self._embedder.embed)

@@ -200,6 +200,25 @@ def test_a_model_that_does_not_obey_and_a_bad_cheaper_tier_save_nothing(folder: 
     assert figures(direct(bad), arm, 0.1).loss == 0.0
 
 
+def test_a_cascade_saves_where_the_cheapest_tier_is_not_earned(folder: Path) -> None:
+    requests = of_kind("open", 24)
+    # In every topic the cheapest tier is wrong too often, and disagrees with itself where it is.
+    hard = {"easy": 0.0, "trap": 0.0, "slip": 0.0, "agree_right": 1.0, "agree_wrong": 0.0}
+    replay = replay_of(requests, folder, days=2.0, **hard)  # type: ignore[arg-type]
+    without = run_arm(replay, "tiers", ("tiers",))
+    cascaded = run_arm(replay, "cascade", ("tiers", "cascade"))
+    assert "economy" not in replay.earned.present.values()
+    assert replay.cascades_earned.hits_usd > 0.0
+    assert usd(cascaded) < 0.9 * usd(without)
+    # Two cheap answers come before the reference's.
+    slow = [one.latency_s for one in cascaded.results if one.is_right]
+    assert max(slow) > max(one.latency_s for one in without.results)
+    deaf = replay_of(requests, folder, days=2.0, **{**hard, "agree_wrong": 1.0})  # type: ignore[arg-type]
+    assert usd(run_arm(deaf, "cascade", ("tiers", "cascade"))) == pytest.approx(
+        usd(run_arm(deaf, "tiers", ("tiers",))), rel=0.15
+    )
+
+
 def test_without_earlier_traffic_nothing_is_earned_and_exploring_costs(folder: Path) -> None:
     requests = of_kind("open", 16)
     cold = replay_of(requests, folder, days=0.001, easy=1.0, trap=0.0, easy_economy=0.0)
@@ -212,12 +231,12 @@ def test_without_earlier_traffic_nothing_is_earned_and_exploring_costs(folder: P
 
 def test_the_first_month_counts_the_days_of_earning() -> None:
     paid, off, on = _arm((), 1.0), _arm((), 0.8), _arm(LEVERS, 0.2)
-    early = replace(on, earned=(Earned((), (), {}, AT, realised=0.5),))
+    early = replace(on, earned=(Earned("tiers", (), (), {}, AT, realised=0.5),))
     found = month(paid, off, early, 6.0)
     # A fifth of the month saves half of what the rest does beyond the unearned levers.
     assert found.saved == pytest.approx(0.2 + 0.6 * (0.8 + 0.2 * 0.5))
     assert (found.unearned, found.earned) == pytest.approx((0.2, 0.8))
-    loss = replace(on, earned=(Earned((), (), {}, AT, realised=-1.0),))
+    loss = replace(on, earned=(Earned("tiers", (), (), {}, AT, realised=-1.0),))
     assert month(paid, off, loss, 30.0).saved == pytest.approx(0.2 - 0.6)
 
 
@@ -225,7 +244,7 @@ def test_the_ranges_cover_every_assumption_that_has_one() -> None:
     named = {name for names in replay_ranges.GROUPS.values() for name in names}
     ranged = {name for name, value in Assumptions().rows() if value.low != value.high}
     # Hardware is a cost of idle time, which has a column of its own.
-    assert named == ranged - {"replica_hour_usd"}
+    assert named == ranged - {"replica_hour_usd", "agree_right", "agree_wrong"}
 
 
 def test_idle_local_hardware_is_a_cost(folder: Path) -> None:
@@ -296,8 +315,8 @@ def test_the_report_says_that_it_is_a_simulation_and_names_each_assumption(folde
 
 def test_the_sets_of_arms_are_complete() -> None:
     names = chosen("all")
-    assert len(names) == 2 + 6 + 7 + 7
+    assert len(names) == 3 + 6 + 7 + 7
     assert names["all less exact_cache"] == names["all less similar_cache"][1:]
     assert set(names[UNEARNED]) == {*LEVERS} - {"similar_cache", "tiers"}
-    assert all(set(levers) <= set(LEVERS) for levers in names.values())
+    assert all(set(levers) <= {*LEVERS, "cascade"} for levers in names.values())
     assert names["all less tiers"] == names["up to similar_cache"]
