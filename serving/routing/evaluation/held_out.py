@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from serving.routing.conversation import Prompt
 from serving.routing.evaluation.samples import Sample
 
-Half = Literal["A", "B", "C"]
+Half = Literal["A", "B", "C", "D"]
 HALVES: tuple[Half, ...] = get_args(Half)
 _GAP = "{t}"
 # Texts for each near miss, and additions for each request.
