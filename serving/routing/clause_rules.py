@@ -85,7 +85,7 @@ _JUDGED = re.compile(
     r"nenne|schreib|erkläre|korrigiere|donne (?!les|la|le)|écris|corrige|escribe|corrige|añade|"
     r"explica)"
     r"(?!\w*(?: me| mir| moi)? (?:the |only |nothing |just |nur |back |it |them |out |down |your |"
-    r"sonst |nichts |no |solo |nada ))|"
+    r"§|sonst |nichts |no |solo |nada ))|"
     r"\bis (?:this|that|the|my) (?:§lang )?translation\b"
 )
 _SECOND_QUESTION = re.compile(
@@ -121,6 +121,35 @@ _PROPERTY = re.compile(
     r"kategor|"
     r"klasse|classe|clase|catégor|étiquette|etiqueta)"
 )
+# A change of the text besides the task, and a step after it.
+_EDIT = re.compile(
+    r"\b(?:shorten|simplify|polish|proofread|kürze|verkürze|vereinfache|überarbeite|"
+    r"raccourci\w*|simplifie[rz]?|acorta\w*|simplifica)\b"
+)
+_STEP = re.compile(
+    r"(?:^|§text )(?:then|afterwards|dann|danach|ensuite|puis|luego|después) "
+    r"(?!answer|reply|return|give|output|say|write|respond|state|print|antworte|gib|nenne|réponds|donne|renvoie|responde|da|"
+    r"devuelve|§)"
+)
+_TRANSLATE = r"(?:translat|übersetz|tradu)\w*"
+# "Translate only the verbs": a part of the text, not the text.
+_PART = re.compile(
+    rf"\b{_TRANSLATE} (?:only|just|nur|bloß|lediglich|seulement|uniquement|que|solo|sólo|"
+    r"solamente|únicamente) (?:the|die|das|den|der|les?|la|los?|las|el|l) "
+    r"(?!following|text|sentence|passage|paragraph|message|folgenden?|satz|absatz|nachricht|"
+    r"texte|phrase|passage|suivante?|texto|frase|siguiente|§)"
+)
+# "Is it difficult to translate this?": about the task. "Is it possible" is a polite request for it.
+_ABOUT = re.compile(
+    r"\b(?:hard|harder|difficult|easy|easier|worth|schwer|schwierig|leicht|einfach|difficile|"
+    rf"facile|difícil|fácil)\b.*\b{_TRANSLATE}|\b{_TRANSLATE}.*\b(?:hard|difficult|easy|schwer|"
+    r"schwierig|leicht|einfach|difficile|facile|difícil|fácil)\b"
+)
+_RELATIONS = re.compile(
+    r"\b(?:and|und|et|y) (?:the|their|its|any|die|den|das|ihre[rn]?|les?|la|leurs?|las|los|el|"
+    r"sus?) (?:relation|connection|link|role|dependenc|beziehung|verbindung|verknüpf|rolle|lien|"
+    r"rôle|relaci|conexi|vínculo|rol\b|roles\b)"
+)
 _OTHER_TASKS = {
     "translation": re.compile(
         r"§sentiment\b|§topic\b|sent[ei]?m[ie]{1,2}nt|polarit|stimmung|\bentit|\bentid"
@@ -145,6 +174,8 @@ _ALWAYS = (
     ("a second question", _SECOND_QUESTION),
     ("a request not to do it", _REFUSED_TASK),
     ("another request", _JUDGED),
+    ("a change of the text", _EDIT),
+    ("a further step", _STEP),
 )
 _UNLESS_NEGATED = (("a reason", _REASON), ("another output", _OTHER_FORMAT))
 
@@ -155,7 +186,9 @@ def clause_obstacle(clauses: Sequence[str], task: str) -> str | None:
     if task in _OTHER_TASKS:
         always.append(("a second task", _OTHER_TASKS[task]))
     if task == "ner":
-        always.append(("more about each entity", _PROPERTY))
+        always += [("more about each entity", _PROPERTY), ("relations", _RELATIONS)]
+    if task == "translation":
+        always += [("a part of the text", _PART), ("a question about the task", _ABOUT)]
     unless = list(_UNLESS_NEGATED)
     if task != "ner":
         unless.append(("another output", _JSON))

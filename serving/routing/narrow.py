@@ -67,6 +67,10 @@ class _Verdict:
 _KNOWN_PROMPTS = 64
 # "Classify: …" before a text that a last line follows.
 _HEADED = re.compile(r"[^\W\d_]{3,20}\s?:\s")
+# A last paragraph that goes on with what came before the text: "and shorten it first".
+_CONTINUED = re.compile(
+    r"\n\s*\n(?:and|then|but|plus|also|und|dann|aber|et|puis|mais|y|luego|pero)\b[^\n]*\s*\Z"
+)
 # Words before a text that are no order: more are its own.
 _MAX_LEAD_WORDS = 8
 # An order is looked for in this much of a payload's beginning and end.
@@ -169,7 +173,9 @@ class NarrowDetector:
         return f"no task by its clauses ({reading.certainty:.3f})"
 
     def _orders_inside(self, payload: str) -> bool:
-        """Return whether the first or the last clause of an unmarked payload asks for a task."""
+        """Return whether an unmarked payload's first or last clause asks, or its end goes on."""
+        if _CONTINUED.search(payload):
+            return True
         head = self._model.clauses
         clauses = self._normaliser.clauses(payload[:_SEARCHED_CHARS])
         ends = [*clauses[:1], *self._normaliser.clauses(payload[-_SEARCHED_CHARS:])[-1:]]

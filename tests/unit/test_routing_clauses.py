@@ -58,6 +58,9 @@ def found(detector: NarrowDetector, user: str, system: str = "") -> Detection:
          "topic"),
         (f"Relève les entités nommées du texte suivant.\n\n{TEXT}", "ner"),
         (f"translate to german please {TEXT}", "translation"),
+        (f"Is it possible to translate the following into German?\n\n{TEXT}", "translation"),
+        (f"Translate only the following text into German.\n\n{TEXT}", "translation"),
+        (f"Read the note and say positive, negative or neutral.\n\n{TEXT}", "sentiment"),
     ],
 )  # fmt: skip
 def test_a_request_is_read_with_its_exact_text(
@@ -81,6 +84,12 @@ def test_a_request_is_read_with_its_exact_text(
         f"List the named entities and their dates of birth.\n\n{TEXT}",
         f"Translate this into French and give the sentiment.\n\n{TEXT}",
         f"Übersetze das ins Italienische: {TEXT}",
+        f"Translate only the verbs into German.\n\n{TEXT}",
+        f"Übersetze nur die Überschrift ins Englische.\n\n{TEXT}",
+        f"¿Es difícil traducir esto al inglés? {TEXT}",
+        f"List the named entities and the relations between them.\n\n{TEXT}",
+        f"Put this into German: {TEXT}\n\nthen do the same for a text of your own",
+        f"Entities in this sentence, please: {TEXT}\n\nand shorten the text first",
         f"How does sentiment analysis work? For example on: {TEXT}",
         "Positive, neutral or negative: what do these words mean in electrical engineering?",
     ],
@@ -176,7 +185,7 @@ def test_a_model_without_a_clause_head_still_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("half", "recall", "taken"), [("A", 0.88, 2), ("B", 0.86, 2), ("C", 0.88, 2)]
+    ("half", "recall", "taken"), [("A", 0.88, 2), ("B", 0.86, 2), ("C", 0.88, 2), ("D", 0.88, 2)]
 )
 def test_held_out_phrasings(
     embedder: ThreadedEmbedder, specs: dict[str, TaskSpec], half: str, recall: float, taken: int

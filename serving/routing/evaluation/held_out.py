@@ -1,7 +1,8 @@
 """The held-out phrasings: requests and near misses that were written before the rules were read.
 
 Nothing is trained on them. Each row belongs to a part: A and B were written before the rules were
-read, C when the rules were nearly done. Each was measured once before what it showed was mended.
+read, C when the rules were nearly done, D by another author who had read a part of the rules. Each
+was measured once before what it showed was mended.
 """
 
 import json
