@@ -144,6 +144,11 @@ class AnthropicBatches:
             if not (await self.state(batch_id)).is_final:
                 raise
 
+    async def forget(self, batch_id: str) -> None:
+        """Delete a final batch."""
+        if (await self.state(batch_id)).is_final:
+            await self._calls.read(lambda: self._batches.delete(batch_id))
+
     async def aclose(self) -> None:
         """Close all connections."""
         await self._api.aclose()

@@ -161,6 +161,15 @@ class OpenAIBatches:
             if not (await self.state(batch_id)).is_final:
                 raise
 
+    async def forget(self, batch_id: str) -> None:
+        """Delete the files of a final batch. OpenAI keeps the batch itself, without texts."""
+        batch = await self._calls.read(lambda: self._batches.retrieve(batch_id))
+        if batch is None or not self._state(batch).is_final:
+            return
+        for name in ("input_file_id", "output_file_id", "error_file_id"):
+            if (file := batch.get(name)) and isinstance(file, str):
+                await self._calls.read(partial(self._files.delete, file))
+
     async def aclose(self) -> None:
         """Close all connections."""
         await self._api.aclose()

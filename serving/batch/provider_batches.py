@@ -165,6 +165,13 @@ class ProviderBatches(Protocol):
         """Ask for the end of a batch; lines that finish before it are billed. May be repeated."""
         ...
 
+    async def forget(self, batch_id: str) -> None:
+        """Delete a final batch's requests and results at the provider, where it still has them.
+
+        Nothing can be read again afterwards. Does nothing for a batch that is not final.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Close all connections."""
         ...

@@ -30,6 +30,8 @@ class OpenAIBatches:
         self._batches = batches
         self._files: dict[str, dict[str, Any]] = {}
         self._content: dict[str, bytes] = {}
+        # Files of results that were deleted.
+        self._gone: set[str] = set()
 
     def operation(self, method: str, path: str) -> tuple[BatchOperation, str] | None:
         """Return what a request asks for, and the id that it names."""
@@ -84,6 +86,11 @@ class OpenAIBatches:
         return _shown(batch)
 
     def _described(self, key: str, file_id: str, request: Request) -> dict[str, Any]:
+        if request.method == "DELETE" and self._batches.of_results(key, file_id) is not None:
+            if file_id in self._gone:
+                raise Refused(404, "", f"No such File object: {file_id}", "id")
+            self._gone.add(file_id)
+            return {"id": file_id, "object": "file", "deleted": True}
         file = self._file(key, file_id)
         if request.method == "DELETE":
             del self._files[file_id], self._content[file_id]
@@ -122,6 +129,8 @@ class OpenAIBatches:
 
     def _download(self, key: str, file_id: str) -> list[dict[str, Any]] | bytes:
         batch = self._batches.of_results(key, file_id)
+        if file_id in self._gone:
+            raise Refused(404, "", f"No such File object: {file_id}", "id")
         if batch is None:
             self._file(key, file_id)
             return self._content[file_id]

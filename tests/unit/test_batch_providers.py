@@ -468,6 +468,25 @@ async def test_a_reader_may_leave_early(
     assert len(await results(batches, batch_id, keys)) == 300
 
 
+async def test_a_batch_that_was_taken_in_is_forgotten(
+    provider: ProviderServer, batches: ProviderBatches, vendor: str
+) -> None:
+    provider.script.next_batch(BatchPlan("expired", answered=0.5))
+    batch_id = await submitted(batches, vendor)
+    await batches.forget(batch_id)
+    await final(batches, batch_id)
+    assert len(await results(batches, batch_id, KEYS)) == 8, "it was not final"
+    await batches.forget(batch_id)
+    with pytest.raises(FrontierInvalidResponse):
+        await results(batches, batch_id, KEYS)
+    if vendor == "openai":
+        deleted = [id_ for name, id_ in provider.script.batch_requests if name == "file"]
+        assert len(deleted) == 3
+    else:
+        assert (await batches.state(batch_id)).phase == "missing"
+    await batches.forget(batch_id)
+
+
 async def test_a_late_state_is_asked_again(
     provider: ProviderServer, batches: ProviderBatches, vendor: str
 ) -> None:
