@@ -30,7 +30,6 @@ from serving.contracts.prices import BATCH
 from serving.frontier.failures import may_be_billed, usage_of
 from serving.frontier.http_errors import (
     error_of,
-    read_document,
     refusal_from,
     unreadable,
     unsendable,
@@ -39,6 +38,7 @@ from serving.frontier.provider_api import WholeAnswer
 from serving.frontier.provider_data import read_json, repaired
 from serving.frontier.retry_after import wait_s
 from serving.frontier.spent import NOTHING, UNKNOWN, Spent
+from serving.frontier.transport import read_document
 
 T = TypeVar("T")
 

@@ -17,7 +17,6 @@ from serving.frontier.failures import with_usage
 from serving.frontier.http_errors import (
     error_of,
     names_error,
-    read_document,
     refusal_from,
     unreadable,
     unsendable,
@@ -25,7 +24,7 @@ from serving.frontier.http_errors import (
 from serving.frontier.prompt_cache import with_breakpoints
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
 from serving.frontier.provider_data import read_events, read_json, read_rest
-from serving.frontier.transport import ProviderClient, posted
+from serving.frontier.transport import ProviderClient, posted, read_document
 from serving.frontier.usage import usage_from_anthropic
 
 ANTHROPIC_URL = "https://api.anthropic.com"

@@ -1,7 +1,7 @@
 """Translates the errors of providers and their proxies to NarrowgateErrors. Pure."""
 
 import re
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,6 @@ from serving.contracts.errors import (
     FrontierUnknownModel,
 )
 from serving.frontier.failures import as_unreached
-from serving.frontier.provider_data import read_json, repaired
 from serving.frontier.retry_after import retry_after_s
 
 TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError)
@@ -244,24 +243,6 @@ def unsendable(provider: str, error: Exception) -> FrontierRejected:
         field="messages",
         fix="send valid Unicode and plain JSON values",
     )
-
-
-async def read_document(
-    body: Awaitable[bytes], provider: str, vendor_errors: tuple[type[Exception], ...]
-) -> dict[str, Any]:
-    """Return the JSON object of an answer whose headers have arrived. body: reads the rest.
-
-    Raises FrontierInvalidResponse where the body breaks off or is not a JSON object.
-    """
-    try:
-        document = repaired(read_json(await body))
-    except vendor_errors as error:
-        raise unreadable(provider, f"it broke off ({type(error).__name__})") from None
-    except ValueError:
-        raise unreadable(provider, "it is not JSON") from None
-    if not isinstance(document, dict):
-        raise unreadable(provider, "it is not a JSON object")
-    return document
 
 
 def quoted(text: str, secret: str | None) -> str:

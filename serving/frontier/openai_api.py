@@ -17,7 +17,6 @@ from serving.frontier.failures import with_partial_answer, with_usage
 from serving.frontier.http_errors import (
     error_of,
     names_error,
-    read_document,
     refusal_from,
     unreadable,
     unsendable,
@@ -26,7 +25,7 @@ from serving.frontier.openai_errors import ERRORS, translate
 from serving.frontier.openai_stream import OpenAIStream, ends_in_error
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
 from serving.frontier.provider_data import read_events, read_json, read_rest
-from serving.frontier.transport import ProviderClient, posted
+from serving.frontier.transport import ProviderClient, posted, read_document
 from serving.frontier.usage import tier_in
 
 OPENAI_URL = "https://api.openai.com/v1"

@@ -7,7 +7,7 @@ ended.
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -15,6 +15,9 @@ import aiohttp
 import httpx2
 from multidict import CIMultiDict
 from yarl import URL
+
+from serving.frontier.http_errors import unreadable
+from serving.frontier.provider_data import read_json, repaired
 
 _KEEP_S = 5.0
 """How long an idle connection is kept: as in the SDKs' own clients."""
@@ -148,6 +151,24 @@ async def posted(sdk: Any, path: str, request: Mapping[str, Any]) -> AsyncIterat
         yield response
     finally:
         await response.aclose()
+
+
+async def read_document(
+    body: Awaitable[bytes], provider: str, vendor_errors: tuple[type[Exception], ...]
+) -> dict[str, Any]:
+    """Return the JSON object of an answer whose headers have arrived. body: reads the rest.
+
+    Raises FrontierInvalidResponse where the body breaks off or is not a JSON object.
+    """
+    try:
+        document = repaired(read_json(await body))
+    except vendor_errors as error:
+        raise unreadable(provider, f"it broke off ({type(error).__name__})") from None
+    except ValueError:
+        raise unreadable(provider, "it is not JSON") from None
+    if not isinstance(document, dict):
+        raise unreadable(provider, "it is not a JSON object")
+    return document
 
 
 class _Body(httpx2.AsyncByteStream):
