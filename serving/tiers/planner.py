@@ -5,7 +5,7 @@ Decisions are made from memory. What is explored is planned every half minute fr
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC
@@ -45,6 +45,7 @@ from serving.tiers.traffic import ClusterTraffic, read_traffic
 logger = logging.getLogger(__name__)
 
 _REFRESH_S = 30.0
+_MOST_CONVERSATIONS = 10_000
 
 TierOutcome = Literal[
     "reference",  # no cheaper tier has earned it
@@ -137,6 +138,7 @@ class TierPlanner:
         self.events = events
         self._rungs = _rungs(tiers, configured, prices)
         self._judge = _judge(settings, tiers, configured, prices)
+        self._continued: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.cascades: Cascades | None = None
         if self._judge is not None:
             self.cascades = Cascades(
@@ -201,7 +203,8 @@ class TierPlanner:
                 exploring = None
             elif standing.mode == "shadow" and self._explores(key, rung):
                 share = self._plan.explored[key].share
-                exploring = TierCandidate(rung, shortcut, ruling, judge.model, share, coin(share))
+                drawn = coin(share) and self._counts(ruling, asked.conversation)
+                exploring = TierCandidate(rung, shortcut, ruling, judge.model, share, drawn)
         if self.settings.mode != "on":
             serving = None
         place = Place(
@@ -210,6 +213,21 @@ class TierPlanner:
         )  # fmt: skip
         choice = TierChoice(name, nothing.topic, start, serving, exploring)
         return self._with_cascades(choice, place, [rung for rung, _, _ in found])
+
+    def _counts(self, ruling: Ruling, conversation: str | None) -> bool:
+        """Return whether a comparison would be evidence: of a conversation, one continuation is.
+
+        Known in this replica alone; what another one has compared is only paid for twice.
+        """
+        if conversation is None:
+            return True
+        place = (ruling.name, ruling.group)
+        if place in self._continued:
+            return False
+        self._continued[place] = None
+        if len(self._continued) > _MOST_CONVERSATIONS:
+            self._continued.popitem(last=False)
+        return True
 
     def _with_cascades(self, choice: TierChoice, place: Place, rungs: Sequence[Rung]) -> TierChoice:
         """Return the choice with the cascade that is earned beside it, and the one that answers."""

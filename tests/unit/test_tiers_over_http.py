@@ -31,6 +31,7 @@ from serving.pipeline.in_force import InForce
 from ..provider.script import Fault
 from ..provider.server import ProviderServer
 from .authenticated import opened
+from .chat_kit import CHAT
 from .frontier_kit import FlatPrices
 from .tiers_kit import (
     JUDGE,
@@ -410,6 +411,25 @@ async def test_the_report_has_the_purposes_and_the_clusters(
     print_report(found, Console(file=shown, width=80))
     assert "no client asked" in shown.getvalue()
     assert "Calls that no client asked for" in render_page(found)
+
+
+async def test_one_continuation_of_a_conversation_is_explored(
+    provider: ProviderServer, database: Database, state: Path, quality: KnownQuality
+) -> None:
+    async with tiered(provider, database, state) as server:
+        await many(server, POEM, 13)
+        before = len(server.audits())
+        for conversation in range(3):
+            turns: list[dict[str, str]] = []
+            for turn in range(4):
+                turns.append({"role": "user", "content": POEM.format(f"{conversation}, {turn}")})
+                answer = await server.server.client.post(
+                    CHAT, json={"model": "auto", "messages": turns}
+                )
+                turns.append(answer.json()["choices"][0]["message"])
+                await server.settle()
+        # The first turn and one of the three others, of each.
+        assert len(server.audits()) - before == 3 * 2
 
 
 async def test_a_conversation_keeps_its_cluster(
