@@ -148,7 +148,7 @@ def as_text(report: "SuiteReport") -> str:
     best = reachable[0] if reachable else report.target
     losses = ", ".join(f"{r.margin:.3f} at {r.flips:.0%} flips" for r in report.resolutions)
     lines = [
-        f"{report.name} ({report.source}): {'fit' if report.fit else 'UNFIT'}",
+        f"{report.name} ({report.source}): {'usable' if report.fit else 'NOT USABLE'}",
         f"  examples   {report.examples}{texts}; {counts}",
         f"  words      {words.fewest} to {words.most}, median {words.median:g}",
         f"  certifies  {_bound(report.target)} (the task's target)",

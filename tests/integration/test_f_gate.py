@@ -21,6 +21,7 @@ from serving.contracts.attestation import Verdict
 from serving.contracts.settings import Settings
 from serving.tasks.catalog import load_specs
 
+from ..built_in_tasks import BUILT_IN_TASKS
 from .conftest import ROOT, STATE
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(1500)]
@@ -185,12 +186,11 @@ def lm_eval(*arguments: object) -> dict[str, Any]:
 
 
 def test_stock_lm_eval_reads_the_task_definitions(tmp_path: Path) -> None:
-    names = ["sentiment", "topic", "ner", "translation"]
     found = lm_eval(
-        "--model", "dummy", "--tasks", *(f"narrowgate_{name}" for name in names),
+        "--model", "dummy", "--tasks", *(f"narrowgate_{name}" for name in BUILT_IN_TASKS),
         "--limit", 4, "--output_path", tmp_path / "dummy",
     )  # fmt: skip
-    assert set(found) == {f"narrowgate_{name}" for name in names}
+    assert set(found) == {f"narrowgate_{name}" for name in BUILT_IN_TASKS}
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from serving.tasks.catalog import load_specs
 from serving.tasks.classification import ClassificationTask
 from serving.tasks.prompt import CheckpointTokenizer
 
+from ..built_in_tasks import BUILT_IN_TASKS
 from .conftest import COLLIDING, MODEL, ROOT, Stack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
@@ -44,7 +45,7 @@ def test_ready_names_model_engine_and_tasks(client: httpx.Client) -> None:
     assert model["state"] == "ready"
     assert model["engine"] == "vllm 0.29.0"
     assert model["dtype"] == DTYPE
-    assert {"sentiment", "topic", "ner", "translation", "bank", "many"} == set(model["tasks"])
+    assert {*BUILT_IN_TASKS, "bank", "many"} == set(model["tasks"])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import yaml
 
 from serving.cli import main
 
+from ..built_in_tasks import BUILT_IN_TASKS
+
 HEAVY = ["ray", "vllm", "torch", "transformers", "pydantic", "fastapi", "yaml", "rich", "numpy"]
 
 
@@ -80,7 +82,7 @@ def test_an_error_has_its_field_and_fix(tmp_path: Path, capsys: pytest.CaptureFi
 def test_tasks_lists_and_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == ["ner", "sentiment", "topic", "translation"]
+    assert [row["name"] for row in rows] == list(BUILT_IN_TASKS)
     assert main(["tasks", "show", "topic"]) == 0
     shown = capsys.readouterr().out
     (tmp_path / "topic.yaml").write_text(shown, encoding="utf-8")

@@ -29,6 +29,7 @@ from serving.contracts.model_status import Progress
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 
+from ..built_in_tasks import BUILT_IN_TASKS
 from .attested import attest, predicate, result, write_model
 
 
@@ -115,7 +116,7 @@ def test_a_task_or_an_engine_that_changed_is_gated_again(commands: Subcommands) 
 
 def test_a_task_that_was_replaced_is_left_to_its_owner(commands: Subcommands) -> None:
     make(commands)
-    assert commands.tested == ["ner", "sentiment", "topic", "translation"]
+    assert commands.tested == list(BUILT_IN_TASKS)
     (bundled_artifact(commands.state, "int8-w8a8") / "attestation.json").unlink()
     own = commands.specs["topic"].model_copy(update={"instruction": "Another question?"})
     make(commands, {**commands.specs, "topic": own})

@@ -18,6 +18,7 @@ from serving.gateway.http import build_http
 from serving.tasks.catalog import load_specs
 from serving.tasks.grant import Grant
 
+from ..built_in_tasks import BUILT_IN_TASKS
 from .attested import result
 from .memory_ledger import LOCAL_COST
 from .scripted import MODEL, WINDOW, Server, assert_error
@@ -239,7 +240,7 @@ async def test_models(server: Server) -> None:
     assert [(model["kind"], model["id"]) for model in models["data"]] == [
         ("local", MODEL),
         ("router", "auto"),
-        *(("task", f"task/{name}") for name in ("ner", "sentiment", "topic", "translation")),
+        *(("task", f"task/{name}") for name in BUILT_IN_TASKS),
         ("frontier", "anthropic/claude-haiku-5-5"), ("frontier", "openai/gpt-6-luna"),
         ("frontier", "anthropic/claude-sonnet-5-5"), ("frontier", "openai/gpt-6.1-sol"),
         ("frontier", "anthropic/claude-opus-5-5"), ("frontier", "openai/gpt-6-astra"),
@@ -249,7 +250,7 @@ async def test_models(server: Server) -> None:
     assert (far["owned_by"], far["tiers"]) == ("openai", ["economy"])
     one = (await server.client.get(f"/v1/models/{MODEL}")).json()
     assert one["max_model_len"] == WINDOW
-    assert list(one["tasks"]) == ["ner", "sentiment", "topic", "translation"]
+    assert list(one["tasks"]) == list(BUILT_IN_TASKS)
     assert_error(await server.client.get("/v1/models/other"), 404, "model_not_found")
 
 

@@ -16,6 +16,8 @@ from serving.contracts.attestation import Difference, Population
 from serving.contracts.errors import InvalidSuite
 from serving.contracts.task_spec import ClassificationSpec, TaskSpec
 
+from ..built_in_tasks import BUILT_IN_TASKS
+
 LABELS = ("negative", "neutral", "positive")
 GOOD = [{"text": f"Order number {n} came in time.", "label": LABELS[n % 3]} for n in range(40)]
 
@@ -215,4 +217,4 @@ def test_the_command_refuses_a_bad_file_before_any_model_is_loaded(
     assert error["message"].startswith("mine.jsonl: line 41: label 'good' is not one of")
     assert main(command) == 2
     error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
-    assert "does not say which of 4 tasks" in error["message"]
+    assert f"does not say which of {len(BUILT_IN_TASKS)} tasks" in error["message"]

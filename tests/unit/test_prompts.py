@@ -21,13 +21,14 @@ from serving.tasks.blank_text import is_blank
 from serving.tasks.prompt import CheckpointTokenizer, PromptFrame, cleaned
 from serving.tasks.task import bind
 
+from ..built_in_tasks import BUILT_IN_TASKS
 from .character_tokenizer import CharacterTokenizer
 
 WINDOW = 4096
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
-@pytest.mark.parametrize("name", ["sentiment", "topic", "ner", "translation"])
+@pytest.mark.parametrize("name", BUILT_IN_TASKS)
 def test_requests_share_everything_but_the_input(
     name: str, specs: dict[str, TaskSpec], tokenizer: CharacterTokenizer
 ) -> None:

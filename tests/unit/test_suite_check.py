@@ -28,6 +28,8 @@ from serving.contracts.answer import TaskRequest
 from serving.contracts.errors import ConfigurationError, InvalidSuite, OutputInUse
 from serving.contracts.task_spec import TaskSpec
 
+from ..built_in_tasks import BUILT_IN_TASKS
+
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 LABELS = ("negative", "neutral", "positive")
 
@@ -203,13 +205,11 @@ def run(arguments: list[str]) -> int:
 def test_the_subcommand_checks_the_built_in_suites(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["check", "builtin", "--json"]) == 0
     documents = json.loads(capsys.readouterr().out)
-    assert [document["name"] for document in documents] == [
-        "ner", "sentiment", "topic", "translation",
-    ]  # fmt: skip
+    assert [document["name"] for document in documents] == list(BUILT_IN_TASKS)
     assert all(document["fit"] for document in documents)
     assert run(["check", "builtin", "--task", "ner"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("ner (builtin): fit\n")
+    assert shown.startswith("ner (builtin): usable\n")
     assert "12% have no entity" in shown
 
 
@@ -221,7 +221,7 @@ def test_the_subcommand_fails_on_an_unfit_suite(
     (tmp_path / "test.jsonl").write_text('{"text": "Tea.", "label": "neutral"}', encoding="utf-8")
     assert run(["check", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
-    assert "UNFIT" in shown
+    assert "NOT USABLE" in shown
     assert "problem    no example of label negative, positive" in shown
     assert "no error of 0.1: 29 accepted texts are needed, more than its half has" in shown
 

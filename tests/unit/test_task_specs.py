@@ -13,6 +13,8 @@ from serving.contracts.errors import InvalidTaskSpec
 from serving.contracts.task_spec import MAX_LABELS, TaskSpec, parse_task_spec
 from serving.tasks.catalog import load_specs
 
+from ..built_in_tasks import BUILT_IN_TASKS
+
 MINIMAL: dict[str, Any] = {
     "name": "spam",
     "kind": "classification",
@@ -24,7 +26,7 @@ MINIMAL: dict[str, Any] = {
 
 
 def test_the_built_in_tasks(specs: dict[str, TaskSpec]) -> None:
-    assert sorted(specs) == ["ner", "sentiment", "topic", "translation"]
+    assert sorted(specs) == list(BUILT_IN_TASKS)
     assert [label.name for label in specs["sentiment"].labels] == [
         "negative", "neutral", "positive",
     ]  # fmt: skip
@@ -166,7 +168,7 @@ def test_a_users_folder_adds_and_replaces(tmp_path: Path) -> None:
     mine = {**MINIMAL, "name": "sentiment"}
     (tmp_path / "mine.yml").write_text(yaml.safe_dump(mine), encoding="utf-8")
     specs = load_specs(tmp_path)
-    assert sorted(specs) == ["ner", "sentiment", "spam", "topic", "translation"]
+    assert sorted(specs) == sorted([*BUILT_IN_TASKS, "spam"])
     assert specs["sentiment"].instruction == "Is this spam?"
 
 
