@@ -24,10 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="COMMIT", help="commit of a hub id, 40 hex digits")
     parser.add_argument("--recipe", metavar="NAME|FILE", help="a shipped recipe or a YAML file")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the artifact's folder")
-    parser.add_argument("--recipes", action="store_true", help="list the shipped recipes")
+    parser.add_argument("--list-recipes", action="store_true", help="list the shipped recipes")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check and print the plan, quantize nothing"
-    )
+        "--dry-run", action="store_true",
+        help="check and print the plan, quantize nothing; a bundled MODEL is written to --state "
+        "the first time",
+    )  # fmt: skip
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="JSONL instead of the built-in texts"
     )
@@ -54,7 +56,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="interpreter with narrowgate[quantize]; an environment is made if none is given",
     )  # fmt: skip
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (YAML)")
-    parser.add_argument("--state", type=Path, metavar="DIR", help="folder for the bundled model")
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="folder for the bundled model (.narrowgate)"
+    )
     parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="folder with task files")
     compare = parser.add_argument_group("comparison")
     compare.add_argument(
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.recipes:
+    if args.list_recipes:
         return _list(args)
     if args.compare:
         from quantize.compare.command import run as run_comparison
@@ -142,7 +146,7 @@ def _request(args: argparse.Namespace) -> "Request":
         )
     if args.recipe is None:
         raise InvalidRecipe(
-            "--recipe is missing", field="recipe", fix="see narrowgate quantize --recipes"
+            "--recipe is missing", field="recipe", fix="see narrowgate quantize --list-recipes"
         )
     if args.out is None and not args.dry_run:
         raise OutputInUse("--out is missing", field="out", fix="name a folder to write")

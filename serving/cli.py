@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import NoReturn, Protocol
 
 from serving.contracts.errors import (
@@ -31,6 +31,11 @@ EXIT_DEFECT = 70
 EXIT_SYSTEM = 74
 # Commands whose statuses 0, 1 and 3 are verdicts: an error must not look like one.
 _VERDICTS = frozenset({"gate", "k8s", "suite", "verify"})
+_STATUSES = f"Exit status: 0 done, 1 failed, 2 wrong use, {EXIT_DEFECT} a defect of the program."
+_VERDICT_STATUSES = (
+    f"Exit status: 0 pass, 1 fail, 2 wrong use or an error, 3 inconclusive, {EXIT_DEFECT} a defect "
+    f"of the program, {EXIT_SYSTEM} an error of the operating system."
+)
 # Errors that other arguments would not have avoided.
 _RAN_AND_FAILED = (EngineFailure, QuantizationFailed)
 
@@ -78,7 +83,8 @@ def build_parser(
     parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser,
 ) -> argparse.ArgumentParser:
     """Return the parser of a program with these subcommands."""
-    parser = parser_class(prog=program, description=description)
+    parser = parser_class(prog=program, description=description, epilog=_STATUSES)
+    parser.add_argument("--version", action="version", version=f"{program} {version(PROGRAM)}")
     subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():
         subparser = subcommands.add_parser(name, help=command.HELP, description=command.HELP)
@@ -86,7 +92,19 @@ def build_parser(
             "--json", action="store_true", help="print one JSON document, errors included"
         )
         command.configure(subparser)
+        _complete(subparser, _VERDICT_STATUSES if name in _VERDICTS else _STATUSES)
     return parser
+
+
+def _complete(parser: argparse.ArgumentParser, statuses: str) -> None:
+    """Add the exit statuses to a parser's help, and to its actions' help what the list says."""
+    parser.epilog = parser.epilog or statuses
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for listed in action._choices_actions:
+                nested = action.choices[listed.dest]
+                nested.description = nested.description or listed.help
+                _complete(nested, parser.epilog)
 
 
 def main(argv: list[str] | None = None) -> int:

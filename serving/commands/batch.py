@@ -25,6 +25,10 @@ _OUTAGE_S = 300.0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the actions and their arguments."""
+    parser.epilog = (
+        "Exit status: 0 done, 1 failed or a line failed, 2 wrong use, 3 the batch has not ended, "
+        "70 a defect of the program."
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     submit = actions.add_parser("submit", help="check a file, and run it unless --dry-run is given")
     _configure_submit(submit)

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from serving.commands.ledger import check_ledger
-from serving.commands.options import add_settings_options, settings_from
+from serving.commands.options import add_listen_options, add_settings_options, settings_from
 
 if TYPE_CHECKING:
     from serving.contracts.settings import Settings
@@ -17,6 +17,7 @@ HELP = "check the settings and print them with every default"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_settings_options(parser)
+    add_listen_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,9 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="list claims, those in force first")
     show = actions.add_parser("show", help="show a claim's course, events and verdicts")
     show.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
-    label = actions.add_parser("label", help="note a person's labels of audited inputs")
+    label = actions.add_parser("label", help="record a person's labels of audited inputs")
     replay = actions.add_parser(
-        "replay", help="when would labelled inputs earn a claim on the running server?"
+        "replay", help="estimate when labelled inputs would earn a claim on the running server"
     )
     replay.add_argument("file", type=Path, metavar="FILE", help="JSON Lines with text and label")
     replay.add_argument("--task", required=True, metavar="NAME", help="a task of the server")

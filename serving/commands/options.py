@@ -11,12 +11,18 @@ if TYPE_CHECKING:
 
 
 def add_settings_options(parser: argparse.ArgumentParser) -> None:
-    """Add --config, --host, --port, --state and --tasks-dir."""
+    """Add --config, --state and --tasks-dir."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (YAML)")
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="folder for everything written (.narrowgate)"
+    )
+    parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="folder with task files")
+
+
+def add_listen_options(parser: argparse.ArgumentParser) -> None:
+    """Add --host and --port, for a subcommand that listens or prints the settings of one."""
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=whole_number, help="port to listen on (8000)")
-    parser.add_argument("--state", type=Path, metavar="DIR", help="folder for everything written")
-    parser.add_argument("--tasks-dir", type=Path, metavar="DIR", help="folder with task files")
 
 
 def settings_from(args: argparse.Namespace) -> "Settings":
@@ -25,6 +31,6 @@ def settings_from(args: argparse.Namespace) -> "Settings":
     from serving.contracts.settings_sources import load_settings
 
     names = ("host", "port", "state", "tasks_dir")
-    given = {name: getattr(args, name) for name in names}
+    given = {name: getattr(args, name, None) for name in names}
     mode = getattr(args, "auth", None)
     return load_settings(args.config, {**given, "auth": mode and {"mode": mode}})

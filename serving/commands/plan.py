@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="requests a second at the busiest hour",
     )  # fmt: skip
     parser.add_argument("--gpu", choices=_GPUS, default="a10g", help="card (a10g)")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="int8", help="(int8)")
+    parser.add_argument(
+        "--precision", choices=_PRECISIONS, default="int8", help="weights of the model (int8)"
+    )
     parser.add_argument(
         "--input-tokens", type=whole_number, default=300, metavar="N", help="of a request (300)"
     )
@@ -52,7 +54,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="replicas that may be lost without loss of capacity (1)",
     )  # fmt: skip
     parser.add_argument(
-        "--gpu-hour-usd", type=decimal_number, metavar="USD", help="of a node (its list price)"
+        "--gpu-hour-usd",
+        type=decimal_number,
+        metavar="USD",
+        help="price of the node an hour, US dollars (its list price)",
     )
     parser.add_argument(
         "--coverage", type=decimal_number, default=Decimal("0.7"), metavar="SHARE",
@@ -61,7 +66,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frontier-model", metavar="PROVIDER/MODEL", help="model whose price is compared"
     )
-    parser.add_argument("--prices-file", type=Path, metavar="FILE", help="own prices (YAML)")
+    parser.add_argument(
+        "--prices-file",
+        type=Path,
+        metavar="FILE",
+        help="your prices (YAML), before the built-in table's",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -38,7 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--assume", action="append", default=[], metavar="NAME=VALUE",
-        help="your own value of an assumption; may be repeated",
+        help="your own value of an assumption, such as local_coverage=0.3; the report lists all; "
+        "may be repeated",
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.commands.first_start import FirstStart, Origin, trusting_bundled
 from serving.commands.ledger import prepare_ledger
-from serving.commands.options import add_settings_options, settings_from
+from serving.commands.options import add_listen_options, add_settings_options, settings_from
 from serving.commands.progress import start_bar
 from serving.commands.timeline import Timeline, report_lines
 from serving.contracts.errors import InvalidSettings, NarrowgateError
@@ -33,6 +33,7 @@ _EXIT_FAILED = 1
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_settings_options(parser)
+    add_listen_options(parser)
     parser.add_argument(
         "--auth",
         choices=("keys", "off"),

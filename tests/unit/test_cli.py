@@ -1,14 +1,17 @@
 """The program: subcommands found, nothing heavy loaded for help, errors with their fix."""
 
+import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
-from serving.cli import main
+from serving.cli import installed_commands, main, narrowgate_parser
 
 from ..built_in_tasks import BUILT_IN_TASKS
 
@@ -35,6 +38,49 @@ def test_help_lists_the_subcommands_and_loads_nothing_heavy() -> None:
         "verify",
     ):
         assert command in done.stdout
+
+
+def helped(*words: str) -> str:
+    command = [sys.executable, "-m", "serving.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return " ".join(done.stdout.split())
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parser and those of its subcommands, nested ones included."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for nested in action.choices.values():
+                yield from parsers(nested)
+
+
+def test_every_help_describes_its_command_and_states_the_exit_statuses() -> None:
+    found = list(parsers(narrowgate_parser()))
+    assert len(found) > len(installed_commands()) + 20
+    assert [one.prog for one in found if not one.description] == []
+    assert [one.prog for one in found if "Exit status: 0" not in (one.epilog or "")] == []
+    statuses = {one.prog: one.epilog or "" for one in found}
+    assert "3 inconclusive" in statuses["narrowgate gate"]
+    assert "3 inconclusive" in statuses["narrowgate suite"]
+    assert "3 the batch has not ended" in statuses["narrowgate batch watch"]
+    assert "3 " not in statuses["narrowgate tenant list"]
+    shown = helped("evidence", "replay", "--help")
+    assert "estimate when labelled inputs would earn a claim" in shown
+    assert "Exit status: 0 done, 1 failed, 2 wrong use" in shown
+
+
+def test_the_version_is_printed() -> None:
+    assert helped("--version") == f"narrowgate {version('narrowgate')}"
+
+
+def test_only_commands_that_listen_or_print_settings_take_a_port() -> None:
+    taking = {
+        one.prog
+        for one in parsers(narrowgate_parser())
+        if any("--port" in action.option_strings for action in one._actions)
+    }
+    assert taking == {"narrowgate config", "narrowgate serve"}
 
 
 def test_an_unknown_subcommand_is_a_usage_error() -> None:

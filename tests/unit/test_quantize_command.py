@@ -91,9 +91,9 @@ def test_group_sizes_are_refused_before_any_text_is_read(
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["quantize", "--recipes"]) == 0
+    assert main(["quantize", "--list-recipes"]) == 0
     assert "int8-w8a8" in capsys.readouterr().out
-    assert main(["quantize", "--recipes", "--json"]) == 0
+    assert main(["quantize", "--list-recipes", "--json"]) == 0
     assert {"int4-gptq", "bnb-nf4"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
 
 
