@@ -23,6 +23,7 @@ from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck
 from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.batch.build import BatchDeps, build_batches
 from serving.batch.estimate import CostEstimate
+from serving.batch.providers import build_provider_batches
 from serving.batch.service import BatchService
 from serving.cache.entry_store import KEY_SETTING, open_store
 from serving.cache.policy import guards_digest, policy_digest
@@ -43,6 +44,7 @@ from serving.evidence.heads.service import build_heads
 from serving.evidence.service import EvidenceService, build_evidence, kept_texts
 from serving.evidence.text_key import text_key
 from serving.frontier.build import build_frontier
+from serving.frontier.frontier import FrontierStack
 from serving.gateway.access import Access
 from serving.gateway.batch_lines import HttpLineFormat
 from serving.gateway.context import GatewayContext
@@ -311,6 +313,8 @@ def _build_context(
                 settings.ledger.reference_model,
                 {name: bound.task for name, bound in models.tasks.items()},
             ),
+            frontier,
+            ledger,
         ),
         batch=settings.batch,
     )
@@ -322,6 +326,8 @@ def _build_batches(
     queues: Sequence[AdmissionQueue],
     metrics: Metrics,
     estimate: CostEstimate,
+    frontier: FrontierStack,
+    ledger: DatabaseLedger,
 ) -> BatchService | None:
     if not settings.batch.enabled:
         return None
@@ -339,6 +345,9 @@ def _build_batches(
         grace_s=settings.gateway.drain_timeout_s / 2,
         cipher=None if key_file is None else load_cipher(key_file, KEY_SETTING),
         estimate=estimate,
+        providers=build_provider_batches(settings.frontier, os.environ),
+        frontier=frontier,
+        ledger=ledger,
     )
     return build_batches(settings.batch, deps)
 

@@ -1,22 +1,26 @@
 """Builds the batch lane from settings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from serving.batch.blobs import BlobStore
 from serving.batch.check import LineRules
 from serving.batch.estimate import CostEstimate
-from serving.batch.files import FileStore
+from serving.batch.files import FileStore, utc_now
 from serving.batch.lines import LineFormat
+from serving.batch.provider_batches import ProviderBatches
 from serving.batch.runner import ExitNotes, LineRunner
 from serving.batch.scheduler import BatchEvents, Scheduler, SchedulerParts
 from serving.batch.service import BatchService
 from serving.batch.slack import Slack
 from serving.batch.store import BatchStore
+from serving.batch.submission_store import SubmissionStore
+from serving.batch.submissions import ResumableLedger, SubmissionParts
 from serving.contracts.batch_settings import BatchSettings
 from serving.evidence.heads.cipher import VectorCipher
+from serving.frontier.frontier import FrontierStack
 from serving.ledger.database import Database
 from serving.pipeline.admission import AdmissionQueue
 from serving.pipeline.request_path import RequestPath
@@ -31,6 +35,7 @@ class BatchDeps:
     path: of online requests. queues: of interactive work, which the lane makes way for. model_of:
     the local model of a task. longest: bytes of a line. folder: of the files' contents. cipher: of
     the cache's key, None without one. grace_s: for running lines when the process stops.
+    providers: their batch APIs by name, used with frontier and ledger.
     """
 
     path: RequestPath
@@ -44,6 +49,9 @@ class BatchDeps:
     grace_s: float
     cipher: VectorCipher | None = None
     estimate: CostEstimate | None = None
+    providers: Mapping[str, ProviderBatches] = field(default_factory=dict)
+    frontier: FrontierStack | None = None
+    ledger: ResumableLedger | None = None
 
 
 def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
@@ -62,10 +70,26 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
         None if estimate is None else estimate.in_batch,
     )  # fmt: skip
     runner = LineRunner(path, notes, deps.line_format, settings, deps.cipher)
+    submissions = None
+    if deps.providers and deps.frontier is not None and deps.ledger is not None:
+        submissions = SubmissionParts(
+            SubmissionStore(deps.database), files, blobs, deps.providers, deps.frontier,
+            deps.ledger, deps.path.recorder.observer, path.policy, deps.line_format, runner,
+            settings, path.max_inputs, utc_now,
+        )  # fmt: skip
     slack = Slack(settings, deps.queues)
     scheduler = Scheduler(
         SchedulerParts(
-            store, files, blobs, runner, rules, slack, settings, deps.events, deps.grace_s
+            store,
+            files,
+            blobs,
+            runner,
+            rules,
+            slack,
+            settings,
+            deps.events,
+            deps.grace_s,
+            submissions,
         )
     )
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="batch-api")

@@ -105,7 +105,7 @@ class LineRunner:
             self._notes.take(line.request_id)
             raise
         noted = self._notes.take(line.request_id)
-        text = self._text(line, 200, document)
+        text = self.text(line, 200, document)
         cost = line.worst_usd if noted.cost_usd is None else noted.cost_usd
         return self.sealed(LineEnd(line.batch, line.number, "succeeded", cost_usd=cost), text)
 
@@ -129,7 +129,7 @@ class LineRunner:
     def refused(self, line: ClaimedLine, error: NarrowgateError, cost: Decimal | None) -> LineEnd:
         """Return the end of a line that ended in an error."""
         http = self._format.error(error)
-        text = self._text(line, http.status, json_text({"error": http.body}))
+        text = self.text(line, http.status, json_text({"error": http.body}))
         end = LineEnd(line.batch, line.number, "failed", error=error.code, cost_usd=cost)
         return self.sealed(end, text)
 
@@ -186,7 +186,8 @@ class LineRunner:
         cost = line.worst_usd if noted.cost_usd is None else noted.cost_usd
         return self.refused(line, error, cost)
 
-    def _text(self, line: ClaimedLine, status: int, document: str) -> str:
+    def text(self, line: ClaimedLine, status: int, document: str) -> str:
+        """Return what a result file says of a line's response. document: JSON."""
         head: dict[str, Any] = {
             "id": f"batch_req_{line.request_id.removeprefix('batch_')}",
             "custom_id": line.custom_id,

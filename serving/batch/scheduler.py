@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -35,6 +35,7 @@ from serving.batch.store import (
     LineEnd,
     StopReason,
 )
+from serving.batch.submissions import SubmissionParts, Submissions
 from serving.contracts.batch import SKIP, Checked, LineProblem
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.errors import (
@@ -85,16 +86,21 @@ class BatchEvents(Protocol):
 class _Progress:
     """What this process knows of a batch that it runs.
 
-    alone: lines run one after another, because a budget had no room for several.
+    alone: lines run one after another, because a budget had no room for several. paused_until: no
+    line goes into a provider's batch before: the budget is held by others.
     """
 
     running: dict[int, ClaimedLine] = field(default_factory=dict)
     alone: bool = False
+    paused_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerParts:
-    """What the scheduler uses. rules: of checks. grace_s: for running lines at the end."""
+    """What the scheduler uses. rules: of checks. grace_s: for running lines at the end.
+
+    submissions: to providers' batches; None without.
+    """
 
     store: BatchStore
     files: FileStore
@@ -105,6 +111,7 @@ class SchedulerParts:
     settings: BatchSettings
     events: BatchEvents
     grace_s: float
+    submissions: SubmissionParts | None = None
     now: Callable[[], datetime] = utc_now
 
 
@@ -125,6 +132,9 @@ class Scheduler:
         self._leads = False
         self._renewed_at_s = 0.0
         self._turn = 0
+        submissions = parts.submissions
+        self._submissions = None if submissions is None else Submissions(submissions, self._insist)
+        self._followed_at_s = 0.0
 
     def wake(self) -> None:
         """Make the next round begin at once."""
@@ -180,6 +190,7 @@ class Scheduler:
             return _IDLE_S
         for batch in active:
             await self._attend(batch)
+        self._follow(active)
         await self._start(active)
         return _BUSY_S if self._tasks else 4 * _BUSY_S
 
@@ -233,6 +244,8 @@ class Scheduler:
         async def done() -> None:
             try:
                 await work
+            except LeaseLost:
+                logger.warning("batch.delayed id=%s error=LeaseLost", batch)
             except (LedgerUnavailable, SQLAlchemyError) as error:
                 logger.warning("batch.delayed id=%s error=%s", batch, type(error).__name__)
             except Exception:
@@ -293,6 +306,51 @@ class Scheduler:
         logger.info("batch.finished id=%s stopped=%s", batch.id, batch.stopped)
         await self._run(parts.store.clear_lines, batch.id)
 
+    # Providers' batches.
+
+    def _follow(self, active: Sequence[ActiveBatch]) -> None:
+        """Look after the submissions, beside the rounds."""
+        now_s, pause_s = asyncio.get_running_loop().time(), self._parts.settings.provider_poll_s
+        if self._submissions is None or "" in self._busy:
+            return
+        if now_s < self._followed_at_s + min(1.0, pause_s):
+            return
+        self._followed_at_s = now_s
+        self._alone("", self._submissions.follow({batch.id: batch for batch in active}))
+
+    async def _submit_some(self, batch: ActiveBatch) -> list[str]:
+        """Send lines to providers' batches; return the targets whose lines wait for that."""
+        if self._submissions is None:
+            return []
+        targets = await self._submissions.targets(batch)
+        paused = self._progress[batch.id].paused_until
+        if paused is None or self._parts.now() >= paused:
+            for target in targets:
+                if (name := f"{batch.id} {target}") not in self._busy:
+                    self._alone(name, self._submit(batch, target))
+        return targets
+
+    async def _submit(self, batch: ActiveBatch, target: str) -> None:
+        assert self._submissions is not None
+        progress, parts = self._progress[batch.id], self._parts
+        room = await self._room(batch, progress)
+        message: str | None = None
+        reason: StopReason = "max_cost_exceeded"
+        try:
+            claimed = await self._submissions.submit(self.holder, batch, target, room)
+            message = _max_cost_text(batch) if not claimed and room is not None else None
+        except BudgetExceeded as error:
+            reason, message = "budget_exceeded", error.message
+        if message is None:
+            return
+        states = await self._run(parts.store.states, batch.id)
+        if progress.running or self._ends or states["submitted"]:
+            # What these hold is released when they end.
+            pause = timedelta(seconds=parts.settings.provider_poll_s)
+            progress.paused_until = parts.now() + pause
+        elif states["waiting"]:
+            await self._stop(batch, reason, message)
+
     # Lines.
 
     async def _start(self, active: Sequence[ActiveBatch]) -> None:
@@ -311,12 +369,11 @@ class Scheduler:
         self._turn = (self._turn + 1) % len(ready)
         order = ready[self._turn :] + ready[: self._turn]
         for position, batch in enumerate(order):
-            if free <= 0:
-                return
-            share = -(-free // (len(order) - position))
-            free -= await self._start_some(batch, share)
+            waiting = await self._submit_some(batch)
+            share = -(-max(0, free) // (len(order) - position))
+            free -= await self._start_some(batch, share, waiting)
 
-    async def _start_some(self, batch: ActiveBatch, most: int) -> int:
+    async def _start_some(self, batch: ActiveBatch, most: int, but: Sequence[str]) -> int:
         progress, parts = self._progress[batch.id], self._parts
         if progress.alone:
             most = min(most, 1 - len(progress.running))
@@ -324,9 +381,12 @@ class Scheduler:
             return 0
         room = await self._room(batch, progress)
         blob = await self._run(parts.files.blob, batch.caller.tenant, batch.input_file)
-        lines = await self._run(parts.store.claim, self.holder, batch.id, most, parts.now(), room)
+        lines = await self._run(
+            parts.store.claim, self.holder, batch.id, most, parts.now(), room, but
+        )
         if not lines:
-            await self._stop_at_limit(batch, progress, room)
+            if not but:
+                await self._stop_at_limit(batch, progress, room)
             return 0
         try:
             texts = await self._run(
@@ -357,13 +417,17 @@ class Scheduler:
         held = sum((usd for usd in worst if usd is not None), Decimal(0))
         written = sum((end.cost_usd or Decimal(0) for end in pending), Decimal(0))
         # An end that is written meanwhile counts twice for a round: never too much room.
-        return batch.max_cost_usd - spent - held - written
+        submitted = await self._run(self._parts.store.submitted_usd, batch.id)
+        return batch.max_cost_usd - spent - held - written - submitted
 
     async def _stop_at_limit(
         self, batch: ActiveBatch, progress: _Progress, room: Decimal | None
     ) -> None:
         """Stop a batch whose next line does not fit its limit, once nothing may be released."""
         if room is None or progress.running or self._ends:
+            return
+        states = await self._run(self._parts.store.states, batch.id)
+        if states["submitted"]:
             return
         if await self._run(self._parts.store.claimable, batch.id, self._parts.now()):
             await self._stop(batch, "max_cost_exceeded", _max_cost_text(batch))
@@ -484,6 +548,8 @@ class Scheduler:
         if self._leads:
             with suppress(LedgerUnavailable, SQLAlchemyError):
                 await self._run(self._parts.store.release_lease, self.holder)
+        if self._submissions is not None:
+            await self._submissions.aclose()
         self._threads.shutdown(wait=False)
 
     async def _insist(self, function: Callable[..., T], *arguments: Any) -> T:

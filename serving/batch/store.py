@@ -283,21 +283,29 @@ class BatchStore:
         ]  # fmt: skip
 
     def claim(
-        self, holder: str, batch: str, most: int, now: datetime, room_usd: Decimal | None = None
+        self,
+        holder: str,
+        batch: str,
+        most: int,
+        now: datetime,
+        room_usd: Decimal | None = None,
+        but: Sequence[str] = (),
     ) -> list[ClaimedLine]:
         """Begin lines that wait, in the file's order. Raises LeaseLost.
 
-        room_usd: lines are begun while their worst cases together stay within it.
+        room_usd: lines are begun while their worst cases together stay within it. but: targets
+        whose lines wait for a provider's batch.
         """
         line = batch_lines.c
         with self.database.begin() as connection:
-            _require_lease(connection, holder)
+            require_lease(connection, holder)
             rows = connection.execute(
                 select(batch_lines)
                 .where(
                     line.batch == batch, line.state == "waiting",
                     or_(line.not_before.is_(None), line.not_before <= now),
                 )
+                .where(or_(line.target.is_(None), line.target.not_in(but)))
                 .order_by(line.number)
                 .limit(most)
             ).all()  # fmt: skip
@@ -374,7 +382,7 @@ class BatchStore:
         """
         line = batch_lines.c
         with self.database.begin() as connection:
-            _require_lease(connection, holder)
+            require_lease(connection, holder)
             rows = connection.execute(
                 select(batch_lines, batches.c.tenant)
                 .join(batches, batches.c.id == line.batch)
@@ -422,6 +430,16 @@ class BatchStore:
     def spent(self, batch: str) -> Decimal:
         """Return what ended lines cost, worst cases of unknown ones included."""
         query = select(func.sum(batch_lines.c.cost_usd)).where(batch_lines.c.batch == batch)
+        with self.database.read() as connection:
+            found: Decimal | None = connection.execute(query).scalar_one()
+        return found or Decimal(0)
+
+    def submitted_usd(self, batch: str) -> Decimal:
+        """Return the worst case of lines in providers' batches, US dollars."""
+        line = batch_lines.c
+        query = select(func.sum(line.worst_usd)).where(
+            line.batch == batch, line.state == "submitted"
+        )
         with self.database.read() as connection:
             found: Decimal | None = connection.execute(query).scalar_one()
         return found or Decimal(0)
@@ -498,7 +516,8 @@ _STOP_CODES: Mapping[StopReason, str] = {
 }
 
 
-def _require_lease(connection: Connection, holder: str) -> None:
+def require_lease(connection: Connection, holder: str) -> None:
+    """Raise LeaseLost unless a process holds the lease until the transaction's end."""
     now = database_now(connection)
     lease = connection.execute(select(batch_lease).with_for_update()).one_or_none()
     if lease is None or lease.holder != holder or lease.until <= now:

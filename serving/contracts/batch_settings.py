@@ -67,6 +67,12 @@ class BatchSettings(BaseModel):
     max_attempts: int = Field(
         default=6, ge=1, le=100, description="of one request whose error allows a retry"
     )
+    provider_poll_s: float = Field(
+        default=30.0,
+        gt=0.0,
+        le=3600.0,
+        description="time between two questions for the state of a provider's batch",
+    )
     lease_s: float = Field(
         default=15.0,
         ge=1.0,

@@ -107,6 +107,25 @@ class DatabaseLedger:
         )
         return DatabaseEntry(deps, header)
 
+    def resumed(self, exit_: Row, call: Row) -> "tuple[DatabaseEntry, DatabaseCall]":
+        """Return the entry and the open call of rows that this or an earlier process wrote.
+
+        Their end may come hours later: a provider's batch outlives the gateway that sent it.
+        """
+        deps = self._deps
+        header = ExitHeader(
+            id=exit_["id"],
+            caller=Caller(exit_["tenant"], exit_["key_id"], lane=exit_["lane"]),
+            request_id=exit_["request_id"],
+            endpoint=exit_["endpoint"],
+            task=exit_["task"],
+            index=exit_["input_index"],
+            opened_at=exit_["opened_at"],
+            instance=deps.instance,
+        )
+        entry = DatabaseEntry(deps, header)
+        return entry, entry.resumed(call)
+
 
 class DatabaseEntry:
     """Implements serving.contracts.ledger.Entry."""
@@ -141,6 +160,12 @@ class DatabaseEntry:
         self._tried = True
         await deps.writer.open(operation, deps.settings.call_wait_s, deadline)
         self._calls.append(DatabaseCall(self, deps.prices, call))
+        return self._calls[-1]
+
+    def resumed(self, call: Row) -> "DatabaseCall":
+        """Return an open call of this entry, whose row another process may have written."""
+        self._tried = True
+        self._calls.append(DatabaseCall(self, self._deps.prices, call))
         return self._calls[-1]
 
     def add_end(self, operation: Close) -> None:

@@ -117,7 +117,7 @@ def gateway(
 def test_a_batch_survives_kills(gateway: tuple[Gateway, ProviderServer]) -> None:
     running, provider = gateway
     provider.script.answer = lambda seen: f"answer to {seen.body['messages'][-1]['content']}"
-    provider.script.always["openai"] = Fault("slow", delay_s=0.05)
+    provider.script.on("gpt-4.1", Fault("slow", delay_s=0.05))
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # shown where the test fails
     chance = random.Random(seed)  # noqa: S311  # when to kill, no secret

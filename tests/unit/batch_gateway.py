@@ -80,7 +80,12 @@ class Running:
 
 
 def settings_of(
-    provider: ProviderServer, state: Path, url: SecretStr | None, **more: Any
+    provider: ProviderServer,
+    state: Path,
+    url: SecretStr | None,
+    *,
+    has_batches: bool = False,
+    **more: Any,
 ) -> Settings:
     tiers = {tier: [MODEL] for tier in ("economy", "standard", "frontier")}
     usual = {"max_retries": 0, "connect_timeout_s": 30.0, "first_byte_timeout_s": 20.0}
@@ -89,7 +94,7 @@ def settings_of(
         "ledger": {} if url is None else {"url": url.get_secret_value()},
         "frontier": {
             "providers": {"openai": {
-                "api": "openai", "base_url": f"{provider.url}/v1", **usual,
+                "api": "openai", "base_url": f"{provider.url}/v1", **usual, "batch": has_batches,
             }},
             "tiers": tiers,
         },
@@ -100,14 +105,20 @@ def settings_of(
 
 @asynccontextmanager
 async def running(
-    provider: ProviderServer, state: Path, url: SecretStr | None, **more: Any
+    provider: ProviderServer,
+    state: Path,
+    url: SecretStr | None,
+    *,
+    again: bool = False,
+    **more: Any,
 ) -> AsyncIterator[Running]:
-    """Run a gateway with the tenants acme and globex."""
+    """Run a gateway with the tenants acme and globex. again: they exist already."""
     settings = settings_of(provider, state, url, **more)
     database = await asyncio.to_thread(opened, url, state)
     keys = {}
     for tenant in ("acme", "globex"):
-        await asyncio.to_thread(create_tenant, database, Tenant(tenant))
+        if not again:
+            await asyncio.to_thread(create_tenant, database, Tenant(tenant))
         key = await asyncio.to_thread(create_key, database, tenant)
         keys[tenant] = key.text.get_secret_value()
     with pytest.MonkeyPatch.context() as patch:

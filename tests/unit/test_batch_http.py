@@ -162,7 +162,7 @@ async def test_a_cancelled_batch_keeps_what_was_answered(
     gateway: Running, provider: ProviderServer
 ) -> None:
     # The lane starts 64 lines at once; the others wait for slow answers.
-    provider.script.always["openai"] = Fault("slow", delay_s=0.3)
+    provider.script.on("gpt-4.1", Fault("slow", delay_s=0.3))
     batch = await gateway.submit(jsonl(*(chat_line(f"c{n}") for n in range(200))))
     while not provider.script.seen:
         await asyncio.sleep(0.02)

@@ -113,7 +113,7 @@ async def test_max_cost_usd_stops_a_batch(gateway: Running, provider: ProviderSe
 async def test_what_is_not_answered_by_the_deadline_expires(
     gateway: Running, provider: ProviderServer
 ) -> None:
-    provider.script.always["openai"] = Fault("slow", delay_s=0.7)
+    provider.script.on("gpt-4.1", Fault("slow", delay_s=0.7))
     batch = await gateway.submit(questions(200), metadata={"deadline": "2s"})
     batch = await gateway.ended(batch)
     assert batch.status == "expired"

@@ -1,0 +1,206 @@
+"""Lines in providers' batches, in the database. Every method is blocking."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal
+from uuid import uuid4
+
+from sqlalchemy import Row, bindparam, func, or_, select, update
+
+from serving.batch.schema import batch_lines, batch_submissions
+from serving.batch.store import ClaimedLine, LineEnd, require_lease
+from serving.ledger.database import Database
+from serving.ledger.schema import calls, exits
+
+_CLOCKS_DIFFER = timedelta(minutes=10)
+
+SubmissionState = Literal["intent", "submitted", "ended", "abandoned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A batch at a provider. id: our key of it. provider_id: None while it may not exist."""
+
+    id: str
+    batch: str
+    provider: str
+    model: str
+    state: SubmissionState
+    provider_id: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRows:
+    """The rows of a line's call, as an earlier process may have opened them."""
+
+    exit: Mapping[str, Any]
+    call: Mapping[str, Any]
+
+
+class SubmissionStore:
+    """Reads and writes submissions and the lines that they hold."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def waiting_targets(self, batch: str, now: datetime) -> list[str]:
+        """Return the providers' models that lines of a batch wait for."""
+        line = batch_lines.c
+        query = (
+            select(line.target)
+            .where(
+                line.batch == batch, line.state == "waiting", line.target.is_not(None),
+                or_(line.not_before.is_(None), line.not_before <= now),
+            )
+            .distinct()
+        )  # fmt: skip
+        with self._database.read() as connection:
+            return sorted(connection.execute(query).scalars())
+
+    def claim(
+        self,
+        holder: str,
+        batch: str,
+        target: str,
+        most: int,
+        now: datetime,
+        room_usd: Decimal | None,
+    ) -> tuple[str, list[ClaimedLine]]:
+        """Write the intent to submit lines; return its key and the lines. Raises LeaseLost.
+
+        room_usd: their worst cases together stay within it.
+        """
+        line, key = batch_lines.c, f"sub_{uuid4().hex}"
+        provider, _, model = target.partition("/")
+        with self._database.begin() as connection:
+            require_lease(connection, holder)
+            rows = connection.execute(
+                select(batch_lines)
+                .where(
+                    line.batch == batch, line.state == "waiting", line.target == target,
+                    or_(line.not_before.is_(None), line.not_before <= now),
+                )
+                .order_by(line.number)
+                .limit(most)
+            ).all()  # fmt: skip
+            chosen: list[Row[Any]] = []
+            left = room_usd
+            for row in rows:
+                if left is not None:
+                    if row.worst_usd is None or row.worst_usd > left:
+                        break
+                    left -= row.worst_usd
+                chosen.append(row)
+            if chosen:
+                connection.execute(batch_submissions.insert(), [{
+                    "id": key, "provider": provider, "model": model, "state": "intent",
+                    "lines": len(chosen), "created_at": now,
+                }])  # fmt: skip
+                connection.execute(
+                    update(batch_lines)
+                    .where(line.batch == batch, line.number == bindparam("of_number"))
+                    .values(
+                        state="submitted", submission=key, started_at=now,
+                        attempt=line.attempt + 1, holder=None,
+                    ),
+                    [{"of_number": row.number} for row in chosen],
+                )  # fmt: skip
+        return key, [
+            ClaimedLine(row.batch, row.number, row.attempt + 1, row.custom_id, row.start,
+                        row.length, row.target, row.worst_usd)
+            for row in chosen
+        ]  # fmt: skip
+
+    def opened(self) -> list[Submission]:
+        """Return the submissions that have not ended, the oldest first."""
+        table = batch_submissions.c
+        batch = (
+            select(func.min(batch_lines.c.batch))
+            .where(batch_lines.c.submission == table.id)
+            .scalar_subquery()
+        )
+        query = (
+            select(batch_submissions, batch.label("batch"))
+            .where(table.state.in_(("intent", "submitted")))
+            .order_by(table.created_at, table.id)
+        )
+        with self._database.read() as connection:
+            return [
+                Submission(row.id, row.batch or "", row.provider, row.model, row.state,
+                           row.provider_id, row.created_at)
+                for row in connection.execute(query)
+            ]  # fmt: skip
+
+    def lines(self, submission: str) -> list[ClaimedLine]:
+        """Return the lines of a submission that have not ended."""
+        line = batch_lines.c
+        query = select(batch_lines).where(line.submission == submission, line.state == "submitted")
+        with self._database.read() as connection:
+            return [
+                ClaimedLine(row.batch, row.number, row.attempt, row.custom_id, row.start,
+                            row.length, row.target, row.worst_usd)
+                for row in connection.execute(query.order_by(line.number))
+            ]  # fmt: skip
+
+    def mark(
+        self, submission: str, state: SubmissionState, now: datetime, provider_id: str | None
+    ) -> None:
+        """Write a submission's state."""
+        ended = {"ended_at": now} if state in ("ended", "abandoned") else {}
+        with self._database.begin() as connection:
+            connection.execute(
+                update(batch_submissions)
+                .where(batch_submissions.c.id == submission)
+                .values(state=state, provider_id=provider_id, **ended)
+            )
+
+    def end_lines(self, submission: str, ends: Sequence[LineEnd]) -> None:
+        """Write how lines of a submission ended; those that wait again leave it."""
+        line = batch_lines.c
+        rows = [
+            {
+                "of_batch": end.batch, "of_number": end.number, "new_state": end.state,
+                "new_result": end.result, "new_key": end.key_id, "new_error": end.error,
+                "new_cost": end.cost_usd, "new_not_before": end.not_before,
+                "new_submission": None if end.state == "waiting" else submission,
+            }
+            for end in ends
+        ]  # fmt: skip
+        if not rows:
+            return
+        with self._database.begin() as connection:
+            connection.execute(
+                update(batch_lines)
+                .where(
+                    line.batch == bindparam("of_batch"), line.number == bindparam("of_number"),
+                    line.state == "submitted", line.submission == submission,
+                )
+                .values(
+                    state=bindparam("new_state"), result=bindparam("new_result"),
+                    key_id=bindparam("new_key"), error=bindparam("new_error"),
+                    cost_usd=bindparam("new_cost"), not_before=bindparam("new_not_before"),
+                    submission=bindparam("new_submission"),
+                ),
+                rows,
+            )  # fmt: skip
+
+    def ledger_rows(
+        self, tenant: str, request_ids: Sequence[str], since: datetime
+    ) -> dict[str, LedgerRows]:
+        """Return the rows of attempts by request id. since: when the first of them was started."""
+        joined = select(exits, calls).join(calls, calls.c.exit_id == exits.c.id)
+        query = joined.where(
+            exits.c.tenant == tenant,
+            exits.c.opened_at >= since - _CLOCKS_DIFFER,
+            exits.c.request_id.in_(request_ids),
+        )
+        found = {}
+        with self._database.read() as connection:
+            for row in connection.execute(query):
+                exit_ = {column.name: row[n] for n, column in enumerate(exits.c)}
+                call = {column.name: row[len(exits.c) + n] for n, column in enumerate(calls.c)}
+                found[exit_["request_id"]] = LedgerRows(exit_, call)
+        return found

@@ -1,0 +1,190 @@
+"""Lines in a provider's batch cost half, are sent once, and are taken in once."""
+
+# ruff: noqa: ASYNC110  # it waits for what another thread says
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.ledger.access.tenants import update_tenant
+from serving.ledger.reports.reconcile import reconcile
+
+from ..provider.script import BatchPlan, Fault
+from ..provider.server import ProviderServer
+from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
+from .batch_kit import chat_line, jsonl
+from .test_batch_scheduler import ledger_rows, questions
+
+FAST = {"provider_poll_s": 0.2}
+
+
+@pytest.fixture
+async def gateway(
+    provider: ProviderServer, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Running]:
+    monkeypatch.setenv(KEY_VARIABLE, KEY_VALUE)
+    scripted(provider)
+    async with running(provider, state, None, has_batches=True, batch=FAST) as found:
+        yield found
+
+
+def scripted(provider: ProviderServer) -> None:
+    provider.script.answer = lambda seen: f"answer to {seen.body['messages'][-1]['content']}"
+
+
+def asked(provider: ProviderServer) -> Counter[str]:
+    """Return how often the provider answered each question."""
+    return Counter(
+        seen.body["messages"][-1]["content"]
+        for seen in provider.script.seen
+        if seen.billed is not None
+    )
+
+
+def answers(found: dict[str, dict[str, Any]]) -> list[str]:
+    return [
+        line["response"]["body"]["choices"][0]["message"]["content"]
+        for line in found.values()
+        if line["response"] is not None and line["response"]["status_code"] == 200
+    ]
+
+
+async def test_lines_go_into_one_provider_batch_at_half_price(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    provider.script.next_batch(BatchPlan(duplicated=3))
+    batch = await gateway.ended(await gateway.submit(questions(20)))
+    assert batch.status == "completed"
+    found = await gateway.results(batch)
+    assert sorted(answers(found)) == sorted(f"answer to question {n}" for n in range(20))
+    assert {line["response"]["body"]["model"] for line in found.values()} == {"openai/gpt-4.1"}
+    assert set(asked(provider).values()) == {1}
+    assert len({seen.batch_id for seen in provider.script.seen}) == 1
+    assert [name for name, _ in provider.script.batch_requests].count("create") == 1
+    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    assert len(rows) == 20
+    assert {(row.lane, row.route, row.service_tier) for row in rows} == {
+        ("batch", "frontier", "batch")
+    }
+    # The same question synchronously costs twice as much.
+    await gateway.acme.chat.completions.create(
+        model="openai/gpt-4.1", messages=[{"role": "user", "content": "question 7"}]
+    )
+    async with asyncio.timeout(20):
+        online: list[Any] = []
+        while not online or online[0].paid_usd is None:
+            rows = await asyncio.to_thread(ledger_rows, gateway.database)
+            online = [row for row in rows if row.lane == "interactive"]
+            await asyncio.sleep(0.05)
+    paid = {row.paid_usd for row in rows if row.lane == "batch"}
+    assert online[0].paid_usd / 2 in paid
+    assert await asyncio.to_thread(reconcile, gateway.database) == []
+
+
+async def test_a_lost_answer_to_the_creation_sends_nothing_twice(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    provider.script.on_batch("create", Fault("status", 502, worked=True))
+    batch = await gateway.ended(await gateway.submit(questions(5)))
+    assert batch.status == "completed"
+    assert len(answers(await gateway.results(batch))) == 5
+    assert set(asked(provider).values()) == {1}
+
+
+async def test_a_refused_creation_is_repeated(gateway: Running, provider: ProviderServer) -> None:
+    provider.script.next_batch(
+        BatchPlan(ends="failed", code="invalid_request", message="not this one")
+    )
+    batch = await gateway.ended(await gateway.submit(questions(3)))
+    assert batch.status == "completed"
+    found = await gateway.results(batch)
+    assert {line["response"]["status_code"] for line in found.values()} == {400}
+    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    assert sum(row.paid_usd for row in rows) == 0
+    assert sum(row.hold_usd for row in rows) == 0
+
+
+async def test_what_a_provider_did_not_answer_goes_back_to_the_plan(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    provider.script.next_batch(BatchPlan(ends="expired", answered=0.5), BatchPlan())
+    batch = await gateway.ended(await gateway.submit(questions(10)))
+    assert batch.status == "completed"
+    assert len(answers(await gateway.results(batch))) == 10
+    assert asked(provider) == Counter(f"question {n}" for n in range(10))
+    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    assert sum(row.paid_usd > 0 for row in rows) == 10
+    assert sum(row.hold_usd for row in rows) == 0
+
+
+async def test_a_short_deadline_is_met_synchronously(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    batch = await gateway.submit(questions(3), metadata={"deadline": "1h"})
+    batch = await gateway.ended(batch)
+    assert len(answers(await gateway.results(batch))) == 3
+    assert {seen.batch_id for seen in provider.script.seen} == {None}
+
+
+async def test_cancelling_cancels_at_the_provider_and_keeps_what_was_billed(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    provider.script.next_batch(BatchPlan(answered=0.5, polls=1000))
+    batch = await gateway.submit(questions(10))
+    async with asyncio.timeout(20):
+        while "state" not in [name for name, _ in provider.script.batch_requests]:
+            await asyncio.sleep(0.05)
+    await gateway.acme.batches.cancel(batch.id)
+    batch = await gateway.ended(batch)
+    assert batch.status == "cancelled"
+    found = await gateway.results(batch)
+    assert len(found) == 10
+    assert len(answers(found)) == len(asked(provider))
+    codes = {line["error"]["code"] for line in found.values() if line["error"]}
+    assert codes <= {"batch_cancelled"}
+    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    assert sum(row.hold_usd for row in rows) == 0
+
+
+async def test_the_budget_holds_the_worst_case_of_each_line(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    one = await gateway.ended(await gateway.submit(questions(1, max_tokens=10)))
+    cost = Decimal(one.model_extra["narrowgate"]["cost_usd"])  # type: ignore[index]
+    limit = round(cost * 8, 12)
+    await asyncio.to_thread(update_tenant, gateway.database, "acme", {"day_usd": limit})
+    batch = await gateway.ended(await gateway.submit(questions(30, max_tokens=10)))
+    assert batch.status == "cancelled"
+    found = await gateway.results(batch)
+    assert len(found) == 30
+    assert 0 < len(answers(found)) < 30
+    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    assert sum(row.paid_usd for row in rows) <= limit
+    assert sum(row.hold_usd for row in rows) == 0
+
+
+async def test_another_gateway_takes_the_results_in(
+    provider: ProviderServer, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY_VALUE)
+    scripted(provider)
+    provider.script.next_batch(BatchPlan(seconds=6.0))
+    data = jsonl(*(chat_line(f"c{n}", f"question {n}") for n in range(8)))
+    async with running(provider, state, None, has_batches=True, batch=FAST) as first:
+        batch = await first.submit(data)
+        async with asyncio.timeout(20):
+            while "state" not in [name for name, _ in provider.script.batch_requests]:
+                await asyncio.sleep(0.05)
+    async with running(provider, state, None, has_batches=True, batch=FAST, again=True) as second:
+        batch = await second.ended(batch)
+        assert len(answers(await second.results(batch))) == 8
+        rows = await asyncio.to_thread(ledger_rows, second.database)
+        assert [row.state for row in rows] == ["closed"] * 8
+        assert sum(row.hold_usd for row in rows) == 0
+        assert await asyncio.to_thread(reconcile, second.database) == []
+    assert set(asked(provider).values()) == {1}
