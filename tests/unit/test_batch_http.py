@@ -200,7 +200,7 @@ async def test_a_wrong_order_is_refused_with_its_field(gateway: Running) -> None
             "completion_window": "24h", **fields,
         }  # fmt: skip
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.batches.create(**order)  # type: ignore[arg-type]
+            await client.batches.create(**order)
         assert refused.value.param == param
     with pytest.raises(openai.BadRequestError):
         await client.files.create(file=("a.jsonl", b"{}"), purpose="fine-tune")

@@ -56,12 +56,22 @@ def ledger_rows(database: Database) -> list[Any]:
         return list(connection.execute(query.join(calls, calls.c.exit_id == exits.c.id)))
 
 
+async def settled_rows(database: Database) -> list[Any]:
+    """Return the calls with their inputs, once every end is written: it may follow the answer."""
+    async with asyncio.timeout(20):
+        while True:
+            rows = await asyncio.to_thread(ledger_rows, database)
+            if all(row.state == "closed" for row in rows):
+                return rows
+            await asyncio.sleep(0.05)
+
+
 async def test_the_ledger_has_the_lane_of_each_line(gateway: Running) -> None:
     batch = await gateway.ended(await gateway.submit(questions(3)))
     await gateway.acme.chat.completions.create(
         model="openai/gpt-4.1", messages=[{"role": "user", "content": "Now."}]
     )
-    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    rows = await settled_rows(gateway.database)
     assert sorted(row.lane for row in rows) == ["batch"] * 3 + ["interactive"]
     paid = sum(row.paid_usd for row in rows if row.lane == "batch")
     assert Decimal(batch.model_extra["narrowgate"]["cost_usd"]) == paid  # type: ignore[index]
@@ -88,7 +98,7 @@ async def test_a_batch_that_no_longer_fits_the_budget_stops_with_the_rest_cancel
         "budget_exceeded"
     }
     assert len(provider.script.seen) == 1 + len(answered)
-    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    rows = await settled_rows(gateway.database)
     assert sum(row.paid_usd for row in rows) <= limit
     assert sum(row.hold_usd for row in rows) == 0
 
@@ -114,11 +124,11 @@ async def test_what_is_not_answered_by_the_deadline_expires(
     gateway: Running, provider: ProviderServer
 ) -> None:
     provider.script.on("gpt-4.1", Fault("slow", delay_s=0.7))
-    batch = await gateway.submit(questions(200), metadata={"deadline": "2s"})
+    batch = await gateway.submit(questions(500), metadata={"deadline": "2s"})
     batch = await gateway.ended(batch)
     assert batch.status == "expired"
     found = await gateway.results(batch)
-    assert len(found) == 200
+    assert len(found) == 500
     assert "batch_expired" in {line["error"]["code"] for line in found.values() if line["error"]}
 
 
@@ -130,7 +140,7 @@ async def test_a_refusal_that_costs_nothing_is_repeated(
     assert batch.status == "completed"
     (line,) = (await gateway.results(batch)).values()
     assert line["response"]["status_code"] == 200
-    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    rows = await settled_rows(gateway.database)
     assert len({row.request_id for row in rows}) == 3
     assert sum(row.paid_usd > 0 for row in rows) == 1
 

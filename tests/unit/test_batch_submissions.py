@@ -18,7 +18,7 @@ from ..provider.script import BatchPlan, Fault
 from ..provider.server import ProviderServer
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
 from .batch_kit import chat_line, jsonl
-from .test_batch_scheduler import ledger_rows, questions
+from .test_batch_scheduler import questions, settled_rows
 
 FAST = {"provider_poll_s": 0.2}
 
@@ -66,7 +66,7 @@ async def test_lines_go_into_one_provider_batch_at_half_price(
     assert set(asked(provider).values()) == {1}
     assert len({seen.batch_id for seen in provider.script.seen}) == 1
     assert [name for name, _ in provider.script.batch_requests].count("create") == 1
-    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    rows = await settled_rows(gateway.database)
     assert len(rows) == 20
     assert {(row.lane, row.route, row.service_tier) for row in rows} == {
         ("batch", "frontier", "batch")
@@ -75,12 +75,8 @@ async def test_lines_go_into_one_provider_batch_at_half_price(
     await gateway.acme.chat.completions.create(
         model="openai/gpt-4.1", messages=[{"role": "user", "content": "question 7"}]
     )
-    async with asyncio.timeout(20):
-        online: list[Any] = []
-        while not online or online[0].paid_usd is None:
-            rows = await asyncio.to_thread(ledger_rows, gateway.database)
-            online = [row for row in rows if row.lane == "interactive"]
-            await asyncio.sleep(0.05)
+    rows = await settled_rows(gateway.database)
+    online = [row for row in rows if row.lane == "interactive"]
     paid = {row.paid_usd for row in rows if row.lane == "batch"}
     assert online[0].paid_usd / 2 in paid
     assert await asyncio.to_thread(reconcile, gateway.database) == []
@@ -104,7 +100,7 @@ async def test_a_refused_creation_is_repeated(gateway: Running, provider: Provid
     assert batch.status == "completed"
     found = await gateway.results(batch)
     assert {line["response"]["status_code"] for line in found.values()} == {400}
-    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    rows = await settled_rows(gateway.database)
     assert sum(row.paid_usd for row in rows) == 0
     assert sum(row.hold_usd for row in rows) == 0
 
@@ -117,7 +113,7 @@ async def test_what_a_provider_did_not_answer_goes_back_to_the_plan(
     assert batch.status == "completed"
     assert len(answers(await gateway.results(batch))) == 10
     assert asked(provider) == Counter(f"question {n}" for n in range(10))
-    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    rows = await settled_rows(gateway.database)
     assert sum(row.paid_usd > 0 for row in rows) == 10
     assert sum(row.hold_usd for row in rows) == 0
 
@@ -147,7 +143,7 @@ async def test_cancelling_cancels_at_the_provider_and_keeps_what_was_billed(
     assert len(answers(found)) == len(asked(provider))
     codes = {line["error"]["code"] for line in found.values() if line["error"]}
     assert codes <= {"batch_cancelled"}
-    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    rows = await settled_rows(gateway.database)
     assert sum(row.hold_usd for row in rows) == 0
 
 
@@ -163,7 +159,7 @@ async def test_the_budget_holds_the_worst_case_of_each_line(
     found = await gateway.results(batch)
     assert len(found) == 30
     assert 0 < len(answers(found)) < 30
-    rows = await asyncio.to_thread(ledger_rows, gateway.database)
+    rows = await settled_rows(gateway.database)
     assert sum(row.paid_usd for row in rows) <= limit
     assert sum(row.hold_usd for row in rows) == 0
 
@@ -183,7 +179,7 @@ async def test_another_gateway_takes_the_results_in(
     async with running(provider, state, None, has_batches=True, batch=FAST, again=True) as second:
         batch = await second.ended(batch)
         assert len(answers(await second.results(batch))) == 8
-        rows = await asyncio.to_thread(ledger_rows, second.database)
+        rows = await settled_rows(second.database)
         assert [row.state for row in rows] == ["closed"] * 8
         assert sum(row.hold_usd for row in rows) == 0
         assert await asyncio.to_thread(reconcile, second.database) == []
