@@ -212,6 +212,13 @@ def check_response(request: Request, response: httpx.Response) -> None:
     if request.method == "HEAD":
         return
     document = json.loads(text)
+    if request.path.startswith("/v1/messages"):
+        # Anthropic's shape.
+        assert set(document) == {"type", "error", "request_id"}, document
+        assert set(document["error"]) == {"type", "message"}, document
+        assert document["type"] == "error"
+        assert status < 500 or status == 503, (status, document)
+        return
     assert set(document) == {"error"} or request.path.startswith("/readyz"), document
     if request.path.startswith("/readyz"):
         return
