@@ -159,14 +159,17 @@ class NarrowDetector:
             return marked[0]
         return _innermost(found) if found else Detection(None, 1.0, because)
 
-    def _contradiction(self, instruction: str) -> str | None:
-        """Return why the clause head is sure that an instruction asks for none of its tasks."""
+    def _contradiction(self, instruction: str, task: str) -> str | None:
+        """Return why the clause head is sure that an instruction asks for none of its tasks.
+
+        None for a task that it was not trained on, such as one of the user's own.
+        """
         head = self._model.clauses
-        if head is None:
+        if head is None or task not in head.classes:
             return None
         clauses = self._normaliser.clauses(instruction)
-        reading = head.read(clauses, list(self._specs))
-        if reading is None or any(task not in head.classes for task in self._specs):
+        reading = head.read(clauses, [name for name in self._specs if name in head.classes])
+        if reading is None:
             return None
         if reading.certainty >= _SURELY_NONE:
             return clause_obstacle(clauses, reading.task)
@@ -283,10 +286,10 @@ class NarrowDetector:
         """Return the task that an instruction asks for, if every rule allows it."""
         if (obstacle := instruction_obstacle(instruction)) is not None:
             return _Verdict(None, 1.0, obstacle)
-        if (obstacle := self._contradiction(instruction)) is not None:
-            return _Verdict(None, 1.0, obstacle)
         vector = vectors[embedded_part(instruction)]
         task, probability = most_probable(self._model.task.probabilities(vector, instruction))
+        if (obstacle := self._contradiction(instruction, task)) is not None:
+            return _Verdict(None, 1.0, obstacle)
         certainty = self._model.task.certainty(probability)
         if task not in self._specs or certainty < self._certainty:
             return _Verdict(None, 1.0 - certainty, f"no task (perhaps {task}, {certainty:.2f})")

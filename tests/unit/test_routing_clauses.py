@@ -11,7 +11,7 @@ import pytest
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.requests import ChatRequest, Message
 from serving.contracts.routing_settings import RoutingSettings
-from serving.contracts.task_spec import TaskSpec
+from serving.contracts.task_spec import ClassificationSpec, TaskSpec
 from serving.embedding.embedder import ThreadedEmbedder, build_embedder
 from serving.routing.clause_rules import clause_obstacle
 from serving.routing.clauses import Normaliser, without_personas
@@ -196,3 +196,17 @@ def test_held_out_phrasings(
     assert report.overall.precision.value >= 0.98
     others = report.wrongly_narrow["all"]
     assert round(others.value * others.of) <= taken
+
+
+def test_a_task_of_the_users_own_leaves_the_others_their_checks(
+    embedder: ThreadedEmbedder, specs: dict[str, TaskSpec]
+) -> None:
+    own = ClassificationSpec(
+        name="urgency", kind="classification", labels=("now", "today", "whenever"), floor=0.6,
+        instruction="How urgent is the ticket? Answer with one word: now, today or whenever.",
+        target_error=0.05, margins={"int8": 0.02},
+    )  # fmt: skip
+    subject = Subject(load_model(None), {**specs, "urgency": own}, embedder, RoutingSettings())
+    others = [one for one in held_out_samples("B") if one.task is None]
+    report = subject.detections(others)
+    assert round(report.wrongly_narrow["all"].value * report.wrongly_narrow["all"].of) <= 2
