@@ -1,0 +1,58 @@
+"""Trailers of a chunked body are no headers, in uvicorn as the gateway runs it."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from serving.gateway.trailers import ignore_trailers
+from serving.lifecycle.ports import free_port
+
+HEADERS = b"host: x\r\ntransfer-encoding: chunked\r\nx-given: 1\r\n"
+BODY = b"5\r\nhello\r\n0\r\n"
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    request = Request(scope, receive)
+    body = (await request.body()).decode()
+    await JSONResponse({"headers": dict(request.headers), "body": body})(scope, receive, send)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    ignore_trailers()
+    found = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(echo, port=found, http="httptools", log_level="error", lifespan="off")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield found
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one packet", "apart"])
+def test_a_trailer_is_no_header(port: int, apart: bool) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for _ in range(2):  # the connection is kept, and its next request has its own headers
+            trailers = b"authorization: Bearer key\r\nx-given: 2\r\n\r\n"
+            parts = [b"POST / HTTP/1.1\r\n" + HEADERS + b"\r\n", BODY, trailers]
+            for part in parts if apart else [b"".join(parts)]:
+                connection.sendall(part)
+                time.sleep(0.1 if apart else 0.0)
+            received = b""
+            while not received.endswith(b"}"):
+                received += connection.recv(65536)
+            found = json.loads(received.partition(b"\r\n\r\n")[2])
+            assert found["body"] == "hello"
+            assert found["headers"] == {"host": "x", "transfer-encoding": "chunked", "x-given": "1"}
