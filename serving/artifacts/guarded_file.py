@@ -12,6 +12,8 @@ class WritableByOthers(ValueError):
 def read_guarded(path: Path, *, own: bool) -> bytes:
     """Return the content of a file that neither its group nor others can write. Follows links.
 
+    Nor may others be able to replace it: its folder is theirs to write only with the sticky bit,
+    with which they rename only files of their own, as in /tmp.
     own: the file must belong to this process's user or to root as well.
     Raises OSError, WritableByOthers.
     """
@@ -25,5 +27,12 @@ def read_guarded(path: Path, *, own: bool) -> bytes:
             raise WritableByOthers(
                 f"{str(path)!r} belongs to user {facts.st_uid}, and this process runs as user "
                 f"{os.geteuid()}"
+            )
+        folder = path.resolve().parent
+        mode = folder.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise WritableByOthers(
+                f"folder {str(folder)!r} has mode {stat.S_IMODE(mode):04o}: other users can "
+                f"replace {path.name!r}"
             )
         return file.read()

@@ -22,7 +22,7 @@ from serving.frontier.http_errors import (
     unsendable,
 )
 from serving.frontier.openai_errors import ERRORS, translate
-from serving.frontier.openai_stream import OpenAIStream, ends_in_error
+from serving.frontier.openai_stream import OpenAIStream, ends_in_error, is_reason
 from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
 from serving.frontier.provider_data import read_events, read_json, read_rest
 from serving.frontier.transport import ProviderClient, posted, read_document
@@ -124,6 +124,9 @@ class OpenAIApi:
             raise self._failed(document, choices, usage)
         if not choices or not all(isinstance(c.get("message"), dict) for c in choices):
             raise with_usage(unreadable(self._name, "it has no choice with a message"), usage)
+        for choice in choices:
+            if not is_reason(choice.get("finish_reason")):
+                choice["finish_reason"] = "length"
         answer = {**body, "choices": choices, "model": f"{self._name}/{model}"}
         answer.setdefault("object", "chat.completion")
         answer.setdefault("created", int(time.time()))

@@ -78,6 +78,16 @@ class OpenAIStream:
         self._open.add(index)
         if choice.get("finish_reason"):
             self._ended.add(index)
+            if not is_reason(choice["finish_reason"]):
+                choice["finish_reason"] = "length"
+
+
+def is_reason(value: object) -> bool:
+    """Return whether a value is a finish reason. What is none becomes `length`.
+
+    An answer that may be partial must not look complete.
+    """
+    return isinstance(value, str) and bool(value)
 
 
 def ends_in_error(choice: Mapping[str, Any]) -> bool:

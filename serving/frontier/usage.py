@@ -45,6 +45,8 @@ def usage_from_anthropic(data: object) -> Usage | None:
         return None
     if hour is None or short is None or thinking is None or thinking > output:
         return None
+    if data.get("cache_creation_input_tokens") is not None and short + hour > written:
+        return None
     return Usage(
         uncached_input_tokens=uncached,
         cache_read_tokens=read,

@@ -12,6 +12,7 @@ from serving.contracts.errors import InvalidRequest, NotFound
 from serving.contracts.ledger import Caller
 from serving.gateway.context import Context
 from serving.gateway.control import WHOLE_QUERY, body_of, body_schema
+from serving.ledger.reports.query import refuse_unknown_tenant
 
 router = APIRouter(prefix="/v1", tags=["cache"], dependencies=[WHOLE_QUERY])
 
@@ -101,7 +102,10 @@ async def delete_any(
             field="namespace",
             fix="name a namespace, a tenant, a request_id or an end_user",
         )
-    return {"deleted": await cache.delete(EntryFilter(**given))}
+    count = await cache.delete(EntryFilter(**given))
+    if not count and tenant is not None:
+        await cache.read(lambda entries: refuse_unknown_tenant(entries.database, tenant))
+    return {"deleted": count}
 
 
 @router.delete("/admin/cache/entries/{entry}")

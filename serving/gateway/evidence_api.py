@@ -15,6 +15,7 @@ from serving.evidence.kept_texts import KeptTexts, erase_texts
 from serving.evidence.store import EvidenceOwner, EvidenceStore
 from serving.gateway.context import Context, GatewayContext
 from serving.gateway.control import WHOLE_QUERY, QueryInteger, body_of, body_schema
+from serving.ledger.reports.query import refuse_unknown_tenant
 from serving.pipeline.fields import invalid
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -149,6 +150,8 @@ async def delete_evidence(
     if heads is not None:
         found["examples"] = await asyncio.to_thread(heads.delete, owner)
         await heads.refresh()
+    if not any(found.values()):
+        await asyncio.to_thread(refuse_unknown_tenant, store.database, tenant)
     return found
 
 

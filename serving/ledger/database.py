@@ -155,7 +155,8 @@ def _sqlite(url: URL, timeouts: Timeouts, synchronous: str) -> Engine:
     assert url.database is not None
     folder = Path(url.database).parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        # It holds cached answers and end users' ids: nobody else reads it.
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise InvalidSettings(
             f"the folder {str(folder)!r} of the ledger cannot be created: {error.strerror}",

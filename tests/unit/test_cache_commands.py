@@ -97,7 +97,7 @@ def test_show_and_export_decrypt(
         (["delete", "--entry", "e1"], 1),
         (["delete", "--tenant", "acme", "--end-user", "ann"], 1),
         (["delete", "--request-id", "r3"], 1),
-        (["delete", "--tenant", "nobody"], 0),
+        (["delete", "--tenant", "default"], 0),
         (["clear", "--namespace", "tenant/acme"], 2),
         (["clear"], 3),
     ],
@@ -108,6 +108,14 @@ def test_deleting_needs_no_encryption_key(
 ) -> None:
     assert printed(capsys, state, *words) == {"deleted": count}
     assert sum(size.entries for size in store.sizes().values()) == 3 - count
+
+
+def test_a_deletion_of_an_unknown_tenants_entries_does_not_look_done(
+    state: Path, store: EntryStore
+) -> None:
+    with pytest.raises(NotFound, match="no tenant 'acmee'"):
+        run(state, "delete", "--tenant", "acmee")
+    assert sum(size.entries for size in store.sizes().values()) == 3
 
 
 def test_a_deletion_names_something(state: Path, store: EntryStore) -> None:

@@ -471,3 +471,16 @@ async def test_malformed_fields_are_refused_by_name(
         with pytest.raises(InvalidRequest) as caught:
             await stack.complete(call(OPENAI, body=body))
     assert caught.value.field in body
+
+
+@pytest.mark.parametrize("reason", ["5", '["stop"]', '{"a": 1}', "true"])
+async def test_a_finish_reason_that_is_no_text_becomes_length(
+    provider: ProviderServer, reason: str
+) -> None:
+    done, _ = await whole(
+        provider, raw(document(content('"Half an"'), choice=f'"finish_reason": {reason}'))
+    )
+    assert done.body["choices"][0]["finish_reason"] == "length"
+    chunks, _ = await streamed(provider, events(FIRST, delta('""', reason)))
+    ends = [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]]
+    assert ends[-1] == "length"

@@ -89,6 +89,15 @@ def test_openais_classes_add_up(
     assert usage_from_openai(openai_usage(usage)) == usage
 
 
+def test_cache_writes_by_time_to_live_that_exceed_their_sum_are_not_believed() -> None:
+    usage = {
+        "input_tokens": 5, "output_tokens": 5, "cache_creation_input_tokens": 100,
+        "cache_creation": {"ephemeral_5m_input_tokens": 230, "ephemeral_1h_input_tokens": 230},
+    }  # fmt: skip
+    assert usage_from_anthropic(usage) is None
+    assert usage_from_anthropic({**usage, "cache_creation_input_tokens": 460}) is not None
+
+
 @given(COUNT, COUNT, COUNT, COUNT, COUNT, COUNT)
 def test_anthropics_classes_add_up(
     uncached: int, read: int, short: int, hour: int, output: int, thinking: int

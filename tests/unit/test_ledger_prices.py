@@ -372,6 +372,13 @@ def test_a_file_that_cannot_be_read_one_way_stops_the_start(tmp_path: Path, text
         load_price_file(tmp_path / "missing.yaml")
 
 
+def test_a_few_aliases_do_not_stand_for_a_billion_values(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    with pytest.raises(InvalidSettings, match=r"is not YAML: an alias \(\*name\)"):
+        load_price_file(write(tmp_path, "\n".join(lines)))
+
+
 @pytest.mark.parametrize("price", ["1_000", "-0", "+1", "1e3", "0x10", "\u0661", "1,5", " 1", ""])
 def test_a_price_in_another_notation_is_refused(tmp_path: Path, price: str) -> None:
     path = tmp_path / "prices.yaml"

@@ -217,6 +217,10 @@ def test_the_tenant_command(program: Program) -> None:
         0, ["acme", "requests_per_minute", "60,", "max_concurrent_requests", "2"]
     )  # fmt: skip
     assert program.document("tenant", "create", "acme")["error"]["code"] == "invalid_request"
+    for names in ("nope,,", ",", "a b", "a, b"):
+        code, _, err = program("tenant", "set", "acme", "--evidence-providers", names)
+        assert code == 2, names
+        assert "without spaces" in err
     code, _, err = program("tenant", "set", "other", "--day-usd", "1")
     assert code == 2
     assert "fix: create it with narrowgate tenant create" in err

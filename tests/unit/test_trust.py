@@ -223,6 +223,20 @@ def test_a_key_that_others_can_write_is_not_trusted(model: Path, key: KeyPair, m
     assert verify(model, key)
 
 
+def test_a_key_that_others_can_replace_is_not_trusted(model: Path, key: KeyPair) -> None:
+    folder = key.public.parent
+    before = folder.stat().st_mode
+    folder.chmod(0o777)
+    try:
+        with pytest.raises(InvalidKey, match="has mode 0777: other users can replace"):
+            verify(model, key)
+        # As in /tmp, where nobody renames another's file.
+        folder.chmod(0o1777)
+        assert verify(model, key)
+    finally:
+        folder.chmod(before)
+
+
 def test_a_digest_cache_that_others_can_write_is_refused(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "digests.json"
     file_manifest(model, DigestCache(file))

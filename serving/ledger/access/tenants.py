@@ -107,8 +107,9 @@ def _limits(tenant: Tenant) -> dict[str, Decimal | int | bool | str | None]:
                 field=field,
                 fix=f"use 1 to {_LARGEST_COUNT}; to shut a tenant out, revoke its keys",
             )
-    for provider in (tenant.evidence_providers or "").split(","):
-        if provider and not _PROVIDER.fullmatch(provider):
+    named = tenant.evidence_providers
+    for provider in named.split(",") if named else ():
+        if not _PROVIDER.fullmatch(provider):
             raise InvalidRequest(
                 f"evidence_providers names {provider!r}, which is not the name of a provider",
                 field="evidence_providers",

@@ -105,7 +105,16 @@ _FILE = TypeAdapter(Annotated[dict[FrontierModelName, _Model], AfterValidator(_d
 
 
 class _TextLoader(yaml.BaseLoader):
-    """Reads every scalar as text, so that a price never passes through a float."""
+    """Reads every scalar as text, so that a price never passes through a float.
+
+    Without aliases: a few hundred bytes of them stand for a billion values.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name), which a price file may not have")
+        return super().compose_node(parent, index)
 
     def construct_mapping(
         self, node: yaml.MappingNode, deep: bool = False

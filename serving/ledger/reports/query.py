@@ -30,6 +30,7 @@ from sqlalchemy import (
 from serving.contracts.errors import NotFound
 from serving.contracts.ledger import DEFAULT_TENANT
 from serving.contracts.report import CachedPrefix, Latency, TokenClass
+from serving.ledger.database import Database
 from serving.ledger.schema import Usd, UtcTime, calls, exits, instances, prices, tenants
 
 InputStatus = Literal["answered", "failed", "unknown", "open"]
@@ -296,6 +297,15 @@ def require_known_tenant(connection: Connection, name: str) -> None:
         if connection.execute(select(known).where(known == name).limit(1)).first() is not None:
             return
     raise NotFound(f"no tenant {name!r}", field="tenant", fix="narrowgate tenant list shows them")
+
+
+def refuse_unknown_tenant(database: Database, name: str) -> None:
+    """Raise NotFound as `require_known_tenant`. A deletion that names nobody must not look done.
+
+    Blocking. Raises LedgerUnavailable.
+    """
+    with database.read() as connection:
+        require_known_tenant(connection, name)
 
 
 def midnight(day: date, zone: tzinfo) -> datetime:
