@@ -19,6 +19,7 @@ from serving.contracts.errors import InvalidKey
 from serving.contracts.routing import end_user_id
 from serving.evidence.heads.cipher import UnreadableContent, VectorCipher, load_cipher
 from serving.ledger.database import Database
+from serving.ledger.reports.query import refuse_unknown_tenant
 from serving.ledger.upsert import insert_new
 
 KEY_SETTING = "cache.encryption_key_file"
@@ -139,6 +140,13 @@ class EntryStore:
                     .where(table.c.id == entry)
                     .values(hits=table.c.hits + count, used_at=now)
                 )
+
+    def refuse_unknown(self, tenant: str) -> None:
+        """Raise NotFound for a tenant that there never was: a deletion for it must not look done.
+
+        Blocking. Raises LedgerUnavailable.
+        """
+        refuse_unknown_tenant(self.database, tenant)
 
     def delete(self, chosen: EntryFilter) -> int:
         """Delete entries; return how many."""

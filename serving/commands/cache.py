@@ -134,11 +134,10 @@ def _clear(args: argparse.Namespace, store: "EntryStore") -> int:
 
 def _deleted(args: argparse.Namespace, store: "EntryStore", given: Mapping[str, str]) -> int:
     from serving.cache.entry_store import EntryFilter
-    from serving.ledger.reports.query import refuse_unknown_tenant
 
     count = store.delete(EntryFilter(**given))
     if not count and "tenant" in given:
-        refuse_unknown_tenant(store.database, given["tenant"])
+        store.refuse_unknown(given["tenant"])
     print(json.dumps({"deleted": count}) if args.json else f"{count:,} entries deleted")
     return 0
 

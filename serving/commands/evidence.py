@@ -157,7 +157,6 @@ def _delete(args: argparse.Namespace, store: Any) -> int:
     from serving.evidence.heads.service import erase_examples
     from serving.evidence.kept_texts import erase_texts
     from serving.evidence.store import EvidenceOwner
-    from serving.ledger.reports.query import refuse_unknown_tenant
 
     settings = settings_from(args)
     owner = EvidenceOwner(args.tenant, args.request_id, args.end_user)
@@ -168,7 +167,7 @@ def _delete(args: argparse.Namespace, store: Any) -> int:
     named = EntryFilter(None, args.tenant, args.request_id, args.end_user)
     cached = EntryStore(store.database).delete(named)
     if not any((count, examples, texts, cached)):
-        refuse_unknown_tenant(store.database, args.tenant)
+        store.refuse_unknown(args.tenant)
     if args.json:
         found = {"deleted": count, "examples": examples, "texts": texts, "cached": cached}
         print(json.dumps(found))

@@ -27,6 +27,7 @@ from serving.contracts.evidence import (
 from serving.contracts.routing import end_user_id
 from serving.ledger.database import Database
 from serving.ledger.instances import database_now
+from serving.ledger.reports.query import refuse_unknown_tenant
 from serving.ledger.schema import (
     evidence_acts,
     evidence_audits,
@@ -222,6 +223,13 @@ class EvidenceStore:
                 select(evidence_audits.c.claim, cost).where(chosen).group_by("claim")
             )
             return {row.claim: row.cost_usd or Decimal(0) for row in rows}
+
+    def refuse_unknown(self, tenant: str) -> None:
+        """Raise NotFound for a tenant that there never was: a deletion for it must not look done.
+
+        Blocking. Raises LedgerUnavailable.
+        """
+        refuse_unknown_tenant(self.database, tenant)
 
     def delete(self, owner: EvidenceOwner, actor: str) -> int:
         """Delete what names a tenant, a request or an end user; return the number of audits.

@@ -12,7 +12,6 @@ from serving.contracts.errors import InvalidRequest, NotFound
 from serving.contracts.ledger import Caller
 from serving.gateway.context import Context
 from serving.gateway.control import WHOLE_QUERY, body_of, body_schema
-from serving.ledger.reports.query import refuse_unknown_tenant
 
 router = APIRouter(prefix="/v1", tags=["cache"], dependencies=[WHOLE_QUERY])
 
@@ -104,7 +103,7 @@ async def delete_any(
         )
     count = await cache.delete(EntryFilter(**given))
     if not count and tenant is not None:
-        await cache.read(lambda entries: refuse_unknown_tenant(entries.database, tenant))
+        await cache.read(lambda entries: entries.refuse_unknown(tenant))
     return {"deleted": count}
 
 

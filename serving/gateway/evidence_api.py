@@ -15,7 +15,6 @@ from serving.evidence.kept_texts import KeptTexts, erase_texts
 from serving.evidence.store import EvidenceOwner, EvidenceStore
 from serving.gateway.context import Context, GatewayContext
 from serving.gateway.control import WHOLE_QUERY, QueryInteger, body_of, body_schema
-from serving.ledger.reports.query import refuse_unknown_tenant
 from serving.pipeline.fields import invalid
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -151,7 +150,7 @@ async def delete_evidence(
         found["examples"] = await asyncio.to_thread(heads.delete, owner)
         await heads.refresh()
     if not any(found.values()):
-        await asyncio.to_thread(refuse_unknown_tenant, store.database, tenant)
+        await asyncio.to_thread(store.refuse_unknown, tenant)
     return found
 
 
