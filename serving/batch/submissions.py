@@ -53,6 +53,8 @@ Run = Callable[..., Any]
 """Awaits a blocking function in a thread, again until the database answers."""
 
 _CHUNK = 200
+_AT_ONCE = 5000
+"""Lines of one submission: one transaction writes them, and their bodies are in memory."""
 _SLACK = timedelta(minutes=70)
 """A deadline may be so much before the end of a provider's window, which has an hour's reserve.
 
@@ -131,7 +133,7 @@ class Submissions:
         """
         parts = self._parts
         provider = parts.providers[target.partition("/")[0]]
-        most = min(provider.max_lines, parts.settings.max_lines)
+        most = min(provider.max_lines, _AT_ONCE)
         key, lines = await self._run(
             parts.store.claim, holder, batch.id, target, most, parts.now(), room_usd
         )
@@ -197,7 +199,7 @@ class Submissions:
         except FrontierError as error:
             logger.warning("batch.not_submitted id=%s code=%s", key, error.code)
             if not may_leave_batch(error):
-                await self._give_back(key, batch, error)
+                await self._give_back(key, batch, error, parts.now())
             return
         await self._run(parts.store.mark, key, "submitted", parts.now(), found)
         logger.info("batch.submitted id=%s lines=%d target=%s", key, len(chosen), target)
@@ -288,7 +290,7 @@ class Submissions:
             if isinstance(found, Uncertain):
                 return
             if found is None:
-                await self._give_back(one.id, batch, None)
+                await self._give_back(one.id, batch, None, one.created_at)
                 return
             await self._run(parts.store.mark, one.id, "submitted", parts.now(), found)
             return
@@ -301,7 +303,7 @@ class Submissions:
         if state.phase == "failed":
             text = state.error or "the provider refused the batch"
             error = FrontierRejected(f"the provider refused the batch: {text}")
-            await self._give_back(one.id, batch, error, retry=state.is_retryable)
+            await self._give_back(one.id, batch, error, one.created_at, retry=state.is_retryable)
         elif state.is_final or is_lost:
             await self._take_in(one, batch, provider, lines, is_lost=is_lost)
 
@@ -412,7 +414,13 @@ class Submissions:
         return runner.sealed(end, text)
 
     async def _give_back(
-        self, key: str, batch: ActiveBatch, error: FrontierError | None, *, retry: bool = True
+        self,
+        key: str,
+        batch: ActiveBatch,
+        error: FrontierError | None,
+        since: datetime,
+        *,
+        retry: bool = True,
     ) -> None:
         """Return the unpaid lines of a submission to the plan, or fail them with its error."""
         parts = self._parts
@@ -422,7 +430,7 @@ class Submissions:
         one = Submission(key, batch.id, "", "", "intent", None, parts.now())
         for start in range(0, len(lines), _CHUNK):
             some = lines[start : start + _CHUNK]
-            rows = await self._rows(batch, some, parts.now() - timedelta(days=40))
+            rows = await self._rows(batch, some, since)
             last = None
             for line in some:
                 row = rows.get(line.request_id)
