@@ -98,7 +98,10 @@ _SENTIMENT = re.compile(
     r"gefühlslage",
     re.I,
 )
-_LIST = re.compile(r"\w+(?:, \w+)+,? (?:or|oder|ou|o|and|und|et|y) \w+|\w+/\w+/\w+")
+_LIST = re.compile(
+    # From the beginning of a word and of a list alone: from each place it takes quadratic time.
+    r"\b(?<!\w, )\w++(?:, \w+)+,? (?:or|oder|ou|o|and|und|et|y) \w+|\b\w++/\w++/\w+"
+)
 _ENTITIES = re.compile(
     r"entit|entid|\bner\b|\bren\b|eigenname|noms? propres?|nombres? propios?|proper (?:name|noun)",
     re.I,

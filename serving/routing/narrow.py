@@ -69,7 +69,9 @@ _KNOWN_PROMPTS = 64
 _HEADED = re.compile(r"[^\W\d_]{3,20}\s?:\s")
 # A last paragraph that goes on with what came before the text: "and shorten it first".
 _CONTINUED = re.compile(
-    r"\n\s*\n(?:and|then|but|plus|also|und|dann|aber|et|puis|mais|y|luego|pero)\b[^\n]*\s*\Z"
+    # The last blank line before the word alone: from each one it takes quadratic time.
+    r"\n[^\S\n]*\n(?:and|then|but|plus|also|und|dann|aber|et|puis|mais|y|luego|pero)\b"
+    r"[^\n]*+\s*+\Z"
 )
 # Words before a text that are no order: more are its own.
 _MAX_LEAD_WORDS = 8
