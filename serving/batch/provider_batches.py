@@ -1,6 +1,6 @@
 """Providers' batch APIs, as the scheduler uses them."""
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -152,7 +152,7 @@ class ProviderBatches(Protocol):
 
     def results(
         self, batch_id: str, keys: Collection[str] | None = None
-    ) -> AsyncIterator[ProviderLineResult]:
+    ) -> AsyncGenerator[ProviderLineResult, None]:
         """Yield the results of a final batch once each, in any order.
 
         keys: of its lines; results of others are logged and left out. A file that breaks off or

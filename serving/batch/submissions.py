@@ -7,6 +7,7 @@ is held in the ledger from before the submission until its result is known.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -320,18 +321,26 @@ class Submissions:
         assert one.provider_id is not None
         if not is_lost:
             some: list[ProviderLineResult] = []
-            results = provider.results(one.provider_id, list(left))
-            async for result in results:
-                some.append(result)
-                if len(some) == _CHUNK:
-                    await self._ended(one, batch, some, left)
-                    some = []
+            async with aclosing(provider.results(one.provider_id, list(left))) as results:
+                async for result in results:
+                    some.append(result)
+                    if len(some) == _CHUNK:
+                        await self._ended(one, batch, some, left)
+                        some = []
             await self._ended(one, batch, some, left)
         # Nothing says what became of these: they stay held, and are not repeated.
         missing = [ProviderLineResult(key, "errored", spent=UNKNOWN) for key in list(left)]
         await self._ended(one, batch, missing, left)
         await self._run(parts.store.mark, one.id, "ended", parts.now(), one.provider_id)
+        await self._forget(provider, one.provider_id)
         logger.info("batch.taken_in id=%s lines=%d missing=%d", one.id, len(lines), len(missing))
+
+    async def _forget(self, provider: ProviderBatches, provider_id: str) -> None:
+        """Delete the prompts and answers at the provider; they expire there where that fails."""
+        try:
+            await provider.forget(provider_id)
+        except FrontierError as error:
+            logger.warning("batch.not_forgotten id=%s code=%s", provider_id, error.code)
 
     async def _ended(
         self,

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ import pytest
 from anthropic.types.messages import MessageBatch
 from pydantic import SecretStr
 
+from serving.contracts.answer import Usage
+from serving.ledger.pricing.book import PriceBook
+
+from ..provider.billing import billed_classes
 from ..provider.script import Fault, Reply, ToolCall
 from ..provider.server import ProviderServer
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, MODEL, Running, running
@@ -229,3 +234,35 @@ async def test_errors_before_the_endpoint_have_the_shape(gateway: Running) -> No
         assert response.json()["type"] == "error"
         found = await plain.get("/v1/files", headers=headers)
         assert "request-id" not in found.headers, "other endpoints keep their shape"
+
+
+async def test_requests_go_into_a_providers_batch_at_half_price(
+    provider: ProviderServer, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY_VALUE)
+    provider.script.answer = lambda seen: f"answer to {seen.body['messages'][-1]['content']}"
+    lane = {"provider_poll_s": 0.2}
+    async with (
+        running(provider, state, None, has_batches=True, batch=lane) as gateway,
+        claude(gateway) as client,
+    ):
+        made = [request(f"k{n}") for n in range(8)]
+        batch = await ended(client, await client.messages.batches.create(requests=made))
+        assert batch.request_counts.succeeded == 8
+        found = await results(client, batch.id)
+        texts = {name: result.message.content[0].text for name, result in found.items()}
+        assert texts == {f"k{n}": f"answer to question k{n}" for n in range(8)}
+        assert {result.message.model for result in found.values()} == {MODEL}
+        [shown] = [batch async for batch in gateway.acme.batches.list()]
+        ours = shown.model_extra["narrowgate"]  # type: ignore[index]
+    assert {seen.batch_id is not None for seen in provider.script.seen} == {True}
+    assert len(provider.script.seen) == 8
+    prices = PriceBook.load().of(MODEL)
+    assert prices is not None
+    usages = [Usage(**billed_classes(seen)) for seen in provider.script.seen]
+    full = sum(prices.base.cost(usage) for usage in usages)
+    assert Decimal(ours["cost_usd"]) * 2 == full > 0
+    [plan] = ours["plan"]
+    assert Decimal(plan["batch_usd"]) * 2 == Decimal(plan["max_usd"])
+    deleted = [name for name, _ in provider.script.batch_requests if name == "file"]
+    assert len(deleted) == 2, "the provider keeps neither the requests nor the answers"
