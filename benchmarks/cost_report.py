@@ -135,9 +135,10 @@ def _assumptions(settings: "Settings", hour_usd: Decimal) -> Iterator[str]:
         "no other bound; a client that sets none would get longer answers. The routed arm sends "
         "the same limit"
     )
+    repeats = "answered from the cache" if settings.cache.enabled else "paid in full"
     yield (
-        "repeats are paid in full in both arms: there is no semantic cache yet, and the fake "
-        "provider has no prompt cache"
+        f"equal chats are paid in full in the direct arm and {repeats} in the routed arm "
+        "(cache.enabled); the fake provider has no prompt cache"
     )
     yield "answers are not judged: the quality of the cheaper tiers' answers may be lower"
     yield (

@@ -145,7 +145,7 @@ def test_the_report_prices_the_direct_arm_and_names_what_is_assumed() -> None:
     assert found["costs"]["saved_bounds"] == (1.0, 1.0)
     json.dumps(found)
     text = "\n".join(lines(found))
-    assert "semantic cache" in text
+    assert "answered from the cache in the routed arm" in text
     assert "$0.000600" in text
     assert "never" in text
 

@@ -18,6 +18,9 @@ from quantize.recipe import (
     LlmCompressorRecipe,
     built_in_recipes,
 )
+from serving.cache.guards import refusal as guards
+from serving.cache.guards.refusal import refusal
+from serving.cache.guards.words import Words
 from serving.cli import main, narrowgate_parser
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.cache_settings import CacheSettings
@@ -164,6 +167,20 @@ def test_the_example_frontier_is_one_that_serve_accepts(
     file.write_text(settings.partition("ledger:")[0], encoding="utf-8")
     assert main(["config", "--config", str(file)]) == 2
     assert "house/qwen-8b" in capsys.readouterr().err
+
+
+GUARDS = re.findall(
+    r"^\| `(\w+)`[^|]* \| \*(.+)\*, \*(.+)\* \|$", (DOCS / "cache.md").read_text("utf-8"), re.M
+)
+
+
+@pytest.mark.parametrize(("guard", "one", "other"), GUARDS)
+def test_a_guard_refuses_its_example(guard: str, one: str, other: str) -> None:
+    assert refusal(Words(one), Words(other)) == guard
+
+
+def test_every_guard_has_an_example() -> None:
+    assert len({guard for guard, _, _ in GUARDS}) == len(guards.GUARDS)
 
 
 def test_the_documented_tiers_and_reasons_are_the_defaults() -> None:
