@@ -5,12 +5,14 @@ import sys
 from benchmarks import (
     bounds,
     cache,
+    check,
     cost,
     evidence,
     gate,
     gateway,
     ledger,
     replay,
+    soak,
     stack,
     tiers,
 )
@@ -19,12 +21,14 @@ from serving.cli import run_program
 _BENCHMARKS = {
     "bounds": bounds,
     "cache": cache,
+    "check": check,
     "cost": cost,
     "evidence": evidence,
     "gate": gate,
     "gateway": gateway,
     "ledger": ledger,
     "replay": replay,
+    "soak": soak,
     "stack": stack,
     "tiers": tiers,
 }
