@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.cache.entry import Entry
+from serving.contracts.deadline import Deadline
 from serving.contracts.errors import NarrowgateError
 
 Result = Entry | NarrowgateError | None
@@ -40,8 +41,10 @@ class Work:
     """The task that makes the answers of the flights that one request leads.
 
     It continues after its request was left, while another request waits for one of them.
+    deadline: the latest of those of its request and of the requests that joined its flights.
     """
 
+    deadline: Deadline
     flights: list[Flight] = field(default_factory=list)
     task: "asyncio.Task[Any] | None" = None
 
@@ -74,12 +77,17 @@ class Flights:
         flight = self._open.get(key)
         return None if flight is None or flight.is_written else self.answer(key)
 
-    def join(self, key: str) -> tuple[Flight, bool]:
-        """Return the flight of a key, and whether the caller leads it. It must leave it."""
+    def join(self, key: str, deadline: Deadline) -> tuple[Flight, bool]:
+        """Return the flight of a key, and whether the caller leads it. It must leave it.
+
+        deadline: the caller's. The work of a flight that another request leads lasts until then.
+        """
         flight = self._open.get(key)
         if flight is None:
             return self.lead(key), True
         flight.participants += 1
+        if flight.work is not None:
+            flight.work.deadline.extend_to(deadline)
         return flight, False
 
     def lead(self, key: str) -> Flight:

@@ -3,6 +3,7 @@ first sends nothing.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -204,7 +205,7 @@ class FrontierStack:
             request,
             prepared.call.deadline,
             # Waiting for a place must leave time for the next target.
-            remaining_s if target == prepared.targets[-1] else remaining_s / 2,
+            math.inf if target == prepared.targets[-1] else remaining_s / 2,
             prepared.call.entry,
             charge.worst_case_usd,
             prepared.facts,

@@ -219,16 +219,12 @@ class OpenStream:
             self._call.abandon(spent=self.spent)
 
     async def _next(self) -> StreamPart | None:
-        remaining_s = self._target_call.deadline.remaining_s()
+        deadline = self._target_call.deadline
         try:
-            async with asyncio.timeout(min(self._provider.settings.idle_timeout_s, remaining_s)):
+            async with deadline.timeout(self._provider.settings.idle_timeout_s):
                 return await self._read()
         except TimeoutError:
-            what = (
-                "was silent for too long"
-                if self._target_call.deadline.remaining_s()
-                else "took too long"
-            )
+            what = "was silent for too long" if deadline.remaining_s() else "took too long"
             raise FrontierStreamBroken(
                 f"the answer of provider {self._provider.name!r} {what} after it had begun",
                 fix="raise idle_timeout_s or the request's timeout",
@@ -368,9 +364,7 @@ class Provider:
     async def _enter(self, target_call: TargetCall, last: FrontierError | None) -> _Call:
         """Wait for a place and a breaker's ticket. last: the error to raise where there is none."""
         try:
-            async with asyncio.timeout(
-                min(target_call.queue_timeout_s, target_call.deadline.remaining_s())
-            ):
+            async with target_call.deadline.timeout(target_call.queue_timeout_s):
                 await self.places.acquire()
         except TimeoutError:
             if last is not None:
@@ -394,9 +388,9 @@ class Provider:
 
     async def _within(self, target_call: TargetCall, answer: Awaitable[T]) -> T:
         """Await the beginning of an answer; where it is late, close the connection, then raise."""
-        limit_s = min(self.settings.first_byte_timeout_s, target_call.deadline.remaining_s())
+        began_s = time.monotonic()
         try:
-            async with asyncio.timeout(limit_s):
+            async with target_call.deadline.timeout(self.settings.first_byte_timeout_s):
                 return await answer
         except TimeoutError:
-            raise timed_out(self.name, f"waited {limit_s:.1f} s") from None
+            raise timed_out(self.name, f"waited {time.monotonic() - began_s:.1f} s") from None

@@ -93,7 +93,7 @@ class Writer:
             raise deadline_exceeded()
         began = time.monotonic()
         try:
-            answer = await self._opened(operation, min(wait_s, deadline.remaining_s()))
+            answer = await self._opened(operation, wait_s, deadline)
         except TimeoutError:
             if not deadline.remaining_s():
                 raise deadline_exceeded() from None
@@ -159,12 +159,12 @@ class Writer:
                 if ticket is not None:
                     self._resolve([(ticket, self._spill_late(ticket.operation))])
 
-    async def _opened(self, operation: Open, wait_s: float) -> Answer:
+    async def _opened(self, operation: Open, wait_s: float, deadline: Deadline) -> Answer:
         if not self._worker.up or self._queue.qsize() > _MAX_QUEUED:
             raise _too_slow()
         ticket = self._put(operation)
         try:
-            async with asyncio.timeout(wait_s):
+            async with deadline.timeout(wait_s):
                 return await ticket.answer
         except BaseException:  # cancellation too: the row must not stay open; re-raised
             # The worker skips it if it is still queued; the withdrawal undoes it if it was written.

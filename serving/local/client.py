@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from grpc.aio import AioRpcError
@@ -187,11 +188,9 @@ class EngineClient:
         try:
             with self.health.until_lost() as lost:
                 either: set[asyncio.Future[Any]] = {call, lost}
-                await asyncio.wait(
-                    either,
-                    timeout=deadline.remaining_s(),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
+                with suppress(TimeoutError):
+                    async with deadline.timeout():
+                        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if call.done():
                     return call.result()
                 raise self.health.unavailable() if lost.done() else deadline_exceeded()

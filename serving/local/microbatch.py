@@ -63,7 +63,7 @@ class MicroBatcher:
         self._waiting.append(_Waiting(work, deadline, result))
         self._dispatch()
         try:
-            async with asyncio.timeout(deadline.remaining_s()):
+            async with deadline.timeout():
                 return await result
         except TimeoutError as error:
             raise deadline_exceeded() from error
@@ -94,7 +94,7 @@ class MicroBatcher:
 
     async def _deliver(self, batch: list[_Waiting]) -> None:
         self._observe(len(batch))
-        latest = Deadline(max(waiting.deadline.at_s for waiting in batch))
+        latest = Deadline.latest(waiting.deadline for waiting in batch)
         sending = asyncio.ensure_future(self._send([w.work for w in batch], latest))
         left = len(batch)
 

@@ -114,7 +114,7 @@ class AdmissionQueue:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._deferred.append((inputs, turn))
         try:
-            async with asyncio.timeout(deadline.remaining_s()):
+            async with deadline.timeout():
                 await turn
         except BaseException as error:  # cancellation too: the place must be released
             self._deferred = deque(item for item in self._deferred if item[1] is not turn)
@@ -145,7 +145,7 @@ class AdmissionQueue:
         self.queued += inputs
         try:
             # Not wait_for, which in Python 3.11 can swallow a cancellation.
-            async with asyncio.timeout(deadline.remaining_s()):
+            async with deadline.timeout():
                 await turn
         except BaseException as error:  # cancellation too: the place must be released
             if turn.cancelled():

@@ -138,7 +138,7 @@ class CacheAccess:
         is_stale = answer is not None and not self.is_servable(answer, context)
         if is_stale or context.options.cache == "refresh":
             return flights.lead(key), True
-        return flights.join(key)
+        return flights.join(key, context.deadline)
 
     async def shared(self, flight: Flight, record: RequestRecord, kind: Kind) -> Entry | None:
         """Return the answer that another request asks for; None where it cannot be shared.

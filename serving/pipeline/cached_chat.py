@@ -10,12 +10,13 @@ from serving.cache.cacheable import unfit_answer, unfit_document
 from serving.cache.entry import Content, Entry
 from serving.cache.flight import Flight
 from serving.contracts.answer import Answer
+from serving.contracts.deadline import Deadline
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.requests import ChatRequest
 from serving.pipeline.cache_access import Answered, CacheAccess, served_from
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.hit_auditor import Fresh, FreshAnswer
-from serving.pipeline.led_work import lead, leading, taking_part
+from serving.pipeline.led_work import lead, leading, own_wait, taking_part
 from serving.pipeline.plan import Plan, Planner, TaskPlan
 from serving.pipeline.runner import Runner
 from serving.pipeline.similar_chat import NOTHING, Similar, SimilarChats
@@ -129,7 +130,10 @@ class CachedChat:
         led = [flight] if leads else []
         async with taking_part(access.cache.flights, [flight], led, own):
             if leads:
-                led_chat = _LedChat(self, access, flight, request, own, self._similar, similar)
+                led_chat = _LedChat(
+                    self, access, flight, request, own, record.context.deadline,
+                    self._similar, similar,
+                )  # fmt: skip
                 yield await led_chat.opened()
                 return
             shared = await access.shared(flight, record, "chat")
@@ -183,6 +187,7 @@ class _LedChat:
         flight: Flight,
         request: ChatRequest,
         record: RequestRecord,
+        deadline: Deadline,
         similar_chats: SimilarChats | None,
         similar: Similar,
     ) -> None:
@@ -191,15 +196,15 @@ class _LedChat:
         self._flight = flight
         self._request = request
         self._record = record
+        self._deadline = deadline
         self._similar_chats = similar_chats
         self._similar = similar
         self._reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._task = lead([flight], self._answer())
+        self._task = lead([flight], record, self._answer())
 
     async def opened(self) -> Reply:
         """Return the reply once it has begun. Raises what asking raises."""
-        either: set[asyncio.Future[Any]] = {self._reply, self._task}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        await own_wait([self._reply, self._task], self._record, self._deadline)
         if not self._reply.done():
             self._task.result()
         return self._reply.result()
@@ -230,7 +235,7 @@ class _LedChat:
     async def _stream(self, asked: _Asked, stream: OutcomeStream) -> None:
         """Read the answer as fast as it comes, for the client and for those who wait."""
         events: _Events = asyncio.Queue()
-        sent = write_events(_taken(events), include_usage=self._request.include_usage)
+        sent = write_events(self._taken(events), include_usage=self._request.include_usage)
         self._reply.set_result(
             Reply(stream.route, stream.reason, stream.model, events=sent, cache="miss")
         )
@@ -250,6 +255,24 @@ class _LedChat:
         self._keep(Answered(content, served, *_input(asked.plan), unfit))
         events.put_nowait(None)
 
+    async def _taken(self, events: _Events) -> AsyncIterator[dict[str, Any]]:
+        """Yield the events for the leader's client until its own deadline."""
+        while True:
+            if events.empty():
+                following = asyncio.ensure_future(events.get())
+                try:
+                    await own_wait([following], self._record, self._deadline)
+                finally:
+                    following.cancel()
+                event = following.result()
+            else:
+                event = events.get_nowait()
+            if event is None:
+                return
+            if isinstance(event, NarrowgateError):
+                raise event
+            yield event
+
     def _keep(self, answered: Answered) -> None:
         answered = replace(answered, question=self._similar.question)
         self._access.keep(self._flight, "chat", answered, self._record.context)
@@ -265,10 +288,3 @@ def _input(plan: Plan) -> tuple[str | None, str | None]:
     if not isinstance(plan, TaskPlan):
         return None, None
     return plan.batch.task, plan.batch.requests[0].text
-
-
-async def _taken(events: _Events) -> AsyncIterator[dict[str, Any]]:
-    while (event := await events.get()) is not None:
-        if isinstance(event, NarrowgateError):
-            raise event
-        yield event

@@ -1,6 +1,5 @@
 """Answers a task's inputs one by one from the cache, and has a model answer the others."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ from serving.contracts.requests import TaskBatch
 from serving.pipeline.cache_access import Answered, CacheAccess, served_from
 from serving.pipeline.claimed import Claimed
 from serving.pipeline.exit_recorder import Outcome, RequestRecord
-from serving.pipeline.led_work import lead, leading, taking_part
+from serving.pipeline.led_work import lead, leading, own_wait, taking_part
 from serving.pipeline.plan import Plan, Planner, TaskPlan, choose_plan
 from serving.pipeline.runner import Runner
 from serving.pipeline.write import CacheStatus, TaskReply, write_tasks
@@ -110,7 +109,9 @@ class _Inputs:
             self._outcomes[index] = self._hit(index, entry)
         if self._led:
             record = self._record.detached(list(self._led))
-            await asyncio.shield(lead(list(self._led.values()), self._answer_led(record)))
+            task = lead(list(self._led.values()), record, self._answer_led(record))
+            await own_wait([task], record, self._record.context.deadline)
+            task.result()
         for index, flight in self._followed.items():
             await self._follow(index, flight)
         await self._ask_alone()

@@ -117,7 +117,8 @@ class InputRecord:
     whichever answer is sent; evidence compares it. vector: of its text, where one was computed.
     closed: called with the cost of all its calls once it is recorded, None where one is unknown.
     lookup_s: time of the cache's lookup, seconds. cost_usd: of all its calls, once it is recorded;
-    None where unknown. is_abandoned: its client left, and its answer is made for others.
+    None where unknown. left_as: error code of a request that ended before its answer, which is made
+    for others; None elsewhere.
     refined_route: of the answer just before, where it repeats or corrects that question.
     cluster: of an open-ended chat, None elsewhere.
     """
@@ -137,7 +138,7 @@ class InputRecord:
         self.cost_usd: Decimal | None = None
         self.cluster: str | None = None
         self.is_open = True
-        self.is_abandoned = False
+        self.left_as: str | None = None
 
     @property
     def entry(self) -> Entry:
@@ -176,8 +177,8 @@ class InputRecord:
     def answered(self, served: Served) -> Decimal | None:
         """Record an input that was answered; return its cost, US dollars, where known."""
         request = self._request
-        if self.is_abandoned:
-            return self.failed(ABANDONED, served=served)
+        if self.left_as is not None:
+            return self.failed(self.left_as, served=served)
         return self._close(
             Exit(
                 request.context.request_id, request.endpoint, request.task, served.route,
@@ -236,10 +237,14 @@ class RequestRecord:
     """
 
     def __init__(
-        self, request: _Request, inputs: Sequence[InputRecord], resources: AsyncExitStack
+        self,
+        request: _Request,
+        inputs: Sequence[InputRecord],
+        resources: AsyncExitStack,
+        context: RequestContext,
     ) -> None:
         self._request = request
-        self.context = request.context
+        self.context = context
         self.inputs = tuple(inputs)
         self.resources = resources
         self._detached: set[InputRecord] = set()
@@ -256,18 +261,25 @@ class RequestRecord:
     def some(self, indices: Sequence[int]) -> "RequestRecord":
         """Return the record of some inputs, for a runner of those."""
         chosen = [self.inputs[index] for index in indices]
-        return RequestRecord(self._request, chosen, self.resources)
+        return RequestRecord(self._request, chosen, self.resources, self.context)
 
     def detached(self, indices: Sequence[int]) -> "RequestRecord":
-        """Return the record of some inputs that may outlive the request: a lifetime of its own."""
+        """Return the record of some inputs that may outlive the request: a lifetime of its own.
+
+        Its deadline can be extended.
+        """
         chosen = [self.inputs[index] for index in indices]
         self._detached.update(chosen)
-        return RequestRecord(self._request, chosen, AsyncExitStack())
+        context = replace(self.context, deadline=self.context.deadline.extensible())
+        return RequestRecord(self._request, chosen, AsyncExitStack(), context)
 
-    def abandon(self) -> None:
-        """Record that the client left, and that the answers are made for others who wait."""
+    def abandon(self, code: str = ABANDONED) -> None:
+        """Record that the request ended with a code, and that its answers are made for others.
+
+        The first code counts.
+        """
         for item in self.inputs:
-            item.is_abandoned = True
+            item.left_as = item.left_as or code
 
     def close(self) -> None:
         """Record the inputs that are still open as abandoned by their client."""
@@ -362,7 +374,8 @@ class RequestRecord:
                 code = ABANDONED
         for item in self.inputs:
             if item.is_open and item not in self._detached:
-                item.failed(code, attempts, item.serving() if item.serving else None)
+                served = item.serving() if item.serving else None
+                item.failed(item.left_as or code, attempts, served)
 
 
 class StreamRecord:
@@ -398,7 +411,7 @@ class ExitRecorder:
         """Return the record of a request with that many inputs, to be entered with `async with`."""
         request = _Request(context, endpoint, self.ledger, self.observer)
         items = [InputRecord(request, index) for index in range(inputs)]
-        return RequestRecord(request, items, AsyncExitStack()).lifetime()
+        return RequestRecord(request, items, AsyncExitStack(), context).lifetime()
 
 
 async def _close(events: AsyncIterator[Any]) -> None:

@@ -2,26 +2,55 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from serving.cache.flight import Flight, Flights, Work
-from serving.contracts.errors import NarrowgateError
+from serving.contracts.deadline import Deadline, deadline_exceeded
+from serving.contracts.errors import DeadlineExceeded, NarrowgateError
 from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.exit_recorder import RequestRecord
 
 logger = logging.getLogger(__name__)
 
 
-def lead(flights: Sequence[Flight], work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-    """Start the work that answers the flights that a request leads; see `leading`."""
-    led = Work(list(flights))
+def lead(
+    flights: Sequence[Flight], record: RequestRecord, work: Coroutine[Any, Any, None]
+) -> "asyncio.Task[None]":
+    """Start the work that answers the flights that a request leads; see `leading`.
+
+    record: as that of `leading`. A request that joins one of the flights extends its deadline.
+    """
+    led = Work(record.context.deadline, list(flights))
     for flight in flights:
         flight.work = led
     led.task = asyncio.create_task(work)
     led.task.add_done_callback(_log_defect)
     return led.task
+
+
+async def own_wait(
+    futures: Iterable["asyncio.Future[Any]"], record: RequestRecord, own: Deadline
+) -> None:
+    """Return once one of the futures of led work is done.
+
+    record: of the work. own: the deadline of the request that leads it. Raises DeadlineExceeded
+    then where the work goes on for others; other work ends itself at that deadline.
+    """
+    either = set(futures)
+    while True:
+        with suppress(TimeoutError):
+            async with own.timeout():
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if any(future.done() for future in either):
+            return
+        if not own.remaining_s():
+            break
+    if record.context.deadline.is_extended:
+        record.abandon(DeadlineExceeded.code)
+        raise deadline_exceeded()
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
 
 @asynccontextmanager
@@ -55,7 +84,7 @@ async def taking_part(
     led: those of them that it leads. record: of the inputs that it leads.
     Work for which nobody waits any more is cancelled; it has ended when this returns, so that its
     rows are written before its request ends. Other work continues, and its rows say that the client
-    left.
+    left, or that its request's deadline passed.
     """
     try:
         yield

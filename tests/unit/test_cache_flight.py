@@ -1,6 +1,7 @@
 """Equal requests at one moment: asked once, each with its own row, deadline and hang-up."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -180,17 +181,73 @@ async def test_each_request_has_its_own_deadline(local: Cached) -> None:
     assert (state_of(await leader), state_of(await patient)) == ("miss", "hit")
 
 
-async def test_a_leaders_deadline_does_not_end_the_others(
+async def test_a_call_goes_on_for_the_others_after_the_leaders_deadline(
     chats: Cached, provider: ProviderServer
 ) -> None:
-    provider.script.next(Fault("slow", delay_s=1.0))
-    hasty = {"x-narrowgate-deadline-s": "0.2"}
+    """One paid call for all; the leader, and one who waits, are answered at their own deadlines."""
+    provider.script.next(Fault("slow", delay_s=1.2))
+    hasty = {"x-narrowgate-deadline-s": "0.4"}
+    started_s = time.monotonic()
     leader = asyncio.create_task(chats.chat(headers=hasty))
     await until(lambda: waiting(chats) == 1)
+    patient = [asyncio.create_task(chats.chat()) for _ in range(2)]
+    brief = asyncio.create_task(chats.chat(headers={"x-narrowgate-deadline-s": "0.5"}))
+    assert_error(await leader, 504, "deadline_exceeded")
+    assert time.monotonic() - started_s < 1.0
+    assert_error(await brief, 504, "deadline_exceeded")
+    answers = await asyncio.gather(*patient)
+    assert [state_of(answer) for answer in answers] == ["hit", "hit"]
+    assert len(provider.script.seen) == 1
+    pages = chats.server.ledger.pages
+    assert sorted(map(str, exits(pages))) == sorted(
+        map(str, [("none", "deadline_exceeded")] * 2 + [("cache", None)] * 2)
+    )
+    (paid,) = (page for page in pages if page.calls)
+    assert paid.exit is not None
+    assert paid.exit.error == "deadline_exceeded"
+    assert paid.exit.usage is not None
+
+
+async def test_a_streams_call_goes_on_after_the_leaders_deadline(
+    chats: Cached, provider: ProviderServer
+) -> None:
+    provider.script.answer = lambda seen: Reply("one two three four five six")
+    provider.script.next(Fault("slow", delay_s=0.2))
+    hasty = {"x-narrowgate-deadline-s": "0.5"}
+    leader = asyncio.create_task(chats.chat(headers=hasty, stream=True))
+    await until(lambda: waiting(chats) == 1)
     patient = await chats.chat()
-    assert (await leader).status_code == 504
-    assert state_of(patient) == "miss"
-    assert len(provider.script.seen) == 2
+    assert "deadline_exceeded" in (await leader).text
+    assert (state_of(patient), text_of(patient)) == ("hit", "one two three four five six")
+    assert len(provider.script.seen) == 1
+
+
+async def test_a_call_ends_with_the_last_who_waits(chats: Cached, provider: ProviderServer) -> None:
+    """The deadline of one who left does not keep the call."""
+    provider.script.next(Fault("slow", delay_s=5))
+    hasty = {"x-narrowgate-deadline-s": "0.4"}
+    leader = asyncio.create_task(chats.chat(headers=hasty))
+    await until(lambda: waiting(chats) == 1)
+    patient = asyncio.create_task(chats.chat())
+    await until(lambda: waiting(chats) == 2)
+    patient.cancel()
+    await asyncio.gather(patient, return_exceptions=True)
+    assert_error(await leader, 504, "deadline_exceeded")
+    assert len(chats.service.flights) == 0
+    assert chats.server.context.frontier_admission.active == 0
+    rows = {str(row) for row in exits(chats.server.ledger.pages)}
+    assert rows == {"('none', 'deadline_exceeded')", "('none', 'client_closed')"}
+
+
+async def test_a_tasks_work_goes_on_after_the_leaders_deadline(local: Cached) -> None:
+    hasty = {"input": "a", "deadline_s": 0.3, "route": "local_only"}
+    leader = asyncio.create_task(local.task("topic", hasty))
+    await until(lambda: waiting(local) == 1)
+    patient = asyncio.create_task(local.task("topic", {"input": "a", "route": "local_only"}))
+    await until(lambda: waiting(local) == 2)
+    assert_error(await leader, 504, "deadline_exceeded")
+    local.server.engine.release.set()
+    assert state_of(await patient) == "hit"
 
 
 async def test_a_providers_error_is_shared_and_not_kept(
