@@ -5,10 +5,12 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from benchmarks.load import percentile
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from serving.cache.entry import PackedEntry
     from serving.cache.service import CacheService
 
-_BATCH = 500
+_BATCH = 2000
 _LOOKUP_S = 10.0
 
 
@@ -98,18 +100,31 @@ def _batches(entries: int) -> "Iterator[list[PackedEntry]]":
 
 
 def _entry(number: int) -> "PackedEntry":
+    return packed_entry(_key(number), "tenant/bench", number)
+
+
+def packed_entry(key: str, namespace: str, number: int) -> "PackedEntry":
+    """Return an entry that differs from the others in all but its answer, which is packed once."""
+    packed = _packed()
+    entry = replace(
+        packed.entry, key=key, namespace=namespace, request_id=f"r{number}", id=uuid4().hex
+    )
+    return replace(packed, entry=entry)
+
+
+@cache
+def _packed() -> "PackedEntry":
     from serving.cache.entry import AnswerOrigin, Content, Entry, PackedEntry
     from serving.contracts.answer import Usage
 
     usage = Usage(uncached_input_tokens=200, output_tokens=80)
-    message = {"role": "assistant", "content": f"{number} is a number. " * 15}
+    message = {"role": "assistant", "content": "123456 is a number. " * 15}
     document = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}
     now = datetime.now(UTC)
     return PackedEntry.of(
         Entry(
-            _key(number), "tenant/bench", "bench", f"r{number}", "chat",
-            AnswerOrigin("frontier", "openai/bench"), Content(document, usage), now,
-            now + timedelta(days=1),
+            "", "", "bench", "", "chat", AnswerOrigin("frontier", "openai/bench"),
+            Content(document, usage), now, now + timedelta(days=1),
         )
     )  # fmt: skip
 

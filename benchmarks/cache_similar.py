@@ -7,13 +7,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.cache_lookups import packed_entry
 from benchmarks.load import percentile
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from serving.cache.entry_store import EntryStore
     from serving.cache.similar import SimilarEntries
 
-_BATCH = 500
+_BATCH = 2000
 _DIMENSIONS = 384
 _COSINE = 0.95
 _THRESHOLD = 0.90
@@ -191,19 +191,8 @@ async def _time_namespaces(similar: "SimilarEntries", entries: int, lookups: int
 
 
 def _entry(number: int, namespace: str) -> "PackedEntry":
-    from serving.cache.entry import AnswerOrigin, Content, Entry, PackedEntry
-    from serving.contracts.answer import Usage
-
-    usage = Usage(uncached_input_tokens=200, output_tokens=80)
-    message = {"role": "assistant", "content": f"{number} is a number. " * 15}
-    document = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}
-    now = datetime.now(UTC)
-    entry = Entry(
-        f"k{number}-{namespace}", namespace, "bench", f"r{number}", "chat",
-        AnswerOrigin("frontier", "openai/bench"), Content(document, usage), now,
-        now + timedelta(days=1),
-    )  # fmt: skip
-    return PackedEntry.of(entry, _question(number))
+    packed = packed_entry(f"k{number}-{namespace}", namespace, number)
+    return replace(packed, question=_question(number))
 
 
 def _question(number: int) -> "Question":
