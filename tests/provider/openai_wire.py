@@ -66,7 +66,7 @@ def _logprobs(answer: Reply) -> dict[str, Any] | None:
     if answer.logprob is None:
         return None
     words = answer.text.split(" ")
-    content = [
+    content: list[dict[str, Any]] = [
         {"token": word, "logprob": answer.logprob, "bytes": None, "top_logprobs": []}
         for word in words
     ]
