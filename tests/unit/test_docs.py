@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -181,6 +181,15 @@ def test_a_guard_refuses_its_example(guard: str, one: str, other: str) -> None:
 
 def test_every_guard_has_an_example() -> None:
     assert len({guard for guard, _, _ in GUARDS}) == len(guards.GUARDS)
+
+
+def test_every_wire_format_is_documented() -> None:
+    formats = get_args(ProviderSettings.model_fields["api"].annotation)
+    (row,) = re.findall(r"^\| `frontier\.providers\.api` \|.*$", SETTINGS, re.M)
+    assert tuple(re.findall(r"`(\w+)`", row.split("|")[3])) == formats
+    page = (DOCS / "frontier.md").read_text("utf-8")
+    (named,) = re.findall(r"a wire format \(([^)]*)\)", page)
+    assert tuple(re.findall(r"`(\w+)`", named)) == formats
 
 
 def test_the_documented_tiers_and_reasons_are_the_defaults() -> None:
