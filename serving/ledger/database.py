@@ -129,6 +129,14 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except (exc.InterfaceError, exc.OperationalError, exc.TimeoutError) as error:
+        if engine.url.get_backend_name() == "sqlite":
+            # SQLite's own words: "database or disk is full", "unable to open database file".
+            raise LedgerUnavailable(
+                f"the ledger's database {engine.url.database!r} cannot be used: "
+                f"{getattr(error, 'orig', None) or type(error).__name__}",
+                fix="check the free space of its disk, and the owner and permissions of its folder",
+                retry_after_s=5,
+            ) from error
         # The driver's message is left out: it holds hosts, users and parameters.
         raise LedgerUnavailable(
             f"the ledger's database is unreachable: {type(error).__name__}",

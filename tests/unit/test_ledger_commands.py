@@ -1,6 +1,8 @@
 """The ledger's subcommands: how numbers are written, and what `config` refuses as `serve` does."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,23 @@ def test_config_refuses_a_ledger_that_serve_would_refuse(
     shown = capsys.readouterr().out
     assert json.loads(shown)["error"]["field"] == field
     assert "hunter2" not in shown
+
+
+def test_a_full_disk_is_not_blamed_on_the_database(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tenant", "create", "acme", "--state", str(state)]) == 0
+    path = state / "ledger" / "ledger.db"
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        status = main(["tenant", "create", "other", "--state", str(state)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert status != 0
+    shown = capsys.readouterr().err
+    assert str(path) in shown
+    assert "disk" in shown
+    assert "ledger.url" not in shown
