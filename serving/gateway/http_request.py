@@ -45,6 +45,12 @@ _WANTED = {
     "deterministic": "true or false",
     "quality": "one of auto, reference",
 }
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "deadline_s": (int, float),
+    "max_cost_usd": (int, float),
+    "deterministic": (bool,),
+}
+"""Types of a body's fields where a header's text would be taken as well."""
 _HEADERS = {
     "route": ROUTE,
     "deadline_s": "x-narrowgate-deadline-s",
@@ -166,7 +172,7 @@ class OptionFields(BaseModel):
         default=None,
         gt=0.0,
         allow_inf_nan=False,
-        description="seconds, at most gateway.request_timeout_s",
+        description="seconds; one above gateway.request_timeout_s is shortened to it",
     )
     max_cost_usd: Annotated[Decimal, BeforeValidator(_plain_number)] | None = Field(
         default=None, ge=0, description="frontier models whose worst case costs more are left out"
@@ -199,8 +205,7 @@ class Received:
         field or header.
         """
         body = self.body
-        inside = _taken(body) if isinstance(body, dict) else {}
-        fields = _validated(inside, dict.fromkeys(inside, ""))
+        fields = _from_body(body) if isinstance(body, dict) else OptionFields()
         headers = _from_headers(self._headers)
         longest_s = self.gateway.settings.request_timeout_s
         wanted_s = fields.deadline_s or headers.deadline_s or longest_s
@@ -231,8 +236,7 @@ def body_options(body: dict[str, Any]) -> tuple[RequestOptions, float | None]:
 
     Returns them, and the deadline in seconds where the body has one. Raises InvalidRequest.
     """
-    inside = _taken(body)
-    fields = _validated(inside, dict.fromkeys(inside, ""))
+    fields = _from_body(body)
     none = Headers()
     options = RequestOptions(
         fields.route or "auto",
@@ -258,8 +262,13 @@ def _end_user(body: Any, headers: Headers) -> str | None:
     return next((end_user_id(value) for value in given), None)
 
 
-def _taken(body: dict[str, Any]) -> dict[str, Any]:
-    return {name: body.pop(name) for name in OptionFields.model_fields if name in body}
+def _from_body(body: dict[str, Any]) -> OptionFields:
+    found = {name: body.pop(name) for name in OptionFields.model_fields if name in body}
+    for name, types in _TYPES.items():
+        value = found.get(name)
+        if value is not None and type(value) not in types:
+            raise invalid(name, value, _WANTED[name])
+    return _validated(found, dict.fromkeys(found, ""))
 
 
 def _from_headers(headers: Headers) -> OptionFields:

@@ -9,10 +9,10 @@ _OPTIONS: dict[str, Any] = {
     },
     "deadline_s": {
         "type": ["number", "null"], "exclusiveMinimum": 0,
-        "description": "seconds, at most gateway.request_timeout_s",
+        "description": "seconds; one above gateway.request_timeout_s is shortened to it",
     },
     "max_cost_usd": {
-        "type": ["number", "string", "null"],
+        "type": ["number", "null"], "minimum": 0,
         "description": "frontier models whose worst case costs more are left out",
     },
 }  # fmt: skip

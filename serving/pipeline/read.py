@@ -9,11 +9,13 @@ from typing import Any
 
 from serving.contracts.answer import TaskRequest
 from serving.contracts.errors import (
+    EmptyInput,
     InvalidRequest,
     TooManyInputs,
     UnsupportedParameter,
 )
 from serving.contracts.requests import (
+    TASK_PREFIX,
     ChatRequest,
     CompletionRequest,
     Message,
@@ -37,6 +39,7 @@ from serving.pipeline.fields import (
     role_of,
     text,
 )
+from serving.tasks.blank_text import is_blank
 from serving.tasks.catalog import find_task
 
 MAX_MESSAGES = 2048
@@ -54,6 +57,9 @@ def read_chat(document: Any, max_inputs: int) -> ChatRequest:
     body = _body(document)
     name = _model(body)
     messages = _messages(body.pop("messages", None))
+    if not name.startswith(TASK_PREFIX):
+        # A task refuses its input itself, and records it.
+        _require_visible(messages)
     stream, include_usage = _stream(body)
     count = _choices(body)
     _require_inputs(count, "n", max_inputs)
@@ -202,6 +208,18 @@ def _messages(value: Any) -> tuple[Message, ...]:
             fix="send fewer messages, or join those that belong together",
         )
     return tuple(_message(item, f"messages.{index}") for index, item in enumerate(value))
+
+
+def _require_visible(messages: tuple[Message, ...]) -> None:
+    """Raise EmptyInput for a chat without a visible character: a provider would bill it."""
+    for message in messages:
+        if message.extras.keys() - {"name"} or not (message.is_text and is_blank(message.text)):
+            return
+    raise EmptyInput(
+        "no message has a visible character",
+        field="messages",
+        fix="send at least one message that is not blank",
+    )
 
 
 def _message(value: Any, path: str) -> Message:

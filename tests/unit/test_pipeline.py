@@ -155,7 +155,7 @@ async def test_an_unavailable_provider_is_a_503_with_retry_after(server: Server)
 
 async def test_options_reach_the_call(server: Server) -> None:
     server.frontier.reply = labelled
-    body = {"input": "Well.", "max_cost_usd": "0.001", "deadline_s": 5}
+    body = {"input": "Well.", "max_cost_usd": 0.001, "deadline_s": 5}
     await server.post(SENTIMENT, json=body)
     (call,) = server.frontier.calls
     assert call.max_cost_usd == Decimal("0.001")

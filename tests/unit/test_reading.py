@@ -9,7 +9,9 @@ from serving.contracts.requests import IGNORED_FIELDS
 from serving.contracts.task_spec import TaskSpec
 from serving.pipeline.read import MAX_MESSAGES
 
+from ..provider.server import ProviderServer
 from .chat_kit import CHAT, chat_body, replying
+from .frontier_kit import OPENAI, frontier, settings
 from .scripted import MODEL, WINDOW, Server, assert_error
 
 PROVIDER = "openai/gpt-6-luna"
@@ -427,3 +429,48 @@ async def test_a_long_input_of_a_task_is_refused_before_it_is_tokenized(
             body |= {"source_language": "en", "target_language": "de"}
         response = await server.post(f"/v1/tasks/{task}", json=body)
         assert_error(response, 400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("deadline_s", "5"), ("max_cost_usd", "1"), ("deterministic", 1), ("deterministic", "true")],
+)
+async def test_an_option_in_a_body_is_not_converted(server: Server, name: str, value: Any) -> None:
+    for path, body in (("/v1/tasks/topic", {"input": "A text."}), (CHAT, chat_body(MODEL))):
+        refused = await server.post(path, json={**body, name: value})
+        assert assert_error(refused, 400, "invalid_request")["param"] == name
+
+
+async def test_an_option_in_a_header_is_text(server: Server) -> None:
+    headers = {
+        "x-narrowgate-deadline-s": "5",
+        "x-narrowgate-max-cost-usd": "1",
+        "x-narrowgate-deterministic": "true",
+    }
+    body = {"input": "A text.", "deadline_s": 1e9}
+    answered = await server.post("/v1/tasks/topic", json=body, headers=headers)
+    assert answered.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": "\u200b\u2060"}],
+        [{"role": "user", "content": ""}],
+        [{"role": "user", "content": [{"type": "text", "text": " \u3164"}], "name": "ann"}],
+        [{"role": "system", "content": " "}, {"role": "user", "content": "\n\ufeff"}],
+    ],
+)
+async def test_a_chat_without_a_visible_character_is_refused_before_it_is_paid(
+    specs: dict[str, TaskSpec], provider: ProviderServer, messages: list[Any]
+) -> None:
+    async with frontier(settings(provider)) as stack:
+        server = await Server(specs, frontier=stack).ready()
+        for model in (OPENAI, MODEL, "auto"):
+            body = {"model": model, "messages": messages}
+            error = assert_error(await server.post(CHAT, json=body), 400, "empty_input")
+            assert error["param"] == "messages"
+        visible = [*messages, {"role": "user", "content": "Hello."}]
+        answered = await server.post(CHAT, json={"model": OPENAI, "messages": visible})
+        assert answered.status_code == 200
+    assert len(provider.script.seen) == 1
