@@ -32,6 +32,10 @@ EXIT_SYSTEM = 74
 # Commands whose statuses 0, 1 and 3 are verdicts: an error must not look like one.
 _VERDICTS = frozenset({"gate", "k8s", "suite", "verify"})
 _STATUSES = f"Exit status: 0 done, 1 failed, 2 wrong use, {EXIT_DEFECT} a defect of the program."
+_ALL_STATUSES = (
+    "Exit status: 0 done or pass, 1 fail, 2 wrong use, 3 inconclusive or not ended yet, "
+    f"{EXIT_DEFECT} a defect of the program. COMMAND --help has those of one command."
+)
 _VERDICT_STATUSES = (
     f"Exit status: 0 pass, 1 fail, 2 wrong use or an error, 3 inconclusive, {EXIT_DEFECT} a defect "
     f"of the program, {EXIT_SYSTEM} an error of the operating system."
@@ -83,7 +87,7 @@ def build_parser(
     parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser,
 ) -> argparse.ArgumentParser:
     """Return the parser of a program with these subcommands."""
-    parser = parser_class(prog=program, description=description, epilog=_STATUSES)
+    parser = parser_class(prog=program, description=description, epilog=_ALL_STATUSES)
     parser.add_argument("--version", action="version", version=f"{program} {version(PROGRAM)}")
     subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():

@@ -65,6 +65,7 @@ def test_every_help_describes_its_command_and_states_the_exit_statuses() -> None
     assert "3 inconclusive" in statuses["narrowgate suite"]
     assert "3 the batch has not ended" in statuses["narrowgate batch watch"]
     assert "3 " not in statuses["narrowgate tenant list"]
+    assert "3 inconclusive" in statuses["narrowgate"]
     shown = helped("evidence", "replay", "--help")
     assert "estimate when labelled inputs would earn a claim" in shown
     assert "Exit status: 0 done, 1 failed, 2 wrong use" in shown
