@@ -61,6 +61,15 @@ def test_no_pair_that_was_written_before_the_guards_were_read_is_served() -> Non
         assert (refusal(a, b) or compare_modifiers(a, b)) is not None, pair
 
 
+@pytest.mark.parametrize(
+    "polite",
+    ["{} Thank you.", "Thanks! {}", "Hi, {} Thanks in advance!", "Question: {}", "Please: {}"],
+)
+def test_politeness_is_no_name(polite: str) -> None:
+    text = "How do I reverse a linked list in Python?"
+    assert refusal(Words(text), Words(polite.format(text))) is None
+
+
 def test_most_paraphrases_that_were_written_before_pass() -> None:
     pairs = _shipped("unseen_paraphrases.jsonl")
     passed = [p for p in pairs if refusal(Words(p["a"]), Words(p["b"])) is None]

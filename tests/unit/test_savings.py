@@ -385,7 +385,7 @@ def test_an_unknown_model_names_the_fix_and_a_prices_file_mends_it(
         (b"\x89PNG\r\n\x1a\n\x00\x00", "is not text"),
         ("{}".encode("utf-16"), "is UTF-16"),
         (b'[{"a": 1}]', "is one JSON array"),
-        (gzip.compress(b""), "has no line"),
+        (gzip.compress(b"", mtime=0), "has no line"),
         (b"{}\n{}\n", "no call can be priced in 2 lines"),
         (b"\x1f\x8bnot gzip", "has no line"),
     ],

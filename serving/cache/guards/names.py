@@ -13,7 +13,7 @@ summarise calculate compute convert help let outline discuss identify provide st
 walk best good great top difference differences difference: steps ways way reasons ideas tips
 examples advantages benefits instructions causes symptoms meaning definition people someone anyone
 everyone somebody once today besides using given suppose assume imagine considering regarding hello
-hi hey thanks dear ok okay quick question need want looking trying having making getting taking
+hi hey thank thanks dear ok okay quick question need want looking trying having making getting taking
 erkläre erklär erklären nenne nennen beschreibe zeige zeig hilf welcher gibt sag sage liste vergleiche
 guten hallo danke frage gib schreibe finde berechne definiere unterschied
 explique expliquez donne donnez décris décrivez montre cite citez dis dites bonjour merci quelle
