@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from serving.contracts.errors import InvalidArgument
-from serving.contracts.file_lines import file_lines
+from serving.contracts.file_lines import file_lines, unreadable_because
 
 
 def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         where = f"{file}, line {number}" if number else str(file)
         raise InvalidArgument(
-            f"{where} cannot be read as JSON Lines: {type(error).__name__}",
+            f"{where} cannot be read as JSON Lines: {unreadable_because(error)}",
             field="FILE",
             fix="name a file in UTF-8 with one JSON object a line",
         ) from error

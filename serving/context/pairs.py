@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serving.contracts.errors import InvalidArgument
-from serving.contracts.file_lines import file_lines
+from serving.contracts.file_lines import file_lines, unreadable_because
 from serving.contracts.text_length import quarter_tokens
 
 Half = Literal["fit", "held_out"]
@@ -139,7 +139,7 @@ def read_pairs(file: Path) -> tuple[Pair, ...]:
         lines = file_lines(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidArgument(
-            f"{file} cannot be read: {type(error).__name__}", field="FILE"
+            f"{file} cannot be read: {unreadable_because(error)}", field="FILE"
         ) from error
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -148,7 +148,7 @@ def read_pairs(file: Path) -> tuple[Pair, ...]:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise InvalidArgument(
                     f"{file}, line {number} is not a question with a context: "
-                    f"{type(error).__name__}",
+                    f"{unreadable_because(error)}",
                     field="FILE",
                     fix='write {"question": TEXT, "answers": [TEXT], "documents": [{"title": TEXT, '
                     '"text": TEXT, "gold": true}]} a line',

@@ -1,5 +1,6 @@
 """The lines of a text file, whole or as it arrives."""
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 
 _LONGEST_LINE_BYTES = 16 * 2**20
@@ -33,3 +34,20 @@ async def lines_of(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
             raise ValueError("a line has more than 16 MiB")
     if pending.strip():
         yield bytes(pending.strip())
+
+
+def unreadable_because(error: Exception) -> str:
+    """Return why a file of JSON Lines cannot be read, for a person."""
+    match error:
+        case OSError():
+            return (error.strerror or "the system gave no reason").lower()
+        case UnicodeDecodeError():
+            return f"byte {error.start} is not UTF-8"
+        case json.JSONDecodeError():
+            return f"{error.msg} at character {error.pos}"
+        case RecursionError():
+            return "it is nested too deeply"
+        case KeyError():
+            return f"{error.args[0]!r} is missing"
+        case _:
+            return "a value has the wrong type"

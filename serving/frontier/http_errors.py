@@ -161,7 +161,7 @@ def names_error(document: Mapping[str, Any], *, is_whole: bool = False) -> bool:
 def error_of(refusal: Refusal, secret: str | None) -> FrontierError:
     """Return the NarrowgateError for a refusal. secret: the key, which no message may quote."""
     status = refusal.status
-    what = f"provider {refusal.provider!r} answered HTTP {status} ({refusal.source})"
+    what = f"provider {refusal.provider!r} answered HTTP {status}"
     if 300 <= status < 400:
         return FrontierUnavailable(
             f"{what}: redirects are not followed, so that prompts reach the configured host only",
@@ -188,15 +188,16 @@ def error_of(refusal: Refusal, secret: str | None) -> FrontierError:
             f"{what}: no such model", fix="check the model's name in frontier.tiers"
         )
     if status in _TIMED_OUT:
-        return timed_out(refusal.provider, f"HTTP {status}, {refusal.source}")
+        return timed_out(refusal.provider, f"HTTP {status}")
     if status in _BROKEN_UPSTREAM and not refusal.names:
-        return interrupted(refusal.provider, f"HTTP {status} of a proxy, {refusal.source}")
+        return interrupted(refusal.provider, f"HTTP {status} of a proxy")
     return _temporary(status, what, refusal) or _fault_of_request(status, what, refusal, secret)
 
 
 def translate_transport(error: BaseException, provider: str) -> FrontierError:
     """Return the NarrowgateError for an error of the HTTP client."""
-    source = type(error).__name__
+    # In words: "remote protocol error".
+    source = re.sub(r"(?<!^)(?=[A-Z])", " ", type(error).__name__).lower()
     if isinstance(error, _NOTHING_SENT):
         return as_unreached(
             FrontierUnavailable(

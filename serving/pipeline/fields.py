@@ -88,7 +88,7 @@ def number(low: float, high: float) -> Check:
 def positive(value: Any, path: str) -> int:
     """Return a number of tokens, at least 1."""
     if type(value) is not int or not 1 <= value < 2**31:
-        raise invalid(path, value, "a whole number of at least 1")
+        raise invalid(path, value, f"a whole number between 1 and {2**31 - 1}")
     return value
 
 
@@ -143,7 +143,11 @@ def _stops(value: Any, path: str) -> Any:
 def _biases(value: Any, path: str) -> dict[str, Any]:
     for token, bias in object_(value, path).items():
         if not (token.isascii() and token.isdecimal()):
-            raise invalid(path, token, "an object from token ids to numbers")
+            raise InvalidRequest(
+                f"{path} has the key {_shown(token)}, which is not a token id",
+                field=path,
+                fix="send an object from token ids to numbers",
+            )
         number(-100, 100)(bias, f"{path}.{token}")
     return object_(value, path)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -141,6 +142,7 @@ async def test_each_failure_has_its_error_and_its_consequence(
             (attempt,) = attempts_of(caught.value)
             assert (attempt.model, attempt.error) == (target, expected.code)
             assert events.calls[-1][2] == expected.code
+            assert not re.search(r"openai\.|anthropic\.|[a-z]Error\b", caught.value.message)
             told = "".join(traceback.format_exception(caught.value)) + caplog.text
             told += repr([caught.value.field, caught.value.fix])
             assert KEY not in told

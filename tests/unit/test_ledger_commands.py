@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from serving.cli import main
+from serving.commands.json_lines import read_lines
+from serving.context.pairs import read_pairs
+from serving.contracts.errors import InvalidArgument
 
 NUMBERS = ["1_000", "\u0661\u0662", "+5", "-5", "1e3", "0x10", " 5", "", "5,0", "nan", "Infinity"]
 
@@ -103,3 +106,27 @@ def test_a_full_disk_is_not_blamed_on_the_database(
     assert str(path) in shown
     assert "disk" in shown
     assert "ledger.url" not in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff{}", "byte 0 is not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"{\n", "at character"),
+        (None, "is a directory"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_explained(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    file = tmp_path / "lines.jsonl"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    for read in (lambda: read_lines(file, ("text",)), lambda: read_pairs(file)):
+        with pytest.raises(InvalidArgument, match=reason) as caught:
+            read()
+        assert "Error" not in caught.value.message
+        assert str(file) in caught.value.message
