@@ -158,8 +158,10 @@ def test_each_lever_saves_where_it_applies_and_nothing_without_it(
         assert found.loss == 0.0
     assert bool(on.earned) == (lever in ("similar_cache", "tiers"))
     if lever == "tiers":
-        # Audits of what cheaper tiers answer are paid for, and no client waits for them.
-        assert found.behind > 0.0
+        # Audits of what cheaper tiers answer are paid for, and no client waits for them. Of so few
+        # answers a draw may choose none.
+        again = (figures(paid, run_arm(replay, "on", (lever,)), 0.1) for _ in range(3))
+        assert found.behind > 0.0 or any(one.behind > 0.0 for one in again)
         assert found.p95_s < figures(paid, off, 0.1).p95_s
 
 
