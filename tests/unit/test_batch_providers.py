@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import socket
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -524,12 +525,12 @@ async def test_many_lines_do_not_block_the_loop(
     longest = 0.0
 
     async def tick() -> None:
+        # In the loop's own processor time, which other programs do not add to.
         nonlocal longest
-        loop = asyncio.get_running_loop()
         while True:
-            before = loop.time()
+            before_s = time.thread_time()
             await asyncio.sleep(0.001)
-            longest = max(longest, loop.time() - before)
+            longest = max(longest, time.thread_time() - before_s)
 
     ticking = asyncio.create_task(tick())
     batch_id = await batches.submit(lines, "b1", MODELS[vendor])
@@ -539,7 +540,7 @@ async def test_many_lines_do_not_block_the_loop(
         count += 1
     ticking.cancel()
     assert count == 4000
-    assert longest < 2.0
+    assert longest < 0.5
 
 
 def mangled(value: Any, rng: random.Random) -> Any:
