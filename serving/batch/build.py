@@ -11,7 +11,7 @@ from serving.batch.estimate import CostEstimate
 from serving.batch.files import FileStore, utc_now
 from serving.batch.lines import LineFormat
 from serving.batch.provider_batches import ProviderBatches
-from serving.batch.runner import ExitNotes, LineRunner
+from serving.batch.runner import ExitNotes, LineRunner, NotedLedger
 from serving.batch.scheduler import BatchEvents, Scheduler, SchedulerParts
 from serving.batch.service import BatchService
 from serving.batch.slack import Slack
@@ -58,8 +58,9 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
     """Return the lane; its watch runs it."""
     path, estimate = deps.path, deps.estimate
     notes = ExitNotes(path.recorder.observer)
-    # The same steps with a recorder that also tells what a line cost.
-    path = replace(path, recorder=replace(path.recorder, observer=notes))
+    # The same steps with a recorder that also tells what a line cost, and when that is on disk.
+    ledger = NotedLedger(path.recorder.ledger)
+    path = replace(path, recorder=replace(path.recorder, observer=notes, ledger=ledger))
     blobs = BlobStore(deps.folder, deps.cipher)
     files = FileStore(deps.database, blobs, settings)
     store = BatchStore(deps.database)
@@ -69,7 +70,7 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
         None if estimate is None else estimate.reference,
         None if estimate is None else estimate.in_batch,
     )  # fmt: skip
-    runner = LineRunner(path, notes, deps.line_format, settings, deps.cipher)
+    runner = LineRunner(path, notes, deps.line_format, settings, ledger, deps.cipher)
     submissions = None
     if deps.providers and deps.frontier is not None and deps.ledger is not None:
         submissions = SubmissionParts(

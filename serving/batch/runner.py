@@ -2,13 +2,14 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from serving.batch.lines import LineFormat, LineRequest, read_line
-from serving.batch.store import ActiveBatch, ClaimedLine, LineEnd, StoredResult
+from serving.batch.store import ActiveBatch, ClaimedLine, LeaseLost, LineEnd, StoredResult
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
@@ -19,7 +20,8 @@ from serving.contracts.errors import (
     ModelFailed,
     NarrowgateError,
 )
-from serving.contracts.exits import Exit, ExitObserver
+from serving.contracts.exits import Endpoint, Exit, ExitObserver
+from serving.contracts.ledger import CallEnd, Caller, Entry, Ledger, OpenCall
 from serving.contracts.openai import json_text
 from serving.evidence.heads.cipher import UnreadableContent, VectorCipher
 from serving.frontier.failures import may_be_billed
@@ -64,8 +66,79 @@ class ExitNotes:
         )
 
 
+class NotedLedger:
+    """Passes entries on, and keeps those that the attempts of lines closed until they are taken.
+
+    may_call: whether this process still runs batches; a line opens no paid call where it does not.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.may_call: Callable[[], bool] = lambda: True
+        self._closed: defaultdict[str, list[Entry]] = defaultdict(list)
+
+    def entry(
+        self,
+        caller: Caller,
+        request_id: str,
+        endpoint: Endpoint,
+        task: str | None,
+        index: int,
+        opened_at: datetime | None = None,
+    ) -> Entry:
+        """Return the entry of an input."""
+        entry = self._ledger.entry(caller, request_id, endpoint, task, index, opened_at)
+        if caller.lane != "batch" or endpoint == "audit":
+            return entry
+        return _NotedEntry(
+            entry, lambda: self._closed[request_id].append(entry), lambda: self.may_call()
+        )
+
+    async def written(self, request_id: str) -> None:
+        """Return when what an attempt closed is on disk, or after the ledger's longest wait."""
+        for entry in self._closed.pop(request_id, []):
+            await entry.written()
+
+    def forget(self, request_id: str) -> None:
+        """Forget an attempt."""
+        self._closed.pop(request_id, None)
+
+
+class _NotedEntry:
+    """Implements serving.contracts.ledger.Entry. closed: called when it was closed."""
+
+    def __init__(
+        self, entry: Entry, closed: Callable[[], None], may_call: Callable[[], bool]
+    ) -> None:
+        self._entry = entry
+        self._closed = closed
+        self._may_call = may_call
+
+    @property
+    def is_recorded(self) -> bool:
+        return self._entry.is_recorded
+
+    async def open_call(self, model: str, worst_case_usd: Decimal, deadline: Deadline) -> OpenCall:
+        if not self._may_call():
+            raise LeaseLost
+        call = await self._entry.open_call(model, worst_case_usd, deadline)
+        if not self._may_call():
+            # Whoever took over before the call was on disk repeats the line: it is not made here.
+            call.close(CallEnd("cancelled", None, "reported", 0.0))
+            raise LeaseLost
+        return call
+
+    def close(self, exit_: Exit) -> Decimal | None:
+        cost_usd = self._entry.close(exit_)
+        self._closed()
+        return cost_usd
+
+    async def written(self) -> None:
+        await self._entry.written()
+
+
 class LineRunner:
-    """Runs lines. path: with a recorder whose observer is `notes`."""
+    """Runs lines. path: with a recorder whose observer is `notes` and whose ledger is `ledger`."""
 
     def __init__(
         self,
@@ -73,13 +146,19 @@ class LineRunner:
         notes: ExitNotes,
         line_format: LineFormat,
         settings: BatchSettings,
+        ledger: NotedLedger,
         cipher: VectorCipher | None = None,
     ) -> None:
         self._path = path
+        self._ledger = ledger
         self._notes = notes
         self._format = line_format
         self._settings = settings
         self._cipher = cipher
+
+    def fence(self, may_call: Callable[[], bool]) -> None:
+        """Open paid calls only while a function returns True; `run` raises LeaseLost else."""
+        self._ledger.may_call = may_call
 
     async def run(
         self,
@@ -91,9 +170,26 @@ class LineRunner:
     ) -> LineEnd:
         """Return how an attempt ended. Raises BudgetExceeded where it does not fit the budget.
 
-        data: the line. room_usd: the most that it may cost by its batch's limit; None without one.
-        Raises MaxCostExceeded where it does not fit that.
+        Its calls have ended in the ledger by then: a line that is known to have ended has no call
+        that a crash leaves open. data: the line. room_usd: the most that it may cost by its batch's
+        limit; None without one. Raises MaxCostExceeded where it does not fit that.
         """
+        try:
+            end = await self._run(batch, line, data, now, room_usd)
+        except BaseException:  # cancellation too; re-raised
+            self._ledger.forget(line.request_id)
+            raise
+        await self._ledger.written(line.request_id)
+        return end
+
+    async def _run(
+        self,
+        batch: ActiveBatch,
+        line: ClaimedLine,
+        data: bytes,
+        now: datetime,
+        room_usd: Decimal | None,
+    ) -> LineEnd:
         request = read_line(data, batch.endpoint, self._format)
         context = self._context(batch, line, request, now, room_usd)
         try:

@@ -54,6 +54,7 @@ _BUSY_S = 0.05
 """Between two rounds while lines run: new lines are started as others end, without a round."""
 _IDLE_S = 1.0
 _AFTER_FAILURE_S = 1.0
+_HELD_EVERY_S = 10.0
 _ADDED_AT_ONCE = 1000
 _WRITTEN_AT_ONCE = 500
 _LOST_CODE = "outcome_unknown"
@@ -74,6 +75,13 @@ class BatchEvents(Protocol):
         """This replica runs batches: how many are in each status, and how long the oldest waits.
 
         running: lines in progress.
+        """
+        ...
+
+    def batch_open(self, held_usd: Decimal, overdue_s: float) -> None:
+        """Lines that are running or in providers' batches may cost so much together.
+
+        overdue_s: since the earliest deadline of a batch that has not ended, 0 before it.
         """
         ...
 
@@ -133,8 +141,13 @@ class Scheduler:
         self._renewed_at_s = 0.0
         self._turn = 0
         submissions = parts.submissions
-        self._submissions = None if submissions is None else Submissions(submissions, self._insist)
+        self._submissions = (
+            None if submissions is None
+            else Submissions(submissions, self._insist, self._may_call)
+        )  # fmt: skip
+        parts.runner.fence(self._may_call)
         self._followed_at_s = 0.0
+        self._summed_at_s = float("-inf")
 
     def wake(self) -> None:
         """Make the next round begin at once."""
@@ -168,6 +181,9 @@ class Scheduler:
 
     async def _led(self) -> float:
         loop, parts = asyncio.get_running_loop(), self._parts
+        if self._leads and self._lease_left_s() <= 0:
+            # This process slept: another one may have run batches, and ended, meanwhile.
+            raise LeaseLost
         if not self._leads and not await self._run(parts.store.has_work):
             return _IDLE_S
         if not self._leads or self._lease_left_s() < parts.settings.lease_s * 2 / 3:
@@ -186,6 +202,11 @@ class Scheduler:
             await self._recover()
         active = await self._run(parts.store.active)
         self._report(active)
+        if loop.time() >= self._summed_at_s + _HELD_EVERY_S:
+            self._summed_at_s = loop.time()
+            held_usd = await self._run(parts.store.held_usd)
+            late = [(parts.now() - batch.expires_at).total_seconds() for batch in active]
+            parts.events.batch_open(held_usd, max(0.0, *late, 0.0))
         if not active:
             return _IDLE_S
         for batch in active:
@@ -198,10 +219,15 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         return self._renewed_at_s + self._parts.settings.lease_s - loop.time()
 
+    def _may_call(self) -> bool:
+        """Return whether a paid call may begin: no other process runs batches yet."""
+        return self._leads and self._lease_left_s() > 0
+
     def _lose(self) -> None:
         """Stop everything: another process runs batches, or may."""
         if self._leads:
             self._parts.events.batch_round({}, 0.0, 0)
+            self._parts.events.batch_open(Decimal(0), 0.0)
             logger.warning("batch.lease_lost holder=%s", self.holder)
             self._parts.events.batch_lane(leads=False)
         self._leads = False
@@ -445,6 +471,10 @@ class Scheduler:
             text = unrun_text(line.request_id, line.custom_id, problem.code, problem.message)
             failed = LineEnd(line.batch, line.number, "failed", error=problem.code)
             end = parts.runner.sealed(failed, text)
+        except LeaseLost:
+            # The next holder ends or repeats it.
+            progress.running.pop(line.number, None)
+            return
         except Exception as error:
             # The process edge of a line: it must end, and its batch must go on.
             logger.exception("batch.line_failed id=%s", line.request_id)

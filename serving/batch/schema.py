@@ -103,8 +103,9 @@ batch_lines = Table(
     Index("batch_lines_by_submission", "submission"),
 )
 
-# One batch at a provider. id: our key of the submission, written before the call. state: intent
-# (the call may have been made), submitted, ended or abandoned. provider_id: the provider's id.
+# One batch at a provider. id: our key of the submission, written before the call. state: holding
+# (worst cases are being held), intent (the call may have been made), submitted, ended or abandoned.
+# provider_id: the provider's id.
 batch_submissions = Table(
     "batch_submissions",
     metadata,

@@ -444,6 +444,20 @@ class BatchStore:
             found: Decimal | None = connection.execute(query).scalar_one()
         return found or Decimal(0)
 
+    def held_usd(self) -> Decimal:
+        """Return the worst case of all lines that run or are in providers' batches, US dollars."""
+        line = batch_lines.c
+        query = (
+            select(func.sum(line.worst_usd))
+            .join(batches, batches.c.id == line.batch)
+            .where(
+                batches.c.status.not_in(FINAL_STATUSES), line.state.in_(("running", "submitted"))
+            )
+        )
+        with self.database.read() as connection:
+            found: Decimal | None = connection.execute(query).scalar_one()
+        return found or Decimal(0)
+
     def results(self, batch: str, *, succeeded: bool) -> Iterator[StoredResult]:
         """Yield the ended lines that succeeded, or the others, in the file's order."""
         line, last = batch_lines.c, 0

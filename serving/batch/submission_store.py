@@ -17,7 +17,7 @@ from serving.ledger.schema import calls, exits
 _NEAR = timedelta(hours=2)
 """Lines are held soon after the intent is written; hosts' clocks differ."""
 
-SubmissionState = Literal["intent", "submitted", "ended", "abandoned"]
+SubmissionState = Literal["holding", "intent", "submitted", "ended", "abandoned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class SubmissionStore:
         now: datetime,
         room_usd: Decimal | None,
     ) -> tuple[str, list[ClaimedLine]]:
-        """Write the intent to submit lines; return its key and the lines. Raises LeaseLost.
+        """Take lines for a submission; return its key and the lines. Raises LeaseLost.
 
         room_usd: their worst cases together stay within it.
         """
@@ -97,7 +97,7 @@ class SubmissionStore:
                 chosen.append(row)
             if chosen:
                 connection.execute(batch_submissions.insert(), [{
-                    "id": key, "provider": provider, "model": model, "state": "intent",
+                    "id": key, "provider": provider, "model": model, "state": "holding",
                     "lines": len(chosen), "created_at": now,
                 }])  # fmt: skip
                 connection.execute(
@@ -115,6 +115,17 @@ class SubmissionStore:
             for row in chosen
         ]  # fmt: skip
 
+    def intend(self, holder: str, submission: str) -> None:
+        """Write the intent to call the provider. Raises LeaseLost."""
+        table = batch_submissions.c
+        with self._database.begin() as connection:
+            require_lease(connection, holder)
+            connection.execute(
+                update(batch_submissions)
+                .where(table.id == submission, table.state == "holding")
+                .values(state="intent")
+            )
+
     def opened(self) -> list[Submission]:
         """Return the submissions that have not ended, the oldest first."""
         table = batch_submissions.c
@@ -125,7 +136,7 @@ class SubmissionStore:
         )
         query = (
             select(batch_submissions, batch.label("batch"))
-            .where(table.state.in_(("intent", "submitted")))
+            .where(table.state.in_(("holding", "intent", "submitted")))
             .order_by(table.created_at, table.id)
         )
         with self._database.read() as connection:

@@ -1,7 +1,7 @@
 """Sends lines to providers' batches at half price, and takes their results in once.
 
-The intent is in the database before the call, and the provider's id after it. A line's worst case
-is held in the ledger from before the submission until its result is known.
+The lines' worst cases are held in the ledger first, until their results are known. The intent is in
+the database before the call, and the provider's id after it.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from serving.batch.provider_batches import (
     may_leave_batch,
 )
 from serving.batch.runner import LineRunner, unrun_text
-from serving.batch.store import ActiveBatch, ClaimedLine, LineEnd
+from serving.batch.store import ActiveBatch, ClaimedLine, LeaseLost, LineEnd
 from serving.batch.submission_store import LedgerRows, Submission, SubmissionStore
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.context import RequestContext
@@ -103,11 +103,15 @@ class SubmissionParts:
 
 
 class Submissions:
-    """Lines that are answered in providers' batches. run: see Run."""
+    """Lines that are answered in providers' batches. run: see Run.
 
-    def __init__(self, parts: SubmissionParts, run: Run) -> None:
+    may_call: whether this process still runs batches.
+    """
+
+    def __init__(self, parts: SubmissionParts, run: Run, may_call: Callable[[], bool]) -> None:
         self._parts = parts
         self._run = run
+        self._may_call = may_call
         self._asked_at: dict[str, datetime] = {}
         self._cancelled: set[str] = set()
         self.submitting: set[str] = set()
@@ -142,7 +146,7 @@ class Submissions:
             return 0
         self.submitting.add(key)
         try:
-            await self._submit(batch, target, key, lines, provider)
+            await self._submit(holder, batch, target, key, lines)
         finally:
             self.submitting.discard(key)
         return len(lines)
@@ -172,13 +176,14 @@ class Submissions:
 
     async def _submit(
         self,
+        holder: str,
         batch: ActiveBatch,
         target: str,
         key: str,
         lines: Sequence[ClaimedLine],
-        provider: ProviderBatches,
     ) -> None:
         parts = self._parts
+        provider = parts.providers[target.partition("/")[0]]
         chosen: list[ProviderLine] = []
         size, refusal = 0, None
         for start in range(0, len(lines), _CHUNK):
@@ -195,6 +200,10 @@ class Submissions:
             if refusal is not None:
                 raise refusal
             return
+        await self._run(parts.store.intend, holder, key)
+        if not self._may_call():
+            # The next holder cannot tell that the call was not made: it asks the provider.
+            raise LeaseLost
         try:
             found = await provider.submit(chosen, key, target.partition("/")[2])
         except FrontierError as error:
@@ -284,6 +293,10 @@ class Submissions:
     async def _follow(self, one: Submission, batch: ActiveBatch, provider: ProviderBatches) -> None:
         parts = self._parts
         lines = await self._run(parts.store.lines, one.id)
+        if one.state == "holding":
+            # A process that stopped before it called the provider.
+            await self._give_back(one.id, batch, None, one.created_at)
+            return
         if one.provider_id is None:
             known = [o.provider_id for o in await self._run(parts.store.opened) if o.provider_id]
             keys = [line.request_id for line in lines]

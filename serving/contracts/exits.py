@@ -8,6 +8,9 @@ from serving.contracts.answer import CacheKind, Route, Usage
 from serving.contracts.evidence import Evidence
 from serving.contracts.routing import Reason
 
+NO_MODEL = "none"
+"""The local model of a task where none is configured."""
+
 HEAD_PREFIX = "head:"
 """Prefix of the model's name where a learned head answered: it takes no local replica's time."""
 

@@ -1,5 +1,7 @@
 """Prometheus metrics of the batch lane."""
 
+from decimal import Decimal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 _STATUSES = ("validating", "in_progress", "finalizing", "cancelling")
@@ -20,8 +22,20 @@ class BatchMetrics:
             "Age of the oldest batch that has not ended; of the replica that runs them.",
             registry=registry,
         )
+        self._overdue = Gauge(
+            "narrowgate_batch_overdue_seconds",
+            "Time since the earliest deadline of a batch that has not ended, 0 before it; of the "
+            "replica that runs them.",
+            registry=registry,
+        )
         self._running = Gauge(
             "narrowgate_batch_lines_running", "Lines in progress.", registry=registry
+        )
+        self._held = Gauge(
+            "narrowgate_batch_held_usd",
+            "Worst case of lines in progress and in providers' batches, US dollars; of the replica "
+            "that runs them.",
+            registry=registry,
         )
         self._leads = Gauge(
             "narrowgate_batch_leads", "1 on the replica that runs batches.", registry=registry
@@ -45,6 +59,11 @@ class BatchMetrics:
             self._batches.labels(status).set(by_status.get(status, 0))
         self._oldest.set(oldest_waiting_s)
         self._running.set(running)
+
+    def batch_open(self, held_usd: Decimal, overdue_s: float) -> None:
+        """Record the worst case of lines that have not ended, and the longest delay of a batch."""
+        self._held.set(float(held_usd))
+        self._overdue.set(overdue_s)
 
     def batch_lane(self, *, leads: bool) -> None:
         """Record whether this replica runs batches."""

@@ -14,6 +14,7 @@ from serving.contracts.errors import (
     NarrowgateError,
     TaskNotAttested,
 )
+from serving.contracts.exits import NO_MODEL
 from serving.contracts.model_status import ModelStatus
 from serving.contracts.openai import OpenAIReply
 from serving.contracts.task_spec import TaskSpec
@@ -226,7 +227,7 @@ def _without_model(specs: Sequence[TaskSpec]) -> dict[str, BoundTask]:
         fix="send route: auto, with a provider's key; or add a model to `models`",
     )
     grant = Grant(result=None, attestation=None, refusal=refusal)
-    engine = _RefusingEngine("none", refusal)
+    engine = _RefusingEngine(NO_MODEL, refusal)
     return {name: BoundTask(task, engine, grant) for name, task in _unbound(specs).items()}
 
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 from serving.contracts.answer import Usage
-from serving.contracts.exits import HEAD_PREFIX, Endpoint, Exit
+from serving.contracts.exits import HEAD_PREFIX, NO_MODEL, Endpoint, Exit
 from serving.contracts.ledger import CallEnd, Caller
 from serving.contracts.prices import PICODOLLAR
 from serving.ledger.operations import Row
@@ -265,7 +265,9 @@ def local_shares(exit_: Exit) -> list[LocalShare]:
     shares = [
         LocalShare(tried.model, tried.error, tried.usage, tried.replica_s, tried.elapsed_s)
         for tried in exit_.attempts
-        if tried.replica_s is not None and not tried.model.startswith(HEAD_PREFIX)
+        if tried.replica_s is not None
+        and tried.model != NO_MODEL
+        and not tried.model.startswith(HEAD_PREFIX)
     ]
     has_time = exit_.replica_s is not None or exit_.route == "local"
     if exit_.model is not None and has_time and not exit_.model.startswith(HEAD_PREFIX):

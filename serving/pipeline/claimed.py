@@ -15,6 +15,7 @@ from serving.contracts.errors import (
     LedgerUnavailable,
     NarrowgateError,
 )
+from serving.contracts.exits import NO_MODEL
 from serving.contracts.requests import Request, TaskBatch
 from serving.contracts.routing import Reason
 from serving.evidence.candidates import label_of
@@ -27,9 +28,6 @@ from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.plan import TaskPlan
 from serving.pipeline.runner import BoundTask, Runner
 from serving.tasks.frontier_answer import read_frontier
-
-NO_MODEL = "none"
-"""The model in the scope of a claim on a task that only heads answer."""
 
 
 @dataclass(frozen=True, slots=True)

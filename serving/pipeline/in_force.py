@@ -8,9 +8,8 @@ from serving.cache.entry import AnswerOrigin
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import LedgerUnavailable
 from serving.contracts.evidence import Action, ClaimState
-from serving.contracts.exits import HEAD_PREFIX
+from serving.contracts.exits import HEAD_PREFIX, NO_MODEL
 from serving.evidence.rulings import Evidence
-from serving.pipeline.claimed import NO_MODEL
 from serving.pipeline.exit_recorder import Served
 from serving.pipeline.runner import BoundTask
 

@@ -6,26 +6,17 @@ Its books are what it saw and billed.
 
 import contextlib
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
-import yaml
-from pydantic import SecretStr
 from sqlalchemy import select
 
-from serving.ledger.database import Database, database_url
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.schema import calls, exits
 
@@ -33,88 +24,35 @@ from ..provider.script import Fault
 from ..provider.server import ProviderServer
 from ..unit.batch_kit import chat_line, jsonl
 from ..unit.database import fresh_postgres, postgres_server
+from .killed_gateway import KEY, KilledGateway
 
 pytestmark = [pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[2]
-KEY = "sk-test-0123456789-never-logged"
 LINES = 400
 KILLS = 3
-START_S = 300.0
 END_S = 400.0
-
-
-class Gateway:
-    """One gateway process, started again after each kill."""
-
-    def __init__(self, folder: Path, provider: ProviderServer, url: str | None) -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / "gateway.log"
-        self.config = folder / "settings.yaml"
-        self.process: subprocess.Popen[bytes] | None = None
-        tiers = {tier: ["openai/gpt-4.1"] for tier in ("economy", "standard", "frontier")}
-        self.config.write_text(yaml.safe_dump({
-            "models": [], "state": str(folder / "state"),
-            "ledger": {} if url is None else {"url": url},
-            "frontier": {"tiers": tiers, "providers": {
-                "openai": {"api": "openai", "base_url": f"{provider.url}/v1"},
-            }},
-            "evidence": {"enabled": False}, "cache": {"enabled": False},
-            "batch": {"max_concurrent_lines": 8, "lease_s": 2.0},
-        }))  # fmt: skip
-
-    def start(self) -> None:
-        with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.gateway_process",
-                 "--config", str(self.config), "--port", str(self.port)],
-                cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, "OPENAI_API_KEY": KEY},
-            )  # fmt: skip
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
-                    return
-            time.sleep(0.1)
-        pytest.fail(f"not ready:\n{self.log.read_text()[-4000:]}")
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(timeout=30)
-
-    def database(self) -> Database:
-        settings = yaml.safe_load(self.config.read_text())
-        url = settings["ledger"].get("url")
-        return Database(
-            database_url(None if url is None else SecretStr(url), self.folder / "state")
-        )
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def gateway(
     request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[tuple[Gateway, ProviderServer]]:
+) -> Iterator[tuple[KilledGateway, ProviderServer]]:
     with contextlib.ExitStack() as stack:
         provider = stack.enter_context(ProviderServer(keys=[KEY]))
         url = None
         if request.param == "postgresql":
             server = stack.enter_context(postgres_server())
             url = fresh_postgres(server, "batch").get_secret_value()
-        found = Gateway(tmp_path, provider, url)
+        found = KilledGateway(
+            tmp_path, provider, url, batch={"max_concurrent_lines": 8, "lease_s": 2.0}
+        )
         try:
             yield found, provider
         finally:
-            if found.process is not None and found.process.poll() is None:
-                found.kill()
+            found.close()
 
 
-def test_a_batch_survives_kills(gateway: tuple[Gateway, ProviderServer]) -> None:
+def test_a_batch_survives_kills(gateway: tuple[KilledGateway, ProviderServer]) -> None:
     running, provider = gateway
     provider.script.answer = lambda seen: f"answer to {seen.body['messages'][-1]['content']}"
     provider.script.on("gpt-4.1", Fault("slow", delay_s=0.05))
@@ -153,7 +91,7 @@ def test_a_batch_survives_kills(gateway: tuple[Gateway, ProviderServer]) -> None
     _assert_books(running, provider, found)
 
 
-def _assert_books(running: Gateway, provider: ProviderServer, found: list[Any]) -> None:
+def _assert_books(running: KilledGateway, provider: ProviderServer, found: list[Any]) -> None:
     """Assert that each line was billed at most once, and that the ledger has each bill."""
     asked = Counter(seen.body["messages"][-1]["content"] for seen in provider.script.seen)
     twice = {text: count for text, count in asked.items() if count > 1}
