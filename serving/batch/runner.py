@@ -2,14 +2,14 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from serving.batch.lines import LineFormat, LineRequest, read_line
-from serving.batch.store import ActiveBatch, ClaimedLine, LeaseLost, LineEnd, StoredResult
+from serving.batch.store import ActiveBatch, ClaimedLine, LineEnd, StoredResult
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
@@ -26,6 +26,8 @@ from serving.contracts.openai import json_text
 from serving.evidence.heads.cipher import UnreadableContent, VectorCipher
 from serving.frontier.failures import may_be_billed
 from serving.pipeline.request_path import RequestPath
+
+Fence = Callable[[], Awaitable[None]]
 
 _LONGEST_PAUSE_S = 60.0
 _SUFFIX = '}, "error": null}'
@@ -69,12 +71,13 @@ class ExitNotes:
 class NotedLedger:
     """Passes entries on, and keeps those that the attempts of lines closed until they are taken.
 
-    may_call: whether this process still runs batches; a line opens no paid call where it does not.
+    fence: returns while this process runs batches, and raises LeaseLost once it does not: no paid
+    call is opened then.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self.may_call: Callable[[], bool] = lambda: True
+        self.fence: Fence | None = None
         self._closed: defaultdict[str, list[Entry]] = defaultdict(list)
 
     def entry(
@@ -90,9 +93,7 @@ class NotedLedger:
         entry = self._ledger.entry(caller, request_id, endpoint, task, index, opened_at)
         if caller.lane != "batch" or endpoint == "audit":
             return entry
-        return _NotedEntry(
-            entry, lambda: self._closed[request_id].append(entry), lambda: self.may_call()
-        )
+        return _NotedEntry(entry, self.fence, lambda: self._closed[request_id].append(entry))
 
     async def written(self, request_id: str) -> None:
         """Return when what an attempt closed is on disk, or after the ledger's longest wait."""
@@ -107,25 +108,26 @@ class NotedLedger:
 class _NotedEntry:
     """Implements serving.contracts.ledger.Entry. closed: called when it was closed."""
 
-    def __init__(
-        self, entry: Entry, closed: Callable[[], None], may_call: Callable[[], bool]
-    ) -> None:
+    def __init__(self, entry: Entry, fence: Fence | None, closed: Callable[[], None]) -> None:
         self._entry = entry
+        self._fence = fence
         self._closed = closed
-        self._may_call = may_call
 
     @property
     def is_recorded(self) -> bool:
         return self._entry.is_recorded
 
     async def open_call(self, model: str, worst_case_usd: Decimal, deadline: Deadline) -> OpenCall:
-        if not self._may_call():
-            raise LeaseLost
+        if self._fence is None:
+            return await self._entry.open_call(model, worst_case_usd, deadline)
+        await self._fence()
         call = await self._entry.open_call(model, worst_case_usd, deadline)
-        if not self._may_call():
+        try:
+            await self._fence()
+        except BaseException:  # cancellation too; re-raised
             # Whoever took over before the call was on disk repeats the line: it is not made here.
             call.close(CallEnd("cancelled", None, "reported", 0.0))
-            raise LeaseLost
+            raise
         return call
 
     def close(self, exit_: Exit) -> Decimal | None:
@@ -156,9 +158,9 @@ class LineRunner:
         self._settings = settings
         self._cipher = cipher
 
-    def fence(self, may_call: Callable[[], bool]) -> None:
-        """Open paid calls only while a function returns True; `run` raises LeaseLost else."""
-        self._ledger.may_call = may_call
+    def fence(self, fence: Fence) -> None:
+        """Open paid calls only where the fence lets them; `run` raises LeaseLost else."""
+        self._ledger.fence = fence
 
     async def run(
         self,

@@ -143,9 +143,9 @@ class Scheduler:
         submissions = parts.submissions
         self._submissions = (
             None if submissions is None
-            else Submissions(submissions, self._insist, self._may_call)
+            else Submissions(submissions, self._insist, self._fence)
         )  # fmt: skip
-        parts.runner.fence(self._may_call)
+        parts.runner.fence(self._fence)
         self._followed_at_s = 0.0
         self._summed_at_s = float("-inf")
 
@@ -181,14 +181,13 @@ class Scheduler:
 
     async def _led(self) -> float:
         loop, parts = asyncio.get_running_loop(), self._parts
-        if self._leads and self._lease_left_s() <= 0:
-            # This process slept: another one may have run batches, and ended, meanwhile.
-            raise LeaseLost
         if not self._leads and not await self._run(parts.store.has_work):
             return _IDLE_S
         if not self._leads or self._lease_left_s() < parts.settings.lease_s * 2 / 3:
             asked_at_s = loop.time()
-            if not await self._run(parts.store.take_lease, self.holder, parts.settings.lease_s):
+            # Where another process ran batches meanwhile, the lease is taken anew in a later round.
+            ask = parts.store.keep_lease if self._leads else parts.store.take_lease
+            if not await self._run(ask, self.holder, parts.settings.lease_s):
                 raise LeaseLost
             self._renewed_at_s = asked_at_s
         if not self._leads:
@@ -219,9 +218,17 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         return self._renewed_at_s + self._parts.settings.lease_s - loop.time()
 
-    def _may_call(self) -> bool:
-        """Return whether a paid call may begin: no other process runs batches yet."""
-        return self._leads and self._lease_left_s() > 0
+    async def _fence(self) -> None:
+        """Return when no other process can run batches. Raises LeaseLost where another one may.
+
+        After the lease's end, which a process that slept sees, the next round finds out.
+        """
+        while self._leads:
+            if self._lease_left_s() > 0:
+                return
+            self._woken.set()
+            await asyncio.sleep(_BUSY_S)
+        raise LeaseLost
 
     def _lose(self) -> None:
         """Stop everything: another process runs batches, or may."""
@@ -471,11 +478,11 @@ class Scheduler:
             text = unrun_text(line.request_id, line.custom_id, problem.code, problem.message)
             failed = LineEnd(line.batch, line.number, "failed", error=problem.code)
             end = parts.runner.sealed(failed, text)
-        except LeaseLost:
-            # The next holder ends or repeats it.
-            progress.running.pop(line.number, None)
-            return
         except Exception as error:
+            if _is_lease_lost(error):
+                # The next holder ends or repeats it.
+                progress.running.pop(line.number, None)
+                return
             # The process edge of a line: it must end, and its batch must go on.
             logger.exception("batch.line_failed id=%s", line.request_id)
             wrapped = NarrowgateError(f"the line failed: {type(error).__name__}")
@@ -594,6 +601,12 @@ class Scheduler:
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, function, *arguments)
+
+
+def _is_lease_lost(error: Exception) -> bool:
+    """Return whether the lease was lost. The steps of a request may raise it in a group."""
+    lost = error.subgroup(LeaseLost) if isinstance(error, ExceptionGroup) else None
+    return isinstance(error, LeaseLost) or lost is not None
 
 
 def _max_cost_text(batch: ActiveBatch) -> str:

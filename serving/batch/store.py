@@ -252,6 +252,18 @@ class BatchStore:
             )
             return bool(taken.rowcount)
 
+    def keep_lease(self, holder: str, lease_s: float) -> bool:
+        """Return whether this process still runs batches, and no other one did meanwhile.
+
+        That holds after the lease's end too, until another process takes it.
+        """
+        with self.database.begin() as connection:
+            until = database_now(connection) + timedelta(seconds=lease_s)
+            kept = connection.execute(
+                update(batch_lease).where(batch_lease.c.holder == holder).values(until=until)
+            )
+            return bool(kept.rowcount)
+
     def release_lease(self, holder: str) -> None:
         """Let another process take over at once."""
         with self.database.begin() as connection:

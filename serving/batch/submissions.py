@@ -24,8 +24,8 @@ from serving.batch.provider_batches import (
     checked_spent,
     may_leave_batch,
 )
-from serving.batch.runner import LineRunner, unrun_text
-from serving.batch.store import ActiveBatch, ClaimedLine, LeaseLost, LineEnd
+from serving.batch.runner import Fence, LineRunner, unrun_text
+from serving.batch.store import ActiveBatch, ClaimedLine, LineEnd
 from serving.batch.submission_store import LedgerRows, Submission, SubmissionStore
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.context import RequestContext
@@ -105,13 +105,13 @@ class SubmissionParts:
 class Submissions:
     """Lines that are answered in providers' batches. run: see Run.
 
-    may_call: whether this process still runs batches.
+    fence: raises LeaseLost where this process no longer runs batches.
     """
 
-    def __init__(self, parts: SubmissionParts, run: Run, may_call: Callable[[], bool]) -> None:
+    def __init__(self, parts: SubmissionParts, run: Run, fence: Fence) -> None:
         self._parts = parts
         self._run = run
-        self._may_call = may_call
+        self._fence = fence
         self._asked_at: dict[str, datetime] = {}
         self._cancelled: set[str] = set()
         self.submitting: set[str] = set()
@@ -201,9 +201,7 @@ class Submissions:
                 raise refusal
             return
         await self._run(parts.store.intend, holder, key)
-        if not self._may_call():
-            # The next holder cannot tell that the call was not made: it asks the provider.
-            raise LeaseLost
+        await self._fence()
         try:
             found = await provider.submit(chosen, key, target.partition("/")[2])
         except FrontierError as error:

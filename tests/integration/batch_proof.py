@@ -106,9 +106,13 @@ class Proof:
             input_file_id=file.id, endpoint=CHAT, completion_window="24h"
         )
         asked = sum(kind_of(number) != "provider" for number in range(self.lines))
-        for kill in range(KILLS):
-            # The first one as soon as the provider has a batch, the others within the sync lines.
-            self._wait(lambda kill=kill: self._is_due(kill, asked))
+        # The first one as soon as the provider has a batch, the others on the way of the rest.
+        self._wait(lambda: self.is_open)
+        self._kill(began)
+        for left in range(KILLS - 1, 0, -1):
+            now = self._asked_alone()
+            until = now + (asked - now) // (left + 1)
+            self._wait(lambda until=until: self._asked_alone() >= until)
             self._kill(began)
         while batch.status not in ("completed", "failed", "cancelled", "expired"):
             if time.monotonic() > began + _END_S:
@@ -126,9 +130,9 @@ class Proof:
         ]
         return self._figures(found, batch)
 
-    def _is_due(self, kill: int, asked: int) -> bool:
-        seen = sum(one.batch_id is None for one in list(self.provider.script.seen))
-        return seen >= asked * kill // KILLS and (kill > 0 or self.is_open)
+    def _asked_alone(self) -> int:
+        """Return how many lines the provider was asked outside of a batch."""
+        return sum(one.batch_id is None for one in list(self.provider.script.seen))
 
     def _wait(self, is_due: Any) -> None:
         deadline = time.monotonic() + _END_S
@@ -310,7 +314,7 @@ def running(lines: int, *, postgres: bool) -> Iterator[Proof]:
         provider.script.batch_plan = BatchPlan(polls=2, seconds=_OPEN_S if lines > 1000 else 8.0)
         gateway = KilledGateway(
             folder, provider, url, TIER_MODEL, has_batches=True,
-            batch={"lease_s": 2.0, "provider_poll_s": 1.0},
+            batch={"lease_s": 10.0, "provider_poll_s": 1.0},
         )  # fmt: skip
         stack.callback(gateway.close)
         yield Proof(gateway, provider, lines)

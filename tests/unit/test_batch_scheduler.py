@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +14,7 @@ from sqlalchemy import select, update
 
 from serving.batch.check import FileCheck
 from serving.batch.recovery import paid_attempts
+from serving.batch.runner import NotedLedger
 from serving.batch.schema import batch_lines
 from serving.batch.slack import Slack
 from serving.batch.store import BatchStore, LeaseLost, Limits, LineEnd
@@ -20,7 +22,7 @@ from serving.contracts.batch import BatchOrder, Checked
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import DeadlineExceeded, ShuttingDown
-from serving.contracts.ledger import Caller, Lane
+from serving.contracts.ledger import CallEnd, Caller, Lane
 from serving.ledger.access.tenants import update_tenant
 from serving.ledger.database import Database
 from serving.ledger.schema import calls, exits
@@ -199,6 +201,66 @@ def test_one_process_runs_batches_and_another_takes_over(store: BatchStore, spec
     assert store.states(batch) == {"succeeded": 1, "waiting": 3}
     again = store.claim("two", batch, 9, NOW)
     assert [(line.number, line.attempt) for line in again] == [(2, 2), (3, 1), (4, 1)]
+
+
+def test_a_lease_that_another_process_had_meanwhile_is_not_kept(store: BatchStore) -> None:
+    assert store.take_lease("one", 15.0)
+    store.release_lease("one")
+    # Nobody took it: what this process runs is still its own.
+    assert store.keep_lease("one", 15.0)
+    assert not store.take_lease("two", 15.0)
+    store.release_lease("one")
+    assert store.take_lease("two", 15.0)
+    store.release_lease("two")
+    assert not store.keep_lease("one", 15.0)
+    assert store.take_lease("one", 15.0)
+
+
+@pytest.mark.parametrize("checks", [0, 1])
+async def test_a_process_that_lost_the_lease_makes_no_paid_call(checks: int) -> None:
+    opened_calls: list[str] = []
+    ended: list[CallEnd] = []
+
+    class Call:
+        def close(self, end: CallEnd) -> None:
+            ended.append(end)
+
+    class Lines:
+        def entry(self, *_: Any) -> Any:
+            return self
+
+        async def open_call(self, model: str, *_: Any) -> Call:
+            opened_calls.append(model)
+            return Call()
+
+    left = checks
+
+    async def fence() -> None:
+        nonlocal left
+        if left == 0:
+            raise LeaseLost
+        left -= 1
+
+    ledger = NotedLedger(Lines())  # type: ignore[arg-type]
+    ledger.fence = fence
+    entry = ledger.entry(replace(ACME, lane="batch"), "batch_1_1_1", "chat", None, 0)
+    with pytest.raises(LeaseLost):
+        await entry.open_call("a/b", Decimal(1), SOON)
+    # Lost while the call was written: it ends at once, and costs nothing.
+    assert len(opened_calls) == checks
+    assert [(end.usage, end.usage_source) for end in ended] == [(None, "reported")] * checks
+
+
+def test_what_open_lines_may_cost_is_summed(store: BatchStore, specs: Any) -> None:
+    batch = filled(store, 3, specs)
+    assert store.held_usd() == 0
+    assert store.take_lease("one", 15.0)
+    with store.database.begin() as connection:
+        connection.execute(update(batch_lines).values(worst_usd=Decimal("0.4")))
+    store.claim("one", batch, 2, NOW)
+    assert store.held_usd() == Decimal("0.8")
+    store.end_lines("one", [LineEnd(batch, 1, "succeeded", b"{}")])
+    assert store.held_usd() == Decimal("0.4")
 
 
 def test_a_stopped_batch_keeps_its_first_reason(store: BatchStore, specs: Any) -> None:

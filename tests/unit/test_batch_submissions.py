@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from serving.batch.store import LeaseLost
+from serving.batch.submission_store import SubmissionStore
 from serving.ledger.access.tenants import update_tenant
 from serving.ledger.reports.reconcile import reconcile
 
@@ -90,6 +92,27 @@ async def test_a_lost_answer_to_the_creation_sends_nothing_twice(
     assert batch.status == "completed"
     assert len(answers(await gateway.results(batch))) == 5
     assert set(asked(provider).values()) == {1}
+
+
+async def test_lines_whose_submission_was_never_sent_go_back_to_the_plan_at_once(
+    gateway: Running, provider: ProviderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intend, stopped = SubmissionStore.intend, list[str]()
+
+    def stops_once(store: SubmissionStore, holder: str, submission: str) -> None:
+        if not stopped:
+            stopped.append(submission)
+            raise LeaseLost
+        intend(store, holder, submission)
+
+    monkeypatch.setattr(SubmissionStore, "intend", stops_once)
+    batch = await gateway.ended(await gateway.submit(questions(5)))
+    assert len(stopped) == 1
+    assert len(answers(await gateway.results(batch))) == 5
+    assert [name for name, _ in provider.script.batch_requests].count("create") == 1
+    rows = await settled_rows(gateway.database)
+    assert sum(row.paid_usd > 0 for row in rows) == 5
+    assert sum(row.hold_usd for row in rows) == 0
 
 
 async def test_a_refused_creation_is_repeated(gateway: Running, provider: ProviderServer) -> None:

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from serving.contracts.answer import Usage
+from serving.contracts.exits import NO_MODEL, Attempt
 from serving.contracts.report import Report
 from serving.ledger.database import Database, database_url
 from serving.ledger.reports.build import build_report
@@ -327,6 +328,18 @@ async def test_an_answer_of_a_head_saves_what_the_reference_would_have_cost(
     shares = {part.name: (part.reference_usd, part.share) for part in found.evidence}
     assert shares == {"traffic": (2 * cost, 1.0), "none": (0, 0.0)}
     assert found.totals.audits == 1
+
+
+async def test_the_cost_of_a_task_without_a_local_model_is_known(
+    ledger_url: SecretStr | None, state: Path
+) -> None:
+    refused = Attempt(NO_MODEL, "task_not_attested", 0.0, None, 0.0)
+    async with running(ledger_url, state) as ledger:
+        entry = ledger.entry(CALLER, "r1", "task", "desk", 0)
+        call = await entry.open_call("openai/m", Decimal(1), in_time())
+        call.close(ended())
+        cost = entry.close(left(request_id="r1", route="frontier", attempts=(refused,)))
+    assert cost == FixedPrices().frontier("openai/m", USAGE, None).cost_usd > 0
 
 
 def test_one_name_of_a_request_in_two_tenants_is_two_requests(database: Database) -> None:
