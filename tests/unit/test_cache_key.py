@@ -1,5 +1,6 @@
 """The cache's key: what decides the answer changes it, and what cannot does not."""
 
+import re
 import unicodedata
 from dataclasses import replace
 from decimal import Decimal
@@ -267,3 +268,10 @@ def test_a_fingerprint_is_of_all_but_the_last_message() -> None:
     assert fingerprint({**BODY, "messages": longer}) != fingerprint(BODY)
     other = replace(OPTIONS, route="local_only")
     assert chat_fingerprint(read_chat(BODY, 8), other, "tenant/acme", "p") != fingerprint(BODY)
+
+
+@pytest.mark.parametrize("text", ["x", "x" * 100_000, "\x00", "a" * 63 + "b", "{}"])
+def test_what_is_kept_by_key_is_kept_by_a_digest(text: str) -> None:
+    """No client can choose keys that collide, in the database or in a map in memory."""
+    found = key(user(text + "."))
+    assert re.fullmatch(r"[0-9a-f]{64}", found)

@@ -89,6 +89,7 @@ def test_processes_are_ended_also_orphans_that_ignore_the_signal() -> None:
 
 def test_ray_asks_for_a_token_that_only_its_owner_can_read(tmp_path: Path) -> None:
     found = ray_environment(tmp_path, LISTENERS)
+    assert "PYTHONHASHSEED" not in found
     assert found["RAY_AUTH_MODE"] == "token"
     token = Path(found["RAY_AUTH_TOKEN_PATH"])
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
