@@ -397,7 +397,8 @@ class Scheduler:
         ]
         if not ready:
             return
-        free = self._parts.slack.limit() - len(self._tasks)
+        # A line keeps its place until its end is written: a kill makes no more of them unknown.
+        free = self._parts.slack.limit() - len(self._tasks) - len(self._ends)
         # Each round begins with another batch, so that a long one does not starve the others.
         self._turn = (self._turn + 1) % len(ready)
         order = ready[self._turn :] + ready[: self._turn]
