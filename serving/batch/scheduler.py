@@ -358,10 +358,10 @@ class Scheduler:
         targets = await self._submissions.targets(batch)
         paused = self._progress[batch.id].paused_until
         if paused is None or self._parts.now() >= paused:
-            for target in targets:
-                if (name := f"{batch.id} {target}") not in self._busy:
+            for target, is_ready in targets.items():
+                if is_ready and (name := f"{batch.id} {target}") not in self._busy:
                     self._alone(name, self._submit(batch, target))
-        return targets
+        return list(targets)
 
     async def _submit(self, batch: ActiveBatch, target: str) -> None:
         assert self._submissions is not None

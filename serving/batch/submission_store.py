@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, Literal
 from uuid import uuid4
 
-from sqlalchemy import Row, bindparam, func, or_, select, update
+from sqlalchemy import Row, and_, bindparam, case, func, or_, select, update
 
 from serving.batch.schema import batch_lines, batch_submissions
 from serving.batch.store import ClaimedLine, LineEnd, require_lease
@@ -47,19 +47,23 @@ class SubmissionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def waiting_targets(self, batch: str, now: datetime) -> list[str]:
-        """Return the providers' models that lines of a batch wait for."""
+    def targets(self, batch: str, now: datetime) -> dict[str, bool]:
+        """Return the providers' models of a batch's open lines, and whether one may be sent now."""
         line = batch_lines.c
+        ready = and_(
+            line.state == "waiting", or_(line.not_before.is_(None), line.not_before <= now)
+        )
         query = (
-            select(line.target)
+            select(line.target, func.max(case((ready, 1), else_=0)))
             .where(
-                line.batch == batch, line.state == "waiting", line.target.is_not(None),
-                or_(line.not_before.is_(None), line.not_before <= now),
+                line.batch == batch, line.state.in_(("waiting", "submitted")),
+                line.target.is_not(None),
             )
-            .distinct()
+            .group_by(line.target)
+            .order_by(line.target)
         )  # fmt: skip
         with self._database.read() as connection:
-            return sorted(connection.execute(query).scalars())
+            return {target: bool(is_ready) for target, is_ready in connection.execute(query)}
 
     def claim(
         self,

@@ -124,10 +124,14 @@ class Submissions:
         window = timedelta(seconds=provider.window_s)
         return self._parts.now() + window <= batch.expires_at + _SLACK
 
-    async def targets(self, batch: ActiveBatch) -> list[str]:
-        """Return the targets of a batch whose waiting lines go into providers' batches."""
-        waiting = await self._run(self._parts.store.waiting_targets, batch.id, self._parts.now())
-        return [target for target in waiting if self.fits(batch, target)]
+    async def targets(self, batch: ActiveBatch) -> dict[str, bool]:
+        """Return the targets of a batch whose lines go into providers' batches.
+
+        True where a line may be sent now. A line that its submission gives back between this and
+        its next claim still waits for the provider's batch.
+        """
+        found = await self._run(self._parts.store.targets, batch.id, self._parts.now())
+        return {target: ready for target, ready in found.items() if self.fits(batch, target)}
 
     async def submit(
         self, holder: str, batch: ActiveBatch, target: str, room_usd: Decimal | None
