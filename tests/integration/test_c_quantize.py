@@ -283,7 +283,7 @@ def test_vllm_answers_on_the_right_kernels_of_other_formats(
 
 def test_the_readme_shows_commands_that_hold() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^\.venv/bin/narrowgate quantize (.+)$", readme, re.MULTILINE)
+    lines = re.findall(r"^(?:\.venv/bin/)?narrowgate quantize (.+)$", readme, re.MULTILINE)
     assert [line.split()[0] for line in lines] == [BUNDLED, "--compare"]
     done = subprocess.run(
         command(*lines[0].split(), "--dry-run", "--json"),

