@@ -83,7 +83,7 @@ class OpenAIStream:
 
 
 def is_reason(value: object) -> bool:
-    """Return whether a value is a finish reason. What is none becomes `length`.
+    """Return whether a value is a finish reason. Any other value becomes `length`.
 
     An answer that may be partial must not look complete.
     """

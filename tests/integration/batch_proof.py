@@ -320,7 +320,7 @@ def running(lines: int, *, postgres: bool) -> Iterator[Proof]:
 
 
 def main() -> int:
-    """Return 0 if each line ended once and the books equal the ledger."""
+    """Return 0 if each line ended once and the provider's records equal the ledger."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--lines", type=int, default=10_000)
     parser.add_argument("--postgres", action="store_true", help="the ledger's database; or SQLite")

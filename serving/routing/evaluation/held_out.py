@@ -2,7 +2,7 @@
 
 Nothing is trained on them. Each row belongs to a part: A and B were written before the rules were
 read, C when the rules were nearly done, D by another author who had read a part of the rules. Each
-was measured once before what it showed was mended.
+was measured once before the errors that it showed were corrected.
 """
 
 import json
