@@ -361,29 +361,9 @@ class BatchStore:
     def end_lines(self, holder: str, ends: Sequence[LineEnd]) -> None:
         """Write how lines ended that this process runs."""
         line = batch_lines.c
-        rows = [
-            {
-                "of_batch": end.batch, "of_number": end.number, "new_state": end.state,
-                "new_result": end.result, "new_key": end.key_id, "new_error": end.error,
-                "new_cost": end.cost_usd, "new_not_before": end.not_before,
-            }
-            for end in ends
-        ]  # fmt: skip
+        statement = END_LINE.where(line.state == "running", line.holder == holder)
         with self.database.begin() as connection:
-            connection.execute(
-                update(batch_lines)
-                .where(
-                    line.batch == bindparam("of_batch"), line.number == bindparam("of_number"),
-                    line.state == "running", line.holder == holder,
-                )
-                .values(
-                    state=bindparam("new_state"), result=bindparam("new_result"),
-                    key_id=bindparam("new_key"), error=bindparam("new_error"),
-                    cost_usd=bindparam("new_cost"), not_before=bindparam("new_not_before"),
-                    holder=None,
-                ),
-                rows,
-            )  # fmt: skip
+            connection.execute(statement.values(holder=None), [end_row(end) for end in ends])
 
     def left_running(self, holder: str) -> list[tuple[ClaimedLine, str, datetime]]:
         """Take the lines over that are marked as running; with their tenants and starts.
@@ -540,6 +520,30 @@ _STOP_CODES: Mapping[StopReason, str] = {
     "budget_exceeded": "budget_exceeded",
     "max_cost_exceeded": "max_cost_exceeded",
 }
+
+
+END_LINE = (
+    update(batch_lines)
+    .where(
+        batch_lines.c.batch == bindparam("of_batch"),
+        batch_lines.c.number == bindparam("of_number"),
+    )
+    .values(
+        state=bindparam("new_state"), result=bindparam("new_result"), key_id=bindparam("new_key"),
+        error=bindparam("new_error"), cost_usd=bindparam("new_cost"),
+        not_before=bindparam("new_not_before"),
+    )
+)  # fmt: skip
+"""Writes how a line ended, from `end_row`. Add who must hold the line."""
+
+
+def end_row(end: LineEnd) -> dict[str, Any]:
+    """Return the parameters of END_LINE."""
+    return {
+        "of_batch": end.batch, "of_number": end.number, "new_state": end.state,
+        "new_result": end.result, "new_key": end.key_id, "new_error": end.error,
+        "new_cost": end.cost_usd, "new_not_before": end.not_before,
+    }  # fmt: skip
 
 
 def require_lease(connection: Connection, holder: str) -> None:

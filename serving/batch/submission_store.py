@@ -10,7 +10,7 @@ from uuid import uuid4
 from sqlalchemy import Row, and_, bindparam, case, func, or_, select, update
 
 from serving.batch.schema import batch_lines, batch_submissions
-from serving.batch.store import ClaimedLine, LineEnd, require_lease
+from serving.batch.store import END_LINE, ClaimedLine, LineEnd, end_row, require_lease
 from serving.ledger.database import Database
 from serving.ledger.schema import calls, exits
 
@@ -177,31 +177,14 @@ class SubmissionStore:
         """Write how lines of a submission ended; those that wait again leave it."""
         line = batch_lines.c
         rows = [
-            {
-                "of_batch": end.batch, "of_number": end.number, "new_state": end.state,
-                "new_result": end.result, "new_key": end.key_id, "new_error": end.error,
-                "new_cost": end.cost_usd, "new_not_before": end.not_before,
-                "new_submission": None if end.state == "waiting" else submission,
-            }
+            {**end_row(end), "new_submission": None if end.state == "waiting" else submission}
             for end in ends
-        ]  # fmt: skip
+        ]
         if not rows:
             return
+        statement = END_LINE.where(line.state == "submitted", line.submission == submission)
         with self._database.begin() as connection:
-            connection.execute(
-                update(batch_lines)
-                .where(
-                    line.batch == bindparam("of_batch"), line.number == bindparam("of_number"),
-                    line.state == "submitted", line.submission == submission,
-                )
-                .values(
-                    state=bindparam("new_state"), result=bindparam("new_result"),
-                    key_id=bindparam("new_key"), error=bindparam("new_error"),
-                    cost_usd=bindparam("new_cost"), not_before=bindparam("new_not_before"),
-                    submission=bindparam("new_submission"),
-                ),
-                rows,
-            )  # fmt: skip
+            connection.execute(statement.values(submission=bindparam("new_submission")), rows)
 
     def ledger_rows(
         self, tenant: str, request_ids: Sequence[str], since: datetime

@@ -13,8 +13,29 @@ from serving.evidence.statistics.judged import JudgedPair
 SUBJECT_PREFIX = "cluster/"
 
 
+class _JudgedAnswer:
+    """What holds for every answer of a frontier model that a judge compares."""
+
+    __slots__ = ()
+
+    @property
+    def suite(self) -> Guarantee | None:
+        """Return None: no gate certifies it."""
+        return None
+
+    @property
+    def local_model(self) -> str | None:
+        """Return None: no local model answers."""
+        return None
+
+    @property
+    def has_labels(self) -> bool:
+        """Return whether answers are labels: never."""
+        return False
+
+
 @dataclass(frozen=True, slots=True)
-class CheaperTier:
+class CheaperTier(_JudgedAnswer):
     """Implements Shortcut: a model of a cheaper tier answers a cluster of open-ended requests.
 
     cluster: its id. clustering: the version of its centres. tier, model: that answer. judge: the
@@ -33,21 +54,6 @@ class CheaperTier:
     def loss(self) -> LossName:
         """Return the loss: a judge's preference in both orders."""
         return "net_worse"
-
-    @property
-    def suite(self) -> Guarantee | None:
-        """Return None: no gate certifies a tier."""
-        return None
-
-    @property
-    def local_model(self) -> str | None:
-        """Return None: no local model answers."""
-        return None
-
-    @property
-    def has_labels(self) -> bool:
-        """Return whether answers are labels: never."""
-        return False
 
     @property
     def subject(self) -> str:
@@ -71,7 +77,7 @@ class CheaperTier:
 
 
 @dataclass(frozen=True, slots=True)
-class CascadedTier:
+class CascadedTier(_JudgedAnswer):
     """Implements Shortcut: a cheaper tier's answer that its self-check finds sure enough.
 
     check: how sure it is of itself; the claim's threshold is in its units. Others: as CheaperTier.
@@ -90,21 +96,6 @@ class CascadedTier:
     def loss(self) -> LossName:
         """Return the loss: 1 where a judge finds the kept answer worse in both orders."""
         return "not_equivalent"
-
-    @property
-    def suite(self) -> Guarantee | None:
-        """Return None: no gate certifies a cascade."""
-        return None
-
-    @property
-    def local_model(self) -> str | None:
-        """Return None: no local model answers."""
-        return None
-
-    @property
-    def has_labels(self) -> bool:
-        """Return whether answers are labels: never."""
-        return False
 
     @property
     def subject(self) -> str:
