@@ -24,6 +24,7 @@ from serving.contracts.attestation import (
     Interval,
     Pair,
     Population,
+    ReferenceLabels,
     Speed,
     SuiteRecord,
     TaskResult,
@@ -48,7 +49,8 @@ _MOST_LOG_RATIO = math.log(1e6)
 class Rules:
     """The requirements of a task. margin: None if none is stated. required_speed: 0 for none.
 
-    weight_bytes: of both models, named as a gain where the candidate is not faster.
+    weight_bytes: of both models, named as a gain where the candidate is not faster. reference:
+    whose answers are the labels; None where they are the suite's own.
     """
 
     margin: float | None
@@ -56,6 +58,7 @@ class Rules:
     weight_bytes: Pair | None = None
     seed: int = 0
     resamples: int = 10_000
+    reference: ReferenceLabels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,8 @@ def assess(
         suite=SuiteRecord(
             name=suite.name, source=suite.source, digest=suite.digest(), n=len(suite.examples)
         ),
-        population=_population(suite, certified),
+        population=_population(suite, certified, rules.reference),
+        reference=rules.reference,
         metric=metric.name,
         baseline=metric.value(old.rows.sum(axis=0)),
         candidate=own,
@@ -232,8 +236,12 @@ def _parts(suite: Suite, new: _Judged, certified: Certified | None) -> tuple[Par
     return calibration, Part.of(inputs, answered, right)
 
 
-def _population(suite: Suite, certified: Certified | None) -> Population:
-    return suite_population(suite) if certified is None else certified.inputs.population
+def _population(
+    suite: Suite, certified: Certified | None, reference: ReferenceLabels | None
+) -> Population:
+    if certified is not None:
+        return certified.inputs.population
+    return suite_population(suite, None if reference is None else reference.model)
 
 
 def _flips(old: _Judged, new: _Judged) -> Flips:

@@ -1,6 +1,7 @@
 """The findings of a gate run, example by example: the input of the reports."""
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Literal
 
 from serving.contracts.attestation import GatePredicate, TaskResult, Verdict
@@ -59,9 +60,22 @@ class TaskFindings:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelRun:
+    """How a run got the labels of a reference. labels: of inputs. reused: answers that an earlier
+    run had paid for. paid_usd: of the batches that this run took in; None where it is not known.
+    """
+
+    reference: str
+    labels: int
+    reused: int
+    paid_usd: Decimal | None
+    batches: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """A whole gate run. subject: the artifact's name. digest: its root, hex. steps_s: duration of
-    each step, not signed.
+    each step, not signed. labels: None where the suites' own were used; not signed.
     """
 
     subject: str
@@ -69,6 +83,7 @@ class Findings:
     predicate: GatePredicate
     tasks: dict[str, TaskFindings]
     steps_s: dict[str, float] = field(default_factory=dict)
+    labels: LabelRun | None = None
 
 
 def overall_verdict(findings: Findings) -> Verdict:

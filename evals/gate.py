@@ -36,6 +36,7 @@ from serving.contracts.attestation import (
     GatePredicate,
     GeneralResult,
     Pair,
+    ReferenceLabels,
     TaskProbes,
     Verdict,
 )
@@ -58,7 +59,7 @@ class Request:
 
     settings: how both models are served; their source is not used. stop_early: stop a task that
     can only fail. own_inputs: by task, the user's own inputs that certify in place of a half of
-    the suite.
+    the suite. references: by task, where a reference model's answers are the labels.
     """
 
     baseline: Path
@@ -71,6 +72,7 @@ class Request:
     stop_early: bool = False
     seed: int = 0
     own_inputs: Mapping[str, OwnInputs] = field(default_factory=dict)
+    references: Mapping[str, ReferenceLabels] = field(default_factory=dict)
 
 
 def run_gate(request: Request, observer: StepObserver) -> Findings:
@@ -78,9 +80,8 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
 
     Raises ConfigurationError before anything is spent, EngineFailure when a model does not run.
     """
-    _refuse_unknown_margins(request)
+    refuse_unfit_request(request)
     precision = precision_of(request.candidate)
-    _refuse_overlap(request)
     steps = StepTimes(observer)
     steps.step("digesting both models")
     manifests: dict[Side, Manifest] = {
@@ -156,6 +157,16 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
     return Findings(name, manifests["candidate"].root, predicate, tasks, steps.seconds())
 
 
+def refuse_unfit_request(request: Request) -> None:
+    """Refuse margins without a task, and inputs that the candidate was calibrated on.
+
+    Raises ConfigurationError.
+    """
+    _refuse_unknown_margins(request)
+    precision_of(request.candidate)
+    _refuse_overlap(request)
+
+
 def _certified(request: Request, pair: SubjectPair, name: str) -> Certified | None:
     answered = pair.own_answered(name)
     return None if answered is None else Certified(request.own_inputs[name], answered)
@@ -191,6 +202,7 @@ def _rules(request: Request, suite: Suite, precision: Precision) -> Rules:
         required_speed=request.required_speed,
         weight_bytes=_weights(request),
         seed=request.seed,
+        reference=request.references.get(suite.name),
     )
 
 

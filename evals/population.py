@@ -21,24 +21,29 @@ class OwnInputs:
     """Labelled inputs of one task.
 
     suite: the file's inputs as a suite, whose source is the file's name. digest: `sha256:` and the
-    hex digest of the file. differences: from the suite that the task is tested on.
+    hex digest of the file. differences: from the suite that the task is tested on. reference: the
+    model whose answers are the labels; None where they are the file's.
     """
 
     suite: Suite
     digest: str
     differences: tuple[Difference, ...] = ()
+    reference: str | None = None
 
     @property
     def population(self) -> Population:
         """Return what an attestation says of them."""
         return Population.of(
-            "file", self.suite.source, self.digest, len(self.suite.examples), self.differences
-        )
+            "file", self.suite.source, self.digest, len(self.suite.examples), self.differences,
+            self.reference,
+        )  # fmt: skip
 
 
-def suite_population(suite: Suite) -> Population:
+def suite_population(suite: Suite, reference: str | None = None) -> Population:
     """Return what an attestation says where the suite itself is the population."""
-    return Population.of("suite", suite.name, suite.digest(), len(suite.examples))
+    return Population.of(
+        "suite", suite.name, suite.digest(), len(suite.examples), reference=reference
+    )
 
 
 def file_of_each_task(given: Sequence[str], tasks: Sequence[str]) -> dict[str, Path]:
@@ -67,8 +72,10 @@ def file_of_each_task(given: Sequence[str], tasks: Sequence[str]) -> dict[str, P
     return found
 
 
-def read_inputs(path: Path, suite: Suite) -> OwnInputs:
+def read_inputs(path: Path, suite: Suite, *, may_lack_labels: bool = False) -> OwnInputs:
     """Return a file's labelled inputs: one JSON object a line, with the fields of a suite's lines.
+
+    may_lack_labels: a reference model labels them.
 
     Blocking. Raises InvalidSuite, which names line, value and fix, for a line that is no example of
     the task, texts that occur twice or on which the task is tuned (the suite's calibration half and
@@ -81,7 +88,9 @@ def read_inputs(path: Path, suite: Suite) -> OwnInputs:
     for number, line in enumerate(_text(content, path).split("\n"), start=1):
         if line.strip():
             try:
-                found[number] = parse_line(line, suite.spec, f"line {number}")
+                found[number] = parse_line(
+                    line, suite.spec, f"line {number}", may_lack_labels=may_lack_labels
+                )
             except InvalidSuite as error:
                 problems.append(error.message)
     problems += [*_repeated(found), *_tuned_on(found, suite)]
@@ -92,7 +101,7 @@ def read_inputs(path: Path, suite: Suite) -> OwnInputs:
         )
     examples = tuple(_named(example, path) for line in found.values() for example in line)
     inputs = Suite(suite.name, path.name, suite.spec, examples)
-    _refuse_too_few(inputs, path)
+    refuse_too_few(inputs)
     return OwnInputs(inputs, "sha256:" + hashlib.sha256(content).hexdigest())
 
 
@@ -158,17 +167,19 @@ def _named(example: Example, path: Path) -> Example:
         example.request,
         example.expected,
         example.slice,
+        example.labelled_by,
     )
 
 
-def _refuse_too_few(inputs: Suite, path: Path) -> None:
+def refuse_too_few(inputs: Suite) -> None:
+    """Refuse a file's inputs that are too few for any bound. Raises InvalidSuite."""
     groups = len({example.group for example in inputs.examples})
     target = inputs.spec.target_error
     needed = accepted_needed(target)
     if groups < needed:
         raise _refused(
-            f"{path.name} has {groups} inputs, and {needed} accepted ones, all answered right, are "
-            f"the fewest that certify the task's target error {target:g}",
+            f"{inputs.source} has {groups} inputs, and {needed} accepted ones, all answered right, "
+            f"are the fewest that certify the task's target error {target:g}",
             f"add {needed - groups} or more inputs; where half are accepted and some are wrong, "
             f"{4 * needed} are more likely to do",
         )

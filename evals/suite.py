@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,8 @@ class Example:
     """One input with the expected answer. id: unique within the suite. group: examples of one group
     are the same text in several directions; they are split and resampled together. expected: a
     label, a sorted tuple of (entity text, type), or a reference translation. slice: part of the
-    suite with a result of its own (a translation's direction), or None.
+    suite with a result of its own (a translation's direction), or None. labelled_by: whose answer
+    `expected` is; where nobody has labelled the input it is empty.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Example:
     request: TaskRequest
     expected: str | tuple[tuple[str, str], ...]
     slice: str | None = None
+    labelled_by: Literal["suite", "reference", "nobody"] = "suite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Suite:
         found: dict[str, str] = {}
         for example in self.examples:
             found.setdefault(text_digest(example.request.text), example.id)
-            if self.spec.kind == "translation":
+            if self.spec.kind == "translation" and example.labelled_by != "nobody":
                 found.setdefault(text_digest(str(example.expected)), example.id)
         return found
 
@@ -146,17 +148,25 @@ class _Extracted(_Row):
     entities: tuple[EntityMention, ...]
 
 
-class _Directed(_Row):
+class _Unlabelled(_Row):
+    text: Text
+
+
+class _Untranslated(_Row):
     text: Text
     source_language: str
     target_language: str
+
+
+class _Directed(_Untranslated):
     reference: Text = Field(min_length=1)
+
+
+_LABELS = {"classification": "label", "extraction": "entities", "translation": "reference"}
 
 
 def built_in_suites(specs: Mapping[str, TaskSpec], *, extended: bool = False) -> list[Suite]:
     """Return the built-in suites of those specs that have one.
-
-    extended: with the inputs of `test_hard.jsonl`, which the first start omits to save time.
 
     extended: with the inputs of `test_hard.jsonl`, which the first start leaves out for its time.
     Blocking. Raises InvalidSuite.
@@ -167,20 +177,23 @@ def built_in_suites(specs: Mapping[str, TaskSpec], *, extended: bool = False) ->
     return [_read(p, specs[p.name], source, pattern) for p in folders if p.name in specs]
 
 
-def named_suites(name: str, specs: Mapping[str, TaskSpec]) -> list[Suite]:
+def named_suites(
+    name: str, specs: Mapping[str, TaskSpec], *, may_lack_labels: bool = False
+) -> list[Suite]:
     """Return the suites that `--suite` names: built-in ones by name, or those of a folder.
 
     Blocking. Raises InvalidSuite, InvalidTaskSpec.
     """
     if name in (BUILT_IN, EXTENDED):
         return built_in_suites(specs, extended=name == EXTENDED)
-    return load_suites(Path(name))
+    return load_suites(Path(name), may_lack_labels=may_lack_labels)
 
 
-def load_suites(folder: Path) -> list[Suite]:
+def load_suites(folder: Path, *, may_lack_labels: bool = False) -> list[Suite]:
     """Return the suite of a folder, or the suites of the folders in it.
 
-    Blocking. Raises InvalidSuite with file and line, and InvalidTaskSpec.
+    may_lack_labels: a reference model labels them. Blocking. Raises InvalidSuite with file and
+    line, and InvalidTaskSpec.
     """
     folders = [folder] if (folder / SPEC_FILE).is_file() else _below(folder)
     if not folders:
@@ -190,7 +203,12 @@ def load_suites(folder: Path) -> list[Suite]:
             fix=f"a suite is a folder with {SPEC_FILE} and *.jsonl, or a folder of such folders",
         )
     return [
-        _read(path, read_task_file(path / SPEC_FILE, str(path / SPEC_FILE)), path.name)
+        _read(
+            path,
+            read_task_file(path / SPEC_FILE, str(path / SPEC_FILE)),
+            path.name,
+            may_lack_labels=may_lack_labels,
+        )
         for path in folders
     ]
 
@@ -203,12 +221,20 @@ def _below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if (path / SPEC_FILE).is_file())
 
 
-def _read(folder: Path, spec: TaskSpec, source: str, pattern: str = "*.jsonl") -> Suite:
+def _read(
+    folder: Path,
+    spec: TaskSpec,
+    source: str,
+    pattern: str = "*.jsonl",
+    *,
+    may_lack_labels: bool = False,
+) -> Suite:
     examples: list[Example] = []
     for file in sorted(folder.glob(pattern)):
         for number, line in enumerate(_lines(file), start=1):
             if line.strip():
-                examples += parse_line(line, spec, f"{file.name}, line {number}")
+                where = f"{file.name}, line {number}"
+                examples += parse_line(line, spec, where, may_lack_labels=may_lack_labels)
     if not examples:
         raise InvalidSuite(
             f"{str(folder)!r} has no examples", field="suite", fix="add lines to a *.jsonl file"
@@ -227,13 +253,17 @@ def _lines(file: Path) -> list[str]:
         ) from error
 
 
-def parse_line(line: str, spec: TaskSpec, where: str) -> list[Example]:
+def parse_line(
+    line: str, spec: TaskSpec, where: str, *, may_lack_labels: bool = False
+) -> list[Example]:
     """Return the examples of one line of JSON. Raises InvalidSuite. where: file and line, for the
-    message.
+    message. may_lack_labels: a line without a label is an example that nobody has labelled.
     """
     try:
         row = _Line.validate_json(line)
         _refuse_other_than_text(row, spec)
+        if may_lack_labels and _lacks_label(row, spec):
+            return [_unlabelled(row, spec, where)]
         match spec:
             case ClassificationSpec():
                 return [_classified(row, spec, where)]
@@ -246,6 +276,25 @@ def parse_line(line: str, spec: TaskSpec, where: str) -> list[Example]:
         raise InvalidSuite(
             f"{where}: {reason}", field="suite", fix="docs/gate.md lists the fields of each kind"
         ) from error
+
+
+def _lacks_label(row: Mapping[str, Any], spec: TaskSpec) -> bool:
+    if isinstance(spec, TranslationSpec) and "target_language" not in row:
+        # A text for each language.
+        return False
+    return row.get(_LABELS[spec.kind]) is None
+
+
+def _unlabelled(row: dict[str, Any], spec: TaskSpec, where: str) -> Example:
+    name = _id(_Row.model_validate(row), where)
+    if isinstance(spec, TranslationSpec):
+        directed = _Untranslated.model_validate(row)
+        pair = _direction(directed.source_language, directed.target_language, spec)
+        request = TaskRequest(spec.name, directed.text, *pair)
+        return Example(name, name, request, "", "-".join(pair), "nobody")
+    text = _Unlabelled.model_validate(row).text
+    expected = () if isinstance(spec, ExtractionSpec) else ""
+    return Example(name, name, TaskRequest(spec.name, text), expected, None, "nobody")
 
 
 def _refuse_other_than_text(row: Mapping[str, Any], spec: TaskSpec) -> None:
@@ -292,9 +341,7 @@ def _extracted(row: dict[str, Any], spec: ExtractionSpec, where: str) -> Example
 def _translated(row: dict[str, Any], spec: TranslationSpec, where: str) -> Iterator[Example]:
     if "reference" in row:
         parsed = _Directed.model_validate(row)
-        pair = (parsed.source_language, parsed.target_language)
-        if not set(pair) <= set(spec.languages) or pair[0] == pair[1]:
-            raise ValueError(f"{pair} is not a direction of {list(spec.languages)}")
+        pair = _direction(parsed.source_language, parsed.target_language, spec)
         name = _id(parsed, where)
         request = TaskRequest(spec.name, parsed.text, *pair)
         yield Example(name, name, request, parsed.reference, "-".join(pair))
@@ -310,6 +357,13 @@ def _translated(row: dict[str, Any], spec: TranslationSpec, where: str) -> Itera
                 request = TaskRequest(spec.name, text, source, target)
                 direction = f"{source}-{target}"
                 yield Example(f"{name}/{direction}", name, request, reference, direction)
+
+
+def _direction(source: str, target: str, spec: TranslationSpec) -> tuple[str, str]:
+    pair = (source, target)
+    if not set(pair) <= set(spec.languages) or source == target:
+        raise ValueError(f"{pair} is not a direction of {list(spec.languages)}")
+    return pair
 
 
 def _id(row: _Row, where: str) -> str:

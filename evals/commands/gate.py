@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +13,13 @@ from serving.host.interruption import run_until_stopped
 from serving.host.numbers import signed_integer, signed_number
 
 if TYPE_CHECKING:
-    from evals.findings import Findings
+    from evals.findings import Findings, LabelRun
     from evals.gate import Request
     from evals.population import OwnInputs
     from evals.suite import Suite
     from serving.contracts.settings import ModelSettings, Settings
     from serving.contracts.task_spec import TaskSpec
+    from serving.host.progress import StepObserver
 
 HELP = "test a model against its 16-bit baseline, task by task, and sign the verdicts"
 _EXITS = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -49,6 +52,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--examples", action="append", default=[], metavar="[TASK=]FILE",
         help="your own labelled inputs (JSONL, the fields of the task's suite), on which the error "
         "bound is certified instead of on a half of the suite; repeatable, one file a task",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", metavar="PROVIDER/MODEL",
+        help="its answers count as right in place of the labels, which suites and --examples may "
+        "lack; needs --batch",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", metavar="URL",
+        help="gateway whose batches ask the --reference, at the provider's batch price",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-key-env", default="NARROWGATE_KEY", metavar="NAME",
+        help="environment variable with the gateway's API key (NARROWGATE_KEY)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-cost-usd", metavar="USD", help="labels that could cost more in all are not ordered"
+    )
+    parser.add_argument(
+        "--skip-unlabelled", action="store_true",
+        help="leave out inputs that the --reference does not label",
     )  # fmt: skip
     parser.add_argument(
         "--general", action="append", default=[], metavar="LM_EVAL_TASK",
@@ -100,7 +123,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the gate, write attestation and report, print the verdicts."""
-    return run_until_stopped(lambda: _run(args), "nothing was signed")
+    consequence = "nothing was signed"
+    if args.reference is not None:
+        consequence += (
+            "; labels that were ordered stay ordered, and the same command takes them over"
+        )
+    return run_until_stopped(lambda: _run(args), consequence)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -126,14 +154,18 @@ def _run(args: argparse.Namespace) -> int:
     for folder in (args.baseline, args.candidate):
         refuse_missing_kernel(_model(settings, args.model), Checkpoint(str(folder), None))
     # The engine and lm-eval take seconds to import; a bad suite or file is refused before.
-    from evals.gate import run_gate
+    from evals.gate import refuse_unfit_request, run_gate
     from evals.harness import refuse_unknown_general
 
     request = _request(args, settings, suites, own_inputs)
+    refuse_unfit_request(request)
     refuse_unknown_general(request.general)
     with JsonLines() if args.json else Bar() as progress:
+        labels: LabelRun | None = None
+        if args.reference is not None:
+            request, labels = _labelled(args, request, settings, progress)
         try:
-            findings = run_gate(request, progress)
+            findings = replace(run_gate(request, progress), labels=labels)
         except EngineFailure as error:
             # Exit status 1 would mean that the candidate failed.
             raise EvaluationFailed(f"no verdict: {error.message}", fix=error.fix) from error
@@ -146,6 +178,7 @@ def _run(args: argparse.Namespace) -> int:
             "attestation": digest,
             "folder": str(out),
             "populations": _populations(findings),
+            "labels": _label_document(findings),
             "steps_s": {name: round(seconds, 2) for name, seconds in findings.steps_s.items()},
             "predicate": json.loads(findings.predicate.model_dump_json()),
         }
@@ -162,6 +195,88 @@ def _refuse_bad_numbers(args: argparse.Namespace) -> None:
     refuse_outside("--general-margin", args.general_margin, least=0.0, most=1.0)
     refuse_outside("--limit", args.limit, least=1)
     refuse_outside("--seed", args.seed, least=0, most=MOST_SEED)
+    _refuse_bad_reference(args)
+
+
+def _refuse_bad_reference(args: argparse.Namespace) -> None:
+    from pydantic import TypeAdapter, ValidationError
+
+    from serving.contracts.errors import InvalidArgument
+    from serving.contracts.frontier_settings import FrontierModelName
+
+    if (args.reference is None) != (args.batch is None):
+        given, other = ("--batch", "--reference") if args.reference is None else (
+            "--reference", "--batch")  # fmt: skip
+        raise InvalidArgument(
+            f"{given} needs {other}", field=other,
+            fix="name the model with --reference and the gateway with --batch",
+        )  # fmt: skip
+    if args.reference is None:
+        if args.skip_unlabelled or args.max_cost_usd is not None:
+            option = "--skip-unlabelled" if args.skip_unlabelled else "--max-cost-usd"
+            raise InvalidArgument(
+                f"{option} is about labels of a --reference", field=option,
+                fix="name a --reference, or leave it out",
+            )  # fmt: skip
+        return
+    try:
+        name: str = TypeAdapter(FrontierModelName).validate_python(args.reference)
+    except ValidationError:
+        name = ""
+    if not name or name.startswith("task/"):
+        raise InvalidArgument(
+            f"--reference is {args.reference!r}", field="--reference",
+            fix="send a provider and its model, such as anthropic/claude-sonnet-5-5",
+        )  # fmt: skip
+    _max_cost_usd(args.max_cost_usd)
+
+
+def _max_cost_usd(text: str | None) -> str | None:
+    """Return a limit as the gateway reads it. Raises InvalidArgument."""
+    from decimal import Decimal, InvalidOperation
+
+    from serving.contracts.errors import InvalidArgument
+
+    if text is None:
+        return None
+    try:
+        usd = Decimal(text)
+    except InvalidOperation:
+        usd = Decimal(-1)
+    if not usd.is_finite() or usd < 0:
+        raise InvalidArgument(
+            f"--max-cost-usd is {text!r}", field="--max-cost-usd", fix="send US dollars, 0 or more"
+        )
+    return f"{usd:f}"
+
+
+def _labelled(
+    args: argparse.Namespace, request: "Request", settings: "Settings", progress: "StepObserver"
+) -> "tuple[Request, LabelRun]":
+    """Return the request with the reference's labels, and what they cost. Blocking, up to a day."""
+    from evals.label_orders import AnswerFolder, LabelOrders
+    from evals.labelling import label_inputs
+    from serving.host.batch_client import BatchClient
+
+    folder = AnswerFolder(settings.state / "labels" / args.reference.replace("/", "_"))
+    with BatchClient(args.batch, args.batch_key_env, field="--batch") as client:
+        orders = LabelOrders(
+            args.reference, folder, client, args.batch, progress, _max_cost_usd(args.max_cost_usd)
+        )
+        found = label_inputs(request, args.reference, orders, skip_unlabelled=args.skip_unlabelled)
+    own = _compared(found.request.own_inputs, found.request.suites, settings, args.seed)
+    return replace(found.request, own_inputs=own), found.run
+
+
+def _label_document(findings: "Findings") -> "dict[str, object] | None":
+    run = findings.labels
+    if run is None:
+        return None
+    return {
+        "reference": run.reference, "labels": run.labels, "reused": run.reused,
+        "paid_usd": None if run.paid_usd is None else f"{run.paid_usd:f}",
+        "batches": list(run.batches),
+    }  # fmt: skip
 
 
 def _tested_on(
@@ -204,15 +319,28 @@ def _own_inputs(
     if not args.examples:
         return {}
     from evals.population import file_of_each_task, read_inputs
-    from evals.population_comparison import compared
 
     by_name = {suite.name: suite for suite in suites}
     files = file_of_each_task(args.examples, list(by_name))
+    is_labelled_later = args.reference is not None
     # Every file is read before the encoder is loaded.
-    found = {name: read_inputs(path, by_name[name]) for name, path in files.items()}
-    return {
-        name: compared(own, by_name[name], settings.state, args.seed) for name, own in found.items()
+    found = {
+        name: read_inputs(path, by_name[name], may_lack_labels=is_labelled_later)
+        for name, path in files.items()
     }
+    return found if is_labelled_later else _compared(found, suites, settings, args.seed)
+
+
+def _compared(
+    found: "Mapping[str, OwnInputs]", suites: "Sequence[Suite]", settings: "Settings", seed: int
+) -> "dict[str, OwnInputs]":
+    """Return own inputs with how they differ from the suites; loads the encoder."""
+    if not found:
+        return {}
+    from evals.population_comparison import compared
+
+    by_name = {suite.name: suite for suite in suites}
+    return {name: compared(own, by_name[name], settings.state, seed) for name, own in found.items()}
 
 
 def _suites(args: argparse.Namespace, specs: "dict[str, TaskSpec]") -> "list[Suite]":
@@ -225,7 +353,7 @@ def _suites(args: argparse.Namespace, specs: "dict[str, TaskSpec]") -> "list[Sui
     # name.
     wanted = {name: spec for name, spec in specs.items() if not args.task or name in args.task}
     for name in args.suite:
-        for suite in named_suites(name, wanted):
+        for suite in named_suites(name, wanted, may_lack_labels=args.reference is not None):
             if suite.name in found:
                 raise InvalidSuite(
                     f"two suites test task {suite.name!r}", field="suite", fix="name one of them"

@@ -60,6 +60,8 @@ _FILTERS: dict[str, Callable[..., str]] = {
     "size": markdown.size,
     "threshold": markdown.threshold,
     "tested": markdown.tested,
+    "labelled": markdown.labelled,
+    "paid": markdown.paid,
     "shorten": shorten,
 }
 

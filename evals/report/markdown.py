@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable
 
-from evals.findings import Findings, overall_verdict
+from scipy import stats
+
+from evals.findings import Findings, LabelRun, overall_verdict
 from serving.contracts.attestation import (
     Artifact,
     Certificate,
     Interval,
     Pair,
     Population,
+    ReferenceLabels,
     Speed,
     TaskResult,
     Verdict,
@@ -81,6 +84,29 @@ def bounded_for(population: Population) -> str:
     return f"the error bound is for inputs like these: {population.sentence}"
 
 
+def labelled(found: ReferenceLabels) -> str:
+    """Return whose answers are the labels, and how they agree with labels that were there."""
+    text = f"labels are the answers of {found.model} to {found.n:,} inputs"
+    if found.left_out:
+        text += f"; {found.left_out:,} more had no usable answer and were not tested"
+    if found.compared:
+        agreeing = stats.binomtest(found.agreeing, found.compared).proportion_ci(method="exact")
+        text += (
+            f"; they agree with the inputs' own labels on {found.agreeing:,} of "
+            f"{found.compared:,} ({share(found.agreeing / found.compared)}, 95 % "
+            f"{share(agreeing.low)} to {share(agreeing.high)})"
+        )
+    return text
+
+
+def paid(run: LabelRun) -> str:
+    """Return what the labels of a run cost."""
+    cost = "an unknown amount" if run.paid_usd is None else f"${run.paid_usd:.4f}"
+    batches = f" ({', '.join(run.batches)})" if run.batches else ""
+    reused = f"; {run.reused:,} answers were there from earlier runs" if run.reused else ""
+    return f"{run.labels:,} labels of {run.reference}: {cost} paid in this run{batches}{reused}"
+
+
 def threshold(certificate: Certificate | None) -> str:
     """Format the certified confidence threshold, `none` if no threshold is certified."""
     if certificate is None:
@@ -104,6 +130,7 @@ def render_markdown(findings: Findings) -> str:
         *_table(HEADINGS, [_row(name, f.result) for name, f in findings.tasks.items()]),
         "",
         *_reasons(findings),
+        *_labels(findings),
         *_steps(findings),
     ]
     return "\n".join(lines) + "\n"
@@ -140,6 +167,7 @@ def _reasons(findings: Findings) -> list[str]:
     for name, found in findings.tasks.items():
         lines.append(_reason(name, found.result.verdict, found.result.reasons))
         lines += _population(name, found.result)
+        lines += _reference(name, found.result)
     for name, check in findings.predicate.general.items():
         detail = f"difference {bounded(check.difference, signed=True)}, n {check.n}"
         reasons = (detail, *check.reasons)
@@ -155,6 +183,15 @@ def _population(name: str, result: TaskResult) -> list[str]:
         f"- **{_text(name)}: warning** {_text(sentence)}" for sentence in result.population.warnings
     ]
     return [f"- {_text(name)}: {_text(bounded_for(result.population))}", *warnings]
+
+
+def _reference(name: str, result: TaskResult) -> list[str]:
+    found = result.reference
+    return [] if found is None else [f"- {_text(name)}: {_text(labelled(found))}"]
+
+
+def _labels(findings: Findings) -> list[str]:
+    return [] if findings.labels is None else ["", _text(paid(findings.labels))]
 
 
 def _steps(findings: Findings) -> list[str]:

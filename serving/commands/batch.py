@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from serving.host.numbers import refuse_outside, signed_integer
 
 if TYPE_CHECKING:
-    from serving.commands.batch_client import BatchClient
+    from serving.host.batch_client import BatchClient
 
 HELP = "submit files of requests that can wait, follow them, fetch the answers"
 
@@ -90,7 +90,7 @@ def _configure_wait(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one action; 1 where lines were refused, failed or did not run."""
-    from serving.commands.batch_client import BatchClient
+    from serving.host.batch_client import BatchClient
 
     actions: dict[str, Callable[[argparse.Namespace, BatchClient], int]] = {
         "submit": _submit, "list": _list, "show": _show,

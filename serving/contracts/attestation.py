@@ -133,6 +133,28 @@ class Difference(_Frozen):
         return self.distance > self.limit
 
 
+class ReferenceLabels(_Frozen):
+    """Answers of a reference model that count as right in place of labels.
+
+    model: `provider/model`. n: inputs with its answer, of the suite and of the user's own file.
+    left_out: inputs without a usable answer, which were not tested. compared: inputs that have a
+    label of their own. agreeing: of these, on how many it is the reference's answer; for a
+    translation, on how many both resemble each other as the task accepts it.
+    """
+
+    model: str
+    n: Count
+    left_out: Count = 0
+    compared: Count = 0
+    agreeing: Count = 0
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        if not self.agreeing <= self.compared <= self.n:
+            raise ValueError("agreeing, compared and n must not decrease")
+        return self
+
+
 class Population(_Frozen):
     """The inputs like which the error bound holds: a suite's, or those of the user's own file.
 
@@ -155,12 +177,14 @@ class Population(_Frozen):
         digest: str,
         n: int,
         differences: tuple[Difference, ...] = (),
+        reference: str | None = None,
     ) -> Self:
-        """Return the population with its sentence."""
+        """Return the population with its sentence. reference: whose answers are the labels."""
         whose = f"suite {name}" if kind == "suite" else name
+        labels = "" if reference is None else f", labelled by {reference}"
         return cls(
             kind=kind, name=name, digest=digest, n=n, differences=differences,
-            sentence=f"{n:,} input{'' if n == 1 else 's'} of {whose}",
+            sentence=f"{n:,} input{'' if n == 1 else 's'} of {whose}{labels}",
         )  # fmt: skip
 
     @property
@@ -225,6 +249,9 @@ class TaskResult(_Frozen):
     suite: SuiteRecord
     population: Population | None = Field(
         default=None, description="like which inputs the error bound holds; None: the suite's"
+    )
+    reference: ReferenceLabels | None = Field(
+        default=None, description="the model whose answers are the labels; None: the suite's own"
     )
     metric: str
     baseline: float | None

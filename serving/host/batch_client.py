@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from serving.contracts.errors import InvalidRequest, NarrowgateError, Unavailable
+from serving.contracts.errors import InvalidRequest, NarrowgateError, NotFound, Unavailable
 
 _TIMEOUT_S = 120.0
 _PIECE_BYTES = 2**16
@@ -23,12 +23,14 @@ Moved = Callable[[int, int | None], None]
 class BatchClient:
     """The batch endpoints of one gateway. Raises NarrowgateErrors; blocking.
 
-    key_env: environment variable with the API key; without a value no key is sent.
+    key_env: environment variable with the API key; without a value no key is sent. field: the
+    option that names the gateway, for messages.
     """
 
-    def __init__(self, url: str, key_env: str) -> None:
+    def __init__(self, url: str, key_env: str, *, field: str = "--url") -> None:
         key = os.environ.get(key_env, "").strip()
-        self._url = _address(url)
+        self._field = field
+        self._url = _address(url, field)
         self._key_env = key_env
         self._http = httpx.Client(
             base_url=f"{self._url}/v1/",
@@ -75,9 +77,10 @@ class BatchClient:
         """Return a batch."""
         return self._json("GET", f"batches/{_quoted(batch_id)}")
 
-    def batches(self, limit: int) -> dict[str, Any]:
-        """Return a page of batches, newest first."""
-        return self._json("GET", "batches", params={"limit": limit})
+    def batches(self, limit: int, after: str | None = None) -> dict[str, Any]:
+        """Return a page of batches, newest first. after: the last batch of the page before."""
+        params = {"limit": limit} if after is None else {"limit": limit, "after": after}
+        return self._json("GET", "batches", params=params)
 
     def cancel(self, batch_id: str) -> dict[str, Any]:
         """Start no further line of a batch."""
@@ -121,8 +124,9 @@ class BatchClient:
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"{self._url} gave no answer: {type(error).__name__}: {error}",
-                field="--url",
-                fix="check --url, and that the gateway runs; narrowgate serve prints the address",
+                field=self._field,
+                fix=f"check {self._field}, and that the gateway runs; narrowgate serve prints the "
+                "address",
             ) from error
 
     def _refused(self, response: httpx.Response) -> NarrowgateError:
@@ -133,14 +137,18 @@ class BatchClient:
             return self._no_gateway(f"HTTP {response.status_code}: {response.text[:200]!r}")
         if response.status_code == 401:
             fix = f"put a key into the environment variable {self._key_env}"
-        kind = Unavailable if response.status_code >= 500 else InvalidRequest
+        kind: type[NarrowgateError] = InvalidRequest
+        if response.status_code >= 500:
+            kind = Unavailable
+        elif response.status_code == 404:
+            kind = NotFound
         return kind(f"{self._url}: {message}", field=field, fix=fix)
 
     def _no_gateway(self, what: str) -> NarrowgateError:
         return Unavailable(
             f"the answer of {self._url} is not a gateway's: {what}",
-            field="--url",
-            fix="check --url; narrowgate serve prints the address",
+            field=self._field,
+            fix=f"check {self._field}; narrowgate serve prints the address",
         )
 
 
@@ -185,7 +193,7 @@ def _opened(out: Path | None) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
-def _address(url: str) -> str:
+def _address(url: str, field: str) -> str:
     """Return a gateway's address without a path. Raises InvalidRequest."""
     try:
         parts = urlsplit(url)
@@ -195,7 +203,7 @@ def _address(url: str) -> str:
         is_usable = False
     if not is_usable:
         raise InvalidRequest(
-            f"--url is {url!r}", field="--url", fix="send the address as http://HOST:PORT"
+            f"{field} is {url!r}", field=field, fix="send the address as http://HOST:PORT"
         )
     return url.rstrip("/").removesuffix("/v1")
 
