@@ -36,6 +36,7 @@ from evals.gate import Request
 from evals.label_orders import Pacing
 from evals.suite import Suite
 from serving.artifacts.manifest import file_manifest
+from serving.artifacts.signing_key import KeyPair
 from serving.cli import run_program
 from serving.contracts.answer import Prediction
 from serving.contracts.attestation import Artifact, Engine, GatePredicate, Pair
@@ -44,7 +45,6 @@ from serving.tasks.prompt import CheckpointTokenizer
 from ..provider.script import BatchPlan, Fault, Reply, Seen
 from ..provider.server import ProviderServer
 from . import checkpoints
-from .attested import KeyPair
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
 from .character_tokenizer import CharacterTokenizer
 from .test_batch_scheduler import questions, settled_rows
@@ -176,7 +176,7 @@ async def gateway(
 ) -> AsyncIterator[Running]:
     monkeypatch.setenv(KEY_VARIABLE, KEY_VALUE)
     provider.script.answer = tone
-    more = {"batch": {"provider_poll_s": 0.2, "max_concurrent_lines": 2}}
+    more: Any = {"batch": {"provider_poll_s": 0.2, "max_concurrent_lines": 2}}
     async with running(provider, state, None, has_batches=True, **more) as found:
         yield found
 
@@ -248,10 +248,12 @@ async def test_inputs_without_labels_get_them(
     import evals.population_comparison
 
     compared: list[Any] = []
-    monkeypatch.setattr(
-        evals.population_comparison, "compared",
-        lambda own, suite, state, seed: compared.append((own, suite)) or own,
-    )  # fmt: skip
+
+    def noted(own: Any, suite: Suite, state: Path, seed: int) -> Any:
+        compared.append(own)
+        return own
+
+    monkeypatch.setattr(evals.population_comparison, "compared", noted)
     command.suite(30, labelled=False)
     mine = command.folder / "mine.jsonl"
     texts = [f"{WORDS[n % 2]} of mine {n}" for n in range(30)]
@@ -266,7 +268,7 @@ async def test_inputs_without_labels_get_them(
     own = command.requests[0].own_inputs["tone"].suite
     assert {example.expected for example in own.examples} == {"kind", "rude"}
     # The shares of labels are compared: only with labels.
-    assert [one.suite for one, _ in compared] == [own]
+    assert [one.suite for one in compared] == [own]
     assert sum(asked(provider).values()) == 60
 
 
