@@ -6,8 +6,8 @@ place is given to another, and is never repeated where a provider may have bille
 
 import asyncio
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -78,10 +78,11 @@ class BatchEvents(Protocol):
         """
         ...
 
-    def batch_open(self, held_usd: Decimal, overdue_s: float) -> None:
+    def batch_open(self, held_usd: Decimal, overdue_s: float, lines: Mapping[str, int]) -> None:
         """Lines that are running or in providers' batches may cost so much together.
 
-        overdue_s: since the earliest deadline of a batch that has not ended, 0 before it.
+        overdue_s: since the earliest deadline of a batch that has not ended, 0 before it. lines:
+        those that have not ended, by state.
         """
         ...
 
@@ -143,7 +144,7 @@ class Scheduler:
         submissions = parts.submissions
         self._submissions = (
             None if submissions is None
-            else Submissions(submissions, self._insist, self._fence)
+            else Submissions(submissions, self._insist, self._fence, self._count)
         )  # fmt: skip
         parts.runner.fence(self._fence)
         self._followed_at_s = 0.0
@@ -204,8 +205,9 @@ class Scheduler:
         if loop.time() >= self._summed_at_s + _HELD_EVERY_S:
             self._summed_at_s = loop.time()
             held_usd = await self._run(parts.store.held_usd)
+            lines = await self._run(parts.store.open_lines)
             late = [(parts.now() - batch.expires_at).total_seconds() for batch in active]
-            parts.events.batch_open(held_usd, max(0.0, *late, 0.0))
+            parts.events.batch_open(held_usd, max(0.0, *late, 0.0), lines)
         if not active:
             return _IDLE_S
         for batch in active:
@@ -234,7 +236,7 @@ class Scheduler:
         """Stop everything: another process runs batches, or may."""
         if self._leads:
             self._parts.events.batch_round({}, 0.0, 0)
-            self._parts.events.batch_open(Decimal(0), 0.0)
+            self._parts.events.batch_open(Decimal(0), 0.0, {})
             logger.warning("batch.lease_lost holder=%s", self.holder)
             self._parts.events.batch_lane(leads=False)
         self._leads = False
@@ -264,7 +266,9 @@ class Scheduler:
             self._alone(batch.id, self._check(batch))
             return
         if batch.stopped is not None:
-            await self._run(parts.store.end_waiting, batch.id, batch.stopped)
+            state, count = await self._run(parts.store.end_waiting, batch.id, batch.stopped)
+            if count:
+                parts.events.batch_lines_ended(state, count)
         if self._progress[batch.id].running or self._ends:
             return
         states = await self._run(parts.store.states, batch.id)
@@ -535,12 +539,12 @@ class Scheduler:
             # What was paid for is not given up while this process lives.
             await self._insist(self._parts.store.end_lines, self.holder, some)
             del self._ends[: len(some)]
-            counts: dict[str, int] = {}
-            for end in some:
-                counts[end.state] = counts.get(end.state, 0) + 1
-            for state, count in counts.items():
-                self._parts.events.batch_lines_ended(state, count)
+            self._count(some)
         self._woken.set()
+
+    def _count(self, ends: Sequence[LineEnd]) -> None:
+        for state, count in Counter(end.state for end in ends).items():
+            self._parts.events.batch_lines_ended(state, count)
 
     async def _recover(self) -> None:
         """End or repeat the lines that an earlier holder was running."""
@@ -567,6 +571,7 @@ class Scheduler:
                 ends.append(self._parts.runner.sealed(end, text))
         if ends:
             await self._run(store.end_lines, self.holder, ends)
+            self._count(ends)
             lost = sum(end.state == "failed" for end in ends)
             logger.warning("batch.recovered lines=%d lost=%d", len(ends), lost)
 

@@ -403,16 +403,17 @@ class BatchStore:
         with self.database.begin() as connection:
             _stop(connection, batch, reason, now, message)
 
-    def end_waiting(self, batch: str, reason: StopReason) -> None:
-        """End the lines of a stopped batch that have not run."""
-        state = "expired" if reason == "expired" else "cancelled"
+    def end_waiting(self, batch: str, reason: StopReason) -> tuple[LineState, int]:
+        """End the lines of a stopped batch that have not run; return their state and number."""
+        state: LineState = "expired" if reason == "expired" else "cancelled"
         line = batch_lines.c
         with self.database.begin() as connection:
-            connection.execute(
+            ended = connection.execute(
                 update(batch_lines)
                 .where(line.batch == batch, line.state == "waiting")
                 .values(state=state, error=_STOP_CODES[reason])
             )
+        return state, ended.rowcount
 
     def states(self, batch: str) -> Counter[str]:
         """Return how many lines are in each state."""
@@ -449,6 +450,18 @@ class BatchStore:
         with self.database.read() as connection:
             found: Decimal | None = connection.execute(query).scalar_one()
         return found or Decimal(0)
+
+    def open_lines(self) -> Counter[str]:
+        """Return how many lines of all batches have not ended, by state."""
+        line = batch_lines.c
+        query = (
+            select(line.state, func.count())
+            .join(batches, batches.c.id == line.batch)
+            .where(batches.c.status.not_in(FINAL_STATUSES), line.state.in_(_UNFINISHED))
+            .group_by(line.state)
+        )
+        with self.database.read() as connection:
+            return Counter({str(row.state): int(row[1]) for row in connection.execute(query)})
 
     def results(self, batch: str, *, succeeded: bool) -> Iterator[StoredResult]:
         """Yield the ended lines that succeeded, or the others, in the file's order."""

@@ -105,13 +105,21 @@ class SubmissionParts:
 class Submissions:
     """Lines that are answered in providers' batches. run: see Run.
 
-    fence: raises LeaseLost where this process no longer runs batches.
+    fence: raises LeaseLost where this process no longer runs batches. ended: told of attempts that
+    ended, once that is written.
     """
 
-    def __init__(self, parts: SubmissionParts, run: Run, fence: Fence) -> None:
+    def __init__(
+        self,
+        parts: SubmissionParts,
+        run: Run,
+        fence: Fence,
+        ended: Callable[[Sequence[LineEnd]], None],
+    ) -> None:
         self._parts = parts
         self._run = run
         self._fence = fence
+        self._told = ended
         self._asked_at: dict[str, datetime] = {}
         self._cancelled: set[str] = set()
         self.submitting: set[str] = set()
@@ -198,7 +206,7 @@ class Submissions:
             held, ends, refusal = await self._held(batch, target, some)
             chosen += held
             size += sum(line.length for line in some)
-            await self._run(parts.store.end_lines, key, ends)
+            await self._write(key, ends)
         if not chosen:
             await self._run(parts.store.mark, key, "abandoned", parts.now(), None)
             if refusal is not None:
@@ -384,7 +392,7 @@ class Submissions:
             ends.append(self._end(batch, line, one, result, spent, cost))
         if last is not None:
             await last.written()
-        await self._run(self._parts.store.end_lines, one.id, ends)
+        await self._write(one.id, ends)
 
     def _closed(
         self, one: Submission, rows: LedgerRows, result: ProviderLineResult, spent: Spent
@@ -469,8 +477,12 @@ class Submissions:
                 else parts.runner.refused(line, error, Decimal(0))
                 for line in some
             ]
-            await self._run(parts.store.end_lines, key, ends)
+            await self._write(key, ends)
         await self._run(parts.store.mark, key, "abandoned", parts.now(), None)
+
+    async def _write(self, submission: str, ends: Sequence[LineEnd]) -> None:
+        await self._run(self._parts.store.end_lines, submission, ends)
+        self._told(ends)
 
     async def _rows(
         self, batch: ActiveBatch, lines: Sequence[ClaimedLine], since: datetime

@@ -1,10 +1,13 @@
 """Prometheus metrics of the batch lane."""
 
+from collections.abc import Mapping
 from decimal import Decimal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 _STATUSES = ("validating", "in_progress", "finalizing", "cancelling")
+_OPEN_STATES = ("waiting", "running", "submitted")
+_ENDS = ("succeeded", "failed", "expired", "cancelled", "waiting")
 
 
 class BatchMetrics:
@@ -31,6 +34,13 @@ class BatchMetrics:
         self._running = Gauge(
             "narrowgate_batch_lines_running", "Lines in progress.", registry=registry
         )
+        self._open = Gauge(
+            "narrowgate_batch_lines_open",
+            "Lines that have not ended: `waiting`, `running`, or `submitted` in a provider's "
+            "batch; of the replica that runs them.",
+            ["state"],
+            registry=registry,
+        )
         self._held = Gauge(
             "narrowgate_batch_held_usd",
             "Worst case of lines in progress and in providers' batches, US dollars; of the replica "
@@ -42,11 +52,14 @@ class BatchMetrics:
         )
         self._lines = Counter(
             "narrowgate_batch_lines",
-            "Attempts of lines that ended: `succeeded`, `failed`, or `waiting` for a retry.",
+            "Attempts of lines that ended: `succeeded`, `failed`, `expired`, `cancelled`, or "
+            "`waiting` for a retry.",
             ["state"],
             registry=registry,
         )
-        for state in ("succeeded", "failed", "waiting"):
+        for state in _OPEN_STATES:
+            self._open.labels(state)
+        for state in _ENDS:
             self._lines.labels(state)
 
     def batch_lines_ended(self, state: str, lines: int) -> None:
@@ -60,9 +73,11 @@ class BatchMetrics:
         self._oldest.set(oldest_waiting_s)
         self._running.set(running)
 
-    def batch_open(self, held_usd: Decimal, overdue_s: float) -> None:
-        """Record the worst case of lines that have not ended, and the longest delay of a batch."""
+    def batch_open(self, held_usd: Decimal, overdue_s: float, lines: Mapping[str, int]) -> None:
+        """Record lines that have not ended, their worst case, and the longest delay of a batch."""
         self._held.set(float(held_usd))
+        for state in _OPEN_STATES:
+            self._open.labels(state).set(lines.get(state, 0))
         self._overdue.set(overdue_s)
 
     def batch_lane(self, *, leads: bool) -> None:

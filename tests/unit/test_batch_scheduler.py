@@ -261,6 +261,9 @@ def test_what_open_lines_may_cost_is_summed(store: BatchStore, specs: Any) -> No
     assert store.held_usd() == Decimal("0.8")
     store.end_lines("one", [LineEnd(batch, 1, "succeeded", b"{}")])
     assert store.held_usd() == Decimal("0.4")
+    assert store.open_lines() == {"waiting": 1, "running": 1}
+    assert store.end_waiting(batch, "cancelled") == ("cancelled", 1)
+    assert store.open_lines() == {"running": 1}
 
 
 def test_a_stopped_batch_keeps_its_first_reason(store: BatchStore, specs: Any) -> None:
