@@ -214,7 +214,7 @@ class LabelOrders:
         finally:
             lines.unlink(missing_ok=True)
         self._folder.note(order)
-        metadata = {_MARK: order.name}
+        metadata = {_MARK: order.name, "purpose": "gate"}
         if self._max_cost_usd is not None:
             metadata["max_cost_usd"] = self._max_cost_usd
         try:

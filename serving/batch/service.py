@@ -42,6 +42,8 @@ _THREADS = 4
 _POLL_S = 0.05
 _SWEEP_S = 60.0
 _DURATION = re.compile(r"([1-9]\d{0,5})([smhd])", re.ASCII)
+_PURPOSE = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}", re.ASCII)
+_KNOWN_PURPOSES = ("audit", "request")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _LONGEST = timedelta(days=30)
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
@@ -265,6 +267,14 @@ def _require_metadata(metadata: Mapping[str, str]) -> None:
                 field="metadata",
                 fix="send shorter keys and values",
             )
+    purpose = metadata.get("purpose")
+    if purpose is not None and not _PURPOSE.fullmatch(purpose):
+        raise invalid(
+            "metadata.purpose", purpose, "up to 32 lower-case letters, digits, hyphens and "
+            "underscores, such as nightly-labels",
+        )  # fmt: skip
+    if purpose in _KNOWN_PURPOSES:
+        raise invalid("metadata.purpose", purpose, "another name: reports use this one")
     on_error = metadata.get("on_error", SKIP)
     if on_error not in (SKIP, "fail"):
         raise invalid("metadata.on_error", on_error, "skip or fail")

@@ -287,11 +287,12 @@ class BatchStore:
             ActiveBatch(
                 row.id,
                 Caller(row.tenant, row.key_id, evidence_external=row.evidence_external,
-                       lane="batch"),
-                row.endpoint, row.input_file, row.status, row.stopped, json.loads(row.metadata),
+                       lane="batch", purpose=told.get("purpose")),
+                row.endpoint, row.input_file, row.status, row.stopped, told,
                 row.max_cost_usd, row.created_at, row.expires_at,
             )
             for row in rows
+            for told in [json.loads(row.metadata)]
         ]  # fmt: skip
 
     def claim(

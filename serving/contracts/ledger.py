@@ -50,7 +50,7 @@ class Caller:
 
     admin: may read every tenant's report and may not spend. evidence_external: False keeps the
     inputs of this key from providers that would get them for evidence. lane: in which its request
-    runs.
+    runs. purpose: what its batch is for, by the batch's metadata; None elsewhere.
     """
 
     tenant: str
@@ -58,6 +58,7 @@ class Caller:
     admin: bool = False
     evidence_external: bool | None = None
     lane: Lane = "interactive"
+    purpose: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -362,6 +362,9 @@ class Report(_Frozen):
     )
     endpoints: tuple[Part, ...]
     lanes: tuple[Part, ...] = Field(description="`interactive` and `batch`")
+    input_purposes: tuple[Part, ...] = Field(
+        description="`audit`, what the inputs' batches are for, or `request`"
+    )
     tasks: tuple[Part, ...]
     tenants: tuple[Part, ...]
     paths: tuple[Part, ...] = Field(description="by route")

@@ -115,7 +115,9 @@ class DatabaseLedger:
         deps = self._deps
         header = ExitHeader(
             id=exit_["id"],
-            caller=Caller(exit_["tenant"], exit_["key_id"], lane=exit_["lane"]),
+            caller=Caller(
+                exit_["tenant"], exit_["key_id"], lane=exit_["lane"], purpose=exit_["purpose"]
+            ),
             request_id=exit_["request_id"],
             endpoint=exit_["endpoint"],
             task=exit_["task"],

@@ -58,8 +58,8 @@ _OWN_CALL_FIELDS = (
     "id", "exit_id", "tenant", "kind", "model", "outcome", "day", "month", "opened_at", "instance",
 )  # fmt: skip
 _OWN_EXIT_FIELDS = (
-    "id", "request_id", "input_index", "tenant", "key_id", "endpoint", "lane", "task", "route",
-    "reason", "outcome", "valid", "guaranteed", "evidence", "claim", "escalated", "cached",
+    "id", "request_id", "input_index", "tenant", "key_id", "endpoint", "lane", "purpose", "task",
+    "route", "reason", "outcome", "valid", "guaranteed", "evidence", "claim", "escalated", "cached",
     "opened_at", "instance",
 )  # fmt: skip
 

@@ -124,6 +124,7 @@ def opened_exit(header: ExitHeader) -> Row:
         "key_id": header.caller.key_id,
         "endpoint": header.endpoint,
         "lane": header.caller.lane,
+        "purpose": header.caller.purpose,
         "task": header.task,
         "state": "open",
         "escalated": False,

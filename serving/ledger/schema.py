@@ -96,7 +96,8 @@ def _usage_columns() -> list[Column[Any]]:
 # refined_route: route of the answer just before in the same conversation, where this request
 # repeats or corrects its question. cluster: of an open-ended chat, and of what was
 # asked to compare answers to it: `CLUSTERING/NUMBER/TIER`, the tier of the reference. lane:
-# `interactive` or `batch`; NULL of inputs before there were lanes.
+# `interactive` or `batch`; NULL of inputs before there were lanes. purpose: that the metadata of
+# the input's batch states.
 exits = Table(
     "exits",
     metadata,
@@ -131,6 +132,7 @@ exits = Table(
     Column("refined_route", Text),
     Column("cluster", Text),
     Column("lane", Text),
+    Column("purpose", Text),
     Column("opened_at", UtcTime, nullable=False),
     Column("elapsed_us", BigInteger),
     Column("instance", Text, nullable=False),

@@ -187,6 +187,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {"deadline": "yesterday"}}, "metadata.deadline"),
     ({"metadata": {"max_cost_usd": "-1"}}, "metadata.max_cost_usd"),
     ({"metadata": {"on_error": "stop"}}, "metadata.on_error"),
+    ({"metadata": {"purpose": "Nightly labels"}}, "metadata.purpose"),
+    ({"metadata": {"purpose": "audit"}}, "metadata.purpose"),
     ({"metadata": {"k": "v" * 513}}, "metadata"),
 ]
 

@@ -3,23 +3,32 @@
 # ruff: noqa: ASYNC110  # it waits for what another thread says
 
 import asyncio
+import io
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
+from rich.console import Console
 
 from serving.batch.store import LeaseLost
 from serving.batch.submission_store import SubmissionStore
 from serving.ledger.access.tenants import update_tenant
+from serving.ledger.reports.build import build_report
+from serving.ledger.reports.page import render_page
+from serving.ledger.reports.query import Scope
 from serving.ledger.reports.reconcile import reconcile
+from serving.ledger.reports.text import print_report
 
 from ..provider.script import BatchPlan, Fault
 from ..provider.server import ProviderServer
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
 from .batch_kit import chat_line, jsonl
+from .ledger_rows import UTC_ZONE
 from .test_batch_scheduler import questions, settled_rows
 
 FAST = {"provider_poll_s": 0.2}
@@ -82,6 +91,44 @@ async def test_lines_go_into_one_provider_batch_at_half_price(
     paid = {row.paid_usd for row in rows if row.lane == "batch"}
     assert online[0].paid_usd / 2 in paid
     assert await asyncio.to_thread(reconcile, gateway.database) == []
+
+
+@pytest.mark.parametrize("deadline", ["24h", "1h"])
+async def test_the_report_has_the_cost_of_each_purpose(
+    provider: ProviderServer,
+    state: Path,
+    ledger_url: SecretStr | None,
+    monkeypatch: pytest.MonkeyPatch,
+    deadline: str,
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY_VALUE)
+    scripted(provider)
+    began = datetime.now(UTC) - timedelta(minutes=1)
+    async with running(provider, state, ledger_url, has_batches=True, batch=FAST) as gateway:
+        metadata = {"deadline": deadline, "purpose": "nightly-labels"}
+        named = await gateway.ended(await gateway.submit(questions(4), metadata=metadata))
+        plain = await gateway.ended(
+            await gateway.submit(questions(2), metadata={"deadline": deadline})
+        )
+        await gateway.acme.chat.completions.create(
+            model="openai/gpt-4.1", messages=[{"role": "user", "content": "Now."}]
+        )
+        rows = await settled_rows(gateway.database)
+        scope = Scope(began, datetime.now(UTC) + timedelta(minutes=1), "acme")
+        report = await asyncio.to_thread(build_report, gateway.database, scope, UTC_ZONE)
+    assert {seen.batch_id is None for seen in provider.script.seen[:6]} == {deadline == "1h"}
+    found = {part.name: part for part in report.input_purposes}
+    assert {name: part.exits for name, part in found.items()} == {
+        "nightly-labels": 4, "request": 3,
+    }  # fmt: skip
+    cost = Decimal(named.model_extra["narrowgate"]["cost_usd"])  # type: ignore[index]
+    assert found["nightly-labels"].cost_usd == cost > 0
+    assert plain.metadata is not None
+    assert sum(part.cost_usd for part in report.input_purposes) == sum(row.paid_usd for row in rows)
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=200))
+    assert "nightly-labels" in out.getvalue()
+    assert "nightly-labels" in render_page(report)
 
 
 async def test_a_lost_answer_to_the_creation_sends_nothing_twice(

@@ -102,6 +102,7 @@ def _breakdowns(found: _DatabaseSums) -> dict[str, Any]:
         "token_classes": _token_classes(found.calls),
         "endpoints": _parts(found, lambda group: group.endpoint),
         "lanes": _parts(found, lambda group: group.lane),
+        "input_purposes": _parts(found, lambda group: group.purpose),
         "tasks": _parts(found, lambda group: group.task),
         "paths": _parts(found, lambda group: group.route),
         "routes": _shares(found.exits, lambda group: group.route, found.exits),

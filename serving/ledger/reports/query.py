@@ -64,6 +64,7 @@ class ExitGroup:
     tenant: str
     endpoint: str
     lane: str
+    purpose: str
     task: str | None
     route: str | None
     reason: str | None
@@ -86,6 +87,7 @@ class CallGroup:
     tenant: str
     endpoint: str
     lane: str
+    purpose: str
     task: str | None
     route: str | None
     status: InputStatus
@@ -144,6 +146,11 @@ _STATUS = case(
 # Inputs of earlier versions have no lane.
 _LANE = func.coalesce(exits.c.lane, literal_column("'interactive'"))
 
+_PURPOSE = case(
+    (exits.c.endpoint == "audit", literal_column("'audit'")),
+    else_=func.coalesce(exits.c.purpose, literal_column("'request'")),
+)
+
 # A local or cached answer outside an attested error bound does not replace the reference model.
 # No client got an audit's answer.
 _SAVES = and_(
@@ -155,9 +162,9 @@ _REFERENCE_USD = case((_SAVES, exits.c.reference_usd))
 def exit_groups(connection: Connection, scope: Scope) -> list[ExitGroup]:
     """Return the inputs, grouped by equal keys."""
     keys = [
-        exits.c.tenant, exits.c.endpoint, _LANE, exits.c.task, exits.c.route, exits.c.reason,
-        exits.c.outcome, exits.c.reference_model, exits.c.evidence, exits.c.escalated,
-        exits.c.cached, _STATUS,
+        exits.c.tenant, exits.c.endpoint, _LANE, _PURPOSE, exits.c.task, exits.c.route,
+        exits.c.reason, exits.c.outcome, exits.c.reference_model, exits.c.evidence,
+        exits.c.escalated, exits.c.cached, _STATUS,
     ]  # fmt: skip
     saving = func.count(case((_SAVES, exits.c.id)))
     unpriced = saving - func.count(_REFERENCE_USD)
@@ -171,8 +178,8 @@ def exit_groups(connection: Connection, scope: Scope) -> list[ExitGroup]:
 def call_groups(connection: Connection, scope: Scope) -> list[CallGroup]:
     """Return the calls of the inputs in scope, grouped by equal keys."""
     keys = [
-        exits.c.tenant, exits.c.endpoint, _LANE, exits.c.task, exits.c.route, _STATUS,
-        calls.c.kind, calls.c.model, calls.c.state, calls.c.outcome, calls.c.service_tier,
+        exits.c.tenant, exits.c.endpoint, _LANE, _PURPOSE, exits.c.task, exits.c.route,
+        _STATUS, calls.c.kind, calls.c.model, calls.c.state, calls.c.outcome, calls.c.service_tier,
         calls.c.price_id,
     ]  # fmt: skip
     query: Select[Any] = (

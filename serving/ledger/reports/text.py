@@ -84,6 +84,8 @@ def _spending(report: Report) -> Iterator[RenderableType]:
     yield _spends("endpoint", report.endpoints)
     if len(report.lanes) > 1 or any(line.name != "interactive" for line in report.lanes):
         yield _spends("lane", report.lanes)
+    if any(line.name != "request" for line in report.input_purposes):
+        yield _spends("purpose", report.input_purposes)
     if report.tenant is None:
         yield _spends("tenant", report.tenants)
     periods = formats.by_period(report.days)
