@@ -36,6 +36,7 @@ machine to machine than processor time."""
 _RESAMPLES = 2000
 # Looks like a task, so that the router embeds the instruction before it refuses the task.
 _INSTRUCTION = "Guess the age of the writer of this message:"
+_NEW_INSTRUCTION = "Guess the age of writer {number} of this message:"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,18 +49,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of request. model: None for the empty handler. repeated: one body for all."""
+    """One kind of request.
+
+    model: None for the empty handler. repeated: one body for all. instruction: before each text,
+    with the request's number in the place of `{number}`.
+    """
 
     name: str
     model: str | None
     repeated: bool = False
     cached: bool = False
+    instruction: str = _INSTRUCTION
 
 
 EMPTY = "empty handler"
 PATHS = (
     Kind("frontier model by name", MODEL),
-    Kind("auto, with embedding", "auto"),
+    Kind("auto, with embedding", "auto", instruction=_NEW_INSTRUCTION),
+    Kind("auto, known instruction", "auto"),
     Kind("exact cache hit", MODEL, repeated=True, cached=True),
 )
 
@@ -211,12 +218,15 @@ def _load(server: "GatewayProcess", path: Kind, clients: int, number: int) -> tu
     bodies: list[dict[str, Any] | None] = [None] * count
     if path.model is not None:
         found = ["one text"] * count if path.repeated else texts(count, 1000 * number + clients)
+        # No number comes twice, so that each instruction is new.
+        first = (1000 * number + clients) * 10_000
+        orders = [path.instruction.format(number=first + n) for n in range(count)]
         bodies = [
             {
                 "model": path.model,
-                "messages": [{"role": "user", "content": f'{_INSTRUCTION} "{text}"'}],
+                "messages": [{"role": "user", "content": f'{order} "{text}"'}],
             }
-            for text in found
+            for order, text in zip(orders, found, strict=True)
         ]
     url = f"{server.url}/healthz" if path.model is None else f"{server.url}/v1/chat/completions"
     before_s = server.cpu_s()

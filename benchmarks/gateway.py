@@ -1,10 +1,12 @@
-"""`python -m benchmarks gateway`: latency that the gateway adds to an instant frontier call."""
+"""`python -m benchmarks gateway`: what the gateway adds to a frontier call, and its goals."""
 
 import argparse
 import asyncio
 import json
 import os
 import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +18,27 @@ if TYPE_CHECKING:
     from benchmarks.load import LoadResult
     from serving.contracts.settings import Settings
 
-HELP = "measure the latency that the gateway adds to an instant provider and to an empty handler"
+HELP = "measure what the gateway adds to an instant provider and to an empty handler; goals"
 CLIENTS = (1, 16, 64)
 # A model with a known price: calls of unpriced models are refused.
 MODEL = "openai/gpt-6-luna"
-_REQUESTS = {1: 150, 16: 480, 64: 960}
+EMPTY, ALONE, BY_NAME = "empty handler", "provider alone", "frontier model by name"
+EMBEDDED, KNOWN, HIT = "auto, with embedding", "auto, known instruction", "exact cache hit"
+ADDED_MS = {BY_NAME: 4.0, EMBEDDED: 8.0, KNOWN: 8.0, HIT: 2.0}
+"""Goals: most that p50 may be above the empty handler's, with one client."""
+
+PER_S = {BY_NAME: 600.0, EMBEDDED: 400.0, KNOWN: 400.0, HIT: 1000.0}
+"""Goals: least requests a second with 16 clients."""
+
+P99_TIMES_P50 = 3.0
+MEMORY_MB = 400.0
+_GOAL_CLIENTS = (1, 16)
+_REQUESTS = {1: 300, 16: 960, 64: 960}
 # Looks like a task, so that the router embeds the instruction before it refuses the task.
 _INSTRUCTION = "Guess the age of the writer of this message:"
+_NEW_INSTRUCTION = "Guess the age of writer {number} of this message:"
+_BYPASS = {"x-narrowgate-cache": "bypass"}
+_LOOKUP_S = 10.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,28 +46,56 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_settings_options(parser)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of every measurement (3)")
     parser.add_argument("--clients", nargs="+", type=int, choices=CLIENTS, default=CLIENTS)
+    parser.add_argument(
+        "--postgres", nargs="?", const="", metavar="URL",
+        help="keep the ledger in PostgreSQL: in this empty database, or in a server of the "
+        "pgserver package",
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
-class _Target:
-    """One URL and model to call, and its rounds by number of clients."""
+class Target:
+    """One kind of request, and its rounds by number of clients.
+
+    model: None for a GET. instruction: before each text, with the request's number in the place of
+    `{number}`. repeated: one body for all.
+    """
 
     name: str
     path: str
-    model: str | None
+    model: str | None = None
+    instruction: str = _INSTRUCTION
+    repeated: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
     rounds: "dict[int, list[LoadResult]]" = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A goal beside its figure. at_most: False where the figure must be at least the goal."""
+
+    what: str
+    figure: float
+    goal: float
+    unit: str
+    at_most: bool = True
+
+    @property
+    def is_met(self) -> bool:
+        """Return whether the figure reaches the goal."""
+        return self.figure <= self.goal if self.at_most else self.figure >= self.goal
+
+
 def run(args: argparse.Namespace) -> int:
-    """Measure and report. Exit status 0; figures are reported, not judged."""
+    """Measure and report. Exit status 0; goals are reported, not judged."""
     from benchmarks.temporary_ledger import temporary_ledger, without_keys
     from serving.commands.first_start import Origin
     from serving.commands.serve import Start, prepare
     from serving.lifecycle.signals import StopRequested, signals_raise
     from serving.lifecycle.stack import local_stack
 
-    with instant_provider() as upstream:
-        settings = _with_instant_provider(without_keys(settings_from(args)), upstream)
+    with instant_provider() as upstream, _database(args.postgres) as url:
+        settings = measured_settings(without_keys(settings_from(args)), upstream, url)
         prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
         with signals_raise():
             try:
@@ -62,14 +106,39 @@ def run(args: argparse.Namespace) -> int:
                 ):
                     Start(checked, stack).run()
                     targets = _measure(stack.url, upstream, args)
+                    memory_mb = gateway_memory_mb()
             except StopRequested:
                 return 1
-    _print(_document(targets, args), as_json=args.json)
+    _print(document_of(targets, args, memory_mb, url), as_json=args.json)
     return 0
 
 
-def _with_instant_provider(settings: "Settings", upstream: str) -> "Settings":
-    """Return the settings with the instant provider as the only one."""
+@contextmanager
+def _database(named: str | None) -> Iterator[str | None]:
+    """Yield the URL of the ledger's database; None for SQLite. named: as `--postgres`."""
+    from benchmarks.ledger_databases import open_databases
+    from serving.contracts.errors import InvalidArgument
+
+    if named is None:
+        yield None
+        return
+    with open_databases(named or None) as databases:
+        if len(databases) == 1:
+            raise InvalidArgument(
+                "--postgres without a URL needs the package pgserver, which is not installed",
+                fix="install pgserver, or give --postgres the URL of an empty database",
+            )
+        yield databases[1].url
+
+
+def measured_settings(settings: "Settings", upstream: str, url: str | None) -> "Settings":
+    """Return the settings with the instant provider as the only one, and with the cache.
+
+    url: of the ledger's database; None for SQLite.
+    """
+    from pydantic import SecretStr
+
+    from serving.contracts.cache_settings import CacheSettings
     from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
     from serving.contracts.routing import TIERS
 
@@ -79,16 +148,31 @@ def _with_instant_provider(settings: "Settings", upstream: str) -> "Settings":
     frontier = FrontierSettings(
         providers={"openai": provider}, tiers=dict.fromkeys(TIERS, (MODEL,))
     )
-    return settings.model_copy(update={"frontier": frontier})
+    secret = None if url is None else SecretStr(url)
+    return settings.model_copy(
+        update={
+            "frontier": frontier,
+            "cache": CacheSettings(lookup_timeout_s=_LOOKUP_S),
+            "ledger": settings.ledger.model_copy(update={"url": secret}),
+        }
+    )
 
 
-def _measure(url: str, upstream: str, args: argparse.Namespace) -> list[_Target]:
-    targets = [
-        _Target("empty handler", f"{url}/healthz", None),
-        _Target("provider alone", f"{upstream}/v1/chat/completions", MODEL),
-        _Target("frontier model by name", f"{url}/v1/chat/completions", MODEL),
-        _Target("auto, with embedding", f"{url}/v1/chat/completions", "auto"),
+def targets_of(url: str, upstream: str) -> list[Target]:
+    """Return what is measured. url: of the stack."""
+    chats = "/v1/chat/completions"
+    return [
+        Target(EMPTY, f"{url}/healthz"),
+        Target(ALONE, f"{upstream}{chats}", MODEL),
+        Target(BY_NAME, f"{url}{chats}", MODEL, headers=_BYPASS),
+        Target(EMBEDDED, f"{url}{chats}", "auto", _NEW_INSTRUCTION, headers=_BYPASS),
+        Target(KNOWN, f"{url}{chats}", "auto", headers=_BYPASS),
+        Target(HIT, f"{url}{chats}", MODEL, repeated=True),
     ]
+
+
+def _measure(url: str, upstream: str, args: argparse.Namespace) -> list[Target]:
+    targets = targets_of(url, upstream)
     with terminal_progress() as progress:
         total = progress.add_task(
             "measuring", total=(args.rounds + 1) * len(args.clients) * len(targets)
@@ -104,53 +188,113 @@ def _measure(url: str, upstream: str, args: argparse.Namespace) -> list[_Target]
     return targets
 
 
-def _load(target: _Target, clients: int, number: int) -> "LoadResult":
+def _load(target: Target, clients: int, number: int) -> "LoadResult":
     from benchmarks.load import run_load
+
+    bodies = bodies_of(target, clients, number)
+    return asyncio.run(run_load(target.path, bodies, clients, target.headers))
+
+
+def bodies_of(target: Target, clients: int, number: int) -> list[dict[str, Any] | None]:
+    """Return the bodies of one round. number: of the round."""
     from benchmarks.texts import texts
 
-    bodies: list[dict[str, Any] | None] = [None] * _REQUESTS[clients]
-    if target.model is not None:
-        bodies = [
-            {
-                "model": target.model,
-                "messages": [{"role": "user", "content": f'{_INSTRUCTION} "{text}"'}],
-            }
-            for text in texts(_REQUESTS[clients], seed=1000 * number + clients)
-        ]
-    return asyncio.run(run_load(target.path, bodies, clients))
+    count, seed = _REQUESTS[clients], 1000 * number + clients
+    if target.model is None:
+        return [None] * count
+    found = ["one text"] * count if target.repeated else texts(count, seed)
+    return [
+        {
+            "model": target.model,
+            "messages": [
+                {
+                    "role": "user",
+                    # No number comes twice.
+                    "content": f'{target.instruction.format(number=seed * 10_000 + n)} "{text}"',
+                }
+            ],
+        }
+        for n, text in enumerate(found)
+    ]
 
 
-def _document(targets: list[_Target], args: argparse.Namespace) -> dict[str, Any]:
+def gateway_memory_mb() -> float:
+    """Return the resident memory of the largest gateway replica that this process started, MB."""
+    import psutil
+
+    from serving.app import GATEWAY_DEPLOYMENT
+
+    found = [
+        process.memory_info().rss
+        for process in psutil.Process().children(recursive=True)
+        if f":{GATEWAY_DEPLOYMENT}" in "".join(process.cmdline()[:1])
+    ]
+    return max(found) / 1e6
+
+
+def document_of(
+    targets: Sequence[Target], args: argparse.Namespace, memory_mb: float, url: str | None
+) -> dict[str, Any]:
+    """Return the report. targets: the empty handler first."""
     from serving.host.processor import processor_name
 
-    rows = []
-    for clients in args.clients:
-        empty_ms = _p50_ms(targets[0].rounds[clients])
-        for target in targets:
-            found = target.rounds[clients]
-            p50_ms = _p50_ms(found)
-            rows.append(
-                {
-                    "target": target.name,
-                    "clients": clients,
-                    "requests": sum(len(item.latencies_s) for item in found),
-                    "p50_ms": p50_ms,
-                    "over_empty_ms": p50_ms - empty_ms,
-                    "over_empty": p50_ms / empty_ms,
-                    "requests_per_s": statistics.median(item.requests_per_s for item in found),
-                }
-            )
+    rows = [_row(target, targets[0], clients) for clients in args.clients for target in targets]
     return {
         "machine": processor_name(),
         "cores": os.cpu_count(),
         "rounds": args.rounds,
+        "ledger": "SQLite" if url is None else "PostgreSQL",
         "workload": "chats of 25 to 40 words, all different; load, gateway, proxy and provider "
         "on the same cores",
         "rows": rows,
+        "gateway_memory_mb": memory_mb,
+        "goals": [
+            {
+                "what": one.what, "figure": one.figure, "goal": one.goal, "unit": one.unit,
+                "at_most": one.at_most, "met": one.is_met,
+            }
+            for one in goals_of(rows, memory_mb)
+        ],
+    }  # fmt: skip
+
+
+def _row(target: Target, empty: Target, clients: int) -> dict[str, Any]:
+    from benchmarks.load import percentile
+
+    found = target.rounds[clients]
+    p50_ms, empty_ms = _p50_ms(found), _p50_ms(empty.rounds[clients])
+    return {
+        "target": target.name,
+        "clients": clients,
+        "requests": sum(len(item.latencies_s) for item in found),
+        "p50_ms": p50_ms,
+        # The middle round's: a pause of the machine is in one.
+        "p99_ms": statistics.median(percentile(item.latencies_s, 0.99) for item in found) * 1000,
+        "over_empty_ms": p50_ms - empty_ms,
+        "over_empty": p50_ms / empty_ms,
+        "requests_per_s": statistics.median(item.requests_per_s for item in found),
     }
 
 
-def _p50_ms(found: "list[LoadResult]") -> float:
+def goals_of(rows: Sequence[Mapping[str, Any]], memory_mb: float) -> list[Goal]:
+    """Return every goal that the rows have a figure for."""
+    found = []
+    for row in rows:
+        name, clients = row["target"], row["clients"]
+        if name not in ADDED_MS or clients not in _GOAL_CLIENTS:
+            continue
+        if clients == 1:
+            what = f"{name}, added to p50 at 1 client"
+            found.append(Goal(what, row["over_empty_ms"], ADDED_MS[name], "ms"))
+        else:
+            what = f"{name}, at 16 clients"
+            found.append(Goal(what, row["requests_per_s"], PER_S[name], "requests/s", False))
+        times = row["p99_ms"] / row["p50_ms"]
+        found.append(Goal(f"{name}, p99 at {clients}", times, P99_TIMES_P50, "times p50"))
+    return [*found, Goal("memory of a gateway replica", memory_mb, MEMORY_MB, "MB")]
+
+
+def _p50_ms(found: "Sequence[LoadResult]") -> float:
     return statistics.median(s for item in found for s in item.latencies_s) * 1000
 
 
@@ -158,11 +302,26 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(document))
         return
-    print(f"{document['machine']}, {document['cores']} cores, {document['rounds']} rounds; "
-          f"{document['workload']}")  # fmt: skip
+    for line in lines(document):
+        print(line)
+
+
+def lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the report for people."""
+    yield (
+        f"{document['machine']}, {document['cores']} cores, {document['rounds']} rounds; "
+        f"ledger in {document['ledger']}; {document['workload']}"
+    )
     for row in document["rows"]:
-        print(
+        yield (
             f"{row['clients']:>3} clients  {row['target']:<24} p50 {row['p50_ms']:>7.2f} ms  "
+            f"p99 {row['p99_ms']:>7.2f} ms  "
             f"over empty {row['over_empty_ms']:>+7.2f} ms ({row['over_empty']:.2f}x)  "
             f"{row['requests_per_s']:>7.1f} requests/s"
+        )
+    for one in document["goals"]:
+        sign = "<=" if one["at_most"] else ">="
+        yield (
+            f"goal {one['what']:<50} {one['figure']:>8.2f} {one['unit']:<10} "
+            f"{sign} {one['goal']:g}  {'met' if one['met'] else 'MISSED'}"
         )

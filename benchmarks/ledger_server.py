@@ -151,6 +151,7 @@ def build_context(plan: Plan, ledger: LedgerService) -> "GatewayContext":
     from serving.pipeline.admission import AdmissionQueue
     from serving.pipeline.build import build_runners
     from serving.pipeline.exit_recorder import ExitRecorder
+    from serving.pipeline.known_vectors import KnownVectors
     from serving.pipeline.plan import Policy
     from serving.pipeline.replica_meter import ReplicaMeter
     from serving.pipeline.request_path import RequestPath
@@ -179,6 +180,7 @@ def build_context(plan: Plan, ledger: LedgerService) -> "GatewayContext":
         recorder=ExitRecorder(ledger, metrics),
         runners=build_runners({}, engines, meters, frontier, decisions, local, remote),
         max_inputs=settings.max_inputs,
+        known=KnownVectors(0),
     )
     return GatewayContext(
         settings=settings,

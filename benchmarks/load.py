@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,13 @@ class LoadResult:
         return len(self.latencies_s) / self.elapsed_s
 
 
-async def run_load(url: str, bodies: Sequence[dict[str, Any] | None], clients: int) -> LoadResult:
-    """Send every body (None: a GET) with that many clients.
+async def run_load(
+    url: str,
+    bodies: Sequence[dict[str, Any] | None],
+    clients: int,
+    headers: Mapping[str, str] | None = None,
+) -> LoadResult:
+    """Send every body (None: a GET) with that many clients. headers: of every request.
 
     Raises EngineFailure if a response has a status other than 200.
     """
@@ -35,7 +40,9 @@ async def run_load(url: str, bodies: Sequence[dict[str, Any] | None], clients: i
     latencies: list[float] = []
     connector = aiohttp.TCPConnector(limit=clients)
     timeout = aiohttp.ClientTimeout(total=600)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, headers=headers
+    ) as session:
 
         async def client() -> None:
             for body in pending:

@@ -1,11 +1,14 @@
 """Builds the Ray Serve applications from settings: the only place that wires the parts."""
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +19,7 @@ from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 from ray import serve
 from ray.serve.deployment import Application
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from serving.artifacts.checkpoint import Checkpoint, locate
@@ -72,6 +76,7 @@ from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.frontier_model import FrontierModelRunner
 from serving.pipeline.hit_auditor import HitAuditor
 from serving.pipeline.in_force import InForce
+from serving.pipeline.known_vectors import KnownVectors
 from serving.pipeline.plan import FrontierPlan, Policy
 from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
@@ -124,6 +129,7 @@ class Gateway:
         self, settings: Settings, specs: Mapping[str, TaskSpec], engines: Engines | Path
     ) -> None:
         _log_through_serve()
+        _leave_out_torch()
         disable_created_metrics()  # type: ignore[no-untyped-call]
         found = Engines.of_file(engines) if isinstance(engines, Path) else engines
         self._context = _build_context(settings, specs, found)
@@ -281,6 +287,7 @@ def _build_context(
             tiering,
         ),
         max_inputs=gateway.max_inputs,
+        known=KnownVectors(routing.known_instructions),
         cache=access,
         similar=similar,
     )
@@ -566,6 +573,21 @@ def _settle_objects() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
+    # What loading needed goes back to the system: 30 MB after a tokenizer. Other C libraries than
+    # glibc have no such function.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _leave_out_torch() -> None:
+    """Keep transformers from importing torch in a replica: it tokenizes, and torch takes 200 MB."""
+    try:
+        serve.get_replica_context()
+    except RayServeException:
+        # Not a process of its own: others here may need it.
+        return
+    # None in the place of a module: its import fails, and transformers does without it.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 def _log_through_serve() -> None:

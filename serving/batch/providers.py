@@ -1,22 +1,13 @@
 """Builds the batch APIs of the configured providers: reads keys, opens no connection."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from pydantic import SecretStr
 
-from serving.batch.anthropic_batches import AnthropicBatches
-from serving.batch.openai_batches import OpenAIBatches
 from serving.batch.provider_batches import ProviderBatches
 from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
 from serving.frontier.keys import resolve_key
-
-_APIS: dict[
-    str, Callable[[str, ProviderSettings, SecretStr | None, random.Random], ProviderBatches]
-] = {
-    "openai": OpenAIBatches,
-    "anthropic": AnthropicBatches,
-}
 
 
 def build_provider_batches(
@@ -30,5 +21,16 @@ def build_provider_batches(
     for name, provider in settings.providers.items():
         key = resolve_key(name, provider, environ) if provider.has_batches else None
         if provider.has_batches and (key is not None or provider.keyless):
-            found[name] = _APIS[provider.api](name, provider, key, random.Random())  # noqa: S311
+            found[name] = _batches(name, provider, key)
     return found
+
+
+def _batches(name: str, settings: ProviderSettings, key: SecretStr | None) -> ProviderBatches:
+    # Only the SDKs that are used, as for single calls.
+    if settings.api == "anthropic":
+        from serving.batch.anthropic_batches import AnthropicBatches
+
+        return AnthropicBatches(name, settings, key, random.Random())  # noqa: S311
+    from serving.batch.openai_batches import OpenAIBatches
+
+    return OpenAIBatches(name, settings, key, random.Random())  # noqa: S311

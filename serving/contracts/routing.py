@@ -1,7 +1,7 @@
 """The router's part of a request: tier, reason, decision, and the protocols around them."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, Protocol, get_args
@@ -113,15 +113,17 @@ class Decision:
     labels: Mapping[str, str] | None = None
 
 
+KnownVector = Callable[[str], NDArray[np.float32] | None]
+"""Returns the vector of a text that was embedded before; None for other texts."""
+
+
 class Router(Protocol):
     """Makes the decision about a chat before any model is called; serving.routing implements it."""
 
-    async def vectors(
-        self, request: ChatRequest, known: Mapping[str, NDArray[np.float32]] | None = None
-    ) -> Vectors:
+    async def vectors(self, request: ChatRequest, known: KnownVector | None = None) -> Vectors:
         """Return the vectors that `decide` needs. Never raises: see Vectors.failure.
 
-        known: of texts of the same request that an earlier step embedded.
+        known: of texts that were embedded before.
         """
         ...
 

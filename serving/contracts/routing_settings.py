@@ -41,6 +41,13 @@ class RoutingSettings(_Frozen):
     )
     narrow_max_chars: int = Field(default=4000, ge=1, description="longer requests are not narrow")
     complexity: ComplexityThresholds = ComplexityThresholds()
+    known_instructions: int = Field(
+        default=4096,
+        ge=0,
+        le=1_000_000,
+        description="vectors of instructions that are kept, each for its tenant, per gateway "
+        "replica; 0 keeps none",
+    )
     task_tier: Tier = Field(default="economy", description="tier for tasks that escalate")
     escalate_on: tuple[Reason, ...] = Field(
         default=(

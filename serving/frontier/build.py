@@ -9,18 +9,12 @@ from pydantic import SecretStr
 
 from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
 from serving.contracts.prices import PriceList
-from serving.frontier.anthropic_api import AnthropicApi
 from serving.frontier.events import FrontierEvents
 from serving.frontier.frontier import FrontierStack
 from serving.frontier.keys import resolve_key
-from serving.frontier.openai_api import OpenAIApi
 from serving.frontier.provider import Provider
 from serving.frontier.provider_api import ProviderApi
 
-_APIS: dict[str, Callable[[str, ProviderSettings, SecretStr | None], ProviderApi]] = {
-    "openai": OpenAIApi,
-    "anthropic": AnthropicApi,
-}
 _CHATTY_LOGGERS = ("openai", "anthropic", "httpx2", "httpcore2")
 
 
@@ -48,7 +42,14 @@ def build_frontier(
 
 
 def _api(name: str, settings: ProviderSettings, key: SecretStr | None) -> ProviderApi:
-    return _APIS[settings.api](name, settings, key)
+    # Only the SDKs that are used: Anthropic's takes 40 MB of memory, OpenAI's 13.
+    if settings.api == "anthropic":
+        from serving.frontier.anthropic_api import AnthropicApi
+
+        return AnthropicApi(name, settings, key)
+    from serving.frontier.openai_api import OpenAIApi
+
+    return OpenAIApi(name, settings, key)
 
 
 def _quiet() -> None:

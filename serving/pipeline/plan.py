@@ -28,6 +28,7 @@ from serving.contracts.routing import TIERS, Decision, Reason, Router, Tier
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.standing import Standing
+from serving.pipeline.known_vectors import KnownVectors
 from serving.pipeline.read import task_request
 from serving.tasks.catalog import find_task
 
@@ -146,10 +147,14 @@ def free_form_bounds(frontier: FrontierSettings) -> dict[Tier, OutputBounds]:
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Plans requests: has the router decide on chats with the model `auto`, then chooses."""
+    """Plans requests: has the router decide on chats with the model `auto`, then chooses.
+
+    known: vectors of instructions of earlier requests.
+    """
 
     policy: Policy
     router: Router
+    known: KnownVectors
 
     async def plan(
         self,
@@ -159,12 +164,18 @@ class Planner:
     ) -> Plan:
         """Return the plan of a request. Raises as `choose_plan`.
 
-        vectors: of the request's texts, by text; the router adds those that it computes.
+        vectors: of the request's texts, by text, as far as an earlier step embedded them.
         """
         if not isinstance(request, ChatRequest) or request.model != AUTO:
             return choose_plan(request, context, self.policy)
-        # Awaited once, here; all later steps that compare texts share them.
-        compared = await self.router.vectors(request, vectors)
+        tenant = context.caller.tenant
+
+        def known(text: str) -> NDArray[np.float32] | None:
+            vector = vectors.get(text)
+            return self.known.find(tenant, text) if vector is None else vector
+
+        compared = await self.router.vectors(request, known)
+        self.known.add(tenant, compared.by_text)
         return choose_plan(request, context, self.policy, self.router.decide(request, compared))
 
 

@@ -15,6 +15,7 @@ from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.cached_chat import CachedChat
 from serving.pipeline.cached_task import CachedTask
 from serving.pipeline.exit_recorder import ExitRecorder
+from serving.pipeline.known_vectors import KnownVectors
 from serving.pipeline.plan import Plan, Planner, Policy
 from serving.pipeline.read import read_chat, read_completion, read_tasks
 from serving.pipeline.runner import Runner
@@ -26,7 +27,8 @@ from serving.pipeline.write import Reply, TaskReply, write_reply, write_tasks
 class RequestPath:
     """The steps, wired in serving.app.
 
-    runners: by kind of plan. max_inputs: of one request. cache: None where nothing is cached; else
+    runners: by kind of plan. max_inputs: of one request. known: vectors of instructions, for the
+    router. cache: None where nothing is cached; else
     it comes between reading and planning. similar: looks chats up by meaning; None where nothing
     is.
     """
@@ -36,6 +38,7 @@ class RequestPath:
     recorder: ExitRecorder
     runners: Mapping[type[Plan], Runner[Any, Any]]
     max_inputs: int
+    known: KnownVectors
     cache: CacheAccess | None = None
     similar: SimilarChats | None = None
 
@@ -79,4 +82,4 @@ class RequestPath:
 
     @property
     def _planner(self) -> Planner:
-        return Planner(self.policy, self.router)
+        return Planner(self.policy, self.router, self.known)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from serving.contracts.answer import TaskRequest
+from serving.contracts.routing import KnownVector
 from serving.contracts.task_spec import TaskSpec, TranslationSpec
 from serving.embedding.embedder import Embedder, Vector
 from serving.routing.clause_rules import clause_obstacle, evidence_obstacle
@@ -102,16 +103,14 @@ class NarrowDetector:
         # `vectors` and `detect` ask about the same prompt, one after the other.
         self._known = lru_cache(maxsize=_KNOWN_PROMPTS)(self._by_clauses)
 
-    async def vectors(
-        self, prompt: Prompt, known: Mapping[str, Vector] | None = None
-    ) -> dict[str, Vector]:
+    async def vectors(self, prompt: Prompt, known: KnownVector | None = None) -> dict[str, Vector]:
         """Return the vectors that `detect` needs, by text. Raises the embedder's errors.
 
-        known: of texts that are embedded already.
+        known: of texts that were embedded before.
         """
         if self.by_clauses(prompt).request is not None:
             return {}
-        known = known or {}
+        known = known or nothing_known
         if not _orders(prompt.system):
             return await self._embedded(
                 (split.instruction for split in split_message(prompt.user)), known
@@ -241,12 +240,10 @@ class NarrowDetector:
             reading.task, reading.certainty, checked.labels, checked.source, checked.target
         )
 
-    async def _embedded(
-        self, instructions: Iterable[str], known: Mapping[str, Vector]
-    ) -> dict[str, Vector]:
+    async def _embedded(self, instructions: Iterable[str], known: KnownVector) -> dict[str, Vector]:
         texts = {embedded_part(text) for text in instructions if instruction_obstacle(text) is None}
         return {
-            text: known[text] if text in known else await self._embedder.embed(text)
+            text: await self._embedder.embed(text) if (found := known(text)) is None else found
             for text in sorted(texts)
         }
 
@@ -344,6 +341,11 @@ def check(instruction: str, spec: TaskSpec, vocabulary: frozenset[str] | None) -
     if mentions_language(instruction):
         return "a language is named"
     return TaskDetails(naming.spelled or None)
+
+
+def nothing_known(_: str) -> Vector | None:
+    """Implements KnownVector where nothing was embedded before."""
+    return None
 
 
 def instruction_obstacle(instruction: str) -> str | None:

@@ -7,14 +7,14 @@ from typing import Protocol
 
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.requests import ChatRequest
-from serving.contracts.routing import Decision, Router, Tier, Vectors
+from serving.contracts.routing import Decision, KnownVector, Router, Tier, Vectors
 from serving.contracts.routing_settings import ComplexityThresholds, RoutingSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder, Vector
 from serving.routing.conversation import SEARCHED_CHARS, ChatForm, is_longer, read
 from serving.routing.features import lexical_features
 from serving.routing.heads import RouterModel, load_model
-from serving.routing.narrow import Detection, NarrowDetector
+from serving.routing.narrow import Detection, NarrowDetector, nothing_known
 from serving.tasks.blank_text import is_blank
 
 # After this time the rule decides, because a late answer costs more than a less exact decision.
@@ -58,14 +58,12 @@ class LearnedRouter:
         self._observer = observer
         self._detector = NarrowDetector(model, specs, embedder, settings.narrow_certainty)
 
-    async def vectors(
-        self, request: ChatRequest, known: Mapping[str, Vector] | None = None
-    ) -> Vectors:
+    async def vectors(self, request: ChatRequest, known: KnownVector | None = None) -> Vectors:
         """Return the vectors that `decide` needs. Never raises: see Vectors.failure.
 
-        known: of texts of the same request that an earlier step embedded.
+        known: of texts that were embedded before.
         """
-        reading, earlier = self._read(request), known or {}
+        reading, earlier = self._read(request), known or nothing_known
         try:
             async with asyncio.timeout(EMBEDDING_TIMEOUT_S):
                 found: dict[str, Vector] = {}
@@ -73,7 +71,7 @@ class LearnedRouter:
                     found = await self._detector.vectors(reading.prompt, earlier)
                 text = reading.prompt.text
                 if self._scores(reading) and text not in found:
-                    vector = earlier.get(text)
+                    vector = earlier(text)
                     found[text] = await self._embedder.embed(text) if vector is None else vector
         except (TimeoutError, NarrowgateError) as error:
             code = error.code if isinstance(error, NarrowgateError) else "timeout"

@@ -8,6 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import httpx
+import numpy as np
 
 from serving.contracts.answer import Usage
 from serving.contracts.deadline import Deadline
@@ -35,7 +36,7 @@ from serving.contracts.ledger_settings import AuthSettings
 from serving.contracts.openai import OpenAIReply
 from serving.contracts.report import Report
 from serving.contracts.requests import ChatRequest
-from serving.contracts.routing import Decision, Vectors
+from serving.contracts.routing import Decision, KnownVector, Vectors
 from serving.contracts.routing_settings import RoutingSettings
 from serving.contracts.settings import GatewaySettings, Replicas
 from serving.contracts.task_spec import TaskSpec
@@ -49,6 +50,7 @@ from serving.pipeline.admission import AdmissionQueue
 from serving.pipeline.bounded import Learning
 from serving.pipeline.build import build_runners
 from serving.pipeline.exit_recorder import ExitRecorder
+from serving.pipeline.known_vectors import KnownVectors
 from serving.pipeline.plan import Policy
 from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
@@ -209,16 +211,21 @@ class ScriptedFrontier:
 
 
 class ScriptedRouter:
-    """Returns the scripted decision."""
+    """Returns the scripted decision.
+
+    needed: texts whose vectors it needs. known: those of them that were embedded before.
+    """
 
     def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
         self.decision = Decision(None, 0.99, 0.5, "standard", "scripted")
+        self.needed: tuple[str, ...] = ()
+        self.embed: Callable[[str], Any] = lambda _: np.ones(4, np.float32)
 
-    async def vectors(
-        self, request: ChatRequest, known: Mapping[str, Any] | None = None
-    ) -> Vectors:
-        self.known = dict(known or {})
-        return Vectors()
+    async def vectors(self, request: ChatRequest, known: KnownVector | None = None) -> Vectors:
+        assert known is not None
+        self.known = {text: known(text) for text in self.needed}
+        return Vectors({text: self.embed(text) for text in self.needed})
 
     def decide(self, request: ChatRequest, vectors: Vectors) -> Decision:
         return self.decision
@@ -323,6 +330,7 @@ class Server:
                 learning=learning and learning(metrics),
             ),
             max_inputs=config.max_inputs,
+            known=KnownVectors(RoutingSettings().known_instructions),
         )  # fmt: skip
         self.context = GatewayContext(
             settings=config,

@@ -626,12 +626,13 @@ async def test_an_injected_answer_does_not_make_the_judges_verdict(
 async def test_the_router_gets_the_vector_of_the_same_request(
     found: SimilarServer, embedder: ThreadedEmbedder
 ) -> None:
+    router = found.cached.server.router
+    router.needed = (PAIR[0],)
     await found.cached.chat(f"  {PAIR[0]} ", model="auto")
-    known = found.cached.server.router.known
-    assert list(known) == [PAIR[0]]
-    assert (known[PAIR[0]] == await embedder.embed(PAIR[0])).all()
+    assert (router.known[PAIR[0]] == await embedder.embed(PAIR[0])).all()
+    router.needed = (PAIR[1],)
     await found.cached.chat("x", model="auto")
-    assert found.cached.server.router.known == {}
+    assert router.known == {PAIR[1]: None}
 
 
 async def test_the_router_does_not_embed_again_what_is_known(
@@ -665,7 +666,7 @@ async def test_the_router_does_not_embed_again_what_is_known(
     assert calls
     assert set(calls) == set(alone.by_text)
     calls.clear()
-    shared = await router.vectors(request, alone.by_text)
+    shared = await router.vectors(request, alone.by_text.get)
     assert calls == []
     assert shared.by_text.keys() == alone.by_text.keys()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from serving.evidence.statistics.betting import Floats
 
@@ -57,7 +57,7 @@ def embeddings_moved(
         return distance > 0.0
     unit = baseline.spread_of_squares / baseline.spread * scale
     freedom = baseline.spread**2 / baseline.spread_of_squares
-    return bool(stats.chi2.sf(distance / unit, freedom) < significance)
+    return bool(special.chdtrc(freedom, distance / unit) < significance)
 
 
 def label_shares_moved(
@@ -76,7 +76,9 @@ def label_shares_moved(
     pooled = pooled[:, pooled.sum(axis=0) > 0.0]
     if pooled.shape[1] < 2:
         return False
-    return bool(stats.chi2_contingency(pooled, correction=False).pvalue < significance)
+    expected = np.outer(pooled.sum(axis=1), pooled.sum(axis=0)) / pooled.sum()
+    distance = ((pooled - expected) ** 2 / expected).sum()
+    return bool(special.chdtrc(pooled.shape[1] - 1, distance) < significance)
 
 
 def escalations_surged(
@@ -93,4 +95,4 @@ def escalations_surged(
     pooled = (before + now) / (of_before + of_now)
     deviation = math.sqrt(pooled * (1.0 - pooled) * (1.0 / of_before + 1.0 / of_now))
     rise = now / of_now - before / of_before
-    return deviation > 0.0 and bool(stats.norm.sf(rise / deviation) < significance)
+    return deviation > 0.0 and bool(special.ndtr(-rise / deviation) < significance)

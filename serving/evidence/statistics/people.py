@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from serving.evidence.statistics.betting import Floats
 from serving.evidence.statistics.intervals import CONFIDENCE, Interval, clopper_pearson
@@ -46,7 +46,7 @@ def error_against_people(
     rectifier = people - weight * judged_labelled
     mean = weight * float(judged.mean()) + float(rectifier.mean())
     variance = weight**2 * float(judged.var(ddof=1)) / more + _variance(rectifier) / n
-    half = float(stats.norm.ppf((1.0 + confidence) / 2.0)) * math.sqrt(variance)
+    half = float(special.ndtri((1.0 + confidence) / 2.0)) * math.sqrt(variance)
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 

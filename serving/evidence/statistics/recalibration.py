@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from serving.evidence.statistics.betting import Floats
 
@@ -71,6 +70,9 @@ def fit_label_confidence(
             ]
         )
         return float(loss + penalty), gradient
+
+    # Takes 23 MB, which a gateway that never fits saves.
+    from scipy.optimize import minimize
 
     found = minimize(objective, np.zeros(2 + label_count), jac=True, method="L-BFGS-B").x
     return LabelConfidence(float(np.exp(found[0])), float(found[1]), found[2:])

@@ -2,7 +2,7 @@
 
 import math
 
-from scipy.stats import beta
+from scipy import special
 from sqlalchemy import Connection, func, select
 
 from serving.contracts.report import BoundedAnswers, OutputBoundReport
@@ -35,7 +35,7 @@ def _answers(arm: str, counts: dict[int, int]) -> BoundedAnswers:
     cut = counts.get(_CUT, 0)
     answers = complete + cut
     # Clopper and Pearson's one-sided bound.
-    upper = float(beta.ppf(0.95, cut + 1, answers - cut)) if answers > cut else 1.0
+    upper = float(special.betaincinv(cut + 1, answers - cut, 0.95)) if answers > cut else 1.0
     mean = _moments(counts)[0] if complete else None
     return BoundedAnswers(
         name=arm, answers=answers, continued=counts.get(_CONTINUED, 0), cut=cut,
