@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from serving.contracts.batch import (
     PageRequest,
     Purpose,
     StoredFile,
+    TenantBatches,
 )
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.errors import InvalidRequest, LedgerUnavailable
@@ -130,6 +131,10 @@ class BatchService:
     async def batches(self, caller: Caller, page: PageRequest) -> Page:
         """Return BatchRecords. Raises NotFound for an `after` that is no batch."""
         return await self.run(self.store.listed, caller.tenant, page)
+
+    async def overview(self) -> Sequence[TenantBatches]:
+        """Return the batches of every tenant that has some, for the operator."""
+        return await self.run(self.store.overview, self.now())
 
     async def cancel(self, caller: Caller, batch: str) -> BatchRecord:
         """Start no further line. Raises NotFound, BatchEnded."""

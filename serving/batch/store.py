@@ -32,6 +32,7 @@ from serving.contracts.batch import (
     Page,
     PageRequest,
     PlannedRoute,
+    TenantBatches,
 )
 from serving.contracts.errors import BatchEnded, NotFound
 from serving.contracts.ledger import Caller
@@ -41,6 +42,8 @@ from serving.ledger.upsert import insert_new
 
 _AT_ONCE = 1000
 _UNFINISHED: tuple[LineState, ...] = ("waiting", "running", "submitted")
+_HELD_STATES: tuple[LineState, ...] = ("running", "submitted")
+_RECENT = timedelta(days=1)
 
 StopReason = Literal["cancelled", "expired", "budget_exceeded", "max_cost_exceeded"]
 
@@ -463,6 +466,54 @@ class BatchStore:
         )
         with self.database.read() as connection:
             return Counter({str(row.state): int(row[1]) for row in connection.execute(query)})
+
+    def overview(self, now: datetime) -> list[TenantBatches]:
+        """Return the batches of each tenant: those that have not ended, and those of a day."""
+        batch, line = batches.c, batch_lines.c
+        is_open = batch.status.not_in(FINAL_STATUSES)
+        of_open = (
+            select(batch.tenant, batch.status, func.count(), func.min(batch.created_at),
+                   func.min(batch.expires_at))
+            .where(is_open)
+            .group_by(batch.tenant, batch.status)
+        )  # fmt: skip
+        of_lines = (
+            select(batch.tenant, line.state, func.count(), func.sum(line.worst_usd))
+            .select_from(batch_lines.join(batches, batch.id == line.batch))
+            .where(is_open)
+            .group_by(batch.tenant, line.state)
+        )
+        ended_at = func.coalesce(
+            batch.completed_at, batch.failed_at, batch.expired_at, batch.cancelled_at
+        )
+        of_ended = (
+            select(batch.tenant, batch.status, func.count(), func.sum(batch.failed))
+            .where(~is_open, ended_at >= now - _RECENT)
+            .group_by(batch.tenant, batch.status)
+        )
+        with self.database.read() as connection:
+            opened, lines, ended = (
+                connection.execute(query).all() for query in (of_open, of_lines, of_ended)
+            )
+        found = []
+        for tenant in sorted({row.tenant for row in (*opened, *ended)}):
+            mine, states, done = (
+                [row for row in rows if row.tenant == tenant] for rows in (opened, lines, ended)
+            )
+            held = [usd for _, state, _, usd in states if state in _HELD_STATES and usd is not None]
+            found.append(
+                TenantBatches(
+                    tenant,
+                    {row.status: row[2] for row in mine},
+                    {row.state: row[2] for row in states},
+                    min((row[3] for row in mine), default=None),
+                    min((row[4] for row in mine), default=None),
+                    sum(held, Decimal(0)),
+                    {row.status: row[2] for row in done},
+                    sum(int(row[3] or 0) for row in done),
+                )
+            )
+        return found
 
     def results(self, batch: str, *, succeeded: bool) -> Iterator[StoredResult]:
         """Yield the ended lines that succeeded, or the others, in the file's order."""

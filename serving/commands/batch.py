@@ -43,7 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     cancel = actions.add_parser("cancel", help="start no further line of a batch")
     for action in (watch, fetch, show, cancel):
         action.add_argument("id", metavar="ID", help="as `batch submit` and `batch list` show it")
-    for action in (submit, listing, watch, fetch, show, cancel):
+    status = actions.add_parser("status", help="show every tenant's batches; needs an admin key")
+    for action in (submit, listing, watch, fetch, show, cancel, status):
         action.add_argument(
             "--url", default="http://127.0.0.1:8000", metavar="URL", help="of the gateway"
         )
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
     actions: dict[str, Callable[[argparse.Namespace, BatchClient], int]] = {
         "submit": _submit, "list": _list, "show": _show,
-        "watch": _watch, "cancel": _cancel, "fetch": _fetch,
+        "watch": _watch, "cancel": _cancel, "fetch": _fetch, "status": _status,
     }  # fmt: skip
     with BatchClient(args.url, args.key_env) as client:
         return actions[args.action](args, client)
@@ -155,6 +156,14 @@ def _list(args: argparse.Namespace, client: "BatchClient") -> int:
 def _show(args: argparse.Namespace, client: "BatchClient") -> int:
     batch = client.batch(args.id)
     print(json.dumps(batch)) if args.json else _print_batch(batch)
+    return 0
+
+
+def _status(args: argparse.Namespace, client: "BatchClient") -> int:
+    from serving.commands.batch_words import print_overview
+
+    found = client.overview()
+    print(json.dumps(found)) if args.json else print_overview(found["data"], time.time())
     return 0
 
 

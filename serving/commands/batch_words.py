@@ -64,6 +64,38 @@ def print_list(batches: Sequence[Mapping[str, Any]]) -> None:
         console.print("  ".join(parts).rstrip(), markup=False)
 
 
+def print_overview(tenants: Sequence[Mapping[str, Any]], now_s: float) -> None:
+    """Print every tenant's batches. now_s: seconds since 1970."""
+    console = _console()
+    if not tenants:
+        console.print("no batches in the last day")
+    for one in tenants:
+        oldest, deadline = one.get("oldest_created_at"), one.get("first_deadline")
+        late_s = 0.0 if deadline is None else now_s - deadline
+        facts = {
+            "batches": _counted(one.get("batches")),
+            "lines": _counted(one.get("lines")),
+            "oldest": None if oldest is None else _age(now_s - oldest),
+            "past its deadline": _age(late_s) if late_s > 0 else None,
+            "held": _usd(one.get("held_usd")),
+            "ended in a day": _counted(one.get("ended_last_day")),
+            "lines without an answer in a day": str(one.get("unanswered_last_day") or 0),
+        }
+        console.print(str(one.get("tenant")), markup=False)
+        for name, value in facts.items():
+            if value is not None:
+                console.print(f"  {name + ':':<34} {value}", markup=False)
+
+
+def _counted(counts: Mapping[str, int] | None) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted((counts or {}).items())) or "none"
+
+
+def _age(seconds: float) -> str:
+    minutes = int(max(0.0, seconds)) // 60
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
 def fetched(
     batch: Mapping[str, Any], out: Path | None, errors: Path | None, sizes: Mapping[str, int]
 ) -> dict[str, Any]:

@@ -172,6 +172,26 @@ class PageRequest:
     newest_first: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class TenantBatches:
+    """One tenant's batches, for the operator.
+
+    statuses: batches that have not ended, by status. lines: theirs, by state. oldest_at: creation
+    of the oldest of them. first_deadline: the earliest. held_usd: worst case of lines in progress
+    and in providers' batches. ended: batches of the last day by status; unanswered: their lines
+    without an answer.
+    """
+
+    tenant: str
+    statuses: Mapping[str, int]
+    lines: Mapping[str, int]
+    oldest_at: datetime | None
+    first_deadline: datetime | None
+    held_usd: Decimal
+    ended: Mapping[str, int]
+    unanswered: int
+
+
 class Upload(Protocol):
     """A file that is being received. Either `finish` or `abandon` ends it."""
 
@@ -197,6 +217,10 @@ class Batches(Protocol):
 
     def upload(self, caller: Caller) -> Upload:
         """Begin to receive a file."""
+        ...
+
+    async def overview(self) -> Sequence[TenantBatches]:
+        """Return the batches of every tenant that has some, for the operator."""
         ...
 
     async def file(self, caller: Caller, file: str) -> StoredFile:

@@ -12,9 +12,10 @@ from serving.contracts.batch import (
     LineProblem,
     PageRequest,
     PlannedRoute,
+    TenantBatches,
 )
 from serving.contracts.errors import InvalidRequest
-from serving.gateway.control import body_of, body_schema
+from serving.gateway.control import WHOLE_QUERY, body_of, body_schema
 from serving.gateway.files_api import Lane, Sender, expires_after_s, listed
 
 router = APIRouter(prefix="/v1", tags=["batches"])
@@ -87,6 +88,23 @@ async def show_batch(batch_id: str, lane: Lane, caller: Sender) -> dict[str, Any
 async def cancel_batch(batch_id: str, lane: Lane, caller: Sender) -> dict[str, Any]:
     """Start no further line; those in progress end, and the result files are written."""
     return batch_object(await lane.cancel(caller, batch_id))
+
+
+# Authentication admits only admin keys to paths under /v1/admin.
+@router.get("/admin/batches", dependencies=[WHOLE_QUERY])
+async def show_all_batches(lane: Lane) -> dict[str, Any]:
+    """Show every tenant's batches: by status, lines by state, the oldest, the spend held."""
+    found = await lane.overview()
+    return {"object": "list", "data": [_tenant(one) for one in found]}
+
+
+def _tenant(one: TenantBatches) -> dict[str, Any]:
+    return {
+        "tenant": one.tenant, "batches": dict(one.statuses), "lines": dict(one.lines),
+        "oldest_created_at": _seconds(one.oldest_at),
+        "first_deadline": _seconds(one.first_deadline), "held_usd": f"{one.held_usd:f}",
+        "ended_last_day": dict(one.ended), "unanswered_last_day": one.unanswered,
+    }  # fmt: skip
 
 
 def _order(body: NewBatch) -> BatchOrder:

@@ -82,6 +82,10 @@ class BatchClient:
         params = {"limit": limit} if after is None else {"limit": limit, "after": after}
         return self._json("GET", "batches", params=params)
 
+    def overview(self) -> dict[str, Any]:
+        """Return every tenant's batches. The key must be an admin key."""
+        return self._json("GET", "admin/batches")
+
     def cancel(self, batch_id: str) -> dict[str, Any]:
         """Start no further line of a batch."""
         return self._json("POST", f"batches/{_quoted(batch_id)}/cancel")

@@ -3,12 +3,19 @@
 # ruff: noqa: ASYNC110  # it waits for what another thread says
 
 import asyncio
+import contextlib
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from serving.cli import run_program
+from serving.commands import batch as batch_command
+from serving.ledger.access.keys import create_key
 
 from ..provider.script import BatchPlan, Fault
 from ..provider.server import ProviderServer
@@ -26,6 +33,29 @@ async def gateway(
     fast = {"provider_poll_s": 0.2}
     async with running(provider, state, None, has_batches=True, batch=fast) as found:
         yield found
+
+
+async def overview(gateway: Running) -> tuple[dict[str, Any], str]:
+    """Return what the operator is shown of acme over HTTP, and what the command prints."""
+    key = await asyncio.to_thread(create_key, gateway.database, None)
+    text = key.text.get_secret_value()
+    admitted = {"authorization": f"Bearer {text}"}
+    path = f"{gateway.url}/v1/admin/batches"
+    async with httpx.AsyncClient() as client, asyncio.timeout(20):
+        while (found := await client.get(path, headers=admitted)).status_code != 200:
+            await asyncio.sleep(0.1)
+        refused = await client.get(path, headers={"x-api-key": gateway.acme.api_key})
+        assert refused.status_code == 403
+        unknown = await client.get(path, params={"tenat": "acme"}, headers=admitted)
+        assert unknown.status_code == 400
+    words = ["batch", "status", "--url", gateway.url]
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setenv("NARROWGATE_KEY", text)
+        done = asyncio.to_thread(run_program, "narrowgate", "", {"batch": batch_command}, words)
+        assert await done == 0
+    (acme,) = found.json()["data"]
+    return acme, out.getvalue()
 
 
 async def measured(gateway: Running, name: str) -> dict[str, float]:
@@ -55,8 +85,22 @@ async def test_lines_in_a_providers_batch_are_open_and_held_and_then_counted(
     await becomes(gateway, "narrowgate_batches", in_progress=1)
     assert (await measured(gateway, "narrowgate_batch_held_usd"))[""] > 0
     assert (await measured(gateway, "narrowgate_batch_oldest_seconds"))[""] > 0
+    acme, printed = await overview(gateway)
+    assert acme["tenant"] == "acme"
+    assert (acme["batches"], acme["lines"]) == ({"in_progress": 1}, {"submitted": 10})
+    assert float(acme["held_usd"]) > 0
+    assert acme["oldest_created_at"] == batch.created_at
+    assert (acme["first_deadline"], acme["ended_last_day"]) == (batch.expires_at, {})
+    assert "1 in_progress" in printed
+    assert "10 submitted" in printed
     await gateway.acme.batches.cancel(batch.id)
-    await gateway.ended(batch)
+    ended = await gateway.ended(batch)
+    acme, printed = await overview(gateway)
+    assert (acme["batches"], acme["lines"], acme["held_usd"]) == ({}, {}, "0")
+    assert acme["ended_last_day"] == {"cancelled": 1}
+    assert ended.request_counts is not None
+    assert acme["unanswered_last_day"] == ended.request_counts.failed
+    assert "1 cancelled" in printed
     ends = await measured(gateway, "narrowgate_batch_lines_total")
     assert ends["succeeded"] + ends["cancelled"] == 10
     assert ends["failed"] == 0

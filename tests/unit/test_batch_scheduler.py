@@ -262,6 +262,10 @@ def test_what_open_lines_may_cost_is_summed(store: BatchStore, specs: Any) -> No
     store.end_lines("one", [LineEnd(batch, 1, "succeeded", b"{}")])
     assert store.held_usd() == Decimal("0.4")
     assert store.open_lines() == {"waiting": 1, "running": 1}
+    (acme,) = store.overview(NOW)
+    assert (acme.tenant, acme.statuses, acme.unanswered) == ("acme", {"in_progress": 1}, 0)
+    assert acme.lines == {"succeeded": 1, "running": 1, "waiting": 1}
+    assert acme.held_usd == Decimal("0.4")
     assert store.end_waiting(batch, "cancelled") == ("cancelled", 1)
     assert store.open_lines() == {"running": 1}
 
