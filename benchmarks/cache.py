@@ -36,6 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--lookups", type=int, default=2000, help="of each size (2000)")
     parser.add_argument("--rounds", type=int, default=3, help="of every load (3)")
+    parser.add_argument(
+        "--flood-rounds", type=int, default=10, help="windows of each load of another tenant (10)"
+    )
     parser.add_argument("--requests", type=int, default=2000, help="of each replay (2000)")
 
 
@@ -77,7 +80,16 @@ def _through_http(args: argparse.Namespace) -> dict[str, Any]:
             replays = [found.document() for found in replay_all(url, args.requests, MODEL)]
             memory = {"before_mib": before_mib, "after_mib": _memory_mib(port)}
         replays.append(_by_meaning(Path(state) / "meaning", upstream, args.requests))
-    return {"load": load, "replays": replays, "memory": memory}
+        flood = _flood(Path(state) / "flood", upstream, args.flood_rounds)
+    return {"load": load, "replays": replays, "memory": memory, "flood": flood}
+
+
+def _flood(state: Path, upstream: str, rounds: int) -> list[dict[str, Any]]:
+    """Time a tenant's chats while another tenant floods the cache."""
+    from benchmarks.cache_flood import time_flood
+
+    settings = _settings(state, upstream, semantic="on", auth="keys")
+    return time_flood(settings, MODEL, rounds).document()
 
 
 def _by_meaning(state: Path, upstream: str, requests: int) -> dict[str, Any]:
@@ -92,7 +104,12 @@ def _by_meaning(state: Path, upstream: str, requests: int) -> dict[str, Any]:
         return replay_meaning(url, requests, MODEL).document()
 
 
-def _settings(state: Path, upstream: str, semantic: Literal["off", "on"] = "off") -> "Settings":
+def _settings(
+    state: Path,
+    upstream: str,
+    semantic: Literal["off", "on"] = "off",
+    auth: Literal["off", "keys"] = "off",
+) -> "Settings":
     from serving.contracts.cache_settings import CacheSettings
     from serving.contracts.evidence_settings import EvidenceSettings
     from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
@@ -106,7 +123,7 @@ def _settings(state: Path, upstream: str, semantic: Literal["off", "on"] = "off"
     return Settings(
         state=state,
         models=(),
-        auth=AuthSettings(mode="off"),
+        auth=AuthSettings(mode=auth),
         # A machine that other work starves is slow, and refuses nothing: with 2 s for the row of a
         # call, 11 busy processes on 2 cores made it answer 503 ledger_unavailable.
         ledger=LedgerSettings(call_wait_s=60.0),
@@ -200,6 +217,13 @@ def _print(document: dict[str, Any], *, as_json: bool) -> None:
         print(
             f"{row['clients']:>3} clients  {row['target']:<24} p50 {row['p50_ms']:>7.2f} p99 "
             f"{row['p99_ms']:>7.2f} ms  {row['requests_per_s']:>7.0f} requests/s"
+        )
+    for row in document["flood"]:
+        print(
+            f"another tenant {row['arm']:<10} {row['flood_per_s']:>4.0f}/s  {row['kind']:<9} p50 "
+            f"{row['p50_ms']:>6.2f} p99 {row['p99_ms']:>7.2f} ms  difference of p50 "
+            f"{row['difference_ms']:.2f} ({row['difference_low_ms']:.2f} to "
+            f"{row['difference_high_ms']:.2f}) ms"
         )
     memory = document["memory"]
     print(f"gateway's memory {memory['before_mib']:.0f} MiB, then {memory['after_mib']:.0f} MiB")

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from benchmarks.cache_flood import Flood
 from benchmarks.cache_lookups import time_lookups
 from benchmarks.cache_replay import meaning_stream, questions, repeating_stream, zipf_stream
 from benchmarks.cache_similar import time_namespaces, time_similar
@@ -66,3 +67,18 @@ def test_lookups_by_key_and_of_another_tenant_are_timed() -> None:
     assert time_lookups(600, 20).document()["entries"] == 600
     found = time_namespaces(600, 20).document()
     assert found["difference_low_ms"] <= found["difference_ms"] <= found["difference_high_ms"]
+
+
+def test_a_floods_delay_is_told_by_window_from_the_time_alone() -> None:
+    alone = [[0.010, 0.011, 0.012], [0.010, 0.012, 0.014]]
+    slow = [[value + 0.005 for value in window] for window in alone]
+    times = {("miss", "alone"): alone, ("miss", "flooding"): slow}
+    found = Flood(times, {"alone": 0, "flooding": 60}, {"alone": 2.0, "flooding": 3.0}).document()  # type: ignore[arg-type]
+    by_arm = {row["arm"]: row for row in found}
+    assert by_arm["alone"]["difference_ms"] == 0
+    flooded = by_arm["flooding"]
+    assert flooded["difference_ms"] == pytest.approx(5)
+    assert flooded["difference_low_ms"] == pytest.approx(5)
+    assert flooded["difference_low_ms"] <= flooded["difference_high_ms"]
+    assert (flooded["chats"], flooded["flood_per_s"]) == (6, 20.0)
+    assert flooded["p99_ms"] == pytest.approx(19)
