@@ -479,6 +479,7 @@ def _tiering(
     planner = TierPlanner(
         settings.tiers, clustering, settings.frontier.tiers, configured, prices,
         evidence.evidence, metrics.tiers, settings.frontier.may_give_logprobs,
+        settings.gateway.replicas,
     )  # fmt: skip
 
     def auditor(

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from serving.contracts.context import RequestContext
@@ -110,11 +111,21 @@ class AuditWork:
         """Write that an input is to be audited, before its verdict is known."""
         self._appender.draw(self._row(drawn, origin, "dropped", None))
 
-    def _append_drop(self, drawn: Drawn, origin: Origin, *, has_row: bool = True) -> None:
-        """Count an audit that is not made, and write it."""
+    def _append_drop(
+        self,
+        drawn: Drawn,
+        origin: Origin,
+        cost_usd: Decimal | None = None,
+        *,
+        has_row: bool = True,
+    ) -> None:
+        """Count an audit that has no verdict, and write it.
+
+        cost_usd: of what was asked before it failed. The day's budget counts it.
+        """
         self.evidence.counts.dropped[drawn.ruling.name] += 1
         if has_row:
-            self._append(self._row(drawn, origin, "dropped", None))
+            self._append(replace(self._row(drawn, origin, "dropped", None), cost_usd=cost_usd))
 
     def _append(self, row: Audit) -> None:
         self._appender.append(replace(row, accepted=self.evidence.counts.take_accepted(row.claim)))

@@ -188,8 +188,8 @@ class Auditor(AuditWork):
         elif is_drawn:
             self._draw(one.drawn, origin)
 
-    def _drop(self, one: Observed, origin: Origin) -> None:
-        self._append_drop(one.drawn, origin)
+    def _drop(self, one: Observed, origin: Origin, cost_usd: Decimal | None = None) -> None:
+        self._append_drop(one.drawn, origin, cost_usd)
 
     async def _shadow(
         self, one: Observed, right: "Value | _NoVerdict", cost_usd: Decimal | None
@@ -214,7 +214,7 @@ class Auditor(AuditWork):
             outcome = await self._run_reference(one, reference)
         right = _right(outcome, reference)
         if isinstance(right, _NoVerdict) and right.verdict == "dropped":
-            self._drop(one, origin)
+            self._drop(one, origin, outcome.cost_usd)
             return
         await self._judge(one, origin, served, local, right, outcome.cost_usd)
 

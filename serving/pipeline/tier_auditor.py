@@ -95,6 +95,10 @@ class TierAuditor(AuditWork):
 
     def explore(self, one: ComparedChat, reference: str | None) -> None:
         """Compare a cheaper tier's answer with the reference's. reference: None asks it anew."""
+        if not self._planner.may_explore(one.candidate):
+            self._count(one, "dropped")
+            self._append_drop(one.drawn, "shadow")
+            return
         self._begin(one, "shadow", self._explored(one, reference))
 
     def audit(self, one: ComparedChat, served: str) -> None:
@@ -263,11 +267,14 @@ class TierAuditor(AuditWork):
         if isinstance(error, OF_THE_INPUT) and not of_reference:
             self._verdict(one, origin, None, (), costs)
         else:
-            self._drop(one, origin)
+            self._drop(one, origin, costs)
 
-    def _drop(self, one: ComparedChat, origin: Origin) -> None:
+    def _drop(self, one: ComparedChat, origin: Origin, costs: _Costs | None = None) -> None:
         self._count(one, "dropped")
-        self._append_drop(one.drawn, origin)
+        usd = Decimal(0) if costs is None else costs.usd
+        if origin == "shadow":
+            self._planner.explored_for(usd, one.candidate)
+        self._append_drop(one.drawn, origin, usd or None)
 
     def _verdict(
         self,
@@ -284,7 +291,7 @@ class TierAuditor(AuditWork):
             loss = 1.0 if pair is None else cascade_loss(pair)
             candidates = candidates or (Candidate(MODEL, one.confidence, 1.0, None, 1.0),)
         if origin == "shadow":
-            self._planner.spent(costs.usd)
+            self._planner.explored_for(costs.usd, one.candidate)
         row = self._row(one.drawn, origin, verdict, loss)
         made = candidates or (Candidate(MODEL, 1.0, 1.0, None, 1.0),)
         cost_usd = costs.usd if costs.is_known else None

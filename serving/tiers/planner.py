@@ -76,7 +76,8 @@ class TierCandidate:
     """A cheaper tier of one request. ruling: on its claim. share: of the coin; drawn: its result.
 
     judge: the model that compares. check, threshold: of a cascade. beside: the ruling on the
-    cascade that is earned by the same comparisons; None for none.
+    cascade that is earned by the same comparisons; None for none. expected_usd: what exploring it
+    is expected to cost.
     """
 
     rung: Rung
@@ -88,6 +89,7 @@ class TierCandidate:
     check: Check = "samples"
     threshold: float = 0.0
     beside: Ruling | None = None
+    expected_usd: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class TierPlanner:
     """One for a process. tiers: `provider/model`s in order. configured: those that have a key.
 
     gives_logprobs: whether a `provider/model` may give the log-probabilities of its tokens.
+    replicas: of the gateway, which share the day's budget: each may spend its part between plans.
     """
 
     def __init__(
@@ -131,8 +134,10 @@ class TierPlanner:
         evidence: Evidence,
         events: TierEvents,
         gives_logprobs: Callable[[str], bool] = lambda model: False,
+        replicas: int = 1,
     ) -> None:
         self.settings = settings
+        self._replicas = replicas
         self.clustering = clustering
         self.evidence = evidence
         self.events = events
@@ -151,7 +156,8 @@ class TierPlanner:
             settings.audit_share_of_saving, settings.audit_floor, settings.audit_high,
             settings.audit_high_requests,
         )  # fmt: skip
-        self._spent_usd = Decimal(0)
+        # Of what is left of the day's budget: in progress, and spent since the last plan.
+        self._held_usd = self._spent_usd = self._left_usd = Decimal(0)
 
     @property
     def is_possible(self) -> bool:
@@ -173,6 +179,11 @@ class TierPlanner:
     def explored(self, tenants: str, cluster: str) -> Exploration | None:
         """Return what is planned to be explored of a cluster; None for nothing."""
         return self._plan.explored.get((tenants, cluster))
+
+    @property
+    def traffic(self) -> Mapping[tuple[str, str], Traffic]:
+        """Return the traffic by (tenants, cluster), as last planned for."""
+        return self._plan.traffic
 
     def name_of(self, cluster: int, start: Rung) -> str:
         """Return a cluster as the ledger names it."""
@@ -202,9 +213,12 @@ class TierPlanner:
                     serving = TierCandidate(rung, shortcut, ruling, judge.model, share, coin(share))
                 exploring = None
             elif standing.mode == "shadow" and self._explores(key, rung):
-                share = self._plan.explored[key].share
-                drawn = coin(share) and self._counts(ruling, asked.conversation)
-                exploring = TierCandidate(rung, shortcut, ruling, judge.model, share, drawn)
+                planned = self._plan.explored[key]
+                drawn = coin(planned.share) and self._counts(ruling, asked.conversation)
+                exploring = TierCandidate(
+                    rung, shortcut, ruling, judge.model, planned.share, drawn,
+                    expected_usd=Decimal(planned.pair_usd),
+                )  # fmt: skip
         if self.settings.mode != "on":
             serving = None
         place = Place(
@@ -251,8 +265,18 @@ class TierPlanner:
         )  # fmt: skip
         return replace(choice, serving=None, cascading=taken)
 
-    def spent(self, usd: Decimal) -> None:
-        """Note what an exploration has cost since the last plan."""
+    def may_explore(self, candidate: TierCandidate) -> bool:
+        """Hold what exploring a request is expected to cost; return False, holding nothing, where
+        the budget has no room for it. Many may have been drawn before the first one began.
+        """
+        if not self._has_room(candidate.expected_usd):
+            return False
+        self._held_usd += candidate.expected_usd
+        return True
+
+    def explored_for(self, usd: Decimal, candidate: TierCandidate) -> None:
+        """Note what an exploration has cost that was begun, with or without a verdict."""
+        self._held_usd -= candidate.expected_usd
         self._spent_usd += usd
 
     async def watch(self, database: Database, store: EvidenceStore) -> None:
@@ -289,8 +313,6 @@ class TierPlanner:
         self._spent_usd = Decimal(0)
         self._left_usd = left
         self._plan = _Plan(traffic, {_unjoined(name): found for name, found in shares.items()})
-
-    _left_usd = Decimal(0)
 
     def prospects(self, tenants: str, cluster: str, traffic: Traffic) -> list[Prospect]:
         """Return what each cheaper tier of a cluster would bring that may still be earned."""
@@ -353,9 +375,12 @@ class TierPlanner:
 
     def _explores(self, key: tuple[str, str], rung: Rung) -> bool:
         planned = self._plan.explored.get(key)
-        return (
-            planned is not None and planned.tier == rung.tier and self._spent_usd < self._left_usd
-        )
+        if planned is None or planned.tier != rung.tier:
+            return False
+        return self._has_room(Decimal(planned.pair_usd))
+
+    def _has_room(self, usd: Decimal) -> bool:
+        return self._held_usd + self._spent_usd + usd <= self._left_usd / self._replicas
 
     def _audit_share(self, key: tuple[str, str], start: Rung, rung: Rung, ruling: Ruling) -> float:
         traffic, claim = self._plan.traffic.get(key), self.evidence.snapshot.find(ruling.name)

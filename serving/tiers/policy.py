@@ -271,10 +271,14 @@ def cascade_prospect(
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
-    """Which tier of a cluster is explored, and the share of its requests."""
+    """Which tier of a cluster is explored, and the share of its requests.
+
+    pair_usd: what one explored request is expected to cost.
+    """
 
     tier: Tier
     share: float
+    pair_usd: float
 
 
 def allot(
@@ -294,7 +298,7 @@ def allot(
         whole = one.requests_a_day * one.pair_usd
         share = 1.0 if whole <= 0.0 else min(1.0, left / whole)
         if share >= _LEAST_SHARE:
-            found[one.cluster] = Exploration(one.tier, share)
+            found[one.cluster] = Exploration(one.tier, share, one.pair_usd)
             left -= share * whole
     return found
 

@@ -1,5 +1,6 @@
 """Tiers over HTTP: explored beside the reference, earned, served, watched, suspended, off."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -380,6 +381,37 @@ async def test_without_budget_or_payback_nothing_is_explored(
     async with tiered(provider, database, state, replace_(**changes)) as server:
         await many(server, POEM, 36)
     assert set(models(provider)) == {"large"}
+
+
+@pytest.mark.parametrize("judge_status", [None, 503])
+async def test_many_requests_at_once_do_not_overrun_the_budget_of_exploring(
+    provider: ProviderServer,
+    database: Database,
+    state: Path,
+    quality: KnownQuality,
+    judge_status: int | None,
+) -> None:
+    """Also where the judge fails: a comparison without a verdict has paid for its answer."""
+    budget = Decimal("0.03")
+    if judge_status is not None:
+        provider.script.on("judge", Fault("status", judge_status))
+    async with tiered(provider, database, state, replace_(explore_usd_a_day=budget)) as server:
+        await many(server, POEM, 12)
+        quiet = {key: replace(found, days=1.2) for key, found in server.planner.traffic.items()}
+        # Planned for ten requests a day: each is explored. Then sixty come at once.
+        server.planner.plan(quiet, Decimal(0))
+        async with asyncio.TaskGroup() as group:
+            for number in range(60):
+                group.create_task(server.ask(POEM.format(100 + number)))
+        await server.auditor.settled()
+        if judge_status is not None:
+            # What failed is not free: no more is explored.
+            for number in range(60):
+                await server.ask(POEM.format(200 + number))
+                await server.auditor.settled()
+    spent = sum(row.cost_usd for row in rows(database) if row.endpoint == "audit")
+    # Answers cost 2 % more than those that the plan has seen.
+    assert budget / 4 < spent <= budget * Decimal("1.05")
 
 
 async def test_metrics_count_chats_and_comparisons_without_a_word_of_a_client(
