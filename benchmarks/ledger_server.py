@@ -102,8 +102,12 @@ class OneTenant:
         """Return the tenant."""
         return Tenant(name)
 
-    async def watch(self) -> None:
+    async def refresh(self) -> None:
         """Return at once: nothing changes."""
+
+    async def watch(self) -> None:
+        """Wait until cancelled: nothing changes."""
+        await asyncio.Event().wait()
 
 
 class NoReports:
