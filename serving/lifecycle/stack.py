@@ -294,13 +294,15 @@ async def _drain(timeout_s: float) -> None:
 
 
 async def _stop_serve(drain_timeout_s: float) -> None:
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher
     from ray.serve.context import _get_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return
-    # Ray logs every actor that ends from here on, which is expected.
+    # Ray logs every actor that ends from here on, and prints that its callers try again: expected.
     logging.getLogger("ray").setLevel(logging.CRITICAL)
+    global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
     if drain_timeout_s:
         await _drain(drain_timeout_s)
     with suppress(TimeoutError):
