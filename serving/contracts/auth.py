@@ -8,7 +8,7 @@ from serving.contracts.ledger import Caller, Tenant
 class Directory(Protocol):
     """The tenants and their API keys; serving.ledger implements it.
 
-    No method but `watch` waits, so a request costs the database nothing.
+    No method but `refresh` and `watch` waits, so a request costs the database nothing.
     """
 
     def find(self, presented: str) -> Caller:
@@ -24,6 +24,10 @@ class Directory(Protocol):
         The default tenant always exists. Raises LedgerUnavailable where the copy of
         tenants and keys is older than auth.max_stale_s, or was never read.
         """
+        ...
+
+    async def refresh(self) -> None:
+        """Read the database once; a failure is logged, not raised."""
         ...
 
     async def watch(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -35,6 +35,7 @@ PARTS = (
     tasks_api, openai_api, models_api, health_api, report_api, evidence_api, cache_api, files_api,
     batches_api, messages_batches_api,
 )  # fmt: skip
+_FIRST_READ_S = 2.0
 _FORM_BYTES = 65_536
 """Of a form beside its file."""
 
@@ -69,6 +70,9 @@ def build_http(context: GatewayContext) -> FastAPI:
             closing.push_async_callback(context.frontier.aclose)
             closing.enter_context(metrics_served(context.metrics_port, context.metrics.registry))
             await context.ledger.start()
+            # A key is known from the first request on, where the database answers.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(context.access.directory.refresh(), _FIRST_READ_S)
             if context.cache is not None:
                 await context.cache.start()
             if context.lengths is not None:

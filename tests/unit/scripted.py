@@ -265,6 +265,9 @@ class NoKeys:
     def tenant(self, name: str) -> Tenant:
         return Tenant(name)
 
+    async def refresh(self) -> None:
+        """Nothing is read."""
+
     async def watch(self) -> None:
         """Nothing changes."""
 
