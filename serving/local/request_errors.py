@@ -29,6 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LONGEST_MESSAGE = 300
+_SCHEMA = "response_format.json_schema.schema"
 _REFUSED = "the model's engine does not accept this value"
 # Raised while a request is prepared, these concern the request.
 _ABOUT_THE_REQUEST = (
@@ -40,9 +41,11 @@ _FAILED_GENERATION = "GenerationError"
 _INTERNAL = re.compile(
     r"vllm|pydantic|xgrammar|outlines|jinja|torch|numpy|python|https?://|--\w|_error\b|Traceback"
     r"|object has no|not supported between|NoneType|Iterator|Iterable|[a-z]\[|instance of"
-    r"|__\w+__",
+    r"|__\w+__|grammar error|\bSome\(",
     re.IGNORECASE,
 )
+# Of the grammar that the engine makes of a schema.
+_ABOUT_GRAMMAR = re.compile(r"grammar|\bregex\b|unknown format|schema", re.IGNORECASE)
 _CLASS_NAME = re.compile(r"\b[A-Z][a-z]+(?:[A-Z][a-z]+)+\b")
 _SUFFIX = re.compile(r"\s{0,4}+\(parameter=.*", re.DOTALL)
 
@@ -77,7 +80,7 @@ def grammar_refusal(body: Mapping[str, Any]) -> OpenAIReply | None:
     if not isinstance(form, Mapping) or form.get("type") != "json_schema":
         return None
     return invalid(
-        "response_format.json_schema.schema",
+        _SCHEMA,
         "the model's engine can make no grammar of this schema; a pattern or a bound is beyond "
         "what it supports",
     )
@@ -144,8 +147,7 @@ def refusal(error: BaseException, body: Mapping[str, Any]) -> OpenAIReply:
     else:
         # args: str() of vLLM's errors appends the value.
         text = str(error.args[0]) if error.args else ""
-        field = _named_field(getattr(error, "parameter", None), text, body)
-        message = plain_message(text)
+        return _refused(getattr(error, "parameter", None), text, body)
     return invalid(field, message)
 
 
@@ -158,9 +160,18 @@ def refused_item(error: Any, body: Mapping[str, Any]) -> OpenAIReply | EngineFai
     status = int(facts["code"])
     if status >= 500:
         return grammar_refusal(body) or EngineFailure("the model's engine failed on the request")
-    text = str(facts.get("message") or "")
-    field = _named_field(facts.get("param"), text, body)
-    return invalid(field, plain_message(text), status)
+    return _refused(facts.get("param"), str(facts.get("message") or ""), body, status)
+
+
+def _refused(given: object, text: str, body: Mapping[str, Any], status: int = 400) -> OpenAIReply:
+    message = plain_message(text)
+    no_grammar = grammar_refusal(body) if _ABOUT_GRAMMAR.search(text) else None
+    if no_grammar is not None and message == _REFUSED:
+        return no_grammar
+    field = _named_field(given, text, body)
+    if field is None and no_grammar is not None:
+        field = _SCHEMA
+    return invalid(field, message, status)
 
 
 def invalid(field: str | None, message: str, status: int = 400) -> OpenAIReply:
@@ -229,11 +240,21 @@ def _first_problem(error: ValidationError, body: Mapping[str, Any]) -> tuple[str
     """Return the field and message of the most deeply nested problem in the client's body.
 
     Where a value may have several forms, each form has its own problems: the field at which most
-    forms fail is the wrong one.
+    forms fail is the wrong one. A form of another kind than the one that the client wrote, such as
+    another role's message, says nothing where there is a form of this kind.
     """
     forms: dict[str, set[str]] = {}
     messages: dict[str, str] = {}
-    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    others_kinds = {
+        problem["loc"][:-1] for problem in problems if problem["type"] == "literal_error"
+    }
+    meant = [
+        problem
+        for problem in problems
+        if not any(problem["loc"][: len(form)] == form for form in others_kinds)
+    ]
+    for problem in meant or problems:
         path = _written_path(problem["loc"], body)
         field = ".".join(map(str, path))
         others = [str(part) for part in problem["loc"] if part not in path]

@@ -225,10 +225,33 @@ def test_vllms_own_errors_are_told_without_their_suffix() -> None:
         "", "7 validation errors for ValidatorIterator\n0.text", "'NoneType' has no len()",
         "use --enable-auto-tool-choice", "xgrammar: cannot parse", "see https://example.org/x",
         "'<' not supported between instances of 'str' and 'int'", "ChatCompletionRequest is wrong",
+        "Grammar error: regex parse error:", "no number between: min=Some(9223372036854775807)",
     ],
 )  # fmt: skip
 def test_messages_that_name_a_library_are_replaced(text: str) -> None:
     assert plain_message(text) == "the model's engine does not accept this value"
+
+
+def test_a_message_of_the_clients_role_names_the_field_at_fault() -> None:
+    body = {"messages": [{"role": "tool", "content": "x", "tool_call_id": 5}]}
+    with pytest.raises(ValidationError) as caught:
+        ChatLikeRequest.model_validate(body)
+    told = error_of(refusal(caught.value, body))
+    assert told["param"] == "messages.0.tool_call_id"
+    assert told["message"] == "messages.0.tool_call_id: Input should be a valid string"
+
+
+def test_a_schema_that_the_grammar_does_not_support_names_the_schema() -> None:
+    given = {"name": "a", "schema": {"type": "string", "format": "banana"}}
+    body = {"response_format": {"type": "json_schema", "json_schema": given}}
+    refused = {"type": "BadRequestError", "param": None, "code": 400}
+    for text, message in {
+        "Grammar error: regex parse error:": "the model's engine can make no grammar",
+        "Unknown format: banana": "Unknown format: banana",
+    }.items():
+        told = error_of(refused_item({"message": text, **refused}, body))
+        assert told["param"] == "response_format.json_schema.schema"
+        assert message in told["message"]
 
 
 def test_an_error_that_vllm_returns_is_told_in_our_words() -> None:
