@@ -69,7 +69,7 @@ def shipped_corpus(logs: Iterable[Path] = ()) -> Corpus:
     """
     folder = resources.files("serving.routing.texts")
     contents = [(name, (folder / name).read_bytes()) for name in _FILES]
-    contents += [(str(path), path.read_bytes()) for path in logs]
+    contents += [(str(path), _content(path)) for path in logs]
     total = hashlib.sha256()
     for _, content in contents:
         total.update(hashlib.sha256(content).digest())
@@ -85,9 +85,24 @@ def shipped_corpus(logs: Iterable[Path] = ()) -> Corpus:
     return Corpus(tuple(rows), cues, others, total.hexdigest())
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(
+            f"{str(path)!r} cannot be read: {error.strerror or error}",
+            field="--logs",
+            fix="name a file of JSON Lines that you may read",
+        ) from error
+
+
 def _rows(name: str, content: bytes) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(file_lines(content.decode("utf-8")), 1):
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _bad_row(name, f"it is not UTF-8 at byte {error.start + 1}") from error
+    for number, line in enumerate(file_lines(text), 1):
         if not line.strip():
             continue
         try:

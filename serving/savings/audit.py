@@ -350,7 +350,7 @@ def audit(
     finally:
         run.close()
     if log.truncated is not None:
-        run.problems.add(log.truncated, lines)
+        run.problems.add(f"{log.truncated}; what was unpacked is counted", lines)
     if not run.calls:
         _refuse(lines, run.problems.found())
     levers = tuple(

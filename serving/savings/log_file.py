@@ -48,7 +48,10 @@ def opened_log(path: Path) -> Iterator["LogFile"]:
             with tempfile.TemporaryFile() as unpacked:
                 problem = _unpack(path, unpacked)
                 unpacked.seek(0)
-                _require_lines(path, unpacked.read(4096))
+                head = unpacked.read(4096)
+                if problem and not head:
+                    _refuse(path, f"cannot be unpacked: {problem}", "export it again")
+                _require_lines(path, head)
                 yield LogFile(unpacked, problem)
     except OSError as error:
         raise InvalidArgument(
@@ -157,5 +160,5 @@ def _unpack(path: Path, target: IO[bytes]) -> str | None:
             while chunk := packed.read1(1 << 20):
                 target.write(chunk)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        return f"the gzip data are damaged or end early ({error}); what was unpacked is counted"
+        return f"the gzip data are damaged or end early ({error})"
     return None

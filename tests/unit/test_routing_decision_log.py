@@ -100,6 +100,15 @@ def test_a_labelled_log_joins_the_training_texts(tmp_path: Path) -> None:
     assert before.digest != after.digest
 
 
+def test_a_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    packed = tmp_path / "log.jsonl.gz"
+    packed.write_bytes(b"\x1f\x8b\x08\x00")
+    with pytest.raises(InvalidRequest, match=r"jsonl\.gz is not .*: it is not UTF-8 at byte 2"):
+        shipped_corpus([packed])
+    with pytest.raises(InvalidRequest, match=r"absent' cannot be read: No such file"):
+        shipped_corpus([tmp_path / "absent"])
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -387,7 +387,7 @@ def test_an_unknown_model_names_the_fix_and_a_prices_file_mends_it(
         (b'[{"a": 1}]', "is one JSON array"),
         (gzip.compress(b"", mtime=0), "has no line"),
         (b"{}\n{}\n", "no call can be priced in 2 lines"),
-        (b"\x1f\x8bnot gzip", "has no line"),
+        (b"\x1f\x8bnot gzip", "cannot be unpacked: the gzip data are damaged or end early"),
     ],
 )
 def test_a_file_that_is_no_log_is_refused_with_a_fix(
