@@ -106,7 +106,7 @@ class AnthropicApi:
         """Return an answer that has arrived. Raises FrontierError where it is none."""
         has_content = message.get("content") is not None
         if message.get("error") or (not has_content and names_error(message, is_whole=True)):
-            error = error_of(refusal_from(self._name, "an error", 200, message), self._secret)
+            error = error_of(refusal_from(self._name, 200, message), self._secret)
             raise with_usage(error, usage_from_anthropic(message.get("usage")))
         answer = whole_answer(message, f"{self._name}/{model}")
         if answer is None:
@@ -129,7 +129,7 @@ class AnthropicApi:
                     if reader.is_finished:
                         yield StreamPart(None, is_finished=True, is_cut=True)
                         break
-                    refusal = refusal_from(self._name, "in a stream", 200, event)
+                    refusal = refusal_from(self._name, 200, event)
                     raise self._broken(error_of(refusal, self._secret), reader)
                 part = reader.read(event)
                 if part is not None:
@@ -141,7 +141,7 @@ class AnthropicApi:
     def _require_answer(self, reader: AnthropicStream, skipped: dict[str, Any]) -> None:
         """Raise unless a whole answer was read. skipped: the last event without content."""
         if not reader.has_begun and names_error(skipped, is_whole=True):
-            raise error_of(refusal_from(self._name, "in a stream", 200, skipped), self._secret)
+            raise error_of(refusal_from(self._name, 200, skipped), self._secret)
         if not reader.has_begun:
             raise unreadable(self._name, "the stream has no event of a message")
         if not reader.is_finished:

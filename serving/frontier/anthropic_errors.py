@@ -11,6 +11,7 @@ from serving.contracts.errors import (
 from serving.frontier.http_errors import (
     TRANSPORT_ERRORS,
     error_of,
+    in_words,
     interrupted,
     refusal_from,
     translate_transport,
@@ -77,11 +78,11 @@ ERRORS = (anthropic.AnthropicError, *TRANSPORT_ERRORS)
 
 def translate(error: Exception, provider: str, secret: str | None = None) -> FrontierError:
     """Return the NarrowgateError for an SDK's error. secret: the key, never quoted."""
-    source = f"anthropic.{type(error).__name__}"
+    source = in_words(error)
     match error:
         case anthropic.APIStatusError():
             status = STATUS_MEANT.get(type(error), error.status_code)
-            refusal = refusal_from(provider, source, status, error.body, error.response.headers)
+            refusal = refusal_from(provider, status, error.body, error.response.headers)
             return error_of(refusal, secret)
         case anthropic.APIConnectionError():
             cause = error.__cause__

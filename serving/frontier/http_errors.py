@@ -20,6 +20,7 @@ from serving.contracts.errors import (
     FrontierUnknownModel,
 )
 from serving.frontier.failures import as_unreached
+from serving.frontier.request_fields import PASSED_FIELDS
 from serving.frontier.retry_after import retry_after_s
 
 TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError)
@@ -40,6 +41,14 @@ _NOTHING_SENT = (
 _UNREADABLE = (httpx2.DecodingError, httpx2.StreamError, httpx2.TooManyRedirects)
 
 _LONGEST_QUOTE = 300
+# Before a capital that begins a word: API is one word.
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+# A field of the request: as an error's `param`, or before the colon of its message.
+_FIELD = re.compile(r"[a-z]\w*+(?:\.\w++|\[\d++\])*+", re.ASCII)
+_QUOTED_FIELD = re.compile(
+    r"(?:body\.)?(?P<field>(?P<root>[a-z]\w*+)(?:\.\w++|\[\d++\])*+):\s", re.ASCII
+)
+_LONGEST_FIELD = 100
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|xai|gsk|key|bearer|token)[-_ ][\w*.-]{6,}", re.IGNORECASE)
 
 _TOO_LONG = re.compile(
@@ -108,19 +117,19 @@ class Refusal:
 
     status: HTTP status, or the number in the error itself where the status is 200. names: the
     error's code and type, lower case. text: its message, quoted only where the request is at fault.
-    source: the SDK's class.
+    param: the field that the error names.
     """
 
     provider: str
-    source: str
     status: int
     names: frozenset[str] = frozenset()
     text: str = ""
+    param: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def refusal_from(
-    provider: str, source: str, status: int, body: object, headers: Mapping[str, str] | None = None
+    provider: str, status: int, body: object, headers: Mapping[str, str] | None = None
 ) -> Refusal:
     """Read an error document of any shape.
 
@@ -141,7 +150,8 @@ def refusal_from(
         status = next((n for n in map(_http_error_status, codes) if n is not None), status)
     names = frozenset(code.lower() for code in codes if isinstance(code, str))
     named = {name.lower(): value for name, value in (headers or {}).items()}
-    return Refusal(provider, source, status, names, _message(error), named)
+    text = _message(error)
+    return Refusal(provider, status, names, text, _field_of(values.get("param"), text), named)
 
 
 def names_error(document: Mapping[str, Any], *, is_whole: bool = False) -> bool:
@@ -196,8 +206,7 @@ def error_of(refusal: Refusal, secret: str | None) -> FrontierError:
 
 def translate_transport(error: BaseException, provider: str) -> FrontierError:
     """Return the NarrowgateError for an error of the HTTP client."""
-    # In words: "remote protocol error".
-    source = re.sub(r"(?<!^)(?=[A-Z])", " ", type(error).__name__).lower()
+    source = in_words(error)
     if isinstance(error, _NOTHING_SENT):
         return as_unreached(
             FrontierUnavailable(
@@ -210,6 +219,11 @@ def translate_transport(error: BaseException, provider: str) -> FrontierError:
     if isinstance(error, _UNREADABLE):
         return unreadable(provider, source)
     return interrupted(provider, source)
+
+
+def in_words(error: BaseException) -> str:
+    """Return the words of an error's class: "remote protocol error", without a library's name."""
+    return _CAPITAL.sub(" ", type(error).__name__).lower()
 
 
 def timed_out(provider: str, source: str) -> FrontierTimeout:
@@ -282,9 +296,19 @@ def _fault_of_request(
         )
     return FrontierRejected(
         f"{what}, it rejected the request{quote}",
-        field="messages",
+        field=refusal.param or "messages",
         fix="change the request as the provider says",
     )
+
+
+def _field_of(param: object, text: str) -> str | None:
+    """Return the request's field at which an error points, where it names one that exists."""
+    if isinstance(param, str) and len(param) <= _LONGEST_FIELD and _FIELD.fullmatch(param):
+        return param
+    found = _QUOTED_FIELD.match(text[:_LONGEST_FIELD])
+    if found is not None and found["root"] in PASSED_FIELDS:
+        return found["field"]
+    return None
 
 
 def _http_error_status(code: object) -> int | None:

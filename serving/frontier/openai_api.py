@@ -134,7 +134,7 @@ class OpenAIApi:
 
     def _failed(self, document: dict[str, Any], choices: list[Any], usage: Any) -> FrontierError:
         """Return the error that an answer with status 200 names."""
-        error = error_of(refusal_from(self._name, "an error", 200, document), self._secret)
+        error = error_of(refusal_from(self._name, 200, document), self._secret)
         has_text = any(
             isinstance(c.get("message"), dict) and c["message"].get("content") for c in choices
         )
@@ -157,7 +157,7 @@ class OpenAIApi:
                     if reader.is_finished:
                         yield StreamPart(None, is_finished=True, is_cut=True)
                         break
-                    refusal = refusal_from(self._name, "in a stream", 200, event)
+                    refusal = refusal_from(self._name, 200, event)
                     raise self._broken(error_of(refusal, self._secret), reader)
                 part = reader.read(event)
                 if part is not None:
@@ -169,7 +169,7 @@ class OpenAIApi:
     def _require_answer(self, reader: OpenAIStream, skipped: dict[str, Any]) -> None:
         """Raise unless a whole answer was read. skipped: the last event without content."""
         if not reader.has_begun and names_error(skipped, is_whole=True):
-            raise error_of(refusal_from(self._name, "in a stream", 200, skipped), self._secret)
+            raise error_of(refusal_from(self._name, 200, skipped), self._secret)
         if not reader.has_begun:
             raise unreadable(self._name, "the stream has no event with a choice")
         if not reader.is_finished:

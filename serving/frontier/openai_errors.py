@@ -11,6 +11,7 @@ from serving.contracts.errors import (
 from serving.frontier.http_errors import (
     TRANSPORT_ERRORS,
     error_of,
+    in_words,
     interrupted,
     refusal_from,
     translate_transport,
@@ -44,13 +45,11 @@ ERRORS = (openai.OpenAIError, openai.InvalidWebhookSignatureError, *TRANSPORT_ER
 
 def translate(error: Exception, provider: str, secret: str | None = None) -> FrontierError:
     """Return the NarrowgateError for an SDK's error. secret: the key, never quoted."""
-    source = f"openai.{type(error).__name__}"
+    source = in_words(error)
     match error:
         case openai.APIStatusError():
-            refusal = refusal_from(
-                provider, source, error.status_code, error.body, error.response.headers
-            )
-            return error_of(refusal, secret)
+            headers = error.response.headers
+            return error_of(refusal_from(provider, error.status_code, error.body, headers), secret)
         case openai.APIConnectionError():
             cause = error.__cause__
             if isinstance(cause, TRANSPORT_ERRORS):
@@ -59,7 +58,7 @@ def translate(error: Exception, provider: str, secret: str | None = None) -> Fro
         case openai.APIResponseValidationError():
             return _other(error, provider, source)
         case openai.APIError():
-            return error_of(refusal_from(provider, source, 200, error.body), secret)
+            return error_of(refusal_from(provider, 200, error.body), secret)
         case _:
             return _other(error, provider, source)
 

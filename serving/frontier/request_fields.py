@@ -10,7 +10,7 @@ from typing import Any
 
 from serving.contracts.errors import InvalidRequest, UnsupportedParameter
 
-_PASSED = frozenset(
+PASSED_FIELDS = frozenset(
     {
         "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
         "max_completion_tokens", "max_tokens", "messages", "metadata", "min_p", "n",
@@ -20,6 +20,8 @@ _PASSED = frozenset(
         "tools", "top_k", "top_logprobs", "top_p", "user", "verbosity",
     }
 )  # fmt: skip
+"""The fields of OpenAI's chat requests that every provider may be sent."""
+
 _SET_BY_US = frozenset({"model", "stream", "stream_options"})
 _PART_TYPES = ("image_url", "refusal", "text")
 _TOOL_TYPES = ("custom", "function")
@@ -37,7 +39,7 @@ def passed_fields(body: Mapping[str, Any], extra: Collection[str] = ()) -> dict[
     if fields.get("modalities") == _TEXT_ONLY:
         del fields["modalities"]
     for name in fields:
-        if name not in _PASSED and name not in extra:
+        if name not in PASSED_FIELDS and name not in extra:
             raise _unsupported(name, f"{name!r} is not passed on to a frontier model")
     _check_stop(fields.get("stop"))
     for index, message in enumerate(_list(fields, "messages")):

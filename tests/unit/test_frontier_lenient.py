@@ -258,6 +258,25 @@ async def test_a_rejection_is_quoted_in_whatever_shape(
     with pytest.raises(FrontierRejected) as caught:
         await whole(provider, raw(body, status=422), target)
     assert quote in caught.value.message
+    assert "Error" not in caught.value.message
+
+
+@TARGET
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ('{"detail": [{"loc": ["body", "max_tokens"], "msg": "too large"}]}', "max_tokens"),
+        ('{"error": {"message": "bad", "param": "tools[0].function"}}', "tools[0].function"),
+        ('{"error": {"message": "messages.0.content: is empty"}}', "messages.0.content"),
+        ('{"error": {"message": "Note: this is bad", "param": "a b"}}', "messages"),
+    ],
+)
+async def test_a_rejection_names_the_field_that_the_provider_names(
+    provider: ProviderServer, target: str, body: str, field: str
+) -> None:
+    with pytest.raises(FrontierRejected) as caught:
+        await whole(provider, raw(body, status=422), target)
+    assert caught.value.field == field
 
 
 @TARGET
