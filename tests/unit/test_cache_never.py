@@ -1,6 +1,7 @@
 """What docs/cache.md says is never cached or served, asked by two tenants through OpenAI's SDK."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
@@ -233,3 +234,23 @@ async def test_a_stream_that_the_client_leaves_is_not_stored(
         assert again.parse().choices[0].message.content == words
         assert len(tenants.provider.script.seen) == 2
         await client.close()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_no_log_line_holds_a_question_an_answer_or_a_key(
+    tenants: Tenants, caplog: pytest.LogCaptureFixture, database: Database, stream: bool
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="serving")
+    tenants.provider.script.answer = lambda seen: Reply("The answer is persimmon.")
+    asked = _says("Which fruit is a rambutan like?")
+    states = [(await tenants.ask("acme", stream=stream, **asked))[0] for _ in range(2)]
+    # What cannot be read is told in the log as well.
+    with database.begin() as connection:
+        connection.exec_driver_sql("UPDATE cache_entries SET content = x'00'")
+    tenants.cached.service.flights.retire_answered()
+    states.append((await tenants.ask("acme", stream=stream, **asked))[0])
+    assert states == ["miss", "hit", "miss"]
+    assert "request_finished" in caplog.text
+    secrets = ("rambutan", "persimmon", *(key.split("-")[2] for key in tenants.keys.values()))
+    for secret in secrets:
+        assert secret not in caplog.text
