@@ -89,8 +89,9 @@ def usage_from_openai(data: object) -> Usage | None:
     """Read OpenAI's usage; None where it is missing, malformed or contradicts itself.
 
     prompt_tokens includes cached and written tokens; completion_tokens includes reasoning. Some
-    compatible servers do not include reasoning in completion_tokens; their total shows it. Cache
-    writes are recorded as 5-minute writes: OpenAI has one price for them.
+    compatible servers do not include reasoning in completion_tokens; their total shows it, with or
+    without a count of its own. Cache writes are recorded as 5-minute writes: OpenAI has one price
+    for them.
     """
     if not isinstance(data, Mapping):
         return None
@@ -101,8 +102,10 @@ def usage_from_openai(data: object) -> Usage | None:
     reasoning = token_part(data, "completion_tokens_details", "reasoning_tokens")
     if prompt is None or completion is None or read is None or written is None or reasoning is None:
         return None
-    is_beside = token_count(data.get("total_tokens")) == prompt + completion + reasoning
-    output = completion if is_beside else completion - reasoning
+    beside = max(0, (token_count(data.get("total_tokens")) or 0) - prompt - completion)
+    output = completion if beside and beside == reasoning else completion - reasoning
+    if beside != reasoning:
+        reasoning += beside
     if output < 0 or read + written > prompt:
         return None
     return Usage(

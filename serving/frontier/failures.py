@@ -79,12 +79,19 @@ def counts_for_breaker(error: FrontierError) -> bool:
 def with_usage(error: FrontierError, usage: Usage | None) -> FrontierError:
     """Attach the usage that a failed call reported; it stays in this process."""
     error.__dict__["usage"] = usage
-    return error
+    return _not_for_clients(error)
 
 
 def with_partial_answer(error: FrontierError) -> FrontierError:
     """Mark a failed call that returned part of an answer, so that it may be billed."""
     error.__dict__["partial_answer"] = True
+    return _not_for_clients(error)
+
+
+def _not_for_clients(error: FrontierError) -> FrontierError:
+    """Tell clients not to repeat a call that may be billed, whatever its class says of others."""
+    if may_be_billed(error):
+        error.__dict__["retryable"] = False
     return error
 
 

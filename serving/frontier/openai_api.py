@@ -157,8 +157,8 @@ class OpenAIApi:
                     if reader.is_finished:
                         yield StreamPart(None, is_finished=True, is_cut=True)
                         break
-                    refusal = refusal_from(self._name, 200, event)
-                    raise self._broken(error_of(refusal, self._secret), reader)
+                    refusal = error_of(refusal_from(self._name, 200, event), self._secret)
+                    raise self._broken(reader.failed(event, refusal), reader)
                 part = reader.read(event)
                 if part is not None:
                     yield part
@@ -169,7 +169,8 @@ class OpenAIApi:
     def _require_answer(self, reader: OpenAIStream, skipped: dict[str, Any]) -> None:
         """Raise unless a whole answer was read. skipped: the last event without content."""
         if not reader.has_begun and names_error(skipped, is_whole=True):
-            raise error_of(refusal_from(self._name, 200, skipped), self._secret)
+            refusal = error_of(refusal_from(self._name, 200, skipped), self._secret)
+            raise reader.failed(skipped, refusal)
         if not reader.has_begun:
             raise unreadable(self._name, "the stream has no event with a choice")
         if not reader.is_finished:

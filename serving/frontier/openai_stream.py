@@ -4,7 +4,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from serving.contracts.errors import FrontierError
 from serving.contracts.openai import usage_from_openai
+from serving.frontier.failures import with_partial_answer, with_usage
 from serving.frontier.http_errors import names_error
 from serving.frontier.provider_api import StreamPart
 from serving.frontier.provider_data import ChunkRepair
@@ -40,6 +42,21 @@ class OpenAIStream:
             return True
         return not choices and names_error(event)
 
+    def failed(self, event: Mapping[str, Any], error: FrontierError) -> FrontierError:
+        """Return the error that ends a stream before its first chunk, with what it was billed.
+
+        event: the one that names it. Its text, or usage in it or before it, was paid for.
+        """
+        counts = event.get("usage")
+        if isinstance(counts, dict):
+            self._counts = merged_counts(self._counts, counts)
+        usage = usage_from_openai(self._counts)
+        if usage is not None:
+            return with_usage(error, usage)
+        parts = [choice.get(name) for choice in _choices(event) for name in ("delta", "message")]
+        has_text = any(isinstance(part, dict) and part.get("content") for part in parts)
+        return with_partial_answer(error) if has_text else error
+
     def read(self, event: object) -> StreamPart | None:
         """Return an event's part; None for an event without content.
 
@@ -58,9 +75,11 @@ class OpenAIStream:
             self._take(choice)
         self._tier = tier_in(event) or self._tier
         if not choices:
-            # A stream begins with a chunk; the usage that precedes it is merged into later usage.
+            # A stream begins with a chunk, which brings the usage that precedes it.
             known = self.has_begun and usage is not None
             return StreamPart(None, usage, self._tier, self.is_finished) if known else None
+        if not self.has_begun and usage is None:
+            usage = usage_from_openai(self._counts)
         self.has_begun = True
         chunk = {"object": "chat.completion.chunk", "created": int(time.time()), **event}
         chunk = self._repair({**chunk, "model": self._model, "choices": choices})

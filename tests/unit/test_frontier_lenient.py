@@ -19,6 +19,8 @@ from serving.contracts.errors import (
     UnsupportedParameter,
 )
 from serving.contracts.openai import openai_usage
+from serving.frontier.usage import input_tokens
+from serving.gateway.errors import error_response
 
 from ..provider.script import Fault
 from ..provider.server import ProviderServer
@@ -232,6 +234,36 @@ async def test_an_answer_whose_finish_reason_is_error_is_an_error(
         await whole(
             provider, raw(document(content('"Half an"'), choice=f'"finish_reason": {reason}'))
         )
+
+
+@pytest.mark.parametrize(
+    ("ask", "fault"),
+    [
+        (whole, raw(document(content('"Half an"'), choice='"finish_reason": "error"'))),
+        (whole, raw('{"error": {"code": 429}, "usage": {"prompt_tokens": 20, '
+                    '"completion_tokens": 8}}')),
+        (streamed, events(delta('"Hello"', '"error"'), LAST)),
+        (streamed, events('{"error": {"code": 429}, "choices": [], "usage": '
+                          '{"prompt_tokens": 20, "completion_tokens": 8}}')),
+    ],
+)  # fmt: skip
+async def test_an_error_that_was_paid_for_is_not_repeated_by_anyone(
+    provider: ProviderServer, ask: Any, fault: Fault
+) -> None:
+    with pytest.raises(FrontierError) as caught:
+        await ask(provider, fault)
+    assert len(provider.script.seen) == 1
+    assert error_response(caught.value).headers["x-should-retry"] == "false"
+
+
+async def test_usage_before_the_text_is_kept(provider: ProviderServer) -> None:
+    early = json.dumps({"id": "x", "choices": [], "usage": USAGE})
+    _, entry = await streamed(provider, events(early, FIRST, END))
+    (made,) = entry.calls
+    assert made.end is not None
+    assert made.end.usage is not None
+    assert input_tokens(made.end.usage) == USAGE["prompt_tokens"]
+    assert made.end.usage.output_tokens >= USAGE["completion_tokens"]
 
 
 @TARGET

@@ -89,6 +89,22 @@ def test_openais_classes_add_up(
     assert usage_from_openai(openai_usage(usage)) == usage
 
 
+@pytest.mark.parametrize(
+    ("total", "reasoning", "counted"),
+    [(528, None, 500), (28, None, 0), (20, None, 0), (528, 500, 500), (528, 3, 503)],
+)
+def test_a_total_above_its_parts_shows_reasoning_that_is_not_listed(
+    total: int, reasoning: int | None, counted: int
+) -> None:
+    details = {"completion_tokens_details": {"reasoning_tokens": reasoning}} if reasoning else {}
+    usage = usage_from_openai(
+        {"prompt_tokens": 20, "completion_tokens": 8, "total_tokens": total, **details}
+    )
+    assert usage is not None
+    assert usage.reasoning_tokens == counted
+    assert usage.output_tokens + usage.reasoning_tokens == max(8, total - 20)
+
+
 def test_cache_writes_by_time_to_live_that_exceed_their_sum_are_not_believed() -> None:
     usage = {
         "input_tokens": 5, "output_tokens": 5, "cache_creation_input_tokens": 100,
