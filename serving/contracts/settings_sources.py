@@ -22,8 +22,8 @@ from serving.contracts.settings import Settings
 from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
 ENV_PREFIX = "NARROWGATE_"
-KEY_VARIABLE = "NARROWGATE_KEY"
-"""An API key, which commands that call a gateway send: no setting."""
+_NO_SETTINGS = frozenset({"NARROWGATE_KEY", "NARROWGATE_SIGNING_KEY", "NARROWGATE_PUBLIC_KEY"})
+"""The API key that commands send to a gateway, and the keys of a gate in CI (docs/ci.md)."""
 _LEVEL = "__"
 _LISTED = "docs/settings.md lists every field with its unit and range"
 
@@ -41,7 +41,7 @@ def load_settings(
     if file is not None:
         merged = _from_file(file)
     for variable, value in sorted((os.environ if environ is None else environ).items()):
-        is_setting = variable.upper().startswith(ENV_PREFIX) and variable != KEY_VARIABLE
+        is_setting = variable.upper().startswith(ENV_PREFIX) and variable not in _NO_SETTINGS
         if is_setting and value != "":
             merged = _joined(merged, _from_variable(variable, value))
     given = {key: value for key, value in overrides.items() if value is not None}

@@ -283,6 +283,8 @@ def test_a_list_may_hold_itself_and_others_many_times() -> None:
     )
     many = f"kind: List\nitems:\n- &l0 {{kind: Secret}}\n{levels}"
     assert [each.kind for each in read_manifests("f", many.encode())] == ["Secret"]
+    long = f"kind: Secret\ndata: {'9' * 6001}\n"
+    assert [each.kind for each in read_manifests("f", long.encode())] == ["Secret"]
 
 
 def test_merged_keys_count() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serving.contracts.errors import InvalidSettings
-from serving.contracts.settings import BUNDLED_MODEL, bundled_recipe
+from serving.contracts.settings import BUNDLED_MODEL, Settings, bundled_recipe
 from serving.contracts.settings_sources import load_settings
 
 
@@ -94,6 +94,14 @@ def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("NARROWGATE_PROT", "1")
     with pytest.raises(InvalidSettings, match="'NARROWGATE_PROT', which is not a setting"):
         load_settings(None, {})
+
+
+def test_the_variables_of_commands_and_of_ci_are_no_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("KEY", "SIGNING_KEY", "PUBLIC_KEY"):
+        monkeypatch.setenv(f"NARROWGATE_{name}", "x")
+    assert load_settings(None, {}) == Settings()
 
 
 def test_an_unreadable_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
