@@ -248,7 +248,8 @@ def _deadline(text: str, now: datetime) -> datetime:
 
 def _dollars(text: str) -> Decimal:
     try:
-        usd = Decimal(text)
+        # In ASCII, without the underscores that Python allows.
+        usd = Decimal(text if text.isascii() and "_" not in text else "NaN")
     except InvalidOperation:
         usd = Decimal("NaN")
     if not usd.is_finite() or not 0 <= usd <= 1_000_000 or usd != round(usd, 12):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from serving.contracts.errors import InvalidRequest
 from serving.gateway.http_request import read_json
-from serving.pipeline.fields import invalid
+from serving.pipeline.fields import invalid, refuse_half_characters
 
 _Body = TypeVar("_Body", bound=BaseModel)
 _WANTED = {
@@ -41,7 +41,7 @@ def body_of(model: type[_Body]) -> Callable[[Request], Awaitable[_Body]]:
         document = await read_json(request)
         if not isinstance(document, dict):
             raise invalid(None, document, "an object")
-        _refuse_nul(document, "")
+        _refuse_unstorable(document, "")
         try:
             return model.model_validate(document, strict=True)
         except ValidationError as error:
@@ -60,13 +60,19 @@ def _refusal(error: ValidationError) -> InvalidRequest:
     return invalid(path, value, wanted)
 
 
-def _refuse_nul(value: Any, path: str) -> None:
-    """Raise InvalidRequest for a text that PostgreSQL cannot hold."""
-    if isinstance(value, str) and "\0" in value:
-        raise invalid(path, value, _NUL_FREE)
-    items: Any = value.items() if isinstance(value, Mapping) else ()
-    for name, item in enumerate(value) if isinstance(value, list) else items:
-        _refuse_nul(item, f"{path}.{name}".lstrip("."))
+def _refuse_unstorable(value: Any, path: str) -> None:
+    """Raise InvalidRequest for a text, keys too, that is not whole or that no database can hold."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise invalid(path, value, _NUL_FREE)
+        refuse_half_characters(value, path)
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_unstorable(name, path)
+            _refuse_unstorable(item, f"{path}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_unstorable(item, f"{path}.{index}".lstrip("."))
 
 
 async def _whole_query(request: Request) -> None:

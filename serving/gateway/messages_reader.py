@@ -30,6 +30,8 @@ class MessagesReader:
         self._parser = ijson.parse_coro(self._events, use_float=True)
         self._builder: ObjectBuilder | None = None
         self._pending = 0
+        self._keys: list[set[str]] = []
+        self._escapes = _Escapes()
         self._has_list = False
         self._ids: set[str] = set()
         self.count = 0
@@ -40,10 +42,17 @@ class MessagesReader:
         Raises InvalidRequest and UnsupportedParameter, with the field.
         """
         self._pending += len(piece)
+        if self._escapes.has_half(piece):
+            where = f"requests.{self.count}"
+            raise InvalidRequest(
+                f"{where}, or the one before it, holds an unpaired surrogate, which is not text",
+                field=where, fix="send complete characters: a text was probably cut inside one",
+            )  # fmt: skip
         try:
             self._parser.send(piece)
         except ijson.JSONError as error:
-            raise _malformed(str(error)) from error
+            # Its text quotes the body.
+            raise _malformed(f"it breaks in or after requests.{self.count}") from error
         return self._lines()
 
     def end(self) -> bytes:
@@ -63,6 +72,7 @@ class MessagesReader:
         events, lines = list(self._events), []
         del self._events[:]
         for prefix, event, value in events:
+            self._refuse_twice(event, value)
             if prefix.startswith(_ITEM):
                 line = self._item(prefix, event, value)
                 if line is not None:
@@ -82,6 +92,20 @@ class MessagesReader:
                 fix="shorten it",
             )  # fmt: skip
         return b"".join(lines)
+
+    def _refuse_twice(self, event: str, value: Any) -> None:
+        """Raise InvalidRequest for a key that its object has already: one value would be lost."""
+        if event == "start_map":
+            self._keys.append(set())
+        elif event == "end_map":
+            self._keys.pop()
+        elif event == "map_key":
+            if value in self._keys[-1]:
+                raise InvalidRequest(
+                    f"requests.{self.count} or the body holds the key {value[:60]!r} twice in one "
+                    "object", field=value[:60], fix="send each key once",
+                )  # fmt: skip
+            self._keys[-1].add(value)
 
     def _item(self, prefix: str, event: str, value: Any) -> bytes | None:
         """Add an event to the request that it belongs to; return the request's line at its end."""
@@ -137,3 +161,40 @@ class MessagesReader:
 def _malformed(why: str) -> InvalidRequest:
     text = " ".join(why.split())[:120]
     return InvalidRequest(f"the body is not JSON: {text}", fix="send a JSON object")
+
+
+class _Escapes:
+    """Finds halves of surrogate pairs in JSON's escapes, which the parser replaces by `?`.
+
+    Backslashes occur in strings alone. An escape may begin in one piece and end in the next.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._is_open = False
+        """Whether the first half of a pair was the last thing that was read."""
+
+    def has_half(self, piece: bytes) -> bool:
+        """Return whether a half without its other half ends in this piece."""
+        data, self._rest = self._rest + piece, b""
+        end = 0
+        for found in _ESCAPE.finditer(data):
+            if self._is_open and found.start() != end:
+                return True
+            code = found[1]
+            if (code is None and found[0] == b"\\") or (code is not None and len(code) < 4):
+                # Cut by the piece's end; an escape that is malformed is the parser's to refuse.
+                self._rest = data[found.start() :] if found.end() == len(data) else b""
+                end = found.start()
+                break
+            kind = b"" if code is None else code[:2].lower()
+            is_first, is_second = kind in _FIRST, kind in _SECOND
+            if self._is_open != is_second:
+                return True
+            self._is_open = is_first
+            end = found.end()
+        return self._is_open and end != len(data) - len(self._rest)
+
+
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{0,4})|[^u]|$)", re.DOTALL)
+_FIRST, _SECOND = ({f"d{digit}".encode() for digit in digits} for digits in ("89ab", "cdef"))

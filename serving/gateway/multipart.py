@@ -11,6 +11,8 @@ from serving.contracts.errors import InvalidRequest, UnsupportedMediaType
 
 _MAX_FIELD = 4096
 _MAX_PARTS = 20
+# Of python-multipart.
+_MAX_BOUNDARY = 256
 _MAX_HEADERS = 8192
 _FIX = "send multipart/form-data with the fields file and purpose, as OpenAI's SDKs do"
 
@@ -117,6 +119,10 @@ async def read_form(
     if kind != b"multipart/form-data" or not boundary:
         raise UnsupportedMediaType(
             f"content-type is {content_type[:80]!r}", field="content-type", fix=_FIX
+        )
+    if len(boundary) > _MAX_BOUNDARY:
+        raise InvalidRequest(
+            f"the form's boundary has {len(boundary)} bytes, more than {_MAX_BOUNDARY}", fix=_FIX
         )
     parser = _Parser(boundary)
     async for data in body:

@@ -63,6 +63,19 @@ def object_(value: Any, path: str) -> dict[str, Any]:
     return value
 
 
+def refuse_half_characters(value: str, path: str) -> None:
+    """Raise InvalidRequest for a text with half of a surrogate pair. path: empty for a key."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{path or 'a key'} holds an unpaired surrogate at character {error.start}, "
+            "which is not text",
+            field=path or None,
+            fix="send complete characters: the text was probably cut inside one",
+        ) from error
+
+
 def integer(low: int, high: int) -> Check:
     """Return the check of a whole number between two bounds, both allowed."""
 

@@ -36,6 +36,7 @@ from serving.pipeline.fields import (
     positive,
     read_part,
     read_tool_calls,
+    refuse_half_characters,
     role_of,
     text,
 )
@@ -164,15 +165,7 @@ def _body(document: Any, exempt: frozenset[str] = frozenset()) -> dict[str, Any]
     if not isinstance(document, dict):
         raise invalid(None, document, "a JSON object")
     for path, value in _texts({k: v for k, v in document.items() if k not in exempt}):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(
-                f"{path or 'a key'} holds an unpaired surrogate at character {error.start}, "
-                "which is not text",
-                field=path or None,
-                fix="send complete characters: the text was probably cut inside one",
-            ) from error
+        refuse_half_characters(value, path)
     return {name: value for name, value in document.items() if value is not None}
 
 

@@ -190,6 +190,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {"purpose": "Nightly labels"}}, "metadata.purpose"),
     ({"metadata": {"purpose": "audit"}}, "metadata.purpose"),
     ({"metadata": {"k": "v" * 513}}, "metadata"),
+    ({"metadata": {"max_cost_usd": "1_0"}}, "metadata.max_cost_usd"),
+    ({"metadata": {"max_cost_usd": "\u0663"}}, "metadata.max_cost_usd"),
 ]
 
 
@@ -223,10 +225,29 @@ async def test_a_check_runs_nothing(gateway: Running, provider: ProviderServer) 
     assert provider.script.seen == []
 
 
+@pytest.mark.parametrize(
+    "metadata", ['{"a": "\\ud800"}', '{"\\ud800": "a"}', '{"a\\u0000": "a"}', '{"a": "\\u0000"}']
+)
+async def test_metadata_that_is_not_text_makes_no_batch(gateway: Running, metadata: str) -> None:
+    client = gateway.acme
+    file = await client.files.create(file=("a.jsonl", jsonl(chat_line("a"))), purpose="batch")
+    body = (
+        f'{{"input_file_id": "{file.id}", "endpoint": "/v1/chat/completions", '
+        f'"completion_window": "24h", "metadata": {metadata}}}'
+    )
+    headers = {"authorization": f"Bearer {client.api_key}", "content-type": "application/json"}
+    async with httpx.AsyncClient(headers=headers) as plain:
+        response = await plain.post(f"{gateway.url}/v1/batches", content=body)
+    assert response.status_code == 400, response.text
+    assert (response.json()["error"]["param"] or "").startswith("metadata")
+    assert [one async for one in client.batches.list()] == []
+
+
 FORMS: list[tuple[str, bytes]] = [
     ("application/json", b"{}"),
     ("multipart/form-data", b"x"),
     ("multipart/form-data; boundary=b", b"nothing of the kind"),
+    ("multipart/form-data; boundary=" + "z" * 300, b"--b"),
     ("multipart/form-data; boundary=b", b'--b\r\ncontent-disposition: form-data; name="file"; '
      b'filename="x"\r\n\r\nhalf of it'),
     ("multipart/form-data; boundary=b", b'--b\r\ncontent-disposition: form-data; name="purpose"'

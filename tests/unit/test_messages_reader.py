@@ -37,6 +37,42 @@ def test_pieces_of_any_size_are_the_same(size: int) -> None:
     assert found[0]["body"]["temperature"] == 0.5
 
 
+_ESCAPED = (r"\ud83d", r"\ude00", r"\uDBFF\uDFFF", "a", r"\\", r"\n", r"\u0041", r"\\\ud83d", "é")
+
+
+@given(st.lists(st.sampled_from(_ESCAPED), max_size=6), st.integers(1, 9))
+def test_half_a_character_is_found_in_pieces_of_any_size(parts: list[str], size: int) -> None:
+    text = "".join(parts)
+    meant = json.loads(f'"{text}"')
+    written = json.dumps({"requests": [request("a")]}).replace("eng", text).encode()
+    if any("\ud800" <= each <= "\udfff" for each in meant):
+        with pytest.raises(InvalidRequest, match="unpaired surrogate"):
+            read(written, size)
+    else:
+        (line,) = read(written, size)
+        assert line["body"]["messages"][0]["content"].endswith(f"'{meant}'?")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"requests": [], "requests": []}',
+        body(request("a")).replace(b'"custom_id"', b'"custom_id": "b", "custom_id"'),
+        body(request("a")).replace(b'"model"', b'"model": "b", "model"'),
+        body(request("a")).replace(b'"role"', b'"role": "user", "role"'),
+    ],
+)
+def test_a_key_that_is_written_twice_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="twice in one object"):
+        read(data)
+
+
+def test_a_malformed_body_is_not_quoted() -> None:
+    with pytest.raises(InvalidRequest, match=r"breaks in or after requests\.1") as caught:
+        read(body(request("a")) + b'{"secret": 5}')
+    assert "secret" not in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("data", "field", "text"),
     [
