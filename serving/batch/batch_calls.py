@@ -152,7 +152,7 @@ class VendorCalls:
 
     def refused(self, status: int, document: object) -> FrontierError:
         """Return the error that a line's result names. status: 200 where the error tells it."""
-        return error_of(refusal_from(self.name, "a line of a batch", status, document), self.secret)
+        return error_of(refusal_from(self.name, status, document), self.secret)
 
     def id_of(self, document: Mapping[str, Any]) -> str:
         """Return a document's id. Raises FrontierInvalidResponse."""
