@@ -75,6 +75,20 @@ class Bought:
     reused: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run would order. asked, ordered, reused: distinct inputs that would be asked, were
+    ordered by an interrupted run, and were answered. max_usd: the most that those asked can cost;
+    batch_usd: in the provider's batch. None where a price or the batch API is missing.
+    """
+
+    asked: int
+    ordered: int
+    reused: int
+    max_usd: Decimal | None
+    batch_usd: Decimal | None
+
+
 class AnswerFolder:
     """The answers of one reference and its open orders, in files. Every method is blocking."""
 
@@ -195,11 +209,61 @@ class LabelOrders:
             found.failed = {key: why for key, why in found.failed.items() if key not in kept}
             return found
 
+    def estimate(self, questions: Sequence[Question]) -> Estimate:
+        """Return what `bought` would order, checked by the gateway; nothing is spent.
+
+        Raises EvaluationFailed where the gateway would refuse it.
+        """
+        wanted = {question.key: question for question in questions}
+        self._where = {key: question.where for key, question in wanted.items()}
+        with self._folder.locked():
+            kept = self._folder.answers()
+            open_orders = {key for order in self._folder.orders() for key in order.keys}
+            missing = [
+                question
+                for key, question in wanted.items()
+                if key not in kept and key not in open_orders
+            ]
+            reused = sum(key in kept for key in wanted)
+            ordered = len(wanted) - reused - len(missing)
+            if not missing:
+                return Estimate(0, ordered, reused, Decimal(0), None)
+            order = Order(uuid4().hex, self._url, tuple(question.key for question in missing))
+            file_id = self._uploaded(order, missing)
+            try:
+                found = self._client.check(self._terms(order, file_id))
+            finally:
+                self._client.delete_file(file_id)
+        if (found.get("errors") or {}).get("data"):
+            raise EvaluationFailed(
+                f"the gateway would refuse the batch: {self._refused(order, found)}",
+                field="reference",
+                fix="correct what the gateway names; nothing was paid",
+            )
+        plan = found.get("plan") or []
+        return Estimate(
+            len(missing), ordered, reused, _sum(plan, "max_usd"), _sum(plan, "batch_usd")
+        )
+
     # Orders.
 
     def _ordered(self, questions: Sequence[Question]) -> Order:
         """Order a batch. The intent is on disk before the call, and the batch's id after it."""
         order = Order(uuid4().hex, self._url, tuple(question.key for question in questions))
+        file_id = self._uploaded(order, questions)
+        self._folder.note(order)
+        try:
+            batch = self._client.create(self._terms(order, file_id))
+        except Unavailable:
+            # It may have been created: the next run asks for it by its metadata.
+            raise
+        except NarrowgateError:
+            self._folder.settle(order)
+            self._client.delete_file(file_id)
+            raise
+        return self._identified(order, batch)
+
+    def _uploaded(self, order: Order, questions: Sequence[Question]) -> str:
         lines = self._folder.folder / f"order-{order.name}.jsonl"
         try:
             with lines.open("w", encoding="utf-8") as file:
@@ -209,27 +273,19 @@ class LabelOrders:
                         "body": one.body,
                     }  # fmt: skip
                     file.write(json.dumps(line) + "\n")
-            self._step(f"ordering {len(questions)} labels")
-            file_id = self._client.upload(lines, lambda done, total: None)
+            self._step(f"uploading {len(questions)} inputs")
+            return self._client.upload(lines, lambda done, total: None)
         finally:
             lines.unlink(missing_ok=True)
-        self._folder.note(order)
+
+    def _terms(self, order: Order, file_id: str) -> dict[str, Any]:
         metadata = {_MARK: order.name, "purpose": "gate"}
         if self._max_cost_usd is not None:
             metadata["max_cost_usd"] = self._max_cost_usd
-        try:
-            batch = self._client.create({
-                "input_file_id": file_id, "endpoint": _ENDPOINT, "completion_window": _WINDOW,
-                "metadata": metadata,
-            })  # fmt: skip
-        except Unavailable:
-            # It may have been created: the next run asks for it by its metadata.
-            raise
-        except NarrowgateError:
-            self._folder.settle(order)
-            self._client.delete_file(file_id)
-            raise
-        return self._identified(order, batch)
+        return {
+            "input_file_id": file_id, "endpoint": _ENDPOINT, "completion_window": _WINDOW,
+            "metadata": metadata,
+        }  # fmt: skip
 
     def _resumed(self, order: Order) -> Order:
         """Return an order with its batch, where an interrupted run has created it."""
@@ -346,7 +402,7 @@ class LabelOrders:
     ) -> dict[str, ReferenceAnswer]:
         """Return a batch's answers; note in `found` why others are missing."""
         answers = {}
-        for line in self._lines(batch.get("output_file_id")):
+        for line in self._lines(order, batch.get("output_file_id")):
             key = line.get("custom_id")
             if key not in order.keys:
                 continue
@@ -367,17 +423,25 @@ class LabelOrders:
         return answers
 
     def _errors(self, batch: Mapping[str, Any], failed: dict[str, str], order: Order) -> None:
-        for line in self._lines(batch.get("error_file_id")):
+        for line in self._lines(order, batch.get("error_file_id")):
             key = line.get("custom_id")
             if key in order.keys:
                 failed[key] = _reason(line)
 
-    def _lines(self, file_id: object) -> Iterator[dict[str, Any]]:
+    def _lines(self, order: Order, file_id: object) -> Iterator[dict[str, Any]]:
         if not isinstance(file_id, str):
             return
         path = self._folder.folder / "results.jsonl"
         try:
             self._client.download(file_id, path, lambda done, total: None)
+        except NotFound as error:
+            raise EvaluationFailed(
+                f"{self._url} no longer has the results of the batch {order.batch}: "
+                f"{error.message}",
+                field="batch",
+                fix=f"to pay for its labels again, delete {self._folder.path(order)}",
+            ) from error
+        try:
             with path.open(encoding="utf-8", newline="\n") as lines:
                 for line in lines:
                     document = json.loads(line)
@@ -432,10 +496,16 @@ def _reason(line: Mapping[str, Any]) -> str:
 def _at_most(batch: Mapping[str, Any]) -> str:
     """Return the most that a batch may cost, in a provider's batch where that is known."""
     plan = (batch.get("narrowgate") or {}).get("plan") or []
-    costs = [_usd(row.get("batch_usd") or row.get("max_usd")) for row in plan]
-    if not costs or any(cost is None for cost in costs):
-        return "an unknown cost"
-    return f"${sum((cost for cost in costs if cost is not None), Decimal(0)):.2f}"
+    usd = _sum(plan, "batch_usd")
+    usd = _sum(plan, "max_usd") if usd is None else usd
+    return "an unknown cost" if usd is None else f"${usd:.2f}"
+
+
+def _sum(plan: Sequence[Mapping[str, Any]], name: str) -> Decimal | None:
+    """Return the sum of a cost over a plan's rows; None where one of them has none."""
+    costs = [_usd(row.get(name)) for row in plan]
+    known = [cost for cost in costs if cost is not None]
+    return sum(known, Decimal(0)) if known and len(known) == len(costs) else None
 
 
 def _usd(value: object) -> Decimal | None:

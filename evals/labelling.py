@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from evals.answers import works
 from evals.findings import LabelRun
 from evals.gate import Request
-from evals.label_orders import Bought, LabelOrders
+from evals.label_orders import Bought, Estimate, LabelOrders
 from evals.population import refuse_too_few
 from evals.reference_labels import Labelled, Labeller, Question, record_of
 from evals.subject import Subject
@@ -35,15 +35,7 @@ def label_inputs(
     """
     subject = Subject("candidate", request.candidate, request.settings)
     try:
-        labellers: dict[str, Labeller] = {}
-        questions: list[Question] = []
-        for suite in _suites(request):
-            # The run would refuse an input that is too long, after it was paid for.
-            works(subject, suite)
-            labeller = labellers.setdefault(
-                suite.name, Labeller(reference, subject.task(suite.spec))
-            )
-            questions += labeller.questions(suite)
+        labellers, questions = _asked(subject, request, reference)
         bought = orders.bought(questions)
         suites = {one.name: labellers[one.name].labelled(one, bought.answers)
                   for one in request.suites}  # fmt: skip
@@ -78,6 +70,29 @@ def label_inputs(
         tuple(bought.batches),
     )  # fmt: skip
     return LabelledRequest(labelled, run)
+
+
+def label_estimate(request: Request, reference: str, orders: LabelOrders) -> Estimate:
+    """Return what `label_inputs` would order; nothing is spent. Blocking."""
+    subject = Subject("candidate", request.candidate, request.settings)
+    try:
+        return orders.estimate(_asked(subject, request, reference)[1])
+    finally:
+        subject.close()
+
+
+def _asked(
+    subject: Subject, request: Request, reference: str
+) -> tuple[dict[str, Labeller], list[Question]]:
+    """Return the labeller of each task, and a question for each input."""
+    labellers: dict[str, Labeller] = {}
+    questions: list[Question] = []
+    for suite in _suites(request):
+        # The run would refuse an input that is too long, after it was paid for.
+        works(subject, suite)
+        labeller = labellers.setdefault(suite.name, Labeller(reference, subject.task(suite.spec)))
+        questions += labeller.questions(suite)
+    return labellers, questions
 
 
 def _suites(request: Request) -> Iterator[Suite]:

@@ -4,7 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from serving.host.numbers import signed_integer, signed_number
 if TYPE_CHECKING:
     from evals.findings import Findings, LabelRun
     from evals.gate import Request
+    from evals.label_orders import LabelOrders
     from evals.population import OwnInputs
     from evals.suite import Suite
     from serving.contracts.settings import ModelSettings, Settings
@@ -69,6 +71,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-cost-usd", metavar="USD", help="labels that could cost more in all are not ordered"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="check arguments and inputs and, with --reference, show what labels may cost; order "
+        "and evaluate nothing",
+    )  # fmt: skip
     parser.add_argument(
         "--skip-unlabelled", action="store_true",
         help="leave out inputs that the --reference does not label",
@@ -161,6 +168,8 @@ def _run(args: argparse.Namespace) -> int:
     refuse_unfit_request(request)
     refuse_unknown_general(request.general)
     with JsonLines() if args.json else Bar() as progress:
+        if args.dry_run:
+            return _dry_run(args, request, settings, progress)
         labels: LabelRun | None = None
         if args.reference is not None:
             request, labels = _labelled(args, request, settings, progress)
@@ -254,18 +263,55 @@ def _labelled(
     args: argparse.Namespace, request: "Request", settings: "Settings", progress: "StepObserver"
 ) -> "tuple[Request, LabelRun]":
     """Return the request with the reference's labels, and what they cost. Blocking, up to a day."""
-    from evals.label_orders import AnswerFolder, LabelOrders
     from evals.labelling import label_inputs
+
+    with _orders(args, settings, progress) as orders:
+        found = label_inputs(request, args.reference, orders, skip_unlabelled=args.skip_unlabelled)
+    own = _compared(found.request.own_inputs, found.request.suites, settings, args.seed)
+    return replace(found.request, own_inputs=own), found.run
+
+
+@contextmanager
+def _orders(
+    args: argparse.Namespace, settings: "Settings", progress: "StepObserver"
+) -> "Iterator[LabelOrders]":
+    from evals.label_orders import AnswerFolder, LabelOrders
     from serving.host.batch_client import BatchClient
 
     folder = AnswerFolder(settings.state / "labels" / args.reference.replace("/", "_"))
     with BatchClient(args.batch, args.batch_key_env, field="--batch") as client:
-        orders = LabelOrders(
+        yield LabelOrders(
             args.reference, folder, client, args.batch, progress, _max_cost_usd(args.max_cost_usd)
         )
-        found = label_inputs(request, args.reference, orders, skip_unlabelled=args.skip_unlabelled)
-    own = _compared(found.request.own_inputs, found.request.suites, settings, args.seed)
-    return replace(found.request, own_inputs=own), found.run
+
+
+def _dry_run(
+    args: argparse.Namespace, request: "Request", settings: "Settings", progress: "StepObserver"
+) -> int:
+    """Print what the labels may cost; order and evaluate nothing."""
+    inputs = sum(len(suite.examples) for suite in request.suites)
+    inputs += sum(len(own.suite.examples) for own in request.own_inputs.values())
+    document: dict[str, object] = {"dry_run": True, "inputs": inputs, "labels": None}
+    text = f"{inputs:,} inputs can be tested; nothing was run"
+    if args.reference is not None:
+        from evals.labelling import label_estimate
+
+        with _orders(args, settings, progress) as orders:
+            found = label_estimate(request, args.reference, orders)
+        costs = {"max_usd": found.max_usd, "batch_usd": found.batch_usd}
+        document["labels"] = {
+            "reference": args.reference, "asked": found.asked, "ordered": found.ordered,
+            "reused": found.reused,
+            **{name: None if usd is None else f"{usd:f}" for name, usd in costs.items()},
+        }  # fmt: skip
+        at_most = {name: "unknown" if usd is None else f"${usd:.4f}" for name, usd in costs.items()}
+        text += (
+            f"\nlabels by {args.reference}: {found.asked:,} would be asked for, {found.ordered:,} "
+            f"are ordered, {found.reused:,} are there; at most {at_most['max_usd']}, in a "
+            f"provider's batch {at_most['batch_usd']}"
+        )
+    print(json.dumps(document) if args.json else text)
+    return 0
 
 
 def _label_document(findings: "Findings") -> "dict[str, object] | None":

@@ -242,6 +242,50 @@ async def test_labels_come_from_the_providers_batch_and_are_stated_in_report_and
     assert len(provider.script.seen) == seen
 
 
+async def test_a_dry_run_shows_what_labels_may_cost_and_orders_nothing(
+    gateway: Running, provider: ProviderServer, command: Gate
+) -> None:
+    command.suite(40)
+    status, out, _ = await command.run("--dry-run", "--json")
+    document = json.loads(out)
+    assert (status, document["inputs"]) == (0, 40)
+    labels = document["labels"]
+    assert (labels["asked"], labels["ordered"], labels["reused"]) == (40, 0, 0)
+    assert Decimal(labels["batch_usd"]) * 2 == Decimal(labels["max_usd"]) > 0
+    assert provider.script.seen == []
+    assert command.requests == []
+    assert [one async for one in gateway.acme.batches.list()] == []
+    assert [one async for one in gateway.acme.files.list()] == []
+    _, out, _ = await command.run("--json")
+    assert Decimal(json.loads(out)["labels"]["paid_usd"]) <= Decimal(labels["batch_usd"])
+    command.suite(50)
+    status, out, _ = await command.run("--dry-run")
+    assert (status, "10 would be asked for, 0 are ordered, 40 are there" in out) == (0, True)
+    error = await command.failed("--dry-run", "--reference", "nobody/none")
+    assert "would refuse the batch: line 1 (tone, 'e0')" in error["message"]
+
+
+async def test_results_that_the_gateway_has_deleted_are_not_paid_for_again_by_themselves(
+    gateway: Running, provider: ProviderServer, command: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serving.host.batch_client import BatchClient
+
+    command.suite(10)
+
+    def interrupted(*_: object) -> int:
+        raise OSError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchClient, "download", interrupted)
+        assert (await command.run("--json"))[0] == 74
+    for file in [one async for one in gateway.acme.files.list(purpose="batch_output")]:
+        await gateway.acme.files.delete(file.id)
+    error = await command.failed()
+    assert "no longer has the results of the batch " in error["message"]
+    assert "order-" in error["fix"]
+    assert set(asked(provider).values()) == {1}
+
+
 async def test_inputs_without_labels_get_them(
     provider: ProviderServer, command: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
