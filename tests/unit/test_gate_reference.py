@@ -359,6 +359,17 @@ async def test_a_refused_batch_names_the_inputs(provider: ProviderServer, comman
     assert list((command.state / "gate").rglob("order-*")) == []
 
 
+async def test_a_refused_creation_leaves_no_order(
+    gateway: Running, command: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command.suite(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(label_orders, "_WINDOW", "soon")
+        assert "completion_window" in (await command.failed())["message"]
+    assert list((command.state / "gate").rglob("order-*")) == []
+    assert [file async for file in gateway.acme.files.list()] == []
+
+
 async def test_failed_lines_are_named_and_only_they_are_asked_again(
     provider: ProviderServer, command: Gate
 ) -> None:
