@@ -42,7 +42,7 @@ class OpenAIStream:
             return True
         return not choices and names_error(event)
 
-    def failed(self, event: Mapping[str, Any], error: FrontierError) -> FrontierError:
+    def failed(self, event: dict[str, Any], error: FrontierError) -> FrontierError:
         """Return the error that ends a stream before its first chunk, with what it was billed.
 
         event: the one that names it. Its text, or usage in it or before it, was paid for.

@@ -92,7 +92,7 @@ def _own_cost(node: Mapping[str, Any], *, is_repeated: bool) -> float:
 
 
 def _largest(node: Mapping[str, Any], *names: str) -> int:
-    counts = [node.get(name) for name in names]
+    counts: list[Any] = [node.get(name) for name in names]
     return max((int(n) for n in counts if type(n) in (int, float) and 0 <= n < 1e12), default=0)
 
 
