@@ -1,5 +1,7 @@
 """The cache on two real gateways and PostgreSQL: two tenants ask, repeat, paraphrase, contradict.
 
+The clients are OpenAI's SDK. `pytest -s` prints each answer's headers, and the report at the end.
+
 The gateways are processes of their own without a local model; the provider is the fake one, over
 HTTP. The claim on hits by meaning is earned by the traffic of the test.
 """
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import psutil
 import pytest
 import yaml
@@ -136,6 +139,30 @@ class Replica:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """What a client got. usage: of OpenAI's SDK."""
+
+    headers: dict[str, str]
+    text: str
+    usage: Any
+
+    @property
+    def state(self) -> str:
+        return self.headers["x-narrowgate-cache"]
+
+    @property
+    def kind(self) -> str | None:
+        return self.headers.get("x-narrowgate-cache-kind")
+
+    def show(self, tenant: str, replica: str, text: str, *, stream: bool) -> None:
+        """Print one line."""
+        names = ("cache", "cache-kind", "cache-similarity", "route", "cost-usd", "guarantee")
+        said = [self.headers.get(f"x-narrowgate-{name}", "-") for name in names]
+        how = "streamed" if stream else "whole"
+        print(f"{tenant:<7}{replica:<6}{how:<9}{text!r:<34} {'  '.join(said)}")
+
+
+@dataclass(frozen=True)
 class Gateways:
     """Two replicas over one database. keys: by tenant; the operator's under `admin`."""
 
@@ -147,15 +174,41 @@ class Gateways:
 
     def ask(
         self, replica: Replica, tenant: str, text: str, *, stream: bool = False, **headers: str
-    ) -> httpx.Response:
-        body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "stream": stream}
-        response = httpx.post(
-            f"{replica.url}/v1/chat/completions", json=body, timeout=60,
-            headers={"authorization": f"Bearer {self.keys[tenant]}",
-                     **{name.replace("_", "-"): value for name, value in headers.items()}},
+    ) -> "Answered":
+        """Ask with OpenAI's SDK; print what came of it."""
+        client = openai.OpenAI(
+            api_key=self.keys[tenant], base_url=f"{replica.url}/v1", max_retries=0, timeout=60
+        )
+        more: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
+        with client:
+            raw = client.chat.completions.with_raw_response.create(
+                model=MODEL, messages=[{"role": "user", "content": text}], stream=stream,
+                extra_headers={name.replace("_", "-"): value for name, value in headers.items()},
+                **more,
+            )  # fmt: skip
+            found: Any = raw.parse()
+            if stream:
+                chunks = list(found)
+                words = [c.choices[0].delta.content or "" for c in chunks if c.choices]
+                answered = Answered(dict(raw.headers), "".join(words), chunks[-1].usage)
+            else:
+                said = found.choices[0].message.content or ""
+                answered = Answered(dict(raw.headers), said, found.usage)
+        assert answered.usage.completion_tokens > 0
+        answered.show(tenant, replica.config.stem, text, stream=stream)
+        return answered
+
+    def run(self, *words: str) -> str:
+        """Run a command of narrowgate on the ledger's database; return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "serving.cli", *words, "--state", str(self.state)],
+            env={**os.environ, "NARROWGATE_LEDGER__URL": self.url.get_secret_value(),
+                 "COLUMNS": "100"},
+            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
-        assert response.status_code == 200, response.text
-        return response
+        assert done.returncode == 0, done.stdout + done.stderr
+        print(f"$ narrowgate {' '.join(words)}\n{done.stdout}" if "--json" not in words else "")
+        return done.stdout
 
     def claims(self) -> list[dict[str, Any]]:
         found = httpx.get(
@@ -204,13 +257,15 @@ def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateways]:
                 replica.stop()
 
 
-def becomes(found: Gateways, replica: Replica, state: str, text: str) -> httpx.Response:
+def becomes(
+    found: Gateways, replica: Replica, state: str, text: str, *, stream: bool = False
+) -> Answered:
     """Look up until the cache does so; fail after SOON_S."""
     until_s = time.monotonic() + SOON_S
     while True:
-        response = found.ask(replica, "acme", text, x_narrowgate_cache="no-store")
-        if response.headers["x-narrowgate-cache"] == state:
-            return response
+        answered = found.ask(replica, "acme", text, stream=stream, x_narrowgate_cache="no-store")
+        if answered.state == state:
+            return answered
         assert time.monotonic() < until_s, state
         time.sleep(0.02)
 
@@ -234,37 +289,37 @@ def test_the_claim_is_earned_in_shadow(gateways: Gateways) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_a_paraphrase_hits_on_both_gateways(gateways: Gateways, stream: bool) -> None:
-    text = "How could I cook an egg?"
     # The other replica reads the claims every second.
-    until_s = time.monotonic() + SOON_S
     for replica in (gateways.one, gateways.other):
-        while True:
-            hit = gateways.ask(replica, "acme", text, stream=stream, x_narrowgate_cache="no-store")
-            if hit.headers["x-narrowgate-cache"] == "hit":
-                break
-            assert time.monotonic() < until_s
-            time.sleep(0.05)
+        hit = becomes(gateways, replica, "hit", "How could I cook an egg?", stream=stream)
+        assert hit.kind in ("semantic", "alias")
         assert hit.headers["x-narrowgate-route"] == "cache"
         assert hit.headers["x-narrowgate-guarantee"].startswith("traffic; target_error=0.05")
+        assert float(hit.headers["x-narrowgate-cost-usd"]) == 0
         assert "cooked an egg" in hit.text
 
 
-def test_repeats_contradictions_and_another_tenant(gateways: Gateways) -> None:
-    repeated = gateways.ask(gateways.other, "acme", "How do I cook an egg?")
-    assert repeated.headers["x-narrowgate-cache"] == "hit"
-    assert repeated.json()["narrowgate"]["cache"]["kind"] == "exact"
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_repeats_contradictions_and_another_tenant(gateways: Gateways, stream: bool) -> None:
+    repeated = gateways.ask(gateways.other, "acme", "How do I cook an egg?", stream=stream)
+    assert (repeated.state, repeated.kind) == ("hit", "exact")
     for text in ("How do I not cook an egg?", "How do I cook 3 eggs?", "Why do I cook an egg?"):
-        other = gateways.ask(gateways.one, "acme", text, x_narrowgate_cache="no-store")
-        assert other.headers["x-narrowgate-cache"] == "miss", text
+        other = gateways.ask(
+            gateways.one, "acme", text, stream=stream, x_narrowgate_cache="no-store"
+        )
+        assert other.state == "miss", text
     for text in ("How do I cook an egg?", "How could I cook an egg?"):
-        stranger = gateways.ask(gateways.one, "globex", text, x_narrowgate_cache="no-store")
-        assert stranger.headers["x-narrowgate-cache"] == "miss"
+        stranger = gateways.ask(
+            gateways.one, "globex", text, stream=stream, x_narrowgate_cache="no-store"
+        )
+        assert stranger.state == "miss"
         assert stranger.headers["x-narrowgate-route"] == "frontier"
 
 
-def test_an_undo_holds_on_both_at_once(gateways: Gateways) -> None:
-    text = "How could I cook rice?"
-    hit = becomes(gateways, gateways.other, "hit", text)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_an_undo_holds_on_both_at_once(gateways: Gateways, stream: bool) -> None:
+    text = "How could I cook pork?" if stream else "How could I cook rice?"
+    hit = becomes(gateways, gateways.other, "hit", text, stream=stream)
     entry = hit.headers["x-narrowgate-cache-entry"]
     authorization = {"authorization": f"Bearer {gateways.keys['acme']}"}
     stranger = {"authorization": f"Bearer {gateways.keys['globex']}"}
@@ -272,8 +327,25 @@ def test_an_undo_holds_on_both_at_once(gateways: Gateways) -> None:
     assert httpx.delete(path, headers=stranger, timeout=30).status_code == 404
     assert httpx.delete(path, headers=authorization, timeout=30).json()["deleted"] == 1
     for replica in (gateways.one, gateways.other):
+        again = gateways.ask(replica, "acme", text, stream=stream, x_narrowgate_cache="no-store")
+        assert again.headers.get("x-narrowgate-cache-entry") != entry
+
+
+def test_the_command_line_undoes_as_well(gateways: Gateways) -> None:
+    # An entry of each tenant; `clear` takes one tenant's and leaves the other's.
+    text = "How do I cook an egg?"
+    gateways.ask(gateways.one, "globex", text)
+    entry = gateways.ask(gateways.other, "acme", text).headers["x-narrowgate-cache-entry"]
+    assert "1 entries deleted" in gateways.run("cache", "delete", "--entry", entry)
+    for replica in (gateways.one, gateways.other):
         again = gateways.ask(replica, "acme", text, x_narrowgate_cache="no-store")
         assert again.headers.get("x-narrowgate-cache-entry") != entry
+        assert again.kind != "exact"
+    gateways.run("cache", "stats")
+    gateways.run("cache", "clear", "--namespace", "tenant/globex")
+    for replica in (gateways.one, gateways.other):
+        assert gateways.ask(replica, "globex", text, x_narrowgate_cache="no-store").state == "miss"
+    assert becomes(gateways, gateways.one, "hit", "How could I cook bacon?").kind != "exact"
 
 
 def test_a_killed_gateway_finds_its_questions_again(gateways: Gateways) -> None:
@@ -281,23 +353,25 @@ def test_a_killed_gateway_finds_its_questions_again(gateways: Gateways) -> None:
     gateways.one.start()
     gateways.one.wait()
     hit = becomes(gateways, gateways.one, "hit", "How could I cook pasta?")
-    assert hit.json()["narrowgate"]["cache"]["kind"] in ("semantic", "alias")
+    assert hit.kind in ("semantic", "alias")
 
 
 def test_the_report_shows_hits_their_bound_and_the_saving(gateways: Gateways) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "serving.cli", "report", "--json", "--state", str(gateways.state)],
-        env={**os.environ, "NARROWGATE_LEDGER__URL": gateways.url.get_secret_value()},
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(done.stdout)
-    kinds = {line["name"]: line["hits"] for line in report["cache"]}
-    assert kinds["exact"] >= 1
-    assert kinds["semantic"] >= 3
+    text = gateways.run("report")
+    for words in ("cache hit", "hits by meaning", "saved", "net of"):
+        assert words in text, words
+    report = json.loads(gateways.run("report", "--json"))
+    kinds = {line["name"]: line for line in report["cache"]}
+    assert kinds["exact"]["hits"] >= 1
+    assert kinds["semantic"]["hits"] >= 3
     (claim,) = report["cache_claims"]
     assert (claim["tenants"], claim["state"], claim["target_error"]) == ("acme", "held", 0.05)
-    assert report["totals"]["audits"] > 0
+    assert claim["observed_error"] <= claim["upper_bound"] < 1
+    totals, savings = report["totals"], report["savings"]
+    assert totals["audits"] > 0
+    # What audits and judges cost is paid, and the saving is what the rest leaves.
+    assert float(totals["audits_usd"]) > 0
+    saved = float(savings["reference_usd"]) - float(savings["paid_usd"])
+    assert float(savings["saved_usd"]) == pytest.approx(saved)
+    assert float(savings["paid_usd"]) >= float(totals["audits_usd"])
     assert report["reconciliation"]["discrepancies"] == []
-    print(json.dumps({"cache": report["cache"], "claims": report["cache_claims"],
-                      "audits_usd": report["totals"]["audits_usd"]}))  # fmt: skip
