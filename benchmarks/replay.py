@@ -128,7 +128,7 @@ def chosen(arms: str) -> "dict[str, tuple[Lever, ...]]":
     if arms in ("order", "all"):
         found |= {f"up to {LEVERS[n - 1]}": LEVERS[:n] for n in range(1, len(LEVERS))}
     if arms in ("less", "all"):
-        found |= {f"all less {lever}": without(lever) for lever in LEVERS}
+        found |= {"all": LEVERS, **{f"all less {lever}": without(lever) for lever in LEVERS}}
     if arms in ("alone", "all"):
         found |= {f"only {lever}": (lever,) for lever in LEVERS}
     return found
@@ -174,7 +174,7 @@ def document(
     """Return the whole report as one document."""
     from benchmarks.machine import machine
     from benchmarks.replay_assumptions import Assumptions
-    from benchmarks.replay_figures import by_removal, figures, month
+    from benchmarks.replay_figures import by_removal, effect, figures, month
 
     direct = arms["direct"]
     has_month = "all" in arms and UNEARNED in arms
@@ -195,6 +195,11 @@ def document(
             asdict(figures(direct, arm, hour_usd)) for name, arm in arms.items() if name != "direct"
         ],
         "by_removal": by_removal(arms.values()),
+        "effects": [
+            asdict(effect(direct, arms["all"], arm))
+            for name, arm in arms.items()
+            if "all" in arms and name not in ("direct", "all")
+        ],
         "month": asdict(month(direct, arms[UNEARNED], arms["all"], replay.earlier_days))
         if has_month
         else None,
@@ -241,6 +246,12 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
             f"{_range(arm['saved_bounds']):<16}{arm['saved_with_idle']:>10.1%}{arm['behind']:>8.1%}"
             f"{arm['loss']:>8.1%} {_range(arm['loss_bounds']):<16}"
             f"{arm['p50_s']:>6.1f}{arm['p95_s']:>6.1f}  {routes}"
+        )
+    for one in found["effects"]:
+        yield (
+            f"all levers against {one['name']}: {one['saved']:+.1%} saved "
+            f"({_range(one['saved_bounds'])}), {one['loss']:+.1%} loss "
+            f"({_range(one['loss_bounds'])}); of the same requests and coins"
         )
     if found["by_removal"]:
         parts = ", ".join(f"{name} {share:.1%}" for name, share in found["by_removal"].items())

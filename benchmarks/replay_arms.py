@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.replay_assumptions import SPEEDS, Values
+from benchmarks.replay_coins import RequestCoins
 from benchmarks.replay_earning import (
     EARLIER_DAYS,
     Earned,
@@ -153,8 +154,10 @@ class Replay:
 
     @property
     def tiers_settings(self) -> TiersSettings:
-        """Return the shipped settings, with tiers on and the cheapest judge."""
-        return TiersSettings(mode="on", reference=self.start, judge=self.judge)
+        """Return the settings, with tiers on and the cheapest judge."""
+        return self.settings.tiers.model_copy(
+            update={"mode": "on", "reference": self.start, "judge": self.judge}
+        )
 
     @cached_property
     def earned(self) -> Earned:
@@ -240,21 +243,24 @@ def run_arm(
         provider.script.answer = model.answer
         provider.app.cache.clock = clock
         stack = Stack(replay, levers, provider.url, clock)
+        coins = RequestCoins(replay.seed)
 
         async def all_asked() -> list[Result]:
             results = []
             async with stack.posting() as post:
-                for request in replay.requests:
+                for number, request in enumerate(replay.requests):
                     model.ask(request)
+                    coins.ask(number)
                     stack.local.request = request
                     clock.now_s = Clock.now_s + request.at_s
                     seen = provider.script.seen
-                    results.append(await _asked(replay, post, stack, request, seen))
+                    results.append(await _asked(replay, post, stack, request, number, seen))
                     advance()
             return results
 
         try:
-            results = asyncio.run(all_asked())
+            with coins.in_place():
+                results = asyncio.run(all_asked())
         finally:
             stack.close()
     span_s = replay.requests[-1].at_s - replay.requests[0].at_s
@@ -267,11 +273,14 @@ def run_arm(
 
 
 async def _asked(
-    replay: Replay, post: Post, stack: Stack, request: Request, seen: "list[Seen]"
+    replay: Replay, post: Post, stack: Stack, request: Request, number: int, seen: "list[Seen]"
 ) -> Result:
     local, ledger = stack.local, stack.ledger
     local_before, before, pages = local.busy_s, len(seen), len(ledger.pages)
-    response = await post({"model": "auto", "messages": list(request.messages)})
+    # Whether an answer is asked for without brevity is drawn by the request's id.
+    response = await post(
+        {"model": "auto", "messages": list(request.messages)}, {"x-request-id": f"replay-{number}"}
+    )
     assert response.status_code == 200, response.text
     text = response.json()["choices"][0]["message"]["content"]
     usd = 0.0

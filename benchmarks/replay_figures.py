@@ -68,6 +68,35 @@ def figures(direct: Arm, arm: Arm, hour_usd: float, *, seed: int = 0) -> Figures
 
 
 @dataclass(frozen=True, slots=True)
+class Effect:
+    """What all levers save beyond an arm, as a share of the direct cost; bounds are 95 %.
+
+    Paired: the arms have the same requests and coins, so that the bounds are of the difference.
+    """
+
+    name: str
+    saved: float
+    saved_bounds: tuple[float, float]
+    loss: float
+    loss_bounds: tuple[float, float]
+
+
+def effect(direct: Arm, whole: Arm, arm: Arm, *, seed: int = 0) -> Effect:
+    """Return the difference between all levers and an arm, usually all less one."""
+    names = [one.conversation for one in direct.results]
+    pairs = list(zip(whole.results, arm.results, strict=True))
+    more = _sums(names, [b.usd - a.usd for a, b in pairs])
+    lost = _sums(names, [float(b.is_right) - float(a.is_right) for a, b in pairs])
+    paid = _sums(names, [one.usd for one in direct.results])
+    sizes = _sums(names, [1.0] * len(names))
+    weights = _weights(len(sizes), seed)
+    return Effect(
+        arm.name, float(more.sum() / paid.sum()), _ends((weights @ more) / (weights @ paid)),
+        float(lost.sum() / sizes.sum()), _ends((weights @ lost) / (weights @ sizes)),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Month:
     """What the first month saves that begins with nothing earned, net of all that earning costs.
 

@@ -69,12 +69,13 @@ class ReplayModel:
         self._kinds = kinds or {}
         self._current: Request | None = None
         self._requests = {id(request): request for request in requests}
-        self._errs = random.Random(1)  # noqa: S311  # a replay
+        self._number = 0
         self._asked: Counter[str] = Counter()
 
     def ask(self, request: Request) -> None:
         """Say which request comes next: the provider answers its calls, one at a time."""
         self._current = request
+        self._number += 1
         self._asked.clear()
 
     def answer(self, seen: "Seen") -> str:
@@ -125,9 +126,15 @@ class ReplayModel:
         return f"{_letters(request.key)} is another answer. {first[25:]}"
 
     def _judge(self, request: Request, content: str) -> str:
-        """Return the verdict on two answers, with the assumed errors of a judge."""
+        """Return the verdict on two answers, with the assumed errors of a judge.
+
+        They are drawn by the request and by who answered what, not by the order of calls: two arms
+        differ by what their levers change.
+        """
         parts = dict(_SECTION.findall(content))
-        values, errs = self._values, self._errs
+        values = self._values
+        pair = "/".join(parts[name][:8] + parts[name][-20:] for name in ("FIRST", "SECOND"))
+        errs = random.Random(f"judge/{self._number}/{pair}")  # noqa: S311  # a replay
         if errs.random() < values["slip"]:
             return _verdict(errs.choice(("first_is_weaker", "second_is_weaker")))
         first, second = (parts[name].endswith(right(request.key)) for name in ("FIRST", "SECOND"))

@@ -70,7 +70,8 @@ UNBOUNDED = 8192
 _KEY = b"k" * 32
 _FOLDED_EVERY = 10
 _PLANNED_EVERY = 100
-Post = Callable[[dict[str, Any]], Awaitable[Any]]
+Post = Callable[[dict[str, Any], dict[str, str]], Awaitable[Any]]
+"""Sends a body with headers."""
 
 
 class Clock:
@@ -323,14 +324,16 @@ class Stack:
         """
         from tests.unit.cache_kit import cached
 
-        async def post(body: dict[str, Any]) -> Any:
+        async def post(body: dict[str, Any], headers: dict[str, str]) -> Any:
             began = time.perf_counter()
-            response = await self._server.client.post("/v1/chat/completions", json=body)
+            response = await self._server.client.post(
+                "/v1/chat/completions", json=body, headers=headers
+            )
             self.gateway_s = time.perf_counter() - began
             return response
 
-        async def settled(body: dict[str, Any]) -> Any:
-            response = await post(body)
+        async def settled(body: dict[str, Any], headers: dict[str, str]) -> Any:
+            response = await post(body, headers)
             if self._earning is not None:
                 await self._earning.settle()
             return response
@@ -346,8 +349,8 @@ class Stack:
                 self._looking_up(found),
             ):
 
-                async def written(body: dict[str, Any]) -> Any:
-                    response = await settled(body)
+                async def written(body: dict[str, Any], headers: dict[str, str]) -> Any:
+                    response = await settled(body, headers)
                     await found.service.read(lambda store: None)
                     return response
 

@@ -15,8 +15,9 @@ from benchmarks import replay_ranges
 from benchmarks.replay import SIMULATION, UNEARNED, chosen, document, lines, plot, run_arms
 from benchmarks.replay_arms import LEVERS, Arm, Lever, Replay, Result, direct, run_arm
 from benchmarks.replay_assumptions import Assumptions
+from benchmarks.replay_coins import RequestCoins
 from benchmarks.replay_earning import Earned
-from benchmarks.replay_figures import by_removal, figures, month
+from benchmarks.replay_figures import by_removal, effect, figures, month
 from benchmarks.replay_mix import Request, build_mix
 from benchmarks.replay_provider import ReplayModel, right, wrong
 from benchmarks.tiers_simulation import AT
@@ -24,6 +25,7 @@ from serving.context.pairs import shipped_pairs
 from serving.contracts.settings import Settings
 from serving.embedding.embedder import build_embedder
 from serving.evidence.judge import JudgedAnswers, prompt_of
+from serving.evidence.pacing import coin
 from serving.ledger.pricing.book import PriceBook
 from serving.savings.detection import RememberingEmbedder
 
@@ -273,6 +275,55 @@ def test_the_levers_add_up_to_all_of_them() -> None:
     assert by_removal(arms[:-1]) == {}
 
 
+def test_an_effect_is_the_paired_difference_of_two_arms() -> None:
+    paid = [0.5 + (n % 7) for n in range(200)]
+
+    def arm(factor: float, right: bool) -> Arm:
+        results = [
+            Result("open", str(n), factor * usd, 1.0, is_right=right or n > 0, route="frontier")
+            for n, usd in enumerate(paid)
+        ]
+        return Arm("x", (), tuple(results))
+
+    found = effect(arm(1.0, True), arm(0.3, False), arm(0.32, True))
+    # Each request saves the same share: the bounds of the difference are narrow, though costs vary.
+    assert found.saved == pytest.approx(0.02)
+    assert found.saved_bounds == pytest.approx((0.02, 0.02))
+    assert found.loss == pytest.approx(1 / 200)
+    assert found.loss_bounds[0] == 0.0 < found.loss_bounds[1]
+
+
+def test_a_coin_is_the_requests_whatever_was_drawn_before() -> None:
+    def drawn(*asked: int) -> list[list[bool]]:
+        coins = RequestCoins(1)
+        with coins.in_place():
+            found = []
+            for number in asked:
+                coins.ask(number)
+                found.append([coin(0.5) for _ in range(64)])
+        return found
+
+    one, two = drawn(1, 2)
+    assert drawn(2) == [two]
+    assert one != two
+    assert 8 < sum(one) < 56
+    # Elsewhere the system's generator draws.
+    assert [coin(0.5) for _ in range(64)] != [coin(0.5) for _ in range(64)]
+
+
+def test_two_runs_of_an_arm_are_equal(folder: Path) -> None:
+    requests = of_kind("open", 16)
+    replay = replay_of(requests, folder, days=0.001, easy=1.0, trap=0.0)
+    first, second = (run_arm(replay, "on", LEVERS) for _ in range(2))
+    assert any(one.behind_usd for one in first.results)
+    for one, two in zip(first.results, second.results, strict=True):
+        assert (one.route, one.is_right, one.behind_usd) == (
+            two.route,
+            two.is_right,
+            two.behind_usd,
+        )
+
+
 def test_the_interval_is_over_conversations() -> None:
     draw = np.random.default_rng(1)
     names = [str(n // 10) for n in range(200)]
@@ -318,6 +369,7 @@ def test_the_report_says_that_it_is_a_simulation_and_names_each_assumption(folde
 def test_the_sets_of_arms_are_complete() -> None:
     names = chosen("all")
     assert len(names) == 3 + 6 + 7 + 7
+    assert next(iter(chosen("less"))) == "all"
     assert names["all less exact_cache"] == names["all less similar_cache"][1:]
     assert set(names[UNEARNED]) == {*LEVERS} - {"similar_cache", "tiers"}
     assert all(set(levers) <= {*LEVERS, "cascade"} for levers in names.values())
