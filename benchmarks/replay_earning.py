@@ -183,7 +183,7 @@ def earned(
         judged_by=rungs.judge,
         audits=AuditShares(
             tiers.audit_share_of_saving, tiers.audit_floor, tiers.audit_high,
-            tiers.audit_high_requests,
+            tiers.audit_high_requests, tiers.audit_settled,
         ),
         settings=EVIDENCE, topics=list(topic_of.values()), start=rungs.start,
         cheaper=rungs.cheaper,

@@ -208,7 +208,7 @@ class Result:
         return 1.0 - self.spent_usd / self.reference_usd
 
 
-_AUDITS = AuditShares(of_saving=0.1, floor=0.02, high=0.2, first=500)
+_AUDITS = AuditShares(of_saving=0.1, floor=0.02, high=0.2, first=500, settled=100)
 _SETTINGS = EvidenceSettings(group_window_s=0.0)
 
 
@@ -349,9 +349,7 @@ class Course:
             result.served[topic.name] = result.served.get(topic.name, 0) + 1
             result.losses[topic.name] = result.losses.get(topic.name, 0.0) + _net(truth)
             held.accepted += 1
-            rate = self._is.audits.rate(
-                reference - answer, reference + judging, held.claim.since_signal
-            )
+            rate = self._is.audits.rate(reference - answer, reference + judging, held.claim)
             if self._rng.random() < rate:
                 result.audited_usd += reference + judging
                 self._add(held, topic, self._audit(held, truth, number, now, rate, True))

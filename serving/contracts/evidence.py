@@ -215,7 +215,8 @@ class Claim:
     escalate: digests of frequent texts that were answered wrongly, the newest last; they are never
     accepted. progress: share of the evidence that an earning needs, in [0, 1]; 1 where it is held.
     shadow_loss: mean loss under the first hypothesis of this episode, of `net_worse` the net share;
-    None before any example and where it is held.
+    None before any example and where it is held. alarm_progress: how near the watch of a held claim
+    is to its alarm, as a share of the alarm's logarithm, in [0, 1].
     """
 
     id: str
@@ -247,6 +248,7 @@ class Claim:
     escalate: tuple[str, ...] = ()
     progress: float = 0.0
     shadow_loss: float | None = None
+    alarm_progress: float = 0.0
 
 
 Origin = Literal["shadow", "accepted", "escalated", "person", "refined"]

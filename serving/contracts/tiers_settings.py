@@ -57,6 +57,13 @@ class TiersSettings(BaseModel):
         le=1_000_000,
         description="requests after earning for which twice as many are audited",
     )
+    audit_settled: int = Field(
+        default=100,
+        ge=0,
+        le=1_000_000,
+        description="audits of a held tier after which audit_floor is enough while its watch is "
+        "quiet; 0 for never",
+    )
     again_share: float = Field(
         default=0.05,
         ge=0.0,

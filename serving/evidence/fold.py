@@ -157,6 +157,7 @@ class ClaimFold:
             since_signal=held.accepted - held.signal_at,
             earned_from=held.earned_from,
             escalate=held.errors.listed,
+            alarm_progress=held.watch.alarm_progress,
         )
 
     @property

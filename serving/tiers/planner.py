@@ -154,7 +154,7 @@ class TierPlanner:
         self._plan = _Plan()
         self._shares = AuditShares(
             settings.audit_share_of_saving, settings.audit_floor, settings.audit_high,
-            settings.audit_high_requests,
+            settings.audit_high_requests, settings.audit_settled,
         )  # fmt: skip
         # Of what is left of the day's budget: in progress, and spent since the last plan.
         self._held_usd = self._spent_usd = self._left_usd = Decimal(0)
@@ -390,7 +390,7 @@ class TierPlanner:
         return self._shares.rate(
             reference - traffic.cost_usd(rung.prices),
             reference + traffic.judging_usd(self._judge.prices),
-            claim.since_signal,
+            claim,
         )
 
     def tenants_of(self, tenant: str) -> str:

@@ -28,6 +28,12 @@ _MOST_EARNABLE = 0.5
 
 _LEAST_SHARE = 0.01
 
+_QUIET = 0.5
+"""Of the alarm's logarithm: below it, a watch has seen nothing that speaks for a change."""
+
+_INSIDE = 0.75
+"""Of the target: an observed error up to it is well inside."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rung:
@@ -308,16 +314,31 @@ class AuditShares:
     """How much a held tier is watched. of_saving: audits may cost this share of what it saves.
 
     floor, high: least and largest share of its requests. first: requests after earning, and after
-    traffic has changed, for which twice as many are audited.
+    traffic has changed, for which twice as many are audited. settled: audits after which a tier
+    whose watch is quiet is audited at the floor; 0 for never.
     """
 
     of_saving: float
     floor: float
     high: float
     first: int
+    settled: int = 0
 
-    def rate(self, saving_usd: float, audit_usd: float, since_signal: int) -> float:
-        """Return the share of requests to audit. It never depends on the request itself."""
+    def rate(self, saving_usd: float, audit_usd: float, claim: Claim) -> float:
+        """Return the share of requests to audit. It never depends on the request itself.
+
+        It may depend on earlier verdicts: the watch is valid for any share that is fixed before the
+        request is known.
+        """
+        since_signal = claim.since_signal
+        if since_signal >= self.first and self._is_settled(claim):
+            return self.floor
         affordable = self.high if audit_usd <= 0.0 else self.of_saving * saving_usd / audit_usd
         wanted = affordable * (2.0 if since_signal < self.first else 1.0)
         return min(self.high, max(self.floor, wanted))
+
+    def _is_settled(self, claim: Claim) -> bool:
+        if not self.settled or claim.audits < self.settled or claim.observed_error is None:
+            return False
+        is_inside = claim.observed_error <= _INSIDE * claim.target_error
+        return is_inside and claim.alarm_progress <= _QUIET

@@ -127,8 +127,30 @@ def test_evidence_moves_the_chance_and_shortens_the_way() -> None:
 
 def test_a_held_tier_is_watched_for_a_share_of_what_it_saves() -> None:
     shares = AuditShares(of_saving=0.1, floor=0.02, high=0.2, first=500)
-    assert shares.rate(0.0112, 0.0175, 500) == pytest.approx(0.064)
-    assert shares.rate(0.0112, 0.0175, 499) == pytest.approx(0.128)
-    assert shares.rate(0.0001, 0.0175, 500) == 0.02
-    assert shares.rate(1.0, 0.0175, 500) == 0.2
-    assert shares.rate(1.0, 0.0, 500) == 0.2
+    late, early = (replace(SHADOW, since_signal=count) for count in (500, 499))
+    assert shares.rate(0.0112, 0.0175, late) == pytest.approx(0.064)
+    assert shares.rate(0.0112, 0.0175, early) == pytest.approx(0.128)
+    assert shares.rate(0.0001, 0.0175, late) == 0.02
+    assert shares.rate(1.0, 0.0175, late) == 0.2
+    assert shares.rate(1.0, 0.0, late) == 0.2
+
+
+@pytest.mark.parametrize(
+    ("settled", "changed", "is_settled"),
+    [
+        (100, {}, True),
+        (0, {}, False),
+        (100, {"audits": 99}, False),
+        (100, {"since_signal": 499}, False),
+        (100, {"alarm_progress": 0.51}, False),
+        (100, {"observed_error": 0.08}, False),
+    ],
+)
+def test_a_quiet_watch_needs_the_floor_alone_until_something_changes(
+    settled: int, changed: dict[str, float], is_settled: bool
+) -> None:
+    shares = AuditShares(of_saving=0.1, floor=0.02, high=0.2, first=500, settled=settled)
+    quiet = replace(SHADOW, since_signal=500, audits=100, alarm_progress=0.5, observed_error=0.07)
+    found = shares.rate(0.0112, 0.0175, replace(quiet, **changed))  # type: ignore[arg-type]
+    assert (found == 0.02) == is_settled
+    assert is_settled or found >= 0.064

@@ -148,6 +148,12 @@ class NetWatch:
         return most + math.log(total / len(self._states))
 
     @property
+    def alarm_progress(self) -> float:
+        """Return how near the nearer of both alarms is, as a share of its logarithm, in [0, 1]."""
+        own = min(1.0, max(0.0, self.log_detector / math.log(self.alarm)))
+        return max(own, self._badly.alarm_progress)
+
+    @property
     def reason(self) -> str | None:
         """Return why the claim must be suspended now; None where it may stay."""
         if self.log_detector >= math.log(self.alarm):

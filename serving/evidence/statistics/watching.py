@@ -108,6 +108,11 @@ class Watch:
         return float(detector(self._state))
 
     @property
+    def alarm_progress(self) -> float:
+        """Return the logarithm of the detector as a share of the alarm's, in [0, 1]."""
+        return min(1.0, max(0.0, self.log_detector / float(np.log(self.alarm))))
+
+    @property
     def reason(self) -> str | None:
         """Return why the claim must be suspended now; None where it may stay."""
         if self.log_detector >= np.log(self.alarm):
