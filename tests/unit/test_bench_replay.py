@@ -129,7 +129,7 @@ def test_a_shorter_context_a_directive_and_a_cheaper_tier_change_the_answer(fold
 
 CASES: dict[Lever, tuple[str, int]] = {
     "exact_cache": ("medium", 20), "local_tasks": ("narrow", 20), "context_pruning": ("rag", 8),
-    "prompt_caching": ("turns", 30), "output_bounds": ("open", 120), "tiers": ("open", 16),
+    "prompt_caching": ("turns", 30), "output_bounds": ("open", 120), "tiers": ("open", 120),
     "similar_cache": ("open", 8),
 }  # fmt: skip
 
@@ -160,10 +160,8 @@ def test_each_lever_saves_where_it_applies_and_nothing_without_it(
         assert found.loss == 0.0
     assert bool(on.earned) == (lever in ("similar_cache", "tiers"))
     if lever == "tiers":
-        # Audits of what cheaper tiers answer are paid for, and no client waits for them. Of so few
-        # answers a draw may choose none.
-        again = (figures(paid, run_arm(replay, "on", (lever,)), 0.1) for _ in range(3))
-        assert found.behind > 0.0 or any(one.behind > 0.0 for one in again)
+        # Audits of what cheaper tiers answer are paid for, and no client waits for them.
+        assert found.behind > 0.0
         assert found.p95_s < figures(paid, off, 0.1).p95_s
 
 
