@@ -3,8 +3,9 @@
 import base64
 import hashlib
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from serving.routing.grammar import BENIGN, FOREIGN
 
 # Steps of a weight's int8: rounding changes a class's log-odds by less than 0.05.
 _STEPS = 127
+# A request's readings share most of their clauses; these are those of a few requests.
+_RECENT_CLAUSES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,10 @@ class ClauseHead:
     bias: NDArray[np.float32]
     known: frozenset[int]
     least: float
+    _recent: Callable[[str], NDArray[np.float64]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_recent", lru_cache(_RECENT_CLAUSES)(self.probabilities))
 
     def probabilities(self, clause: str) -> NDArray[np.float64]:
         """Return (classes,): each class's probability. clause: normalised."""
@@ -60,7 +67,7 @@ class ClauseHead:
         offered = [task for task in tasks if task in self.classes]
         if not clauses or not offered:
             return None
-        rows = np.array([self.probabilities(clause) for clause in clauses])
+        rows = np.array([self._recent(clause) for clause in clauses])
         benign = rows[:, self.classes.index(BENIGN)]
         readings = []
         for task in offered:
