@@ -224,6 +224,36 @@ def test_the_nightly_workflow_runs_what_make_test_leaves_out() -> None:
     assert "secrets." not in WORKFLOWS["nightly"]
 
 
+def test_a_tag_builds_the_wheel_and_compares_what_a_request_costs() -> None:
+    workflow: dict[Any, Any] = yaml.safe_load(WORKFLOWS["release"])
+    assert workflow[True]["push"] == {"tags": ["v*"]}
+    assert workflow["permissions"] == {}
+    (job,) = workflow["jobs"].values()
+    assert job["permissions"] == {"contents": "read"}
+    runs = {step["name"]: step["run"] for step in job["steps"] if "run" in step}
+    assert "uv build --wheel" in runs["Build the wheel"]
+    assert "secrets." not in WORKFLOWS["release"]
+    (upload,) = [step for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
+    # The figures of a run that fails are what shows why.
+    assert upload["if"] == "${{ !cancelled() }}"
+    assert upload["with"]["path"].split() == ["dist/*.whl", "bench-check.json"]
+
+
+@pytest.mark.parametrize("status", ["0", "1"])
+def test_the_release_keeps_the_figures_and_ends_as_the_comparison_does(
+    runner: Runner, status: str
+) -> None:
+    make = runner.folder / "bin" / "make"
+    make.write_text(FAKE_PROGRAM, encoding="utf-8")
+    make.chmod(0o755)
+    (job,) = yaml.safe_load(WORKFLOWS["release"])["jobs"].values()
+    (step,) = [s for s in job["steps"] if s.get("name", "").startswith("Compare")]
+    found = runner.run(step, STATUS=status, SAYS='{"rows": []}')
+    assert found.returncode == int(status)
+    assert runner.calls() == [["make", "--silent", "bench-check", "BENCH_ARGS=--json"]]
+    assert (runner.checkout / "bench-check.json").read_text(encoding="utf-8") == '{"rows": []}\n'
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_every_action_is_pinned_by_commit_with_its_version(name: str) -> None:
     used = re.findall(r"uses: *(.*)", WORKFLOWS[name])
