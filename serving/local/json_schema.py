@@ -12,10 +12,13 @@ from serving.contracts.errors import InvalidRequest
 
 _MAX_NODES = 10_000
 _MAX_DEPTH = 64
-# Cost in tenths of a millisecond of one core, fitted to xgrammar on AMD EPYC: each optional
-# property may follow every other one, and a bounded repetition is written out.
-_MAX_COST = 10_000
-_OPTIONAL_PAIR, _CHARACTER, _REPEATED_CHARACTER, _PATTERN_STEP = 0.014, 0.7, 0.14, 1.0
+# Milliseconds of one core, fitted to xgrammar on AMD EPYC and a vocabulary of 49,000 tokens: each
+# optional property may follow every other one, each bounded length of a text is compared with the
+# whole vocabulary, and repetitions in patterns are written out.
+_MAX_COST_MS = 4_500.0
+_OPTIONAL_PAIR_MS, _PATTERN_PAIR_MS = 0.0014, 0.00024
+_CHARACTER_MS, _MOST_LENGTH_MS = 7.0, 1_400.0
+_MOST_STEPS = 100_000
 _BRACES = re.compile(r"\{(\d{1,9})?(?:,(\d{1,9})?)?\}")
 # Applied to the same value as the schema that holds them: a cycle through these never ends.
 _IN_PLACE = ("allOf", "anyOf", "oneOf")
@@ -25,8 +28,8 @@ def refuse_broken_schema(body: Mapping[str, Any]) -> None:
     """Raise InvalidRequest for a response format whose schema no grammar can be made of.
 
     Refused are references to a missing place, outside the schema or to themselves, and a schema
-    of more than 10,000 values or 64 levels, or of which a grammar would take more than about a
-    second.
+    of more than 10,000 values or 64 levels, or of which a grammar would take more than about four
+    seconds.
     """
     form = body.get("response_format")
     if not isinstance(form, Mapping) or form.get("type") != "json_schema":
@@ -49,59 +52,45 @@ def _check(schema: Mapping[str, Any], field: str) -> None:
             targets += members if isinstance(members, list) else []
         edges[id(node)] = targets
     _refuse_cycle(nodes, edges, field)
-    if _cost(schema) > _MAX_COST:
+    if _cost_ms(nodes) > _MAX_COST_MS:
         raise InvalidRequest(
             "a grammar of this schema would take the engine too long",
             field=field,
-            fix="require more of its properties (about 800 of an object may be optional), or lower "
-            "maxLength, maxItems and the repetitions of patterns",
+            fix="require more of its properties (about 1,500 of an object may be optional), use "
+            "at most three different lengths of texts, or repeat less in patterns",
         )
 
 
-def _cost(schema: Mapping[str, Any]) -> float:
-    """Return about what a grammar costs, in tenths of a millisecond. References cost nothing."""
-    total, waiting = 0.0, [(schema, 1)]
-    while waiting and total <= _MAX_COST:
-        node, times = waiting.pop()
-        total += times * _own_cost(node, is_repeated=times > 1)
-        items = _largest(node, "minItems", "maxItems")
-        for name, child in node.items():
-            is_repeated = name in ("items", "contains") and items > 1
-            each = times * items if is_repeated else times
-            waiting += [(found, each) for found in _schemas(child)]
-    return total
+def _cost_ms(nodes: list[Mapping[str, Any]]) -> float:
+    """Return about what a grammar costs. Equal lengths cost once, and repeated items nothing."""
+    lengths = {
+        (_count(node, "minLength"), _count(node, "maxLength"))
+        for node in nodes
+        if "minLength" in node or "maxLength" in node
+    }
+    texts = sum(min(_MOST_LENGTH_MS, _CHARACTER_MS * max(pair)) for pair in lengths)
+    return texts + sum(map(_own_cost_ms, nodes))
 
 
-def _own_cost(node: Mapping[str, Any], *, is_repeated: bool) -> float:
-    properties, required = node.get("properties"), node.get("required")
-    cost = 1.0
+def _own_cost_ms(node: Mapping[str, Any]) -> float:
+    properties, required, pattern = map(node.get, ("properties", "required", "pattern"))
+    cost = 0.0
     if isinstance(properties, Mapping):
         names = required if isinstance(required, list) else ()
         optional = len(properties) - len({name for name in names if isinstance(name, str)})
-        cost += _OPTIONAL_PAIR * max(0, optional) ** 2
-    character = _REPEATED_CHARACTER if is_repeated else _CHARACTER
-    cost += character * _largest(node, "minLength", "maxLength")
-    pattern = node.get("pattern")
+        cost += _OPTIONAL_PAIR_MS * max(0, optional) ** 2
     if isinstance(pattern, str):
         steps = 1
         for low, high in _BRACES.findall(pattern):
             # Nested repetitions multiply; those side by side are taken for nested ones.
-            steps = min(_MAX_COST, steps * max(1, int(low or 1), int(high or 1)))
-        cost += _PATTERN_STEP * steps
+            steps = min(_MOST_STEPS, steps * max(1, int(low or 1), int(high or 1)))
+        cost += _PATTERN_PAIR_MS * steps**2
     return cost
 
 
-def _largest(node: Mapping[str, Any], *names: str) -> int:
-    counts: list[Any] = [node.get(name) for name in names]
-    return max((int(n) for n in counts if type(n) in (int, float) and 0 <= n < 1e12), default=0)
-
-
-def _schemas(value: object) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects directly within a keyword's value: schemas, or properties of schemas."""
-    if isinstance(value, Mapping):
-        yield value
-    elif isinstance(value, list):
-        yield from (item for item in value if isinstance(item, Mapping))
+def _count(node: Mapping[str, Any], name: str) -> float:
+    value: Any = node.get(name)
+    return float(value) if type(value) in (int, float) and 0 <= value < 1e12 else 0.0
 
 
 def _nodes(schema: Mapping[str, Any], field: str) -> Iterator[Mapping[str, Any]]:
