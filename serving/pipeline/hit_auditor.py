@@ -231,11 +231,11 @@ class HitAuditor(AuditWork):
         if isinstance(error, OF_THE_INPUT):
             self._verdict(one, origin, "missing", 1.0, cost_usd, costs)
         else:
-            judge_usd = self._count_judge(origin, costs)
-            # In shadow a client got the fresh answer: it is no cost of the audit.
-            fresh_usd = cost_usd if origin != "shadow" else None
-            known = [usd for usd in (fresh_usd, judge_usd or None) if usd is not None]
-            self._drop(one, origin, sum(known, Decimal(0)) if known else None)
+            usd = self._count_judge(origin, costs)
+            if origin != "shadow" and cost_usd is not None:
+                # In shadow a client got the fresh answer: it is no cost of the audit.
+                usd += cost_usd
+            self._drop(one, origin, usd or None)
 
     def _drop(self, one: ObservedHit, origin: Origin, cost_usd: Decimal | None = None) -> None:
         self._append_drop(one.drawn, origin, cost_usd, has_row=_has_row(one, origin))

@@ -96,10 +96,9 @@ class TierAuditor(AuditWork):
     def explore(self, one: ComparedChat, reference: str | None) -> None:
         """Compare a cheaper tier's answer with the reference's. reference: None asks it anew."""
         if not self._planner.may_explore(one.candidate):
-            self._count(one, "dropped")
-            self._append_drop(one.drawn, "shadow")
-            return
-        self._begin(one, "shadow", self._explored(one, reference))
+            self._drop(one, "shadow")
+        elif not self._begin(one, "shadow", self._explored(one, reference)):
+            self._planner.explored_for(Decimal(0), one.candidate)
 
     def audit(self, one: ComparedChat, served: str) -> None:
         """Compare an answer that a client got from a cheaper tier with the reference's."""
@@ -108,14 +107,25 @@ class TierAuditor(AuditWork):
             return
         self._begin(one, "accepted", self._audited(one, served))
 
-    def _begin(self, one: ComparedChat, origin: Origin, work: Coroutine[Any, Any, None]) -> None:
-        if self._start(work):
+    def _begin(self, one: ComparedChat, origin: Origin, work: Coroutine[Any, Any, None]) -> bool:
+        """Return whether the work was begun; else it is closed, and dropped."""
+        is_begun = self._start(work)
+        if is_begun:
             self._draw(one.drawn, origin)
         else:
             self._drop(one, origin)
+        return is_begun
 
     async def _explored(self, one: ComparedChat, reference: str | None) -> None:
         costs = _Costs()
+        try:
+            await self._asked_and_compared(costs, one, reference)
+        finally:
+            self._planner.explored_for(costs.usd, one.candidate)
+
+    async def _asked_and_compared(
+        self, costs: _Costs, one: ComparedChat, reference: str | None
+    ) -> None:
         try:
             if reference is None:
                 reference = await self._ask(one, one.choice.start.model, "audit", costs)
@@ -267,14 +277,11 @@ class TierAuditor(AuditWork):
         if isinstance(error, OF_THE_INPUT) and not of_reference:
             self._verdict(one, origin, None, (), costs)
         else:
-            self._drop(one, origin, costs)
+            self._drop(one, origin, costs.usd or None)
 
-    def _drop(self, one: ComparedChat, origin: Origin, costs: _Costs | None = None) -> None:
+    def _drop(self, one: ComparedChat, origin: Origin, cost_usd: Decimal | None = None) -> None:
         self._count(one, "dropped")
-        usd = Decimal(0) if costs is None else costs.usd
-        if origin == "shadow":
-            self._planner.explored_for(usd, one.candidate)
-        self._append_drop(one.drawn, origin, usd or None)
+        self._append_drop(one.drawn, origin, cost_usd)
 
     def _verdict(
         self,
@@ -290,8 +297,6 @@ class TierAuditor(AuditWork):
         if one.confidence is not None:
             loss = 1.0 if pair is None else cascade_loss(pair)
             candidates = candidates or (Candidate(MODEL, one.confidence, 1.0, None, 1.0),)
-        if origin == "shadow":
-            self._planner.explored_for(costs.usd, one.candidate)
         row = self._row(one.drawn, origin, verdict, loss)
         made = candidates or (Candidate(MODEL, 1.0, 1.0, None, 1.0),)
         cost_usd = costs.usd if costs.is_known else None
