@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from evals.listing import first_of
 from evals.reference_labels import Question, ReferenceAnswer
+from serving.contracts.batch import FINAL_STATUSES
 from serving.contracts.errors import (
     EvaluationFailed,
     NarrowgateError,
@@ -28,7 +30,6 @@ from serving.host.batch_client import BatchClient
 from serving.host.progress import StepObserver
 from serving.host.safe_write import replace_file
 
-_FINAL = ("completed", "failed", "expired", "cancelled")
 _ENDPOINT = "/v1/chat/completions"
 _WINDOW = "24h"
 _MARK = "narrowgate_gate"
@@ -352,15 +353,16 @@ class LabelOrders:
     def _why(self, order: Order, batch: Mapping[str, Any]) -> str:
         failed: dict[str, str] = {}
         self._errors(batch, failed, order)
-        return f"; {self.listed(failed)}" if failed else ""
+        reasons = [f"{self._where.get(key, key)}: {why}" for key, why in failed.items()]
+        return f"; {first_of(reasons, _SHOWN)}" if failed else ""
 
     def _ended(self, order: Order) -> tuple[dict[str, Any], bool]:
         """Return the batch once it has ended, and whether it was waited for."""
         assert order.batch is not None
         batch = self._found(order)
         pause_s, answered = self._pacing.first_s, time.monotonic()
-        was_waited_for = batch["status"] not in _FINAL
-        while batch["status"] not in _FINAL:
+        was_waited_for = batch["status"] not in FINAL_STATUSES
+        while batch["status"] not in FINAL_STATUSES:
             counts = batch.get("request_counts") or {}
             done = (counts.get("completed") or 0) + (counts.get("failed") or 0)
             self._step(
@@ -458,25 +460,18 @@ class LabelOrders:
 
     # Words.
 
-    def listed(self, failed: Mapping[str, str]) -> str:
-        """Return inputs and reasons, the first of them by name."""
-        some = [f"{self._where.get(key, key)}: {why}" for key, why in failed.items()]
-        rest = len(some) - _SHOWN
-        return "; ".join(some[:_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
-
     def _refused(self, order: Order, batch: Mapping[str, Any]) -> str:
         problems = (batch.get("errors") or {}).get("data") or []
-        some = []
-        for problem in problems[:_SHOWN]:
+        listed = []
+        for problem in problems:
             line = problem.get("line")
             is_line = isinstance(line, int) and 0 < line <= len(order.keys)
             where = f"line {line}" if line is not None else "the file"
             if is_line:
                 key = order.keys[line - 1]
                 where += f" ({self._where.get(key, key)})"
-            some.append(f"{where}: {problem.get('message')}")
-        rest = len(problems) - _SHOWN
-        return "; ".join(some) + (f"; and {rest} more" if rest > 0 else "")
+            listed.append(f"{where}: {problem.get('message')}")
+        return first_of(listed, _SHOWN)
 
     def _step(self, name: str, details: Mapping[str, Any] | None = None) -> None:
         self._observer.step(name, details=details)

@@ -7,6 +7,7 @@ from evals.answers import works
 from evals.findings import LabelRun
 from evals.gate import Request
 from evals.label_orders import Bought, Estimate, LabelOrders
+from evals.listing import first_of
 from evals.population import refuse_too_few
 from evals.reference_labels import Labelled, Labeller, Question, record_of
 from evals.subject import Subject
@@ -110,11 +111,9 @@ def _without(parts: list[Labelled], bought: Bought, keys: Mapping[str, str]) -> 
 
 
 def _refuse_unlabelled(without: Mapping[str, str], inputs: int, reference: str) -> None:
-    some = [f"{where}: {why}" for where, why in list(without.items())[:_SHOWN]]
-    rest = len(without) - len(some)
+    reasons = first_of([f"{where}: {why}" for where, why in without.items()], _SHOWN)
     raise EvaluationFailed(
-        f"{len(without)} of {inputs} inputs have no label of {reference}: {'; '.join(some)}"
-        + (f"; and {rest} more" if rest > 0 else ""),
+        f"{len(without)} of {inputs} inputs have no label of {reference}: {reasons}",
         field="reference",
         fix="run the same command again, which asks again only for inputs that were not answered; "
         "or leave them out with --skip-unlabelled, which the report states",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals.certification import accepted_needed
+from evals.listing import first_of
 from evals.suite import Example, Suite, calibration_half, parse_line
 from evals.suite_check import few_shot_digests
 from serving.contracts.attestation import Difference, Population
@@ -96,7 +97,7 @@ def read_inputs(path: Path, suite: Suite, *, may_lack_labels: bool = False) -> O
     problems += [*_repeated(found), *_tuned_on(found, suite)]
     if problems:
         raise _refused(
-            f"{path.name}: {_some(problems)}",
+            f"{path.name}: {first_of(problems, _SHOWN_PROBLEMS)}",
             "correct or remove these lines; docs/gate.md lists the fields of each kind of task",
         )
     examples = tuple(_named(example, path) for line in found.values() for example in line)
@@ -183,11 +184,6 @@ def refuse_too_few(inputs: Suite) -> None:
             f"add {needed - groups} or more inputs; where half are accepted and some are wrong, "
             f"{4 * needed} are more likely to do",
         )
-
-
-def _some(problems: Sequence[str]) -> str:
-    rest = len(problems) - _SHOWN_PROBLEMS
-    return "; ".join(problems[:_SHOWN_PROBLEMS]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def _short(text: str) -> str:

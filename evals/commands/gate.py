@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.host.interruption import run_until_stopped
-from serving.host.numbers import signed_integer, signed_number
+from serving.host.numbers import signed_integer, signed_number, us_dollars
 
 if TYPE_CHECKING:
     from evals.findings import Findings, LabelRun
@@ -237,26 +237,8 @@ def _refuse_bad_reference(args: argparse.Namespace) -> None:
             f"--reference is {args.reference!r}", field="--reference",
             fix="send a provider and its model, such as anthropic/claude-sonnet-5-5",
         )  # fmt: skip
-    _max_cost_usd(args.max_cost_usd)
-
-
-def _max_cost_usd(text: str | None) -> str | None:
-    """Return a limit as the gateway reads it. Raises InvalidArgument."""
-    from decimal import Decimal, InvalidOperation
-
-    from serving.contracts.errors import InvalidArgument
-
-    if text is None:
-        return None
-    try:
-        usd = Decimal(text)
-    except InvalidOperation:
-        usd = Decimal(-1)
-    if not usd.is_finite() or usd < 0:
-        raise InvalidArgument(
-            f"--max-cost-usd is {text!r}", field="--max-cost-usd", fix="send US dollars, 0 or more"
-        )
-    return f"{usd:f}"
+    if args.max_cost_usd is not None:
+        us_dollars("--max-cost-usd", args.max_cost_usd)
 
 
 def _labelled(
@@ -278,11 +260,10 @@ def _orders(
     from evals.label_orders import AnswerFolder, LabelOrders
     from serving.host.batch_client import BatchClient
 
+    limit = None if args.max_cost_usd is None else us_dollars("--max-cost-usd", args.max_cost_usd)
     folder = AnswerFolder(settings.state / "labels" / args.reference.replace("/", "_"))
     with BatchClient(args.batch, args.batch_key_env, field="--batch") as client:
-        yield LabelOrders(
-            args.reference, folder, client, args.batch, progress, _max_cost_usd(args.max_cost_usd)
-        )
+        yield LabelOrders(args.reference, folder, client, args.batch, progress, limit)
 
 
 def _dry_run(

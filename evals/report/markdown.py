@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-from scipy import stats
-
 from evals.findings import Findings, LabelRun, overall_verdict
 from serving.contracts.attestation import (
     Artifact,
@@ -16,6 +14,7 @@ from serving.contracts.attestation import (
     TaskResult,
     Verdict,
 )
+from serving.reporting.intervals import clopper_pearson
 
 NONE = "–"  # noqa: RUF001  # an en dash for a missing value
 
@@ -90,7 +89,7 @@ def labelled(found: ReferenceLabels) -> str:
     if found.left_out:
         text += f"; {found.left_out:,} more had no usable answer and were not tested"
     if found.compared:
-        agreeing = stats.binomtest(found.agreeing, found.compared).proportion_ci(method="exact")
+        agreeing = clopper_pearson(found.agreeing, found.compared)
         text += (
             f"; they agree with the inputs' own labels on {found.agreeing:,} of "
             f"{found.compared:,} ({share(found.agreeing / found.compared)}, 95 % "

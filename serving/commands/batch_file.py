@@ -3,11 +3,11 @@
 import argparse
 import json
 import re
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
 from serving.contracts.errors import InvalidArgument
+from serving.host.numbers import us_dollars
 
 _DURATION = re.compile(r"([0-9]{1,6})(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -42,7 +42,7 @@ def metadata_of(args: argparse.Namespace) -> dict[str, str]:
         duration_s("--deadline", args.deadline)
         metadata["deadline"] = args.deadline.strip()
     if args.max_cost_usd is not None:
-        metadata["max_cost_usd"] = _usd(args.max_cost_usd)
+        metadata["max_cost_usd"] = us_dollars("--max-cost-usd", args.max_cost_usd)
     if args.skip_bad:
         metadata["on_error"] = "skip"
     return metadata
@@ -67,15 +67,3 @@ def _url(line: bytes) -> str:
         return _CHATS
     url = document.get("url") if isinstance(document, dict) else None
     return url if isinstance(url, str) else _CHATS
-
-
-def _usd(text: str) -> str:
-    try:
-        usd = Decimal(text)
-    except InvalidOperation:
-        usd = Decimal(-1)
-    if not usd.is_finite() or usd < 0:
-        raise InvalidArgument(
-            f"--max-cost-usd is {text!r}", field="--max-cost-usd", fix="send US dollars, 0 or more"
-        )
-    return f"{usd:f}"

@@ -3,7 +3,7 @@
 import argparse
 import math
 import re
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 from serving.contracts.errors import InvalidArgument
 
@@ -20,6 +20,19 @@ def decimal_number(text: str) -> Decimal:
     if not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 12 or 0.25")
     return Decimal(text)
+
+
+def us_dollars(option: str, text: str) -> str:
+    """Return an amount of US dollars, 0 or more, in digits. Raises InvalidArgument."""
+    try:
+        usd = Decimal(text)
+    except InvalidOperation:
+        usd = Decimal(-1)
+    if not usd.is_finite() or usd < 0:
+        raise InvalidArgument(
+            f"{option} is {text!r}", field=option, fix="send US dollars, 0 or more"
+        )
+    return f"{usd:f}"
 
 
 def signed_integer(text: str) -> int:
