@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.gateway_processes import MODEL, gateway, settings_of
 from benchmarks.machine import machine
 from benchmarks.processes import instant_provider
+from benchmarks.texts import INSTRUCTION, NEW_INSTRUCTION, instructed, texts
 from serving.host.terminal import terminal_progress
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ TOLERANCES = {_CPU: 0.3, _P50: 1.0}
 machine to machine than processor time."""
 
 _RESAMPLES = 2000
-# Looks like a task, so that the router embeds the instruction before it refuses the task.
-_INSTRUCTION = "Guess the age of the writer of this message:"
-_NEW_INSTRUCTION = "Guess the age of writer {number} of this message:"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,13 +57,13 @@ class Kind:
     model: str | None
     repeated: bool = False
     cached: bool = False
-    instruction: str = _INSTRUCTION
+    instruction: str = INSTRUCTION
 
 
 EMPTY = "empty handler"
 PATHS = (
     Kind("frontier model by name", MODEL),
-    Kind("auto, with embedding", "auto", instruction=_NEW_INSTRUCTION),
+    Kind("auto, with embedding", "auto", instruction=NEW_INSTRUCTION),
     Kind("auto, known instruction", "auto"),
     Kind("exact cache hit", MODEL, repeated=True, cached=True),
 )
@@ -211,7 +209,6 @@ def _ratios(server: "GatewayProcess", path: Kind, number: int) -> tuple[float, f
 def _load(server: "GatewayProcess", path: Kind, clients: int, number: int) -> tuple[float, float]:
     """Return the processor time a request and the median latency, seconds."""
     from benchmarks.load import run_load
-    from benchmarks.texts import texts
 
     # An empty request takes 0.1 ms, and the system counts processor time in steps of 10 ms.
     count = _REQUESTS[clients] * (8 if path.model is None else 1)
@@ -220,14 +217,7 @@ def _load(server: "GatewayProcess", path: Kind, clients: int, number: int) -> tu
         found = ["one text"] * count if path.repeated else texts(count, 1000 * number + clients)
         # No number comes twice, so that each instruction is new.
         first = (1000 * number + clients) * 10_000
-        orders = [path.instruction.format(number=first + n) for n in range(count)]
-        bodies = [
-            {
-                "model": path.model,
-                "messages": [{"role": "user", "content": f'{order} "{text}"'}],
-            }
-            for order, text in zip(orders, found, strict=True)
-        ]
+        bodies = [*instructed(path.model, path.instruction, found, first)]
     url = f"{server.url}/healthz" if path.model is None else f"{server.url}/v1/chat/completions"
     before_s = server.cpu_s()
     load = asyncio.run(run_load(url, bodies, clients))

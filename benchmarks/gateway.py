@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import instant_provider, reports_only
+from benchmarks.texts import INSTRUCTION, NEW_INSTRUCTION, instructed, texts
 from serving.commands.options import add_settings_options, settings_from
 from serving.host.terminal import terminal_progress
 
@@ -34,9 +35,6 @@ P99_TIMES_P50 = 3.0
 MEMORY_MB = 400.0
 _GOAL_CLIENTS = (1, 16)
 _REQUESTS = {1: 300, 16: 960, 64: 960}
-# Looks like a task, so that the router embeds the instruction before it refuses the task.
-_INSTRUCTION = "Guess the age of the writer of this message:"
-_NEW_INSTRUCTION = "Guess the age of writer {number} of this message:"
 _BYPASS = {"x-narrowgate-cache": "bypass"}
 _LOOKUP_S = 10.0
 
@@ -64,7 +62,7 @@ class Target:
     name: str
     path: str
     model: str | None = None
-    instruction: str = _INSTRUCTION
+    instruction: str = INSTRUCTION
     repeated: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     rounds: "dict[int, list[LoadResult]]" = field(default_factory=dict)
@@ -165,7 +163,7 @@ def targets_of(url: str, upstream: str) -> list[Target]:
         Target(EMPTY, f"{url}/healthz"),
         Target(ALONE, f"{upstream}{chats}", MODEL),
         Target(BY_NAME, f"{url}{chats}", MODEL, headers=_BYPASS),
-        Target(EMBEDDED, f"{url}{chats}", "auto", _NEW_INSTRUCTION, headers=_BYPASS),
+        Target(EMBEDDED, f"{url}{chats}", "auto", NEW_INSTRUCTION, headers=_BYPASS),
         Target(KNOWN, f"{url}{chats}", "auto", headers=_BYPASS),
         Target(HIT, f"{url}{chats}", MODEL, repeated=True),
     ]
@@ -197,25 +195,12 @@ def _load(target: Target, clients: int, number: int) -> "LoadResult":
 
 def bodies_of(target: Target, clients: int, number: int) -> list[dict[str, Any] | None]:
     """Return the bodies of one round. number: of the round."""
-    from benchmarks.texts import texts
-
     count, seed = _REQUESTS[clients], 1000 * number + clients
     if target.model is None:
         return [None] * count
     found = ["one text"] * count if target.repeated else texts(count, seed)
-    return [
-        {
-            "model": target.model,
-            "messages": [
-                {
-                    "role": "user",
-                    # No number comes twice.
-                    "content": f'{target.instruction.format(number=seed * 10_000 + n)} "{text}"',
-                }
-            ],
-        }
-        for n, text in enumerate(found)
-    ]
+    # No number comes twice.
+    return [*instructed(target.model, target.instruction, found, seed * 10_000)]
 
 
 def gateway_memory_mb() -> float:

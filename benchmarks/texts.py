@@ -1,6 +1,14 @@
 """Generates seeded, distinct inputs, so that only the task's prompt can be cached."""
 
 import random
+from collections.abc import Iterable
+from typing import Any
+
+INSTRUCTION = "Guess the age of the writer of this message:"
+"""Looks like a task, so that the router embeds it before it refuses the task."""
+
+NEW_INSTRUCTION = "Guess the age of writer {number} of this message:"
+"""Another one for each request, with the request's number."""
 
 _WHO = ("The manager", "A customer", "Dr. Elena Novak", "My neighbour", "The committee",
         "A spokesman for Brightwell Ltd", "The coach", "Our team in Porto", "Samuel Okoye",
@@ -26,3 +34,18 @@ def texts(count: int, seed: int) -> list[str]:
         ]
         made.append(f"Item {seed}-{number}: " + " ".join(sentences))
     return made
+
+
+def instructed(
+    model: str, instruction: str, found: Iterable[str], first: int
+) -> list[dict[str, Any]]:
+    """Return chats that have an instruction before each text. first: number of the first one."""
+    return [
+        {
+            "model": model,
+            "messages": [
+                {"role": "user", "content": f'{instruction.format(number=number)} "{text}"'}
+            ],
+        }
+        for number, text in enumerate(found, first)
+    ]
