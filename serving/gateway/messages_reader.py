@@ -140,7 +140,6 @@ class MessagesReader:
             error.field = f"{where}.params{inner}"
             raise
         line = {"custom_id": custom_id, "method": "POST", "url": CHAT_URL, "body": body}
-        # Halves of surrogate pairs stay escaped: the check of the file names them.
         return json.dumps(line).encode() + b"\n"
 
     def _custom_id(self, value: object, field: str) -> str:
