@@ -12,7 +12,7 @@ from serving.lifecycle.ports import (
     FIRST_HTTP_PORT,
     PORTS_A_BLOCK,
     free_block,
-    free_port,
+    free_ports,
 )
 
 _TOKEN_BYTES = 32
@@ -41,12 +41,13 @@ def ray_environment(folder: Path, listeners: Listeners) -> dict[str, str]:
     Unix socket has at most 107 bytes. listeners: addresses and limits of HAProxy.
     """
     block = free_block()
+    fallback_http, fallback_grpc, metrics, statistics = free_ports(4)
     return {
         **EVERYWHERE,
         # Ray's sockets share a port with other listeners on it (SO_REUSEPORT): two stacks with
         # its fixed ports would answer each other's requests.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(FIRST_HTTP_PORT + block),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(FIRST_HTTP_PORT + block + PORTS_A_BLOCK - 1),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(FIRST_GRPC_PORT + block),
@@ -62,8 +63,8 @@ def ray_environment(folder: Path, listeners: Listeners) -> dict[str, str]:
         # In the 5 s of Ray's default HAProxy does not start beside other work on two cores.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         # Fixed ports would keep a second stack from starting on this machine.
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         # Draining ends before Serve is stopped.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         # Ray's ports execute code, so callers without a token are refused.

@@ -1,7 +1,7 @@
 """Finds free ports on this machine."""
 
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from serving.contracts.errors import InvalidSettings
 
@@ -41,10 +41,17 @@ def next_free_port(host: str, after: int) -> int:
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 on which no process listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Return different ports of 127.0.0.1 on which no process listens now."""
+    with ExitStack() as held:
+        # All are held until the last is found: the system may name a closed one again.
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def free_block() -> int:

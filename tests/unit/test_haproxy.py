@@ -25,7 +25,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.gateway.http import build_http
 from serving.lifecycle import haproxy
 from serving.lifecycle.haproxy import Listeners, limited
-from serving.lifecycle.ports import free_port
+from serving.lifecycle.ports import free_port, free_ports
 
 from .scripted import Server
 
@@ -88,8 +88,8 @@ class Proxy:
         idle_timeout_s: float = IDLE_S,
         host: str = "127.0.0.1",
     ) -> None:
-        self.port, self.stats, self.metrics = free_port(), free_port(), free_port()
-        self.listeners = Listeners(host, free_port(), 40, 20, header_timeout_s, idle_timeout_s)
+        self.port, self.stats, self.metrics, health = free_ports(4)
+        self.listeners = Listeners(host, health, 40, 20, header_timeout_s, idle_timeout_s)
         self.url = f"http://127.0.0.1:{self.port}"
         self.health = f"http://127.0.0.1:{self.listeners.health_port}"
         config = folder / "haproxy.cfg"

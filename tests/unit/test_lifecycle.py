@@ -14,7 +14,7 @@ import pytest
 from serving.contracts.errors import EngineFailure, InvalidSettings
 from serving.lifecycle.environment import ray_environment
 from serving.lifecycle.haproxy import Listeners
-from serving.lifecycle.ports import next_free_port, refuse_taken_port
+from serving.lifecycle.ports import free_ports, next_free_port, refuse_taken_port
 from serving.lifecycle.signals import StopRequested, signals_raise
 from serving.lifecycle.stack import engine_application, wait_until
 
@@ -46,6 +46,11 @@ def test_a_taken_port_is_refused_by_its_setting_and_skipped_where_any_will_do() 
         assert caught.value.field == "gateway.health_port"
         assert next_free_port("127.0.0.1", port - 1) != port
     refuse_taken_port("127.0.0.1", port)
+
+
+def test_ports_that_are_found_together_differ() -> None:
+    # Found one by one, two of so many are nearly always the same.
+    assert len(set(free_ports(500))) == 500
 
 
 def test_the_first_signal_raises_and_later_ones_are_ignored() -> None:
