@@ -254,6 +254,39 @@ async def test_without_a_reference_the_operator_may_turn_it_on(build: Build, mod
         assert model.judged == 0
 
 
+NEAR_MISSES = [
+    ("Can I take a ferry to Corsica?", "Can I take a ferry from Corsica?"),
+    ("Who voted for the treaty of Lisbon?", "Who voted against the treaty of Lisbon?"),
+    ("Which fish contain much mercury?", "Which fish contain little mercury?"),
+    ("How do people behave during an earthquake?", "How do people behave after an earthquake?"),
+    ("Do I need flour and eggs for pasta?", "Do I need flour or eggs for pasta?"),
+    ("What is the pressure of 1 mPa?", "What is the pressure of 1 MPa?"),
+    ("Is 10 km in 2 hours fast?", "Is 2 km in 10 hours fast?"),
+    ("Sieht der Vater den Sohn?", "Sieht den Vater der Sohn?"),
+    ("Was ist der Schild?", "Was ist das Schild?"),
+    ("Qu'est-ce que le mode ?", "Qu'est-ce que la mode ?"),
+    ("¿Qué regalar a un amigo?", "¿Qué regalar a una amiga?"),
+    ("How do I teach, children?", "How do I teach children?"),
+]
+
+
+async def test_a_near_miss_asks_the_model_in_both_directions(build: Build, model: Model) -> None:
+    async with await build(reference=None, semantic="on") as found:
+        served = []
+        for number, pair in enumerate(NEAR_MISSES):
+            for order in (pair, pair[::-1]):
+                # Each pair and direction has a fingerprint of its own.
+                alone = {"max_tokens": 100 + 2 * number + (order is pair)}
+                await found.ask(order[0], **alone)
+                second = await found.ask(order[1], **alone)
+                if state_of(second) != "miss" or text_of(second) != f"About: {order[1]}":
+                    served.append(order)
+        assert served == []
+        # The same server answers another wording from the cache.
+        await found.ask(PAIR[0])
+        assert state_of(await found.ask(PAIR[1])) == "hit"
+
+
 @pytest.mark.parametrize(
     "more",
     [

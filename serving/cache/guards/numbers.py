@@ -187,8 +187,47 @@ _ASKED_TIME = re.compile(r"\b(?:what|which|in what|in which) (?:year|day|month|d
 
 
 def compare_numbers(a: Words, b: Words) -> str | None:
-    """Return `numbers` where a number, ordinal, version or sign of one is missing in the other."""
-    return None if _numbers(a) == _numbers(b) else "numbers"
+    """Return `numbers` where numbers, ordinals, versions or signs of them differ, or their order.
+
+    So do the words that they count: 3 boys and 5 girls, 3 girls and 5 boys.
+    """
+    if _numbers(a) != _numbers(b):
+        return "numbers"
+    first, second = _in_order(a), _in_order(b)
+    if [number for number, _ in first] != [number for number, _ in second]:
+        return "numbers"
+    stems_a, stems_b = frozenset(a.stems), frozenset(b.stems)
+    is_other = any(
+        one != other and one in stems_b and other in stems_a
+        for (_, one), (_, other) in zip(first, second, strict=True)
+    )
+    return "numbers" if is_other else None
+
+
+def _in_order(words: Words) -> list[tuple[str, str]]:
+    """Return each number in order, with the stem of the content word behind it."""
+    other, content = _OTHER_MEANING[words.language], frozenset(words.content)
+    ordinals = {match.start(): match for match in _ORDINAL.finditer(words.plain)}
+    found = [
+        (match.start(), match.end(), ordinals[match.start()][0].lower())
+        if match.start() in ordinals
+        else (match.start(), match.end(), _canonical(match[0], words.language))
+        for match in _DIGITS.finditer(words.plain)
+    ]
+    for start, word in zip(words.places, words.lower, strict=True):
+        found += [
+            (start, start + len(word), _digits_of(_NUMBERS[part]))
+            for part in word.split("-")
+            if part in _NUMBERS and part not in other
+        ]
+    behind = []
+    for _, end, number in sorted(found):
+        # The rest of an ordinal or a unit belongs to the number: 3rd, 5km.
+        place = next((n for n, start in enumerate(words.places) if start >= end), None)
+        behind.append(
+            (number, words.stems[place] if place in content and place is not None else "")
+        )
+    return behind
 
 
 def compare_symbols(a: Words, b: Words) -> str | None:

@@ -1,5 +1,6 @@
 """The arguments of a question must have the same roles, told by the word before each. Pure."""
 
+from serving.cache.guards.closed_classes import are_equivalent_here, is_relation
 from serving.cache.guards.function_words import FUNCTION_WORDS
 from serving.cache.guards.words import Words
 
@@ -12,17 +13,6 @@ de à avant après par que avec sans contre pour en dans vers des du au
 desde a antes después por con sin contra para en hacia del al
 """.split()
 )
-# Of these two, one in place of the other changes the role; other markers vary with the wording.
-_DIRECTIONS = (
-    frozenset({"from", "to", "into"}), frozenset({"before", "after"}), frozenset({"with", "without"}),
-    frozenset({"over", "under"}), frozenset({"for", "against"}), frozenset({"from", "for"}),
-    frozenset({"by", "for"}), frozenset({"by", "to"}), frozenset({"von", "nach"}),
-    frozenset({"aus", "in"}), frozenset({"von", "zu"}), frozenset({"aus", "nach"}),
-    frozenset({"vor", "nach"}), frozenset({"mit", "ohne"}), frozenset({"de", "à"}),
-    frozenset({"avant", "après"}), frozenset({"avec", "sans"}), frozenset({"de", "vers"}),
-    frozenset({"de", "a"}), frozenset({"desde", "hasta"}), frozenset({"desde", "a"}),
-    frozenset({"con", "sin"}),
-)  # fmt: skip
 # Before a symmetric pair: "the difference between A and B".
 _SYMMETRIC = frozenset(
     """
@@ -41,9 +31,12 @@ funktioniert funktionieren erklären erklär erkläre dauert kostet heißt
 fonctionne fonctionnent dure coûte explique funciona funcionan dura cuesta
 """.split()
 )
+_CONTRACTED = {"del": "de", "al": "a", "du": "de", "des": "de", "au": "à", "vom": "von", "zum": "zu",
+               "zur": "zu"}  # fmt: skip
 _JOINS = frozenset({"and", "or", "vs", "versus", "und", "oder", "et", "ou", "y", "o", "between",
                     "zwischen", "entre", "with", "to", "from"})  # fmt: skip
 _COORDINATORS = frozenset({"and", "or", "und", "oder", "et", "ou", "y", "o", "e", "u"})
+_BETWEEN = frozenset({"between", "zwischen", "entre"})
 # Prepositions that join a noun to its attribute and give no direction.
 _ATTRIBUTIVE = frozenset(
     {"of", "in", "on", "at", "for", "de", "du", "des", "en", "d'", "del", "im", "am"}
@@ -60,13 +53,16 @@ le la les l' un une des mon ma mes el los las una unos unas mi mis
 def compare_order(a: Words, b: Words) -> str | None:
     """Return `order` where two shared words have changed places or roles.
 
-    Two words in another order keep their roles where the same word stands before each of them.
+    Two words in another order keep their roles where the same word stands before each of them. A
+    word has another role where another preposition stands before it.
     """
     places_a, places_b = _once(a), _once(b)
     shared = places_a.keys() & places_b.keys()
     if not shared:
         return None
     if any(_changed_direction(a, places_a[s], b, places_b[s]) for s in shared):
+        return "order"
+    if _moved_marker(a, places_a, b, places_b):
         return "order"
     ordered = sorted(shared, key=lambda s: places_a[s])
     moved = {
@@ -110,8 +106,31 @@ def _before(words: Words, index: int) -> str:
 
 
 def _changed_direction(a: Words, in_a: int, b: Words, in_b: int) -> bool:
-    pair = frozenset({_before(a, in_a), _before(b, in_b)})
-    return pair in _DIRECTIONS
+    """Return whether another preposition or conjunction stands before a word."""
+    one, other = _before(a, in_a), _before(b, in_b)
+    language = a.language
+    if one == other or language is None or language != b.language:
+        return False
+    if not _COORDINATORS.isdisjoint((one, other)) or not _BETWEEN.isdisjoint((one, other)):
+        # Which of two comes first is compared apart.
+        return False
+    both = is_relation(one, language) and is_relation(other, language)
+    return both and not are_equivalent_here(one, other, a, b)
+
+
+def _moved_marker(a: Words, places_a: dict[str, int], b: Words, places_b: dict[str, int]) -> bool:
+    """Return whether a preposition stands before another of the shared words: al perro, al gato."""
+    found: list[dict[str, set[str]]] = [{}, {}]
+    for governed, words, places in ((found[0], a, places_a), (found[1], b, places_b)):
+        for shared in places_a.keys() & places_b.keys():
+            marker = _before(words, places[shared])
+            if marker in _MARKERS and marker not in _COORDINATORS:
+                governed.setdefault(_CONTRACTED.get(marker, marker), set()).add(shared)
+    first, second = found
+    return any(
+        first[marker] - second[marker] and second[marker] - first[marker]
+        for marker in first.keys() & second.keys()
+    )
 
 
 def _exchanged(places_a: dict[str, int], places_b: dict[str, int], changed: list[str]) -> bool:

@@ -259,7 +259,10 @@ def compare_kind(a: Words, b: Words) -> str | None:
 
 # Who asks, and who is asked.
 _PERSONS: dict[Language, tuple[frozenset[str], frozenset[str]]] = {
-    "en": (frozenset("i me my mine myself".split()), frozenset("you your yours yourself".split())),
+    "en": (
+        frozenset("i me my mine myself our ours".split()),
+        frozenset("you your yours yourself".split()),
+    ),
     "de": (
         frozenset("ich mich mir mein meine meinen meinem meiner meines".split()),
         frozenset("du dich dir dein deine deinen deinem deiner deines".split()),

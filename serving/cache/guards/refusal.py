@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from serving.cache.guards.closed_classes import compare_function_words
+from serving.cache.guards.inflection import compare_inflection
 from serving.cache.guards.names import compare_names
 from serving.cache.guards.numbers import (
     compare_dates,
@@ -23,6 +25,7 @@ from serving.cache.guards.roles import compare_roles
 from serving.cache.guards.siblings import compare_siblings
 from serving.cache.guards.substitution import compare_modifiers, compare_substitution
 from serving.cache.guards.words import Words
+from serving.cache.guards.writing import compare_writing
 
 Guard = Callable[[Words, Words], str | None]
 
@@ -46,6 +49,9 @@ GUARDS: tuple[Guard, ...] = (
     compare_substitution,
     compare_order,
     compare_roles,
+    compare_inflection,
+    compare_writing,
+    compare_function_words,
 )
 """The cheapest first."""
 

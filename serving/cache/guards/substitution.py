@@ -1,5 +1,6 @@
 """A word in place of another, where nothing says that they mean the same. Pure."""
 
+from serving.cache.guards.closed_classes import is_relation
 from serving.cache.guards.function_words import Language
 from serving.cache.guards.numbers import is_number
 from serving.cache.guards.words import Words, stem
@@ -241,6 +242,8 @@ def _unmatched(a: Words, b: Words) -> set[str]:
         if a.stems[n] not in stands
         and not ("-" in a.lower[n] and stems.issuperset(a.lower[n].split("-")))
         and not is_number(a.lower[n])
+        # Prepositions and the like are compared by themselves.
+        and not is_relation(a.lower[n], language)
         and not (language == "en" and _root(a.lower[n]) in roots)
     }
 

@@ -75,6 +75,11 @@ class Words:
         return tuple(match[0] for match in self._matches)
 
     @cached_property
+    def places(self) -> tuple[int, ...]:
+        """Where each word begins in `plain`."""
+        return tuple(match.start() for match in self._matches)
+
+    @cached_property
     def lower(self) -> tuple[str, ...]:
         """The words in lower case."""
         return tuple(token.lower() for token in self.tokens)
