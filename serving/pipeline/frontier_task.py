@@ -1,5 +1,6 @@
 """Runs one input of a task on a frontier model, in the task's own prompt and form."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 
@@ -20,6 +21,7 @@ from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import BoundTask
 from serving.tasks.frontier_answer import read_frontier
 from serving.tasks.frontier_prompt import frontier_prompt
+from serving.tasks.task import must_load
 
 
 class FrontierTaskRunner:
@@ -39,7 +41,10 @@ class FrontierTaskRunner:
         """
         (one,) = request.requests
         bound = self._tasks[request.task]
-        prompt = frontier_prompt(bound.task, one)
+        if must_load(bound.task, one):
+            prompt = await asyncio.to_thread(frontier_prompt, bound.task, one)
+        else:
+            prompt = frontier_prompt(bound.task, one)
         started_s = time.monotonic()
         completion = await self._frontier.complete(
             FrontierCall(

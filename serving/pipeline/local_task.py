@@ -13,7 +13,7 @@ from serving.pipeline.exit_recorder import Outcome, RequestRecord, Served
 from serving.pipeline.plan import TaskPlan
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.runner import BoundTask
-from serving.tasks.task import Task
+from serving.tasks.task import Task, must_load
 
 # Tokenizing longer texts would block the event loop for more than about 1 ms.
 _CHARS_PLANNED_INLINE = 4096
@@ -97,9 +97,10 @@ async def _planned(
     def plan_all() -> list[EngineWork | NarrowgateError]:
         return [_plan(task, request) for request in requests]
 
-    if sum(len(request.text) for request in requests) <= _CHARS_PLANNED_INLINE:
-        return plan_all()
-    return await asyncio.to_thread(plan_all)
+    chars = sum(len(request.text) for request in requests)
+    if chars > _CHARS_PLANNED_INLINE or any(must_load(task, request) for request in requests):
+        return await asyncio.to_thread(plan_all)
+    return plan_all()
 
 
 def _plan(task: Task, request: TaskRequest) -> EngineWork | NarrowgateError:

@@ -21,7 +21,7 @@ class Task(Protocol):
     """A spec bound to a model's tokenizer and context window.
 
     Both methods are pure. `plan` takes time linear in the input's length: call it in a thread for
-    long inputs.
+    long inputs, and where `must_load` says so.
     """
 
     @property
@@ -36,6 +36,11 @@ class Task(Protocol):
     def read(self, request: TaskRequest, output: EngineOutput) -> Prediction:
         """Return the prediction in an engine's output; `valid` is False for unreadable output."""
         ...
+
+
+def must_load(task: Task, request: TaskRequest) -> bool:
+    """Return whether `plan` would load what it needs first, which takes up to a second."""
+    return isinstance(task, TranslationTask) and task.must_load(request)
 
 
 def bind(

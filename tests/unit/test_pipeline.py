@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -17,6 +19,7 @@ from serving.contracts.errors import (
 )
 from serving.contracts.routing import Decision
 from serving.contracts.task_spec import TaskSpec
+from serving.tasks import translation
 
 from .chat_kit import CHAT, SENTIMENT, chat_body, hang_up, labelled, replying
 from .scripted import MODEL, PAID, Server, assert_error
@@ -263,6 +266,28 @@ async def test_a_task_by_name_is_a_chat_of_its_input(server: Server) -> None:
     assert doubtful.json()["narrowgate"]["reason"] == "below_threshold"
     german = chat_body("task/translation", "Good day.", source_language="en", target_language="de")
     assert (await server.post(CHAT, json={**german, "route": "local_only"})).status_code == 200
+
+
+@pytest.mark.parametrize("route", ["local_only", "frontier_only"])
+async def test_the_models_of_language_detection_are_loaded_at_need_and_not_on_the_event_loop(
+    server: Server, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    loading: list[threading.Thread] = []
+    load = translation._preloaded
+
+    def watched(codes: Iterable[str]) -> Any:
+        loading.append(threading.current_thread())
+        return load(codes)
+
+    monkeypatch.setattr(translation, "_preloaded", watched)
+    server.frontier.reply = replying("Guten Tag.")
+    body = chat_body("task/translation", "Good day.", target_language="de", route=route)
+    named = await server.post(CHAT, json={**body, "source_language": "en"})
+    assert (named.status_code, loading) == (200, [])
+    for _ in range(2):
+        assert (await server.post(CHAT, json=body)).status_code == 200
+    (thread,) = loading
+    assert thread is not threading.current_thread()
 
 
 @pytest.mark.parametrize(
