@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import secrets
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,8 +17,8 @@ from zoneinfo import ZoneInfo
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 from ray import serve
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.serve.deployment import Application
-from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from serving.artifacts.checkpoint import Checkpoint, locate
@@ -55,6 +54,7 @@ from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.local_models import ConnectedModel, LocalModels, ReadStatuses
 from serving.gateway.metrics import Metrics
+from serving.gateway.replica_imports import leave_out_large_libraries
 from serving.ledger.access.directory import Directory
 from serving.ledger.answer_lengths import AnswerLengthStore
 from serving.ledger.build import build_ledger
@@ -95,6 +95,10 @@ GATEWAY_DEPLOYMENT = "Gateway"
 _YOUNG_OBJECTS = 5_000
 """New objects, net of those that died, between two collections of the youngest; 700 in Python."""
 
+_BEFORE_IMPORTS = f"{leave_out_large_libraries.__module__}.{leave_out_large_libraries.__name__}"
+"""Runs in the replica's process before Ray Serve is imported there. Ray offers this to whole jobs
+only (worker_process_setup_hook), whose engines need these libraries; it reads this variable."""
+
 # Admission is the gateway's own and says why it refuses; Serve's must not refuse before it.
 _GATEWAY_MAX_ONGOING = 100_000
 
@@ -129,7 +133,6 @@ class Gateway:
         self, settings: Settings, specs: Mapping[str, TaskSpec], engines: Engines | Path
     ) -> None:
         _log_through_serve()
-        _leave_out_torch()
         disable_created_metrics()  # type: ignore[no-untyped-call]
         found = Engines.of_file(engines) if isinstance(engines, Path) else engines
         self._context = _build_context(settings, specs, found)
@@ -171,7 +174,10 @@ def gateway_options(gateway: GatewaySettings) -> dict[str, Any]:
         "logging_config": LoggingConfig(enable_access_log=False),
         "num_replicas": gateway.replicas,
         "max_replicas_per_node": gateway.max_replicas_per_node,
-        "ray_actor_options": {"num_cpus": gateway.num_cpus},
+        "ray_actor_options": {
+            "num_cpus": gateway.num_cpus,
+            "runtime_env": {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: _BEFORE_IMPORTS}},
+        },
         "graceful_shutdown_timeout_s": gateway.drain_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.2,
     }
@@ -578,17 +584,6 @@ def _settle_objects() -> None:
     # glibc have no such function.
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _leave_out_torch() -> None:
-    """Keep transformers from importing torch in a replica: it tokenizes, and torch takes 200 MB."""
-    try:
-        serve.get_replica_context()
-    except RayServeException:
-        # Not a process of its own: others here may need it.
-        return
-    # None in the place of a module: its import fails, and transformers does without it.
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 def _log_through_serve() -> None:

@@ -156,6 +156,18 @@ def test_an_input_over_the_window_states_both_lengths(client: httpx.Client) -> N
     assert "2048 tokens" in error["message"]
 
 
+def test_gateway_replicas_load_no_library_that_only_engines_need(
+    client: httpx.Client, stack: Stack
+) -> None:
+    assert client.get("/readyz").status_code == 200
+    replicas = stack.gateway_replicas()
+    assert replicas
+    for replica in replicas:
+        files = {Path(part.path).name for part in replica.memory_maps()}
+        assert any(name.startswith("_raylet") for name in files)
+        assert [name for name in files if name.startswith(("libtorch", "libarrow"))] == []
+
+
 @pytest.mark.slow
 def test_memory_is_flat_after_thousands_of_inputs_that_cannot_fit(
     client: httpx.Client, stack: Stack

@@ -4,6 +4,9 @@ import json
 import subprocess
 import sys
 
+from serving.app import gateway_options
+from serving.contracts.settings import GatewaySettings
+
 UNUSED = ("torch", "transformers", "matplotlib", "scipy.stats", "scipy.optimize", "sklearn",
           "anthropic", "openai", "onnx", "onnxruntime", "lingua", "vllm")  # fmt: skip
 _LOADED = """
@@ -11,16 +14,14 @@ import json, sys
 import serving.app
 print(json.dumps([name for name in json.loads(sys.argv[1]) if name in sys.modules]))
 """
-_WITHOUT_TORCH = """
+_LEFT_OUT = """
 import sys
-from ray import serve
-from serving import app
-app._leave_out_torch()
-assert "torch" not in sys.modules, "left out outside a replica"
-serve.get_replica_context = lambda: None
-app._leave_out_torch()
+from ray._private.runtime_env.setup_hook import load_and_execute_setup_hook
+error = load_and_execute_setup_hook(sys.argv[1])
+assert error is None, error
+import serving.app
 from transformers import AutoTokenizer
-assert sys.modules["torch"] is None
+assert [sys.modules[name] for name in ("torch", "pandas", "pyarrow")] == [None] * 3
 print(AutoTokenizer.__name__)
 """
 
@@ -36,5 +37,7 @@ def test_importing_the_gateway_loads_no_large_library_that_it_may_not_use() -> N
     assert json.loads(output_of(_LOADED, json.dumps(UNUSED))) == []
 
 
-def test_a_replica_tokenizes_without_torch() -> None:
-    assert output_of(_WITHOUT_TORCH) == "AutoTokenizer"
+def test_a_replica_runs_without_torch_and_pandas() -> None:
+    options = gateway_options(GatewaySettings())["ray_actor_options"]
+    (hook,) = options["runtime_env"]["env_vars"].values()
+    assert output_of(_LEFT_OUT, hook) == "AutoTokenizer"
