@@ -68,7 +68,7 @@ class AdmissionQueue:
                 self._interactive -= inputs
                 self._interactive_at_s = time.monotonic()
             self.active -= inputs
-            self._finished.append((time.monotonic(), inputs))
+            self._finish(inputs)
             self._wake()
             self._note_idle()
 
@@ -186,10 +186,18 @@ class AdmissionQueue:
                 self.active += inputs
                 turn.set_result(None)
 
-    def _retry_after_s(self) -> float:
-        now = time.monotonic()
-        while self._finished and self._finished[0][0] < now - _RATE_WINDOW_S:
+    def _finish(self, inputs: int) -> None:
+        self._finished.append((time.monotonic(), inputs))
+        self._drop_finished()
+
+    def _drop_finished(self) -> None:
+        """Drop what finished before the window of the rate."""
+        first_s = time.monotonic() - _RATE_WINDOW_S
+        while self._finished and self._finished[0][0] < first_s:
             self._finished.popleft()
+
+    def _retry_after_s(self) -> float:
+        self._drop_finished()
         rate = sum(inputs for _, inputs in self._finished) / _RATE_WINDOW_S
         if rate == 0.0:
             return _RATE_WINDOW_S

@@ -1,6 +1,9 @@
 """AdmissionQueue: bounded work, bounded queue, an honest Retry-After, and a drain that ends."""
 
 import asyncio
+import itertools
+import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -81,6 +84,28 @@ async def test_draining_ends_with_its_time_and_when_nothing_runs() -> None:
     assert busy.active == 1
     release.set()
     await task
+
+
+async def test_memory_does_not_grow_with_the_requests_that_finished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    admission = AdmissionQueue(max_concurrent=8, max_queued=8)
+    now_s = itertools.count(step=0.02)
+    clock = SimpleNamespace(monotonic=lambda: next(now_s))
+    monkeypatch.setattr("serving.pipeline.admission.time", clock)
+
+    async def finish(count: int) -> int:
+        for _ in range(count):
+            async with admission.admit(1, LATER):
+                pass
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = await finish(1_000)
+        assert await finish(10_000) - before < 20_000
+    finally:
+        tracemalloc.stop()
 
 
 @settings(deadline=None, max_examples=60)
