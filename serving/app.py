@@ -36,6 +36,7 @@ from serving.cache.similar import SimilarEntries
 from serving.context.lazy import LazyPruner
 from serving.contracts.frontier import Frontier
 from serving.contracts.ledger import Tenant
+from serving.contracts.no_telemetry import NO_TELEMETRY
 from serving.contracts.requests import ChatRequest
 from serving.contracts.settings import GatewaySettings, ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
@@ -176,7 +177,9 @@ def gateway_options(gateway: GatewaySettings) -> dict[str, Any]:
         "max_replicas_per_node": gateway.max_replicas_per_node,
         "ray_actor_options": {
             "num_cpus": gateway.num_cpus,
-            "runtime_env": {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: _BEFORE_IMPORTS}},
+            "runtime_env": {
+                "env_vars": {**NO_TELEMETRY, WORKER_PROCESS_SETUP_HOOK_ENV_VAR: _BEFORE_IMPORTS}
+            },
         },
         "graceful_shutdown_timeout_s": gateway.drain_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.2,

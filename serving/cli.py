@@ -20,6 +20,7 @@ from serving.contracts.errors import (
     NarrowgateError,
     QuantizationFailed,
 )
+from serving.contracts.no_telemetry import disable_telemetry
 
 PROGRAM = "narrowgate"
 DESCRIPTION = "Serve narrow NLP tasks on local models, each behind its evaluation gate."
@@ -128,6 +129,7 @@ def run_program(
     An operating system error (a full disk, a missing folder), text that is not UTF-8 and a defect
     of the program end as one sentence on stderr, or as a JSON document, and never as a traceback.
     """
+    disable_telemetry()
     given = sys.argv[1:] if argv is None else argv
     report = partial(_report, program, as_json="--json" in given)
     judges = bool(_VERDICTS.intersection(given[:1]))

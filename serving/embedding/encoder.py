@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.contracts.no_telemetry import disable_telemetry
 from serving.embedding.weights import EncoderFiles
 
 DIMENSIONS = 384
@@ -22,6 +23,7 @@ class Encoder:
     """
 
     def __init__(self, files: EncoderFiles) -> None:
+        disable_telemetry()
         import onnxruntime
         from tokenizers import Tokenizer
 

@@ -5,6 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from serving.contracts.no_telemetry import NO_TELEMETRY
 from serving.lifecycle import haproxy
 from serving.lifecycle.haproxy import Listeners
 from serving.lifecycle.ports import (
@@ -27,7 +28,7 @@ EVERYWHERE = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     # Ray gives its workers a niceness of 15: all other processes would have priority.
     "RAY_worker_niceness": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
+    **NO_TELEMETRY,
     "VLLM_LOGGING_LEVEL": "WARNING",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -6,6 +6,7 @@ from typing import Any
 from serving.artifacts.checkpoint import Checkpoint
 from serving.artifacts.checkpoint_config import CONFIG_NAME, has_int4_weights, read_config
 from serving.contracts.errors import UnsuitableModel, UnsuitableTarget
+from serving.contracts.no_telemetry import NO_TELEMETRY
 from serving.contracts.settings import CpuAccelerator, GpuAccelerator, ModelSettings
 from serving.contracts.task_spec import MAX_LABELS
 from serving.host.processor import has_int4_kernel, multiplies_bfloat16, processor_name
@@ -168,7 +169,7 @@ def _deployment_options(model: ModelSettings, drain_timeout_s: float) -> dict[st
 
 
 def _environment(model: ModelSettings, checkpoint: Checkpoint) -> dict[str, str]:
-    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    environment = {**NO_TELEMETRY, "VLLM_LOGGING_LEVEL": "WARNING"}
     if checkpoint.revision is None:
         # A local folder is complete; a look-up at a hub could fail or return other files.
         environment["HF_HUB_OFFLINE"] = "1"

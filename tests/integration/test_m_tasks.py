@@ -10,6 +10,7 @@ import pytest
 
 from serving.contracts.answer import TaskRequest
 from serving.contracts.engine import ScoreWork
+from serving.contracts.no_telemetry import NO_TELEMETRY
 from serving.host.processor import multiplies_bfloat16
 from serving.tasks.catalog import load_specs
 from serving.tasks.classification import ClassificationTask
@@ -166,6 +167,15 @@ def test_gateway_replicas_load_no_library_that_only_engines_need(
         files = {Path(part.path).name for part in replica.memory_maps()}
         assert any(name.startswith("_raylet") for name in files)
         assert [name for name in files if name.startswith(("libtorch", "libarrow"))] == []
+
+
+def test_no_process_of_the_stack_may_send_telemetry(client: httpx.Client, stack: Stack) -> None:
+    assert client.get("/readyz").status_code == 200
+    workers = [p for p in stack.descendants() if "ray::" in " ".join(p.cmdline())]
+    assert len(workers) > 3
+    for worker in workers:
+        found = worker.environ()
+        assert {name: found.get(name) for name in NO_TELEMETRY} == NO_TELEMETRY
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +42,26 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
 @pytest.fixture(scope="module")
 def encoder(files: EncoderFiles) -> Encoder:
     return Encoder(files)
+
+
+_ENCODES = """
+import sys
+from pathlib import Path
+from serving.embedding.encoder import Encoder
+from serving.embedding.weights import EncoderFiles
+print(Encoder(EncoderFiles(Path(sys.argv[1]), Path(sys.argv[2]))).encode(["A text."]).shape)
+"""
+
+
+def test_the_runtime_records_no_telemetry(files: EncoderFiles, tmp_path: Path) -> None:
+    # It keeps its events in the user's cache until they are sent.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ORT_"))}
+    subprocess.run(
+        [sys.executable, "-c", _ENCODES, str(files.weights), str(files.tokenizer)],
+        env={**inherited, "HOME": str(tmp_path)},
+        check=True,
+    )
+    assert list(tmp_path.rglob("*")) == []
 
 
 def reference(texts: Sequence[str]) -> NDArray[np.float32]:

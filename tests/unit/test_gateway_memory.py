@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+
 from serving.app import gateway_options
 from serving.contracts.settings import GatewaySettings
 
@@ -39,5 +41,5 @@ def test_importing_the_gateway_loads_no_large_library_that_it_may_not_use() -> N
 
 def test_a_replica_runs_without_torch_and_pandas() -> None:
     options = gateway_options(GatewaySettings())["ray_actor_options"]
-    (hook,) = options["runtime_env"]["env_vars"].values()
+    hook = options["runtime_env"]["env_vars"][WORKER_PROCESS_SETUP_HOOK_ENV_VAR]
     assert output_of(_LEFT_OUT, hook) == "AutoTokenizer"
