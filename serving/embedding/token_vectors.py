@@ -98,6 +98,9 @@ class TokenVectors:
     def _word(self, word: str) -> tuple[int, ...]:
         clean = word[:_LONGEST_WORD].encode("utf-8", "replace").decode("utf-8")
         ids = tuple(self._tokenizer.encode(clean, add_special_tokens=False).ids)
+        if len(word) > _LONGEST_WORD:
+            # Whatever a client writes without a space is a word: kept, it would fill the memory.
+            return ids
         with self._lock:
             if len(self._known) >= _MOST_WORDS:
                 self._known.clear()

@@ -171,11 +171,16 @@ def test_gateway_replicas_load_no_library_that_only_engines_need(
 
 def test_no_process_of_the_stack_may_send_telemetry(client: httpx.Client, stack: Stack) -> None:
     assert client.get("/readyz").status_code == 200
-    workers = [p for p in stack.descendants() if "ray::" in " ".join(p.cmdline())]
-    assert len(workers) > 3
-    for worker in workers:
-        found = worker.environ()
-        assert {name: found.get(name) for name in NO_TELEMETRY} == NO_TELEMETRY
+    told = 0
+    for process in stack.descendants():
+        # ONNX Runtime keeps its events here until they are sent.
+        assert [file for file in process.open_files() if "onnxruntime.db" in file.path] == []
+        environment = process.environ()
+        # Ray writes the names of its workers over their environment.
+        if "PATH" in environment and "RAY_AUTH_MODE" in environment:
+            assert environment.items() >= NO_TELEMETRY.items()
+            told += 1
+    assert told > 3
 
 
 @pytest.mark.slow

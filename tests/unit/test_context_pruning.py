@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ def ranker() -> Ranker:
 @pytest.fixture(scope="module")
 def pruner(ranker: Ranker) -> Pruner:
     return Pruner(ranker, load_models().of("tokens"))
+
+
+def test_words_without_end_are_not_kept() -> None:
+    tokens = TokenVectors()
+    tokens.ids("warm")
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            assert len(tokens.ids(f"{number}{'x' * 200_000}")) < 60
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_answer_stays_and_a_marker_stands_for_the_rest(pruner: Pruner) -> None:
