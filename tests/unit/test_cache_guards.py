@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from serving.cache.eligible import ineligible_text
 from serving.cache.guards.refusal import GUARDS, MODIFIER_MARGIN, refusal, refusal_at
+from serving.cache.guards.sentences import compare_sentences
 from serving.cache.guards.substitution import compare_modifiers
 from serving.cache.guards.words import Words
 
@@ -261,11 +262,28 @@ def test_separators_of_thousands_do_not_count(number: str) -> None:
         ("Was kostet ein Reisepass?", "Wie viel kostet ein Reisepass?"),
         ("Comment marche un vaccin ?", "Comment fonctionne un vaccin ?"),
         ("¿Me puedes decir qué es un vector?", "¿Qué es un vector?"),
+        ("I would like to know this. What is a vector?", "What is a vector?"),
+        ("Please help: what is a vector?", "What is a vector?"),
     ],
 )
 def test_another_wording_passes(a: str, b: str) -> None:
     assert _refused(a, b) is None
     assert compare_modifiers(Words(a), Words(b)) is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("Hello! I have a quick question. What is a lever? Thanks a lot!", "What is a lever?"),
+        ("Hallo, kurze Frage: Wie wirkt ein Hebel? Vielen Dank!", "Wie wirkt ein Hebel?"),
+        ("Bonjour, j'ai une question. Comment marche un vaccin ?", "Comment marche un vaccin ?"),
+        ("¡Hola! Quisiera saber esto: ¿qué es un vector? Muchas gracias.", "¿Qué es un vector?"),
+        ("How do I reset my phone, and why?", "How do I reset my phone? And why?"),
+    ],
+)
+def test_courtesy_and_another_full_stop_are_no_sentence_more(a: str, b: str) -> None:
+    assert compare_sentences(Words(a), Words(b)) is None
+    assert compare_sentences(Words(b), Words(a)) is None
 
 
 @pytest.mark.parametrize(
@@ -295,6 +313,15 @@ def test_another_wording_passes(a: str, b: str) -> None:
         ("¿Con qué se limpia la plata?", "¿Por qué se limpia la plata?", "question_kind"),
         ("Comment fabrique-t-on le papier ?", "Comment fabriquait-on le papier ?", "tense"),
         ("Comment passer d'Orange à Free ?", "Comment passer de Free à Orange ?", "order"),
+        ("What is the offside rule?", "What is the offside rule? Give an example.", "sentence"),
+        ("Explain a lever to me.", "Explain a lever to me. Explain it to an expert.", "sentence"),
+        ("Wie wirkt ein Hebel?", "Wie wirkt ein Hebel? Gib ein Beispiel.", "sentence"),
+        (
+            "Dis comment marche le levier.",
+            "Dis comment marche le levier. Donne un exemple.",
+            "sentence",
+        ),
+        ("¿Qué es un vector?", "¿Qué es un vector? Da un ejemplo.", "sentence"),
     ],
 )
 def test_what_only_looks_like_another_wording_is_refused(a: str, b: str, reason: str) -> None:

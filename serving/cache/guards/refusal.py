@@ -22,6 +22,7 @@ from serving.cache.guards.question import (
 )
 from serving.cache.guards.reference import compare_language, compare_reference
 from serving.cache.guards.roles import compare_roles
+from serving.cache.guards.sentences import compare_sentences
 from serving.cache.guards.siblings import compare_siblings
 from serving.cache.guards.substitution import compare_modifiers, compare_substitution
 from serving.cache.guards.words import Words
@@ -47,6 +48,7 @@ GUARDS: tuple[Guard, ...] = (
     compare_siblings,
     compare_reference,
     compare_substitution,
+    compare_sentences,
     compare_order,
     compare_roles,
     compare_inflection,
