@@ -65,8 +65,8 @@ class Topic:
     """One cluster. best: the cheapest tier whose net share keeps the target; empty if not asked.
 
     weight: its share of the requests, relative to the others'. input_tokens, output_tokens: of a
-    request; the simulation's where None. counted: share of its pairs that are evidence; the others
-    are of a conversation that has enough.
+    request; the simulation's where None. counted: share of its requests that may be explored; of
+    the others' conversation one continuation was.
     """
 
     name: str
@@ -260,6 +260,8 @@ class Course:
         self._until = None if len(set(weights)) == 1 else np.cumsum(weights) / sum(weights)
         self._seen = dict.fromkeys((topic.name for topic in simulation.topics), 0)
         self._shares: dict[str, Exploration] = {}
+        self._day = 0.0
+        self._before_today_usd = 0.0
         self._result = Result(simulation.requests)
 
     def run(self) -> Result:
@@ -313,6 +315,11 @@ class Course:
         )  # fmt: skip
 
     def _allotted(self, number: int) -> dict[str, Exploration]:
+        day, begun = divmod(self._is.days * number / self._is.requests, 1.0)
+        if day != self._day:
+            self._day, self._before_today_usd = day, self._result.explored_usd
+        today_usd = self._result.explored_usd - self._before_today_usd
+        left = max(0.0, float(self._is.budget_usd_a_day) - today_usd)
         prospects = []
         for topic in self._is.topics:
             claims = self._ladder(topic)
@@ -329,7 +336,9 @@ class Course:
                 )
                 for position in place.open
             ]
-        return dict(allot(prospects, self._is.budget_usd_a_day, self._is.payback_days))
+        # As the planner: what is left is spread over the rest of the day.
+        pace = Decimal(left / max(1.0 - begun, 1.0 / 24.0))
+        return dict(allot(prospects, pace, self._is.payback_days))
 
     def _request(self, topic: Topic, number: int, now: datetime) -> None:
         result, traffic = self._result, self._traffic(topic, number)
@@ -356,6 +365,9 @@ class Course:
         explored = self._shares.get(topic.name)
         if explored is None or self._rng.random() >= explored.share:
             return
+        if topic.counted < 1.0 and self._rng.random() >= topic.counted:
+            # It would be no evidence, so that nothing is asked.
+            return
         position = next(n for n, rung in enumerate(self._rungs) if rung.tier == explored.tier)
         if position not in place.open:
             return
@@ -368,8 +380,6 @@ class Course:
         self._add(tested, topic, self._audit(tested, truth, number, now, explored.share, False))
 
     def _add(self, claim: TierClaim, topic: Topic, audit: Audit) -> None:
-        if topic.counted < 1.0 and self._rng.random() >= topic.counted:
-            return
         before = self._tier(topic)
         claim.add(audit)
         if self._tier(topic) != before:

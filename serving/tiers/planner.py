@@ -8,7 +8,7 @@ import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC
+from datetime import UTC, timedelta
 from decimal import Decimal
 from typing import Literal, Protocol
 
@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 _REFRESH_S = 30.0
 _MOST_CONVERSATIONS = 10_000
+_LEAST_DAY_LEFT = 1.0 / 24.0
+"""In the last hour of a day its budget is not spent faster than within an hour."""
 
 TierOutcome = Literal[
     "reference",  # no cheaper tier has earned it
@@ -297,17 +299,27 @@ class TierPlanner:
             claim.id for claim in self.evidence.snapshot.all() if claim.shortcut == "cheaper_tier"
         }
         today = sum((usd for claim, usd in spent.items() if claim in ours), Decimal(0))
-        self.plan(self.pooled(read_traffic(database)), today)
+        self.plan(
+            self.pooled(read_traffic(database)), today, 1.0 - (now - midnight) / timedelta(days=1)
+        )
 
-    def plan(self, traffic: Mapping[tuple[str, str], Traffic], today_usd: Decimal) -> None:
+    def plan(
+        self,
+        traffic: Mapping[tuple[str, str], Traffic],
+        today_usd: Decimal,
+        day_left: float = 1.0,
+    ) -> None:
         """Plan what is explored of some traffic, by (tenants, cluster).
 
-        today_usd: spent on exploring today.
+        today_usd: spent on exploring today. day_left: share of the day that is not over, in (0, 1].
         """
         left = max(Decimal(0), self.settings.explore_usd_a_day - today_usd)
+        # What is left is for the rest of the day. Spread over a whole day, as if it began now, a
+        # third of each day's budget was never spent.
+        pace = left / Decimal(max(day_left, _LEAST_DAY_LEFT))
         shares = allot(
             [p for key, found in traffic.items() for p in self.prospects(*key, found)],
-            left,
+            pace,
             self.settings.payback_days,
         )
         self._spent_usd = Decimal(0)

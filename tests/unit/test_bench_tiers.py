@@ -56,6 +56,15 @@ def test_where_every_cheaper_tier_is_bad_little_is_spent_on_finding_out() -> Non
     assert found.explored_usd < 0.05 * found.reference_usd
 
 
+def test_of_a_conversation_only_what_is_evidence_is_explored_and_paid() -> None:
+    good = Quality(0.0)
+    topics = [Topic("t", good, good, "economy", counted=counted) for counted in (1.0, 0.25)]
+    found = [Simulation(topics=[topic], requests=70, payback_days=365).run(1) for topic in topics]
+    whole, some = (result.explored for result in found)
+    assert 0.1 * whole < some < 0.5 * whole
+    assert found[1].explored_usd < 0.5 * found[0].explored_usd
+
+
 def test_clusters_find_the_topic_in_which_a_cheap_model_is_as_good(
     tmp_path: Path, state: Path
 ) -> None:

@@ -414,6 +414,31 @@ async def test_many_requests_at_once_do_not_overrun_the_budget_of_exploring(
     assert budget / 4 < spent <= budget * Decimal("1.05")
 
 
+async def test_a_days_budget_of_exploring_is_spread_over_what_is_left_of_the_day(
+    provider: ProviderServer, database: Database, state: Path, quality: KnownQuality
+) -> None:
+    settings = replace_(explore_usd_a_day=Decimal("0.5"))
+    async with tiered(provider, database, state, settings) as server:
+        await many(server, POEM, 12)
+        planner = server.planner
+        busy = {key: replace(found, days=0.001) for key, found in planner.traffic.items()}
+        ((tenants, cluster),) = busy
+
+        def share(spent: str, day_left: float) -> float:
+            planner.plan(busy, Decimal(spent), day_left)
+            planned = planner.explored(tenants, cluster)
+            return 0.0 if planned is None else planned.share
+
+        morning = share("0", 1.0)
+        assert 0.0 < morning < 0.5
+        # Half a day with half of the budget is as fast, and what was saved up is spent faster.
+        assert share("0.25", 0.5) == pytest.approx(morning)
+        assert share("0.1", 0.5) == pytest.approx(1.6 * morning)
+        assert share("0.5", 0.5) == 0.0
+        # Not within the last seconds of a day.
+        assert share("0.48", 1e-6) == pytest.approx(share("0.48", 1.0 / 24.0))
+
+
 async def test_metrics_count_chats_and_comparisons_without_a_word_of_a_client(
     provider: ProviderServer, database: Database, state: Path, quality: KnownQuality
 ) -> None:
