@@ -71,6 +71,7 @@ from serving.pipeline.admission import AdmissionQueue, Admitted, one_call
 from serving.pipeline.answer_lengths import AnswerLengths
 from serving.pipeline.auditor import Auditor, AuditRunners
 from serving.pipeline.bounded import Learning
+from serving.pipeline.brevity import BrevityAuditor
 from serving.pipeline.build import Audited, Tiering, build_runners
 from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.exit_recorder import ExitRecorder
@@ -99,6 +100,8 @@ _YOUNG_OBJECTS = 5_000
 _BEFORE_IMPORTS = f"{leave_out_large_libraries.__module__}.{leave_out_large_libraries.__name__}"
 """Runs in the replica's process before Ray Serve is imported there. Ray offers this to whole jobs
 only (worker_process_setup_hook), whose engines need these libraries; it reads this variable."""
+
+logger = logging.getLogger(__name__)
 
 # Admission is the gateway's own and says why it refuses; Serve's must not refuse before it.
 _GATEWAY_MAX_ONGOING = 100_000
@@ -277,7 +280,7 @@ def _build_context(
     similar = None if access is None else _build_similar(
         settings, access, evidence, recorder, frontier, remote, embedder, metrics
     )  # fmt: skip
-    learning = _build_learning(settings, metrics)
+    learning = _build_learning(settings, metrics, evidence, frontier.configured, recorder)
     path = RequestPath(
         policy=Policy.of(settings.frontier, routing, specs, models.max_chars, frontier.configured),
         router=build_router(routing, specs, embedder, metrics),
@@ -368,14 +371,34 @@ def _build_batches(
     return build_batches(settings.batch, deps)
 
 
-def _build_learning(settings: Settings, metrics: Metrics) -> Learning | None:
+def _build_learning(
+    settings: Settings,
+    metrics: Metrics,
+    evidence: EvidenceService | None,
+    configured: Callable[[tuple[str, ...]], tuple[str, ...]],
+    recorder: ExitRecorder,
+) -> Learning | None:
     bounds = settings.frontier.bounds
     if not bounds.learned:
         return None
     # Its own connections, as the cache's.
     database = Database(database_url(ledger_url(settings.ledger), settings.state))
     lengths = AnswerLengths(AnswerLengthStore(database), metrics)
-    return Learning(lengths, bounds.holdout, bounds.directive)
+    if bounds.judge is None or evidence is None:
+        return Learning(lengths, bounds.holdout, bounds.directive)
+    judge = next(iter(configured((bounds.judge,))), None)
+    if judge is None:
+        logger.warning("bounds.no_judge model=%s: no answer is asked for briefly", bounds.judge)
+
+    def auditor(asking: Runner[ChatRequest, FrontierPlan]) -> BrevityAuditor:
+        made = BrevityAuditor(
+            evidence.evidence, evidence.appender, recorder, asking, judge, bounds.directive or "",
+            bounds.target_error,
+        )  # fmt: skip
+        evidence.closers.append(made.aclose)
+        return made
+
+    return Learning(lengths, bounds.holdout, bounds.directive, auditor)
 
 
 def _build_cache(settings: Settings, metrics: Metrics) -> CacheService | None:

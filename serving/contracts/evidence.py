@@ -19,7 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.contracts.task_spec import LossName
 
 ShortcutName = Literal[
-    "local_task", "cached_answer", "cheaper_tier", "cascade", "pruned_context", "quantized"
+    "local_task",
+    "cached_answer",
+    "cheaper_tier",
+    "cascade",
+    "brief_answer",
+    "pruned_context",
+    "quantized",
 ]
 
 CONFIDENCE = 0.95

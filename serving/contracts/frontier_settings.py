@@ -158,12 +158,29 @@ class BoundSettings(_Frozen):
         le=0.5,
         description="share of requests without a directive, to measure what the others save",
     )
+    judge: FrontierModelName | None = Field(
+        default=None,
+        description="provider/model that compares answers with and without the directive; then "
+        "learned bounds add the directive only under a claim. If absent they add it unjudged",
+    )
+    target_error: float = Field(
+        default=0.05,
+        gt=0.0,
+        lt=0.5,
+        description="of that claim: largest share of answers judged worse less the share judged "
+        "better",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         for tier in TIERS:
             if self.max_tokens.get(tier, 0) < 1:
                 raise ValueError(f"max_tokens.{tier} must be at least 1")
+        if self.judge is not None and not (self.learned and self.directive):
+            raise ValueError(
+                f"judge ({self.judge!r}) compares answers with and without the directive of "
+                "learned bounds: set learned: true and a directive, or leave out judge"
+            )
         return self
 
 

@@ -264,9 +264,15 @@ class Settings(_Frozen):
                 f"evidence.baseline: {evidence.baseline!r} is not one of the models {ids}"
             )
         providers = sorted(self.frontier.providers)
-        judge = self.tiers.judge
-        if judge is not None and judge.split("/")[0] not in providers:
-            raise ValueError(f"tiers.judge: {judge!r} names no provider of {providers}")
+        of_bounds = self.frontier.bounds.judge
+        judges = {"tiers.judge": self.tiers.judge, "frontier.bounds.judge": of_bounds}
+        for name, judge in judges.items():
+            if judge is not None and judge.split("/")[0] not in providers:
+                raise ValueError(f"{name}: {judge!r} names no provider of {providers}")
+        if of_bounds is not None and not evidence.enabled:
+            raise ValueError(
+                f"frontier.bounds.judge: {of_bounds!r} needs claims: set evidence.enabled: true"
+            )
         reference = [evidence.reference.split("/")[0]] if evidence.reference else []
         for provider in (*(evidence.providers or ()), *reference):
             if provider not in providers:

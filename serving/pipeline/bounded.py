@@ -1,7 +1,7 @@
 """Runs free-form chats within learned bounds; continues answers that such a bound cut."""
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from serving.contracts.errors import NarrowgateError
 from serving.contracts.openai import openai_usage
 from serving.contracts.requests import ChatRequest, Message
 from serving.pipeline.answer_lengths import AnswerLengths, Arm, Scopes, scopes_of
+from serving.pipeline.brevity import UNKNOWN, Brevity, BrevityAuditor
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord, Served
 from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
@@ -37,22 +38,41 @@ _REASONING = frozenset({"reasoning_effort", "reasoning", "thinking"})
 class Learning:
     """Learned bounds. holdout: share of requests without a directive, once lengths are known.
 
-    directive: of the settings, with {words}; None adds none.
+    directive: of the settings, with {words}; None adds none. auditor: makes the auditor under whose
+    claim the directive is added, from a runner that asks a model; None adds it unjudged.
     """
 
     lengths: AnswerLengths
     holdout: float
     directive: str | None
+    auditor: Callable[[Runner[ChatRequest, FrontierPlan]], BrevityAuditor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Bounding:
-    """How one request is bounded. is_ours: its limit is lower than the client's own."""
+    """How one request is bounded. is_ours: its limit is lower than the client's own.
+
+    directive: that asks it for brevity, or would. brevity: what the claim says of that.
+    """
 
     scopes: Scopes
     arm: Arm
     plan: FrontierPlan
     is_ours: bool
+    directive: str | None
+    brevity: Brevity = UNKNOWN
+
+    @property
+    def is_claimed(self) -> bool:
+        """Return whether it is asked for brevity under a held claim."""
+        return self.arm == "directed" and self.brevity.is_earned
+
+    def under_claim(self, served: Served) -> Served:
+        """Return what was served, with the claim under which it was asked for brevity."""
+        ruling = self.brevity.ruling
+        if not self.is_claimed or ruling is None or served.model != self.plan.targets[0]:
+            return served
+        return replace(served, claim=ruling.name, evidence="traffic")
 
 
 class Bounded:
@@ -62,9 +82,15 @@ class Bounded:
     ask for a deterministic answer keep the bounds of the settings.
     """
 
-    def __init__(self, runner: Runner[ChatRequest, FrontierPlan], learning: Learning) -> None:
+    def __init__(
+        self,
+        runner: Runner[ChatRequest, FrontierPlan],
+        learning: Learning,
+        auditor: BrevityAuditor | None = None,
+    ) -> None:
         self._runner = runner
         self._learning = learning
+        self._auditor = auditor
 
     async def whole(
         self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
@@ -72,14 +98,17 @@ class Bounded:
         """Return the answer, with its continuation where our bound cut it."""
         bounding = self._bounding(request, plan, record)
         if bounding is None:
-            return await self._runner.whole(request, plan, record)
+            return await self._runner.whole(request, self._unbounded(plan), record)
         (first,) = await self._runner.whole(request, bounding.plan, record)
+        if first.served is not None:
+            first = replace(first, served=bounding.under_claim(first.served))
         text = _text(first)
         if text is None or first.served is None:
             return [first]
         if _finish(first) != "length" or not bounding.is_ours:
             if _finish(first) == "stop":
                 self._ended(bounding, "complete", first.served.usage)
+                self._compare(request, bounding, record, first.served.model, text)
             return [first]
         if not _may_continue(request, bounding.plan, text, first.served.usage):
             self._ended(bounding, "cut", first.served.usage)
@@ -104,11 +133,18 @@ class Bounded:
         """As `whole`: the stream does not end where our bound cut the answer."""
         bounding = self._bounding(request, plan, record)
         if bounding is None:
-            return await self._runner.stream(request, plan, record)
+            return await self._runner.stream(request, self._unbounded(plan), record)
         first = await self._runner.stream(request, bounding.plan, record)
         if isinstance(first, Outcome):
             return first
-        events = _Continued(self._runner, self._learning.lengths, request, bounding, record, first)
+        model = first.model
+
+        def completed(text: str) -> None:
+            self._compare(request, bounding, record, model, text)
+
+        events = _Continued(
+            self._runner, self._learning.lengths, request, bounding, record, first, completed
+        )
         return replace(first, events=events, served=events.served)
 
     def _bounding(
@@ -129,12 +165,21 @@ class Bounded:
         tenant = record.context.caller.tenant
         scopes = scopes_of(tenant, plan.targets[0], request.messages)
         share = lengths.plain_share(scopes, self._learning.holdout)
-        arm: Arm = "plain" if _drawn(record.context.request_id) < share else "directed"
-        directive = None if arm == "plain" else self._directive(scopes, plan)
+        brevity = UNKNOWN
+        if self._auditor is not None:
+            brevity = self._auditor.decide(request, plan.targets[0], record)
+        is_allowed = self._auditor is None or brevity.is_earned
+        is_plain = not is_allowed or _drawn(record.context.request_id) < share
+        arm: Arm = "plain" if is_plain else "directed"
+        directive = self._directive(scopes, plan)
         limit = lengths.bound(scopes, plan.bounds.max_tokens)
-        bounds = replace(plan.bounds, max_tokens=limit, directive=directive)
+        bounds = replace(plan.bounds, max_tokens=limit, directive=None if is_plain else directive)
         is_ours = request.max_tokens is None or request.max_tokens > limit
-        return _Bounding(scopes, arm, replace(plan, bounds=bounds), is_ours)
+        return _Bounding(scopes, arm, replace(plan, bounds=bounds), is_ours, directive, brevity)
+
+    def _unbounded(self, plan: FrontierPlan) -> FrontierPlan:
+        """Return the plan of a request without learned bounds: under a claim, no directive."""
+        return plan if self._auditor is None else without_directive(plan)
 
     def _directive(self, scopes: Scopes, plan: FrontierPlan) -> str | None:
         words = self._learning.lengths.words(scopes)
@@ -148,6 +193,53 @@ class Bounded:
                 bounding.scopes, bounding.arm, outcome, usage.output_tokens
             )
 
+    def _compare(
+        self,
+        request: ChatRequest,
+        bounding: _Bounding,
+        record: RequestRecord,
+        model: str,
+        text: str,
+    ) -> None:
+        """Have a whole answer compared with the other one, brief or not, where that is drawn.
+
+        Not that of another model than the first target: the claim is about one model. Nor one
+        without the directive while the claim is held.
+        """
+        auditor, brevity, plan = self._auditor, bounding.brevity, bounding.plan
+        if auditor is None or brevity.ruling is None or bounding.directive is None:
+            return
+        if model != plan.targets[0] or record.is_audit:
+            return
+        if bounding.is_claimed:
+            auditor.evidence.counts.accepted[brevity.ruling.name] += 1
+        if bounding.is_claimed or not brevity.is_earned:
+            auditor.answered(request, plan, brevity, record.context, text, bounding.directive)
+
+
+class Whole:
+    """Implements Runner: the other runner gets the plan without a directive."""
+
+    def __init__(self, runner: Runner[ChatRequest, FrontierPlan]) -> None:
+        self._runner = runner
+
+    async def whole(
+        self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
+    ) -> list[Outcome]:
+        """Return the other runner's answer."""
+        return await self._runner.whole(request, without_directive(plan), record)
+
+    async def stream(
+        self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
+    ) -> Outcome | OutcomeStream:
+        """As `whole`."""
+        return await self._runner.stream(request, without_directive(plan), record)
+
+
+def without_directive(plan: FrontierPlan) -> FrontierPlan:
+    """Return a plan that does not ask for brevity."""
+    return replace(plan, bounds=replace(plan.bounds, directive=None))
+
 
 class _Continued:
     """The events of a stream, and those of its continuation; closing it closes both."""
@@ -160,9 +252,11 @@ class _Continued:
         bounding: _Bounding,
         record: RequestRecord,
         first: OutcomeStream,
+        completed: Callable[[str], None],
     ) -> None:
         self._runner = runner
         self._lengths = lengths
+        self._completed = completed
         self._request = request
         self._bounding = bounding
         self._record = record
@@ -187,7 +281,7 @@ class _Continued:
 
     def served(self) -> Served:
         """Return what both calls served so far."""
-        first = self._first.served()
+        first = self._bounding.under_claim(self._first.served())
         return first if self._second is None else _both(first, self._second.served())
 
     async def _all(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -203,6 +297,8 @@ class _Continued:
                 yield event
         if not last:
             self._ended("complete" if self._finish == "stop" else None)
+            if self._finish == "stop":
+                self._completed("".join(self._text))
             return
         second = await self._opened()
         if second is None:

@@ -258,6 +258,11 @@ class RequestRecord:
         """Return the record of one input, for a runner of a single input."""
         return self.some((index,))
 
+    @property
+    def is_audit(self) -> bool:
+        """Return whether no client asked: what is made is compared behind another request."""
+        return self._request.endpoint == "audit"
+
     def some(self, indices: Sequence[int]) -> "RequestRecord":
         """Return the record of some inputs, for a runner of those."""
         chosen = [self.inputs[index] for index in indices]

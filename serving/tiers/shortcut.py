@@ -13,7 +13,7 @@ from serving.evidence.statistics.judged import JudgedPair
 SUBJECT_PREFIX = "cluster/"
 
 
-class _JudgedAnswer:
+class JudgedAnswer:
     """What holds for every answer of a frontier model that a judge compares."""
 
     __slots__ = ()
@@ -35,7 +35,7 @@ class _JudgedAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class CheaperTier(_JudgedAnswer):
+class CheaperTier(JudgedAnswer):
     """Implements Shortcut: a model of a cheaper tier answers a cluster of open-ended requests.
 
     cluster: its id. clustering: the version of its centres. tier, model: that answer. judge: the
@@ -77,7 +77,7 @@ class CheaperTier(_JudgedAnswer):
 
 
 @dataclass(frozen=True, slots=True)
-class CascadedTier(_JudgedAnswer):
+class CascadedTier(JudgedAnswer):
     """Implements Shortcut: a cheaper tier's answer that its self-check finds sure enough.
 
     check: how sure it is of itself; the claim's threshold is in its units. Others: as CheaperTier.
