@@ -11,6 +11,7 @@
 # make gate    test INT8 and INT4 models against the 16-bit one and show the verdicts
 # make docs-examples   write a running stack's answers into a page; PAGE=docs/tasks.md
 # make bench   measure the running stack beside bare vLLM and an empty handler
+# make bench-goals   print every goal for the stack's own cost as met or missed; BENCH_ARGS=--quick
 # make bench-check   compare what a request costs the gateway with the figures in the repository
 # make soak    an hour of mixed traffic with faults: leaks, and the ledger beside the provider's books;
 #              BENCH_ARGS="--minutes N"
@@ -33,7 +34,7 @@ FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 PAGE ?= README.md
 
-.PHONY: serve test test-slow test-cluster unit unit-coverage coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-check soak bench-gate bench-gateway bench-ledger bench-cache bench-cost bench-cost-live bench-evidence bench-tiers lock clean
+.PHONY: serve test test-slow test-cluster unit unit-coverage coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-goals bench-check soak bench-gate bench-gateway bench-ledger bench-cache bench-cost bench-cost-live bench-evidence bench-tiers lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -103,6 +104,9 @@ proof-evidence: $(VENV)/.cpu-dev
 
 bench: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks stack --port $(PORT) --state $(STATE) $(BENCH_ARGS)
+
+bench-goals: $(VENV)/.cpu
+	$(VENV)/bin/python -m benchmarks goals --state $(STATE) $(BENCH_ARGS)
 
 bench-check: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks check $(BENCH_ARGS)

@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.check import Ratios
 from benchmarks.processes import instant_provider, reports_only
 from benchmarks.texts import INSTRUCTION, NEW_INSTRUCTION, instructed, texts
 from serving.commands.options import add_settings_options, settings_from
 from serving.host.terminal import terminal_progress
 
 if TYPE_CHECKING:
+    import psutil
+
     from benchmarks.load import LoadResult
     from serving.contracts.settings import Settings
 
@@ -66,26 +69,49 @@ class Target:
     repeated: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     rounds: "dict[int, list[LoadResult]]" = field(default_factory=dict)
+    cpu_s: dict[int, list[float]] = field(default_factory=dict)
+    """Processor time of the gateway's process for a request, by clients, one a round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A goal beside its figure. at_most: False where the figure must be at least the goal."""
+    """A goal beside its figure.
+
+    at_most: False where the figure must be at least the goal. values: the figure of each round.
+    """
 
     what: str
     figure: float
     goal: float
     unit: str
     at_most: bool = True
+    values: tuple[float, ...] = ()
 
     @property
     def is_met(self) -> bool:
         """Return whether the figure reaches the goal."""
         return self.figure <= self.goal if self.at_most else self.figure >= self.goal
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the goal with the 95 % interval of its figure; null where there are no rounds."""
+        low, high = Ratios([*self.values]).interval() if self.values else (None, None)
+        return {
+            "what": self.what, "figure": self.figure, "low": low, "high": high, "goal": self.goal,
+            "unit": self.unit, "at_most": self.at_most, "met": self.is_met,
+        }  # fmt: skip
+
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; goals are reported, not judged."""
+    document = measured(args)
+    if document is None:
+        return 1
+    _print(document, as_json=args.json)
+    return 0
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Start the stack, measure it and return the report; None where a signal ended it."""
     from benchmarks.temporary_ledger import temporary_ledger, without_keys
     from serving.commands.first_start import Origin
     from serving.commands.serve import Start, prepare
@@ -103,12 +129,12 @@ def run(args: argparse.Namespace) -> int:
                     local_stack(checked.settings) as stack,
                 ):
                     Start(checked, stack).run()
-                    targets = _measure(stack.url, upstream, args)
-                    memory_mb = gateway_memory_mb()
+                    process = _gateway_process()
+                    targets = measure_targets(stack.url, upstream, process, args)
+                    memory_mb = process.memory_info().rss / 1e6
             except StopRequested:
-                return 1
-    _print(document_of(targets, args, memory_mb, url), as_json=args.json)
-    return 0
+                return None
+    return document_of(targets, args, memory_mb, url)
 
 
 @contextmanager
@@ -169,7 +195,10 @@ def targets_of(url: str, upstream: str) -> list[Target]:
     ]
 
 
-def _measure(url: str, upstream: str, args: argparse.Namespace) -> list[Target]:
+def measure_targets(
+    url: str, upstream: str, process: "psutil.Process", args: argparse.Namespace, share: float = 1.0
+) -> list[Target]:
+    """Load every target in turn. process: the gateway's. share: of the requests of a round."""
     targets = targets_of(url, upstream)
     with terminal_progress() as progress:
         total = progress.add_task(
@@ -179,23 +208,33 @@ def _measure(url: str, upstream: str, args: argparse.Namespace) -> list[Target]:
         for number in range(args.rounds + 1):
             for clients in args.clients:
                 for target in targets:
-                    found = _load(target, clients, number)
+                    before_s = _cpu_s(process)
+                    found = _load(target, clients, number, share)
+                    took_s = (_cpu_s(process) - before_s) / len(found.latencies_s)
                     if number:
                         target.rounds.setdefault(clients, []).append(found)
+                        target.cpu_s.setdefault(clients, []).append(took_s)
                     progress.advance(total)
     return targets
 
 
-def _load(target: Target, clients: int, number: int) -> "LoadResult":
+def _cpu_s(process: "psutil.Process") -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _load(target: Target, clients: int, number: int, share: float) -> "LoadResult":
     from benchmarks.load import run_load
 
-    bodies = bodies_of(target, clients, number)
+    bodies = bodies_of(target, clients, number, share)
     return asyncio.run(run_load(target.path, bodies, clients, target.headers))
 
 
-def bodies_of(target: Target, clients: int, number: int) -> list[dict[str, Any] | None]:
-    """Return the bodies of one round. number: of the round."""
-    count, seed = _REQUESTS[clients], 1000 * number + clients
+def bodies_of(
+    target: Target, clients: int, number: int, share: float = 1.0
+) -> list[dict[str, Any] | None]:
+    """Return the bodies of one round. number: of the round. share: of its requests."""
+    count, seed = max(2 * clients, int(share * _REQUESTS[clients])), 1000 * number + clients
     if target.model is None:
         return [None] * count
     found = ["one text"] * count if target.repeated else texts(count, seed)
@@ -203,18 +242,18 @@ def bodies_of(target: Target, clients: int, number: int) -> list[dict[str, Any] 
     return [*instructed(target.model, target.instruction, found, seed * 10_000)]
 
 
-def gateway_memory_mb() -> float:
-    """Return the resident memory of the largest gateway replica that this process started, MB."""
+def _gateway_process() -> "psutil.Process":
+    """Return the largest gateway replica that this process started."""
     import psutil
 
     from serving.app import GATEWAY_DEPLOYMENT
 
     found = [
-        process.memory_info().rss
+        process
         for process in psutil.Process().children(recursive=True)
         if f":{GATEWAY_DEPLOYMENT}" in "".join(process.cmdline()[:1])
     ]
-    return max(found) / 1e6
+    return max(found, key=lambda process: process.memory_info().rss)
 
 
 def document_of(
@@ -233,21 +272,24 @@ def document_of(
         "on the same cores",
         "rows": rows,
         "gateway_memory_mb": memory_mb,
-        "goals": [
-            {
-                "what": one.what, "figure": one.figure, "goal": one.goal, "unit": one.unit,
-                "at_most": one.at_most, "met": one.is_met,
-            }
-            for one in goals_of(rows, memory_mb)
-        ],
-    }  # fmt: skip
+        "goals": [one.as_json() for one in goals_of(rows, memory_mb)],
+    }
 
 
 def _row(target: Target, empty: Target, clients: int) -> dict[str, Any]:
     from benchmarks.load import percentile
 
-    found = target.rounds[clients]
-    p50_ms, empty_ms = _p50_ms(found), _p50_ms(empty.rounds[clients])
+    found, empties = target.rounds[clients], empty.rounds[clients]
+    p50_ms, empty_ms = _p50_ms(found), _p50_ms(empties)
+    each = [
+        {
+            "over_empty_ms": _p50_ms([item]) - _p50_ms([beside]),
+            "p99_over_p50": percentile(item.latencies_s, 0.99) * 1000 / _p50_ms([item]),
+            "requests_per_s": item.requests_per_s,
+        }
+        for item, beside in zip(found, empties, strict=True)
+    ]
+    cpu_s = target.cpu_s.get(clients)
     return {
         "target": target.name,
         "clients": clients,
@@ -258,11 +300,13 @@ def _row(target: Target, empty: Target, clients: int) -> dict[str, Any]:
         "over_empty_ms": p50_ms - empty_ms,
         "over_empty": p50_ms / empty_ms,
         "requests_per_s": statistics.median(item.requests_per_s for item in found),
+        "gateway_cpu_ms": None if cpu_s is None else statistics.median(cpu_s) * 1000,
+        "rounds": each,
     }
 
 
 def goals_of(rows: Sequence[Mapping[str, Any]], memory_mb: float) -> list[Goal]:
-    """Return every goal that the rows have a figure for."""
+    """Return every goal that the rows have a figure for. Figures: medians over rounds."""
     found = []
     for row in rows:
         name, clients = row["target"], row["clients"]
@@ -270,13 +314,24 @@ def goals_of(rows: Sequence[Mapping[str, Any]], memory_mb: float) -> list[Goal]:
             continue
         if clients == 1:
             what = f"{name}, added to p50 at 1 client"
-            found.append(Goal(what, row["over_empty_ms"], ADDED_MS[name], "ms"))
+            values = _rounds(row, "over_empty_ms")
+            goal = Goal(what, statistics.median(values), ADDED_MS[name], "ms", True, values)
         else:
             what = f"{name}, at 16 clients"
-            found.append(Goal(what, row["requests_per_s"], PER_S[name], "requests/s", False))
-        times = row["p99_ms"] / row["p50_ms"]
-        found.append(Goal(f"{name}, p99 at {clients}", times, P99_TIMES_P50, "times p50"))
+            values = _rounds(row, "requests_per_s")
+            rate = statistics.median(values)
+            goal = Goal(what, rate, PER_S[name], "requests/s", False, values)
+        tails = _rounds(row, "p99_over_p50")
+        tail = statistics.median(tails)
+        found += [
+            goal,
+            Goal(f"{name}, p99 at {clients}", tail, P99_TIMES_P50, "times p50", True, tails),
+        ]
     return [*found, Goal("memory of a gateway replica", memory_mb, MEMORY_MB, "MB")]
+
+
+def _rounds(row: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    return tuple(each[name] for each in row["rounds"])
 
 
 def _p50_ms(found: "Sequence[LoadResult]") -> float:
@@ -303,10 +358,16 @@ def lines(document: Mapping[str, Any]) -> Iterator[str]:
             f"p99 {row['p99_ms']:>7.2f} ms  "
             f"over empty {row['over_empty_ms']:>+7.2f} ms ({row['over_empty']:.2f}x)  "
             f"{row['requests_per_s']:>7.1f} requests/s"
+            + (
+                ""
+                if row["gateway_cpu_ms"] is None
+                else f"  gateway {row['gateway_cpu_ms']:.2f} ms of processor time"
+            )
         )
     for one in document["goals"]:
         sign = "<=" if one["at_most"] else ">="
+        spread = "" if one["low"] is None else f"({one['low']:.2f} to {one['high']:.2f})"
         yield (
-            f"goal {one['what']:<50} {one['figure']:>8.2f} {one['unit']:<10} "
+            f"goal {one['what']:<50} {one['figure']:>8.2f} {spread:<22} {one['unit']:<10} "
             f"{sign} {one['goal']:g}  {'met' if one['met'] else 'MISSED'}"
         )

@@ -34,8 +34,14 @@ class GatewayProcess:
         return float(times.user + times.system)
 
 
-def settings_of(state: Path, provider: "ProviderSettings", *, cached: bool) -> "Settings":
-    """Return the settings of a gateway in front of one provider, with its ledger in `state`."""
+def settings_of(
+    state: Path, provider: "ProviderSettings", *, cached: bool, url: str | None = None
+) -> "Settings":
+    """Return the settings of a gateway in front of one provider, with its ledger in `state`.
+
+    url: of the ledger's PostgreSQL database; it is written into a file of `state`, because settings
+    that are printed as JSON do not show it.
+    """
     from serving.contracts.cache_settings import CacheSettings
     from serving.contracts.evidence_settings import EvidenceSettings
     from serving.contracts.frontier_settings import FrontierSettings
@@ -43,12 +49,18 @@ def settings_of(state: Path, provider: "ProviderSettings", *, cached: bool) -> "
     from serving.contracts.routing import TIERS
     from serving.contracts.settings import Settings
 
+    url_file = None
+    if url is not None:
+        state.mkdir(parents=True, exist_ok=True)
+        url_file = state / "ledger-url"
+        url_file.touch(mode=0o600)
+        url_file.write_text(url, encoding="utf-8")
     return Settings(
         state=state,
         models=(),
         auth=AuthSettings(mode="off"),
         # A machine that other work starves is slow, and refuses nothing.
-        ledger=LedgerSettings(call_wait_s=60.0),
+        ledger=LedgerSettings(call_wait_s=60.0, url_file=url_file),
         cache=CacheSettings(enabled=cached, lookup_timeout_s=_LOOKUP_S),
         evidence=EvidenceSettings(enabled=False),
         frontier=FrontierSettings(

@@ -37,41 +37,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and report. Exit status 0; figures are reported, not judged."""
     from benchmarks import stack_report as report
-    from benchmarks.temporary_ledger import temporary_ledger, without_keys
-    from serving.artifacts.checkpoint import locate
-    from serving.commands.first_start import Origin
-    from serving.commands.serve import Start, prepare
-    from serving.lifecycle.signals import StopRequested, signals_raise
-    from serving.lifecycle.stack import local_stack
 
-    # Speed is measured on every task.
-    settings = without_keys(settings_from(args))
-    rules = settings.attestation.model_copy(update={"development": True})
-    settings = settings.model_copy(update={"attestation": rules})
-    prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
-    with signals_raise():
-        try:
-            with (
-                reports_only(),
-                temporary_ledger(prepared) as checked,
-                local_stack(checked.settings) as stack,
-            ):
-                Start(checked, stack).run()
-                model = settings.models[0]
-                checkpoint = locate(model, settings.state)
-                with step("starting bare vLLM"):
-                    bare = _start_bare(settings, checkpoint)
-                try:
-                    tasks = _tasks(settings, prepared.specs, checkpoint)
-                    plan = cells(args.tasks, args.clients, quick=args.quick)
-                    rounds = _measure(stack.url, bare, tasks, plan, args.rounds)
-                finally:
-                    bare.stop()
-        except StopRequested:
-            return 1
+    settings = measured_settings(args)
+    rounds = measured(settings, args)
+    if rounds is None:
+        return 1
     rows = [report.row(item) for item in rounds]
     machine = described()
-    workload = {"model": model.id, "rounds": args.rounds, "prompts": "built-in tasks",
+    workload = {"model": settings.models[0].id, "rounds": args.rounds, "prompts": "built-in tasks",
                 "inputs": "20 to 35 words, all different"}  # fmt: skip
     document = report.as_json(rows, machine, workload)
     out = args.out or settings.state / "bench.json"
@@ -82,6 +55,46 @@ def run(args: argparse.Namespace) -> int:
         report.print_table(rows, machine, workload)
         print(f"written to {out}", file=sys.stderr)
     return 0
+
+
+def measured_settings(args: argparse.Namespace) -> "Settings":
+    """Return the settings that are measured: speed is measured on every task."""
+    from benchmarks.temporary_ledger import without_keys
+
+    settings = without_keys(settings_from(args))
+    rules = settings.attestation.model_copy(update={"development": True})
+    return settings.model_copy(update={"attestation": rules})
+
+
+def measured(settings: "Settings", args: argparse.Namespace) -> "list[Rounds] | None":
+    """Start the stack and bare vLLM, and measure both; None where a signal ended it."""
+    from benchmarks.temporary_ledger import temporary_ledger
+    from serving.artifacts.checkpoint import locate
+    from serving.commands.first_start import Origin
+    from serving.commands.serve import Start, prepare
+    from serving.lifecycle.signals import StopRequested, signals_raise
+    from serving.lifecycle.stack import local_stack
+
+    prepared = prepare(settings, Origin(args.config, settings.tasks_dir))
+    with signals_raise():
+        try:
+            with (
+                reports_only(),
+                temporary_ledger(prepared) as checked,
+                local_stack(checked.settings) as stack,
+            ):
+                Start(checked, stack).run()
+                checkpoint = locate(settings.models[0], settings.state)
+                with step("starting bare vLLM"):
+                    bare = _start_bare(settings, checkpoint)
+                try:
+                    tasks = _tasks(settings, prepared.specs, checkpoint)
+                    plan = cells(args.tasks, args.clients, quick=args.quick)
+                    return _measure(stack.url, bare, tasks, plan, args.rounds)
+                finally:
+                    bare.stop()
+        except StopRequested:
+            return None
 
 
 def _start_bare(settings: "Settings", checkpoint: Any) -> "OfflineEngine":
