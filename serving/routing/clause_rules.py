@@ -71,6 +71,10 @@ _JUDGED = re.compile(
     r"\b(?:write|draft|compose|invent|schreib\w*|verfasse|rédige|écris|redacta|escribe) (?:me |"
     r"mir |moi )?"
     r"(?:a|an|some|two|three|eine?n?|drei|une?|trois|una?|tres) (?!word|wort|mot|palabra|single)|"
+    # "Schlage eine Antwort vor": the verb stands apart.
+    r"\b(?:schlag\w*|stell\w*|denk\w*|fass\w*) (?:[^\W\d_]+ ){1,6}(?:vor|zusammen|aus|dar)\b|"
+    r"\b(?:suggest|propose|recommend|proposez?|suggère\w*|propón|propone|sugiere|recomienda) "
+    r"(?:a|an|some|two|three|une?|des|deux|trois|una?|dos|tres)\b|"
     r"\b(?:also|additionally|außerdem|zusätzlich|nebenbei|aussi|además|también)\b|\badd (?:a|an|"
     r"some)\b|"
     r"\b(?:a reply|an answer|a response|eine antwort|une réponse|una respuesta) (?:to|an|auf|à|"
@@ -85,13 +89,19 @@ _JUDGED = re.compile(
     r"nenne|schreib|erkläre|korrigiere|donne (?!les|la|le)|écris|corrige|escribe|corrige|añade|"
     r"explica)"
     r"(?!\w*(?: me| mir| moi)? (?:the |only |nothing |just |nur |back |it |them |out |down |your |"
-    r"§|sonst |nichts |no |solo |nada ))|"
+    r"(?:its|their|ihren?|deren|leurs?|sus?) (?:types?|labels?|typ|typen|tipos?)\b|§|sonst |"
+    r"nichts |no |solo |nada ))|"
     r"\bis (?:this|that|the|my) (?:§lang )?translation\b"
 )
 _SECOND_QUESTION = re.compile(
     r"\b(?:and|und|et|y|plus) (?:which|what|who|whom|how|when|where|welche[rsn]?|wer|was|wie|wo|"
     r"wann|"
     r"quel(?:le)?s?|qui|comment|où|quand|qué|quién|cuál|cómo|dónde|cuándo)\b"
+)
+# "Which people and which places" asks for one list of entities.
+_SECOND_QUESTION_OF_ENTITIES = re.compile(
+    rf"(?:{_SECOND_QUESTION.pattern})(?! (?:§ner|people|person\w*|places?|locations?|"
+    r"organi[sz]a\w*|compan(?:y|ies)|orte?|firmen|unternehmen|lieux?|entreprises?|lugar(?:es)?|empresas?)\b)"
 )
 _SENTIMENT = re.compile(
     r"sent[ei]?m[ie]{1,2}nt|polarit|stimmung|tonalit|tonalidad|polaridad|valence|valencia|"
@@ -174,7 +184,6 @@ _ALWAYS = (
     ("other labels", _LONGER_LIST),
     ("several texts or parts", _ENUMERATED),
     ("a scale or a length", _LENGTH),
-    ("a second question", _SECOND_QUESTION),
     ("a request not to do it", _REFUSED_TASK),
     ("another request", _JUDGED),
     ("a change of the text", _EDIT),
@@ -185,7 +194,8 @@ _UNLESS_NEGATED = (("a reason", _REASON), ("another output", _OTHER_FORMAT))
 
 def clause_obstacle(clauses: Sequence[str], task: str) -> str | None:
     """Return why normalised clauses ask for more or other than a task's output, or None."""
-    always = list(_ALWAYS)
+    second = _SECOND_QUESTION_OF_ENTITIES if task == "ner" else _SECOND_QUESTION
+    always = [*_ALWAYS, ("a second question", second)]
     if task in _OTHER_TASKS:
         always.append(("a second task", _OTHER_TASKS[task]))
     if task == "ner":

@@ -11,6 +11,11 @@ _SYNONYMS: Mapping[str, str] = {
     "positive": r"positiv(?:e[snrm]?|o|a|f|i)?s?|positifs?|pos",
     "negative": r"negativ(?:e[snrm]?|o|a)?s?|n[ée]gati(?:fs?|ves?)|neg",
     "neutral": r"neutrale?s?|neutraler|neutres?|neutr[oa]s?",
+    "world": r"welt|ausland|monde|mundo",
+    "sports": r"sport|deportes?",
+    "business": r"wirtschaft|[ée]conomie|econom[íi]a",
+    "sci-tech": r"sciences? (?:and|&) tech(?:nology)?|wissenschaft (?:und|&) technik"
+    r"|sciences? et (?:technologies?|techniques?)|ciencias? y tecnolog[íi]a",
     "person": r"persons?|people|personen|personnes?|personas?|names of people|person names|per",
     "organization": r"organi[sz]ations?|compan(?:y|ies)|institutions?|organisationen|unternehmen"
     r"|organizaci(?:ón|ones)|entreprises?|empresas?|orgs?",

@@ -126,6 +126,43 @@ def test_labels_languages_and_the_text_become_tokens(specs: dict[str, TaskSpec])
     assert normaliser.clauses("Put … into German\nText: …") == ["put §text into §lang"]
 
 
+@pytest.mark.parametrize(
+    ("clause", "task", "is_refused"),
+    [
+        ("schlage dazu eine antwort vor", "sentiment", True),
+        ("stell mir danach drei titel zusammen", "topic", True),
+        ("suggest a reply", "sentiment", True),
+        ("propose une réponse", "topic", True),
+        ("stelle fest ob der text §sentiment ist", "sentiment", False),
+        ("quelles §ner et quels lieux sont cités", "ner", False),
+        ("quelles §ner et quels mots", "ner", True),
+        ("which §sentiment and which places", "sentiment", True),
+        ("find every named entity and give its type", "ner", False),
+        ("find every named entity and give its history", "ner", True),
+    ],
+)
+def test_another_request_is_refused_and_a_part_of_the_tasks_own_is_not(
+    clause: str, task: str, *, is_refused: bool
+) -> None:
+    assert (clause_obstacle([clause], task) is not None) == is_refused
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "In welches Ressort gehört die Meldung: Welt, Sport, Wirtschaft oder Wissenschaft und "
+        "Technik?",
+        "Attribue une catégorie à l'article : Monde, Sport, Économie ou Sciences et technologies.",
+        "Asigna una categoría al titular: Mundo, Deportes, Economía o Ciencia y tecnología.",
+    ],
+)
+def test_topics_are_named_in_other_languages(detector: NarrowDetector, order: str) -> None:
+    detection = found(detector, TEXT, order)
+    assert detection.request is not None, detection.because
+    assert (detection.request.task, detection.request.text) == ("topic", TEXT)
+    assert len(detection.labels or {}) == 4
+
+
 def test_a_reason_is_refused_and_its_absence_is_not() -> None:
     assert clause_obstacle(["explain your choice"], "sentiment") is not None
     assert clause_obstacle(["do not explain your choice"], "sentiment") is None
@@ -185,7 +222,8 @@ def test_a_model_without_a_clause_head_still_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("half", "recall", "taken"), [("A", 0.88, 2), ("B", 0.86, 2), ("C", 0.88, 2), ("D", 0.88, 2)]
+    ("half", "recall", "taken"),
+    [("A", 0.88, 2), ("B", 0.86, 2), ("C", 0.88, 2), ("D", 0.88, 2), ("E", 0.88, 2)],
 )
 def test_held_out_phrasings(
     embedder: ThreadedEmbedder, specs: dict[str, TaskSpec], half: str, recall: float, taken: int
