@@ -95,7 +95,11 @@ class FileStore:
 
     def listed(self, tenant: str, purpose: str | None, page: PageRequest) -> Page:
         """Return a tenant's files. Raises NotFound for an unknown `after`."""
-        query = select(table).where(table.c.tenant == tenant, table.c.expires_at > self._now())
+        in_use = select(batches.c.input_file).where(batches.c.status.not_in(FINAL_STATUSES))
+        query = select(table).where(
+            table.c.tenant == tenant,
+            or_(table.c.expires_at > self._now(), table.c.id.in_(in_use)),
+        )
         if purpose is not None:
             query = query.where(table.c.purpose == purpose)
         with self._database.read() as connection:
@@ -147,11 +151,12 @@ class FileStore:
             self._blobs.delete(address)
 
     def _row(self, tenant: str, file: str) -> Row[Any]:
-        query = select(table).where(
-            table.c.id == file, table.c.tenant == tenant, table.c.expires_at > self._now()
-        )
+        query = select(table).where(table.c.id == file, table.c.tenant == tenant)
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
+            if row is not None and row.expires_at <= self._now():
+                # The input of a batch stays as long as the batch needs it.
+                row = row if self._used(connection, [file]) else None
         if row is None:
             raise NotFound(
                 f"there is no file {file[:64]!r}",

@@ -143,7 +143,10 @@ class OpenAIBatches:
         batch = await self._calls.read(lambda: self._batches.retrieve(batch_id))
         if batch is None:
             raise self._calls.missing(batch_id)
-        counts = self._state(batch).counts
+        state = self._state(batch)
+        if not state.is_final:
+            raise unreadable(self._calls.name, f"a batch that had ended is {batch['status']!r}")
+        counts = state.counts
         ids = [batch.get("output_file_id"), batch.get("error_file_id")]
         files = [partial(self._files.content, id_) for id_ in ids if id_ and isinstance(id_, str)]
         reader = ResultReader(self._calls, batch_id, keys if files else ())
@@ -231,7 +234,8 @@ def _file_of(lines: Sequence[ProviderLine], provider: str) -> bytes:
 def _problems(batch: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     errors = batch.get("errors")
     data = errors.get("data") if isinstance(errors, Mapping) else None
-    found = [problem for problem in data or [] if isinstance(problem, Mapping)]
+    listed = data if isinstance(data, list) else []
+    found = [problem for problem in listed if isinstance(problem, Mapping)]
     return found[:_SHOWN_PROBLEMS]
 
 

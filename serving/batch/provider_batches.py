@@ -15,6 +15,7 @@ from serving.contracts.errors import (
     FrontierUnknownModel,
     NarrowgateError,
 )
+from serving.contracts.prices import BATCH
 from serving.frontier.failures import is_unreached
 from serving.frontier.provider_api import WholeAnswer
 from serving.frontier.spent import NOTHING, RequestFacts, Spent, spent_on
@@ -184,7 +185,7 @@ def may_leave_batch(error: FrontierError) -> bool:
 
 def checked_spent(result: ProviderLineResult, facts: RequestFacts) -> Spent:
     """Return a result's usage, estimated where the provider's own is missing or not possible."""
-    if result.document is None or result.spent.source != "reported":
+    if result.document is None:
         return result.spent
-    answer = WholeAnswer(result.document, result.spent.usage, result.spent.service_tier)
+    answer = WholeAnswer(result.document, result.spent.usage, BATCH)
     return spent_on(answer, facts)

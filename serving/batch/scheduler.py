@@ -7,9 +7,9 @@ place is given to another, and is never repeated where a provider may have bille
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -57,6 +57,7 @@ _AFTER_FAILURE_S = 1.0
 _HELD_EVERY_S = 10.0
 _ADDED_AT_ONCE = 1000
 _WRITTEN_AT_ONCE = 500
+_DEFECT_PAUSE = timedelta(seconds=60)
 _LOST_CODE = "outcome_unknown"
 _LOST = (
     "the gateway stopped while a provider was asked; the call may have been billed and was not "
@@ -135,6 +136,7 @@ class Scheduler:
         self._progress: defaultdict[str, _Progress] = defaultdict(_Progress)
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy: dict[str, asyncio.Task[None]] = {}
+        self._defective: dict[str, datetime] = {}
         self._ends: list[LineEnd] = []
         self._ended = asyncio.Event()
         self._flushing = asyncio.Lock()
@@ -178,6 +180,9 @@ class Scheduler:
             logger.warning("batch.database_unavailable error=%s", type(error).__name__)
             if self._lease_left_s() <= 0:
                 self._lose()
+        except Exception:
+            # The process edge of the lane: its end would be the end of all batches.
+            logger.exception("batch.round_failed")
         return _AFTER_FAILURE_S
 
     async def _led(self) -> float:
@@ -200,7 +205,7 @@ class Scheduler:
                 await asyncio.wait(remaining)
             await self._flush()
             await self._recover()
-        active = await self._run(parts.store.active)
+        active = self._sound(await self._run(parts.store.active))
         self._report(active)
         if loop.time() >= self._summed_at_s + _HELD_EVERY_S:
             self._summed_at_s = loop.time()
@@ -211,7 +216,8 @@ class Scheduler:
         if not active:
             return _IDLE_S
         for batch in active:
-            await self._attend(batch)
+            async with self._apart(batch):
+                await self._attend(batch)
         self._follow(active)
         await self._start(active)
         return _BUSY_S if self._tasks else 4 * _BUSY_S
@@ -244,6 +250,12 @@ class Scheduler:
             task.cancel()
         self._progress.clear()
 
+    def _sound(self, active: Sequence[ActiveBatch]) -> list[ActiveBatch]:
+        """Return the batches that are not left alone after a defect."""
+        now = self._parts.now()
+        self._defective = {id_: until for id_, until in self._defective.items() if until > now}
+        return [batch for batch in active if batch.id not in self._defective]
+
     def _report(self, active: Sequence[ActiveBatch]) -> None:
         counts: dict[str, int] = {}
         for batch in active:
@@ -253,6 +265,20 @@ class Scheduler:
         self._parts.events.batch_round(counts, max(waits, default=0.0), len(self._tasks))
 
     # One batch.
+
+    @asynccontextmanager
+    async def _apart(self, batch: ActiveBatch) -> AsyncIterator[None]:
+        """Keep a batch's defect from other batches: it is left alone for a while.
+
+        Errors of the lease and of the database concern all of them, and pass.
+        """
+        try:
+            yield
+        except (LeaseLost, LedgerUnavailable, SQLAlchemyError):
+            raise
+        except Exception:
+            logger.exception("batch.failed id=%s", batch.id)
+            self._defective[batch.id] = self._parts.now() + _DEFECT_PAUSE
 
     async def _attend(self, batch: ActiveBatch) -> None:
         """Do what a batch needs besides running its lines."""
@@ -288,6 +314,7 @@ class Scheduler:
             except Exception:
                 # The process edge of a batch: another batch must not wait for it.
                 logger.exception("batch.failed id=%s", batch)
+                self._defective[batch.partition(" ")[0]] = self._parts.now() + _DEFECT_PAUSE
             finally:
                 del self._busy[batch]
                 self._woken.set()
@@ -407,9 +434,10 @@ class Scheduler:
         self._turn = (self._turn + 1) % len(ready)
         order = ready[self._turn :] + ready[: self._turn]
         for position, batch in enumerate(order):
-            waiting = await self._submit_some(batch)
-            share = -(-max(0, free) // (len(order) - position))
-            free -= await self._start_some(batch, share, waiting)
+            async with self._apart(batch):
+                waiting = await self._submit_some(batch)
+                share = -(-max(0, free) // (len(order) - position))
+                free -= await self._start_some(batch, share, waiting)
 
     async def _start_some(self, batch: ActiveBatch, most: int, but: Sequence[str]) -> int:
         progress, parts = self._progress[batch.id], self._parts
@@ -418,7 +446,6 @@ class Scheduler:
         if most <= 0:
             return 0
         room = await self._room(batch, progress)
-        blob = await self._run(parts.files.blob, batch.caller.tenant, batch.input_file)
         lines = await self._run(
             parts.store.claim, self.holder, batch.id, most, parts.now(), room, but
         )
@@ -426,10 +453,15 @@ class Scheduler:
             if not but:
                 await self._stop_at_limit(batch, progress, room)
             return 0
+
+        def read() -> list[bytes]:
+            blob = parts.files.blob(batch.caller.tenant, batch.input_file)
+            return [parts.blobs.slice(blob, line.start, line.length) for line in lines]
+
         try:
-            texts = await self._run(
-                lambda: [parts.blobs.slice(blob, line.start, line.length) for line in lines]
-            )
+            texts = await self._run(read)
+        except LedgerUnavailable:
+            raise
         except NarrowgateError as error:
             # The content is missing or damaged: a retry would not help.
             self._ends += [parts.runner.refused(line, error, None) for line in lines]

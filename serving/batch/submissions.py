@@ -13,11 +13,14 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Protocol, TypeVar
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from serving.batch.blobs import BlobStore
 from serving.batch.files import FileStore
 from serving.batch.lines import BadLine, LineFormat, read_line
 from serving.batch.provider_batches import (
     ProviderBatches,
+    ProviderBatchState,
     ProviderLine,
     ProviderLineResult,
     Uncertain,
@@ -25,7 +28,7 @@ from serving.batch.provider_batches import (
     may_leave_batch,
 )
 from serving.batch.runner import Fence, LineRunner, unrun_text
-from serving.batch.store import ActiveBatch, ClaimedLine, LineEnd
+from serving.batch.store import ActiveBatch, ClaimedLine, LeaseLost, LineEnd
 from serving.batch.submission_store import LedgerRows, Submission, SubmissionStore
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.context import RequestContext
@@ -36,6 +39,7 @@ from serving.contracts.errors import (
     FrontierRejected,
     LedgerUnavailable,
     NarrowgateError,
+    NotFound,
 )
 from serving.contracts.exits import Exit, ExitObserver
 from serving.contracts.frontier import FrontierCall
@@ -63,6 +67,8 @@ A client that asks for 24 hours gets a provider's batch of 24 hours; at the dead
 cancelled, and what it has answered by then is taken in.
 """
 _LOST_AFTER = timedelta(hours=1)
+_INCOMPLETE_FOR = timedelta(hours=6)
+_LONGEST_PAUSE_S = 3600.0
 _PREPARE_S = 60.0
 _PAUSE_S = 60.0
 _UNKNOWN_CODE = "outcome_unknown"
@@ -120,7 +126,8 @@ class Submissions:
         self._run = run
         self._fence = fence
         self._told = ended
-        self._asked_at: dict[str, datetime] = {}
+        self._ask_at: dict[str, datetime] = {}
+        self._incomplete: dict[str, tuple[datetime, int]] = {}
         self._cancelled: set[str] = set()
         self.submitting: set[str] = set()
 
@@ -170,19 +177,19 @@ class Submissions:
             batch, provider = batches.get(one.batch), parts.providers.get(one.provider)
             if one.id in self.submitting or batch is None or provider is None:
                 continue
-            asked = self._asked_at.get(one.id)
-            pause = timedelta(seconds=parts.settings.provider_poll_s)
-            if (
-                asked is not None
-                and parts.now() < asked + pause
-                and not self._must_cancel(one, batch)
-            ):
+            now = parts.now()
+            if now < self._ask_at.get(one.id, now) and not self._must_cancel(one, batch):
                 continue
-            self._asked_at[one.id] = parts.now()
+            self._ask_at[one.id] = now + timedelta(seconds=parts.settings.provider_poll_s)
             try:
                 await self._follow(one, batch, provider)
             except FrontierError as error:
                 logger.warning("batch.provider_failed id=%s code=%s", one.id, error.code)
+            except (LeaseLost, LedgerUnavailable, SQLAlchemyError):
+                raise
+            except Exception:
+                # Another submission, of another tenant, must not wait for this one.
+                logger.exception("batch.submission_failed id=%s", one.id)
 
     # Submission.
 
@@ -250,8 +257,11 @@ class Submissions:
         parts = self._parts
 
         def prepare() -> list[tuple[ClaimedLine, BatchRequest | NarrowgateError]]:
-            blob = parts.files.blob(batch.caller.tenant, batch.input_file)
             found: list[tuple[ClaimedLine, BatchRequest | NarrowgateError]] = []
+            try:
+                blob = parts.files.blob(batch.caller.tenant, batch.input_file)
+            except NotFound as error:
+                return [(line, error) for line in lines]
             for line in lines:
                 try:
                     data = parts.blobs.slice(blob, line.start, line.length)
@@ -329,7 +339,7 @@ class Submissions:
             error = FrontierRejected(f"the provider refused the batch: {text}")
             await self._give_back(one.id, batch, error, one.created_at, retry=state.is_retryable)
         elif state.is_final or is_lost:
-            await self._take_in(one, batch, provider, lines, is_lost=is_lost)
+            await self._take_in(one, batch, provider, lines, None if is_lost else state)
 
     async def _take_in(
         self,
@@ -337,12 +347,12 @@ class Submissions:
         batch: ActiveBatch,
         provider: ProviderBatches,
         lines: Sequence[ClaimedLine],
-        *,
-        is_lost: bool,
+        state: ProviderBatchState | None,
     ) -> None:
+        """Take results in. state: None for a batch that the provider no longer has."""
         parts, left = self._parts, {line.request_id: line for line in lines}
         assert one.provider_id is not None
-        if not is_lost:
+        if state is not None:
             some: list[ProviderLineResult] = []
             async with aclosing(provider.results(one.provider_id, list(left))) as results:
                 async for result in results:
@@ -351,12 +361,34 @@ class Submissions:
                         await self._ended(one, batch, some, left)
                         some = []
             await self._ended(one, batch, some, left)
+            if len(left) > _unrun(state, len(left)) and self._may_come(one, provider):
+                logger.warning(
+                    "batch.results_missing id=%s provider_id=%s lines=%d",
+                    one.id, one.provider_id, len(left),
+                )  # fmt: skip
+                return
         # Nothing says what became of these: they stay held, and are not repeated.
         missing = [ProviderLineResult(key, "errored", spent=UNKNOWN) for key in list(left)]
         await self._ended(one, batch, missing, left)
         await self._run(parts.store.mark, one.id, "ended", parts.now(), one.provider_id)
-        await self._forget(provider, one.provider_id)
+        self._incomplete.pop(one.id, None)
+        if not missing:
+            # Else the provider's copy may be the only one of what was paid for.
+            await self._forget(provider, one.provider_id)
         logger.info("batch.taken_in id=%s lines=%d missing=%d", one.id, len(lines), len(missing))
+
+    def _may_come(self, one: Submission, provider: ProviderBatches) -> bool:
+        """Note that an ended batch lacks results; return whether they are still waited for.
+
+        Its files may lag behind its state, or a proxy may have answered in the provider's place.
+        """
+        now = self._parts.now()
+        since, asks = self._incomplete.get(one.id, (now, 0))
+        self._incomplete[one.id] = since, asks + 1
+        pause_s = min(_LONGEST_PAUSE_S, self._parts.settings.provider_poll_s * 2.0**asks)
+        self._ask_at[one.id] = now + timedelta(seconds=pause_s)
+        window = timedelta(seconds=provider.window_s)
+        return now < min(since + _INCOMPLETE_FOR, one.created_at + window + _LOST_AFTER)
 
     async def _forget(self, provider: ProviderBatches, provider_id: str) -> None:
         """Delete the prompts and answers at the provider; they expire there where that fails."""
@@ -433,9 +465,11 @@ class Submissions:
             }  # fmt: skip
             end = LineEnd(line.batch, line.number, "succeeded", cost_usd=cost)
             return runner.sealed(end, runner.text(line, 200, json_text(document)))
-        if result.kind in ("expired", "cancelled") and spent is NOTHING:
-            if batch.stopped is None:
-                return _again(line)
+        if batch.stopped is None and spent is NOTHING and self._may_repeat(line, result):
+            # The first time at once: the deadline may be near.
+            pause_s = _PAUSE_S if line.attempt > 1 else 0.0
+            return _again(line, _code(result), self._parts.now() + timedelta(seconds=pause_s))
+        if result.kind in ("expired", "cancelled") and spent is NOTHING and batch.stopped:
             state = "expired" if batch.stopped == "expired" else "cancelled"
             code = "batch_expired" if state == "expired" else "batch_cancelled"
             return LineEnd(line.batch, line.number, state, error=code, cost_usd=cost)  # type: ignore[arg-type]
@@ -444,6 +478,14 @@ class Submissions:
         text = unrun_text(line.request_id, line.custom_id, _UNKNOWN_CODE, _UNKNOWN_TEXT)
         end = LineEnd(line.batch, line.number, "failed", error=_UNKNOWN_CODE, cost_usd=cost)
         return runner.sealed(end, text)
+
+    def _may_repeat(self, line: ClaimedLine, result: ProviderLineResult) -> bool:
+        """Return whether an unpaid line may be sent again; as for a line that runs here."""
+        if line.attempt >= self._parts.settings.max_attempts:
+            return False
+        if result.kind in ("expired", "cancelled"):
+            return True
+        return result.error is not None and result.error.retryable
 
     async def _give_back(
         self,
@@ -496,6 +538,13 @@ class Submissions:
     async def aclose(self) -> None:
         """Close the connections to the providers."""
         await asyncio.gather(*(one.aclose() for one in self._parts.providers.values()))
+
+
+def _unrun(state: ProviderBatchState, left: int) -> int:
+    """Return how many lines without a result did not run, by a final batch's counts."""
+    if not state.counts.total:
+        return 0 if state.phase == "ended" else left
+    return state.counts.total - state.counts.succeeded - state.counts.errored
 
 
 def _again(

@@ -251,7 +251,11 @@ async def _counts(lane: Batches, caller: Caller, batch: BatchRecord) -> dict[str
     found |= {"succeeded": counts.completed, "errored": counts.failed}
     if batch.status != "completed" and batch.error_file is not None:
         # Which lines failed and which never ran is in the error file only.
-        content = await lane.content(caller, batch.error_file)
+        try:
+            content = await lane.content(caller, batch.error_file)
+        except NotFound:
+            # Its client deleted the file, or it has expired: the kinds are no longer known.
+            return found
         async for line in lines_of(content):
             kind = result_of(json.loads(line))["result"]["type"]
             if kind != "errored":

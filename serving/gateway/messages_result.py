@@ -34,27 +34,28 @@ _UNRUN = {
 
 def message_of(completion: Mapping[str, Any]) -> dict[str, Any]:
     """Return a chat completion as a Message; its first choice counts."""
-    choice = (completion.get("choices") or [{}])[0]
-    message = choice.get("message") or {}
+    choice = _first(completion.get("choices"))
+    message = _mapping(choice.get("message"))
     content: list[dict[str, Any]] = []
     if text := _text(message.get("content")) or _text(message.get("refusal")):
         content.append({"type": "text", "text": text, "citations": None})
-    for call in message.get("tool_calls") or []:
-        function = call.get("function") or {}
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else []:
+        function = _mapping(_mapping(call).get("function"))
         content.append({
-            "type": "tool_use", "id": call.get("id") or "", "name": function.get("name") or "",
-            "input": _arguments(function.get("arguments")),
+            "type": "tool_use", "id": _string(_mapping(call).get("id")),
+            "name": _string(function.get("name")), "input": _arguments(function.get("arguments")),
         })  # fmt: skip
     usage = usage_from_openai(completion.get("usage")) or Usage(
         uncached_input_tokens=0, output_tokens=0
     )
     return {
-        "id": f"msg_{completion.get('id') or 'unknown'}",
+        "id": f"msg_{_string(completion.get('id')) or 'unknown'}",
         "type": "message",
         "role": "assistant",
-        "model": completion.get("model") or "",
+        "model": _string(completion.get("model")),
         "content": content,
-        "stop_reason": _STOP.get(choice.get("finish_reason") or "", "end_turn"),
+        "stop_reason": _STOP.get(_string(choice.get("finish_reason")), "max_tokens"),
         "stop_sequence": None,
         "usage": _usage(usage),
     }
@@ -116,6 +117,18 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
+def _first(values: object) -> Mapping[str, Any]:
+    return _mapping(values[0]) if isinstance(values, list) and values else {}
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _string(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
 def _text(content: object) -> str:
     if isinstance(content, str):
         return content
@@ -127,6 +140,7 @@ def _text(content: object) -> str:
 def _arguments(text: object) -> dict[str, Any]:
     try:
         found = json.loads(text) if isinstance(text, str) else text
-    except ValueError:
+    except (ValueError, RecursionError):
+        # A model wrote it: it may be half a document, or one of thousands of brackets.
         return {}
     return found if isinstance(found, dict) else {}

@@ -52,6 +52,7 @@ class Batch:
     asked: int = 0
     unlisted: int = 0
     lost: int = 0
+    late_files: int = 0
 
     @property
     def expires_at(self) -> float:
@@ -105,7 +106,7 @@ class Batches:
         for custom_id, seen in lines:
             seen.batch_id, seen.custom_id = batch.id, custom_id
             batch.lines.append(Line(custom_id, seen))
-        batch.unlisted, batch.lost = plan.unlisted, plan.lost
+        batch.unlisted, batch.lost, batch.late_files = plan.unlisted, plan.lost, plan.late_files
         self._by_id[batch.id] = batch
         return batch
 
@@ -152,6 +153,7 @@ class Batches:
         batch.asked += 1
         plan, elapsed_s = batch.plan, time.time() - batch.created_at
         if batch.phase == "ended":
+            batch.late_files = max(0, batch.late_files - 1)
             return
         if batch.phase == "validating":
             if not batch.errors and plan.ends != "failed":

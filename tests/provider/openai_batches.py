@@ -240,7 +240,7 @@ def _status(batch: Batch) -> str:
 def _shown(batch: Batch) -> dict[str, Any]:
     times = {f"{name}_at": int(at) for name, at in batch.times.items() if name != "validating"}
     done, failed = batch.count("succeeded"), len(batch.lines) - batch.count("succeeded")
-    has_results = batch.phase == "ended" and batch.ends != "failed"
+    has_results = batch.phase == "ended" and batch.ends != "failed" and not batch.late_files
     output, errors = file_ids(batch)
     at = dict.fromkeys(
         ("in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at",
@@ -251,9 +251,11 @@ def _shown(batch: Batch) -> dict[str, Any]:
         "object": "batch",
         "endpoint": _ENDPOINT,
         "model": batch.lines[0].seen.model if batch.lines else None,
-        "errors": {"object": "list", "data": batch.errors}
-        if batch.phase == "ended" and batch.errors
-        else None,
+        "errors": None
+        if batch.phase != "ended" or not batch.errors
+        else {"object": "list", "data": batch.errors}
+        if batch.plan.errors is None
+        else batch.plan.errors,
         "input_file_id": batch.facts["input_file_id"],
         "completion_window": "24h",
         "status": _status(batch),

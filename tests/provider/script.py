@@ -124,10 +124,12 @@ class BatchPlan:
     many requests of its state, and how much time, pass before it ends. unlisted: how many lists
     leave it out. lost: how many requests about it say that it does not exist. duplicated: lines
     that its results hold twice. strangers: results of lines that nobody sent. is_ordered: whether
-    results come in the order of the lines.
+    results come in the order of the lines. late_files: how many states of a batch that has ended
+    name none of its files. errors: in place of what OpenAI's shape has there. `cancelled`: by
+    someone in the provider's own console.
     """
 
-    ends: Literal["completed", "expired", "failed"] = "completed"
+    ends: Literal["completed", "expired", "failed", "cancelled"] = "completed"
     code: str = "invalid_request"
     message: str = "the batch is refused"
     answered: float = 1.0
@@ -138,6 +140,8 @@ class BatchPlan:
     duplicated: int = 0
     strangers: int = 0
     is_ordered: bool = False
+    late_files: int = 0
+    errors: Any = None
 
 
 class Script:

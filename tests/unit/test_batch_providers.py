@@ -44,8 +44,8 @@ from serving.contracts.errors import (
     UnsupportedParameter,
 )
 from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
-from serving.contracts.prices import ModelPrices, PriceStep
-from serving.frontier.spent import Spent
+from serving.contracts.prices import BATCH, ModelPrices, PriceStep
+from serving.frontier.spent import UNKNOWN, Spent
 from serving.ledger.pricing.book import PriceBook
 
 from ..provider.billing import billed_classes
@@ -703,14 +703,18 @@ async def test_a_line_is_prepared_and_priced_as_a_call(
     await batches.aclose()
 
 
-async def test_an_impossible_usage_is_estimated(provider: ProviderServer, clock: Clock) -> None:
+@pytest.mark.parametrize(
+    "spent",
+    [Spent(Usage(uncached_input_tokens=10**9, output_tokens=5), "reported", BATCH), UNKNOWN],
+)
+async def test_a_usage_that_is_impossible_or_missing_is_estimated(
+    provider: ProviderServer, clock: Clock, spent: Spent
+) -> None:
     prices = HalfPrices(BATCH_PRICES)
     async with frontier(settings(provider, {"batch": True}), prices=prices) as stack:
         request = stack.batch_request(call(OPENAI))
-    huge = Usage(uncached_input_tokens=10**9, output_tokens=5)
     document = {"choices": [{"message": {"content": "A few words."}}]}
-    result = ProviderLineResult("k", "succeeded", document, Spent(huge, "reported", "batch"))
-    spent = checked_spent(result, request.facts)
+    spent = checked_spent(ProviderLineResult("k", "succeeded", document, spent), request.facts)
     assert (spent.source, spent.service_tier) == ("estimated", "batch")
     assert spent.usage is not None
     assert 0 < spent.usage.uncached_input_tokens < 100

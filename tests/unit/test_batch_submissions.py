@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import NotFoundError
 from pydantic import SecretStr
 from rich.console import Console
+from sqlalchemy import delete, update
 
+from serving.batch.openai_batches import OpenAIBatches
+from serving.batch.schema import batch_files
 from serving.batch.store import LeaseLost
 from serving.batch.submission_store import SubmissionStore
+from serving.contracts.batch_settings import BatchSettings
 from serving.ledger.access.tenants import update_tenant
 from serving.ledger.reports.build import build_report
 from serving.ledger.reports.page import render_page
@@ -24,7 +29,7 @@ from serving.ledger.reports.query import Scope
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.reports.text import print_report
 
-from ..provider.script import BatchPlan, Fault
+from ..provider.script import BatchPlan, Fault, Seen
 from ..provider.server import ProviderServer
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
 from .batch_kit import chat_line, jsonl
@@ -186,6 +191,155 @@ async def test_what_a_provider_did_not_answer_goes_back_to_the_plan(
     rows = await settled_rows(gateway.database)
     assert sum(row.paid_usd > 0 for row in rows) == 10
     assert sum(row.hold_usd for row in rows) == 0
+
+
+async def test_lines_of_batches_that_are_cancelled_at_the_provider_are_sent_again_a_few_times(
+    gateway: Running, provider: ProviderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.batch.submissions._PAUSE_S", 0.1)
+    provider.script.batch_plan = BatchPlan(ends="cancelled", answered=0.0)
+    batch = await gateway.ended(await gateway.submit(questions(3)))
+    assert batch.status == "completed"
+    found = await gateway.results(batch)
+    codes = {line["response"]["body"]["error"]["code"] for line in found.values()}
+    assert (len(found), codes) == (3, {"frontier_unavailable"})
+    creations = [name for name, _ in provider.script.batch_requests].count("create")
+    assert creations == BatchSettings().max_attempts
+    rows = await settled_rows(gateway.database)
+    assert sum(row.paid_usd for row in rows) == sum(row.hold_usd for row in rows) == 0
+
+
+@pytest.mark.parametrize("status", [429, 500, 400])
+async def test_a_line_that_the_provider_refused_is_repeated_as_one_that_runs_here(
+    gateway: Running, provider: ProviderServer, status: int
+) -> None:
+    refused: list[str] = []
+
+    def once(seen: Seen) -> Fault | None:
+        if refused:
+            return None
+        refused.append(seen.text)
+        return Fault("status", status, message="not now")
+
+    provider.script.line_fault = once
+    batch = await gateway.ended(await gateway.submit(questions(3)))
+    found = await gateway.results(batch)
+    assert len(answers(found)) == (2 if status == 400 else 3)
+    assert set(asked(provider).values()) == {1}
+    rows = await settled_rows(gateway.database)
+    assert sum(row.hold_usd for row in rows) == 0
+
+
+PAGE = Fault("raw", 200, headers={"content-type": "text/html"}, body=(b"<html>Welcome</html>",))
+
+
+@pytest.mark.parametrize("late", ["files", "results"])
+async def test_results_that_come_late_are_waited_for_and_not_deleted_before(
+    gateway: Running, provider: ProviderServer, late: str
+) -> None:
+    if late == "files":
+        provider.script.next_batch(BatchPlan(late_files=4))
+    else:
+        # A proxy answers in the provider's place, as often as one reading asks.
+        provider.script.on_batch("results", PAGE, PAGE, PAGE, None)
+    batch = await gateway.ended(await gateway.submit(questions(4)))
+    assert len(answers(await gateway.results(batch))) == 4
+    assert set(asked(provider).values()) == {1}
+    rows = await settled_rows(gateway.database)
+    assert sum(row.paid_usd > 0 for row in rows) == 4
+    assert sum(row.hold_usd for row in rows) == 0
+    assert await asyncio.to_thread(reconcile, gateway.database) == []
+
+
+async def test_results_that_never_come_are_unknown_and_stay_at_the_provider(
+    gateway: Running, provider: ProviderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.batch.submissions._INCOMPLETE_FOR", timedelta(seconds=0.5))
+    provider.script.next_batch(BatchPlan(late_files=1000))
+    batch = await gateway.ended(await gateway.submit(questions(2)))
+    found = await gateway.results(batch)
+    assert {line["error"]["code"] for line in found.values()} == {"outcome_unknown"}
+    rows = await settled_rows(gateway.database)
+    assert sum(row.hold_usd > 0 for row in rows) == 2
+    # The uploaded lines too: they are forgotten with the results.
+    assert "file" not in [name for name, _ in provider.script.batch_requests]
+
+
+@pytest.mark.parametrize("errors", [{"data": 5}, {"data": True}, {"data": [3]}, 7, [], "no"])
+async def test_an_odd_document_of_one_batch_keeps_no_other_waiting(
+    gateway: Running, provider: ProviderServer, errors: Any
+) -> None:
+    provider.script.next_batch(BatchPlan(ends="failed", errors=errors))
+    first = await gateway.submit(questions(2))
+    async with asyncio.timeout(20):
+        while "create" not in [name for name, _ in provider.script.batch_requests]:
+            await asyncio.sleep(0.05)
+    second = await gateway.ended(await gateway.submit(questions(3), "globex"), "globex")
+    assert len(answers(await gateway.results(second, "globex"))) == 3
+    await gateway.ended(first)
+
+
+async def test_a_defect_of_one_submission_keeps_no_other_waiting(
+    gateway: Running, provider: ProviderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, broken = OpenAIBatches.state, list[str]()
+
+    async def breaks(batches: OpenAIBatches, batch_id: str) -> Any:
+        broken.append(batch_id)
+        if batch_id == broken[0]:
+            raise TypeError("a defect")
+        return await state(batches, batch_id)
+
+    monkeypatch.setattr(OpenAIBatches, "state", breaks)
+    await gateway.submit(questions(2))
+    async with asyncio.timeout(20):
+        while not broken:
+            await asyncio.sleep(0.05)
+    second = await gateway.ended(await gateway.submit(questions(3), "globex"), "globex")
+    assert len(answers(await gateway.results(second, "globex"))) == 3
+
+
+@pytest.mark.parametrize("lane", ["provider", "own"])
+async def test_a_file_whose_time_ends_stays_as_long_as_its_batch_needs_it(
+    gateway: Running, provider: ProviderServer, lane: str
+) -> None:
+    provider.script.next_batch(BatchPlan(seconds=2.0))
+    deadline = "24h" if lane == "provider" else "1h"
+    batch = await gateway.submit(questions(40), metadata={"deadline": deadline})
+
+    def expire(file: str | None = batch.input_file_id) -> None:
+        with gateway.database.begin() as connection:
+            connection.execute(
+                update(batch_files).where(batch_files.c.id == file)
+                .values(expires_at=datetime.now(UTC) - timedelta(hours=1))
+            )  # fmt: skip
+
+    await asyncio.to_thread(expire)
+    listed = [file.id async for file in gateway.acme.files.list()]
+    assert batch.input_file_id in listed
+    batch = await gateway.ended(batch)
+    assert len(answers(await gateway.results(batch))) == 40
+    with pytest.raises(NotFoundError):
+        await gateway.acme.files.retrieve(batch.input_file_id)
+
+
+@pytest.mark.parametrize("lane", ["provider", "own"])
+async def test_a_batch_whose_file_is_gone_ends_and_keeps_no_other_waiting(
+    gateway: Running, provider: ProviderServer, lane: str
+) -> None:
+    provider.script.next_batch(BatchPlan(seconds=1.0))
+    deadline = "24h" if lane == "provider" else "1h"
+    batch = await gateway.submit(questions(200), metadata={"deadline": deadline})
+
+    def remove(file: str | None = batch.input_file_id) -> None:
+        with gateway.database.begin() as connection:
+            connection.execute(delete(batch_files).where(batch_files.c.id == file))
+
+    await asyncio.to_thread(remove)
+    second = await gateway.ended(await gateway.submit(questions(3), "globex"), "globex")
+    assert len(answers(await gateway.results(second, "globex"))) == 3
+    first = await gateway.ended(batch)
+    assert first.status in ("completed", "failed")
 
 
 async def test_a_short_deadline_is_met_synchronously(

@@ -15,6 +15,7 @@ from anthropic.types.messages import MessageBatch
 from pydantic import SecretStr
 
 from serving.contracts.answer import Usage
+from serving.gateway.messages_result import message_of
 from serving.ledger.pricing.book import PriceBook
 
 from ..provider.billing import billed_classes
@@ -198,6 +199,48 @@ async def test_a_cancelled_batch_names_what_did_not_run(
         assert counts.succeeded == kinds.count("succeeded")
         with pytest.raises(anthropic.BadRequestError, match="has ended"):
             await client.messages.batches.cancel(batch.id)
+
+
+async def test_a_batch_whose_error_file_was_deleted_stays_in_the_list(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    provider.script.on("gpt-4.1", Fault("slow", delay_s=0.5))
+    async with claude(gateway) as client:
+        batch = await client.messages.batches.create(requests=[request(f"k{n}") for n in range(90)])
+        await client.messages.batches.cancel(batch.id)
+        await ended(client, batch)
+        ours = await gateway.acme.batches.retrieve(batch.id.replace("msgbatch_", "batch_"))
+        assert ours.error_file_id is not None
+        await gateway.acme.files.delete(ours.error_file_id)
+        assert [one.id async for one in client.messages.batches.list()] == [batch.id]
+        assert (await client.messages.batches.retrieve(batch.id)).processing_status == "ended"
+
+
+ODD = [
+    [None], {"a": 1}, "x", ["x"], 5, [{"function": "x"}], [{"function": None, "id": 5}],
+    [{"id": "t", "function": {"name": 5, "arguments": "[" * 90_000}}],
+    [{"id": "t", "function": {"name": "f", "arguments": "{"}}],
+    [{"id": "t", "function": {"name": "f", "arguments": 1e300}}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("calls", ODD)
+def test_an_odd_tool_call_of_a_provider_is_read_as_far_as_it_can_be(calls: Any) -> None:
+    message = {"role": "assistant", "content": "A word.", "tool_calls": calls}
+    found = message_of({"choices": [{"message": message, "finish_reason": "tool_calls"}]})
+    assert anthropic.types.Message.model_validate(found).content[0].type == "text"
+    uses = [block for block in found["content"] if block["type"] == "tool_use"]
+    assert all(isinstance(block["id"], str) and block["input"] == {} for block in uses)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [{}, {"choices": None}, {"choices": 5}, {"choices": [None]}, {"choices": [{"message": "x"}]},
+     {"choices": [{"finish_reason": ["x"]}], "id": 5, "model": None, "usage": "x"}],
+)  # fmt: skip
+def test_an_odd_completion_is_a_message_that_was_cut(completion: dict[str, Any]) -> None:
+    found = anthropic.types.Message.model_validate(message_of(completion))
+    assert (found.content, found.stop_reason) == ([], "max_tokens")
 
 
 async def test_a_deleted_batch_is_gone(gateway: Running) -> None:
