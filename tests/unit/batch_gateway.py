@@ -27,6 +27,7 @@ from serving.tasks.catalog import load_specs
 from ..provider.server import ProviderServer
 from .authenticated import listening, opened
 from .frontier_kit import KEY
+from .made_encoder import place_encoder
 
 MODEL = "openai/gpt-4.1"
 FINAL = ("completed", "failed", "expired", "cancelled")
@@ -115,6 +116,7 @@ async def running(
     """Run a gateway with the tenants acme and globex. again: they exist already."""
     settings = settings_of(provider, state, url, **more)
     database = await asyncio.to_thread(opened, url, state)
+    await asyncio.to_thread(place_encoder, state)
     keys = {}
     for tenant in ("acme", "globex"):
         if not again:

@@ -30,6 +30,7 @@ from serving.ledger.pricing.book import PriceBook
 from serving.savings.detection import RememberingEmbedder
 
 from ..provider.script import Seen
+from .made_encoder import encoder_state
 
 REFERENCE = "anthropic/claude-opus-5-5"
 CENTRAL = Assumptions().at("central")
@@ -52,13 +53,13 @@ def replay_of(
     own = folder / str(time.monotonic_ns())
     own.mkdir()
     found = Replay(requests, values, Settings(), PriceBook.load(), reference, own, days)
-    found.__dict__["embedder"] = embedder(folder)
+    found.__dict__["embedder"] = embedder()
     return found
 
 
 @cache
-def embedder(folder: Path) -> RememberingEmbedder:
-    return RememberingEmbedder(build_embedder(folder))
+def embedder() -> RememberingEmbedder:
+    return RememberingEmbedder(build_embedder(encoder_state()))
 
 
 @cache

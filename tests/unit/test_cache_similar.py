@@ -19,6 +19,7 @@ from ..provider.server import ProviderServer
 from .cache_kit import events_of, state_of, text_of
 from .chat_kit import CHAT
 from .frontier_kit import OPENAI, frontier, settings
+from .made_encoder import encoder_state
 from .scripted import Server
 from .similar_kit import OTHER, PAIR, Model, SimilarServer, similar
 
@@ -28,8 +29,8 @@ ENTRY, AGE, GUARANTEE = (
 
 
 @pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedEmbedder]:
-    found = build_embedder(tmp_path_factory.mktemp("state"))
+def embedder() -> Iterator[ThreadedEmbedder]:
+    found = build_embedder(encoder_state())
     yield found
     found.close()
 

@@ -23,6 +23,8 @@ from serving.embedding.model_file import ensure_model
 from serving.embedding.onnx_graph import quantize_blocks
 from serving.embedding.weights import EncoderFiles, packaged_files
 
+from .made_encoder import encoder_state
+
 TEXTS = [
     "Classify the sentiment of this review: I loved it.",
     "hello",
@@ -35,8 +37,8 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
-    return ensure_model(tmp_path_factory.mktemp("state"))
+def files() -> EncoderFiles:
+    return ensure_model(encoder_state())
 
 
 @pytest.fixture(scope="module")

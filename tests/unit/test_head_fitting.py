@@ -28,6 +28,7 @@ from serving.evidence.heads.fitting import (
 
 from .blocked_loop import LoopWatch
 from .head_kit import LABELS, MODEL, SCOPE, SETTINGS, accuracy, examples, rows, targets, vectors
+from .made_encoder import encoder_state
 
 TEXTS = {
     "transport": (
@@ -58,8 +59,8 @@ TEXTS = {
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    return Encoder(ensure_model(tmp_path_factory.mktemp("state")))
+def encoder() -> Encoder:
+    return Encoder(ensure_model(encoder_state()))
 
 
 def embedded(encoder: Encoder) -> list[Example]:

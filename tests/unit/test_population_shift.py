@@ -23,6 +23,8 @@ from serving.contracts.task_spec import TaskSpec
 from serving.embedding.encoder import Encoder
 from serving.embedding.model_file import ensure_model
 
+from .made_encoder import place_encoder
+
 RESAMPLED = 10
 RESAMPLED_SLOW = 200
 MeasureTraits = Callable[[Suite], Traits]
@@ -30,7 +32,9 @@ MeasureTraits = Callable[[Suite], Traits]
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("state")
+    found = tmp_path_factory.mktemp("state")
+    place_encoder(found)
+    return found
 
 
 @pytest.fixture(scope="module")

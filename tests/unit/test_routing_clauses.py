@@ -23,12 +23,14 @@ from serving.routing.heads import MODEL_FILE, load_model, save_model
 from serving.routing.narrow import Detection, NarrowDetector
 from serving.routing.payload import further_splits
 
+from .made_encoder import encoder_state
+
 TEXT = "We left at nine, and nobody said a word about it."
 
 
 @pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedEmbedder]:
-    found = build_embedder(tmp_path_factory.mktemp("state"))
+def embedder() -> Iterator[ThreadedEmbedder]:
+    found = build_embedder(encoder_state())
     yield found
     found.close()
 

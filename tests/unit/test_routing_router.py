@@ -28,6 +28,8 @@ from serving.routing.narrow import embedded_part, most_probable
 from serving.routing.router import LearnedRouter, build_router, tier_by_rule, tier_of_score
 from serving.routing.training import cues_of, instruction_examples, train, vocabulary_of
 
+from .made_encoder import encoder_state
+
 
 class Counted:
     def __init__(self) -> None:
@@ -38,8 +40,8 @@ class Counted:
 
 
 @pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedEmbedder]:
-    found = build_embedder(tmp_path_factory.mktemp("state"))
+def embedder() -> Iterator[ThreadedEmbedder]:
+    found = build_embedder(encoder_state())
     yield found
     found.close()
 
