@@ -35,7 +35,6 @@ MMLU = (
     "44 % of the requests lose 1.9 points of all, the rest 14.3 of their own; in moral scenarios 39"
 )
 BETWEEN = "assumed: a third of the economy tier's loss; not measured"
-SPEED = "assumed: within what vendors' public status pages show; only for latency"
 
 
 @dataclass(frozen=True, slots=True)

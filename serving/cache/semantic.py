@@ -5,14 +5,14 @@ index, and carries out what is decided.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 from serving.cache.guards.refusal import refusal_at
 from serving.cache.guards.words import Words
-from serving.contracts.evidence import Claim, ClaimState, Guarantee, Scope, ShortcutName
+from serving.contracts.evidence import Guarantee, Scope, ShortcutName
 from serving.contracts.task_spec import LossName
 from serving.evidence.judge import JUDGE_VERSION, agreement_of
 from serving.evidence.statistics.judged import JudgedLimits
@@ -25,12 +25,6 @@ answer has as well; so the mean of a preference, whose target is above 0.5, is n
 
 THRESHOLDS = {"loose": 0.85, "default": 0.90, "strict": 0.95}
 """Cosines from which a candidate is served, by the setting's value."""
-
-Setting = Literal["off", "auto", "unproven"]
-"""auto: under a claim, where a reference exists. unproven: served without a bound."""
-
-State = Literal["off", "shadow", "serving"]
-"""shadow: hits are found and compared with the model's answer, which the client gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +67,6 @@ def choose(text: str, candidates: Sequence[Candidate], threshold: float) -> Choi
             return Choice(Match(candidate.entry, candidate.similarity), tuple(refusals))
         refusals.append((candidate.entry, reason))
     return Choice(None, tuple(refusals))
-
-
-def state_of(setting: Setting, *, has_reference: bool, claim: Claim | None) -> State:
-    """Return what the step does now. Without a reference only `unproven` serves.
-
-    A claim that is suspended, unreadable (None) or withdrawn serves nothing, whatever the setting:
-    it was found wrong or nothing is known of it.
-    """
-    if setting == "off" or (claim is not None and claim.state is ClaimState.WITHDRAWN):
-        return "off"
-    if not has_reference:
-        return "serving" if setting == "unproven" else "off"
-    held = claim is not None and claim.state is ClaimState.HELD and claim.action is not None
-    return "serving" if held else "shadow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,26 +124,6 @@ class CachedAnswer:
         return 0.0 if agreement == "same" else 1.0
 
 
-Origin = Literal["audit", "operator", "feedback"]
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """Another exact key of an entry. by: whose acceptance made it."""
-
-    key: str
-    entry: str
-    by: Origin
-
-
-def accepted_alias(key: str, entry: str, by: Origin) -> Alias | None:
-    """Return the alias of an accepted wording; None where a client's feedback alone accepted it."""
-    return None if by == "feedback" else Alias(key, entry, by)
-
-
-Suspicion = Literal["feedback", "refinement", "audit"]
-
-
 @dataclass(frozen=True, slots=True)
 class Served:
     """A hit that a client got. at: when. conversation: digest of the turns before it."""
@@ -199,10 +159,3 @@ _CORRECTION = re.compile(
     r"eso no\b|no es\b|quise decir\b)",
     re.IGNORECASE,
 )
-
-
-def next_to_audit(suspected: Iterable[tuple[str, Suspicion, datetime]]) -> list[str]:
-    """Return the entries that are put aside, in the order in which they are audited."""
-    weight: dict[Suspicion, int] = {"audit": 0, "feedback": 1, "refinement": 2}
-    ordered = sorted(suspected, key=lambda one: (weight[one[1]], one[2]))
-    return list(dict.fromkeys(entry for entry, _, _ in ordered))

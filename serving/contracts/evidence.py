@@ -399,11 +399,3 @@ class Shortcut(Protocol):
     def loss_of(self, answer: Any, reference: Any) -> float:
         """Return the loss of an answer against the reference's, in [0, 1]. Pure."""
         ...
-
-
-class Claims(Protocol):
-    """The claims as a request reads them: an immutable snapshot, some microseconds."""
-
-    def find(self, claim: str) -> Claim | None:
-        """Return a claim; None where it is not known or the snapshot is too old to be used."""
-        ...

@@ -17,7 +17,7 @@ class _Copy:
 
 
 class ClaimSnapshot:
-    """Implements serving.contracts.evidence.Claims.
+    """The claims as a request reads them: an immutable copy, some microseconds a lookup.
 
     max_age_s: an older copy is not used, so that a replica that cannot reach the database does not
     rely on claims that may be suspended. clock: monotonic seconds.

@@ -17,7 +17,6 @@ router = APIRouter(prefix="/v1", tags=["batches"])
 
 PATH = "/v1/files"
 _SHORTEST_S, _LONGEST_S = 3600, 2_592_000
-_PURPOSES = ("batch", "batch_output")
 
 
 async def service(context: Context) -> Batches:

@@ -13,25 +13,13 @@ from serving.cache.semantic import (
     CachedAnswer,
     Candidate,
     Served,
-    accepted_alias,
     choose,
     is_refinement,
-    next_to_audit,
-    state_of,
 )
-from serving.contracts.evidence import Action, Claim, ClaimState, Shortcut, claim_id
+from serving.contracts.evidence import Shortcut
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SHORTCUT = CachedAnswer("frontier", "all-minilm-l6-v2-int8-x-1", 0.95, "1")
-
-
-def _claim(state: ClaimState) -> Claim:
-    scope = SHORTCUT.scope("acme", pooled=False, taken=("cached_answer",), rules="r")
-    return Claim(
-        claim_id(scope, SHORTCUT.loss, SHORTCUT.target_error, "gpt"), scope, SHORTCUT.name,
-        SHORTCUT.loss, SHORTCUT.target_error, "gpt", state, NOW,
-        action=Action("cached_answer", 0.95),
-    )  # fmt: skip
 
 
 def test_it_is_a_shortcut_of_its_own_scope() -> None:
@@ -67,37 +55,10 @@ def test_the_nearest_that_no_guard_refuses_is_chosen() -> None:
     assert choose("How do I turn on Bluetooth?", candidates, 0.97).match is None
 
 
-@pytest.mark.parametrize(
-    ("setting", "has_reference", "state", "expected"),
-    [
-        ("off", True, ClaimState.HELD, "off"),
-        ("auto", True, ClaimState.HELD, "serving"),
-        ("auto", True, ClaimState.SHADOW, "shadow"),
-        ("auto", True, ClaimState.SUSPENDED, "shadow"),
-        ("auto", True, ClaimState.NOT_EARNABLE, "shadow"),
-        ("auto", True, ClaimState.WITHDRAWN, "off"),
-        ("auto", True, None, "shadow"),
-        ("auto", False, None, "off"),
-        ("unproven", False, None, "serving"),
-        ("unproven", True, ClaimState.SUSPENDED, "shadow"),
-        ("unproven", True, ClaimState.WITHDRAWN, "off"),
-    ],
-)
-def test_state(setting: str, has_reference: bool, state: ClaimState | None, expected: str) -> None:
-    claim = None if state is None else _claim(state)
-    assert state_of(setting, has_reference=has_reference, claim=claim) == expected  # type: ignore[arg-type]
-
-
 def test_labels_are_equal_or_not() -> None:
     label = replace(SHORTCUT, is_label=True)
     assert (label.loss, label.loss_of("positive", "positive")) == ("exact", 0.0)
     assert label.loss_of("positive", "negative") == 1.0
-
-
-def test_a_client_alone_never_makes_an_alias() -> None:
-    assert accepted_alias("k", "e", "feedback") is None
-    assert accepted_alias("k", "e", "audit") is not None
-    assert accepted_alias("k", "e", "operator") is not None
 
 
 @pytest.mark.parametrize(
@@ -114,13 +75,6 @@ def test_refinement(question: str, after_s: int, expected: bool) -> None:
     served = Served("e", "How do I boil an egg?", NOW, "c")
     at = NOW + timedelta(seconds=after_s)
     assert is_refinement(served, question, at, timedelta(seconds=60)) is expected
-
-
-def test_suspected_entries_are_audited_in_order() -> None:
-    later = NOW + timedelta(seconds=1)
-    suspected = [("c", "refinement", NOW), ("b", "feedback", later), ("a", "audit", later),
-                 ("b", "refinement", NOW)]  # fmt: skip
-    assert next_to_audit(suspected) == ["a", "b", "c"]  # type: ignore[arg-type]
 
 
 def _encode(texts: object) -> np.ndarray:

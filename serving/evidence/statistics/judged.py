@@ -13,9 +13,6 @@ from serving.evidence.statistics.intervals import Interval, mean_sequence
 Preference = Literal["better", "same", "worse", "badly_worse"]
 """What a judge finds of the shortcut's answer, whichever place it had."""
 
-BASELINE_SHARE = 0.05
-"""Share of the judged pairs in which the reference is judged against itself."""
-
 _WORTH = {"better": 0.0, "same": 0.5, "worse": 1.0, "badly_worse": 1.0}
 
 
