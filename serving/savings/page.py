@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from serving.reporting.amounts import moment
 from serving.reporting.figures import name_rows, report_figure, svg_element, write_beside
 from serving.reporting.page import Plot, page_environment
 from serving.savings.audit import Audit
@@ -16,7 +17,7 @@ def render_page(audit: Audit) -> str:
     """Return the audit as a self-contained page; the same audit gives the same string."""
     filters: dict[str, Any] = {
         "usd": usd, "visible": visible, "between": _between, "share": lambda v: f"{v:.1%}",
-        "moment": lambda at: f"{at:%Y-%m-%d %H:%M} UTC",
+        "moment": lambda at: f"{moment(at)} UTC",
     }  # fmt: skip
     template = page_environment("serving.savings", filters).get_template("page.html.j2")
     return template.render(

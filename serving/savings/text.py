@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from serving.reporting.amounts import dollars
 from serving.savings.audit import Audit
 from serving.savings.estimate import Lever, Saving
 
@@ -91,8 +92,7 @@ def _range(ends: tuple[float, float]) -> str:
 
 def usd(amount: float) -> str:
     """Return an amount with two decimals, or four below ten dollars."""
-    shown = f"{abs(amount):,.2f}" if abs(amount) >= 10 else f"{abs(amount):.4f}"
-    return f"-${shown}" if amount < 0 and float(shown.replace(",", "")) else f"${shown}"
+    return dollars(amount, four_decimals_below=10)
 
 
 def visible(name: str) -> str:

@@ -2,26 +2,17 @@
 
 from collections.abc import Iterable
 from datetime import date, datetime, timedelta
-from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 from serving.contracts.report import Day, OutputBoundReport, PriceSpend, Report, Spend
+from serving.reporting import amounts
+from serving.reporting.amounts import dollars as dollars
+from serving.reporting.amounts import usd as usd
 
 NONE = "–"  # noqa: RUF001  # an en dash stands for a missing value
 
 DAYS_APART = 62
 """Longest window in days that is shown by day; longer ones are shown by month."""
-
-
-def usd(amount: Decimal) -> str:
-    """Return an amount in US dollars with six decimals; the JSON document has every digit."""
-    return f"{amount:z,.6f}"
-
-
-def dollars(amount: Decimal) -> str:
-    """Return an amount for a headline: two decimals, or four below one dollar."""
-    shown = f"{amount:z,.2f}" if abs(amount) >= 1 else f"{amount:z.4f}"
-    return f"-${shown[1:]}" if shown.startswith("-") else f"${shown}"
 
 
 def share(value: float | None) -> str:
@@ -58,7 +49,7 @@ def milliseconds(us: int) -> str:
 
 def moment(at: datetime, report: Report) -> str:
     """Return a moment in the report's time zone, to the minute."""
-    return f"{at.astimezone(ZoneInfo(report.time_zone)):%Y-%m-%d %H:%M}"
+    return amounts.moment(at, ZoneInfo(report.time_zone))
 
 
 def price_name(line: PriceSpend) -> str:
