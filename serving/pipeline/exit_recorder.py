@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,6 @@ from serving.contracts.ledger import Entry, Ledger
 from serving.contracts.requests import ChatRequest, CompletionRequest, TaskBatch
 from serving.contracts.routing import Reason
 from serving.pipeline.plan import Plan, TaskPlan
-
-if TYPE_CHECKING:
-    from serving.pipeline.runner import Runner
 
 ABANDONED = "client_closed"
 """Error code of an input whose client disconnected before it was answered."""
@@ -82,6 +79,16 @@ class OutcomeStream:
     model: str
     events: AsyncIterator[dict[str, Any]]
     served: Callable[[], Served]
+
+
+class _Runner(Protocol):
+    """What a record calls of serving.pipeline.runner.Runner, whose module imports this one."""
+
+    async def whole(self, request: Any, plan: Any, record: "RequestRecord") -> list[Outcome]: ...
+
+    async def stream(
+        self, request: Any, plan: Any, record: "RequestRecord"
+    ) -> Outcome | OutcomeStream: ...
 
 
 @dataclass(slots=True)
@@ -306,7 +313,7 @@ class RequestRecord:
             item.reason = plan.reason
 
     async def run(
-        self, runner: "Runner[Any, Any]", request: ChatRequest | CompletionRequest, plan: Plan
+        self, runner: _Runner, request: ChatRequest | CompletionRequest, plan: Plan
     ) -> Outcome | OutcomeStream:
         """Run the plan of the only input; record its outcome, with its cost, or follow its stream.
 
@@ -318,9 +325,7 @@ class RequestRecord:
         (outcome,) = await self.finish(await runner.whole(request, plan, self))
         return outcome
 
-    async def run_batch(
-        self, runner: "Runner[Any, Any]", batch: TaskBatch, plan: Plan
-    ) -> list[Outcome]:
+    async def run_batch(self, runner: _Runner, batch: TaskBatch, plan: Plan) -> list[Outcome]:
         """Run the plan of all inputs and record their outcomes. As `run`."""
         self.planned(plan)
         return await self.finish(await runner.whole(batch, plan, self))
