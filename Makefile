@@ -13,7 +13,7 @@
 # make bench   measure the running stack beside bare vLLM and an empty handler
 # make bench-goals   print every goal for the stack's own cost as met or missed; BENCH_ARGS=--quick
 # make bench-check   compare what a request costs the gateway with the figures in the repository
-# make soak    an hour of mixed traffic with faults: leaks, and the ledger beside the provider's books;
+# make soak    an hour of mixed traffic with faults: leaks, and the ledger beside the provider's records;
 #              BENCH_ARGS="--minutes N"
 # make bench-gate   measure evaluations beside bare lm-eval
 # make bench-gateway   measure what the gateway adds to a frontier call

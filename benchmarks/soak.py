@@ -143,8 +143,8 @@ def _soaked(state: Path, args: argparse.Namespace) -> dict[str, Any]:
         with gateway(settings) as server:
             load = _Load(server, state, args)
             asyncio.run(load.run())
-        books = asyncio.run(_books(upstream))
-    return _document(load, books, _ledger(state), args)
+        records = asyncio.run(_records(upstream))
+    return _document(load, records, _ledger(state), args)
 
 
 @contextmanager
@@ -272,8 +272,8 @@ def _locked(path: Path) -> None:
     connection.close()
 
 
-async def _books(upstream: str) -> dict[str, Any]:
-    async with aiohttp.ClientSession() as session, session.get(f"{upstream}/books") as response:
+async def _records(upstream: str) -> dict[str, Any]:
+    async with aiohttp.ClientSession() as session, session.get(f"{upstream}/records") as response:
         return dict(await response.json())
 
 
@@ -299,7 +299,7 @@ def _ledger(state: Path) -> dict[str, Any]:
 
 
 def _document(
-    load: _Load, books: dict[str, Any], ledger: dict[str, Any], args: argparse.Namespace
+    load: _Load, records: dict[str, Any], ledger: dict[str, Any], args: argparse.Namespace
 ) -> dict[str, Any]:
     import os
 
@@ -315,14 +315,14 @@ def _document(
         "memory": {**asdict(memory), **_ends(samples.memory_mib)},
         "files": {**asdict(files), **_ends(samples.files)},
         "latencies_ms": _fifths(traffic, load.seconds),
-        "provider": books,
+        "provider": records,
         "ledger": ledger,
-        "failures": failures(traffic, memory, files, books, ledger),
+        "failures": failures(traffic, memory, files, records, ledger),
     }
 
 
 def failures(
-    traffic: Traffic, memory: Slope, files: Slope, books: dict[str, Any], ledger: dict[str, Any]
+    traffic: Traffic, memory: Slope, files: Slope, records: dict[str, Any], ledger: dict[str, Any]
 ) -> list[str]:
     """Return what is wrong, in words; empty where nothing is.
 
@@ -333,11 +333,11 @@ def failures(
         found.append(f"memory grows by {memory.per_hour:.1f} MiB an hour")
     if files.low > _MAX_FILES_PER_HOUR:
         found.append(f"open files grow by {files.per_hour:.1f} an hour")
-    kinds = books["kinds"]
+    kinds = records["kinds"]
     billed = {
         "answered": kinds.get("answered", 0) + kinds.get("slow", 0),
-        "input_tokens": books["input_tokens"],
-        "output_tokens": books["output_tokens"],
+        "input_tokens": records["input_tokens"],
+        "output_tokens": records["output_tokens"],
     }
     found += [
         f"{name}: the provider billed {billed[name]}, the ledger has {ledger[name]}"

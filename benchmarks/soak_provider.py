@@ -1,6 +1,6 @@
-"""`python -m benchmarks.soak_provider PORT SEED`: an OpenAI server with faults, which keeps books.
+"""`python -m benchmarks.soak_provider PORT SEED`: an OpenAI server with faults and records.
 
-Of every hundred answers some fail: 429, 500, silence, a connection that breaks off. GET /books
+Of every hundred answers some fail: 429, 500, silence, a connection that breaks off. GET /records
 returns what was billed: every answer that began is.
 """
 
@@ -33,8 +33,8 @@ class SoakProvider:
         """Handle one ASGI connection."""
         if scope["type"] != "http":
             return
-        if scope["path"] == "/books":
-            await _send(send, 200, self._books())
+        if scope["path"] == "/records":
+            await _send(send, 200, self._records())
             return
         body = b""
         while True:
@@ -59,7 +59,7 @@ class SoakProvider:
                 await asyncio.sleep(_SLOW_S if kind == "slow" else 0)
                 await self._answer(request, send)
 
-    def _books(self) -> dict[str, Any]:
+    def _records(self) -> dict[str, Any]:
         return {
             "kinds": dict(self._kinds),
             "input_tokens": self._input_tokens,

@@ -118,7 +118,7 @@ def definition(subject: str) -> Definition:
 
 @dataclass(slots=True)
 class TierClaim:
-    """One claim under the fold of the product, with the events that the keeper would write.
+    """One claim under the fold of the product, with the events that the worker would write.
 
     rows: folded so far, in order.
     """

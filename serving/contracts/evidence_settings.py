@@ -133,7 +133,7 @@ class EvidenceSettings(BaseModel):
         le=720.0,
         description="hours that a held claim lasts without any audit it was due",
     )
-    when_silent: Literal["refuse", "local"] = Field(
+    when_reference_fails: Literal["refuse", "local"] = Field(
         default="refuse",
         description="where the reference cannot answer and no claim is held: 503, or the local "
         "answer without a guarantee",

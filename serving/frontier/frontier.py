@@ -346,7 +346,7 @@ async def in_order(targets: Sequence[str], calls: TargetCalls[T], deadline: Dead
 async def hedged(
     targets: Sequence[str], calls: TargetCalls[T], deadline: Deadline, after_s: float
 ) -> T:
-    """As `in_order`, but call the next target also when the first is silent for after_s seconds.
+    """As `in_order`, but call the next target also when the first sends nothing for after_s.
 
     At most two calls are in progress. The first answer is used and the other call is cancelled;
     both may be billed.

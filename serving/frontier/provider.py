@@ -224,7 +224,7 @@ class OpenStream:
             async with deadline.timeout(self._provider.settings.idle_timeout_s):
                 return await self._read()
         except TimeoutError:
-            what = "was silent for too long" if deadline.remaining_s() else "took too long"
+            what = "sent nothing for too long" if deadline.remaining_s() else "took too long"
             raise FrontierStreamBroken(
                 f"the answer of provider {self._provider.name!r} {what} after it had begun",
                 fix="raise idle_timeout_s or the request's timeout",

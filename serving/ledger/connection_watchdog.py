@@ -37,7 +37,7 @@ class ConnectionWatchdog:
         finally:
             self._busy_since = None
 
-    def cut_if_silent(self) -> bool:
+    def cut_if_unresponsive(self) -> bool:
         """End the connection if the watched block takes longer than silence_s.
 
         Any thread may call it. Returns whether a connection was ended; the watched block then fails

@@ -18,8 +18,8 @@ from serving.ledger.upsert import insert_or_replace
 GATEWAY_LOST = "gateway_lost"
 """Outcome of exits and calls that were open when their process ended."""
 
-SILENT = timedelta(seconds=15)
-"""A process of another host counts as ended after this silence: seven missed heartbeats."""
+HEARTBEAT_TIMEOUT = timedelta(seconds=15)
+"""A process of another host counts as ended after this time: seven missed heartbeats."""
 
 _SAME_START = timedelta(seconds=2)
 # Literal text, not parameters: only then does SQLite use the index of open exits.
@@ -113,7 +113,7 @@ def _has_ended(
 ) -> bool:
     if row.host == own.host:
         return not _runs(row.pid, row.process_started_at)
-    return others_had_time and now - row.seen_at > SILENT
+    return others_had_time and now - row.seen_at > HEARTBEAT_TIMEOUT
 
 
 def _runs(pid: int, started_at: datetime) -> bool:

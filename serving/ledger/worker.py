@@ -14,7 +14,7 @@ from serving.contracts.errors import LedgerUnavailable, LedgerUnusable, Narrowga
 from serving.contracts.ledger import LedgerEvents
 from serving.ledger.connection_watchdog import ConnectionWatchdog
 from serving.ledger.database import DEFAULT_TIMEOUTS, Database, Timeouts, blames_row
-from serving.ledger.instances import SILENT, Instance, beat, end
+from serving.ledger.instances import HEARTBEAT_TIMEOUT, Instance, beat, end
 from serving.ledger.migrate import migrate
 from serving.ledger.operations import (
     Open,
@@ -180,7 +180,9 @@ class LedgerWorker:
     def _beat(self) -> None:
         """Send a heartbeat; probe a database that was unreachable."""
         database, watchdog, _, instance, _ = self._deps
-        long_up = self.up and time.monotonic() - self._up_since_s > SILENT.total_seconds()
+        long_up = (
+            self.up and time.monotonic() - self._up_since_s > HEARTBEAT_TIMEOUT.total_seconds()
+        )
         try:
             with watchdog.watched():
                 if not self.up:

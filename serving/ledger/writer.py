@@ -197,7 +197,7 @@ class Writer:
     async def _watch_connection(self) -> None:
         while True:
             await asyncio.sleep(self._watch_s)
-            if self._watchdog.cut_if_silent():
+            if self._watchdog.cut_if_unresponsive():
                 logger.warning("ledger.connection_timeout")
 
     def _work(self) -> None:

@@ -349,7 +349,7 @@ class _Continued:
                 yield {**event, "choices": [delta], "usage": None}
                 if not is_end:
                     continue
-                event = _silent(event)
+                event = _without_text(event)
             if is_declined:
                 event = _cut(event)
                 self._finish = "length"
@@ -488,7 +488,7 @@ def _delta(event: Mapping[str, Any]) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _silent(event: Mapping[str, Any]) -> dict[str, Any]:
+def _without_text(event: Mapping[str, Any]) -> dict[str, Any]:
     """Return an event without its text, which was sent already."""
     choices = [
         {
@@ -502,12 +502,12 @@ def _silent(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cut(event: Mapping[str, Any]) -> dict[str, Any]:
     """Return an event of a continuation that was declined: no text, and an end at the limit."""
-    silent = _silent(event)
+    emptied = _without_text(event)
     choices = [
         {**choice, "finish_reason": "length" if choice.get("finish_reason") else None}
-        for choice in silent["choices"]
+        for choice in emptied["choices"]
     ]
-    return {**silent, "choices": choices}
+    return {**emptied, "choices": choices}
 
 
 def _unfinished(event: Mapping[str, Any]) -> dict[str, Any] | None:

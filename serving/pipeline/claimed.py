@@ -193,7 +193,7 @@ class Claimed:
         """Return the local answer where the reference failed and the settings allow that."""
         error = outcome.content
         settings = self._auditor.evidence.settings
-        if not isinstance(error, NarrowgateError) or settings.when_silent == "refuse":
+        if not isinstance(error, NarrowgateError) or settings.when_reference_fails == "refuse":
             return outcome
         refusal = self._tasks[taken.plan.batch.task].grant.refusal
         if isinstance(error, OF_THE_INPUT) or refusal is not None:

@@ -3,7 +3,7 @@
 python -m tests.integration.batch_proof [--lines N] [--postgres] [--json FILE]
 
 The stack is the real one without Ray and without a local model, the client is OpenAI's SDK, and the
-provider is the fake one over HTTP. The provider's books are what it saw and billed.
+provider is the fake one over HTTP. The provider records what it saw and billed.
 """
 
 import argparse
@@ -159,14 +159,14 @@ class Proof:
         answered = {one["custom_id"] for one in found if (one["response"] or {}).get(
             "status_code") == 200}  # fmt: skip
         codes = Counter(_code(one) for one in found if one["custom_id"] not in answered)
-        books = _Books(list(self.provider.script.seen))
+        bills = _Bills(list(self.provider.script.seen))
         database = self.gateway.database()
         try:
             ledger = _Ledger(database)
             problems = [
                 *_different("custom_ids", dict(ids), expected),
-                *books.paid_twice(),
-                *ledger.against(books, answered),
+                *bills.paid_twice(),
+                *ledger.against(bills, answered),
                 *(f"reconciliation: {one}" for one in reconcile(database)),
             ]
         finally:
@@ -186,9 +186,9 @@ class Proof:
             "seconds": round(self.seconds, 1),
             "kills": self.marks,
             "kills_with_open_provider_batch": self.open_kills,
-            "provider_answers": len(books.usd),
-            "provider_batch_answers": books.in_batches,
-            "provider_usd": f"{books.total:f}",
+            "provider_answers": len(bills.usd),
+            "provider_batch_answers": bills.in_batches,
+            "provider_usd": f"{bills.total:f}",
             "ledger_known_usd": f"{ledger.known_usd:f}",
             "ledger_held_usd": f"{ledger.held_usd:f}",
             "ledger_held_calls": ledger.held,
@@ -199,7 +199,7 @@ class Proof:
         }
 
 
-class _Books:
+class _Bills:
     """What the provider billed, by line."""
 
     def __init__(self, seen: list[Seen]) -> None:
@@ -257,8 +257,8 @@ class _Ledger:
         self.known_usd = sum((row.cost_usd for _, row in self._known), Decimal(0))
         self.held_usd = sum((row.held_usd for _, row in self._held), Decimal(0))
 
-    def against(self, books: _Books, answered: set[str]) -> Iterator[str]:
-        """Yield differences from the provider's books."""
+    def against(self, bills: _Bills, answered: set[str]) -> Iterator[str]:
+        """Yield differences from what the provider billed."""
         if self._lanes != {"batch"}:
             yield f"the ledger has the lanes {self._lanes}"
         known, held = Counter(n for n, _ in self._known), Counter(n for n, _ in self._held)
@@ -266,17 +266,17 @@ class _Ledger:
             if times > 1:
                 yield f"line {number} has {times} paid calls in the ledger"
         for number, row in self._known:
-            billed = books.usd.get(number)
+            billed = bills.usd.get(number)
             if billed is None or billed != row.cost_usd:
                 yield f"line {number} cost {row.cost_usd}, and the provider billed {billed}"
         for number, row in self._held:
-            if books.usd.get(number, Decimal(0)) > row.held_usd:
-                yield f"line {number} holds {row.held_usd}, less than {books.usd[number]}"
+            if bills.usd.get(number, Decimal(0)) > row.held_usd:
+                yield f"line {number} holds {row.held_usd}, less than {bills.usd[number]}"
             if f"c{number}" in answered:
                 yield f"line {number} was answered and is held at its worst case"
         yield from (
             f"line {number} was billed and is not in the ledger"
-            for number in books.usd.keys() - known.keys() - held.keys()
+            for number in bills.usd.keys() - known.keys() - held.keys()
         )
         yield from (
             f"line {custom_id} was answered and not paid"

@@ -1,7 +1,7 @@
 """A gateway that is killed while it runs a batch: each line ends once, each call is paid once.
 
 The gateway is a process of its own without a local model; the provider is the fake one, over HTTP.
-Its books are what it saw and billed.
+It records what it saw and billed.
 """
 
 import contextlib
@@ -88,10 +88,10 @@ def test_a_batch_survives_kills(gateway: tuple[KilledGateway, ProviderServer]) -
         for text in client.files.content(name).text.splitlines()
     ]
     assert sorted(line["custom_id"] for line in found) == sorted(f"c{n}" for n in range(LINES))
-    _assert_books(running, provider, found)
+    _assert_bills(running, provider, found)
 
 
-def _assert_books(running: KilledGateway, provider: ProviderServer, found: list[Any]) -> None:
+def _assert_bills(running: KilledGateway, provider: ProviderServer, found: list[Any]) -> None:
     """Assert that each line was billed at most once, and that the ledger has each bill."""
     asked = Counter(seen.body["messages"][-1]["content"] for seen in provider.script.seen)
     twice = {text: count for text, count in asked.items() if count > 1}

@@ -123,8 +123,8 @@ async def embed(text: str) -> NDArray[np.float32]:
     return vector / np.linalg.norm(vector)
 
 
-class Desk:
-    """The reference: knows the label of every text. wrong: says another label for every text."""
+class ReferenceModel:
+    """Knows the label of every text. wrong: says another label for every text."""
 
     def __init__(self) -> None:
         self.labels = dict(inputs())

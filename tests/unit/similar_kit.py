@@ -97,10 +97,10 @@ class SimilarServer:
         server = found.server
         self.store = EvidenceStore(database)
         self.snapshot = ClaimSnapshot(evidence.max_snapshot_age_s, Clock())
-        self.keeper = EvidenceWorker(
+        self.worker = EvidenceWorker(
             self.store, evidence, self.snapshot, Transitions(), Clock(), lambda: AT
         )
-        self.appender = EvidenceAppender(self.store, self.keeper.wake)
+        self.appender = EvidenceAppender(self.store, self.worker.wake)
         known = tenants or {}
         self.evidence = Evidence(
             evidence, self.snapshot, reference, lambda name: known.get(name, Tenant(name)),
@@ -137,7 +137,7 @@ class SimilarServer:
         await self.auditor.settled()
         await self.cached.service.written()
         await self.appender.flush()
-        await self.keeper.round()
+        await self.worker.round()
 
     @property
     def claim(self) -> Claim:
@@ -152,7 +152,7 @@ class SimilarServer:
         await self.ask(PAIR[0])
         await self.ask(PAIR[1])
         self.store.append([_audit(self.claim, number) for number in range(120)])
-        await self.keeper.round()
+        await self.worker.round()
         claim = self.claim
         assert claim.state is ClaimState.HELD, claim
         return claim
@@ -160,7 +160,7 @@ class SimilarServer:
     async def suspend(self) -> None:
         event = ClaimEvent(self.claim.id, "suspended", "by a test", "narrowgate", AT, 0)
         self.store.append(events=[event])
-        await self.keeper.round()
+        await self.worker.round()
 
 
 def _audit(claim: Claim, number: int, loss: float = 0.0) -> Audit:
@@ -186,7 +186,7 @@ async def similar(
     """Give a server a cache that looks up by meaning."""
     async with cached(server, database, **settings) as found:
         made = SimilarServer(found, database, embed, evidence, reference, tenants, again_share)
-        await made.keeper.round()
+        await made.worker.round()
         watch = asyncio.create_task(made.entries.watch())
         try:
             yield made

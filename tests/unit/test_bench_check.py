@@ -12,7 +12,7 @@ from benchmarks.soak import Samples, Slope, Traffic, failures
 from benchmarks.soak_provider import SoakProvider
 
 FLAT = Slope(0.0, -1.0, 1.0)
-BOOKS = {
+RECORDS = {
     "kinds": {"answered": 3, "slow": 1, "silent": 1, "broken": 1, "failed": 2},
     "input_tokens": 40,
     "output_tokens": 4,
@@ -55,8 +55,8 @@ def test_every_path_has_its_kept_figures() -> None:
         assert all(value > 1 for value in figures.values())
 
 
-def test_a_ledger_that_equals_the_books_is_no_failure() -> None:
-    assert failures(Traffic(), FLAT, FLAT, BOOKS, LEDGER) == []
+def test_a_ledger_that_equals_the_records_is_no_failure() -> None:
+    assert failures(Traffic(), FLAT, FLAT, RECORDS, LEDGER) == []
 
 
 @pytest.mark.parametrize(
@@ -71,20 +71,20 @@ def test_a_ledger_that_equals_the_books_is_no_failure() -> None:
     ],
 )
 def test_a_ledger_that_differs_is_a_failure(change: dict[str, Any], words: str) -> None:
-    (found,) = failures(Traffic(), FLAT, FLAT, BOOKS, {**LEDGER, **change})
+    (found,) = failures(Traffic(), FLAT, FLAT, RECORDS, {**LEDGER, **change})
     assert words in found
 
 
 def test_growth_and_unexpected_answers_are_failures() -> None:
     traffic = Traffic()
     traffic.unexpected["auto: HTTP 500"] = 2
-    found = failures(traffic, Slope(100, 90, 110), Slope(100, 90, 110), BOOKS, LEDGER)
+    found = failures(traffic, Slope(100, 90, 110), Slope(100, 90, 110), RECORDS, LEDGER)
     assert found == [
         "2 x auto: HTTP 500",
         "memory grows by 100.0 MiB an hour",
         "open files grow by 100.0 an hour",
     ]
-    assert failures(Traffic(), Slope(100, 10, 200), FLAT, BOOKS, LEDGER) == []
+    assert failures(Traffic(), Slope(100, 10, 200), FLAT, RECORDS, LEDGER) == []
 
 
 def test_a_slope_is_of_an_hour_and_leaves_the_warm_up_out() -> None:
@@ -95,7 +95,7 @@ def test_a_slope_is_of_an_hour_and_leaves_the_warm_up_out() -> None:
     assert slope.low <= slope.per_hour <= slope.high
 
 
-def test_the_provider_keeps_books_of_what_it_answered() -> None:
+def test_the_provider_keeps_records_of_what_it_answered() -> None:
     provider = SoakProvider(seed=13)
 
     async def asked() -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -107,13 +107,13 @@ def test_the_provider_keeps_books_of_what_it_answered() -> None:
                 response = await client.post("/v1/chat/completions", json=body)
                 if response.status_code == 200 and "usage" in response.text:
                     usages.append(_usage(response.text))
-            return usages, (await client.get("/books")).json()
+            return usages, (await client.get("/records")).json()
 
     # Of this seed the first 40 neither are silent nor break off, and some are refused or slow.
-    usages, books = asyncio.run(asked())
-    assert len(usages) == books["kinds"]["answered"] + books["kinds"].get("slow", 0)
-    assert sum(usage["prompt_tokens"] for usage in usages) == books["input_tokens"]
-    assert sum(usage["completion_tokens"] for usage in usages) == books["output_tokens"]
+    usages, records = asyncio.run(asked())
+    assert len(usages) == records["kinds"]["answered"] + records["kinds"].get("slow", 0)
+    assert sum(usage["prompt_tokens"] for usage in usages) == records["input_tokens"]
+    assert sum(usage["completion_tokens"] for usage in usages) == records["output_tokens"]
 
 
 def _usage(text: str) -> dict[str, Any]:

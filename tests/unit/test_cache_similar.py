@@ -724,7 +724,7 @@ async def test_a_withdrawn_claim_serves_and_compares_nothing(
     model.means = lambda text: "egg"
     claim = await found.hold()
     found.store.append(events=[ClaimEvent(claim.id, "withdrawn", "by a test", "k", AT, 0)])
-    await found.keeper.round()
+    await found.worker.round()
     judged, audits = model.judged, len(found.audits())
     answer = await found.ask("How could I boil an egg?")
     assert state_of(answer) == "miss"

@@ -255,7 +255,7 @@ async def test_a_claim_that_nothing_audits_ends_after_the_longest_silence(build:
 
 @pytest.mark.parametrize(("when", "status"), [("refuse", 502), ("local", 200)])
 async def test_a_silent_reference_in_shadow(build: Any, when: str, status: int) -> None:
-    settings = EARLY.model_copy(update={"when_silent": when})
+    settings = EARLY.model_copy(update={"when_reference_fails": when})
     found = await build(lambda call: FrontierUnavailable("down"), settings).ready()
     response = await found.ask("x")
     assert response.status_code in (status, 503)

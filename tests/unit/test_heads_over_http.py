@@ -19,17 +19,19 @@ from serving.ledger.schema import evidence_lease
 from ..provider.server import ProviderServer
 from . import frontier_kit, head_server
 from .authenticated import opened
-from .head_server import REFERENCE, SETTINGS, SUBJECTS, TASK, Desk, HeadServer, inputs
+from .head_server import REFERENCE, SETTINGS, SUBJECTS, TASK, HeadServer, ReferenceModel, inputs
 
 Started = Callable[[], Awaitable[HeadServer]]
 
 
 @asynccontextmanager
-async def replicas(state: Path, desk: Desk, provider: ProviderServer) -> AsyncIterator[Started]:
+async def replicas(
+    state: Path, reference: ReferenceModel, provider: ProviderServer
+) -> AsyncIterator[Started]:
     """Yield what starts a replica over the state folder."""
     database = opened(None, state)
     specs = head_server.own_task(state / "tasks")
-    provider.script.answer = desk.answer
+    provider.script.answer = reference.answer
     try:
         async with frontier_kit.frontier(frontier_kit.settings(provider)) as frontier:
 
@@ -45,13 +47,15 @@ async def replicas(state: Path, desk: Desk, provider: ProviderServer) -> AsyncIt
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def reference() -> ReferenceModel:
+    return ReferenceModel()
 
 
 @pytest.fixture
-async def replica(state: Path, desk: Desk, provider: ProviderServer) -> AsyncIterator[Started]:
-    async with replicas(state, desk, provider) as started:
+async def replica(
+    state: Path, reference: ReferenceModel, provider: ProviderServer
+) -> AsyncIterator[Started]:
+    async with replicas(state, reference, provider) as started:
         yield started
 
 
@@ -63,21 +67,21 @@ def earned_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def earned(
-    state: Path, earned_state: Path, desk: Desk, provider: ProviderServer
+    state: Path, earned_state: Path, reference: ReferenceModel, provider: ProviderServer
 ) -> AsyncIterator[Started]:
     """Start replicas over a copy of one state: a fit takes minutes on a busy machine."""
     if not await asyncio.to_thread(earned_state.exists):
         made = earned_state.with_name("unfinished")
-        async with replicas(made, desk, provider) as started:
+        async with replicas(made, reference, provider) as started:
             server = await started()
             await earn(server, inputs(2))
             with server.evidence.store.database.begin() as connection:
                 # The replica is gone: another one need not wait for the end of its lease.
                 connection.execute(delete(evidence_lease))
         await asyncio.to_thread(made.rename, earned_state)
-        desk.asked.clear()
+        reference.asked.clear()
     await asyncio.to_thread(shutil.copytree, earned_state, state)
-    async with replicas(state, desk, provider) as started:
+    async with replicas(state, reference, provider) as started:
         yield started
 
 
@@ -112,7 +116,9 @@ async def timed(server: HeadServer, rows: list[tuple[str, str]]) -> list[float]:
     return found
 
 
-async def test_a_task_of_one_yaml_file_earns_a_head(replica: Started, desk: Desk) -> None:
+async def test_a_task_of_one_yaml_file_earns_a_head(
+    replica: Started, reference: ReferenceModel
+) -> None:
     server, stream = await replica(), inputs(1)
     text, label = next(stream)
     answer = await server.ask(text)
@@ -127,7 +133,7 @@ async def test_a_task_of_one_yaml_file_earns_a_head(replica: Started, desk: Desk
     claim = server.claim
     assert claim.action is not None
     assert claim.action.candidate == "head@1"
-    asked_before = len(desk.asked)
+    asked_before = len(reference.asked)
     rows = [next(stream) for _ in range(100)]
     answers = [await server.ask(text) for text, _ in rows]
     served = [
@@ -153,7 +159,7 @@ async def test_a_task_of_one_yaml_file_earns_a_head(replica: Started, desk: Desk
     assert wrong <= claim.target_error * len(served)
     # Inputs that the head did not cover went to the reference, and a share of the rest is audited.
     await server.settle()
-    assert len(desk.asked) - asked_before >= len(rows) - len(served)
+    assert len(reference.asked) - asked_before >= len(rows) - len(served)
     after = await timed(server, [next(stream) for _ in range(20)])
     print(
         f"p50 {p50_ms(before):.1f} ms in shadow, {p50_ms(after):.1f} ms under the claim; "
@@ -189,10 +195,10 @@ async def test_deleting_a_tenant_deletes_its_heads_and_the_reference_answers(
 
 
 async def test_a_reference_that_changes_its_labels_suspends_the_claim(
-    earned: Started, desk: Desk
+    earned: Started, reference: ReferenceModel
 ) -> None:
     server, stream = await earned(), inputs(4)
-    desk.is_wrong = True
+    reference.is_wrong = True
     for _ in range(30):
         await asked(server, [next(stream) for _ in range(20)])
         if server.claim.state is ClaimState.SUSPENDED:
@@ -203,7 +209,7 @@ async def test_a_reference_that_changes_its_labels_suspends_the_claim(
 
 
 async def test_inputs_that_may_not_leave_neither_teach_nor_reach_the_reference(
-    replica: Started, desk: Desk
+    replica: Started, reference: ReferenceModel
 ) -> None:
     server = await replica()
     response = await server.server.post(
@@ -213,5 +219,5 @@ async def test_inputs_that_may_not_leave_neither_teach_nor_reach_the_reference(
     assert response.status_code == 409
     assert response.json()["error"]["code"] == "task_not_attested"
     await server.settle()
-    assert desk.asked == []
+    assert reference.asked == []
     assert [row for row in server.evidence.store.rows_after(0) if isinstance(row, Audit)] == []
