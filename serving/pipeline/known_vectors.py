@@ -1,10 +1,10 @@
 """The vectors of instructions that a tenant sent before."""
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from serving.routing.payload import MAX_INSTRUCTION_CHARS
@@ -23,24 +23,17 @@ class KnownVectors:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
-        self._found: OrderedDict[bytes, Vector] = OrderedDict()
+        self._found: LRUCache[bytes, Vector] = LRUCache(most)
 
     def find(self, tenant: str, text: str) -> Vector | None:
         """Return the vector of a text that the tenant sent before; None where none is kept."""
-        key = _key(tenant, text)
-        vector = self._found.get(key)
-        if vector is not None:
-            self._found.move_to_end(key)
-        return vector
+        return self._found.get(_key(tenant, text))
 
     def add(self, tenant: str, by_text: Mapping[str, Vector]) -> None:
         """Keep the vectors of a tenant's request; none of texts too long for an instruction."""
         for text, vector in by_text.items():
-            if len(text) <= MAX_INSTRUCTION_CHARS:
+            if len(text) <= MAX_INSTRUCTION_CHARS and self._found.maxsize:
                 self._found[_key(tenant, text)] = vector
-        while len(self._found) > self._most:
-            self._found.popitem(last=False)
 
 
 def _key(tenant: str, text: str) -> bytes:

@@ -3,11 +3,12 @@
 import asyncio
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import uuid4
+
+from cachetools import LRUCache
 
 from serving.cache.eligible import ineligible_chat
 from serving.cache.entry import Entry, Question
@@ -113,7 +114,7 @@ class SimilarChats:
         self._evidence = evidence
         self._auditor = auditor
         self._shortcuts: dict[str, CachedAnswer] = {}
-        self._recent: OrderedDict[str, _Recent] = OrderedDict()
+        self._recent: LRUCache[str, _Recent] = LRUCache(_MOST_REMEMBERED)
         self._changes: set[asyncio.Task[None]] = set()
 
     async def look(self, request: ChatRequest, key: str, record: RequestRecord) -> Similar:
@@ -238,9 +239,6 @@ class SimilarChats:
                 found.match.similarity, found.match.kind, found.ruling, found.input, found.coin
             )
         self._recent[key] = _Recent(served, route, kind, entry, observed)
-        self._recent.move_to_end(key)
-        if len(self._recent) > _MOST_REMEMBERED:
-            self._recent.popitem(last=False)
 
     def _is_on(self, request: ChatRequest, context: RequestContext) -> bool:
         options, setting = context.options, self._access.cache.settings.semantic
