@@ -1,4 +1,4 @@
-"""`python -m benchmarks check`: has a request become dearer than the figures in the repository?
+"""`python -m benchmarks check`: does a request cost more than the figures in the repository?
 
 Each figure is a ratio to the empty handler of the same process in the same round, so that another
 machine, or a busy one, has about the same.
@@ -26,7 +26,7 @@ from serving.host.terminal import terminal_progress
 if TYPE_CHECKING:
     from benchmarks.gateway_processes import GatewayProcess
 
-HELP = "compare the gateway's own cost with the figures in the repository; exit status 1: dearer"
+HELP = "compare the gateway's own cost with the figures in the repository; status 1: above a limit"
 FIGURES = "check.json"
 _REQUESTS = {1: 80, 16: 480}
 _CPU, _P50 = "processor time at 16 clients", "p50 at 1 client"
@@ -107,7 +107,7 @@ class Judged:
         return None if self.kept is None else self.kept * (1 + TOLERANCES[self.figure])
 
     @property
-    def is_dearer(self) -> bool:
+    def is_above_limit(self) -> bool:
         """Return whether the whole interval is above the limit."""
         return self.limit is not None and self.low > self.limit
 
@@ -125,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
         "rows": [
             {
                 "path": row.path, "figure": row.figure, "ratio": row.ratio, "low": row.low,
-                "high": row.high, "kept": row.kept, "limit": row.limit, "dearer": row.is_dearer,
+                "high": row.high, "kept": row.kept, "limit": row.limit,
+                "above_limit": row.is_above_limit,
             }
             for row in rows
         ],
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         for line in lines(rows):
             print(line)
-    return 1 if any(row.is_dearer for row in rows) else 0
+    return 1 if any(row.is_above_limit for row in rows) else 0
 
 
 def judged(found: dict[tuple[str, str], Ratios], kept: dict[str, dict[str, float]]) -> list[Judged]:
@@ -152,7 +153,7 @@ def lines(rows: Sequence[Judged]) -> list[str]:
         f"{row.path:<24} {row.figure:<28} {row.ratio:6.1f} times the empty handler "
         f"({row.low:.1f} to {row.high:.1f})"
         + ("" if row.kept is None else f"  kept {row.kept:.1f}, limit {row.limit:.1f}")
-        + ("  DEARER" if row.is_dearer else "")
+        + ("  ABOVE THE LIMIT" if row.is_above_limit else "")
         for row in rows
     ]
 

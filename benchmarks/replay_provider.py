@@ -106,7 +106,7 @@ class ReplayModel:
                    "economy": values["wordy_economy"]}[tier]  # fmt: skip
         if _BRIEF in sent:
             tokens *= values["directed"]
-        # One draw for all tiers: what a cheaper one gets right, a dearer one does too.
+        # One draw for all tiers: what a cheaper one gets right, a more expensive one does too.
         luck = random.Random(request.key).random()  # noqa: S311
         context = sent.casefold()
         holds = all(any(_quoted(a) in context for a in need) for need in request.needs)

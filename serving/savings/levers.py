@@ -216,7 +216,7 @@ def cached_usage(usage: Usage, prefixed: Prefixed, served: float, left: float) -
 def cheaper_model(
     own: ModelPrices, usage: Usage, candidates: Mapping[str, ModelPrices]
 ) -> str | None:
-    """Return the dearest of the candidates that costs at most 0.7 of a call's own model."""
+    """Return the most expensive candidate that costs at most 0.7 of a call's own model."""
     cost = own.base.cost(usage)
     provider = own.model.partition("/")[0]
     found = {name: prices.base.cost(usage) for name, prices in candidates.items()}

@@ -175,7 +175,7 @@ class TierPlanner:
         return next((rung for rung in self._rungs.values() if rung.tier == tier), None)
 
     def ladder(self, start: Rung) -> tuple[Rung, ...]:
-        """Return the cheaper tiers than a start, the dearest first."""
+        """Return the cheaper tiers than a start, the most expensive first."""
         return ladder(start, list(self._rungs.values()))
 
     def explored(self, tenants: str, cluster: str) -> Exploration | None:

@@ -76,7 +76,7 @@ class Traffic:
 
 
 def ladder(start: Rung, others: Sequence[Rung]) -> tuple[Rung, ...]:
-    """Return the cheaper tiers below a start, the dearest of them first.
+    """Return the cheaper tiers below a start, the most expensive first.
 
     A tier is cheaper where input and output both cost less: then it is whatever the lengths are.
     """

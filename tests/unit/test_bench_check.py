@@ -30,21 +30,21 @@ def test_a_ratio_fails_only_where_its_whole_interval_is_above_the_limit() -> Non
     (figure, tolerance), *_ = TOLERANCES.items()
     limit = 10 * (1 + tolerance)
     kept = {"auto": {figure: 10.0}}
-    for values, is_dearer in (
+    for values, is_above_limit in (
         ([limit + 1, limit + 2, limit + 3] * 3, True),
         ([limit - 2, limit - 1, limit + 9] * 3, False),
         ([9.0, 10.0, 11.0], False),
     ):
         (row,) = judged({("auto", figure): Ratios(values)}, kept)
-        assert row.is_dearer is is_dearer
-        assert ("DEARER" in lines([row])[0]) is is_dearer
+        assert row.is_above_limit is is_above_limit
+        assert ("ABOVE" in lines([row])[0]) is is_above_limit
 
 
 def test_a_ratio_without_a_kept_figure_is_not_judged() -> None:
     (figure, _), *_ = TOLERANCES.items()
     (row,) = judged({("auto", figure): Ratios([1e9])}, {})
     assert row.limit is None
-    assert not row.is_dearer
+    assert not row.is_above_limit
 
 
 def test_every_path_has_its_kept_figures() -> None:
