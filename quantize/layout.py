@@ -53,7 +53,6 @@ class LinearLayer:
 class ModelLayout:
     """Shapes and sizes of a checkpoint. other_bytes: everything that is not a linear layer."""
 
-    architecture: str
     linear: tuple[LinearLayer, ...]
     other_bytes: int
     total_bytes: int
@@ -61,7 +60,6 @@ class ModelLayout:
     hidden_size: int
     vocab_size: int
     max_position_embeddings: int
-    kv_bytes_per_token: int
 
     @property
     def linear_weights(self) -> int:
@@ -154,9 +152,7 @@ def layout_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: s
         )
     total = sum(tensor.size_bytes for tensor in tensors.values())
     in_linear = sum(tensors[f"{layer.name}.weight"].size_bytes for layer in linear)
-    head_size = described.head_dim or described.hidden_size // described.num_attention_heads
     return ModelLayout(
-        architecture=(described.architectures or ("none",))[0],
         linear=tuple(sorted(linear, key=lambda layer: (_block_of(layer.name), layer.name))),
         other_bytes=total - in_linear,
         total_bytes=total,
@@ -164,7 +160,6 @@ def layout_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: s
         hidden_size=described.hidden_size,
         vocab_size=described.vocab_size,
         max_position_embeddings=described.max_position_embeddings,
-        kv_bytes_per_token=2 * 2 * wanted * head_size * described.num_key_value_heads,
     )
 
 

@@ -25,7 +25,6 @@ def test_linear_layers_and_the_rest_are_told_apart(tmp_path: Path) -> None:
     assert found.linear_weights == 2 * (64 * 64 * 2 + 32 * 64 * 2 + 3 * 64 * 192)
     assert found.other_bytes == 2 * (100 * 64 + 64 + 2 * 64)
     assert found.total_bytes == found.other_bytes + 2 * found.linear_weights
-    assert found.kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
     names = [layer.name for layer in matching(found.linear, [r"layers\.1\..*k_proj$"])]
     assert names == ["model.layers.1.self_attn.k_proj"]
 

@@ -4,13 +4,12 @@ Key and predicate type are evidence's own: a key that signs heads must not be tr
 """
 
 import base64
-import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -92,24 +91,6 @@ class SignedHead:
         envelope: Any = json.loads(self.envelope)
         content = base64.b64encode(self.content).decode()
         return canonical_envelope({"content": content, "envelope": envelope})
-
-    @classmethod
-    def imported(cls, data: bytes) -> Self:
-        """Return both parts of an exported file, not verified yet. Raises HeadRefused."""
-        try:
-            document = json.loads(data)
-            found = cls(
-                base64.b64decode(document["content"], validate=True),
-                canonical_envelope(document["envelope"]),
-            )
-            same = found.exported() == data
-        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
-            raise HeadRefused(
-                f"the file is not an exported head: {type(error).__name__}"
-            ) from error
-        if not same:
-            raise HeadRefused("the file is not in the form in which heads are exported")
-        return found
 
 
 def sign_head(candidate: Candidate, version: int, scope: HeadScope, signer: Any) -> SignedHead:
