@@ -32,8 +32,8 @@ from serving.contracts.batch import (
 )
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.errors import InvalidRequest, LedgerUnavailable
+from serving.contracts.invalid_values import invalid
 from serving.contracts.ledger import Caller
-from serving.pipeline.fields import invalid
 from serving.tasks.catalog import find_task
 
 logger = logging.getLogger(__name__)

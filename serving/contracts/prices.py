@@ -159,6 +159,11 @@ class PriceList(Protocol):
         ...
 
 
+def plain_usd(amount: Decimal) -> str:
+    """Return an amount of US dollars in digits, without zeros at its end."""
+    return f"{amount.normalize():f}"
+
+
 def input_tokens(usage: Usage) -> int:
     """Return the input tokens of all classes, which decide the price step."""
     return (

@@ -29,7 +29,7 @@ SAMPLING_FIELDS = frozenset({
     "skip_special_tokens",
 })  # fmt: skip
 LOCAL_CHAT_FIELDS = SAMPLING_FIELDS | {"response_format", "top_logprobs"}
-LOCAL_COMPLETION_FIELDS = SAMPLING_FIELDS | {"response_format", "echo", "suffix"}
+LOCAL_COMPLETION_FIELDS = SAMPLING_FIELDS | {"response_format", "echo"}
 TASK_CHAT_FIELDS = frozenset({"temperature", "top_p", "seed"})
 """Sampling fields that a chat with a task may carry. They have no effect: tasks set their own."""
 
@@ -123,6 +123,7 @@ class ChatRequest:
         """
         _require_fields(self.fields, LOCAL_CHAT_FIELDS, self.extras, "a local model")
         _require_choices(self.choices, self.fields)
+        _require_values(self.fields, self.max_tokens)
         for index, message in enumerate(self.messages):
             _require_text(index, message)
         return {
@@ -178,6 +179,7 @@ class CompletionRequest:
         """Return the body for a local model's engine. Raises as ChatRequest's."""
         _require_fields(self.fields, LOCAL_COMPLETION_FIELDS, self.extras, "a local model")
         _require_choices(self.choices, self.fields)
+        _require_values(self.fields, self.max_tokens)
         prompt = self.prompts[0] if len(self.prompts) == 1 else list(self.prompts)
         return {
             "model": model,
@@ -255,6 +257,23 @@ def _require_choices(choices: int, fields: Mapping[str, Any]) -> None:
             f"n is {choices} and temperature is 0, which makes all choices the same",
             field="n",
             fix="send n: 1, or a temperature above 0",
+        )
+
+
+def _require_values(fields: Mapping[str, Any], max_tokens: int | None) -> None:
+    """Raise InvalidRequest for values that providers take and the engine does not."""
+    if fields.get("top_p") == 0:
+        raise InvalidRequest(
+            f"top_p is {fields['top_p']}, and a local model needs one above 0",
+            field="top_p",
+            fix="send top_p above 0, or temperature: 0 for the most likely tokens",
+        )
+    least = fields.get("min_tokens", 0)
+    if max_tokens is not None and least > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens is {least} and max_tokens is {max_tokens}",
+            field="min_tokens",
+            fix="send min_tokens up to max_tokens",
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx2
 
+from serving.contracts.chat_fields import PASSED_FIELDS
 from serving.contracts.errors import (
     FrontierAuthFailed,
     FrontierContextTooLong,
@@ -20,7 +21,6 @@ from serving.contracts.errors import (
     FrontierUnknownModel,
 )
 from serving.frontier.failures import as_unreached
-from serving.frontier.request_fields import PASSED_FIELDS
 from serving.frontier.retry_after import retry_after_s
 
 TRANSPORT_ERRORS = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError)

@@ -11,7 +11,7 @@ from serving.contracts.deadline import deadline_exceeded
 from serving.contracts.errors import MaxCostExceeded, UnsupportedParameter
 from serving.contracts.exits import Attempt
 from serving.contracts.frontier import FrontierCall
-from serving.contracts.prices import ModelPrices, PriceList, TokenPrices, unpriced
+from serving.contracts.prices import ModelPrices, PriceList, TokenPrices, plain_usd, unpriced
 from serving.contracts.text_length import quarter_tokens
 from serving.frontier.bounds import bounded, token_limits, worst_case_usd
 from serving.frontier.prompt_cache import SplitPrompt, canonical, split_prompt
@@ -81,9 +81,13 @@ def _accepting(
     refusal: UnsupportedParameter | None = None
     accepted: list[str] = []
     fields: dict[str, Any] = {}
+    passed: dict[frozenset[str], dict[str, Any]] = {}
     for target, extra in extra_fields.items():
+        allowed = frozenset(extra)
         try:
-            fields = passed_fields(body, extra)
+            if allowed not in passed:
+                passed[allowed] = passed_fields(body, allowed)
+            fields = passed[allowed]
             accepted.append(target)
         except UnsupportedParameter as error:
             refusal = error
@@ -115,7 +119,8 @@ def _affordable(call: FrontierCall, charges: Mapping[str, Charge]) -> tuple[str,
     if not kept:
         least = min(charge.worst_case_usd for charge in charges.values())
         raise MaxCostExceeded(
-            f"max_cost_usd is {limit:f} and the cheapest answer may cost {least:f}",
+            f"max_cost_usd is {plain_usd(limit)} and the cheapest answer may cost "
+            f"{plain_usd(least)}",
             field="max_cost_usd",
             fix="raise it, lower max_tokens, or shorten the messages",
         )

@@ -5,9 +5,9 @@ from typing import Any, get_args
 from starlette.datastructures import Headers
 
 from serving.contracts.answer import CacheHit
+from serving.contracts.invalid_values import invalid
 from serving.contracts.routing import CachePreference
 from serving.gateway.auth import single_header
-from serving.pipeline.fields import invalid
 
 CACHE = "x-narrowgate-cache"
 CACHE_TTL = "x-narrowgate-cache-ttl-s"

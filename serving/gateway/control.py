@@ -8,8 +8,9 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from serving.contracts.errors import InvalidRequest
+from serving.contracts.invalid_values import invalid
 from serving.gateway.http_request import read_json
-from serving.pipeline.fields import invalid, refuse_half_characters
+from serving.pipeline.fields import refuse_half_characters
 
 _Body = TypeVar("_Body", bound=BaseModel)
 _WANTED = {

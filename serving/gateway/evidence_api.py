@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.cache.entry_store import EntryFilter
 from serving.contracts.errors import NotFound
+from serving.contracts.invalid_values import invalid
 from serving.contracts.ledger import Caller
 from serving.evidence import administration
 from serving.evidence.kept_texts import KeptTexts, erase_texts
 from serving.evidence.store import EvidenceOwner, EvidenceStore
 from serving.gateway.context import Context, GatewayContext
 from serving.gateway.control import WHOLE_QUERY, QueryInteger, body_of, body_schema
-from serving.pipeline.fields import invalid
 
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 

@@ -8,10 +8,10 @@ from starlette.responses import Response, StreamingResponse
 
 from serving.contracts.batch import Batches, PageRequest, StoredFile
 from serving.contracts.errors import InvalidRequest, NotFound
+from serving.contracts.invalid_values import invalid
 from serving.contracts.ledger import Caller
 from serving.gateway.context import Context
 from serving.gateway.multipart import read_form
-from serving.pipeline.fields import invalid
 
 router = APIRouter(prefix="/v1", tags=["batches"])
 

@@ -25,10 +25,10 @@ from serving.gateway import (
     tasks_api,
 )
 from serving.gateway.context import GatewayContext
+from serving.gateway.http_protocol import change_http_protocol
 from serving.gateway.log_heartbeat import LogHeartbeat
 from serving.gateway.messages_errors import MessagesErrors
 from serving.gateway.middleware import BodyLimit, HeadAsGet, RequestScope
-from serving.gateway.trailers import ignore_trailers
 from serving.local.metrics_server import metrics_served
 
 PARTS = (
@@ -42,7 +42,7 @@ _FORM_BYTES = 65_536
 
 def build_http(context: GatewayContext) -> FastAPI:
     """Return the application; its lifespan runs the ledger and the watches."""
-    ignore_trailers()
+    change_http_protocol()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import InvalidRequest, UnsupportedMediaType
+from serving.contracts.invalid_values import invalid
 from serving.contracts.ledger import Caller
 from serving.contracts.routing import (
     AuditPreference,
@@ -28,7 +29,6 @@ from serving.gateway.auth import single_header
 from serving.gateway.cache_options import cache_preference, cache_ttl_s
 from serving.gateway.context import GatewayContext
 from serving.gateway.middleware import ROUTE, Arrival
-from serving.pipeline.fields import invalid
 from serving.pipeline.json_schema import count_values
 
 _INLINE_BYTES = 64 * 1024

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, bindparam, select, tuple_, update
 
 from serving.contracts.errors import BudgetExceeded
+from serving.contracts.prices import plain_usd
 from serving.ledger.operations import Row
 from serving.ledger.schema import spending, tenants
 from serving.ledger.upsert import insert_new
@@ -75,8 +76,8 @@ class Accounts:
                 continue
             left = max(_ZERO, limit - balance.spent_usd - balance.held_usd)
             raise BudgetExceeded(
-                f"the call may cost ${worst:f} and the {key.period}'s budget of tenant "
-                f"{key.tenant!r} has ${left:f} left",
+                f"the call may cost ${plain_usd(worst)} and the {key.period}'s budget of tenant "
+                f"{key.tenant!r} has ${plain_usd(left)} left",
                 fix=f"request less output, wait for the next {key.period}, or raise the budget",
             )
 

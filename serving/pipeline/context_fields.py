@@ -7,8 +7,9 @@ from typing import Any
 from serving.context.detection import may_be_marked
 from serving.contracts.context_settings import PruningMode, PruningOptions
 from serving.contracts.errors import InvalidRequest, UnsupportedParameter
+from serving.contracts.invalid_values import invalid
 from serving.contracts.requests import Message
-from serving.pipeline.fields import boolean, integer, invalid, number, object_
+from serving.pipeline.fields import boolean, integer, number, object_
 
 FIELD = "narrowgate"
 PART_FIELD = "narrowgate_context"

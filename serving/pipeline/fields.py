@@ -4,7 +4,22 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from serving.contracts.errors import InvalidRequest
+from serving.contracts.chat_fields import (
+    CACHE_RETENTION,
+    FUNCTION_CALL,
+    METADATA,
+    PREDICTION,
+    REASONING_EFFORT,
+    RESPONSE_FORMAT,
+    SERVICE_TIER,
+    STREAM_OPTIONS,
+    TOOL_CHOICE,
+    VERBOSITY,
+    Shape,
+    one_of,
+)
+from serving.contracts.errors import InvalidRequest, UnsupportedParameter
+from serving.contracts.invalid_values import invalid, shown
 from serving.contracts.requests import Role
 from serving.pipeline.json_schema import check_schema
 
@@ -21,25 +36,6 @@ MAX_ALTERNATIVES = 20
 
 _PART_TEXTS = {"text": "text", "refusal": "refusal"}
 _PART_TYPES = frozenset({*_PART_TEXTS, "image_url", "input_audio", "file", "video_url"})
-SHOWN_CHARS = 60
-"""Of a client's value or key, the most that an error shows."""
-
-
-def invalid(path: str | None, value: object, wanted: str) -> InvalidRequest:
-    """Return the error of a field with an invalid value."""
-    if value is None:
-        message = f"{path or 'the body'} is missing; it must be {wanted}"
-    else:
-        message = f"{path or 'the body'} is {_shown(value)}; it must be {wanted}"
-    return InvalidRequest(message, field=path, fix=f"send {wanted}")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict | list):
-        # Its content may be long, and is the client's own.
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    shown = repr(value) if not isinstance(value, bool) else str(value).lower()
-    return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}..."
 
 
 def boolean(value: Any, path: str) -> bool:
@@ -157,7 +153,7 @@ def _biases(value: Any, path: str) -> dict[str, Any]:
     for token, bias in object_(value, path).items():
         if not (token.isascii() and token.isdecimal()):
             raise InvalidRequest(
-                f"{path} has the key {_shown(token)}, which is not a token id",
+                f"{path} has the key {shown(token)}, which is not a token id",
                 field=path,
                 fix="send an object from token ids to numbers",
             )
@@ -177,7 +173,7 @@ def _response_format(value: Any, path: str) -> dict[str, Any]:
             object_(described.get("schema"), f"{path}.json_schema.schema"),
             f"{path}.json_schema.schema",
         )
-    return form
+    return dict(_listed_only(RESPONSE_FORMAT)(form, path))
 
 
 def _tools(value: Any, path: str) -> list[Any]:
@@ -202,16 +198,35 @@ def _function(value: Any, path: str) -> None:
         object_(function["parameters"], f"{path}.parameters")
 
 
-def _tool_choice(value: Any, path: str) -> Any:
-    if not isinstance(value, str | dict):
-        raise invalid(path, value, "a string or an object")
-    return value
+def _shape(shape: Shape) -> Check:
+    """Return the check of a value's shape. An empty object is absent.
+
+    Unlisted fields pass: what is sent to a provider is checked there, by its settings.
+    """
+
+    def check(value: Any, path: str) -> Any:
+        return value if value == {} else shape.read(value, path, lambda _: None)
+
+    return check
 
 
-def _texts(value: Any, path: str) -> list[str]:
+def _listed_only(shape: Shape) -> Check:
+    """Return the check of a value's shape that refuses unlisted fields."""
+
+    def refuse(path: str) -> None:
+        raise UnsupportedParameter(f"{path} is not supported", field=path, fix="leave it out")
+
+    return lambda value, path: shape.read(value, path, refuse)
+
+
+stream_options = _listed_only(STREAM_OPTIONS)
+
+
+def _modalities(value: Any, path: str) -> list[str]:
     if not isinstance(value, list):
         raise invalid(path, value, "a list of strings")
-    return [text(item, f"{path}.{index}") for index, item in enumerate(value)]
+    kind = _shape(one_of("text", "audio"))
+    return [kind(item, f"{path}.{index}") for index, item in enumerate(value)]
 
 
 _SAMPLING: dict[str, Check] = {
@@ -230,27 +245,27 @@ _SAMPLING: dict[str, Check] = {
     "skip_special_tokens": boolean,
     "response_format": _response_format,
     "user": text,
-    "metadata": object_,
+    "metadata": _shape(METADATA),
     "store": boolean,
-    "service_tier": text,
+    "service_tier": _shape(SERVICE_TIER),
 }
 CHAT_FIELDS: Mapping[str, Check] = {
     **_SAMPLING,
     "logprobs": boolean,
     "top_logprobs": integer(0, MAX_ALTERNATIVES),
     "tools": _tools,
-    "tool_choice": _tool_choice,
+    "tool_choice": _shape(TOOL_CHOICE),
     "functions": _functions,
-    "function_call": _tool_choice,
+    "function_call": _shape(FUNCTION_CALL),
     "parallel_tool_calls": boolean,
-    "modalities": _texts,
+    "modalities": _modalities,
     "audio": object_,
-    "prediction": object_,
+    "prediction": _shape(PREDICTION),
     "web_search_options": object_,
-    "reasoning_effort": text,
-    "verbosity": text,
+    "reasoning_effort": _shape(REASONING_EFFORT),
+    "verbosity": _shape(VERBOSITY),
     "prompt_cache_key": text,
-    "prompt_cache_retention": text,
+    "prompt_cache_retention": _shape(CACHE_RETENTION),
     "safety_identifier": text,
 }
 """Fields of chats that ChatRequest does not have by name."""
@@ -281,6 +296,8 @@ _SAY_NOTHING: Mapping[str, tuple[Any, ...]] = {
     "ignore_eos": (False,),
     "skip_special_tokens": (True,),
 }
+_WHOLE = frozenset({"best_of", "min_tokens", "top_k", "top_logprobs"})
+"""Whole numbers: 1.0 is none."""
 
 
 def is_default(name: str, value: Any) -> bool:
@@ -291,4 +308,13 @@ def is_default(name: str, value: Any) -> bool:
     if value in ([], {}):
         # An empty object of web search options asks for a search with the usual ones.
         return name != "web_search_options"
-    return any(value == nothing for nothing in _SAY_NOTHING.get(name, ()))
+    if name in _WHOLE and type(value) is not int:
+        return False
+    return any(_is_equal(value, nothing) for nothing in _SAY_NOTHING.get(name, ()))
+
+
+def _is_equal(value: Any, nothing: Any) -> bool:
+    if isinstance(nothing, bool) or isinstance(value, bool):
+        # In Python, true is 1.
+        return value is nothing
+    return bool(value == nothing)

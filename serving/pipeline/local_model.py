@@ -123,7 +123,13 @@ def _refusal(status: int, error: object, body: Mapping[str, Any]) -> NarrowgateE
     field = details.get("param")
     # The engine also names its internal fields; a client knows only those that it sent.
     known = isinstance(field, str) and field.partition(".")[0] in body
-    return InvalidRequest(message, field=field if known else None)
+    return InvalidRequest(
+        message,
+        field=field if known else None,
+        fix=f"send another value of {field}; docs/api.md lists what a local model takes"
+        if known
+        else "docs/api.md lists the fields that a local model takes, and their values",
+    )
 
 
 async def _close(events: AsyncIterator[str]) -> None:

@@ -14,6 +14,7 @@ from serving.contracts.errors import (
     TooManyInputs,
     UnsupportedParameter,
 )
+from serving.contracts.invalid_values import SHOWN_CHARS, invalid
 from serving.contracts.requests import (
     TASK_PREFIX,
     ChatRequest,
@@ -27,10 +28,8 @@ from serving.pipeline.context_fields import read_pruning
 from serving.pipeline.fields import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
-    SHOWN_CHARS,
     boolean,
     choices,
-    invalid,
     is_default,
     object_,
     positive,
@@ -38,6 +37,7 @@ from serving.pipeline.fields import (
     read_tool_calls,
     refuse_half_characters,
     role_of,
+    stream_options,
     text,
 )
 from serving.tasks.blank_text import is_blank
@@ -47,6 +47,7 @@ MAX_MESSAGES = 2048
 """The most messages of one chat, as at OpenAI's API: checking them takes time on the event loop."""
 
 
+_CHOICES_AMONG = (("tools", "tool_choice"), ("functions", "function_call"))
 _SPEAK_WITHOUT_CONTENT = frozenset({"tool_calls", "function_call", "refusal", "audio"})
 
 
@@ -260,7 +261,7 @@ def _stream(body: dict[str, Any]) -> tuple[bool, bool]:
     options = body.pop("stream_options", None)
     if options is None:
         return stream, False
-    options = object_(options, "stream_options")
+    options = stream_options(options, "stream_options")
     if not stream and not any(options.values()):
         return stream, False
     if not stream:
@@ -269,8 +270,7 @@ def _stream(body: dict[str, Any]) -> tuple[bool, bool]:
             field="stream_options",
             fix="remove stream_options, or send stream: true",
         )
-    path = "stream_options.include_usage"
-    return stream, boolean(options.get("include_usage") or False, path)
+    return stream, bool(options.get("include_usage"))
 
 
 def _choices(body: dict[str, Any]) -> int:
@@ -283,7 +283,7 @@ def _fields(
     """Return the known fields, validated, without those that have no effect, and the others."""
     fields = {name: known[name](value, name) for name, value in body.items() if name in known}
     kept = {name: value for name, value in fields.items() if not is_default(name, value)}
-    for offered, choice in (("tools", "tool_choice"), ("functions", "function_call")):
+    for offered, choice in _CHOICES_AMONG:
         # Without tools, "none" and "auto" have the same effect.
         if offered not in kept and kept.get(choice) in ("none", "auto"):
             del kept[choice]
@@ -292,6 +292,13 @@ def _fields(
 
 
 def _require_together(fields: Mapping[str, Any]) -> None:
+    for offered, choice in _CHOICES_AMONG:
+        if choice in fields and offered not in fields:
+            raise InvalidRequest(
+                f"{choice} is set, and {offered} is not",
+                field=choice,
+                fix=f"send {offered}, or remove {choice}",
+            )
     if "top_logprobs" in fields and "logprobs" not in fields:
         raise InvalidRequest(
             "top_logprobs is set, and logprobs is not true",

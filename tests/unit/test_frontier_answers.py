@@ -10,9 +10,9 @@ from serving.contracts.answer import Usage
 from serving.contracts.errors import (
     FrontierNotConfigured,
     FrontierRejected,
+    InvalidRequest,
     MaxCostExceeded,
     UnpricedModel,
-    UnsupportedParameter,
 )
 from serving.contracts.frontier import OutputBounds
 from serving.contracts.frontier_settings import PromptCacheSettings
@@ -306,14 +306,14 @@ async def test_a_json_object_is_asked_for_in_words_at_anthropic(provider: Provid
             },
             "messages.0.tool_calls.0.function.arguments",
         ),
-        ({"messages": [{"role": "assistant", "tool_calls": ["x"]}]}, "messages"),
+        ({"messages": [{"role": "assistant", "tool_calls": ["x"]}]}, "messages.0.tool_calls.0"),
     ],
 )
 async def test_fields_that_anthropic_cannot_express_are_refused_unsent(
     provider: ProviderServer, body: dict[str, Any], field: str
 ) -> None:
     async with frontier(settings(provider)) as stack:
-        with pytest.raises((FrontierRejected, UnsupportedParameter)) as caught:
+        with pytest.raises((FrontierRejected, InvalidRequest)) as caught:
             await stack.complete(call(ANTHROPIC, OPENAI, body=body))
     assert caught.value.field == field
     assert provider.script.seen == []
@@ -322,7 +322,7 @@ async def test_fields_that_anthropic_cannot_express_are_refused_unsent(
 async def test_a_message_is_named_by_its_place_in_the_clients_request(
     provider: ProviderServer,
 ) -> None:
-    image = [{"type": "image_url", "image_url": {"url": "ftp://x"}}]
+    image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,!"}}]
     directed = OutputBounds(64, directive="Be brief.")
     for leading in ([], [{"role": "system", "content": "Hi."}]):
         turns = [*leading, {"role": "user", "content": image}]

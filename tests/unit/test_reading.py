@@ -54,9 +54,17 @@ NUMBERS: list[tuple[str, Any]] = [
     ("logit_bias", {"1": 200}),
     ("user", 5),
     ("metadata", "x"),
+    ("metadata", {"a": {"b": ["c"]}}),
+    *(("reasoning_effort", value) for value in ("", "NaN", "High", 1, ["low"])),
+    *(("verbosity", value) for value in ("", "1", "LOW", True)),
+    *(("service_tier", value) for value in ("", "1", "Priority", "batch", [])),
+    *(("prompt_cache_retention", value) for value in ("", "0x1", "24H", 24)),
+    *(("modalities", value) for value in ("text", ["video"], [1])),
+    ("prediction", {"type": "x", "content": "y"}),
+    ("prediction", {"type": "content", "content": 5}),
     ("response_format", "json"),
-    *(("tool_choice", value) for value in (5, ["auto"], True)),
-    ("function_call", 5),
+    *(("tool_choice", value) for value in (5, ["auto"], True, "", "NaN", "any")),
+    *(("function_call", value) for value in (5, "", "required", {"name": 5})),
     *(("logit_bias", {token: 1}) for token in ("\u0663", "-1", "", "1.0")),
     ("tools.0.function", [{"type": "function"}]),
     ("tools.0.function", [{"type": "function", "function": 5}]),
@@ -99,6 +107,65 @@ async def test_fields_that_need_another_one_are_refused_without_it(
         response = await server.post(CHAT, json=chat_body(model, **fields))
         assert assert_error(response, 400, "invalid_request")["param"] == param
     assert untouched(server)
+
+
+LIKE_NOTHING: dict[str, list[Any]] = {
+    "best_of": [True, 1.0, "1"],
+    "echo": [0, "", True],
+    "min_tokens": [False, 0.0],
+    "top_k": [False, 0.0, -1.0],
+    "top_logprobs": [False, 0.0],
+    "min_p": [False],
+    "frequency_penalty": [False],
+    "repetition_penalty": [True],
+    "ignore_eos": [0],
+    "store": [0],
+    "logprobs": [0],
+}
+
+
+@pytest.mark.parametrize("model", [MODEL, TASK, PROVIDER])
+async def test_a_value_that_python_takes_for_a_default_is_not_absent(
+    specs: dict[str, TaskSpec], provider: ProviderServer, model: str
+) -> None:
+    async with frontier(settings(provider)) as stack:
+        server = await Server(specs, frontier=stack).ready()
+        for name, values in LIKE_NOTHING.items():
+            for value in values:
+                body = chat_body(model if model != PROVIDER else OPENAI, "A text.", **{name: value})
+                response = await server.post(CHAT, json=body)
+                assert response.status_code == 400, (name, value, response.text)
+                assert response.json()["error"]["param"] == name
+    assert provider.script.seen == []
+    assert server.engine.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "fix"),
+    [
+        ({"top_p": 0}, "top_p", "temperature: 0"),
+        ({"top_p": 0.0}, "top_p", "temperature: 0"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "up to max_tokens"),
+    ],
+)
+async def test_a_value_that_only_the_engine_does_not_take_is_refused_with_a_fix(
+    server: Server, fields: dict[str, Any], param: str, fix: str
+) -> None:
+    for path, text in ((CHAT, chat_body(MODEL)), (COMPLETIONS, {"model": MODEL, "prompt": "x"})):
+        error = assert_error(
+            await server.post(path, json={**text, **fields}), 400, "invalid_request"
+        )
+        assert (error["param"], fix in error["fix"]) == (param, True)
+        assert str(fields[param]) in error["message"]
+    assert untouched(server)
+
+
+async def test_a_suffix_is_refused_before_the_engine_is_asked(server: Server) -> None:
+    body = {"model": MODEL, "prompt": "x", "suffix": "1"}
+    error = assert_error(await server.post(COMPLETIONS, json=body), 400, "unsupported_parameter")
+    assert error["param"] == "suffix"
+    assert error["fix"].startswith("remove it")
+    assert (await server.post(COMPLETIONS, json={**body, "suffix": ""})).status_code == 200
 
 
 NOTHING: dict[str, list[Any]] = {
@@ -155,6 +222,7 @@ async def test_a_field_without_an_effect_is_absent_on_every_route(
 async def test_ignored_fields_reach_providers_and_nobody_else(server: Server) -> None:
     fields: dict[str, Any] = dict.fromkeys(IGNORED_FIELDS, "x")
     fields |= {"metadata": {"a": "b"}, "store": True, "parallel_tool_calls": True}
+    fields |= {"service_tier": "flex", "prompt_cache_retention": "24h", "verbosity": "low"}
     for model in (MODEL, TASK, PROVIDER):
         assert (await server.post(CHAT, json=chat_body(model, **fields))).status_code == 200
     assert set(server.engine.bodies[0]) == {"model", "messages"}
@@ -172,15 +240,16 @@ async def test_tools_are_refused_where_no_model_calls_them(server: Server) -> No
 
 
 async def test_a_choice_of_tools_of_any_shape_is_read(server: Server) -> None:
-    choices: list[Any] = [{"type": "none"}, {"type": "function", "function": {"name": "f"}}, {}]
+    choices: list[Any] = [{"type": "function", "function": {"name": "f"}}, {"type": "none"}, {}]
     for model in (MODEL, TASK, PROVIDER, "auto"):
         for choice in choices:
             for tools in ([], None):
                 body = chat_body(model, tools=tools, tool_choice=choice, function_call=choice)
                 assert (await server.post(CHAT, json=body)).status_code in (200, 400)
-        refused = await server.post(CHAT, json=chat_body(MODEL, tool_choice=choices[0]))
-        error = assert_error(refused, 400, "unsupported_parameter")
+        refused = await server.post(CHAT, json=chat_body(model, tool_choice=choices[0]))
+        error = assert_error(refused, 400, "invalid_request")
         assert error["param"] == "tool_choice"
+        assert error["fix"] == "send tools, or remove tool_choice"
 
 
 @pytest.mark.parametrize("model", [MODEL, TASK, PROVIDER, "auto"])

@@ -1,4 +1,4 @@
-"""Trailers of a chunked body are no headers, in uvicorn as the gateway runs it."""
+"""Trailers and malformed requests, in uvicorn as the gateway runs it."""
 
 import json
 import socket
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from serving.gateway.trailers import ignore_trailers
+from serving.gateway.http_protocol import change_http_protocol
 from serving.lifecycle.ports import free_port
 
 HEADERS = b"host: x\r\ntransfer-encoding: chunked\r\nx-given: 1\r\n"
@@ -27,7 +27,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    ignore_trailers()
+    change_http_protocol()
     found = free_port()
     server = uvicorn.Server(
         uvicorn.Config(echo, port=found, http="httptools", log_level="error", lifespan="off")
@@ -56,3 +56,24 @@ def test_a_trailer_is_no_header(port: int, apart: bool) -> None:
             found = json.loads(received.partition(b"\r\n\r\n")[2])
             assert found["body"] == "hello"
             assert found["headers"] == {"host": "x", "transfer-encoding": "chunked", "x-given": "1"}
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"BREW / HTTP/1.1", b"get / HTTP/1.1", b"nonsense", b"GET / HTTP/9.9", b"\x16\x03"],
+)
+def test_a_request_that_cannot_be_read_is_answered_in_the_shape_of_all_errors(
+    port: int, request_line: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(request_line + b"\r\nhost: x\r\n\r\n")
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    error = json.loads(body)["error"]
+    assert error["code"] == "invalid_request"
+    assert "method" in error["message"]
+    assert "POST" in error["fix"]
