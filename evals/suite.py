@@ -26,6 +26,7 @@ from serving.contracts.task_spec import (
     Text,
     TranslationSpec,
 )
+from serving.contracts.validation_words import problem_words
 from serving.tasks.catalog import read_task_file
 from serving.tasks.fingerprint import text_digest
 
@@ -307,13 +308,13 @@ def _refuse_other_than_text(row: Mapping[str, Any], spec: TaskSpec) -> None:
 
 def _reason(error: ValidationError) -> str:
     """Return the first problem with its field and value, in one line."""
-    problem = error.errors(include_url=False, include_context=False)[0]
+    problem = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":
         return f"field {place!r} is missing"
     value = repr(problem["input"])
     shown = value if len(value) <= _SHOWN_CHARS else value[: _SHOWN_CHARS - 1] + "…"
-    return f"{place + ' ' if place else ''}{shown}: {problem['msg']}"
+    return f"{place + ' ' if place else ''}{shown}: {problem_words(problem)}"
 
 
 def _classified(row: dict[str, Any], spec: ClassificationSpec, where: str) -> Example:

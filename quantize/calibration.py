@@ -26,6 +26,7 @@ from serving.contracts.errors import (
 )
 from serving.contracts.file_lines import file_lines
 from serving.contracts.task_spec import TaskSpec, TranslationSpec
+from serving.contracts.validation_words import problem_place, problem_words
 from serving.tasks.fingerprint import text_digest
 from serving.tasks.prompt import PromptTokenizer, Turn
 from serving.tasks.task import Task, bind
@@ -142,10 +143,11 @@ def read_examples(path: Path) -> list[Example]:
         try:
             examples.append(Example.model_validate_json(line))
         except ValidationError as error:
-            problem = error.errors(include_url=False, include_context=False)[0]
-            place = ".".join(str(part) for part in problem["loc"])
+            problem = error.errors(include_url=False)[0]
+            place = problem_place(problem, "")
             raise InvalidCalibration(
-                f"{path.name}, line {number}: {place + ': ' if place else ''}{problem['msg']}",
+                f"{path.name}, line {number}: "
+                f"{place + ': ' if place else ''}{problem_words(problem)}",
                 field="calibration",
                 fix='one object a line: {"text": ..., "task": ...}, {"text": ...} or '
                 '{"messages": [...]}',

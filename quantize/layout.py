@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from quantize.source import ModelSource
 from serving.artifacts.checkpoint_config import read_config
 from serving.contracts.errors import UnsuitableModel
+from serving.contracts.validation_words import problem_place, problem_words
 
 ARCHITECTURES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -206,9 +207,9 @@ def _reason(error: Exception) -> str:
     """Return the first problem of a validation in one line, or the error itself."""
     if not isinstance(error, ValidationError):
         return str(error)
-    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    return f"{place}: {problem['msg']}" if place else problem["msg"]
+    problem = error.errors(include_url=False, include_input=False)[0]
+    place, words = problem_place(problem, ""), problem_words(problem)
+    return f"{place}: {words}" if place else words
 
 
 def weight_bytes(folder: Path) -> int:

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from serving.contracts.errors import InvalidRecipe
+from serving.contracts.validation_words import problem_place, problem_words
 from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
 Bits = Literal[4, 8]
@@ -199,8 +200,8 @@ def parse_recipe(content: bytes | str, source: str) -> Recipe:
         ) from error
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'recipe'}: {item['msg']}"
-            for item in error.errors(include_url=False, include_context=False)
+            f"{problem_place(item, 'recipe')}: {problem_words(item)}"
+            for item in error.errors(include_url=False)
         ]
         raise InvalidRecipe(
             f"{source} is not a recipe: " + "; ".join(problems),

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import entry_points, version
-from typing import NoReturn, Protocol
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
 
 from serving.contracts.errors import (
     EngineFailure,
@@ -73,7 +74,25 @@ def narrowgate_parser() -> argparse.ArgumentParser:
     return build_parser(PROGRAM, DESCRIPTION, installed_commands())
 
 
-class _RaisingParser(argparse.ArgumentParser):
+def _path(text: str) -> Path:
+    """Return a path. Raises ArgumentTypeError for a blank text, which means the current folder.
+
+    A shell gives one where a variable is not set (`--state "$STATE"`).
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is blank; write a path, or leave it out")
+    return Path(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reads arguments of the type Path by `_path`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
+
+
+class _RaisingParser(_Parser):
     """Raises InvalidRequest for wrong arguments, so that --json can report them as a document."""
 
     def error(self, message: str) -> NoReturn:
@@ -85,7 +104,7 @@ def build_parser(
     program: str,
     description: str,
     commands: Mapping[str, Command],
-    parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+    parser_class: type[argparse.ArgumentParser] = _Parser,
 ) -> argparse.ArgumentParser:
     """Return the parser of a program with these subcommands."""
     parser = parser_class(prog=program, description=description, epilog=_ALL_STATUSES)
@@ -138,7 +157,7 @@ def run_program(
     try:
         try:
             _refuse_unusable(given)
-            wanted = _RaisingParser if "--json" in given else argparse.ArgumentParser
+            wanted = _RaisingParser if "--json" in given else _Parser
             args = build_parser(program, description, commands, wanted).parse_args(given)
             return commands[args.command].run(args)
         finally:

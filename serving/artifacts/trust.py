@@ -29,6 +29,7 @@ from serving.contracts.engine_arguments import (
     answer_environment,
 )
 from serving.contracts.errors import AttestationRefused, InvalidKey, UnsuitableModel
+from serving.contracts.validation_words import problem_words
 
 _MAX_ENVELOPE_BYTES = 64 * 2**20
 _NAMED_FILES = 5
@@ -86,7 +87,7 @@ def read_attestation(envelope: Path, policy: TrustPolicy) -> Attestation:
         where = ".".join(str(part) for part in problem["loc"])
         raise AttestationRefused(
             f"{envelope} is signed, and is not a gate statement that this version can read: "
-            f"{where}: {problem['msg']}",
+            f"{where}: {problem_words(problem)}",
             fix="run the gate again with this version",
         ) from error
     predicate = statement.predicate

@@ -63,7 +63,7 @@ def endpoint_of(file: Path) -> str:
 def _url(line: bytes) -> str:
     try:
         document: Any = json.loads(line.decode("utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return _CHATS
     url = document.get("url") if isinstance(document, dict) else None
     return url if isinstance(url, str) else _CHATS

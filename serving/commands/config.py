@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from serving.routing.heads import load_model
     from serving.settings_linter import lint
     from serving.tasks.catalog import load_specs
+    from serving.tiers.clusters import read_clustering
 
     settings = settings_from(args)
     lint(settings)
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     if settings.routing.model is not None:
         load_model(settings.routing.model)
     load_models(settings.context.model)
+    if settings.tiers.clusters_file is not None:
+        read_clustering(settings.tiers.clusters_file)
     _check_keys(settings)
     if settings.state.exists() and not settings.state.is_dir():
         raise InvalidSettings(

@@ -1,9 +1,10 @@
 """Settings of the cache: what is kept, for how long, how much, and for whom."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from serving.contracts.setting_types import SettingFile
 
 TenantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Seconds = Annotated[float, Field(ge=1.0, le=31_536_000.0)]
@@ -58,7 +59,7 @@ class CacheSettings(BaseModel):
         le=1_099_511_627_776,
         description="size of one namespace's answers; beyond it as max_entries",
     )
-    encryption_key_file: Path | None = Field(
+    encryption_key_file: SettingFile | None = Field(
         default=None,
         description="file with 32 bytes (base64) that encrypt answers in the database; answers "
         "are not encrypted if absent",

@@ -256,7 +256,7 @@ _CONTENT = Either(
     ),
     "a string or a list of parts",
 )
-_ANSWERED = {
+_ANSWERED: Mapping[str, Shape] = {
     "reasoning": TEXT,
     "reasoning_content": TEXT,
     "annotations": Items(
@@ -277,7 +277,7 @@ _ANSWERED = {
 }
 """Fields of answers that are no fields of OpenAI's requests. Clients send a whole answer back."""
 
-_ANSWERED_CALL = {
+_ANSWERED_CALL: Mapping[str, Shape] = {
     "index": WHOLE,
     # Gemini refuses a conversation without them.
     "extra_content": Fields({"google": Fields({"thought_signature": TEXT})}),

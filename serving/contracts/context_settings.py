@@ -1,10 +1,11 @@
 """Settings of context pruning, and what a request asks of it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from serving.contracts.setting_types import SettingPath
 
 PruningMode = Literal["off", "ratio", "threshold"]
 
@@ -27,9 +28,13 @@ class ContextSettings(BaseModel):
     tools: tuple[str, ...] = Field(
         default=(), description="tools whose results are context, such as search"
     )
-    min_tokens: int = Field(default=300, ge=0, description="shorter contexts are sent whole")
-    max_tokens: int = Field(default=100_000, ge=1, description="longer contexts are sent whole")
-    model: Path | None = None
+    min_tokens: int = Field(
+        default=300, ge=0, le=100_000_000, description="shorter contexts are sent whole"
+    )
+    max_tokens: int = Field(
+        default=100_000, ge=1, le=100_000_000, description="longer contexts are sent whole"
+    )
+    model: SettingPath | None = None
 
 
 @dataclass(frozen=True, slots=True)

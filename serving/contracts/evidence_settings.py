@@ -1,13 +1,13 @@
 """Settings of evidence: claims, audits, their budget, references, and what may be kept."""
 
 from decimal import Decimal
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.contracts.frontier_settings import FrontierModelName, ProviderName
 from serving.contracts.head_settings import HeadSettings
+from serving.contracts.setting_types import SettingFile, UsdAmount
 
 TenantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
@@ -85,17 +85,15 @@ class EvidenceSettings(BaseModel):
     max_share_of_avoided_cost: float = Field(
         default=0.02, ge=0.0, le=1.0, description="audits' cost as share of reference cost avoided"
     )
-    max_usd_a_day: Decimal = Field(
-        default=Decimal(5), ge=0, description="audits of accepted answers, US dollars a day"
+    max_usd_a_day: UsdAmount = Field(
+        default=Decimal(5), description="audits of accepted answers, US dollars a day"
     )
-    shadow_max_usd: Decimal = Field(
+    shadow_max_usd: UsdAmount = Field(
         default=Decimal(25),
-        ge=0,
         description="reference answers of one claim's shadow, US dollars",
     )
-    shadow_judge_max_usd_a_day: Decimal = Field(
+    shadow_judge_max_usd_a_day: UsdAmount = Field(
         default=Decimal(5),
-        ge=0,
         description="judge's calls that compare cached answers in shadow, and brief answers with "
         "their judge's calls, US dollars a day, besides max_usd_a_day",
     )
@@ -171,15 +169,15 @@ class EvidenceSettings(BaseModel):
     keep_vectors: int = Field(
         default=90, ge=1, le=730, description="days for which vectors and labels are kept"
     )
-    vector_key_file: Path | None = Field(
+    vector_key_file: SettingFile | None = Field(
         default=None,
         description="file with 32 bytes (base64) that encrypt vectors and texts; made in the "
         "state folder if absent",
     )
-    signing_key: Path | None = Field(
+    signing_key: SettingFile | None = Field(
         default=None, description="Ed25519 private key (PEM) that signs exported claims and heads"
     )
-    trusted_keys: tuple[Path, ...] = Field(
+    trusted_keys: tuple[SettingFile, ...] = Field(
         default=(),
         description="Ed25519 public keys (PEM) of evidence; none may be a key that attests models",
     )

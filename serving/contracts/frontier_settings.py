@@ -1,7 +1,6 @@
 """Settings of frontier providers: addresses, bounds, failover, prompt caching."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -15,11 +14,13 @@ from pydantic import (
 )
 
 from serving.contracts.routing import TIERS, Tier
+from serving.contracts.setting_types import SettingFile
 
 ProviderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 FrontierModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}/\S{1,200}$")]
 """`provider/model`, with the provider's name of the model."""
-
+FieldPath = Annotated[str, Field(pattern=r"^[^.\s]{1,60}(\.[^.\s]{1,60}){0,9}$")]
+"""A field's path in a request, without the places in lists: `top_a`, `messages.prefix`."""
 
 _MASK = "**********"
 
@@ -50,7 +51,9 @@ class ProviderSettings(_Frozen):
         default=None, pattern=r"^https?://", description="the vendor's own address where absent"
     )
     api_key_env: str | None = Field(default=None, description="environment variable with the key")
-    api_key_file: Path | None = Field(default=None, description="file with the key, read at start")
+    api_key_file: SettingFile | None = Field(
+        default=None, description="file with the key, read at start"
+    )
     keyless: bool = Field(default=False, description="the server requires no key")
     connect_timeout_s: float = Field(default=5.0, gt=0.0, le=120.0)
     first_byte_timeout_s: float = Field(
@@ -63,12 +66,12 @@ class ProviderSettings(_Frozen):
         default=2, ge=0, le=10, description="of a call that failed and cannot have been billed"
     )
     max_concurrent: int = Field(
-        default=64, ge=1, description="calls in progress per gateway replica"
+        default=64, ge=1, le=100_000, description="calls in progress per gateway replica"
     )
-    extra_fields: tuple[str, ...] = Field(
+    extra_fields: tuple[FieldPath, ...] = Field(
         default=(),
-        description="request fields passed on beyond the list in docs/frontier.md; "
-        "their cost is not part of the worst case",
+        description="request fields passed on beyond the list in docs/frontier.md, inside others "
+        "by their path; their cost is not part of the worst case",
     )
     drain_s: float = Field(
         default=5.0,
@@ -78,7 +81,10 @@ class ProviderSettings(_Frozen):
         "usage; 0 closes the connection at once",
     )
     drain_tokens: int = Field(
-        default=512, ge=0, description="most output tokens that may be left for such a reading"
+        default=512,
+        ge=0,
+        le=10_000_000,
+        description="most output tokens that may be left for such a reading",
     )
     breaker: BreakerSettings = BreakerSettings()
     batch: bool | None = Field(
@@ -128,7 +134,7 @@ class PromptCacheSettings(_Frozen):
     enabled: bool = True
     automatic: bool = True
     marker: str = Field(default="---CACHE_BREAK---", min_length=4, max_length=100)
-    expected_reuses: float = Field(default=1.0, ge=0.0)
+    expected_reuses: float = Field(default=1.0, ge=0.0, le=1_000_000.0)
     tracked_prefixes: int = Field(default=256, ge=1, le=100_000)
 
 
@@ -139,7 +145,7 @@ class BoundSettings(_Frozen):
     max_tokens, and an answer that it cuts is continued before the client sees its end.
     """
 
-    max_tokens: dict[Tier, int] = Field(
+    max_tokens: dict[Tier, Annotated[int, Field(le=10_000_000)]] = Field(
         default={"economy": 512, "standard": 1024, "frontier": 4096},
         description="tokens, including reasoning where the provider counts it as output",
     )
@@ -207,7 +213,7 @@ class FrontierSettings(_Frozen):
     )
     bounds: BoundSettings = BoundSettings()
     prompt_cache: PromptCacheSettings = PromptCacheSettings()
-    hedge_after_s: float | None = Field(default=None, gt=0.0)
+    hedge_after_s: float | None = Field(default=None, gt=0.0, le=3600.0)
     fall_back_after_timeout: bool = False
 
     @model_validator(mode="after")

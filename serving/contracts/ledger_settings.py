@@ -1,12 +1,12 @@
 """Settings of the ledger and of authentication: storage, prices, calendar, API keys."""
 
-from pathlib import Path
 from typing import Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from serving.contracts.frontier_settings import FrontierModelName
+from serving.contracts.setting_types import SettingFile
 
 
 class _Frozen(BaseModel):
@@ -25,11 +25,11 @@ class LedgerSettings(_Frozen):
         default=None,
         description="postgresql://USER:PASSWORD@HOST/DATABASE; STATE/ledger/ledger.db where absent",
     )
-    url_file: Path | None = Field(
+    url_file: SettingFile | None = Field(
         default=None,
         description="file that holds the URL, such as a mounted Secret; instead of url",
     )
-    prices_file: Path | None = Field(
+    prices_file: SettingFile | None = Field(
         default=None, description="YAML with prices that take precedence over those of genai-prices"
     )
     reference_model: FrontierModelName = Field(
@@ -47,8 +47,8 @@ class LedgerSettings(_Frozen):
     def _known(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError(f"{name!r} is not an IANA time zone") from error
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"{name!r:.60} is not an IANA time zone") from error
         return name
 
     @model_validator(mode="after")
@@ -68,4 +68,4 @@ class AuthSettings(_Frozen):
 
     mode: Literal["keys", "off"] = "keys"
     refresh_s: float = Field(default=5.0, gt=0.0, le=300.0)
-    max_stale_s: float = Field(default=3600.0, gt=0.0)
+    max_stale_s: float = Field(default=3600.0, gt=0.0, le=31_536_000.0)

@@ -1,11 +1,11 @@
 """Settings of the router: what counts as narrow, what escalates, and to which tier."""
 
-from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.contracts.routing import Reason, Tier
+from serving.contracts.setting_types import SettingFile, SettingPath
 
 
 class _Frozen(BaseModel):
@@ -35,11 +35,13 @@ class RoutingSettings(_Frozen):
     model: folder written by `narrowgate router train`; the shipped one where None.
     """
 
-    model: Path | None = None
+    model: SettingPath | None = None
     narrow_certainty: float = Field(
         default=0.9, gt=0.5, le=1.0, description="least probability of a task for a narrow request"
     )
-    narrow_max_chars: int = Field(default=4000, ge=1, description="longer requests are not narrow")
+    narrow_max_chars: int = Field(
+        default=4000, ge=1, le=100_000_000, description="longer requests are not narrow"
+    )
     complexity: ComplexityThresholds = ComplexityThresholds()
     known_instructions: int = Field(
         default=4096,
@@ -59,13 +61,17 @@ class RoutingSettings(_Frozen):
     frontier_reserve_s: float = Field(
         default=10.0,
         ge=0.0,
+        le=3600.0,
         description="time reserved for a frontier call; at most half of the request's",
     )
     max_concurrent_frontier: int = Field(
-        default=256, ge=1, description="concurrent requests at frontier APIs, per gateway replica"
+        default=256,
+        ge=1,
+        le=100_000,
+        description="concurrent requests at frontier APIs, per gateway replica",
     )
-    max_queued_frontier: int = Field(default=256, ge=0)
-    decisions_log: Path | None = Field(
+    max_queued_frontier: int = Field(default=256, ge=0, le=1_000_000)
+    decisions_log: SettingFile | None = Field(
         default=None,
         description="JSON Lines of escalated requests with texts, for `narrowgate router train`",
     )

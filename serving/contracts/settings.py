@@ -16,6 +16,7 @@ from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.routing_settings import RoutingSettings
+from serving.contracts.setting_types import ListenAddress, SettingFile, SettingPath, UsdAmount
 from serving.contracts.task_spec import Name
 from serving.contracts.tiers_settings import TiersSettings
 
@@ -33,7 +34,9 @@ class CpuAccelerator(_Frozen):
     """The engine on the processor, through the CPU build of vLLM."""
 
     kind: Literal["cpu"]
-    cores: float = Field(default=1, gt=0, description="CPU resources a replica reserves in Ray")
+    cores: float = Field(
+        default=1, gt=0, le=1024, description="CPU resources a replica reserves in Ray"
+    )
     kv_cache_gib: int = Field(
         default=1, ge=1, le=512, description="memory for the KV cache, GiB (VLLM_CPU_KVCACHE_SPACE)"
     )
@@ -62,8 +65,8 @@ class Replicas(_Frozen):
 
     min: int = Field(default=1, ge=1, le=1000)
     max: int = Field(default=1, ge=1, le=1000)
-    target_ongoing_requests: float = Field(default=32.0, gt=0.0)
-    max_ongoing_requests: int = Field(default=128, ge=1)
+    target_ongoing_requests: float = Field(default=32.0, gt=0.0, le=100_000.0)
+    max_ongoing_requests: int = Field(default=128, ge=1, le=1_000_000_000)
     max_surge_percent: int = Field(
         default=100, ge=0, le=100, description="extra replicas during a rolling update, percent"
     )
@@ -92,18 +95,19 @@ class ModelSettings(_Frozen):
     revision: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{40}$", description="commit of a hub id, 40 hex digits"
     )
-    attestation: Path | None = Field(
+    attestation: SettingFile | None = Field(
         default=None, description="DSSE envelope; attestation.json in the model's folder if absent"
     )
     accelerator: Annotated[CpuAccelerator | GpuAccelerator, Field(discriminator="kind")]
     replicas: Replicas = Replicas()
-    replica_hour_usd: Decimal | None = Field(
+    replica_hour_usd: UsdAmount | None = Field(
         default=None,
-        ge=0,
         description="cost of one replica per hour, US dollars; 0 where it costs nothing; required",
     )
-    max_model_len: int = Field(default=2048, ge=256, description="window, tokens")
-    max_num_seqs: int = Field(default=64, ge=1, description="sequences in one engine step")
+    max_model_len: int = Field(default=2048, ge=256, le=16_777_216, description="window, tokens")
+    max_num_seqs: int = Field(
+        default=64, ge=1, le=65_536, description="sequences in one engine step"
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         default="auto",
         description="auto: the checkpoint's, but float32 on a processor without fast bfloat16",
@@ -127,11 +131,13 @@ class GatewaySettings(_Frozen):
     """The HTTP server."""
 
     replicas: int = Field(default=1, ge=1, le=100)
-    num_cpus: float = Field(default=0.0, ge=0.0, description="CPU resources reserved in Ray")
+    num_cpus: float = Field(
+        default=0.0, ge=0.0, le=1024.0, description="CPU resources reserved in Ray"
+    )
     max_replicas_per_node: int | None = Field(
         default=None, ge=1, le=100, description="gateway replicas on one Ray node; any if absent"
     )
-    max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024, le=2**30)
     max_inputs: int = Field(
         default=256,
         ge=1,
@@ -139,10 +145,10 @@ class GatewaySettings(_Frozen):
         description="inputs in one request: texts of a task, prompts, choices",
     )
     max_concurrent_inputs: int = Field(
-        default=256, ge=1, description="inputs being processed, per gateway replica"
+        default=256, ge=1, le=1_000_000, description="inputs being processed, per gateway replica"
     )
     max_queued_inputs: int = Field(
-        default=1024, ge=0, description="inputs that wait beyond those; more get 429"
+        default=1024, ge=0, le=10_000_000, description="inputs that wait beyond those; more get 429"
     )
     health_port: int | None = Field(
         default=None,
@@ -183,11 +189,14 @@ class GatewaySettings(_Frozen):
 class AttestationSettings(_Frozen):
     """Which attestations are accepted."""
 
-    trusted_keys: tuple[Path, ...] = Field(
+    trusted_keys: tuple[SettingFile, ...] = Field(
         default=(), description="Ed25519 public keys (PEM); a signature of one of them suffices"
     )
     max_age_days: float | None = Field(
-        default=None, gt=0.0, description="refuse older attestations at load; none: any age"
+        default=None,
+        gt=0.0,
+        le=36_500.0,
+        description="refuse older attestations at load; none: any age",
     )
     allow_older: bool = Field(
         default=False,
@@ -205,7 +214,7 @@ class AttestationSettings(_Frozen):
 class Settings(_Frozen):
     """All settings of a serving process."""
 
-    host: str = Field(default="127.0.0.1", description="address to listen on")
+    host: ListenAddress = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=1, le=65535)
     metrics_port: int | None = Field(
         default=None,
@@ -214,8 +223,12 @@ class Settings(_Frozen):
         description="port on which each replica, gateway or engine, answers its own /metrics; for "
         "one replica a pod; off if absent",
     )
-    state: Path = Field(default=Path(".narrowgate"), description="folder for everything written")
-    tasks_dir: Path | None = Field(default=None, description="folder with your own task files")
+    state: SettingPath = Field(
+        default=Path(".narrowgate"), description="folder for everything written"
+    )
+    tasks_dir: SettingPath | None = Field(
+        default=None, description="folder with your own task files"
+    )
     models: tuple[ModelSettings, ...] = Field(
         default=(
             ModelSettings(

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.settings import Settings
+from serving.contracts.validation_words import problem_words
 from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
 ENV_PREFIX = "NARROWGATE_"
@@ -43,6 +44,7 @@ def load_settings(
     for variable, value in sorted((os.environ if environ is None else environ).items()):
         is_setting = variable.upper().startswith(ENV_PREFIX) and variable not in _NO_SETTINGS
         if is_setting and value != "":
+            _refuse_lower_case(variable)
             merged = _joined(merged, _from_variable(variable, value))
     given = {key: value for key, value in overrides.items() if value is not None}
     try:
@@ -74,6 +76,16 @@ def _from_file(file: Path) -> dict[str, Any]:
     return content
 
 
+def _refuse_lower_case(variable: str) -> None:
+    """Raise InvalidSettings for narrowgate_port: with NARROWGATE_PORT, either could count."""
+    if variable != variable.upper():
+        raise InvalidSettings(
+            f"the environment sets {variable!r}, and names of settings are in capital letters",
+            field=variable,
+            fix=f"write {variable.upper()}, or unset it",
+        )
+
+
 def _from_variable(variable: str, value: str) -> dict[str, Any]:
     """Return a variable's value below the names of its levels."""
     names = variable[len(ENV_PREFIX) :].lower().split(_LEVEL)
@@ -82,10 +94,10 @@ def _from_variable(variable: str, value: str) -> dict[str, Any]:
     if place.structured:
         try:
             nested = json.loads(value, object_pairs_hook=_distinct)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             # Not the value: it may hold a secret.
             raise InvalidSettings(
-                f"the environment variable {variable} does not hold JSON: {error}",
+                f"the environment variable {variable} does not hold JSON: {_json_fault(error)}",
                 field=variable,
                 fix=f"{'.'.join(names)} is a {place.kind}: write it as JSON, such as {place.shown}",
             ) from error
@@ -99,14 +111,24 @@ def _from_variable(variable: str, value: str) -> dict[str, Any]:
     return dict(nested)
 
 
+def _json_fault(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, json.JSONDecodeError | _TwiceWritten):
+        return str(error)
+    # Python's own words for a number of more than 4,300 digits.
+    return "a number has too many digits"
+
+
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
+_AMOUNT = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?|\.[0-9]+")
 _NUMBER = re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]+)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _TRUTH_VALUE = re.compile("true|false", re.IGNORECASE)
 _PLAIN: Mapping[Any, tuple[re.Pattern[str], str]] = {
     bool: (_TRUTH_VALUE, "true or false"),
     int: (_INTEGER, "a whole number in decimal digits"),
     float: (_NUMBER, "a number in decimal digits"),
-    Decimal: (_NUMBER, "a number in decimal digits"),
+    Decimal: (_AMOUNT, "an amount in decimal digits, such as 2.50"),
 }
 
 
@@ -201,19 +223,7 @@ def _refuse_bent(
     source sets; another source may set the fields that are missing there.
     """
     for path, value in _scalars(content):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidSettings(
-                f"{what}: {path} is {value}, which is not a number of its unit",
-                field=path,
-                fix=_LISTED,
-            )
-        if isinstance(value, str) and "\0" in value:
-            raise InvalidSettings(
-                # Not the value: it may hold a secret.
-                f"{what}: {path} holds the character NUL, which no path and no name may have",
-                field=path,
-                fix="remove the character",
-            )
+        _refuse_value(value, path, what)
     try:
         text = json.dumps(content, default=str)
         Settings.model_validate_json(text, strict=strict)
@@ -221,31 +231,78 @@ def _refuse_bent(
         prefix = tuple(names or ())
         found = [
             item
-            for item in error.errors(include_url=False, include_context=False)
+            for item in error.errors(include_url=False)
             if item["loc"] and item["type"] != "missing" and _below(item["loc"], prefix)
         ]
         if found:
             raise _invalid(error, what, only=found) from error
 
 
-def _scalars(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value in a source's content that is no list and no mapping, with its path."""
-    if not isinstance(value, list | dict):
+def _refuse_value(value: object, path: str, what: str) -> None:
+    """Raise InvalidSettings for a value that no setting can hold."""
+    # Not the value of a text: it may hold a secret.
+    fault, fix = None, _LISTED
+    if isinstance(value, float) and not math.isfinite(value):
+        fault = f"is {value}, which is not a number of its unit"
+    elif isinstance(value, str) and "\0" in value:
+        fault = "holds the character NUL, which no path and no name may have"
+        fix = "remove the character"
+    elif isinstance(value, str) and _HALF_CHARACTER.search(value):
+        fault, fix = "holds half of a character, or is not UTF-8", "write it in UTF-8"
+    elif not isinstance(value, str | int | float | None):
+        fault = f"is read as a {type(value).__name__}, which no setting is"
+        fix = "put it in quotes, if it is a text"
+    if fault is not None:
+        raise InvalidSettings(f"{what}: {path} {fault}", field=path, fix=fix)
+
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_MOST_LEVELS = 100
+
+
+def _scalars(value: Any, path: str = "", level: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield every key of a source's content, and every value that is no list and no mapping.
+
+    With its path. Raises InvalidSettings for a mapping with a key that is no text, and for one that
+    is nested too deeply.
+    """
+    if level > _MOST_LEVELS:
+        raise InvalidSettings(
+            f"{path[:60]!r} is nested more than {_MOST_LEVELS} levels deep",
+            field=path[:60],
+            fix=_LISTED,
+        )
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _scalars(item, f"{path}.{number}", level + 1)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise InvalidSettings(
+                    f"{path or 'the file'} has the key {str(name)[:60]}, which is not a name",
+                    field=path or "config",
+                    fix="put the key in quotes, if it is a name",
+                )
+            where = f"{path}.{name}" if path else name
+            yield where.encode(errors="replace").decode(), name
+            yield from _scalars(item, where, level + 1)
+    else:
         yield path, value
-    items = value.items() if isinstance(value, dict) else ()
-    for name, item in enumerate(value) if isinstance(value, list) else items:
-        yield from _scalars(item, f"{path}.{name}" if path else str(name))
 
 
 def _below(location: tuple[int | str, ...], prefix: tuple[str, ...]) -> bool:
     return location[: len(prefix)] == prefix
 
 
+class _TwiceWritten(ValueError):
+    """A key of a mapping is written twice."""
+
+
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key!r} is written twice")
+            raise _TwiceWritten(f"the key {key!r} is written twice")
         found[key] = value
     return found
 
@@ -263,9 +320,9 @@ def _joined(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _invalid(error: ValidationError, what: str, only: Any = None) -> InvalidSettings:
-    problems = only or error.errors(include_url=False, include_context=False)
+    problems = only or error.errors(include_url=False)
     shown = problems[:_SHOWN_PROBLEMS]
-    listed = "; ".join(f"{_dotted(item['loc'])}: {_words(item['msg'])}" for item in shown)
+    listed = "; ".join(f"{_dotted(item['loc'])}: {_words(item)}" for item in shown)
     if len(shown) < len(problems):
         listed += f"; and {len(problems) - len(shown)} more"
     return InvalidSettings(f"{what}: {listed}", field=_dotted(problems[0]["loc"]), fix=_LISTED)
@@ -274,19 +331,10 @@ def _invalid(error: ValidationError, what: str, only: Any = None) -> InvalidSett
 _SHOWN_PROBLEMS = 10
 
 
-def _words(message: str) -> str:
-    """Return a message of the library that checks settings in plain words."""
-    if message.startswith("Input is not a valid path"):
-        return "it must be a path; put it in quotes"
-    for theirs, ours in (
-        ("Value error, ", ""),
-        ("Extra inputs are not permitted", "there is no such setting"),
-        ("Field required", "it is missing"),
-        ("Input should be", "it must be"),
-        ("String should", "it must"),
-    ):
-        message = message.replace(theirs, ours, 1)
-    return message
+def _words(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "there is no such setting"
+    return problem_words(problem)
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from serving.contracts.errors import InvalidTaskSpec
+from serving.contracts.validation_words import problem_words
 
 PROMPT_FORMATS: Mapping[str, int] = {"classification": 1, "extraction": 2, "translation": 2}
 """By kind; raised by one whenever serving.tasks renders a prompt or reads an output differently."""
@@ -281,9 +282,9 @@ def parse_task_spec(content: object, source: str) -> TaskSpec:
     try:
         return _ADAPTER.validate_python(content)
     except ValidationError as error:
-        items = error.errors(include_url=False, include_context=False)
+        items = error.errors(include_url=False)
         problems = "; ".join(
-            f"{_field(item['loc'])}: {_problem(item['type'], item['msg'])}"
+            f"{_field(item['loc'])}: {_problem(item)}"
             for item in items
             # A list whose items are at fault is also too short: that says nothing more.
             if not any(_is_inside(other["loc"], item["loc"]) for other in items)
@@ -306,8 +307,8 @@ _PROBLEMS: Mapping[str, str] = {
 }
 
 
-def _problem(kind: str, message: str) -> str:
-    return _PROBLEMS.get(kind, message.removeprefix("Value error, "))
+def _problem(item: Mapping[str, Any]) -> str:
+    return _PROBLEMS.get(item["type"]) or problem_words(item)
 
 
 def _is_inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:

@@ -1,13 +1,13 @@
 """Settings of tiers that are earned per cluster of open-ended requests."""
 
 from decimal import Decimal
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.contracts.frontier_settings import FrontierModelName
 from serving.contracts.routing import Tier
+from serving.contracts.setting_types import SettingFile, UsdAmount
 
 
 class TiersSettings(BaseModel):
@@ -35,8 +35,8 @@ class TiersSettings(BaseModel):
         description="provider/model that compares answers; the first configured model of the "
         "standard tier if absent",
     )
-    explore_usd_a_day: Decimal = Field(
-        default=Decimal(5), ge=0, description="cheaper answers and judging, US dollars a day (UTC)"
+    explore_usd_a_day: UsdAmount = Field(
+        default=Decimal(5), description="cheaper answers and judging, US dollars a day (UTC)"
     )
     payback_days: float = Field(
         default=30.0,
@@ -72,7 +72,10 @@ class TiersSettings(BaseModel):
         "makes of equal answers",
     )
     max_chars: int = Field(
-        default=40_000, ge=100, description="longer conversations stay at their reference"
+        default=40_000,
+        ge=100,
+        le=100_000_000,
+        description="longer conversations stay at their reference",
     )
     cascade: Literal["off", "on"] = Field(
         default="off",
@@ -94,7 +97,7 @@ class TiersSettings(BaseModel):
         le=600.0,
         description="for the cheaper answer and its check; then the reference is asked",
     )
-    clusters_file: Path | None = Field(
+    clusters_file: SettingFile | None = Field(
         default=None,
         description="written by `narrowgate tiers fit`; the shipped clusters if absent",
     )

@@ -113,7 +113,7 @@ def load_model(folder: Path | None) -> RouterModel:
         else:
             text = (folder / MODEL_FILE).read_text(encoding="utf-8")
         return _parse(json.loads(text))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidSettings(
             f"the router model in {str(folder or 'the package')!r} cannot be read: {error}",
             field="routing.model",

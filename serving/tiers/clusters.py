@@ -91,7 +91,7 @@ def read_clustering(path: Path | None) -> Clustering:
         return _parsed(json.loads(text))
     try:
         return _parsed(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidSettings(
             f"the clustering {str(path)!r} cannot be read: {error}",
             field="tiers.clusters_file",

@@ -346,14 +346,16 @@ def test_prices_in_the_file_are_read_to_the_last_digit(
             "a/b.service_tiers.default.[key]",
         ),
         ("b: {input: 1, output: 1}", "b.[key]"),
-        ("- a/b", "the file"),
+        ("- a/b", ""),
     ],
 )
 def test_a_file_that_holds_no_prices_stops_the_start(tmp_path: Path, text: str, field: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         load_price_file(write(tmp_path, text))
-    assert caught.value.field == f"ledger.prices_file.{field}"
+    assert caught.value.field == f"ledger.prices_file.{field}".removesuffix(".")
     assert field in caught.value.message
+    for inside in ("Input", "String", "dictionary", "Value error", "Field", "parse", "pattern"):
+        assert inside not in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,7 @@ def test_a_variable_reaches_every_level() -> None:
     settings = load_settings(None, {}, {
         "NARROWGATE_FRONTIER__PROVIDERS__OPENAI__API": "openai",
         "NARROWGATE_FRONTIER__PROVIDERS__ANTHROPIC__API": "anthropic",
-        "narrowgate_frontier__providers__openai__keyless": "true",
+        "NARROWGATE_FRONTIER__PROVIDERS__OPENAI__KEYLESS": "true",
         "NARROWGATE_ATTESTATION__TRUSTED_KEYS": '["/a", "/b"]',
         "NARROWGATE_LEDGER__URL": "postgresql://u:p@h/d",
         "NARROWGATE_STATE": "",

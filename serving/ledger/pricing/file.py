@@ -17,11 +17,13 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+from pydantic_core import ErrorDetails
 
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier_settings import FrontierModelName
 from serving.contracts.prices import STANDARD_NAMES, ModelPrices, PriceStep
 from serving.contracts.task_spec import folded_name
+from serving.contracts.validation_words import problem_place, problem_words
 from serving.ledger.pricing.table import by_class
 
 FIELD = "ledger.prices_file"
@@ -143,9 +145,8 @@ def load_price_file(path: Path) -> Mapping[str, ModelPrices]:
             f"{str(path)!r} cannot be read: {error.strerror}", field=FIELD, fix="correct the path"
         ) from error
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise InvalidSettings(
-            f"{str(path)!r} is not YAML: {error}", field=FIELD, fix=_FIX
-        ) from error
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise InvalidSettings(f"{str(path)!r} is not YAML: {why}", field=FIELD, fix=_FIX) from error
     except ValidationError as error:
         raise _invalid(path, error) from error
     source = f"prices_file sha256:{hashlib.sha256(content).hexdigest()[:16]}"
@@ -158,14 +159,23 @@ def _model_prices(name: str, source: str, model: _Model) -> ModelPrices:
 
 
 def _invalid(path: Path, error: ValidationError) -> InvalidSettings:
-    problems = error.errors(include_url=False, include_context=False, include_input=True)
-    reasons = [f"{_dotted(item['loc'])}: {item['msg']}, not {item['input']!r}" for item in problems]
+    problems = error.errors(include_url=False)
+    reasons = [f"{problem_place(item, 'the file')}: {_reason(item)}" for item in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        reasons.append(f"and {len(problems) - _SHOWN} more")
+    place = problem_place(problems[0], "")
     return InvalidSettings(
         f"prices in {str(path)!r} are invalid: " + "; ".join(reasons),
-        field=f"{FIELD}.{_dotted(problems[0]['loc'])}",
+        field=f"{FIELD}.{place}" if place else FIELD,
         fix=_FIX,
     )
 
 
-def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "the file"
+_SHOWN = 10
+
+
+def _reason(problem: ErrorDetails) -> str:
+    value = problem["input"]
+    if problem["type"] in ("missing", "extra_forbidden") or isinstance(value, dict | list):
+        return problem_words(problem)
+    return f"{problem_words(problem)}, not {value!r:.60}"

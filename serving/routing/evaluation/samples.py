@@ -77,7 +77,7 @@ def read_samples(data: Path, limit: int) -> Samples:
     """
     paths = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
     files = {path.stem: _rows(path, limit) for path in paths if path.is_file()}
-    chats = [ChatSample(row["turns"][0], row["category"]) for row in files.get(_CHAT, [])]
+    chats = [ChatSample(_turn(row), _text(row, "category", _CHAT)) for row in files.get(_CHAT, [])]
     found = Samples(
         (*_wrapped(files), *_plain(files, chats)),
         tuple(
@@ -104,7 +104,9 @@ _CHEAP_AND_EXPENSIVE = (("cheap_right", "expensive_right"), ("mixtral_correct", 
 def _routing(row: Mapping[str, Any], source: str) -> RoutingSample | None:
     for cheap, expensive in _CHEAP_AND_EXPENSIVE:
         if {"prompt", cheap, expensive} <= set(row):
-            return RoutingSample(row["prompt"], bool(row[cheap]), bool(row[expensive]), source)
+            return RoutingSample(
+                _text(row, "prompt", source), bool(row[cheap]), bool(row[expensive]), source
+            )
     return None
 
 
@@ -116,7 +118,7 @@ def _wrapped(files: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Sampl
     for name, (task, field) in _PAYLOADS.items():
         own = [wrapper for wrapper in wrappers if wrapper["task"] == task]
         for number, row in enumerate(files.get(name, [])):
-            payload = " ".join(row[field].split())
+            payload = " ".join(_text(row, field, name).split())
             yield _wrap(own[number % len(own)], payload, name)
             yield _wrap(others[number % len(others)], payload, f"{name}, other instructions")
 
@@ -131,16 +133,39 @@ def _plain(
 ) -> Iterator[Sample]:
     for name, field in _PROMPTS.items():
         for row in files.get(name, []):
-            yield Sample(Prompt("", row[field]), None, None, name)
+            yield Sample(Prompt("", _text(row, field, name)), None, None, name)
     for chat in chats:
         yield Sample(Prompt("", chat.text), None, None, _CHAT)
 
 
+def _text(row: Mapping[str, Any], field: str, name: str) -> str:
+    if not isinstance(row.get(field), str):
+        raise InvalidRequest(
+            f"a row of {name}.jsonl has no text {field!r}",
+            field="--data",
+            fix=f"give each row of this file a text {field!r}, or remove the file",
+        )
+    return str(row[field])
+
+
+def _turn(row: Mapping[str, Any]) -> str:
+    turns = row.get("turns")
+    first = turns[0] if isinstance(turns, list) and turns else None
+    return _text({"turns.0": first}, "turns.0", _CHAT)
+
+
 def _rows(path: Path, limit: int) -> list[dict[str, Any]]:
+    fix = "write one JSON object a line, in UTF-8"
     with path.open(encoding="utf-8") as file:
         try:
-            return [json.loads(line) for _, line in zip(range(limit), file, strict=False)]
+            rows = [json.loads(line) for _, line in zip(range(limit), file, strict=False)]
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(
-                f"{path.name} is not JSON Lines: {error}", field="--data"
+                f"{path.name} is not JSON Lines: {error}", field="--data", fix=fix
             ) from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InvalidRequest(
+                f"{path.name}, line {number} is not an object", field="--data", fix=fix
+            )
+    return rows
