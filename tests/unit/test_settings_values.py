@@ -86,11 +86,11 @@ def test_an_odd_value_is_read_as_written_or_refused(tmp_path: Path, path: str) -
         except InvalidSettings as error:
             refused.append(error)
     assert len(refused) > 5
-    for error in refused:
-        assert error.field
-        assert error.fix or "is not" in error.message
+    for refusal in refused:
+        assert refusal.field
+        assert refusal.fix or "is not" in refusal.message
         for inside in LIBRARY:
-            assert inside not in error.message, error.message
+            assert inside not in refusal.message, refusal.message
 
 
 def bounds(field: FieldInfo) -> set[str]:
