@@ -3,6 +3,7 @@
 import sys
 
 from benchmarks import (
+    batch,
     bounds,
     cache,
     check,
@@ -20,6 +21,7 @@ from benchmarks import (
 from serving.cli import run_program
 
 _BENCHMARKS = {
+    "batch": batch,
     "bounds": bounds,
     "cache": cache,
     "check": check,

@@ -73,12 +73,12 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextmanager
-def instant_provider() -> Iterator[str]:
-    """Start the instant provider and yield its URL."""
+def instant_provider(delay_ms: float = 0.0) -> Iterator[str]:
+    """Start the instant provider and yield its URL. delay_ms: what it takes for an answer."""
     from serving.lifecycle.ports import free_port
 
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.instant_provider", str(port)]
+    command = [sys.executable, "-m", "benchmarks.instant_provider", str(port), str(delay_ms)]
     with listening(command, port, start_s=30.0) as url:
         yield url
 
