@@ -24,6 +24,7 @@ from ray.serve.schema import LoggingConfig
 from serving.artifacts.checkpoint import Checkpoint, locate
 from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck, ModelGrants
 from serving.artifacts.verified_tokenizer import load_tokenizer
+from serving.batch.batched_frontier import BatchedFrontier
 from serving.batch.build import BatchDeps, build_batches
 from serving.batch.estimate import CostEstimate
 from serving.batch.providers import build_provider_batches
@@ -289,7 +290,7 @@ def _build_context(
             models.tasks,
             models.engines,
             meters,
-            frontier,
+            BatchedFrontier(frontier),
             decisions,
             local,
             remote,

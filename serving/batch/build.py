@@ -9,9 +9,10 @@ from serving.batch.blobs import BlobStore
 from serving.batch.check import LineRules
 from serving.batch.estimate import CostEstimate
 from serving.batch.files import FileStore, utc_now
+from serving.batch.line_work import NotedLedger
 from serving.batch.lines import LineFormat
 from serving.batch.provider_batches import ProviderBatches
-from serving.batch.runner import ExitNotes, LineRunner, NotedLedger
+from serving.batch.runner import ExitNotes, LineRunner
 from serving.batch.scheduler import BatchEvents, Scheduler, SchedulerParts
 from serving.batch.service import BatchService
 from serving.batch.slack import Slack
@@ -76,7 +77,7 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
         submissions = SubmissionParts(
             SubmissionStore(deps.database), files, blobs, deps.providers, deps.frontier,
             deps.ledger, deps.path.recorder.observer, path.policy, deps.line_format, runner,
-            settings, path.max_inputs, utc_now,
+            settings, path.max_inputs, utc_now, path.cache,
         )  # fmt: skip
     slack = Slack(settings, deps.queues)
     scheduler = Scheduler(

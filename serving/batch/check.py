@@ -206,8 +206,9 @@ class FileCheck:
             )
         reference = self._reference(request, plan.bounds)
         worst, in_batch = self._worst(request, plan), None
-        # Lines of tasks are asked synchronously: the task reads each answer.
-        if self.rules.in_batch is not None and isinstance(request, ChatRequest):
+        # Lines of several inputs are asked synchronously: some of them may be answered before.
+        is_one = isinstance(request, ChatRequest) or not request.is_list
+        if self.rules.in_batch is not None and is_one:
             in_batch = self.rules.in_batch(request, plan)
         self._counted("frontier", targets[0], worst, reference, in_batch)
         return (targets[0] if isinstance(request, ChatRequest) else None), worst

@@ -2,14 +2,15 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from serving.batch.line_work import Fence, LineWork, NotedLedger
 from serving.batch.lines import LineFormat, LineRequest, read_line
 from serving.batch.store import ActiveBatch, ClaimedLine, LineEnd, StoredResult
+from serving.contracts.batch import Deferred, deferred
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
@@ -20,14 +21,12 @@ from serving.contracts.errors import (
     ModelFailed,
     NarrowgateError,
 )
-from serving.contracts.exits import Endpoint, Exit, ExitObserver
-from serving.contracts.ledger import CallEnd, Caller, Entry, Ledger, OpenCall
+from serving.contracts.exits import DEFERRED, Exit, ExitObserver
 from serving.contracts.openai import json_text
 from serving.evidence.heads.cipher import UnreadableContent, VectorCipher
 from serving.frontier.failures import may_be_billed
 from serving.pipeline.request_path import RequestPath
-
-Fence = Callable[[], Awaitable[None]]
+from serving.pipeline.write import Reply
 
 _LONGEST_PAUSE_S = 60.0
 _SUFFIX = '}, "error": null}'
@@ -53,6 +52,8 @@ class ExitNotes:
 
     def input_finished(self, exit_: Exit, cost_usd: Decimal | None) -> None:
         """Count one exit."""
+        if exit_.error == DEFERRED:
+            return
         self._observer.input_finished(exit_, cost_usd)
         if exit_.endpoint != "audit":
             self._exits[exit_.request_id].append((exit_, cost_usd))
@@ -66,77 +67,6 @@ class ExitNotes:
             sum(known, Decimal(0)) if len(known) == len(costs) else None,
             len(known) < len(costs) or any(_is_paid(exit_) for exit_, _ in exits),
         )
-
-
-class NotedLedger:
-    """Passes entries on, and keeps those that the attempts of lines closed until they are taken.
-
-    fence: returns while this process runs batches, and raises LeaseLost once it does not: no paid
-    call is opened then.
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self.fence: Fence | None = None
-        self._closed: defaultdict[str, list[Entry]] = defaultdict(list)
-
-    def entry(
-        self,
-        caller: Caller,
-        request_id: str,
-        endpoint: Endpoint,
-        task: str | None,
-        index: int,
-        opened_at: datetime | None = None,
-    ) -> Entry:
-        """Return the entry of an input."""
-        entry = self._ledger.entry(caller, request_id, endpoint, task, index, opened_at)
-        if caller.lane != "batch" or endpoint == "audit":
-            return entry
-        return _NotedEntry(entry, self.fence, lambda: self._closed[request_id].append(entry))
-
-    async def written(self, request_id: str) -> None:
-        """Return when what an attempt closed is on disk, or after the ledger's longest wait."""
-        for entry in self._closed.pop(request_id, []):
-            await entry.written()
-
-    def forget(self, request_id: str) -> None:
-        """Forget an attempt."""
-        self._closed.pop(request_id, None)
-
-
-class _NotedEntry:
-    """Implements serving.contracts.ledger.Entry. closed: called when it was closed."""
-
-    def __init__(self, entry: Entry, fence: Fence | None, closed: Callable[[], None]) -> None:
-        self._entry = entry
-        self._fence = fence
-        self._closed = closed
-
-    @property
-    def is_recorded(self) -> bool:
-        return self._entry.is_recorded
-
-    async def open_call(self, model: str, worst_case_usd: Decimal, deadline: Deadline) -> OpenCall:
-        if self._fence is None:
-            return await self._entry.open_call(model, worst_case_usd, deadline)
-        await self._fence()
-        call = await self._entry.open_call(model, worst_case_usd, deadline)
-        try:
-            await self._fence()
-        except BaseException:  # cancellation too; re-raised
-            # Whoever took over before the call was on disk repeats the line: it is not made here.
-            call.close(CallEnd("cancelled", None, "reported", 0.0))
-            raise
-        return call
-
-    def close(self, exit_: Exit) -> Decimal | None:
-        cost_usd = self._entry.close(exit_)
-        self._closed()
-        return cost_usd
-
-    async def written(self) -> None:
-        await self._entry.written()
 
 
 class LineRunner:
@@ -168,19 +98,22 @@ class LineRunner:
         line: ClaimedLine,
         data: bytes,
         now: datetime,
-        room_usd: Decimal | None,
+        work: LineWork,
     ) -> LineEnd:
-        """Return how an attempt ended. Raises BudgetExceeded where it does not fit the budget.
+        """Return how an attempt ended: `waiting` with its request where a provider's batch answers.
 
         Its calls have ended in the ledger by then: a line that is known to have ended has no call
-        that a crash leaves open. data: the line. room_usd: the most that it may cost by its batch's
-        limit; None without one. Raises MaxCostExceeded where it does not fit that.
+        that a crash leaves open. data: the line. Raises BudgetExceeded where it does not fit the
+        budget, MaxCostExceeded where it does not fit the work's room.
         """
+        self._ledger.works[line.request_id] = work
         try:
-            end = await self._run(batch, line, data, now, room_usd)
+            end = await self._run(batch, line, data, now, work)
         except BaseException:  # cancellation too; re-raised
             self._ledger.forget(line.request_id)
             raise
+        finally:
+            del self._ledger.works[line.request_id]
         await self._ledger.written(line.request_id)
         return end
 
@@ -190,18 +123,24 @@ class LineRunner:
         line: ClaimedLine,
         data: bytes,
         now: datetime,
-        room_usd: Decimal | None,
+        work: LineWork,
     ) -> LineEnd:
         request = read_line(data, batch.endpoint, self._format)
-        context = self._context(batch, line, request, now, room_usd)
+        if request.task is not None and "inputs" in request.body:
+            # Some of them may be answered now.
+            work.defer = None
+        context = self._context(batch, request, now, line, work)
         try:
-            document = await self._answered(request, context)
+            document = await self._answered(request, context, work)
         except NarrowgateError as error:
             noted = self._notes.take(line.request_id)
-            return self._failed(batch, line, error, noted, now, request, room_usd)
-        except BaseException:  # cancellation too: its notes are not kept for ever
+            return self._failed(batch, line, error, noted, now, request, work)
+        except BaseException as error:  # cancellation too: its notes are not kept for ever
             self._notes.take(line.request_id)
-            raise
+            wait = deferred(error)
+            if wait is None:
+                raise
+            return self._deferred(line, wait)
         noted = self._notes.take(line.request_id)
         text = self.text(line, 200, document)
         cost = line.worst_usd if noted.cost_usd is None else noted.cost_usd
@@ -231,28 +170,37 @@ class LineRunner:
         end = LineEnd(line.batch, line.number, "failed", error=error.code, cost_usd=cost)
         return self.sealed(end, text)
 
-    async def _answered(self, request: LineRequest, context: RequestContext) -> str:
+    def _deferred(self, line: ClaimedLine, wait: Deferred) -> LineEnd:
+        """Return a line to those that wait, with the request that its provider's batch gets."""
+        end = LineEnd(
+            line.batch, line.number, "waiting", target=wait.target, worst_usd=wait.worst_usd
+        )
+        return self.sealed(end, json_text(wait.body))
+
+    async def _answered(self, request: LineRequest, context: RequestContext, work: LineWork) -> str:
         """Return the answer's document as text."""
         if request.task is None:
             async with self._path.chat(request.body, context) as reply:
                 assert reply.document is not None
-                return reply.document
+                return reply.document if work.provided is None else _marked(reply)
         async with self._path.tasks(request.task, request.body, context) as tasks:
             return json_text(self._format.task_document(tasks, context.request_id))
 
     def _context(
         self,
         batch: ActiveBatch,
-        line: ClaimedLine,
         request: LineRequest,
         now: datetime,
-        room_usd: Decimal | None,
+        line: ClaimedLine,
+        work: LineWork,
     ) -> RequestContext:
-        limits = [request.options.max_cost_usd, room_usd]
-        options = replace(
-            request.options,
-            max_cost_usd=min((usd for usd in limits if usd is not None), default=None),
-        )
+        options = request.options
+        if work.provided is not None:
+            if options.cache == "use":
+                # It was looked up before it was sent; the answer that was paid for is the line's.
+                options = replace(options, cache="refresh")
+            deadline = Deadline.after(self._settings.line_timeout_s)
+            return RequestContext(line.request_id, batch.caller, options, deadline)
         left_s = max(0.0, (batch.expires_at - now).total_seconds())
         longest_s = request.deadline_s or self._settings.line_timeout_s
         seconds = min(left_s, longest_s, self._settings.line_timeout_s)
@@ -266,11 +214,14 @@ class LineRunner:
         noted: Noted,
         now: datetime,
         request: LineRequest,
-        room_usd: Decimal | None,
+        work: LineWork,
     ) -> LineEnd:
+        if work.provided is not None:
+            cost = line.worst_usd if noted.cost_usd is None else noted.cost_usd
+            return self.refused(line, error, cost)
         if isinstance(error, BudgetExceeded) and not noted.is_paid:
             raise error
-        own = request.options.max_cost_usd
+        own, room_usd = request.options.max_cost_usd, work.room_usd
         is_batch_limit = room_usd is not None and (own is None or room_usd < own)
         if isinstance(error, MaxCostExceeded) and is_batch_limit and not noted.is_paid:
             raise error
@@ -295,6 +246,16 @@ class LineRunner:
             f'{json.dumps(head)[:-1]}, "response": {json.dumps(response)[:-1]}, "body": '
             f"{document}{_SUFFIX}"
         )
+
+
+def _marked(reply: Reply) -> str:
+    """Return the document of a chat that a provider's batch answered, with how it was answered."""
+    document = json.loads(reply.document or "{}")
+    document["narrowgate"] = {
+        "route": reply.route, "reason": reply.reason, **document.get("narrowgate", {}),
+        "lane": "batch", "cost_usd": None if reply.cost_usd is None else f"{reply.cost_usd:f}",
+    }  # fmt: skip
+    return json_text(document)
 
 
 def is_repeatable(error: NarrowgateError, noted: Noted) -> bool:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from serving.batch.blobs import BlobStore
 from serving.batch.check import FileCheck, LineRules
 from serving.batch.files import FileStore, utc_now
+from serving.batch.line_work import Defer, LineWork
 from serving.batch.lines import BadLine
 from serving.batch.recovery import paid_attempts
 from serving.batch.results import write_results
@@ -34,6 +35,7 @@ from serving.batch.store import (
     LeaseLost,
     LineEnd,
     StopReason,
+    is_lease_lost,
 )
 from serving.batch.submissions import SubmissionParts, Submissions
 from serving.contracts.batch import SKIP, Checked, LineProblem
@@ -55,6 +57,8 @@ _BUSY_S = 0.05
 _IDLE_S = 1.0
 _AFTER_FAILURE_S = 1.0
 _HELD_EVERY_S = 10.0
+_TARGETS_EVERY_S = 0.5
+"""All open lines of a batch are counted for it."""
 _ADDED_AT_ONCE = 1000
 _WRITTEN_AT_ONCE = 500
 _DEFECT_PAUSE = timedelta(seconds=60)
@@ -97,12 +101,17 @@ class _Progress:
     """What this process knows of a batch that it runs.
 
     alone: lines run one after another, because a budget had no room for several. paused_until: no
-    line goes into a provider's batch before: the budget is held by others.
+    line goes into a provider's batch before: the budget is held by others. targets: those whose
+    lines wait for a provider's batch. own: those whose lines are asked synchronously, None for all.
+    targets_at_s: when both were read.
     """
 
     running: dict[int, ClaimedLine] = field(default_factory=dict)
     alone: bool = False
     paused_until: datetime | None = None
+    targets: dict[str, bool] = field(default_factory=dict)
+    own: Sequence[str] | None = None
+    targets_at_s: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,17 +391,23 @@ class Scheduler:
         self._followed_at_s = now_s
         self._alone("", self._submissions.follow({batch.id: batch for batch in active}))
 
-    async def _submit_some(self, batch: ActiveBatch) -> list[str]:
-        """Send lines to providers' batches; return the targets whose lines wait for that."""
+    async def _submit_some(self, batch: ActiveBatch) -> None:
+        """Send lines to providers' batches."""
         if self._submissions is None:
-            return []
-        targets = await self._submissions.targets(batch)
-        paused = self._progress[batch.id].paused_until
-        if paused is None or self._parts.now() >= paused:
-            for target, is_ready in targets.items():
-                if is_ready and (name := f"{batch.id} {target}") not in self._busy:
-                    self._alone(name, self._submit(batch, target))
-        return list(targets)
+            return
+        progress, now_s = self._progress[batch.id], asyncio.get_running_loop().time()
+        if now_s >= progress.targets_at_s + _TARGETS_EVERY_S:
+            is_busy = bool(progress.running or self._ends)
+            found, own = await self._submissions.targets(batch)
+            if is_busy:
+                # A line that came to wait for a target may not have been written by then.
+                fits = self._submissions.fits
+                found = {t: False for t in progress.targets if fits(batch, t)} | found
+            progress.targets, progress.own, progress.targets_at_s = found, own, now_s
+            if progress.paused_until is None or self._parts.now() >= progress.paused_until:
+                for target, is_ready in found.items():
+                    if is_ready and (name := f"{batch.id} {target}") not in self._busy:
+                        self._alone(name, self._submit(batch, target))
 
     async def _submit(self, batch: ActiveBatch, target: str) -> None:
         assert self._submissions is not None
@@ -435,11 +450,11 @@ class Scheduler:
         order = ready[self._turn :] + ready[: self._turn]
         for position, batch in enumerate(order):
             async with self._apart(batch):
-                waiting = await self._submit_some(batch)
+                await self._submit_some(batch)
                 share = -(-max(0, free) // (len(order) - position))
-                free -= await self._start_some(batch, share, waiting)
+                free -= await self._start_some(batch, share)
 
-    async def _start_some(self, batch: ActiveBatch, most: int, but: Sequence[str]) -> int:
+    async def _start_some(self, batch: ActiveBatch, most: int) -> int:
         progress, parts = self._progress[batch.id], self._parts
         if progress.alone:
             most = min(most, 1 - len(progress.running))
@@ -447,10 +462,10 @@ class Scheduler:
             return 0
         room = await self._room(batch, progress)
         lines = await self._run(
-            parts.store.claim, self.holder, batch.id, most, parts.now(), room, but
+            parts.store.claim, self.holder, batch.id, most, parts.now(), room, progress.own
         )
         if not lines:
-            if not but:
+            if not progress.targets:
                 await self._stop_at_limit(batch, progress, room)
             return 0
 
@@ -507,7 +522,8 @@ class Scheduler:
     ) -> None:
         parts, progress = self._parts, self._progress[batch.id]
         try:
-            end = await parts.runner.run(batch, line, data, parts.now(), room)
+            work = LineWork(self._defer(batch), room_usd=room)
+            end = await parts.runner.run(batch, line, data, parts.now(), work)
         except (BudgetExceeded, MaxCostExceeded) as error:
             end = await self._refused(batch, line, error)
         except BadLine as problem:
@@ -516,7 +532,7 @@ class Scheduler:
             failed = LineEnd(line.batch, line.number, "failed", error=problem.code)
             end = parts.runner.sealed(failed, text)
         except Exception as error:
-            if _is_lease_lost(error):
+            if is_lease_lost(error):
                 # The next holder ends or repeats it.
                 progress.running.pop(line.number, None)
                 return
@@ -525,8 +541,16 @@ class Scheduler:
             wrapped = NarrowgateError(f"the line failed: {type(error).__name__}")
             end = parts.runner.refused(line, wrapped, line.worst_usd)
         progress.running.pop(line.number, None)
+        if end.target is not None:
+            # Known before it is read: the batch has lines that wait for a provider's.
+            progress.targets.setdefault(end.target, False)
         self._ends.append(end)
         self._ended.set()
+
+    def _defer(self, batch: ActiveBatch) -> Defer | None:
+        """Return which calls of a batch's lines wait for a provider's batch; None for none."""
+        submissions = self._submissions
+        return None if submissions is None else lambda target: submissions.fits(batch, target)
 
     async def _refused(
         self, batch: ActiveBatch, line: ClaimedLine, error: BudgetExceeded | MaxCostExceeded
@@ -639,12 +663,6 @@ class Scheduler:
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, function, *arguments)
-
-
-def _is_lease_lost(error: Exception) -> bool:
-    """Return whether the lease was lost. The steps of a request may raise it in a group."""
-    lost = error.subgroup(LeaseLost) if isinstance(error, ExceptionGroup) else None
-    return isinstance(error, LeaseLost) or lost is not None
 
 
 def _max_cost_text(batch: ActiveBatch) -> str:

@@ -76,9 +76,11 @@ batches = Table(
 
 # One line of a batch. number: of the line in the file, from 1. start, length: its bytes in the
 # file. holder: the process that runs it. attempt: how often it was started. target: a provider's
-# model where one is named. worst_usd: its worst case at that model; NULL where none is known.
-# result: what the result files say of it, as JSON, encrypted where key_id is not empty; NULL once
-# they are written. cost_usd: of all its calls; held_usd: worst case of those whose cost is unknown.
+# model where one is named, or whose batch it waits for. worst_usd: its worst case at that model;
+# NULL where none is known. result: what the result files say of it, as JSON, encrypted where key_id
+# is not empty; the provider's request of a line that waits for a provider's batch, or is in one;
+# NULL once they are written. cost_usd: of all its calls; held_usd: worst case of those whose cost
+# is unknown.
 batch_lines = Table(
     "batch_lines",
     metadata,

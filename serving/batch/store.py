@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, Literal
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, or_, select, update
+from sqlalchemy import Connection, Row, Update, bindparam, delete, func, or_, select, true, update
 
 from serving.batch.check import GoodLine
 from serving.batch.files import paged
@@ -50,6 +50,12 @@ StopReason = Literal["cancelled", "expired", "budget_exceeded", "max_cost_exceed
 
 class LeaseLost(Exception):
     """Another process runs batches now."""
+
+
+def is_lease_lost(error: Exception) -> bool:
+    """Return whether the lease was lost. The steps of a request may raise it in a group."""
+    lost = error.subgroup(LeaseLost) if isinstance(error, ExceptionGroup) else None
+    return isinstance(error, LeaseLost) or lost is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,8 @@ class LineEnd:
 
     state: `waiting` where it is to be run again, at not_before. result: its JSON in a result file,
     encrypted where key_id is not empty. cost_usd: of its calls, their worst case where unknown.
+    target: of one that waits for the batch of that provider's model; result is then the provider's
+    own request, and worst_usd its worst case. A line that waits keeps these where they are None.
     """
 
     batch: str
@@ -112,6 +120,8 @@ class LineEnd:
     error: str | None = None
     cost_usd: Decimal | None = None
     not_before: datetime | None = None
+    target: str | None = None
+    worst_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,14 +315,15 @@ class BatchStore:
         most: int,
         now: datetime,
         room_usd: Decimal | None = None,
-        but: Sequence[str] = (),
+        own: Sequence[str] | None = None,
     ) -> list[ClaimedLine]:
         """Begin lines that wait, in the file's order. Raises LeaseLost.
 
-        room_usd: lines are begun while their worst cases together stay within it. but: targets
-        whose lines wait for a provider's batch.
+        room_usd: lines are begun while their worst cases together stay within it. own: targets
+        whose lines are begun; those of others wait for a provider's batch. None: of all.
         """
         line = batch_lines.c
+        begun = true() if own is None else or_(line.target.is_(None), line.target.in_(own))
         with self.database.begin() as connection:
             require_lease(connection, holder)
             rows = connection.execute(
@@ -321,7 +332,7 @@ class BatchStore:
                     line.batch == batch, line.state == "waiting",
                     or_(line.not_before.is_(None), line.not_before <= now),
                 )
-                .where(or_(line.target.is_(None), line.target.not_in(but)))
+                .where(begun)
                 .order_by(line.number)
                 .limit(most)
             ).all()  # fmt: skip
@@ -365,9 +376,10 @@ class BatchStore:
     def end_lines(self, holder: str, ends: Sequence[LineEnd]) -> None:
         """Write how lines ended that this process runs."""
         line = batch_lines.c
-        statement = END_LINE.where(line.state == "running", line.holder == holder)
         with self.database.begin() as connection:
-            connection.execute(statement.values(holder=None), [end_row(end) for end in ends])
+            for statement, rows in written(ends):
+                held = statement.where(line.state == "running", line.holder == holder)
+                connection.execute(held.values(holder=None), rows)
 
     def left_running(self, holder: str) -> list[tuple[ClaimedLine, str, datetime]]:
         """Take the lines over that are marked as running; with their tenants and starts.
@@ -415,7 +427,8 @@ class BatchStore:
             ended = connection.execute(
                 update(batch_lines)
                 .where(line.batch == batch, line.state == "waiting")
-                .values(state=state, error=_STOP_CODES[reason])
+                # Of a line that waits for a provider's batch the result is its request.
+                .values(state=state, error=_STOP_CODES[reason], result=None, key_id="")
             )
         return state, ended.rowcount
 
@@ -587,28 +600,42 @@ _STOP_CODES: Mapping[StopReason, str] = {
 }
 
 
-END_LINE = (
-    update(batch_lines)
-    .where(
-        batch_lines.c.batch == bindparam("of_batch"),
-        batch_lines.c.number == bindparam("of_number"),
-    )
-    .values(
-        state=bindparam("new_state"), result=bindparam("new_result"), key_id=bindparam("new_key"),
-        error=bindparam("new_error"), cost_usd=bindparam("new_cost"),
-        not_before=bindparam("new_not_before"),
-    )
+_OF_LINE = update(batch_lines).where(
+    batch_lines.c.batch == bindparam("of_batch"), batch_lines.c.number == bindparam("of_number")
+)
+_END = _OF_LINE.values(
+    state=bindparam("new_state"), result=bindparam("new_result"), key_id=bindparam("new_key"),
+    error=bindparam("new_error"), cost_usd=bindparam("new_cost"), not_before=None,
 )  # fmt: skip
-"""Writes how a line ended, from `end_row`. Add who must hold the line."""
+_WAIT = _OF_LINE.values(
+    state="waiting", error=bindparam("new_error"), cost_usd=bindparam("new_cost"),
+    not_before=bindparam("new_not_before"),
+)  # fmt: skip
+_DEFER = _WAIT.values(
+    result=bindparam("new_result"), key_id=bindparam("new_key"), target=bindparam("new_target"),
+    worst_usd=bindparam("new_worst"),
+)  # fmt: skip
 
 
-def end_row(end: LineEnd) -> dict[str, Any]:
-    """Return the parameters of END_LINE."""
-    return {
-        "of_batch": end.batch, "of_number": end.number, "new_state": end.state,
-        "new_result": end.result, "new_key": end.key_id, "new_error": end.error,
-        "new_cost": end.cost_usd, "new_not_before": end.not_before,
-    }  # fmt: skip
+def written(ends: Sequence[LineEnd]) -> Iterator[tuple[Update, list[dict[str, Any]]]]:
+    """Yield the statements that write how lines ended, with parameters. Add who must hold them."""
+    rows: dict[Update, list[dict[str, Any]]] = {}
+    for end in ends:
+        statement = _END if end.state != "waiting" else _WAIT if end.target is None else _DEFER
+        row = {
+            "of_batch": end.batch, "of_number": end.number, "new_error": end.error,
+            "new_cost": end.cost_usd,
+        }  # fmt: skip
+        if statement is not _WAIT:
+            row |= {"new_result": end.result, "new_key": end.key_id}
+        if statement is _END:
+            row["new_state"] = end.state
+        else:
+            row["new_not_before"] = end.not_before
+        if statement is _DEFER:
+            row |= {"new_target": end.target, "new_worst": end.worst_usd}
+        rows.setdefault(statement, []).append(row)
+    yield from rows.items()
 
 
 def require_lease(connection: Connection, holder: str) -> None:

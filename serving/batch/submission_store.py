@@ -10,12 +10,15 @@ from uuid import uuid4
 from sqlalchemy import Row, and_, bindparam, case, func, or_, select, update
 
 from serving.batch.schema import batch_lines, batch_submissions
-from serving.batch.store import END_LINE, ClaimedLine, LineEnd, end_row, require_lease
+from serving.batch.store import ClaimedLine, LineEnd, StoredResult, require_lease, written
 from serving.ledger.database import Database
 from serving.ledger.schema import calls, exits
 
 _NEAR = timedelta(hours=2)
 """Lines are held soon after the intent is written; hosts' clocks differ."""
+
+# Not the requests: thousands of them are not in memory at once.
+_CLAIMED = [column for column in batch_lines.c if column.name != "result"]
 
 SubmissionState = Literal["holding", "intent", "submitted", "ended", "abandoned"]
 
@@ -34,6 +37,17 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetLines:
+    """Lines of a batch for one model of a provider. waiting: those that may be sent now.
+
+    is_first: one of them was never started.
+    """
+
+    waiting: int
+    is_first: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerRows:
     """The rows of a line's call, as an earlier process may have opened them."""
 
@@ -47,14 +61,16 @@ class SubmissionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def targets(self, batch: str, now: datetime) -> dict[str, bool]:
-        """Return the providers' models of a batch's open lines, and whether one may be sent now."""
+    def targets(self, batch: str, now: datetime) -> "dict[str, TargetLines]":
+        """Return the open lines of a batch by the provider's model that they are for."""
         line = batch_lines.c
         ready = and_(
             line.state == "waiting", or_(line.not_before.is_(None), line.not_before <= now)
         )
+        first = and_(ready, line.attempt == 0)
         query = (
-            select(line.target, func.max(case((ready, 1), else_=0)))
+            select(line.target, func.sum(case((ready, 1), else_=0)),
+                   func.max(case((first, 1), else_=0)))
             .where(
                 line.batch == batch, line.state.in_(("waiting", "submitted")),
                 line.target.is_not(None),
@@ -63,7 +79,38 @@ class SubmissionStore:
             .order_by(line.target)
         )  # fmt: skip
         with self._database.read() as connection:
-            return {target: bool(is_ready) for target, is_ready in connection.execute(query)}
+            return {
+                target: TargetLines(int(waiting), bool(is_first))
+                for target, waiting, is_first in connection.execute(query)
+            }
+
+    def may_grow(self, batch: str) -> bool:
+        """Return whether lines of a batch may still come to wait for a provider's batch."""
+        line = batch_lines.c
+        own = and_(line.state == "waiting", line.target.is_(None))
+        query = select(line.number).where(line.batch == batch, or_(own, line.state == "running"))
+        with self._database.read() as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
+    def requests(self, batch: str, numbers: Sequence[int]) -> dict[int, StoredResult]:
+        """Return the providers' own requests of those lines that have one, by line."""
+        line = batch_lines.c
+        columns = (line.number, line.custom_id, line.state, line.error, line.result, line.key_id)
+        query = select(*columns).where(
+            line.batch == batch, line.number.in_(numbers), line.result.is_not(None)
+        )
+        with self._database.read() as connection:
+            return {row.number: StoredResult(*row) for row in connection.execute(query)}
+
+    def leave(self, submission: str, numbers: Sequence[int]) -> None:
+        """Return lines of a submission to the gateway's own lane: no provider is needed."""
+        line = batch_lines.c
+        with self._database.begin() as connection:
+            connection.execute(
+                update(batch_lines)
+                .where(line.submission == submission, line.number.in_(numbers))
+                .values(state="waiting", submission=None, target=None)
+            )
 
     def claim(
         self,
@@ -83,7 +130,7 @@ class SubmissionStore:
         with self._database.begin() as connection:
             require_lease(connection, holder)
             rows = connection.execute(
-                select(batch_lines)
+                select(*_CLAIMED)
                 .where(
                     line.batch == batch, line.state == "waiting", line.target == target,
                     or_(line.not_before.is_(None), line.not_before <= now),
@@ -153,13 +200,22 @@ class SubmissionStore:
     def lines(self, submission: str) -> list[ClaimedLine]:
         """Return the lines of a submission that have not ended."""
         line = batch_lines.c
-        query = select(batch_lines).where(line.submission == submission, line.state == "submitted")
+        query = select(*_CLAIMED).where(line.submission == submission, line.state == "submitted")
         with self._database.read() as connection:
             return [
                 ClaimedLine(row.batch, row.number, row.attempt, row.custom_id, row.start,
                             row.length, row.target, row.worst_usd)
                 for row in connection.execute(query.order_by(line.number))
             ]  # fmt: skip
+
+    def ran(self, submission: str) -> int:
+        """Return how many lines of a submission have ended with an answer or an error."""
+        line = batch_lines.c
+        query = select(func.count()).where(
+            line.submission == submission, line.state.in_(("succeeded", "failed"))
+        )
+        with self._database.read() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def mark(
         self, submission: str, state: SubmissionState, now: datetime, provider_id: str | None
@@ -176,15 +232,14 @@ class SubmissionStore:
     def end_lines(self, submission: str, ends: Sequence[LineEnd]) -> None:
         """Write how lines of a submission ended; those that wait again leave it."""
         line = batch_lines.c
-        rows = [
-            {**end_row(end), "new_submission": None if end.state == "waiting" else submission}
-            for end in ends
-        ]
-        if not rows:
+        if not ends:
             return
-        statement = END_LINE.where(line.state == "submitted", line.submission == submission)
         with self._database.begin() as connection:
-            connection.execute(statement.values(submission=bindparam("new_submission")), rows)
+            for statement, rows in written(ends):
+                held = statement.where(line.state == "submitted", line.submission == submission)
+                for row in rows:
+                    row["new_submission"] = submission if "new_state" in row else None
+                connection.execute(held.values(submission=bindparam("new_submission")), rows)
 
     def ledger_rows(
         self, tenant: str, request_ids: Sequence[str], since: datetime

@@ -5,10 +5,11 @@ the database before the call, and the provider's id after it.
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Protocol, TypeVar
@@ -17,18 +18,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from serving.batch.blobs import BlobStore
 from serving.batch.files import FileStore
-from serving.batch.lines import BadLine, LineFormat, read_line
+from serving.batch.line_work import Fence, LineWork, ProvidedAnswer
+from serving.batch.lines import TASK_PREFIX, BadLine, LineFormat, read_line
 from serving.batch.provider_batches import (
     ProviderBatches,
     ProviderBatchState,
     ProviderLine,
     ProviderLineResult,
     Uncertain,
-    checked_spent,
     may_leave_batch,
 )
-from serving.batch.runner import Fence, LineRunner, unrun_text
-from serving.batch.store import ActiveBatch, ClaimedLine, LeaseLost, LineEnd
+from serving.batch.runner import LineRunner, unrun_text
+from serving.batch.store import ActiveBatch, ClaimedLine, LeaseLost, LineEnd, is_lease_lost
 from serving.batch.submission_store import LedgerRows, Submission, SubmissionStore
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.context import RequestContext
@@ -37,17 +38,19 @@ from serving.contracts.errors import (
     BudgetExceeded,
     FrontierError,
     FrontierRejected,
+    FrontierUnavailable,
     LedgerUnavailable,
     NarrowgateError,
     NotFound,
 )
-from serving.contracts.exits import Exit, ExitObserver
+from serving.contracts.exits import DEFERRED, Exit, ExitObserver
 from serving.contracts.frontier import FrontierCall
 from serving.contracts.ledger import CallEnd, Caller, Entry, OpenCall
-from serving.contracts.openai import json_text
 from serving.contracts.prices import BATCH
-from serving.frontier.frontier import BatchRequest, FrontierStack
+from serving.evidence.heads.cipher import UnreadableContent
+from serving.frontier.frontier import FrontierStack
 from serving.frontier.spent import NOTHING, UNKNOWN, Spent
+from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.plan import FrontierPlan, Policy, choose_plan
 from serving.pipeline.read import read_chat
 
@@ -66,6 +69,11 @@ _SLACK = timedelta(minutes=70)
 A client that asks for 24 hours gets a provider's batch of 24 hours; at the deadline it is
 cancelled, and what it has answered by then is taken in.
 """
+_HURRY = timedelta(minutes=5)
+"""Before the time at which a provider's window no longer fits, lines do not wait for others."""
+_ENOUGH = 1000
+"""Lines that the gateway's own lane left to a provider are sent from this number on."""
+_ANSWERS_AT_ONCE = 8
 _LOST_AFTER = timedelta(hours=1)
 _INCOMPLETE_FOR = timedelta(hours=6)
 _LONGEST_PAUSE_S = 3600.0
@@ -91,7 +99,7 @@ class ResumableLedger(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SubmissionParts:
-    """What submissions use. now: the time with its zone."""
+    """What submissions use. now: the time with its zone. cache: None without one."""
 
     store: SubmissionStore
     files: FileStore
@@ -106,6 +114,37 @@ class SubmissionParts:
     settings: BatchSettings
     max_inputs: int
     now: Callable[[], datetime]
+    cache: CacheAccess | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A line as its provider gets it. size: about its bytes.
+
+    key: in the cache, None where it is not looked up.
+    """
+
+    body: Mapping[str, Any]
+    worst_usd: Decimal
+    size: int
+    key: str | None = None
+    context: RequestContext | None = None
+
+
+@dataclass(slots=True)
+class _Held:
+    """What became of some lines. lines: those that go; size: about their bytes. ends: the others'.
+
+    refusal: where the budget had no room for some of them.
+    """
+
+    lines: list[ProviderLine] = field(default_factory=list)
+    size: int = 0
+    ends: list[LineEnd] = field(default_factory=list)
+    refusal: BudgetExceeded | None = None
+
+
+_Prepared = tuple[ClaimedLine, _Request | NarrowgateError]
 
 
 class Submissions:
@@ -129,6 +168,7 @@ class Submissions:
         self._ask_at: dict[str, datetime] = {}
         self._incomplete: dict[str, tuple[datetime, int]] = {}
         self._cancelled: set[str] = set()
+        self._hurried_at: dict[tuple[str, str], datetime] = {}
         self.submitting: set[str] = set()
 
     def fits(self, batch: ActiveBatch, target: str | None) -> bool:
@@ -139,14 +179,42 @@ class Submissions:
         window = timedelta(seconds=provider.window_s)
         return self._parts.now() + window <= batch.expires_at + _SLACK
 
-    async def targets(self, batch: ActiveBatch) -> dict[str, bool]:
-        """Return the targets of a batch whose lines go into providers' batches.
+    async def targets(self, batch: ActiveBatch) -> tuple[dict[str, bool], list[str]]:
+        """Return the targets of a batch whose lines go into providers' batches, and the others.
 
-        True where a line may be sent now. A line that its submission gives back between this and
-        its next claim still waits for the provider's batch.
+        True where lines may be sent now: those that name the model at once; those that the
+        gateway's own lane left to the provider once they are many, or no more can come. A line that
+        its submission gives back between this and its next claim still waits for the provider.
         """
-        found = await self._run(self._parts.store.targets, batch.id, self._parts.now())
-        return {target: ready for target, ready in found.items() if self.fits(batch, target)}
+        store, now = self._parts.store, self._parts.now()
+        found = await self._run(store.targets, batch.id, now)
+        fitting = {target: lines for target, lines in found.items() if self.fits(batch, target)}
+        grows = False
+        if any(lines.waiting and not lines.is_first for lines in fitting.values()):
+            grows = await self._run(store.may_grow, batch.id)
+        ready = {
+            target: lines.waiting > 0
+            and (
+                lines.is_first
+                or not grows
+                or lines.waiting >= _ENOUGH
+                or self._is_last_chance(batch, target)
+            )
+            for target, lines in fitting.items()
+        }
+        return ready, [target for target in found if target not in fitting]
+
+    def _is_last_chance(self, batch: ActiveBatch, target: str) -> bool:
+        """Return whether the provider's window soon does not fit; once in the time of a poll."""
+        parts, now = self._parts, self._parts.now()
+        window = timedelta(seconds=parts.providers[target.partition("/")[0]].window_s)
+        if now + window + _HURRY <= batch.expires_at + _SLACK:
+            return False
+        sent = self._hurried_at.get((batch.id, target))
+        if sent is not None and now < sent + timedelta(seconds=parts.settings.provider_poll_s):
+            return False
+        self._hurried_at[batch.id, target] = now
+        return True
 
     async def submit(
         self, holder: str, batch: ActiveBatch, target: str, room_usd: Decimal | None
@@ -175,7 +243,11 @@ class Submissions:
         parts = self._parts
         for one in await self._run(parts.store.opened):
             batch, provider = batches.get(one.batch), parts.providers.get(one.provider)
-            if one.id in self.submitting or batch is None or provider is None:
+            if one.id in self.submitting or provider is None:
+                continue
+            if batch is None:
+                if not one.batch:
+                    await self._end_empty(one, provider)
                 continue
             now = parts.now()
             if now < self._ask_at.get(one.id, now) and not self._must_cancel(one, batch):
@@ -191,6 +263,15 @@ class Submissions:
                 # Another submission, of another tenant, must not wait for this one.
                 logger.exception("batch.submission_failed id=%s", one.id)
 
+    async def _end_empty(self, one: Submission, provider: ProviderBatches) -> None:
+        """End a submission whose lines have all ended: a crash came before its own end."""
+        parts = self._parts
+        if one.provider_id is None:
+            await self._run(parts.store.mark, one.id, "abandoned", parts.now(), None)
+            return
+        await self._run(parts.store.mark, one.id, "ended", parts.now(), one.provider_id)
+        await self._forget(provider, one.provider_id)
+
     # Submission.
 
     async def _submit(
@@ -204,16 +285,17 @@ class Submissions:
         parts = self._parts
         provider = parts.providers[target.partition("/")[0]]
         chosen: list[ProviderLine] = []
-        size, refusal = 0, None
+        size = 0
+        refusal: BudgetExceeded | None = None
         for start in range(0, len(lines), _CHUNK):
             some = lines[start : start + _CHUNK]
             if refusal is not None or size > provider.max_bytes // 2:
                 await self._run(parts.store.end_lines, key, [_again(line) for line in some])
                 continue
-            held, ends, refusal = await self._held(batch, target, some)
-            chosen += held
-            size += sum(line.length for line in some)
-            await self._write(key, ends)
+            held = await self._held(batch, target, key, some)
+            chosen += held.lines
+            size, refusal = size + held.size, held.refusal
+            await self._write(key, held.ends)
         if not chosen:
             await self._run(parts.store.mark, key, "abandoned", parts.now(), None)
             if refusal is not None:
@@ -232,60 +314,104 @@ class Submissions:
         logger.info("batch.submitted id=%s lines=%d target=%s", key, len(chosen), target)
 
     async def _held(
-        self, batch: ActiveBatch, target: str, lines: Sequence[ClaimedLine]
-    ) -> tuple[list[ProviderLine], list[LineEnd], BudgetExceeded | None]:
-        """Hold the worst cases of lines; return those that go, the others' ends, and a refusal."""
-        chosen, ends, refusal = [], [], None
-        for line, request in await self._prepared(batch, lines):
-            if isinstance(request, NarrowgateError):
-                ends.append(self._parts.runner.refused(line, request, Decimal(0)))
-                continue
-            if refusal is None:
-                try:
-                    await self._hold(batch, line, target, request)
-                    chosen.append(ProviderLine(line.request_id, request.body))
-                    continue
-                except BudgetExceeded as error:
-                    refusal = error
-            ends.append(_again(line, refusal.code))
-        return chosen, ends, refusal
+        self, batch: ActiveBatch, target: str, key: str, lines: Sequence[ClaimedLine]
+    ) -> "_Held":
+        """Hold the worst cases of lines; return those that go, and the others' ends."""
+        prepared = await self._uncached(key, await self._prepared(batch, lines))
+        # At once: the ledger writes what waits at one moment in one transaction.
+        held = await asyncio.gather(
+            *(self._hold(batch, line, target, request) for line, request in prepared),
+            return_exceptions=True,
+        )
+        found = _Held()
+        for (line, request), error in zip(prepared, held, strict=True):
+            if isinstance(error, BudgetExceeded):
+                found.refusal = error
+                found.ends.append(_again(line, error.code))
+            elif error is not None:
+                raise error
+            elif isinstance(request, NarrowgateError):
+                found.ends.append(self._parts.runner.refused(line, request, Decimal(0)))
+            else:
+                found.lines.append(ProviderLine(line.request_id, request.body))
+                found.size += request.size
+        return found
 
-    async def _prepared(
-        self, batch: ActiveBatch, lines: Sequence[ClaimedLine]
-    ) -> list[tuple[ClaimedLine, BatchRequest | NarrowgateError]]:
+    async def _uncached(self, key: str, prepared: Sequence[_Prepared]) -> list[_Prepared]:
+        """Return those lines that no answer in the cache answers; the others leave the submission.
+
+        Their requests find it there, as any other.
+        """
+        cache = self._parts.cache
+        asked = [one for _, one in prepared if isinstance(one, _Request)]
+        keys = {one.key: one.context for one in asked if one.key is not None and one.context}
+        held = await cache.held(keys) if cache is not None and keys else set()
+        if not held:
+            return list(prepared)
+        hits = [
+            line.number
+            for line, one in prepared
+            if isinstance(one, _Request) and one.key in held
+        ]  # fmt: skip
+        await self._run(self._parts.store.leave, key, hits)
+        left = set(hits)
+        return [(line, one) for line, one in prepared if line.number not in left]
+
+    async def _prepared(self, batch: ActiveBatch, lines: Sequence[ClaimedLine]) -> list[_Prepared]:
         """Return lines as their provider gets them, or why they cannot be sent. In a thread."""
         parts = self._parts
 
-        def prepare() -> list[tuple[ClaimedLine, BatchRequest | NarrowgateError]]:
-            found: list[tuple[ClaimedLine, BatchRequest | NarrowgateError]] = []
+        def prepare() -> list[_Prepared]:
+            stored = parts.store.requests(batch.id, [line.number for line in lines])
+            found: list[_Prepared] = []
             try:
                 blob = parts.files.blob(batch.caller.tenant, batch.input_file)
             except NotFound as error:
                 return [(line, error) for line in lines]
             for line in lines:
                 try:
+                    if line.number in stored:
+                        text = parts.runner.opened(batch.id, stored[line.number])
+                        worst = line.worst_usd or Decimal(0)
+                        found.append((line, _Request(json.loads(text), worst, len(text))))
+                        continue
                     data = parts.blobs.slice(blob, line.start, line.length)
                     found.append((line, self._request(batch, line, data)))
                 except LedgerUnavailable:
                     raise
                 except NarrowgateError as error:
                     found.append((line, error))
+                except UnreadableContent as error:
+                    wrapped = NarrowgateError(f"the line's request cannot be read: {error}")
+                    found.append((line, wrapped))
             return found
 
-        prepared: list[tuple[ClaimedLine, BatchRequest | NarrowgateError]] = await self._run(
-            prepare
-        )
+        prepared: list[_Prepared] = await self._run(prepare)
         return prepared
 
     async def _hold(
-        self, batch: ActiveBatch, line: ClaimedLine, target: str, request: BatchRequest
+        self,
+        batch: ActiveBatch,
+        line: ClaimedLine,
+        target: str,
+        request: "_Request | NarrowgateError",
     ) -> None:
-        """Hold a line's worst case in the ledger. Raises BudgetExceeded."""
-        entry = self._parts.ledger.entry(batch.caller, line.request_id, "chat", None, 0)
-        await entry.open_call(target, request.worst_case_usd, Deadline.after(_PREPARE_S))
+        """Hold a line's worst case in the ledger, where it can be sent. Raises BudgetExceeded."""
+        if isinstance(request, NarrowgateError):
+            return
+        entry = self._entry(batch, line)
+        await entry.open_call(target, request.worst_usd, Deadline.after(_PREPARE_S))
 
-    def _request(self, batch: ActiveBatch, line: ClaimedLine, data: bytes) -> BatchRequest:
-        """Return a line as its provider gets it. Raises NarrowgateError."""
+    def _entry(self, batch: ActiveBatch, line: ClaimedLine) -> Entry:
+        task = batch.endpoint.removeprefix(TASK_PREFIX)
+        is_task = task != batch.endpoint
+        return self._parts.ledger.entry(
+            batch.caller, line.request_id, "task" if is_task else "chat",
+            task if is_task else None, 0,
+        )  # fmt: skip
+
+    def _request(self, batch: ActiveBatch, line: ClaimedLine, data: bytes) -> "_Request":
+        """Return a line that names a model as its provider gets it. Raises NarrowgateError."""
         parts = self._parts
         try:
             found = read_line(data, batch.endpoint, parts.line_format)
@@ -296,14 +422,18 @@ class Submissions:
         context = RequestContext(line.request_id, batch.caller, found.options, deadline)
         plan = choose_plan(request, context, parts.policy)
         assert isinstance(plan, FrontierPlan)
-        entry = parts.ledger.entry(batch.caller, line.request_id, "chat", None, 0)
-        return parts.frontier.batch_request(
+        key = None
+        if parts.cache is not None and line.attempt == 1 and found.options.cache != "refresh":
+            # Once: an entry that has gone since then must not be waited for again.
+            _, key = parts.cache.found_key(request, context)
+        made = parts.frontier.batch_request(
             FrontierCall(
                 body=request.provider_body(), targets=plan.targets, bounds=plan.bounds,
-                deadline=deadline, request_id=line.request_id, entry=entry,
+                deadline=deadline, request_id=line.request_id, entry=self._entry(batch, line),
                 max_cost_usd=found.options.max_cost_usd,
             )
         )  # fmt: skip
+        return _Request(made.body, made.worst_case_usd, line.length, key, context)
 
     # What became of it.
 
@@ -322,6 +452,9 @@ class Submissions:
             keys = [line.request_id for line in lines]
             found = await provider.find(one.id, one.created_at, keys, known)
             if isinstance(found, Uncertain):
+                if self._is_over(one, provider):
+                    # No provider keeps a batch open for so long.
+                    await self._missing(one, batch, lines, None)
                 return
             if found is None:
                 await self._give_back(one.id, batch, None, one.created_at)
@@ -332,14 +465,17 @@ class Submissions:
             await provider.cancel(one.provider_id)
             self._cancelled.add(one.id)
         state = await provider.state(one.provider_id)
-        window = timedelta(seconds=provider.window_s)
-        is_lost = state.phase == "missing" and parts.now() > one.created_at + window + _LOST_AFTER
+        is_lost = state.phase == "missing" and self._is_over(one, provider)
         if state.phase == "failed":
             text = state.error or "the provider refused the batch"
             error = FrontierRejected(f"the provider refused the batch: {text}")
             await self._give_back(one.id, batch, error, one.created_at, retry=state.is_retryable)
         elif state.is_final or is_lost:
             await self._take_in(one, batch, provider, lines, None if is_lost else state)
+
+    def _is_over(self, one: Submission, provider: ProviderBatches) -> bool:
+        window = timedelta(seconds=provider.window_s)
+        return self._parts.now() > one.created_at + window + _LOST_AFTER
 
     async def _take_in(
         self,
@@ -350,7 +486,7 @@ class Submissions:
         state: ProviderBatchState | None,
     ) -> None:
         """Take results in. state: None for a batch that the provider no longer has."""
-        parts, left = self._parts, {line.request_id: line for line in lines}
+        left = {line.request_id: line for line in lines}
         assert one.provider_id is not None
         if state is not None:
             some: list[ProviderLineResult] = []
@@ -367,15 +503,45 @@ class Submissions:
                     one.id, one.provider_id, len(left),
                 )  # fmt: skip
                 return
-        # Nothing says what became of these: they stay held, and are not repeated.
-        missing = [ProviderLineResult(key, "errored", spent=UNKNOWN) for key in list(left)]
-        await self._ended(one, batch, missing, left)
-        await self._run(parts.store.mark, one.id, "ended", parts.now(), one.provider_id)
-        self._incomplete.pop(one.id, None)
-        if not missing:
+        missing = list(left.values())
+        is_known = await self._missing(one, batch, missing, state)
+        if is_known:
             # Else the provider's copy may be the only one of what was paid for.
             await self._forget(provider, one.provider_id)
         logger.info("batch.taken_in id=%s lines=%d missing=%d", one.id, len(lines), len(missing))
+
+    async def _missing(
+        self,
+        one: Submission,
+        batch: ActiveBatch,
+        lines: Sequence[ClaimedLine],
+        state: ProviderBatchState | None,
+    ) -> bool:
+        """End a submission and those of its lines that have no result.
+
+        Where the provider's own counts say that all lines that ran have one, these did not run.
+        Elsewhere nothing says what became of them: they stay held, and are not repeated. Return
+        whether it is known of all.
+        """
+        store, kind, spent = self._parts.store, "errored", UNKNOWN
+        error: FrontierError | None = None
+        if lines and state is not None and state.counts.total:
+            ran = await self._run(store.ran, one.id)
+            is_whole = ran >= state.counts.succeeded + state.counts.errored
+            if is_whole and state.phase in ("expired", "cancelled"):
+                kind, spent = state.phase, NOTHING
+                text = f"provider {one.provider!r} did not run the line: its batch is {kind}"
+                error = FrontierUnavailable(text, fix="send it again")
+        for start in range(0, len(lines), _CHUNK):
+            left = {line.request_id: line for line in lines[start : start + _CHUNK]}
+            missing = [
+                ProviderLineResult(key, kind, spent=spent, error=error)  # type: ignore[arg-type]
+                for key in left
+            ]
+            await self._ended(one, batch, missing, left)
+        await self._run(store.mark, one.id, "ended", self._parts.now(), one.provider_id)
+        self._incomplete.pop(one.id, None)
+        return not lines or spent is NOTHING
 
     def _may_come(self, one: Submission, provider: ProviderBatches) -> bool:
         """Note that an ended batch lacks results; return whether they are still waited for.
@@ -408,67 +574,151 @@ class Submissions:
         chosen = [(left.pop(r.key), r) for r in results if r.key in left]
         if not chosen:
             return
-        lines = [line for line, _ in chosen]
-        rows = await self._rows(batch, lines, one.created_at)
-        requests = dict(await self._prepared(batch, lines))
-        ends, last = [], None
+        rows = await self._rows(batch, [line for line, _ in chosen], one.created_at)
+        answered = [(line, result) for line, result in chosen if result.document is not None]
+        ends, last = await self._answered(one, batch, answered, rows), None
         for line, result in chosen:
-            row = rows.get(line.request_id)
-            request = requests[line]
-            spent = result.spent
-            if result.document is not None and isinstance(request, BatchRequest):
-                spent = checked_spent(result, request.facts)
-            cost = None
+            if result.document is not None:
+                continue
+            row, cost = rows.get(line.request_id), None
             if row is not None:
-                cost, last = self._closed(one, row, result, spent)
-            ends.append(self._end(batch, line, one, result, spent, cost))
+                cost, last = self._closed(one, row, result, result.spent)
+            ends.append(self._end(batch, line, result, result.spent, cost))
         if last is not None:
             await last.written()
         await self._write(one.id, ends)
 
+    async def _answered(
+        self,
+        one: Submission,
+        batch: ActiveBatch,
+        found: Sequence[tuple[ClaimedLine, ProviderLineResult]],
+        rows: Mapping[str, LedgerRows],
+    ) -> list[LineEnd]:
+        """Take answers through the steps of a request: what they are read and kept for is one."""
+        if not found:
+            return []
+        parts, places = self._parts, asyncio.Semaphore(_ANSWERS_AT_ONCE)
+
+        def read() -> list[bytes]:
+            blob = parts.files.blob(batch.caller.tenant, batch.input_file)
+            return [parts.blobs.slice(blob, line.start, line.length) for line, _ in found]
+
+        async def answer(line: ClaimedLine, result: ProviderLineResult, data: bytes) -> LineEnd:
+            async with places:
+                provided = self._provided(one, result, rows.get(line.request_id))
+                return await self._through(batch, line, data, provided)
+
+        try:
+            texts = await self._run(read)
+        except LedgerUnavailable:
+            raise
+        except NarrowgateError as error:
+            # The content is missing or damaged; what was answered is paid for.
+            return [
+                self._unread(line, self._provided(one, result, rows.get(line.request_id)), error)
+                for line, result in found
+            ]
+        return await asyncio.gather(
+            *(answer(*one, data) for one, data in zip(found, texts, strict=True))
+        )
+
+    async def _through(
+        self, batch: ActiveBatch, line: ClaimedLine, data: bytes, provided: ProvidedAnswer
+    ) -> LineEnd:
+        runner, work = self._parts.runner, LineWork(provided=provided)
+        try:
+            end = await runner.run(batch, line, data, self._parts.now(), work)
+        except BadLine as problem:
+            return self._unread(line, provided, FrontierRejected(problem.message))
+        except Exception as error:
+            if is_lease_lost(error):
+                raise
+            # The process edge of a line: it must end, and its batch must go on.
+            logger.exception("batch.line_failed id=%s", line.request_id)
+            failed = NarrowgateError(f"the line failed: {type(error).__name__}")
+            return self._unread(line, provided, failed)
+        if not provided.is_closed:
+            self._close_unread(line, provided, end.error)
+        return end
+
+    def _unread(
+        self, line: ClaimedLine, provided: ProvidedAnswer, error: NarrowgateError
+    ) -> LineEnd:
+        """Return the end of a line whose answer could not be taken."""
+        cost = provided.cost_usd
+        if not provided.is_closed:
+            cost = self._close_unread(line, provided, error.code)
+        return self._parts.runner.refused(line, error, line.worst_usd if cost is None else cost)
+
+    def _close_unread(
+        self, line: ClaimedLine, provided: ProvidedAnswer, code: str | None
+    ) -> Decimal | None:
+        """Close the call and the entry of an answer that no step took; return their cost."""
+        provided.settle()
+        provided.is_closed = True
+        if provided.entry is None:
+            return provided.cost_usd
+        exit_ = Exit(
+            line.request_id, "chat", None, "none", "requested", provided.target, None,
+            provided.elapsed_s, valid=False, error=code or NarrowgateError.code,
+        )  # fmt: skip
+        cost = provided.entry.close(exit_)
+        self._parts.observer.input_finished(exit_, cost)
+        return cost
+
+    def _provided(
+        self, one: Submission, result: ProviderLineResult, rows: LedgerRows | None
+    ) -> ProvidedAnswer:
+        target, parts = f"{one.provider}/{one.model}", self._parts
+        elapsed_s = (parts.now() - one.created_at).total_seconds()
+        if rows is None or rows.call["state"] == "closed":
+            # An earlier process had taken this result in.
+            cost = None if rows is None else rows.call["cost_usd"]
+            return ProvidedAnswer(target, result, elapsed_s, None, None, cost)
+        return ProvidedAnswer(
+            target, result, elapsed_s, *parts.ledger.resumed(rows.exit, rows.call)
+        )
+
     def _closed(
         self, one: Submission, rows: LedgerRows, result: ProviderLineResult, spent: Spent
     ) -> tuple[Decimal | None, Entry | None]:
-        """Close a line's call and its entry; return its cost or worst case, and the entry."""
+        """Close the call and the entry of a line without an answer.
+
+        Return its cost or worst case, and the entry.
+        """
         if rows.call["state"] == "closed":
             # An earlier process had taken this result in.
             return rows.call["cost_usd"], None
         parts, target = self._parts, f"{one.provider}/{one.model}"
         entry, call = parts.ledger.resumed(rows.exit, rows.call)
         elapsed_s = (parts.now() - one.created_at).total_seconds()
-        code = None if result.kind == "succeeded" else _code(result)
-        call.close(CallEnd(code or "ok", spent.usage, spent.source, elapsed_s, BATCH))
+        code = _code(result, spent)
+        call.close(CallEnd(code, spent.usage, spent.source, elapsed_s, BATCH))
         exit_ = Exit(
-            rows.exit["request_id"], "chat", None, "frontier" if code is None else "none",
-            "requested", target, spent.usage if code is None else None, elapsed_s,
-            valid=code is None, error=code, service_tier=BATCH if code is None else None,
+            rows.exit["request_id"], rows.exit["endpoint"], rows.exit["task"], "none", "requested",
+            target, None, elapsed_s, valid=False, error=code,
         )  # fmt: skip
         cost = entry.close(exit_)
-        parts.observer.input_finished(exit_, cost)
+        if code != DEFERRED:
+            parts.observer.input_finished(exit_, cost)
         return (rows.call["held_usd"] if cost is None else cost), entry
 
     def _end(
         self,
         batch: ActiveBatch,
         line: ClaimedLine,
-        one: Submission,
         result: ProviderLineResult,
         spent: Spent,
         cost: Decimal | None,
     ) -> LineEnd:
+        """Return the end of a line without an answer."""
         runner = self._parts.runner
-        if result.document is not None:
-            document = {
-                **result.document, "model": f"{one.provider}/{one.model}",
-                "narrowgate": {"route": "frontier", "reason": "requested", "lane": "batch",
-                               "cost_usd": None if cost is None else f"{cost:f}"},
-            }  # fmt: skip
-            end = LineEnd(line.batch, line.number, "succeeded", cost_usd=cost)
-            return runner.sealed(end, runner.text(line, 200, json_text(document)))
         if batch.stopped is None and spent is NOTHING and self._may_repeat(line, result):
             # The first time at once: the deadline may be near.
             pause_s = _PAUSE_S if line.attempt > 1 else 0.0
-            return _again(line, _code(result), self._parts.now() + timedelta(seconds=pause_s))
+            again_at = self._parts.now() + timedelta(seconds=pause_s)
+            return _again(line, _code(result, spent), again_at)
         if result.kind in ("expired", "cancelled") and spent is NOTHING and batch.stopped:
             state = "expired" if batch.stopped == "expired" else "cancelled"
             code = "batch_expired" if state == "expired" else "batch_cancelled"
@@ -553,7 +803,8 @@ def _again(
     return LineEnd(line.batch, line.number, "waiting", error=code, not_before=not_before)
 
 
-def _code(result: ProviderLineResult) -> str:
-    if result.error is not None:
-        return result.error.code
-    return result.kind if result.kind in ("expired", "cancelled") else _UNKNOWN_CODE
+def _code(result: ProviderLineResult, spent: Spent) -> str:
+    is_unrun = result.kind in ("expired", "cancelled") or result.error is None
+    if is_unrun and spent is NOTHING:
+        return DEFERRED
+    return _UNKNOWN_CODE if result.error is None else result.error.code

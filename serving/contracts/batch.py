@@ -39,6 +39,28 @@ BATCH_ENDPOINTS = ("/v1/chat/completions", "/v1/tasks/")
 MAX_REPORTED = 1000
 """The most bad lines that a batch names."""
 
+
+class Deferred(Exception):
+    """A call of a provider that is not made now: its line waits for the provider's batch.
+
+    target: `provider/model`. body: the provider's own request. worst_usd: at batch prices. Not an
+    error of the request: no step may answer it in another way.
+    """
+
+    def __init__(self, target: str, body: Mapping[str, Any], worst_usd: Decimal) -> None:
+        super().__init__(f"waits for a batch of {target}")
+        self.target = target
+        self.body = body
+        self.worst_usd = worst_usd
+
+
+def deferred(error: BaseException | None) -> Deferred | None:
+    """Return the deferral that ended a request, also where steps raised it in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for one in error.exceptions if (found := deferred(one))), None)
+    return error if isinstance(error, Deferred) else None
+
+
 SKIP = "skip"
 """Value of the metadata `on_error` that runs a file's good lines and reports the others."""
 

@@ -14,6 +14,10 @@ NO_MODEL = "none"
 HEAD_PREFIX = "head:"
 """Prefix of the model's name where a learned head answered: it takes no local replica's time."""
 
+DEFERRED = "deferred"
+"""Outcome of an attempt of a batch's line that a provider's batch is to answer, or did not run: no
+failure. The line's next attempt is another input."""
+
 Endpoint = Literal["task", "chat", "completions", "audit"]
 """audit: no client waits for it; evidence compares its answer with one that was served."""
 

@@ -243,17 +243,19 @@ class Latency(_Frozen):
 
 
 class Totals(_Frozen):
-    """The whole window. exits = answered + failed + unknown + open.
+    """The whole window. exits = answered + failed + deferred + unknown + open.
 
-    requests: distinct ids. unknown: inputs whose gateway was lost. answers_usd and wasted_usd split
-    cost_usd + held_usd by whether a client got an answer. without_reference: answered inputs whose
-    price at the reference model is not known.
+    requests: distinct ids. deferred: attempts of batches' lines that wait for a provider's batch,
+    or that it did not run; the next attempt is another input. unknown: inputs whose gateway was
+    lost. answers_usd and wasted_usd split cost_usd + held_usd by whether a client got an answer.
+    without_reference: answered inputs whose price at the reference model is not known.
     """
 
     requests: int
     exits: int
     answered: int
     failed: int
+    deferred: int
     unknown: int
     open: int
     cached: int

@@ -62,20 +62,32 @@ class CacheAccess:
 
     async def chat_key(self, request: ChatRequest, context: RequestContext) -> str | None:
         """Return the key of a chat; None where it is neither looked up nor stored."""
-        settings = self.cache.settings
-        task = request.model.removeprefix(TASK_PREFIX)
-        is_long = request.text_chars > _LONG_TEXT
-        reason = self._bypass(context, None if task == request.model else task)
-        if reason is None and is_long:
-            reason = await asyncio.to_thread(unfit_chat, request, settings.sampled)
-        elif reason is None:
-            reason = unfit_chat(request, settings.sampled)
+        if request.text_chars > _LONG_TEXT:
+            reason, key = await asyncio.to_thread(self.found_key, request, context)
+        else:
+            reason, key = self.found_key(request, context)
         if reason is not None:
             self.cache.events.cache_bypassed("chat", reason)
-            return None
-        if is_long:
-            return await asyncio.to_thread(self.key_of, request, context)
-        return self.key_of(request, context)
+        return key
+
+    def found_key(
+        self, request: ChatRequest, context: RequestContext
+    ) -> tuple[Reason | None, str | None]:
+        """Return the key of a chat; or None, with the reason why it may not be cached."""
+        task = request.model.removeprefix(TASK_PREFIX)
+        reason = self._bypass(context, None if task == request.model else task)
+        reason = reason or unfit_chat(request, self.cache.settings.sampled)
+        return reason, None if reason is not None else self.key_of(request, context)
+
+    async def held(self, keys: Mapping[str, RequestContext]) -> set[str]:
+        """Return those keys whose answers may be served now. Nothing is counted."""
+        found = dict(await self.cache.find(list(keys)) or {}) if keys else {}
+        found |= {key: one for key in keys if (one := self.cache.flights.unwritten(key))}
+        return {
+            key
+            for key, entry in found.items()
+            if self.is_servable(entry, keys[key]) and entry.aside is None
+        }
 
     def key_of(self, request: ChatRequest, context: RequestContext) -> str:
         """Return the key of a chat, also of one that may not be cached."""

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contracts.answer import Answer, CacheKind, Route, Usage
+from serving.contracts.batch import deferred
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.evidence import Evidence
-from serving.contracts.exits import Attempt, Endpoint, Exit, ExitObserver
+from serving.contracts.exits import DEFERRED, Attempt, Endpoint, Exit, ExitObserver
 from serving.contracts.frontier import attempts_of
 from serving.contracts.ledger import Entry, Ledger
 from serving.contracts.requests import ChatRequest, CompletionRequest, TaskBatch
@@ -378,6 +379,8 @@ class RequestRecord:
         match error:
             case NarrowgateError():
                 code, attempts = error.code, attempts_of(error)
+            case Exception() if deferred(error) is not None:
+                code = DEFERRED
             case Exception():
                 code = NarrowgateError.code
             case _:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from serving.cache.flight import Flight, Flights, Work
+from serving.contracts.batch import deferred
 from serving.contracts.deadline import Deadline, deadline_exceeded
 from serving.contracts.errors import DeadlineExceeded, NarrowgateError
 from serving.pipeline.cache_access import CacheAccess
@@ -108,5 +109,5 @@ async def _left(work: Work, task: "asyncio.Task[None]", record: RequestRecord) -
 def _log_defect(task: "asyncio.Task[None]") -> None:
     """Log the defect of work whose request was left; other errors were raised to the request."""
     error = None if task.cancelled() else task.exception()
-    if error is not None and not isinstance(error, NarrowgateError):
+    if error is not None and not isinstance(error, NarrowgateError) and deferred(error) is None:
         logger.error("cache.work_failed", exc_info=error)

@@ -36,8 +36,10 @@ from ..unit.batch_kit import CHAT, jsonl
 from ..unit.database import fresh_postgres, postgres_server
 from .killed_gateway import KEY, KilledGateway
 
+TASK_MODEL = "azure/gpt-4.1-nano"
 TIER_MODEL = "openai/gpt-4.1-mini"
 BATCH_MODEL = "openai/gpt-4.1"
+"""The last two are asked in the provider's batch: chosen for `auto`, and named by lines."""
 KINDS = {"task": "task/sentiment", "auto": "auto", "provider": BATCH_MODEL}
 KILLS = 3
 _RUNNING = BatchSettings().max_concurrent_lines
@@ -107,8 +109,8 @@ class Proof:
         batch = self.client.batches.create(
             input_file_id=file.id, endpoint=CHAT, completion_window="24h"
         )
-        asked = sum(kind_of(number) != "provider" for number in range(self.lines))
-        # On the way of the other lines; once the provider has a batch; on the way of the rest.
+        asked = sum(kind_of(number) == "task" for number in range(self.lines))
+        # On the way of the tasks; once the provider has a batch; on the way of the rest.
         self._kill(began, lambda: self._asked_alone() >= asked // 4)
         self._kill(began, lambda: self.is_open)
         # Lines that the kills made `outcome_unknown` may never be asked.
@@ -205,7 +207,7 @@ class _Bills:
     def __init__(self, seen: list[Seen]) -> None:
         book = PriceBook.load()
         prices = {}
-        for model in (TIER_MODEL, BATCH_MODEL):
+        for model in (TASK_MODEL, TIER_MODEL, BATCH_MODEL):
             known = book.of(model)
             assert known is not None
             tokens = known.base
@@ -309,11 +311,19 @@ def running(lines: int, *, postgres: bool) -> Iterator[Proof]:
             server = stack.enter_context(postgres_server())
             url = fresh_postgres(server, "batch").get_secret_value()
         provider.script.answer = answer
-        provider.script.on("gpt-4.1-mini", Fault("slow", delay_s=0.05))
+        provider.script.on("gpt-4.1-nano", Fault("slow", delay_s=0.05))
         provider.script.batch_plan = BatchPlan(polls=2, seconds=_OPEN_S if lines > 1000 else 8.0)
+        place = {"api": "openai", "base_url": f"{provider.url}/v1", "api_key_env": "OPENAI_API_KEY"}
         gateway = KilledGateway(
-            folder, provider, url, TIER_MODEL, has_batches=True,
+            folder, provider, url,
             batch={"lease_s": 10.0, "provider_poll_s": 1.0},
+            frontier={
+                # Tasks are asked one by one: this provider has no batches.
+                "providers": {"openai": {**place, "batch": True}, "azure": place},
+                "tiers": {
+                    "economy": [TASK_MODEL], "standard": [TIER_MODEL], "frontier": [TIER_MODEL],
+                },
+            },
         )  # fmt: skip
         stack.callback(gateway.close)
         yield Proof(gateway, provider, lines)

@@ -68,6 +68,8 @@ class Batch:
     def results(self) -> list[Line]:
         """Return the finished lines as results show them: unordered, some twice."""
         lines = [line for line in self.lines if line.outcome is not None]
+        if self.plan.omits_unrun:
+            lines = [line for line in lines if line.outcome in ("succeeded", "errored")]
         lines += [line for line in lines if line.outcome == "succeeded"][: self.plan.duplicated]
         if not self.plan.is_ordered:
             random.Random(self.id).shuffle(lines)  # noqa: S311

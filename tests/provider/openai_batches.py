@@ -240,6 +240,8 @@ def _status(batch: Batch) -> str:
 def _shown(batch: Batch) -> dict[str, Any]:
     times = {f"{name}_at": int(at) for name, at in batch.times.items() if name != "validating"}
     done, failed = batch.count("succeeded"), len(batch.lines) - batch.count("succeeded")
+    if batch.plan.omits_unrun:
+        failed = batch.count("errored")
     has_results = batch.phase == "ended" and batch.ends != "failed" and not batch.late_files
     output, errors = file_ids(batch)
     at = dict.fromkeys(

@@ -126,7 +126,8 @@ class BatchPlan:
     that its results hold twice. strangers: results of lines that nobody sent. is_ordered: whether
     results come in the order of the lines. late_files: how many states of a batch that has ended
     name none of its files. errors: in place of what OpenAI's shape has there. `cancelled`: by
-    someone in the provider's own console.
+    someone in the provider's own console. omits_unrun: whether results and OpenAI's counts leave
+    out lines that did not run.
     """
 
     ends: Literal["completed", "expired", "failed", "cancelled"] = "completed"
@@ -142,6 +143,7 @@ class BatchPlan:
     is_ordered: bool = False
     late_files: int = 0
     errors: Any = None
+    omits_unrun: bool = False
 
 
 class Script:

@@ -13,8 +13,8 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 
 from serving.batch.check import FileCheck
+from serving.batch.line_work import NotedLedger
 from serving.batch.recovery import paid_attempts
-from serving.batch.runner import NotedLedger
 from serving.batch.schema import batch_lines
 from serving.batch.slack import Slack
 from serving.batch.store import BatchStore, LeaseLost, Limits, LineEnd

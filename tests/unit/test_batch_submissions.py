@@ -342,6 +342,19 @@ async def test_a_batch_whose_file_is_gone_ends_and_keeps_no_other_waiting(
     assert first.status in ("completed", "failed")
 
 
+async def test_lines_that_the_provider_counts_as_not_run_go_back_to_the_plan(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    provider.script.next_batch(
+        BatchPlan(ends="expired", answered=0.5, omits_unrun=True), BatchPlan()
+    )
+    batch = await gateway.ended(await gateway.submit(questions(10)))
+    assert len(answers(await gateway.results(batch))) == 10
+    assert asked(provider) == Counter(f"question {n}" for n in range(10))
+    rows = await settled_rows(gateway.database)
+    assert sum(row.hold_usd for row in rows) == 0
+
+
 async def test_a_short_deadline_is_met_synchronously(
     gateway: Running, provider: ProviderServer
 ) -> None:
@@ -386,6 +399,27 @@ async def test_the_budget_holds_the_worst_case_of_each_line(
     rows = await settled_rows(gateway.database)
     assert sum(row.paid_usd for row in rows) <= limit
     assert sum(row.hold_usd for row in rows) == 0
+
+
+async def test_a_batch_that_was_made_while_the_gateway_stopped_is_found_by_asking_the_provider(
+    provider: ProviderServer, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY_VALUE)
+    scripted(provider)
+    provider.script.on_batch("create", Fault("hang", worked=True))
+    async with running(provider, state, None, has_batches=True, batch=FAST) as first:
+        batch = await first.submit(questions(8))
+        async with asyncio.timeout(20):
+            while "create" not in [name for name, _ in provider.script.batch_requests]:
+                await asyncio.sleep(0.05)
+    async with running(provider, state, None, has_batches=True, batch=FAST, again=True) as second:
+        batch = await second.ended(batch)
+        assert len(answers(await second.results(batch))) == 8
+        rows = await settled_rows(second.database)
+        assert sum(row.hold_usd for row in rows) == 0
+        assert await asyncio.to_thread(reconcile, second.database) == []
+    assert set(asked(provider).values()) == {1}
+    assert [name for name, _ in provider.script.batch_requests].count("create") == 1
 
 
 async def test_another_gateway_takes_the_results_in(

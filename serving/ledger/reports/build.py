@@ -125,6 +125,7 @@ def _totals(found: _DatabaseSums) -> document.Totals:
         exits=statuses.total(),
         answered=statuses["answered"],
         failed=statuses["failed"],
+        deferred=statuses["deferred"],
         unknown=statuses["unknown"],
         open=statuses["open"],
         cached=sum(group.count for group in found.exits if group.cached),

@@ -28,12 +28,13 @@ from sqlalchemy import (
 )
 
 from serving.contracts.errors import NotFound
+from serving.contracts.exits import DEFERRED
 from serving.contracts.ledger import DEFAULT_TENANT
 from serving.contracts.report import CachedPrefix, Latency, TokenClass
 from serving.ledger.database import Database
 from serving.ledger.schema import Usd, UtcTime, calls, exits, instances, prices, tenants
 
-InputStatus = Literal["answered", "failed", "unknown", "open"]
+InputStatus = Literal["answered", "failed", "deferred", "unknown", "open"]
 
 TOKEN_CLASSES: tuple[TokenClass, ...] = get_args(TokenClass)
 _MOST_PREFIXES = 21
@@ -139,6 +140,7 @@ class Lifetime:
 _STATUS = case(
     (exits.c.state.in_(("open", "unknown")), exits.c.state),
     (exits.c.outcome == "answered", "answered"),
+    (exits.c.outcome == DEFERRED, DEFERRED),
     else_="failed",
 )
 

@@ -57,6 +57,8 @@ def _headline(report: Report) -> Iterator[str]:
         f"        {totals.answered:,} answered ({local_share} of them locally), "
         f"{totals.failed:,} failed, {totals.unknown:,} unknown, {totals.open:,} open"
     )
+    if totals.deferred:
+        yield f"        {totals.deferred:,} left to a provider's batch, or not run by it"
     if totals.without_reference:
         yield f"        {totals.without_reference:,} answered without a reference price"
     if totals.unguaranteed:
