@@ -30,5 +30,7 @@ def place_encoder(state: Path) -> None:
 def _linked(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another file system, or it is there
+    except FileExistsError:  # an earlier gateway of the same state folder
+        return
+    except OSError:  # another file system
         shutil.copy2(source, target)
