@@ -26,7 +26,7 @@ from serving.contracts.errors import (
 )
 from serving.contracts.file_lines import file_lines
 from serving.contracts.task_spec import TaskSpec, TranslationSpec
-from serving.contracts.validation_words import problem_place, problem_words
+from serving.contracts.validation_words import problem_place, problem_with_value
 from serving.tasks.fingerprint import text_digest
 from serving.tasks.prompt import PromptTokenizer, Turn
 from serving.tasks.task import Task, bind
@@ -147,7 +147,7 @@ def read_examples(path: Path) -> list[Example]:
             place = problem_place(problem, "")
             raise InvalidCalibration(
                 f"{path.name}, line {number}: "
-                f"{place + ': ' if place else ''}{problem_words(problem)}",
+                f"{place + ': ' if place else ''}{problem_with_value(problem)}",
                 field="calibration",
                 fix='one object a line: {"text": ..., "task": ...}, {"text": ...} or '
                 '{"messages": [...]}',

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from serving.contracts.errors import InvalidRecipe
-from serving.contracts.validation_words import problem_place, problem_words
+from serving.contracts.validation_words import problem_place, problem_with_value
 from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
 Bits = Literal[4, 8]
@@ -200,7 +200,7 @@ def parse_recipe(content: bytes | str, source: str) -> Recipe:
         ) from error
     except ValidationError as error:
         problems = [
-            f"{problem_place(item, 'recipe')}: {problem_words(item)}"
+            f"{problem_place(item, 'recipe')}: {problem_with_value(item)}"
             for item in error.errors(include_url=False)
         ]
         raise InvalidRecipe(

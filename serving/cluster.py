@@ -21,7 +21,7 @@ from serving.contracts.model_status import ModelStatus
 from serving.contracts.settings import GpuAccelerator, ModelSettings, Settings, bundled_recipe
 from serving.contracts.settings_sources import load_settings
 from serving.contracts.task_spec import TaskSpec
-from serving.contracts.validation_words import problem_words
+from serving.contracts.validation_words import problem_with_value
 from serving.preparation import checked_specs, model_grants
 
 DIGEST = r"^sha256-[0-9a-f]{64}$"
@@ -118,10 +118,10 @@ def app(args: dict[str, Any]) -> Application:
     try:
         release = Release.model_validate(args)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
+        problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"]) or "args"
         raise InvalidSettings(
-            f"args.{field} of the Serve application: {problem_words(problem)}",
+            f"args.{field} of the Serve application: {problem_with_value(problem)}",
             field=field,
             fix="use what narrowgate k8s render writes",
         ) from error

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.settings import Settings
-from serving.contracts.validation_words import problem_words
+from serving.contracts.validation_words import problem_with_value
 from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
 ENV_PREFIX = "NARROWGATE_"
@@ -334,7 +334,7 @@ _SHOWN_PROBLEMS = 10
 def _words(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         return "there is no such setting"
-    return problem_words(problem)
+    return problem_with_value(problem)
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

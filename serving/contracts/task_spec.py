@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from serving.contracts.errors import InvalidTaskSpec
-from serving.contracts.validation_words import problem_words
+from serving.contracts.validation_words import problem_with_value
 
 PROMPT_FORMATS: Mapping[str, int] = {"classification": 1, "extraction": 2, "translation": 2}
 """By kind; raised by one whenever serving.tasks renders a prompt or reads an output differently."""
@@ -308,7 +308,7 @@ _PROBLEMS: Mapping[str, str] = {
 
 
 def _problem(item: Mapping[str, Any]) -> str:
-    return _PROBLEMS.get(item["type"]) or problem_words(item)
+    return _PROBLEMS.get(item["type"]) or problem_with_value(item)
 
 
 def _is_inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:

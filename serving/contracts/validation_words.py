@@ -70,6 +70,22 @@ def problem_words(problem: Mapping[str, Any]) -> str:
     return _SHOULD.sub("it must", text).replace(" should ", " must ")
 
 
+def problem_with_value(problem: Mapping[str, Any]) -> str:
+    """Return what is wrong with a value, and the value where it is short and no secret."""
+    words, value = problem_words(problem), problem["input"]
+    name = next((part for part in reversed(problem["loc"]) if isinstance(part, str)), "")
+    is_plain = isinstance(value, str | int | float) and not _SECRET.search(name)
+    if not is_plain or not words.startswith("it must"):
+        # An unknown field may hold a secret, too.
+        return words
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    return f"{words}, not {shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + '...'}"
+
+
+_SECRET = re.compile("url|key|secret|password|token$", re.IGNORECASE)
+_SHOWN_CHARS = 60
+
+
 def problem_place(problem: Mapping[str, Any], whole: str) -> str:
     """Return the path of a problem's field. whole: what stands for the document itself."""
     return ".".join(str(part) for part in problem["loc"]) or whole

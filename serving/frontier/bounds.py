@@ -23,7 +23,7 @@ _FRAMING_TOKENS = 32
 _TOOLS_TOKENS = 1024
 """More than a provider's own prompt for the use of tools; Anthropic's has up to 800 tokens."""
 
-_ANSWER_FIELDS = ("tools", "functions", "response_format")
+_ANSWER_FIELDS = ("tools", "functions", "tool_choice", "response_format")
 
 
 def bounded_tokens(body: Mapping[str, Any], bounds: OutputBounds) -> int:

@@ -62,9 +62,11 @@ def test_impossible_recipes_are_refused_with_their_field(line: str, complaint: s
 
 
 def test_a_recipe_that_is_not_a_mapping_is_refused() -> None:
-    for text in ("- 1", "a: [", "", "7"):
-        with pytest.raises(InvalidRecipe):
+    for text in ("- 1", "a: [", "", "7", "{}", "library: x"):
+        with pytest.raises(InvalidRecipe) as caught:
             parse_recipe(text, "mine.yaml")
+        for inside in ("Unable", "tag", "Input", "discriminator"):
+            assert inside not in caught.value.message
 
 
 def test_a_file_of_the_users_is_taken_and_an_unknown_name_is_not(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """Fields inside a chat request: which reach a provider, and those of the vendors' SDKs."""
 
+import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import typing_extensions
 from anthropic.types import CacheControlEphemeralParam
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionMessage, completion_create_params
 
 from serving.contracts.chat_fields import (
@@ -19,7 +23,10 @@ from serving.contracts.chat_fields import (
     Leaf,
     Shape,
 )
+from serving.contracts.errors import InvalidRequest
 from serving.contracts.task_spec import TaskSpec
+from serving.frontier.bounds import token_limits
+from serving.frontier.request_fields import passed_fields
 
 from ..provider.server import ProviderServer
 from .chat_kit import CHAT, chat_body
@@ -449,3 +456,72 @@ def test_anthropics_breakpoints_are_those_of_its_sdk() -> None:
         for path, values in OURS.items()
         if path.startswith("tools.cache_control.")
     }
+
+
+JUNK = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=4)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["type", "plugins", "name", "server", "text", "url", "function", "x"]),
+            inner,
+            max_size=3,
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+def paths_of(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the path of each field in a body, without the places in lists."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            where = f"{path}.{name}" if path else name
+            yield where
+            if where not in FREE:
+                yield from paths_of(inner, where)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from paths_of(inner, path)
+
+
+FREE = {
+    "tools.function.parameters", "response_format.json_schema.schema", "functions.parameters",
+    "metadata", "logit_bias",
+}  # fmt: skip
+"""Objects whose keys are the client's own."""
+
+
+def places(value: Any) -> list[Any]:
+    """Return every object in a body."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [*([value] if isinstance(value, dict) else []), *(p for i in items for p in places(i))]
+
+
+@given(st.data())
+def test_whatever_is_added_anywhere_nothing_unlisted_is_passed_on(data: st.DataObject) -> None:
+    body = copy.deepcopy(EVERYTHING)
+    place = data.draw(st.sampled_from(range(len(places(body)))))
+    name = data.draw(
+        st.sampled_from(["type", "plugins", "content", "text", "x", "function", "ttl"])
+    )
+    places(body)[place][name] = data.draw(JUNK)
+    with suppress(InvalidRequest):
+        assert set(paths_of(passed_fields(body))) <= set(OURS)
+
+
+def test_every_field_that_may_hold_text_counts_in_the_worst_case() -> None:
+    before = token_limits({**EVERYTHING, "max_tokens": 1})
+    long = "x" * 10_000
+    for name in ("messages", "tools", "tool_choice", "prediction", "response_format"):
+        body = copy.deepcopy({**EVERYTHING, "max_tokens": 1})
+        texts = 0
+        for place in places(body[name]):
+            for key, value in place.items():
+                if isinstance(value, str) and value != PNG and key != "detail":
+                    place[key], texts = long, texts + 1
+        after = token_limits(body)
+        counted = after.input_tokens + after.output_tokens
+        least = before.input_tokens + before.output_tokens + texts * (len(long) - 1000)
+        assert texts > 2
+        assert counted >= least, name

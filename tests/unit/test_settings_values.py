@@ -212,6 +212,49 @@ def test_a_bad_file_ends_a_command_with_the_status_of_a_bad_setting(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("port: 70000", "port: it must be less than or equal to 65535, not 70000"),
+        ('port: "8000"', "port: it must be a whole number, not '8000'"),
+        ("cache: {semantic: always}", "it must be 'off', 'shadow' or 'on', not 'always'"),
+        ("batch: {enabled: 1}", "it must be true or false, not 1"),
+        ("ledger: {reference_model: gpt}", "it must be provider/model, such as"),
+        ("models: 5", "models: it must be a list, not 5"),
+        ("gateway: []", "gateway: it must be a mapping"),
+        ("evidence: {max_usd_a_day: 1e3x}", "such as 2.50, not '1e3x'"),
+        ("gateway: {num_cpus: 1.0e+30}", "it must be less than or equal to 1024, not 1e+30"),
+    ],
+)
+def test_a_message_has_the_field_the_value_and_what_it_must_be(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings(file, {}, {})
+    assert told in caught.value.message
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "frontier: {providers: {openai: {api: openai, api_key: sk-hunter2}}}",
+        "frontier: {providers: {openai: {api: openai, base_url: 'u:hunter2@h'}}}",
+        "frontier: {providers: {openai: {api: openai, api_key_file: ' hunter2'}}}",
+        "ledger: {url: {a: hunter2}}",
+        "password: hunter2",
+    ],
+)
+def test_a_message_has_no_value_that_may_be_secret(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings(file, {}, {})
+    assert "hunter2" not in caught.value.message
+
+
 @pytest.fixture(name="odd_files")
 def odd_files_fixture(tmp_path: Path) -> list[str]:
     return write_odd_files(tmp_path)

@@ -109,6 +109,24 @@ def test_a_wrong_spec_is_refused_with_the_field(change: dict[str, Any], named: s
         parse_task_spec({**MINIMAL, **change}, "mytask.yaml")
     assert named in caught.value.message
     assert caught.value.field == "mytask.yaml"
+    for inside in ("Input", "String", "Value error", "pydantic", "type="):
+        assert inside not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"metric": "bleu"}, "metric: it must be 'accuracy' or 'macro_f1', not 'bleu'"),
+        ({"floor": 1.5}, "floor: it must be less than or equal to 1, not 1.5"),
+        ({"kind": "regression"}, "its field 'kind' is 'regression'; it must be one of"),
+        ({"name": "My task"}, "a letter first, not 'My task'"),
+        ({"max_output_tokens": 0}, "it must be greater than or equal to 1, not 0"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_it_must_be(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidTaskSpec) as caught:
+        parse_task_spec({**MINIMAL, **change}, "mytask.yaml")
+    assert told in caught.value.message
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: (

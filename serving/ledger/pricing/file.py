@@ -17,13 +17,12 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from pydantic_core import ErrorDetails
 
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier_settings import FrontierModelName
 from serving.contracts.prices import STANDARD_NAMES, ModelPrices, PriceStep
 from serving.contracts.task_spec import folded_name
-from serving.contracts.validation_words import problem_place, problem_words
+from serving.contracts.validation_words import problem_place, problem_with_value
 from serving.ledger.pricing.table import by_class
 
 FIELD = "ledger.prices_file"
@@ -33,7 +32,7 @@ _FIX = "docs/ledger.md shows what a price file holds"
 def _plain_number(value: object) -> object:
     """Refuse the notations that Python reads as numbers and people may not: 1_000, -0, 1e3."""
     if isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?|\.[0-9]+", value):
-        raise ValueError("is not a number such as 12 or 0.25")
+        raise ValueError(f"{value!r:.60} is not a number such as 12 or 0.25")
     return value
 
 
@@ -48,7 +47,7 @@ _Threshold = Annotated[int, BeforeValidator(_plain_number), Field(gt=0, le=10**9
 
 def _not_standard(name: str) -> str:
     if name in STANDARD_NAMES:
-        raise ValueError("is the standard tier, whose prices are the model's own")
+        raise ValueError(f"{name!r} is the standard tier, whose prices are the model's own")
     return name
 
 
@@ -160,7 +159,10 @@ def _model_prices(name: str, source: str, model: _Model) -> ModelPrices:
 
 def _invalid(path: Path, error: ValidationError) -> InvalidSettings:
     problems = error.errors(include_url=False)
-    reasons = [f"{problem_place(item, 'the file')}: {_reason(item)}" for item in problems[:_SHOWN]]
+    reasons = [
+        f"{problem_place(item, 'the file')}: {problem_with_value(item)}"
+        for item in problems[:_SHOWN]
+    ]
     if len(problems) > _SHOWN:
         reasons.append(f"and {len(problems) - _SHOWN} more")
     place = problem_place(problems[0], "")
@@ -172,10 +174,3 @@ def _invalid(path: Path, error: ValidationError) -> InvalidSettings:
 
 
 _SHOWN = 10
-
-
-def _reason(problem: ErrorDetails) -> str:
-    value = problem["input"]
-    if problem["type"] in ("missing", "extra_forbidden") or isinstance(value, dict | list):
-        return problem_words(problem)
-    return f"{problem_words(problem)}, not {value!r:.60}"
