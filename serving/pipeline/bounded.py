@@ -13,7 +13,7 @@ from serving.contracts.requests import ChatRequest, Message
 from serving.pipeline.answer_lengths import AnswerLengths, Arm, Scopes, scopes_of
 from serving.pipeline.brevity import UNKNOWN, Brevity, BrevityAuditor
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord, Served
-from serving.pipeline.plan import FrontierPlan
+from serving.pipeline.plan import FrontierPlan, directive_within
 from serving.pipeline.runner import Runner
 
 CONTINUE = (
@@ -98,7 +98,7 @@ class Bounded:
         """Return the answer, with its continuation where our bound cut it."""
         bounding = self._bounding(request, plan, record)
         if bounding is None:
-            return await self._runner.whole(request, self._unbounded(plan), record)
+            return await self._runner.whole(request, plan, record)
         (first,) = await self._runner.whole(request, bounding.plan, record)
         if first.served is not None:
             first = replace(first, served=bounding.under_claim(first.served))
@@ -133,7 +133,7 @@ class Bounded:
         """As `whole`: the stream does not end where our bound cut the answer."""
         bounding = self._bounding(request, plan, record)
         if bounding is None:
-            return await self._runner.stream(request, self._unbounded(plan), record)
+            return await self._runner.stream(request, plan, record)
         first = await self._runner.stream(request, bounding.plan, record)
         if isinstance(first, Outcome):
             return first
@@ -177,15 +177,16 @@ class Bounded:
         is_ours = request.max_tokens is None or request.max_tokens > limit
         return _Bounding(scopes, arm, replace(plan, bounds=bounds), is_ours, directive, brevity)
 
-    def _unbounded(self, plan: FrontierPlan) -> FrontierPlan:
-        """Return the plan of a request without learned bounds: under a claim, no directive."""
-        return plan if self._auditor is None else without_directive(plan)
-
     def _directive(self, scopes: Scopes, plan: FrontierPlan) -> str | None:
-        words = self._learning.lengths.words(scopes)
-        if words is None or self._learning.directive is None:
+        words, directive = self._learning.lengths.words(scopes), self._learning.directive
+        if directive is None:
             return plan.bounds.directive
-        return self._learning.directive.replace("{words}", str(words))
+        if words is None:
+            # Under a claim the plan has none: nothing else may add it.
+            is_judged = self._auditor is not None
+            within = directive_within(directive, plan.bounds.max_tokens)
+            return within if is_judged else plan.bounds.directive
+        return directive.replace("{words}", str(words))
 
     def _ended(self, bounding: _Bounding, outcome: str, usage: Usage | None) -> None:
         if usage is not None:
@@ -215,30 +216,6 @@ class Bounded:
             auditor.evidence.counts.accepted[brevity.ruling.name] += 1
         if bounding.is_claimed or not brevity.is_earned:
             auditor.answered(request, plan, brevity, record.context, text, bounding.directive)
-
-
-class Whole:
-    """Implements Runner: the other runner gets the plan without a directive."""
-
-    def __init__(self, runner: Runner[ChatRequest, FrontierPlan]) -> None:
-        self._runner = runner
-
-    async def whole(
-        self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
-    ) -> list[Outcome]:
-        """Return the other runner's answer."""
-        return await self._runner.whole(request, without_directive(plan), record)
-
-    async def stream(
-        self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
-    ) -> Outcome | OutcomeStream:
-        """As `whole`."""
-        return await self._runner.stream(request, without_directive(plan), record)
-
-
-def without_directive(plan: FrontierPlan) -> FrontierPlan:
-    """Return a plan that does not ask for brevity."""
-    return replace(plan, bounds=replace(plan.bounds, directive=None))
 
 
 class _Continued:

@@ -10,7 +10,7 @@ from serving.contracts.routing import Decision, DecisionLog
 from serving.evidence.rulings import Evidence
 from serving.pipeline.admission import AdmissionQueue, Admitted, every_unit, one_call
 from serving.pipeline.auditor import Auditor, AuditRunners, Embed
-from serving.pipeline.bounded import Bounded, Learning, Whole
+from serving.pipeline.bounded import Bounded, Learning
 from serving.pipeline.claimed import Claimed
 from serving.pipeline.claimed_local import ClaimedLocal
 from serving.pipeline.escalating import Escalating
@@ -116,9 +116,6 @@ def build_runners(
         brevity = None if learning.auditor is None else learning.auditor(reference)
         # Within admission: a continuation belongs to its request.
         model = Bounded(model, learning, brevity)
-        if brevity is not None:
-            # What counts as right is not asked for briefly.
-            reference = Whole(reference)
     asking: Runner[ChatRequest, FrontierPlan] = Admitted(model, remote, one_call)
     if pruning is not None:
         pruned = Pruned(asking, pruning)

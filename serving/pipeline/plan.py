@@ -130,15 +130,26 @@ class Policy:
         return next((tier for tier, models in self.tiers.items() if model in models), "frontier")
 
 
+def directive_within(directive: str, max_tokens: int) -> str:
+    """Return a directive of the settings for a limit, with its number of words.
+
+    English prose has about 3 words for 4 tokens. The limit is half as many words as tokens, so that
+    most answers end before the limit.
+    """
+    return directive.replace("{words}", str(max(1, max_tokens // 2)))
+
+
 def free_form_bounds(frontier: FrontierSettings) -> dict[Tier, OutputBounds]:
-    """Return each tier's bounds of free-form answers."""
+    """Return each tier's bounds of free-form answers.
+
+    Where a judge compares brief answers, a directive is added under its claim alone.
+    """
     bounds = frontier.bounds
 
     def directive(tier: Tier) -> str | None:
-        # English prose has about 3 words for 4 tokens. The limit is half as many words as tokens,
-        # so that most answers end before the limit.
-        words = str(max(1, bounds.max_tokens[tier] // 2))
-        return bounds.directive and bounds.directive.replace("{words}", words)
+        if bounds.directive is None or bounds.judge is not None:
+            return None
+        return directive_within(bounds.directive, bounds.max_tokens[tier])
 
     return {
         tier: OutputBounds(bounds.max_tokens[tier], bounds.stop, directive(tier)) for tier in TIERS

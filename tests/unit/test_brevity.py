@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
 from serving.contracts.evidence import Audit, Claim, ClaimState
-from serving.contracts.frontier_settings import BoundSettings
+from serving.contracts.frontier_settings import BoundSettings, FrontierSettings
 from serving.contracts.ledger import Caller, Tenant
 from serving.contracts.requests import ChatRequest, Message
 from serving.contracts.routing import RequestOptions
@@ -25,6 +26,7 @@ from serving.pipeline.answer_lengths import AnswerLengths
 from serving.pipeline.bounded import Learning
 from serving.pipeline.brevity import BrevityAuditor
 from serving.pipeline.exit_recorder import ExitRecorder
+from serving.pipeline.plan import free_form_bounds
 
 from ..provider.script import Reply, Seen
 from ..provider.server import ProviderServer
@@ -69,6 +71,10 @@ class BriefServer:
         self._database = database
         self._judge = judge
         self.server = Server({}, frontier=stack, learning=self._learning)
+        judged = FrontierSettings(bounds=BoundSettings(learned=True, judge=JUDGE))
+        path = self.server.context.path
+        policy = replace(path.policy, bounds=free_form_bounds(judged))
+        object.__setattr__(self.server.context, "path", replace(path, policy=policy))
 
     def _learning(self, metrics: Metrics) -> Learning:
         self.evidence: EvidenceService = build_evidence(
