@@ -47,8 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="end of the ranges of assumptions: low saves least",
     )  # fmt: skip
     parser.add_argument(
-        "--earlier-days", type=float, default=7.0, metavar="DAYS",
-        help="of the same traffic before the replay, in which tiers and hits are earned (7)",
+        "--earlier-days", type=float, default=28.0, metavar="DAYS",
+        help="of the same traffic before the replay, in which tiers and hits are earned (28)",
     )  # fmt: skip
     parser.add_argument(
         "--keep", type=Path, metavar="FILE",

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 TENANT = "default"
 EVIDENCE = EvidenceSettings(group_window_s=0.0, max_snapshot_age_s=600.0)
-EARLIER_DAYS = 7.0
+EARLIER_DAYS = 28.0
 MONTH_DAYS = 30.0
 _PAIRS_OF_A_CONVERSATION = 2.0
 _TURNS = 4.0
