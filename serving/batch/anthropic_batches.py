@@ -19,6 +19,7 @@ from serving.batch.batch_calls import (
     CLOCK_SKEW,
     LIST_LAG,
     MAX_BATCH_BYTES,
+    MOST_PAGES,
     WINDOW_S,
     ResultReader,
     Retries,
@@ -176,7 +177,7 @@ class AnthropicBatches:
         """Return the batches that a submission may have created that began at `since`."""
         found: list[dict[str, Any]] = []
         more: dict[str, Any] = {}
-        while True:
+        for _ in range(MOST_PAGES):
             answer = await self._calls.read(partial(self._batches.list, limit=_PAGE, **more))
             page = self._calls.items(answer or {})
             # One without a readable time may be the one.
@@ -187,7 +188,12 @@ class AnthropicBatches:
             # Newest first.
             if len(page) < _PAGE or min(times) < since - CLOCK_SKEW:
                 return found
+            last = more.get("after_id")
             more = {"after_id": self._calls.id_of(page[-1])}
+            if more["after_id"] == last:
+                break
+        # A server that does not turn its pages, or has thousands of them.
+        raise unreadable(self._calls.name, "its list of batches does not end")
 
     async def _first_key(self, batch_id: str) -> str | None:
         """Return the custom id of any result; None where there is none to read."""

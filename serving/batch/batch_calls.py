@@ -59,6 +59,9 @@ MAX_BATCH_BYTES = 16 * 2**20
 """Of one batch. Vendors take more, but a batch is in memory while it is sent, and two cost no more
 than one."""
 
+MOST_PAGES = 100
+"""Of one search in a provider's list."""
+
 _READS = 3
 _MAY_READ_AGAIN = (
     FrontierInvalidResponse,

@@ -158,6 +158,11 @@ class NotedEntry:
         """Return whether the input is on disk."""
         return self._entry.is_recorded
 
+    @property
+    def most_usd(self) -> Decimal:
+        """Return what its paid calls can have cost."""
+        return self._entry.most_usd
+
     async def open_call(self, model: str, worst_case_usd: Decimal, deadline: Deadline) -> OpenCall:
         """Record a call, where this process runs batches."""
         if self._fence is None:

@@ -15,6 +15,7 @@ from serving.batch.batch_calls import (
     CLOCK_SKEW,
     LIST_LAG,
     MAX_BATCH_BYTES,
+    MOST_PAGES,
     WINDOW_S,
     ResultReader,
     Retries,
@@ -118,7 +119,7 @@ class OpenAIBatches:
     ) -> str | Uncertain | None:
         """Return the batch whose metadata hold the batch key."""
         more: dict[str, Any] = {}
-        while True:
+        for _ in range(MOST_PAGES):
             found = await self._calls.read(partial(self._batches.list, limit=_PAGE, **more))
             page = self._calls.items(found or {})
             for batch in page:
@@ -129,7 +130,12 @@ class OpenAIBatches:
             times = [time for batch in page if (time := _time(batch, "created_at")) is not None]
             if len(page) < _PAGE or min(times, default=since) < since - CLOCK_SKEW:
                 return Uncertain() if self._now() - since < LIST_LAG else None
+            last = more.get("after")
             more = {"after": self._calls.id_of(page[-1])}
+            if more["after"] == last:
+                break
+        # A server that does not turn its pages, or has thousands of them.
+        return Uncertain()
 
     async def state(self, batch_id: str) -> ProviderBatchState:
         """Return the state of a batch."""

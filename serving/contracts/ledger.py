@@ -135,6 +135,11 @@ class Entry(Protocol):
         """
         ...
 
+    @property
+    def most_usd(self) -> Decimal:
+        """Return what its paid calls can have cost: the worst case of those of unknown cost."""
+        ...
+
     async def open_call(self, model: str, worst_case_usd: Decimal, deadline: Deadline) -> OpenCall:
         """Record a call and hold its worst case; only then may the call be made.
 

@@ -145,6 +145,12 @@ class DatabaseEntry:
         """Return whether the input is on disk already, which its first paid call sees to."""
         return bool(self._calls)
 
+    @property
+    def most_usd(self) -> Decimal:
+        """Return what its paid calls can have cost: the worst case of those of unknown cost."""
+        costs = (call.held_usd if call.cost_usd is None else call.cost_usd for call in self._calls)
+        return sum(costs, _ZERO)
+
     async def open_call(
         self, model: str, worst_case_usd: Decimal, deadline: Deadline
     ) -> "DatabaseCall":

@@ -123,7 +123,8 @@ class InputRecord:
     reason: why it goes to its current model; None before the plan. serving: returns what the
     current model served so far; for an input that is abandoned. local_answer: the local model's,
     whichever answer is sent; evidence compares it. vector: of its text, where one was computed.
-    closed: called with the cost of all its calls once it is recorded, None where one is unknown.
+    closed: called with the cost of all its calls once it is recorded; where one is unknown, with
+    the most that they can have cost.
     lookup_s: time of the cache's lookup, seconds. cost_usd: of all its calls, once it is recorded;
     None where unknown. left_as: error code of a request that ended before its answer, which is made
     for others; None elsewhere.
@@ -140,7 +141,7 @@ class InputRecord:
         self.serving: Callable[[], Served] | None = None
         self.local_answer: Answer | None = None
         self.vector: NDArray[np.float32] | None = None
-        self.closed: Callable[[Decimal | None], None] | None = None
+        self.closed: Callable[[Decimal], None] | None = None
         self.lookup_s: float | None = None
         self.refined_route: Route | None = None
         self.cost_usd: Decimal | None = None
@@ -233,7 +234,7 @@ class InputRecord:
         self.cost_usd = cost_usd = entry.close(exit_)
         self._request.observer.input_finished(exit_, cost_usd)
         if self.closed is not None:
-            self.closed(cost_usd)
+            self.closed(entry.most_usd if cost_usd is None else cost_usd)
         return cost_usd
 
 

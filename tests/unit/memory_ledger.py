@@ -52,6 +52,11 @@ class Page:
     def is_recorded(self) -> bool:
         return bool(self.calls)
 
+    @property
+    def most_usd(self) -> Decimal:
+        costs = (c.worst_case_usd if c.cost_usd is None else c.cost_usd for c in self.calls)
+        return sum(costs, Decimal(0))
+
     async def open_call(
         self, model: str, worst_case_usd: Decimal, deadline: Deadline
     ) -> BookedCall:

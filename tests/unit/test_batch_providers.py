@@ -8,7 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -339,6 +339,27 @@ async def test_after_a_crash_openais_metadata_name_the_batch(
     assert await batches.find("none", began, KEYS) is None
     assert await batches.find("first", began, KEYS) == first
     await batches.aclose()
+
+
+async def test_a_list_that_does_not_turn_its_pages_proves_nothing_and_is_not_asked_for_ever(
+    provider: ProviderServer, batches: ProviderBatches, vendor: str, clock: Clock
+) -> None:
+    began = clock()
+    page = {
+        "openai": [{"id": f"batch_{n}"} for n in range(100)],
+        "anthropic": [
+            {"id": f"msgbatch_{n}", "processing_status": "ended", "request_counts": {}}
+            for n in range(100)
+        ],
+    }
+    body = json.dumps({"data": page[vendor], "has_more": True}).encode()
+    headers = {"content-type": "application/json"}
+    same = Fault("raw", 200, headers=headers, body=(body,))
+    provider.script.on_batch("list", *[same] * 200)
+    clock.ahead = LIST_LAG + timedelta(seconds=1)
+    with suppress(FrontierInvalidResponse):
+        assert await batches.find("b1", began, KEYS) == Uncertain()
+    assert 2 <= 200 - len(provider.script.batch_faults["list"]) <= 3
 
 
 async def test_a_list_that_lags_does_not_prove_absence(

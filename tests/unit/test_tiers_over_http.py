@@ -414,6 +414,29 @@ async def test_many_requests_at_once_do_not_overrun_the_budget_of_exploring(
     assert budget / 4 < spent <= budget * Decimal("1.05")
 
 
+@pytest.mark.parametrize("broken", ["small", "judge"])
+async def test_comparisons_whose_cost_is_unknown_count_at_their_worst_case(
+    provider: ProviderServer,
+    database: Database,
+    state: Path,
+    quality: KnownQuality,
+    broken: str,
+) -> None:
+    budget = Decimal("0.03")
+    # The provider takes the request and hangs up: it may have billed it.
+    provider.script.on(broken, Fault("hang_up"))
+    async with tiered(provider, database, state, replace_(explore_usd_a_day=budget)) as server:
+        await many(server, POEM, 12)
+        for number in range(150):
+            await server.ask(POEM.format(100 + number))
+            await server.auditor.settled()
+    audits = [row for row in rows(database) if row.endpoint == "audit"]
+    assert any(row.held_usd > 0 for row in audits)
+    most = sum(row.cost_usd + row.held_usd for row in audits)
+    # The last comparison may be dearer than was expected of it.
+    assert most <= budget * Decimal("1.5")
+
+
 async def test_a_days_budget_of_exploring_is_spread_over_what_is_left_of_the_day(
     provider: ProviderServer, database: Database, state: Path, quality: KnownQuality
 ) -> None:
