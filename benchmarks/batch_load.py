@@ -25,7 +25,7 @@ _POLL_S = 0.1
 _LINES_OF_A_WINDOW = 8000
 _LINES_CHECKED = 10_000
 _LINES_ALONE = 5000
-_SETTLE_S = 1.5
+_SETTLE_S = 6.0
 """After this time without an interactive request lines run at full speed."""
 
 

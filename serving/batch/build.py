@@ -65,11 +65,12 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
     blobs = BlobStore(deps.folder, deps.cipher)
     files = FileStore(deps.database, blobs, settings)
     store = BatchStore(deps.database)
+    slack = Slack(settings, deps.queues)
     rules = LineRules(
         path.policy, deps.line_format, deps.model_of, path.max_inputs, deps.longest,
         settings.max_lines, None if estimate is None else estimate.worst,
         None if estimate is None else estimate.reference,
-        None if estimate is None else estimate.in_batch,
+        None if estimate is None else estimate.in_batch, slack.breathe,
     )  # fmt: skip
     runner = LineRunner(path, notes, deps.line_format, settings, ledger, deps.cipher)
     submissions = None
@@ -79,7 +80,6 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
             deps.ledger, deps.path.recorder.observer, path.policy, deps.line_format, runner,
             settings, path.max_inputs, utc_now, path.cache,
         )  # fmt: skip
-    slack = Slack(settings, deps.queues)
     scheduler = Scheduler(
         SchedulerParts(
             store,

@@ -1,5 +1,6 @@
 """Checks a batch's file in one pass: every bad line is found before anything is spent."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ Reference = Callable[[ChatRequest | TaskBatch, OutputBounds], Decimal | None]
 """Returns the worst case of a request at the reference model, asked synchronously, US dollars."""
 
 _ANY_TIME_S = 3600.0
+_SLICE_S = 0.002
+"""Time of a check between two calls of `breathe`: less than Python's 5 ms between threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class LineRules:
 
     model_of: the local model of a task, None without one. longest: bytes of a line. max_lines: of a
     batch. estimate, reference: None where no worst case can be given. in_batch: as estimate, in a
-    provider's batch.
+    provider's batch. breathe: called in a check's thread with the seconds that it has worked; waits
+    for as long as other threads are to go first.
     """
 
     policy: Policy
@@ -67,6 +71,7 @@ class LineRules:
     estimate: Estimate | None = None
     reference: Reference | None = None
     in_batch: Estimate | None = None
+    breathe: Callable[[float], None] = lambda worked_s: None
 
 
 @dataclass(slots=True)
@@ -89,9 +94,13 @@ class FileCheck:
 
     def good_lines(self, pieces: Iterable[bytes]) -> Iterator[GoodLine]:
         """Yield the good lines of a file, and keep what is wrong with the others."""
-        count = 0
+        count, began_s = 0, time.perf_counter()
         for raw in raw_lines(pieces, self.rules.longest):
             count += 1
+            worked_s = time.perf_counter() - began_s
+            if worked_s >= _SLICE_S:
+                self.rules.breathe(worked_s)
+                began_s = time.perf_counter()
             if count > self.rules.max_lines:
                 self._note("too_many_lines", f"the file holds more than {self.rules.max_lines} "
                            "lines; split it into several files", None)  # fmt: skip

@@ -7,6 +7,9 @@ from serving.contracts.batch_settings import BatchSettings
 from serving.pipeline.admission import AdmissionQueue
 
 _STEP_S = 0.25
+_SHARE = 3.0
+"""Beside interactive requests a thread that works waits for so many times as long."""
+_LONGEST_BREATH_S = 0.05
 
 
 class Slack:
@@ -29,12 +32,22 @@ class Slack:
         self._busy = settings.busy_concurrent_lines
         self._stepped_at_s = -_STEP_S
 
+    @property
+    def is_quiet(self) -> bool:
+        """Return whether no interactive request came for a while. For any thread."""
+        return min(queue.idle_s() for queue in self._queues) >= self._settings.quiet_s
+
+    def breathe(self, worked_s: float) -> None:
+        """Let interactive requests go first; blocking. worked_s: of the calling thread."""
+        if not self.is_quiet:
+            time.sleep(min(_SHARE * worked_s, _LONGEST_BREATH_S))
+
     def limit(self) -> int:
         """Return how many lines may be in progress now."""
         settings = self._settings
         if any(queue.queued for queue in self._queues):
             return 0
-        if min(queue.idle_s() for queue in self._queues) >= settings.quiet_s:
+        if self.is_quiet:
             self._busy = settings.busy_concurrent_lines
             return settings.max_concurrent_lines
         if self._clock() >= self._stepped_at_s + _STEP_S:

@@ -59,7 +59,7 @@ class BatchSettings(BaseModel):
         description="an interactive request that waited longer for its turn halves the lane",
     )
     quiet_s: float = Field(
-        default=1.0,
+        default=5.0,
         ge=0.0,
         le=600.0,
         description="time without an interactive request after which the lane runs at full speed",

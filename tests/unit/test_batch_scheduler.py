@@ -394,6 +394,21 @@ async def test_the_lane_is_narrow_beside_clients_and_closed_while_they_wait() ->
     assert slack.limit() == 50
 
 
+async def test_a_check_breathes_beside_clients_and_not_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("serving.batch.slack.time.sleep", slept.append)
+    queue = AdmissionQueue(1, 1)
+    slack = Slack(BatchSettings(), [queue])
+    slack.breathe(0.002)
+    assert slept == []
+    async with queue.admit(1, SOON):
+        slack.breathe(0.002)
+        slack.breathe(1.0)
+    assert slept == [0.006, 0.05]
+
+
 async def _enter(queue: AdmissionQueue, lane: Lane, deadline: Deadline = SOON) -> None:
     async with queue.admit(1, deadline, lane):
         pass
