@@ -1,6 +1,8 @@
 """Keys, prices, bounds, usage, waits, worst cases: the arithmetic of the frontier."""
 
+import itertools
 import random
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -18,6 +20,7 @@ from serving.contracts.openai import openai_usage, usage_from_openai
 from serving.contracts.prices import PriceStep, TokenPrices, input_tokens
 from serving.frontier.bounds import bounded, bounded_tokens, token_limits, worst_case_usd
 from serving.frontier.keys import resolve_key
+from serving.frontier.provider_data import read_events
 from serving.frontier.retry_after import retry_after_s, wait_s
 from serving.frontier.usage import usage_from_anthropic
 from serving.ledger.pricing.book import PriceBook
@@ -351,3 +354,22 @@ def test_the_documented_break_even_is_that_of_the_price_table() -> None:
         (row,) = [line for line in page.splitlines() if line.startswith(f"| {label} ")]
         assert f"= {least:.2f} |" in row
         assert f"= {cached:.3f} | {10_000 * 20 * prices.uncached_input:.3f} |" in row
+
+
+@given(
+    st.lists(st.sampled_from(["one", "zwei ü", ": a comment", "event: ping"]), max_size=6),
+    st.sampled_from(["\n", "\r", "\r\n"]),
+    st.lists(st.integers(0, 200)),
+)
+async def test_a_stream_cut_anywhere_has_the_same_events(
+    texts: list[str], line_end: str, cuts: list[int]
+) -> None:
+    fields = [text if ":" in text else f"data: {text}" for text in texts]
+    whole = "".join(field + 2 * line_end for field in fields).encode() + b"data: [DONE]"
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for begin, end in itertools.pairwise([0, *sorted(cuts), len(whole)]):
+            yield whole[begin:end]
+
+    found = [data async for data in read_events(chunks())]
+    assert found == [*(text for text in texts if ":" not in text), "[DONE]"]
