@@ -10,7 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -63,7 +63,8 @@ class Command(Protocol):
         ...
 
 
-def installed_commands() -> dict[str, Command]:
+@cache
+def installed_commands() -> Mapping[str, Command]:
     """Return the subcommands that the installed packages contribute, by name."""
     entries = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
     return {entry.name: entry.load() for entry in entries}

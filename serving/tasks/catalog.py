@@ -1,6 +1,7 @@
 """The tasks that are served: the built-in files and the user's own folder."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -15,11 +16,7 @@ def load_specs(tasks_dir: Path | None) -> Mapping[str, TaskSpec]:
     A file in the folder replaces the built-in task of the same name. Reads files, blocking.
     Raises InvalidTaskSpec.
     """
-    specs: dict[str, TaskSpec] = {}
-    for entry in sorted(resources.files("serving.tasks.builtin").iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".yaml"):
-            spec = parse_task_file(entry.read_bytes(), entry.name)
-            specs[spec.name] = spec
+    specs = dict(_built_in())
     if tasks_dir is not None:
         specs.update(_own(tasks_dir))
     return specs
@@ -32,6 +29,18 @@ def find_task(specs: Mapping[str, TaskSpec], name: str) -> TaskSpec:
             f"no task {name!r}", field="task", fix="use one of: " + ", ".join(sorted(specs))
         )
     return specs[name]
+
+
+@cache
+def _built_in() -> Mapping[str, TaskSpec]:
+    """Return the tasks of the package, which are frozen and do not change while a process runs."""
+    files = sorted(resources.files("serving.tasks.builtin").iterdir(), key=lambda file: file.name)
+    specs = [
+        parse_task_file(file.read_bytes(), file.name)
+        for file in files
+        if file.name.endswith(".yaml")
+    ]
+    return {spec.name: spec for spec in specs}
 
 
 def _own(folder: Path) -> dict[str, TaskSpec]:

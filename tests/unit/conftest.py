@@ -153,7 +153,8 @@ def provider_server() -> "Iterator[ProviderServer]":
     """A provider's HTTP server, one for all tests of a module."""
     import ssl
 
-    from httpx2._transports import default as transports
+    from httpx._transports import default as transports
+    from httpx2._transports import default as transports2
 
     from ..provider.server import ProviderServer
     from .frontier_kit import KEY
@@ -161,7 +162,8 @@ def provider_server() -> "Iterator[ProviderServer]":
     # Each client reads the certificates anew, 18 ms, and plain HTTP needs none of them.
     bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     with pytest.MonkeyPatch.context() as patch, ProviderServer(keys=[KEY]) as running:
-        patch.setattr(transports, "create_ssl_context", lambda **_: bare)
+        for library in (transports, transports2):
+            patch.setattr(library, "create_ssl_context", lambda **_: bare)
         yield running
 
 
