@@ -39,6 +39,7 @@ class NullEntry:
     """Implements Entry; records nothing."""
 
     is_recorded = False
+    most_usd = Decimal(0)
 
     async def open_call(
         self, model: str, worst_case_usd: Decimal, deadline: Deadline

@@ -22,7 +22,8 @@ from serving.contracts.errors import NarrowgateError
 from serving.contracts.settings import Replicas
 from serving.contracts.task_spec import TaskSpec
 from serving.ledger.reports.reconcile import reconcile
-from serving.ledger.schema import calls, exits
+from serving.ledger.schema import calls, evidence_audits, exits
+from serving.pipeline.claimed import Claimed
 from serving.pipeline.escalating import Escalating
 from serving.pipeline.plan import TaskPlan
 from serving.pipeline.replica_meter import ReplicaMeter
@@ -229,8 +230,12 @@ async def served_locally(gateway: Running, specs: dict[str, TaskSpec]) -> Unsure
     bound = bind(specs["topic"], CharacterTokenizer(), WINDOW)
     context.models.tasks["topic"] = BoundTask(bound, engine, grant)
     runner = context.path.runners[TaskPlan]
-    assert isinstance(runner, Escalating)
-    runner._local._runner._meters[MODEL] = ReplicaMeter(Replicas())  # type: ignore[attr-defined]
+    if isinstance(runner, Claimed):
+        local = runner._auditor._runners.local
+    else:
+        assert isinstance(runner, Escalating)
+        local = runner._local
+    local._runner._meters[MODEL] = ReplicaMeter(Replicas())  # type: ignore[attr-defined]
     return engine
 
 
@@ -264,6 +269,35 @@ async def test_sure_lines_are_answered_locally_and_the_others_in_the_next_provid
     escalated = [row for row in rows if row.route == "frontier"]
     assert {(row.escalated, row.service_tier) for row in escalated} == {(True, "batch")}
     assert engine.works == 12
+
+
+async def test_the_references_answers_in_its_batch_are_evidence(
+    provider: ProviderServer, state: Path, specs: dict[str, TaskSpec]
+) -> None:
+    lines = [task_line(f"c{n}", "topic", f"Day {n} was fine.") for n in range(8)]
+    evidence = {"evidence": {"enabled": True, "heads": False}}
+    async with started(provider, state, **evidence) as gateway:
+        provider.script.answer = lambda _: '{"label": "sports"}'
+        engine = await served_locally(gateway, specs)
+        batch = await gateway.ended(await gateway.submit(jsonl(*lines), endpoint="/v1/tasks/topic"))
+        found = await gateway.results(batch)
+
+        def audits() -> list[Any]:
+            with gateway.database.read() as connection:
+                return list(connection.execute(select(evidence_audits)))
+
+        async with asyncio.timeout(20):
+            while len(rows := await asyncio.to_thread(audits)) < 8:
+                await asyncio.sleep(0.05)
+    bodies = [line["response"]["body"] for line in found.values()]
+    assert {(body["value"], body["route"], body["reason"]) for body in bodies} == {
+        ("Sports", "frontier", "shadow")
+    }
+    # All of it in the reference's batch: the audits ask only the local model.
+    assert len(provider.script.seen) == 8
+    assert None not in batches_of(provider)
+    assert {(row.origin, row.reference) for row in rows} == {("shadow", "openai/gpt-4.1")}
+    assert engine.works == 8
 
 
 async def test_lines_that_were_left_to_a_provider_survive_a_crash(
