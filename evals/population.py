@@ -7,10 +7,11 @@ from pathlib import Path
 
 from evals.certification import accepted_needed
 from evals.listing import first_of
-from evals.suite import Example, Suite, calibration_half, parse_line
+from evals.suite import MOST_SUITE_BYTES, Example, Suite, calibration_half, parse_line
 from evals.suite_check import few_shot_digests
 from serving.contracts.attestation import Difference, Population
 from serving.contracts.errors import InvalidSuite, NarrowgateError
+from serving.contracts.plain_file import read_plain
 from serving.tasks.fingerprint import text_digest
 
 _SHOWN_PROBLEMS = 3
@@ -108,7 +109,7 @@ def read_inputs(path: Path, suite: Suite, *, may_lack_labels: bool = False) -> O
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path, MOST_SUITE_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise _refused(

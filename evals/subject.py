@@ -17,6 +17,7 @@ from serving.contracts.engine_arguments import (
     answer_environment,
 )
 from serving.contracts.errors import UnsuitableModel
+from serving.contracts.plain_file import read_plain_text, unread_because
 from serving.contracts.settings import ModelSettings
 from serving.contracts.task_spec import TaskSpec
 from serving.local.deployment import offline_arguments
@@ -188,10 +189,10 @@ def calibration_digests(folder: Path) -> frozenset[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_plain_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UnsuitableModel(
-            f"{str(path)!r} cannot be read: {type(error).__name__}",
+            f"{str(path)!r} cannot be read: {unread_because(error)}",
             field="candidate",
             fix="name a folder with a Hugging Face checkpoint",
         ) from error

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from serving.contracts.answer import TaskRequest
 from serving.contracts.errors import InvalidSuite
+from serving.contracts.plain_file import read_plain_text, unread_because
 from serving.contracts.task_spec import (
     ClassificationSpec,
     EntityMention,
@@ -34,6 +35,8 @@ SPEC_FILE = "task.yaml"
 BUILT_IN = "builtin"
 EXTENDED = "builtin-extended"
 _BASE_FILE = "test.jsonl"
+MOST_SUITE_BYTES = 256 * 2**20
+"""The largest file of examples that is read."""
 _SHOWN_CHARS = 80
 
 
@@ -247,10 +250,10 @@ def _read(
 def _lines(file: Path) -> list[str]:
     try:
         # splitlines would also split at separators that may occur in JSON strings.
-        return file.read_text(encoding="utf-8").split("\n")
+        return read_plain_text(file, MOST_SUITE_BYTES).replace("\r\n", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSuite(
-            f"{file.name} cannot be read as UTF-8 text: {type(error).__name__}", field="suite"
+            f"{file.name} cannot be read as UTF-8 text: {unread_because(error)}", field="suite"
         ) from error
 
 

@@ -25,12 +25,14 @@ from serving.contracts.errors import (
     NarrowgateError,
 )
 from serving.contracts.file_lines import file_lines
+from serving.contracts.plain_file import read_plain_text
 from serving.contracts.task_spec import TaskSpec, TranslationSpec
 from serving.contracts.validation_words import problem_place, problem_with_value
 from serving.tasks.fingerprint import text_digest
 from serving.tasks.prompt import PromptTokenizer, Turn
 from serving.tasks.task import Task, bind
 
+_MOST_BYTES = 256 * 2**20
 _MIN_TOKENS = 8
 
 
@@ -130,7 +132,7 @@ def _translation(row: Mapping[str, str], spec: TranslationSpec, chooser: random.
 def read_examples(path: Path) -> list[Example]:
     """Return the examples of a user's JSONL file. Raises InvalidCalibration with the line."""
     try:
-        lines = file_lines(path.read_text(encoding="utf-8"))
+        lines = file_lines(read_plain_text(path, _MOST_BYTES))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidCalibration(
             f"calibration file {str(path)!r} cannot be read: {error}",
@@ -197,7 +199,7 @@ _NOT_TEXT = frozenset({"id", "label", "domain", "trait", "kind", "difficulty", "
 
 def _suite_texts(file: Path) -> Iterator[str]:
     try:
-        for line in file_lines(file.read_text(encoding="utf-8")):
+        for line in file_lines(read_plain_text(file, _MOST_BYTES)):
             if line.strip():
                 row: dict[str, Any] = json.loads(line)
                 yield from (

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from quantize.source import ModelSource
 from serving.artifacts.checkpoint_config import read_config
 from serving.contracts.errors import UnsuitableModel
+from serving.contracts.plain_file import opened_plain, read_plain
 from serving.contracts.validation_words import problem_place, problem_words
 
 ARCHITECTURES = frozenset(
@@ -194,7 +195,7 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _indexed_files(index: Path) -> list[str]:
     try:
-        return sorted(set(_Index.model_validate_json(index.read_bytes()).weight_map.values()))
+        return sorted(set(_Index.model_validate_json(read_plain(index)).weight_map.values()))
     except (OSError, ValidationError) as error:
         raise UnsuitableModel(
             f"{index.name} of {index.parent.name!r} cannot be read: {_reason(error)}",
@@ -219,7 +220,7 @@ def weight_bytes(folder: Path) -> int:
 
 def _header(path: Path) -> dict[str, _Entry]:
     try:
-        with path.open("rb") as file:
+        with opened_plain(path) as file:
             (size,) = struct.unpack("<Q", file.read(8))
             # A damaged file may state any length; the parser refuses the truncated header.
             content = json.loads(file.read(min(size, _MAX_HEADER_BYTES)))

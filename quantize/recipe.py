@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from serving.contracts.errors import InvalidRecipe
+from serving.contracts.plain_file import read_plain
 from serving.contracts.validation_words import problem_place, problem_with_value
 from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
@@ -228,7 +229,7 @@ def load_recipe(name_or_file: str) -> Recipe:
     path = Path(name_or_file).expanduser()
     if path.suffix in {".yaml", ".yml"}:
         try:
-            content = path.read_bytes()
+            content = read_plain(path)
         except OSError as error:
             raise InvalidRecipe(
                 f"recipe file {name_or_file!r} cannot be read: {error.strerror}", field="recipe"

@@ -18,6 +18,7 @@ from serving.app import Engines, Gateway, build_engine, gateway_options
 from serving.artifacts.checkpoint import locate
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.model_status import ModelStatus
+from serving.contracts.plain_file import read_plain
 from serving.contracts.settings import GpuAccelerator, ModelSettings, Settings, bundled_recipe
 from serving.contracts.settings_sources import load_settings
 from serving.contracts.task_spec import TaskSpec
@@ -54,7 +55,7 @@ class Release(BaseModel):
         Raises InvalidSettings, InvalidTask.
         """
         try:
-            content = self.settings.read_bytes()
+            content = read_plain(self.settings)
         except OSError as error:
             raise InvalidSettings(
                 f"the settings {str(self.settings)!r} cannot be read: {error.strerror}",

@@ -9,6 +9,7 @@ import psutil
 
 from serving.contracts.engine_arguments import refusal_reason
 from serving.contracts.errors import InvalidSettings
+from serving.contracts.plain_file import read_plain
 from serving.contracts.settings import (
     BUNDLED_MODEL,
     CpuAccelerator,
@@ -113,7 +114,7 @@ def _key_names(path: Path) -> set[object]:
 
     found: set[object] = {path.resolve()}
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
         if b"PRIVATE KEY" in content:
             private = load_pem_private_key(content, None)
             if isinstance(private, Ed25519PrivateKey):

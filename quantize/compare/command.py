@@ -14,6 +14,7 @@ from quantize.source import parse_source
 from serving.artifacts.checkpoint import refuse_no_checkpoint
 from serving.artifacts.manifest import file_manifest
 from serving.contracts.errors import UnsuitableModel
+from serving.contracts.plain_file import read_plain_text
 from serving.contracts.settings import BUNDLED_MODEL
 from serving.contracts.settings_sources import load_settings
 from serving.host.numbers import refuse_outside
@@ -54,7 +55,7 @@ def _provenance(folder: Path) -> tuple[str, str | None, str] | None:
     """Return id, revision and digest of the model an artifact was made from, if recorded."""
     refuse_no_checkpoint(folder, field="compare")
     try:
-        base = json.loads((folder / FILE).read_text(encoding="utf-8"))["base"]
+        base = json.loads(read_plain_text(folder / FILE))["base"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:

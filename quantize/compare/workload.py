@@ -10,6 +10,7 @@ from serving.contracts.answer import TaskRequest
 from serving.contracts.engine import ScoreWork
 from serving.contracts.errors import InvalidCalibration
 from serving.contracts.file_lines import file_lines
+from serving.contracts.plain_file import read_plain_text
 from serving.contracts.task_spec import TaskSpec
 from serving.tasks.prompt import CheckpointTokenizer
 from serving.tasks.task import Task, bind
@@ -75,7 +76,7 @@ def _texts(path: Path) -> list[str]:
     import json
 
     try:
-        rows = [json.loads(line) for line in file_lines(path.read_text(encoding="utf-8"))]
+        rows = [json.loads(line) for line in file_lines(read_plain_text(path))]
         return [row["text"] for row in rows]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidCalibration(

@@ -14,6 +14,7 @@ from pathlib import Path
 from serving.artifacts.guarded_file import WritableByOthers, read_guarded
 from serving.artifacts.trust import Attestation
 from serving.contracts.errors import AttestationRefused
+from serving.contracts.plain_file import unread_because
 from serving.host.safe_write import replace_file
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,6 @@ class AcceptedAttestations:
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AttestationRefused(
-                f"{str(self.file)!r} cannot be read: {type(error).__name__}",
+                f"{str(self.file)!r} cannot be read: {unread_because(error)}",
                 fix="delete it to accept the present attestation as the newest one",
             ) from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.contracts.errors import UnsuitableModel
+from serving.contracts.plain_file import read_plain_text
 
 CONFIG_NAME = "config.json"
 
@@ -20,7 +21,7 @@ def read_config(folder: Path, field: str, model: str | None = None) -> dict[str,
     """
     named = repr(model or str(folder))
     try:
-        content = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        content = json.loads(read_plain_text(folder / CONFIG_NAME))
     except (OSError, ValueError, RecursionError) as error:
         raise UnsuitableModel(
             f"config.json of {named} cannot be read: {error}",

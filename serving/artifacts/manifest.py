@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from serving.artifacts.digest_cache import DigestCache, Identity
 from serving.contracts.errors import UnsuitableModel
+from serving.contracts.plain_file import read_plain
 
 SIDECARS = ("manifest.json", "attestation.json", "report.html", "report.md")
 """Files in an artifact's folder that describe it; they are not digested."""
@@ -108,7 +109,7 @@ def _refuse_other_model(folder: Path) -> None:
     # config.json may name another file, by the version of transformers.
     for file in sorted(folder.glob("config*.json")):
         try:
-            config = json.loads(file.read_bytes())
+            config = json.loads(read_plain(file))
         except (OSError, ValueError, RecursionError):
             # The engine names what is wrong with the file.
             continue

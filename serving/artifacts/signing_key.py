@@ -7,6 +7,7 @@ from typing import Any
 
 from serving.artifacts.trust import public_key_path
 from serving.contracts.errors import InvalidKey, OutputInUse
+from serving.contracts.plain_file import read_plain
 from serving.host.safe_write import refuse_unwritable_output
 
 _PRIVATE_MODE = 0o600
@@ -82,7 +83,7 @@ def read_key(path: Path, field: str = "key") -> bytes:
     """Return a private key file's bytes. Raises InvalidKey if other users may read the file."""
     try:
         mode = path.stat().st_mode
-        content = path.read_bytes()
+        content = read_plain(path)
     except OSError as error:
         raise InvalidKey(
             f"the key {str(path)!r} cannot be read: {error.strerror}",

@@ -3,6 +3,7 @@
 Every check fails closed: an unreadable, unknown or different value is refused.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ from serving.contracts.engine_arguments import (
     answer_environment,
 )
 from serving.contracts.errors import AttestationRefused, InvalidKey, UnsuitableModel
+from serving.contracts.plain_file import read_plain, unread_because
 from serving.contracts.validation_words import problem_words
 
+_ONE_KEY = re.compile(rb"\s*-----BEGIN PUBLIC KEY-----[^-]*-----END PUBLIC KEY-----\s*")
 _MAX_ENVELOPE_BYTES = 64 * 2**20
 _NAMED_FILES = 5
 # The CPU build of vLLM is a distribution of its own.
@@ -254,7 +257,8 @@ def trusted_keys(files: Sequence[Path], field: str = "attestation.trusted_keys")
     keys = []
     for file in files:
         try:
-            key = load_pem_public_key(read_guarded(file, own=False))
+            content = read_guarded(file, own=False)
+            key = load_pem_public_key(content)
         except WritableByOthers as error:
             raise InvalidKey(
                 f"the trusted key cannot be trusted: {error}",
@@ -263,12 +267,18 @@ def trusted_keys(files: Sequence[Path], field: str = "attestation.trusted_keys")
             ) from error
         except (OSError, ValueError) as error:
             raise InvalidKey(
-                f"{str(file)!r} cannot be read as a public key: {type(error).__name__}",
+                f"{str(file)!r} cannot be read as a public key: {unread_because(error)}",
                 field=field,
                 fix="name the .pub file that narrowgate keygen wrote",
             ) from error
         if not isinstance(key, Ed25519PublicKey):
             raise InvalidKey(f"{str(file)!r} holds no Ed25519 key", field=field)
+        if not _ONE_KEY.fullmatch(content):
+            raise InvalidKey(
+                f"{str(file)!r} holds more than one public key, or other text beside it",
+                field=field,
+                fix="name one file for each key, as narrowgate keygen wrote it",
+            )
         keys.append(SSlibKey.from_crypto(key))
     return keys
 
@@ -277,7 +287,7 @@ def _read(envelope: Path) -> bytes:
     try:
         if envelope.stat().st_size > _MAX_ENVELOPE_BYTES:
             raise AttestationRefused(f"{envelope} has more than {_MAX_ENVELOPE_BYTES} bytes")
-        return envelope.read_bytes()
+        return read_plain(envelope, _MAX_ENVELOPE_BYTES)
     except OSError as error:
         raise AttestationRefused(
             f"no attestation at {str(envelope)!r}"

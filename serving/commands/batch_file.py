@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.contracts.errors import InvalidArgument
+from serving.contracts.plain_file import opened_plain
 from serving.host.numbers import us_dollars
 
 _DURATION = re.compile(r"([0-9]{1,6})(s|m|h|d)")
@@ -53,7 +54,7 @@ def endpoint_of(file: Path) -> str:
 
     The gateway checks the lines; this only saves naming the endpoint. Raises OSError.
     """
-    with file.open("rb") as lines:
+    with opened_plain(file) as lines:
         for line in iter(lambda: lines.readline(_FIRST_LINE_BYTES), b""):
             if line.strip():
                 return _url(line)

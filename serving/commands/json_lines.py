@@ -9,6 +9,10 @@ from typing import IO, Any
 
 from serving.contracts.errors import InvalidArgument
 from serving.contracts.file_lines import file_lines, unreadable_because
+from serving.contracts.plain_file import read_plain_text
+
+MOST_FILE_BYTES = 256 * 2**20
+"""The largest file that is read whole."""
 
 
 def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -19,7 +23,7 @@ def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
     found = []
     number = 0
     try:
-        lines = file_lines(file.read_text(encoding="utf-8"))
+        lines = file_lines(read_plain_text(file, MOST_FILE_BYTES))
         for number, line in enumerate(lines, 1):
             row = json.loads(line) if line.strip() else None
             is_whole = isinstance(row, dict) and all(isinstance(row.get(n), str) for n in needed)

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.contracts.plain_file import opened_plain
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -69,7 +71,7 @@ def _read(file: str) -> "list[Resource]":
         if file == _STDIN:
             # One byte more than is read tells that there is more.
             return read_manifests("stdin", sys.stdin.buffer.read(MAX_BYTES + 1))
-        with Path(file).open("rb") as stream:
+        with opened_plain(Path(file)) as stream:
             return read_manifests(file, stream.read(MAX_BYTES + 1))
     except OSError as error:
         raise InvalidRequest(

@@ -7,6 +7,7 @@ from typing import Any
 
 from serving.commands.options import add_settings_options, settings_from
 from serving.contracts.file_lines import file_lines
+from serving.contracts.plain_file import read_plain_text
 
 HELP = "find and show what changes inside the static part of recorded prompts"
 
@@ -61,7 +62,7 @@ def _bodies(path: Path) -> list[dict[str, Any]]:
     from serving.contracts.errors import InvalidRequest
 
     try:
-        lines = file_lines(path.read_text(encoding="utf-8"))
+        lines = file_lines(read_plain_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{str(path)!r} cannot be read: {error}", field="file") from error
     bodies = [_body(line) for line in lines]

@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 from serving.contracts.errors import InvalidArgument
 from serving.contracts.file_lines import file_lines, unreadable_because
+from serving.contracts.plain_file import read_plain_text
 from serving.contracts.text_length import quarter_tokens
 
 Half = Literal["fit", "held_out"]
 HALVES: tuple[Half, ...] = ("fit", "held_out")
 
+_MOST_BYTES = 256 * 2**20
 _LEAST_TOKENS, _MOST_TOKENS = 600, 2000
 
 
@@ -136,7 +138,7 @@ def read_pairs(file: Path) -> tuple[Pair, ...]:
     """
     found: list[Pair] = []
     try:
-        lines = file_lines(file.read_text(encoding="utf-8"))
+        lines = file_lines(read_plain_text(file, _MOST_BYTES))
     except (OSError, ValueError) as error:
         raise InvalidArgument(
             f"{file} cannot be read: {unreadable_because(error)}", field="FILE"

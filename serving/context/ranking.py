@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.contracts.errors import InvalidSettings
+from serving.contracts.plain_file import read_plain_text
 from serving.embedding.token_vectors import TokenVectors
 
 Floats = NDArray[np.float32]
@@ -279,8 +280,12 @@ class ModelFile(BaseModel):
 def load_models(file: Path | None = None) -> ModelFile:
     """Return the models in a file; the shipped ones where None. Raises InvalidSettings."""
     try:
-        source = files("serving.context").joinpath("model.json") if file is None else file
-        found = ModelFile.model_validate_json(source.read_text(encoding="utf-8"))
+        text = (
+            files("serving.context").joinpath("model.json").read_text(encoding="utf-8")
+            if file is None
+            else read_plain_text(file)
+        )
+        found = ModelFile.model_validate_json(text)
     except (OSError, ValueError) as error:
         kind = "not a context model" if isinstance(error, ValidationError) else "unreadable"
         raise InvalidSettings(

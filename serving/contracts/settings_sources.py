@@ -18,6 +18,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from serving.contracts.errors import InvalidSettings
+from serving.contracts.plain_file import read_plain
 from serving.contracts.settings import Settings
 from serving.contracts.validation_words import problem_with_value
 from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
@@ -26,6 +27,7 @@ ENV_PREFIX = "NARROWGATE_"
 _NO_SETTINGS = frozenset({"NARROWGATE_KEY", "NARROWGATE_SIGNING_KEY", "NARROWGATE_PUBLIC_KEY"})
 """The API key that commands send to a gateway, and the keys of a gate in CI (docs/ci.md)."""
 _LEVEL = "__"
+_MOST_BYTES = 4 * 2**20
 _LISTED = "docs/settings.md lists every field with its unit and range"
 
 
@@ -54,10 +56,10 @@ def load_settings(
 
 
 def _from_file(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+    if not file.exists():
         raise InvalidSettings(f"no settings file at {str(file)!r}", field="config")
     try:
-        content = parse_yaml(file.read_bytes())
+        content = parse_yaml(read_plain(file, _MOST_BYTES))
     except UnreadableYaml as error:
         raise InvalidSettings(f"{str(file)!r} is {error}", field="config") from error
     except OSError as error:

@@ -18,6 +18,7 @@ from serving.artifacts.trust import trusted_keys
 from serving.contracts.attestation import STATEMENT_TYPE
 from serving.contracts.errors import AttestationRefused, InvalidSettings
 from serving.contracts.evidence import Claim, claim_id
+from serving.contracts.plain_file import read_plain
 from serving.evidence.administration import document, require
 from serving.evidence.store import EvidenceStore
 
@@ -68,7 +69,7 @@ def verify_claim(file: Path, trusted: Sequence[Path]) -> ExportedClaim:
     try:
         if file.stat().st_size > _MAX_BYTES:
             raise AttestationRefused(f"{file} has more than {_MAX_BYTES} bytes")
-        payload, key_id = verified_payload(file.read_bytes(), keys)
+        payload, key_id = verified_payload(read_plain(file, _MAX_BYTES), keys)
     except (DamagedEnvelope, UnsignedEnvelope) as error:
         raise AttestationRefused(f"{file} {error}", fix="trust the key that signed it") from error
     except OSError as error:

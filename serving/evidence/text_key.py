@@ -6,6 +6,7 @@ import secrets
 from pathlib import Path
 
 from serving.contracts.errors import InvalidKey
+from serving.contracts.plain_file import read_plain, unread_because
 
 _BYTES = 32
 
@@ -18,9 +19,9 @@ def text_key(state: Path, file: Path | None) -> bytes:
     """
     path = file or _ensure(state / "keys" / "evidence-texts")
     try:
-        key = base64.b64decode(path.read_bytes().strip(), validate=True)
+        key = base64.b64decode(read_plain(path).strip(), validate=True)
     except (OSError, ValueError) as error:
-        raise _invalid(path, f"cannot be read: {type(error).__name__}") from error
+        raise _invalid(path, f"cannot be read: {unread_because(error)}") from error
     if len(key) != _BYTES:
         raise _invalid(path, f"has {len(key)} bytes and not {_BYTES}")
     return key

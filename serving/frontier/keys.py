@@ -7,6 +7,7 @@ from pydantic import SecretStr
 
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier_settings import ProviderSettings
+from serving.contracts.plain_file import read_plain_text, unread_because
 
 
 def resolve_key(
@@ -34,10 +35,10 @@ def _field(name: str) -> str:
 def _read(name: str, file: Path) -> str:
     field = f"{_field(name)}.api_key_file"
     try:
-        value = file.read_text(encoding="utf-8").strip()
+        value = read_plain_text(file).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSettings(
-            f"{field} {str(file)!r} cannot be read: {type(error).__name__}",
+            f"{field} {str(file)!r} cannot be read: {unread_because(error)}",
             field=field,
             fix="name a file that holds only the key, readable by this process",
         ) from None

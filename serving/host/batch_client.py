@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from serving.contracts.errors import InvalidRequest, NarrowgateError, NotFound, Unavailable
+from serving.contracts.plain_file import opened_plain
 
 _TIMEOUT_S = 120.0
 _PIECE_BYTES = 2**16
@@ -51,7 +52,7 @@ class BatchClient:
 
     def upload(self, file: Path, moved: Moved) -> str:
         """Upload a file of requests and return its id. Raises OSError."""
-        with file.open("rb") as content:
+        with opened_plain(file) as content:
             size = os.fstat(content.fileno()).st_size
             watched: Any = _WatchedFile(content, size, moved)
             document = self._json(

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from serving.contracts.errors import InvalidSettings
+from serving.contracts.plain_file import read_plain_text, unread_because
 from serving.contracts.settings import CpuAccelerator, Settings
 from serving.contracts.settings_sources import load_settings
 from serving.kubernetes.digest import PREFIX
@@ -84,10 +85,10 @@ def render(file: Path, artifact: str, store: str) -> Rendered:
 def _with_artifact(file: Path, artifact: str) -> str:
     """Return the settings' text with the folder of the artifact as the model's source."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_plain_text(file)
     except (OSError, ValueError) as error:
         raise InvalidSettings(
-            f"{str(file)!r} cannot be read: {type(error).__name__}", field="--settings"
+            f"{str(file)!r} cannot be read: {unread_because(error)}", field="--settings"
         ) from error
     return re.sub(rf"{MODELS}/{PREFIX}[0-9a-f]{{64}}", f"{MODELS}/{artifact}", text)
 
@@ -104,7 +105,7 @@ def _contents(file: Path, settings: Settings) -> Iterator[tuple[str, str]]:
     for path in named:
         inside = _relative(path, "settings")
         try:
-            yield inside.as_posix().replace("/", "__"), (file.parent / inside).read_text("utf-8")
+            yield inside.as_posix().replace("/", "__"), read_plain_text(file.parent / inside)
         except OSError as error:
             raise InvalidSettings(
                 f"the settings name {str(path)!r}, and there is no {str(file.parent / inside)!r}",

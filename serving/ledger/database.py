@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL, make_url
 
 from serving.contracts.errors import InvalidSettings, LedgerUnavailable
 from serving.contracts.ledger_settings import LedgerSettings
+from serving.contracts.plain_file import read_plain_text, unread_because
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,10 @@ def ledger_url(settings: LedgerSettings) -> SecretStr | None:
     if file is None:
         return settings.url
     try:
-        text = file.read_text(encoding="utf-8").strip()
+        text = read_plain_text(file).strip()
     except (OSError, ValueError) as error:
         raise InvalidSettings(
-            f"the file with the ledger's URL {str(file)!r} cannot be read: {type(error).__name__}",
+            f"the file with the ledger's URL {str(file)!r} cannot be read: {unread_because(error)}",
             field="ledger.url_file",
             fix="mount the Secret that holds the URL there, or set ledger.url",
         ) from error

@@ -10,10 +10,13 @@ from typing import Any
 
 from serving.contracts.errors import InvalidRequest
 from serving.contracts.file_lines import file_lines
+from serving.contracts.plain_file import read_plain
 from serving.contracts.requests import PART_SEPARATOR, Message
 from serving.routing.conversation import Prompt, prompt_of
 
 _FILES = ("instructions.jsonl", "payloads.jsonl", "prompts.jsonl", "task_words.jsonl")
+# A log is held in memory whole, several times.
+_MOST_LOG_BYTES = 256 * 2**20
 _GAP = "{payload}"
 # First hex digits of an origin's SHA-256. Its prompts, 3 of 16, are not used for training.
 _HELD_OUT = frozenset("def")
@@ -87,7 +90,7 @@ def shipped_corpus(logs: Iterable[Path] = ()) -> Corpus:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path, _MOST_LOG_BYTES)
     except OSError as error:
         raise InvalidRequest(
             f"{str(path)!r} cannot be read: {error.strerror or error}",

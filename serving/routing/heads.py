@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contracts.errors import InvalidSettings
+from serving.contracts.plain_file import read_plain_text
 from serving.embedding.encoder import DIMENSIONS
 from serving.routing.clause_head import ClauseHead, clauses_from, clauses_to
 from serving.routing.features import FEATURES
@@ -111,7 +112,7 @@ def load_model(folder: Path | None) -> RouterModel:
         if folder is None:
             text = (resources.files("serving.routing.model") / MODEL_FILE).read_text("utf-8")
         else:
-            text = (folder / MODEL_FILE).read_text(encoding="utf-8")
+            text = read_plain_text(folder / MODEL_FILE)
         return _parse(json.loads(text))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidSettings(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from serving.contracts.errors import InvalidArgument
+from serving.contracts.plain_file import opened_plain
 
 MOST_LINE_BYTES = 64 << 20
 """A longer line is counted as broken and skipped."""
@@ -38,7 +39,7 @@ def opened_log(path: Path) -> Iterator["LogFile"]:
     Raises InvalidArgument for a file that cannot be read, is empty or is not JSON Lines.
     """
     try:
-        with path.open("rb") as file:
+        with opened_plain(path) as file:
             head = file.read(4096)
             file.seek(0)
             _require_lines(path, head)
@@ -46,7 +47,7 @@ def opened_log(path: Path) -> Iterator["LogFile"]:
                 yield LogFile(file)
                 return
             with tempfile.TemporaryFile() as unpacked:
-                problem = _unpack(path, unpacked)
+                problem = _unpack(file, unpacked)
                 unpacked.seek(0)
                 head = unpacked.read(4096)
                 if problem and not head:
@@ -152,10 +153,10 @@ def _refuse(path: Path, what: str, fix: str) -> None:
     raise InvalidArgument(f"{str(path)!r} {what}", field=_FIELD, fix=fix)
 
 
-def _unpack(path: Path, target: IO[bytes]) -> str | None:
+def _unpack(source: IO[bytes], target: IO[bytes]) -> str | None:
     """Unpack what can be read; return why the rest cannot."""
     try:
-        with gzip.open(path) as packed:
+        with gzip.GzipFile(fileobj=source) as packed:
             # Not `read`: it drops what it has where the stream ends early.
             while chunk := packed.read1(1 << 20):
                 target.write(chunk)

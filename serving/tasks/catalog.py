@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from serving.contracts.errors import InvalidTaskSpec, UnknownTask
+from serving.contracts.plain_file import read_plain
 from serving.contracts.task_spec import TaskSpec, parse_task_spec
 from serving.contracts.yaml_text import UnreadableYaml, parse_yaml
 
@@ -67,7 +68,7 @@ def read_task_file(path: Path, source: str | None = None) -> TaskSpec:
     Raises InvalidTaskSpec.
     """
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
     except OSError as error:
         raise InvalidTaskSpec(
             f"task file {str(path)!r} cannot be read: {error.strerror}", field=path.name

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contracts.errors import InvalidRequest, InvalidSettings
+from serving.contracts.plain_file import read_plain_text
 from serving.contracts.requests import INSTRUCTING_ROLES, Message
 
 Vectors = NDArray[np.float32]
@@ -90,7 +91,7 @@ def read_clustering(path: Path | None) -> Clustering:
         text = (resources.files("serving.tiers") / "centres.json").read_text("utf-8")
         return _parsed(json.loads(text))
     try:
-        return _parsed(json.loads(path.read_text("utf-8")))
+        return _parsed(json.loads(read_plain_text(path)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidSettings(
             f"the clustering {str(path)!r} cannot be read: {error}",

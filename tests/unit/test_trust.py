@@ -7,8 +7,10 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import chdir
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,6 +237,75 @@ def test_a_key_that_others_can_replace_is_not_trusted(model: Path, key: KeyPair)
         assert verify(model, key)
     finally:
         folder.chmod(before)
+
+
+def _moved(key: KeyPair, file: Path) -> KeyPair:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(key.public.read_bytes())
+    file.chmod(0o644)
+    return replace(key, public=file)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_key_below_a_folder_that_others_can_write_is_not_trusted(
+    model: Path, key: KeyPair, tmp_path: Path, depth: int
+) -> None:
+    moved = _moved(key, tmp_path / "a" / "b" / "c" / "k.pub")
+    folder = moved.public.parents[depth - 1]
+    folder.chmod(0o777)
+    name = moved.public.name if depth == 1 else moved.public.parents[depth - 2].name
+    with pytest.raises(InvalidKey, match=f"can replace '{name}'"):
+        verify(model, moved)
+    folder.chmod(0o1777)
+    assert verify(model, moved)
+
+
+def test_a_link_to_a_key_that_others_can_replace_is_not_trusted(
+    model: Path, key: KeyPair, tmp_path: Path
+) -> None:
+    moved = _moved(key, tmp_path / "safe" / "k.pub")
+    opened = tmp_path / "open"
+    opened.mkdir()
+    (opened / "link").symlink_to(moved.public.parent)
+    (tmp_path / "first").symlink_to(opened / "link")
+    linked = replace(moved, public=tmp_path / "first" / "k.pub")
+    assert verify(model, linked)
+    opened.chmod(0o777)
+    with pytest.raises(InvalidKey, match="can replace 'link'"):
+        verify(model, linked)
+    # The key itself is safe by its own name.
+    assert verify(model, moved)
+
+
+def test_a_key_in_a_read_only_mount_is_trusted(
+    model: Path, key: KeyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = _moved(key, tmp_path / "mount" / "k.pub")
+    moved.public.parent.chmod(0o777)
+    real = os.statvfs
+
+    def read_only(path: Path) -> Any:
+        facts = real(path)
+        if Path(path) != moved.public.parent:
+            return facts
+        return SimpleNamespace(f_flag=facts.f_flag | os.ST_RDONLY)
+
+    # Kubernetes mounts a ConfigMap with mode 0777, read-only.
+    monkeypatch.setattr(os, "statvfs", read_only)
+    assert verify(model, moved)
+
+
+@pytest.mark.parametrize("place", ["twice", "before", "behind"])
+def test_a_key_file_with_more_than_one_key_is_refused(
+    model: Path, key: KeyPair, tmp_path: Path, place: str
+) -> None:
+    text = key.public.read_text()
+    content = {"twice": text * 2, "before": f"mine\n{text}", "behind": f"{text}mine\n"}[place]
+    file = tmp_path / "k.pub"
+    file.write_text(content)
+    file.chmod(0o644)
+    with pytest.raises(InvalidKey, match="more than one public key, or other text"):
+        verify(model, replace(key, public=file))
 
 
 def test_a_digest_cache_that_others_can_write_is_refused(model: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from serving.contracts.errors import InvalidKey
+from serving.contracts.plain_file import read_plain, unread_because
 
 _FIELD = "evidence.vector_key_file"
 _KEY_BYTES = 32
@@ -84,11 +85,11 @@ def load_cipher(file: Path, setting: str = _FIELD) -> VectorCipher:
     """
     try:
         mode = file.stat().st_mode
-        lines = file.read_text(encoding="ascii").split()
+        lines = read_plain(file).decode("ascii").split()
         keys = [base64.b64decode(line, validate=True) for line in lines]
     except (OSError, UnicodeDecodeError, binascii.Error) as error:
         raise InvalidKey(
-            f"the encryption key {str(file)!r} cannot be read: {type(error).__name__}",
+            f"the encryption key {str(file)!r} cannot be read: {unread_because(error)}",
             field=setting,
             fix=_FIX,
         ) from None

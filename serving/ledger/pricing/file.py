@@ -20,6 +20,7 @@ from pydantic import (
 
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.frontier_settings import FrontierModelName
+from serving.contracts.plain_file import read_plain
 from serving.contracts.prices import STANDARD_NAMES, ModelPrices, PriceStep
 from serving.contracts.task_spec import folded_name
 from serving.contracts.validation_words import problem_place, problem_with_value
@@ -102,6 +103,8 @@ class _Model(_Tier):
     service_tiers: dict[_TierName, _Tier] = Field(default_factory=dict)
 
 
+# A YAML document of this size takes a minute to parse; the largest table has 200 kB.
+_MOST_BYTES = 4 * 2**20
 _FILE = TypeAdapter(Annotated[dict[FrontierModelName, _Model], AfterValidator(_distinct)])
 
 
@@ -136,7 +139,7 @@ def load_price_file(path: Path) -> Mapping[str, ModelPrices]:
     Raises InvalidSettings, naming the field of the file, where it does not hold prices.
     """
     try:
-        content = path.read_bytes()
+        content = read_plain(path, _MOST_BYTES)
         document = yaml.load(content.decode(), _TextLoader)  # noqa: S506 - makes text only
         models = _FILE.validate_python(document or {})
     except OSError as error:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from serving.contracts.errors import InvalidRequest
+from serving.contracts.file_lines import file_lines
+from serving.contracts.plain_file import read_plain_text
 from serving.routing.conversation import Prompt
 
 # Data sets by file name: the tasks whose texts they are, and the field with the text.
@@ -31,6 +33,7 @@ _PROMPTS: Mapping[str, str] = {
 }
 _CHAT = "mt_bench_questions"
 _GAP = "{payload}"
+_MOST_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def read_samples(data: Path, limit: int) -> Samples:
     limit: rows read from the beginning of a file. Raises InvalidRequest where there are no samples.
     """
     paths = sorted(data.glob("*.jsonl")) if data.is_dir() else [data]
-    files = {path.stem: _rows(path, limit) for path in paths if path.is_file()}
+    files = {path.stem: _rows(path, limit) for path in paths if path.exists()}
     chats = [ChatSample(_turn(row), _text(row, "category", _CHAT)) for row in files.get(_CHAT, [])]
     found = Samples(
         (*_wrapped(files), *_plain(files, chats)),
@@ -156,13 +159,17 @@ def _turn(row: Mapping[str, Any]) -> str:
 
 def _rows(path: Path, limit: int) -> list[dict[str, Any]]:
     fix = "write one JSON object a line, in UTF-8"
-    with path.open(encoding="utf-8") as file:
-        try:
-            rows = [json.loads(line) for _, line in zip(range(limit), file, strict=False)]
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(
-                f"{path.name} is not JSON Lines: {error}", field="--data", fix=fix
-            ) from error
+    try:
+        lines = file_lines(read_plain_text(path, _MOST_BYTES))
+        rows = [json.loads(line) for line in lines[:limit]]
+    except OSError as error:
+        raise InvalidRequest(
+            f"{str(path)!r} cannot be read: {error.strerror}", field="--data", fix=fix
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            f"{path.name} is not JSON Lines: {error}", field="--data", fix=fix
+        ) from error
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InvalidRequest(
