@@ -151,9 +151,10 @@ def _request(args: argparse.Namespace) -> "Request":
     if args.out is None and not args.dry_run:
         raise OutputInUse("--out is missing", field="out", fix="name a folder to write")
     settings = load_settings(args.config, {"state": args.state, "tasks_dir": args.tasks_dir})
+    recipe = with_samples(load_recipe(args.recipe), args.samples)
     return Request(
         source=parse_source(args.model, args.revision, settings.state),
-        recipe=with_samples(load_recipe(args.recipe), args.samples),
+        recipe=recipe,
         # Without --out, a plan is checked against the disk of the current folder.
         # Links are followed: the artifact takes the place of a folder, never of a link.
         out=args.out.resolve() if args.out else Path.cwd() / "artifact.dry-run",

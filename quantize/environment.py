@@ -48,10 +48,7 @@ def quantize_python(
     requirements: folder with the resolved requirements. Raises EnvironmentUnavailable.
     """
     if given is not None:
-        if not os.access(given, os.X_OK):
-            raise EnvironmentUnavailable(
-                f"--python {str(given)!r} is not an executable file", field="python"
-            )
+        refuse_no_interpreter(given)
         return given
     folder = environment_folder(gpu=gpu)
     plan = _Plan.of(requirements, gpu=gpu)
@@ -60,6 +57,14 @@ def quantize_python(
             announce(f"installing the quantization libraries into {str(folder)!r} (once)")
             _install(folder, plan)
     return folder / "bin" / "python"
+
+
+def refuse_no_interpreter(python: Path) -> None:
+    """Raise EnvironmentUnavailable for what cannot be run."""
+    if not (python.is_file() and os.access(python, os.X_OK)):
+        raise EnvironmentUnavailable(
+            f"--python {str(python)!r} is not an executable file", field="python"
+        )
 
 
 def environment_folder(*, gpu: bool) -> Path:

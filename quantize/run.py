@@ -5,7 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any
 
 from quantize import calibration as calibration_data
 from quantize.artifact import Workspace, workspace
-from quantize.calibration import CalibrationSet, batches
+from quantize.calibration import CalibrationSet, Example, batches
 from quantize.checks import refuse_too_little_space, refuse_unservable
-from quantize.environment import quantize_python, worker_environment
+from quantize.environment import quantize_python, refuse_no_interpreter, worker_environment
 from quantize.hardware import Machine, this_machine
 from quantize.job import REPORT, Done, Failed, Job, Outliers
 from quantize.layout import ModelLayout, read_layout
@@ -83,10 +83,15 @@ def prepare(request: Request) -> Prepared:
     Raises ConfigurationError.
     """
     refuse_used_output(request.out)
-    layout = read_layout(request.source)
     machine = this_machine()
     gpu = _uses_gpu(request.device, machine)
     target = _target(request.target, machine)
+    if request.python is not None:
+        refuse_no_interpreter(request.python)
+    examples = _examples(request)
+    # The bundled model takes a minute to write: what needs no model is refused before.
+    request = replace(request, source=request.source.made())
+    layout = read_layout(request.source)
 
     def plan_for(workload: Workload) -> Plan:
         return make_plan(request.recipe, layout, workload, cores=machine.cores, gpu=gpu)
@@ -95,7 +100,7 @@ def prepare(request: Request) -> Prepared:
     shapes = plan_for(_NOTHING)
     refuse_unsuitable(request.recipe, shapes.group_size, target)
     refuse_unservable(request.recipe, target, shapes)
-    used = _calibration(request)
+    used = _calibration(request, examples)
     plan = plan_for(_workload(used, gpu=gpu))
     refuse_too_little_space(plan, machine, request.out)
     return Prepared(request, layout, machine, gpu, target, used, plan)
@@ -146,18 +151,24 @@ def carry_out(prepared: Prepared, observer: StepObserver) -> Artifact:
     return Artifact(request.out, manifest, document)
 
 
-def _calibration(request: Request) -> CalibrationSet | None:
-    need = request.recipe.calibration
-    if need is None:
-        return None
+def _examples(request: Request) -> list[Example]:
+    """Return the texts to calibrate on; none where the recipe needs none."""
+    if request.recipe.calibration is None:
+        return []
     if request.calibration is None:
-        source = "built-in texts"
         examples = calibration_data.built_in_examples(request.specs, request.seed)
     else:
-        source = request.calibration.name
         examples = calibration_data.read_examples(request.calibration)
     suites = [calibration_data.built_in_suites(), *request.held_out]
     calibration_data.refuse_overlap(examples, calibration_data.held_out_digests(suites))
+    return examples
+
+
+def _calibration(request: Request, examples: Sequence[Example]) -> CalibrationSet | None:
+    need = request.recipe.calibration
+    if need is None:
+        return None
+    source = "built-in texts" if request.calibration is None else request.calibration.name
     tokenizer = CheckpointTokenizer.load(request.source.fetch_description())
     return calibration_data.build_calibration(
         examples, need, request.specs, tokenizer, source=source, seed=request.seed

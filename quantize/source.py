@@ -1,7 +1,7 @@
 """Sources of the 16-bit checkpoint: a local folder, a hub revision, or the bundled model."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.artifacts.checkpoint import materialize_bundled
@@ -17,16 +17,29 @@ _DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A checkpoint by name. revision: a commit of 40 hex digits, only for hub ids."""
+    """A checkpoint by name. revision: a commit of 40 hex digits, only for hub ids.
+
+    models: the folder in which the bundled model is made; None for others.
+    """
 
     id: str
     revision: str | None = None
     folder: Path | None = None
+    models: Path | None = None
 
     @property
     def on_hub(self) -> bool:
         """Return whether the files must be fetched."""
-        return self.folder is None
+        return self.folder is None and self.models is None
+
+    def made(self) -> "ModelSource":
+        """Return the source with its folder: the bundled model is written on the first call.
+
+        Blocking, up to a minute. Raises MaterializationFailed.
+        """
+        if self.models is None:
+            return self
+        return replace(self, folder=materialize_bundled(self.models), models=None)
 
     def fetch(self) -> Path:
         """Return the folder of the whole checkpoint, fetched where need be. Blocking.
@@ -41,12 +54,12 @@ class ModelSource:
 
 
 def parse_source(model: str, revision: str | None, state: Path) -> ModelSource:
-    """Return the source that a command line names.
+    """Return the source that a command line names, the bundled model not made yet.
 
-    Blocking: the bundled model is made on the first call. Raises UnsuitableModel.
+    Raises UnsuitableModel.
     """
     if model == BUNDLED_MODEL:
-        return ModelSource(model, folder=materialize_bundled(state / "models"))
+        return ModelSource(model, models=state / "models")
     folder = Path(model).expanduser()
     if folder.is_dir():
         if revision is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantize.compare.measure import Materials, Subject, measure
 from quantize.compare.report import as_document, print_table
-from quantize.compare.workload import inputs_from, passages_from
+from quantize.compare.workload import inputs_from, passages_from, refuse_unfit_files
 from quantize.hardware import this_machine
 from quantize.provenance import FILE
 from quantize.source import parse_source
@@ -26,6 +26,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     refuse_outside("--rounds", args.rounds, least=1)
     settings = load_settings(args.config, {"state": args.state, "tasks_dir": args.tasks_dir})
+    specs = load_specs(settings.tasks_dir)
+    # The bundled model takes a minute to write: files are read before.
+    refuse_unfit_files(args.text, args.inputs, specs)
     made_from = {folder: _provenance(folder) for folder in args.compare}
     baseline = _baseline(args, made_from, settings.state)
     _refuse_other_base(made_from, file_manifest(baseline).root)
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     machine = this_machine()
     materials = Materials(
         passages=passages_from(args.text, baseline),
-        inputs=inputs_from(args.inputs, load_specs(settings.tasks_dir), baseline),
+        inputs=inputs_from(args.inputs, specs, baseline),
         rounds=args.rounds,
         machine=machine,
     )
@@ -71,11 +74,11 @@ def _baseline(
     state: Path,
 ) -> Path:
     if args.model is not None:
-        return parse_source(args.model, args.revision, state).fetch()
+        return parse_source(args.model, args.revision, state).made().fetch()
     known = [base for base in made_from.values() if base is not None]
     for name, revision, _ in known:
         if name == BUNDLED_MODEL or revision is not None:
-            return parse_source(name, revision, state).fetch()
+            return parse_source(name, revision, state).made().fetch()
     raise UnsuitableModel(
         "the provenance of the artifacts does not name their 16-bit model",
         field="model",

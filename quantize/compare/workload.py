@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from quantize.calibration import read_examples
+from quantize.calibration import Example, read_examples
 from serving.contracts.answer import TaskRequest
 from serving.contracts.engine import ScoreWork
 from serving.contracts.errors import InvalidCalibration
@@ -86,6 +86,29 @@ def _texts(path: Path) -> list[str]:
         ) from error
 
 
+def refuse_unfit_files(
+    text: Path | None, inputs: Path | None, specs: Mapping[str, TaskSpec]
+) -> None:
+    """Read the files of a comparison. Raises InvalidCalibration for what needs no model to see."""
+    if text is not None:
+        _texts(text)
+    if inputs is not None:
+        for number, example in enumerate(read_examples(inputs), start=1):
+            _refuse_other_task(inputs, number, example, specs)
+
+
+def _refuse_other_task(
+    file: Path, number: int, example: Example, specs: Mapping[str, TaskSpec]
+) -> None:
+    name = example.task or ""
+    if name not in specs or specs[name].kind != "classification":
+        raise InvalidCalibration(
+            f"{file.name}, line {number}: {name!r} is not a classification task",
+            field="inputs",
+            fix="name the task of every input",
+        )
+
+
 def inputs_from(
     file: Path | None, specs: Mapping[str, TaskSpec], checkpoint: Path
 ) -> Inputs | None:
@@ -100,12 +123,7 @@ def inputs_from(
     requests, answers, works = [], [], []
     for number, example in enumerate(read_examples(file), start=1):
         name = example.task or ""
-        if name not in specs or specs[name].kind != "classification":
-            raise InvalidCalibration(
-                f"{file.name}, line {number}: {name!r} is not a classification task",
-                field="inputs",
-                fix="name the task of every input",
-            )
+        _refuse_other_task(file, number, example, specs)
         if name not in tasks:
             tasks[name] = bind(specs[name], tokenizer, _MAX_MODEL_LEN)
         assert example.text is not None

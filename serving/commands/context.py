@@ -80,8 +80,9 @@ def _fit(args: argparse.Namespace) -> int:
     from serving.context.pairs import read_pairs, shipped_pairs
     from serving.context.ranking import models_text
     from serving.contracts.errors import InvalidArgument
-    from serving.host.safe_write import replace_file
+    from serving.host.safe_write import refuse_unwritable_file, replace_file
 
+    refuse_unwritable_file(args.out, "--out")
     own: tuple[Pair, ...] = read_pairs(args.file) if args.file else ()
     with step("fitting the context model"):
         ranker = _ranker(args)

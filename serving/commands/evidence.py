@@ -11,6 +11,7 @@ from serving.commands import evidence_label
 from serving.commands.json_lines import read_lines
 from serving.commands.ledger import opened_ledger
 from serving.commands.options import add_settings_options, settings_from
+from serving.host.safe_write import refuse_unwritable_file
 
 if TYPE_CHECKING:
     import httpx
@@ -91,6 +92,8 @@ def _list(args: argparse.Namespace, store: Any) -> int:
 def _show(args: argparse.Namespace, store: Any) -> int:
     from serving.evidence.administration import claim_details
 
+    if args.html is not None:
+        refuse_unwritable_file(args.html, "--html")
     all_ = claim_details(store, args.claim, _ACTOR, evidence_label.texts_of(args, store))
     if args.html is not None:
         from serving.evidence.page import render_claim
@@ -143,6 +146,7 @@ def _withdraw(args: argparse.Namespace, store: Any) -> int:
 def _export(args: argparse.Namespace, store: Any) -> int:
     from serving.evidence.export import export_claim
 
+    refuse_unwritable_file(args.out, "--out")
     key = settings_from(args).evidence.signing_key
     envelope = export_claim(store, args.claim, key, _ACTOR)
     args.out.write_bytes(envelope)
@@ -194,6 +198,7 @@ def _heads(args: argparse.Namespace, store: Any) -> int:
 
 
 def _export_head(args: argparse.Namespace, store: Any) -> int:
+    refuse_unwritable_file(args.out, "--out")
     content = _head_store(args, store).signed(args.digest).exported()
     args.out.write_bytes(content)
     store.act(_ACTOR, "export head", args.digest)

@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from serving.host.safe_write import refuse_unwritable_output
+
 HELP = "write the RayService and the ConfigMap of a release from its settings"
 
 _EXIT_DRIFT = 1
@@ -49,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
             for name in differing:
                 print(f"{args.out / name} differs from the settings; render again")
         return _EXIT_DRIFT if differing else 0
+    refuse_unwritable_output(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (args.out / name).write_text(text, encoding="utf-8")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.commands.options import add_settings_options, settings_from
+from serving.host.safe_write import refuse_unwritable_file
 
 if TYPE_CHECKING:
     from serving.contracts.report import Report
@@ -31,6 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 if the reconciliation finds discrepancies."""
+    if args.html is not None:
+        refuse_unwritable_file(args.html, "--html")
     report = _read(args, settings_from(args))
     if args.html is not None:
         _write_page(args.html, report)

@@ -63,6 +63,7 @@ def _train(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from serving.embedding.embedder import build_embedder
+    from serving.host.safe_write import refuse_unwritable_output
     from serving.routing.corpus import shipped_corpus
     from serving.routing.evaluation.run import Subject, earns_trust
     from serving.routing.evaluation.samples import read_samples
@@ -71,9 +72,10 @@ def _train(args: argparse.Namespace) -> int:
     from serving.tasks.catalog import load_specs
 
     settings = settings_from(args)
+    refuse_unwritable_output(args.out)
+    specs = load_specs(settings.tasks_dir)
     corpus = shipped_corpus(args.logs)
     samples = read_samples(args.evidence, 1 << 30).routing if args.evidence else ()
-    specs = load_specs(settings.tasks_dir)
     with step("training the router"):
         embedder = build_embedder(settings.state)
         model = train(corpus, embedder, specs)

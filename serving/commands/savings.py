@@ -45,8 +45,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the audit. Exit status 0; figures are reported, not judged."""
+    from serving.host.safe_write import refuse_unwritable_file
     from serving.savings.text import document, lines
 
+    if args.html is not None:
+        # Before the work: a log takes minutes.
+        refuse_unwritable_file(args.html, "--html")
     found = _audited(args)
     if args.html is not None:
         _write_page(args.html, found)

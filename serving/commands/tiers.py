@@ -152,14 +152,15 @@ def _planner(settings: "Settings", claims: "Mapping[str, Claim]") -> "TierPlanne
 
 def _fit(args: argparse.Namespace) -> int:
     from serving.embedding.embedder import build_embedder
-    from serving.host.safe_write import replace_file
+    from serving.host.safe_write import refuse_unwritable_file, replace_file
     from serving.tiers.clusters import fitted, read_clustering
 
+    refuse_unwritable_file(args.out, "--out")
     settings = settings_from(args)
+    start = read_clustering(settings.tiers.clusters_file)
     texts = _texts(args.file)
     with step(f"computing {len(texts)} vectors"):
         vectors = build_embedder(settings.state).embed_all(texts)
-    start = read_clustering(settings.tiers.clusters_file)
     with step("fitting"):
         found = fitted(vectors, args.clusters, start)
     replace_file(args.out, (json.dumps(found.document()) + "\n").encode(), mode=0o644)

@@ -1,13 +1,12 @@
 """The INT8 encoder on disk: made once from the packaged weights, then only read."""
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from serving.contracts.errors import MaterializationFailed
 from serving.embedding.onnx_graph import encoder_model
 from serving.embedding.weights import EncoderFiles, packaged_files
+from serving.host.making import made_alone
 
 # Raised by one whenever the graph or its quantization changes: old files are then not used.
 GRAPH_FORMAT = 1
@@ -50,21 +49,15 @@ def encoder_name(source: EncoderFiles | None = None) -> str:
 def _make(folder: Path, source: EncoderFiles) -> None:
     from safetensors.numpy import load_file
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    content = encoder_model(load_file(source.weights), "int8")
-    temporary = Path(tempfile.mkdtemp(prefix=".encoder-", dir=folder.parent))
-    try:
+    with made_alone(folder.parent, ".encoder-") as temporary:
+        if folder.is_dir():
+            # Another process made it meanwhile.
+            return
+        content = encoder_model(load_file(source.weights), "int8")
         for name, data in ((_MODEL, content), (_TOKENIZER, source.tokenizer.read_bytes())):
             with (temporary / name).open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         temporary.chmod(0o755)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            # Another process was faster: its folder has the same content.
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.rename(folder)

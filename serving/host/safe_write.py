@@ -1,10 +1,11 @@
 """Atomic file writes, and checks of output folders."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
-from serving.contracts.errors import OutputInUse
+from serving.contracts.errors import InvalidArgument, OutputInUse
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -22,6 +23,30 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     except BaseException:  # KeyboardInterrupt too: no unfinished file may remain; re-raised
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def refuse_unwritable_file(file: Path, field: str) -> None:
+    """Refuse a file that cannot be made or replaced, before work begins. Raises InvalidArgument.
+
+    Writes an empty temporary file to the folder and removes it, as refuse_unwritable_output.
+    field: the option that names the file.
+    """
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+        if file.exists() and not os.access(file, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        if not file.exists() or file.is_file():
+            with tempfile.TemporaryFile(dir=file.resolve().parent):
+                pass
+    except OSError as error:
+        raise InvalidArgument(
+            f"{str(file)!r} cannot be written: {error.strerror}",
+            field=field,
+            fix="name a file in a folder that exists and can be written",
+        ) from error
+    except ValueError as error:
+        raise InvalidArgument(f"{str(file)!r} is not a path: {error}", field=field) from error
 
 
 def refuse_used_output(out: Path) -> None:

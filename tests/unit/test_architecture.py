@@ -12,7 +12,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": set(),
     "artifacts": {"tasks", "host"},
     "local": {"tasks", "artifacts", "host"},
-    "embedding": set(),
+    "embedding": {"host"},
     "context": {"embedding", "reporting"},
     "routing": {"tasks", "embedding"},
     "evidence": {"tasks", "embedding", "host", "artifacts", "ledger", "reporting"},
