@@ -88,9 +88,11 @@ def prepare(request: Request) -> Prepared:
     target = _target(request.target, machine)
     if request.python is not None:
         refuse_no_interpreter(request.python)
-    examples = _examples(request)
-    # The bundled model takes a minute to write: what needs no model is refused before.
-    request = replace(request, source=request.source.made())
+    examples: Sequence[Example] | None = None
+    if request.source.models is not None:
+        # The bundled model takes a minute to write: what needs no model is refused before.
+        examples = _examples(request)
+        request = replace(request, source=request.source.made())
     layout = read_layout(request.source)
 
     def plan_for(workload: Workload) -> Plan:
@@ -100,7 +102,7 @@ def prepare(request: Request) -> Prepared:
     shapes = plan_for(_NOTHING)
     refuse_unsuitable(request.recipe, shapes.group_size, target)
     refuse_unservable(request.recipe, target, shapes)
-    used = _calibration(request, examples)
+    used = _calibration(request, _examples(request) if examples is None else examples)
     plan = plan_for(_workload(used, gpu=gpu))
     refuse_too_little_space(plan, machine, request.out)
     return Prepared(request, layout, machine, gpu, target, used, plan)
