@@ -114,7 +114,11 @@ def withdraw(store: EvidenceStore, name: str, reason: str, actor: str) -> None:
     """Withdraw a claim for good. Raises NotFound, and InvalidRequest for one that is withdrawn."""
     claim = require(store, name)
     if claim.state is ClaimState.WITHDRAWN:
-        raise InvalidRequest(f"the claim {name!r} is withdrawn already", field="claim")
+        raise InvalidRequest(
+            f"the claim {name!r} is withdrawn already",
+            field="claim",
+            fix="leave it: a withdrawn claim is not in force",
+        )
     if not reason.strip():
         raise InvalidRequest("a withdrawal needs a reason", field="reason", fix="say why")
     now = datetime.now(UTC)

@@ -15,6 +15,7 @@ from serving.contracts.chat_fields import (
     STREAM_OPTIONS,
     TOOL_CHOICE,
     VERBOSITY,
+    Leaf,
     Shape,
     one_of,
 )
@@ -199,13 +200,16 @@ def _function(value: Any, path: str) -> None:
 
 
 def _shape(shape: Shape) -> Check:
-    """Return the check of a value's shape. An empty object is absent.
+    """Return the check of a value's shape. An empty object is absent where one may be given.
 
     Unlisted fields pass: what is sent to a provider is checked there, by its settings.
     """
+    may_be_empty = shape is METADATA or not isinstance(shape, Leaf)
 
     def check(value: Any, path: str) -> Any:
-        return value if value == {} else shape.read(value, path, lambda _: None)
+        if may_be_empty and value == {}:
+            return value
+        return shape.read(value, path, lambda _: None)
 
     return check
 

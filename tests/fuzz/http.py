@@ -50,7 +50,10 @@ FIELDS = (
     "top_logprobs", "logit_bias", "seed", "tools", "tool_choice", "response_format", "user",
     "metadata", "route", "deadline_s", "max_cost_usd", "source_language", "target_language",
     "service_tier", "echo", "suffix", "frequency_penalty", "presence_penalty", "reasoning_effort",
-    "store", "safety_identifier", "narrowgate", "audit", "deterministic",
+    "store", "safety_identifier", "narrowgate", "audit", "deterministic", "verbosity",
+    "prompt_cache_retention", "prompt_cache_key", "function_call", "functions", "prediction",
+    "modalities", "audio", "web_search_options", "parallel_tool_calls", "top_k", "min_p",
+    "repetition_penalty", "plugins",
 )  # fmt: skip
 HEADERS = (
     "x-narrowgate-route", "x-narrowgate-deadline-s", "x-narrowgate-max-cost-usd", "x-request-id",
@@ -104,7 +107,9 @@ VALUES: SearchStrategy[Any] = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
         st.dictionaries(
-            st.sampled_from(["role", "content", "type", "text", "name", "function", "x"]),
+            st.sampled_from(
+                ["role", "content", "type", "text", "name", "function", "x", "include_usage", "url"]
+            ),
             inner,
             max_size=4,
         ),
@@ -226,6 +231,7 @@ def check_response(request: Request, response: httpx.Response) -> None:
     assert set(error) == {"message", "type", "param", "code", "fix"}, error
     assert error["code"] in CODES, error
     assert status < 500 or (status == 503 and error["code"] in UNAVAILABLE), (status, error)
+    assert status >= 500 or error["fix"], error
 
 
 def _codes(root: type[NarrowgateError]) -> set[str]:
