@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from serving.contracts.answer import TaskRequest
+from serving.contracts.chat_fields import PASSED_FIELDS
 from serving.contracts.context_settings import PruningOptions
 from serving.contracts.errors import InvalidRequest, UnsupportedParameter
 
@@ -117,18 +118,19 @@ class ChatRequest:
     def engine_body(self, model: str) -> dict[str, Any]:
         """Return the body for a local model's engine.
 
-        Raises UnsupportedParameter for a field that the engine would ignore or that controls its
-        internals (templates, cache salts, transfer parameters), InvalidRequest for content other
-        than text and for too many choices.
+        Raises UnsupportedParameter for a field that the engine would ignore, inside a message too,
+        or that controls its internals (templates, cache salts, transfer parameters), InvalidRequest
+        for content other than text and for too many choices.
         """
         _require_fields(self.fields, LOCAL_CHAT_FIELDS, self.extras, "a local model")
         _require_choices(self.choices, self.fields)
         _require_values(self.fields, self.max_tokens)
         for index, message in enumerate(self.messages):
             _require_text(index, message)
+        messages = [message.body() for message in self.messages]
         return {
             "model": model,
-            "messages": [message.body() for message in self.messages],
+            "messages": PASSED_FIELDS["messages"].read(messages, "messages", _unsupported),
             **_limits(self.max_tokens, self.choices),
             **_mutable(self.fields),
             **_streamed(self.stream),
@@ -275,6 +277,12 @@ def _require_values(fields: Mapping[str, Any], max_tokens: int | None) -> None:
             field="min_tokens",
             fix="send min_tokens up to max_tokens",
         )
+
+
+def _unsupported(path: str) -> None:
+    raise UnsupportedParameter(
+        f"{path} is not supported by a local model", field=path, fix="remove it"
+    )
 
 
 def _require_text(index: int, message: Message) -> None:

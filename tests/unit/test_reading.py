@@ -160,6 +160,27 @@ async def test_a_value_that_only_the_engine_does_not_take_is_refused_with_a_fix(
     assert untouched(server)
 
 
+@pytest.mark.parametrize(
+    ("turn", "param"),
+    [
+        ({"role": "user", "content": "x", "plugins": [1]}, "messages.0.plugins"),
+        ({"role": "user", "content": [{"type": "text", "text": "x", "y": 1}]},
+         "messages.0.content.0.y"),
+        ({"role": "user", "content": "x", "name": {"a": 1}}, "messages.0.name"),
+    ],
+)  # fmt: skip
+async def test_an_unknown_field_inside_a_message_is_not_ignored_by_a_local_model(
+    server: Server, turn: dict[str, Any], param: str
+) -> None:
+    for model in (MODEL, "auto"):
+        body = {"model": model, "messages": [turn], "route": "local_only"}
+        response = await server.post(CHAT, json=body)
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["param"] == param
+        assert response.json()["error"]["fix"]
+    assert untouched(server)
+
+
 async def test_a_suffix_is_refused_before_the_engine_is_asked(server: Server) -> None:
     body = {"model": MODEL, "prompt": "x", "suffix": "1"}
     error = assert_error(await server.post(COMPLETIONS, json=body), 400, "unsupported_parameter")
