@@ -78,7 +78,7 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
         submissions = SubmissionParts(
             SubmissionStore(deps.database), files, blobs, deps.providers, deps.frontier,
             deps.ledger, deps.path.recorder.observer, path.policy, deps.line_format, runner,
-            settings, path.max_inputs, utc_now, path.cache,
+            settings, path.max_inputs, utc_now, slack, path.cache,
         )  # fmt: skip
     scheduler = Scheduler(
         SchedulerParts(

@@ -1,5 +1,6 @@
 """How many lines may run beside interactive requests, by how long those wait for their turn."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -41,6 +42,11 @@ class Slack:
         """Let interactive requests go first; blocking. worked_s: of the calling thread."""
         if not self.is_quiet:
             time.sleep(min(_SHARE * worked_s, _LONGEST_BREATH_S))
+
+    async def rest(self, worked_s: float) -> None:
+        """As `breathe`, on the event loop."""
+        if not self.is_quiet:
+            await asyncio.sleep(min(_SHARE * worked_s, _LONGEST_BREATH_S))
 
     def limit(self) -> int:
         """Return how many lines may be in progress now."""

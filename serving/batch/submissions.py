@@ -7,6 +7,7 @@ the database before the call, and the provider's id after it.
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from serving.batch.provider_batches import (
     may_leave_batch,
 )
 from serving.batch.runner import LineRunner, unrun_text
+from serving.batch.slack import Slack
 from serving.batch.store import ActiveBatch, ClaimedLine, LeaseLost, LineEnd, is_lease_lost
 from serving.batch.submission_store import LedgerRows, Submission, SubmissionStore
 from serving.contracts.batch_settings import BatchSettings
@@ -73,7 +75,8 @@ _HURRY = timedelta(minutes=5)
 """Before the time at which a provider's window no longer fits, lines do not wait for others."""
 _ENOUGH = 1000
 """Lines that the gateway's own lane left to a provider are sent from this number on."""
-_ANSWERS_AT_ONCE = 8
+_ANSWERS_AT_ONCE = 4
+"""Answers that are taken through the steps of a request together; no provider slows them down."""
 _LOST_AFTER = timedelta(hours=1)
 _INCOMPLETE_FOR = timedelta(hours=6)
 _LONGEST_PAUSE_S = 3600.0
@@ -114,6 +117,7 @@ class SubmissionParts:
     settings: BatchSettings
     max_inputs: int
     now: Callable[[], datetime]
+    slack: Slack
     cache: CacheAccess | None = None
 
 
@@ -598,16 +602,15 @@ class Submissions:
         """Take answers through the steps of a request: what they are read and kept for is one."""
         if not found:
             return []
-        parts, places = self._parts, asyncio.Semaphore(_ANSWERS_AT_ONCE)
+        parts = self._parts
 
         def read() -> list[bytes]:
             blob = parts.files.blob(batch.caller.tenant, batch.input_file)
             return [parts.blobs.slice(blob, line.start, line.length) for line, _ in found]
 
         async def answer(line: ClaimedLine, result: ProviderLineResult, data: bytes) -> LineEnd:
-            async with places:
-                provided = self._provided(one, result, rows.get(line.request_id))
-                return await self._through(batch, line, data, provided)
+            provided = self._provided(one, result, rows.get(line.request_id))
+            return await self._through(batch, line, data, provided)
 
         try:
             texts = await self._run(read)
@@ -619,9 +622,15 @@ class Submissions:
                 self._unread(line, self._provided(one, result, rows.get(line.request_id)), error)
                 for line, result in found
             ]
-        return await asyncio.gather(
-            *(answer(*one, data) for one, data in zip(found, texts, strict=True))
-        )
+        ends: list[LineEnd] = []
+        for start in range(0, len(found), _ANSWERS_AT_ONCE):
+            began_s = time.perf_counter()
+            some = slice(start, start + _ANSWERS_AT_ONCE)
+            ends += await asyncio.gather(
+                *(answer(*one, data) for one, data in zip(found[some], texts[some], strict=True))
+            )
+            await parts.slack.rest(time.perf_counter() - began_s)
+        return ends
 
     async def _through(
         self, batch: ActiveBatch, line: ClaimedLine, data: bytes, provided: ProvidedAnswer
