@@ -31,8 +31,8 @@ def _refused(a: str, b: str) -> str | None:
 
 
 def test_no_pair_that_differs_in_a_function_word_is_served_at_any_similarity() -> None:
-    pairs = _shipped("unseen_function_words.jsonl")
-    assert len(pairs) >= 200
+    pairs = _shipped("unseen_function_words.jsonl") + _shipped("unseen_function_words_2.jsonl")
+    assert len(pairs) >= 380
     assert {pair["language"] for pair in pairs} == {"en", "de", "fr", "es"}
     served = [
         (pair["a"], pair["b"])
@@ -175,6 +175,20 @@ def test_numbers_in_another_order_are_refused(numbers: list[int], data: st.DataO
     ],
 )
 def test_numbers_and_what_they_count_are_told_apart(a: str, b: str) -> None:
+    assert _refused(a, b) is not None
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("Who may sell to minors?", "Who may sell minors?"),
+        ("What are customs?", "What are custom?"),
+        ("What is a cat's eye?", "What is a cats eye?"),
+        ("Wie viel Wasser ist in Milch?", "Wie viel Wasser ist wie Milch?"),
+        ("¿Qué muerde el gato en casa?", "¿Qué muerde al gato en casa?"),
+    ],
+)
+def test_a_dropped_preposition_plural_or_apostrophe_is_refused(a: str, b: str) -> None:
     assert _refused(a, b) is not None
 
 

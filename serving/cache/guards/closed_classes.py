@@ -8,6 +8,7 @@ so. Pure.
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 from serving.cache.guards.function_words import FUNCTION_WORDS, Language
 from serving.cache.guards.question import kind_of
@@ -239,6 +240,14 @@ _MODALS: dict[Language, str] = {
     "auraient",
     "es": "puede puedo pueden puedes posible/podría podrían/debería/sería serían habría habrían",
 }
+_ARTICLES: dict[Language, frozenset[str]] = {
+    "en": frozenset("a an the my your".split()),
+    "de": frozenset("der die das den dem des ein eine einen einem einer eines mein meine".split()),
+    "fr": frozenset("le la les l' un une mon ma mes".split()),
+    "es": frozenset("el la los las una unos unas mi mis".split()),
+}
+# Some of the best, some best; la cause du tonnerre, qui cause le tonnerre; est-il bleu, est bleu.
+_DROPPED_FREELY = frozenset("of de il elle ils elles".split())
 # Two verbs for to be: ser malo, estar malo.
 _SER = frozenset("ser es son era eran fue fueron sido soy somos".split())
 _ESTAR = frozenset("estar está están estaba estaban estoy estamos".split())
@@ -310,7 +319,11 @@ def compare_function_words(a: Words, b: Words) -> str | None:
     optional = _MAY_LACK[language]
     if any(word not in optional for word in (*left, *right)):
         return "function_words"
-    return "function_words" if left and right else None
+    if left and right:
+        return "function_words"
+    # Sell to minors, sell minors: nothing else of the construction has changed.
+    is_dropped = _dropped(a, b, set(left)) or _dropped(b, a, set(right))
+    return "function_words" if is_dropped else None
 
 
 def said(words: Words) -> Counter[str]:
@@ -327,6 +340,9 @@ def said(words: Words) -> Counter[str]:
     for condition in _CONDITIONS[language]:
         if condition in found and kind_of(words) == "time":
             found[condition] -= 1
+    if language == "de":
+        # Behind the first, which asks, it compares: wie viel ist wie.
+        found["wie"] += max(0, tokens.count("wie") - 1)
     return +found
 
 
@@ -385,6 +401,21 @@ def _equal_here(a: Words, b: Words, language: Language) -> list[tuple[str, str]]
         for one, other, beside in _IN_CONTEXT[language]
         if not present.isdisjoint(beside.split())
     ]
+
+
+def _dropped(a: Words, b: Words, words: set[str]) -> bool:
+    """Return whether one of some words stands in a between two that follow each other in b."""
+    language = a.language
+    words = words - _DROPPED_FREELY
+    if not words or language is None:
+        return False
+    canonical, articles = _CANONICAL[language], _ARTICLES[language]
+    first, second = ([w for w in text.lower if w not in articles] for text in (a, b))
+    neighbours = set(pairwise(second))
+    return any(
+        canonical.get(word, word) in words and (before, after) in neighbours
+        for before, word, after in zip(first, first[1:], first[2:], strict=False)
+    )
 
 
 def _modals_differ(a: Words, b: Words, language: Language) -> bool:

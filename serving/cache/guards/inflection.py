@@ -82,7 +82,7 @@ def compare_inflection(a: Words, b: Words) -> str | None:
     language = a.language
     if language is None or language != b.language:
         return None
-    checks = (_determiners_differ, _sexes_differ, _selves_differ)
+    checks = (_determiners_differ, _sexes_differ, _selves_differ, _plurals_differ)
     return "inflection" if any(check(a, b, language) for check in checks) else None
 
 
@@ -218,6 +218,30 @@ def _sexes_differ(a: Words, b: Words, language: Language) -> bool:
         for other in right
         for man, woman in _SEXES[language]
         if len(one) >= 3
+    )
+
+
+# Plurals that are other words than their singulars.
+_OTHER_IN_PLURAL = frozenset(
+    """
+customs glasses goods arms news contents spectacles forces manners scales damages spirits premises compasses woods airs
+ashes lodgings irons papers pains quarters regards respects savings sands stairs surroundings wits blinds bearings
+greens grounds humanities morals odds outskirts physics proceeds provisions shorts statistics straits trunks economics
+athletics classics electronics genetics clothes authorities troops
+""".split()
+)
+
+
+def _plurals_differ(a: Words, b: Words, language: Language) -> bool:
+    """Return whether a word of one text is a plural in the other that is another word: custom(s)."""
+    if language != "en":
+        return False
+    only_a, only_b = a.present - b.present, b.present - a.present
+    return any(
+        f"{one}{ending}" in others and f"{one}{ending}" in _OTHER_IN_PLURAL
+        for ones, others in ((only_a, only_b), (only_b, only_a))
+        for one in ones
+        for ending in ("s", "es")
     )
 
 

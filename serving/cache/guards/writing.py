@@ -22,6 +22,8 @@ state states union house lords commons guard brownie marine marines seals giants
 """.split()
 )
 _COMMA = re.compile(r"([\w'-]+)\s*,\s*(?=([\w'-]+))")
+_GENITIVE = re.compile(r"(\w+)['\u2019]s\b")
+_CONTRACTED = frozenset("what who where when how why that there it he she let".split())
 _SPLIT = re.compile(r"^(?:re|un)-\w{3,}$")
 _PARTICIPLE = re.compile(r"^\w+-\w{2,}(?:ing|eating)$")
 # A comma beside one of these joins a list, a clause or a courtesy.
@@ -39,7 +41,7 @@ def compare_writing(a: Words, b: Words) -> str | None:
     """Return `writing` where a capital, a comma or a hyphen may make another word or clause."""
     if a.language is None or a.language != b.language:
         return None
-    checks = (_capitals, _commas, _hyphens)
+    checks = (_capitals, _commas, _hyphens, _apostrophes)
     return "writing" if any(check(a, b) or check(b, a) for check in checks) else None
 
 
@@ -92,6 +94,16 @@ def _commas(a: Words, b: Words) -> bool:
     return any(
         pair in neighbours and pair not in divided and _JOINS.isdisjoint(pair)
         for pair in ((one.lower(), other.lower()) for one, other in _COMMA.findall(a.plain))
+    )
+
+
+def _apostrophes(a: Words, b: Words) -> bool:
+    """Return whether a word is a genitive in one text and a plural in the other: cat's, cats."""
+    if a.language != "en":
+        return False
+    return any(
+        f"{owner}s" in b.present and owner not in _CONTRACTED
+        for owner in _GENITIVE.findall(a.text.lower())
     )
 
 
