@@ -322,7 +322,7 @@ class Submissions:
     ) -> "_Held":
         """Hold the worst cases of lines; return those that go, and the others' ends."""
         prepared = await self._uncached(key, await self._prepared(batch, lines))
-        # At once: the ledger writes what waits at one moment in one transaction.
+        # At once: the ledger commits pending writes in one transaction.
         held = await asyncio.gather(
             *(self._hold(batch, line, target, request) for line, request in prepared),
             return_exceptions=True,

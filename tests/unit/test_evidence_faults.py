@@ -244,7 +244,7 @@ def test_a_transition_that_two_replicas_recorded_is_one(store: EvidenceStore) ->
     assert store.states().claims["c1"] == fold.claim
 
 
-async def test_rows_wait_while_the_database_is_away(
+async def test_rows_wait_while_the_database_is_unreachable(
     database: Database, store: EvidenceStore, state: Path
 ) -> None:
     written: list[int] = []

@@ -59,11 +59,11 @@ class Unstored:
 
     def __init__(self) -> None:
         self.kept: dict[Tally, int] = {}
-        self.is_away = True
+        self.is_unreachable = True
 
     def add(self, counts: Mapping[Tally, int]) -> None:
-        if self.is_away:
-            raise LedgerUnavailable("away")
+        if self.is_unreachable:
+            raise LedgerUnavailable("unreachable")
         for tally, count in counts.items():
             self.kept[tally] = self.kept.get(tally, 0) + count
 
@@ -367,7 +367,7 @@ async def test_without_a_database_nothing_is_lost_and_nothing_fails() -> None:
         one.ended(scopes, "plain", "complete", 400)
         await one.flush()
     assert one.words(scopes) == 170
-    store.is_away = False
+    store.is_unreachable = False
     await one.flush()
     assert sum(store.kept.values()) == 2 * LEAST_ANSWERS
     assert one.words(scopes) == 170
