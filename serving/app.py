@@ -24,6 +24,7 @@ from ray.serve.schema import LoggingConfig
 from serving.artifacts.checkpoint import Checkpoint, locate
 from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck, ModelGrants
 from serving.artifacts.verified_tokenizer import load_tokenizer
+from serving.batch.audits import AuditParts
 from serving.batch.batched_frontier import BatchedFrontier
 from serving.batch.build import BatchDeps, build_batches
 from serving.batch.estimate import CostEstimate
@@ -75,6 +76,7 @@ from serving.pipeline.bounded import Learning
 from serving.pipeline.brevity import BrevityAuditor
 from serving.pipeline.build import Audited, Tiering, build_runners
 from serving.pipeline.cache_access import CacheAccess
+from serving.pipeline.deferred_audits import DeferredAudits
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.frontier_model import FrontierModelRunner
 from serving.pipeline.hit_auditor import HitAuditor
@@ -269,7 +271,8 @@ def _build_context(
         settings.frontier.prompt_cache.marker,
         metrics,
     )
-    audited = None if evidence is None else _audited(evidence, recorder, models, embedder)
+    deferred = None if evidence is None else _deferred(evidence, models, ledger, frontier)
+    audited = None if evidence is None else _audited(evidence, recorder, models, embedder, deferred)
     tiering = None if evidence is None else _tiering(
         settings, evidence, frontier.configured, prices, recorder, embedder, metrics, reading
     )  # fmt: skip
@@ -335,6 +338,7 @@ def _build_context(
             ),
             frontier,
             ledger,
+            _audit_parts(evidence, deferred),
         ),
         batch=settings.batch,
     )
@@ -348,6 +352,7 @@ def _build_batches(
     estimate: CostEstimate,
     frontier: FrontierStack,
     ledger: DatabaseLedger,
+    audits: AuditParts | None,
 ) -> BatchService | None:
     if not settings.batch.enabled:
         return None
@@ -368,6 +373,7 @@ def _build_batches(
         providers=build_provider_batches(settings.frontier, os.environ),
         frontier=frontier,
         ledger=ledger,
+        audits=audits,
     )
     return build_batches(settings.batch, deps)
 
@@ -463,7 +469,7 @@ def _build_evidence(
         else text_key(settings.state, settings.evidence.vector_key_file)
     )
     service = build_evidence(
-        settings.evidence, database, reference, tenant_of, metrics.evidence, key
+        settings.evidence, database, reference, tenant_of, metrics.evidence, key, settings.state
     )
     service = replace(service, texts=kept_texts(settings.evidence, database, settings.state))
     if reference is None or not settings.evidence.heads:
@@ -476,18 +482,47 @@ def _build_evidence(
     return replace(service, heads=heads)
 
 
+def _deferred(
+    evidence: EvidenceService,
+    models: LocalModels,
+    ledger: DatabaseLedger,
+    frontier: FrontierStack,
+) -> DeferredAudits | None:
+    """Return what audits in batches need; None without a reference."""
+    if evidence.pending is None:
+        return None
+    return DeferredAudits(
+        evidence.evidence, models.tasks, ledger,
+        lambda call: frontier.batch_request(call).worst_case_usd,
+        None if evidence.heads is None else evidence.heads.learn,
+        None if evidence.texts is None else evidence.keep,
+    )  # fmt: skip
+
+
+def _audit_parts(
+    evidence: EvidenceService | None, deferred: DeferredAudits | None
+) -> AuditParts | None:
+    if evidence is None or evidence.pending is None or deferred is None:
+        return None
+    return AuditParts(evidence.pending, deferred, evidence.settings, evidence.worker.wake)
+
+
 def _audited(
     evidence: EvidenceService,
     recorder: ExitRecorder,
     models: LocalModels,
     embedder: Embedder,
+    deferred: DeferredAudits | None,
 ) -> Audited:
+    is_batch = evidence.settings.audit.mode == "batch"
+
     def auditor(runners: AuditRunners) -> Auditor:
         learn = None if evidence.heads is None else evidence.heads.learn
         made = Auditor(
             evidence.evidence, evidence.appender, recorder, models.tasks, runners,
             embed=embedder.embed, learn=learn,
             keep=None if evidence.texts is None else evidence.keep,
+            deferred=deferred if is_batch else None,
         )  # fmt: skip
         evidence.closers.append(made.aclose)
         return made

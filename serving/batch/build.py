@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from serving.batch.audit_store import AuditStore
+from serving.batch.audits import AuditBatches, AuditParts
 from serving.batch.blobs import BlobStore
 from serving.batch.check import LineRules
 from serving.batch.estimate import CostEstimate
@@ -36,7 +38,8 @@ class BatchDeps:
     path: of online requests. queues: of interactive work, which the lane makes way for. model_of:
     the local model of a task. longest: bytes of a line. folder: of the files' contents. cipher: of
     the cache's key, None without one. grace_s: for running lines when the process stops.
-    providers: their batch APIs by name, used with frontier and ledger.
+    providers: their batch APIs by name, used with frontier and ledger. audits: None where evidence
+    is off.
     """
 
     path: RequestPath
@@ -53,6 +56,7 @@ class BatchDeps:
     providers: Mapping[str, ProviderBatches] = field(default_factory=dict)
     frontier: FrontierStack | None = None
     ledger: ResumableLedger | None = None
+    audits: AuditParts | None = None
 
 
 def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
@@ -73,12 +77,13 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
         None if estimate is None else estimate.in_batch, slack.breathe,
     )  # fmt: skip
     runner = LineRunner(path, notes, deps.line_format, settings, ledger, deps.cipher)
+    audits = AuditBatches(AuditStore(store), deps.frontier, deps.audits, utc_now)
     submissions = None
     if deps.providers and deps.frontier is not None and deps.ledger is not None:
         submissions = SubmissionParts(
             SubmissionStore(deps.database), files, blobs, deps.providers, deps.frontier,
             deps.ledger, deps.path.recorder.observer, path.policy, deps.line_format, runner,
-            settings, path.max_inputs, utc_now, slack, path.cache,
+            settings, path.max_inputs, utc_now, slack, audits, path.cache,
         )  # fmt: skip
     scheduler = Scheduler(
         SchedulerParts(
@@ -91,6 +96,7 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
             settings,
             deps.events,
             deps.grace_s,
+            audits,
             submissions,
         )
     )

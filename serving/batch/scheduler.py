@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from serving.batch.audits import AuditBatches
 from serving.batch.blobs import BlobStore
 from serving.batch.check import FileCheck, LineRules
 from serving.batch.files import FileStore, utc_now
@@ -91,6 +92,10 @@ class BatchEvents(Protocol):
         """
         ...
 
+    def audits_awaited(self, audits: int, oldest_s: float, usd: Decimal) -> None:
+        """So many audits have no verdict yet. usd: their worst case. oldest_s: since a draw."""
+        ...
+
     def batch_lane(self, *, leads: bool) -> None:
         """This replica runs batches, or does not."""
         ...
@@ -130,6 +135,7 @@ class SchedulerParts:
     settings: BatchSettings
     events: BatchEvents
     grace_s: float
+    audits: AuditBatches
     submissions: SubmissionParts | None = None
     now: Callable[[], datetime] = utc_now
 
@@ -159,6 +165,8 @@ class Scheduler:
         )  # fmt: skip
         parts.runner.fence(self._fence)
         self._followed_at_s = 0.0
+        self._collected_at_s = float("-inf")
+        self._attended_at_s: dict[str, float] = {}
         self._summed_at_s = float("-inf")
 
     def wake(self) -> None:
@@ -196,7 +204,7 @@ class Scheduler:
 
     async def _led(self) -> float:
         loop, parts = asyncio.get_running_loop(), self._parts
-        if not self._leads and not await self._run(parts.store.has_work):
+        if not self._leads and not await self._run(self._has_work):
             return _IDLE_S
         if not self._leads or self._lease_left_s() < parts.settings.lease_s * 2 / 3:
             asked_at_s = loop.time()
@@ -214,8 +222,9 @@ class Scheduler:
                 await asyncio.wait(remaining)
             await self._flush()
             await self._recover()
+        await self._collect()
         active = self._sound(await self._run(parts.store.active))
-        self._report(active)
+        self._report([batch for batch in active if not batch.is_audit])
         if loop.time() >= self._summed_at_s + _HELD_EVERY_S:
             self._summed_at_s = loop.time()
             held_usd = await self._run(parts.store.held_usd)
@@ -230,6 +239,22 @@ class Scheduler:
         self._follow(active)
         await self._start(active)
         return _BUSY_S if self._tasks else 4 * _BUSY_S
+
+    def _has_work(self) -> bool:
+        return self._parts.store.has_work() or self._parts.audits.has_pending()
+
+    async def _collect(self) -> None:
+        """Put audits that wait into batches, when it is time."""
+        now_s, audits = asyncio.get_running_loop().time(), self._parts.audits
+        if now_s < self._collected_at_s + self._parts.settings.provider_poll_s:
+            return
+        self._collected_at_s = now_s
+        if made := await self._run(audits.collect, self.holder):
+            logger.info("batch.audits_collected batches=%d", made)
+        waiting = await self._run(audits.awaited)
+        oldest_at, now = waiting.oldest_at, self._parts.now()
+        oldest_s = 0.0 if oldest_at is None else (now - oldest_at).total_seconds()
+        self._parts.events.audits_awaited(waiting.audits, oldest_s, waiting.usd)
 
     def _lease_left_s(self) -> float:
         loop = asyncio.get_running_loop()
@@ -252,6 +277,7 @@ class Scheduler:
         if self._leads:
             self._parts.events.batch_round({}, 0.0, 0)
             self._parts.events.batch_open(Decimal(0), 0.0, {})
+            self._parts.events.audits_awaited(0, 0.0, Decimal(0))
             logger.warning("batch.lease_lost holder=%s", self.holder)
             self._parts.events.batch_lane(leads=False)
         self._leads = False
@@ -304,11 +330,37 @@ class Scheduler:
             state, count = await self._run(parts.store.end_waiting, batch.id, batch.stopped)
             if count:
                 parts.events.batch_lines_ended(state, count)
+        if batch.is_audit:
+            await self._attend_audits(batch)
+            return
         if self._progress[batch.id].running or self._ends:
             return
         states = await self._run(parts.store.states, batch.id)
         if not states["waiting"] + states["running"] + states["submitted"]:
             self._alone(batch.id, self._finish(batch))
+
+    async def _attend_audits(self, batch: ActiveBatch) -> None:
+        """Send a batch of audits, and end it. There may be many, and each is open for a day."""
+        now_s, parts = asyncio.get_running_loop().time(), self._parts
+        last_s = self._attended_at_s.get(batch.id, float("-inf"))
+        if now_s < last_s + parts.settings.provider_poll_s:
+            return
+        self._attended_at_s[batch.id] = now_s
+        states = await self._run(parts.store.states, batch.id)
+        if not states["waiting"] + states["submitted"]:
+            self._alone(batch.id, self._finish_audits(batch))
+        elif states["waiting"] and batch.stopped is None:
+            await self._submit_some(batch)
+            if not self._progress[batch.id].targets and not states["submitted"]:
+                # None can be sent any more: another batch may take them.
+                await self._run(parts.store.stop, batch.id, "expired", parts.now(), None)
+
+    async def _finish_audits(self, batch: ActiveBatch) -> None:
+        dropped = await self._run(self._parts.audits.finish, batch)
+        self._attended_at_s.pop(batch.id, None)
+        self._progress.pop(batch.id, None)
+        logger.info("batch.audits_ended id=%s dropped=%d", batch.id, dropped)
+        await self._run(self._parts.store.clear_lines, batch.id)
 
     def _alone(self, batch: str, work: Any) -> None:
         """Do a batch's work beside the rounds; nothing else is done with the batch meanwhile."""
@@ -438,6 +490,7 @@ class Scheduler:
             batch
             for batch in active
             if batch.status == "in_progress"
+            and not batch.is_audit
             and batch.stopped is None
             and batch.id not in self._busy
         ]

@@ -14,7 +14,19 @@ from decimal import Decimal
 from typing import Any, Literal
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, Update, bindparam, delete, func, or_, select, true, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    func,
+    or_,
+    select,
+    true,
+    update,
+)
 
 from serving.batch.check import GoodLine
 from serving.batch.files import paged
@@ -32,18 +44,23 @@ from serving.contracts.batch import (
     Page,
     PageRequest,
     PlannedRoute,
+    TenantAudits,
     TenantBatches,
 )
 from serving.contracts.errors import BatchEnded, NotFound
 from serving.contracts.ledger import Caller
 from serving.ledger.database import Database
 from serving.ledger.instances import database_now
+from serving.ledger.schema import evidence_pending
 from serving.ledger.upsert import insert_new
 
 _AT_ONCE = 1000
 _UNFINISHED: tuple[LineState, ...] = ("waiting", "running", "submitted")
 _HELD_STATES: tuple[LineState, ...] = ("running", "submitted")
 _RECENT = timedelta(days=1)
+
+AUDIT = "audit"
+"""Endpoint of batches of audits, which no tenant sees: serving.batch.audit_store makes them."""
 
 StopReason = Literal["cancelled", "expired", "budget_exceeded", "max_cost_exceeded"]
 
@@ -81,6 +98,11 @@ class ActiveBatch:
     max_cost_usd: Decimal | None
     created_at: datetime
     expires_at: datetime
+
+    @property
+    def is_audit(self) -> bool:
+        """Return whether its lines are audits, and not a tenant's own requests."""
+        return self.endpoint == AUDIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +190,7 @@ class BatchStore:
 
     def listed(self, tenant: str, page: PageRequest) -> Page:
         """Return a tenant's batches. Raises NotFound for an unknown `after`."""
-        query = select(batches).where(batches.c.tenant == tenant)
+        query = select(batches).where(batches.c.tenant == tenant, batches.c.endpoint != AUDIT)
         with self.database.read() as connection:
             rows = paged(connection, query, batches, tenant, page)
             shown = [
@@ -194,8 +216,11 @@ class BatchStore:
         query = (
             select(func.count())
             .select_from(batch_lines.join(batches, batches.c.id == batch_lines.c.batch))
-            .where(batches.c.tenant == tenant, batches.c.status.not_in(FINAL_STATUSES))
-        )
+            .where(
+                batches.c.tenant == tenant, batches.c.status.not_in(FINAL_STATUSES),
+                batches.c.endpoint != AUDIT,
+            )
+        )  # fmt: skip
         with self.database.read() as connection:
             return int(connection.execute(query).scalar_one())
 
@@ -469,12 +494,13 @@ class BatchStore:
         return found or Decimal(0)
 
     def open_lines(self) -> Counter[str]:
-        """Return how many lines of all batches have not ended, by state."""
+        """Return how many lines of tenants' batches have not ended, by state."""
         line = batch_lines.c
         query = (
             select(line.state, func.count())
             .join(batches, batches.c.id == line.batch)
             .where(batches.c.status.not_in(FINAL_STATUSES), line.state.in_(_UNFINISHED))
+            .where(batches.c.endpoint != AUDIT)
             .group_by(line.state)
         )
         with self.database.read() as connection:
@@ -482,8 +508,9 @@ class BatchStore:
 
     def overview(self, now: datetime) -> list[TenantBatches]:
         """Return the batches of each tenant: those that have not ended, and those of a day."""
-        batch, line = batches.c, batch_lines.c
-        is_open = batch.status.not_in(FINAL_STATUSES)
+        batch, line, pending = batches.c, batch_lines.c, evidence_pending.c
+        is_own = batch.endpoint != AUDIT
+        is_open = and_(batch.status.not_in(FINAL_STATUSES), is_own)
         of_open = (
             select(batch.tenant, batch.status, func.count(), func.min(batch.created_at),
                    func.min(batch.expires_at))
@@ -501,17 +528,25 @@ class BatchStore:
         )
         of_ended = (
             select(batch.tenant, batch.status, func.count(), func.sum(batch.failed))
-            .where(~is_open, ended_at >= now - _RECENT)
+            .where(batch.status.in_(FINAL_STATUSES), is_own, ended_at >= now - _RECENT)
             .group_by(batch.tenant, batch.status)
         )
+        of_audits = select(
+            pending.tenant, func.count(), func.min(pending.drawn_at), func.sum(pending.worst_usd)
+        ).group_by(pending.tenant)
+        of_audit_batches = (
+            select(batch.tenant, batch.status, func.count())
+            .where(batch.status.not_in(FINAL_STATUSES), batch.endpoint == AUDIT)
+            .group_by(batch.tenant, batch.status)
+        )
+        queries = (of_open, of_lines, of_ended, of_audits, of_audit_batches)
         with self.database.read() as connection:
-            opened, lines, ended = (
-                connection.execute(query).all() for query in (of_open, of_lines, of_ended)
-            )
+            opened, lines, ended, *audits = (connection.execute(one).all() for one in queries)
         found = []
-        for tenant in sorted({row.tenant for row in (*opened, *ended)}):
-            mine, states, done = (
-                [row for row in rows if row.tenant == tenant] for rows in (opened, lines, ended)
+        for tenant in sorted({row.tenant for rows in (opened, ended, *audits) for row in rows}):
+            mine, states, done, awaited, carrying = (
+                [row for row in rows if row.tenant == tenant]
+                for rows in (opened, lines, ended, *audits)
             )
             held = [usd for _, state, _, usd in states if state in _HELD_STATES and usd is not None]
             found.append(
@@ -524,6 +559,7 @@ class BatchStore:
                     sum(held, Decimal(0)),
                     {row.status: row[2] for row in done},
                     sum(int(row[3] or 0) for row in done),
+                    _audits_of(awaited, carrying),
                 )
             )
         return found
@@ -647,7 +683,9 @@ def require_lease(connection: Connection, holder: str) -> None:
 
 
 def _row(connection: Connection, tenant: str, batch: str) -> Row[Any]:
-    query = select(batches).where(batches.c.id == batch, batches.c.tenant == tenant)
+    query = select(batches).where(
+        batches.c.id == batch, batches.c.tenant == tenant, batches.c.endpoint != AUDIT
+    )
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound(
@@ -681,6 +719,15 @@ def _stop(
     if reason != "expired":
         values |= {"status": "cancelling", "cancelling_at": now}
     connection.execute(update(batches).where(batches.c.id == batch).values(**values))
+
+
+def _audits_of(awaited: Sequence[Any], carrying: Sequence[Any]) -> TenantAudits:
+    """Return a tenant's audits. awaited: one row or none. carrying: batches by status."""
+    statuses = {row.status: row[2] for row in carrying}
+    if not awaited:
+        return TenantAudits(statuses=statuses)
+    _, count, oldest_at, usd = awaited[0]
+    return TenantAudits(count, oldest_at, usd, statuses)
 
 
 def _states(connection: Connection, batch: str) -> Counter[str]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from serving.batch.audits import AuditBatches, AuditResult
 from serving.batch.blobs import BlobStore
 from serving.batch.files import FileStore
 from serving.batch.line_work import Fence, LineWork, ProvidedAnswer
@@ -27,6 +28,7 @@ from serving.batch.provider_batches import (
     ProviderLine,
     ProviderLineResult,
     Uncertain,
+    checked_spent,
     may_leave_batch,
 )
 from serving.batch.runner import LineRunner, unrun_text
@@ -50,8 +52,8 @@ from serving.contracts.frontier import FrontierCall
 from serving.contracts.ledger import CallEnd, Caller, Entry, OpenCall
 from serving.contracts.prices import BATCH
 from serving.evidence.heads.cipher import UnreadableContent
-from serving.frontier.frontier import FrontierStack
-from serving.frontier.spent import NOTHING, UNKNOWN, Spent
+from serving.frontier.frontier import BatchRequest, FrontierStack
+from serving.frontier.spent import NOTHING, UNKNOWN, RequestFacts, Spent
 from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.plan import FrontierPlan, Policy, choose_plan
 from serving.pipeline.read import read_chat
@@ -118,6 +120,7 @@ class SubmissionParts:
     max_inputs: int
     now: Callable[[], datetime]
     slack: Slack
+    audits: AuditBatches
     cache: CacheAccess | None = None
 
 
@@ -335,7 +338,7 @@ class Submissions:
             elif error is not None:
                 raise error
             elif isinstance(request, NarrowgateError):
-                found.ends.append(self._parts.runner.refused(line, request, Decimal(0)))
+                found.ends.append(self._refused(batch, line, request))
             else:
                 found.lines.append(ProviderLine(line.request_id, request.body))
                 found.size += request.size
@@ -364,6 +367,12 @@ class Submissions:
     async def _prepared(self, batch: ActiveBatch, lines: Sequence[ClaimedLine]) -> list[_Prepared]:
         """Return lines as their provider gets them, or why they cannot be sent. In a thread."""
         parts = self._parts
+        if batch.is_audit:
+            return [
+                (line, one) if isinstance(one, NarrowgateError)
+                else (line, _Request(one.body, one.worst_case_usd, line.length))
+                for line, one in await self._run(parts.audits.requests, batch, lines)
+            ]  # fmt: skip
 
         def prepare() -> list[_Prepared]:
             stored = parts.store.requests(batch.id, [line.number for line in lines])
@@ -407,6 +416,9 @@ class Submissions:
         await entry.open_call(target, request.worst_usd, Deadline.after(_PREPARE_S))
 
     def _entry(self, batch: ActiveBatch, line: ClaimedLine) -> Entry:
+        if batch.is_audit:
+            name = batch.metadata["task"]
+            return self._parts.ledger.entry(batch.caller, line.request_id, "audit", name, 0)
         task = batch.endpoint.removeprefix(TASK_PREFIX)
         is_task = task != batch.endpoint
         return self._parts.ledger.entry(
@@ -579,6 +591,9 @@ class Submissions:
         if not chosen:
             return
         rows = await self._rows(batch, [line for line, _ in chosen], one.created_at)
+        if batch.is_audit:
+            await self._audited(one, batch, chosen, rows)
+            return
         answered = [(line, result) for line, result in chosen if result.document is not None]
         ends, last = await self._answered(one, batch, answered, rows), None
         for line, result in chosen:
@@ -591,6 +606,62 @@ class Submissions:
         if last is not None:
             await last.written()
         await self._write(one.id, ends)
+
+    async def _audited(
+        self,
+        one: Submission,
+        batch: ActiveBatch,
+        found: Sequence[tuple[ClaimedLine, ProviderLineResult]],
+        rows: Mapping[str, LedgerRows],
+    ) -> None:
+        """Close the ledger's calls of audits, write their verdicts, then end their lines."""
+        audits = self._parts.audits
+        asked = dict(await self._run(audits.requests, batch, [line for line, _ in found]))
+        ends: list[LineEnd] = []
+        last: Entry | None = None
+        for line, result in found:
+            row, request, cost = rows.get(line.request_id), asked[line], None
+            if row is not None and result.document is not None:
+                facts = request.facts if isinstance(request, BatchRequest) else None
+                cost, entry = self._closed_answer(one, row, result, facts)
+                last = entry or last
+            elif row is not None:
+                cost, entry = self._closed(one, row, result, result.spent)
+                last = entry or last
+            ends.append(self._end(batch, line, result, result.spent, cost))
+        if last is not None:
+            await last.written()
+        # Before the lines end: a crash in between has the results read again.
+        await audits.settle(self._run, [
+            AuditResult(line.custom_id, result, end.cost_usd)
+            for (line, result), end in zip(found, ends, strict=True)
+            if end.state in ("succeeded", "failed")
+        ])  # fmt: skip
+        await self._write(one.id, ends)
+
+    def _closed_answer(
+        self,
+        one: Submission,
+        rows: LedgerRows,
+        result: ProviderLineResult,
+        facts: RequestFacts | None,
+    ) -> tuple[Decimal | None, Entry | None]:
+        """Close the call and the entry of an answered audit; return its cost, and the entry."""
+        if rows.call["state"] == "closed":
+            # An earlier process had taken this result in.
+            return rows.call["cost_usd"], None
+        parts, target = self._parts, f"{one.provider}/{one.model}"
+        entry, call = parts.ledger.resumed(rows.exit, rows.call)
+        elapsed_s = (parts.now() - one.created_at).total_seconds()
+        spent = result.spent if facts is None else checked_spent(result, facts)
+        call.close(CallEnd("ok", spent.usage, spent.source, elapsed_s, BATCH))
+        exit_ = Exit(
+            rows.exit["request_id"], "audit", rows.exit["task"], "frontier", "audit", target,
+            spent.usage, elapsed_s, service_tier=BATCH,
+        )  # fmt: skip
+        cost = entry.close(exit_)
+        parts.observer.input_finished(exit_, cost)
+        return (rows.call["held_usd"] if cost is None else cost), entry
 
     async def _answered(
         self,
@@ -702,11 +773,12 @@ class Submissions:
         parts, target = self._parts, f"{one.provider}/{one.model}"
         entry, call = parts.ledger.resumed(rows.exit, rows.call)
         elapsed_s = (parts.now() - one.created_at).total_seconds()
-        code = _code(result, spent)
+        code, endpoint = _code(result, spent), rows.exit["endpoint"]
         call.close(CallEnd(code, spent.usage, spent.source, elapsed_s, BATCH))
         exit_ = Exit(
-            rows.exit["request_id"], rows.exit["endpoint"], rows.exit["task"], "none", "requested",
-            target, None, elapsed_s, valid=False, error=code,
+            rows.exit["request_id"], endpoint, rows.exit["task"], "none",
+            "audit" if endpoint == "audit" else "requested", target, None, elapsed_s, valid=False,
+            error=code,
         )  # fmt: skip
         cost = entry.close(exit_)
         if code != DEFERRED:
@@ -721,7 +793,7 @@ class Submissions:
         spent: Spent,
         cost: Decimal | None,
     ) -> LineEnd:
-        """Return the end of a line without an answer."""
+        """Return the end of a line without an answer, or of an audit."""
         runner = self._parts.runner
         if batch.stopped is None and spent is NOTHING and self._may_repeat(line, result):
             # The first time at once: the deadline may be near.
@@ -732,6 +804,13 @@ class Submissions:
             state = "expired" if batch.stopped == "expired" else "cancelled"
             code = "batch_expired" if state == "expired" else "batch_cancelled"
             return LineEnd(line.batch, line.number, state, error=code, cost_usd=cost)  # type: ignore[arg-type]
+        if batch.is_audit:
+            # An answer is in the verdict alone.
+            is_answered = result.document is not None
+            return LineEnd(
+                line.batch, line.number, "succeeded" if is_answered else "failed",
+                error=None if is_answered else _code(result, spent), cost_usd=cost,
+            )  # fmt: skip
         if result.error is not None:
             return runner.refused(line, result.error, cost)
         text = unrun_text(line.request_id, line.custom_id, _UNKNOWN_CODE, _UNKNOWN_TEXT)
@@ -775,11 +854,17 @@ class Submissions:
             ends = [
                 _again(line, None if error is None else error.code, again_at)
                 if error is None or (retry and line.attempt < parts.settings.max_attempts)
-                else parts.runner.refused(line, error, Decimal(0))
+                else self._refused(batch, line, error)
                 for line in some
             ]
             await self._write(key, ends)
         await self._run(parts.store.mark, key, "abandoned", parts.now(), None)
+
+    def _refused(self, batch: ActiveBatch, line: ClaimedLine, error: NarrowgateError) -> LineEnd:
+        """Return the end of a line that cost nothing."""
+        if batch.is_audit:
+            return LineEnd(line.batch, line.number, "failed", error=error.code, cost_usd=Decimal(0))
+        return self._parts.runner.refused(line, error, Decimal(0))
 
     async def _write(self, submission: str, ends: Sequence[LineEnd]) -> None:
         await self._run(self._parts.store.end_lines, submission, ends)

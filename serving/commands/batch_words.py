@@ -80,11 +80,21 @@ def print_overview(tenants: Sequence[Mapping[str, Any]], now_s: float) -> None:
             "held": _usd(one.get("held_usd")),
             "ended in a day": _counted(one.get("ended_last_day")),
             "lines without an answer in a day": str(one.get("unanswered_last_day") or 0),
+            "audits awaited": _audits(one.get("audits") or {}, now_s),
         }
         console.print(str(one.get("tenant")), markup=False)
         for name, value in facts.items():
             if value is not None:
                 console.print(f"  {name + ':':<34} {value}", markup=False)
+
+
+def _audits(found: Mapping[str, Any], now_s: float) -> str | None:
+    """Return what waits for a provider's batch; None where nothing does."""
+    oldest = found.get("oldest_drawn_at")
+    if not found.get("awaited"):
+        return None
+    age = "" if oldest is None else f", the oldest for {_age(now_s - oldest)}"
+    return f"{found['awaited']}{age}; at most {_usd(found.get('worst_usd'))}"
 
 
 def _counted(counts: Mapping[str, int] | None) -> str:

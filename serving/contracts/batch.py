@@ -195,13 +195,27 @@ class PageRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantAudits:
+    """Audits of one tenant that wait for a provider's batch.
+
+    awaited: inputs without a verdict. oldest_at: their first draw. worst_usd: worst case of their
+    calls together. statuses: batches of audits that have not ended, by status.
+    """
+
+    awaited: int = 0
+    oldest_at: datetime | None = None
+    worst_usd: Decimal = Decimal(0)
+    statuses: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class TenantBatches:
     """One tenant's batches, for the operator.
 
     statuses: batches that have not ended, by status. lines: theirs, by state. oldest_at: creation
     of the oldest of them. first_deadline: the earliest. held_usd: worst case of lines in progress
     and in providers' batches. ended: batches of the last day by status; unanswered: their lines
-    without an answer.
+    without an answer. audits: which the tenant does not see; they are part of nothing else here.
     """
 
     tenant: str
@@ -212,6 +226,7 @@ class TenantBatches:
     held_usd: Decimal
     ended: Mapping[str, int]
     unanswered: int
+    audits: TenantAudits = TenantAudits()
 
 
 class Upload(Protocol):

@@ -9,7 +9,34 @@ from serving.contracts.frontier_settings import FrontierModelName, ProviderName
 from serving.contracts.head_settings import HeadSettings
 from serving.contracts.setting_types import SettingFile, UsdAmount
 
+WINDOW_H = 25.0
+"""Longest time from the sending of a provider's batch to its results: the 24 hours that providers
+promise, and an hour to cancel what is late and to read the results."""
+
 TenantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+
+class AuditSettings(BaseModel):
+    """When the reference is asked about accepted answers of tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["now", "batch"] = Field(
+        default="now",
+        description="now: each audit at once. batch: by the reference's batch API, at its batch "
+        "price, within about a day",
+    )
+    collect_s: float = Field(
+        default=3600.0,
+        ge=1.0,
+        le=43_200.0,
+        description="time for which audits are collected before they are sent as one batch",
+    )
+
+    @property
+    def longest_h(self) -> float:
+        """Return the hours within which an audit that is collected has its verdict."""
+        return WINDOW_H + self.collect_s / 3600.0
 
 
 class EvidenceSettings(BaseModel):
@@ -152,6 +179,9 @@ class EvidenceSettings(BaseModel):
     deadline_s: float = Field(
         default=30.0, gt=0.0, le=600.0, description="for one audit; then its verdict is missing"
     )
+    audit: AuditSettings = Field(
+        default_factory=AuditSettings, description="when accepted answers are audited"
+    )
 
     heads: bool = Field(
         default=True, description="learn heads for classification tasks from reference labels"
@@ -190,6 +220,13 @@ class EvidenceSettings(BaseModel):
             raise ValueError(f"min_span_h ({self.min_span_h}) is above max_span_h")
         if self.refresh_s > self.max_snapshot_age_s:
             raise ValueError(f"refresh_s ({self.refresh_s}) is above max_snapshot_age_s")
+        least_h = self.audit.longest_h
+        if self.audit.mode == "batch" and self.max_silence_h <= least_h:
+            raise ValueError(
+                f"max_silence_h is {self.max_silence_h:g}, and with audit.mode: batch an audit may "
+                f"take {least_h:g} hours: set evidence.max_silence_h above that, such as "
+                f"{2 * least_h:.0f}, or evidence.audit.mode: now"
+            )
         seen: dict[str, str] = {}
         for pool, tenants in self.pools.items():
             for tenant in tenants:

@@ -290,6 +290,27 @@ class Settings(_Frozen):
         for provider in (*(evidence.providers or ()), *reference):
             if provider not in providers:
                 raise ValueError(f"evidence: provider {provider!r} is not one of {providers}")
+        if evidence.enabled and evidence.audit.mode == "batch":
+            self._check_batch_audits()
+
+    def _check_batch_audits(self) -> None:
+        """Raise ValueError where audits are to go into batches that cannot be made."""
+        if not self.batch.enabled:
+            raise ValueError(
+                "evidence.audit.mode is 'batch', and batch.enabled is false: set batch.enabled: "
+                "true, or evidence.audit.mode: now"
+            )
+        named = self.evidence.reference
+        targets = self.frontier.tiers[self.routing.task_tier] if named is None else (named,)
+        for target in targets:
+            provider = self.frontier.providers.get(target.split("/")[0])
+            if provider is not None and not provider.has_batches:
+                raise ValueError(
+                    f"evidence.audit.mode is 'batch', and the provider of {target!r}, which may be "
+                    f"the reference, has no batch API: set frontier.providers."
+                    f"{target.split('/')[0]}.batch: true where it has one, name another "
+                    "evidence.reference, or set evidence.audit.mode: now"
+                )
 
     def model_for(self, task: str) -> str | None:
         """Return the id of the model that answers a task; None without any local model."""

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from serving.contracts.errors import LedgerUnavailable
 from serving.contracts.evidence import Audit
+from serving.evidence.pending_audits import PendingAudit, PendingAudits
 from serving.evidence.store import Definition, EvidenceStore
 from serving.ledger.database import blames_row
 
@@ -26,20 +27,28 @@ class _Drawn:
     audit: Audit
 
 
-_Pending = Definition | _Drawn | Audit
+_Pending = Definition | _Drawn | PendingAudit | Audit
 
 
 class EvidenceAppender:
     """A queue in memory and one task that writes it. appended: called after rows were written.
+
+    deferred: keeps audits that wait for a provider's batch; None where each is asked at once.
 
     A crash loses pending rows, at most a few tenths of a second. While the database is
     unreachable rows wait; beyond 10,000, the oldest are dropped and counted in `lost`. So is a row
     that the database refuses: it does not keep the others back.
     """
 
-    def __init__(self, store: EvidenceStore, appended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: EvidenceStore,
+        appended: Callable[[], None],
+        deferred: PendingAudits | None = None,
+    ) -> None:
         self._store = store
         self._appended = appended
+        self._deferred = deferred
         self._pending: deque[_Pending] = deque()
         self._woken = asyncio.Event()
         self.lost = 0
@@ -51,6 +60,10 @@ class EvidenceAppender:
     def draw(self, audit: Audit) -> None:
         """Queue an input that is to be audited."""
         self._add(_Drawn(audit))
+
+    def defer(self, found: PendingAudit) -> None:
+        """Queue an audit that waits for a provider's batch."""
+        self._add(found)
 
     def append(self, audit: Audit) -> None:
         """Queue a verdict."""
@@ -115,4 +128,7 @@ class EvidenceAppender:
         # In this order: a claim before its rows, a draw before the verdict that removes it.
         self._store.register([row for row in batch if isinstance(row, Definition)])
         self._store.draw([row.audit for row in batch if isinstance(row, _Drawn)])
+        if waiting := [row for row in batch if isinstance(row, PendingAudit)]:
+            assert self._deferred is not None
+            self._deferred.defer(waiting)
         self._store.append([row for row in batch if isinstance(row, Audit)])

@@ -433,7 +433,9 @@ class ClaimFold:
         self._count_accepted(audit)
         held = self._held
         if held is not None and audit.hypothesis == held.hypothesis and held.unjudged_since is None:
-            held.unjudged_since = audit.drawn_at
+            # A verdict that is given up was awaited since its draw, and that row said so then.
+            is_dropped = audit.verdict == "dropped"
+            held.unjudged_since = audit.judged_at if is_dropped else audit.drawn_at
 
     def _count_accepted(self, audit: Audit) -> None:
         if self._held is not None and audit.hypothesis == self._held.hypothesis:

@@ -21,7 +21,8 @@ from serving.contracts.evidence import (
     claim_id,
 )
 from serving.contracts.evidence_settings import EvidenceSettings
-from serving.contracts.ledger import Tenant
+from serving.contracts.ledger import Caller, Tenant
+from serving.contracts.routing import RequestOptions
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.candidates import AttestedModel, CandidateModel
 from serving.evidence.consent import consent_of
@@ -73,13 +74,15 @@ class Ruling:
 class LocalCounts:
     """What this process counts beside the claims. spent: as last read from the database.
 
-    judged_today: what comparing in shadow cost all replicas today, as last read. judged_here: what
-    it cost this process on a day. accepted: inputs that took the shortcut since the claim's last
-    row. dropped: audits not made, by
-    claim. unread: answers of the reference that are no evidence, by claim.
+    deferred_usd: worst case of audits that were deferred here since spent_today was read, which
+    includes earlier ones. judged_today: what comparing in shadow cost all replicas today, as last
+    read. judged_here: what it cost this process on a day. accepted: inputs that took the shortcut
+    since the claim's last row. dropped: audits not made, by claim. unread: answers of the reference
+    that are no evidence, by claim.
     """
 
     spent_today: Spent = field(default_factory=Spent)
+    deferred_usd: Decimal = Decimal(0)
     judged_today: Decimal = Decimal(0)
     judged_here: tuple[date, Decimal] = (date.min, Decimal(0))
     shadow_spent: Mapping[str, Spent] = field(default_factory=dict)
@@ -269,6 +272,17 @@ class Evidence:
         consent = consent_of(context.options, context.caller, tenant, self.settings, self.reference)
         return consent.allows(self.reference)
 
+    def may_still_send(self, tenant: str, reference: str) -> bool:
+        """Return whether an input that waited may go to the reference, as its tenant is now.
+
+        The request and its key allowed it when it was drawn. Raises LedgerUnavailable where tenants
+        are unknown.
+        """
+        caller = Caller(tenant)
+        flags = self._tenant_of(tenant)
+        consent = consent_of(RequestOptions(), caller, flags, self.settings, self.reference)
+        return consent.allows(reference)
+
     def _open(self, definition: Definition, claim: Claim | None) -> None:
         if claim is None or definition.id not in self._scopes:
             self._scopes[definition.id] = definition.scope
@@ -320,8 +334,12 @@ class Evidence:
         return self._now()
 
     def is_affordable(self) -> bool:
-        """Return whether the day's budget has room for an audit now."""
-        return is_affordable(self.counts.spent_today, self.settings, self._now())
+        """Return whether the day's budget has room for an audit now.
+
+        Audits that wait for a provider's batch count with their worst case until they are settled.
+        """
+        usd = self.counts.spent_today.today_usd + self.counts.deferred_usd
+        return is_affordable(Spent(today_usd=usd), self.settings, self._now())
 
     def may_judge(self) -> bool:
         """Return whether the day's budget of comparisons in shadow has room for another one."""

@@ -20,6 +20,7 @@ from serving.evidence.heads.keys import vector_cipher
 from serving.evidence.heads.service import HeadService
 from serving.evidence.kept_texts import KeptText, KeptTexts, purge_texts
 from serving.evidence.pacing import Spent
+from serving.evidence.pending_audits import PendingAudits
 from serving.evidence.rulings import Evidence
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.store import EvidenceStore
@@ -39,7 +40,8 @@ class EvidenceService:
 
     closers: called when it stops, before the last rows are written. watches: run beside it until it
     stops. heads: None where none are
-    learned. texts: None where none are kept.
+    learned. texts: None where none are kept. pending: audits that wait for a provider's batch; None
+    without a reference.
     """
 
     settings: EvidenceSettings
@@ -52,6 +54,7 @@ class EvidenceService:
     watches: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
     heads: HeadService | None = None
     texts: KeptTexts | None = None
+    pending: PendingAudits | None = None
 
     async def keep(self, found: KeptText) -> None:
         """Keep a text for people. While the database is unreachable it is not kept."""
@@ -98,11 +101,15 @@ class EvidenceService:
 
     def _read_spending(self) -> None:
         counts, now = self.evidence.counts, self.evidence.now()
+        deferred_usd = counts.deferred_usd
         midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         audits = self.store.spent_usd(midnight, "accepted", "refined")
         today = sum(audits.values(), Decimal(0))
+        if self.pending is not None:
+            today += self.pending.outstanding_usd()
         shadow = self.store.spent_usd(_EVER, "shadow")
         counts.spent_today = Spent(today_usd=today)
+        counts.deferred_usd -= deferred_usd
         counts.judged_today = self.store.judge_usd(midnight)
         counts.shadow_spent = {name: Spent(shadow_usd=usd) for name, usd in shadow.items()}
 
@@ -114,18 +121,25 @@ def build_evidence(
     tenant_of: Callable[[str], Tenant],
     events: EvidenceEvents,
     key: bytes,
+    state: Path | None = None,
 ) -> EvidenceService:
     """Return the service, not running yet. Its watch needs an event loop.
 
     reference: `provider/model` that judges, None without a key. key: digests texts and clients.
+    state: the folder with the key of pending audits; None where there are none. Blocking.
+    Raises InvalidKey.
     """
     store = EvidenceStore(database)
     snapshot = ClaimSnapshot(settings.max_snapshot_age_s)
     drift = DriftWatch()
     worker = EvidenceWorker(store, settings, snapshot, events, drift=drift)
-    appender = EvidenceAppender(store, worker.wake)
+    pending = None
+    if reference is not None and state is not None:
+        # Also where each is asked at once now: some may have been deferred before.
+        pending = PendingAudits(database, vector_cipher(state, settings.vector_key_file))
+    appender = EvidenceAppender(store, worker.wake, pending)
     evidence = Evidence(settings, snapshot, reference, tenant_of, appender.open, key, drift=drift)
-    return EvidenceService(settings, store, snapshot, worker, appender, evidence)
+    return EvidenceService(settings, store, snapshot, worker, appender, evidence, pending=pending)
 
 
 def kept_texts(settings: EvidenceSettings, database: Database, state: Path) -> KeptTexts | None:

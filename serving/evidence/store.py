@@ -35,6 +35,7 @@ from serving.ledger.schema import (
     evidence_draws,
     evidence_events,
     evidence_lease,
+    evidence_pending,
     evidence_sequence,
     evidence_states,
 )
@@ -129,22 +130,12 @@ class EvidenceStore:
         if not audits and not events:
             return []
         with self.database.begin() as connection:
-            next_ = _take(connection, len(audits) + len(events))
-            numbered = [replace(row, sequence=next_ + n) for n, row in enumerate(audits)]
-            written: list[Audit | ClaimEvent] = []
-            for audit in numbered:
-                if _insert(connection, evidence_audits, _row(audit)):
-                    written.append(audit)
-            for number, event in enumerate(events, next_ + len(audits)):
+            written: list[Audit | ClaimEvent] = [*append_audits(connection, audits)]
+            next_ = _take(connection, len(events)) if events else 0
+            for number, event in enumerate(events, next_):
                 event = replace(event, sequence=number)
                 connection.execute(evidence_events.insert(), _event_row(event))
                 written.append(event)
-            for audit in audits:
-                connection.execute(
-                    delete(evidence_draws).where(
-                        evidence_draws.c.claim == audit.claim, evidence_draws.c.input == audit.input
-                    )
-                )
         return written
 
     def rows_after(self, sequence: int, claim: str | None = None) -> list[Audit | ClaimEvent]:
@@ -173,7 +164,7 @@ class EvidenceStore:
             now = database_now(connection)
             until = now + timedelta(seconds=lease_s)
             row = {"id": 1, "holder": holder, "until": until}
-            if _insert(connection, evidence_lease, row):
+            if insert_row(connection, evidence_lease, row):
                 return True
             free = (evidence_lease.c.holder == holder) | (evidence_lease.c.until < now)
             values = update(evidence_lease).where(evidence_lease.c.id == 1, free)
@@ -196,7 +187,7 @@ class EvidenceStore:
                     .values(**values)
                 )
                 if not changed.rowcount:
-                    _insert(connection, evidence_states, {"claim": claim.id, **values})
+                    insert_row(connection, evidence_states, {"claim": claim.id, **values})
 
     def states(self) -> States:
         """Return the states as they were last written."""
@@ -242,7 +233,8 @@ class EvidenceStore:
         with self.database.begin() as connection:
             claims = connection.execute(select(evidence_audits.c.claim).where(chosen).distinct())
             touched = set(claims.scalars())
-            connection.execute(delete(evidence_draws).where(_chosen(evidence_draws, owner)))
+            for table in (evidence_draws, evidence_pending):
+                connection.execute(delete(table).where(_chosen(table, owner)))
             if owner.is_tenant:
                 count = connection.execute(delete(evidence_audits).where(chosen)).rowcount
                 touched -= _delete_claims(connection, owner.tenant)
@@ -278,6 +270,30 @@ class EvidenceStore:
         with self.database.read() as connection:
             rows = connection.execute(select(*columns).order_by(evidence_acts.c.at))
             return [(row.actor, row.act, row.subject, row.at) for row in rows]
+
+
+def append_audits(connection: Connection, audits: Sequence[Audit]) -> list[Audit]:
+    """Append verdicts as EvidenceStore.append does, within a transaction; return the new ones."""
+    if not audits:
+        return []
+    next_ = _take(connection, len(audits))
+    numbered = [replace(row, sequence=next_ + n) for n, row in enumerate(audits)]
+    written = [row for row in numbered if insert_row(connection, evidence_audits, _row(row))]
+    for audit in audits:
+        connection.execute(
+            delete(evidence_draws).where(
+                evidence_draws.c.claim == audit.claim, evidence_draws.c.input == audit.input
+            )
+        )
+    return written
+
+
+def find_audit(connection: Connection, claim: str, name: str) -> Audit | None:
+    """Return the row of an input of a claim; None where there is none."""
+    columns = evidence_audits.c
+    query = select(evidence_audits).where(columns.claim == claim, columns.input == name)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _audit(row)
 
 
 def _chosen(table: Table, owner: EvidenceOwner) -> ColumnElement[bool]:
@@ -321,7 +337,7 @@ def _forget(connection: Connection, chosen: ColumnElement[bool]) -> int:
     return len(rows)
 
 
-def _insert(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
+def insert_row(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
     """Insert a row unless its key exists; return whether it was new."""
     (key, *_) = table.primary_key.columns
     # Not rowcount: psycopg reports none for such an insert.

@@ -47,6 +47,23 @@ class BatchMetrics:
             "that runs them.",
             registry=registry,
         )
+        self._audits = Gauge(
+            "narrowgate_audits_awaited",
+            "Audits that wait for a provider's batch and have no verdict; of the replica that runs "
+            "batches.",
+            registry=registry,
+        )
+        self._audits_oldest = Gauge(
+            "narrowgate_audits_awaited_oldest_seconds",
+            "Time since the oldest of them was drawn, 0 without one; of the replica that runs "
+            "batches.",
+            registry=registry,
+        )
+        self._audits_usd = Gauge(
+            "narrowgate_audits_awaited_usd",
+            "Worst case of their calls, US dollars; of the replica that runs batches.",
+            registry=registry,
+        )
         self._leads = Gauge(
             "narrowgate_batch_leads", "1 on the replica that runs batches.", registry=registry
         )
@@ -79,6 +96,12 @@ class BatchMetrics:
         for state in _OPEN_STATES:
             self._open.labels(state).set(lines.get(state, 0))
         self._overdue.set(overdue_s)
+
+    def audits_awaited(self, audits: int, oldest_s: float, usd: Decimal) -> None:
+        """Record audits without a verdict, the age of the oldest, and their worst case."""
+        self._audits.set(audits)
+        self._audits_oldest.set(oldest_s)
+        self._audits_usd.set(float(usd))
 
     def batch_lane(self, *, leads: bool) -> None:
         """Record whether this replica runs batches."""

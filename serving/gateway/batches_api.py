@@ -93,7 +93,7 @@ async def cancel_batch(batch_id: str, lane: Lane, caller: Sender) -> dict[str, A
 # Authentication admits only admin keys to paths under /v1/admin.
 @router.get("/admin/batches", dependencies=[WHOLE_QUERY])
 async def show_all_batches(lane: Lane) -> dict[str, Any]:
-    """Show every tenant's batches: by status, lines by state, the oldest, the spend held."""
+    """Show every tenant's batches, and its audits that wait for a provider's batch."""
     found = await lane.overview()
     return {"object": "list", "data": [_tenant(one) for one in found]}
 
@@ -104,6 +104,10 @@ def _tenant(one: TenantBatches) -> dict[str, Any]:
         "oldest_created_at": _seconds(one.oldest_at),
         "first_deadline": _seconds(one.first_deadline), "held_usd": f"{one.held_usd:f}",
         "ended_last_day": dict(one.ended), "unanswered_last_day": one.unanswered,
+        "audits": {
+            "awaited": one.audits.awaited, "oldest_drawn_at": _seconds(one.audits.oldest_at),
+            "worst_usd": f"{one.audits.worst_usd:f}", "batches": dict(one.audits.statuses),
+        },
     }  # fmt: skip
 
 

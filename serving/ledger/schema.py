@@ -380,6 +380,29 @@ evidence_acts = Table(
     Column("at", UtcTime, nullable=False),
 )
 
+# Audits that wait for a provider's batch: an input with its local answers, until the reference's
+# answer to it is there. worst_usd: of the reference's call. batch: that it was collected into, NULL
+# before. content: the input, its answers and the audit's row without a verdict, encrypted.
+evidence_pending = Table(
+    "evidence_pending",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("claim", Text, nullable=False),
+    Column("input", Text, nullable=False),
+    Column("task", Text, nullable=False),
+    Column("reference", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key_id", Text),
+    Column("request_id", Text, nullable=False),
+    Column("end_user", Text),
+    Column("worst_usd", Usd, nullable=False),
+    Column("batch", Text),
+    Column("content", LargeBinary, nullable=False),
+    Column("drawn_at", UtcTime, nullable=False),
+    Index("evidence_pending_by_batch", "batch", "drawn_at"),
+    Index("evidence_pending_by_request", "request_id"),
+)
+
 # Texts of audited inputs, for people to label. rank: drawn at random; the lowest ranks of a claim
 # are kept, which is a random sample of its audited inputs. content: the text with its audit,
 # encrypted.

@@ -8,6 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from serving.contracts.answer import Answer, Value
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
 from serving.contracts.errors import (
@@ -22,10 +23,12 @@ from serving.contracts.evidence import Audit, Origin, Verdict
 from serving.contracts.frontier import OutputBounds
 from serving.contracts.requests import ChatRequest, Message
 from serving.contracts.routing import Reason, RequestOptions, Tier
+from serving.contracts.task_spec import TaskSpec
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.judge import JudgePrompt
 from serving.evidence.rulings import Evidence, Ruling
 from serving.pipeline.plan import FrontierPlan
+from serving.tasks.loss import loss_of
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +161,22 @@ class AuditWork:
         return RequestContext(
             audited.request_id, audited.caller, options or RequestOptions(), deadline
         )
+
+
+def loss_and_verdict(
+    spec: TaskSpec, answer: Answer | None, right: Value | None
+) -> tuple[float | None, Verdict]:
+    """Return the loss of an answer and the verdict on it.
+
+    answer: as served, None where nothing local answered. right: the reference's, None where it gave
+    none for reasons of the input.
+    """
+    if right is None:
+        return 1.0, "missing"
+    if answer is None:
+        return None, "different"
+    loss = loss_of(spec, answer.value, right, valid=answer.valid)
+    return loss, "same" if loss == 0.0 else "different"
 
 
 def judge_call(

@@ -20,24 +20,22 @@ from serving.contracts.errors import (
 )
 from serving.contracts.evidence import AWAITED, BASELINE_PREFIX, PEOPLE, Audit, Origin, Verdict
 from serving.contracts.requests import TaskBatch
-from serving.contracts.task_spec import ClassificationSpec, TaskSpec
+from serving.contracts.task_spec import ClassificationSpec
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.candidates import LocalView, judged, label_of
 from serving.evidence.heads.example_store import Source
 from serving.evidence.heads.service import LabelledInput
 from serving.evidence.kept_texts import KeptText, Proposed
 from serving.evidence.rulings import Evidence, Ruling
-from serving.pipeline.audit_work import OF_THE_INPUT, AuditWork, Drawn
+from serving.pipeline.audit_work import OF_THE_INPUT, AuditWork, Drawn, loss_and_verdict
+from serving.pipeline.deferred_audits import DeferredAudits, Keep, Learn
 from serving.pipeline.exit_recorder import ExitRecorder, Outcome, RequestRecord
 from serving.pipeline.plan import FrontierPlan, TaskPlan
 from serving.pipeline.runner import BoundTask, Runner
-from serving.tasks.loss import loss_of
 
 logger = logging.getLogger(__name__)
 
 Embed = Callable[[str], Awaitable[NDArray[np.float32]]]
-Learn = Callable[[LabelledInput], Awaitable[None]]
-Keep = Callable[[KeptText], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +84,8 @@ class Auditor(AuditWork):
     embed: returns a text's vector, None without one.
     learn: stores an input with the reference's answer, from which heads learn; None where none do.
     keep: keeps the text of an audited input for people to label; None where none are kept.
+    deferred: makes audits of accepted answers that wait for the reference's batch API; None where
+    each is asked at once.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Auditor(AuditWork):
         embed: Embed | None = None,
         learn: Learn | None = None,
         keep: Keep | None = None,
+        deferred: DeferredAudits | None = None,
     ) -> None:
         super().__init__(evidence, appender, "evidence.audit_failed")
         self._recorder = recorder
@@ -106,6 +107,7 @@ class Auditor(AuditWork):
         self._embed = embed
         self._learn = learn
         self._keep = keep
+        self._deferred = deferred
 
     def learns(self, bound: BoundTask) -> bool:
         """Return whether a head may earn the claim of a task that no local model may answer."""
@@ -134,7 +136,11 @@ class Auditor(AuditWork):
         if not one.is_affordable and not is_free:
             self._drop(one, origin)
             return
-        self._begin(one, origin, self._ask(one, origin, answer, local))
+        if self._deferred is None or is_free:
+            self._begin(one, origin, self._ask(one, origin, answer, local))
+        else:
+            work = self._defer(self._deferred, one, origin, answer, local)
+            self._begin(one, origin, work)
 
     def escalated(self, one: Observed, local: Answer | None, reference: Outcome) -> None:
         """Compare a local answer that was set aside with the reference's, which the client got."""
@@ -218,6 +224,27 @@ class Auditor(AuditWork):
             return
         await self._judge(one, origin, served, local, right, outcome.cost_usd)
 
+    async def _defer(
+        self,
+        deferred: DeferredAudits,
+        one: Observed,
+        origin: Origin,
+        served: Answer,
+        local: Answer | None,
+    ) -> None:
+        """Let an input wait for the reference's batch."""
+        view = LocalView(local, await self._vector(one.request.text), len(one.request.text))
+        row = self._row(one.drawn, origin, "dropped", None)
+        try:
+            found = deferred.pending(row, one.context, served, view, one.request)
+        except NarrowgateError as error:
+            logger.warning("evidence.not_deferred error=%s", error.code)
+            self._drop(one, origin)
+            return
+        self.evidence.counts.deferred_usd += found.worst_usd
+        accepted = self.evidence.counts.take_accepted(row.claim)
+        self._appender.defer(replace(found, audit=replace(row, accepted=accepted)))
+
     async def _run(self, runner: Runner[TaskBatch, TaskPlan], one: Observed) -> Outcome:
         """Return the outcome of an input on a local model, in the ledger as an audit."""
         context = self._context(one.context)
@@ -294,7 +321,7 @@ class Auditor(AuditWork):
             )  # fmt: skip
             scope = self.evidence.scope(one.ruling.name)
             await self._learn(LabelledInput(scope, spec, source, view, value))
-        loss, verdict = _loss(spec, served or local, value)
+        loss, verdict = loss_and_verdict(spec, served or local, value)
         row = self._row(one.drawn, origin, verdict, loss)
         shown = served or local
         row = replace(
@@ -366,14 +393,3 @@ def _right(outcome: Outcome, reference: str | None) -> "Value | _NoVerdict":
     if model != reference:
         return _NoVerdict("dropped")
     return content.value if content.valid else _NoVerdict("missing")
-
-
-def _loss(
-    spec: TaskSpec, answer: Answer | None, right: Value | None
-) -> tuple[float | None, Verdict]:
-    if right is None:
-        return 1.0, "missing"
-    if answer is None:
-        return None, "different"
-    loss = loss_of(spec, answer.value, right, valid=answer.valid)
-    return loss, "same" if loss == 0.0 else "different"

@@ -28,7 +28,10 @@ class KilledGateway:
 
     url: of the ledger's database; SQLite in the state folder where None. model: of every tier.
     has_batches: whether the provider's batches are used. settings: more of them, by section.
+    module: that is run as the process.
     """
+
+    module = "tests.integration.gateway_process"
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class KilledGateway:
         model: str = "openai/gpt-4.1",
         *,
         has_batches: bool = False,
-        **settings: dict[str, Any],
+        **settings: Any,
     ) -> None:
         self.folder = folder
         with socket.socket() as probe:
@@ -65,8 +68,8 @@ class KilledGateway:
         """Start and wait until it is ready. Raises RuntimeError with the log's end."""
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.gateway_process",
-                 "--config", str(self.config), "--port", str(self.port)],
+                [sys.executable, "-m", self.module, "--config", str(self.config),
+                 "--port", str(self.port)],
                 cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                 env={**os.environ, "OPENAI_API_KEY": KEY},
             )  # fmt: skip

@@ -26,7 +26,7 @@ from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.context_settings import ContextSettings
 from serving.contracts.errors import NarrowgateError
-from serving.contracts.evidence_settings import EvidenceSettings
+from serving.contracts.evidence_settings import AuditSettings, EvidenceSettings
 from serving.contracts.frontier_settings import (
     BoundSettings,
     BreakerSettings,
@@ -77,6 +77,7 @@ GROUPS: list[tuple[str, type[BaseModel]]] = [
     ("evidence.", EvidenceSettings),
     ("context.", ContextSettings),
     ("evidence.head.", HeadSettings),
+    ("evidence.audit.", AuditSettings),
     ("cache.", CacheSettings),
     ("tiers.", TiersSettings),
     ("batch.", BatchSettings),
