@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.timeout(1200)]
 
 _LIMIT_S = 90.0
 MODEL = "openai/gpt-4.1"
+LAST = "the last input"
 
 
 class AuditedGateway(KilledGateway):
@@ -130,7 +131,8 @@ def test_an_audit_is_settled_once_wherever_the_gateway_is_killed(
         monkeypatch.delenv("KILL_AT")
         running.start()
         wait(lambda: knows_the_claim(running), "the claim is not known")
-        ask(running, "the last input")
+        ask(running, LAST)
+        wait(lambda: LAST in asked(provider), "the last input is not sent")
         wait(lambda: count(database, evidence_pending) == 0, "audits stay pending")
         wait(lambda: count(database, evidence_draws) == 0, "draws stay open")
         running.kill()
@@ -146,6 +148,12 @@ def ends_by_itself(running: AuditedGateway, point: str) -> None:
     assert process.returncode == -signal.SIGKILL, running.log.read_text()[-3000:]
 
 
+def asked(provider: ProviderServer) -> Counter[str]:
+    """Return how often the reference was asked about each input in batches."""
+    seen = [one for one in provider.script.seen if one.batch_id is not None]
+    return Counter(one.body["messages"][-1]["content"] for one in seen)
+
+
 def check(store: EvidenceStore, database: Database, provider: ProviderServer) -> None:
     rows = drawn(store)
     awaited = {row.input.removesuffix("/awaited") for row in rows if row.verdict == "awaited"}
@@ -158,8 +166,7 @@ def check(store: EvidenceStore, database: Database, provider: ProviderServer) ->
     assert verdicts["same"] == len(awaited)
     assert verdicts.keys() <= {"awaited", "same", "dropped"}
     seen = [one for one in provider.script.seen if one.batch_id is not None]
-    texts = Counter(one.body["messages"][-1]["content"] for one in seen)
-    assert set(texts.values()) == {1}
+    assert set(asked(provider).values()) == {1}
     prices = PriceBook.load().of(MODEL)
     assert prices is not None
     base = prices.base
