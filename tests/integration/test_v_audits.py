@@ -79,8 +79,14 @@ def ask(running: AuditedGateway, text: str) -> None:
 
 def hold(running: AuditedGateway, store: EvidenceStore) -> None:
     """Bring the claim on TASK to be held, by rows."""
-    httpx.post(f"{running.url}/v1/tasks/{TASK}", json={"input": "first"}, timeout=30)
-    wait(store.definitions, "no claim was opened")
+
+    def is_open() -> bool:
+        # None is opened before the states of claims were read for the first time.
+        httpx.post(f"{running.url}/v1/tasks/{TASK}", json={"input": "first"}, timeout=30)
+        time.sleep(1.0)
+        return bool(store.definitions())
+
+    wait(is_open, "no claim was opened")
     (claim,) = store.definitions()
     store.append(events=[opening(claim.id)])
     store.append(earning_rows(claim))

@@ -117,10 +117,14 @@ class Audited:
 
     async def hold(self) -> str:
         """Bring the claim to be held, by rows; return its id."""
-        await self.ask("the first input")
+        found: list[Definition] = []
         async with asyncio.timeout(_LIMIT_S):
-            while not (found := await asyncio.to_thread(self.store.definitions)):
-                await asyncio.sleep(0.05)
+            while not found:
+                # No claim is opened before the states of claims were read for the first time.
+                await self.ask("the first input")
+                for _ in range(60):
+                    found = found or await asyncio.to_thread(self.store.definitions)
+                    await asyncio.sleep(0.0 if found else 0.05)
         (claim,) = found
         await asyncio.to_thread(self.store.append, (), [opening(claim.id)])
         await asyncio.to_thread(self.store.append, earning_rows(claim))
