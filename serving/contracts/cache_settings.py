@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serving.contracts.setting_types import SettingFile
+from serving.contracts.setting_types import SettingFile, SettingText
 
 TenantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Seconds = Annotated[float, Field(ge=1.0, le=31_536_000.0)]
@@ -71,10 +71,10 @@ class CacheSettings(BaseModel):
     excluded_tenants: tuple[TenantName, ...] = Field(
         default=(), description="tenants of whose requests nothing is looked up or stored"
     )
-    excluded_keys: tuple[str, ...] = Field(
+    excluded_keys: tuple[SettingText, ...] = Field(
         default=(), description="ids of API keys with whose requests nothing is looked up or stored"
     )
-    excluded_tasks: tuple[str, ...] = Field(
+    excluded_tasks: tuple[SettingText, ...] = Field(
         default=(), description="tasks whose answers are not looked up or stored, by name"
     )
     lookup_timeout_s: float = Field(

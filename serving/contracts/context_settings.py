@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.contracts.setting_types import SettingPath
+from serving.contracts.setting_types import SettingPath, SettingText
 
 PruningMode = Literal["off", "ratio", "threshold"]
 
@@ -25,7 +25,7 @@ class ContextSettings(BaseModel):
     ratio: float = Field(
         default=0.5, gt=0.0, le=1.0, description="share of a context's tokens that ratio keeps"
     )
-    tools: tuple[str, ...] = Field(
+    tools: tuple[SettingText, ...] = Field(
         default=(), description="tools whose results are context, such as search"
     )
     min_tokens: int = Field(

@@ -14,11 +14,12 @@ from pydantic import (
 )
 
 from serving.contracts.routing import TIERS, Tier
-from serving.contracts.setting_types import SettingFile
+from serving.contracts.setting_types import SettingFile, SettingText
 
 ProviderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 FrontierModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}/\S{1,200}$")]
 """`provider/model`, with the provider's name of the model."""
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 FieldPath = Annotated[str, Field(pattern=r"^[^.\s]{1,60}(\.[^.\s]{1,60}){0,9}$")]
 """A field's path in a request, without the places in lists: `top_a`, `messages.prefix`."""
 
@@ -50,7 +51,9 @@ class ProviderSettings(_Frozen):
     base_url: str | None = Field(
         default=None, pattern=r"^https?://", description="the vendor's own address where absent"
     )
-    api_key_env: str | None = Field(default=None, description="environment variable with the key")
+    api_key_env: VariableName | None = Field(
+        default=None, description="environment variable with the key"
+    )
     api_key_file: SettingFile | None = Field(
         default=None, description="file with the key, read at start"
     )
@@ -133,7 +136,7 @@ class PromptCacheSettings(_Frozen):
 
     enabled: bool = True
     automatic: bool = True
-    marker: str = Field(default="---CACHE_BREAK---", min_length=4, max_length=100)
+    marker: SettingText = Field(default="---CACHE_BREAK---", min_length=4, max_length=100)
     expected_reuses: float = Field(default=1.0, ge=0.0, le=1_000_000.0)
     tracked_prefixes: int = Field(default=256, ge=1, le=100_000)
 
@@ -149,8 +152,8 @@ class BoundSettings(_Frozen):
         default={"economy": 512, "standard": 1024, "frontier": 4096},
         description="tokens, including reasoning where the provider counts it as output",
     )
-    stop: tuple[str, ...] = ()
-    directive: str | None = Field(
+    stop: tuple[SettingText, ...] = ()
+    directive: SettingText | None = Field(
         default="Answer briefly: at most {words} words unless asked for more.",
         description="added to the system prompt; {words} is computed from max_tokens",
     )

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from serving.contracts.task_spec import folded_name
+
 _LONGEST_PATH = 4096
 _LONGEST_NAME = 255
 """Bytes of a path, and of one name in it, on Linux."""
@@ -20,7 +22,7 @@ def checked_path(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    if not value.strip():
+    if not folded_name(value):
         raise ValueError("it is blank; write a path, or leave it out")
     if value != value.strip():
         raise ValueError("it begins or ends with white space; remove it")
@@ -42,6 +44,17 @@ def _names_a_file(path: Path) -> Path:
         raise ValueError("it names a folder; write the path of a file")
     return path
 
+
+def _visible(value: str) -> str:
+    if not folded_name(value):
+        raise ValueError("it is blank; write a text, or leave it out")
+    if any(ord(char) < 32 and char not in "\n\t" for char in value):
+        raise ValueError("it holds a control character; remove it")
+    return value
+
+
+SettingText = Annotated[str, AfterValidator(_visible)]
+"""A text with a visible character."""
 
 SettingPath = Annotated[Path, BeforeValidator(checked_path)]
 SettingFile = Annotated[SettingPath, AfterValidator(_names_a_file)]

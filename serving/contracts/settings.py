@@ -16,7 +16,13 @@ from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
 from serving.contracts.routing_settings import RoutingSettings
-from serving.contracts.setting_types import ListenAddress, SettingFile, SettingPath, UsdAmount
+from serving.contracts.setting_types import (
+    ListenAddress,
+    SettingFile,
+    SettingPath,
+    SettingText,
+    UsdAmount,
+)
 from serving.contracts.task_spec import Name
 from serving.contracts.tiers_settings import TiersSettings
 
@@ -28,6 +34,9 @@ ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+AcceleratorType = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class CpuAccelerator(_Frozen):
@@ -46,7 +55,7 @@ class GpuAccelerator(_Frozen):
     """The engine on NVIDIA GPUs."""
 
     kind: Literal["gpu"]
-    type: str | None = Field(
+    type: AcceleratorType | None = Field(
         default="A10G",
         description="Ray accelerator type: A10G, L4, A100, H100, ...; null takes any GPU",
     )
@@ -88,7 +97,7 @@ class ModelSettings(_Frozen):
     """One served model; each is a deployment of its own."""
 
     id: ModelId = Field(description="name that clients use")
-    source: str = Field(
+    source: SettingText = Field(
         description="local folder, hub id, or bundled:smollm2-135m-instruct[@RECIPE] (made, and "
         "with a recipe gated, at the first start)"
     )

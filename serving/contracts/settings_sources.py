@@ -324,13 +324,27 @@ def _joined(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def _invalid(error: ValidationError, what: str, only: Any = None) -> InvalidSettings:
     problems = only or error.errors(include_url=False)
     shown = problems[:_SHOWN_PROBLEMS]
-    listed = "; ".join(f"{_dotted(item['loc'])}: {_words(item)}" for item in shown)
+    placed = [_placed(item) for item in shown]
+    listed = "; ".join(f"{place}: {words}" for place, words in placed)
     if len(shown) < len(problems):
         listed += f"; and {len(problems) - len(shown)} more"
-    return InvalidSettings(f"{what}: {listed}", field=_dotted(problems[0]["loc"]), fix=_LISTED)
+    return InvalidSettings(f"{what}: {listed}", field=placed[0][0], fix=_LISTED)
 
 
 _SHOWN_PROBLEMS = 10
+
+
+def _placed(problem: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the field of a problem, and what is wrong with it."""
+    location, words = problem["loc"], _words(problem)
+    # Our checks of a whole group name the field in it themselves.
+    named = _NAMED.fullmatch(words) if problem["type"] == "value_error" else None
+    if named is None:
+        return _dotted(location), words
+    return _dotted((*location, named["field"])), named["words"]
+
+
+_NAMED = re.compile(r"(?P<field>[a-z][a-z0-9_.-]*): (?P<words>.+)", re.DOTALL)
 
 
 def _words(problem: Mapping[str, Any]) -> str:

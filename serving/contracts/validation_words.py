@@ -14,6 +14,9 @@ _PATTERNS: Mapping[str, str] = {
     r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$": (
         "up to 128 letters, digits, dots, underscores, slashes and hyphens, a letter or digit first"
     ),
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$": "up to 64 letters, digits, dots, underscores and hyphens",
+    r"^[A-Za-z_][A-Za-z0-9_]{0,127}$": "the name of an environment variable",
+    r"^sha256-[0-9a-f]{64}$": "sha256- and 64 hexadecimal digits",
     r"^[a-z]{2}$": "two small letters, such as en",
     r"^\S(.*\S)?$": "one line without white space at its ends",
     r"^[0-9a-f]{40}$": "40 hexadecimal digits, 0 to 9 and a to f",

@@ -110,12 +110,29 @@ def test_every_number_has_a_least_and_a_largest_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
-@pytest.mark.parametrize("blank", ["", " ", "\t", "\u00a0"])
+@pytest.mark.parametrize("blank", ["", " ", "\t", "\u00a0", "\u200b"])
 def test_a_blank_path_is_not_the_current_folder(tmp_path: Path, path: str, blank: str) -> None:
     value = [blank] if "tuple" in str(FIELDS[path].annotation) else blank
     with pytest.raises(InvalidSettings, match="blank") as caught:
         load(tmp_path, document(path, value))
     assert path.partition(".")[0] in str(caught.value.field)
+
+
+TEXTS = [
+    "cache.excluded_keys", "cache.excluded_tasks", "context.tools", "frontier.bounds.directive",
+    "frontier.bounds.stop", "frontier.providers.openai.api_key_env", "models.0.accelerator.type",
+    "frontier.prompt_cache.marker", "models.0.source", "ledger.time_zone", "models.0.id",
+    "evidence.baseline", "tiers.judge", "ledger.reference_model",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TEXTS)
+def test_a_text_has_a_visible_character(tmp_path: Path, path: str) -> None:
+    for blank in ("", " ", " " * 5, "\u200b" * 5, "\x07" * 5):
+        value = [blank] if "tuple" in str(FIELDS[path].annotation) else blank
+        with pytest.raises(InvalidSettings) as caught:
+            load(tmp_path, document(path, value))
+        assert path.partition(".")[0] in str(caught.value.field)
 
 
 AMOUNTS = [name for name, field in FIELDS.items() if "Decimal" in str(field.annotation)]
