@@ -57,14 +57,22 @@ def load_settings(
 
 def _from_file(file: Path) -> dict[str, Any]:
     if not file.exists():
-        raise InvalidSettings(f"no settings file at {str(file)!r}", field="config")
+        raise InvalidSettings(
+            f"no settings file at {str(file)!r}", field="config", fix="correct the path of --config"
+        )
     try:
         content = parse_yaml(read_plain(file, _MOST_BYTES))
     except UnreadableYaml as error:
-        raise InvalidSettings(f"{str(file)!r} is {error}", field="config") from error
+        raise InvalidSettings(
+            f"{str(file)!r} is {error}",
+            field="config",
+            fix="write YAML in UTF-8; docs/settings.md says which values need quotes",
+        ) from error
     except OSError as error:
         raise InvalidSettings(
-            f"{str(file)!r} cannot be read: {error.strerror}", field="config"
+            f"{str(file)!r} cannot be read: {error.strerror}",
+            field="config",
+            fix="name a file that this user may read",
         ) from error
     if content is None:
         return {}

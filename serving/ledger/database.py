@@ -118,6 +118,10 @@ def database_url(url: SecretStr | None, state: Path) -> URL:
             field="ledger.url",
             fix="give postgresql://USER:PASSWORD@HOST/DATABASE, or leave it out for SQLite",
         )
+    if found.port is not None and not 1 <= found.port <= 65_535:
+        raise InvalidSettings(
+            f"ledger.url has the port {found.port}", field="ledger.url", fix="give 1 to 65535"
+        )
     return found.set(drivername="postgresql+psycopg")
 
 
