@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 HELP = "test a model against its 16-bit baseline, task by task, and sign the verdicts"
 _EXITS = {"pass": 0, "fail": 1, "inconclusive": 3}
 
+# A key has some 120 bytes.
+_MOST_KEY_BYTES = 2**16
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -153,7 +156,7 @@ def _run(args: argparse.Namespace) -> int:
     _refuse_bad_numbers(args)
     out = args.out or args.candidate
     refuse_unwritable_results(out)
-    pem = sys.stdin.buffer.read() if args.key == "-" else read_key(Path(args.key))
+    pem = sys.stdin.buffer.read(_MOST_KEY_BYTES) if args.key == "-" else read_key(Path(args.key))
     signer = load_signer(pem, "standard input" if args.key == "-" else repr(args.key))
     for name in ("baseline", "candidate"):
         refuse_no_checkpoint(getattr(args, name), field=name)

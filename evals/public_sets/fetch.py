@@ -15,6 +15,7 @@ from evals.public_sets.records import LOADERS, from_files, from_hub
 from evals.public_sets.selection import distinct, sample
 from evals.suite import SPEC_FILE
 from serving.contracts.errors import InvalidSuite
+from serving.contracts.plain_file import opened_plain
 from serving.contracts.task_spec import TaskSpec
 from serving.host.safe_write import refuse_used_output
 
@@ -41,7 +42,7 @@ def origin_of(
 ) -> Origin:
     """Return the origin of a fetch. Blocking: digests the files. Raises InvalidSuite."""
     _checked(name, revision, files)
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    digests = {path.name: _digest(path) for path in files}
     return Origin(SETS[name], revision, digests, limit, seed)
 
 
@@ -118,6 +119,16 @@ def datasheet(origin: Origin, number: int, spec: TaskSpec) -> str:
             "- licence: check it at the source before passing this folder on", "",
         ]
     )  # fmt: skip
+
+
+def _digest(path: Path) -> str:
+    try:
+        with opened_plain(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InvalidSuite(
+            f"{str(path)!r} cannot be read: {error.strerror}", field="file"
+        ) from error
 
 
 def _checked(name: str, revision: str | None, files: Sequence[Path]) -> PublicSet:

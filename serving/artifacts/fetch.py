@@ -22,6 +22,7 @@ from serving.contracts.errors import (
     MaterializationFailed,
     UnsuitableModel,
 )
+from serving.contracts.plain_file import opened_plain
 
 PREFIX = "sha256-"
 _CHUNK_BYTES = 2**20
@@ -47,7 +48,7 @@ class FolderStore:
         """Yield a file's bytes. Blocking. Raises MaterializationFailed."""
         path = self._folder / name
         try:
-            with path.open("rb") as file:
+            with opened_plain(path) as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     yield chunk
         except OSError as error:

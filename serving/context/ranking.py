@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.contracts.errors import InvalidSettings
-from serving.contracts.plain_file import read_plain_text
+from serving.contracts.plain_file import read_plain_text, unread_because
 from serving.embedding.token_vectors import TokenVectors
 
 Floats = NDArray[np.float32]
@@ -287,7 +287,8 @@ def load_models(file: Path | None = None) -> ModelFile:
         )
         found = ModelFile.model_validate_json(text)
     except (OSError, ValueError) as error:
-        kind = "not a context model" if isinstance(error, ValidationError) else "unreadable"
+        is_other = isinstance(error, ValidationError)
+        kind = "not a context model" if is_other else f"unreadable: {unread_because(error)}"
         raise InvalidSettings(
             f"{str(file)!r} is {kind}", field="context.model", fix="narrowgate context fit FILE"
         ) from error

@@ -42,6 +42,7 @@ def pipe(tmp_path: Path) -> Path:
 
 # Recipes and samples are told from others by their names.
 ENDINGS = {
+    "tasks": "tasks/a.yaml",
     "quantize --recipe": "recipe.yaml", "router train --evidence": "mmlu_routing.jsonl",
     "router evaluate": "mmlu_routing.jsonl",
 }  # fmt: skip
@@ -65,6 +66,11 @@ COMMANDS = {
     "verify --trust": "verify OK --trust FILE",
     "verify --attestation": "verify FOLDER --attestation FILE --trust KEY",
     "evidence replay": "evidence replay FILE --task topic --state STATE",
+    "context evaluate --model": "context evaluate --model FILE --state STATE",
+    "gate --key": "gate --baseline FOLDER --candidate FOLDER --suite builtin --key FILE",
+    "tasks": "tasks --tasks-dir TASKS",
+    "quantize --calibration": "quantize bundled:smollm2-135m-instruct --recipe int8-w8a8 --target "
+    "a10g --calibration FILE --out OUT --state STATE",
     "quantize --recipe": "quantize FOLDER --recipe FILE --out OUT --state STATE",
 }
 
@@ -75,13 +81,14 @@ def test_a_command_refuses_a_file_without_an_end(
     name: str, kind: str, pipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / ENDINGS.get(name, "file")
+    file.parent.mkdir(exist_ok=True)
     file.symlink_to("/dev/zero" if kind == "device" else pipe)
     log, folder, key = tmp_path / "log.jsonl", tmp_path / "model", tmp_path / "k.pub"
     log.write_text(json.dumps({"body": {"messages": [{"role": "user", "content": "Hi"}]}}) + "\n")
     folder.mkdir()
     generate_key(tmp_path / "k")
     named = {"FILE": file, "OK": log, "STATE": tmp_path / "state", "OUT": tmp_path / "out",
-             "FOLDER": folder, "KEY": key}  # fmt: skip
+             "FOLDER": folder, "KEY": key, "TASKS": tmp_path / "tasks"}  # fmt: skip
     words = [str(named.get(word, word)) for word in COMMANDS[name].split()]
     # What cannot be verified is not verified.
     assert main([*words, "--json"]) == (1 if name == "verify --attestation" else 2)
