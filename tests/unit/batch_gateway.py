@@ -27,7 +27,7 @@ from serving.tasks.catalog import load_specs
 from ..provider.server import ProviderServer
 from .authenticated import listening, opened
 from .frontier_kit import KEY
-from .made_encoder import place_encoder
+from .made_encoder import place_encoder, share_encoder
 
 MODEL = "openai/gpt-4.1"
 FINAL = ("completed", "failed", "expired", "cancelled")
@@ -131,6 +131,7 @@ async def running(
             return made[-1]
 
         patch.setattr(app, "Database", kept)
+        share_encoder(patch)
         gateway = app.Gateway(settings, dict(load_specs(None)), settings.state / "models.json")
     async with listening(gateway.__serve_build_asgi_app__()) as address:
         clients = {

@@ -3,7 +3,7 @@
 import gzip
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 from serving.cli import main
 from serving.savings.estimate import LEVERS, Sums
 from serving.savings.log_file import MOST_LINE_BYTES
+
+from .made_encoder import place_encoder, share_encoder
 
 MODEL = "claude-sonnet-5-5"
 NAME = f"anthropic/{MODEL}"
@@ -31,8 +33,12 @@ Audit = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("savings")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    found = tmp_path_factory.mktemp("savings")
+    place_encoder(found)
+    with pytest.MonkeyPatch.context() as patch:
+        share_encoder(patch)
+        yield found
 
 
 @pytest.fixture
