@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 
+from serving.batch.store import LeaseLost, LineEnd
 from serving.batch.submission_store import SubmissionStore
 from serving.batch.submissions import Submissions
 from serving.contracts.deadline import Deadline
@@ -324,6 +325,32 @@ async def test_lines_that_were_left_to_a_provider_survive_a_crash(
         batch = await second.ended(batch)
         assert len(answers(await second.results(batch))) == 6
     assert set(asked(provider).values()) == {1}
+
+
+async def test_answers_that_were_recorded_before_a_crash_are_recorded_once(
+    provider: ProviderServer, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_lines, stopped = SubmissionStore.end_lines, list[str]()
+
+    def stops_once(store: SubmissionStore, submission: str, ends: Sequence[LineEnd]) -> None:
+        if not stopped and any(end.state == "succeeded" for end in ends):
+            stopped.append(submission)
+            raise LeaseLost
+        end_lines(store, submission, ends)
+
+    monkeypatch.setattr(SubmissionStore, "end_lines", stops_once)
+    data = jsonl(*(chat_line(f"c{n}", f"Tell me about gate {n}.", model="auto") for n in range(6)))
+    async with started(provider, state) as gateway:
+        batch = await gateway.ended(await gateway.submit(data))
+        found = await gateway.results(batch)
+        rows = await exits_of(gateway)
+        assert await asyncio.to_thread(reconcile, gateway.database) == []
+    assert len(stopped) == 1
+    assert len(answers(found)) == 6
+    assert set(asked(provider).values()) == {1}
+    assert [row.outcome for row in rows] == ["answered"] * 6
+    cost = Decimal(batch.model_extra["narrowgate"]["cost_usd"])  # type: ignore[index]
+    assert cost == sum(row.cost_usd for row in rows) > 0
 
 
 async def test_requests_that_wait_are_not_shown_as_results(
