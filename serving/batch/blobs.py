@@ -7,10 +7,11 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.contracts.errors import NarrowgateError, NotFound
+from serving.contracts.errors import NarrowgateError, NotFound, StorageUnavailable
 from serving.evidence.heads.cipher import UnreadableContent, VectorCipher
 
 _CHUNK = 65_536
@@ -39,15 +40,18 @@ class BlobStore:
 
     def writer(self, tenant: str) -> "BlobWriter":
         """Begin a content; it has no name until it is kept."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return BlobWriter(self._folder / f".part-{secrets.token_hex(16)}", tenant, self._cipher)
+        with _written():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / f".part-{secrets.token_hex(16)}"
+            return BlobWriter(path, tenant, self._cipher)
 
     def keep(self, writer: "BlobWriter") -> Blob:
         """Give a written content its name. An equal content of the tenant is replaced."""
         blob = writer.close()
         place = self._place(blob.address)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        writer.path.replace(place)
+        with _written():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            writer.path.replace(place)
         return blob
 
     def delete(self, address: str) -> None:
@@ -125,7 +129,11 @@ class BlobWriter:
             self._file.write(self._name)
 
     def write(self, data: bytes) -> None:
-        """Append bytes."""
+        """Append bytes. Raises StorageUnavailable."""
+        with _written():
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
         self.bytes += len(data)
         self._digest.update(data)
         if self._cipher is None:
@@ -137,13 +145,17 @@ class BlobWriter:
             self._rest = self._rest[_CHUNK:]
 
     def close(self) -> Blob:
-        """Write what is pending to the disk and return what was written."""
-        if self._cipher is not None and self._rest:
-            self._seal(self._rest)
-            self._rest = b""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Write what is pending to the disk and return what was written.
+
+        Raises StorageUnavailable.
+        """
+        with _written():
+            if self._cipher is not None and self._rest:
+                self._seal(self._rest)
+                self._rest = b""
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         identity = f"{self._tenant}\x00{self._digest.hexdigest()}"
         if self._cipher is None:
             address = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()
@@ -154,14 +166,28 @@ class BlobWriter:
 
     def abandon(self) -> None:
         """Delete what was written. Does nothing after it was kept."""
-        self._file.close()
         self.path.unlink(missing_ok=True)
+        # It writes what is pending, and a disk that is full refuses that again.
+        with suppress(OSError):
+            self._file.close()
 
     def _seal(self, chunk: bytes) -> None:
         assert self._cipher is not None
         name = _chunk_name(self._tenant, self._name.hex(), self._index)
         self._file.write(self._cipher.encrypted(chunk, name))
         self._index += 1
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Raise StorageUnavailable for an error of the disk."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailable(
+            f"the files of the state folder cannot be written: {error.strerror}",
+            fix="retry later; the operator frees space in STATE/files, or repairs its disk",
+        ) from error
 
 
 def _chunk_name(tenant: str, blob: str, index: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from serving.batch.line_work import Fence, LineWork, NotedLedger
 from serving.batch.lines import LineFormat, LineRequest, read_line
-from serving.batch.store import ActiveBatch, ClaimedLine, LineEnd, StoredResult
+from serving.batch.store import LONGEST_PAUSE, ActiveBatch, ClaimedLine, LineEnd, StoredResult
 from serving.contracts.batch import Deferred, deferred
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.context import RequestContext
@@ -28,7 +28,6 @@ from serving.frontier.failures import may_be_billed
 from serving.pipeline.request_path import RequestPath
 from serving.pipeline.write import Reply
 
-_LONGEST_PAUSE_S = 60.0
 _SUFFIX = '}, "error": null}'
 
 
@@ -226,8 +225,8 @@ class LineRunner:
         if isinstance(error, MaxCostExceeded) and is_batch_limit and not noted.is_paid:
             raise error
         if line.attempt < self._settings.max_attempts and is_repeatable(error, noted):
-            pause_s = min(_LONGEST_PAUSE_S, error.retry_after_s or 2.0**line.attempt / 2)
-            again = now + timedelta(seconds=pause_s)
+            pause = timedelta(seconds=error.retry_after_s or 2.0**line.attempt / 2)
+            again = now + min(LONGEST_PAUSE, pause)
             if again < batch.expires_at:
                 return LineEnd(
                     line.batch, line.number, "waiting", error=error.code, not_before=again

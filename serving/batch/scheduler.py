@@ -47,6 +47,7 @@ from serving.contracts.errors import (
     MaxCostExceeded,
     NarrowgateError,
     NotFound,
+    StorageUnavailable,
 )
 
 logger = logging.getLogger(__name__)
@@ -372,6 +373,9 @@ class Scheduler:
                 logger.warning("batch.delayed id=%s error=LeaseLost", batch)
             except (LedgerUnavailable, SQLAlchemyError) as error:
                 logger.warning("batch.delayed id=%s error=%s", batch, type(error).__name__)
+            except StorageUnavailable as error:
+                logger.warning("batch.delayed id=%s error=%s", batch, error.message)
+                self._defective[batch.partition(" ")[0]] = self._parts.now() + _DEFECT_PAUSE
             except Exception:
                 # The process edge of a batch: another batch must not wait for it.
                 logger.exception("batch.failed id=%s", batch)

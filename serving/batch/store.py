@@ -15,6 +15,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Row,
     Update,
@@ -67,6 +68,10 @@ StopReason = Literal["cancelled", "expired", "budget_exceeded", "max_cost_exceed
 
 class LeaseLost(Exception):
     """Another process runs batches now."""
+
+
+LONGEST_PAUSE = timedelta(seconds=60)
+"""Of a line that is to be run again."""
 
 
 def is_lease_lost(error: Exception) -> bool:
@@ -283,9 +288,12 @@ class BatchStore:
             now = database_now(connection)
             row = {"id": 1, "holder": holder, "until": now + timedelta(seconds=lease_s)}
             connection.execute(insert_new(connection, batch_lease), [row])
+            # Beyond what a lease can have left: the clock was set back since.
+            latest = now + timedelta(seconds=2 * lease_s)
+            until = batch_lease.c.until
             taken = connection.execute(
                 update(batch_lease)
-                .where(or_(batch_lease.c.holder == holder, batch_lease.c.until <= now))
+                .where(or_(batch_lease.c.holder == holder, until <= now, until > latest))
                 .values(holder=holder, until=row["until"])
             )
             return bool(taken.rowcount)
@@ -355,7 +363,7 @@ class BatchStore:
                 select(batch_lines)
                 .where(
                     line.batch == batch, line.state == "waiting",
-                    or_(line.not_before.is_(None), line.not_before <= now),
+                    is_due(now),
                 )
                 .where(begun)
                 .order_by(line.number)
@@ -393,7 +401,7 @@ class BatchStore:
         line = batch_lines.c
         query = select(line.number).where(
             line.batch == batch, line.state == "waiting",
-            or_(line.not_before.is_(None), line.not_before <= now),
+            is_due(now),
         ).limit(1)  # fmt: skip
         with self.database.read() as connection:
             return connection.execute(query).first() is not None
@@ -672,6 +680,15 @@ def written(ends: Sequence[LineEnd]) -> Iterator[tuple[Update, list[dict[str, An
             row |= {"new_target": end.target, "new_worst": end.worst_usd}
         rows.setdefault(statement, []).append(row)
     yield from rows.items()
+
+
+def is_due(now: datetime) -> ColumnElement[bool]:
+    """Return whether a line need not wait any longer, as a condition of SQL.
+
+    A pause that is longer than any that is written comes of a clock that was set back.
+    """
+    not_before = batch_lines.c.not_before
+    return or_(not_before.is_(None), not_before <= now, not_before > now + 2 * LONGEST_PAUSE)
 
 
 def require_lease(connection: Connection, holder: str) -> None:

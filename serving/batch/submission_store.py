@@ -10,7 +10,7 @@ from uuid import uuid4
 from sqlalchemy import Row, and_, bindparam, case, func, or_, select, update
 
 from serving.batch.schema import batch_lines, batch_submissions
-from serving.batch.store import ClaimedLine, LineEnd, StoredResult, require_lease, written
+from serving.batch.store import ClaimedLine, LineEnd, StoredResult, is_due, require_lease, written
 from serving.ledger.database import Database
 from serving.ledger.schema import calls, exits
 
@@ -64,9 +64,7 @@ class SubmissionStore:
     def targets(self, batch: str, now: datetime) -> "dict[str, TargetLines]":
         """Return the open lines of a batch by the provider's model that they are for."""
         line = batch_lines.c
-        ready = and_(
-            line.state == "waiting", or_(line.not_before.is_(None), line.not_before <= now)
-        )
+        ready = and_(line.state == "waiting", is_due(now))
         first = and_(ready, line.attempt == 0)
         query = (
             select(line.target, func.sum(case((ready, 1), else_=0)),
@@ -133,7 +131,7 @@ class SubmissionStore:
                 select(*_CLAIMED)
                 .where(
                     line.batch == batch, line.state == "waiting", line.target == target,
-                    or_(line.not_before.is_(None), line.not_before <= now),
+                    is_due(now),
                 )
                 .order_by(line.number)
                 .limit(most)

@@ -172,7 +172,8 @@ class Submissions:
         self._run = run
         self._fence = fence
         self._told = ended
-        self._ask_at: dict[str, datetime] = {}
+        # By the event loop's clock, which no one sets back.
+        self._ask_at: dict[str, float] = {}
         self._incomplete: dict[str, tuple[datetime, int]] = {}
         self._cancelled: set[str] = set()
         self._hurried_at: dict[tuple[str, str], datetime] = {}
@@ -256,10 +257,10 @@ class Submissions:
                 if not one.batch:
                     await self._end_empty(one, provider)
                 continue
-            now = parts.now()
-            if now < self._ask_at.get(one.id, now) and not self._must_cancel(one, batch):
+            now_s = asyncio.get_running_loop().time()
+            if now_s < self._ask_at.get(one.id, now_s) and not self._must_cancel(one, batch):
                 continue
-            self._ask_at[one.id] = now + timedelta(seconds=parts.settings.provider_poll_s)
+            self._ask_at[one.id] = now_s + parts.settings.provider_poll_s
             try:
                 await self._follow(one, batch, provider)
             except FrontierError as error:
@@ -568,7 +569,7 @@ class Submissions:
         since, asks = self._incomplete.get(one.id, (now, 0))
         self._incomplete[one.id] = since, asks + 1
         pause_s = min(_LONGEST_PAUSE_S, self._parts.settings.provider_poll_s * 2.0**asks)
-        self._ask_at[one.id] = now + timedelta(seconds=pause_s)
+        self._ask_at[one.id] = asyncio.get_running_loop().time() + pause_s
         window = timedelta(seconds=provider.window_s)
         return now < min(since + _INCOMPLETE_FOR, one.created_at + window + _LOST_AFTER)
 

@@ -289,6 +289,12 @@ class LedgerUnavailable(Unavailable):
     code = "ledger_unavailable"
 
 
+class StorageUnavailable(Unavailable):
+    """The state folder's files cannot be written now: the disk is full, read-only or broken."""
+
+    code = "storage_unavailable"
+
+
 class ShuttingDown(Unavailable):
     """The server is shutting down and takes no new requests."""
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from serving.contracts.errors import FrontierInvalidResponse
 from serving.evidence.statistics.judged import JudgedPair, Preference, judged_pair
 
-JUDGE_VERSION = "1"
+JUDGE_VERSION = "2"
 """Of the prompt and the rules; a part of the scope of claims that they judge."""
 
 Agreement = Literal["same", "different", "undecided"]
@@ -172,7 +172,9 @@ def read_verdict(text: str, *, shortcut_first: bool) -> Preference:
     """
     found = _FENCED.fullmatch(text)
     try:
-        document = json.loads(text if found is None else found.group(1))
+        document = json.loads(
+            text if found is None else found.group(1), object_pairs_hook=_without_repeats
+        )
     except (ValueError, RecursionError):
         document = None
     for verdict, preference in _FIRST.items():
@@ -184,28 +186,55 @@ def read_verdict(text: str, *, shortcut_first: bool) -> Preference:
     )
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object. Raises ValueError where a key is written twice."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key is written twice")
+    return dict(pairs)
+
+
 _FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", re.DOTALL)
-_NUMBER = re.compile(r"[-\u2212]?\d+(?:[.,:/]\d+)*")
+_NUMBER = re.compile(r"(?<![\w.,:/])-?(?:0|[1-9]\d*)(?:\.\d+)?(?![\w.,:/]*\d)")
 _SHORT_CHARACTERS = 120
+# A sentence without its end says the same; "5." may be the fifth, and "x." a path.
+_END = re.compile(r"(?<=[^\W\d_]{2})\.\Z")
 
 
 def agreement_of(one: str, other: str, *, is_label: bool = False) -> Agreement:
     """Return whether two answers say the same, where rules can tell. Symmetric.
 
-    Labels are equal or not. Texts are the same where their words are, case and punctuation left
-    out; short texts with other numbers are different. The rest needs a judge.
+    Labels are equal or not. Texts are the same where they are equal but for spaces at the ends of
+    their lines and the full stop at their end: case, signs and punctuation may be what they say.
+    Short texts are different where they are equal but for their numbers, each of another value. The
+    rest needs a judge.
     """
     if is_label:
         return "same" if one.strip() == other.strip() else "different"
-    if _spoken(one) == _spoken(other):
+    plain = _plain(one), _plain(other)
+    if plain[0] == plain[1]:
         return "same"
-    numbers = [set(_NUMBER.findall(text)) for text in (one, other)]
-    is_short = max(len(one), len(other)) <= _SHORT_CHARACTERS
-    if is_short and all(numbers) and numbers[0].isdisjoint(numbers[1]):
-        return "different"
-    return "undecided"
+    is_short = max(map(len, plain)) <= _SHORT_CHARACTERS
+    return "different" if is_short and _differ_in_numbers(*plain) else "undecided"
 
 
-def _spoken(text: str) -> list[str]:
-    plain = unicodedata.normalize("NFC", text).casefold()
-    return re.findall(r"[^\W_]+(?:[.,'-][^\W_]+)*|[-+*/=<>%$€£°²³]", plain)
+def _plain(text: str) -> str:
+    normal = unicodedata.normalize("NFC", text).replace("\u2212", "-").strip()
+    return _END.sub("", "\n".join(line.rstrip() for line in normal.splitlines()))
+
+
+def _differ_in_numbers(one: str, other: str) -> bool:
+    """Return whether two texts are equal but for numbers, and none of these has the same value."""
+    if _NUMBER.sub("\0", one) != _NUMBER.sub("\0", other):
+        return False
+    pairs = list(zip(_NUMBER.findall(one), _NUMBER.findall(other), strict=True))
+    return bool(pairs) and not any(_may_be_equal(first, second) for first, second in pairs)
+
+
+def _may_be_equal(one: str, other: str) -> bool:
+    """Return whether two numbers are equal, or one is the other rounded."""
+    first, second = Decimal(one), Decimal(other)
+    steps = [Decimal(1).scaleb(int(value.as_tuple().exponent)) for value in (first, second)]
+    # Integers are counted; only what has decimal places was rounded.
+    nearest = max(steps) / 2 if min(steps) < 1 else Decimal(0)
+    # In half of the world 1.000 is a thousand.
+    return Decimal("0.001") in steps or abs(first - second) <= nearest

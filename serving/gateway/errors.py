@@ -41,6 +41,7 @@ STATUS: dict[type[errors.NarrowgateError], int] = {
     errors.ModelUnavailable: 503,
     errors.ModelFailed: 503,
     errors.LedgerUnavailable: 503,
+    errors.StorageUnavailable: 503,
     errors.ShuttingDown: 503,
     errors.DeadlineExceeded: 504,
     errors.FrontierNotConfigured: 503,

@@ -3,19 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from serving.batch.check import FileCheck
 from serving.batch.line_work import NotedLedger
 from serving.batch.recovery import paid_attempts
-from serving.batch.schema import batch_lines
+from serving.batch.schema import batch_lease, batch_lines
 from serving.batch.slack import Slack
 from serving.batch.store import BatchStore, LeaseLost, Limits, LineEnd
 from serving.contracts.batch import BatchOrder, Checked
@@ -214,6 +214,24 @@ def test_a_lease_that_another_process_had_meanwhile_is_not_kept(store: BatchStor
     store.release_lease("two")
     assert not store.keep_lease("one", 15.0)
     assert store.take_lease("one", 15.0)
+
+
+def test_a_clock_that_was_set_back_holds_neither_lease_nor_lines(
+    store: BatchStore, specs: Any
+) -> None:
+    batch = filled(store, 2, specs)
+    later = datetime.now(UTC) + timedelta(hours=1)
+    row = {"id": 1, "holder": "dead", "until": later}
+    with store.database.begin() as connection:
+        connection.execute(delete(batch_lease))
+        connection.execute(batch_lease.insert(), [row])
+    # A lease of 15 s cannot have an hour left.
+    assert store.take_lease("one", 15.0)
+    waits = batch_lines.c.number == 1
+    for pause, free in ((timedelta(seconds=30), [2]), (timedelta(hours=1), [1])):
+        with store.database.begin() as connection:
+            connection.execute(update(batch_lines).where(waits).values(not_before=NOW + pause))
+        assert [line.number for line in store.claim("one", batch, 9, NOW)] == free
 
 
 @pytest.mark.parametrize("checks", [0, 1])

@@ -3,7 +3,10 @@
 # ruff: noqa: ASYNC110  # it waits for what another thread says
 
 import asyncio
+import errno
 import io
+import os
+import resource
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import NotFoundError
+from openai import APIStatusError, NotFoundError
 from pydantic import SecretStr
 from rich.console import Console
 from sqlalchemy import delete, update
@@ -353,6 +356,49 @@ async def test_lines_that_the_provider_counts_as_not_run_go_back_to_the_plan(
     assert asked(provider) == Counter(f"question {n}" for n in range(10))
     rows = await settled_rows(gateway.database)
     assert sum(row.hold_usd for row in rows) == 0
+
+
+async def test_an_upload_that_the_disk_refuses_is_a_503_and_leaves_nothing(
+    gateway: Running, state: Path
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    client = gateway.acme.with_options(max_retries=0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 2**20, before[1]))
+    try:
+        with pytest.raises(APIStatusError) as caught:
+            await client.files.create(file=("in.jsonl", b"x" * 5 * 2**20), purpose="batch")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.status_code, caught.value.code) == (503, "storage_unavailable")
+    assert str(state) not in str(caught.value.body)
+    assert list((state / "files").rglob(".part-*")) == []
+    await client.files.create(file=("in.jsonl", b"x" * 5 * 2**20), purpose="batch")
+
+
+async def test_results_wait_for_a_disk_that_is_full(
+    gateway: Running, provider: ProviderServer, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, state: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("serving.batch.scheduler._DEFECT_PAUSE", timedelta(seconds=0.5))
+    batch = await gateway.submit(questions(3))
+    refused: list[int] = []
+
+    def full(file: int) -> None:
+        refused.append(file)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.batch.blobs.os.fsync", full)
+        async with asyncio.timeout(30):
+            while len(refused) < 3:
+                await asyncio.sleep(0.05)
+    delayed = [line for line in caplog.messages if line.startswith("batch.delayed")]
+    assert len(delayed) <= len(refused) <= len(delayed) + 1
+    assert "No space left" in delayed[0]
+    batch = await gateway.ended(batch)
+    assert len(answers(await gateway.results(batch))) == 3
+    assert set(asked(provider).values()) == {1}
+    assert list((state / "files").rglob(".part-*")) == []
 
 
 async def test_a_short_deadline_is_met_synchronously(

@@ -90,6 +90,7 @@ async def test_a_judge_that_follows_the_place_alone_finds_a_tie(place: str, how:
         "", "equal", "null", "[]", "{}", '{"verdict": "shortcut"}', '{"verdict": ["equal"]}',
         '{"verdict": "equal", "because": "x"}', 'Sure: {"verdict": "equal"}',
         '{"verdict": "equal"} {"verdict": "first_is_wrong"}', "[" * 100_000,
+        '{"verdict": "equal", "verdict": "second_is_wrong"}',
     ],
 )  # fmt: skip
 async def test_nonsense_is_no_verdict(text: str) -> None:
@@ -106,7 +107,7 @@ async def test_what_rules_tell_is_not_asked() -> None:
     async def ask(prompt: JudgePrompt) -> JudgeReply:
         raise AssertionError
 
-    same = await judge(JudgedAnswers("Where?", "In Paris.", "in paris"), ask)
+    same = await judge(JudgedAnswers("Where?", "In Paris.", "In Paris"), ask)
     assert same.pair is not None
     assert (same.pair.badly_worse, same.decided_by, same.cost_usd) == (0.0, "rule", Decimal(0))
     other = await judge(JudgedAnswers("How far?", "300 km", "500 km"), ask)
@@ -153,13 +154,38 @@ def test_rules_are_symmetric(one: str, other: str) -> None:
 @pytest.mark.parametrize(
     ("stored", "fresh", "expected"),
     [
-        ("It is Paris.", "it is Paris", "same"),
+        ("It is Paris.", "It is Paris", "same"),
+        ("It is Paris.\r\n", "  It is Paris", "same"),
+        ("\u22125", "-5", "same"),
         ("About 300 km.", "About 500 km.", "different"),
         ("It is Paris.", "It is Lyon.", "undecided"),
         ("-5", "5", "different"),
+        ("It takes 5 days.", "It takes 7 days", "different"),
+        ("3 of 4", "4 of 3", "different"),
+        ("3.1", "3.2", "different"),
+        ("It was 1998.", "It was 1999.", "different"),
         ("x > 1", "x < 1", "undecided"),
+    ]
+    + [
+        (*pair, "undecided")
+        for pair in [
+            ("x ≥ 3", "x ≤ 3"), ("✅", "❌"), ("👍", "👎"), ("a && b", "a || b"), ("C#", "C"),
+            ("if (!x) return;", "if (x) return;"), ("arr[1:]", "arr[:1]"), ("5!", "5"),
+            ("A → B", "A ← B"), ("∀x P(x)", "∃x P(x)"), ("p ∧ q", "p \u2228 q"), ("x ∈ A", "x ∉ A"),
+            ("~x", "x"), ("☑ done", "☐ done"), ("Increase ↑ 5", "Increase ↓ 5"), ("[^a]", "[a]"),
+            (r"\d", r"\D"), ("√2", "2"), ("∞", "∅"), ("rm -rf ./", "rm -rf /"), ("US", "us"),
+            ("(a+b)*c", "a+(b*c)"), ("5 mW", "5 MW"), ("", "🙂"), ("Yes.", "Yes?"), ("a/.", "a/"),
+            ("Polish", "polish"), ("x = {1}", "x = [1]"), ("no, stop", "no stop"), ("pH", "PH"),
+            ("if a:\n  b\nc", "if a:\n  b\n  c"), ("½", "¼"), ("5°", "5'"), ("a_b", "a b"),
+            # Numbers of one value, or of one that rules cannot tell.
+            ("1,000", "1000"), ("5", "5.0"), ("3.14", "3.1416"), ("3.14", "3"), ("1/2", "0.5"),
+            ("50%", "0.5"), ("$1,200", "1200 dollars"), ("10:30", "10.30"), ("07", "7"),
+            ("1.000", "1000"), ("1e3", "1000"), ("2,5 km", "2.5 km"), ("1990s", "1990"),
+            ("100°C", "212°F"), ("3 or 4", "4 or 5 or 6"), ("version 1.2.3", "version 1.2.4"),
+            ("5 of 7 days", "5 of 9 days"),
+        ]
     ],
-)
+)  # fmt: skip
 def test_answers_are_compared_by_rule_first(stored: str, fresh: str, expected: str) -> None:
     assert agreement_of(stored, fresh) == expected
     assert agreement_of(fresh, stored) == expected
