@@ -17,7 +17,6 @@ from zoneinfo import ZoneInfo
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 from ray import serve
-from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.serve.deployment import Application
 from ray.serve.schema import LoggingConfig
 
@@ -38,7 +37,7 @@ from serving.cache.similar import SimilarEntries
 from serving.context.lazy import LazyPruner
 from serving.contracts.frontier import Frontier
 from serving.contracts.ledger import Tenant
-from serving.contracts.no_telemetry import NO_TELEMETRY
+from serving.contracts.replica_process import REPLICA_ENVIRONMENT
 from serving.contracts.requests import ChatRequest
 from serving.contracts.settings import GatewaySettings, ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
@@ -57,7 +56,6 @@ from serving.gateway.context import GatewayContext
 from serving.gateway.http import build_http
 from serving.gateway.local_models import ConnectedModel, LocalModels, ReadStatuses
 from serving.gateway.metrics import Metrics
-from serving.gateway.replica_imports import leave_out_large_libraries
 from serving.ledger.access.directory import Directory
 from serving.ledger.answer_lengths import AnswerLengthStore
 from serving.ledger.build import build_ledger
@@ -99,10 +97,6 @@ from serving.tiers.planner import TierPlanner
 GATEWAY_DEPLOYMENT = "Gateway"
 _YOUNG_OBJECTS = 5_000
 """New objects, net of those that died, between two collections of the youngest; 700 in Python."""
-
-_BEFORE_IMPORTS = f"{leave_out_large_libraries.__module__}.{leave_out_large_libraries.__name__}"
-"""Runs in the replica's process before Ray Serve is imported there. Ray offers this to whole jobs
-only (worker_process_setup_hook), whose engines need these libraries; it reads this variable."""
 
 logger = logging.getLogger(__name__)
 
@@ -183,9 +177,7 @@ def gateway_options(gateway: GatewaySettings) -> dict[str, Any]:
         "max_replicas_per_node": gateway.max_replicas_per_node,
         "ray_actor_options": {
             "num_cpus": gateway.num_cpus,
-            "runtime_env": {
-                "env_vars": {**NO_TELEMETRY, WORKER_PROCESS_SETUP_HOOK_ENV_VAR: _BEFORE_IMPORTS}
-            },
+            "runtime_env": {"env_vars": REPLICA_ENVIRONMENT},
         },
         "graceful_shutdown_timeout_s": gateway.drain_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.2,

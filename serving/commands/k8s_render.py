@@ -36,9 +36,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Render; print, write or compare."""
+    from serving.contracts.errors import InvalidArgument
     from serving.kubernetes.digest import artifact_of
     from serving.kubernetes.render import render
 
+    if args.check and args.out is None:
+        raise InvalidArgument(
+            "--check compares with files, and --out names none",
+            field="--check",
+            fix="add --out DIR, the folder of the rendered files",
+        )
     files = render(args.settings, artifact_of(args.artifact), args.store).files()
     if args.out is None:
         _print(files, as_json=args.json)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,10 +14,11 @@ import yaml
 
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.plain_file import read_plain_text, unread_because
+from serving.contracts.replica_process import REPLICA_ENVIRONMENT
 from serving.contracts.settings import CpuAccelerator, Settings
 from serving.contracts.settings_sources import load_settings
 from serving.kubernetes.digest import PREFIX
-from serving.kubernetes.fitness import unfit_settings
+from serving.kubernetes.fitness import refuse_unfit_store, unfit_settings
 from serving.kubernetes.pods import (
     ARTIFACT,
     MODELS,
@@ -62,6 +64,7 @@ def render(file: Path, artifact: str, store: str) -> Rendered:
     sha256-HEX. store: folder or URL of the model store, as pods see it. Blocking. Raises
     InvalidSettings for settings that a cluster cannot run.
     """
+    refuse_unfit_store(store)
     text = _with_artifact(file, artifact)
     settings = load_settings(file, {}, {})
     for problem in unfit_settings(settings):
@@ -153,7 +156,8 @@ def _ray_service(parts: PodParts) -> Object:
         "minReplicas": settings.gateway.replicas,
         "maxReplicas": settings.gateway.replicas,
         "labels": {ROLE: "gateway"},
-        "resources": {"CPU": f"{max(1, round(settings.gateway.num_cpus))}"},
+        # Up: a replica that asks for more than its pod has is never placed.
+        "resources": {"CPU": f"{max(1, math.ceil(settings.gateway.num_cpus))}"},
         "rayStartParams": start_parameters(),
         "template": gateway_template(parts),
     }
@@ -205,7 +209,11 @@ def _ray_service(parts: PodParts) -> Object:
 def serve_config(parts: PodParts) -> Object:
     """Return serveConfigV2: one application, whose arguments name files and digests alone."""
     settings = parts.settings
-    options: Object = {"num_cpus": settings.gateway.num_cpus}
+    # They replace those of the code.
+    options: Object = {
+        "num_cpus": settings.gateway.num_cpus,
+        "runtime_env": {"env_vars": dict(REPLICA_ENVIRONMENT)},
+    }
     if not isinstance(parts.model.accelerator, CpuAccelerator) or settings.gateway.num_cpus:
         # Also the task that builds the application runs on these pods: they have the descriptions.
         options["label_selector"] = {ROLE: "gateway"}

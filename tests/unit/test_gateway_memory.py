@@ -7,6 +7,7 @@ import sys
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
 from serving.app import gateway_options
+from serving.contracts.replica_process import REPLICA_ENVIRONMENT
 from serving.contracts.settings import GatewaySettings
 
 UNUSED = ("torch", "transformers", "matplotlib", "scipy.stats", "scipy.optimize", "sklearn",
@@ -40,6 +41,7 @@ def test_importing_the_gateway_loads_no_large_library_that_it_may_not_use() -> N
 
 
 def test_a_replica_runs_without_torch_and_pandas() -> None:
-    options = gateway_options(GatewaySettings())["ray_actor_options"]
-    hook = options["runtime_env"]["env_vars"][WORKER_PROCESS_SETUP_HOOK_ENV_VAR]
+    hook = REPLICA_ENVIRONMENT[WORKER_PROCESS_SETUP_HOOK_ENV_VAR]
     assert output_of(_LEFT_OUT, hook) == "AutoTokenizer"
+    options = gateway_options(GatewaySettings())["ray_actor_options"]
+    assert options["runtime_env"]["env_vars"] == REPLICA_ENVIRONMENT

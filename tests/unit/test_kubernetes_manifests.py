@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from serving.artifacts.checkpoint import Checkpoint
+from serving.contracts.replica_process import REPLICA_ENVIRONMENT
 from serving.contracts.settings_sources import load_settings
 from serving.kubernetes.lint.manifests import read_manifests
 from serving.kubernetes.lint.rules import lint
@@ -148,6 +149,9 @@ def test_ray_accepts_the_serve_config(name: str) -> None:
     # A secret in these would be logged, shown, and kept by Ray.
     assert set(application.args) == {"settings", "settings_digest", "artifact"}
     (deployment,) = application.deployments
+    # These replace the options of the code.
+    replica = deployment.ray_actor_options.runtime_env["env_vars"]
+    assert replica == REPLICA_ENVIRONMENT
     labels = {group["labels"]["narrowgate.dev/role"]: group
               for group in spec["rayClusterConfig"]["workerGroupSpecs"]}  # fmt: skip
     wanted = deployment.ray_actor_options.label_selector["narrowgate.dev/role"]

@@ -1,5 +1,6 @@
 """`narrowgate k8s render`: settings that a cluster cannot run are refused by field."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.contracts.errors import InvalidRequest, InvalidSettings
+from serving.cli import main
+from serving.contracts.errors import InvalidArgument, InvalidRequest, InvalidSettings
 from serving.contracts.ledger_settings import LedgerSettings
 from serving.kubernetes.digest import artifact_of
 from serving.kubernetes.render import render
@@ -35,6 +37,22 @@ def edited(file: Path, change: Callable[[Any], object]) -> Path:
     [
         ("host", lambda s: s.update(host="127.0.0.1")),
         ("state", lambda s: s.update(state="state")),
+        ("state", lambda s: s.update(state="/")),
+        ("state", lambda s: s.update(state="/models")),
+        ("state", lambda s: s.update(state="/tmp/narrowgate")),  # noqa: S108  # in the pod
+        ("state", lambda s: s.update(state="/etc")),
+        ("port", lambda s: s.update(port=8080)),
+        ("port", lambda s: s.update(port=6379)),
+        ("metrics_port", lambda s: s.update(port=8000, metrics_port=8000)),
+        ("metrics_port", lambda s: s.update(metrics_port=8265)),
+        (
+            "cache.encryption_key_file",
+            lambda s: s.update(cache={"encryption_key_file": "/etc/narrowgate/cache.key"}),
+        ),
+        (
+            "evidence.signing_key",
+            lambda s: s.update(evidence={"signing_key": "/etc/narrowgate/evidence.key"}),
+        ),
         ("models", lambda s: s["models"].append({**s["models"][0], "id": "second"})),
         ("models", lambda s: s.update(models=[])),
         ("models.0.source", lambda s: s["models"][0].update(source="owner/name")),
@@ -55,6 +73,45 @@ def test_what_a_cluster_cannot_run_is_named(
         render(edited(settings, change), ARTIFACT, "/store")
     assert caught.value.field == field
     assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "store",
+    ["", "store", "ftp://host/x", "s3://bucket", "/store\nx", "https://", "https://[", "//",
+     "https://user:hunter2@host/x", "https://user@host/x", "http://host/x"],
+)  # fmt: skip
+def test_a_store_that_pods_cannot_read_is_refused(settings: Path, store: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        render(settings, ARTIFACT, store)
+    assert caught.value.field == "--store"
+    assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize("store", ["/store", "/mnt/models", "https://host:8443/models"])
+def test_a_store_that_pods_can_read_is_taken(settings: Path, store: str) -> None:
+    assert store in json.dumps(render(settings, ARTIFACT, store).service)
+
+
+@pytest.mark.parametrize(("cpus", "group"), [(1, "1"), (2.5, "3"), (0.0, None)])
+def test_a_gateway_pod_has_the_cpus_that_its_replica_asks_for(
+    settings: Path, cpus: float, group: str | None
+) -> None:
+    changed = edited(settings, lambda s: s["gateway"].update(num_cpus=cpus))
+    if group is None:
+        with pytest.raises(InvalidSettings):
+            render(changed, ARTIFACT, "/store")
+        return
+    groups = render(changed, ARTIFACT, "/store").service["spec"]["rayClusterConfig"]
+    found = {one["groupName"]: one["resources"] for one in groups["workerGroupSpecs"]}
+    assert found["gateway"] == {"CPU": group}
+
+
+def test_a_comparison_without_files_is_refused(
+    settings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["k8s", "render", "--settings", str(settings), "--artifact", ARTIFACT, "--check"]
+    assert main(given) == 2
+    assert "--out" in capsys.readouterr().err
 
 
 def test_the_artifact_is_the_one_that_is_named(settings: Path) -> None:
