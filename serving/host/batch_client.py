@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
+from pydantic import BaseModel, Field, ValidationError
 
 from serving.contracts.errors import InvalidRequest, NarrowgateError, NotFound, Unavailable
 from serving.contracts.plain_file import opened_plain
 
 _TIMEOUT_S = 120.0
 _PIECE_BYTES = 2**16
+
+S = TypeVar("S", bound=BaseModel)
 
 Moved = Callable[[int, int | None], None]
 """Reports the bytes that were moved so far, and their number where it is known."""
@@ -59,7 +62,7 @@ class BatchClient:
                 "POST", "files", data={"purpose": "batch"},
                 files={"file": (file.name, watched, "application/jsonl")},
             )  # fmt: skip
-        return str(document["id"])
+        return self._read(_Document, document).id
 
     def delete_file(self, file_id: str) -> None:
         """Delete an uploaded file; it expires where that fails."""
@@ -68,28 +71,28 @@ class BatchClient:
 
     def check(self, order: dict[str, Any]) -> dict[str, Any]:
         """Return what is wrong with a file, and what it may cost."""
-        return self._json("POST", "batches/check", json=order)
+        return self._as(_Check, self._json("POST", "batches/check", json=order))
 
     def create(self, order: dict[str, Any]) -> dict[str, Any]:
         """Create a batch."""
-        return self._json("POST", "batches", json=order)
+        return self._as(_Batch, self._json("POST", "batches", json=order))
 
     def batch(self, batch_id: str) -> dict[str, Any]:
         """Return a batch."""
-        return self._json("GET", f"batches/{_quoted(batch_id)}")
+        return self._as(_Batch, self._json("GET", f"batches/{_quoted(batch_id)}"))
 
     def batches(self, limit: int, after: str | None = None) -> dict[str, Any]:
         """Return a page of batches, newest first. after: the last batch of the page before."""
         params = {"limit": limit} if after is None else {"limit": limit, "after": after}
-        return self._json("GET", "batches", params=params)
+        return self._as(_Batches, self._json("GET", "batches", params=params))
 
     def overview(self) -> dict[str, Any]:
         """Return every tenant's batches. The key must be an admin key."""
-        return self._json("GET", "admin/batches")
+        return self._as(_Overview, self._json("GET", "admin/batches"))
 
     def cancel(self, batch_id: str) -> dict[str, Any]:
         """Start no further line of a batch."""
-        return self._json("POST", f"batches/{_quoted(batch_id)}/cancel")
+        return self._as(_Batch, self._json("POST", f"batches/{_quoted(batch_id)}/cancel"))
 
     def download(self, file_id: str, out: Path | None, moved: Moved) -> int:
         """Write a file's content to `out`, or to standard output; return its size in bytes.
@@ -109,6 +112,19 @@ class BatchClient:
                     moved(done, int(length) if length else None)
         return done
 
+    def _as(self, shape: type[BaseModel], document: dict[str, Any]) -> dict[str, Any]:
+        """Return a document that has a shape. Raises Unavailable for another server's."""
+        self._read(shape, document)
+        return document
+
+    def _read(self, shape: type[S], document: dict[str, Any]) -> S:
+        try:
+            return shape.model_validate(document)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise self._no_gateway(f"{where} is missing or of another kind") from None
+
     def _json(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         with self._answered():
             response = self._http.request(method, path, **more)
@@ -116,7 +132,7 @@ class BatchClient:
             raise self._refused(response)
         try:
             document = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
             raise self._no_gateway("it is not a JSON object")
@@ -138,7 +154,7 @@ class BatchClient:
         try:
             error = response.json()["error"]
             message, fix, field = error["message"], error.get("fix"), error.get("param")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return self._no_gateway(f"HTTP {response.status_code}: {response.text[:200]!r}")
         if response.status_code == 401:
             fix = f"put a key into the environment variable {self._key_env}"
@@ -214,4 +230,55 @@ def _address(url: str, field: str) -> str:
 
 
 def _quoted(id_: str) -> str:
+    if id_.strip(".") == "":
+        # The path of the list, or of another resource.
+        raise InvalidRequest(
+            f"{id_!r} is no id", field="ID", fix="narrowgate batch list shows the ids"
+        )
     return quote(id_, safe="")
+
+
+class _Document(BaseModel):
+    """A resource. The gateway's documents have more than what is read of them here."""
+
+    id: str = Field(min_length=1)
+
+
+class _Counts(BaseModel):
+    total: int | None = None
+    completed: int | None = None
+    failed: int | None = None
+
+
+class _Problems(BaseModel):
+    data: list[dict[str, Any]] | None = None
+
+
+class _Ours(BaseModel):
+    cost_usd: str | None = None
+    plan: list[dict[str, Any]] | None = None
+
+
+class _Batch(_Document):
+    status: str
+    request_counts: _Counts | None = None
+    created_at: float | None = None
+    expires_at: float | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    errors: _Problems | None = None
+    narrowgate: _Ours | None = None
+
+
+class _Batches(BaseModel):
+    data: list[_Batch]
+
+
+class _Overview(BaseModel):
+    data: list[dict[str, Any]]
+
+
+class _Check(BaseModel):
+    lines: int
+    plan: list[dict[str, Any]] | None = None
+    errors: _Problems | None = None

@@ -1,6 +1,8 @@
 """`narrowgate batch` against a server with files and batches, over HTTP."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,54 @@ def test_servers_that_are_none(
     captured = capsys.readouterr()
     assert "NARROWGATE_KEY" in captured.err
     assert "sk-wrong" not in captured.err
+
+
+ODD = ["{}", "5", "[]", '{"data": 5}', '{"data": [5]}', '{"id": 5}', '{"id": ""}', "[" * 100_000,
+       '{"id": "b", "status": 5}', '{"id": "b", "status": "x", "request_counts": 5}',
+       '{"id": "b", "status": "completed", "narrowgate": [1]}', '{"error": 5}']  # fmt: skip
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("text", ODD)
+def test_an_answer_of_another_server_is_named_as_one(
+    file: Path, capsys: pytest.CaptureFixture[str], text: str, status: int
+) -> None:
+    class Odd(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            self.send_response(status)
+            self.send_header("content-length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        do_POST = do_GET  # noqa: N815  # the name that the class of the library asks for
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        for words in (["list"], ["show", "b"], ["watch", "b"], ["cancel", "b"], ["fetch", "b"],
+                      ["status"], ["submit", file], ["submit", file, "--dry-run"]):  # fmt: skip
+            assert narrowgate(*words, url=url) == 2, words
+            assert "not a gateway's" in capsys.readouterr().err
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("action", ["show", "watch", "cancel", "fetch"])
+@pytest.mark.parametrize("id_", ["", ".", ".."])
+def test_what_is_no_id_is_not_asked_for(
+    provider: ProviderServer, capsys: pytest.CaptureFixture[str], action: str, id_: str
+) -> None:
+    assert narrowgate(action, id_, url=provider.url) == 2
+    assert "is no id" in capsys.readouterr().err
+    assert provider.script.batch_requests == []
 
 
 def test_a_broken_download_leaves_no_file(
