@@ -76,18 +76,21 @@ def _ranker(args: argparse.Namespace) -> "Ranker":
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from serving.context.fitting import example, fit
+    from serving.context.fitting import example, fit, is_usable, refuse_too_few
     from serving.context.pairs import read_pairs, shipped_pairs
     from serving.context.ranking import models_text
     from serving.contracts.errors import InvalidArgument
     from serving.host.safe_write import refuse_unwritable_file, replace_file
 
     refuse_unwritable_file(args.out, "--out")
-    own: tuple[Pair, ...] = read_pairs(args.file) if args.file else ()
+    own: list[Pair] = []
+    if args.file:
+        own = [pair for pair in read_pairs(args.file) if is_usable(pair)]
+        refuse_too_few(len(own))
     with step("fitting the context model"):
         ranker = _ranker(args)
         shipped = [example(pair, ranker) for pair in shipped_pairs("fit")]
-        mine = [example(pair, ranker) for pair in own if pair.is_reachable]
+        mine = [example(pair, ranker) for pair in own]
         model = fit([*shipped, *mine], mine or shipped, args.encoder, ranker)
     try:
         replace_file(args.out, models_text([model]).encode(), mode=0o644)

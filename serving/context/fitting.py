@@ -93,6 +93,16 @@ def lower_bound(kept: int, of: int) -> float:
     return clopper_pearson(kept, of, 2 * CONFIDENCE - 1).low
 
 
+def refuse_too_few(pairs: int) -> None:
+    """Raise InvalidArgument where so many pairs cannot certify the target."""
+    _allowed_losses(pairs)
+
+
+def is_usable(pair: Pair) -> bool:
+    """Return whether a model can be fitted to a pair: an answer, in a context of several units."""
+    return pair.is_reachable and bool(Divided.of(parts_of(pair)).passages.texts)
+
+
 def _allowed_losses(pairs: int) -> int:
     """Return the most answers that may be lost where the lower bound still reaches the target."""
     allowed = -1

@@ -166,11 +166,18 @@ def _read_pair(row: Mapping[str, Any]) -> Pair:
     gold = tuple(n for n, d in enumerate(row["documents"]) if d.get("gold", True) is True)
     if not answers or not documents:
         raise ValueError("no answer or no document")
+    question = _text(row["question"])
+    if not question.strip() or not all(answer.strip() for answer in answers):
+        raise ValueError("an empty question or answer")
+    if not any(text.strip() for _, text in documents):
+        raise ValueError("no document with a text")
     title = documents[gold[0]][0] if gold else ""
-    return Pair(_text(row["question"]), documents, (Need(answers, gold),), title)
+    return Pair(question, documents, (Need(answers, gold),), title)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("not a text")
+    # Half of a character, which JSON can spell, is no text.
+    value.encode()
     return value

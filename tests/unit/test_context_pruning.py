@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.cli import build_parser
+from serving.cli import build_parser, main
 from serving.commands import context as command
 from serving.context.detection import context_places, question_of
 from serving.context.fitting import lower_bound
@@ -45,6 +45,42 @@ def ranker() -> Ranker:
 @pytest.fixture(scope="module")
 def pruner(ranker: Ranker) -> Pruner:
     return Pruner(ranker, load_models().of("tokens"))
+
+
+SMALL = {"question": "a b", "answers": ["c"], "documents": [{"title": "t", "text": "c d"}]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"question": ""}, {"question": " "}, {"answers": [""]}, {"answers": []}, {"documents": []},
+        {"documents": [{"title": "", "text": ""}]}, {"question": "\ud800"}, {"answers": [5]},
+    ],
+)  # fmt: skip
+def test_a_pair_without_a_question_an_answer_or_a_text_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(f"{json.dumps(SMALL)}\n{json.dumps({**SMALL, **changes})}\n", encoding="utf-8")
+    assert main(["context", "evaluate", str(file)]) == 2
+    assert "line 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 98])
+def test_too_few_pairs_are_refused_before_anything_is_fitted(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+) -> None:
+    def works(*_: Any) -> None:
+        raise AssertionError("it began to work")
+
+    monkeypatch.setattr(command, "_ranker", works)
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(f"{json.dumps(SMALL)}\n" * count, encoding="utf-8")
+    assert main(["context", "fit", str(file), "--out", str(tmp_path / "model.json")]) == 2
+    assert "cannot certify" in capsys.readouterr().err
 
 
 def test_words_without_end_are_not_kept() -> None:
