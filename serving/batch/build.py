@@ -79,7 +79,8 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
     runner = LineRunner(path, notes, deps.line_format, settings, ledger, deps.cipher)
     audits = AuditBatches(AuditStore(store), deps.frontier, deps.audits, utc_now)
     submissions = None
-    if deps.providers and deps.frontier is not None and deps.ledger is not None:
+    # Also without a provider: lines may be in the batch of one that the settings no longer name.
+    if deps.frontier is not None and deps.ledger is not None:
         submissions = SubmissionParts(
             SubmissionStore(deps.database), files, blobs, deps.providers, deps.frontier,
             deps.ledger, deps.path.recorder.observer, path.policy, deps.line_format, runner,

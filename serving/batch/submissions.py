@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.batch.audits import AuditBatches, AuditResult
+from serving.batch.batch_calls import WINDOW_S
 from serving.batch.blobs import BlobStore
 from serving.batch.files import FileStore
 from serving.batch.line_work import Fence, LineWork, ProvidedAnswer
@@ -176,6 +177,7 @@ class Submissions:
         self._ask_at: dict[str, float] = {}
         self._incomplete: dict[str, tuple[datetime, int]] = {}
         self._cancelled: set[str] = set()
+        self._orphans: set[str] = set()
         self._hurried_at: dict[tuple[str, str], datetime] = {}
         self.submitting: set[str] = set()
 
@@ -248,21 +250,9 @@ class Submissions:
 
     async def follow(self, batches: Mapping[str, ActiveBatch]) -> None:
         """Ask for the states of submissions whose time has come; take final ones in."""
-        parts = self._parts
-        for one in await self._run(parts.store.opened):
-            batch, provider = batches.get(one.batch), parts.providers.get(one.provider)
-            if one.id in self.submitting or provider is None:
-                continue
-            if batch is None:
-                if not one.batch:
-                    await self._end_empty(one, provider)
-                continue
-            now_s = asyncio.get_running_loop().time()
-            if now_s < self._ask_at.get(one.id, now_s) and not self._must_cancel(one, batch):
-                continue
-            self._ask_at[one.id] = now_s + parts.settings.provider_poll_s
+        for one in await self._run(self._parts.store.opened):
             try:
-                await self._follow(one, batch, provider)
+                await self._follow_one(one, batches.get(one.batch))
             except FrontierError as error:
                 logger.warning("batch.provider_failed id=%s code=%s", one.id, error.code)
             except (LeaseLost, LedgerUnavailable, SQLAlchemyError):
@@ -270,6 +260,40 @@ class Submissions:
             except Exception:
                 # Another submission, of another tenant, must not wait for this one.
                 logger.exception("batch.submission_failed id=%s", one.id)
+
+    async def _follow_one(self, one: Submission, batch: ActiveBatch | None) -> None:
+        provider = self._parts.providers.get(one.provider)
+        if one.id in self.submitting:
+            return
+        if provider is None:
+            if batch is not None:
+                await self._without_provider(one, batch)
+        elif batch is None:
+            if not one.batch:
+                await self._end_empty(one, provider)
+        elif self._is_due(one, batch):
+            await self._follow(one, batch, provider)
+
+    def _is_due(self, one: Submission, batch: ActiveBatch) -> bool:
+        """Return whether a submission's time to be asked for has come, and note that it is."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._ask_at.get(one.id, now_s) and not self._must_cancel(one, batch):
+            return False
+        self._ask_at[one.id] = now_s + self._parts.settings.provider_poll_s
+        return True
+
+    async def _without_provider(self, one: Submission, batch: ActiveBatch) -> None:
+        """End lines whose provider the settings no longer name, once its window has passed."""
+        if one.id not in self._orphans:
+            self._orphans.add(one.id)
+            logger.warning(
+                "batch.provider_removed id=%s provider=%s: its results cannot be read; put the "
+                "provider and its key back, or the lines end as unknown after its window",
+                one.id, one.provider,
+            )  # fmt: skip
+        if self._is_over(one, WINDOW_S):
+            lines = await self._run(self._parts.store.lines, one.id)
+            await self._missing(one, batch, lines, None)
 
     async def _end_empty(self, one: Submission, provider: ProviderBatches) -> None:
         """End a submission whose lines have all ended: a crash came before its own end."""
@@ -469,7 +493,7 @@ class Submissions:
             keys = [line.request_id for line in lines]
             found = await provider.find(one.id, one.created_at, keys, known)
             if isinstance(found, Uncertain):
-                if self._is_over(one, provider):
+                if self._is_over(one, provider.window_s):
                     # No provider keeps a batch open for so long.
                     await self._missing(one, batch, lines, None)
                 return
@@ -482,7 +506,7 @@ class Submissions:
             await provider.cancel(one.provider_id)
             self._cancelled.add(one.id)
         state = await provider.state(one.provider_id)
-        is_lost = state.phase == "missing" and self._is_over(one, provider)
+        is_lost = state.phase == "missing" and self._is_over(one, provider.window_s)
         if state.phase == "failed":
             text = state.error or "the provider refused the batch"
             error = FrontierRejected(f"the provider refused the batch: {text}")
@@ -490,9 +514,8 @@ class Submissions:
         elif state.is_final or is_lost:
             await self._take_in(one, batch, provider, lines, None if is_lost else state)
 
-    def _is_over(self, one: Submission, provider: ProviderBatches) -> bool:
-        window = timedelta(seconds=provider.window_s)
-        return self._parts.now() > one.created_at + window + _LOST_AFTER
+    def _is_over(self, one: Submission, window_s: float) -> bool:
+        return self._parts.now() > one.created_at + timedelta(seconds=window_s) + _LOST_AFTER
 
     async def _take_in(
         self,

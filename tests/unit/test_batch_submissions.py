@@ -401,6 +401,33 @@ async def test_results_wait_for_a_disk_that_is_full(
     assert list((state / "files").rglob(".part-*")) == []
 
 
+async def test_lines_of_a_provider_that_was_removed_end_as_unknown_after_its_window(
+    provider: ProviderServer,
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY_VALUE)
+    scripted(provider)
+    provider.script.next_batch(BatchPlan(seconds=600.0))
+    async with running(provider, state, None, has_batches=True, batch=FAST) as first:
+        batch = await first.submit(questions(3))
+        async with asyncio.timeout(20):
+            while "state" not in [name for name, _ in provider.script.batch_requests]:
+                await asyncio.sleep(0.05)
+    async with running(provider, state, None, has_batches=False, batch=FAST, again=True) as second:
+        async with asyncio.timeout(20):
+            while not any("batch.provider_removed" in line for line in caplog.messages):
+                await asyncio.sleep(0.05)
+        assert (await second.acme.batches.retrieve(batch.id)).status == "in_progress"
+        monkeypatch.setattr("serving.batch.submissions.WINDOW_S", -3600.0)
+        found = await second.results(await second.ended(batch))
+        rows = await settled_rows(second.database)
+    assert {line["error"]["code"] for line in found.values()} == {"outcome_unknown"}
+    assert sum(row.hold_usd > 0 for row in rows) == 3
+    assert sum("batch.provider_removed" in line for line in caplog.messages) == 1
+
+
 async def test_a_short_deadline_is_met_synchronously(
     gateway: Running, provider: ProviderServer
 ) -> None:
