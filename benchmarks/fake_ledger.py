@@ -41,11 +41,6 @@ class NullEntry:
     is_recorded = False
     most_usd = Decimal(0)
 
-    @property
-    def most_usd(self) -> Decimal:
-        """Return nothing."""
-        return Decimal(0)
-
     async def open_call(
         self, model: str, worst_case_usd: Decimal, deadline: Deadline
     ) -> "NullCall":
