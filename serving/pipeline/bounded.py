@@ -1,7 +1,7 @@
 """Runs free-form chats within learned bounds; continues answers that such a bound cut."""
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ _NO_CONTINUATION = frozenset({
     "tools", "functions", "tool_choice", "function_call", "response_format", "logprobs", "audio",
     "modalities", "prediction", "web_search_options", "stop",
 })  # fmt: skip
+_NO_TEXT = ("refusal", "tool_calls", "function_call")
 _REASONING = frozenset({"reasoning_effort", "reasoning", "thinking"})
 
 
@@ -287,7 +288,7 @@ class _Continued:
             if (left := _unfinished(event)) is not None:
                 yield left
         self._second = second
-        async for event in self._rest(second, head):
+        async for event in self._rest(second, head, last):
             yield event
         self._ended("continued" if self._finish == "stop" else "cut")
 
@@ -306,36 +307,54 @@ class _Continued:
         return found
 
     async def _rest(
+        self, second: OutcomeStream, head: Mapping[str, Any], last: Sequence[Mapping[str, Any]]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the continuation, or what there is of it and the end of the first call: last."""
+        try:
+            async for event in self._continued(second, head):
+                yield event
+        except NarrowgateError:
+            # What was paid for is sent: the answer ends where the second call left it.
+            self._finish = "length"
+            for one in last:
+                yield {**_cut(one), **head}
+
+    async def _continued(
         self, second: OutcomeStream, head: Mapping[str, Any]
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield the continuation without the words that it repeats."""
         begun = "".join(self._text)
         held, is_joined, is_declined = "", False, False
-        async for event in second.events:
-            event = {**event, **head}
-            self._take(event)
-            text = _delta(event)
-            if not is_joined:
-                held += text
-                is_end = not event.get("choices") or bool(event["choices"][0].get("finish_reason"))
-                if len(held) < _SEARCHED and not is_end:
-                    continue
-                is_joined, is_declined = True, declines(held)
-                held = "" if is_declined else _without_overlap(begun, held)
-                delta = {"index": 0, "delta": {"content": held}, "finish_reason": None}
-                yield {**event, "choices": [delta], "usage": None}
-                if not is_end:
-                    continue
-                event = _without_text(event)
-            if is_declined:
-                event = _cut(event)
-                self._finish = "length"
-            if event.get("usage"):
-                # What the second call served is known only behind this event.
-                before = self._first.served().usage
-                own = {} if before is None else openai_usage(before)
-                event = {**event, "usage": _summed(own, event["usage"])}
-            yield event
+        try:
+            async for event in second.events:
+                event = {**event, **head}
+                self._take(event)
+                is_declined = is_declined or _is_other(event)
+                if not is_joined:
+                    held += _delta(event)
+                    is_end = not event.get("choices") or _is_finished(event)
+                    if len(held) < _SEARCHED and not is_end:
+                        continue
+                    is_joined = True
+                    is_declined = is_declined or not held.strip() or declines(held)
+                    if not is_declined:
+                        yield _of_text(event, _without_overlap(begun, held))
+                    if not is_end:
+                        continue
+                    event = _without_text(event)
+                if is_declined:
+                    event = _cut(event)
+                    self._finish = "length"
+                if event.get("usage"):
+                    # What the second call served is known only behind this event.
+                    before = self._first.served().usage
+                    own = {} if before is None else openai_usage(before)
+                    event = {**event, "usage": _summed(own, event["usage"])}
+                yield event
+        except NarrowgateError:
+            if not is_joined and not is_declined and not declines(held):
+                yield {**_of_text({}, _without_overlap(begun, held)), **head}
+            raise
 
     def _take(self, event: Mapping[str, Any]) -> None:
         self._text.append(_delta(event))
@@ -413,7 +432,7 @@ def _joined(first: Outcome, second: Outcome, text: str) -> Outcome:
     assert isinstance(second.content, dict)
     served = _both(first.served, second.served)
     choice = first.content["choices"][0]
-    if more is not None and not declines(more):
+    if more is not None and more.strip() and not declines(more):
         message = {**choice["message"], "content": text + _without_overlap(text, more)}
         finish = second.content["choices"][0].get("finish_reason")
         choice = {**choice, "message": message, "finish_reason": finish}
@@ -479,12 +498,31 @@ def _without_text(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cut(event: Mapping[str, Any]) -> dict[str, Any]:
     """Return an event of a continuation that was declined: no text, and an end at the limit."""
-    emptied = _without_text(event)
     choices = [
-        {**choice, "finish_reason": "length" if choice.get("finish_reason") else None}
-        for choice in emptied["choices"]
+        {
+            **choice,
+            "delta": {},
+            "finish_reason": "length" if choice.get("finish_reason") else None,
+        }
+        for choice in event.get("choices") or ()
     ]
-    return {**emptied, "choices": choices}
+    return {**event, "choices": choices}
+
+
+def _of_text(event: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Return an event of a text alone."""
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+    return {**event, "object": "chat.completion.chunk", "choices": [choice], "usage": None}
+
+
+def _is_finished(event: Mapping[str, Any]) -> bool:
+    return any(choice.get("finish_reason") for choice in event.get("choices") or ())
+
+
+def _is_other(event: Mapping[str, Any]) -> bool:
+    """Return whether an event holds what continues no text: a refusal, or a call of a tool."""
+    deltas = [choice.get("delta") or {} for choice in event.get("choices") or ()]
+    return any(delta.get(name) for delta in deltas for name in _NO_TEXT)
 
 
 def _unfinished(event: Mapping[str, Any]) -> dict[str, Any] | None:

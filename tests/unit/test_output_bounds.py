@@ -185,15 +185,47 @@ async def test_a_continuation_that_fails_leaves_what_was_paid_for(
         assert counted(one, "cut") == 1
 
 
-async def test_a_continuation_that_breaks_off_breaks_the_stream(provider: ProviderServer) -> None:
-    answering(provider, text_of(LIMIT[ANTHROPIC] + 300))
-    provider.script.next(None, Fault("cut", after_events=120))
+@pytest.mark.parametrize(
+    "fault",
+    [Fault("cut", after_events=120), Fault("cut", after_events=3),
+     Fault("error_event", after_events=120), Fault("malformed", after_events=60)],
+    ids=["late", "soon", "error", "malformed"],
+)  # fmt: skip
+async def test_a_continuation_that_breaks_off_ends_the_answer_there(
+    provider: ProviderServer, fault: Fault
+) -> None:
+    whole = text_of(LIMIT[ANTHROPIC] + 300)
+    answering(provider, whole)
+    provider.script.next(None, fault)
     async with server(provider) as one:
-        response = await one.client.post(CHAT, json=body(ANTHROPIC, stream=True))
-        assert '"error"' in response.text
-        assert "[DONE]" not in response.text
+        text, finish, _ = await asked(one, body(ANTHROPIC, stream=True))
+        assert whole.replace(" ", "").startswith(text.replace(" ", ""))
+        assert (len(text) >= 4 * LIMIT[ANTHROPIC], finish) == (True, "length")
+        assert counted(one, "cut") == 1
         (entry,) = one.ledger.pages
-        assert all(call.end is not None for call in entry.calls)
+        assert [call.end.usage_source for call in entry.calls if call.end] != ["reported"] * 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "second",
+    [Reply(""), Reply("More.", (ToolCall("f", {}),), "tool_calls"),
+     Reply("", (ToolCall("f", {}),), "tool_calls")],
+    ids=["empty", "text and tool", "tool"],
+)  # fmt: skip
+async def test_what_continues_no_text_is_no_part_of_the_answer(
+    provider: ProviderServer, second: Reply, *, stream: bool
+) -> None:
+    whole = text_of(LIMIT[OPENAI] + 300)
+
+    def answer(seen: Seen) -> Any:
+        return second if CONTINUE in json.dumps(seen.body["messages"][-1]) else whole
+
+    provider.script.answer = answer
+    async with server(provider) as one:
+        text, finish, _ = await asked(one, body(OPENAI, stream=stream))
+        assert (text, finish) == (whole[: 4 * LIMIT[OPENAI]], "length")
+        assert counted(one, "cut") == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
