@@ -60,10 +60,16 @@ class ProviderSettings(_Frozen):
     keyless: bool = Field(default=False, description="the server requires no key")
     connect_timeout_s: float = Field(default=5.0, gt=0.0, le=120.0)
     first_byte_timeout_s: float = Field(
-        default=60.0, gt=0.0, le=3600.0, description="longest silence before an answer begins"
+        default=60.0,
+        gt=0.0,
+        le=3600.0,
+        description="longest silence before an answer begins; comments of a stream are silence",
     )
     idle_timeout_s: float = Field(
-        default=30.0, gt=0.0, le=3600.0, description="longest silence within a stream"
+        default=30.0,
+        gt=0.0,
+        le=3600.0,
+        description="longest silence within a stream; its comments are silence",
     )
     max_retries: int = Field(
         default=2, ge=0, le=10, description="of a call that failed and cannot have been billed"
