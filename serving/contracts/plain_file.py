@@ -5,8 +5,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 MOST_BYTES = 64 * 2**20
 """The largest file that is read whole where a caller names no other limit."""
@@ -19,7 +19,7 @@ _KINDS = (
 
 
 @contextmanager
-def opened_plain(path: Path) -> Iterator[BinaryIO]:
+def opened_plain(path: Path) -> Iterator[BufferedReader]:
     """Open a plain file for reading; what it refers to where it is a link.
 
     Raises OSError, whose strerror says why, for a device, a pipe and a socket: they have no end,
