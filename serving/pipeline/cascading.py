@@ -86,10 +86,10 @@ class Cascade:
         except NarrowgateError as error:
             failed = error.code
             if isinstance(error, FrontierRejected) and candidate.check == "logprobs":
-                self._note(model)
+                self._note(model, is_given=False, is_refusal=True)
         elapsed_s = time.monotonic() - began_s
-        if failed is None and confidence is None:
-            self._note(model)
+        if failed is None and candidate.check == "logprobs":
+            self._note(model, is_given=confidence is not None)
         attempts = tuple(_attempt(model, one, elapsed_s) for one in made[1:])
         if failed is not None:
             attempts = (Attempt(model, failed, elapsed_s), *attempts)
@@ -98,9 +98,14 @@ class Cascade:
             outcome = replace(outcome, content=without_logprobs(_document(outcome)))
         return Checked(outcome, confidence, elapsed_s, attempts, failed)
 
-    def _note(self, model: str) -> None:
-        if self._planner.cascades is not None:
-            self._planner.cascades.has_no_logprobs(model)
+    def _note(self, model: str, *, is_given: bool, is_refusal: bool = False) -> None:
+        cascades = self._planner.cascades
+        if cascades is None:
+            return
+        if is_given:
+            cascades.gave_logprobs(model)
+        else:
+            cascades.gave_no_logprobs(model, is_refusal=is_refusal)
 
     async def _answer(
         self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord

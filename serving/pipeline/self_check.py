@@ -15,6 +15,7 @@ from serving.pipeline.auditor import Embed
 from serving.tiers.cascades import Check
 
 _COMPARED_CHARS = 2_000
+_ROUNDING = 1e-3
 
 
 def is_checkable(request: ChatRequest, check: Check) -> bool:
@@ -52,7 +53,9 @@ def token_confidence(document: Mapping[str, Any]) -> float | None:
         return None
     values = [token.get("logprob") for token in tokens if isinstance(token, Mapping)]
     known = [float(value) for value in values if isinstance(value, int | float)]
-    if len(known) != len(tokens) or not all(math.isfinite(value) for value in known):
+    is_whole = len(known) == len(tokens) and all(math.isfinite(value) for value in known)
+    # What is above 0 is the logarithm of no probability; rounding may leave a little.
+    if not is_whole or max(known) > _ROUNDING:
         return None
     return math.exp(min(0.0, sum(known) / len(known)))
 

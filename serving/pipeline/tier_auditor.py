@@ -149,8 +149,11 @@ class TierAuditor(AuditWork):
         text = answer_text(document)
         if check == "logprobs":
             found = token_confidence(document)
-            if found is None and self._planner.cascades is not None:
-                self._planner.cascades.has_no_logprobs(model)
+            cascades = self._planner.cascades
+            if cascades is not None and found is None:
+                cascades.gave_no_logprobs(model)
+            elif cascades is not None:
+                cascades.gave_logprobs(model)
             return text, found
         second = answer_text(await self._document(one, request, model, "explore", costs))
         return text, await agreement(text, second, self._embed)

@@ -4,6 +4,8 @@ Pure but for the log.
 """
 
 import logging
+import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -62,6 +64,24 @@ class Cascading:
     share: float
 
 
+_MISSED, _MISSED_OF_GIVEN = 3, 20
+"""Answers in a row without log-probabilities that show that a model gives none: one that never gave
+any, and one that did."""
+_MISSING_FOR_S = 3600.0
+
+
+@dataclass(slots=True)
+class _Logprobs:
+    """What a model's answers show. missed: answers in a row without log-probabilities."""
+
+    is_given: bool = False
+    missed: int = 0
+    missing_until_s: float = 0.0
+
+    def is_missing(self) -> bool:
+        return time.monotonic() < self.missing_until_s
+
+
 class Cascades:
     """The cascades of all clusters. judge: model and prices.
 
@@ -81,18 +101,31 @@ class Cascades:
         self._clustering = clustering
         self._judge, self._judge_prices = judge
         self._gives_logprobs = gives_logprobs
-        self._without_logprobs: set[str] = set()
+        self._logprobs: defaultdict[str, _Logprobs] = defaultdict(_Logprobs)
         self._known: dict[tuple[int, str, Check], CascadedTier] = {}
 
     def check_of(self, model: str) -> Check:
         """Return how a model's answers are checked."""
         is_known = self._settings.cascade_check == "auto" and self._gives_logprobs(model)
-        return "logprobs" if is_known and model not in self._without_logprobs else "samples"
+        return "samples" if not is_known or self._logprobs[model].is_missing() else "logprobs"
 
-    def has_no_logprobs(self, model: str) -> None:
-        """Note that a model gave no log-probabilities: two of its answers are compared from now."""
-        if model not in self._without_logprobs:
-            self._without_logprobs.add(model)
+    def gave_logprobs(self, model: str) -> None:
+        """Note an answer of a model that has log-probabilities."""
+        self._logprobs[model] = _Logprobs(is_given=True)
+
+    def gave_no_logprobs(self, model: str, *, is_refusal: bool = False) -> None:
+        """Note an answer without them. After some in a row two answers are compared for a while.
+
+        is_refusal: the provider refused the request: of a model that gave some before, that is the
+        request's fault.
+        """
+        seen = self._logprobs[model]
+        if is_refusal and seen.is_given:
+            return
+        seen.missed += 1
+        if seen.missed == (_MISSED_OF_GIVEN if seen.is_given else _MISSED):
+            seen.missing_until_s = time.monotonic() + _MISSING_FOR_S
+            seen.missed = 0
             logger.warning("tiers.no_logprobs model=%s: two answers are compared", model)
 
     def claim(

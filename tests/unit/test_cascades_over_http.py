@@ -260,13 +260,26 @@ async def test_a_provider_without_log_probabilities_is_checked_by_two_answers(
 ) -> None:
     quality.logprobs = (-0.05, -2.5)
     async with cascaded(provider, database, state, logprobs=True) as server:
+        cascades = server.planner.cascades
+        assert cascades is not None
         quality.logprobs = None
         first = await server.ask(QUESTION.format(9))
         assert models(provider) == ["small", "large"]
         assert first["model"] == LARGE
-        assert server.planner.cascades is not None
-        assert server.planner.cascades.check_of(SMALL) == "samples"
+        # One answer without them takes the cascade from nobody.
+        quality.logprobs = (-0.05, -2.5)
+        assert (await server.ask(QUESTION.format(10)))["narrowgate"]["tier"]["cascade"]
+        cascades.gave_no_logprobs(SMALL, is_refusal=True)
+        assert cascades.check_of(SMALL) == "logprobs"
+        quality.logprobs = None
+        number = 11
+        while cascades.check_of(SMALL) == "logprobs":
+            assert number < 11 + 40
+            assert (await server.ask(QUESTION.format(number)))["model"] == LARGE
+            number += 1
+        assert number >= 11 + 20
         # What was earned was of the other check.
+        await server.settle()
         assert "cascade" not in (await server.ask(QUESTION.format(9)))["narrowgate"]["tier"]
 
 
