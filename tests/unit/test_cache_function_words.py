@@ -182,6 +182,8 @@ def test_numbers_and_what_they_count_are_told_apart(a: str, b: str) -> None:
     ("a", "b"),
     [
         ("Who may sell to minors?", "Who may sell minors?"),
+        ("Which bird lays the most eggs?", "Which bird lays most of the eggs?"),
+        ("Was isst der Bär gern?", "Was isst den Bären gern?"),
         ("What are customs?", "What are custom?"),
         ("What is a cat's eye?", "What is a cats eye?"),
         ("Wie viel Wasser ist in Milch?", "Wie viel Wasser ist wie Milch?"),

@@ -197,7 +197,7 @@ _PHRASES: dict[Language, tuple[tuple[str, str], ...]] = {
         (r"how (?:much|many|long|often|far|old|big|large|tall|high|deep|wide|heavy|fast|hot|frequently)", "how"),
         (r"(?:a lot of|lots of|a great deal of|plenty of)", "much"),
         (r"a few", "a-few"), (r"a little", "a-little"), (r"(?:in order|so as) to", "to"),
-        (r"(?:because of|due to|owing to)", "because"), (r"next to", "beside"), (r"in front of", "in-front-of"),
+        (r"(?:because of|due to|owing to)", "because"), (r"next to", "beside"), (r"most of", "most-of"), (r"in front of", "in-front-of"),
         (r"with no", "without"), (r"as well as", "and"), (r"or not", ""), (r"at all", ""), (r"find out", "find"),
         (r"stands? for", "mean"), (r"((?:differen\w+|distinction|compare|comparison|distance)(?: \w+){0,3}?) between", r"\1"),
         (r"if (?:any|ever|yes|so|not)", ""), (r"(?:different|various) from", "different"),

@@ -88,6 +88,8 @@ def compare_inflection(a: Words, b: Words) -> str | None:
 
 def _determiners_differ(a: Words, b: Words, language: Language) -> bool:
     nouns_a, nouns_b = _nouns(a, language), _nouns(b, language)
+    if language == "de" and (_weak_differs(nouns_a, nouns_b) or _weak_differs(nouns_b, nouns_a)):
+        return True
     is_definition = _is_definition(a) and _is_definition(b)
     changed = 0
     for noun in nouns_a.keys() & nouns_b.keys():
@@ -113,6 +115,20 @@ def _determiners_differ(a: Words, b: Words, language: Language) -> bool:
             continue
         return True
     return changed > 1
+
+
+def _weak_differs(first: dict[str, _Noun], second: dict[str, _Noun]) -> bool:
+    """Return whether a noun that changes with its case acts in one text alone: der Bär, den Bären."""
+    forms = _FORMS["de"]
+    return any(
+        one is not None
+        and "m1" in forms[one]
+        and other is not None
+        and not forms[other].isdisjoint(("m3", "m4"))
+        for noun, (_, one) in first.items()
+        for ending in ("n", "en")
+        for _, other in [second.get(noun + ending, (0, None))]
+    )
 
 
 def _nouns(words: Words, language: Language) -> dict[str, _Noun]:
