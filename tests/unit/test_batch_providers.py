@@ -702,6 +702,9 @@ async def test_a_line_is_prepared_and_priced_as_a_call(
             stack.batch_request(call(target, body={"service_tier": "priority"}))
         with pytest.raises(UnsupportedParameter, match="web_search"):
             stack.batch_request(call(target, body={"web_search_options": {}}))
+        inside = {"messages": [{"role": "user", "content": "Hi.", "plugins": [{"id": "web"}]}]}
+        with pytest.raises(UnsupportedParameter, match=r"messages\.0\.plugins"):
+            stack.batch_request(call(target, body=inside))
         entry = call(target).entry
         await stack.complete(call(target, entry=entry))
         sync = entry.calls[0].worst_case_usd  # type: ignore[attr-defined]
