@@ -6,6 +6,10 @@ import sys
 
 def main(port: int) -> None:
     """Listen on loopback until a signal comes."""
+    from serving.contracts.replica_process import leave_out_large_libraries
+
+    # As in a replica, before anything imports them.
+    leave_out_large_libraries()
     import uvicorn
 
     from serving.app import Gateway
