@@ -415,7 +415,7 @@ async def test_others_are_answered_while_a_long_chat_is_searched(
 
         ticking = asyncio.create_task(tick())
         began = time.monotonic()
-        assert state_of(await found.chat("a@" * 1_900_000)) == "miss"
+        assert state_of(await found.chat("a@" * 1_000_000)) == "miss"
         took_s = time.monotonic() - began
         ticking.cancel()
         # One search of the whole text is most of the time.
