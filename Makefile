@@ -22,6 +22,8 @@
 # make bench-tiers   simulate tiers that are earned per cluster; BENCH_ARGS="--seeds N"
 # make bench-cache   measure the cache: lookups, hits through HTTP, memory, replays with repeats
 # make bench-batch   measure interactive requests beside a batch, lines a second, memory
+# make bench-scale   simulate many gateways and engines, fitted to service times measured here;
+#              BENCH_ARGS="--measured benchmarks/scale.json" measures nothing
 # make bench-cost   replay a mix of requests with each lever over a simulated provider
 # make bench-cost-live   compare what chats cost through a started stack and without it
 
@@ -35,7 +37,7 @@ FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 PAGE ?= README.md
 
-.PHONY: serve test test-slow test-cluster unit unit-coverage coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-goals bench-check soak bench-gate bench-gateway bench-ledger bench-cache bench-batch bench-cost bench-cost-live bench-evidence bench-tiers lock clean
+.PHONY: serve test test-slow test-cluster unit unit-coverage coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-goals bench-check soak bench-gate bench-gateway bench-ledger bench-cache bench-batch bench-scale bench-cost bench-cost-live bench-evidence bench-tiers lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -135,6 +137,9 @@ bench-cache: $(VENV)/.cpu
 
 bench-batch: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks batch $(BENCH_ARGS)
+
+bench-scale: $(VENV)/.cpu-dev
+	$(VENV)/bin/python -m benchmarks scale $(BENCH_ARGS)
 
 bench-cost: $(VENV)/.cpu-dev
 	$(VENV)/bin/python -m benchmarks replay --state $(STATE) $(BENCH_ARGS)

@@ -93,8 +93,8 @@ class Goal:
         return self.figure <= self.goal if self.at_most else self.figure >= self.goal
 
     def as_json(self) -> dict[str, Any]:
-        """Return the goal with the 95 % interval of its figure; null where there are no rounds."""
-        low, high = Ratios([*self.values]).interval() if self.values else (None, None)
+        """Return the goal with the 95 % interval of its figure; null where one round was run."""
+        low, high = Ratios([*self.values]).interval() if len(self.values) > 1 else (None, None)
         return {
             "what": self.what, "figure": self.figure, "low": low, "high": high, "goal": self.goal,
             "unit": self.unit, "at_most": self.at_most, "met": self.is_met,

@@ -79,14 +79,15 @@ def _gateways(databases: "Sequence[LedgerDatabase]") -> Iterator[dict[str, str]]
     with ExitStack() as running:
         with step("starting the gateways"):
             upstream = running.enter_context(instant_provider())
-            urls = {WITHOUT: running.enter_context(_gateway(upstream, None))}
+            urls = {WITHOUT: running.enter_context(ledger_gateway(upstream, None))}
             for database in databases:
-                urls[database.name] = running.enter_context(_gateway(upstream, database))
+                urls[database.name] = running.enter_context(ledger_gateway(upstream, database))
         yield urls
 
 
 @contextmanager
-def _gateway(upstream: str, database: "LedgerDatabase | None") -> Iterator[str]:
+def ledger_gateway(upstream: str, database: "LedgerDatabase | None") -> Iterator[str]:
+    """Start a gateway with this ledger (None: with none), yield its URL, stop it at the end."""
     from benchmarks.ledger_server import Plan
     from serving.lifecycle.ports import free_port
 

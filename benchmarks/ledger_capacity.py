@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
@@ -24,15 +25,50 @@ _WAIT_S = 10.0
 _USAGE = Usage(uncached_input_tokens=20, output_tokens=3)
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What writing took. cpu_s: this process's; database_cpu_s: the database's processes'."""
+
+    requests: int
+    rows: int
+    elapsed_s: float
+    cpu_s: float
+    database_cpu_s: float
+
+
 def rows_per_s(database: LedgerDatabase, path: Route, model: str, requests: int) -> float:
     """Write the rows of that many requests and return rows per second; blocking.
 
     A request is done when its rows are on disk. model: `provider/model` of frontier calls.
     """
-    return asyncio.run(_written(database, path, model, requests))
+    found = write(database, path, model, requests)
+    return found.rows / found.elapsed_s
 
 
-async def _written(database: LedgerDatabase, path: Route, model: str, requests: int) -> float:
+def write(
+    database: LedgerDatabase,
+    path: Route,
+    model: str,
+    requests: int,
+    in_flight: int = IN_FLIGHT,
+    database_cpu_s: Callable[[], float] = float,
+) -> Written:
+    """Write the rows of that many requests; blocking.
+
+    in_flight: requests that wait for their rows at the same time. database_cpu_s: returns the
+    processor time that the database's processes have used.
+    """
+    return asyncio.run(_written(database, path, model, requests, in_flight, database_cpu_s))
+
+
+async def _written(
+    database: LedgerDatabase,
+    path: Route,
+    model: str,
+    requests: int,
+    in_flight: int,
+    database_cpu_s: Callable[[], float],
+) -> Written:
     ledger = open_ledger(database.url, database.state, commit_wait_s=_WAIT_S)
     await ledger.start()
     try:
@@ -41,12 +77,14 @@ async def _written(database: LedgerDatabase, path: Route, model: str, requests: 
         )
         numbers = iter(range(requests))
         before = await asyncio.to_thread(rows_in, database)
-        started = time.perf_counter()
+        started = time.perf_counter(), time.process_time(), database_cpu_s()
         async with asyncio.TaskGroup() as group:
-            for _ in range(IN_FLIGHT):
+            for _ in range(in_flight):
                 group.create_task(_client(ledger, write_rows, numbers, model))
-        elapsed_s = time.perf_counter() - started
-        return (await asyncio.to_thread(rows_in, database) - before) / elapsed_s
+        ended = time.perf_counter(), time.process_time(), database_cpu_s()
+        rows = await asyncio.to_thread(rows_in, database) - before
+        took = [end - start for start, end in zip(started, ended, strict=True)]
+        return Written(requests, rows, *took)
     finally:
         await ledger.aclose()
 

@@ -48,6 +48,8 @@ def test_a_local_task_is_judged_beside_bare_vllm_within_a_round() -> None:
         (Goal("g", 500.0, 600.0, "requests/s", False, (450.0, 500.0, 700.0)),
          "MISSED, within the interval"),
         (Goal("g", 500.0, 400.0, "MB"), "MISSED"),
+        # One round has no interval.
+        (Goal("g", 5.0, 4.0, "ms", True, (5.0,)), "MISSED"),
     ],
 )  # fmt: skip
 def test_a_verdict_says_where_the_interval_leaves_it_open(goal: Goal, words: str) -> None:
