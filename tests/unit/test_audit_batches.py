@@ -3,7 +3,10 @@
 # ruff: noqa: ASYNC110  # it waits for what another thread says
 
 import asyncio
+import io
+import time
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -15,6 +18,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 
+from serving.commands.batch_words import print_overview
 from serving.contracts.evidence import AWAITED, Audit, ClaimState, Verdict
 from serving.contracts.settings import Settings
 from serving.evidence.store import EvidenceStore
@@ -128,6 +132,10 @@ async def test_what_awaits_its_verdict_is_hidden_from_tenants_and_shown_to_the_o
         assert acme["audits"]["awaited"] == 1
         assert acme["audits"]["batches"] == {"in_progress": 1}
         assert Decimal(acme["audits"]["worst_usd"]) == row.worst_usd > 0
+        with redirect_stdout(io.StringIO()) as printed:
+            print_overview([acme], time.time())
+        assert "audits awaited:" in printed.getvalue()
+        assert "1, the oldest for 0 min; at most $0.0" in printed.getvalue()
         claim = await admin(found, f"/v1/admin/claims/{row.claim}")
         assert claim["verdicts"]["awaited"] == 1
         async with httpx.AsyncClient() as client, asyncio.timeout(20):
