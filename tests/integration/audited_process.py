@@ -1,7 +1,8 @@
 """A gateway process with a scripted local model, which can kill itself at a named step.
 
 KILL_AT in the environment is `before STEP` or `after STEP`: the process gets SIGKILL from itself
-at that step of an audit's way. The steps are the writes of the database and the provider's calls.
+at that step of an audit's way, once the file ARMED exists. The steps are the writes of the database
+and the provider's calls.
 """
 
 import inspect
@@ -9,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,11 +52,12 @@ STEPS: dict[str, tuple[type, str, _Does]] = {
 
 
 def _kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    if Path(os.environ["ARMED"]).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _install(when: str, step: str) -> None:
-    """Kill the process before or after the first call of a step."""
+    """Kill the process before or after a call of a step."""
     owner, name, is_taken = STEPS[step]
     method = getattr(owner, name)
 
@@ -69,8 +72,9 @@ def _install(when: str, step: str) -> None:
     async def awaited(*arguments: Any, **more: Any) -> Any:
         if when == "before":
             _kill()
-        await method(*arguments, **more)
+        found = await method(*arguments, **more)
         _kill()
+        return found
 
     made = awaited if inspect.iscoroutinefunction(method) else blocking
     setattr(owner, name, made)
