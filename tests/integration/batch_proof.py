@@ -185,6 +185,9 @@ class Proof:
             "lines": self.lines,
             "answered": len(answered),
             "without_answer": dict(codes),
+            "without_answer_by_kind": dict(
+                Counter(kind_of(int(name[1:])) for name in ids if name not in answered)
+            ),
             "seconds": round(self.seconds, 1),
             "kills": self.marks,
             "kills_with_open_provider_batch": self.open_kills,
