@@ -10,6 +10,9 @@ from serving.contracts.routing import RequestOptions
 from serving.pipeline.write import TaskReply
 
 CHAT_URL, TASK_PREFIX = BATCH_ENDPOINTS
+_BLANK_LINES = 1000
+"""At the end of a file, which are left out."""
+
 _BOM = b"\xef\xbb\xbf"
 _FIELDS = frozenset({"custom_id", "method", "url", "body"})
 _LONGEST_ID = 512
@@ -74,18 +77,25 @@ class LineFormat(Protocol):
 def raw_lines(pieces: Iterable[bytes], longest: int) -> Iterator[RawLine]:
     """Yield the lines of a file that is read in pieces; at most one line is in memory.
 
-    Lines end with LF or CRLF. A BOM before the first line is left out, and so are empty lines at
-    the end. longest: bytes of a line; a longer one has no data. The file's bytes are
+    Lines end with LF or CRLF. A BOM before the first line is left out, and so are some empty lines
+    at the end. longest: bytes of a line; a longer one has no data. The file's bytes are
     `start : start + len(data)`.
     """
     blank: list[RawLine] = []
+    held = 0
     for line in _split(pieces, longest):
-        if line.data is not None and not line.data.strip():
+        is_blank = line.data is not None and not line.data.strip()
+        if is_blank:
             blank.append(line)
-            continue
+            held += len(line.data or b"")
+            if len(blank) <= _BLANK_LINES and held <= longest:
+                continue
+        # So many are not the end of a file: held, they would fill the memory.
         yield from blank
         blank.clear()
-        yield line
+        held = 0
+        if not is_blank:
+            yield line
 
 
 def _split(pieces: Iterable[bytes], longest: int) -> Iterator[RawLine]:

@@ -166,6 +166,26 @@ def test_lines_of_a_task_run_at_its_endpoint(specs: dict[str, TaskSpec]) -> None
     assert [problem.code for problem in found.problems] == ["mismatched_url"] * 2
 
 
+@pytest.mark.parametrize("blank", [b"\n", b" " * 1000 + b"\r\n"])
+def test_blank_lines_without_end_are_not_held(blank: bytes) -> None:
+    seen = most = 0
+    tracemalloc.start()
+    try:
+        for _ in raw_lines((blank * 100 for _ in range(400)), 1_000_000):
+            seen += 1
+            most = max(most, tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    # All but the last of them count as lines, and a file may have only so many.
+    assert 39_000 <= seen < 40_000
+    assert most < 3_000_000
+
+
+def test_some_blank_lines_at_the_end_are_left_out() -> None:
+    assert len(list(raw_lines([b"a\n" + b"\n" * 1000], 100))) == 1
+    assert len(list(raw_lines([b"a\n" + b"\n" * 500 + b"b\n"], 100))) == 502
+
+
 @given(
     st.lists(st.binary(max_size=30).filter(lambda data: b"\n" not in data), max_size=8),
     st.lists(st.integers(min_value=1, max_value=40), max_size=20),
