@@ -117,11 +117,11 @@ def _locked(tenants: int, requests: float, once_s: float, row_s: float) -> float
     requests: paid ones, a second. Transactions grow while they wait for a lock, and a larger one
     locks more accounts: the size that locks least is taken.
     """
-    sizes = [2.0**power for power in range(int(math.log2(BATCH)) + 1)]
-    shares = []
+    sizes = [1 << power for power in range(int(math.log2(BATCH)) + 1)]
+    shares: list[float] = []
     for size in sizes:
         # A request's opening is in one transaction, its end in another.
-        locks = 1 - (1 - 1 / tenants) ** max(1.0, 2 * size / PAID_OPERATIONS)
+        locks: float = 1 - (1 - 1 / tenants) ** max(1.0, 2 * size / PAID_OPERATIONS)
         commits = requests * PAID_OPERATIONS / size
         shares.append(commits * locks * (once_s + size * row_s))
     return min(shares)

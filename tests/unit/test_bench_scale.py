@@ -287,7 +287,7 @@ def test_the_kept_figures_make_a_report_with_each_rate(
     assert found["rates"][0]["gateways"] <= found["rates"][2]["gateways"]
     assert plotted.read_text(encoding="utf-8").startswith("<svg")
     printed = list(lines(found))
-    assert sum("first limit:" in line for line in printed) == 3
+    assert sum(line.startswith("    first limit:") for line in printed) == 3
     assert any("no A10G was ever measured" in line for line in printed)
     assert {check["gateways"] for check in found["checks"]} == {1, 2}
     found["machine"]["load_before"] = 0.5
