@@ -32,7 +32,7 @@ from ..unit.evidence_kit import opening
 from .audited_process import STEPS
 from .killed_gateway import KEY, KilledGateway
 
-pytestmark = [pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 _LIMIT_S = 90.0
 MODEL = "openai/gpt-4.1"
