@@ -26,6 +26,7 @@
     |  |- ModelUnavailable
     |  |  `- ModelFailed             it could not be prepared; only a restart may help
     |  |- LedgerUnavailable          a paid call that cannot be recorded is not made
+    |  |- StorageUnavailable         the state folder cannot be written now
     |  `- ShuttingDown
     |- DeadlineExceeded
     |- FrontierNotConfigured         no key for any provider that could answer
