@@ -39,6 +39,8 @@ def paid_attempts(
         .join(calls, calls.c.exit_id == exits.c.id)
         .where(
             exits.c.tenant == tenant,
+            # A client may send any id with a request of its own.
+            exits.c.lane == "batch",
             exits.c.opened_at >= since - _CLOCKS_DIFFER,
             exits.c.request_id.in_(request_ids),
             exits.c.endpoint != "audit",

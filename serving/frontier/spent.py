@@ -114,12 +114,16 @@ class Progress:
 
 
 def _estimated(facts: RequestFacts, answer_quarters: int, reported: Usage | None = None) -> Usage:
-    """Return a rough usage. reported: counts from before the answer's end: the input's hold."""
-    output = -(-answer_quarters // 4)
+    """Return a rough usage. reported: counts from before the answer's end: the input's hold.
+
+    A provider bills no more than the request allows, whatever it sends: that much is held.
+    """
+    output = min(-(-answer_quarters // 4), facts.limits.output_tokens)
     if reported is not None:
         shown = max(reported.output_tokens, output - reported.reasoning_tokens)
         return reported.model_copy(update={"output_tokens": shown})
-    return Usage(uncached_input_tokens=-(-facts.prompt_quarters() // 4), output_tokens=output)
+    asked = min(-(-facts.prompt_quarters() // 4), facts.limits.input_tokens)
+    return Usage(uncached_input_tokens=asked, output_tokens=output)
 
 
 def _texts(message: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from serving.gateway.messages_request import chat_body
 CHAT_URL = "/v1/chat/completions"
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _ITEM = "requests.item"
+_MOST_DEPTH = 100
 _REQUEST_FIELDS = {"custom_id", "params"}
 
 
@@ -28,6 +29,9 @@ class MessagesReader:
         self._max_lines = max_lines
         self._events: Any = ijson.sendable_list()
         self._parser = ijson.parse_coro(self._events, use_float=True)
+        # Before the parser, whose events hold the path to each value: their size is the depth's
+        # square.
+        self._depth = ijson.basic_parse_coro(_Depth(), use_float=True)
         self._builder: ObjectBuilder | None = None
         self._pending = 0
         self._keys: list[set[str]] = []
@@ -49,6 +53,7 @@ class MessagesReader:
                 field=where, fix="send complete characters: a text was probably cut inside one",
             )  # fmt: skip
         try:
+            self._depth.send(piece)
             self._parser.send(piece)
         except ijson.JSONError as error:
             # Its text quotes the body.
@@ -155,6 +160,30 @@ class MessagesReader:
             )  # fmt: skip
         self._ids.add(value)
         return value
+
+
+class _Depth:
+    """Receives the events of a parser and refuses a body that is nested too deeply."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    def send(self, event: tuple[str, Any]) -> None:
+        """Take an event. Raises InvalidRequest."""
+        name = event[0]
+        if name in ("start_map", "start_array"):
+            self._depth += 1
+            if self._depth > _MOST_DEPTH:
+                raise InvalidRequest(
+                    f"the body is nested more than {_MOST_DEPTH} levels deep",
+                    field="requests",
+                    fix="send plain messages; a schema of tools is rarely deeper than ten",
+                )
+        elif name in ("end_map", "end_array"):
+            self._depth -= 1
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def _malformed(why: str) -> InvalidRequest:

@@ -45,7 +45,9 @@ from serving.contracts.errors import (
 )
 from serving.contracts.frontier_settings import FrontierSettings, ProviderSettings
 from serving.contracts.prices import BATCH, ModelPrices, PriceStep
-from serving.frontier.spent import UNKNOWN, Spent
+from serving.frontier.provider_api import WholeAnswer
+from serving.frontier.spent import UNKNOWN, RequestFacts, Spent, spent_on
+from serving.frontier.usage import TokenLimits
 from serving.ledger.pricing.book import PriceBook
 
 from ..provider.billing import billed_classes
@@ -742,6 +744,15 @@ async def test_a_usage_that_is_impossible_or_missing_is_estimated(
     assert (spent.source, spent.service_tier) == ("estimated", "batch")
     assert spent.usage is not None
     assert 0 < spent.usage.uncached_input_tokens < 100
+
+
+@pytest.mark.parametrize("usage", [None, Usage(uncached_input_tokens=20, output_tokens=8)])
+def test_an_estimate_is_never_above_what_the_request_allows(usage: Usage | None) -> None:
+    facts = RequestFacts(TokenLimits(input_tokens=30, output_tokens=5), lambda: 4_000)
+    body = {"choices": [{"message": {"content": "x" * 1_000_000}}]}
+    spent = spent_on(WholeAnswer(body, usage, None), facts)
+    most = Usage(uncached_input_tokens=30, output_tokens=5)
+    assert (spent.source, spent.usage) == ("estimated", most)
 
 
 async def test_without_a_batch_api_there_is_no_line(provider: ProviderServer) -> None:

@@ -428,6 +428,28 @@ async def test_lines_of_a_provider_that_was_removed_end_as_unknown_after_its_win
     assert sum("batch.provider_removed" in line for line in caplog.messages) == 1
 
 
+async def test_a_clients_own_request_id_is_no_lines(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    provider.script.next_batch(BatchPlan(seconds=3.0))
+    batch = await gateway.submit(questions(1))
+    async with asyncio.timeout(20):
+        while "state" not in [name for name, _ in provider.script.batch_requests]:
+            await asyncio.sleep(0.05)
+    await gateway.acme.chat.completions.create(
+        model="openai/gpt-4.1",
+        messages=[{"role": "user", "content": "Something else, and longer."}],
+        extra_headers={"x-request-id": f"{batch.id}_1_1"},
+    )
+    await gateway.ended(batch)
+    rows = await settled_rows(gateway.database)
+    assert sorted((row.lane, row.state) for row in rows) == [
+        ("batch", "closed"), ("interactive", "closed"),
+    ]  # fmt: skip
+    assert {row.request_id for row in rows} == {f"{batch.id}_1_1"}
+    assert sum(row.hold_usd for row in rows) == 0
+
+
 async def test_a_short_deadline_is_met_synchronously(
     gateway: Running, provider: ProviderServer
 ) -> None:

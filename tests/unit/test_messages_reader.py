@@ -1,6 +1,7 @@
 """A Message Batch is read piece by piece, and each fault names its request."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -105,3 +106,19 @@ def test_a_fault_names_its_request(data: bytes, field: str | None, text: str) ->
         read(data)
     assert caught.value.field == field
     assert text in caught.value.message
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a": ', b'[{"a": ['])
+@pytest.mark.parametrize("size", [1000, 10**6])
+def test_a_body_that_is_nested_deeply_is_refused_before_it_takes_memory(
+    opening: bytes, size: int
+) -> None:
+    data = b'{"requests": [' + opening * 200_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="levels deep") as caught:
+            read(data, size, 10**6)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert caught.value.fix
