@@ -203,7 +203,7 @@ def test_calls_of_tools_are_blocks() -> None:
 
 @pytest.mark.parametrize(
     ("finish", "reason"),
-    [("length", "max_tokens"), ("content_filter", "refusal"), (None, "end_turn")],
+    [("length", "max_tokens"), ("content_filter", "refusal"), (None, "max_tokens")],
 )
 def test_why_an_answer_ended(finish: Any, reason: str) -> None:
     assert message_of(completion({"content": "x"}, finish))["stop_reason"] == reason
