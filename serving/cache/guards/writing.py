@@ -21,8 +21,9 @@ swift ruby spring flask numbers pages teams oculus nirvana queen genesis kansas 
 state states union house lords commons guard brownie marine marines seals giants eagles pirates friends frozen
 """.split()
 )
-_COMMA = re.compile(r"([\w'-]+)\s*,\s*(?=([\w'-]+))")
-_GENITIVE = re.compile(r"(\w+)['\u2019]s\b")
+# From the beginning of a word only: from each of its characters it would take quadratic time.
+_COMMA = re.compile(r"(?<![\w'-])([\w'-]++)\s*+,\s*+(?=([\w'-]+))")
+_GENITIVE = re.compile(r"(?<!\w)(\w++)['\u2019]s\b")
 _CONTRACTED = frozenset("what who where when how why that there it he she let".split())
 _SPLIT = re.compile(r"^(?:re|un)-\w{3,}$")
 _PARTICIPLE = re.compile(r"^\w+-\w{2,}(?:ing|eating)$")
