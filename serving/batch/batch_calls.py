@@ -160,7 +160,7 @@ class VendorCalls:
     def id_of(self, document: Mapping[str, Any]) -> str:
         """Return a document's id. Raises FrontierInvalidResponse."""
         found = document.get("id")
-        if not isinstance(found, str) or not found:
+        if not isinstance(found, str) or not found or not found.isprintable():
             raise unreadable(self.name, "it names no id")
         return found
 

@@ -28,7 +28,7 @@ from serving.gateway.context import GatewayContext
 from serving.gateway.http_protocol import change_http_protocol
 from serving.gateway.log_heartbeat import LogHeartbeat
 from serving.gateway.messages_errors import MessagesErrors
-from serving.gateway.middleware import BodyLimit, HeadAsGet, RequestScope
+from serving.gateway.middleware import BodyLimit, HeadAsGet, PlainAddress, RequestScope
 from serving.local.metrics_server import metrics_served
 
 PARTS = (
@@ -98,6 +98,7 @@ def build_http(context: GatewayContext) -> FastAPI:
             ),
             Middleware(HeadAsGet),
             Middleware(MessagesErrors),
+            Middleware(PlainAddress),
             *_cross_origin(context.settings.cors_origins),
             *context.access.middleware(),
             Middleware(

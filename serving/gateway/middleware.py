@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.gateway.errors import too_large
+from serving.contracts.errors import InvalidRequest
+from serving.gateway.errors import error_response, too_large
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +119,31 @@ class HeadAsGet:
 
         scope["method"] = "GET"
         await self._app(scope, receive, send_without_body)
+
+
+class PlainAddress:
+    """Refuses the character NUL in a path or a query: PostgreSQL can store no text with it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] == "http":
+            for field, text in (("path", scope["path"]), ("query", _query(scope))):
+                if "\0" in text:
+                    error = InvalidRequest(
+                        f"the {field} of the URL holds the character NUL",
+                        field=field,
+                        fix="remove %00",
+                    )
+                    await error_response(error)(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+
+def _query(scope: Scope) -> str:
+    return unquote(scope["query_string"].decode("latin-1"))
 
 
 class BodyLimit:

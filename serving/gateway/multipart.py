@@ -86,6 +86,7 @@ class _Parser:
             if self.form.filename is not None:
                 raise InvalidRequest("the form has two files", field="file", fix="send one")
             self.form.filename = (given or b"").decode("utf-8", "replace")[:256] or "file"
+            self.form.filename = self.form.filename.replace("\0", "\ufffd")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._part.name == "file":

@@ -161,7 +161,7 @@ def _postgres(url: URL, timeouts: Timeouts) -> Engine:
         "keepalives_count": 3,
         "tcp_user_timeout": round(timeouts.statement_s * 1000),
     }
-    return create_engine(url, connect_args=arguments, pool_pre_ping=False)
+    return create_engine(url, connect_args=arguments, pool_pre_ping=False, hide_parameters=True)
 
 
 def _sqlite(url: URL, timeouts: Timeouts, synchronous: str) -> Engine:
@@ -176,7 +176,7 @@ def _sqlite(url: URL, timeouts: Timeouts, synchronous: str) -> Engine:
             field="state",
             fix="give --state a folder, not a file, that this user may write",
         ) from error
-    engine = create_engine(url, connect_args={"timeout": timeouts.busy_s})
+    engine = create_engine(url, connect_args={"timeout": timeouts.busy_s}, hide_parameters=True)
     # Many rows in one statement. The driver gives up the interpreter at each row otherwise, and
     # waits for it while the event loop works: 6 of the 11 ms of a transaction of 23 operations.
     engine.dialect.use_insertmanyvalues_wo_returning = True

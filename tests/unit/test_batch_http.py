@@ -268,3 +268,28 @@ async def test_a_malformed_upload_is_refused_and_leaves_nothing(
             assert response.json()["error"]["message"]
     folder = state / "files"
     assert not folder.exists() or [p for p in folder.rglob("*") if p.is_file()] == []
+
+
+async def test_the_character_nul_in_an_address_is_a_400_on_both_databases(gateway: Running) -> None:
+    headers = {"authorization": f"Bearer {gateway.acme.api_key}"}
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+        for method, path in (
+            ("GET", "/v1/files/%00"),
+            ("GET", "/v1/files/a%00b/content"),
+            ("DELETE", "/v1/files/a%00b"),
+            ("GET", "/v1/files?after=%00"),
+            ("GET", "/v1/files?purpose=a%00"),
+            ("GET", "/v1/batches/%00"),
+            ("POST", "/v1/batches/%00/cancel"),
+            ("GET", "/v1/batches?after=%00"),
+            ("GET", "/v1/messages/batches/msgbatch_%00"),
+            ("GET", "/v1/messages/batches?after_id=%00"),
+        ):
+            answer = await client.request(method, path)
+            assert (answer.status_code, path) == (400, path)
+            assert "NUL" in answer.text
+        sent = await client.post(
+            "/v1/files", files={"file": ("a\0b.jsonl", b"{}\n")}, data={"purpose": "batch"}
+        )
+        assert sent.status_code in (200, 400)
+        assert "\0" not in sent.json().get("filename", "")

@@ -93,7 +93,7 @@ def test_a_file_as_other_programs_save_it(tmp_path: Path, suites: dict[str, Suit
         ({"text": "Tea.", "label": None}, "line 3: label None: "),
         ({"text": "Tea."}, "line 3: field 'label' is missing"),
         ({"label": "neutral"}, "line 3: field 'text' is missing"),
-        ("text,label", "line 3: 'text,label': Invalid JSON"),
+        ("text,label", "line 3: 'text,label': it is not JSON"),
         ("[1]", "line 3: "),
         ({"text": "Order number 0 CAME in  time.", "label": "negative"},
          "line 3: text 'Order number 0 CAME in  time.' is that of line 1"),
