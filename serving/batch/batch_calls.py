@@ -121,7 +121,7 @@ class VendorCalls:
         """Return the JSON object that a call answers. Raises FrontierError."""
         try:
             async with answer as response:
-                return await read_document(response.read(), self.name, self.errors)
+                return await read_document(response.iter_bytes(), self.name, self.errors)
         except self.errors as error:
             # Not `from error`: it holds the request, key included.
             raise self.translate(error, self.name, self.secret) from None

@@ -68,7 +68,7 @@ class AnthropicApi:
         """Send a request and read its answer."""
         try:
             async with posted(self.client, _PATH, request) as response:
-                document = await read_document(response.aread(), self._name, ERRORS)
+                document = await read_document(response.aiter_bytes(), self._name, ERRORS)
                 return self.read(document, request["model"])
         except ERRORS as error:
             # Not `from error`: it holds the request, key included, and text that may quote it.

@@ -7,7 +7,7 @@ ended.
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -21,6 +21,11 @@ from serving.frontier.provider_data import read_json, repaired
 
 _KEEP_S = 5.0
 """How long an idle connection is kept: as in the SDKs' own clients."""
+
+_MAX_ANSWER_BYTES = 32 * 2**20
+_MAX_ERROR_BYTES = 2**20
+_PACKED_BYTES = 8 * 1024
+_FIRST_ERROR = 400
 
 _MAX_FIELD_BYTES = 64 * 1024
 """Of one line of a response's headers."""
@@ -154,14 +159,19 @@ async def posted(sdk: Any, path: str, request: Mapping[str, Any]) -> AsyncIterat
 
 
 async def read_document(
-    body: Awaitable[bytes], provider: str, vendor_errors: tuple[type[Exception], ...]
+    body: AsyncIterable[bytes], provider: str, vendor_errors: tuple[type[Exception], ...]
 ) -> dict[str, Any]:
-    """Return the JSON object of an answer whose headers have arrived. body: reads the rest.
+    """Return the JSON object of an answer whose headers have arrived. body: the rest, unpacked.
 
-    Raises FrontierInvalidResponse where the body breaks off or is not a JSON object.
+    Raises FrontierInvalidResponse where the body breaks off, is too long or is not a JSON object.
     """
+    data = bytearray()
     try:
-        document = repaired(read_json(await body))
+        async for piece in body:
+            data += piece
+            if len(data) > _MAX_ANSWER_BYTES:
+                raise unreadable(provider, f"it is longer than {_MAX_ANSWER_BYTES} bytes")
+        document = repaired(read_json(bytes(data)))
     except vendor_errors as error:
         raise unreadable(provider, f"it broke off ({type(error).__name__})") from None
     except ValueError:
@@ -178,9 +188,18 @@ class _Body(httpx2.AsyncByteStream):
         self._response = response
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        is_packed = "content-encoding" in self._response.headers
+        left = _MAX_ERROR_BYTES // 16 if is_packed else _MAX_ERROR_BYTES
         with _translated():
             async for part in self._response.content.iter_any():
-                yield part
+                # A packed piece may unpack to a thousand times its length.
+                size = _PACKED_BYTES if is_packed else max(1, len(part))
+                for start in range(0, len(part), size):
+                    yield part[start : start + size]
+                left -= len(part)
+                if self._response.status >= _FIRST_ERROR and left < 0:
+                    # The SDK reads errors whole; what they say stands at their beginning.
+                    return
 
     async def aclose(self) -> None:
         # After the last byte the connection is back in the pool, and this does nothing.

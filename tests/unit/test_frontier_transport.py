@@ -3,16 +3,19 @@
 import asyncio
 import inspect
 import io
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import httpx2
 import pytest
 from aiohttp import web
 
+from serving.contracts.errors import FrontierInvalidResponse
 from serving.frontier.http_errors import translate_transport
-from serving.frontier.transport import AiohttpTransport, ProviderClient, _translated
+from serving.frontier.transport import AiohttpTransport, ProviderClient, _translated, read_document
 
 TIMEOUT = httpx2.Timeout(2.0, connect=2.0, pool=None)
 NOTHING_SENT = {
@@ -170,3 +173,55 @@ async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatc
 def test_without_a_proxy_requests_take_aiohttp() -> None:
     client = ProviderClient("https://api.example.org", TIMEOUT)
     assert isinstance(client._transport, AiohttpTransport)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+async def test_an_answer_without_end_is_not_read_to_its_end(*, is_packed: bool) -> None:
+    packer = zlib.compressobj(9, wbits=31)
+    sent: list[int] = []
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        headers = {"content-encoding": "gzip"} if is_packed else {}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        piece = b" " * 2**20
+        with suppress(ConnectionError):
+            while len(sent) < 1000:
+                sent.append(1)
+                data = packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH)
+                await response.write(data if is_packed else piece)
+        return response
+
+    async with served(handle) as url, ProviderClient(url, TIMEOUT) as client:
+        tracemalloc.start()
+        try:
+            async with client.stream("POST", "/v1") as response:
+                with pytest.raises(FrontierInvalidResponse, match="longer than"):
+                    await read_document(response.aiter_bytes(), "house", ())
+            assert tracemalloc.get_traced_memory()[1] < 150 * 2**20
+        finally:
+            tracemalloc.stop()
+    assert is_packed or len(sent) < 1000
+
+
+async def test_of_an_error_without_end_the_beginning_is_read() -> None:
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(status=500)
+        await response.prepare(request)
+        with suppress(ConnectionError):
+            for _ in range(1000):
+                await response.write(b"no! " * 2**18)
+        return response
+
+    async with served(handle) as url, ProviderClient(url, TIMEOUT) as client:
+        answer = await client.post("/v1", json={})
+    assert answer.status_code == 500
+    assert 2**20 <= len(answer.content) < 4 * 2**20
+
+
+async def test_an_error_of_usual_length_is_read_whole() -> None:
+    async def handle(request: web.BaseRequest) -> web.Response:
+        return web.Response(status=429, body=b"x" * 500_000)
+
+    async with served(handle) as url, ProviderClient(url, TIMEOUT) as client:
+        assert len((await client.post("/v1", json={})).content) == 500_000
