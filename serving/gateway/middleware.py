@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib.parse import unquote
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -129,21 +129,26 @@ class PlainAddress:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        if scope["type"] == "http":
-            for field, text in (("path", scope["path"]), ("query", _query(scope))):
-                if "\0" in text:
-                    error = InvalidRequest(
-                        f"the {field} of the URL holds the character NUL",
-                        field=field,
-                        fix="remove %00",
-                    )
-                    await error_response(error)(scope, receive, send)
-                    return
-        await self._app(scope, receive, send)
+        field = _field_with_nul(scope) if scope["type"] == "http" else None
+        if field is None:
+            await self._app(scope, receive, send)
+            return
+        error = InvalidRequest(
+            f"{field!r} of the URL holds the character NUL", field=field, fix="remove %00"
+        )
+        await error_response(error)(scope, receive, send)
 
 
-def _query(scope: Scope) -> str:
-    return unquote(scope["query_string"].decode("latin-1"))
+def _field_with_nul(scope: Scope) -> str | None:
+    """Return the parameter of a query that holds the character, or `path`; None without it."""
+    if "\0" in scope["path"]:
+        return "path"
+    query = scope["query_string"].decode("latin-1")
+    if "%00" not in query and "\0" not in query:
+        return None
+    pairs = parse_qsl(query, keep_blank_values=True)
+    names = (name for name, value in pairs if "\0" in value and "\0" not in name)
+    return next(names, "query")
 
 
 class BodyLimit:
