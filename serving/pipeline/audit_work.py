@@ -18,6 +18,7 @@ from serving.contracts.errors import (
     FrontierRejected,
     FrontierTimeout,
     InvalidRequest,
+    NarrowgateError,
 )
 from serving.contracts.evidence import Audit, Origin, Verdict
 from serving.contracts.frontier import OutputBounds
@@ -27,7 +28,9 @@ from serving.contracts.task_spec import TaskSpec
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.judge import JudgePrompt
 from serving.evidence.rulings import Evidence, Ruling
+from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.plan import FrontierPlan
+from serving.pipeline.runner import Runner
 from serving.tasks.loss import loss_of
 
 logger = logging.getLogger(__name__)
@@ -61,9 +64,16 @@ class AuditWork:
     defect: name of the log event of an audit that ended by a defect of the program.
     """
 
-    def __init__(self, evidence: Evidence, appender: EvidenceAppender, defect: str) -> None:
+    def __init__(
+        self,
+        evidence: Evidence,
+        appender: EvidenceAppender,
+        recorder: ExitRecorder,
+        defect: str,
+    ) -> None:
         self.evidence = evidence
         self._appender = appender
+        self._recorder = recorder
         self._defect = defect
         self._places = asyncio.Semaphore(evidence.settings.concurrency)
         self._running: set[asyncio.Task[None]] = set()
@@ -152,6 +162,35 @@ class AuditWork:
             drawn_at=drawn.drawn_at,
             judged_at=self.evidence.now(),
         )
+
+    async def _asked(
+        self,
+        runner: Runner[ChatRequest, FrontierPlan],
+        context: RequestContext,
+        request: ChatRequest,
+        plan: FrontierPlan,
+        costs: list[Decimal],
+        cluster: str | None = None,
+    ) -> dict[str, Any]:
+        """Return what a model answers for a comparison, as its plan says. Raises NarrowgateError.
+
+        costs: gets what the call can have cost. cluster: of the request that is compared.
+        """
+        try:
+            async with (
+                asyncio.timeout(self.evidence.settings.deadline_s),
+                self._recorder.open(context, "audit") as record,
+            ):
+                record.planned(plan)
+                record.inputs[0].cluster = cluster
+                record.inputs[0].closed = costs.append
+                (outcome,) = await record.finish(await runner.whole(request, plan, record))
+        except TimeoutError as error:
+            raise DeadlineExceeded("a comparison took longer than evidence.deadline_s") from error
+        if isinstance(outcome.content, NarrowgateError):
+            raise outcome.content
+        assert isinstance(outcome.content, dict)
+        return outcome.content
 
     def _context(
         self, audited: RequestContext, options: RequestOptions | None = None

@@ -100,8 +100,7 @@ class Auditor(AuditWork):
         keep: Keep | None = None,
         deferred: DeferredAudits | None = None,
     ) -> None:
-        super().__init__(evidence, appender, "evidence.audit_failed")
-        self._recorder = recorder
+        super().__init__(evidence, appender, recorder, "evidence.audit_failed")
         self._tasks = tasks
         self._runners = runners
         self._embed = embed

@@ -5,10 +5,9 @@ behind the request, and a judge compares it with the answer that the client got.
 brief answers are served, and a share of them is compared with the model's own.
 """
 
-import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -17,15 +16,13 @@ from uuid import uuid4
 
 from serving.cache.cacheable import unfit_document
 from serving.contracts.context import RequestContext
-from serving.contracts.errors import DeadlineExceeded, LedgerUnavailable, NarrowgateError
-from serving.contracts.evidence import Candidate, ClaimState, Origin, Scope, ShortcutName, Verdict
+from serving.contracts.errors import LedgerUnavailable, NarrowgateError
+from serving.contracts.evidence import Candidate, ClaimState, Origin, ShortcutName, Verdict
 from serving.contracts.requests import ChatRequest
-from serving.contracts.routing import Reason
-from serving.contracts.task_spec import LossName
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.candidates import MODEL
 from serving.evidence.fold import AGAIN
-from serving.evidence.judge import JUDGE_VERSION, JudgedAnswers, JudgePrompt, JudgeReply, judge
+from serving.evidence.judge import JudgedAnswers, JudgePrompt, JudgeReply, judge
 from serving.evidence.pacing import coin
 from serving.evidence.rulings import Evidence, Ruling
 from serving.evidence.statistics.judged import JudgedPair
@@ -63,29 +60,14 @@ class BriefAnswer(JudgedAnswer):
     name: ShortcutName = "brief_answer"
 
     @property
-    def loss(self) -> LossName:
-        """Return the loss: a judge's preference in both orders."""
-        return "net_worse"
-
-    @property
     def subject(self) -> str:
         """Return the name under which reports and metrics show the model."""
         return f"brief/{self.model}"
 
-    def scope(
-        self, tenants: str, *, pooled: bool, taken: Sequence[ShortcutName], rules: str
-    ) -> Scope:
-        """Return where the claim holds. Another sentence, model or judge is another claim."""
-        versions = {
-            "model": self.model, "directive": self.directive,
-            "judge": f"{self.judge}@{JUDGE_VERSION}", "rules": rules,
-        }  # fmt: skip
-        return Scope(tenants, self.subject, versions, tuple(sorted(taken)), pooled)
-
-    def loss_of(self, answer: Any, reference: Any) -> float:
-        """Return the loss of a judged pair; the reference is a part of it."""
-        assert isinstance(answer, JudgedPair)
-        return answer.loss
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the versions of its model and sentence."""
+        return {"model": self.model, "directive": self.directive}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +128,7 @@ class BrevityAuditor(AuditWork):
         again_share: float = _AGAIN_SHARE,
         shadow_share: float = _SHADOW_SHARE,
     ) -> None:
-        super().__init__(evidence, appender, "bounds.comparison_failed")
-        self._recorder = recorder
+        super().__init__(evidence, appender, recorder, "bounds.comparison_failed")
         self._ask = ask
         self._judge = judge
         self._directive = hashlib.sha256(directive.encode()).hexdigest()[:16]
@@ -225,7 +206,7 @@ class BrevityAuditor(AuditWork):
         return max(settings.floor_rate, _AUDITED_AT_FIRST) if is_new else settings.floor_rate
 
     async def _compared(self, one: _Compared, origin: Origin, answer: str) -> None:
-        costs: list[Decimal | None] = []
+        costs: list[Decimal] = []
         is_brief = one.brevity.is_earned
         try:
             other = await self._other(one, costs, is_brief=not is_brief)
@@ -248,7 +229,7 @@ class BrevityAuditor(AuditWork):
         self._verdict(one, origin, pair, again, costs)
 
     async def _other(
-        self, one: _Compared, costs: list[Decimal | None], *, is_brief: bool
+        self, one: _Compared, costs: list[Decimal], *, is_brief: bool
     ) -> Mapping[str, Any]:
         """Return the model's other answer."""
         bounds = replace(one.plan.bounds, directive=one.directive if is_brief else None)
@@ -258,10 +239,10 @@ class BrevityAuditor(AuditWork):
             reason="explore" if is_brief else "audit", decision=None,
         )  # fmt: skip
         request = replace(one.request, stream=False, include_usage=False)
-        return await self._answer(context, request, plan, plan.reason, costs)
+        return await self._asked(self._ask, context, request, plan, costs)
 
     async def _judged(
-        self, one: _Compared, brief: str, plain: str, costs: list[Decimal | None]
+        self, one: _Compared, brief: str, plain: str, costs: list[Decimal]
     ) -> JudgedPair | None:
         async def ask(prompt: JudgePrompt) -> JudgeReply:
             assert self._judge is not None
@@ -269,14 +250,12 @@ class BrevityAuditor(AuditWork):
             request, plan = judge_call(
                 prompt, self._judge, context.deadline, tier="standard", reason="judge"
             )
-            document = await self._answer(context, request, plan, "judge", costs)
+            document = await self._asked(self._ask, context, request, plan, costs)
             return JudgeReply(answer_text(document))
 
         return (await judge(JudgedAnswers(question_of(one.request), brief, plain), ask)).pair
 
-    async def _again(
-        self, one: _Compared, plain: str, costs: list[Decimal | None]
-    ) -> Candidate | None:
+    async def _again(self, one: _Compared, plain: str, costs: list[Decimal]) -> Candidate | None:
         """Return what the judge makes of a second answer without the directive; None for most."""
         if not coin(self._again_share):
             return None
@@ -289,36 +268,13 @@ class BrevityAuditor(AuditWork):
             return None
         return None if pair is None else Candidate(AGAIN, 1.0, pair.loss, None, pair.badly_worse)
 
-    async def _answer(
-        self,
-        context: RequestContext,
-        request: ChatRequest,
-        plan: FrontierPlan,
-        reason: Reason,
-        costs: list[Decimal | None],
-    ) -> Mapping[str, Any]:
-        try:
-            async with (
-                asyncio.timeout(self.evidence.settings.deadline_s),
-                self._recorder.open(context, "audit") as record,
-            ):
-                record.planned(replace(plan, reason=reason))
-                record.inputs[0].closed = costs.append
-                (outcome,) = await record.finish(await self._ask.whole(request, plan, record))
-        except TimeoutError as error:
-            raise DeadlineExceeded("a comparison took longer than evidence.deadline_s") from error
-        if isinstance(outcome.content, NarrowgateError):
-            raise outcome.content
-        assert isinstance(outcome.content, dict)
-        return outcome.content
-
-    def _spent(self, origin: Origin, costs: list[Decimal | None]) -> Decimal:
-        usd = sum((cost for cost in costs if cost is not None), Decimal(0))
+    def _spent(self, origin: Origin, costs: list[Decimal]) -> Decimal:
+        usd = sum(costs, Decimal(0))
         if origin == "shadow":
             self.evidence.judged(usd)
         return usd
 
-    def _dropped(self, one: _Compared, origin: Origin, costs: list[Decimal | None]) -> None:
+    def _dropped(self, one: _Compared, origin: Origin, costs: list[Decimal]) -> None:
         self._append_drop(one.drawn, origin, self._spent(origin, costs) or None)
 
     def _verdict(
@@ -327,7 +283,7 @@ class BrevityAuditor(AuditWork):
         origin: Origin,
         pair: JudgedPair | None,
         again: Candidate | None,
-        costs: list[Decimal | None],
+        costs: list[Decimal],
     ) -> None:
         loss = 1.0 if pair is None else pair.loss
         badly = 1.0 if pair is None else pair.badly_worse
@@ -337,7 +293,7 @@ class BrevityAuditor(AuditWork):
         row = replace(
             self._row(one.drawn, origin, verdict, loss),
             candidates=tuple(candidates),
-            cost_usd=None if None in costs else usd,
+            cost_usd=usd,
             judge_usd=usd if origin == "shadow" else None,
         )
         self._append(row)

@@ -90,8 +90,7 @@ class HitAuditor(AuditWork):
         events: SimilarEvents,
         again_share: float = AGAIN_SHARE,
     ) -> None:
-        super().__init__(evidence, appender, "cache.audit_failed")
-        self._recorder = recorder
+        super().__init__(evidence, appender, recorder, "cache.audit_failed")
         self._frontier = frontier
         self._entries = entries
         self._events = events
@@ -123,18 +122,16 @@ class HitAuditor(AuditWork):
 
     async def _ask(self, one: ObservedHit, origin: Origin, ask: Fresh) -> None:
         """Have the model answer as if there were no cache, then compare."""
-        costs: list[Decimal | None] = [None]
+        costs: list[Decimal] = []
         try:
             async with asyncio.timeout(self.evidence.settings.deadline_s):
                 fresh = await self._answered(one, ask, costs)
         except (NarrowgateError, TimeoutError) as error:
-            self._unjudged(one, origin, error, costs[-1])
+            self._unjudged(one, origin, error, costs[-1] if costs else None)
             return
         await self._compare(one, origin, fresh, ask)
 
-    async def _answered(
-        self, one: ObservedHit, ask: Fresh, costs: list[Decimal | None]
-    ) -> FreshAnswer:
+    async def _answered(self, one: ObservedHit, ask: Fresh, costs: list[Decimal]) -> FreshAnswer:
         """Return a model's own answer. costs: gets its cost. Raises NarrowgateError."""
         context = self._context(one.context, one.context.options)
         async with self._recorder.open(context, "audit") as record:
@@ -149,7 +146,7 @@ class HitAuditor(AuditWork):
             self._verdict(one, origin, "missing", 1.0, fresh.cost_usd)
             return
         answer = answer_text(fresh.document)
-        costs: list[Decimal | None] = []
+        costs: list[Decimal] = []
         try:
             async with asyncio.timeout(self.evidence.settings.deadline_s):
                 stored = answer_text(one.match.entry.content.document)
@@ -165,17 +162,15 @@ class HitAuditor(AuditWork):
             await self._conclude(one, loss)
 
     async def _judged(
-        self, one: ObservedHit, shortcut: str, reference: str, costs: list[Decimal | None]
+        self, one: ObservedHit, shortcut: str, reference: str, costs: list[Decimal]
     ) -> JudgedPair | None:
         async def ask(prompt: JudgePrompt) -> JudgeReply:
-            reply = await self._ask_judge(one, prompt)
-            costs.append(reply.cost_usd)
-            return reply
+            return JudgeReply(await self._ask_judge(one, prompt, costs))
 
         return (await judge(JudgedAnswers(one.question, shortcut, reference), ask)).pair
 
     async def _again(
-        self, one: ObservedHit, first: str, ask: Fresh, costs: list[Decimal | None]
+        self, one: ObservedHit, first: str, ask: Fresh, costs: list[Decimal]
     ) -> Candidate | None:
         """Return what the judge makes of a second fresh answer; None for most hits.
 
@@ -203,20 +198,14 @@ class HitAuditor(AuditWork):
             # An alias keeps the digest of the request.
             await self._entries.add_alias(one.key, match, self.evidence.now())
 
-    async def _ask_judge(self, one: ObservedHit, prompt: JudgePrompt) -> JudgeReply:
+    async def _ask_judge(self, one: ObservedHit, prompt: JudgePrompt, costs: list[Decimal]) -> str:
         reference = one.ruling.reference
         assert reference is not None
         context = self._context(one.context)
         request, plan = judge_call(
             prompt, reference, context.deadline, tier="frontier", reason="audit"
         )
-        async with self._recorder.open(context, "audit") as record:
-            record.planned(plan)
-            (outcome,) = await record.finish(await self._frontier.whole(request, plan, record))
-        if isinstance(outcome.content, NarrowgateError):
-            raise outcome.content
-        assert isinstance(outcome.content, dict)
-        return JudgeReply(answer_text(outcome.content), outcome.cost_usd)
+        return answer_text(await self._asked(self._frontier, context, request, plan, costs))
 
     def _unjudged(
         self,
@@ -224,7 +213,7 @@ class HitAuditor(AuditWork):
         origin: Origin,
         error: NarrowgateError | TimeoutError,
         cost_usd: Decimal | None,
-        costs: Sequence[Decimal | None] = (),
+        costs: Sequence[Decimal] = (),
     ) -> None:
         if isinstance(error, TimeoutError):
             error = DeadlineExceeded("the audit took longer than evidence.deadline_s")
@@ -240,9 +229,9 @@ class HitAuditor(AuditWork):
     def _drop(self, one: ObservedHit, origin: Origin, cost_usd: Decimal | None = None) -> None:
         self._append_drop(one.drawn, origin, cost_usd, has_row=_has_row(one, origin))
 
-    def _count_judge(self, origin: Origin, costs: Sequence[Decimal | None]) -> Decimal:
+    def _count_judge(self, origin: Origin, costs: Sequence[Decimal]) -> Decimal:
         """Count what comparing cost besides the fresh answer; return it."""
-        usd = sum((cost for cost in costs if cost is not None), Decimal(0))
+        usd = sum(costs, Decimal(0))
         if origin == "shadow":
             self.evidence.judged(usd)
         return usd
@@ -254,7 +243,7 @@ class HitAuditor(AuditWork):
         verdict: Verdict,
         loss: float,
         cost_usd: Decimal | None,
-        costs: Sequence[Decimal | None] = (),
+        costs: Sequence[Decimal] = (),
         again: Candidate | None = None,
     ) -> None:
         """Write a verdict. cost_usd: of the fresh answer. costs: of what else was asked."""
@@ -269,7 +258,7 @@ class HitAuditor(AuditWork):
         if origin == "shadow":
             # The fresh answer's cost is what a hit would have avoided, without the judge.
             row = replace(row, cost_usd=cost_usd, judge_usd=judge_usd)
-        elif cost_usd is not None and None not in costs:
+        elif cost_usd is not None:
             row = replace(row, cost_usd=cost_usd + judge_usd)
         self._append(row)
 

@@ -1,6 +1,5 @@
 """Compares answers of cheaper tiers with the reference's, behind the requests."""
 
-import asyncio
 import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from serving.contracts.context import RequestContext
-from serving.contracts.errors import DeadlineExceeded, NarrowgateError
+from serving.contracts.errors import NarrowgateError
 from serving.contracts.evidence import Candidate, Origin, Verdict
 from serving.contracts.requests import ChatRequest
 from serving.contracts.routing import Reason
@@ -57,18 +56,6 @@ class ComparedChat:
         return Drawn(ruling, self.context, self.input, text, self.candidate.share, self.drawn_at)
 
 
-@dataclass(slots=True)
-class _Costs:
-    """What one comparison has cost. is_known: no call's cost is unknown."""
-
-    usd: Decimal = Decimal(0)
-    is_known: bool = True
-
-    def add(self, usd: Decimal | None) -> None:
-        self.usd += usd or Decimal(0)
-        self.is_known &= usd is not None
-
-
 class TierAuditor(AuditWork):
     """Runs comparisons with their own concurrency, queue and deadline. One for a process.
 
@@ -86,9 +73,8 @@ class TierAuditor(AuditWork):
         as_served: Runner[ChatRequest, FrontierPlan],
         embed: Embed | None = None,
     ) -> None:
-        super().__init__(planner.evidence, appender, "tiers.comparison_failed")
+        super().__init__(planner.evidence, appender, recorder, "tiers.comparison_failed")
         self._planner = planner
-        self._recorder = recorder
         self._reference = reference
         self._as_served = as_served
         self._embed = embed
@@ -117,14 +103,14 @@ class TierAuditor(AuditWork):
         return is_begun
 
     async def _explored(self, one: ComparedChat, reference: str | None) -> None:
-        costs = _Costs()
+        costs: list[Decimal] = []
         try:
             await self._asked_and_compared(costs, one, reference)
         finally:
-            self._planner.explored_for(costs.usd, one.candidate)
+            self._planner.explored_for(sum(costs, Decimal(0)), one.candidate)
 
     async def _asked_and_compared(
-        self, costs: _Costs, one: ComparedChat, reference: str | None
+        self, costs: list[Decimal], one: ComparedChat, reference: str | None
     ) -> None:
         try:
             if reference is None:
@@ -139,7 +125,9 @@ class TierAuditor(AuditWork):
             return
         await self._compared(one, "shadow", served, reference, costs, confidence)
 
-    async def _explored_answer(self, one: ComparedChat, costs: _Costs) -> tuple[str, float | None]:
+    async def _explored_answer(
+        self, one: ComparedChat, costs: list[Decimal]
+    ) -> tuple[str, float | None]:
         """Return the cheaper answer, and its self-check where a cascade is earned, too."""
         model, check = one.candidate.rung.model, one.candidate.check
         if one.candidate.beside is None or self._embed is None:
@@ -159,7 +147,7 @@ class TierAuditor(AuditWork):
         return text, await agreement(text, second, self._embed)
 
     async def _audited(self, one: ComparedChat, served: str) -> None:
-        costs = _Costs()
+        costs: list[Decimal] = []
         try:
             reference = await self._ask(one, one.choice.start.model, "audit", costs)
         except NarrowgateError as error:
@@ -173,7 +161,7 @@ class TierAuditor(AuditWork):
         origin: Origin,
         served: str,
         reference: str,
-        costs: _Costs,
+        costs: list[Decimal],
         confidence: float | None = None,
     ) -> None:
         try:
@@ -195,7 +183,9 @@ class TierAuditor(AuditWork):
             candidates += [] if again is None else [again]
         self._verdict(one, origin, pair, tuple(candidates), costs)
 
-    async def _again(self, one: ComparedChat, reference: str, costs: _Costs) -> Candidate | None:
+    async def _again(
+        self, one: ComparedChat, reference: str, costs: list[Decimal]
+    ) -> Candidate | None:
         """Return what the judge makes of the reference's own second answer; None without one."""
         try:
             second = await self._ask(one, one.choice.start.model, "audit", costs)
@@ -204,59 +194,43 @@ class TierAuditor(AuditWork):
             return None
         return None if pair is None else Candidate(AGAIN, 1.0, pair.loss, None, pair.badly_worse)
 
-    async def _ask(self, one: ComparedChat, model: str, reason: Reason, costs: _Costs) -> str:
+    async def _ask(
+        self, one: ComparedChat, model: str, reason: Reason, costs: list[Decimal]
+    ) -> str:
         """Return one model's answer. Raises NarrowgateError, also where another model answered."""
         request = replace(one.request, stream=False, include_usage=False)
         return answer_text(await self._document(one, request, model, reason, costs))
 
     async def _document(
-        self, one: ComparedChat, request: ChatRequest, model: str, reason: Reason, costs: _Costs
+        self,
+        one: ComparedChat,
+        request: ChatRequest,
+        model: str,
+        reason: Reason,
+        costs: list[Decimal],
     ) -> dict[str, Any]:
         context = self._context(one.context)
         plan = replace(
             one.plan, targets=(model,), deadline=context.deadline, reason=reason, decision=None
         )
         runner = self._as_served if reason == "explore" else self._reference
-        return await self._answer(runner, one, context, request, plan, costs)
+        return await self._asked(runner, context, request, plan, costs, one.choice.cluster)
 
     async def _judged(
-        self, one: ComparedChat, served: str, reference: str, costs: _Costs
+        self, one: ComparedChat, served: str, reference: str, costs: list[Decimal]
     ) -> JudgedPair | None:
         async def ask(prompt: JudgePrompt) -> JudgeReply:
             context = self._context(one.context)
             request, plan = judge_call(
                 prompt, one.candidate.judge, context.deadline, tier="standard", reason="judge"
             )
-            document = await self._answer(self._reference, one, context, request, plan, costs)
+            document = await self._asked(
+                self._reference, context, request, plan, costs, one.choice.cluster
+            )
             return JudgeReply(answer_text(document))
 
         answers = JudgedAnswers(question_of(one.request), served, reference)
         return (await judge(answers, ask)).pair
-
-    async def _answer(
-        self,
-        runner: Runner[ChatRequest, FrontierPlan],
-        one: ComparedChat,
-        context: RequestContext,
-        request: ChatRequest,
-        plan: FrontierPlan,
-        costs: _Costs,
-    ) -> dict[str, Any]:
-        try:
-            async with (
-                asyncio.timeout(self.evidence.settings.deadline_s),
-                self._recorder.open(context, "audit") as record,
-            ):
-                record.planned(plan)
-                record.inputs[0].cluster = one.choice.cluster
-                record.inputs[0].closed = costs.add
-                (outcome,) = await record.finish(await runner.whole(request, plan, record))
-        except TimeoutError as error:
-            raise DeadlineExceeded("a comparison took longer than evidence.deadline_s") from error
-        if isinstance(outcome.content, NarrowgateError):
-            raise outcome.content
-        assert isinstance(outcome.content, dict)
-        return outcome.content
 
     def _append_beside(
         self, one: ComparedChat, ruling: Ruling, pair: JudgedPair | None, confidence: float
@@ -272,7 +246,7 @@ class TierAuditor(AuditWork):
         one: ComparedChat,
         origin: Origin,
         error: NarrowgateError,
-        costs: _Costs,
+        costs: list[Decimal],
         *,
         of_reference: bool = False,
     ) -> None:
@@ -280,7 +254,7 @@ class TierAuditor(AuditWork):
         if isinstance(error, OF_THE_INPUT) and not of_reference:
             self._verdict(one, origin, None, (), costs)
         else:
-            self._drop(one, origin, costs.usd or None)
+            self._drop(one, origin, sum(costs, Decimal(0)) or None)
 
     def _drop(self, one: ComparedChat, origin: Origin, cost_usd: Decimal | None = None) -> None:
         self._count(one, "dropped")
@@ -292,7 +266,7 @@ class TierAuditor(AuditWork):
         origin: Origin,
         pair: JudgedPair | None,
         candidates: tuple[Candidate, ...],
-        costs: _Costs,
+        costs: list[Decimal],
     ) -> None:
         loss = 1.0 if pair is None else pair.loss
         verdict: Verdict = "missing" if pair is None else _verdict_of(2.0 * loss - 1.0)
@@ -302,8 +276,7 @@ class TierAuditor(AuditWork):
             candidates = candidates or (Candidate(MODEL, one.confidence, 1.0, None, 1.0),)
         row = self._row(one.drawn, origin, verdict, loss)
         made = candidates or (Candidate(MODEL, 1.0, 1.0, None, 1.0),)
-        cost_usd = costs.usd if costs.is_known else None
-        self._append(replace(row, candidates=made, cost_usd=cost_usd))
+        self._append(replace(row, candidates=made, cost_usd=sum(costs, Decimal(0))))
 
     def _count(self, one: ComparedChat, verdict: str) -> None:
         events = self._planner.events

@@ -14,9 +14,13 @@ SUBJECT_PREFIX = "cluster/"
 
 
 class JudgedAnswer:
-    """What holds for every answer of a frontier model that a judge compares."""
+    """What holds for every answer of a frontier model that a judge compares.
+
+    judge: the model that compares.
+    """
 
     __slots__ = ()
+    judge: str
 
     @property
     def suite(self) -> Guarantee | None:
@@ -32,6 +36,33 @@ class JudgedAnswer:
     def has_labels(self) -> bool:
         """Return whether answers are labels: never."""
         return False
+
+    @property
+    def loss(self) -> LossName:
+        """Return the loss: a judge's preference in both orders."""
+        return "net_worse"
+
+    @property
+    def subject(self) -> str:
+        """Return the name under which reports and metrics show it."""
+        raise NotImplementedError
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the versions of what answers, by name."""
+        raise NotImplementedError
+
+    def scope(
+        self, tenants: str, *, pooled: bool, taken: Sequence[ShortcutName], rules: str
+    ) -> Scope:
+        """Return where the claim holds. Another version, judge or rule is another claim."""
+        versions = {**self.versions, "judge": f"{self.judge}@{JUDGE_VERSION}", "rules": rules}
+        return Scope(tenants, self.subject, versions, tuple(sorted(taken)), pooled)
+
+    def loss_of(self, answer: Any, reference: Any) -> float:
+        """Return the loss of a judged pair; the reference is a part of it."""
+        assert isinstance(answer, JudgedPair)
+        return answer.loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +82,14 @@ class CheaperTier(JudgedAnswer):
     name: ShortcutName = "cheaper_tier"
 
     @property
-    def loss(self) -> LossName:
-        """Return the loss: a judge's preference in both orders."""
-        return "net_worse"
-
-    @property
     def subject(self) -> str:
         """Return the name under which reports and metrics show the cluster and tier."""
         return f"{SUBJECT_PREFIX}{self.cluster}/{self.tier}"
 
-    def scope(
-        self, tenants: str, *, pooled: bool, taken: Sequence[ShortcutName], rules: str
-    ) -> Scope:
-        """Return where the claim holds. Other centres, models or judges are another claim."""
-        versions = {
-            "clustering": self.clustering, "model": self.model,
-            "judge": f"{self.judge}@{JUDGE_VERSION}", "rules": rules,
-        }  # fmt: skip
-        return Scope(tenants, self.subject, versions, tuple(sorted(taken)), pooled)
-
-    def loss_of(self, answer: Any, reference: Any) -> float:
-        """Return the loss of a judged pair; the reference is a part of it."""
-        assert isinstance(answer, JudgedPair)
-        return answer.loss
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the versions of its centres and model."""
+        return {"clustering": self.clustering, "model": self.model}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +118,10 @@ class CascadedTier(JudgedAnswer):
         """Return the name under which reports and metrics show the cluster, tier and cascade."""
         return f"{SUBJECT_PREFIX}{self.cluster}/{self.tier}/cascade"
 
-    def scope(
-        self, tenants: str, *, pooled: bool, taken: Sequence[ShortcutName], rules: str
-    ) -> Scope:
-        """Return where the claim holds. Another check is another claim."""
-        versions = {
-            "clustering": self.clustering, "model": self.model, "check": self.check,
-            "judge": f"{self.judge}@{JUDGE_VERSION}", "rules": rules,
-        }  # fmt: skip
-        return Scope(tenants, self.subject, versions, tuple(sorted(taken)), pooled)
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the versions of its centres, model and check."""
+        return {"clustering": self.clustering, "model": self.model, "check": self.check}
 
     def loss_of(self, answer: Any, reference: Any) -> float:
         """Return the loss of a judged pair; the reference is a part of it."""
