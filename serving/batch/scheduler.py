@@ -302,6 +302,10 @@ class Scheduler:
 
     # One batch.
 
+    def _pause(self, batch: str) -> None:
+        """Leave a batch alone for a while: what failed would fail again at once."""
+        self._defective[batch] = self._parts.now() + _DEFECT_PAUSE
+
     @asynccontextmanager
     async def _apart(self, batch: ActiveBatch) -> AsyncIterator[None]:
         """Keep a batch's defect from other batches: it is left alone for a while.
@@ -314,7 +318,7 @@ class Scheduler:
             raise
         except Exception:
             logger.exception("batch.failed id=%s", batch.id)
-            self._defective[batch.id] = self._parts.now() + _DEFECT_PAUSE
+            self._pause(batch.id)
 
     async def _attend(self, batch: ActiveBatch) -> None:
         """Do what a batch needs besides running its lines."""
@@ -375,11 +379,11 @@ class Scheduler:
                 logger.warning("batch.delayed id=%s error=%s", batch, type(error).__name__)
             except StorageUnavailable as error:
                 logger.warning("batch.delayed id=%s error=%s", batch, error.message)
-                self._defective[batch.partition(" ")[0]] = self._parts.now() + _DEFECT_PAUSE
+                self._pause(batch.partition(" ")[0])
             except Exception:
                 # The process edge of a batch: another batch must not wait for it.
                 logger.exception("batch.failed id=%s", batch)
-                self._defective[batch.partition(" ")[0]] = self._parts.now() + _DEFECT_PAUSE
+                self._pause(batch.partition(" ")[0])
             finally:
                 del self._busy[batch]
                 self._woken.set()

@@ -54,7 +54,7 @@ from serving.contracts.ledger import CallEnd, Caller, Entry, OpenCall
 from serving.contracts.prices import BATCH
 from serving.evidence.heads.cipher import UnreadableContent
 from serving.frontier.frontier import BatchRequest, FrontierStack
-from serving.frontier.spent import NOTHING, UNKNOWN, RequestFacts, Spent
+from serving.frontier.spent import NOTHING, UNKNOWN, Spent
 from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.plan import FrontierPlan, Policy, choose_plan
 from serving.pipeline.read import read_chat
@@ -515,7 +515,7 @@ class Submissions:
             await self._take_in(one, batch, provider, lines, None if is_lost else state)
 
     def _is_over(self, one: Submission, window_s: float) -> bool:
-        return self._parts.now() > one.created_at + timedelta(seconds=window_s) + _LOST_AFTER
+        return self._parts.now() > _given_up_at(one, window_s)
 
     async def _take_in(
         self,
@@ -593,8 +593,7 @@ class Submissions:
         self._incomplete[one.id] = since, asks + 1
         pause_s = min(_LONGEST_PAUSE_S, self._parts.settings.provider_poll_s * 2.0**asks)
         self._ask_at[one.id] = asyncio.get_running_loop().time() + pause_s
-        window = timedelta(seconds=provider.window_s)
-        return now < min(since + _INCOMPLETE_FOR, one.created_at + window + _LOST_AFTER)
+        return now < min(since + _INCOMPLETE_FOR, _given_up_at(one, provider.window_s))
 
     async def _forget(self, provider: ProviderBatches, provider_id: str) -> None:
         """Delete the prompts and answers at the provider; they expire there where that fails."""
@@ -645,12 +644,11 @@ class Submissions:
         last: Entry | None = None
         for line, result in found:
             row, request, cost = rows.get(line.request_id), asked[line], None
-            if row is not None and result.document is not None:
-                facts = request.facts if isinstance(request, BatchRequest) else None
-                cost, entry = self._closed_answer(one, row, result, facts)
-                last = entry or last
-            elif row is not None:
-                cost, entry = self._closed(one, row, result, result.spent)
+            spent = result.spent
+            if result.document is not None and isinstance(request, BatchRequest):
+                spent = checked_spent(result, request.facts)
+            if row is not None:
+                cost, entry = self._closed(one, row, result, spent)
                 last = entry or last
             ends.append(self._end(batch, line, result, result.spent, cost))
         if last is not None:
@@ -662,30 +660,6 @@ class Submissions:
             if end.state in ("succeeded", "failed")
         ])  # fmt: skip
         await self._write(one.id, ends)
-
-    def _closed_answer(
-        self,
-        one: Submission,
-        rows: LedgerRows,
-        result: ProviderLineResult,
-        facts: RequestFacts | None,
-    ) -> tuple[Decimal | None, Entry | None]:
-        """Close the call and the entry of an answered audit; return its cost, and the entry."""
-        if rows.call["state"] == "closed":
-            # An earlier process had taken this result in.
-            return rows.call["cost_usd"], None
-        parts, target = self._parts, f"{one.provider}/{one.model}"
-        entry, call = parts.ledger.resumed(rows.exit, rows.call)
-        elapsed_s = (parts.now() - one.created_at).total_seconds()
-        spent = result.spent if facts is None else checked_spent(result, facts)
-        call.close(CallEnd("ok", spent.usage, spent.source, elapsed_s, BATCH))
-        exit_ = Exit(
-            rows.exit["request_id"], "audit", rows.exit["task"], "frontier", "audit", target,
-            spent.usage, elapsed_s, service_tier=BATCH,
-        )  # fmt: skip
-        cost = entry.close(exit_)
-        parts.observer.input_finished(exit_, cost)
-        return (rows.call["held_usd"] if cost is None else cost), entry
 
     async def _answered(
         self,
@@ -787,7 +761,7 @@ class Submissions:
     def _closed(
         self, one: Submission, rows: LedgerRows, result: ProviderLineResult, spent: Spent
     ) -> tuple[Decimal | None, Entry | None]:
-        """Close the call and the entry of a line without an answer.
+        """Close the call and the entry of a line without an answer, or of an audit.
 
         Return its cost or worst case, and the entry.
         """
@@ -797,12 +771,15 @@ class Submissions:
         parts, target = self._parts, f"{one.provider}/{one.model}"
         entry, call = parts.ledger.resumed(rows.exit, rows.call)
         elapsed_s = (parts.now() - one.created_at).total_seconds()
-        code, endpoint = _code(result, spent), rows.exit["endpoint"]
-        call.close(CallEnd(code, spent.usage, spent.source, elapsed_s, BATCH))
+        is_answered, endpoint = result.document is not None, rows.exit["endpoint"]
+        code = None if is_answered else _code(result, spent)
+        call.close(CallEnd(code or "ok", spent.usage, spent.source, elapsed_s, BATCH))
         exit_ = Exit(
-            rows.exit["request_id"], endpoint, rows.exit["task"], "none",
-            "audit" if endpoint == "audit" else "requested", target, None, elapsed_s, valid=False,
-            error=code,
+            rows.exit["request_id"], endpoint, rows.exit["task"],
+            "frontier" if is_answered else "none",
+            "audit" if endpoint == "audit" else "requested", target,
+            spent.usage if is_answered else None, elapsed_s, valid=is_answered, error=code,
+            service_tier=BATCH if is_answered else None,
         )  # fmt: skip
         cost = entry.close(exit_)
         if code != DEFERRED:
@@ -906,6 +883,11 @@ class Submissions:
     async def aclose(self) -> None:
         """Close the connections to the providers."""
         await asyncio.gather(*(one.aclose() for one in self._parts.providers.values()))
+
+
+def _given_up_at(one: Submission, window_s: float) -> datetime:
+    """Return when nothing more is expected of a provider's batch. window_s: of the provider."""
+    return one.created_at + timedelta(seconds=window_s) + _LOST_AFTER
 
 
 def _unrun(state: ProviderBatchState, left: int) -> int:
