@@ -13,7 +13,10 @@ from serving.gateway.messages_request import chat_body
 
 CHAT_URL = "/v1/chat/completions"
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_ITEM = "requests.item"
+_REQUESTS = 2
+"""The depth of a request's own events."""
+
+_STARTS, _ENDS = ("start_map", "start_array"), ("end_map", "end_array")
 _MOST_DEPTH = 100
 _REQUEST_FIELDS = {"custom_id", "params"}
 
@@ -27,11 +30,11 @@ class MessagesReader:
     def __init__(self, longest: int, max_lines: int) -> None:
         self._longest = longest
         self._max_lines = max_lines
-        self._events: Any = ijson.sendable_list()
-        self._parser = ijson.parse_coro(self._events, use_float=True)
-        # Before the parser, whose events hold the path to each value: their size is the depth's
-        # square.
-        self._depth = ijson.basic_parse_coro(_Depth(), use_float=True)
+        # Without the paths of values, which ijson's other parser makes: together they are as long
+        # as the square of the depth.
+        self._parser = ijson.basic_parse_coro(self, use_float=True)
+        self._depth = 0
+        self._lines: list[bytes] = []
         self._builder: ObjectBuilder | None = None
         self._pending = 0
         self._keys: list[set[str]] = []
@@ -53,12 +56,11 @@ class MessagesReader:
                 field=where, fix="send complete characters: a text was probably cut inside one",
             )  # fmt: skip
         try:
-            self._depth.send(piece)
             self._parser.send(piece)
         except ijson.JSONError as error:
             # Its text quotes the body.
             raise _malformed(f"it breaks in or after requests.{self.count}") from error
-        return self._lines()
+        return self._taken()
 
     def end(self) -> bytes:
         """Return the last lines. Raises InvalidRequest for a body that ends too early."""
@@ -66,37 +68,60 @@ class MessagesReader:
             self._parser.close()
         except ijson.JSONError as error:
             raise _malformed("it ends early") from error
-        lines = self._lines()
+        lines = self._taken()
         if not self._has_list:
             raise InvalidRequest("requests is missing", field="requests", fix="send a list")
         if not self.count:
             raise InvalidRequest("requests is empty", field="requests", fix="send one at least")
         return lines
 
-    def _lines(self) -> bytes:
-        events, lines = list(self._events), []
-        del self._events[:]
-        for prefix, event, value in events:
-            self._refuse_twice(event, value)
-            if prefix.startswith(_ITEM):
-                line = self._item(prefix, event, value)
-                if line is not None:
-                    lines.append(line)
-            elif prefix == "" and event == "map_key" and value != "requests":
+    def send(self, found: tuple[str, Any]) -> None:
+        """Take an event of the parser. Raises InvalidRequest and UnsupportedParameter."""
+        event, value = found
+        if event in _ENDS:
+            self._depth -= 1
+        self._take(event, value)
+        if event in _STARTS:
+            self._depth += 1
+            if self._depth > _MOST_DEPTH:
+                raise InvalidRequest(
+                    f"the body is nested more than {_MOST_DEPTH} levels deep",
+                    field="requests",
+                    fix="send plain messages; a schema of tools is rarely deeper than ten",
+                )
+
+    def close(self) -> None:
+        """Take the parser's end."""
+
+    def _take(self, event: str, value: Any) -> None:
+        """Take an event at its depth: 0 is the body, 1 its fields, 2 the requests."""
+        self._refuse_twice(event, value)
+        if self._depth == 0:
+            if event not in ("start_map", "end_map"):
+                raise _malformed("it is not an object")
+        elif self._depth == 1 and event == "map_key":
+            if value != "requests":
                 raise UnsupportedParameter(
                     f"{value[:60]!r} is not a field of a batch", field=value[:60],
                     fix="send requests only",
                 )  # fmt: skip
-            elif prefix == "requests" and event != "map_key":
-                self._has_list = self._has_list or event == "start_array"
-            elif prefix == "" and event not in ("start_map", "end_map", "map_key"):
-                raise _malformed("it is not an object")
+        elif self._depth == 1:
+            self._has_list = self._has_list or event == "start_array"
+        elif self._has_list:
+            line = self._item(event, value)
+            if line is not None:
+                self._lines.append(line)
+
+    def _taken(self) -> bytes:
+        """Return the lines since the last time. Raises InvalidRequest for a request too long."""
         if self._builder is not None and self._pending > self._longest:
             raise InvalidRequest(
                 f"a request has over {self._longest} bytes", field=f"requests.{self.count}",
                 fix="shorten it",
             )  # fmt: skip
-        return b"".join(lines)
+        lines = b"".join(self._lines)
+        self._lines.clear()
+        return lines
 
     def _refuse_twice(self, event: str, value: Any) -> None:
         """Raise InvalidRequest for a key that its object has already: one value would be lost."""
@@ -112,12 +137,12 @@ class MessagesReader:
                 )  # fmt: skip
             self._keys[-1].add(value)
 
-    def _item(self, prefix: str, event: str, value: Any) -> bytes | None:
+    def _item(self, event: str, value: Any) -> bytes | None:
         """Add an event to the request that it belongs to; return the request's line at its end."""
         if self._builder is None:
             self._builder = ObjectBuilder()
         self._builder.event(event, value)
-        if prefix != _ITEM or event in ("start_map", "start_array", "map_key"):
+        if self._depth > _REQUESTS or event in _STARTS:
             return None
         request, self._builder, self._pending = self._builder.value, None, 0
         return self._line(request)
@@ -160,30 +185,6 @@ class MessagesReader:
             )  # fmt: skip
         self._ids.add(value)
         return value
-
-
-class _Depth:
-    """Receives the events of a parser and refuses a body that is nested too deeply."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-
-    def send(self, event: tuple[str, Any]) -> None:
-        """Take an event. Raises InvalidRequest."""
-        name = event[0]
-        if name in ("start_map", "start_array"):
-            self._depth += 1
-            if self._depth > _MOST_DEPTH:
-                raise InvalidRequest(
-                    f"the body is nested more than {_MOST_DEPTH} levels deep",
-                    field="requests",
-                    fix="send plain messages; a schema of tools is rarely deeper than ten",
-                )
-        elif name in ("end_map", "end_array"):
-            self._depth -= 1
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def _malformed(why: str) -> InvalidRequest:
