@@ -5,16 +5,18 @@ import os
 import signal
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
 import psutil
+import pytest
 from pydantic import SecretStr
 from sqlalchemy import inspect, text
 
+from serving.contracts.errors import LedgerUnavailable
 from serving.ledger.database import Database, database_url
 from serving.ledger.migrate import migrate
 
@@ -104,3 +106,15 @@ def _migrated_postgres(server: str) -> str:
     migrate(database)
     database.close()
     return name
+
+
+def insist(write: Callable[[], object]) -> None:
+    """Write, again where SQLite let one of many writers wait for too long: nothing is written then.
+
+    Threads that compute keep the one that has the lock from the interpreter.
+    """
+    for _ in range(60):
+        with suppress(LedgerUnavailable):
+            write()
+            return
+    pytest.fail("the database stays locked")

@@ -32,7 +32,7 @@ from serving.ledger.reports.query import Scope
 from serving.ledger.reports.reconcile import reconcile
 from serving.ledger.reports.text import print_report
 
-from ..provider.script import BatchPlan, Fault, Seen
+from ..provider.script import BatchOperation, BatchPlan, Fault, Seen
 from ..provider.server import ProviderServer
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
 from .batch_kit import chat_line, jsonl
@@ -63,6 +63,13 @@ def asked(provider: ProviderServer) -> Counter[str]:
         for seen in provider.script.seen
         if seen.billed is not None
     )
+
+
+async def until_asked(provider: ProviderServer, operation: BatchOperation) -> None:
+    """Return when the provider's batch API was asked for an operation."""
+    async with asyncio.timeout(20):
+        while operation not in [name for name, _ in provider.script.batch_requests]:
+            await asyncio.sleep(0.05)
 
 
 def answers(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -274,9 +281,7 @@ async def test_an_odd_document_of_one_batch_keeps_no_other_waiting(
 ) -> None:
     provider.script.next_batch(BatchPlan(ends="failed", errors=errors))
     first = await gateway.submit(questions(2))
-    async with asyncio.timeout(20):
-        while "create" not in [name for name, _ in provider.script.batch_requests]:
-            await asyncio.sleep(0.05)
+    await until_asked(provider, "create")
     second = await gateway.ended(await gateway.submit(questions(3), "globex"), "globex")
     assert len(answers(await gateway.results(second, "globex"))) == 3
     await gateway.ended(first)
@@ -412,9 +417,7 @@ async def test_lines_of_a_provider_that_was_removed_end_as_unknown_after_its_win
     provider.script.next_batch(BatchPlan(seconds=600.0))
     async with running(provider, state, None, has_batches=True, batch=FAST) as first:
         batch = await first.submit(questions(3))
-        async with asyncio.timeout(20):
-            while "state" not in [name for name, _ in provider.script.batch_requests]:
-                await asyncio.sleep(0.05)
+        await until_asked(provider, "state")
     async with running(provider, state, None, has_batches=False, batch=FAST, again=True) as second:
         async with asyncio.timeout(20):
             while not any("batch.provider_removed" in line for line in caplog.messages):
@@ -433,9 +436,7 @@ async def test_a_clients_own_request_id_is_no_lines(
 ) -> None:
     provider.script.next_batch(BatchPlan(seconds=3.0))
     batch = await gateway.submit(questions(1))
-    async with asyncio.timeout(20):
-        while "state" not in [name for name, _ in provider.script.batch_requests]:
-            await asyncio.sleep(0.05)
+    await until_asked(provider, "state")
     await gateway.acme.chat.completions.create(
         model="openai/gpt-4.1",
         messages=[{"role": "user", "content": "Something else, and longer."}],
@@ -464,9 +465,7 @@ async def test_cancelling_cancels_at_the_provider_and_keeps_what_was_billed(
 ) -> None:
     provider.script.next_batch(BatchPlan(answered=0.5, polls=1000))
     batch = await gateway.submit(questions(10))
-    async with asyncio.timeout(20):
-        while "state" not in [name for name, _ in provider.script.batch_requests]:
-            await asyncio.sleep(0.05)
+    await until_asked(provider, "state")
     await gateway.acme.batches.cancel(batch.id)
     batch = await gateway.ended(batch)
     assert batch.status == "cancelled"
@@ -504,9 +503,7 @@ async def test_a_batch_that_was_made_while_the_gateway_stopped_is_found_by_askin
     provider.script.on_batch("create", Fault("hang", worked=True))
     async with running(provider, state, None, has_batches=True, batch=FAST) as first:
         batch = await first.submit(questions(8))
-        async with asyncio.timeout(20):
-            while "create" not in [name for name, _ in provider.script.batch_requests]:
-                await asyncio.sleep(0.05)
+        await until_asked(provider, "create")
     async with running(provider, state, None, has_batches=True, batch=FAST, again=True) as second:
         batch = await second.ended(batch)
         assert len(answers(await second.results(batch))) == 8
@@ -526,9 +523,7 @@ async def test_another_gateway_takes_the_results_in(
     data = jsonl(*(chat_line(f"c{n}", f"question {n}") for n in range(8)))
     async with running(provider, state, None, has_batches=True, batch=FAST) as first:
         batch = await first.submit(data)
-        async with asyncio.timeout(20):
-            while "state" not in [name for name, _ in provider.script.batch_requests]:
-                await asyncio.sleep(0.05)
+        await until_asked(provider, "state")
     async with running(provider, state, None, has_batches=True, batch=FAST, again=True) as second:
         batch = await second.ended(batch)
         assert len(answers(await second.results(batch))) == 8

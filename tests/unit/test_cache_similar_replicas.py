@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -36,6 +36,7 @@ from ..provider.server import ProviderServer
 from .authenticated import KeyedServer, opened
 from .cache_kit import NOW, packed, state_of, text_of
 from .chat_kit import CHAT, chat_body
+from .database import insist
 from .frontier_kit import OPENAI, frontier, settings
 from .scripted import Server
 from .similar_kit import OTHER, PAIR, Model, SimilarServer, similar
@@ -348,12 +349,7 @@ def test_writers_at_one_moment_leave_no_sequence_behind(
 
     def write(number: int) -> None:
         question = Question(PLACE.fingerprint, f"q{number}", _vector(number))
-        for _ in range(60):
-            # SQLite lets one of many writers wait too long on a busy machine; nothing is written.
-            with suppress(LedgerUnavailable):
-                stores[number % 2].write([packed(number, question=question)])
-                return
-        pytest.fail("the database stays locked")
+        insist(lambda: stores[number % 2].write([packed(number, question=question)]))
 
     seen: list[int] = []
     reader = QuestionStore(stores[0])

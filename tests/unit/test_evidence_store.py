@@ -16,6 +16,7 @@ from serving.evidence.store import EvidenceOwner, EvidenceStore
 from serving.ledger.database import Database, database_url
 
 from .authenticated import opened
+from .database import insist
 from .evidence_kit import AT, EARLY, Clock, audit, defined, opening, worker
 
 
@@ -55,7 +56,8 @@ def test_a_reader_that_moves_on_misses_no_row(store: EvidenceStore) -> None:
 
     def write(first: int) -> None:
         for number in range(first, first + 5):
-            store.append([audit("c1", number)])
+            row = audit("c1", number)
+            insist(lambda row=row: store.append([row]))
 
     reader = threading.Thread(target=read)
     writers = [threading.Thread(target=write, args=(n,)) for n in (0, 100, 200)]
