@@ -1,9 +1,6 @@
 """Guards refuse another preposition, conjunction, article, case, writing or number by its kind."""
 
-import json
-from importlib.resources import files
 from itertools import combinations, permutations
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,24 +11,15 @@ from serving.cache.guards.closed_classes import compare_function_words
 from serving.cache.guards.function_words import FUNCTION_WORDS
 from serving.cache.guards.inflection import compare_inflection
 from serving.cache.guards.numbers import compare_numbers
-from serving.cache.guards.refusal import refusal, refusal_at
+from serving.cache.guards.refusal import refusal_at
 from serving.cache.guards.words import Words
 from serving.cache.guards.writing import compare_writing
 
-
-def _shipped(name: str) -> list[dict[str, Any]]:
-    text = (files("serving.cache.evaluation") / name).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def _refused(a: str, b: str) -> str | None:
-    one, other = refusal(Words(a), Words(b)), refusal(Words(b), Words(a))
-    assert one == other, f"not symmetric: {a!r} {b!r}"
-    return one
+from .guard_kit import refused, shipped
 
 
 def test_no_pair_that_differs_in_a_function_word_is_served_at_any_similarity() -> None:
-    pairs = _shipped("unseen_function_words.jsonl") + _shipped("unseen_function_words_2.jsonl")
+    pairs = shipped("unseen_function_words.jsonl") + shipped("unseen_function_words_2.jsonl")
     assert len(pairs) >= 380
     assert {pair["language"] for pair in pairs} == {"en", "de", "fr", "es"}
     served = [
@@ -73,22 +61,22 @@ RELATIONS = {
 
 
 @pytest.mark.parametrize("question", RELATIONS)
-def test_another_function_word_is_refused(question: str) -> None:
+def test_another_function_word_isrefused(question: str) -> None:
     passed = [
         pair
         for pair in combinations(RELATIONS[question].split(), 2)
-        if _refused(question.format(pair[0]), question.format(pair[1])) is None
+        if refused(question.format(pair[0]), question.format(pair[1])) is None
     ]
     assert passed == []
 
 
 @given(st.sampled_from([(q, w) for q, words in RELATIONS.items() for w in words.split()]))
-def test_a_function_word_that_one_text_only_has_is_refused(case: tuple[str, str]) -> None:
+def test_a_function_word_that_one_text_only_has_isrefused(case: tuple[str, str]) -> None:
     question, word = case
     less = question.replace(" {}", "")
     optional = {"to", "on", "in", "an", "auf", "für", "um", "dans", "sur", "pour", "en", "para"}
     if word not in optional:
-        assert _refused(question.format(word), less) is not None
+        assert refused(question.format(word), less) is not None
 
 
 @pytest.mark.parametrize(
@@ -106,7 +94,7 @@ def test_a_function_word_that_one_text_only_has_is_refused(case: tuple[str, str]
     ],
 )
 def test_function_words_that_say_the_same_pass(a: str, b: str) -> None:
-    assert _refused(a, b) is None
+    assert refused(a, b) is None
 
 
 ARTICLES = {
@@ -118,7 +106,7 @@ ARTICLES = {
 
 
 @pytest.mark.parametrize("question", ARTICLES)
-def test_another_gender_or_case_of_a_noun_is_refused(question: str) -> None:
+def test_another_gender_or_case_of_a_noun_isrefused(question: str) -> None:
     for one, other in permutations(ARTICLES[question], 2):
         a, b = Words(question.format(one)), Words(question.format(other))
         assert compare_inflection(a, b) == "inflection", (one, other)
@@ -140,7 +128,7 @@ def test_the_same_noun_in_another_construction_passes(a: str, b: str) -> None:
 
 
 @given(st.text("abcdefghkmnopqrstuvwxyz", min_size=2, max_size=4), st.data())
-def test_another_case_of_a_short_word_is_refused(word: str, data: st.DataObject) -> None:
+def test_another_case_of_a_short_word_isrefused(word: str, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(word) - 1))
     other = word[:place] + word[place].upper() + word[place + 1 :]
     a, b = (
@@ -156,7 +144,7 @@ def test_another_case_of_a_short_word_is_refused(word: str, data: st.DataObject)
 
 
 @given(st.lists(st.integers(2, 99), min_size=2, max_size=4, unique=True), st.data())
-def test_numbers_in_another_order_are_refused(numbers: list[int], data: st.DataObject) -> None:
+def test_numbers_in_another_order_arerefused(numbers: list[int], data: st.DataObject) -> None:
     other = data.draw(st.permutations(numbers))
     a, b = (
         Words("How do I share " + " of ".join(f"{one} apples" for one in each) + "?")
@@ -175,7 +163,7 @@ def test_numbers_in_another_order_are_refused(numbers: list[int], data: st.DataO
     ],
 )
 def test_numbers_and_what_they_count_are_told_apart(a: str, b: str) -> None:
-    assert _refused(a, b) is not None
+    assert refused(a, b) is not None
 
 
 @pytest.mark.parametrize(
@@ -190,8 +178,8 @@ def test_numbers_and_what_they_count_are_told_apart(a: str, b: str) -> None:
         ("¿Qué muerde el gato en casa?", "¿Qué muerde al gato en casa?"),
     ],
 )
-def test_a_dropped_preposition_plural_or_apostrophe_is_refused(a: str, b: str) -> None:
-    assert _refused(a, b) is not None
+def test_a_dropped_preposition_plural_or_apostrophe_isrefused(a: str, b: str) -> None:
+    assert refused(a, b) is not None
 
 
 @pytest.mark.parametrize(
@@ -205,10 +193,10 @@ def test_a_dropped_preposition_plural_or_apostrophe_is_refused(a: str, b: str) -
     ],
 )
 def test_a_capital_comma_or_hyphen_that_says_nothing_passes(a: str, b: str) -> None:
-    assert _refused(a, b) is None
+    assert refused(a, b) is None
 
 
-SHIPPED = _shipped("unseen_function_words.jsonl")
+SHIPPED = shipped("unseen_function_words.jsonl")
 
 
 @given(

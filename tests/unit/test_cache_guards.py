@@ -1,7 +1,5 @@
 """Guards refuse what changes an answer, in both directions, and let paraphrases pass."""
 
-import json
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -14,23 +12,14 @@ from serving.cache.guards.sentences import compare_sentences
 from serving.cache.guards.substitution import compare_modifiers
 from serving.cache.guards.words import Words
 
+from .guard_kit import refused, shipped
+
 NAMES = ("Paris", "Lisbon", "Nairobi", "Toyota", "Mozart", "Kafka", "Docker", "Iceland")
 VERBS = ("reach", "visit", "leave", "describe")
 
 
-def _shipped(name: str) -> list[dict[str, Any]]:
-    text = (files("serving.cache.evaluation") / name).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def _refused(a: str, b: str) -> str | None:
-    one, other = refusal(Words(a), Words(b)), refusal(Words(b), Words(a))
-    assert one == other, f"not symmetric: {a!r} {b!r}"
-    return one
-
-
 def test_no_changed_pair_passes() -> None:
-    pairs = _shipped("changed_pairs.jsonl")
+    pairs = shipped("changed_pairs.jsonl")
     assert len(pairs) >= 1000
     assert {pair["language"] for pair in pairs} == {"en", "de", "fr", "es"}
     passed = [
@@ -42,7 +31,7 @@ def test_no_changed_pair_passes() -> None:
 
 
 def test_most_paraphrases_pass() -> None:
-    pairs = _shipped("paraphrases.jsonl")
+    pairs = shipped("paraphrases.jsonl")
     assert len(pairs) >= 500
     passed = [
         pair
@@ -54,7 +43,7 @@ def test_most_paraphrases_pass() -> None:
 
 
 def test_no_pair_that_was_written_before_the_guards_were_read_is_served() -> None:
-    pairs = _shipped("unseen_changed_pairs.jsonl")
+    pairs = shipped("unseen_changed_pairs.jsonl")
     assert len(pairs) >= 300
     assert {pair["language"] for pair in pairs} == {"en", "de", "fr", "es"}
     for pair in pairs:
@@ -72,13 +61,13 @@ def test_politeness_is_no_name(polite: str) -> None:
 
 
 def test_most_paraphrases_that_were_written_before_pass() -> None:
-    pairs = _shipped("unseen_paraphrases.jsonl")
+    pairs = shipped("unseen_paraphrases.jsonl")
     passed = [p for p in pairs if refusal(Words(p["a"]), Words(p["b"])) is None]
     assert len(passed) / len(pairs) >= 0.7
 
 
 def test_no_everyday_pair_is_served() -> None:
-    pairs = _shipped("unseen_everyday_pairs.jsonl")
+    pairs = shipped("unseen_everyday_pairs.jsonl")
     assert len(pairs) >= 300
     assert {pair["language"] for pair in pairs} == {"en", "de", "fr", "es"}
     for pair in pairs:
@@ -87,7 +76,7 @@ def test_no_everyday_pair_is_served() -> None:
 
 
 def test_most_everyday_paraphrases_pass_the_guards() -> None:
-    pairs = _shipped("unseen_everyday_paraphrases.jsonl")
+    pairs = shipped("unseen_everyday_paraphrases.jsonl")
     assert len(pairs) >= 150
     passed = [p for p in pairs if refusal(Words(p["a"]), Words(p["b"])) is None]
     assert len(passed) / len(pairs) >= 0.6
@@ -106,7 +95,7 @@ def test_most_everyday_paraphrases_pass_the_guards() -> None:
     ],
 )
 def test_kinds_of_change_that_were_found_in_unseen_pairs(a: str, b: str, reason: str) -> None:
-    assert _refused(a, b) == reason
+    assert refused(a, b) == reason
 
 
 @pytest.mark.parametrize(
@@ -121,11 +110,11 @@ def test_kinds_of_change_that_were_found_in_unseen_pairs(a: str, b: str, reason:
     ],
 )
 def test_a_measure_and_its_noun_ask_the_same(a: str, b: str) -> None:
-    assert _refused(a, b) is None
+    assert refused(a, b) is None
 
 
 def test_a_text_is_never_refused_against_itself() -> None:
-    for pair in _shipped("paraphrases.jsonl")[::5]:
+    for pair in shipped("paraphrases.jsonl")[::5]:
         if Words(pair["a"]).language is not None:
             assert refusal(Words(pair["a"]), Words(pair["a"])) is None, pair["a"]
 
@@ -136,42 +125,40 @@ def test_every_guard_is_symmetric_on_any_text(a: str, b: str) -> None:
         assert guard(Words(a), Words(b)) == guard(Words(b), Words(a))
 
 
-@given(st.sampled_from([pair["a"] for pair in _shipped("paraphrases.jsonl")]),
-       st.sampled_from([pair["b"] for pair in _shipped("changed_pairs.jsonl")]))  # fmt: skip
+@given(st.sampled_from([pair["a"] for pair in shipped("paraphrases.jsonl")]),
+       st.sampled_from([pair["b"] for pair in shipped("changed_pairs.jsonl")]))  # fmt: skip
 def test_every_guard_is_symmetric_on_questions(a: str, b: str) -> None:
     for guard in GUARDS:
         assert guard(Words(a), Words(b)) == guard(Words(b), Words(a))
 
 
 @given(st.integers(-9999, 99_999), st.integers(-9999, 99_999))
-def test_another_number_is_refused(one: int, other: int) -> None:
-    reason = _refused(f"What is {one} times the speed?", f"What is {other} times the speed?")
+def test_another_number_isrefused(one: int, other: int) -> None:
+    reason = refused(f"What is {one} times the speed?", f"What is {other} times the speed?")
     assert (reason is None) == (one == other)
 
 
 @given(st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from(VERBS))
-def test_another_name_is_refused(one: str, other: str, verb: str) -> None:
-    reason = _refused(f"How do people {verb} {one}?", f"How do people {verb} {other}?")
+def test_another_name_isrefused(one: str, other: str, verb: str) -> None:
+    reason = refused(f"How do people {verb} {one}?", f"How do people {verb} {other}?")
     assert (reason is None) == (one == other)
 
 
 @given(st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from(VERBS))
-def test_exchanged_arguments_are_refused(one: str, other: str, verb: str) -> None:
-    reason = _refused(f"Does {one} {verb} {other}?", f"Does {other} {verb} {one}?")
+def test_exchanged_arguments_arerefused(one: str, other: str, verb: str) -> None:
+    reason = refused(f"Does {one} {verb} {other}?", f"Does {other} {verb} {one}?")
     assert (reason is None) == (one == other)
-    reason = _refused(
-        f"How do I get from {one} to {other}?", f"How do I get from {other} to {one}?"
-    )
+    reason = refused(f"How do I get from {one} to {other}?", f"How do I get from {other} to {one}?")
     assert (reason is None) == (one == other)
     moved = f"How do I get to {other} from {one}?"
-    assert _refused(f"How do I get from {one} to {other}?", moved) is None
+    assert refused(f"How do I get from {one} to {other}?", moved) is None
 
 
 @given(st.sampled_from(("km", "miles", "feet", "hours", "days", "weeks", "euros", "dollars", "kg")),
        st.sampled_from(("km", "miles", "feet", "hours", "days", "weeks", "euros", "dollars", "kg")),
        st.integers(2, 99))  # fmt: skip
-def test_another_unit_is_refused(one: str, other: str, count: int) -> None:
-    reason = _refused(f"What can I do with {count} {one}?", f"What can I do with {count} {other}?")
+def test_another_unit_isrefused(one: str, other: str, count: int) -> None:
+    reason = refused(f"What can I do with {count} {one}?", f"What can I do with {count} {other}?")
     assert (reason is None) == (one == other)
 
 
@@ -179,8 +166,8 @@ MONTHS = ("January", "March", "May", "July", "December", "Monday", "Friday")
 
 
 @given(st.sampled_from(MONTHS), st.sampled_from(MONTHS))
-def test_another_date_is_refused(one: str, other: str) -> None:
-    reason = _refused(f"What is celebrated in {one} 2020?", f"What is celebrated in {other} 2020?")
+def test_another_date_isrefused(one: str, other: str) -> None:
+    reason = refused(f"What is celebrated in {one} 2020?", f"What is celebrated in {other} 2020?")
     assert (reason is None) == (one == other)
 
 
@@ -198,8 +185,8 @@ def test_another_date_is_refused(one: str, other: str) -> None:
         ("¿Puedo viajar con pasaporte?", "con", "sin"),
     ],
 )
-def test_a_negation_is_refused(text: str, word: str, negation: str) -> None:
-    assert _refused(text, text.replace(word, negation)) is not None
+def test_a_negation_isrefused(text: str, word: str, negation: str) -> None:
+    assert refused(text, text.replace(word, negation)) is not None
 
 
 @pytest.mark.parametrize(
@@ -220,14 +207,14 @@ def test_a_negation_is_refused(text: str, word: str, negation: str) -> None:
     ],
 )
 def test_the_reason_names_what_differs(a: str, b: str, reason: str) -> None:
-    found = _refused(a, b)
+    found = refused(a, b)
     assert found == reason or (reason == "antonyms" and found in {"siblings", "scope"})
 
 
 @pytest.mark.parametrize("number", ["1,000", "1000"])
 def test_separators_of_thousands_do_not_count(number: str) -> None:
     assert (
-        _refused("How far is 1000 feet in metres?", f"How far is {number} feet in metres?") is None
+        refused("How far is 1000 feet in metres?", f"How far is {number} feet in metres?") is None
     )
 
 
@@ -267,7 +254,7 @@ def test_separators_of_thousands_do_not_count(number: str) -> None:
     ],
 )
 def test_another_wording_passes(a: str, b: str) -> None:
-    assert _refused(a, b) is None
+    assert refused(a, b) is None
     assert compare_modifiers(Words(a), Words(b)) is None
 
 
@@ -324,8 +311,8 @@ def test_courtesy_and_another_full_stop_are_no_sentence_more(a: str, b: str) -> 
         ("¿Qué es un vector?", "¿Qué es un vector? Da un ejemplo.", "sentence"),
     ],
 )
-def test_what_only_looks_like_another_wording_is_refused(a: str, b: str, reason: str) -> None:
-    assert _refused(a, b) == reason
+def test_what_only_looks_like_another_wording_isrefused(a: str, b: str, reason: str) -> None:
+    assert refused(a, b) == reason
 
 
 _ADDED = {
@@ -338,16 +325,16 @@ _ADDED = {
 
 
 @given(
-    st.sampled_from([pair["a"] for pair in _shipped("unseen_paraphrases.jsonl")
+    st.sampled_from([pair["a"] for pair in shipped("unseen_paraphrases.jsonl")
                      if pair["language"] == "en"]),
     st.sampled_from([word for words in _ADDED.values() for word in words]),
 )  # fmt: skip
-def test_an_added_number_unit_date_name_or_negation_is_refused(text: str, added: str) -> None:
+def test_an_added_number_unit_date_name_or_negation_isrefused(text: str, added: str) -> None:
     longer = f"{text.rstrip('?.')} {added}?"
-    assert _refused(text, longer) is not None
+    assert refused(text, longer) is not None
 
 
-@given(st.sampled_from(_shipped("unseen_changed_pairs.jsonl")), st.floats(0.8, 1),
+@given(st.sampled_from(shipped("unseen_changed_pairs.jsonl")), st.floats(0.8, 1),
        st.sampled_from((0.88, 0.9, 0.95)))  # fmt: skip
 def test_a_higher_threshold_never_serves_more(
     pair: dict[str, Any], similarity: float, threshold: float
@@ -399,7 +386,7 @@ def test_a_higher_threshold_never_serves_more(
     ],
 )  # fmt: skip
 def test_signs_roles_and_words_as_words_are_told_apart(a: str, b: str, reason: str) -> None:
-    assert _refused(a, b) == reason
+    assert refused(a, b) == reason
 
 
 @pytest.mark.parametrize(
@@ -413,4 +400,4 @@ def test_signs_roles_and_words_as_words_are_told_apart(a: str, b: str, reason: s
     ],
 )
 def test_another_voice_or_order_of_clauses_is_no_other_question(a: str, b: str) -> None:
-    assert _refused(a, b) is None
+    assert refused(a, b) is None
