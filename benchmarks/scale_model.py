@@ -199,7 +199,7 @@ class Station:
 
 
 class _Queue:
-    """What waits for one worker that takes many at once."""
+    """The queue of one worker that takes many items at once."""
 
     def __init__(self, environment: "simpy.Environment") -> None:
         self._environment = environment
@@ -386,7 +386,7 @@ class Simulation:
             self._over.succeed()
 
     def _ledger(self, gateway: _Gateway) -> Steps:
-        """Commit what waits in one transaction, under the locks of its tenants' accounts."""
+        """Commit pending writes in one transaction, under the locks of their tenants' accounts."""
         while True:
             batch: list[_Operation] = yield from gateway.ledger.take(BATCH)
             self._transactions["all"] += 1

@@ -41,7 +41,8 @@ class AuditParts:
 class AuditBatches:
     """Audits that wait for the reference's batch API.
 
-    parts: None where evidence is off; what waits then gets no verdict. now: the time with its zone.
+    parts: None where evidence is off: pending audits get no verdict then. now: the time, with its
+    zone.
     """
 
     def __init__(

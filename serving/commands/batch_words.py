@@ -89,7 +89,7 @@ def print_overview(tenants: Sequence[Mapping[str, Any]], now_s: float) -> None:
 
 
 def _audits(found: Mapping[str, Any], now_s: float) -> str | None:
-    """Return what waits for a provider's batch; None where nothing does."""
+    """Return the audits that wait for a provider's batch, as text; None without any."""
     oldest = found.get("oldest_drawn_at")
     if not found.get("awaited"):
         return None

@@ -1,4 +1,4 @@
-"""Every file that a command reads, with content that is none of its kind: a documented status."""
+"""Every file that a command reads, with content of another kind: a documented exit status."""
 
 from argparse import Action
 from pathlib import Path
