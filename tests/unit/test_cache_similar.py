@@ -14,7 +14,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import ThreadedEmbedder, build_embedder
 from serving.ledger.database import Database
 
-from ..provider.script import Reply
+from ..provider.script import Fault, Reply
 from ..provider.server import ProviderServer
 from .cache_kit import events_of, state_of, text_of
 from .chat_kit import CHAT
@@ -631,6 +631,17 @@ async def test_a_database_that_fails_is_a_miss(
     monkeypatch.setattr(found.entries._store, "read", fail)
     assert state_of(await found.ask("How could I boil an egg?")) == "miss"
     assert found.cached.metric("narrowgate_cache_similar_lookups_total", outcome="unavailable") == 1
+
+
+async def test_a_judge_that_may_have_been_billed_counts_at_its_worst_case(
+    found: SimilarServer, provider: ProviderServer
+) -> None:
+    await found.ask(PAIR[0])
+    # The client's own answer, then the judge: it takes the request and hangs up.
+    provider.script.next(None, Fault("hang_up"), Fault("hang_up"))
+    await found.ask(PAIR[1])
+    assert found.audits()
+    assert found.evidence.counts.judged_here[1] > 0
 
 
 @pytest.mark.parametrize("verdict", ["nonsense", '{"verdict": "the first answer is great"}'])
