@@ -13,8 +13,8 @@ from serving.host.numbers import whole_number
 from serving.host.terminal import terminal_progress
 
 if TYPE_CHECKING:
-    from benchmarks.replay_arms import Arm, Replay
-    from benchmarks.replay_stack import Lever
+    from benchmarks.replay_arms import Arm
+    from benchmarks.replay_setup import Lever, Replay
 
 HELP = "simulate what a mix of requests costs with each lever, against two references"
 SIMULATION = (
@@ -101,9 +101,9 @@ def _ranges(replay: "Replay", args: argparse.Namespace) -> int:
 
 def replay_of(args: argparse.Namespace, folder: Path) -> "Replay":
     """Return what the arms share."""
-    from benchmarks.replay_arms import Replay
     from benchmarks.replay_assumptions import Assumptions
     from benchmarks.replay_mix import build_mix
+    from benchmarks.replay_setup import Replay
     from serving.ledger.pricing.book import PriceBook
 
     settings = settings_from(args)
@@ -118,7 +118,7 @@ def replay_of(args: argparse.Namespace, folder: Path) -> "Replay":
 def chosen(arms: str) -> "dict[str, tuple[Lever, ...]]":
     """Return the arms of a set with their levers."""
     from benchmarks.replay_figures import unearned_levers
-    from benchmarks.replay_stack import LEVERS
+    from benchmarks.replay_setup import LEVERS
 
     found: dict[str, tuple[Lever, ...]] = {}
     if arms in ("together", "all"):
@@ -136,7 +136,7 @@ def chosen(arms: str) -> "dict[str, tuple[Lever, ...]]":
 
 def without(lever: "Lever") -> "tuple[Lever, ...]":
     """Return all levers less one. Hits by meaning go with the exact cache, which holds them."""
-    from benchmarks.replay_stack import LEVERS
+    from benchmarks.replay_setup import LEVERS
 
     gone = (lever, "similar_cache") if lever == "exact_cache" else (lever,)
     return tuple(one for one in LEVERS if one not in gone)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.replay_arms import Arm, Lever
+from benchmarks.replay_arms import Arm
 from benchmarks.replay_earning import MONTH_DAYS
-from benchmarks.replay_stack import EARNED, LEVERS
+from benchmarks.replay_setup import EARNED, LEVERS, Lever
 
 _RESAMPLES = 2000
 

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.replay_arms import Replay, direct, run_arm
+from benchmarks.replay_arms import direct, run_arm
 from benchmarks.replay_assumptions import Assumptions, Values
 from benchmarks.replay_figures import figures
 from benchmarks.replay_mix import build_mix
-from benchmarks.replay_stack import LEVERS
+from benchmarks.replay_setup import LEVERS, Replay
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "repeats": ("repeats",),

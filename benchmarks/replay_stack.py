@@ -2,18 +2,17 @@
 
 import asyncio
 import hashlib
-import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.replay_earning import EVIDENCE, Earned
+from benchmarks.replay_setup import EARNED, UNBOUNDED, Lever, Replay
 from serving.contracts.answer import Answer, Usage
-from serving.contracts.evidence import Audit
 from serving.contracts.frontier_settings import (
     BoundSettings,
     FrontierSettings,
@@ -47,26 +46,12 @@ from serving.tiers.clusters import read_clustering
 from serving.tiers.planner import TierPlanner
 
 if TYPE_CHECKING:
-    from benchmarks.replay_arms import Replay
     from benchmarks.replay_assumptions import Values
     from benchmarks.replay_mix import Request
     from serving.pipeline.hit_auditor import HitAuditor
     from serving.pipeline.runner import Runner
 
-Lever = Literal[
-    "exact_cache", "local_tasks", "context_pruning", "prompt_caching", "output_bounds",
-    "similar_cache", "tiers", "cascade",
-]  # fmt: skip
-LEVERS: tuple[Lever, ...] = get_args(Lever)[:-1]
-"""Those that all together has, in the order in which they are added; the last two are earned.
-
-similar_cache needs exact_cache: alone it is with it, and all less exact_cache is without both. A
-cascade is off as shipped, and needs tiers."""
-
-EARNED: tuple[Lever, ...] = ("similar_cache", "tiers", "cascade")
-
 LOCAL = "local-model"
-UNBOUNDED = 8192
 _KEY = b"k" * 32
 _FOLDED_EVERY = 10
 _PLANNED_EVERY = 100
@@ -197,15 +182,6 @@ class _Earning:
         for auditor in (self.auditor, self.hits):
             if auditor is not None:
                 await auditor.aclose()
-
-
-def write_evidence(database: Database, earned: Earned) -> None:
-    """Write what was earned, in the order of each claim. Blocking: seconds."""
-    store = EvidenceStore(database)
-    store.register(earned.definitions)
-    for is_audit, rows in itertools.groupby(earned.rows, lambda row: isinstance(row, Audit)):
-        chosen: list[Any] = list(rows)
-        store.append(audits=chosen if is_audit else (), events=() if is_audit else chosen)
 
 
 class Stack:

@@ -100,7 +100,7 @@ def test_imports_point_inward(graph: grimp.ImportGraph) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("package", ["serving", "quantize", "evals"])
+@pytest.mark.parametrize("package", ["serving", "quantize", "evals", "benchmarks"])
 def test_no_module_imports_itself_through_others(package: str) -> None:
     """Imports for type checkers count, too."""
     graph = grimp.build_graph(package)

@@ -13,13 +13,14 @@ import pytest
 
 from benchmarks import replay_ranges
 from benchmarks.replay import SIMULATION, UNEARNED, chosen, document, lines, plot, run_arms
-from benchmarks.replay_arms import LEVERS, Arm, Lever, Replay, Result, direct, run_arm
+from benchmarks.replay_arms import Arm, Result, direct, run_arm
 from benchmarks.replay_assumptions import Assumptions
 from benchmarks.replay_coins import RequestCoins
 from benchmarks.replay_earning import Earned
 from benchmarks.replay_figures import by_removal, effect, figures, month
 from benchmarks.replay_mix import Request, build_mix
 from benchmarks.replay_provider import ReplayModel, right, wrong
+from benchmarks.replay_setup import LEVERS, Lever, Replay
 from benchmarks.tiers_simulation import AT
 from serving.context.pairs import shipped_pairs
 from serving.contracts.settings import Settings
