@@ -43,8 +43,6 @@ Reason = Literal[
     "cascade",  # a cheaper tier answered first, and its self-check was above its claim's threshold
     "cached",  # an equal request was answered before, or at the same moment
 ]
-REASONS: tuple[Reason, ...] = get_args(Reason)
-
 
 _LONGEST_END_USER = 256
 

@@ -67,16 +67,3 @@ def _most(periods: Sequence[Period], target_error: float) -> float:
     """Return the top of the error axis: wide first intervals need not fit."""
     errors = [point.error for period in periods for point in period.points[10:]]
     return min(1.0, max([2.5 * target_error, 0.1, *(1.3 * error for error in errors)]))
-
-
-def standalone(svg: str) -> str:
-    """Return a plot as a file of its own: with the colours that a page would set."""
-    light = "--ink:#1f2328;--muted:#59636f;--line:#d1d9e0"
-    dark = "--ink:#e6edf3;--muted:#9198a1;--line:#3d444d"
-    colours = ";".join(f"--{name}:{colour}" for colour, name in VARIABLES.items())
-    style = (
-        f"<style>svg{{{light};{colours};font-family:sans-serif}}"
-        f"@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
-    )
-    head, _, rest = svg.partition(">")
-    return f"{head}>{style}{rest}"

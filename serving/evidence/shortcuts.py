@@ -1,4 +1,4 @@
-"""Which shortcuts a request may take together, and what their answer promises. Pure.
+"""Which shortcuts a request may take together. Pure.
 
 Each shortcut has a claim of its own, whose scope names all that were taken with it. The error of an
 answer is at most the sum of the targets (union bound).
@@ -9,15 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.contracts.answer import Answer
-from serving.contracts.evidence import (
-    NO_GUARANTEE,
-    Guarantee,
-    Scope,
-    Shortcut,
-    ShortcutName,
-)
+from serving.contracts.evidence import Guarantee, Scope, Shortcut, ShortcutName
 from serving.contracts.task_spec import LossName, TaskSpec
-from serving.evidence.statistics.audit_rate import allowed_shortcuts, stacked_target
+from serving.evidence.statistics.audit_rate import allowed_shortcuts
 from serving.evidence.statistics.judged import JudgedBaseline, JudgedLimits
 from serving.tasks.grant import Grant
 from serving.tasks.loss import loss_of
@@ -103,31 +97,6 @@ def permitted(
     known = judging or {}
     kept = [one for one in shortcuts if one.loss != JUDGED or _is_judgeable(one, known)]
     return tuple(kept[: allowed_shortcuts([one.target_error for one in kept], max_total_error)])
-
-
-def stacked(guarantees: Sequence[Guarantee]) -> Guarantee:
-    """Return the guarantee of an answer that took several shortcuts.
-
-    Its target is the sum of theirs; it is none where one of them has none. Observed errors and
-    intervals are of each claim alone, so that of several there is none. Raises ValueError for none.
-    """
-    if not guarantees:
-        raise ValueError("an answer that took no shortcut needs no guarantee")
-    if len(guarantees) == 1:
-        return guarantees[0]
-    targets = [one.target_error for one in guarantees if one.target_error is not None]
-    kinds = {one.evidence for one in guarantees}
-    if "none" in kinds or len(targets) < len(guarantees):
-        return NO_GUARANTEE
-    return Guarantee(
-        evidence="suite" if "suite" in kinds else "traffic",
-        target_error=stacked_target(targets),
-        audits=min(one.audits for one in guarantees),
-        since=max((one.since for one in guarantees if one.since is not None), default=None),
-        reference=guarantees[0].reference,
-        claim=",".join(one.claim for one in guarantees if one.claim is not None) or None,
-        pooled=any(one.pooled for one in guarantees),
-    )
 
 
 def _is_judgeable(shortcut: Shortcut, judging: Mapping[ShortcutName, Judging]) -> bool:

@@ -12,7 +12,6 @@ from typing import Literal
 from serving.contracts.errors import InvalidRequest
 
 Precision = Literal["16bit", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = ("16bit", "int8", "int4")
 HOURS_A_MONTH = 730
 _SECONDS_AN_HOUR = 3600
 _EFFICIENCY = 0.5

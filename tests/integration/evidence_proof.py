@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -467,7 +467,7 @@ def _write(gateway: Gateway, plot: Path | None, page: Path | None) -> None:
     """Write the claim's course as SVG that needs no page, and its page."""
     from serving.evidence.administration import shown
     from serving.evidence.page import render_claim
-    from serving.evidence.plots import course_plot, standalone
+    from serving.evidence.plots import VARIABLES, course_plot
     from serving.evidence.store import EvidenceStore
 
     database = Database(database_url(None, gateway.folder / "state"))
@@ -478,11 +478,24 @@ def _write(gateway: Gateway, plot: Path | None, page: Path | None) -> None:
         if plot is not None:
             title = "A claim earned, broken by a shift, suspended and earned again"
             svg = course_plot(title, found.periods, found.claim.target_error)
-            plot.write_text(standalone(svg), encoding="utf-8")
+            plot.write_text(_standalone(svg, VARIABLES), encoding="utf-8")
         if page is not None:
             page.write_text(render_claim(found), encoding="utf-8")
     finally:
         database.close()
+
+
+def _standalone(svg: str, variables: Mapping[str, str]) -> str:
+    """Return a plot as a file of its own: with the colours that a page would set."""
+    light = "--ink:#1f2328;--muted:#59636f;--line:#d1d9e0"
+    dark = "--ink:#e6edf3;--muted:#9198a1;--line:#3d444d"
+    colours = ";".join(f"--{name}:{colour}" for colour, name in variables.items())
+    style = (
+        f"<style>svg{{{light};{colours};font-family:sans-serif}}"
+        f"@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    )
+    head, _, rest = svg.partition(">")
+    return f"{head}>{style}{rest}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -16,7 +16,7 @@ from serving.contracts.errors import InvalidRequest
 from serving.kubernetes.capacity import (
     GPUS,
     LLAMA_3_8B,
-    PRECISIONS,
+    Precision,
     Workload,
     estimate,
     measured,
@@ -26,6 +26,7 @@ from serving.kubernetes.capacity import (
 
 A10G = GPUS["a10g"]
 LABEL = Workload(300, 250, 1)
+PRECISIONS = get_args(Precision)
 
 
 def planned(rps: float, rate: float, **other: Any) -> Any:

@@ -36,7 +36,7 @@ from serving.contracts.frontier_settings import (
 )
 from serving.contracts.head_settings import HeadSettings
 from serving.contracts.ledger_settings import AuthSettings, LedgerSettings
-from serving.contracts.routing import REASONS
+from serving.contracts.routing import Reason
 from serving.contracts.routing_settings import ComplexityThresholds, RoutingSettings
 from serving.contracts.settings import (
     AttestationSettings,
@@ -197,7 +197,8 @@ def test_the_documented_tiers_and_reasons_are_the_defaults() -> None:
     text = (DOCS / "routing.md").read_text(encoding="utf-8")
     for tier, targets in FrontierSettings().tiers.items():
         assert f"| `{tier}` | {', '.join(targets)} |" in text
-    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)[1 : 1 + len(REASONS)] == list(REASONS)
+    reasons = list(get_args(Reason))
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)[1 : 1 + len(reasons)] == reasons
 
 
 ROOT = DOCS.parent

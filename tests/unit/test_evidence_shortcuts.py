@@ -1,18 +1,15 @@
-"""Which shortcuts a request takes together, and what their answer promises."""
+"""Which shortcuts a request takes together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from serving.contracts.evidence import Guarantee, Scope, Shortcut, ShortcutName
 from serving.contracts.task_spec import LossName
-from serving.evidence.shortcuts import Judging, permitted, stacked
+from serving.evidence.shortcuts import Judging, permitted
 from serving.evidence.statistics.judged import JudgedLimits, judged_baseline, judged_pair
-
-AT = datetime(2026, 11, 2, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -61,29 +58,3 @@ def test_a_judged_loss_needs_the_reference_against_itself(verdicts: Any, usable:
     expected = ["cheaper_tier", "cached_answer"] if usable else ["cached_answer"]
     assert names(permitted(plan, 0.25, judging)) == expected
     assert names(permitted(plan, 0.25)) == ["cached_answer"]
-
-
-def guarantee(**changes: Any) -> Guarantee:
-    base = Guarantee(
-        evidence="traffic", target_error=0.1, audits=40, since=AT, reference="openai/gpt", claim="a"
-    )
-    return base.model_copy(update=changes)
-
-
-def test_the_guarantee_of_a_stack_is_the_sum_of_its_targets() -> None:
-    one = guarantee()
-    assert stacked([one]) == one
-    other = guarantee(target_error=0.05, claim="b", audits=9, since=AT.replace(hour=3))
-    found = stacked([one, other])
-    assert found.target_error == pytest.approx(0.15)
-    assert (found.claim, found.audits, found.since) == ("a,b", 9, AT.replace(hour=3))
-    assert stacked([one, guarantee(evidence="suite")]).evidence == "suite"
-    assert stacked([one, guarantee(evidence="none", target_error=None)]).evidence == "none"
-    with pytest.raises(ValueError, match="no shortcut"):
-        stacked([])
-
-
-def test_the_scope_of_a_claim_names_all_shortcuts_that_were_taken() -> None:
-    tier = replace(Tier(), target_error=0.2)
-    scope = tier.scope("acme", pooled=False, taken=("pruned_context", "cheaper_tier"), rules="r")
-    assert scope.shortcuts == ("cheaper_tier", "pruned_context")

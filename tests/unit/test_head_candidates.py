@@ -23,8 +23,6 @@ from serving.evidence.heads.candidate import (
     Provenance,
     content_digest,
     feature_count,
-    log_probabilities,
-    model_candidate,
     parse_candidate,
 )
 
@@ -62,13 +60,7 @@ def test_probabilities_sum_to_one_in_batches_and_alone(kind: Kind) -> None:
         assert candidate(kind).probabilities(one)[0] == pytest.approx(found[n], abs=1e-5)
 
 
-def test_the_model_candidate_is_the_model() -> None:
-    given = np.array([[0.7, 0.2, 0.1], [0.05, 0.9, 0.05]])
-    found = model_candidate(SCOPE, LABELS, MODEL)
-    assert found.probabilities(HeadInputs(log_probabilities=log_probabilities(given))) == (
-        pytest.approx(given, abs=1e-6)
-    )
-    assert found.named(4) == "model"
+def test_a_candidate_is_named_by_its_kind_and_version() -> None:
     assert candidate("recalibrated").named(4) == "model@4"
     assert candidate("both").named(4) == "both@4"
 

@@ -16,7 +16,7 @@ from serving.contracts.errors import FitFailed
 from serving.contracts.head_settings import HeadSettings
 from serving.embedding.encoder import Encoder
 from serving.embedding.model_file import ensure_model
-from serving.evidence.heads.candidate import HeadInputs, HeadScope, model_candidate
+from serving.evidence.heads.candidate import HeadInputs, HeadScope
 from serving.evidence.heads.examples import Example, FitRows
 from serving.evidence.heads.fit_call import fit_in_process
 from serving.evidence.heads.fit_process import FAILED
@@ -27,7 +27,18 @@ from serving.evidence.heads.fitting import (
 )
 
 from .blocked_loop import LoopWatch
-from .head_kit import LABELS, MODEL, SCOPE, SETTINGS, accuracy, examples, rows, targets, vectors
+from .head_kit import (
+    LABELS,
+    MODEL,
+    SCOPE,
+    SETTINGS,
+    accuracy,
+    examples,
+    model_logs,
+    rows,
+    targets,
+    vectors,
+)
 from .made_encoder import encoder_state
 
 TEXTS = {
@@ -98,7 +109,8 @@ def test_a_head_learns_and_the_model_adds_to_it() -> None:
     given = rows(240, model=MODEL)
     fitted = {candidate.kind: candidate for candidate in fit_candidates(given)}
     assert sorted(fitted) == ["both", "head", "recalibrated"]
-    own = accuracy(model_candidate(SCOPE, LABELS, MODEL))
+    wanted = targets(300, seed=7)
+    own = float((model_logs(wanted, 7).argmax(axis=1) == np.array(wanted)).mean())
     found = {kind: accuracy(candidate) for kind, candidate in fitted.items()}
     assert found["recalibrated"] > own + 0.1
     assert found["head"] > 0.8

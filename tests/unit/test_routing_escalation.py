@@ -1,8 +1,10 @@
 """Why a request leaves the local model."""
 
+from typing import get_args
+
 from serving.contracts import errors
 from serving.contracts.errors import NarrowgateError
-from serving.contracts.routing import REASONS
+from serving.contracts.routing import Reason
 from serving.pipeline.escalating import is_among, reason_for_answer, reason_for_error
 
 EXPECTED = {
@@ -27,7 +29,7 @@ def test_every_error_of_the_tree_has_its_reason_or_none() -> None:
     assert set(EXPECTED) <= {cls.__name__ for cls in tree}
     for cls in tree:
         assert reason_for_error(cls("failed")) == EXPECTED.get(cls.__name__), cls.__name__
-    assert set(EXPECTED.values()) <= set(REASONS)
+    assert set(EXPECTED.values()) <= set(get_args(Reason))
 
 
 def test_an_unreadable_answer_counts_before_an_unsure_one() -> None:

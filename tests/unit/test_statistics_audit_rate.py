@@ -13,7 +13,6 @@ from serving.evidence.statistics.audit_rate import (
     allowed_shortcuts,
     budget_by_now,
     is_drawn,
-    stacked_target,
 )
 from serving.evidence.statistics.intervals import clopper_pearson
 
@@ -91,5 +90,3 @@ def test_targets_are_stacked_up_to_the_cap() -> None:
     assert allowed_shortcuts([0.15, 0.05, 0.05], 0.25) == 3
     assert allowed_shortcuts([0.15, 0.15], 0.25) == 1
     assert allowed_shortcuts([0.3], 0.25) == 0
-    assert stacked_target([0.15, 0.05]) == pytest.approx(0.2)
-    assert stacked_target([0.6, 0.7]) == 1.0

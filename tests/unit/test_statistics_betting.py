@@ -13,12 +13,13 @@ from serving.evidence.statistics.betting import (
     Capital,
     Floats,
     bernoulli_divergence,
-    capital_path,
     examples_needed,
     stake,
 )
 from serving.evidence.statistics.intervals import clopper_pearson
 from serving.evidence.statistics.placement import FALSE_CLAIMS, bar
+
+from .capital_paths import capital_path
 
 TARGET = 0.15
 STREAMS = 2000

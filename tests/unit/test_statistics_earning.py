@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serving.evidence.statistics.betting import Floats, capital_path
+from serving.evidence.statistics.betting import Floats
 from serving.evidence.statistics.earning import Earning, EarningRules, Reopened, Row
 from serving.evidence.statistics.examples import Example, Outcome
 from serving.evidence.statistics.intervals import clopper_pearson
@@ -21,6 +21,8 @@ from serving.evidence.statistics.placement import (
     widest,
 )
 
+from .capital_paths import capital_path
+
 TARGET = 0.15
 RULES = EarningRules(TARGET, min_groups=50, min_span_h=0.0)
 OPENING = Opening("model", 0.5, 0.05, 0.6)
@@ -31,6 +33,11 @@ def _example(
 ) -> Example:
     outcomes = {name: Outcome(confidence, loss)}
     return Example(str(at), str(at), str(at), 60.0 * at, 1.0, outcomes, missing=missing)
+
+
+def _later(at_s: float) -> Row:
+    """Return a row that counts for nothing and completes the groups before it."""
+    return Example("later", "later", "later", at_s, None, {})
 
 
 def _right(count: int, start: int = 0) -> Iterator[Row]:
@@ -151,11 +158,11 @@ def test_a_text_counts_once_for_the_scope_and_a_burst_once() -> None:
     earning.add(Reopened())
     earning.add(OPENING)
     earning.extend(replace(_example(at, 0.0), text="same") for at in range(400, 800))
-    earning.close_groups()
+    earning.add(_later(47_980.0))
     assert earning.counted == 0
     burst = [replace(_example(at, 0.0), group="burst", at_s=48_000.0) for at in range(800, 1000)]
     earning.extend(burst)
-    earning.close_groups()
+    earning.add(_later(48_020.0))
     assert earning.counted == 1
 
 
@@ -195,7 +202,7 @@ def test_evidence_grows_at_most_as_fast_as_inputs_that_no_coin_drew_allow() -> N
     earning = Earning(RULES)
     earning.add(OPENING)
     earning.extend(replace(_example(at, 0.0), coin=None) for at in range(200))
-    earning.close_groups()
+    earning.add(_later(12_000.0))
     assert earning.counted == 0
 
 
@@ -212,7 +219,7 @@ def test_bursts_at_the_target_earn_no_claim() -> None:
         earning = Earning(RULES)
         earning.add(OPENING)
         earning.extend(_bursts(losses))
-        earning.close_groups()
+        earning.add(_later(6_000.0))
         assert earning.counted == 60
         false += earning.earned is not None
         pooled += bool(

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from serving.evidence.statistics.betting import capital_path
 from serving.evidence.statistics.intervals import clopper_pearson
 from serving.evidence.statistics.judged import (
     JudgedLimits,
@@ -15,6 +14,8 @@ from serving.evidence.statistics.judged import (
     judged_log_e,
     judged_pair,
 )
+
+from .capital_paths import capital_path
 
 
 @pytest.mark.parametrize(

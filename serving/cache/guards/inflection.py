@@ -48,7 +48,6 @@ _INDEFINITE = frozenset("a an ein eine einen einem einer eines un une una".split
 _POSSESSIVE = frozenset(
     "mon ma mes ton ta tes son sa ses notre votre mi tu su mis tus sus nuestro nuestra".split()
 )
-_GERMAN_POSSESSIVE = ("mein", "dein", "sein", "ihr", "unser", "kein")
 
 # The last letters of two words of one stem that are a man's and a woman's.
 _SEXES: dict[Language, tuple[tuple[str, str], ...]] = {

@@ -1,4 +1,4 @@
-"""Candidates: four ways to give a text a label, as linear maps with a softmax. numpy alone."""
+"""Candidates: three ways to give a text a label, as linear maps with a softmax. numpy alone."""
 
 import hashlib
 import math
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from serving.contracts.errors import EngineFailure, HeadRefused
 from serving.evidence.heads.arrays import DamagedArrays, pack, unpack
 
-Kind = Literal["model", "recalibrated", "head", "both"]
+Kind = Literal["recalibrated", "head", "both"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 MAX_LABELS = 256
@@ -29,9 +29,7 @@ _MAX_CHARS = 1_000_000
 _MAX_BYTES = 4 * 2**20
 # serving.tasks.classification.log_probability has the same floor.
 _LOG_FLOOR = math.log(1e-12)
-_NAMES: Mapping[Kind, str] = {
-    "model": "model", "recalibrated": "model", "head": "head", "both": "both",
-}  # fmt: skip
+_NAMES: Mapping[Kind, str] = {"recalibrated": "model", "head": "head", "both": "both"}
 
 Floats = NDArray[np.float32]
 Probabilities = NDArray[np.float64]
@@ -212,8 +210,8 @@ class Candidate:
         return 1.0 / (1.0 + math.exp(-max(-50.0, min(50.0, logit))))
 
     def named(self, version: int) -> str:
-        """Return the name that answers and claims show, such as `head@3`; `model` as it is."""
-        return "model" if self.kind == "model" else f"{_NAMES[self.kind]}@{version}"
+        """Return the name that answers and claims show, such as `head@3`."""
+        return f"{_NAMES[self.kind]}@{version}"
 
 
 def content_digest(content: bytes) -> str:
@@ -243,23 +241,9 @@ def parse_candidate(content: bytes, digest: str) -> Candidate:
     return found
 
 
-def model_candidate(scope: HeadScope, labels: Sequence[str], model: str) -> Candidate:
-    """Return the local model's own probabilities as a candidate. model: its digest."""
-    count = len(labels)
-    return Candidate(
-        kind="model",
-        labels=tuple(labels),
-        provenance=Provenance(scope.id, scope.task, scope.spec_digest, model=model),
-        classes=np.arange(count, dtype=np.int16),
-        weights=np.eye(count, dtype=np.float32),
-        bias=np.zeros(count, np.float32),
-    )
-
-
 def feature_count(kind: Kind, labels: int) -> int:
     """Return how many features a kind of candidate has."""
-    return {"model": labels, "recalibrated": labels, "head": DIMENSIONS + 1,
-            "both": DIMENSIONS + 1 + labels}[kind]  # fmt: skip
+    return {"recalibrated": labels, "head": DIMENSIONS + 1, "both": DIMENSIONS + 1 + labels}[kind]
 
 
 def feature_rows(kind: Kind, inputs: HeadInputs, labels: int) -> Floats:

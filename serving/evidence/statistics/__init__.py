@@ -15,7 +15,7 @@ Earning, in `earning`, `examples` and `placement`:
 
 Watching, in `watching`: `Watch(target).add(loss)` for each audited accepted input, None where the
 verdict is missing; `Watch.reason` says why the claim must be suspended. `audit_rate` has the coin,
-the share to audit, its budget over a day and the cap on stacked targets; `drift` the signs that
+the share to audit, its budget over a day and how many shortcuts go together; `drift` the signs that
 raise the share.
 
 Shown errors, in `intervals` and `people`: `mean_sequence` (valid at every time), `clopper_pearson`,

@@ -95,8 +95,3 @@ def allowed_shortcuts(targets: Sequence[float], max_total_error: float) -> int:
         if total > max_total_error + 1e-12:
             return count
     return len(targets)
-
-
-def stacked_target(targets: Sequence[float]) -> float:
-    """Return the target error of an answer that took several shortcuts: their sum, at most 1."""
-    return min(1.0, sum(targets))

@@ -74,19 +74,6 @@ class Capital:
         )
 
 
-def capital_path(losses: Floats, target: float, expected: float) -> Floats:
-    """Return log capital after each example, as `Capital` computes it.
-
-    losses: (..., n) in [0, 1], one stream a row. Returns (..., n).
-    """
-    before = np.cumsum(losses, axis=-1) - losses
-    seen = np.arange(losses.shape[-1])
-    estimate = (PRIOR_OBSERVATIONS * expected + before) / (PRIOR_OBSERVATIONS + seen)
-    bets = stake(np.minimum(estimate, target), target)
-    path: Floats = np.cumsum(np.log1p(bets * (target - losses)), axis=-1)
-    return path
-
-
 def bernoulli_divergence(error: float, target: float) -> float:
     """Return KL(error || target) in nats: what one example adds to log e when bets are ideal."""
     parts = [(error, target), (1.0 - error, 1.0 - target)]

@@ -201,13 +201,6 @@ class Earning:
         on_course = any(h.is_on_course(self.rules.stop_after) for h in self.hypotheses)
         return enough and self.earned is None and not on_course
 
-    def close_groups(self) -> Hypothesis | None:
-        """Count every group as if it were complete, as a replay does at the end of its file."""
-        before = self.earned
-        for one in self.examples.close():
-            self._count(one)
-        return None if self.earned is before else self.earned
-
     def _test(self, opening: Opening) -> None:
         self.tested += 1
         capital = self.rules.capital(opening.expected_error)

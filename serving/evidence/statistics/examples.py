@@ -122,11 +122,6 @@ class CountedExamples:
             self._receive(Counted(position, example, self._now_s))
         return counted
 
-    def close(self) -> list[Counted]:
-        """Return what counts of all open groups, taken as complete."""
-        counted = [self._close_oldest() for _ in range(len(self._open))]
-        return [one for one in counted if one is not None]
-
     def clear(self) -> None:
         """Forget the open groups: what they hold came before a suspension."""
         for name in self._open:
