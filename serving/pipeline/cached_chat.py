@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from serving.cache.cacheable import unfit_answer, unfit_document
@@ -14,7 +14,12 @@ from serving.contracts.deadline import Deadline
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.requests import ChatRequest
 from serving.pipeline.cache_access import Answered, CacheAccess, served_from
-from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
+from serving.pipeline.exit_recorder import (
+    Outcome,
+    OutcomeStream,
+    PlannedOutcome,
+    RequestRecord,
+)
 from serving.pipeline.hit_auditor import Fresh, FreshAnswer
 from serving.pipeline.led_work import lead, leading, own_wait, taking_part
 from serving.pipeline.plan import Plan, Planner, TaskPlan
@@ -29,15 +34,6 @@ from serving.pipeline.write import (
     write_hit,
     write_reply,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A chat that a model answers."""
-
-    plan: Plan
-    outcome: Outcome | OutcomeStream
-
 
 _Events = asyncio.Queue[dict[str, Any] | NarrowgateError | None]
 """None: the stream has ended."""
@@ -87,10 +83,9 @@ class CachedChat:
             async with self._taken_off(key, request, record, similar) as reply:
                 yield self._remembered(request, key, reply)
 
-    async def ask(self, request: ChatRequest, record: RequestRecord) -> _Asked:
+    async def ask(self, request: ChatRequest, record: RequestRecord) -> PlannedOutcome:
         """Plan and run a chat. Raises NarrowgateError."""
-        plan = await self._planner.plan(request, record.context, record.vectors)
-        return _Asked(plan, await record.run(self._runners[type(plan)], request, plan))
+        return await record.run(self._planner, self._runners, request)
 
     def fresh(self, request: ChatRequest) -> Fresh:
         """Return a function that asks a model about a chat, without the cache."""
@@ -217,7 +212,7 @@ class _LedChat:
             else:
                 self._whole(asked, asked.outcome)
 
-    def _whole(self, asked: _Asked, outcome: Outcome) -> None:
+    def _whole(self, asked: PlannedOutcome, outcome: Outcome) -> None:
         context = self._record.context
         reply = write_reply(self._request, asked.plan, outcome, context)
         document = whole_document(asked.plan, outcome, context)
@@ -232,7 +227,7 @@ class _LedChat:
         self._keep(Answered(content, outcome.served, *_input(asked.plan), unfit))
         self._reply.set_result(replace(reply, cache="miss"))
 
-    async def _stream(self, asked: _Asked, stream: OutcomeStream) -> None:
+    async def _stream(self, asked: PlannedOutcome, stream: OutcomeStream) -> None:
         """Read the answer as fast as it comes, for the client and for those who wait."""
         events: _Events = asyncio.Queue()
         sent = write_events(self._taken(events), include_usage=self._request.include_usage)

@@ -48,8 +48,7 @@ class CachedTask:
 
     async def ask(self, batch: TaskBatch, record: RequestRecord) -> list[Outcome]:
         """Plan and run inputs; return their outcomes, recorded. Raises NarrowgateError."""
-        plan = await self._planner.plan(batch, record.context, record.vectors)
-        return await record.run_batch(self._runners[type(plan)], batch, plan)
+        return await record.run_batch(self._planner, self._runners, batch)
 
     def note_hit(self, one: TaskBatch, answer: Answer, record: RequestRecord) -> None:
         """Make evidence of a cached answer to the only input that was made under a claim."""

@@ -5,7 +5,7 @@ its reply. InputRecord: one of its inputs, with the input's ledger entry. Stream
 answer, which ends when its last event is out.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -24,7 +24,7 @@ from serving.contracts.frontier import attempts_of
 from serving.contracts.ledger import Entry, Ledger
 from serving.contracts.requests import ChatRequest, CompletionRequest, TaskBatch
 from serving.contracts.routing import Reason
-from serving.pipeline.plan import Plan, TaskPlan
+from serving.pipeline.plan import Plan, Planner, TaskPlan
 
 ABANDONED = "client_closed"
 """Error code of an input whose client disconnected before it was answered."""
@@ -90,6 +90,17 @@ class _Runner(Protocol):
     async def stream(
         self, request: Any, plan: Any, record: "RequestRecord"
     ) -> Outcome | OutcomeStream: ...
+
+
+_Runners = Mapping[type[Plan], _Runner]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedOutcome:
+    """The outcome of a request's only input, and the plan that was run for it."""
+
+    plan: Plan
+    outcome: Outcome | OutcomeStream
 
 
 @dataclass(slots=True)
@@ -315,22 +326,34 @@ class RequestRecord:
             item.reason = plan.reason
 
     async def run(
-        self, runner: _Runner, request: ChatRequest | CompletionRequest, plan: Plan
-    ) -> Outcome | OutcomeStream:
-        """Run the plan of the only input; record its outcome, with its cost, or follow its stream.
+        self, planner: Planner, runners: _Runners, request: ChatRequest | CompletionRequest
+    ) -> PlannedOutcome:
+        """Plan the only input and run the plan; record its outcome, or follow its stream.
 
-        Raises what the runner raises; the end of the record's lifetime records it.
+        runners: by kind of plan. The outcome has its cost. Raises what the planner and the runner
+        raise; the end of the record's lifetime records it.
         """
-        self.planned(plan)
+        plan = await self._plan(planner, request)
+        runner = runners[type(plan)]
         if request.stream:
-            return await self.follow(await runner.stream(request, plan, self))
+            stream = await runner.stream(request, plan, self)
+            return PlannedOutcome(plan, await self.follow(stream))
         (outcome,) = await self.finish(await runner.whole(request, plan, self))
-        return outcome
+        return PlannedOutcome(plan, outcome)
 
-    async def run_batch(self, runner: _Runner, batch: TaskBatch, plan: Plan) -> list[Outcome]:
-        """Run the plan of all inputs and record their outcomes. As `run`."""
+    async def run_batch(
+        self, planner: Planner, runners: _Runners, batch: TaskBatch
+    ) -> list[Outcome]:
+        """Plan all inputs, run the plan, and record the outcomes. As `run`."""
+        plan = await self._plan(planner, batch)
+        return await self.finish(await runners[type(plan)].whole(batch, plan, self))
+
+    async def _plan(
+        self, planner: Planner, request: ChatRequest | CompletionRequest | TaskBatch
+    ) -> Plan:
+        plan = await planner.plan(request, self.context, self.vectors)
         self.planned(plan)
-        return await self.finish(await runner.whole(batch, plan, self))
+        return plan
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Record the inputs' outcomes and wait for the ledger; return them with their costs."""

@@ -52,18 +52,16 @@ class RequestPath:
                 async with cached.answered(request, record) as reply:
                     yield reply
                 return
-            plan = await self._planner.plan(request, context, record.vectors)
-            outcome = await record.run(self.runners[type(plan)], request, plan)
-            yield write_reply(request, plan, outcome, context)
+            ran = await record.run(self._planner, self.runners, request)
+            yield write_reply(request, ran.plan, ran.outcome, context)
 
     @asynccontextmanager
     async def completion(self, body: Any, context: RequestContext) -> AsyncIterator[Reply]:
         """Continue a prompt on the local model that the body names. As `chat`."""
         request = read_completion(body, self.max_inputs)
         async with self.recorder.open(context, "completions") as record:
-            plan = await self._planner.plan(request, context, record.vectors)
-            outcome = await record.run(self.runners[type(plan)], request, plan)
-            yield write_reply(request, plan, outcome, context)
+            ran = await record.run(self._planner, self.runners, request)
+            yield write_reply(request, ran.plan, ran.outcome, context)
 
     @asynccontextmanager
     async def tasks(
@@ -77,8 +75,8 @@ class RequestPath:
                 async with cached.answered(batch, record) as reply:
                     yield reply
                 return
-            plan = await self._planner.plan(batch, context, record.vectors)
-            yield write_tasks(batch, await record.run_batch(self.runners[type(plan)], batch, plan))
+            outcomes = await record.run_batch(self._planner, self.runners, batch)
+            yield write_tasks(batch, outcomes)
 
     @property
     def _planner(self) -> Planner:
