@@ -2,8 +2,8 @@
 
 Nothing is trained on them. Each row belongs to a part: A and B were written before the rules were
 read, C when the rules were nearly done, D by another author who had read a part of the rules, E by
-a third and F by a fourth who had read none of them. Each was measured once before the errors that it showed were
-corrected.
+a third who had read none of them, F and G by a fourth who had read none of them. Each was measured
+once before the errors that it showed were corrected; G after those of F.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from serving.routing.conversation import Prompt
 from serving.routing.evaluation.samples import Sample
 
-Half = Literal["A", "B", "C", "D", "E", "F"]
+Half = Literal["A", "B", "C", "D", "E", "F", "G"]
 HALVES: tuple[Half, ...] = get_args(Half)
 _GAP = "{t}"
 # Texts for each near miss, and additions for each request.
