@@ -2,24 +2,16 @@
 
 import argparse
 import json
-import os
-import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from serving.commands.json_lines import read_lines
 from serving.commands.ledger import opened_ledger
 from serving.commands.options import add_settings_options, settings_from
 from serving.commands.progress import step
+from serving.commands.tiers_refit import add_refit, clusters_file, planner_of, read_chats, refit
 from serving.host.numbers import whole_number
 
 if TYPE_CHECKING:
-    from serving.contracts.evidence import Claim
-    from serving.contracts.requests import Message
-    from serving.contracts.settings import Settings
-    from serving.tiers.planner import TierPlanner
     from serving.tiers.summary import ClusterState, TierState
 
 HELP = "show which tier each cluster of open-ended chats has earned; fit clusters of your own"
@@ -39,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("clusters.json"), metavar="FILE",
         help="the clusters (clusters.json); name it in the setting tiers.clusters_file",
     )  # fmt: skip
+    add_refit(actions)
     for action in (show, fit):
         add_settings_options(action)
         action.add_argument(
@@ -47,25 +40,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show or fit."""
-    return _fit(args) if args.action == "fit" else _show(args)
+    """Show, fit or refit."""
+    found = {"fit": _fit, "refit": refit, "show": _show}
+    return found[args.action](args)
 
 
 def _show(args: argparse.Namespace) -> int:
     from serving.evidence.store import EvidenceStore
-    from serving.tiers.summary import summary
+    from serving.tiers.summary import held_elsewhere, summary
 
     settings = settings_from(args)
     with opened_ledger(args) as database:
         store = EvidenceStore(database)
-        planner = _planner(settings, store.states().claims)
+        planner = planner_of(settings, store.states().claims)
         planner.refresh(database, store)
-        found = summary(planner, database)
+        found, elsewhere = summary(planner, database), held_elsewhere(planner)
     if args.json:
         clusters = [one.document() for one in found]
-        print(json.dumps({"mode": settings.tiers.mode, "clusters": clusters}))
+        document = {"mode": settings.tiers.mode, "clusters": clusters}
+        print(json.dumps(document | {"held_by_other_clusters": elsewhere}))
         return 0
     print(f"mode {settings.tiers.mode}, target {settings.tiers.target_error:.0%} net worse")
+    for version, claims in elsewhere.items():
+        print(
+            f"{len(claims)} claims held by the clusters {version}, which answer nothing now: "
+            "another tiers.clusters_file is set"
+        )
     if not found:
         print("no open-ended chat was clustered in the last 7 days")
     for one in found:
@@ -107,49 +107,6 @@ def _next(one: "ClusterState") -> str:
     )
 
 
-class _NoEvents:
-    """Counts nothing: no request is served here."""
-
-    def tier_chosen(self, cluster: str, tier: Any, outcome: Any) -> None:
-        """Count nothing."""
-
-    def tier_compared(self, cluster: str, tier: Any, verdict: str) -> None:
-        """Count nothing."""
-
-
-def _planner(settings: "Settings", claims: "Mapping[str, Claim]") -> "TierPlanner":
-    """Return what plans as a gateway of these settings would. Blocking."""
-    from serving.contracts.ledger import Tenant
-    from serving.evidence.rulings import Evidence
-    from serving.evidence.snapshot import ClaimSnapshot
-    from serving.frontier.keys import resolve_key
-    from serving.ledger.pricing.book import PriceBook
-    from serving.tiers.clusters import read_clustering
-    from serving.tiers.planner import TierPlanner
-
-    snapshot = ClaimSnapshot(settings.evidence.max_snapshot_age_s)
-    snapshot.replace(claims, time.monotonic())
-    evidence = Evidence(
-        settings.evidence, snapshot, None, Tenant, lambda _: None, b"",
-        now=lambda: datetime.now(UTC),
-    )  # fmt: skip
-    usable = {
-        name
-        for name, provider in settings.frontier.providers.items()
-        if provider.keyless or resolve_key(name, provider, os.environ) is not None
-    }
-
-    def configured(targets: tuple[str, ...]) -> tuple[str, ...]:
-        # Without any key here, as on an operator's machine, the settings alone decide.
-        return tuple(t for t in targets if not usable or t.partition("/")[0] in usable)
-
-    return TierPlanner(
-        settings.tiers, read_clustering(settings.tiers.clusters_file), settings.frontier.tiers,
-        configured, PriceBook.load(settings.ledger.prices_file), evidence, _NoEvents(),
-        settings.frontier.may_give_logprobs,
-    )  # fmt: skip
-
-
 def _fit(args: argparse.Namespace) -> int:
     from serving.embedding.embedder import build_embedder
     from serving.host.safe_write import refuse_unwritable_file, replace_file
@@ -158,12 +115,12 @@ def _fit(args: argparse.Namespace) -> int:
     refuse_unwritable_file(args.out, "--out")
     settings = settings_from(args)
     start = read_clustering(settings.tiers.clusters_file)
-    texts = _texts(args.file)
+    texts = [chat.text for chat in read_chats(args.file)]
     with step(f"computing {len(texts)} vectors"):
         vectors = build_embedder(settings.state).embed_all(texts)
     with step("fitting"):
         found = fitted(vectors, args.clusters, start)
-    replace_file(args.out, (json.dumps(found.document()) + "\n").encode(), mode=0o644)
+    replace_file(args.out, clusters_file(found), mode=0o644)
     sizes = [0] * len(found.names)
     for vector in vectors:
         sizes[found.nearest(vector)] += 1
@@ -175,40 +132,3 @@ def _fit(args: argparse.Namespace) -> int:
         print(f"{size:>7}  {name}")
     print(f"{args.out}: version {found.version}; set tiers.clusters_file to use it")
     return 0
-
-
-def _texts(file: Path) -> list[str]:
-    """Return the text of each chat. Raises InvalidArgument, which names the row at fault."""
-    from serving.contracts.errors import InvalidArgument
-    from serving.tiers.clusters import clustered_text
-
-    texts = []
-    for number, row in enumerate(read_lines(file, ()), 1):
-        body = row.get("body", row)
-        messages = body.get("messages") if isinstance(body, dict) else None
-        try:
-            found = [_message(message) for message in messages or ()]
-        except (KeyError, TypeError) as error:
-            found = []
-            reason = f"a message lacks {error}" if isinstance(error, KeyError) else str(error)
-        else:
-            reason = "it has no messages"
-        if not found:
-            raise InvalidArgument(
-                f"{file}, chat {number}: {reason}", field="FILE",
-                fix='give one {"messages": [{"role": ..., "content": ...}]} a line',
-            )  # fmt: skip
-        if text := clustered_text(found):
-            texts.append(text)
-    return texts
-
-
-def _message(value: dict[str, Any]) -> "Message":
-    from serving.contracts.requests import Message
-
-    content = value["content"]
-    if isinstance(content, list):
-        content = tuple(content)
-    if not isinstance(content, str | tuple):
-        raise TypeError(f"content is {type(content).__name__}, not text")
-    return Message(value["role"], content)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
@@ -98,6 +99,20 @@ def read_clustering(path: Path | None) -> Clustering:
             field="tiers.clusters_file",
             fix="write one with `narrowgate tiers fit FILE --out FILE`, or leave it out",
         ) from error
+
+
+def read_fitted_at(path: Path | None) -> datetime | None:
+    """Return when the clusters of a file were fitted; None for the shipped ones, or unknown.
+
+    path: of a file that `read_clustering` takes. Blocking.
+    """
+    if path is None:
+        return None
+    try:
+        found = json.loads(read_plain_text(path)).get("fitted_at")
+        return datetime.fromisoformat(str(found)).astimezone(UTC)
+    except ValueError:
+        return None
 
 
 def fitted(vectors: Vectors, clusters: int, start: Clustering, seed: int = 0) -> Clustering:

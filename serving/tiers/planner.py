@@ -38,6 +38,7 @@ from serving.tiers.policy import (
     ladder,
     place_of,
     prospect,
+    together,
 )
 from serving.tiers.shortcut import CascadedTier, CheaperTier
 from serving.tiers.traffic import ClusterTraffic, read_traffic
@@ -173,6 +174,15 @@ class TierPlanner:
     def rung(self, tier: str) -> Rung | None:
         """Return a tier; None where it has no key or price."""
         return next((rung for rung in self._rungs.values() if rung.tier == tier), None)
+
+    def rung_of(self, model: str) -> Rung | None:
+        """Return the tier whose model this is; None for no model of a tier."""
+        return next((rung for rung in self._rungs.values() if rung.model == model), None)
+
+    @property
+    def judge_prices(self) -> TokenPrices | None:
+        """Return the prices of the model that compares; None where there is none."""
+        return None if self._judge is None else self._judge.prices
 
     def ladder(self, start: Rung) -> tuple[Rung, ...]:
         """Return the cheaper tiers than a start, the most expensive first."""
@@ -414,17 +424,7 @@ class TierPlanner:
         grouped: defaultdict[tuple[str, str], list[Traffic]] = defaultdict(list)
         for row in rows:
             grouped[self.tenants_of(row.tenant), row.cluster].append(row.traffic)
-        return {key: _sum(found) for key, found in grouped.items()}
-
-
-def _sum(found: Sequence[Traffic]) -> Traffic:
-    requests = sum(one.requests for one in found)
-    return Traffic(
-        requests,
-        max(one.days for one in found),
-        sum(one.input_tokens * one.requests for one in found) / requests,
-        sum(one.output_tokens * one.requests for one in found) / requests,
-    )
+        return {key: together(found) for key, found in grouped.items()}
 
 
 def _joined(tenants: str, cluster: str) -> str:

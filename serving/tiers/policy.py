@@ -23,7 +23,7 @@ _PRIOR_CHANCE = 0.5
 _PAIR_DEVIATION = 0.45
 """Standard deviation of (worse - better) of one pair, in both orders."""
 
-_MOST_EARNABLE = 0.5
+MOST_EARNABLE = 0.5
 """Net share, of the target, above which earning takes too many pairs to be planned with."""
 
 _LEAST_SHARE = 0.01
@@ -73,6 +73,17 @@ class Traffic:
         return 2.0 * (
             read * float(prices.uncached_input) + _JUDGE_OUTPUT_TOKENS * float(prices.output)
         )
+
+
+def together(found: Sequence[Traffic]) -> Traffic:
+    """Return the traffic of several as one. found: at least one."""
+    requests = sum(one.requests for one in found)
+    return Traffic(
+        requests,
+        max(one.days for one in found),
+        sum(one.input_tokens * one.requests for one in found) / requests,
+        sum(one.output_tokens * one.requests for one in found) / requests,
+    )
 
 
 def ladder(start: Rung, others: Sequence[Rung]) -> tuple[Rung, ...]:
@@ -192,7 +203,7 @@ def pairs_left(claim: Claim | None, target_error: float) -> float:
     """
     net, _ = _estimate(claim)
     # Losses are half of net shares.
-    distance = (target_error - min(net, _MOST_EARNABLE * target_error)) / 2.0
+    distance = (target_error - min(net, MOST_EARNABLE * target_error)) / 2.0
     growth = min(0.06, distance**2 / (2.0 * 0.02))
     hypothesis = 1 if claim is None else max(1, claim.hypotheses)
     needed = max(_FEWEST_PAIRS, math.log(bar(hypothesis)) / growth)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Select, func, select
 
-from serving.contracts.evidence import Claim
+from serving.contracts.evidence import Claim, ClaimState
 from serving.ledger.database import Database
 from serving.ledger.schema import exits
 from serving.tiers.cascades import CALLS
@@ -138,6 +138,20 @@ def summary(planner: TierPlanner, database: Database) -> list[ClusterState]:
             )
         )
     return sorted(found, key=lambda one: (-Decimal(one.saved_usd), one.tenants, one.cluster))
+
+
+def held_elsewhere(planner: TierPlanner) -> dict[str, list[str]]:
+    """Return the held claims of other clusterings than the present one, by its version.
+
+    They answer nothing, and are watched by nothing, until their clusters are set again.
+    """
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for claim in planner.evidence.snapshot.all():
+        version = claim.scope.versions.get("clustering")
+        is_other = version is not None and version != planner.clustering.version
+        if is_other and claim.state is ClaimState.HELD:
+            found[str(version)].append(claim.id)
+    return dict(found)
 
 
 def _cascades(planner: TierPlanner, cluster: int, start: Rung, tenants: str) -> Iterator[TierState]:

@@ -10,8 +10,9 @@ import pytest
 
 from serving.cli import main
 from serving.ledger.database import Database
-from serving.tiers.clusters import read_clustering
-from serving.tiers.summary import summary
+from serving.tiers.clusters import Clustering, read_clustering
+from serving.tiers.logged_comparisons import LoggedComparisons
+from serving.tiers.summary import held_elsewhere, summary
 
 from ..provider.server import ProviderServer
 from .tiers_kit import ON, KnownQuality, TierServer, tiered
@@ -39,10 +40,21 @@ async def test_a_summary_has_the_tier_the_claim_the_saving_and_no_text(
         assert (before[0].next.tier, before[0].next.share) == ("economy", 1.0)
         await _asked(server, 140)
         poem = next(one for one in summary(server.planner, database) if one.topic == "poem")
+        saved_a_day, held = LoggedComparisons(
+            server.planner, server.evidence.store
+        ).held_usd_a_day()
+        assert held_elsewhere(server.planner) == {}
+        first = server.planner.clustering
+        server.planner.clustering = Clustering.of(first.centres[:2], first.names[:2])
+        # A claim of other clusters answers nothing, and is shown.
+        assert held_elsewhere(server.planner) == {first.version: held}
+        assert LoggedComparisons(server.planner, server.evidence.store).held_usd_a_day()[1] == []
+    assert len(held) == 1
+    assert saved_a_day > 0.0
     assert (poem.tenants, poem.reference, poem.present) == ("default", "openai/large", "economy")
     assert poem.next is None
-    held = next(tier for tier in poem.tiers if tier.tier == "economy")
-    assert (held.state, held.progress) == ("held", 1.0)
+    economy = next(tier for tier in poem.tiers if tier.tier == "economy")
+    assert (economy.state, economy.progress) == ("held", 1.0)
     # The last rows may still be on their way to the disk.
     assert 0 < poem.answered_cheaper < poem.answered <= 140
     saved = Decimal(poem.reference_usd) - Decimal(poem.paid_usd) - Decimal(poem.own_usd)
@@ -67,7 +79,7 @@ def test_show_says_that_nothing_was_clustered(
     assert "mode off" in out
     assert "no open-ended chat was clustered" in out
     status, out, _ = run(capsys, ["tiers", "show", "--json", "--state", str(state)])
-    assert json.loads(out) == {"mode": "off", "clusters": []}
+    assert json.loads(out) == {"mode": "off", "clusters": [], "held_by_other_clusters": {}}
 
 
 def chats(file: Path, rows: Sequence[Any]) -> Path:
