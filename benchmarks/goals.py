@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,19 +127,41 @@ def _absent(what: str, goal: float, unit: str, *, at_most: bool = True) -> dict[
 def _whole(args: argparse.Namespace) -> dict[str, Any] | None:
     """Measure the stack on each database, and beside bare vLLM; None where a signal ended it."""
     found: dict[str, Any] = {}
-    for database in ("SQLite", "PostgreSQL"):
-        postgres = None if database == "SQLite" else args.postgres_url or ""
-        here = _with(args, clients=_CLIENTS, postgres=postgres)
-        if (part := gateway.measured(here)) is None:
+    for name, part in _PARTS.items():
+        if (measured := _in_a_process(part, args)) is None:
             return None
-        found[database] = part
+        found[name] = measured
+    return found
+
+
+def _in_a_process(part: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    """Return what part(args) returns in a process of its own.
+
+    A process that has closed a stack cannot start another one: Ray and vLLM keep state.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(part, args).result()
+
+
+def _on_sqlite(args: argparse.Namespace) -> dict[str, Any] | None:
+    return gateway.measured(_with(args, clients=_CLIENTS, postgres=None))
+
+
+def _on_postgresql(args: argparse.Namespace) -> dict[str, Any] | None:
+    return gateway.measured(_with(args, clients=_CLIENTS, postgres=args.postgres_url or ""))
+
+
+def _beside_bare_vllm(args: argparse.Namespace) -> list[dict[str, Any]] | None:
     from benchmarks import stack
 
     here = _with(args, tasks=LABEL_TASKS, clients=LABEL_CLIENTS)
     rounds = stack.measured(stack.measured_settings(here), here)
     if rounds is None:
         return None
-    return {**found, "local": [one.as_json() for each in rounds for one in local_goals(each)]}
+    return [one.as_json() for each in rounds for one in local_goals(each)]
+
+
+_PARTS = {"SQLite": _on_sqlite, "PostgreSQL": _on_postgresql, "local": _beside_bare_vllm}
 
 
 def _with(args: argparse.Namespace, **changed: Any) -> argparse.Namespace:

@@ -2,13 +2,22 @@
 
 import argparse
 import json
+import os
 from typing import Any
 
 import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.gateway import BY_NAME, Goal, document_of, targets_of
-from benchmarks.goals import _absent_gateway, _absent_local, document, lines, local_goals, verdict
+from benchmarks.goals import (
+    _absent_gateway,
+    _absent_local,
+    _in_a_process,
+    document,
+    lines,
+    local_goals,
+    verdict,
+)
 from benchmarks.load import LoadResult
 from benchmarks.stack_report import Cell, Rounds
 
@@ -85,6 +94,17 @@ def test_a_missed_rate_is_explained_by_the_processor_time_of_a_request() -> None
 def test_a_part_that_was_not_measured_has_the_lines_of_one_that_was() -> None:
     names = [one["what"] for one in measured_part(0.002)["goals"]]
     assert sorted(names) == sorted(one["what"] for one in _absent_gateway())
+
+
+def process_of(args: argparse.Namespace) -> tuple[int, int]:
+    return os.getpid(), args.rounds
+
+
+def test_each_part_has_a_process_of_its_own() -> None:
+    args = argparse.Namespace(rounds=3)
+    found = [_in_a_process(process_of, args) for _ in range(2)]
+    assert [rounds for _, rounds in found] == [3, 3]
+    assert len({os.getpid(), *(process for process, _ in found)}) == 3
 
 
 @pytest.mark.parametrize("rounds", ["0", "51", "-1", "1.5", "x"])
