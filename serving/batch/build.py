@@ -74,7 +74,8 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
         path.policy, deps.line_format, deps.model_of, path.max_inputs, deps.longest,
         settings.max_lines, None if estimate is None else estimate.worst,
         None if estimate is None else estimate.reference,
-        None if estimate is None else estimate.in_batch, slack.breathe,
+        None if estimate is None else estimate.in_batch,
+        None if path.cache is None else path.cache.equal_key, slack.breathe,
     )  # fmt: skip
     runner = LineRunner(path, notes, deps.line_format, settings, ledger, deps.cipher)
     audits = AuditBatches(AuditStore(store), deps.frontier, deps.audits, utc_now)

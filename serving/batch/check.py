@@ -1,9 +1,10 @@
 """Checks a batch's file in one pass: every bad line is found before anything is spent."""
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Literal
 
@@ -32,6 +33,9 @@ Estimate = Callable[[ChatRequest | TaskBatch, FrontierPlan], Decimal | None]
 Reference = Callable[[ChatRequest | TaskBatch, OutputBounds], Decimal | None]
 """Returns the worst case of a request at the reference model, asked synchronously, US dollars."""
 
+EqualKey = Callable[[ChatRequest | TaskBatch, RequestContext], str | None]
+"""Returns what equal requests have in common, whose answers the cache shares; None for none."""
+
 _ANY_TIME_S = 3600.0
 _SLICE_S = 0.002
 """Time of a check between two calls of `breathe`: less than Python's 5 ms between threads."""
@@ -41,15 +45,29 @@ _SLICE_S = 0.002
 class GoodLine:
     """A line that can be run. target: the provider's model that it names, None without one.
 
-    worst_usd: its worst case; None where no price is known, or no provider can be asked.
+    worst_usd: its worst case, asked synchronously; None where no price is known, or no provider can
+    be asked. batch_usd: in a provider's batch; None where it goes into none. same_as: the number of
+    an earlier line whose answer is its own too.
     """
 
     number: int
     custom_id: str
     start: int
     length: int
+    target: str | None = None
+    worst_usd: Decimal | None = None
+    batch_usd: Decimal | None = None
+    same_as: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """How a line will run. key: that of equal requests; None where it is not shared."""
+
     target: str | None
     worst_usd: Decimal | None
+    batch_usd: Decimal | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +76,8 @@ class LineRules:
 
     model_of: the local model of a task, None without one. longest: bytes of a line. max_lines: of a
     batch. estimate, reference: None where no worst case can be given. in_batch: as estimate, in a
-    provider's batch. breathe: called in a check's thread with the seconds that it has worked; waits
-    for as long as other threads are to go first.
+    provider's batch. key_of: see EqualKey; None without a cache. breathe: called in a check's
+    thread with the seconds that it has worked; waits for as long as other threads are to go first.
     """
 
     policy: Policy
@@ -71,6 +89,7 @@ class LineRules:
     estimate: Estimate | None = None
     reference: Reference | None = None
     in_batch: Estimate | None = None
+    key_of: EqualKey | None = None
     breathe: Callable[[float], None] = lambda worked_s: None
 
 
@@ -85,6 +104,7 @@ class FileCheck:
     more_problems: int = 0
     good: int = 0
     _seen: dict[str, int] = field(default_factory=dict)
+    _equal: dict[bytes, int] = field(default_factory=dict)
     _lines: Counter[tuple[Literal["local", "frontier", "auto"], str]] = field(
         default_factory=Counter
     )
@@ -151,33 +171,48 @@ class FileCheck:
         if first != raw.number:
             message = f"custom_id {line.custom_id[:60]!r} is that of line {first}"
             raise BadLine("duplicate_custom_id", message, "custom_id")
-        target, worst = self._planned(line)
-        return GoodLine(raw.number, line.custom_id, raw.start, len(raw.data), target, worst)
+        planned = self._planned(line)
+        return GoodLine(
+            raw.number, line.custom_id, raw.start, len(raw.data), planned.target,
+            planned.worst_usd, planned.batch_usd, self._same_as(raw.number, planned.key),
+        )  # fmt: skip
 
-    def _planned(self, line: LineRequest) -> tuple[str | None, Decimal | None]:
-        """Return the line's target and worst case. Raises BadLine."""
+    def _same_as(self, number: int, key: str | None) -> int | None:
+        """Return the number of the first line that is the same request; None for the first."""
+        if key is None:
+            return None
+        digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+        first = self._equal.setdefault(digest, number)
+        return None if first == number else first
+
+    def _planned(self, line: LineRequest) -> _Planned:
+        """Return how a line will run. Raises BadLine."""
         try:
             return self._plan(line)
         except NarrowgateError as error:
             raise bad(error) from error
 
-    def _plan(self, line: LineRequest) -> tuple[str | None, Decimal | None]:
+    def _plan(self, line: LineRequest) -> _Planned:
         rules = self.rules
         context = RequestContext("check", self.caller, line.options, Deadline.after(_ANY_TIME_S))
         request: ChatRequest | TaskBatch
         if line.task is None:
             request = read_chat(line.body, rules.max_inputs)
-            if request.model == AUTO:
-                bounds = rules.policy.bounds["frontier"]
-                return self._counted("auto", AUTO, None, self._reference(request, bounds))
         else:
             request = read_tasks(line.task, line.body, rules.policy.specs, rules.max_inputs)
             if request.refused:
                 raise next(iter(request.refused.values()))
+        found = self._routed(request, context)
+        key = None if rules.key_of is None else rules.key_of(request, context)
+        return replace(found, key=key)
+
+    def _routed(self, request: ChatRequest | TaskBatch, context: RequestContext) -> _Planned:
+        rules, bounds = self.rules, self.rules.policy.bounds["frontier"]
+        if isinstance(request, ChatRequest) and request.model == AUTO:
+            return self._counted("auto", AUTO, None, self._reference(request, bounds))
         plan = choose_plan(request, context, rules.policy)
         match plan:
             case LocalPlan(model=model):
-                bounds = rules.policy.bounds["frontier"]
                 reference = self._reference(request, bounds)
                 return self._counted("local", model, Decimal(0), reference)
             case FrontierPlan():
@@ -185,7 +220,7 @@ class FileCheck:
             case TaskPlan():
                 return self._task(plan)
 
-    def _task(self, plan: TaskPlan) -> tuple[str | None, Decimal | None]:
+    def _task(self, plan: TaskPlan) -> _Planned:
         batch, rules = plan.batch, self.rules
         model = rules.model_of(batch.task)
         if model is None or not plan.local:
@@ -201,11 +236,11 @@ class FileCheck:
             )
         escalated = self._worst(batch, plan.fallback) if plan.escalate_on else Decimal(0)
         reference = self._reference(batch, plan.fallback.bounds)
-        return self._counted("local", model, escalated, reference)
+        found = self._counted("local", model, escalated, reference)
+        in_batch = self._in_batch(batch, plan.fallback) if plan.escalate_on else None
+        return replace(found, batch_usd=in_batch)
 
-    def _paid(
-        self, request: ChatRequest | TaskBatch, plan: FrontierPlan
-    ) -> tuple[str | None, Decimal | None]:
+    def _paid(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> _Planned:
         targets = self.rules.policy.configured(plan.targets)
         if not targets:
             raise FrontierNotConfigured(
@@ -214,13 +249,17 @@ class FileCheck:
                 fix="set a provider's key, or name another model",
             )
         reference = self._reference(request, plan.bounds)
-        worst, in_batch = self._worst(request, plan), None
+        worst, in_batch = self._worst(request, plan), self._in_batch(request, plan)
+        found = self._counted("frontier", targets[0], worst, reference, in_batch)
+        target = targets[0] if isinstance(request, ChatRequest) else None
+        return replace(found, target=target, batch_usd=in_batch)
+
+    def _in_batch(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> Decimal | None:
         # Lines of several inputs are asked synchronously: some of them may be answered before.
         is_one = isinstance(request, ChatRequest) or not request.is_list
-        if self.rules.in_batch is not None and is_one:
-            in_batch = self.rules.in_batch(request, plan)
-        self._counted("frontier", targets[0], worst, reference, in_batch)
-        return (targets[0] if isinstance(request, ChatRequest) else None), worst
+        if self.rules.in_batch is None or not is_one:
+            return None
+        return self.rules.in_batch(request, plan)
 
     def _worst(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> Decimal | None:
         return None if self.rules.estimate is None else self.rules.estimate(request, plan)
@@ -236,7 +275,7 @@ class FileCheck:
         worst: Decimal | None,
         reference: Decimal | None,
         in_batch: Decimal | None = None,
-    ) -> tuple[None, Decimal | None]:
+    ) -> _Planned:
         self._lines[route, model] += 1
         known = (
             (self._usd, worst), (self._reference_usd, reference), (self._batch_usd, in_batch),
@@ -244,4 +283,4 @@ class FileCheck:
         for sums, usd in known:
             before = sums.get((route, model), Decimal(0))
             sums[route, model] = None if before is None or usd is None else before + usd
-        return None, worst
+        return _Planned(None, worst)

@@ -1,14 +1,16 @@
 """What one attempt of a line brings to the request path beside its request, and what it leaves."""
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
 from serving.batch.provider_batches import ProviderLineResult, checked_spent
 from serving.contracts.answer import Usage
 from serving.contracts.deadline import Deadline
+from serving.contracts.errors import MaxCostExceeded
 from serving.contracts.exits import DEFERRED, Endpoint, Exit
 from serving.contracts.frontier import Completion
 from serving.contracts.ledger import CallEnd, Caller, Entry, Ledger, OpenCall
@@ -20,6 +22,9 @@ Fence = Callable[[], Awaitable[None]]
 
 Defer = Callable[[str], bool]
 """Returns whether a call of a `provider/model` waits for the provider's batch."""
+
+Reserve = Callable[[Decimal], Awaitable[None]]
+"""Reserves what all calls of a line may cost together. Raises MaxCostExceeded."""
 
 
 class ProvidedAnswer:
@@ -84,12 +89,40 @@ class ProvidedAnswer:
 class LineWork:
     """One attempt. defer: None where every call is made now. provided: the answer of the first.
 
-    room_usd: the most that a call may cost by the batch's limit; None without one.
+    room_usd: the most that a call may cost by the batch's limit; None without one. reserve: asked
+    before each call. is_refused: the batch's limit had no room for a call.
     """
 
     defer: Defer | None = None
     provided: ProvidedAnswer | None = None
     room_usd: Decimal | None = None
+    reserve: Reserve | None = None
+    is_refused: bool = False
+    entries: list[Entry] = field(default_factory=list)
+    _opening_usd: Decimal = Decimal(0)
+
+    @contextmanager
+    def opening(self, worst_usd: Decimal) -> Iterator[None]:
+        """Count a call until its entry does."""
+        self._opening_usd += worst_usd
+        try:
+            yield
+        finally:
+            self._opening_usd -= worst_usd
+
+    async def require_room(self) -> None:
+        """Reserve what the calls may cost, those that are being opened too.
+
+        Raises MaxCostExceeded.
+        """
+        if self.reserve is None:
+            return
+        most = sum((entry.most_usd for entry in self.entries), self._opening_usd)
+        try:
+            await self.reserve(most)
+        except MaxCostExceeded:
+            self.is_refused = True
+            raise
 
 
 class NotedLedger:
@@ -122,6 +155,8 @@ class NotedLedger:
         if entry is None:
             entry = self._ledger.entry(caller, request_id, endpoint, task, index, opened_at)
         found = entry
+        if work is not None:
+            work.entries.append(found)
         return NotedEntry(entry, work, self.fence, lambda: self._closed[request_id].append(found))
 
     async def written(self, request_id: str) -> None:
@@ -164,7 +199,17 @@ class NotedEntry:
         return self._entry.most_usd
 
     async def open_call(self, model: str, worst_case_usd: Decimal, deadline: Deadline) -> OpenCall:
-        """Record a call, where this process runs batches."""
+        """Record a call, where this process runs batches and the batch's limit has room for it.
+
+        Raises MaxCostExceeded where it has none.
+        """
+        if self.work is None:
+            return await self._fenced(model, worst_case_usd, deadline)
+        with self.work.opening(worst_case_usd):
+            await self.work.require_room()
+            return await self._fenced(model, worst_case_usd, deadline)
+
+    async def _fenced(self, model: str, worst_case_usd: Decimal, deadline: Deadline) -> OpenCall:
         if self._fence is None:
             return await self._entry.open_call(model, worst_case_usd, deadline)
         await self._fence()

@@ -142,7 +142,7 @@ class LineRunner:
             return self._deferred(line, wait)
         noted = self._notes.take(line.request_id)
         text = self.text(line, 200, document)
-        cost = line.worst_usd if noted.cost_usd is None else noted.cost_usd
+        cost = _cost_usd(line, noted, work)
         return self.sealed(LineEnd(line.batch, line.number, "succeeded", cost_usd=cost), text)
 
     def sealed(self, end: LineEnd, text: str) -> LineEnd:
@@ -172,7 +172,7 @@ class LineRunner:
     def _deferred(self, line: ClaimedLine, wait: Deferred) -> LineEnd:
         """Return a line to those that wait, with the request that its provider's batch gets."""
         end = LineEnd(
-            line.batch, line.number, "waiting", target=wait.target, worst_usd=wait.worst_usd
+            line.batch, line.number, "waiting", target=wait.target, batch_usd=wait.worst_usd
         )
         return self.sealed(end, json_text(wait.body))
 
@@ -216,12 +216,13 @@ class LineRunner:
         work: LineWork,
     ) -> LineEnd:
         if work.provided is not None:
-            cost = line.worst_usd if noted.cost_usd is None else noted.cost_usd
-            return self.refused(line, error, cost)
+            return self.refused(line, error, _cost_usd(line, noted, work))
         if isinstance(error, BudgetExceeded) and not noted.is_paid:
             raise error
         own, room_usd = request.options.max_cost_usd, work.room_usd
-        is_batch_limit = room_usd is not None and (own is None or room_usd < own)
+        is_batch_limit = work.is_refused or (
+            room_usd is not None and (own is None or room_usd < own)
+        )
         if isinstance(error, MaxCostExceeded) and is_batch_limit and not noted.is_paid:
             raise error
         if line.attempt < self._settings.max_attempts and is_repeatable(error, noted):
@@ -231,8 +232,7 @@ class LineRunner:
                 return LineEnd(
                     line.batch, line.number, "waiting", error=error.code, not_before=again
                 )
-        cost = line.worst_usd if noted.cost_usd is None else noted.cost_usd
-        return self.refused(line, error, cost)
+        return self.refused(line, error, _cost_usd(line, noted, work))
 
     def text(self, line: ClaimedLine, status: int, document: str) -> str:
         """Return what a result file says of a line's response. document: JSON."""
@@ -245,6 +245,15 @@ class LineRunner:
             f'{json.dumps(head)[:-1]}, "response": {json.dumps(response)[:-1]}, "body": '
             f"{document}{_SUFFIX}"
         )
+
+
+def _cost_usd(line: ClaimedLine, noted: Noted, work: LineWork) -> Decimal | None:
+    """Return what an attempt cost, at most where that is unknown; None where no bound is known."""
+    if noted.cost_usd is not None:
+        return noted.cost_usd
+    # By its calls, as the ledger holds them.
+    most = sum((entry.most_usd for entry in work.entries), Decimal(0))
+    return most or line.most_usd(in_batch=work.provided is not None)
 
 
 def _marked(reply: Reply) -> str:

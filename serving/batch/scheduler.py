@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
@@ -27,9 +28,12 @@ from serving.batch.line_work import Defer, LineWork
 from serving.batch.lines import BadLine
 from serving.batch.recovery import paid_attempts
 from serving.batch.results import write_results
+from serving.batch.room import BatchRoom
 from serving.batch.runner import LineRunner, unrun_text
 from serving.batch.slack import Slack
 from serving.batch.store import (
+    LONGEST_PAUSE,
+    UNFINISHED_STATES,
     ActiveBatch,
     BatchStore,
     ClaimedLine,
@@ -38,7 +42,7 @@ from serving.batch.store import (
     StopReason,
     is_lease_lost,
 )
-from serving.batch.submissions import SubmissionParts, Submissions
+from serving.batch.submissions import Lane, SubmissionParts, Submissions
 from serving.contracts.batch import SKIP, Checked, LineProblem
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.errors import (
@@ -106,18 +110,26 @@ class BatchEvents(Protocol):
 class _Progress:
     """What this process knows of a batch that it runs.
 
-    alone: lines run one after another, because a budget had no room for several. paused_until: no
+    room: under its limit of cost. alone: lines run one after another, because a budget had no room
+    for several. is_full: the limit has no room for the next line that would run. paused_until: no
     line goes into a provider's batch before: the budget is held by others. targets: those whose
     lines wait for a provider's batch. own: those whose lines are asked synchronously, None for all.
     targets_at_s: when both were read.
     """
 
+    room: BatchRoom
     running: dict[int, ClaimedLine] = field(default_factory=dict)
     alone: bool = False
+    is_full: bool = False
     paused_until: datetime | None = None
     targets: dict[str, bool] = field(default_factory=dict)
     own: Sequence[str] | None = None
     targets_at_s: float = float("-inf")
+
+    def forget(self, number: int) -> None:
+        """Forget a line that no longer runs here, and what is reserved for it."""
+        self.running.pop(number, None)
+        self.room.release(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +161,7 @@ class Scheduler:
         self.holder = uuid4().hex
         self._woken = asyncio.Event()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="batch")
-        self._progress: defaultdict[str, _Progress] = defaultdict(_Progress)
+        self._progress: dict[str, _Progress] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._defective: dict[str, datetime] = {}
@@ -162,7 +174,10 @@ class Scheduler:
         submissions = parts.submissions
         self._submissions = (
             None if submissions is None
-            else Submissions(submissions, self._insist, self._fence, self._count)
+            else Submissions(
+                submissions,
+                Lane(self._insist, self._fence, self._count, lambda one: self._of(one).room),
+            )
         )  # fmt: skip
         parts.runner.fence(self._fence)
         self._followed_at_s = 0.0
@@ -302,6 +317,20 @@ class Scheduler:
 
     # One batch.
 
+    def _of(self, batch: ActiveBatch) -> _Progress:
+        """Return what this process knows of a batch."""
+        if batch.id not in self._progress:
+            committed = partial(self._committed, batch.id)
+            self._progress[batch.id] = _Progress(BatchRoom(batch.max_cost_usd, committed))
+        return self._progress[batch.id]
+
+    async def _committed(self, batch: str) -> Decimal:
+        """Return what lines have cost that ended, and may cost in providers' batches."""
+        # Before the database is read: an end that is written meanwhile counts twice for a round.
+        pending = [end.cost_usd or Decimal(0) for end in self._ends if end.batch == batch]
+        written: Decimal = await self._insist(self._parts.store.committed_usd, batch)
+        return written + sum(pending, Decimal(0))
+
     def _pause(self, batch: str) -> None:
         """Leave a batch alone for a while: what failed would fail again at once."""
         self._defective[batch] = self._parts.now() + _DEFECT_PAUSE
@@ -338,10 +367,10 @@ class Scheduler:
         if batch.is_audit:
             await self._attend_audits(batch)
             return
-        if self._progress[batch.id].running or self._ends:
+        if self._of(batch).running or self._ends:
             return
         states = await self._run(parts.store.states, batch.id)
-        if not states["waiting"] + states["running"] + states["submitted"]:
+        if not any(states[state] for state in UNFINISHED_STATES):
             self._alone(batch.id, self._finish(batch))
 
     async def _attend_audits(self, batch: ActiveBatch) -> None:
@@ -356,7 +385,7 @@ class Scheduler:
             self._alone(batch.id, self._finish_audits(batch))
         elif states["waiting"] and batch.stopped is None:
             await self._submit_some(batch)
-            if not self._progress[batch.id].targets and not states["submitted"]:
+            if not self._of(batch).targets and not states["submitted"]:
                 # None can be sent any more: another batch may take them.
                 await self._run(parts.store.stop, batch.id, "expired", parts.now(), None)
 
@@ -455,10 +484,10 @@ class Scheduler:
         """Send lines to providers' batches."""
         if self._submissions is None:
             return
-        progress, now_s = self._progress[batch.id], asyncio.get_running_loop().time()
+        progress, now_s = self._of(batch), asyncio.get_running_loop().time()
         if now_s >= progress.targets_at_s + _TARGETS_EVERY_S:
             is_busy = bool(progress.running or self._ends)
-            found, own = await self._submissions.targets(batch)
+            found, own = await self._submissions.targets(batch, may_grow=not progress.is_full)
             if is_busy:
                 # A line that came to wait for a target may not have been written by then.
                 fits = self._submissions.fits
@@ -471,15 +500,15 @@ class Scheduler:
 
     async def _submit(self, batch: ActiveBatch, target: str) -> None:
         assert self._submissions is not None
-        progress, parts = self._progress[batch.id], self._parts
-        room = await self._room(batch, progress)
+        progress, parts = self._of(batch), self._parts
         message: str | None = None
         reason: StopReason = "max_cost_exceeded"
         try:
-            claimed = await self._submissions.submit(self.holder, batch, target, room)
-            message = _max_cost_text(batch) if not claimed and room is not None else None
-        except BudgetExceeded as error:
-            reason, message = "budget_exceeded", error.message
+            claimed = await self._submissions.submit(self.holder, batch, target)
+            if not claimed and batch.max_cost_usd is not None:
+                message = _max_cost_text(batch)
+        except (BudgetExceeded, MaxCostExceeded) as error:
+            reason, message = _reason(error), error.message
         if message is None:
             return
         states = await self._run(parts.store.states, batch.id)
@@ -516,55 +545,58 @@ class Scheduler:
                 free -= await self._start_some(batch, share)
 
     async def _start_some(self, batch: ActiveBatch, most: int) -> int:
-        progress, parts = self._progress[batch.id], self._parts
+        progress = self._of(batch)
         if progress.alone:
             most = min(most, 1 - len(progress.running))
         if most <= 0:
             return 0
-        room = await self._room(batch, progress)
-        lines = await self._run(
-            parts.store.claim, self.holder, batch.id, most, parts.now(), room, progress.own
-        )
+        lines, room = await self._claimed(batch, progress, most)
         if not lines:
             if not progress.targets:
                 await self._stop_at_limit(batch, progress, room)
             return 0
+        texts = await self._texts(batch, progress, lines)
+        for line, data in zip(lines, texts, strict=False):
+            task = asyncio.create_task(self._run_line(batch, line, data, room))
+            self._tasks.add(task)
+            task.add_done_callback(self._line_done)
+        return len(texts)
+
+    async def _claimed(
+        self, batch: ActiveBatch, progress: _Progress, most: int
+    ) -> tuple[list[ClaimedLine], Decimal | None]:
+        """Begin lines; return them and the room that they were begun with."""
+        in_batch = self._submissions is not None and self._submissions.fits_any(batch)
+        claim = partial(self._parts.store.claim, own=progress.own, in_batch=in_batch)
+        async with progress.room.claiming:
+            room = await progress.room.free_usd()
+            lines = await self._run(claim, self.holder, batch.id, most, self._parts.now(), room)
+            progress.room.begin(lines, room, in_batch=in_batch)
+            progress.running |= {line.number: line for line in lines}
+        progress.is_full = not lines and room is not None and not progress.running
+        return lines, room
+
+    async def _texts(
+        self, batch: ActiveBatch, progress: _Progress, lines: Sequence[ClaimedLine]
+    ) -> list[bytes]:
+        """Return the lines' bytes; none where they cannot be read: they have ended then."""
+        parts = self._parts
 
         def read() -> list[bytes]:
             blob = parts.files.blob(batch.caller.tenant, batch.input_file)
             return [parts.blobs.slice(blob, line.start, line.length) for line in lines]
 
         try:
-            texts = await self._run(read)
-        except LedgerUnavailable:
-            raise
+            return await self._insist(read)
         except NarrowgateError as error:
             # The content is missing or damaged: a retry would not help.
-            self._ends += [parts.runner.refused(line, error, None) for line in lines]
-            self._ended.set()
-            return 0
-        for line, data in zip(lines, texts, strict=True):
-            progress.running[line.number] = line
-            task = asyncio.create_task(self._run_line(batch, line, data, room))
-            self._tasks.add(task)
-            task.add_done_callback(self._line_done)
-        return len(lines)
-
-    async def _room(self, batch: ActiveBatch, progress: _Progress) -> Decimal | None:
-        """Return what further lines may cost, US dollars; None without a limit."""
-        if batch.max_cost_usd is None:
-            return None
-        pending = [end for end in self._ends if end.batch == batch.id]
-        spent = await self._run(self._parts.store.spent, batch.id)
-        worst = [line.worst_usd for line in progress.running.values()]
-        if None in worst:
-            # Its worst case is not known: it runs alone.
-            return Decimal(0)
-        held = sum((usd for usd in worst if usd is not None), Decimal(0))
-        written = sum((end.cost_usd or Decimal(0) for end in pending), Decimal(0))
-        # An end that is written meanwhile counts twice for a round: never too much room.
-        submitted = await self._run(self._parts.store.submitted_usd, batch.id)
-        return batch.max_cost_usd - spent - held - written - submitted
+            for line in lines:
+                self._end(progress, parts.runner.refused(line, error, None))
+            return []
+        except Exception:
+            for line in lines:
+                self._end(progress, LineEnd(line.batch, line.number, "waiting"))
+            raise
 
     async def _stop_at_limit(
         self, batch: ActiveBatch, progress: _Progress, room: Decimal | None
@@ -581,9 +613,10 @@ class Scheduler:
     async def _run_line(
         self, batch: ActiveBatch, line: ClaimedLine, data: bytes, room: Decimal | None
     ) -> None:
-        parts, progress = self._parts, self._progress[batch.id]
+        parts, progress = self._parts, self._of(batch)
+        reserve = partial(progress.room.require, line.number)
         try:
-            work = LineWork(self._defer(batch), room_usd=room)
+            work = LineWork(self._defer(batch), room_usd=room, reserve=reserve)
             end = await parts.runner.run(batch, line, data, parts.now(), work)
         except (BudgetExceeded, MaxCostExceeded) as error:
             end = await self._refused(batch, line, error)
@@ -595,16 +628,21 @@ class Scheduler:
         except Exception as error:
             if is_lease_lost(error):
                 # The next holder ends or repeats it.
-                progress.running.pop(line.number, None)
+                progress.forget(line.number)
                 return
             # The process edge of a line: it must end, and its batch must go on.
             logger.exception("batch.line_failed id=%s", line.request_id)
             wrapped = NarrowgateError(f"the line failed: {type(error).__name__}")
             end = parts.runner.refused(line, wrapped, line.worst_usd)
-        progress.running.pop(line.number, None)
         if end.target is not None:
             # Known before it is read: the batch has lines that wait for a provider's.
             progress.targets.setdefault(end.target, False)
+        self._end(progress, end)
+
+    def _end(self, progress: _Progress, end: LineEnd) -> None:
+        """Have the end of a line that ran here written."""
+        # Both at once: what it cost counts from now on in the place of what was reserved.
+        progress.forget(end.number)
         self._ends.append(end)
         self._ended.set()
 
@@ -617,17 +655,19 @@ class Scheduler:
         self, batch: ActiveBatch, line: ClaimedLine, error: BudgetExceeded | MaxCostExceeded
     ) -> LineEnd:
         """Return a line to those that wait; stop its batch where nothing else holds money."""
-        progress = self._progress[batch.id]
+        progress, not_before = self._of(batch), None
+        states = await self._insist(self._parts.store.states, batch.id)
         if len(progress.running) > 1:
             # The worst cases of the others are held, and most of each will be released.
             progress.alone = True
+        elif states["submitted"]:
+            # As above; it may take hours.
+            pause = timedelta(seconds=self._parts.settings.provider_poll_s)
+            not_before = self._parts.now() + min(LONGEST_PAUSE, pause)
         elif progress.alone or isinstance(error, MaxCostExceeded):
-            reason: StopReason = (
-                "budget_exceeded" if isinstance(error, BudgetExceeded) else "max_cost_exceeded"
-            )
-            await self._stop(batch, reason, error.message)
+            await self._stop(batch, _reason(error), error.message)
         progress.alone = True
-        return LineEnd(line.batch, line.number, "waiting", error=error.code)
+        return LineEnd(line.batch, line.number, "waiting", error=error.code, not_before=not_before)
 
     async def _stop(self, batch: ActiveBatch, reason: StopReason, message: str) -> None:
         logger.warning("batch.stopped id=%s reason=%s", batch.id, reason)
@@ -660,6 +700,11 @@ class Scheduler:
         self._woken.set()
 
     def _count(self, ends: Sequence[LineEnd]) -> None:
+        for end in ends:
+            progress = self._progress.get(end.batch)
+            if progress is not None and end.number not in progress.running:
+                # The database counts all that it cost.
+                progress.room.release(end.number)
         for state, count in Counter(end.state for end in ends).items():
             self._parts.events.batch_lines_ended(state, count)
 
@@ -724,6 +769,10 @@ class Scheduler:
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, function, *arguments)
+
+
+def _reason(error: BudgetExceeded | MaxCostExceeded) -> StopReason:
+    return "budget_exceeded" if isinstance(error, BudgetExceeded) else "max_cost_exceeded"
 
 
 def _max_cost_text(batch: ActiveBatch) -> str:

@@ -10,6 +10,7 @@ from sqlalchemy import (
     LargeBinary,
     Table,
     Text,
+    text,
 )
 
 from serving.ledger.schema import Usd, UtcTime, metadata
@@ -76,11 +77,13 @@ batches = Table(
 
 # One line of a batch. number: of the line in the file, from 1. start, length: its bytes in the
 # file. holder: the process that runs it. attempt: how often it was started. target: a provider's
-# model where one is named, or whose batch it waits for. worst_usd: its worst case at that model;
-# NULL where none is known. result: what the result files say of it, as JSON, encrypted where key_id
-# is not empty; the provider's request of a line that waits for a provider's batch, or is in one;
-# NULL once they are written. cost_usd: of all its calls; held_usd: worst case of those whose cost
-# is unknown.
+# model where one is named, or whose batch it waits for. worst_usd: its worst case where it is asked
+# synchronously; NULL where none is known. batch_usd: its worst case in a provider's batch; NULL
+# where it goes into none, and where worst_usd is already that. same_as: the number of an earlier
+# line that is the same request. result: what the result files say of it, as JSON, encrypted where
+# key_id is not empty; the provider's request of a line that waits for a provider's batch, or is in
+# one; NULL once they are written. cost_usd: of all its calls; worst case of those whose cost is
+# unknown.
 batch_lines = Table(
     "batch_lines",
     metadata,
@@ -96,6 +99,8 @@ batch_lines = Table(
     Column("started_at", UtcTime),
     Column("target", Text),
     Column("worst_usd", Usd),
+    Column("batch_usd", Usd),
+    Column("same_as", Integer),
     Column("submission", Text),
     Column("error", Text),
     Column("result", LargeBinary),
@@ -103,6 +108,13 @@ batch_lines = Table(
     Column("cost_usd", Usd),
     Index("batch_lines_by_state", "batch", "state", "number"),
     Index("batch_lines_by_submission", "submission"),
+    Index(
+        "batch_lines_by_same_as",
+        "batch",
+        "same_as",
+        sqlite_where=text("same_as IS NOT NULL"),
+        postgresql_where=text("same_as IS NOT NULL"),
+    ),
 )
 
 # One batch at a provider. id: our key of the submission, written before the call. state: holding

@@ -21,7 +21,9 @@ from sqlalchemy import (
     Update,
     and_,
     bindparam,
+    case,
     delete,
+    exists,
     func,
     or_,
     select,
@@ -56,7 +58,7 @@ from serving.ledger.schema import evidence_pending
 from serving.ledger.upsert import insert_new
 
 _AT_ONCE = 1000
-_UNFINISHED: tuple[LineState, ...] = ("waiting", "running", "submitted")
+UNFINISHED_STATES: tuple[LineState, ...] = ("waiting", "following", "running", "submitted")
 _HELD_STATES: tuple[LineState, ...] = ("running", "submitted")
 _RECENT = timedelta(days=1)
 
@@ -112,7 +114,7 @@ class ActiveBatch:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedLine:
-    """A line that this process runs. attempt: from 1."""
+    """A line that this process runs. attempt: from 1. worst_usd, batch_usd: as in the schema."""
 
     batch: str
     number: int
@@ -122,11 +124,16 @@ class ClaimedLine:
     length: int
     target: str | None
     worst_usd: Decimal | None
+    batch_usd: Decimal | None = None
 
     @property
     def request_id(self) -> str:
         """Return the id of this attempt in the ledger and the logs."""
         return f"{self.batch}_{self.number}_{self.attempt}"
+
+    def most_usd(self, *, in_batch: bool) -> Decimal | None:
+        """Return its worst case, in a provider's batch or asked synchronously; None if unknown."""
+        return self.batch_usd if in_batch and self.batch_usd is not None else self.worst_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +143,7 @@ class LineEnd:
     state: `waiting` where it is to be run again, at not_before. result: its JSON in a result file,
     encrypted where key_id is not empty. cost_usd: of its calls, their worst case where unknown.
     target: of one that waits for the batch of that provider's model; result is then the provider's
-    own request, and worst_usd its worst case. A line that waits keeps these where they are None.
+    own request, and batch_usd its worst case. A line that waits keeps these where they are None.
     """
 
     batch: str
@@ -148,7 +155,7 @@ class LineEnd:
     cost_usd: Decimal | None = None
     not_before: datetime | None = None
     target: str | None = None
-    worst_usd: Decimal | None = None
+    batch_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,12 +258,14 @@ class BatchStore:
                 )
 
     def add_lines(self, batch: str, lines: Sequence[GoodLine]) -> None:
-        """Add lines that wait."""
+        """Add lines that wait, for their turn or for the answer to an equal line."""
         rows = [
             {
                 "batch": batch, "number": line.number, "custom_id": line.custom_id,
-                "start": line.start, "length": line.length, "state": "waiting", "attempt": 0,
-                "target": line.target, "worst_usd": line.worst_usd, "key_id": "",
+                "start": line.start, "length": line.length,
+                "state": "waiting" if line.same_as is None else "following", "attempt": 0,
+                "target": line.target, "worst_usd": line.worst_usd, "batch_usd": line.batch_usd,
+                "same_as": line.same_as, "key_id": "",
             }
             for line in lines
         ]  # fmt: skip
@@ -349,11 +358,14 @@ class BatchStore:
         now: datetime,
         room_usd: Decimal | None = None,
         own: Sequence[str] | None = None,
+        *,
+        in_batch: bool = False,
     ) -> list[ClaimedLine]:
         """Begin lines that wait, in the file's order. Raises LeaseLost.
 
         room_usd: lines are begun while their worst cases together stay within it. own: targets
-        whose lines are begun; those of others wait for a provider's batch. None: of all.
+        whose lines are begun; those of others wait for a provider's batch. None: of all. in_batch:
+        what the lines leave to a provider goes into its batch, and counts at that price.
         """
         line = batch_lines.c
         begun = true() if own is None else or_(line.target.is_(None), line.target.in_(own))
@@ -369,32 +381,27 @@ class BatchStore:
                 .order_by(line.number)
                 .limit(most)
             ).all()  # fmt: skip
-            chosen: list[Row[Any]] = []
+            chosen: list[ClaimedLine] = []
             left = room_usd
-            for row in rows:
+            for one in (claimed_line(row, row.attempt + 1) for row in rows):
+                usd = one.most_usd(in_batch=in_batch)
                 if left is not None:
                     # A line of unknown worst case may take all that is left, and runs alone.
-                    left -= left if row.worst_usd is None else row.worst_usd
-                    if left < 0 or (chosen and row.worst_usd is None):
+                    left -= left if usd is None else usd
+                    if left < 0 or (chosen and usd is None):
                         break
-                chosen.append(row)
-                if left is not None and row.worst_usd is None:
+                chosen.append(one)
+                if left is not None and usd is None:
                     break
             if chosen:
                 connection.execute(
                     update(batch_lines)
-                    .where(line.batch == batch, line.number.in_([row.number for row in chosen]))
+                    .where(line.batch == batch, line.number.in_([one.number for one in chosen]))
                     .values(
                         state="running", holder=holder, started_at=now, attempt=line.attempt + 1
                     )
                 )
-        return [
-            ClaimedLine(
-                row.batch, row.number, row.attempt + 1, row.custom_id, row.start, row.length,
-                row.target, row.worst_usd,
-            )
-            for row in chosen
-        ]  # fmt: skip
+        return chosen
 
     def claimable(self, batch: str, now: datetime) -> bool:
         """Return whether a line waits for nothing but its turn."""
@@ -413,6 +420,7 @@ class BatchStore:
             for statement, rows in written(ends):
                 held = statement.where(line.state == "running", line.holder == holder)
                 connection.execute(held.values(holder=None), rows)
+            release_equal(connection, ends)
 
     def left_running(self, holder: str) -> list[tuple[ClaimedLine, str, datetime]]:
         """Take the lines over that are marked as running; with their tenants and starts.
@@ -437,15 +445,7 @@ class BatchStore:
                     .where(line.batch == row.batch, line.number == row.number)
                     .values(holder=holder)
                 )
-        return [
-            (
-                ClaimedLine(row.batch, row.number, row.attempt, row.custom_id, row.start,
-                            row.length, row.target, row.worst_usd),
-                row.tenant,
-                row.started_at,
-            )
-            for row in rows
-        ]  # fmt: skip
+        return [(claimed_line(row, row.attempt), row.tenant, row.started_at) for row in rows]
 
     def stop(self, batch: str, reason: StopReason, now: datetime, message: str | None) -> None:
         """Start no further line of a batch. message: of a problem to show, None for none."""
@@ -459,7 +459,7 @@ class BatchStore:
         with self.database.begin() as connection:
             ended = connection.execute(
                 update(batch_lines)
-                .where(line.batch == batch, line.state == "waiting")
+                .where(line.batch == batch, line.state.in_(("waiting", "following")))
                 # Of a line that waits for a provider's batch the result is its request.
                 .values(state=state, error=_STOP_CODES[reason], result=None, key_id="")
             )
@@ -470,28 +470,26 @@ class BatchStore:
         with self.database.read() as connection:
             return _states(connection, batch)
 
-    def spent(self, batch: str) -> Decimal:
-        """Return what ended lines cost, worst cases of unknown ones included."""
-        query = select(func.sum(batch_lines.c.cost_usd)).where(batch_lines.c.batch == batch)
-        with self.database.read() as connection:
-            found: Decimal | None = connection.execute(query).scalar_one()
-        return found or Decimal(0)
+    def committed_usd(self, batch: str) -> Decimal:
+        """Return what ended lines cost, and may cost that are in providers' batches, US dollars.
 
-    def submitted_usd(self, batch: str) -> Decimal:
-        """Return the worst case of lines in providers' batches, US dollars."""
+        Where a cost is unknown, its worst case counts.
+        """
         line = batch_lines.c
-        query = select(func.sum(line.worst_usd)).where(
-            line.batch == batch, line.state == "submitted"
-        )
+        # In one statement: a line that ends between two would be in neither sum.
+        query = select(
+            func.sum(line.cost_usd),
+            func.sum(case((line.state == "submitted", _HELD_USD))),
+        ).where(line.batch == batch)
         with self.database.read() as connection:
-            found: Decimal | None = connection.execute(query).scalar_one()
-        return found or Decimal(0)
+            spent, submitted = connection.execute(query).one()
+        return (spent or Decimal(0)) + (submitted or Decimal(0))
 
     def held_usd(self) -> Decimal:
         """Return the worst case of all lines that run or are in providers' batches, US dollars."""
         line = batch_lines.c
         query = (
-            select(func.sum(line.worst_usd))
+            select(func.sum(_HELD_USD))
             .join(batches, batches.c.id == line.batch)
             .where(
                 batches.c.status.not_in(FINAL_STATUSES), line.state.in_(("running", "submitted"))
@@ -507,7 +505,7 @@ class BatchStore:
         query = (
             select(line.state, func.count())
             .join(batches, batches.c.id == line.batch)
-            .where(batches.c.status.not_in(FINAL_STATUSES), line.state.in_(_UNFINISHED))
+            .where(batches.c.status.not_in(FINAL_STATUSES), line.state.in_(UNFINISHED_STATES))
             .where(batches.c.endpoint != AUDIT)
             .group_by(line.state)
         )
@@ -526,7 +524,7 @@ class BatchStore:
             .group_by(batch.tenant, batch.status)
         )  # fmt: skip
         of_lines = (
-            select(batch.tenant, line.state, func.count(), func.sum(line.worst_usd))
+            select(batch.tenant, line.state, func.count(), func.sum(_HELD_USD))
             .select_from(batch_lines.join(batches, batch.id == line.batch))
             .where(is_open)
             .group_by(batch.tenant, line.state)
@@ -647,6 +645,11 @@ _STOP_CODES: Mapping[StopReason, str] = {
 _OF_LINE = update(batch_lines).where(
     batch_lines.c.batch == bindparam("of_batch"), batch_lines.c.number == bindparam("of_number")
 )
+_HELD_USD = case(
+    (batch_lines.c.state == "submitted",
+     func.coalesce(batch_lines.c.batch_usd, batch_lines.c.worst_usd)),
+    else_=batch_lines.c.worst_usd,
+)  # fmt: skip
 _END = _OF_LINE.values(
     state=bindparam("new_state"), result=bindparam("new_result"), key_id=bindparam("new_key"),
     error=bindparam("new_error"), cost_usd=bindparam("new_cost"), not_before=None,
@@ -657,7 +660,7 @@ _WAIT = _OF_LINE.values(
 )  # fmt: skip
 _DEFER = _WAIT.values(
     result=bindparam("new_result"), key_id=bindparam("new_key"), target=bindparam("new_target"),
-    worst_usd=bindparam("new_worst"),
+    batch_usd=bindparam("new_batch_usd"),
 )  # fmt: skip
 
 
@@ -677,9 +680,40 @@ def written(ends: Sequence[LineEnd]) -> Iterator[tuple[Update, list[dict[str, An
         else:
             row["new_not_before"] = end.not_before
         if statement is _DEFER:
-            row |= {"new_target": end.target, "new_worst": end.worst_usd}
+            row |= {"new_target": end.target, "new_batch_usd": end.batch_usd}
         rows.setdefault(statement, []).append(row)
     yield from rows.items()
+
+
+def release_equal(connection: Connection, ends: Sequence[LineEnd]) -> None:
+    """Let lines run that waited for the answer to an equal line which has now ended.
+
+    In the transaction that ends it: no crash leaves them waiting for nothing.
+    """
+    first, line = batch_lines.alias(), batch_lines.c
+    ended = exists().where(
+        first.c.batch == line.batch, first.c.number == line.same_as,
+        first.c.state.in_(ENDED_STATES),
+    )  # fmt: skip
+    for batch in {end.batch for end in ends}:
+        numbers = [end.number for end in ends if end.batch == batch and end.state != "waiting"]
+        if numbers:
+            connection.execute(
+                update(batch_lines)
+                .where(
+                    line.batch == batch, line.same_as.in_(numbers), line.state == "following",
+                    ended,
+                )
+                .values(state="waiting")
+            )  # fmt: skip
+
+
+def claimed_line(row: Row[Any], attempt: int) -> ClaimedLine:
+    """Return a row of batch_lines as an attempt."""
+    return ClaimedLine(
+        row.batch, row.number, attempt, row.custom_id, row.start, row.length, row.target,
+        row.worst_usd, row.batch_usd,
+    )  # fmt: skip
 
 
 def is_due(now: datetime) -> ColumnElement[bool]:

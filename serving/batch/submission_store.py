@@ -7,10 +7,19 @@ from decimal import Decimal
 from typing import Any, Literal
 from uuid import uuid4
 
-from sqlalchemy import Row, and_, bindparam, case, func, or_, select, update
+from sqlalchemy import and_, bindparam, case, func, or_, select, update
 
 from serving.batch.schema import batch_lines, batch_submissions
-from serving.batch.store import ClaimedLine, LineEnd, StoredResult, is_due, require_lease, written
+from serving.batch.store import (
+    ClaimedLine,
+    LineEnd,
+    StoredResult,
+    claimed_line,
+    is_due,
+    release_equal,
+    require_lease,
+    written,
+)
 from serving.ledger.database import Database
 from serving.ledger.schema import calls, exits
 
@@ -121,7 +130,7 @@ class SubmissionStore:
     ) -> tuple[str, list[ClaimedLine]]:
         """Take lines for a submission; return its key and the lines. Raises LeaseLost.
 
-        room_usd: their worst cases together stay within it.
+        room_usd: their worst cases at batch prices together stay within it.
         """
         line, key = batch_lines.c, f"sub_{uuid4().hex}"
         provider, _, model = target.partition("/")
@@ -136,13 +145,14 @@ class SubmissionStore:
                 .order_by(line.number)
                 .limit(most)
             ).all()  # fmt: skip
-            chosen: list[Row[Any]] = []
+            chosen: list[ClaimedLine] = []
             left = room_usd
-            for row in rows:
+            for row in (claimed_line(row, row.attempt + 1) for row in rows):
                 if left is not None:
-                    if row.worst_usd is None or row.worst_usd > left:
+                    usd = row.most_usd(in_batch=True)
+                    if usd is None or usd > left:
                         break
-                    left -= row.worst_usd
+                    left -= usd
                 chosen.append(row)
             if chosen:
                 connection.execute(batch_submissions.insert(), [{
@@ -158,11 +168,20 @@ class SubmissionStore:
                     ),
                     [{"of_number": row.number} for row in chosen],
                 )  # fmt: skip
-        return key, [
-            ClaimedLine(row.batch, row.number, row.attempt + 1, row.custom_id, row.start,
-                        row.length, row.target, row.worst_usd)
-            for row in chosen
-        ]  # fmt: skip
+        return key, chosen
+
+    def reprice(self, submission: str, usd: Mapping[int, Decimal]) -> None:
+        """Write what lines of a submission may cost as the ledger holds it. usd: by number."""
+        line = batch_lines.c
+        if not usd:
+            return
+        with self._database.begin() as connection:
+            connection.execute(
+                update(batch_lines)
+                .where(line.submission == submission, line.number == bindparam("of_number"))
+                .values(batch_usd=bindparam("new_batch_usd")),
+                [{"of_number": number, "new_batch_usd": one} for number, one in usd.items()],
+            )
 
     def intend(self, holder: str, submission: str) -> None:
         """Write the intent to call the provider. Raises LeaseLost."""
@@ -200,11 +219,8 @@ class SubmissionStore:
         line = batch_lines.c
         query = select(*_CLAIMED).where(line.submission == submission, line.state == "submitted")
         with self._database.read() as connection:
-            return [
-                ClaimedLine(row.batch, row.number, row.attempt, row.custom_id, row.start,
-                            row.length, row.target, row.worst_usd)
-                for row in connection.execute(query.order_by(line.number))
-            ]  # fmt: skip
+            rows = connection.execute(query.order_by(line.number))
+            return [claimed_line(row, row.attempt) for row in rows]
 
     def ran(self, submission: str) -> int:
         """Return how many lines of a submission have ended with an answer or an error."""
@@ -238,6 +254,7 @@ class SubmissionStore:
                 for row in rows:
                     row["new_submission"] = submission if "new_state" in row else None
                 connection.execute(held.values(submission=bindparam("new_submission")), rows)
+            release_equal(connection, ends)
 
     def ledger_rows(
         self, tenant: str, request_ids: Sequence[str], since: datetime

@@ -32,6 +32,7 @@ from serving.batch.provider_batches import (
     checked_spent,
     may_leave_batch,
 )
+from serving.batch.room import BatchRoom
 from serving.batch.runner import LineRunner, unrun_text
 from serving.batch.slack import Slack
 from serving.batch.store import ActiveBatch, ClaimedLine, LeaseLost, LineEnd, is_lease_lost
@@ -45,6 +46,7 @@ from serving.contracts.errors import (
     FrontierRejected,
     FrontierUnavailable,
     LedgerUnavailable,
+    MaxCostExceeded,
     NarrowgateError,
     NotFound,
 )
@@ -143,36 +145,41 @@ class _Request:
 class _Held:
     """What became of some lines. lines: those that go; size: about their bytes. ends: the others'.
 
-    refusal: where the budget had no room for some of them.
+    refusal: where the budget or the batch's limit had no room for some of them.
     """
 
     lines: list[ProviderLine] = field(default_factory=list)
     size: int = 0
     ends: list[LineEnd] = field(default_factory=list)
-    refusal: BudgetExceeded | None = None
+    refusal: BudgetExceeded | MaxCostExceeded | None = None
 
 
 _Prepared = tuple[ClaimedLine, _Request | NarrowgateError]
 
 
-class Submissions:
-    """Lines that are answered in providers' batches. run: see Run.
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What submissions need of the scheduler. run: see Run.
 
     fence: raises LeaseLost where this process no longer runs batches. ended: told of attempts that
-    ended, once that is written.
+    ended, once that is written. room: of a batch.
     """
 
-    def __init__(
-        self,
-        parts: SubmissionParts,
-        run: Run,
-        fence: Fence,
-        ended: Callable[[Sequence[LineEnd]], None],
-    ) -> None:
+    run: Run
+    fence: Fence
+    ended: Callable[[Sequence[LineEnd]], None]
+    room: Callable[[ActiveBatch], BatchRoom]
+
+
+class Submissions:
+    """Lines that are answered in providers' batches."""
+
+    def __init__(self, parts: SubmissionParts, lane: Lane) -> None:
         self._parts = parts
-        self._run = run
-        self._fence = fence
-        self._told = ended
+        self._run = lane.run
+        self._fence = lane.fence
+        self._told = lane.ended
+        self._room = lane.room
         # By the event loop's clock, which no one sets back.
         self._ask_at: dict[str, float] = {}
         self._incomplete: dict[str, tuple[datetime, int]] = {}
@@ -189,18 +196,26 @@ class Submissions:
         window = timedelta(seconds=provider.window_s)
         return self._parts.now() + window <= batch.expires_at + _SLACK
 
-    async def targets(self, batch: ActiveBatch) -> tuple[dict[str, bool], list[str]]:
+    def fits_any(self, batch: ActiveBatch) -> bool:
+        """Return whether a provider's batch fits: all have the same window."""
+        windows = [timedelta(seconds=one.window_s) for one in self._parts.providers.values()]
+        return bool(windows) and self._parts.now() + max(windows) <= batch.expires_at + _SLACK
+
+    async def targets(
+        self, batch: ActiveBatch, *, may_grow: bool = True
+    ) -> tuple[dict[str, bool], list[str]]:
         """Return the targets of a batch whose lines go into providers' batches, and the others.
 
         True where lines may be sent now: those that name the model at once; those that the
         gateway's own lane left to the provider once they are many, or no more can come. A line that
         its submission gives back between this and its next claim still waits for the provider.
+        may_grow: False where the lines that may join them cannot run now.
         """
         store, now = self._parts.store, self._parts.now()
         found = await self._run(store.targets, batch.id, now)
         fitting = {target: lines for target, lines in found.items() if self.fits(batch, target)}
         grows = False
-        if any(lines.waiting and not lines.is_first for lines in fitting.values()):
+        if may_grow and any(lines.waiting and not lines.is_first for lines in fitting.values()):
             grows = await self._run(store.may_grow, batch.id)
         ready = {
             target: lines.waiting > 0
@@ -226,19 +241,20 @@ class Submissions:
         self._hurried_at[batch.id, target] = now
         return True
 
-    async def submit(
-        self, holder: str, batch: ActiveBatch, target: str, room_usd: Decimal | None
-    ) -> int:
+    async def submit(self, holder: str, batch: ActiveBatch, target: str) -> int:
         """Send lines that wait for one target as one provider batch; return how many were taken.
 
-        Raises BudgetExceeded where not one of them fits the budget, LeaseLost.
+        Raises BudgetExceeded and MaxCostExceeded where not one of them fits the budget or the
+        batch's limit, LeaseLost.
         """
-        parts = self._parts
+        parts, room = self._parts, self._room(batch)
         provider = parts.providers[target.partition("/")[0]]
         most = min(provider.max_lines, _AT_ONCE)
-        key, lines = await self._run(
-            parts.store.claim, holder, batch.id, target, most, parts.now(), room_usd
-        )
+        async with room.claiming:
+            key, lines = await self._run(
+                parts.store.claim, holder, batch.id, target, most, parts.now(),
+                await room.free_usd(),
+            )  # fmt: skip
         if not lines:
             return 0
         self.submitting.add(key)
@@ -318,7 +334,7 @@ class Submissions:
         provider = parts.providers[target.partition("/")[0]]
         chosen: list[ProviderLine] = []
         size = 0
-        refusal: BudgetExceeded | None = None
+        refusal: BudgetExceeded | MaxCostExceeded | None = None
         for start in range(0, len(lines), _CHUNK):
             some = lines[start : start + _CHUNK]
             if refusal is not None or size > provider.max_bytes // 2:
@@ -355,9 +371,10 @@ class Submissions:
             *(self._hold(batch, line, target, request) for line, request in prepared),
             return_exceptions=True,
         )
+        await self._reprice(batch, key, prepared)
         found = _Held()
         for (line, request), error in zip(prepared, held, strict=True):
-            if isinstance(error, BudgetExceeded):
+            if isinstance(error, BudgetExceeded | MaxCostExceeded):
                 found.refusal = error
                 found.ends.append(_again(line, error.code))
             elif error is not None:
@@ -410,7 +427,7 @@ class Submissions:
                 try:
                     if line.number in stored:
                         text = parts.runner.opened(batch.id, stored[line.number])
-                        worst = line.worst_usd or Decimal(0)
+                        worst = line.most_usd(in_batch=True) or Decimal(0)
                         found.append((line, _Request(json.loads(text), worst, len(text))))
                         continue
                     data = parts.blobs.slice(blob, line.start, line.length)
@@ -434,11 +451,27 @@ class Submissions:
         target: str,
         request: "_Request | NarrowgateError",
     ) -> None:
-        """Hold a line's worst case in the ledger, where it can be sent. Raises BudgetExceeded."""
+        """Hold a line's worst case in the ledger, where it can be sent.
+
+        Raises BudgetExceeded, and MaxCostExceeded where the price has grown since the check.
+        """
         if isinstance(request, NarrowgateError):
             return
+        more_usd = request.worst_usd - (line.most_usd(in_batch=True) or Decimal(0))
+        await self._room(batch).require(line.number, more_usd)
         entry = self._entry(batch, line)
         await entry.open_call(target, request.worst_usd, Deadline.after(_PREPARE_S))
+
+    async def _reprice(self, batch: ActiveBatch, key: str, prepared: Sequence[_Prepared]) -> None:
+        """Write the worst cases that the ledger holds, where the lines' own differ."""
+        changed = {
+            line.number: request.worst_usd
+            for line, request in prepared
+            if isinstance(request, _Request) and request.worst_usd != line.most_usd(in_batch=True)
+        }
+        await self._run(self._parts.store.reprice, key, changed)
+        for number in changed:
+            self._room(batch).release(number)
 
     def _entry(self, batch: ActiveBatch, line: ClaimedLine) -> Entry:
         if batch.is_audit:
@@ -704,7 +737,11 @@ class Submissions:
     async def _through(
         self, batch: ActiveBatch, line: ClaimedLine, data: bytes, provided: ProvidedAnswer
     ) -> LineEnd:
-        runner, work = self._parts.runner, LineWork(provided=provided)
+        runner, room = self._parts.runner, self._room(batch)
+        counted_usd = line.most_usd(in_batch=True) or Decimal(0)
+        work = LineWork(
+            provided=provided, reserve=lambda usd: room.require(line.number, usd - counted_usd)
+        )
         try:
             end = await runner.run(batch, line, data, self._parts.now(), work)
         except BadLine as problem:
@@ -727,7 +764,8 @@ class Submissions:
         cost = provided.cost_usd
         if not provided.is_closed:
             cost = self._close_unread(line, provided, error.code)
-        return self._parts.runner.refused(line, error, line.worst_usd if cost is None else cost)
+        most = line.most_usd(in_batch=True) if cost is None else cost
+        return self._parts.runner.refused(line, error, most)
 
     def _close_unread(
         self, line: ClaimedLine, provided: ProvidedAnswer, code: str | None

@@ -24,6 +24,7 @@ FINAL_STATUSES: frozenset[BatchStatus] = frozenset({"failed", "completed", "expi
 
 LineState = Literal[
     "waiting",
+    "following",  # it waits for the answer to an equal line of its batch
     "running",  # a replica has started it; after a crash the ledger says whether it was paid
     "submitted",  # it is in a batch of a provider
     "succeeded",

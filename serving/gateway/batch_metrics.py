@@ -6,7 +6,7 @@ from decimal import Decimal
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 _STATUSES = ("validating", "in_progress", "finalizing", "cancelling")
-_OPEN_STATES = ("waiting", "running", "submitted")
+_OPEN_STATES = ("waiting", "following", "running", "submitted")
 _ENDS = ("succeeded", "failed", "expired", "cancelled", "waiting")
 
 

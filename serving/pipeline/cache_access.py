@@ -79,6 +79,19 @@ class CacheAccess:
         reason = reason or unfit_chat(request, self.cache.settings.sampled)
         return reason, None if reason is not None else self.key_of(request, context)
 
+    def equal_key(self, request: ChatRequest | TaskBatch, context: RequestContext) -> str | None:
+        """Return what equal requests have in common; None where they do not share an answer.
+
+        Its answer is both looked up and stored. Nothing is counted.
+        """
+        if context.options.cache != "use" or not self.stores(context):
+            return None
+        if isinstance(request, ChatRequest):
+            return self.found_key(request, context)[1]
+        if self._bypass(context, request.task) is not None:
+            return None
+        return " ".join(self._task_keys(request, context))
+
     async def held(self, keys: Mapping[str, RequestContext]) -> set[str]:
         """Return those keys whose answers may be served now. Nothing is counted."""
         found = dict(await self.cache.find(list(keys)) or {}) if keys else {}
@@ -104,17 +117,15 @@ class CacheAccess:
             for _ in batch.requests:
                 self.cache.events.cache_bypassed("task", reason)
             return []
-        spec, namespace = self._specs[batch.task], self.namespace(context)
-
-        def keys() -> list[str]:
-            return [
-                task_key(one, spec, context.options, namespace, self._policy)
-                for one in batch.requests
-            ]
-
         if sum(len(one.text) for one in batch.requests) > _LONG_TEXT:
-            return await asyncio.to_thread(keys)
-        return keys()
+            return await asyncio.to_thread(self._task_keys, batch, context)
+        return self._task_keys(batch, context)
+
+    def _task_keys(self, batch: TaskBatch, context: RequestContext) -> list[str]:
+        spec, namespace = self._specs[batch.task], self.namespace(context)
+        return [
+            task_key(one, spec, context.options, namespace, self._policy) for one in batch.requests
+        ]
 
     async def find(
         self, keys: Sequence[str], record: RequestRecord, kind: Kind

@@ -204,24 +204,30 @@ class Proof:
         }
 
 
+def by_class() -> dict[str, dict[str, Decimal]]:
+    """Return the synchronous prices of each model of the provider, by class of tokens."""
+    book = PriceBook.load()
+    prices = {}
+    for model in (TASK_MODEL, TIER_MODEL, BATCH_MODEL):
+        known = book.of(model)
+        assert known is not None
+        tokens = known.base
+        prices[model.partition("/")[2]] = {
+            "uncached_input_tokens": tokens.uncached_input,
+            "cache_read_tokens": tokens.cache_read,
+            "cache_write_5m_tokens": tokens.cache_write_5m,
+            "cache_write_1h_tokens": tokens.cache_write_1h,
+            "output_tokens": tokens.output,
+            "reasoning_tokens": tokens.output,
+        }
+    return prices
+
+
 class _Bills:
     """What the provider billed, by line."""
 
     def __init__(self, seen: list[Seen]) -> None:
-        book = PriceBook.load()
-        prices = {}
-        for model in (TASK_MODEL, TIER_MODEL, BATCH_MODEL):
-            known = book.of(model)
-            assert known is not None
-            tokens = known.base
-            prices[model.partition("/")[2]] = {
-                "uncached_input_tokens": tokens.uncached_input,
-                "cache_read_tokens": tokens.cache_read,
-                "cache_write_5m_tokens": tokens.cache_write_5m,
-                "cache_write_1h_tokens": tokens.cache_write_1h,
-                "output_tokens": tokens.output,
-                "reasoning_tokens": tokens.output,
-            }
+        prices = by_class()
         self.times: Counter[int] = Counter()
         self.usd: dict[int, Decimal] = {}
         self.tokens: dict[int, dict[str, int]] = {}

@@ -117,6 +117,17 @@ def test_the_plan_counts_lines_by_route_with_their_worst_case(specs: dict[str, T
     assert [line.target for line in good] == [MODEL, MODEL, None, None, None]
 
 
+def test_an_input_that_is_not_text_is_found_before_the_line_runs(
+    specs: dict[str, TaskSpec],
+) -> None:
+    line = task_line("a", "topic")
+    line["body"] = {"inputs": ["Fine.", 5]}
+    good, found = check(specs, jsonl(line, task_line("b", "topic")), "/v1/tasks/topic")
+    assert [one.custom_id for one in good] == ["b"]
+    (problem,) = found.problems
+    assert (problem.line, problem.param) == (1, "body.inputs.1")
+
+
 @pytest.mark.parametrize("has_batches", [True, False])
 def test_the_plan_compares_a_batch_with_the_reference_model(
     specs: dict[str, TaskSpec], has_batches: bool
