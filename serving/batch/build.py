@@ -75,6 +75,7 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
         settings.max_lines, None if estimate is None else estimate.worst,
         None if estimate is None else estimate.reference,
         None if estimate is None else estimate.in_batch,
+        None if estimate is None else estimate.held,
         None if path.cache is None else path.cache.equal_key, slack.breathe,
     )  # fmt: skip
     runner = LineRunner(path, notes, deps.line_format, settings, ledger, deps.cipher)

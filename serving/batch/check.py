@@ -76,8 +76,9 @@ class LineRules:
 
     model_of: the local model of a task, None without one. longest: bytes of a line. max_lines: of a
     batch. estimate, reference: None where no worst case can be given. in_batch: as estimate, in a
-    provider's batch. key_of: see EqualKey; None without a cache. breathe: called in a check's
-    thread with the seconds that it has worked; waits for as long as other threads are to go first.
+    provider's batch. held: as estimate, as the ledger holds it; estimate by default. key_of: see
+    EqualKey; None without a cache. breathe: called in a check's thread with the seconds that it has
+    worked; waits for as long as other threads are to go first.
     """
 
     policy: Policy
@@ -89,6 +90,7 @@ class LineRules:
     estimate: Estimate | None = None
     reference: Reference | None = None
     in_batch: Estimate | None = None
+    held: Estimate | None = None
     key_of: EqualKey | None = None
     breathe: Callable[[float], None] = lambda worked_s: None
 
@@ -237,8 +239,10 @@ class FileCheck:
         escalated = self._worst(batch, plan.fallback) if plan.escalate_on else Decimal(0)
         reference = self._reference(batch, plan.fallback.bounds)
         found = self._counted("local", model, escalated, reference)
-        in_batch = self._in_batch(batch, plan.fallback) if plan.escalate_on else None
-        return replace(found, batch_usd=in_batch)
+        if not plan.escalate_on:
+            return found
+        held = self._held(batch, plan.fallback)
+        return replace(found, worst_usd=held, batch_usd=self._in_batch(batch, plan.fallback))
 
     def _paid(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> _Planned:
         targets = self.rules.policy.configured(plan.targets)
@@ -250,9 +254,9 @@ class FileCheck:
             )
         reference = self._reference(request, plan.bounds)
         worst, in_batch = self._worst(request, plan), self._in_batch(request, plan)
-        found = self._counted("frontier", targets[0], worst, reference, in_batch)
+        self._counted("frontier", targets[0], worst, reference, in_batch)
         target = targets[0] if isinstance(request, ChatRequest) else None
-        return replace(found, target=target, batch_usd=in_batch)
+        return _Planned(target, self._held(request, plan), in_batch)
 
     def _in_batch(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> Decimal | None:
         # Lines of several inputs are asked synchronously: some of them may be answered before.
@@ -263,6 +267,10 @@ class FileCheck:
 
     def _worst(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> Decimal | None:
         return None if self.rules.estimate is None else self.rules.estimate(request, plan)
+
+    def _held(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> Decimal | None:
+        held = self.rules.held or self.rules.estimate
+        return None if held is None else held(request, plan)
 
     def _reference(self, request: ChatRequest | TaskBatch, bounds: OutputBounds) -> Decimal | None:
         rules = self.rules

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.frontier import OutputBounds
-from serving.contracts.prices import STANDARD, PriceList
+from serving.contracts.prices import STANDARD, ModelPrices, PriceList
 from serving.contracts.requests import ChatRequest, TaskBatch
 from serving.frontier.bounds import bounded, token_limits
 from serving.frontier.request_fields import passed_fields
@@ -15,6 +15,17 @@ from serving.frontier.usage import TokenLimits
 from serving.pipeline.plan import FrontierPlan
 from serving.tasks.frontier_prompt import frontier_prompt
 from serving.tasks.task import Task
+
+_Most = Callable[[ModelPrices, TokenLimits], Decimal]
+
+
+def _most_in(tier: str | None) -> _Most:
+    """Return what computes a worst case in a service tier; None: in the most expensive one."""
+    return lambda prices, one: prices.worst_case(one.input_tokens, one.output_tokens, tier)
+
+
+def _most_in_batch(prices: ModelPrices, one: TokenLimits) -> Decimal:
+    return prices.worst_case_in_batch(one.input_tokens, one.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +48,24 @@ class CostEstimate:
         targets = self.configured(plan.targets)
         return self._usd(request, plan.bounds, targets[0]) if targets else None
 
+    def held(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> Decimal | None:
+        """As `worst`, in the most expensive service tier that the line allows: as it is held."""
+        targets = self.configured(plan.targets)
+        tier = (
+            request.provider_body().get("service_tier")
+            if isinstance(request, ChatRequest)
+            else None
+        )
+        most = _most_in(tier if isinstance(tier, str) else None)
+        return self._usd(request, plan.bounds, targets[0], most) if targets else None
+
     def in_batch(self, request: ChatRequest | TaskBatch, plan: FrontierPlan) -> Decimal | None:
         """Return the most that a line can cost in the batch of a plan's first target.
 
         None where its provider has none.
         """
         targets = self.batched(self.configured(plan.targets)[:1])
-        return self._usd(request, plan.bounds, targets[0], in_batch=True) if targets else None
+        return self._usd(request, plan.bounds, targets[0], _most_in_batch) if targets else None
 
     def reference(self, request: ChatRequest | TaskBatch, bounds: OutputBounds) -> Decimal | None:
         """Return the most that a line can cost at the reference model, asked synchronously."""
@@ -54,9 +76,9 @@ class CostEstimate:
         request: ChatRequest | TaskBatch,
         bounds: OutputBounds,
         target: str,
-        *,
-        in_batch: bool = False,
+        most: _Most | None = None,
     ) -> Decimal | None:
+        most = most or _most_in(STANDARD)
         prices = self.prices.of(target)
         if prices is None:
             return None
@@ -65,15 +87,7 @@ class CostEstimate:
         except NarrowgateError:
             # The line's own error comes from the check, or when it runs.
             return None
-        return sum(
-            (
-                prices.worst_case_in_batch(one.input_tokens, one.output_tokens)
-                if in_batch
-                else prices.worst_case(one.input_tokens, one.output_tokens, STANDARD)
-                for one in limits
-            ),
-            Decimal(0),
-        )
+        return sum((most(prices, one) for one in limits), Decimal(0))
 
     def _remembered(
         self, request: ChatRequest | TaskBatch, bounds: OutputBounds

@@ -615,11 +615,13 @@ class Scheduler:
     ) -> None:
         parts, progress = self._parts, self._of(batch)
         reserve = partial(progress.room.require, line.number)
+        # Lines that run now may release what this one needs.
+        is_alone = progress.alone and len(progress.running) == 1
         try:
             work = LineWork(self._defer(batch), room_usd=room, reserve=reserve)
             end = await parts.runner.run(batch, line, data, parts.now(), work)
         except (BudgetExceeded, MaxCostExceeded) as error:
-            end = await self._refused(batch, line, error)
+            end = await self._refused(batch, line, error, is_alone=is_alone)
         except BadLine as problem:
             # Checked before; the settings may have changed since.
             text = unrun_text(line.request_id, line.custom_id, problem.code, problem.message)
@@ -652,19 +654,21 @@ class Scheduler:
         return None if submissions is None else lambda target: submissions.fits(batch, target)
 
     async def _refused(
-        self, batch: ActiveBatch, line: ClaimedLine, error: BudgetExceeded | MaxCostExceeded
+        self,
+        batch: ActiveBatch,
+        line: ClaimedLine,
+        error: BudgetExceeded | MaxCostExceeded,
+        *,
+        is_alone: bool,
     ) -> LineEnd:
         """Return a line to those that wait; stop its batch where nothing else holds money."""
         progress, not_before = self._of(batch), None
         states = await self._insist(self._parts.store.states, batch.id)
-        if len(progress.running) > 1:
-            # The worst cases of the others are held, and most of each will be released.
-            progress.alone = True
-        elif states["submitted"]:
-            # As above; it may take hours.
+        if states["submitted"]:
+            # Their worst cases are held, and most of each will be released; it may take hours.
             pause = timedelta(seconds=self._parts.settings.provider_poll_s)
             not_before = self._parts.now() + min(LONGEST_PAUSE, pause)
-        elif progress.alone or isinstance(error, MaxCostExceeded):
+        elif is_alone:
             await self._stop(batch, _reason(error), error.message)
         progress.alone = True
         return LineEnd(line.batch, line.number, "waiting", error=error.code, not_before=not_before)

@@ -688,13 +688,17 @@ def written(ends: Sequence[LineEnd]) -> Iterator[tuple[Update, list[dict[str, An
 def release_equal(connection: Connection, ends: Sequence[LineEnd]) -> None:
     """Let lines run that waited for the answer to an equal line which has now ended.
 
-    In the transaction that ends it: no crash leaves them waiting for nothing.
+    In the transaction that ends it: no crash leaves them waiting for nothing. After an answer they
+    count nothing: the cache has it. Where it does not, their call reserves what it may cost.
     """
     first, line = batch_lines.alias(), batch_lines.c
     ended = exists().where(
         first.c.batch == line.batch, first.c.number == line.same_as,
         first.c.state.in_(ENDED_STATES),
     )  # fmt: skip
+    answered = exists().where(
+        first.c.batch == line.batch, first.c.number == line.same_as, first.c.state == "succeeded"
+    )
     for batch in {end.batch for end in ends}:
         numbers = [end.number for end in ends if end.batch == batch and end.state != "waiting"]
         if numbers:
@@ -704,7 +708,11 @@ def release_equal(connection: Connection, ends: Sequence[LineEnd]) -> None:
                     line.batch == batch, line.same_as.in_(numbers), line.state == "following",
                     ended,
                 )
-                .values(state="waiting")
+                .values(
+                    state="waiting",
+                    worst_usd=case((answered, Decimal(0)), else_=line.worst_usd),
+                    batch_usd=case((answered, Decimal(0)), else_=line.batch_usd),
+                )
             )  # fmt: skip
 
 

@@ -139,16 +139,17 @@ async def test_a_task_that_goes_into_a_providers_batch_counts_at_its_price(
 async def test_lines_that_wait_for_a_batch_do_not_wait_for_lines_without_room(
     provider: ProviderServer, state: Path
 ) -> None:
-    # Line 2 fits once line 1 is answered; line 1 is sent once no more can come.
+    # The second line never fits; the first one is sent once no more can come.
     task = chat_line("task", "The day was bad.", model="task/sentiment")
-    data = jsonl(task, *lines(1, ALONE))
+    data = jsonl(task, chat_line("alone", model=ALONE, max_tokens=30_000))
     async with started(provider, state) as (gateway, _):
         provider.script.answer = lambda seen: '{"label": "negative"}'
         limit = await worst_usd(gateway, jsonl(task))
         batch = await limited(gateway, data, limit)
         found = await gateway.results(batch)
     assert found["task"]["response"]["status_code"] == 200
-    assert batch.status in ("completed", "cancelled")
+    assert found["alone"]["error"]["code"] == "max_cost_exceeded"
+    assert batch.status == "cancelled"
 
 
 # The room of one batch.

@@ -98,7 +98,7 @@ async def test_a_limit_of_cost_counts_equal_lines_once(
         found = await gateway.ended(await gateway.submit(jsonl(chat_line("a", max_tokens=5))))
         plan: Any = found.model_extra["narrowgate"]["plan"]  # type: ignore[index]
         metadata = {"max_cost_usd": plan[0]["batch_usd"], "deadline": "24h"}
-        # The line before is in the cache; another model's answer is not.
+        # As long, and not in the cache.
         data = data.replace(b"Hello", b"Howdy")
         batch = await gateway.ended(await gateway.submit(data, metadata=metadata))
         assert len(answers(await gateway.results(batch))) == 4

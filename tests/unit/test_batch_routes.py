@@ -306,7 +306,7 @@ async def test_lines_that_were_left_to_a_provider_survive_a_crash(
 ) -> None:
     data = jsonl(*(chat_line(f"c{n}", f"Tell me about gate {n}.", model="auto") for n in range(6)))
 
-    async def nothing(*_: Any) -> tuple[dict[str, bool], list[str]]:
+    async def nothing(*_: Any, **__: Any) -> tuple[dict[str, bool], list[str]]:
         return {"openai/gpt-4.1": False}, []
 
     with monkeypatch.context() as patch:
