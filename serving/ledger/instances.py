@@ -8,7 +8,6 @@ from decimal import Decimal
 from pathlib import Path
 from uuid import uuid4
 
-import psutil
 from sqlalchemy import Connection, Row, func, select, text, update
 
 from serving.ledger.schema import calls, exits, instances
@@ -21,14 +20,22 @@ GATEWAY_LOST = "gateway_lost"
 HEARTBEAT_TIMEOUT = timedelta(seconds=15)
 """A process of another host counts as ended after this time: seven missed heartbeats."""
 
-_SAME_START = timedelta(seconds=2)
+_AFTER_BOOT = datetime.fromtimestamp(0, UTC)
+_STATE, _START_TICKS = 0, 19
+"""Places behind the name, in proc(5)'s order: fields 3 and 22."""
+
+_ENDED = ("Z", "X")
+
 # Literal text, not parameters: only then does SQLite use the index of open exits.
 _OPEN_EXIT = text("exits.state = 'open'")
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A gateway process. host: identifies the machine, its boot and the process namespace."""
+    """A gateway process. host: identifies the machine, its boot and the process namespace.
+
+    process_started_at: the time since the machine's boot, counted from 1970.
+    """
 
     id: str
     host: str
@@ -44,7 +51,7 @@ class Instance:
             id=uuid4().hex,
             host=_host(),
             pid=os.getpid(),
-            process_started_at=_moment(psutil.Process().create_time()),
+            process_started_at=_started_at(_process_facts(os.getpid())),
             started_at=datetime.now(UTC),
             replica_hour_usd=replica_hour_usd,
         )
@@ -118,12 +125,25 @@ def _has_ended(
 
 def _runs(pid: int, started_at: datetime) -> bool:
     try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return abs(_moment(process.create_time()) - started_at) < _SAME_START
-    except psutil.NoSuchProcess:
+        facts = _process_facts(pid)
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    return facts[_STATE] not in _ENDED and _started_at(facts) == started_at
+
+
+def _process_facts(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat behind the name. Raises OSError where there is none."""
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    # The name may hold parentheses and white space.
+    return text.rpartition(")")[2].split()
+
+
+def _started_at(facts: list[str]) -> datetime:
+    """Return a process's start, counted from the boot: moments of the clock move when it is set.
+
+    Each of two gateways of one machine would take the other for one that has ended.
+    """
+    return _AFTER_BOOT + timedelta(seconds=int(facts[_START_TICKS]) / os.sysconf("SC_CLK_TCK"))
 
 
 def database_now(connection: Connection) -> datetime:
@@ -142,7 +162,3 @@ def _host() -> str:
     if namespace.is_symlink():
         parts.append(str(namespace.readlink()))
     return " ".join(parts)
-
-
-def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

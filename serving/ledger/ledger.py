@@ -1,6 +1,7 @@
 """The ledger that requests use, on top of the writer."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -139,6 +140,9 @@ class DatabaseEntry:
         self._ended: list[Close] = []
         self._tried = False
         self._left: asyncio.Future[Answer] | None = None
+        waited_s = (deps.clock() - header.opened_at).total_seconds()
+        # From here on the clock may be set, which must not count as latency.
+        self._arrived_s = time.monotonic() - max(0.0, waited_s)
 
     @property
     def is_recorded(self) -> bool:
@@ -223,7 +227,7 @@ class DatabaseEntry:
 
     def _age_s(self) -> float:
         """Return the seconds since the request arrived, the queue included."""
-        return (self._deps.clock() - self._header.opened_at).total_seconds()
+        return time.monotonic() - self._arrived_s
 
     def _exit_record(
         self, exit_: Exit, sums: Sums, priced: list[tuple[LocalShare, Priced | None]]

@@ -57,15 +57,45 @@ async def test_requests_beyond_the_minutes_limit_say_when_to_retry(keyed: KeyedS
     assert keyed.access.limits.active("acme") == 0
 
 
-async def test_a_minute_later_there_is_room_again(
-    keyed: KeyedServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("jump_s", [-3600.0, 0.0, 3600.0])
+async def test_a_minute_later_there_is_room_again_and_not_before_whatever_the_clock_says(
+    keyed: KeyedServer, monkeypatch: pytest.MonkeyPatch, jump_s: float
 ) -> None:
     key = await keyed.tenant("acme", requests_per_minute=1)
     assert (await keyed.ask(key)).status_code == 200
-    assert (await keyed.ask(key)).status_code == 429
-    later = time.time() + 61
-    monkeypatch.setattr("limits.aio.storage.memory.time.time", lambda: later)
+    set_s, now_s = time.time() + jump_s, time.monotonic()
+    monkeypatch.setattr("time.time", lambda: set_s)
+    refused = await keyed.ask(key)
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    monkeypatch.setattr(keyed.access.limits, "_clock", lambda: now_s + 61)
     assert (await keyed.ask(key)).status_code == 200
+
+
+@given(st.lists(st.tuples(st.floats(0, 40), st.integers(1, 4)), max_size=40))
+def test_no_minute_has_more_requests_than_its_limit(steps: list[tuple[float, int]]) -> None:
+    now_s, granted = 0.0, list[float]()
+    limits = TenantLimits(1, lambda: now_s)
+    for wait_s, limit in steps:
+        now_s += wait_s
+        window = limits.count(Tenant("a", requests_per_minute=limit))
+        assert window is not None
+        recent = [at for at in granted if at > now_s - 60]
+        assert window.exceeded == (len(recent) >= limit)
+        granted += [] if window.exceeded else [now_s]
+        assert window.remaining == max(0, limit - len(recent) - (not window.exceeded))
+        if window.exceeded:
+            # What the client is told to wait is enough, and no less would do.
+            now_s += window.reset_s
+            assert sum(at > now_s - 60 for at in granted) == limit - 1
+
+
+def test_a_request_whose_limit_is_lowered_counts_on() -> None:
+    limits = TenantLimits(1, lambda: 0.0)
+    for limit, exceeded in [(3, False), (3, False), (2, True), (1, True), (3, False)]:
+        window = limits.count(Tenant("a", requests_per_minute=limit))
+        assert window is not None
+        assert window.exceeded == exceeded
 
 
 async def test_refused_requests_do_not_use_up_the_limit(keyed: KeyedServer) -> None:

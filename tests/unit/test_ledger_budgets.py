@@ -4,7 +4,8 @@ import asyncio
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -149,6 +150,26 @@ async def test_a_days_limit_counts_by_the_calendar_of_the_time_zone(
     moved = (call["opened_at"].hour + 14) // 24
     shown = datetime.fromisoformat(call["day"]).date()
     assert (shown - call["opened_at"].date()).days == moved
+
+
+async def test_a_clock_set_back_across_midnight_exceeds_no_days_budget(
+    reader: Reader, ledger_url: SecretStr | None, state: Path
+) -> None:
+    limit(reader, "globex", day_usd=2 * WORST)
+    midnight, caller = datetime(2026, 11, 1, tzinfo=UTC), Caller("globex", "key2")
+    granted: Counter[int] = Counter()
+    async with running(ledger_url, state) as ledger:
+        for minutes in (10, 10, 10, -10, -10, -10, 10, 24 * 60):
+            moment = midnight + timedelta(minutes=minutes)
+            ledger._deps = replace(ledger._deps, clock=lambda moment=moment: moment)
+            try:
+                call = await entry_of(ledger, caller).open_call(MODEL, WORST, in_time())
+            except BudgetExceeded:
+                continue
+            granted[minutes] += 1
+            call.close(ended(None, "unknown"))
+    # The earlier day's own budget is left, each day's holds, and the next day has its own.
+    assert granted == {10: 2, -10: 2, 24 * 60: 1}
 
 
 async def test_a_refusal_has_the_remaining_budget_and_the_fix(

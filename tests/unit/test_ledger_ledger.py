@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -361,6 +362,18 @@ async def test_an_exit_begins_when_its_request_arrived_and_includes_the_queue(
     assert rows["r"]["elapsed_us"] >= 30_000_000
     assert rows["direct"]["opened_at"] > arrived
     assert rows["direct"]["elapsed_us"] == 7_500_000
+
+
+async def test_a_clock_that_is_set_meanwhile_is_no_latency(
+    reader: Reader, ledger_url: SecretStr | None, state: Path
+) -> None:
+    now = [datetime.now(UTC)]
+    async with running(ledger_url, state) as ledger:
+        ledger._deps = replace(ledger._deps, clock=lambda: now[0])
+        entry = entry_of(ledger)
+        now[0] += timedelta(hours=1)
+        entry.close(left_locally(elapsed_s=7.5))
+    assert [row["elapsed_us"] for row in reader.rows(exits)] == [7_500_000]
 
 
 @pytest.mark.parametrize("guaranteed", [True, False, None])

@@ -172,6 +172,18 @@ def test_instances_without_a_sign_of_life_are_dead(
     )
 
 
+def test_a_clock_that_is_set_ends_no_running_instance(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = (Instance.of_this_process(Decimal(0)) for _ in range(2))
+    # The kernel computes the moment of the boot from the clock: with the clock, it moves.
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 1e9)
+    with reader.database.begin() as connection:
+        beat(connection, other, others_had_time=False)
+        assert beat(connection, own, others_had_time=True) == 0
+    assert own.process_started_at == Instance.of_this_process(Decimal(0)).process_started_at
+
+
 def test_an_instance_presumed_dead_lives_again(reader: Reader) -> None:
     own = Instance.of_this_process(Decimal(0))
     with reader.database.begin() as connection:

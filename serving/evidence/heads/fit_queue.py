@@ -55,8 +55,10 @@ class FitQueue:
         reservation ends with `finish`, or some time after max_fit_s.
         """
         now = datetime.now(UTC)
-        until = now + timedelta(seconds=self._settings.max_fit_s + _LEASE_MARGIN_S)
-        is_free = or_(head_scopes.c.held_until.is_(None), head_scopes.c.held_until < now)
+        longest = timedelta(seconds=self._settings.max_fit_s + _LEASE_MARGIN_S)
+        until, held_until = now + longest, head_scopes.c.held_until
+        # Beyond what a reservation can have left: the clock was set back since.
+        is_free = or_(held_until.is_(None), held_until < now, held_until > until + longest)
         with self._database.read() as connection:
             found = _due(connection, is_free, self._settings)
         for due in found:
