@@ -63,13 +63,14 @@ class ProviderSettings(_Frozen):
         default=60.0,
         gt=0.0,
         le=3600.0,
-        description="longest silence before an answer begins; comments of a stream are silence",
+        description="longest wait for the first part of an answer; each comment of a stream "
+        "begins it anew",
     )
     idle_timeout_s: float = Field(
         default=30.0,
         gt=0.0,
         le=3600.0,
-        description="longest silence within a stream; its comments are silence",
+        description="longest wait for the next part of a stream; each of its comments begins it anew",
     )
     max_retries: int = Field(
         default=2, ge=0, le=10, description="of a call that failed and cannot have been billed"

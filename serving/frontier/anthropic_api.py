@@ -22,7 +22,7 @@ from serving.frontier.http_errors import (
     unsendable,
 )
 from serving.frontier.prompt_cache import with_breakpoints
-from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
+from serving.frontier.provider_api import KEEP_ALIVE, CachePlan, StreamPart, WholeAnswer
 from serving.frontier.provider_data import read_events, read_json, read_rest
 from serving.frontier.transport import ProviderClient, posted, read_document
 from serving.frontier.usage import usage_from_anthropic
@@ -121,6 +121,9 @@ class AnthropicApi:
         skipped: dict[str, Any] = {}
         async with aclosing(read_events(response.aiter_bytes())) as events:
             async for data in events:
+                if not data:
+                    yield KEEP_ALIVE
+                    continue
                 event = read_json(data) if data != "[DONE]" else {"type": "message_stop"}
                 if isinstance(event, dict) and event.get("type") == "message_stop":
                     await read_rest(events)
@@ -132,9 +135,8 @@ class AnthropicApi:
                     refusal = refusal_from(self._name, 200, event)
                     raise self._broken(error_of(refusal, self._secret), reader)
                 part = reader.read(event)
-                if part is not None:
-                    yield part
-                elif isinstance(event, dict):
+                yield part or KEEP_ALIVE
+                if part is None and isinstance(event, dict):
                     skipped = event
         self._require_answer(reader, skipped)
 

@@ -23,7 +23,7 @@ from serving.frontier.http_errors import (
 )
 from serving.frontier.openai_errors import ERRORS, translate
 from serving.frontier.openai_stream import OpenAIStream, ends_in_error, is_reason
-from serving.frontier.provider_api import CachePlan, StreamPart, WholeAnswer
+from serving.frontier.provider_api import KEEP_ALIVE, CachePlan, StreamPart, WholeAnswer
 from serving.frontier.provider_data import read_events, read_json, read_rest
 from serving.frontier.transport import ProviderClient, posted, read_document
 from serving.frontier.usage import tier_in
@@ -149,6 +149,9 @@ class OpenAIApi:
         skipped: dict[str, Any] = {}
         async with aclosing(read_events(response.aiter_bytes())) as events:
             async for data in events:
+                if not data:
+                    yield KEEP_ALIVE
+                    continue
                 if data.startswith("[DONE]"):
                     await read_rest(events)
                     break
@@ -160,9 +163,8 @@ class OpenAIApi:
                     refusal = error_of(refusal_from(self._name, 200, event), self._secret)
                     raise self._broken(reader.failed(event, refusal), reader)
                 part = reader.read(event)
-                if part is not None:
-                    yield part
-                elif isinstance(event, dict):
+                yield part or KEEP_ALIVE
+                if part is None and isinstance(event, dict):
                     skipped = event
         self._require_answer(reader, skipped)
 

@@ -145,6 +145,7 @@ class OpenStream:
         self._progress = Progress(target_call.facts)
         self._progress.take(first)
         self._is_ending = False
+        self._rest_by_s: float | None = None
 
     @property
     def spent(self) -> Spent:
@@ -221,14 +222,27 @@ class OpenStream:
     async def _next(self) -> StreamPart | None:
         deadline = self._target_call.deadline
         try:
-            async with deadline.timeout(self._provider.settings.idle_timeout_s):
+            async with deadline.timeout(self._patience_s()):
                 return await self._read()
         except TimeoutError:
+            if self._progress.is_finished:
+                # A complete answer stays complete; only its usage is missing.
+                self._progress.take(StreamPart(None, is_finished=True, is_cut=True))
+                return None
             what = "sent nothing for too long" if deadline.remaining_s() else "took too long"
             raise FrontierStreamBroken(
                 f"the answer of provider {self._provider.name!r} {what} after it had begun",
                 fix="raise idle_timeout_s or the request's timeout",
             ) from None
+
+    def _patience_s(self) -> float:
+        """Return how long to wait for a part. After the answer's end, parts do not extend it."""
+        idle_s = self._provider.settings.idle_timeout_s
+        if not self._progress.is_finished:
+            return idle_s
+        if self._rest_by_s is None:
+            self._rest_by_s = time.monotonic() + idle_s
+        return self._rest_by_s - time.monotonic()
 
     async def _read(self) -> StreamPart | None:
         """Return the next part, None at the end.
@@ -312,6 +326,9 @@ class Provider:
             parts = self.api.stream(target_call.request)
             try:
                 first = await self._within(target_call, anext(parts))
+                while first.chunk is None:
+                    # Each sign of life begins the wait anew; the request's deadline ends it.
+                    first = await self._within(target_call, anext(parts))
             except StopAsyncIteration:
                 raise unreadable(self.name, "the stream is empty") from None
             except BaseException:  # cancellation too: the connection must be closed

@@ -39,6 +39,10 @@ class StreamPart:
     is_cut: bool = False
 
 
+KEEP_ALIVE = StreamPart(None)
+"""An event without content or a comment: the provider is at work."""
+
+
 @dataclass(frozen=True, slots=True)
 class CachePlan:
     """Prefixes to cache. routing_digest: of the longest prefix worth routing by, if any."""
@@ -67,8 +71,9 @@ class ProviderApi(Protocol):
         ...
 
     def stream(self, request: dict[str, Any]) -> AsyncGenerator[StreamPart, None]:
-        """Send a request and yield its parts; the first has a chunk.
+        """Send a request and yield its parts.
 
+        A part without a chunk before the first chunk says only that the provider is at work.
         Closing the generator closes the connection. Raises FrontierStreamBroken where the answer
         ends before it is finished.
         """

@@ -77,22 +77,26 @@ class ChunkRepair:
 async def read_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
     """Yield the data of each server-sent event in a body, decoded as UTF-8.
 
-    Comments, events without data and other fields are skipped. Raises ValueError for an event
-    larger than 16 MiB.
+    Comments, events without data and other fields are skipped; where nothing else has arrived, an
+    empty text says that the sender lives. Raises ValueError for an event larger than 16 MiB.
     """
     pending, searched = bytearray(), 0  # no event ends before `searched`
     async for chunk in chunks:
+        has_data = False
         pending += chunk
         if len(pending) > _MAX_EVENT_BYTES:
             raise ValueError("an event exceeds 16 MiB")
         begin = 0
         while (end := _EVENT_END.search(pending, searched)) is not None:
             if data := _data(pending[begin : end.end()]):
+                has_data = True
                 yield data
             begin = searched = end.end()
         # Each byte is searched once: several finds in what is left took a third of a stream's time.
         del pending[:begin]
         searched = max(0, len(pending) - _LONGEST_END + 1)
+        if not has_data:
+            yield ""
     if data := _data(pending):
         yield data
 

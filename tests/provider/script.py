@@ -13,7 +13,7 @@ FaultKind = Literal[
     "hang_mid_stream",  # silence after `after_events` events
     "cut",  # the connection breaks after `after_events` events, or half of a whole body
     "end_early",  # a stream ends politely after `after_events` events, unfinished
-    "slow",  # `delay_s` before the answer and between events
+    "slow",  # `delay_s` before the answer and between events; `raw` takes it after each piece
     "malformed",  # the body, or the event after `after_events`, is no JSON
     "truncated",  # half of a JSON document, politely ended
     "error_event",  # an error inside a stream after `after_events` events

@@ -229,7 +229,7 @@ async def _raw(send: Send, fault: Fault, seen: Seen) -> None:
     for piece in fault.body:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
         # Pieces arrive one by one.
-        await asyncio.sleep(0)
+        await asyncio.sleep(fault.delay_s)
     # Before the last byte: the client may act on it at once.
     seen.completed = seen.billed is not None
 

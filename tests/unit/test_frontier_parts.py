@@ -371,5 +371,6 @@ async def test_a_stream_cut_anywhere_has_the_same_events(
         for begin, end in itertools.pairwise([0, *sorted(cuts), len(whole)]):
             yield whole[begin:end]
 
-    found = [data async for data in read_events(chunks())]
+    # An empty text says that something has arrived that is no event with data.
+    found = [data async for data in read_events(chunks()) if data]
     assert found == [*(text for text in texts if ":" not in text), "[DONE]"]
