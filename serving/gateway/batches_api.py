@@ -15,7 +15,7 @@ from serving.contracts.batch import (
     TenantBatches,
 )
 from serving.contracts.errors import InvalidRequest
-from serving.gateway.control import WHOLE_QUERY, body_of, body_schema
+from serving.gateway.control import LIST_QUERY, WHOLE_QUERY, QueryInteger, body_of, body_schema
 from serving.gateway.files_api import Lane, Sender, expires_after_s, listed
 
 router = APIRouter(prefix="/v1", tags=["batches"])
@@ -66,11 +66,11 @@ async def check_batch(body: Body, lane: Lane, caller: Sender) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@router.get("/batches")
+@router.get("/batches", dependencies=[LIST_QUERY])
 async def list_batches(
     lane: Lane,
     caller: Sender,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    limit: Annotated[QueryInteger, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query()] = None,
 ) -> dict[str, Any]:
     """List the caller's batches, the newest first."""

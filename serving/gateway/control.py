@@ -1,7 +1,7 @@
 """Reads requests that control the server: small closed bodies, and queries that are read whole."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -76,35 +76,44 @@ def _refuse_unstorable(value: Any, path: str) -> None:
             _refuse_unstorable(item, f"{path}.{index}".lstrip("."))
 
 
-async def _whole_query(request: Request) -> None:
-    """Refuse a query with an unknown, repeated or unstorable parameter.
+def _whole_query(ignored: Set[str] = frozenset()) -> Any:
+    """Return a dependency that refuses an unknown, repeated or unstorable parameter of a query.
 
-    A misspelt condition of a deletion would otherwise delete more than was meant.
+    A misspelt condition of a deletion would otherwise delete more than was meant. ignored: what
+    SDKs add to every address.
     """
-    known = {param.alias for param in request.scope["route"].dependant.query_params}
-    seen: set[str] = set()
-    for name, value in request.query_params.multi_items():
-        if name not in known:
-            raise InvalidRequest(
-                f"this path takes no query parameter {name[:60]!r}",
-                field=name[:60],
-                fix=f"send one of: {', '.join(sorted(known))}" if known else "remove the query",
-            )
-        if name in seen:
-            raise InvalidRequest(
-                f"the query has {name!r} more than once", field=name, fix="send it once"
-            )
-        if "\0" in value:
-            raise invalid(name, value, _NUL_FREE)
-        seen.add(name)
+
+    async def read(request: Request) -> None:
+        known = {param.alias for param in request.scope["route"].dependant.query_params}
+        seen: set[str] = set()
+        for name, value in request.query_params.multi_items():
+            if name in ignored:
+                continue
+            if name not in known:
+                raise InvalidRequest(
+                    f"this path takes no query parameter {name[:60]!r}",
+                    field=name[:60],
+                    fix=f"send one of: {', '.join(sorted(known))}" if known else "remove the query",
+                )
+            if name in seen:
+                raise InvalidRequest(
+                    f"the query has {name!r} more than once", field=name, fix="send it once"
+                )
+            if "\0" in value:
+                raise invalid(name, value, _NUL_FREE)
+            seen.add(name)
+
+    return Depends(read)
 
 
-WHOLE_QUERY = Depends(_whole_query)
+WHOLE_QUERY = _whole_query()
+LIST_QUERY = _whole_query(frozenset({"api-version", "beta"}))
+"""For lists as vendors have them: Azure's SDK adds the one parameter, Anthropic's the other."""
 
 
 def _digits(value: Any) -> Any:
     if isinstance(value, str) and not re.fullmatch("[0-9]{1,18}", value):
-        raise ValueError("it must be a whole number in the digits 0 to 9")
+        raise ValueError("a whole number in the digits 0 to 9")
     return value
 
 

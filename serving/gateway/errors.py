@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from serving.contracts import errors
+from serving.contracts.invalid_values import invalid
 from serving.contracts.openai import json_text
 
 STATUS: dict[type[errors.NarrowgateError], int] = {
@@ -139,27 +140,30 @@ async def on_narrowgate_error(request: Request, exc: Exception) -> Response:
 
 
 async def on_validation_error(request: Request, exc: Exception) -> Response:
-    """Answer a body that does not have the documented shape."""
+    """Answer a parameter of the address that has an invalid value; bodies are read elsewhere."""
     assert isinstance(exc, RequestValidationError)
     problem = exc.errors()[0]
-    place = [str(part) for part in problem["loc"] if part != "body"]
-    if problem["type"] == "json_invalid":
-        return error_response(
-            errors.InvalidRequest(
-                f"the body is not JSON: {problem['ctx']['error']} at character {place[0]}",
-                fix="send a JSON object",
-            )
-        )
-    # A query's parameter is named as the client wrote it.
-    field = ".".join(place[1:] if place[:1] == ["query"] else place) or None
-    wanted = problem["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    return error_response(
-        errors.InvalidRequest(
-            wanted if field is None else f"{field}: {wanted}",
-            field=field,
-            fix="/docs shows the shape of every request",
-        )
-    )
+    # A parameter is named as the client wrote it, without where it stands.
+    path = ".".join(map(str, problem["loc"][1:]))
+    value = None if problem["type"] == "missing" else problem["input"]
+    return error_response(invalid(path, value, _wanted(problem)))
+
+
+def _wanted(problem: Mapping[str, Any]) -> str:
+    """Return what a parameter must be, in the words of every other refusal."""
+    context = problem.get("ctx") or {}
+    match problem["type"]:
+        case "greater_than_equal":
+            return f"a whole number of at least {context['ge']}"
+        case "less_than_equal":
+            return f"a whole number of at most {context['le']}"
+        case "literal_error":
+            return str(context["expected"])
+        case "missing":
+            return "text of at least one character"
+        case "value_error":
+            return str(context["error"])
+    return "a valid value"
 
 
 async def on_http_exception(request: Request, exc: Exception) -> Response:

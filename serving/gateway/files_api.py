@@ -11,6 +11,7 @@ from serving.contracts.errors import InvalidRequest, NotFound
 from serving.contracts.invalid_values import invalid
 from serving.contracts.ledger import Caller
 from serving.gateway.context import Context
+from serving.gateway.control import LIST_QUERY, QueryInteger
 from serving.gateway.multipart import read_form
 
 router = APIRouter(prefix="/v1", tags=["batches"])
@@ -34,7 +35,6 @@ async def sender(request: Request) -> Caller:
 
 Lane = Annotated[Batches, Depends(service)]
 Sender = Annotated[Caller, Depends(sender)]
-Limit = Annotated[int, Query(ge=1, le=10_000)]
 _FORM = {
     "requestBody": {
         "required": True,
@@ -75,12 +75,12 @@ async def upload_file(request: Request, lane: Lane, caller: Sender) -> dict[str,
         await upload.abandon()
 
 
-@router.get("/files")
+@router.get("/files", dependencies=[LIST_QUERY])
 async def list_files(
     lane: Lane,
     caller: Sender,
     purpose: Annotated[str | None, Query()] = None,
-    limit: Limit = 10_000,
+    limit: Annotated[QueryInteger, Query(ge=1, le=10_000)] = 10_000,
     after: Annotated[str | None, Query()] = None,
     order: Annotated[Literal["asc", "desc"], Query()] = "desc",
 ) -> dict[str, Any]:

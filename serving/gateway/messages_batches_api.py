@@ -21,6 +21,7 @@ from serving.contracts.file_lines import lines_of
 from serving.contracts.ledger import Caller
 from serving.contracts.openai import json_text
 from serving.gateway.context import Context
+from serving.gateway.control import LIST_QUERY, QueryInteger
 from serving.gateway.files_api import Lane, Sender
 from serving.gateway.messages_reader import CHAT_URL, MessagesReader
 from serving.gateway.messages_result import result_of
@@ -61,12 +62,12 @@ async def create_batch(request: Request, lane: Lane, caller: Sender, context: Co
     return await _shown(lane, caller, batch, request)
 
 
-@router.get("")
+@router.get("", dependencies=[LIST_QUERY])
 async def list_batches(
     request: Request,
     lane: Lane,
     caller: Sender,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+    limit: Annotated[QueryInteger, Query(ge=1, le=1000)] = 20,
     after_id: Annotated[str | None, Query()] = None,
     before_id: Annotated[str | None, Query()] = None,
 ) -> Any:

@@ -270,6 +270,58 @@ async def test_a_malformed_upload_is_refused_and_leaves_nothing(
     assert not folder.exists() or [p for p in folder.rglob("*") if p.is_file()] == []
 
 
+@pytest.mark.parametrize(
+    ("path", "longest", "cursor"),
+    [
+        ("/v1/files", 10_000, "after"),
+        ("/v1/batches", 100, "after"),
+        ("/v1/messages/batches", 1000, "after_id"),
+    ],
+)
+async def test_the_query_of_every_list_is_read_whole(
+    gateway: Running, path: str, longest: int, cursor: str
+) -> None:
+    least, most = "a whole number of at least 1", f"a whole number of at most {longest}"
+    digits = "a whole number in the digits 0 to 9"
+    refused = {
+        "limit=0": least, "limit=-1": digits, f"limit={longest + 1}": most, "limit=1.0": digits,
+        f"limit={'9' * 18}": most, f"limit={'9' * 5000}": digits, "limit=": digits,
+        "limit=%2B5": digits, "limit=1_0": digits, "limit=%D9%A3": digits, "limit=true": digits,
+        "limit=5&limit=6": "more than once", "Limit=5": "takes no query parameter 'Limit'",
+        "lim%00it=5": "", f"{cursor}=a&{cursor}=b": "more than once", "tenant=globex": cursor,
+    }  # fmt: skip
+    headers = {"authorization": f"Bearer {gateway.acme.api_key}"}
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+        for query, says in refused.items():
+            answer = await client.get(f"{path}?{query}")
+            assert (answer.status_code, query) == (400, query)
+            assert says in answer.text, answer.text
+            # Short, without the library's words.
+            assert "nput should" not in answer.text
+            assert len(answer.text) < 600
+            error = answer.json()["error"]
+            assert error["type"] == "invalid_request_error"
+        for value in ("x", "%C3%A9", "%F0%9F%98%80", "a" * 5000, "file-1;drop", ""):
+            answer = await client.get(f"{path}?{cursor}={value}")
+            assert (answer.status_code, value) == (404, value)
+            assert len(answer.text) < 600
+        known = await client.get(f"{path}?limit={longest}&beta=true&api-version=2026-10-01")
+        assert (known.status_code, known.json()["data"]) == (200, [])
+
+
+async def test_the_order_of_files_is_one_of_two(gateway: Running) -> None:
+    headers = {"authorization": f"Bearer {gateway.acme.api_key}"}
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+        answer = await client.get("/v1/files?order=down")
+    assert answer.json()["error"] == {
+        "message": "order is 'down'; it must be 'asc' or 'desc'",
+        "type": "invalid_request_error",
+        "param": "order",
+        "code": "invalid_request",
+        "fix": "send 'asc' or 'desc'",
+    }
+
+
 async def test_the_character_nul_in_an_address_is_a_400_on_both_databases(gateway: Running) -> None:
     headers = {"authorization": f"Bearer {gateway.acme.api_key}"}
     async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
