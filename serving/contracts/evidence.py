@@ -324,7 +324,7 @@ class Audit:
 
 
 EventKind = Literal[
-    "tested", "earned", "suspended", "not_earnable", "withdrawn", "deleted", "drifted"
+    "tested", "earned", "suspended", "not_earnable", "withdrawn", "deleted", "erased", "drifted"
 ]
 """tested: a hypothesis was opened; only examples after it count for it. deleted: rows were removed
 or lost what names a person, so that what they prove is computed anew. drifted: traffic differs from

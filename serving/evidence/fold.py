@@ -105,7 +105,13 @@ class ClaimFold:
     """The state of one claim. transitions: derived so far, in order."""
 
     def __init__(self, definition: Definition, settings: EvidenceSettings) -> None:
+        self.definition = definition
         self._settings = settings
+        self._begin()
+
+    def _begin(self) -> None:
+        """Take the state of a claim without rows, also after its tenant's were erased."""
+        definition, settings = self.definition, self._settings
         self._is_net = definition.loss == NET_WORSE
         self._again: list[JudgedPair] = []
         self._earning = Earning(_rules(definition, settings))
@@ -294,6 +300,8 @@ class ClaimFold:
             if self._held is not None:
                 # Whose texts are listed is not known: the list is made again from later audits.
                 self._held.errors = FrequentErrors()
+        elif event.kind == "erased":
+            self._begin()
         elif event.kind == "drifted":
             self._drift(event)
         elif event.kind == "suspended" and self._held is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Connection, Row, Table, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Table, delete, func, or_, select, update
 
 from serving.contracts.evidence import (
     Action,
@@ -21,6 +21,7 @@ from serving.contracts.evidence import (
     Candidate,
     Claim,
     ClaimEvent,
+    ClaimState,
     Origin,
     Scope,
 )
@@ -166,28 +167,30 @@ class EvidenceStore:
             row = {"id": 1, "holder": holder, "until": until}
             if insert_row(connection, evidence_lease, row):
                 return True
-            free = (evidence_lease.c.holder == holder) | (evidence_lease.c.until < now)
+            # Beyond what a lease can have left: the clock was set back since.
+            latest = now + timedelta(seconds=2 * lease_s)
+            ends = evidence_lease.c.until
+            free = or_(evidence_lease.c.holder == holder, ends < now, ends > latest)
             values = update(evidence_lease).where(evidence_lease.c.id == 1, free)
             return bool(connection.execute(values.values(holder=holder, until=until)).rowcount)
 
     def save(self, claims: Iterable[Claim]) -> None:
         """Write the states of claims, for the replicas that do not fold.
 
-        A state of fewer rows than the one that is stored is not written: a replica that lost the
-        lease while it folded comes late.
+        A state of fewer rows than the one that is stored is not written, nor one of rows that were
+        erased: a replica that lost the lease while it folded comes late.
         """
         with self.database.begin() as connection:
             for claim in claims:
-                document = _CLAIM.dump_json(claim).decode()
-                values = {"document": document, "sequence": claim.sequence}
+                row = _state_row(claim)
                 older = evidence_states.c.sequence <= claim.sequence
                 changed = connection.execute(
                     update(evidence_states)
                     .where(evidence_states.c.claim == claim.id, older)
-                    .values(**values)
+                    .values(**row)
                 )
-                if not changed.rowcount:
-                    insert_row(connection, evidence_states, {"claim": claim.id, **values})
+                if not changed.rowcount and not _is_erased(connection, claim):
+                    insert_row(connection, evidence_states, row)
 
     def states(self) -> States:
         """Return the states as they were last written."""
@@ -225,9 +228,9 @@ class EvidenceStore:
     def delete(self, owner: EvidenceOwner, actor: str) -> int:
         """Delete what names a tenant, a request or an end user; return the number of audits.
 
-        A tenant's own claims go with their audits. Of one request or end user the numbers stay,
-        without ids, labels and digests. Both are noted as an act and, in claims that go on, as an
-        event.
+        A tenant's own claims go with their audits, and begin anew; those that a person withdrew
+        stay withdrawn, without evidence. Of one request or end user the numbers stay, without ids,
+        labels and digests. Both are noted as an act and, in claims that go on, as an event.
         """
         chosen = _chosen(evidence_audits, owner)
         with self.database.begin() as connection:
@@ -237,17 +240,13 @@ class EvidenceStore:
                 connection.execute(delete(table).where(_chosen(table, owner)))
             if owner.is_tenant:
                 count = connection.execute(delete(evidence_audits).where(chosen)).rowcount
-                touched -= _delete_claims(connection, owner.tenant)
+                touched -= _delete_claims(connection, owner.tenant, actor)
             else:
                 count = _forget(connection, chosen)
             now = database_now(connection)
-            next_ = _take(connection, len(touched))
-            for number, claim in enumerate(sorted(touched), next_):
-                event = ClaimEvent(
-                    claim, "deleted", "rows of a person were deleted", actor, now, number - 1,
-                    sequence=number,
-                )  # fmt: skip
-                connection.execute(evidence_events.insert(), _event_row(event))
+            why = "rows of a person were deleted"
+            for claim in sorted(touched):
+                _note(connection, ClaimEvent(claim, "deleted", why, actor, now, 0))
             row = {
                 "id": uuid4().hex, "actor": actor, "act": "delete", "subject": owner.tenant,
                 "at": now,
@@ -305,13 +304,61 @@ def _chosen(table: Table, owner: EvidenceOwner) -> ColumnElement[bool]:
     return found
 
 
-def _delete_claims(connection: Connection, tenant: str) -> set[str]:
-    """Delete a tenant's own claims; return their ids. Those of a pool stay."""
+def _delete_claims(connection: Connection, tenant: str, actor: str) -> set[str]:
+    """Delete a tenant's own claims; return their ids. Those of a pool stay.
+
+    A withdrawn claim stays withdrawn, without its evidence: a deletion must not undo what a person
+    decided. An event stays of each, so that a replica that folded the rows begins the claim anew.
+    """
     own = (evidence_claims.c.tenants == tenant) & evidence_claims.c.pooled.is_(False)
     names = set(connection.execute(select(evidence_claims.c.id).where(own)).scalars())
-    for column in (evidence_events.c.claim, evidence_states.c.claim, evidence_claims.c.id):
+    events = evidence_events.c
+    ended = select(evidence_events).where(events.claim.in_(names), events.kind == "withdrawn")
+    withdrawn = {event.claim: event for event in map(_event, connection.execute(ended))}
+    for column in (events.claim, evidence_states.c.claim):
         connection.execute(delete(column.table).where(column.in_(names)))
+    others = evidence_claims.c.id.in_(names - set(withdrawn))
+    connection.execute(delete(evidence_claims).where(others))
+    now = database_now(connection)
+    for name in sorted(names):
+        why = "its tenant's evidence was deleted"
+        _note(connection, ClaimEvent(name, "erased", why, actor, now, 0))
+        if name in withdrawn:
+            _withdraw_again(connection, withdrawn[name])
     return names
+
+
+def _withdraw_again(connection: Connection, withdrawal: ClaimEvent) -> None:
+    """Write a withdrawal behind an erasure, and the state of a claim without evidence."""
+    sequence = _note(connection, withdrawal)
+    query = select(evidence_claims).where(evidence_claims.c.id == withdrawal.claim)
+    item = _definition(connection.execute(query).one())
+    state = Claim(
+        item.id, item.scope, item.shortcut, item.loss, item.target_error, item.reference,  # type: ignore[arg-type]
+        ClaimState.WITHDRAWN, withdrawal.at, reason=withdrawal.reason, sequence=sequence,
+    )  # fmt: skip
+    connection.execute(evidence_states.insert(), _state_row(state))
+
+
+def _note(connection: Connection, event: ClaimEvent) -> int:
+    """Append an event behind every other row; return its sequence."""
+    sequence = _take(connection, 1)
+    event = replace(event, sequence=sequence, after=sequence - 1)
+    connection.execute(evidence_events.insert(), _event_row(event))
+    return sequence
+
+
+def _state_row(claim: Claim) -> dict[str, Any]:
+    document = _CLAIM.dump_json(claim).decode()
+    return {"claim": claim.id, "document": document, "sequence": claim.sequence}
+
+
+def _is_erased(connection: Connection, claim: Claim) -> bool:
+    """Return whether a claim's tenant was deleted after the last row that a state includes."""
+    events = evidence_events.c
+    later = (events.claim == claim.id) & (events.kind == "erased")
+    query = select(events.sequence).where(later, events.sequence > claim.sequence)
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def _forget(connection: Connection, chosen: ColumnElement[bool]) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -12,7 +12,7 @@ from uuid import uuid4
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.contracts.errors import HeadRefused, LedgerUnavailable
-from serving.contracts.evidence import Action, Claim, ClaimEvent, ClaimState
+from serving.contracts.evidence import Action, Audit, Claim, ClaimEvent, ClaimState
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.fold import IRREPRODUCIBLE, ClaimFold, rules_version
@@ -159,16 +159,24 @@ class EvidenceWorker:
         for item in self._store.definitions():
             # Claims of other rules keep their last state: no request is served under them.
             if item.id not in self._folds and item.scope.versions.get("rules") == self._rules:
-                self._folds[item.id] = ClaimFold(item, self._settings)
+                self._folds[item.id] = ClaimFold(item, self._settings).extend(self._before(item.id))
                 changed.add(item.id)
         return changed
+
+    def _before(self, claim: str) -> Iterator[Audit | ClaimEvent]:
+        """Yield the rows of a claim up to the cursor: one that was deleted may have some."""
+        last = 0
+        while last < self._cursor and (rows := self._store.rows_after(last, claim)):
+            yield from (row for row in rows if row.sequence <= self._cursor)
+            last = rows[-1].sequence
 
     def _drop_deleted(self) -> None:
         """Forget claims that were deleted with their tenant: later inputs begin them anew."""
         assert self._folds is not None
-        known = {item.id for item in self._store.definitions()}
-        for name in set(self._folds) - known:
-            del self._folds[name]
+        known = {item.id: item for item in self._store.definitions()}
+        for name, fold in list(self._folds.items()):
+            if known.get(name) != fold.definition:
+                del self._folds[name]
 
     def _read(self) -> set[str]:
         """Fold the rows after the cursor; return the claims that they belong to."""

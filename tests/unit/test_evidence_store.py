@@ -3,17 +3,23 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import update
 
 from serving.contracts.evidence import Audit, ClaimEvent, ClaimState
+from serving.contracts.head_settings import HeadSettings
+from serving.evidence import administration
 from serving.evidence.fold import ClaimFold
+from serving.evidence.heads.fit_queue import FitQueue
+from serving.evidence.heads.schema import head_scopes
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.store import EvidenceOwner, EvidenceStore
 from serving.ledger.database import Database, database_url
+from serving.ledger.schema import evidence_lease
 
 from .authenticated import opened
 from .database import insist
@@ -113,6 +119,34 @@ def test_one_replica_folds_and_the_others_read(store: EvidenceStore) -> None:
     assert following._snapshot.find("c1") is not None
 
 
+def test_a_clock_that_was_set_back_holds_no_lease(store: EvidenceStore) -> None:
+    """A replica ended, and the clock was set back by an hour: nobody would fold for that long."""
+    assert store.take_lease("one", 5.0)
+    assert not store.take_lease("two", 5.0)
+    with store.database.begin() as connection:
+        later = datetime.now(UTC) + timedelta(hours=1)
+        connection.execute(update(evidence_lease).values(until=later))
+    assert store.take_lease("two", 5.0)
+    assert not store.take_lease("one", 5.0)
+
+
+def test_a_clock_that_was_set_back_holds_no_scope_that_is_to_be_fitted(database: Database) -> None:
+    scope = {
+        "id": "s", "tenants": "default", "pooled": False, "task": "topic", "spec_digest": "d",
+        "labels": "[]", "model": "m", "fitted_examples": 0, "version": 0, "requested_at": AT,
+        "request": "by hand", "created_at": AT,
+    }  # fmt: skip
+    with database.begin() as connection:
+        connection.execute(head_scopes.insert(), scope)
+    one, two = (FitQueue(database, HeadSettings(), name) for name in ("one", "two"))
+    assert one.take() is not None
+    assert two.take() is None
+    with database.begin() as connection:
+        later = datetime.now(UTC) + timedelta(days=1)
+        connection.execute(update(head_scopes).values(held_until=later))
+    assert two.take() is not None
+
+
 def test_without_claims_nothing_is_written(database: Database) -> None:
     """A server without a key reads every second; it must not also write every second."""
     store = EvidenceStore(database)
@@ -180,6 +214,68 @@ def test_a_persons_rows_are_forgotten_and_the_claim_goes_on(store: EvidenceStore
     assert folded.claim.state is before.state is ClaimState.HELD
     assert folded.is_reproduced
     assert store.acts()[0][:2] == ("k1", "delete")
+
+
+def test_a_withdrawn_claim_stays_withdrawn_when_its_tenant_is_deleted(store: EvidenceStore) -> None:
+    store.append(events=[opening("c1")])
+    store.append([audit("c1", n) for n in range(60)])
+    folding = worker(store)
+    folding.round_blocking()
+    assert store.states().claims["c1"].state is ClaimState.HELD
+    administration.withdraw(store, "c1", "it is rude", "k1")
+    folding.round_blocking()
+    for _ in range(2):
+        store.delete(EvidenceOwner("default"), "k1")
+        # At once, after a round of the replica that folded it, and after that of another one.
+        for replica in (None, folding, worker(EvidenceStore(store.database))):
+            if replica is not None:
+                replica.round_blocking()
+            claim = store.states().claims["c1"]
+            assert (claim.state, claim.reason) == (ClaimState.WITHDRAWN, "it is rude")
+            assert (claim.audits, claim.observed_error, claim.hypotheses) == (0, None, 0)
+    # Later inputs register it again, and their audits earn nothing.
+    store.register([defined()])
+    store.append([audit("c1", 100 + n) for n in range(60)])
+    folding.round_blocking()
+    assert store.states().claims["c1"].state is ClaimState.WITHDRAWN
+
+
+def test_a_claim_that_was_deleted_begins_anew_in_the_replica_that_folded_it(
+    store: EvidenceStore,
+) -> None:
+    store.append(events=[opening("c1")])
+    store.append([audit("c1", n) for n in range(60)])
+    folding = worker(store)
+    folding.round_blocking()
+    held = store.states().claims["c1"]
+    assert held.state is ClaimState.HELD
+    store.delete(EvidenceOwner("default"), "k1")
+    # A replica that folded before the deletion is late with its state.
+    store.save([held])
+    assert store.states().claims == {}
+    # Another replica's next request registers the claim before this one has seen that it is gone.
+    store.register([defined()])
+    store.append([audit("c1", 200)])
+    folding.round_blocking()
+    found = store.states().claims["c1"]
+    assert (found.state, found.audits) == (ClaimState.SHADOW, 1)
+    restarted = ClaimFold(defined(), EARLY).extend(store.rows_after(0))
+    assert restarted.claim.audits == 1
+
+
+def test_rows_from_before_a_claim_is_registered_again_count_as_after_a_restart(
+    store: EvidenceStore,
+) -> None:
+    folding = worker(store)
+    folding.round_blocking()
+    store.delete(EvidenceOwner("default"), "k1")
+    # An audit that was running during the deletion; the folding replica has passed it by.
+    store.append([audit("c1", 1)])
+    store.register([defined("c2")])
+    folding.round_blocking()
+    store.register([defined()])
+    folding.round_blocking()
+    assert store.states().claims["c1"].audits == 1
 
 
 def test_a_tenant_is_deleted_with_its_claims(store: EvidenceStore) -> None:
