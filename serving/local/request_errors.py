@@ -21,7 +21,9 @@ from serving.contracts.errors import (
     ModelUnavailable,
     NarrowgateError,
 )
+from serving.contracts.invalid_values import shown
 from serving.contracts.openai import OpenAIReply
+from serving.contracts.validation_words import problem_words
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ T = TypeVar("T")
 _LONGEST_MESSAGE = 300
 _SCHEMA = "response_format.json_schema.schema"
 _REFUSED = "the model's engine does not accept this value"
+_MUST_BE = "it must be "
 # Raised while a request is prepared, these concern the request.
 _ABOUT_THE_REQUEST = (
     ValueError, TypeError, OverflowError, NotImplementedError, RecursionError, TemplateError
@@ -175,19 +178,16 @@ def _refused(given: object, text: str, body: Mapping[str, Any], status: int = 40
 
 
 def invalid(field: str | None, message: str, status: int = 400) -> OpenAIReply:
-    """Return an error in the shape of OpenAI's API."""
-    shown = message if field is None or message.startswith(f"{field}:") else f"{field}: {message}"
-    return OpenAIReply(
-        status,
-        {
-            "error": {
-                "message": shown,
-                "type": "invalid_request_error",
-                "param": field,
-                "code": "invalid_request",
-            }
-        },
-    )
+    """Return an error in the shape of OpenAI's API; with a fix where the message says it."""
+    is_named = field is None or message.startswith((f"{field}:", f"{field} is "))
+    _, is_told, wanted = message.partition(f"; {_MUST_BE}")
+    error = {
+        "message": message if is_named else f"{field}: {message}",
+        "type": "invalid_request_error",
+        "param": field,
+        "code": "invalid_request",
+    }
+    return OpenAIReply(status, {"error": {**error, "fix": f"send {wanted}"} if is_told else error})
 
 
 def plain_message(text: str) -> str:
@@ -245,7 +245,7 @@ def _first_problem(error: ValidationError, body: Mapping[str, Any]) -> tuple[str
     """
     forms: dict[str, set[str]] = {}
     messages: dict[str, str] = {}
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    problems = error.errors(include_url=False, include_input=False)
     others_kinds = {
         problem["loc"][:-1] for problem in problems if problem["type"] == "literal_error"
     }
@@ -260,9 +260,18 @@ def _first_problem(error: ValidationError, body: Mapping[str, Any]) -> tuple[str
         others = [str(part) for part in problem["loc"] if part not in path]
         forms.setdefault(field, set()).add(others[0] if others else "")
         message = f"{others[-1]!r} is missing" if problem["type"] == "missing" and others else ""
-        messages.setdefault(field, message or plain_message(problem["msg"]))
+        messages.setdefault(field, message or _words(problem, field, _value_at(body, path)))
     worst = max(forms, key=lambda field: (field.count(".") + bool(field), len(forms[field])))
     return worst or None, messages[worst]
+
+
+def _words(problem: Mapping[str, Any], field: str, value: object) -> str:
+    """Return what is wrong with a value that the client wrote, as other refusals say it."""
+    words = plain_message(problem_words(problem))
+    for ours, theirs in (("a mapping", "an object"), ("a text", "a string")):
+        words = words.replace(f"{_MUST_BE}{ours}", f"{_MUST_BE}{theirs}")
+    is_told = bool(field) and words.startswith(_MUST_BE)
+    return f"{field} is {shown(value)}; {words}" if is_told else words
 
 
 def _written_path(location: Sequence[int | str], body: Mapping[str, Any]) -> list[int | str]:

@@ -123,12 +123,12 @@ def _refusal(status: int, error: object, body: Mapping[str, Any]) -> NarrowgateE
     field = details.get("param")
     # The engine also names its internal fields; a client knows only those that it sent.
     known = isinstance(field, str) and field.partition(".")[0] in body
+    fix = "docs/api.md lists the fields that a local model takes, and their values"
+    if known:
+        fix = f"send another value of {field}; docs/api.md lists what a local model takes"
+    told = details.get("fix")
     return InvalidRequest(
-        message,
-        field=field if known else None,
-        fix=f"send another value of {field}; docs/api.md lists what a local model takes"
-        if known
-        else "docs/api.md lists the fields that a local model takes, and their values",
+        message, field=field if known else None, fix=told if isinstance(told, str) else fix
     )
 
 

@@ -238,7 +238,8 @@ def test_a_message_of_the_clients_role_names_the_field_at_fault() -> None:
         ChatLikeRequest.model_validate(body)
     told = error_of(refusal(caught.value, body))
     assert told["param"] == "messages.0.tool_call_id"
-    assert told["message"] == "messages.0.tool_call_id: Input should be a valid string"
+    assert told["message"] == "messages.0.tool_call_id is 5; it must be a string"
+    assert told["fix"] == "send a string"
 
 
 def test_a_schema_that_the_grammar_does_not_support_names_the_schema() -> None:
