@@ -67,7 +67,7 @@ class AcceptedAttestations:
 
     def _newest(self) -> datetime | None:
         try:
-            document = json.loads(read_guarded(self.file, own=True))
+            document = json.loads(read_guarded(self.file))
             # A date without a time zone counts as UTC.
             date = datetime.fromisoformat(document["date"])
             return date if date.tzinfo is not None else date.replace(tzinfo=UTC)

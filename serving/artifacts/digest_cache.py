@@ -64,7 +64,7 @@ def _key(identity: Identity) -> str:
 
 def _read(file: Path) -> dict[str, tuple[Identity, str]]:
     try:
-        content = read_guarded(file, own=True)
+        content = read_guarded(file)
     except OSError:
         return {}
     except WritableByOthers as error:

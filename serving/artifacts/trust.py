@@ -257,13 +257,14 @@ def trusted_keys(files: Sequence[Path], field: str = "attestation.trusted_keys")
     keys = []
     for file in files:
         try:
-            content = read_guarded(file, own=False)
+            content = read_guarded(file)
             key = load_pem_public_key(content)
         except WritableByOthers as error:
             raise InvalidKey(
                 f"the trusted key cannot be trusted: {error}",
                 field=field,
-                fix="check that it is the right key, then run chmod go-w on it",
+                fix="check that it is the right key, then let nobody else write it or the folders "
+                "above it (chown, chmod go-w)",
             ) from error
         except (OSError, ValueError) as error:
             raise InvalidKey(

@@ -239,6 +239,55 @@ def test_a_key_that_others_can_replace_is_not_trusted(model: Path, key: KeyPair)
         folder.chmod(before)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to other users")
+@pytest.mark.parametrize(
+    ("place", "owner", "group", "mode", "says"),
+    [
+        ("folder", 0, 2000, 0o775, "has mode 0775: other users can replace"),
+        ("folder", 0, 2000, 0o1775, None),
+        ("folder", 0, 0, 0o775, None),
+        ("folder", 1000, 1000, 0o755, "belongs to user 1000"),
+        ("folder", 1000, 1000, 0o1777, "belongs to user 1000"),
+        ("file", 1000, 1000, 0o644, "belongs to user 1000"),
+    ],
+)
+def test_a_key_that_another_owner_or_group_can_replace_is_not_trusted(
+    model: Path, key: KeyPair, tmp_path: Path, place: str, owner: int, group: int, mode: int,
+    says: str | None,
+) -> None:  # fmt: skip
+    moved = _moved(key, tmp_path / "a" / "k.pub")
+    given = moved.public if place == "file" else moved.public.parent
+    os.chown(given, owner, group)
+    given.chmod(mode)
+    if says is None:
+        assert verify(model, moved)
+    else:
+        with pytest.raises(InvalidKey, match=says):
+            verify(model, moved)
+
+
+def test_a_folder_of_ones_own_group_is_ones_own(
+    model: Path, key: KeyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = _moved(key, tmp_path / "a" / "k.pub")
+    folder, nobodys = moved.public.parent, 54321
+    real = Path.stat
+
+    def in_group(path: Path, **more: Any) -> Any:
+        facts = real(path, **more)
+        return (
+            SimpleNamespace(st_mode=0o42775, st_uid=0, st_gid=nobodys) if path == folder else facts
+        )
+
+    monkeypatch.setattr(Path, "stat", in_group)
+    # As the volume of a pod with an fsGroup; and as a folder of a group that this user is not in.
+    monkeypatch.setattr(os, "getgroups", lambda: [nobodys])
+    assert verify(model, moved)
+    monkeypatch.setattr(os, "getgroups", lambda: [])
+    with pytest.raises(InvalidKey, match="other users can replace"):
+        verify(model, moved)
+
+
 def _moved(key: KeyPair, file: Path) -> KeyPair:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(key.public.read_bytes())
