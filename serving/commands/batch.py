@@ -179,7 +179,11 @@ def _cancel(args: argparse.Namespace, client: "BatchClient") -> int:
 
 def _fetch(args: argparse.Namespace, client: "BatchClient") -> int:
     from serving.commands.batch_words import fetched
+    from serving.host.safe_write import replaceable_file
 
+    for option, file in (("--out", args.out), ("--errors", args.errors)):
+        if file is not None:
+            replaceable_file(file, option)
     batch = client.batch(args.id)
     if batch["status"] not in _FINAL:
         print(

@@ -80,9 +80,9 @@ def _fit(args: argparse.Namespace) -> int:
     from serving.context.pairs import read_pairs, shipped_pairs
     from serving.context.ranking import models_text
     from serving.contracts.errors import InvalidArgument
-    from serving.host.safe_write import refuse_unwritable_file, replace_file
+    from serving.host.safe_write import replace_file, replaceable_file
 
-    refuse_unwritable_file(args.out, "--out")
+    out = replaceable_file(args.out, "--out")
     own: list[Pair] = []
     if args.file:
         own = [pair for pair in read_pairs(args.file) if is_usable(pair)]
@@ -93,7 +93,7 @@ def _fit(args: argparse.Namespace) -> int:
         mine = [example(pair, ranker) for pair in own]
         model = fit([*shipped, *mine], mine or shipped, args.encoder, ranker)
     try:
-        replace_file(args.out, models_text([model]).encode(), mode=0o644)
+        replace_file(out, models_text([model]).encode(), mode=0o644)
     except OSError as error:
         raise InvalidArgument(
             f"{str(args.out)!r} cannot be written: {error.strerror}", field="--out"

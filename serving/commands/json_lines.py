@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from serving.contracts.errors import InvalidArgument
 from serving.contracts.file_lines import file_lines, unreadable_because
-from serving.contracts.plain_file import read_plain_text
+from serving.contracts.plain_file import read_plain_text, refuse_other_kinds
 
 MOST_FILE_BYTES = 256 * 2**20
 """The largest file that is read whole."""
@@ -46,15 +46,20 @@ def read_lines(file: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
 
 @contextmanager
 def private_file(path: Path) -> Iterator[IO[str]]:
-    """Yield a new or emptied file that only its owner may read, also where it existed before.
+    """Yield a new or emptied plain file that only its owner may read, also where it existed before.
 
-    Raises InvalidArgument.
+    What is no plain file stays as it is. Raises InvalidArgument.
     """
+    handle = None
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        # Without O_NONBLOCK the open of a pipe that nobody reads would not return.
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        refuse_other_kinds(path, os.fstat(handle).st_mode)
         os.fchmod(handle, 0o600)
         os.ftruncate(handle, 0)
     except OSError as error:
+        if handle is not None:
+            os.close(handle)
         raise InvalidArgument(
             f"{str(path)!r} cannot be written: {error.strerror}",
             field="out",

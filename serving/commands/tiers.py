@@ -109,10 +109,10 @@ def _next(one: "ClusterState") -> str:
 
 def _fit(args: argparse.Namespace) -> int:
     from serving.embedding.embedder import build_embedder
-    from serving.host.safe_write import refuse_unwritable_file, replace_file
+    from serving.host.safe_write import replace_file, replaceable_file
     from serving.tiers.clusters import fitted, read_clustering
 
-    refuse_unwritable_file(args.out, "--out")
+    out = replaceable_file(args.out, "--out")
     settings = settings_from(args)
     start = read_clustering(settings.tiers.clusters_file)
     texts = [chat.text for chat in read_chats(args.file)]
@@ -120,7 +120,7 @@ def _fit(args: argparse.Namespace) -> int:
         vectors = build_embedder(settings.state).embed_all(texts)
     with step("fitting"):
         found = fitted(vectors, args.clusters, start)
-    replace_file(args.out, clusters_file(found), mode=0o644)
+    replace_file(out, clusters_file(found), mode=0o644)
     sizes = [0] * len(found.names)
     for vector in vectors:
         sizes[found.nearest(vector)] += 1

@@ -28,16 +28,31 @@ def opened_plain(path: Path) -> Iterator[BufferedReader]:
     # Without O_NONBLOCK the open of a pipe that nobody writes to would not return.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        mode = os.fstat(handle).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), None)
-        if kind is not None:
-            raise OSError(errno.EINVAL, f"It is {kind}, not a plain file", str(path))
+        refuse_other_kinds(path, os.fstat(handle).st_mode)
         with os.fdopen(handle, "rb", closefd=False) as file:
             yield file
     finally:
         os.close(handle)
+
+
+def refuse_other_kinds(path: Path, mode: int) -> None:
+    """Raise OSError, whose strerror says why, for a folder, a device, a pipe and a socket."""
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    kind = next((name for is_kind, name in _KINDS if is_kind(mode)), None)
+    if kind is not None:
+        raise OSError(errno.EINVAL, f"It is {kind}, not a plain file", str(path))
+
+
+def plain_target(path: Path) -> Path:
+    """Return the plain file that may be replaced where a path names it: what a link refers to.
+
+    Raises OSError for a folder, a device, a pipe and a socket.
+    """
+    target = path.resolve()
+    if target.exists():
+        refuse_other_kinds(path, target.stat().st_mode)
+    return target
 
 
 def read_plain(path: Path, most_bytes: int = MOST_BYTES) -> bytes:

@@ -13,7 +13,7 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from serving.contracts.errors import InvalidRequest, NarrowgateError, NotFound, Unavailable
-from serving.contracts.plain_file import opened_plain
+from serving.contracts.plain_file import opened_plain, plain_target
 
 _TIMEOUT_S = 120.0
 _PIECE_BYTES = 2**16
@@ -203,13 +203,14 @@ def _opened(out: Path | None) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    partial = out.with_name(f".{out.name}.part")
+    target = plain_target(out)
+    partial = target.with_name(f".{target.name}.part")
     try:
         with os.fdopen(
             os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
         ) as file:
             yield file
-        partial.replace(out)
+        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from serving.contracts.errors import InvalidArgument, OutputInUse
+from serving.contracts.plain_file import plain_target, unread_because
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -47,6 +48,24 @@ def refuse_unwritable_file(file: Path, field: str) -> None:
         ) from error
     except ValueError as error:
         raise InvalidArgument(f"{str(file)!r} is not a path: {error}", field=field) from error
+
+
+def replaceable_file(file: Path, field: str) -> Path:
+    """Return the file to replace where an option names one, before work begins.
+
+    What a link refers to, not the link; a device or a pipe is not replaced by a file.
+    Raises InvalidArgument.
+    """
+    refuse_unwritable_file(file, field)
+    try:
+        return plain_target(file)
+    except (OSError, RuntimeError) as error:
+        # RuntimeError: a link that leads to itself.
+        raise InvalidArgument(
+            f"{str(file)!r} cannot be written: {unread_because(error)}",
+            field=field,
+            fix="name a plain file, which may exist",
+        ) from error
 
 
 def refuse_used_output(out: Path) -> None:

@@ -1,6 +1,7 @@
 """What can be refused is refused before work begins: no model is written, loaded or fitted."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ CASES = {
     "context fit NONE --encoder sentences --state STATE": ("FILE", "cannot be read"),
     "tiers fit LOG --out NONE/a.json --state STATE": ("--out", "cannot be written"),
     "tiers fit LOG --out FOLDER --state STATE": ("--out", "Is a directory"),
+    "context fit --out PIPE --encoder sentences --state STATE": ("--out", "It is a pipe"),
+    "tiers fit LOG --out PIPE --state STATE": ("--out", "It is a pipe"),
+    "batch fetch batch_1 --out PIPE --url http://127.0.0.1:9": ("--out", "It is a pipe"),
+    "batch fetch batch_1 --errors PIPE --url http://127.0.0.1:9": ("--errors", "It is a pipe"),
     "router train --out LOG/a --state STATE": ("out", "is not a folder"),
     "router train --logs NONE --out OUT --state STATE": ("--logs", "cannot be read"),
     "router train --tasks-dir NONE --out OUT --state STATE": ("tasks_dir", "NONE"),
@@ -71,7 +76,10 @@ def test_a_command_refuses_before_it_works(
     row = {"body": {"model": "openai/gpt-4o", "messages": [{"role": "user", "content": "Hi"}]}}
     log.write_text(json.dumps(row) + "\n")
     text.write_text("no JSON\n")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     named = {
+        "PIPE": pipe,
         "STATE": tmp_path / "state", "OUT": tmp_path / "out", "NONE": tmp_path / "NONE",
         "FOLDER": folder, "MODEL": model, "LOG": log, "TEXT": text,
     }  # fmt: skip
@@ -85,6 +93,7 @@ def test_a_command_refuses_before_it_works(
     assert (error["field"], message in error["message"]) == (field, True), error
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "state" / "models").exists()
+    assert pipe.is_fifo()
 
 
 def test_an_output_that_may_be_replaced_is_not_refused(tmp_path: Path) -> None:
@@ -97,3 +106,37 @@ def test_an_output_that_may_be_replaced_is_not_refused(tmp_path: Path) -> None:
     refuse_unwritable_file(file, "--html")
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_private_file_is_a_plain_one_and_a_pipe_or_device_stays_as_it_is(tmp_path: Path) -> None:
+    from serving.commands.json_lines import private_file
+    from serving.contracts.errors import InvalidArgument
+
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(pipe, 0o644)
+    link.symlink_to(pipe)
+    before = pipe.stat().st_mode
+    for path in (pipe, link):
+        with pytest.raises(InvalidArgument, match="cannot be written"), private_file(path):
+            pass
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        with pytest.raises(InvalidArgument, match="It is a pipe"), private_file(path):
+            pass
+        os.close(reader)
+        assert pipe.stat().st_mode == before
+    file.write_text("an old and longer text")
+    file.chmod(0o644)
+    with private_file(file) as opened:
+        opened.write("new")
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("new", 0o600)
+
+
+def test_a_link_is_written_through_and_not_replaced(tmp_path: Path) -> None:
+    from serving.host.safe_write import replace_file, replaceable_file
+
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_text("old")
+    link.symlink_to(file)
+    replace_file(replaceable_file(link, "--out"), b"new")
+    assert link.is_symlink()
+    assert file.read_text() == "new"
