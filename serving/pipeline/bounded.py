@@ -1,6 +1,7 @@
 """Runs free-form chats within learned bounds; continues answers that such a bound cut."""
 
 import hashlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,10 +24,18 @@ CONTINUE = (
 _LEAST_S = 2.0
 """Time left for a continuation."""
 
-_OVERLAP = (12, 200)
+_SEARCHED = 400
+_OVERLAP = (12, _SEARCHED)
 """Least and most characters of a repeated end."""
 
-_SEARCHED = 400
+# What may stand before a repetition and is no part of the answer: marks of an omission or a quote,
+# and a line that announces the rest. Anything else is the answer's own text, and is kept.
+_LEAD = re.compile(r"[\s.…\"'“„«`*_]{0,8}")
+_ANNOUNCED = re.compile(
+    r"(?:\s{0,8}(?:sure|certainly|of course|absolutely|okay|ok|here|continu|picking up|resum)"
+    r"[^\n]{0,160}?[:.…]\s{0,8}){1,2}",
+    re.IGNORECASE,
+)
 _NO_CONTINUATION = frozenset({
     "tools", "functions", "tool_choice", "function_call", "response_format", "logprobs", "audio",
     "modalities", "prediction", "web_search_options", "stop",
@@ -338,7 +347,7 @@ class _Continued:
                     is_joined = True
                     is_declined = is_declined or not held.strip() or declines(held)
                     if not is_declined:
-                        yield _of_text(event, _without_overlap(begun, held))
+                        yield _of_text(event, without_overlap(begun, held))
                     if not is_end:
                         continue
                     event = _without_text(event)
@@ -353,7 +362,7 @@ class _Continued:
                 yield event
         except NarrowgateError:
             if not is_joined and not is_declined and not declines(held):
-                yield {**_of_text({}, _without_overlap(begun, held)), **head}
+                yield {**_of_text({}, without_overlap(begun, held)), **head}
             raise
 
     def _take(self, event: Mapping[str, Any]) -> None:
@@ -433,7 +442,7 @@ def _joined(first: Outcome, second: Outcome, text: str) -> Outcome:
     served = _both(first.served, second.served)
     choice = first.content["choices"][0]
     if more is not None and more.strip() and not declines(more):
-        message = {**choice["message"], "content": text + _without_overlap(text, more)}
+        message = {**choice["message"], "content": text + without_overlap(text, more)}
         finish = second.content["choices"][0].get("finish_reason")
         choice = {**choice, "message": message, "finish_reason": finish}
     content = {**first.content, "choices": [choice]}
@@ -463,19 +472,26 @@ def _summed(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _without_overlap(begun: str, more: str) -> str:
+def without_overlap(begun: str, more: str) -> str:
     """Return a continuation without what it repeats of the text before it.
 
     Where nothing is repeated, a space joins two words: models begin a message without one.
     """
-    least, most = _OVERLAP
-    head = more[:_SEARCHED]
-    for size in range(min(most, len(begun)), least - 1, -1):
-        place = head.find(begun[-size:])
-        if place >= 0:
-            return more[place + size :]
+    announced = _ANNOUNCED.match(more)
+    for begin in (0, announced.end() if announced else 0):
+        lead = _LEAD.match(more, begin)
+        for start in (begin, lead.end() if lead else begin):
+            if size := _repeated(begun, more[start : start + _SEARCHED]):
+                return more[start + size :]
     glued = begun[-1:].isalnum() and more[:1].isalnum()
     return f" {more}" if glued else more
+
+
+def _repeated(begun: str, more: str) -> int:
+    """Return how many characters of a text's end begin another one; 0 where too few do."""
+    least, most = _OVERLAP
+    sizes = range(min(most, len(begun), len(more)), least - 1, -1)
+    return next((size for size in sizes if more.startswith(begun[-size:])), 0)
 
 
 def _delta(event: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ from serving.pipeline.answer_lengths import (
     longest_of,
     scopes_of,
 )
-from serving.pipeline.bounded import CONTINUE, Learning
+from serving.pipeline.bounded import CONTINUE, Learning, without_overlap
 
 from ..provider.script import Fault, Reply, Seen, ToolCall
 from ..provider.server import ProviderServer
@@ -157,6 +157,46 @@ async def test_an_answer_that_our_bound_cuts_is_continued(
     limits = [seen.body.get("max_completion_tokens") or seen.body["max_tokens"]
               for seen in (first, second)]  # fmt: skip
     assert limits == [LIMIT[model], 2 * LIMIT[model]]
+
+
+SEAMS = {
+    "list": ("- item 7: the price is ", "70 dollars\n- item 8: the price is 80 dollars\n- end"),
+    "code": ("if shape.kind == '", "circle':\n    a()\nif shape.kind == 'triangle':\n    b()"),
+    "lines": ('{"name": "x", "id": 1}\n{"name": "', 'y", "id": 2}\n{"name": "z", "id": 3}\n'),
+    "colon": ("    elif kind == '", "here':\n        x()\n    elif kind == 'there':\n        y()"),
+}
+REPEATED = {"nothing": "", "quoted": '"', "omission": "... ", "said": "Sure, here is the rest:\n\n",
+            "said and quoted": "Continuing from there:\n\n…"}  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("seam", SEAMS)
+async def test_a_continuation_that_repeats_nothing_loses_nothing(
+    provider: ProviderServer, seam: str, *, stream: bool
+) -> None:
+    end, more = SEAMS[seam]
+    begun = text_of(LIMIT[ANTHROPIC])[: 4 * LIMIT[ANTHROPIC] - len(end)] + end
+
+    def answer(seen: Seen) -> Any:
+        is_second = CONTINUE in json.dumps(seen.body["messages"][-1])
+        return more if is_second else Reply(begun, finish="length")
+
+    provider.script.answer = answer
+    async with server(provider) as one:
+        text, finish, _ = await asked(one, body(ANTHROPIC, stream=stream))
+    assert (text, finish) == (begun + more, "stop")
+
+
+@pytest.mark.parametrize("lead", REPEATED)
+def test_a_repetition_is_cut_off_with_what_announces_it(lead: str) -> None:
+    begun = "The herring is a fish. It swims in schools of millions, and"
+    for size in (12, 30, len(begun)):
+        more = REPEATED[lead] + begun[-size:] + " it eats plankton."
+        assert without_overlap(begun, more) == " it eats plankton."
+    # A line of the answer's own is none.
+    for own in ("Its eyes are large:\n\n", "However, "):
+        more = own + begun[-30:] + " it eats."
+        assert without_overlap(begun, more).endswith(more)
 
 
 @pytest.mark.parametrize("stream", [False, True])
