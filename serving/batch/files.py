@@ -50,15 +50,25 @@ class FileStore:
     def left(self, tenant: str) -> int:
         """Return how many bytes a tenant may still store."""
         with self._database.read() as connection:
-            query = select(func.coalesce(func.sum(table.c.bytes), 0))
-            used = connection.execute(query.where(table.c.tenant == tenant)).scalar_one()
+            return self._left(connection, tenant)
+
+    def _left(self, connection: Connection, tenant: str) -> int:
+        query = select(func.coalesce(func.sum(table.c.bytes), 0))
+        used = connection.execute(query.where(table.c.tenant == tenant)).scalar_one()
         return self._settings.tenant_file_bytes - int(used)
 
     def keep(
         self, writer: BlobWriter, tenant: str, filename: str, purpose: Purpose, ttl_s: float | None
     ) -> StoredFile:
-        """Keep a written content as a tenant's file, in one transaction."""
+        """Keep a written content as a tenant's file, in one transaction.
+
+        Raises InvalidRequest where others have taken the room since it was begun.
+        """
         with self._database.begin() as connection:
+            _lock(connection)
+            left = self._left(connection, tenant)
+            if writer.bytes > left:
+                raise _no_room(self._settings, left)
             return self.keep_in(connection, writer, tenant, filename, purpose, ttl_s)
 
     def keep_in(
@@ -187,12 +197,7 @@ class FileUpload:
                 fix="split it into several files, or raise batch.max_file_bytes",
             )
         if total > self._left:
-            raise InvalidRequest(
-                f"the tenant's files would take more than {self._settings.tenant_file_bytes} "
-                f"bytes; {max(0, self._left)} are left",
-                field="file",
-                fix="delete files that are no longer needed, or raise batch.tenant_file_bytes",
-            )
+            raise _no_room(self._settings, self._left)
         self._writer.write(data)
 
     def finish(
@@ -232,6 +237,15 @@ def paged(
     columns = (of.c.created_at, of.c.id)
     ordered = [column.desc() if page.newest_first else column for column in columns]
     return connection.execute(query.order_by(*ordered).limit(page.limit + 1)).all()
+
+
+def _no_room(settings: BatchSettings, left: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"the tenant's files would take more than {settings.tenant_file_bytes} bytes; "
+        f"{max(0, left)} are left",
+        field="file",
+        fix="delete files that are no longer needed, or raise batch.tenant_file_bytes",
+    )
 
 
 def _lock(connection: Connection) -> None:

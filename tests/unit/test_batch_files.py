@@ -139,6 +139,21 @@ def test_limits_refuse_an_upload_and_leave_nothing_behind(database: Database, st
     assert len(files.on_disk()) == 2
 
 
+def test_uploads_at_once_share_the_tenants_room(database: Database, state: Path) -> None:
+    files = Files(database, state / "files", max_file_bytes=1024, tenant_file_bytes=1500)
+    begun = [files.store.begin("acme") for _ in range(3)]
+    for upload in begun:
+        upload.write(b"x" * 700)
+    for upload in begun[:2]:
+        upload.finish("acme", "a.jsonl", "batch", None)
+    with pytest.raises(InvalidRequest, match="100 are left"):
+        begun[2].finish("acme", "a.jsonl", "batch", None)
+    begun[2].abandon()
+    assert files.store.left("acme") == 100
+    # Equal contents are one file on disk.
+    assert len(files.on_disk()) == 1
+
+
 def test_an_expired_file_is_gone_at_once_and_then_deleted(files: Files) -> None:
     file, kept = files.put(ttl_s=HOUR), files.put(b"kept")
     files.now.later(HOUR + 1)
