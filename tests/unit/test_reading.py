@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
+from serving.contracts.frontier_settings import FrontierSettings
 from serving.contracts.requests import IGNORED_FIELDS
 from serving.contracts.task_spec import TaskSpec
 from serving.pipeline.read import MAX_MESSAGES
 
+from ..provider.script import Fault
 from ..provider.server import ProviderServer
 from .chat_kit import CHAT, chat_body, replying
-from .frontier_kit import OPENAI, frontier, settings
+from .frontier_kit import OPENAI, SONNET, FlatPrices, frontier, settings
 from .scripted import MODEL, WINDOW, Server, assert_error
 
 PROVIDER = "openai/gpt-6-luna"
@@ -564,3 +566,57 @@ async def test_a_chat_without_a_visible_character_is_refused_before_it_is_paid(
         answered = await server.post(CHAT, json={"model": OPENAI, "messages": visible})
         assert answered.status_code == 200
     assert len(provider.script.seen) == 1
+
+
+TASK_ANSWERS: list[tuple[str, dict[str, Any], str, int, Any]] = [
+    # (task, body, the provider's message, status, value)
+    ("topic", {"input": "A goal."}, '"```json\\n{\\"label\\": \\"Sports\\"}\\n```"', 200, "Sports"),
+    ("topic", {"input": "A goal."}, '"Sure! {\\"label\\": \\" sports \\"}"', 200, "Sports"),
+    ("topic", {"input": "A goal."}, '[{"type": "text", "text": "Sports"}]', 200, "Sports"),
+    ("topic", {"input": "A goal."}, '"I cannot say."', 502, None),
+    (
+        "ner",
+        {"input": "Annual report by Ann."},
+        '"[{\\"text\\": \\"Ann\\", \\"type\\": \\"Person\\"}]"',
+        200,
+        [("Ann", 17, 20)],
+    ),
+    (
+        "translation",
+        {"input": "Hello", "source_language": "EN", "target_language": "FR"},
+        '[{"type": "text", "text": "Bonjour"}]',
+        200,
+        "Bonjour",
+    ),
+    ("topic", {"input": "A goal.", "target_language": "fr"}, '"Sports"', 400, None),
+    ("topic", {"input": "\u200b\u00ad"}, '"Sports"', 400, None),
+    ("translation", {"input": "\u2800", "target_language": "fr"}, '"Bonjour"', 400, None),
+]
+
+
+@pytest.mark.parametrize(("task", "body", "message", "status", "value"), TASK_ANSWERS)
+async def test_a_task_is_answered_over_http_with_what_the_provider_meant(
+    specs: dict[str, TaskSpec], provider: ProviderServer, task: str, body: dict[str, Any],
+    message: str, status: int, value: Any,
+) -> None:  # fmt: skip
+    document = f'{{"choices": [{{"message": {{"content": {message}}}, "finish_reason": "stop"}}]}}'
+    provider.script.on("*", Fault("raw", body=(document.encode(),)))
+    prices = FlatPrices(dict.fromkeys(FrontierSettings().tiers["economy"], SONNET))
+    own = settings(provider).providers["openai"]
+    config = FrontierSettings(providers=dict.fromkeys(("openai", "anthropic"), own))
+    async with frontier(config, prices=prices) as stack:
+        server = await Server(specs, frontier=stack).ready()
+        asked = {**body, "route": "frontier_only"}
+        response = await server.post(f"/v1/tasks/{task}", json=asked)
+    assert response.status_code == status, response.text
+    # What is refused was not paid for.
+    assert bool(provider.script.seen) == (status != 400)
+    if status != 200:
+        assert response.json()["error"]["fix"]
+        return
+    found = response.json()["value"]
+    if task == "ner":
+        found = [(one["text"], one["start"], one["end"]) for one in found]
+    elif task == "translation":
+        found = found["text"]
+    assert found == value
