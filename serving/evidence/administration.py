@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
@@ -211,11 +212,11 @@ def _require_texts(texts: KeptTexts | None) -> KeptTexts:
 
 
 def _require_person(person: str) -> None:
-    if not person or "/" in person:
+    if not person or "/" in person or person == AWAITED.strip("/"):
         raise InvalidRequest(
             f"{person!r} is not a person's name",
             field="person",
-            fix="name a person, without a slash",
+            fix="name a person, without a slash and not by a state of an input",
         )
 
 
@@ -255,6 +256,23 @@ def _verdict(kept: KeptText, label: str, now: datetime) -> Audit:
     )
 
 
+def _most_in_common(labels: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:
+    """Return the two people who labelled the most inputs in common; None where nobody did.
+
+    Kappa is of two people: labels by who came first would mix what each of them tends to say.
+    """
+    found, most = None, 0
+    for one, other in combinations(sorted(labels), 2):
+        common = len(_paired(labels[one], labels[other]))
+        if common > most:
+            found, most = (one, other), common
+    return found
+
+
+def _paired(one: Mapping[str, str], other: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(one[name], other[name]) for name in sorted(one.keys() & other.keys())]
+
+
 def _rows(store: EvidenceStore, name: str) -> list[Audit | ClaimEvent]:
     found: list[Audit | ClaimEvent] = []
     while rows := store.rows_after(found[-1].sequence if found else 0, name):
@@ -267,19 +285,23 @@ def _people(claim: Claim, audits: Sequence[Audit], texts: KeptTexts | None) -> d
 
     texts: kept now; None where none are.
     """
-    by_input: dict[str, list[str]] = {}
-    for audit in audits:
-        if audit.origin == "person":
-            by_input.setdefault(audit.input.rpartition("/")[0], []).append(audit.label or "")
-    pairs = [(found[0], found[1]) for found in by_input.values() if len(found) > 1]
-    both = agreement(pairs) if pairs else None
+    labels: dict[str, dict[str, str]] = {}
+    rows = [audit for audit in audits if audit.origin == "person"]
+    for audit in rows:
+        name, _, person = audit.input.rpartition("/")
+        # The label of an input that was erased is gone.
+        if audit.label is not None:
+            labels.setdefault(person, {})[name] = audit.label
+    pair = _most_in_common(labels)
+    both = None if pair is None else agreement(_paired(*(labels[person] for person in pair)))
     return {
-        "labels": sum(map(len, by_input.values())),
-        "inputs": len(by_input),
+        "labels": len(rows),
+        "inputs": len({audit.input.rpartition("/")[0] for audit in rows}),
         "error": None if claim.people is None else claim.people.model_dump(mode="json"),
         "agreement": None
         if both is None
         else {
+            "people": pair,
             "inputs": both.inputs,
             "share": both.share.mean,
             "interval": [both.share.low, both.share.high],

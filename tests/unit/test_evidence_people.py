@@ -15,6 +15,8 @@ from serving.contracts.task_spec import TaskSpec
 from serving.evidence.administration import Label, claim_details, label, sampled
 from serving.evidence.heads.cipher import VectorCipher
 from serving.evidence.kept_texts import KeptText, KeptTexts, purge_texts
+from serving.evidence.statistics.people import agreement
+from serving.evidence.store import EvidenceOwner
 from serving.ledger.database import Database
 from serving.tasks.grant import Grant
 
@@ -264,6 +266,48 @@ def test_two_people_label_the_same_inputs_first(texts: KeptTexts, database: Data
         label(store, texts, "c1", [Label(ann[0].audit.input, "Weather")], "ann")
     with pytest.raises(InvalidRequest, match="no kept text"):
         label(store, texts, "c1", [Label("never", LABEL)], "ann")
+
+
+def test_kappa_is_of_two_people_whoever_labelled_first(
+    texts: KeptTexts, database: Database
+) -> None:
+    store = keeper_store(database)
+    for number in range(40):
+        texts.keep(text(number))
+    names = [one.audit.input for one in sampled(store, texts, "c1", "ann", 40)]
+    # Ann says one label for nine inputs of ten, Bob for one, and neither looks at the input.
+    says = {
+        "ann": [OTHER if n % 10 else LABEL for n in range(40)],
+        "bob": [OTHER if n % 10 == n // 10 else LABEL for n in range(40)],
+    }
+    for number, name in enumerate(names):
+        order = ("ann", "bob") if number % 2 else ("bob", "ann")
+        for person in order:
+            label(store, texts, "c1", [Label(name, says[person][number])], person)
+        if number < 3:
+            label(store, texts, "c1", [Label(name, LABEL)], "aaron")
+    found = claim_details(store, "c1", "k", texts).people["agreement"]
+    assert (found["people"], found["inputs"]) == (("ann", "bob"), 40)
+    assert found["kappa"] == pytest.approx(
+        agreement(list(zip(says["ann"], says["bob"], strict=True))).kappa
+    )
+    # What two people said of an erased input is gone, and no agreement.
+    store.delete(EvidenceOwner("default", request_id=f"r{names[0][1:]}"), "k")
+    erased = claim_details(store, "c1", "k", texts).people
+    assert erased["agreement"]["inputs"] == 39
+    assert erased["labels"] == 83
+
+
+def test_a_person_is_not_named_like_a_state_of_an_input(
+    texts: KeptTexts, database: Database
+) -> None:
+    store = keeper_store(database)
+    texts.keep(text(1))
+    for name in ("awaited", "", "a/b"):
+        with pytest.raises(InvalidRequest, match="not a person's name"):
+            sampled(store, texts, "c1", name, 5)
+        with pytest.raises(InvalidRequest, match="not a person's name"):
+            label(store, texts, "c1", [Label("i1", LABEL)], name)
 
 
 def keeper_store(database: Database) -> Any:
