@@ -38,6 +38,11 @@ class BlobStore:
         self._folder = folder
         self._cipher = cipher
 
+    @property
+    def key_ids(self) -> frozenset[str]:
+        """Return the ids of the keys that decrypt contents; the empty one where none is needed."""
+        return frozenset({"", *(() if self._cipher is None else self._cipher.key_ids)})
+
     def writer(self, tenant: str) -> "BlobWriter":
         """Begin a content; it has no name until it is kept."""
         with _written():

@@ -13,10 +13,10 @@ from sqlalchemy import Connection, Row, Select, and_, delete, func, or_, select,
 
 from serving.batch.blobs import Blob, BlobStore, BlobWriter
 from serving.batch.schema import batch_files as table
-from serving.batch.schema import batches
+from serving.batch.schema import batch_lines, batches
 from serving.contracts.batch import FINAL_STATUSES, Page, PageRequest, Purpose, StoredFile
 from serving.contracts.batch_settings import BatchSettings
-from serving.contracts.errors import BodyTooLarge, FileInUse, InvalidRequest, NotFound
+from serving.contracts.errors import BodyTooLarge, FileInUse, InvalidKey, InvalidRequest, NotFound
 from serving.ledger.database import Database
 
 _UNFINISHED_S = 86_400.0
@@ -42,6 +42,28 @@ class FileStore:
         self._blobs = blobs
         self._settings = settings
         self._now = now
+
+    def check_key(self) -> None:
+        """Raise InvalidKey where a content, or a line of an unfinished batch, has another key."""
+        known = self._blobs.key_ids
+        running = select(batches.c.input_file).where(batches.c.status.not_in(FINAL_STATUSES))
+        is_kept = or_(table.c.expires_at > self._now(), table.c.id.in_(running))
+        of_files = select(table.c.key_id).where(table.c.key_id.not_in(known), is_kept)
+        of_lines = (
+            select(batch_lines.c.key_id)
+            .join(batches, batches.c.id == batch_lines.c.batch)
+            .where(batches.c.status.not_in(FINAL_STATUSES), batch_lines.c.key_id.not_in(known))
+        )
+        with self._database.read() as connection:
+            for query in (of_files, of_lines):
+                missing = connection.execute(query.limit(1)).scalar_one_or_none()
+                if missing is not None:
+                    raise InvalidKey(
+                        f"files of batches were encrypted with another key: {missing!r}",
+                        field="cache.encryption_key_file",
+                        fix="add the earlier key as another line of the file; it is needed until "
+                        "batch.file_ttl_s after the last file that it encrypted",
+                    )
 
     def begin(self, tenant: str) -> "FileUpload":
         """Begin to receive a file."""

@@ -63,6 +63,13 @@ class BatchService:
     threads: ThreadPoolExecutor
     now: Callable[[], datetime] = utc_now
 
+    async def start(self) -> None:
+        """Check the encryption key. Raises InvalidKey; an unreachable database is no error."""
+        try:
+            await self.run(self.file_store.check_key)
+        except (LedgerUnavailable, SQLAlchemyError) as error:
+            logger.warning("batch.key_not_checked error=%s", type(error).__name__)
+
     def upload(self, caller: Caller) -> "ServiceUpload":
         """Begin to receive a file."""
         return ServiceUpload(self, caller.tenant)

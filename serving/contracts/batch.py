@@ -300,6 +300,10 @@ class Batches(Protocol):
         """Start no further line. Raises NotFound, and BatchEnded for one that has ended."""
         ...
 
+    async def start(self) -> None:
+        """Check what is stored against the settings. Raises InvalidKey."""
+        ...
+
     async def watch(self) -> None:
         """Run batches and delete expired files until cancelled."""
         ...

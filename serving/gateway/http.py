@@ -75,6 +75,8 @@ def build_http(context: GatewayContext) -> FastAPI:
                 await asyncio.wait_for(context.access.directory.refresh(), _FIRST_READ_S)
             if context.cache is not None:
                 await context.cache.start()
+            if context.batches is not None:
+                await context.batches.start()
             if context.lengths is not None:
                 await context.lengths.start()
                 closing.push_async_callback(context.lengths.flush)

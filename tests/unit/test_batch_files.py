@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from serving.batch.blobs import BlobStore
 from serving.batch.files import FileStore
-from serving.batch.schema import batches
+from serving.batch.schema import batch_lines, batches
 from serving.contracts.batch import PageRequest, StoredFile
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.errors import (
     BodyTooLarge,
     FileInUse,
+    InvalidKey,
     InvalidRequest,
     NarrowgateError,
     NotFound,
@@ -137,6 +138,42 @@ def test_limits_refuse_an_upload_and_leave_nothing_behind(database: Database, st
         files.put(b"x" * 501)
     files.put(b"y" * 501, tenant="globex")
     assert len(files.on_disk()) == 2
+
+
+def test_a_file_or_line_with_another_key_stops_the_start(database: Database, state: Path) -> None:
+    old, new = VectorCipher([b"o" * 32]), VectorCipher([b"n" * 32])
+    before = Files(database, state / "files", old)
+    before.put(ttl_s=HOUR)
+
+    def check(cipher: VectorCipher | None, later_s: float = 0.0) -> None:
+        files = Files(database, state / "files", cipher)
+        files.now.later(later_s)
+        files.store.check_key()
+
+    for cipher in (new, None):
+        with pytest.raises(InvalidKey, match="another key") as caught:
+            check(cipher)
+        assert caught.value.field == "cache.encryption_key_file"
+    check(VectorCipher([b"n" * 32, b"o" * 32]))
+    # An expired file needs no key.
+    check(new, HOUR + 1)
+    line = {
+        "batch": "batch_1", "number": 1, "custom_id": "a", "start": 0, "length": 1,
+        "state": "succeeded", "attempt": 1, "key_id": old.key_ids[0],
+    }  # fmt: skip
+    batch = {
+        "id": "batch_1", "tenant": "acme", "endpoint": "/v1/chat/completions", "input_file": "f",
+        "completion_window": "24h", "status": "in_progress", "metadata": "{}", "problems": "[]",
+        "plan": "[]", "created_at": NOW, "expires_at": NOW,
+    }  # fmt: skip
+    with database.begin() as connection:
+        connection.execute(insert(batches), [batch])
+        connection.execute(insert(batch_lines), [line])
+    with pytest.raises(InvalidKey, match="another key"):
+        check(new, HOUR + 1)
+    with database.begin() as connection:
+        connection.execute(update(batches).values(status="completed"))
+    check(new, HOUR + 1)
 
 
 def test_uploads_at_once_share_the_tenants_room(database: Database, state: Path) -> None:
