@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from serving.contracts.answer import Usage
 from serving.contracts.errors import InvalidArgument, NarrowgateError
-from serving.contracts.prices import ModelPrices, input_tokens
+from serving.contracts.prices import ModelPrices, TokenPrices, input_tokens
 from serving.contracts.requests import ChatRequest
 from serving.contracts.routing import TIERS, Router
 from serving.contracts.settings import Settings
@@ -155,9 +155,8 @@ class _Run:
         self.times: list[float] = []
         self._named: LRUCache[tuple[str, float | None, str], None] = LRUCache(_REMEMBERED_NAMES)
         self.untimed = 0
-        targets = (t for tier in TIERS for t in auditing.settings.frontier.tiers[tier])
-        found = {target: auditing.book.of(target) for target in targets}
-        self._candidates = {name: one for name, one in found.items() if one is not None}
+        tiers = auditing.settings.frontier.tiers
+        self._targets = tuple(dict.fromkeys(target for tier in TIERS for target in tiers[tier]))
 
     def close(self) -> None:
         self._loop.close()
@@ -265,20 +264,30 @@ class _Run:
                 for one, saved in zip(usages, assumed.output_saved.scenarios, strict=True)
             ]
         took("output_bounds", cost())
-        name = cheaper_model(prices, usage, self._candidates)
+        cheaper = cheaper_model(prices, usage, call.service_tier, self._candidates(call))
         tiered = cost()
-        if name is not None:
-            tiered = self._tiered(name, usages, tiered - local, left) + local
+        if cheaper is not None:
+            its_tokens = cheaper.applied(usage, call.service_tier).step.prices
+            tiered = self._tiered(its_tokens, usages, tiered - local, left) + local
         took("tiers", tiered)
-        self._finish(call, prices, float(bill), name, steps)
+        self._finish(call, prices, float(bill), cheaper and cheaper.model, steps)
+
+    def _candidates(self, call: LoggedCall) -> list[ModelPrices]:
+        """Return the models of the tiers at their prices of the call's time, else of today."""
+        at, book = None if call.at_s is None else _moment(call.at_s), self._auditing.book
+        found = (book.of(target, at) or book.of(target) for target in self._targets)
+        return [one for one in found if one is not None]
 
     def _tiered(
-        self, name: str, usages: list[Usage], cost: NDArray[np.float64], left: NDArray[np.float64]
+        self,
+        tokens: TokenPrices,
+        usages: list[Usage],
+        cost: NDArray[np.float64],
+        left: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         """Return the cost with a share of it at the cheaper model, its audits included."""
         assumed = self._auditing.assumptions
-        base = self._candidates[name].base
-        cheap = np.array([float(base.cost(one)) for one in usages]) * left
+        cheap = np.array([float(tokens.cost(one)) for one in usages]) * left
         share = np.array(assumed.tier_share.scenarios)
         audits = np.array(assumed.tier_audits.scenarios) * _JUDGED * cheap
         tiered: NDArray[np.float64] = cost * (1.0 - share) + cheap * share + audits * (share > 0)

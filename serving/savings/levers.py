@@ -1,7 +1,8 @@
 """What each lever would have changed in one logged call. No call is made; nothing is stored."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from cachetools import LRUCache
@@ -214,12 +215,20 @@ def cached_usage(usage: Usage, prefixed: Prefixed, served: float, left: float) -
 
 
 def cheaper_model(
-    own: ModelPrices, usage: Usage, candidates: Mapping[str, ModelPrices]
-) -> str | None:
-    """Return the most expensive candidate that costs at most 0.7 of a call's own model."""
-    cost = own.base.cost(usage)
+    own: ModelPrices, usage: Usage, service_tier: str | None, candidates: Iterable[ModelPrices]
+) -> ModelPrices | None:
+    """Return the most expensive candidate that costs at most 0.7 of a call's own model.
+
+    Each at the prices of the call's length and service tier.
+    """
+
+    def cost_of(prices: ModelPrices) -> Decimal:
+        return prices.applied(usage, service_tier).step.prices.cost(usage)
+
+    cost = cost_of(own)
     provider = own.model.partition("/")[0]
-    found = {name: prices.base.cost(usage) for name, prices in candidates.items()}
+    by_name = {prices.model: prices for prices in candidates}
+    found = {name: cost_of(prices) for name, prices in by_name.items()}
     fits = {n: usd for n, usd in found.items() if usd * 10 <= cost * 7 and n != own.model}
     near = {n: usd for n, usd in fits.items() if n.partition("/")[0] == provider} or fits
-    return max(near, key=lambda name: near[name]) if near else None
+    return by_name[max(near, key=lambda name: near[name])] if near else None

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from serving.cli import main
+from serving.contracts.answer import Usage
+from serving.ledger.pricing.book import PriceBook
 from serving.savings.estimate import LEVERS, Sums
 from serving.savings.log_file import MOST_LINE_BYTES
 
@@ -283,6 +285,20 @@ def test_a_cheaper_model_costs_its_share_and_its_audits(audit: Audit) -> None:
     cheap = bill - saved(free, "tiers")
     assert 0 < cheap < bill / 2
     assert saved(found, "tiers") == pytest.approx(0.5 * (bill - cheap) - 0.3 * cheap)
+
+
+def test_a_cheaper_model_costs_of_a_long_request_what_it_costs_there(audit: Audit) -> None:
+    usage = Usage(uncached_input_tokens=150_000, output_tokens=500)
+    cheaper = PriceBook.load().of("anthropic/claude-haiku-5-5")
+    assert cheaper is not None
+    cost = cheaper.applied(usage, None).step.prices.cost(usage)
+    # Its long requests cost more a token than its short ones.
+    assert cost > cheaper.base.cost(usage)
+    found = audit([row("Write a poem about the sea.", tokens=(150_000, 500))], *ONLY_MEASURED[:-1],
+                  "--assume=tier_share=1", "--assume=tier_audits=0")  # fmt: skip
+    (model,) = found["models"]
+    assert model["cheaper"] == "anthropic/claude-haiku-5-5"
+    assert found["bill_usd"] - saved(found, "tiers") == pytest.approx(float(cost))
 
 
 def test_the_levers_add_up_in_every_scenario(audit: Audit) -> None:
