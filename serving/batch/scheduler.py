@@ -164,6 +164,8 @@ class Scheduler:
         self._progress: dict[str, _Progress] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy: dict[str, asyncio.Task[None]] = {}
+        # By tenant: files that were checked at once would each get the room that is left.
+        self._checks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._defective: dict[str, datetime] = {}
         self._ends: list[LineEnd] = []
         self._ended = asyncio.Event()
@@ -421,7 +423,8 @@ class Scheduler:
 
     async def _check(self, batch: ActiveBatch) -> None:
         """Check a batch's file; its good lines become rows that wait."""
-        found = await self._run(self._check_blocking, batch)
+        async with self._checks[batch.caller.tenant]:
+            found = await self._run(self._check_blocking, batch)
         is_good = found.lines > 0 and (not found.problems or batch.metadata.get("on_error") == SKIP)
         if not is_good:
             await self._run(self._parts.store.clear_lines, batch.id)

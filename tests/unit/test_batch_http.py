@@ -4,6 +4,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,33 @@ async def test_a_file_with_bad_lines_is_refused_before_anything_is_spent(
     ]  # fmt: skip
     assert provider.script.seen == []
     assert (batch.output_file_id, batch.error_file_id) == (None, None)
+
+
+async def test_files_that_are_checked_at_once_share_the_tenants_lines(
+    provider: ProviderServer,
+    state: Path,
+    ledger_url: SecretStr | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY_VALUE)
+    may_answer = threading.Event()
+
+    def answer(_: object) -> str:
+        may_answer.wait(30)
+        return "yes"
+
+    provider.script.answer = answer
+    data = jsonl(chat_line("a"), chat_line("b"))
+    async with running(provider, state, ledger_url, batch={"tenant_lines": 3}) as gateway:
+        made = await asyncio.gather(*(gateway.submit(data) for _ in range(6)))
+        while any(batch.status == "validating" for batch in made):
+            made = [await gateway.acme.batches.retrieve(batch.id) for batch in made]
+        failed = [batch for batch in made if batch.status == "failed"]
+        may_answer.set()
+        codes = {one.code for batch in failed for one in (batch.errors and batch.errors.data) or ()}
+        assert (len(failed), codes) == (5, {"too_many_lines"})
+        for batch in made:
+            await gateway.ended(batch)
 
 
 async def test_skip_runs_the_good_lines(gateway: Running) -> None:
