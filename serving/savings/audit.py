@@ -270,7 +270,8 @@ class _Run:
             its_tokens = cheaper.applied(usage, call.service_tier).step.prices
             tiered = self._tiered(its_tokens, usages, tiered - local, left) + local
         took("tiers", tiered)
-        self._finish(call, prices, float(bill), cheaper and cheaper.model, steps)
+        name = None if cheaper is None else cheaper.model
+        self._finish(call, prices, float(bill), name, steps)
 
     def _candidates(self, call: LoggedCall) -> list[ModelPrices]:
         """Return the models of the tiers at their prices of the call's time, else of today."""

@@ -21,17 +21,17 @@ MESSAGE = [
     '"usage": {"output_tokens": 4}}\n\n',
 ]
 CHUNKS = [f"data: {each}\n\n" for each in (FIRST, END, LAST)]
-IDLE = {"first_byte_timeout_s": 0.3, "idle_timeout_s": 0.3}
+IDLE = {"first_byte_timeout_s": 0.4, "idle_timeout_s": 0.4}
 
 
 def slowly(*pieces: str, delay_s: float = 0.06) -> Fault:
-    return Fault("raw", body=tuple(piece.encode() for piece in pieces), delay_s=delay_s)
+    return Fault("raw", 200, body=tuple(piece.encode() for piece in pieces), delay_s=delay_s)
 
 
 async def test_comments_and_pings_are_no_silence(provider: ProviderServer) -> None:
     bodies = {OPENAI: (COMMENT, CHUNKS, "data: [DONE]\n\n"), ANTHROPIC: (PING, MESSAGE, "")}
     for target, (alive, (first, *rest), done) in bodies.items():
-        waits = [alive] * 7
+        waits = [alive] * 8
         model = target.partition("/")[2]
         provider.script.on(model, slowly(*waits, first, *waits, *rest, done))
     async with frontier(settings(provider, IDLE)) as stack:
@@ -45,17 +45,18 @@ async def test_comments_and_pings_are_no_silence(provider: ProviderServer) -> No
     assert found == [("Hello there.", "reported")] * 2
 
 
-@pytest.mark.parametrize("alive", [COMMENT, PING, ": never ends a line", 'data: {"x": 1}\n\n'])
+@pytest.mark.parametrize("alive", [": never ends a line", 'data: {"x": 1}\n\n'])
 async def test_an_endless_run_of_comments_ends_with_the_requests_time(
     provider: ProviderServer, alive: str
 ) -> None:
-    endless = [alive] * 1000
+    endless = [alive] * 800
     provider.script.next(slowly(*endless, delay_s=0.02), slowly(CHUNKS[0], *endless, delay_s=0.02))
-    async with frontier(settings(provider, IDLE)) as stack:
+    idle = {"first_byte_timeout_s": 0.15, "idle_timeout_s": 0.15}
+    async with frontier(settings(provider, idle)) as stack:
         with pytest.raises(FrontierTimeout):
-            await stack.stream(call(OPENAI, seconds=0.4))
+            await stack.stream(call(OPENAI, seconds=0.3))
         entry = page()
-        stream = await stack.stream(call(OPENAI, seconds=0.4, entry=entry))
+        stream = await stack.stream(call(OPENAI, seconds=0.3, entry=entry))
         with pytest.raises(FrontierStreamBroken, match="took too long"):
             [chunk async for chunk in stream.events]
     assert source_of(entry) == "unknown"

@@ -600,7 +600,7 @@ async def test_a_task_is_answered_over_http_with_what_the_provider_meant(
     message: str, status: int, value: Any,
 ) -> None:  # fmt: skip
     document = f'{{"choices": [{{"message": {{"content": {message}}}, "finish_reason": "stop"}}]}}'
-    provider.script.on("*", Fault("raw", body=(document.encode(),)))
+    provider.script.on("*", Fault("raw", 200, body=(document.encode(),)))
     prices = FlatPrices(dict.fromkeys(FrontierSettings().tiers["economy"], SONNET))
     own = settings(provider).providers["openai"]
     config = FrontierSettings(providers=dict.fromkeys(("openai", "anthropic"), own))
