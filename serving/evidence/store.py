@@ -43,6 +43,7 @@ from serving.ledger.schema import (
 from serving.ledger.upsert import insert_new
 
 _BATCH = 5000
+_MOST_LEASE = timedelta(minutes=1)
 _CANDIDATES: TypeAdapter[tuple[Candidate, ...]] = TypeAdapter(tuple[Candidate, ...])
 _ACTION: TypeAdapter[Action] = TypeAdapter(Action)
 _CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
@@ -168,7 +169,7 @@ class EvidenceStore:
             if insert_row(connection, evidence_lease, row):
                 return True
             # Beyond what a lease can have left: the clock was set back since.
-            latest = now + timedelta(seconds=2 * lease_s)
+            latest = now + timedelta(seconds=2 * lease_s) + _MOST_LEASE
             ends = evidence_lease.c.until
             free = or_(evidence_lease.c.holder == holder, ends < now, ends > latest)
             values = update(evidence_lease).where(evidence_lease.c.id == 1, free)
