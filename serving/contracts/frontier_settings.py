@@ -70,7 +70,7 @@ class ProviderSettings(_Frozen):
         default=30.0,
         gt=0.0,
         le=3600.0,
-        description="longest wait for the next part of a stream; each of its comments begins it anew",
+        description="longest wait for the next part of a stream; its comments begin it anew",
     )
     max_retries: int = Field(
         default=2, ge=0, le=10, description="of a call that failed and cannot have been billed"
