@@ -229,7 +229,8 @@ def _llm_config(
 def _build_context(
     settings: Settings, specs: Mapping[str, TaskSpec], engines: Engines
 ) -> GatewayContext:
-    metrics = Metrics()
+    targets = (target for tier in settings.frontier.tiers.values() for target in tier)
+    metrics = Metrics((*(model.id for model in settings.models), *targets))
     models = LocalModels(
         {
             model.id: [specs[name] for name in specs if settings.model_for(name) == model.id]

@@ -23,7 +23,14 @@ from serving.frontier.http_errors import (
 )
 from serving.frontier.prompt_cache import with_breakpoints
 from serving.frontier.provider_api import KEEP_ALIVE, CachePlan, StreamPart, WholeAnswer
-from serving.frontier.provider_data import read_events, read_json, read_rest
+from serving.frontier.provider_data import (
+    longest_stream,
+    read_events,
+    read_json,
+    read_rest,
+    stream_fault,
+    within,
+)
 from serving.frontier.transport import ProviderClient, posted, read_document
 from serving.frontier.usage import usage_from_anthropic
 
@@ -82,7 +89,7 @@ class AnthropicApi:
         try:
             async with (
                 posted(self.client, _PATH, {**request, "stream": True}) as response,
-                aclosing(self._parts(response, reader)) as parts,
+                aclosing(self._parts(response, reader, longest_stream(request))) as parts,
             ):
                 async for part in parts:
                     yield part
@@ -95,7 +102,7 @@ class AnthropicApi:
             if not reader.has_response:
                 raise unsendable(self._name, error) from None
             if not reader.is_finished:
-                raise self._broken(unreadable(self._name, "an event is not JSON"), reader) from None
+                raise self._broken(unreadable(self._name, stream_fault(error)), reader) from None
             yield StreamPart(None, is_finished=True, is_cut=True)
 
     async def aclose(self) -> None:
@@ -115,11 +122,12 @@ class AnthropicApi:
         return answer
 
     async def _parts(
-        self, response: httpx2.Response, reader: AnthropicStream
+        self, response: httpx2.Response, reader: AnthropicStream, most_bytes: int
     ) -> AsyncGenerator[StreamPart, None]:
         reader.has_response = True
         skipped: dict[str, Any] = {}
-        async with aclosing(read_events(response.aiter_bytes())) as events:
+        body = within(response.aiter_bytes(), most_bytes)
+        async with aclosing(read_events(body)) as events:
             async for data in events:
                 if not data:
                     yield KEEP_ALIVE

@@ -24,7 +24,14 @@ from serving.frontier.http_errors import (
 from serving.frontier.openai_errors import ERRORS, translate
 from serving.frontier.openai_stream import OpenAIStream, ends_in_error, is_reason
 from serving.frontier.provider_api import KEEP_ALIVE, CachePlan, StreamPart, WholeAnswer
-from serving.frontier.provider_data import read_events, read_json, read_rest
+from serving.frontier.provider_data import (
+    longest_stream,
+    read_events,
+    read_json,
+    read_rest,
+    stream_fault,
+    within,
+)
 from serving.frontier.transport import ProviderClient, posted, read_document
 from serving.frontier.usage import tier_in
 
@@ -92,7 +99,7 @@ class OpenAIApi:
         try:
             async with (
                 posted(self.client, _PATH, streamed) as response,
-                aclosing(self._parts(response, reader)) as parts,
+                aclosing(self._parts(response, reader, longest_stream(request))) as parts,
             ):
                 async for part in parts:
                     yield part
@@ -105,7 +112,7 @@ class OpenAIApi:
             if not reader.has_response:
                 raise unsendable(self._name, error) from None
             if not reader.is_finished:
-                raise self._broken(unreadable(self._name, "an event is not JSON"), reader) from None
+                raise self._broken(unreadable(self._name, stream_fault(error)), reader) from None
             yield StreamPart(None, is_finished=True, is_cut=True)
 
     async def aclose(self) -> None:
@@ -143,11 +150,12 @@ class OpenAIApi:
         return with_usage(error, usage)
 
     async def _parts(
-        self, response: httpx2.Response, reader: OpenAIStream
+        self, response: httpx2.Response, reader: OpenAIStream, most_bytes: int
     ) -> AsyncGenerator[StreamPart, None]:
         reader.has_response = True
         skipped: dict[str, Any] = {}
-        async with aclosing(read_events(response.aiter_bytes())) as events:
+        body = within(response.aiter_bytes(), most_bytes)
+        async with aclosing(read_events(body)) as events:
             async for data in events:
                 if not data:
                     yield KEEP_ALIVE

@@ -8,7 +8,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -16,8 +16,14 @@ _MAX_DEPTH = 64
 _MAX_DIGITS = 40
 _REST_OF_BODY_S = 0.2
 _MAX_EVENT_BYTES = 16 * 2**20
+_STREAM_BYTES = 8 * 2**20
+_TOKEN_BYTES, _TOKEN_WITH_LOGPROBS_BYTES = 2**10, 2**13
 _EVENT_END = re.compile(rb"\n\n|\r\r|\r\n\r\n")
 _LONGEST_END = 4
+
+
+class StreamTooLong(ValueError):
+    """A stream, or an event of it, has more bytes than are read. The message says which."""
 
 
 def read_json(data: bytes | str) -> Any:
@@ -85,7 +91,7 @@ async def read_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]
         has_data = False
         pending += chunk
         if len(pending) > _MAX_EVENT_BYTES:
-            raise ValueError("an event exceeds 16 MiB")
+            raise StreamTooLong("an event exceeds 16 MiB")
         begin = 0
         while (end := _EVENT_END.search(pending, searched)) is not None:
             if data := _data(pending[begin : end.end()]):
@@ -99,6 +105,30 @@ async def read_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]
             yield ""
     if data := _data(pending):
         yield data
+
+
+def longest_stream(request: Mapping[str, Any]) -> int:
+    """Return how many bytes a stream may have that answers a provider's request.
+
+    A token is an event of some hundred bytes. Clients and the cache hold what was not read yet.
+    """
+    tokens = request.get("max_tokens") or request.get("max_completion_tokens") or 0
+    each = _TOKEN_WITH_LOGPROBS_BYTES if request.get("logprobs") else _TOKEN_BYTES
+    return _STREAM_BYTES + int(tokens) * int(request.get("n") or 1) * each
+
+
+async def within(chunks: AsyncIterator[bytes], most_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Yield the pieces of a body. Raises StreamTooLong for a longer one."""
+    async for chunk in chunks:
+        most_bytes -= len(chunk)
+        if most_bytes < 0:
+            raise StreamTooLong("the stream is longer than its request allows")
+        yield chunk
+
+
+def stream_fault(error: Exception) -> str:
+    """Return why a stream cannot be read on, without a word of what is in it."""
+    return str(error) if isinstance(error, StreamTooLong) else "an event is not JSON"
 
 
 async def read_rest(events: AsyncIterator[str]) -> None:

@@ -21,14 +21,20 @@ from serving.gateway.tier_metrics import TierMetrics
 _LATENCY_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
+_MOST_OTHER_MODELS = 100
+_LONGEST_LABEL = 300
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Every metric of this replica. Implements ExitObserver and the engine client's events."""
+    """Every metric of this replica. Implements ExitObserver and the engine client's events.
 
-    def __init__(self) -> None:
+    models: whose names are always labels, as `provider/model`. Clients name other models as well.
+    """
+
+    def __init__(self, models: Iterable[str] = ()) -> None:
+        self._names = _ModelNames(models)
         self.registry = CollectorRegistry()
         self._http = Counter(
             "narrowgate_http_requests",
@@ -268,17 +274,18 @@ class Metrics:
         if exit_.model is not None:
             self._count_tokens(exit_.endpoint, exit_.model, exit_.usage)
             if exit_.error is None and not exit_.valid:
-                self._invalid.labels(task, exit_.model).inc()
+                self._invalid.labels(task, self._names.label(exit_.model)).inc()
         for attempt in exit_.attempts:
-            self._set_aside.labels(task, attempt.model, attempt.error).inc()
+            self._set_aside.labels(task, self._names.label(attempt.model), attempt.error).inc()
             self._count_tokens(exit_.endpoint, attempt.model, attempt.usage)
 
     def _count_tokens(self, endpoint: str, model: str, usage: Usage | None) -> None:
         if usage is None:
             return
+        label = self._names.label(model)
         for name, count in usage.model_dump().items():
             if count:
-                self._tokens.labels(endpoint, model, name.removesuffix("_tokens")).inc(count)
+                self._tokens.labels(endpoint, label, name.removesuffix("_tokens")).inc(count)
 
     def batch_sent(self, model: str, size: int) -> None:
         """Record a scoring batch."""
@@ -294,8 +301,9 @@ class Metrics:
 
     def called(self, provider: str, model: str, outcome: str, elapsed_s: float) -> None:
         """Record one call of a provider."""
-        self._calls.labels(provider, model, outcome).inc()
-        self._call_seconds.labels(provider, model).observe(elapsed_s)
+        label = self._names.label(f"{provider}/{model}").removeprefix(f"{provider}/")
+        self._calls.labels(provider, label, outcome).inc()
+        self._call_seconds.labels(provider, label).observe(elapsed_s)
 
     def retried(self, provider: str, reason: str) -> None:
         """Record a call repeated at the same provider."""
@@ -303,7 +311,8 @@ class Metrics:
 
     def fell_back(self, from_target: str, to_target: str, reason: str) -> None:
         """Record that the next target was called."""
-        self._fallbacks.labels(from_target, to_target, reason).inc()
+        names = self._names.label(from_target), self._names.label(to_target)
+        self._fallbacks.labels(*names, reason).inc()
 
     def breaker_changed(self, provider: str, state: str) -> None:
         """Record the state of a provider's circuit breaker."""
@@ -337,6 +346,23 @@ class Metrics:
         several engines share are merged into one, as the format demands.
         """
         return generate_latest(self.registry) + generate_latest(_registry_of(engines))
+
+
+class _ModelNames:
+    """The names of models that are labels. Of those that only clients name, the first few are."""
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self._known = set(known)
+        self._most = len(self._known) + _MOST_OTHER_MODELS
+
+    def label(self, name: str) -> str:
+        """Return the label of a model."""
+        if name in self._known:
+            return name
+        if len(self._known) >= self._most or len(name) > _LONGEST_LABEL:
+            return "other"
+        self._known.add(name)
+        return name
 
 
 def _days_until(moment: datetime) -> float:

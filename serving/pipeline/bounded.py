@@ -24,6 +24,9 @@ CONTINUE = (
 _LEAST_S = 2.0
 """Time left for a continuation."""
 
+_CUT_SHARE = 0.9
+"""Of our limit, that an answer which it cut has at least; counts may be estimates."""
+
 _SEARCHED = 400
 _OVERLAP = (12, _SEARCHED)
 """Least and most characters of a repeated end."""
@@ -383,11 +386,14 @@ def _drawn(request_id: str) -> float:
 
 
 def _may_continue(request: ChatRequest, plan: FrontierPlan, text: str, usage: Usage | None) -> bool:
-    """Return whether a cut answer can be continued.
+    """Return whether an answer that ended at a limit can be continued.
 
-    Not where the model reasoned before it, nor where the client's own limit is reached.
+    Only one that our limit cut: a full context window and other ends are `length`, too. Not where
+    the model reasoned before it, nor where the client's own limit is reached.
     """
-    has_reasoned = usage is not None and usage.reasoning_tokens > 0
+    if usage is None or usage.output_tokens < _CUT_SHARE * plan.bounds.max_tokens:
+        return False
+    has_reasoned = usage.reasoning_tokens > 0
     is_used_up = request.max_tokens is not None and _left(request.max_tokens, usage) < 1
     may = bool(text.strip()) and not has_reasoned and not is_used_up
     return may and plan.deadline.remaining_s() >= _LEAST_S

@@ -44,6 +44,8 @@ from serving.tasks.blank_text import is_blank
 from serving.tasks.catalog import find_task
 
 MAX_MESSAGES = 2048
+_LONGEST_MODEL = 265
+"""Characters: `provider/model` as settings may name it."""
 """The most messages of one chat, as at OpenAI's API: checking them takes time on the event loop."""
 
 
@@ -187,7 +189,7 @@ def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _model(body: dict[str, Any]) -> str:
     name = body.pop("model", None)
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_MODEL:
         raise invalid("model", name, "the name of a model; GET /v1/models lists them")
     return name
 

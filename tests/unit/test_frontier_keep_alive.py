@@ -62,6 +62,21 @@ async def test_an_endless_run_of_comments_ends_with_the_requests_time(
     assert source_of(entry) == "unknown"
 
 
+@pytest.mark.parametrize("target", [OPENAI, ANTHROPIC])
+async def test_a_stream_is_no_longer_than_its_request_allows(
+    provider: ProviderServer, target: str
+) -> None:
+    first, *_ = CHUNKS if target == OPENAI else MESSAGE
+    junk = 'data: {"choices": [], "x": "' + "y" * 2**20 + '"}\n\n'
+    provider.script.next(slowly(first, *[junk] * 12, delay_s=0.0))
+    entry = page()
+    async with frontier(settings(provider)) as stack:
+        stream = await stack.stream(call(target, seconds=60, entry=entry))
+        with pytest.raises(FrontierStreamBroken, match="longer than its request allows"):
+            [chunk async for chunk in stream.events]
+    assert source_of(entry) == "unknown"
+
+
 async def test_comments_behind_a_complete_answer_do_not_hold_it_open(
     provider: ProviderServer,
 ) -> None:

@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.contracts.answer import Usage
+from serving.contracts.exits import Exit
 from serving.gateway.metrics import Metrics
 
 ENGINE = """# HELP vllm:generation_tokens_total Generated tokens.
@@ -29,6 +31,26 @@ def test_families_are_merged_and_samples_labelled() -> None:
         "b": 5.0,
     }
     assert len(families["vllm:e2e_seconds"].samples) == 8
+
+
+def test_models_that_clients_name_fill_no_memory() -> None:
+    metrics = Metrics(["openai/known"])
+    for number in range(500):
+        name = f"m@{number}" if number % 2 else "x" * number * 1000
+        metrics.called("anthropic", name, "frontier_unknown_model", 0.1)
+        metrics.fell_back(f"anthropic/{name}", "openai/known", "frontier_unknown_model")
+        exit_ = Exit(
+            "r", "chat", None, "frontier", "out_of_scope", f"anthropic/{name}",
+            Usage(uncached_input_tokens=5, output_tokens=1), 0.1,
+        )  # fmt: skip
+        metrics.input_finished(exit_, None)
+    metrics.called("openai", "known", "ok", 0.1)
+    text = metrics.exposition({}).decode()
+    lines = [line for line in text.splitlines() if line.startswith("narrowgate_frontier_calls_t")]
+    assert 100 < len(lines) <= 103
+    assert any('model="known"' in line for line in lines)
+    assert any('model="other"' in line and line.endswith(" 400.0") for line in lines)
+    assert len(text) < 1_000_000
 
 
 def test_a_price_table_that_nothing_calls_has_no_date() -> None:

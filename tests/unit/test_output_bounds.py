@@ -282,6 +282,20 @@ async def test_an_answer_behind_reasoning_is_not_continued(
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", [OPENAI, ANTHROPIC])
+async def test_an_answer_that_something_else_cut_is_not_continued(
+    provider: ProviderServer, model: str, *, stream: bool
+) -> None:
+    # A full context window, a paused turn and a reason that is not known are `length`, too.
+    provider.script.answer = lambda seen: Reply("A short answer.", finish="length")
+    async with server(provider) as one:
+        text, finish, _ = await asked(one, body(model, stream=stream))
+        assert (text, finish) == ("A short answer.", "length")
+        assert counted(one, "cut") == 1
+    assert len(provider.script.seen) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_clients_own_limit_is_never_continued(
     provider: ProviderServer, *, stream: bool
 ) -> None:

@@ -29,6 +29,7 @@ class PriceBook:
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._overrides = overrides
+        self._folded = {_folded(name): prices for name, prices in overrides.items()}
         self._table = table
         self._clock = clock
         # Bounded, because clients name models.
@@ -58,7 +59,8 @@ class PriceBook:
         The table's prices change at midnight UTC, and for few providers within the day, so prices
         are looked up once per quarter of an hour.
         """
-        own = self._overrides.get(model)
+        # The table takes names of any case, and with a version behind @, for one model.
+        own = self._overrides.get(model) or self._folded.get(_folded(model))
         if own is not None:
             return own
         quarter = _quarter(at or self._clock())
@@ -67,6 +69,10 @@ class PriceBook:
             if key not in self._found:
                 self._found[key] = self._table.find(model, quarter)
             return self._found[key]
+
+
+def _folded(name: str) -> str:
+    return name.partition("@")[0].casefold()
 
 
 def _quarter(at: datetime) -> datetime:
