@@ -207,7 +207,9 @@ def test_the_command_line(
         "texts": 0,
         "cached": 0,
     }
-    assert run(capsys, state, "list") == []
+    # A withdrawal outlives the evidence.
+    (left,) = run(capsys, state, "list")
+    assert (left["state"], left["reason"], left["audits"]) == ("withdrawn", "a test", 0)
 
 
 @pytest.mark.parametrize(
