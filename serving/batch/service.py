@@ -34,6 +34,7 @@ from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.errors import InvalidRequest, LedgerUnavailable
 from serving.contracts.invalid_values import invalid
 from serving.contracts.ledger import Caller
+from serving.ledger.reports.query import refuse_unknown_tenant
 from serving.tasks.catalog import find_task
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,14 @@ class BatchService:
         await self.run(self.store.cancel, caller.tenant, batch, self.now())
         self.scheduler.wake()
         return await self.batch(caller, batch)
+
+    async def cancel_all(self, tenant: str) -> int:
+        """Start no further line of a tenant's batches. Raises NotFound for an unknown tenant."""
+        count = int(await self.run(self.store.cancel_all, tenant, self.now()))
+        if not count:
+            await self.run(refuse_unknown_tenant, self.store.database, tenant)
+        self.scheduler.wake()
+        return count
 
     async def watch(self) -> None:
         """Run batches and delete expired files until cancelled."""

@@ -223,6 +223,18 @@ class BatchStore:
                 )
             _stop(connection, batch, "cancelled", now)
 
+    def cancel_all(self, tenant: str, now: datetime) -> int:
+        """Start no further line of a tenant's batches; return how many batches that ends."""
+        query = select(batches.c.id).where(
+            batches.c.tenant == tenant, batches.c.status.not_in(FINAL_STATUSES),
+            batches.c.status != "cancelling", batches.c.endpoint != AUDIT,
+        )  # fmt: skip
+        with self.database.begin() as connection:
+            found = list(connection.execute(query.order_by(batches.c.id)).scalars())
+            for batch in found:
+                _stop(connection, batch, "cancelled", now)
+        return len(found)
+
     def unfinished_lines(self, tenant: str) -> int:
         """Return how many lines a tenant's unfinished batches hold."""
         query = (

@@ -304,6 +304,13 @@ class Batches(Protocol):
         """Check what is stored against the settings. Raises InvalidKey."""
         ...
 
+    async def cancel_all(self, tenant: str) -> int:
+        """Start no further line of a tenant's batches; return how many batches that ends.
+
+        Raises NotFound for an unknown tenant.
+        """
+        ...
+
     async def watch(self) -> None:
         """Run batches and delete expired files until cancelled."""
         ...

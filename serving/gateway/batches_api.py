@@ -98,6 +98,14 @@ async def show_all_batches(lane: Lane) -> dict[str, Any]:
     return {"object": "list", "data": [_tenant(one) for one in found]}
 
 
+@router.post("/admin/batches/cancel", dependencies=[WHOLE_QUERY])
+async def cancel_batches(
+    lane: Lane, tenant: Annotated[str, Query(min_length=1, description="whose batches")]
+) -> dict[str, Any]:
+    """Start no further line of a tenant's batches, as after a key of it was revoked."""
+    return {"tenant": tenant, "cancelled": await lane.cancel_all(tenant)}
+
+
 def _tenant(one: TenantBatches) -> dict[str, Any]:
     return {
         "tenant": one.tenant, "batches": dict(one.statuses), "lines": dict(one.lines),

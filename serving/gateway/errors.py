@@ -159,7 +159,7 @@ def _wanted(problem: Mapping[str, Any]) -> str:
             return f"a whole number of at most {context['le']}"
         case "literal_error":
             return str(context["expected"])
-        case "missing":
+        case "missing" | "string_too_short":
             return "text of at least one character"
         case "value_error":
             return str(context["error"])

@@ -29,6 +29,7 @@ from serving.gateway.http_protocol import change_http_protocol
 from serving.gateway.log_heartbeat import LogHeartbeat
 from serving.gateway.messages_errors import MessagesErrors
 from serving.gateway.middleware import BodyLimit, HeadAsGet, PlainAddress, RequestScope
+from serving.gateway.page_origin import OwnPages
 from serving.local.metrics_server import metrics_served
 
 PARTS = (
@@ -102,6 +103,7 @@ def build_http(context: GatewayContext) -> FastAPI:
             Middleware(MessagesErrors),
             Middleware(PlainAddress),
             *_cross_origin(context.settings.cors_origins),
+            *_own_pages(context),
             *context.access.middleware(),
             Middleware(
                 BodyLimit,
@@ -119,6 +121,13 @@ def build_http(context: GatewayContext) -> FastAPI:
     )
     app.state.context = context
     return app
+
+
+def _own_pages(context: GatewayContext) -> list[Middleware]:
+    """Return what keeps other sites' pages out; with keys they have none to send."""
+    if context.access.enforced:
+        return []
+    return [Middleware(OwnPages, origins=context.settings.cors_origins)]
 
 
 def _uploads(context: GatewayContext) -> dict[str, tuple[int, float]]:

@@ -14,6 +14,8 @@ import openai
 import pytest
 from pydantic import SecretStr
 
+from serving.ledger.access.keys import create_key
+
 from ..provider.script import Fault
 from ..provider.server import ProviderServer
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
@@ -101,6 +103,39 @@ async def test_files_that_are_checked_at_once_share_the_tenants_lines(
         assert (len(failed), codes) == (5, {"too_many_lines"})
         for batch in made:
             await gateway.ended(batch)
+
+
+async def test_an_operator_ends_a_tenants_batches(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    may_answer = threading.Event()
+
+    def answer(_: object) -> str:
+        may_answer.wait(30)
+        return "yes"
+
+    provider.script.answer = answer
+    data = jsonl(*(chat_line(f"c{number}") for number in range(200)))
+    mine, other = await gateway.submit(data), await gateway.submit(data, "globex")
+    admin = await asyncio.to_thread(create_key, gateway.database, None)
+    headers = {"authorization": f"Bearer {admin.text.get_secret_value()}"}
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+        path = "/v1/admin/batches/cancel"
+        while (found := await client.post(f"{path}?tenant=acme")).status_code == 401:
+            # A new key is known once the directory was read again.
+            await asyncio.sleep(0.05)
+        assert found.json() == {"tenant": "acme", "cancelled": 1}
+        for query, status in (("?tenant=acme", 200), ("?tenant=nobody", 404), ("?tenant=", 400),
+                              ("", 400), ("?tenant=acme&all=1", 400)):  # fmt: skip
+            assert (await client.post(f"{path}{query}")).status_code == status
+    assert (await gateway.acme.batches.retrieve(mine.id)).status in ("cancelling", "cancelled")
+    may_answer.set()
+    assert (await gateway.ended(mine)).status == "cancelled"
+    assert (await gateway.ended(other, "globex")).status == "completed"
+    # The tenant itself may not.
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        key = {"authorization": f"Bearer {gateway.acme.api_key}"}
+        assert (await client.post(f"{path}?tenant=globex", headers=key)).status_code == 403
 
 
 async def test_skip_runs_the_good_lines(gateway: Running) -> None:

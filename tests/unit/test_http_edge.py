@@ -157,9 +157,57 @@ PREFLIGHT = {
 
 
 async def test_pages_of_other_origins_are_refused_by_default(server: Server) -> None:
-    assert (await server.client.options(CHAT, headers=PREFLIGHT)).status_code == 405
+    assert (await server.client.options(CHAT, headers=PREFLIGHT)).status_code == 403
     answer = await server.post(CHAT, json=chat_body(MODEL), headers={"origin": ORIGIN})
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        # A page whose name its owner points at 127.0.0.1, a form of another site, a sandboxed one.
+        {"host": "evil.example:8000", "origin": "http://evil.example:8000"},
+        {"host": "evil.example."},
+        {"host": "127.0.0.1:8000", "origin": "https://evil.example"},
+        {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:9000"},
+        {"host": "localhost:8000", "origin": "null"},
+        {"host": "localhost:8000", "origin": "http://[::1"},
+    ],
+)
+async def test_without_keys_pages_of_other_sites_call_nothing(
+    server: Server, headers: dict[str, str]
+) -> None:
+    for path in ("/v1/models", "/v1/admin/report"):
+        error = assert_error(await server.client.get(path, headers=headers), 403, "forbidden")
+        assert "gateway.cors_origins" in error["fix"]
+    answer = await server.post(CHAT, json=chat_body(MODEL), headers=headers)
+    assert_error(answer, 403, "forbidden")
+    assert server.engine.bodies == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "127.0.0.1:8000"},
+        {"host": "[::1]:8000", "origin": "http://[::1]:8000"},
+        {"host": "localhost:8000", "origin": "http://localhost:8000"},
+        {"host": "app.localhost"},
+        {"host": "gateway"},
+        {"host": "10.1.2.3:8000"},
+    ],
+)
+async def test_without_keys_programs_and_own_pages_may_call(
+    server: Server, headers: dict[str, str]
+) -> None:
+    assert (await server.client.get("/v1/models", headers=headers)).status_code == 200
+
+
+async def test_without_keys_a_configured_origins_host_may_be_called(
+    specs: dict[str, TaskSpec],
+) -> None:
+    server = await Server(specs, cors_origins=(ORIGIN,)).ready()
+    for headers in ({"host": "app.example.com"}, {"host": "127.0.0.1", "origin": ORIGIN}):
+        assert (await server.client.get("/v1/models", headers=headers)).status_code == 200
 
 
 async def test_pages_of_a_configured_origin_may_call_the_api(specs: dict[str, TaskSpec]) -> None:
