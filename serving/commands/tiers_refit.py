@@ -52,10 +52,10 @@ def add_refit(actions: Any) -> None:
 
 def refit(args: argparse.Namespace) -> int:
     """Fit the older half of the log's chats, compare on the newer half, and write or keep."""
-    from serving.host.safe_write import refuse_unwritable_file
+    from serving.host.safe_write import replaceable_file
     from serving.tiers.clusters import read_clustering, read_fitted_at
 
-    refuse_unwritable_file(args.out, "--out")
+    out = replaceable_file(args.out, "--out")
     settings = settings_from(args)
     file = settings.tiers.clusters_file
     present, fitted_at = read_clustering(file), read_fitted_at(file)
@@ -64,7 +64,7 @@ def refit(args: argparse.Namespace) -> int:
         return _print(args, {"verdict": "not_due", "due": due.isoformat(timespec="seconds")})
     found, clustering = _compared(args, settings, present)
     if found["verdict"] == "taken":
-        found |= {"file": str(args.out)} | take(clustering, args.out)
+        found |= {"file": str(args.out)} | take(clustering, out)
     return _print(args, found)
 
 
