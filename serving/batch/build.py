@@ -104,4 +104,5 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
         )
     )
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="batch-api")
-    return BatchService(store, files, blobs, rules, settings, scheduler, threads)
+    checks = ThreadPoolExecutor(1, thread_name_prefix="batch-check")
+    return BatchService(store, files, blobs, rules, settings, scheduler, threads, checks)

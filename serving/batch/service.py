@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import re
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
@@ -62,7 +63,9 @@ class BatchService:
     settings: BatchSettings
     scheduler: Scheduler
     threads: ThreadPoolExecutor
+    checks: ThreadPoolExecutor
     now: Callable[[], datetime] = utc_now
+    turns: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     async def start(self) -> None:
         """Check the encryption key. Raises InvalidKey; an unreachable database is no error."""
@@ -130,7 +133,10 @@ class BatchService:
                 pass
             return found.result()
 
-        return await self.run(check)
+        # One at a time, and of a tenant one that waits: a check takes seconds, and other requests
+        # of files and batches none.
+        async with self.turns[caller.tenant]:
+            return await asyncio.get_running_loop().run_in_executor(self.checks, check)
 
     async def batch(self, caller: Caller, batch: str) -> BatchRecord:
         """Return a batch. Raises NotFound."""
@@ -167,6 +173,7 @@ class BatchService:
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
             self.threads.shutdown(wait=False, cancel_futures=True)
+            self.checks.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a blocking function in a thread."""

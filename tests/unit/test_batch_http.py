@@ -5,7 +5,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,34 @@ async def test_files_that_are_checked_at_once_share_the_tenants_lines(
         assert (len(failed), codes) == (5, {"too_many_lines"})
         for batch in made:
             await gateway.ended(batch)
+
+
+async def test_checks_of_one_tenant_hold_up_nobody_else(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+
+    def slow(*_: object) -> Iterator[None]:
+        may_end.wait(30)
+        yield None
+
+    data = jsonl(chat_line("a"))
+    file = await gateway.acme.files.create(file=("in.jsonl", data), purpose="batch")
+    order = {
+        "input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h",
+    }  # fmt: skip
+    headers = {"authorization": f"Bearer {gateway.acme.api_key}"}
+    monkeypatch.setattr("serving.batch.check.FileCheck.good_lines", slow)
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=60) as client:
+        path = "/v1/batches/check"
+        checks = [asyncio.create_task(client.post(path, json=order)) for _ in range(8)]
+        for _ in range(4):
+            assert (await gateway.clients["globex"].files.list()).data == []
+            assert len((await gateway.acme.files.list()).data) == 1
+        assert not any(check.done() for check in checks)
+        may_end.set()
+        for check in checks:
+            assert (await check).status_code == 200
 
 
 async def test_an_operator_ends_a_tenants_batches(
