@@ -135,15 +135,17 @@ _WEB = re.compile(r"https?://([^/?#]*)(?:[/?#]|\Z)", _ANY_CASE)
 # Parsers differ in what they make of these.
 _NOT_IN_URL = re.compile(r"[\s\\\x00-\x1f\x7f]")
 _LONGEST_URL = 8192
-_PORT = re.compile(r"(?::[0-9]{1,5})?\Z")
+_PORT = re.compile(
+    r"(?::(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?\Z"
+)
 _HOST = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.){1,30}[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?\.?",
     _ANY_CASE,
 )
 _LONGEST_HOST = 253
 _INTERNAL = frozenset({
-    "arpa", "corp", "default", "home", "internal", "intranet", "lan", "local", "localdomain",
-    "localhost", "private", "svc",
+    "arpa", "consul", "corp", "default", "home", "internal", "intranet", "invalid", "lan", "local",
+    "localdomain", "localhost", "onion", "private", "svc", "test",
 })  # fmt: skip
 """Last labels of names inside a network, of a cluster and of a cloud's metadata server."""
 

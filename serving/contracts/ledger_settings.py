@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from serving.contracts.frontier_settings import FrontierModelName
 from serving.contracts.setting_types import SettingFile
 
+_NO_ZONES = frozenset({"localtime", "posixrules", "Factory"})
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,10 +47,14 @@ class LedgerSettings(_Frozen):
     @field_validator("time_zone")
     @classmethod
     def _known(cls, name: str) -> str:
+        # Files beside the zones: of this machine, of another clock, of zones under other names.
+        is_other = name in _NO_ZONES or name.startswith(("right/", "posix/"))
         try:
             ZoneInfo(name)
         except (ZoneInfoNotFoundError, ValueError, OSError) as error:
             raise ValueError(f"{name!r:.60} is not an IANA time zone") from error
+        if is_other:
+            raise ValueError(f"{name!r:.60} is not an IANA time zone")
         return name
 
     @model_validator(mode="after")

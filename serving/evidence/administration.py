@@ -32,6 +32,7 @@ from serving.evidence.store import EvidenceStore
 _CLAIM: TypeAdapter[Claim] = TypeAdapter(Claim)
 _EVENT: TypeAdapter[ClaimEvent] = TypeAdapter(ClaimEvent)
 _UNANSWERED = "unanswered"
+_LONGEST_PERSON = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +213,13 @@ def _require_texts(texts: KeptTexts | None) -> KeptTexts:
 
 
 def _require_person(person: str) -> None:
-    if not person or "/" in person or person == AWAITED.strip("/"):
+    is_readable = person.isprintable() and 0 < len(person) <= _LONGEST_PERSON
+    if not is_readable or "/" in person or person == AWAITED.strip("/"):
         raise InvalidRequest(
-            f"{person!r} is not a person's name",
+            f"{person[:60]!r} is not a person's name",
             field="person",
-            fix="name a person, without a slash and not by a state of an input",
+            fix="name a person in up to 200 characters, without a slash and not by a state of an "
+            "input",
         )
 
 

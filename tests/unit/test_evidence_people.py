@@ -303,7 +303,7 @@ def test_a_person_is_not_named_like_a_state_of_an_input(
 ) -> None:
     store = keeper_store(database)
     texts.keep(text(1))
-    for name in ("awaited", "", "a/b"):
+    for name in ("awaited", "", "a/b", "a\nb", "\x1b[31m", "x" * 201):
         with pytest.raises(InvalidRequest, match="not a person's name"):
             sampled(store, texts, "c1", name, 5)
         with pytest.raises(InvalidRequest, match="not a person's name"):

@@ -210,7 +210,8 @@ NOT_FETCHED = [
     "http://example.org@169.254.169.254/", "http://example.org\\@169.254.169.254/",
     "http://exam ple.org/", "http://example.org/\n", "http://example.org:x/", "http:///a.png",
     "http://example.org:80:80/", "http://-a.example.org/", "http://example..org/",
-    "http://e\u212aample.org/", "http://\uff11\uff12\uff17.0.0.1/",
+    "http://db.service.consul/", "http://a.test/", "http://a.onion/", "http://example.org:65536/",
+    "http://example.org:99999/", "http://e\u212aample.org/", "http://\uff11\uff12\uff17.0.0.1/",
     "https://example.org/" + "x" * 9000,
 ]  # fmt: skip
 

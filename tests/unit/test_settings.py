@@ -220,7 +220,8 @@ def test_a_number_that_is_not_finite_is_refused(tmp_path: Path, text: str, numbe
 @pytest.mark.parametrize(
     "text",
     ["nothing: 1", "state: 2026-11-27", "port: 0", "port: x", "models: [{}]",
-     "ledger: {time_zone: x}", "frontier: {prompt_cache: {marker: x}}"],
+     "ledger: {time_zone: x}", "ledger: {time_zone: localtime}", "ledger: {time_zone: right/UTC}",
+     "ledger: {time_zone: posixrules}", "frontier: {prompt_cache: {marker: x}}"],
 )  # fmt: skip
 def test_a_message_has_none_of_the_librarys_words(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
