@@ -197,6 +197,7 @@ class Stack:
         from serving.frontier.build import build_frontier
         from serving.pipeline.answer_lengths import AnswerLengths
         from serving.pipeline.bounded import Learning
+        from serving.pipeline.context_pruning import ContextPruning
         from serving.pipeline.plan import Policy
         from serving.pipeline.pruned import Pruning
         from serving.routing.router import build_router
@@ -245,7 +246,9 @@ class Stack:
                 {}, {}, {MODEL: ReplicaMeter(Replicas())}, server.frontier, server.decisions,
                 server.context.local_admission, AdmissionQueue(16, 1000),
                 pruning=Pruning(
-                    context, pruner.get, replay.book, settings.prompt_cache.marker, metrics
+                    ContextPruning(
+                        context, pruner.get, replay.book, settings.prompt_cache.marker, metrics
+                    )
                 ),
                 learning=learning,
                 tiering=self._tiering(replay, settings, levers) if "tiers" in levers else None,

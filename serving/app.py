@@ -74,6 +74,8 @@ from serving.pipeline.bounded import Learning
 from serving.pipeline.brevity import BrevityAuditor
 from serving.pipeline.build import Audited, Tiering, build_runners
 from serving.pipeline.cache_access import CacheAccess
+from serving.pipeline.context_auditor import ContextAuditor
+from serving.pipeline.context_pruning import ContextPruning
 from serving.pipeline.deferred_audits import DeferredAudits
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.frontier_model import FrontierModelRunner
@@ -257,13 +259,7 @@ def _build_context(
     recorder = ExitRecorder(ledger, metrics)
     embedder = build_embedder(settings.state)
     evidence = _build_evidence(settings, frontier.configured, directory.tenant, metrics)
-    pruning = Pruning(
-        settings.context,
-        LazyPruner(settings.context).get,
-        prices,
-        settings.frontier.prompt_cache.marker,
-        metrics,
-    )
+    pruning = _build_pruning(settings, metrics, evidence, frontier.configured, recorder, prices)
     deferred = None if evidence is None else _deferred(evidence, models, ledger, frontier)
     audited = None if evidence is None else _audited(evidence, recorder, models, embedder, deferred)
     tiering = None if evidence is None else _tiering(
@@ -399,6 +395,36 @@ def _build_learning(
         return made
 
     return Learning(lengths, bounds.holdout, bounds.directive, auditor)
+
+
+def _build_pruning(
+    settings: Settings,
+    metrics: Metrics,
+    evidence: EvidenceService | None,
+    configured: Callable[[tuple[str, ...]], tuple[str, ...]],
+    recorder: ExitRecorder,
+    prices: PriceBook,
+) -> Pruning:
+    context = settings.context
+    pruner = LazyPruner(context)
+    pruning = ContextPruning(
+        context, pruner.get, prices, settings.frontier.prompt_cache.marker, metrics
+    )
+    if context.judge is None or evidence is None:
+        return Pruning(pruning)
+    judge = next(iter(configured((context.judge,))), None)
+    if judge is None:
+        logger.warning("context.no_judge model=%s: mode auto prunes nothing", context.judge)
+
+    def auditor(asking: Runner[ChatRequest, FrontierPlan]) -> ContextAuditor:
+        made = ContextAuditor(
+            evidence.evidence, evidence.appender, recorder, asking, judge, pruner.version,
+            context.target_error, metrics,
+        )  # fmt: skip
+        evidence.closers.append(made.aclose)
+        return made
+
+    return Pruning(pruning, auditor)
 
 
 def _build_cache(settings: Settings, metrics: Metrics) -> CacheService | None:

@@ -15,6 +15,9 @@ from serving.contracts.text_length import quarter_tokens
 MARKER = "[...]"
 """Stands where text was removed."""
 
+RULES_VERSION = "1"
+"""Raised with every change of what is removed: claims about pruned contexts begin anew."""
+
 _LONGEST_PASSAGE = 8
 """Units."""
 

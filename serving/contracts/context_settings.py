@@ -1,26 +1,27 @@
-"""Settings of context pruning, and what a request asks of it."""
+"""Settings of context pruning."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from serving.contracts.frontier_settings import FrontierModelName
+from serving.contracts.requests import PruningMode
 from serving.contracts.setting_types import SettingPath, SettingText
-
-PruningMode = Literal["off", "ratio", "threshold"]
 
 
 class ContextSettings(BaseModel):
     """Context pruning: which sentences of a context are sent to a frontier model.
 
-    mode: of requests that name none. off until it is turned on: no claim on live traffic bounds the
-    error yet. model: written by `narrowgate context fit`; the shipped one where None.
+    mode: of requests that name none. Only in auto a claim on live traffic bounds the error. model:
+    written by `narrowgate context fit`; the shipped one where None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: PruningMode = Field(
-        default="off", description="off; ratio keeps a share; threshold keeps what scores above it"
+        default="off",
+        description="off; ratio keeps a share; threshold keeps what scores above it; auto does so "
+        "under a claim, and needs a judge",
     )
     ratio: float = Field(
         default=0.5, gt=0.0, le=1.0, description="share of a context's tokens that ratio keeps"
@@ -35,16 +36,23 @@ class ContextSettings(BaseModel):
         default=100_000, ge=1, le=100_000_000, description="longer contexts are sent whole"
     )
     model: SettingPath | None = None
+    judge: FrontierModelName | None = Field(
+        default=None,
+        description="provider/model that compares answers from pruned and from whole contexts, for "
+        "the mode auto",
+    )
+    target_error: float = Field(
+        default=0.05,
+        gt=0.0,
+        lt=0.5,
+        description="largest share of answers judged worse less the share judged better",
+    )
 
-
-@dataclass(frozen=True, slots=True)
-class PruningOptions:
-    """What a chat asks of context pruning.
-
-    mode, ratio: as in the settings; None takes the settings'. marked: (message, part) of texts that
-    the client marked as context; part is None for a message whose content is a string.
-    """
-
-    mode: PruningMode | None = None
-    ratio: float | None = None
-    marked: frozenset[tuple[int, int | None]] = frozenset()
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.mode == "auto" and self.judge is None:
+            raise ValueError(
+                "mode is 'auto', which prunes under a claim, and no judge compares answers: set "
+                "context.judge, or mode: threshold to prune without a claim"
+            )
+        return self

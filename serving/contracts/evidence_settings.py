@@ -121,8 +121,9 @@ class EvidenceSettings(BaseModel):
     )
     shadow_judge_max_usd_a_day: UsdAmount = Field(
         default=Decimal(5),
-        description="judge's calls that compare cached answers in shadow, and brief answers with "
-        "their judge's calls, US dollars a day, besides max_usd_a_day",
+        description="judge's calls that compare cached answers in shadow, and brief answers and "
+        "answers from pruned contexts with their judge's calls, US dollars a day, besides "
+        "max_usd_a_day",
     )
     shadow_max_labels: int = Field(
         default=5000,

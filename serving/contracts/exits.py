@@ -49,11 +49,12 @@ class Exit:
     replica's time that the answer took, seconds; None where no local model answered. service_tier:
     of the answer, as the provider names it. guaranteed: a local answer is within its attested error
     bound; None where no local model answered a task. A cached answer has that of the answer that
-    was stored; one of a frontier model is True. evidence: what that bound rests on. claim: the id
-    of the claim under which it was served. reference_usage: what the reference model would have
-    used, an estimate; None where `usage` says that. lookup_s: time of the cache's lookup, seconds;
-    None where nothing was looked up. cache_entry: id of the cached answer that was served.
-    avoided_usd: what that answer had cost; None where unknown. cache_kind: how it was found.
+    was stored; one of a frontier model is True. evidence: what that bound rests on. claim: the ids
+    of the claims under which it was served, comma-separated. reference_usage: what the reference
+    model would have used, an estimate; None where `usage` says that. lookup_s: time of the cache's
+    lookup, seconds; None where nothing was looked up. cache_entry: id of the cached answer that was
+    served. avoided_usd: what that answer had cost, or what the tokens that were removed from a
+    context under a claim would have cost; None where unknown. cache_kind: how it was found.
     refined_route: route of the answer just before in the conversation, where this input repeats or
     corrects its question; None elsewhere. cluster: of an open-ended chat, as serving.tiers names
     it; None elsewhere.

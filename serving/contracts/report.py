@@ -139,12 +139,11 @@ class Refinements(_Frozen):
     rate: float | None
 
 
-class CacheClaim(_Frozen):
-    """The claim on hits by meaning of a tenant or pool.
+class ClaimBound(_Frozen):
+    """A claim of a tenant or pool, as of now.
 
-    observed_error, upper_bound: share of wrong hits by audits since it was earned, and the upper
-    end of its 95 % interval; None before. audits: since then. audits_usd: what audits of served
-    hits cost in the time of the report.
+    observed_error, upper_bound: by audits since it was earned, and the upper end of the 95 %
+    interval; None before. audits: since then.
     """
 
     claim: str
@@ -155,7 +154,29 @@ class CacheClaim(_Frozen):
     observed_error: float | None
     upper_bound: float | None
     audits: int
+
+
+class CacheClaim(ClaimBound):
+    """The claim on hits by meaning of a tenant or pool. Its error is the share of wrong hits.
+
+    audits_usd: what audits of served hits cost in the time of the report.
+    """
+
     audits_usd: Dollars
+
+
+class ContextClaim(ClaimBound):
+    """The claim on answers from pruned contexts. Its error is the net share of worse answers.
+
+    answers: from pruned contexts under it, in the time of the report. avoided_usd: what the removed
+    tokens would have cost at the prices of the models that answered, estimated. own_usd: of all
+    that was asked to compare, in shadow too. saved_usd: avoided_usd less own_usd.
+    """
+
+    answers: int
+    avoided_usd: Dollars
+    own_usd: Dollars
+    saved_usd: Dollars
 
 
 class BoundedAnswers(_Frozen):
@@ -351,6 +372,9 @@ class Report(_Frozen):
     cache: tuple[CacheUse, ...] = Field(description="answers from the cache, by kind of hit")
     cache_claims: tuple[CacheClaim, ...] = Field(
         description="bounds on wrong hits by meaning, as of now"
+    )
+    context_claims: tuple[ContextClaim, ...] = Field(
+        default=(), description="context pruning by claim: bounds as of now, and what it saved"
     )
     refinements: tuple[Refinements, ...]
     output_bounds: OutputBoundReport | None = Field(

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from serving.contracts.answer import TaskRequest
 from serving.contracts.chat_fields import PASSED_FIELDS
-from serving.contracts.context_settings import PruningOptions
 from serving.contracts.errors import InvalidRequest, UnsupportedParameter
 
 AUTO = "auto"
@@ -39,6 +38,23 @@ INSTRUCTING_ROLES: frozenset[Role] = frozenset({"system", "developer"})
 
 PART_SEPARATOR = "\n"
 """Joins the text parts of one message wherever its text is read as one."""
+
+
+PruningMode = Literal["off", "ratio", "threshold", "auto"]
+"""auto: above the certified threshold, and only under a claim on traffic."""
+
+
+@dataclass(frozen=True, slots=True)
+class PruningOptions:
+    """What a chat asks of context pruning.
+
+    mode, ratio: as in the settings; None takes the settings'. marked: (message, part) of texts that
+    the client marked as context; part is None for a message whose content is a string.
+    """
+
+    mode: PruningMode | None = None
+    ratio: float | None = None
+    marked: frozenset[tuple[int, int | None]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -286,21 +286,42 @@ class Settings(_Frozen):
                 f"evidence.baseline: {evidence.baseline!r} is not one of the models {ids}"
             )
         providers = sorted(self.frontier.providers)
-        of_bounds = self.frontier.bounds.judge
-        judges = {"tiers.judge": self.tiers.judge, "frontier.bounds.judge": of_bounds}
-        for name, judge in judges.items():
+        claimed = {
+            "frontier.bounds.judge": self.frontier.bounds.judge,
+            "context.judge": self.context.judge,
+        }
+        for name, judge in {"tiers.judge": self.tiers.judge, **claimed}.items():
             if judge is not None and judge.split("/")[0] not in providers:
                 raise ValueError(f"{name}: {judge!r} names no provider of {providers}")
-        if of_bounds is not None and not evidence.enabled:
-            raise ValueError(
-                f"frontier.bounds.judge: {of_bounds!r} needs claims: set evidence.enabled: true"
-            )
+        for name, judge in claimed.items():
+            if judge is not None and not evidence.enabled:
+                raise ValueError(f"{name}: {judge!r} needs claims: set evidence.enabled: true")
+        if self.context.judge is not None:
+            self._check_total_error()
         reference = [evidence.reference.split("/")[0]] if evidence.reference else []
         for provider in (*(evidence.providers or ()), *reference):
             if provider not in providers:
                 raise ValueError(f"evidence: provider {provider!r} is not one of {providers}")
         if evidence.enabled and evidence.audit.mode == "batch":
             self._check_batch_audits()
+
+    def _check_total_error(self) -> None:
+        """Raise ValueError where a pruned context could take an answer beyond the largest error.
+
+        One answer may also be brief and of a cheaper tier: its error is at most the sum.
+        """
+        targets = {"context.target_error": self.context.target_error}
+        if self.tiers.mode == "on":
+            targets["tiers.target_error"] = self.tiers.target_error
+        if self.frontier.bounds.judge is not None:
+            targets["frontier.bounds.target_error"] = self.frontier.bounds.target_error
+        total, most = sum(targets.values()), self.evidence.max_total_error
+        if total > most + 1e-9:
+            named = " + ".join(f"{name} ({value:g})" for name, value in targets.items())
+            raise ValueError(
+                f"{named} is {total:g}, above evidence.max_total_error ({most:g}): lower a target, "
+                "or leave context.judge out"
+            )
 
     def _check_batch_audits(self) -> None:
         """Raise ValueError where audits are to go into batches that cannot be made."""

@@ -156,6 +156,13 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self._context_comparisons = Counter(
+            "narrowgate_context_comparisons",
+            "Answers from pruned contexts compared with those from whole ones: `better`, `same`, "
+            "`worse`, `missing`, `dropped`.",
+            ["verdict"],
+            registry=self.registry,
+        )
         self._context_tokens = Counter(
             "narrowgate_context_tokens",
             "Estimated tokens of contexts: before pruning, and after it.",
@@ -239,6 +246,10 @@ class Metrics:
         self._context_tokens.labels("before").inc(before)
         self._context_tokens.labels("after").inc(after)
         self._context_seconds.observe(elapsed_s)
+
+    def context_compared(self, verdict: str) -> None:
+        """Record one comparison of answers from the pruned and from the whole context."""
+        self._context_comparisons.labels(verdict).inc()
 
     def answer_bounded(self, arm: str, outcome: str, tokens: int) -> None:
         """Record one answer under learned bounds. tokens: visible output."""

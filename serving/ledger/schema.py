@@ -87,17 +87,18 @@ def _usage_columns() -> list[Column[Any]]:
 
 # One input. state: open, closed, or unknown (its gateway was lost). outcome: `answered` or an error
 # code. guaranteed: a local answer lies within its attested error bound. evidence, claim: what the
-# bound rests on: `traffic`, `suite` or `none`; the claim's id. usage and service_tier: of
-# the answer only. cost_usd: of all its calls whose cost is known; held_usd: the worst case of the
-# others. reference_usd: cost of the same tokens at reference_model. opened_at: arrival of the
-# request. elapsed_us: from there to the exit, the queue included. lookup_us: time of the cache's
-# lookup; NULL where nothing was looked up. cache_entry: id of the entry that was served.
-# avoided_usd: what that entry's answer had cost. cache_kind: `exact`, `semantic` or `alias`.
-# refined_route: route of the answer just before in the same conversation, where this request
-# repeats or corrects its question. cluster: of an open-ended chat, and of what was
-# asked to compare answers to it: `CLUSTERING/NUMBER/TIER`, the tier of the reference. lane:
-# `interactive` or `batch`; NULL of inputs before there were lanes. purpose: that the metadata of
-# the input's batch states.
+# bound rests on: `traffic`, `suite` or `none`; the ids of its claims, comma-separated. usage and
+# service_tier: of the answer only. cost_usd: of all its calls whose cost is known; held_usd: the
+# worst case of the others. reference_usd: cost of the same tokens at reference_model, and of those
+# that were removed from a context under a claim. opened_at: arrival of the request. elapsed_us:
+# from there to the exit, the queue included. lookup_us: time of the cache's lookup; NULL where
+# nothing was looked up. cache_entry: id of the entry that was served. avoided_usd: what that
+# entry's answer had cost, or what the tokens that were removed from a context under a claim would
+# have cost. cache_kind: `exact`, `semantic` or `alias`. refined_route: route of the answer just
+# before in the same conversation, where this request repeats or corrects its question. cluster: of
+# an open-ended chat, and of what was asked to compare answers to it: `CLUSTERING/NUMBER/TIER`, the
+# tier of the reference. lane: `interactive` or `batch`; NULL of inputs before there were lanes.
+# purpose: that the metadata of the input's batch states.
 exits = Table(
     "exits",
     metadata,

@@ -12,8 +12,15 @@ from serving.contracts.errors import NarrowgateError
 from serving.contracts.openai import openai_usage
 from serving.contracts.requests import ChatRequest, Message
 from serving.pipeline.answer_lengths import AnswerLengths, Arm, Scopes, scopes_of
-from serving.pipeline.brevity import UNKNOWN, Brevity, BrevityAuditor
-from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord, Served
+from serving.pipeline.brevity import BrevityAuditor
+from serving.pipeline.exit_recorder import (
+    Outcome,
+    OutcomeStream,
+    RequestRecord,
+    Served,
+    under_claim,
+)
+from serving.pipeline.paired_auditor import UNDECIDED, PairDecision
 from serving.pipeline.plan import FrontierPlan, directive_within
 from serving.pipeline.runner import Runner
 
@@ -73,19 +80,19 @@ class _Bounding:
     plan: FrontierPlan
     is_ours: bool
     directive: str | None
-    brevity: Brevity = UNKNOWN
+    brevity: PairDecision = UNDECIDED
 
     @property
     def is_claimed(self) -> bool:
         """Return whether it is asked for brevity under a held claim."""
         return self.arm == "directed" and self.brevity.is_earned
 
-    def under_claim(self, served: Served) -> Served:
+    def claimed(self, served: Served) -> Served:
         """Return what was served, with the claim under which it was asked for brevity."""
         ruling = self.brevity.ruling
         if not self.is_claimed or ruling is None or served.model != self.plan.targets[0]:
             return served
-        return replace(served, claim=ruling.name, evidence="traffic")
+        return under_claim(served, ruling.name)
 
 
 class Bounded:
@@ -114,7 +121,7 @@ class Bounded:
             return await self._runner.whole(request, plan, record)
         (first,) = await self._runner.whole(request, bounding.plan, record)
         if first.served is not None:
-            first = replace(first, served=bounding.under_claim(first.served))
+            first = replace(first, served=bounding.claimed(first.served))
         text = _text(first)
         if text is None or first.served is None:
             return [first]
@@ -178,7 +185,7 @@ class Bounded:
         tenant = record.context.caller.tenant
         scopes = scopes_of(tenant, plan.targets[0], request.messages)
         share = lengths.plain_share(scopes, self._learning.holdout)
-        brevity = UNKNOWN
+        brevity = UNDECIDED
         if self._auditor is not None:
             brevity = self._auditor.decide(request, plan.targets[0], record)
         is_allowed = self._auditor is None or brevity.is_earned
@@ -271,7 +278,7 @@ class _Continued:
 
     def served(self) -> Served:
         """Return what both calls served so far."""
-        first = self._bounding.under_claim(self._first.served())
+        first = self._bounding.claimed(self._first.served())
         return first if self._second is None else _both(first, self._second.served())
 
     async def _all(self) -> AsyncGenerator[dict[str, Any], None]:

@@ -39,9 +39,10 @@ def answer_text(document: Mapping[str, Any]) -> str:
 
 
 class FollowedEvents:
-    """The events of a streamed answer; states its tier in the first, and its text at the end.
+    """The events of a streamed answer; adds details to the first, and gives its text at the end.
 
     ended: called with the text of an answer that ended; not where it broke or the client left.
+    finish_reason: of its choice, once that is known.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class FollowedEvents:
         self._ended = ended
         self._texts: list[str] = []
         self._calls: dict[int, dict[str, str]] = {}
+        self.finish_reason: str | None = None
 
     def __aiter__(self) -> "FollowedEvents":
         return self
@@ -79,6 +81,7 @@ class FollowedEvents:
 
     def _note(self, event: dict[str, Any]) -> None:
         for choice in event.get("choices") or ():
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
             delta = choice.get("delta") or {}
             if isinstance(delta.get("content"), str):
                 self._texts.append(delta["content"])

@@ -5,15 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 from serving.context.detection import may_be_marked
-from serving.contracts.context_settings import PruningMode, PruningOptions
-from serving.contracts.errors import InvalidRequest, UnsupportedParameter
+from serving.contracts.errors import InvalidRequest
 from serving.contracts.invalid_values import invalid
-from serving.contracts.requests import Message
+from serving.contracts.requests import Message, PruningMode, PruningOptions
 from serving.pipeline.fields import boolean, integer, number, object_
 
 FIELD = "narrowgate"
 PART_FIELD = "narrowgate_context"
-_MODES: Mapping[str, PruningMode] = {"off": "off", "ratio": "ratio", "threshold": "threshold"}
+_MODES: Mapping[str, PruningMode] = {
+    "off": "off", "ratio": "ratio", "threshold": "threshold", "auto": "auto",
+}  # fmt: skip
 _KNOWN = ("context", "context_mode", "context_ratio")
 
 
@@ -22,22 +23,15 @@ def read_pruning(
 ) -> tuple[tuple[Message, ...], PruningOptions]:
     """Return the messages without marks, and the options. value: of the field `narrowgate`.
 
-    Raises InvalidRequest and UnsupportedParameter, which name the field.
+    Raises InvalidRequest, which names the field.
     """
     fields = {} if value is None else dict(object_(value, FIELD))
     for name in fields:
         if name not in _KNOWN:
             raise invalid(f"{FIELD}.{name[:60]}", fields[name], "one of " + ", ".join(_KNOWN))
     mode, ratio = fields.get("context_mode"), fields.get("context_ratio")
-    if mode == "auto":
-        raise UnsupportedParameter(
-            f"{FIELD}.context_mode is 'auto', and pruning under a claim needs a judge of free-form "
-            "answers, which this server does not have",
-            field=f"{FIELD}.context_mode",
-            fix="send off, ratio or threshold; their answers carry no guarantee",
-        )
     if mode is not None and (not isinstance(mode, str) or mode not in _MODES):
-        raise invalid(f"{FIELD}.context_mode", mode, "one of off, ratio, threshold")
+        raise invalid(f"{FIELD}.context_mode", mode, "one of off, ratio, threshold, auto")
     if ratio is not None:
         ratio = float(number(0.01, 1)(ratio, f"{FIELD}.context_ratio"))
     marked = set(_references(fields.get("context"), messages))

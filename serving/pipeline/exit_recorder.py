@@ -51,6 +51,15 @@ class Served:
     cache_kind: CacheKind | None = None
 
 
+def under_claim(served: Served, claim: str) -> Served:
+    """Return what was served, with a claim beside those under which it was served already.
+
+    An answer that took several shortcuts names the claim of each, comma-separated.
+    """
+    names = claim if served.claim is None else f"{served.claim},{claim}"
+    return replace(served, claim=names, evidence="traffic")
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The result of one input.
@@ -297,6 +306,15 @@ class RequestRecord:
         self._detached.update(chosen)
         context = replace(self.context, deadline=self.context.deadline.extensible())
         return RequestRecord(self._request, chosen, AsyncExitStack(), context)
+
+    def apart(self) -> "RequestRecord":
+        """Return this record with resources of its own, for an attempt that may be given up.
+
+        They are released with the request's own, or earlier by whoever closes them.
+        """
+        resources = AsyncExitStack()
+        self.resources.push_async_callback(resources.aclose)
+        return RequestRecord(self._request, self.inputs, resources, self.context)
 
     def abandon(self, code: str = ABANDONED) -> None:
         """Record that the request ended with a code, and that its answers are made for others.

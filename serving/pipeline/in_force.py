@@ -48,23 +48,30 @@ class InForce:
     def covers(self, origin: AnswerOrigin, context: RequestContext) -> bool:
         """Return whether the same answer would still be served to the request."""
         if origin.route != "local":
-            return origin.claim is None or self._covers_tier(origin, origin.claim, context)
+            return origin.claim is None or self._covers_chat(origin, origin.claim, context)
         if origin.version != self._version(origin.model):
             return False
         return origin.task is None or self._covers_task(origin, origin.task, context)
 
-    def _covers_tier(self, origin: AnswerOrigin, name: str, context: RequestContext) -> bool:
-        """Return whether a cheaper tier's claim still holds, and the request lets it answer."""
+    def _covers_chat(self, origin: AnswerOrigin, name: str, context: RequestContext) -> bool:
+        """Return whether an open-ended answer's claims still hold, and the request takes it."""
         options = context.options
         if options.deterministic or options.quality == "reference":
             return False
         return origin.action is not None and origin.action == self._action_of(name)
 
-    def _action_of(self, name: str) -> str | None:
-        """Return what a claim allows now; None where it is not held or not known."""
-        claim = None if self.evidence is None else self.evidence.snapshot.find(name)
-        is_held = claim is not None and claim.state is ClaimState.HELD
-        return _action_name(claim.action) if is_held and claim is not None else None
+    def _action_of(self, names: str) -> str | None:
+        """Return what claims allow now; None where one is not held or not known.
+
+        names: of an answer's claims, comma-separated.
+        """
+        actions = []
+        for name in names.split(","):
+            claim = None if self.evidence is None else self.evidence.snapshot.find(name)
+            if claim is None or claim.state is not ClaimState.HELD or claim.action is None:
+                return None
+            actions.append(_action_name(claim.action))
+        return ",".join(filter(None, actions))
 
     def _version(self, model: str) -> str:
         """Return the attestations that cover a local model, or this process where there is none."""

@@ -23,6 +23,7 @@ from serving.pipeline.audit_work import OF_THE_INPUT, AuditWork, Drawn, judge_ca
 from serving.pipeline.auditor import Embed
 from serving.pipeline.compared_text import answer_text, question_of
 from serving.pipeline.exit_recorder import ExitRecorder
+from serving.pipeline.paired_auditor import preference
 from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
 from serving.pipeline.self_check import agreement, checked_request, token_confidence
@@ -270,7 +271,7 @@ class TierAuditor(AuditWork):
     ) -> None:
         loss = 1.0 if pair is None else pair.loss
         verdict: Verdict = "missing" if pair is None else _verdict_of(2.0 * loss - 1.0)
-        self._count(one, "missing" if pair is None else _preference(loss))
+        self._count(one, "missing" if pair is None else preference(loss))
         if one.confidence is not None:
             loss = 1.0 if pair is None else cascade_loss(pair)
             candidates = candidates or (Candidate(MODEL, one.confidence, 1.0, None, 1.0),)
@@ -291,7 +292,3 @@ def _cascaded(pair: JudgedPair | None, confidence: float) -> Candidate:
     if pair is None:
         return Candidate(MODEL, confidence, 1.0, None, 1.0)
     return Candidate(MODEL, confidence, cascade_loss(pair), None, pair.badly_worse)
-
-
-def _preference(loss: float) -> str:
-    return "same" if loss == 0.5 else "worse" if loss > 0.5 else "better"

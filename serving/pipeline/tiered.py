@@ -12,7 +12,13 @@ from serving.contracts.requests import ChatRequest
 from serving.pipeline.auditor import Embed
 from serving.pipeline.cascading import Cascade, Checked, set_aside
 from serving.pipeline.compared_text import FollowedEvents, answer_text, is_comparable, question_of
-from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord, Served
+from serving.pipeline.exit_recorder import (
+    Outcome,
+    OutcomeStream,
+    RequestRecord,
+    Served,
+    under_claim,
+)
 from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
 from serving.pipeline.self_check import is_checkable
@@ -179,10 +185,8 @@ class Tiered:
         self._compare_kept(request, plan, choice, cascading, record, checked)
         self._explore(request, plan, choice, record, None)
         attempts = (*kept.served.attempts, *checked.attempts)
-        served = replace(
-            kept.served, reason="cascade", claim=cascading.ruling.name, evidence="traffic",
-            attempts=attempts,
-        )  # fmt: skip
+        served = replace(kept.served, reason="cascade", attempts=attempts)
+        served = under_claim(served, cascading.ruling.name)
         return self._cascade_details(replace(kept, served=served), choice, checked, cascading)
 
     def _compare_kept(
@@ -315,7 +319,7 @@ def _reason(candidate: TierCandidate | None, reason: Any) -> Any:
 def _under(served: Served, candidate: TierCandidate | None) -> Served:
     if candidate is None:
         return replace(served, reason=_reason(candidate, served.reason))
-    return replace(served, claim=candidate.ruling.name, evidence="traffic")
+    return under_claim(served, candidate.ruling.name)
 
 
 def _details(choice: TierChoice, candidate: TierCandidate | None) -> dict[str, Any]:

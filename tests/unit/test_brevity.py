@@ -192,7 +192,7 @@ async def test_brevity_that_becomes_worse_ends(
     model: Model,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.pipeline.brevity._AUDITED_AT_FIRST", 1.0)
+    monkeypatch.setattr("serving.pipeline.paired_auditor._AUDITED_AT_FIRST", 1.0)
     async with briefly(provider, database) as server:
         await server.many(111)
         assert server.claim().state is ClaimState.HELD

@@ -15,7 +15,8 @@ from serving.context.pruning import MARKER, Pruner
 from serving.contracts.context_settings import ContextSettings
 from serving.contracts.errors import EngineFailure, InvalidSettings
 from serving.gateway.metrics import Metrics
-from serving.pipeline import pruned
+from serving.pipeline import context_pruning
+from serving.pipeline.context_pruning import ContextPruning
 from serving.pipeline.pruned import Pruning
 
 from ..provider.server import ProviderServer
@@ -39,7 +40,7 @@ async def server(
     provider: ProviderServer, load: Callable[[], Pruner] = LAZY.get, **fields: Any
 ) -> AsyncIterator[Server]:
     def pruning(metrics: Metrics) -> Pruning:
-        return Pruning(ContextSettings(**fields), load, PRICES, MARK, metrics)
+        return Pruning(ContextPruning(ContextSettings(**fields), load, PRICES, MARK, metrics))
 
     async with frontier(settings(provider)) as stack:
         yield Server({}, frontier=stack, pruning=pruning)
@@ -87,7 +88,7 @@ async def test_the_provider_gets_the_answer_and_less_of_the_context(
     assert "narrowgate" not in received
     stated = answer["narrowgate"]["context"]
     assert stated["outcome"] == "pruned"
-    assert stated["guarantee"] == "none"
+    assert stated["guarantee"]["evidence"] == "none"
     assert stated["tokens_after"] < 0.35 * stated["tokens_before"]
 
 
@@ -175,7 +176,7 @@ async def test_every_one_of_many_contexts_is_replaced_at_its_place(
 async def test_few_contexts_are_pruned_at_once_and_the_others_go_whole(
     provider: ProviderServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruned, "_LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(context_pruning, "_LONGEST_WAIT_S", 0.05)
     entered, released = [], threading.Event()
 
     def slow() -> Pruner:
@@ -226,7 +227,6 @@ async def test_a_context_that_cannot_be_pruned_is_sent_whole(
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"context_mode": "auto"}, "narrowgate.context_mode"),
         ({"context_mode": "always"}, "narrowgate.context_mode"),
         ({"context_mode": ["off"]}, "narrowgate.context_mode"),
         ({"context_ratio": 2}, "narrowgate.context_ratio"),

@@ -488,3 +488,59 @@ def test_the_cache_is_shown_by_kind_with_its_claims_and_refinements(database: Da
     assert "hits by meaning" in text
     assert share(0.04) in text
     assert "Hits by meaning" in render_page(shown)
+
+
+def test_pruned_contexts_are_shown_by_claim_net_of_every_comparison(database: Database) -> None:
+    LedgerRows().write(database)
+    base = {
+        "request_id": "r", "input_index": 0, "tenant": "acme", "endpoint": "chat",
+        "state": "closed", "outcome": "answered", "escalated": False, "opened_at": START,
+        "instance": "i", "elapsed_us": 900, "cached": False, "route": "frontier",
+        "avoided_usd": Decimal("0.02"),
+    }  # fmt: skip
+    rows: list[Row] = [
+        {"id": "p1", "claim": "c1"}, {"id": "p2", "claim": "brief,c1"},
+        # A cached answer avoids what it had cost; an audit, and a failure, avoid nothing.
+        {"id": "p3", "claim": "c1", "cached": True, "route": "cache"},
+        {"id": "p4", "claim": "c1", "endpoint": "audit"},
+        {"id": "p5", "claim": "c1", "outcome": "frontier_timeout"},
+        {"id": "p6", "claim": "c2", "avoided_usd": Decimal("0.5")},
+    ]  # fmt: skip
+    claim = {
+        "id": "c1", "shortcut": "pruned_context", "state": "held", "target_error": 0.05,
+        "scope": {"tenants": "acme", "subject": "context/openai/large"}, "observed_error": 0.01,
+        "interval": [0.002, 0.04], "audits": 300,
+    }  # fmt: skip
+    others = [
+        {**claim, "id": "brief", "shortcut": "brief_answer"},
+        {**claim, "id": "c2", "scope": {"tenants": "globex", "subject": "context/openai/large"}},
+    ]
+    audit = {
+        "claim": "c1", "group_id": "g", "text_digest": "t", "tenant": "acme", "request_id": "r",
+        "accepted": 1, "hypothesis": 1, "drawn_at": START, "verdict": "same", "reference": "m",
+        "candidates": "[]", "judged_at": START, "cost_usd": Decimal("0.03"),
+    }  # fmt: skip
+    with database.begin() as connection:
+        for row in rows:
+            connection.execute(exits.insert(), {**base, **row})
+        for found in (claim, *others):
+            document = {"claim": found["id"], "document": json.dumps(found), "sequence": 1}
+            connection.execute(evidence_states.insert(), document)
+        for number, origin in enumerate(("accepted", "shadow"), 1):
+            row = {**audit, "sequence": number, "input": f"i{number}", "origin": origin}
+            connection.execute(evidence_audits.insert(), row)
+    shown = report(database)
+    lines = [
+        (one.claim, one.answers, one.avoided_usd, one.own_usd, one.saved_usd)
+        for one in shown.context_claims
+    ]
+    assert lines == [
+        ("c1", 2, Decimal("0.04"), Decimal("0.06"), Decimal("-0.02")),
+        ("c2", 1, Decimal("0.5"), Decimal(0), Decimal("0.5")),
+    ]
+    assert report(database, tenant="acme").context_claims == shown.context_claims[:1]
+    assert shown.cache_claims == ()
+    console = Console(file=StringIO(), width=80)
+    print_report(shown, console)
+    assert "pruned contexts" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Answers from pruned contexts" in render_page(shown)

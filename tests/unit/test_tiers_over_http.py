@@ -551,6 +551,10 @@ async def test_a_cached_answer_of_a_cheaper_tier_is_served_only_while_its_claim_
             )
 
         assert in_force.covers(origin, context())
+        assert in_force.origin(replace(served, claim=f"{claim.id},{claim.id}"), None, None).action
+        # Of several claims, one that is not held is enough.
+        other = in_force.origin(replace(served, claim=f"{claim.id},nobody"), None, None)
+        assert not in_force.covers(other, context())
         assert not in_force.covers(origin, context(quality="reference"))
         assert not in_force.covers(origin, context(deterministic=True))
         withdrawn = ClaimEvent(claim.id, "withdrawn", "a test", "operator", claim.since, 0)

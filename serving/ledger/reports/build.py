@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 from serving.contracts import report as document
 from serving.contracts.report import Report
 from serving.ledger.database import Database
-from serving.ledger.reports import cached, query, tiers
+from serving.ledger.reports import cached, contexts, query, tiers
 from serving.ledger.reports.bounds import output_bounds
 from serving.ledger.reports.query import (
     TOKEN_CLASSES,
@@ -76,6 +76,7 @@ def build_report(
             prefixes=tuple(query.cached_prefixes(connection, scope)),
             cache=cached.cache_uses(connection, scope),
             cache_claims=cached.cache_claims(connection, scope),
+            context_claims=contexts.context_claims(connection, scope),
             refinements=cached.refinements(connection, scope),
             purposes=tiers.purposes(connection, scope),
             clusters=tiers.clusters(connection, scope),

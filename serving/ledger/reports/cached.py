@@ -1,15 +1,18 @@
 """Queries of the report on the cache: hits, refinements, and the claims of hits by meaning."""
 
 import json
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, select, type_coerce
 
+from serving.contracts.evidence import Origin, ShortcutName
 from serving.contracts.report import CacheClaim, CacheUse, Refinements
 from serving.ledger.reports.query import Scope
 from serving.ledger.schema import Usd, evidence_audits, evidence_states, exits
 
+_OF_HITS: tuple[Origin, ...] = ("accepted", "refined")
 _ANSWERED = and_(exits.c.endpoint != "audit", exits.c.outcome == "answered")
 
 
@@ -61,35 +64,42 @@ def cache_claims(connection: Connection, scope: Scope) -> tuple[CacheClaim, ...]
 
     scope: of one tenant leaves out claims of others and of pools.
     """
-    found = []
-    for document in connection.execute(select(evidence_states.c.document)).scalars():
-        claim = json.loads(document)
-        tenants = claim["scope"]["tenants"]
-        if claim["shortcut"] != "cached_answer" or scope.tenant not in (None, tenants):
-            continue
-        interval = claim["interval"]
-        found.append(
-            CacheClaim(
-                claim=claim["id"],
-                tenants=tenants,
-                subject=claim["scope"]["subject"],
-                state=claim["state"],
-                target_error=claim["target_error"],
-                observed_error=claim["observed_error"],
-                upper_bound=None if interval is None else interval[1],
-                audits=claim["audits"],
-                audits_usd=_audits_usd(connection, scope, claim["id"]),
-            )
-        )
+    found = [
+        CacheClaim(**bound, audits_usd=compared_usd(connection, scope, bound["claim"], _OF_HITS))
+        for bound in claim_bounds(connection, scope, "cached_answer")
+    ]
     return tuple(sorted(found, key=lambda item: (item.tenants, item.subject, item.claim)))
 
 
-def _audits_usd(connection: Connection, scope: Scope, claim: str) -> Decimal:
-    """Return what audits of served hits cost: a fresh answer and the judge."""
+def claim_bounds(
+    connection: Connection, scope: Scope, shortcut: ShortcutName
+) -> Iterator[dict[str, Any]]:
+    """Yield the fields of each claim on a shortcut. scope: as cache_claims'."""
+    for document in connection.execute(select(evidence_states.c.document)).scalars():
+        claim = json.loads(document)
+        tenants, interval = claim["scope"]["tenants"], claim["interval"]
+        if claim["shortcut"] != shortcut or scope.tenant not in (None, tenants):
+            continue
+        yield {
+            "claim": claim["id"],
+            "tenants": tenants,
+            "subject": claim["scope"]["subject"],
+            "state": claim["state"],
+            "target_error": claim["target_error"],
+            "observed_error": claim["observed_error"],
+            "upper_bound": None if interval is None else interval[1],
+            "audits": claim["audits"],
+        }
+
+
+def compared_usd(
+    connection: Connection, scope: Scope, claim: str, origins: Sequence[Origin]
+) -> Decimal:
+    """Return what the comparisons of some origins cost: other answers, and the judge."""
     table = evidence_audits.c
     query = select(_dollars(table.cost_usd)).where(
         table.claim == claim,
-        table.origin.in_(("accepted", "refined")),
+        table.origin.in_(origins),
         table.judged_at >= scope.since,
         table.judged_at < scope.until,
     )

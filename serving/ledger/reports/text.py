@@ -108,6 +108,16 @@ def _spending(report: Report) -> Iterator[RenderableType]:
     )  # fmt: skip
     yield from _cache(report)
     yield _table(
+        "pruned contexts",
+        ("state", "answers", "avoided USD", "own USD", "saved USD"),
+        [
+            (f"{item.tenants} {item.subject}", item.state, f"{item.answers:,}",
+             formats.usd(item.avoided_usd), formats.usd(item.own_usd),
+             formats.usd(item.saved_usd))
+            for item in report.context_claims
+        ],
+    )  # fmt: skip
+    yield _table(
         "no client asked",
         ("calls", "USD", "held USD"),
         [
