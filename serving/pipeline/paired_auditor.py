@@ -16,7 +16,7 @@ from uuid import uuid4
 from serving.cache.cacheable import unfit_document
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import LedgerUnavailable, NarrowgateError
-from serving.contracts.evidence import Candidate, ClaimState, Origin, Verdict
+from serving.contracts.evidence import Candidate, ClaimState, Origin, Shortcut, Verdict
 from serving.contracts.requests import ChatRequest
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.candidates import MODEL
@@ -30,7 +30,6 @@ from serving.pipeline.compared_text import answer_text, is_comparable, question_
 from serving.pipeline.exit_recorder import ExitRecorder, RequestRecord
 from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
-from serving.tiers.shortcut import JudgedAnswer
 
 SHADOW_SHARE = 0.2
 """Of the requests, while the claim is being earned."""
@@ -126,10 +125,10 @@ class PairAuditor(AuditWork, ABC):
         self._most_chars = most_chars
         self._again_share = again_share
         self._shadow_share = shadow_share
-        self._shortcuts: dict[str, JudgedAnswer] = {}
+        self._shortcuts: dict[str, Shortcut] = {}
 
     @abstractmethod
-    def shortcut_of(self, model: str, judge: str) -> JudgedAnswer:
+    def shortcut_of(self, model: str, judge: str) -> Shortcut:
         """Return the shortcut of a `provider/model`; called once for each."""
 
     def decide(self, request: ChatRequest, model: str, record: RequestRecord) -> PairDecision:
@@ -161,7 +160,7 @@ class PairAuditor(AuditWork, ABC):
     def compared(self, verdict: str) -> None:
         """Count a comparison: `better`, `same`, `worse`, `missing` or `dropped`."""
 
-    def _shortcut(self, model: str, judge: str) -> JudgedAnswer:
+    def _shortcut(self, model: str, judge: str) -> Shortcut:
         known = self._shortcuts.get(model)
         if known is None:
             # One object a model: evidence keeps what it knows of it.
