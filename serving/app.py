@@ -49,6 +49,7 @@ from serving.evidence.heads.service import build_heads
 from serving.evidence.service import EvidenceService, build_evidence, kept_texts
 from serving.evidence.text_key import text_key
 from serving.frontier.build import build_frontier
+from serving.frontier.failures import may_fall_back
 from serving.frontier.frontier import FrontierStack
 from serving.gateway.access import Access
 from serving.gateway.batch_lines import HttpLineFormat
@@ -424,7 +425,10 @@ def _build_pruning(
         evidence.closers.append(made.aclose)
         return made
 
-    return Pruning(pruning, auditor)
+    after_timeout = settings.frontier.fall_back_after_timeout
+    return Pruning(
+        pruning, auditor, lambda error: may_fall_back(error, after_timeout=after_timeout)
+    )
 
 
 def _build_cache(settings: Settings, metrics: Metrics) -> CacheService | None:

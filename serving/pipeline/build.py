@@ -118,8 +118,7 @@ def build_runners(
         model = Bounded(model, learning, brevity)
     asking: Runner[ChatRequest, FrontierPlan] = Admitted(model, remote, one_call)
     if pruning is not None:
-        contexts = None if pruning.auditor is None else pruning.auditor(asking)
-        pruned = Pruned(asking, pruning.pruning, contexts)
+        pruned = Pruned(asking, pruning)
         asking = Where(pruned.concerns, pruned, asking)
     routed = asking
     if tiering is not None:

@@ -12,7 +12,6 @@ from serving.context.detection import Place, context_places, texts_of
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.frontier import attempts_of
 from serving.contracts.requests import ChatRequest
-from serving.frontier.failures import may_fall_back
 from serving.pipeline.compared_text import FollowedEvents, answer_text
 from serving.pipeline.context_auditor import ContextAuditor
 from serving.pipeline.context_pruning import ContextPruning, PrunedChat, PruningOutcome
@@ -25,13 +24,22 @@ _ENDED = ("stop", "tool_calls", "function_call")
 """Finish reasons of answers that nothing cut."""
 
 
+def _never(_error: NarrowgateError) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """What pruning needs. auditor: makes the auditor of the mode `auto` from a runner that asks a
-    model as clients are served; None where nothing can be compared, and nothing is pruned so."""
+    """What pruning needs.
+
+    auditor: makes the auditor of the mode `auto` from a runner that asks a model as clients are
+    served; None where nothing can be compared, and nothing is pruned so. may_fall_back: whether
+    another model may be asked after an error of the claim's.
+    """
 
     pruning: ContextPruning
     auditor: Callable[[Runner[ChatRequest, FrontierPlan]], ContextAuditor] | None = None
+    may_fall_back: Callable[[NarrowgateError], bool] = _never
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +59,12 @@ class Pruned:
     def __init__(
         self,
         runner: Runner[ChatRequest, FrontierPlan],
-        pruning: ContextPruning,
-        auditor: ContextAuditor | None = None,
+        pruning: Pruning,
     ) -> None:
         self._runner = runner
-        self._pruning = pruning
-        self._auditor = auditor
+        self._pruning = pruning.pruning
+        self._auditor = None if pruning.auditor is None else pruning.auditor(runner)
+        self._may_fall_back = pruning.may_fall_back
 
     def concerns(self, request: ChatRequest, _plan: FrontierPlan) -> bool:
         """Return whether a request may hold a context to prune; takes microseconds."""
@@ -74,7 +82,7 @@ class Pruned:
         try:
             outcomes = await self._runner.whole(sent.chat.request, _of_claim(sent), record)
         except NarrowgateError as error:
-            rest = _rest(sent, error)
+            rest = self._rest(sent, error)
             if rest is None:
                 raise
             sent = replace(sent, chat=sent.chat.sent_whole(request))
@@ -92,7 +100,7 @@ class Pruned:
         try:
             stream = await self._runner.stream(sent.chat.request, _of_claim(sent), apart)
         except NarrowgateError as error:
-            rest = _rest(sent, error)
+            rest = self._rest(sent, error)
             if rest is None:
                 raise
             # Its place in the queue: a request that held two could wait for itself.
@@ -102,6 +110,19 @@ class Pruned:
         if isinstance(stream, Outcome):
             return self._answered(sent, stream)
         return self._followed(sent, stream)
+
+    def _rest(self, sent: _Sent, error: NarrowgateError) -> FrontierPlan | None:
+        """Return the plan of the other targets where the claim's model failed; None without any.
+
+        The failed attempts are noted on the request.
+        """
+        rest = sent.plan.targets[1:]
+        if not sent.chat.is_claimed or not rest or not self._may_fall_back(error):
+            return None
+        for item in sent.record.inputs:
+            for attempt in attempts_of(error):
+                item.set_aside(attempt, sent.plan.reason)
+        return replace(sent.plan, targets=rest)
 
     async def _sent(
         self, request: ChatRequest, plan: FrontierPlan, record: RequestRecord
@@ -195,20 +216,6 @@ def _of_claim(sent: _Sent) -> FrontierPlan:
     """Return the plan of what is sent: a context pruned under a claim goes to its model alone."""
     plan = sent.plan
     return replace(plan, targets=plan.targets[:1]) if sent.chat.is_claimed else plan
-
-
-def _rest(sent: _Sent, error: NarrowgateError) -> FrontierPlan | None:
-    """Return the plan of the other targets where the claim's model failed; None without any.
-
-    The failed attempts are noted on the request.
-    """
-    rest = sent.plan.targets[1:]
-    if not sent.chat.is_claimed or not rest or not may_fall_back(error):
-        return None
-    for item in sent.record.inputs:
-        for attempt in attempts_of(error):
-            item.set_aside(attempt, sent.plan.reason)
-    return replace(sent.plan, targets=rest)
 
 
 def _may_hold_context(request: ChatRequest, tools: Collection[str]) -> bool:

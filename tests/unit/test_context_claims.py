@@ -22,6 +22,7 @@ from serving.contracts.routing import Decision
 from serving.contracts.settings import Settings
 from serving.evidence.administration import listed
 from serving.evidence.service import EvidenceService, build_evidence
+from serving.frontier.failures import may_fall_back
 from serving.gateway.access import Access
 from serving.gateway.metrics import Metrics
 from serving.ledger.access.directory import Directory
@@ -115,7 +116,8 @@ class ContextServer:
             )  # fmt: skip
             return self.auditor
 
-        return Pruning(ContextPruning(self._config, LAZY.get, PRICES, "---", metrics), auditor)
+        pruning = ContextPruning(self._config, LAZY.get, PRICES, "---", metrics)
+        return Pruning(pruning, auditor, may_fall_back)
 
     async def post(self, number: int = 0, **more: Any) -> Any:
         headers = {"x-request-id": f"context-{number}", **more.pop("headers", {})}
