@@ -196,6 +196,11 @@ async def contexts(
 
 @pytest.fixture
 def model(provider: ProviderServer) -> Model:
+    # Not in a test's loop: the SDKs take seconds to import, and the vectors one to load.
+    import serving.frontier.anthropic_api
+    import serving.frontier.openai_api  # noqa: F401
+
+    LAZY.get()
     found = Model()
     provider.script.answer = found
     return found
