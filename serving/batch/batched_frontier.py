@@ -1,6 +1,8 @@
 """Leaves calls of lines to their providers' batches, and answers them with what those returned."""
 
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any
 
 from serving.batch.line_work import LineWork, NotedEntry
 from serving.contracts.batch import Deferred
@@ -10,7 +12,10 @@ from serving.frontier.frontier import BatchRequest, FrontierStack
 
 
 class BatchedFrontier:
-    """Implements serving.contracts.frontier.Frontier. Calls of other requests are passed on."""
+    """Implements serving.contracts.frontier.Frontier.
+
+    Calls of other requests are the frontier's own: they take no step here.
+    """
 
     def __init__(self, frontier: FrontierStack) -> None:
         self._frontier = frontier
@@ -19,11 +24,20 @@ class BatchedFrontier:
         """Return those of the targets whose provider has a key (or needs none)."""
         return self._frontier.configured(targets)
 
-    async def complete(self, call: FrontierCall) -> Completion:
+    def complete(self, call: FrontierCall) -> Coroutine[Any, Any, Completion]:
         """Return an answer as the frontier does. Raises Deferred where a batch will answer."""
         work = call.entry.work if isinstance(call.entry, NotedEntry) else None
-        if work is None:
-            return await self._frontier.complete(call)
+        return self._frontier.complete(call) if work is None else self._complete_line(call, work)
+
+    def stream(self, call: FrontierCall) -> Coroutine[Any, Any, CompletionStream]:
+        """Return an answer as the frontier does: lines do not stream."""
+        return self._frontier.stream(call)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._frontier.aclose()
+
+    async def _complete_line(self, call: FrontierCall, work: LineWork) -> Completion:
         if work.provided is not None and not work.provided.is_taken:
             # Whatever has changed since it was sent: the first call gets it.
             request = self._request(replace(call, max_cost_usd=None), (work.provided.target,))
@@ -34,14 +48,6 @@ class BatchedFrontier:
         if request is not None:
             raise Deferred(request.target, request.body, request.worst_case_usd)
         return await self._frontier.complete(call)
-
-    async def stream(self, call: FrontierCall) -> CompletionStream:
-        """Return an answer as the frontier does: lines do not stream."""
-        return await self._frontier.stream(call)
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        await self._frontier.aclose()
 
     def _deferred(self, call: FrontierCall, work: LineWork) -> BatchRequest | None:
         """Return the call as a line of its first target's batch; None where it is made now."""
