@@ -46,14 +46,22 @@ def assert_one_sentence(done: subprocess.CompletedProcess[bytes], status: int) -
     ],
     ids=["report", "revoke", "create", "state"],
 )
-def test_an_argument_that_is_not_utf8_is_a_usage_error(arguments: list[str | bytes]) -> None:
-    assert "is not UTF-8" in assert_one_sentence(program(*arguments), 2)
+def test_an_argument_that_is_not_utf8_is_a_usage_error(
+    arguments: list[str | bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([os.fsdecode(word) for word in arguments]) == 2
+    assert "is not UTF-8" in capsys.readouterr().err
 
 
-def test_an_argument_that_is_not_utf8_is_a_json_document_on_request() -> None:
-    done = program("report", "--json", "--tenant", b"\xff")
-    assert done.returncode == 2
-    assert json.loads(done.stdout)["error"]["field"] is None
+def test_an_argument_that_is_not_utf8_ends_the_program_in_one_sentence() -> None:
+    assert "is not UTF-8" in assert_one_sentence(program("report", "--tenant", b"\xff"), 2)
+
+
+def test_an_argument_that_is_not_utf8_is_a_json_document_on_request(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["report", "--json", "--tenant", "\udcff"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["field"] is None
 
 
 @pytest.mark.parametrize("arguments", [["config"], ["tasks", "--json"]])
@@ -72,7 +80,7 @@ def test_a_closed_output_ends_without_a_traceback() -> None:
 
 def test_a_terminal_that_is_not_utf8_gets_plain_characters(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
-    assert program("tenant", "list", "--state", state).returncode == 0
+    assert main(["tenant", "list", "--state", state]) == 0
     done = program("report", "--state", state, PYTHONIOENCODING="ascii")
     assert done.stderr == b""
     assert done.returncode == 0
