@@ -55,7 +55,7 @@ BEHIND = (
 
 BACKGROUND = (
     "Writer._watch_connection", "CacheService._run", "_repeat", "EvidenceService.watch",
-    "EvidenceService._count_spending",
+    "EvidenceService._count_spending", "Scheduler.watch", "BatchService.watch", "Directory.watch",
 )  # fmt: skip
 ASKED = {
     "a chat on a provider": (
