@@ -1,9 +1,10 @@
 """Runs free-form chats within learned bounds; continues answers that such a bound cut."""
 
-import hashlib
+import hmac
 import re
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serving.cache.cacheable import declines
@@ -59,13 +60,15 @@ class Learning:
     """Learned bounds. holdout: share of requests without a directive, once lengths are known.
 
     directive: of the settings, with {words}; None adds none. auditor: makes the auditor under whose
-    claim the directive is added, from a runner that asks a model; None adds it unjudged.
+    claim the directive is added, from a runner that asks a model; None adds it unjudged. secret: of
+    the draw of the holdout, which clients' request ids must not decide.
     """
 
     lengths: AnswerLengths
     holdout: float
     directive: str | None
     auditor: Callable[[Runner[ChatRequest, FrontierPlan]], BrevityAuditor] | None = None
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +192,7 @@ class Bounded:
         if self._auditor is not None:
             brevity = self._auditor.decide(request, plan.targets[0], record)
         is_allowed = self._auditor is None or brevity.is_earned
-        is_plain = not is_allowed or _drawn(record.context.request_id) < share
+        is_plain = not is_allowed or drawn(record.context.request_id, self._learning.secret) < share
         arm: Arm = "plain" if is_plain else "directed"
         directive = self._directive(scopes, plan)
         limit = lengths.bound(scopes, plan.bounds.max_tokens)
@@ -387,9 +390,9 @@ class _Continued:
             self._lengths.ended(bounding.scopes, bounding.arm, outcome, usage.output_tokens)
 
 
-def _drawn(request_id: str) -> float:
-    """Return a number in [0, 1) that a request keeps when it is tried again."""
-    return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:4]) / 2**32
+def drawn(request_id: str, secret: bytes) -> float:
+    """Return a number in [0, 1) that a request keeps when this process tries it again."""
+    return int.from_bytes(hmac.digest(secret, request_id.encode(), "sha256")[:4]) / 2**32
 
 
 def _may_continue(request: ChatRequest, plan: FrontierPlan, text: str, usage: Usage | None) -> bool:

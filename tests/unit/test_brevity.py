@@ -89,7 +89,7 @@ class BriefServer:
             )  # fmt: skip
             return self.auditor
 
-        return Learning(AnswerLengths(None, metrics), 0.05, DIRECTIVE, auditor)
+        return Learning(AnswerLengths(None, metrics), 0.05, DIRECTIVE, auditor, b"k" * 16)
 
     async def ask(self, number: int, **more: Any) -> str:
         headers = {"x-request-id": f"brief-{number}", **more.pop("headers", {})}

@@ -33,7 +33,7 @@ from serving.pipeline.answer_lengths import (
     longest_of,
     scopes_of,
 )
-from serving.pipeline.bounded import CONTINUE, Learning, without_overlap
+from serving.pipeline.bounded import CONTINUE, Learning, drawn, without_overlap
 
 from ..provider.script import Fault, Reply, Seen, ToolCall
 from ..provider.server import ProviderServer
@@ -80,7 +80,7 @@ async def server(
 
     def learning(metrics: Metrics) -> Learning:
         known.append(AnswerLengths(store, metrics))
-        return Learning(known[0], holdout, DIRECTIVE)
+        return Learning(known[0], holdout, DIRECTIVE, secret=b"k" * 16)
 
     async with frontier(settings(provider)) as stack:
         one = Server({}, frontier=stack, learning=learning)
@@ -134,6 +134,15 @@ def counted(one: Server, outcome: str) -> float:
         labels = {"arm": arm, "outcome": outcome}
         total += registry.get_sample_value("narrowgate_bounded_answers_total", labels) or 0.0
     return total
+
+
+def test_request_ids_do_not_choose_the_holdout() -> None:
+    ids = [f"r{number}" for number in range(200)]
+    one, other = ([drawn(name, secret) for name in ids] for secret in (b"a" * 16, b"b" * 16))
+    assert one == [drawn(name, b"a" * 16) for name in ids]
+    # Ids that one process leaves out of the directive are a random share of another's.
+    low = [number for number in range(200) if one[number] < 0.5]
+    assert 0.25 < sum(other[number] < 0.5 for number in low) / len(low) < 0.75
 
 
 @pytest.mark.parametrize("stream", [False, True])
