@@ -46,6 +46,7 @@ HANDOVERS = (
 )  # fmt: skip
 LEFT_OUT = (
     "contracts/", "gateway/middleware", "gateway/messages_errors", "gateway/auth", "gateway/limits",
+    "gateway/page_origin",
 )  # fmt: skip
 BEHIND = (
     "evidence/worker", "evidence/appender", "evidence/heads/", "cache/writer", "pipeline/auditor",
