@@ -1,9 +1,13 @@
 """Applies operations to the ledger's tables, many in one transaction. Blocking.
 
-Every process takes locks in the same order, so that no deadlock is possible: prices, accounts,
-calls, exits; within each table, by key. Accounts come before calls and exits: a transaction whose
-commit is not confirmed still holds them, so that the operation that undoes or repeats it waits
-until the commit is decided.
+Calls and exits belong to one gateway. Prices and accounts are shared: every process locks prices
+first and accounts last, each by key, so that gateways never wait for one another in a circle.
+Accounts come last because all gateways charge them: from their lock to the end of the commit, no
+other one can. Two cases lock them earlier:
+
+- A new call may not fit its budget: before its rows are written.
+- The end of a call finds no opening: before it is looked for again. A transaction whose commit is
+  not confirmed holds its accounts until that is decided, so what undoes or repeats it waits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Update, bindparam, func, literal, select, update
 
 from serving.contracts.errors import BudgetExceeded
-from serving.ledger.accounts import AccountKey, Accounts
+from serving.ledger.accounts import Accounts, Rooms
 from serving.ledger.operations import Close, Open, Operation, RecordExit, Row
 from serving.ledger.schema import Usd, calls, exits, prices
 from serving.ledger.upsert import insert_new, insert_or_replace
@@ -59,38 +63,41 @@ class _Pending:
 
 
 class Store:
-    """Applies operations. Remembers which prices and accounts exist."""
+    """Applies operations. Remembers which prices exist and what accounts had left."""
 
     def __init__(self) -> None:
         self._prices: set[str] = set()
-        self._accounts: set[AccountKey] = set()
+        self._rooms: Rooms = {}
 
     def apply(
         self, connection: Connection, operations: Sequence[Operation]
     ) -> list[BudgetExceeded | None]:
         """Apply operations and return for each None, or why its call may not be made.
 
-        After a transaction that was not committed, call `forget`. A call's opening and its close
-        are never in the same sequence.
+        Raises StaleRoom if others spent what an account had left: roll back and apply again. After
+        a transaction that was not committed, call `forget`. A call's opening and its close are
+        never in the same sequence.
         """
         ended = [item for item in operations if isinstance(item, RecordExit)]
         self._put_prices(connection, operations)
         paid = [item for item in operations if not isinstance(item, RecordExit)]
         touched: set[str] = {item.exit["id"] for item in ended if item.paid}
         refusals: list[BudgetExceeded | None] = []
+        accounts = Accounts(connection, (item.call for item in paid), self._rooms)
         if paid:
-            refusals, changed = self._paid(connection, paid)
+            refusals, changed = _paid(connection, paid, accounts)
             touched |= changed
         self._put_exits(connection, ended)
         if touched:
             connection.execute(_SUMMED, {"ids": sorted(touched)})
+        accounts.write()
         answers = iter(refusals)
         return [None if isinstance(item, RecordExit) else next(answers) for item in operations]
 
     def forget(self) -> None:
         """Clear the cached rows, after a transaction that was rolled back."""
         self._prices.clear()
-        self._accounts.clear()
+        self._rooms.clear()
 
     def _put_prices(self, connection: Connection, operations: Iterable[Operation]) -> None:
         rows = {
@@ -105,22 +112,6 @@ class Store:
             connection.execute(insert_new(connection, prices), ordered)
             self._prices.update(rows)
 
-    def _paid(
-        self, connection: Connection, operations: Sequence[Open | Close]
-    ) -> tuple[list[BudgetExceeded | None], set[str]]:
-        accounts = Accounts(connection, (item.call for item in operations), self._accounts)
-        pending = _Pending(_locked_calls(connection, [item.call["id"] for item in operations]))
-        refusals: list[BudgetExceeded | None] = []
-        for item in operations:
-            if isinstance(item, Open):
-                refusals.append(_open(item, accounts, pending))
-            else:
-                _close(item, accounts, pending)
-                refusals.append(None)
-        accounts.write()
-        _write(connection, pending)
-        return refusals, pending.touched
-
     def _put_exits(self, connection: Connection, ended: Sequence[RecordExit]) -> None:
         local = sorted((row for item in ended for row in item.calls), key=_id)
         if local:
@@ -131,14 +122,44 @@ class Store:
             connection.execute(insert_or_replace(connection, exits), rows)
 
 
+def _paid(
+    connection: Connection, operations: Sequence[Open | Close], accounts: Accounts
+) -> tuple[list[BudgetExceeded | None], set[str]]:
+    """Write openings and ends of calls; return refusals and the exits whose sums change."""
+    pending = _Pending(_found_calls(connection, operations, accounts))
+    refusals: list[BudgetExceeded | None] = []
+    for item in operations:
+        if isinstance(item, Open):
+            refusals.append(_open(item, accounts, pending))
+        else:
+            _close(item, accounts, pending)
+            refusals.append(None)
+    _write(connection, pending)
+    return refusals, pending.touched
+
+
+def _found_calls(
+    connection: Connection, operations: Sequence[Open | Close], accounts: Accounts
+) -> dict[str, Row]:
+    """Return the rows of calls that exist, locked; lock the accounts where that cannot wait."""
+    ids = [item.call["id"] for item in operations]
+    fit = accounts.have_room(item.call for item in operations if isinstance(item, Open))
+    if not fit:
+        accounts.lock()
+    found = _locked_calls(connection, ids)
+    if fit and any(isinstance(each, Close) and each.call["id"] not in found for each in operations):
+        accounts.lock()
+        found = _locked_calls(connection, ids)
+    return found
+
+
 def _open(item: Open, accounts: Accounts, pending: _Pending) -> BudgetExceeded | None:
     if item.call["id"] in pending.found:
         return None
     try:
-        accounts.check(item.call)
+        accounts.open(item.call)
     except BudgetExceeded as refusal:
         return refusal
-    accounts.charge(item.call, _ZERO, item.call["held_usd"])
     pending.found[item.call["id"]] = item.call
     pending.opened.append(item.call)
     pending.exits_opened.append(item.exit)

@@ -12,6 +12,7 @@ from sqlalchemy import exc
 
 from serving.contracts.errors import LedgerUnavailable, LedgerUnusable, NarrowgateError
 from serving.contracts.ledger import LedgerEvents
+from serving.ledger.accounts import StaleRoom
 from serving.ledger.connection_watchdog import ConnectionWatchdog
 from serving.ledger.database import DEFAULT_TIMEOUTS, Database, Timeouts, blames_row
 from serving.ledger.instances import HEARTBEAT_TIMEOUT, Instance, beat, end
@@ -126,6 +127,13 @@ class LedgerWorker:
         watchdog.close()
 
     def _commit(self, operations: Sequence[Operation]) -> list[Answer]:
+        try:
+            return self._transaction(operations)
+        except StaleRoom:
+            # The store has forgotten what was left, and locks the accounts first.
+            return self._transaction(operations)
+
+    def _transaction(self, operations: Sequence[Operation]) -> list[Answer]:
         self._reached_commit = False
         try:
             with self._deps.watchdog.watched(), self._deps.database.begin() as connection:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
-from sqlalchemy import Table, select
+from sqlalchemy import Table, select, text
 
 from serving.contracts.answer import Usage
 from serving.contracts.deadline import Deadline
@@ -187,6 +187,15 @@ class Reader:
 
     def living(self) -> list[dict[str, Any]]:
         return [row for row in self.rows(instances) if row["ended_at"] is None]
+
+    def waiting(self) -> int:
+        """Return how many connections to this database of PostgreSQL wait for a lock."""
+        query = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        with self.database.read() as connection:
+            return int(connection.execute(text(query)).scalar_one())
 
     def close(self) -> None:
         self.database.close()

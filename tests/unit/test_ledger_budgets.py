@@ -110,6 +110,64 @@ def test_four_processes_pass_as_many_as_there_is_room_for(
     assert held["month"] == ROOM * WORST
 
 
+def spend_often(url: SecretStr, state: Path, results: "Results") -> None:
+    """Make calls of two tenants at once, in a process of its own; put how often each thing was."""
+
+    async def client(ledger: DatabaseLedger, number: int) -> list[str]:
+        found = []
+        for turn in range(12):
+            tenant = ("tight", "wide")[(number + turn) % 2]
+            entry = entry_of(ledger, Caller(tenant))
+            try:
+                call = await entry.open_call(MODEL, WORST, in_time(100))
+            except BudgetExceeded:
+                found.append(f"{tenant} refused")
+                continue
+            # Of one call in six it is not known what it cost.
+            call.close(ended() if turn % 6 else ended(None, "unknown", "frontier_timeout"))
+            entry.close(left())
+            found.append(f"{tenant} made")
+        return found
+
+    async def run() -> list[str]:
+        noted = Noted()
+        async with running(url, state, noted, call_wait_s=60.0) as ledger:
+            await asyncio.to_thread(results.ready.wait)
+            found = await asyncio.gather(*(client(ledger, number) for number in range(12)))
+        return [each for part in found for each in part] + ["spilled"] * noted.counts["spilled"]
+
+    results.queue.put(asyncio.run(run()))
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_three_processes_charge_two_tenants_without_a_deadlock_or_an_overspent_budget(
+    reader: Reader, ledger_url: SecretStr, state: Path
+) -> None:
+    tight = 40 * WORST
+    limit(reader, "tight", day_usd=tight)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.unit.ledger_kit"])
+    results = Results(context, 3)
+    processes = [
+        context.Process(target=spend_often, args=(ledger_url, state / str(number), results))
+        for number in range(3)
+    ]
+    for process in processes:
+        process.start()
+    # Whatever is committed at any time is within the budget.
+    while results.queue.qsize() < len(processes):
+        assert any(process.is_alive() for process in processes) or not results.queue.empty()
+        for row in reader.rows(spending):
+            assert row["tenant"] != "tight" or row["spent_usd"] + row["held_usd"] <= tight
+    outcomes = Counter(outcome for _ in processes for outcome in results.queue.get(timeout=90))
+    for process in processes:
+        process.join()
+    # A deadlock makes the ledger of one process spill, as if its database were unreachable.
+    assert set(outcomes) == {"tight made", "tight refused", "wide made"}
+    assert outcomes["wide made"] == 3 * 12 * 6
+    assert len(reader.rows(calls)) == outcomes["tight made"] + outcomes["wide made"]
+
+
 async def test_one_process_passes_as_many_as_there_is_room_for(
     reader: Reader, ledger_url: SecretStr | None, state: Path
 ) -> None:

@@ -1,6 +1,9 @@
 """Every total is the sum of its rows, whatever is done in whatever order and however often."""
 
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -13,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pydantic import SecretStr
-from sqlalchemy import delete, insert, update
+from sqlalchemy import delete, event, insert, update
 
 from serving.contracts.errors import BudgetExceeded
+from serving.ledger.accounts import StaleRoom
 from serving.ledger.instances import Instance, beat, end
 from serving.ledger.operations import (
     Close,
@@ -51,8 +55,33 @@ def reader(ledger_url: SecretStr | None, state: Path) -> Iterator[Reader]:
 
 
 def apply(reader: Reader, *operations: Operation, store: Store | None = None) -> list[Any]:
+    """Apply in a transaction, again where others spent what was left, as the worker does."""
+    store = store or Store()
+    try:
+        with reader.database.begin() as connection:
+            return list(store.apply(connection, operations))
+    except StaleRoom:
+        store.forget()
+        return apply(reader, *operations, store=store)
+
+
+def limit(reader: Reader, **limits: Decimal) -> None:
     with reader.database.begin() as connection:
-        return list((store or Store()).apply(connection, operations))
+        connection.execute(insert(tenants), {"name": "a", **limits, "created_at": AT})
+
+
+@contextmanager
+def statements(reader: Reader) -> Iterator[list[str]]:
+    """Yield a list of the statements that the block executes; those on accounts as `account`."""
+    found: list[str] = []
+
+    def note(_: Any, __: Any, statement: str, *___: Any) -> None:
+        verb = statement.split()[0].lower()
+        found.append("account" if re.search(r"\bspending\b", statement) else verb)
+
+    event.listen(reader.database.engine, "before_cursor_execute", note)
+    yield found
+    event.remove(reader.database.engine, "before_cursor_execute", note)
 
 
 def test_doing_everything_twice_changes_nothing(reader: Reader) -> None:
@@ -93,8 +122,7 @@ def test_an_unknown_call_whose_usage_arrives_later_is_charged_its_cost(reader: R
 
 
 def test_a_refusal_does_not_affect_its_batch(reader: Reader) -> None:
-    with reader.database.begin() as connection:
-        connection.execute(insert(tenants), {"name": "a", "month_usd": LIMIT, "created_at": AT})
+    limit(reader, month_usd=LIMIT)
     asked = [opened(header(n), Decimal(1), "UTC") for n in range(3)]
     asked.append(opened(header(9, "b"), Decimal(100)))
     answers = apply(reader, *asked, departed(header(4), paid=False))
@@ -109,13 +137,72 @@ def test_a_refusal_does_not_affect_its_batch(reader: Reader) -> None:
 def test_the_last_cent_may_be_spent_and_no_more(
     reader: Reader, day: int | None, month: int | None
 ) -> None:
-    with reader.database.begin() as connection:
-        limits = {"day_usd": day and Decimal(day), "month_usd": month and Decimal(month)}
-        connection.execute(insert(tenants), {"name": "a", **limits, "created_at": AT})
+    limits = {"day_usd": day, "month_usd": month}
+    limit(reader, **{name: Decimal(usd) for name, usd in limits.items() if usd is not None})
     assert apply(reader, opened(header(1), Decimal("1.000000000001")))[0] is not None
     assert apply(reader, opened(header(2), Decimal(1))) == [None]
     assert apply(reader, opened(header(3), Decimal("0.000000000001")))[0] is not None
     assert apply(reader, opened(header(4), Decimal(0))) == [None]
+
+
+@pytest.mark.parametrize("is_limited", [False, True])
+def test_a_call_that_fits_easily_locks_its_account_after_all_other_rows(
+    reader: Reader, is_limited: bool
+) -> None:
+    if is_limited:
+        limit(reader, month_usd=LIMIT)
+    store, first = Store(), opened(header(1), Decimal("0.1"))
+    apply(reader, first, store=store)
+    for operations in (
+        [opened(header(2), Decimal("0.6"))],
+        [closed(first), opened(header(3), Decimal("0.1")), departed(header(1), paid=True)],
+    ):
+        with statements(reader) as found:
+            assert apply(reader, *operations, store=store) == [None] * len(operations)
+        assert found[-2:] == ["account", "account"]
+        assert "account" not in found[:-2]
+    with statements(reader) as found:
+        answers = apply(reader, opened(header(4), Decimal("0.8")), store=store)
+    if is_limited:
+        assert isinstance(answers[0], BudgetExceeded)
+        assert "insert" not in found
+    else:
+        assert found[-2:] == ["account", "account"]
+
+
+def test_what_another_gateway_spent_in_between_is_not_spent_again(reader: Reader) -> None:
+    limit(reader, day_usd=LIMIT)
+    here, there = Store(), Store()
+    apply(reader, opened(header(1), Decimal("0.1")), store=here)
+    apply(reader, opened(header(2), Decimal("1.2")), store=there)
+    asked = [opened(header(3), Decimal("0.1")), opened(header(4), Decimal("0.5"))]
+    with pytest.raises(StaleRoom), reader.database.begin() as connection:
+        here.apply(connection, asked)
+    assert len(reader.rows(calls)) == 2
+    answers = apply(reader, *asked, store=here)
+    assert [isinstance(answer, BudgetExceeded) for answer in answers] == [False, True]
+    # What is left is known again.
+    apply(reader, withdrawal(asked[0]), store=here)
+    with statements(reader) as found:
+        assert apply(reader, opened(header(5), Decimal("0.1")), store=here) == [None]
+    assert found[-2:] == ["account", "account"]
+    assert "account" not in found[:-2]
+
+
+# SQLite has one transaction that writes.
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+def test_the_end_of_a_call_waits_for_an_opening_that_is_being_committed(reader: Reader) -> None:
+    call, other = opened(header(1), Decimal(1)), opened(header(2), Decimal(1))
+    apply(reader, other)
+    with ThreadPoolExecutor(1) as pool:
+        with reader.database.begin() as connection:
+            Store().apply(connection, [call])
+            ends = pool.submit(apply, reader, withdrawal(call), closed(other))
+            while not reader.waiting():
+                assert not ends.done()
+        assert ends.result(20) == [None, None]
+    assert {row["outcome"] for row in reader.rows(calls)} == {"not_made", "ok"}
+    assert all(held == 0 for _, held in reader.sums().values())
 
 
 def test_a_store_forgets_what_a_rolled_back_transaction_wrote(reader: Reader) -> None:
