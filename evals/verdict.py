@@ -127,17 +127,13 @@ def _certified(
 
 
 def _fast_enough(speed: Speed, weights: Pair | None) -> Judgement:
-    measured = f"its throughput is {speed.ratio:.2f}"
-    if speed.lower is not None and speed.upper is not None:
-        measured += f" ({speed.lower:.2f} to {speed.upper:.2f})"
-    measured += f" of the baseline's: {speed.finding}"
     # Other programs on the machine affect the speed: a candidate fails only where its bounds show
     # that it is too slow.
     if speed.upper is not None and speed.upper < speed.required:
-        return _fail(f"{measured}; the required ratio is {speed.required}")
+        return _fail(f"{speed}; the required ratio is {speed.required}")
     if speed.finding != "faster" and weights is not None:
-        return _pass(f"{measured}; {_smaller(weights)}")
-    return _pass(measured)
+        return _pass(f"{speed}; {_smaller(weights)}")
+    return _pass(str(speed))
 
 
 def _smaller(weights: Pair) -> str:

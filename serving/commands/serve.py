@@ -253,32 +253,50 @@ def _announce_gateway(stack: "LocalStack", args: argparse.Namespace) -> None:
         print(f"progress: {stack.health_url}/readyz", flush=True)
 
 
-def _announce(
-    stack: "LocalStack", checked: CheckedSettings, started: StartResult, *, as_json: bool
-) -> None:
+@dataclass(frozen=True, slots=True)
+class TaskOutcomes:
+    """The tasks of a start. refused, not_faster: the reason by task; the latter are served."""
+
+    served: list[str]
+    refused: dict[str, str]
+    not_faster: dict[str, str]
+
+
+def task_outcomes(checked: CheckedSettings, failed: Mapping[str, str]) -> TaskOutcomes:
+    """Return what each task's model does with it. failed: the reason by model id. Blocking."""
     from serving.preparation import model_grants
 
     settings, specs = checked.settings, checked.specs
-    served: list[str] = []
-    refused: dict[str, str] = {}
+    found = TaskOutcomes([], {}, {})
     for model in settings.models:
         names = sorted(name for name in specs if settings.model_for(name) == model.id)
-        if model.id in started.failed:
-            refused |= dict.fromkeys(names, started.failed[model.id])
+        if model.id in failed:
+            found.refused.update(dict.fromkeys(names, failed[model.id]))
             continue
         grants = model_grants(settings, model, specs).tasks
         for name in names:
-            refusal = grants[name].refusal
-            if refusal is None:
-                served.append(name)
-            else:
-                refused[name] = refusal.message
+            refusal, result = grants[name].refusal, grants[name].result
+            if refusal is not None:
+                found.refused[name] = refusal.message
+                continue
+            found.served.append(name)
+            speed = None if result is None else result.speed
+            if speed is not None and speed.finding != "faster":
+                found.not_faster[name] = f"model {model.id!r}, task {name!r}: {speed}"
+    return found
+
+
+def _announce(
+    stack: "LocalStack", checked: CheckedSettings, started: StartResult, *, as_json: bool
+) -> None:
+    settings, tasks = checked.settings, task_outcomes(checked, started.failed)
     if as_json:
         document = {
             "url": stack.url,
             "health_url": stack.health_url,
-            "tasks": sorted(served),
-            "refused": dict(sorted(refused.items())),
+            "tasks": sorted(tasks.served),
+            "refused": dict(sorted(tasks.refused.items())),
+            "not_faster": dict(sorted(tasks.not_faster.items())),
             "development": settings.attestation.development,
             "auth": settings.auth.mode,
             "start": started.report,
@@ -286,9 +304,11 @@ def _announce(
         print(json.dumps(document), flush=True)
         return
     print(f"ready at {stack.url}  (docs: {stack.url}/docs, health: {stack.health_url}/readyz)")
-    print(f"tasks served: {', '.join(sorted(served)) or 'none'}")
-    for _, reason in sorted(refused.items()):
+    print(f"tasks served: {', '.join(sorted(tasks.served)) or 'none'}")
+    for _, reason in sorted(tasks.refused.items()):
         print(f"refused: {reason}")
+    for _, finding in sorted(tasks.not_faster.items()):
+        print(f"no gain in speed: {finding}")
     if settings.attestation.development:
         print("DEVELOPMENT: attestations are not enforced; every task is served")
     if settings.auth.mode == "off":

@@ -238,6 +238,13 @@ class Speed(_Frozen):
             return "slower"
         return "not shown to be faster"
 
+    def __str__(self) -> str:
+        """Return the finding with its figures, of a model."""
+        measured = f"its throughput is {self.ratio:.2f}"
+        if self.lower is not None and self.upper is not None:
+            measured += f" ({self.lower:.2f} to {self.upper:.2f})"
+        return f"{measured} of the baseline's: {self.finding}"
+
 
 class TaskResult(_Frozen):
     """The gate's finding on one task. more_examples: how many would decide; 0 where decided."""

@@ -23,7 +23,9 @@ from serving.commands.first_start import (
     quantizing,
     trusting_bundled,
 )
+from serving.commands.serve import CheckedSettings, task_outcomes
 from serving.commands.timeline import Timeline, report_lines
+from serving.contracts.attestation import Pair, Speed, Verdict
 from serving.contracts.errors import EngineFailure, QuantizationFailed
 from serving.contracts.model_status import Progress
 from serving.contracts.settings import ModelSettings, Settings
@@ -127,6 +129,36 @@ def test_a_gate_without_a_signature_is_an_error_whatever_its_status(commands: Su
     commands.gate_signs = False
     with pytest.raises(EngineFailure, match="wrote no valid attestation:\nthe last words"):
         make(commands)
+
+
+def test_a_start_says_which_served_tasks_gain_no_speed(commands: Subcommands) -> None:
+    settings = make(commands)
+
+    def speed(ratio: float) -> Speed:
+        return Speed(
+            examples_per_s=Pair(baseline=10.0, candidate=10.0 * ratio), ratio=ratio,
+            lower=ratio - 0.1, upper=ratio + 0.1, blocks=4, required=0.8,
+        )  # fmt: skip
+
+    tasks = {
+        "topic": result(commands.specs["topic"], speed=speed(0.98)),
+        "sentiment": result(commands.specs["sentiment"], speed=speed(1.3)),
+        "ner": result(commands.specs["ner"], Verdict.FAIL, speed=speed(0.5)),
+    }
+    commands.sign(bundled_artifact(commands.state, "int8-w8a8"), tasks)
+    checked = CheckedSettings(trusting_bundled(settings), commands.specs, Origin(None, None))
+    found = task_outcomes(checked, {})
+    assert found.served == ["sentiment", "topic"]
+    assert sorted(found.refused) == ["ner", "translation"]
+    assert list(found.not_faster) == ["topic"]
+    assert (
+        "0.98 (0.88 to 1.08) of the baseline's: not shown to be faster"
+        in (found.not_faster["topic"])
+    )
+    (model,) = settings.models
+    failed = task_outcomes(checked, {model.id: "no memory"})
+    assert set(failed.refused.values()) == {"no memory"}
+    assert failed.served == []
 
 
 def test_other_models_need_nothing(commands: Subcommands, tmp_path: Path) -> None:
