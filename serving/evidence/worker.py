@@ -87,7 +87,9 @@ class EvidenceWorker:
         while True:
             await self.round()
             try:
-                await asyncio.wait_for(self._woken.wait(), self._settings.refresh_s)
+                # Not wait_for, which in Python 3.11 can swallow a cancellation.
+                async with asyncio.timeout(self._settings.refresh_s):
+                    await self._woken.wait()
             except TimeoutError:
                 continue
             self._woken.clear()

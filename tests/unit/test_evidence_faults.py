@@ -1,5 +1,6 @@
 """What goes wrong around evidence: replicas, crashes, the database, the budget, odd tenants."""
 
+import asyncio
 import json
 import random
 import signal
@@ -21,12 +22,23 @@ from serving.evidence.appender import EvidenceAppender
 from serving.evidence.fold import ClaimFold
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.store import EvidenceStore
+from serving.evidence.worker import EvidenceWorker
 from serving.ledger.database import Database
 from serving.tasks.grant import Grant
 
 from .attested import result
 from .authenticated import opened
-from .evidence_kit import AT, EARLY, EvidenceServer, audit, defined, opening, worker
+from .evidence_kit import (
+    AT,
+    EARLY,
+    Clock,
+    EvidenceServer,
+    Transitions,
+    audit,
+    defined,
+    opening,
+    worker,
+)
 from .test_evidence_states import LABEL, OTHER, bring, says
 
 ALWAYS = EARLY.model_copy(update={"high_rate": 1.0, "lease_s": 60.0})
@@ -267,6 +279,7 @@ from pathlib import Path
 from tests.unit.authenticated import opened
 from tests.unit.evidence_kit import AT, audit
 from serving.evidence.store import EvidenceStore
+from serving.evidence.worker import EvidenceWorker
 
 store = EvidenceStore(opened(None, Path(sys.argv[1])))
 store.draw([audit("c1", 1), audit("c1", 2)])
@@ -296,3 +309,28 @@ def test_a_replica_cut_off_from_the_database_stops_relying_on_claims(store: Evid
     clock.now_s += 30.5
     assert snapshot.find("c1") is None
     assert not snapshot.is_fresh
+
+
+class _Rounds(Transitions):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = asyncio.Event()
+
+    def claims_changed(self, claims: Any) -> None:
+        self.ended.set()
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_a_watch_that_is_cancelled_as_it_is_woken_ends(
+    store: EvidenceStore, steps: int
+) -> None:
+    rounds, clock = _Rounds(), Clock()
+    found = EvidenceWorker(store, EARLY, ClaimSnapshot(30.0, clock), rounds, clock)
+    watch = asyncio.create_task(found.watch())
+    await rounds.ended.wait()
+    found.wake()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    watch.cancel()
+    done, _ = await asyncio.wait({watch}, timeout=5.0)
+    assert done
