@@ -144,7 +144,9 @@ class EngineClient:
     async def _describe(self, timeout_s: float) -> EngineInfo:
         response = self._handle.describe.remote()
         try:
-            info: EngineInfo = await asyncio.wait_for(_translated(response), timeout_s)
+            # wait_for can lose a cancellation that comes together with the answer.
+            async with asyncio.timeout(timeout_s):
+                info: EngineInfo = await _translated(response)
         except (TimeoutError, asyncio.CancelledError):
             response.cancel()
             raise
