@@ -11,7 +11,9 @@ _NEGATED = re.compile(
     r"sans|pas|aucune?|rien|n|ne|sin|ning\w+|nada)\b"
 )
 _REASON = re.compile(
-    r"\b(?:why|explain\w*|explanation\w*|reason(?:s|ing)?|justif\w*|rationale|because|"
+    r"\b(?:what (?:made|makes|led)|was (?:hat|macht|bringt) dich|qu est ce qui (?:t|te|vous)|"
+    r"qué te (?:hace|hizo|lleva|llevó)|evidence|belege?n?|preuves?|pruebas?|"
+    r"why|explain\w*|explanation\w*|reason(?:s|ing)?|justif\w*|rationale|because|"
     r"elaborate|how come|warum|wieso|weshalb|begründ\w*|erklär\w*|erläuter\w*|pourquoi|"
     r"expliqu\w*|explication\w*|raison\w*|motive[rz]?|por qué|explica\w*|explique\w*|"
     r"razón|razones|razona\w*|step by step|schritt für schritt|étape par étape|paso a paso)\b"
@@ -20,7 +22,8 @@ _OTHER_FORMAT = re.compile(
     r"\b(?:xml|yaml|csv|html|latex|turtle|table|tabelle|tableau|tabla|columns?|emojis?|hashtags?|"
     r"bullets?|confidence|probabilit\w*|wahrscheinlich\w*|probabilité\w*|probabilidad\w*|scale|"
     r"skala|échelle|escala|percent\w*|stars?|sternen?|étoiles?|estrellas?|yes or no|ja oder nein|"
-    r"oui ou non|sí o no|true or false|pirate?n?|rhym\w*|reimen?|rimes?|rimas)\b"
+    r"oui ou non|sí o no|true or false|pirate?n?|rhym\w*|reimen?|rimes?|rimas|"
+    r"poems?|haikus?|limericks?|sonnets?|gedichte?|poèmes?|poemas?|song|chanson|canción)\b"
 )
 _LENGTH = re.compile(
     r"\b\d+ (?:to|bis|à|a|al) \d+\b|\bin (?:one|a|two|three|einem|zwei|"
@@ -35,6 +38,11 @@ _LONGER_LIST = re.compile(
     r"mixto|other|unclear|something|keine?s?|aucune?|otros?|ningun\w+|[^\W\d_]+ ?(?:$|[:?!]|§))"
     r"|\b(?:very|sehr|très|muy|strongly|slightly|somewhat|highly|extremely) §(?!text)"
     r"|§(?:sentiment|topic|ner) (?:very|sehr|très|muy) "
+    # Of a list, several labels; and what is to be said besides one of them.
+    r"|\b(?:two|three|several|zwei|drei|mehrere|deux|trois|plusieurs|dos|tres|varias?|varios) "
+    r"(?:of |der |von |aus |des |de )?(?:the |den |les |las |los )?§(?:sentiment|topic)\b"
+    r"|§(?:sentiment|topic) (?:and|und|et|y) (?:the|its|die|der|das|den|ihre?|seine?|la|le|les|l|"
+    r"sa|son|ses|el|los|las|su) "
 )
 _ENUMERATED = re.compile(
     r"\b(?:each of|all of the|every one of|one by one|for (?:each|every) (?:person|aspect|sentence|"
@@ -52,7 +60,8 @@ _REFUSED_TASK = re.compile(
     r"\b(?:do not|don t|never|not to|no need to|rather than|instead of|without|statt|ohne zu|"
     rf"bitte nicht|ne|n|no|sin|sans|au lieu de|en vez de) (?:\w+ )?{_TASK_VERB}|"
     rf"{_TASK_VERB}\w* (?:pas|nicht)\b"
-    rf"|\b(?:nicht|pas|not) {_TASK_VERB}"
+    rf"|\b(?:nicht|pas|not) (?:(?:the|die|das|den|ihre?|seine?|le|la|les|son|sa|l) (?:\w+ )?)?"
+    rf"{_TASK_VERB}"
 )
 _JUDGED = re.compile(
     r"\bhow (?:good|many|much|well|accurate|sure|certain|confident|positive|negative)\b|"
@@ -63,20 +72,15 @@ _JUDGED = re.compile(
     r"(?:you|i|one|we|they) (?:say|write|put|translate|express|call|phrase|render)\b)|"
     r"\b(?:which|what|welche|quels?|quelles|qué) (?:words?|parts?|phrases?|wörter|stellen|mots|"
     r"passages|palabras|languages?|sprachen?|langues?|idiomas?)\b|"
+    r"\b(?:compare[sz]?|vergleich\w*|compara|compare)\b|"
     r"\b(?:opposite|gegenteil|contraire|contrario)\b|"
     r"\b(?:translations|traductions|traducciones|übersetzungen|alternatives|variants|varianten)\b|"
     r"\b(?:answers?|antworte\w*|réponds?|responde\w*) (?:questions|fragen|aux questions|"
     r"preguntas)\b|"
     r"\b(?:leave|keep|lass|laisse|deja) (?:the |den |le |el )?(?:rest|reste|resto)\b|"
-    r"\b(?:write|draft|compose|invent|schreib\w*|verfasse|rédige|écris|redacta|escribe) (?:me |"
-    r"mir |moi )?"
-    r"(?:a|an|some|two|three|eine?n?|drei|une?|trois|una?|tres) (?!word|wort|mot|palabra|single)|"
     # "Schlage eine Antwort vor": the verb stands apart.
     r"\b(?:schlag\w*|stell\w*|denk\w*|fass\w*) (?:[^\W\d_]+ ){1,6}(?:vor|zusammen|aus|dar)\b|"
-    r"\b(?:suggest|propose|recommend|proposez?|suggère\w*|propón|propone|sugiere|recomienda) "
-    r"(?:a|an|some|two|three|une?|des|deux|trois|una?|dos|tres)\b|"
-    r"\b(?:also|additionally|außerdem|zusätzlich|nebenbei|aussi|además|también)\b|\badd (?:a|an|"
-    r"some)\b|"
+    r"\b(?:also(?! §)|additionally|außerdem|zusätzlich|nebenbei|aussi|además|también)\b|"
     r"\b(?:a reply|an answer|a response|eine antwort|une réponse|una respuesta) (?:to|an|auf|à|"
     r"a)\b|"
     r"\b(?:and|und|et|y) (?:link|describe|rank|count|verlink\w*|zähl\w*|relie|enlaza)|"
@@ -93,6 +97,65 @@ _JUDGED = re.compile(
     r"nichts |no |solo |nada ))|"
     r"\bis (?:this|that|the|my) (?:§lang )?translation\b"
 )
+# What is made besides the answer: "write them a reply", "propose ensuite une réponse". Up to three
+# words stand between the verb and what it makes; a word, a label or a list is the answer itself.
+_MADE = re.compile(
+    r"\b(?:write|draft|compose|invent|suggest|propose|recommend|add|append|attach|include|insert|"
+    r"schreib\w*|verfass\w*|erfind\w*|entw[ie]rf\w*|empfiehl|ergänz\w*|füge?|häng\w*|"
+    r"rédige\w*|écris|écrivez|invente[sz]?|propose[sz]?|suggère\w*|suggérez|recommande[sz]?|"
+    r"ajoute[sz]?|joins|redact[ae]|escrib[ae]|invent[ae]|propón|propong\w*|propone|sugier[ae]|"
+    r"recomiend[ae]|añad[ae]|agreg[ae]|inclu(?:s|z|y|ye|ya)) (?:[^\W\d_]+ ){0,3}?"
+    r"(?:a|an|some|two|three|eine?n?|zwei|drei|une|un|des|deux|trois|una|dos|tres) "
+    r"(?!(?:[^\W\d_]+ ){0,2}(?:words?|wort|mot|palabra|label|tag|category|class|term|name|list\w*|"
+    r"json|array|translation|version|etikett|kategorie|übersetzung|étiquette|catégorie|traduction|"
+    r"etiqueta|categoría|traducción)\b|§)"
+)
+# Whose voice answers: "answer like a sailor", "réponds à la manière d'un conteur".
+_VOICE = re.compile(
+    r"\b(?:answer|respond|reply|write|speak|talk|antworte\w*|schreib\w*|sprich|réponds|répondez|"
+    r"écris|écrivez|parle|responde|responda|conteste|contesta|escribe|escriba|habla) "
+    r"(?:[^\W\d_]+ ){0,3}?(?:like|as if|as though|in the (?:style|voice|manner|words)|als ob|"
+    r"wie ein\w*|im stile?|à la (?:manière|façon)|dans le style|comme une?|al estilo|"
+    r"a la manera|como (?:un|una|si))\b"
+)
+# A change of every name, whatever is put in its place.
+_REPLACED = re.compile(
+    r"\b(?:replac|anonymi|pseudonymi|redact|mask(?!ul)|substitut|blank out|black out|ersetz|"
+    r"schwärz|maskier|remplac|masque[rz]?\b|caviard|sustitu|reemplaz|anonimiz|ocult|tacha)\w*"
+)
+# A translation that is there already: "check my translation".
+_OWN_TRANSLATION = re.compile(
+    r"\b(?:my|his|her|their|this|mein\w*|sein\w*|unser\w*|dies\w*|ma|mes|sa|notre|cette|mi|mis|su|"
+    r"nuestra|esta) (?:§lang )?(?:own )?(?:translations?|übersetzung\w*|traductions?|traducci\w+)\b"
+)
+# "With a short biography": more than a type, and no list.
+_ACCOMPANIED = re.compile(
+    r"\b(?:with|mit|samt|avec|con|including|inklusive) (?:a|an|eine[nr]?|une?|una?) "
+    r"(?!(?:[^\W\d_]+ ){0,2}(?:types?|typ\w*|tipos?|labels?|categor\w*|kategor\w*|catégor\w*|"
+    r"list\w*|json|array|words?|wort|mot|palabra|single|tags?|etik\w*|étiq\w*|etiq\w*|names?|"
+    r"name[ns]?|noms?|nombres?|key|field|feld|clé|champ|campo|space|line|blank|comma)\b|§)"
+)
+# Whom the text is written for, by age.
+_AUDIENCE = re.compile(
+    r"\b\w*jährige\w*|\bde [^\W\d_]+ (?:ans|años)\b|\b(?:pour|para|für) (?:[^\W\d_]+ ){0,2}"
+    r"(?:enfants?|niñ[oa]s?|kind(?:er|es|ern)?|débutants?|principiantes?|anfänger\w*|laien)\b"
+)
+# Evidence from the text.
+_QUOTED = re.compile(
+    r"\b(?:quote|highlight|underline|zitiere|unterstreiche|surligne[rz]?|souligne[rz]?|subraya|"
+    r"destaca) (?:the|any|all|every|each|die|den|das|alle|les?|la|las|los|el|tous|todas?|todos)\b"
+)
+# A clause that begins with a condition; "if possible" is none, and where there are no entities, the
+# answer is an empty list.
+_CONDITION = re.compile(
+    r"^(?:only |nur |seulement |solo |sólo )?"
+    r"(?:if|falls|wenn|sofern|si|s|unless|in case|en caso de) "
+    r"(?!you|possible|necessary|needed|möglich|nötig|du |sie |ihr |tu |te |vous |possible|il te|il "
+    r"vous|puedes?|podrías?|posible|es posible|quieres)"
+)
+_NO_ENTITIES = re.compile(
+    r"^(?:if|falls|wenn|sofern|si|s) (?:there (?:are|is) no|none|no |keine|es keine|no hay|il n y)"
+)
 _SECOND_QUESTION = re.compile(
     r"\b(?:and|und|et|y|plus) (?:which|what|who|whom|how|when|where|welche[rsn]?|wer|was|wie|wo|"
     r"wann|"
@@ -100,7 +163,8 @@ _SECOND_QUESTION = re.compile(
 )
 # "Which people and which places" asks for one list of entities.
 _SECOND_QUESTION_OF_ENTITIES = re.compile(
-    rf"(?:{_SECOND_QUESTION.pattern})(?! (?:§ner|people|person\w*|places?|locations?|"
+    rf"(?<!wer )(?<!who )(?<!qui )(?<!quién )(?:{_SECOND_QUESTION.pattern})"
+    r"(?! (?:§ner|people|person\w*|places?|locations?|"
     r"organi[sz]a\w*|compan(?:y|ies)|orte?|firmen|unternehmen|lieux?|entreprises?|lugar(?:es)?|empresas?)\b)"
 )
 _SENTIMENT = re.compile(
@@ -130,8 +194,8 @@ _TEXT_NOUN = re.compile(
 _PROPERTY = re.compile(
     r"\b(?:and|with|plus|und|mit|samt|nebst|et|avec|y|con) (?:each )?(?:its|their|his|her|"
     r"ihre[mnr]?|"
-    r"leurs?|sus?) (?!\w+ (?:types?|labels?|typ)|types?|typ|typen|labels?|art|tipos?|categor|"
-    r"kategor|"
+    r"leurs?|sus?) (?!§ner|(?:named )?entit|\w+ (?:types?|labels?|typ)|types?|typ|typen|labels?|"
+    r"art|tipos?|categor|kategor|"
     r"klasse|classe|clase|catégor|étiquette|etiqueta)"
 )
 # A change of the text besides the task, and a step after it.
@@ -147,6 +211,9 @@ _STEP = re.compile(
 _TRANSLATE = r"(?:translat|übersetz|tradu)\w*"
 # "Translate only the verbs": a part of the text, not the text.
 _PART = re.compile(
+    rf"\b{_TRANSLATE} (?:[^\W\d_]+ )?(?:every|each|jede[nrs]?|chaque|cada|une?|un[ao]?) "
+    r"(?:second|other|third|zweiten?|dritten?|deuxième|troisième|segund[oa]|tercer[ao]?|sur|"
+    r"de cada) |"
     rf"\b{_TRANSLATE} (?:only|just|nur|bloß|lediglich|seulement|uniquement|que|solo|sólo|"
     r"solamente|únicamente) (?:the|die|das|den|der|les?|la|los?|las|el|l) "
     r"(?!following|text|sentence|passage|paragraph|message|folgenden?|satz|absatz|nachricht|"
@@ -188,6 +255,10 @@ _ALWAYS = (
     ("another request", _JUDGED),
     ("a change of the text", _EDIT),
     ("a further step", _STEP),
+    ("another text", _MADE),
+    ("a voice", _VOICE),
+    ("an audience", _AUDIENCE),
+    ("evidence", _QUOTED),
 )
 _UNLESS_NEGATED = (("a reason", _REASON), ("another output", _OTHER_FORMAT))
 
@@ -199,14 +270,25 @@ def clause_obstacle(clauses: Sequence[str], task: str) -> str | None:
     if task in _OTHER_TASKS:
         always.append(("a second task", _OTHER_TASKS[task]))
     if task == "ner":
-        always += [("more about each entity", _PROPERTY), ("relations", _RELATIONS)]
+        always += [
+            ("more about each entity", _PROPERTY),
+            ("more about each entity", _ACCOMPANIED),
+            ("relations", _RELATIONS),
+            ("a change of the text", _REPLACED),
+        ]
     if task == "translation":
-        always += [("a part of the text", _PART), ("a question about the task", _ABOUT)]
+        always += [
+            ("a part of the text", _PART),
+            ("a question about the task", _ABOUT),
+            ("a translation that is there", _OWN_TRANSLATION),
+        ]
     unless = list(_UNLESS_NEGATED)
     if task != "ner":
         unless.append(("another output", _JSON))
     for clause in clauses:
         rules = always if _NEGATED.search(clause) else [*always, *unless]
+        if _CONDITION.search(clause) and not (task == "ner" and _NO_ENTITIES.search(clause)):
+            return f"a condition: {clause!r}"
         for name, pattern in rules:
             if (found := pattern.search(clause)) is not None:
                 return f"{name}: {found.group()!r}"

@@ -20,9 +20,25 @@ from serving.routing.payload import GAP
 
 BUCKETS = 1 << 15
 _TEXT = " §text "
+_MARKS = r"[\s\"'`«»“”„‚‘’()\[\]{},/|;*•=-]*"  # noqa: RUF001
+# Between two labels of a list: marks, a conjunction, and words that change no label, such as an
+# article, a question word ("which people, which places") or a hedge ("rather positive, rather
+# negative"). In brackets a label says what the words before it mean: "happy (positive), unhappy
+# (negative)".
 _JOINT = re.compile(
-    r"[\s\"'`«»“”„‚‘’()\[\]{},/|;*•=-]*(?:\b(?:or|and|oder|und|ou|et|o|y|u|e|als)\b)?"  # noqa: RUF001
-    r"[\s\"'`«»“”„‚‘’()\[\]{},/|;*•=-]*",  # noqa: RUF001
+    rf"{_MARKS}(?:\b(?:or|and|oder|und|ou|et|o|y|u|e|als)\b)?{_MARKS}"
+    r"(?:\b(?:an?|the|any|all|of|eine?|ein|un|une|una|der|die|das|den|von|alle|les?|la|las|los|el|des?|du|d|l|tous|toutes|"
+    r"todas?|todos|which|what|welche[rsn]?|quels?|quelles?|qué|rather|leans?|something|is|"
+    rf"eher|etwas|ist|plutôt|quelque chose de|est|más bien|algo|es)\b{_MARKS}){{0,2}}"
+    r"|\)[,;/|]?\s*(?:(?:or|and|oder|und|ou|et|o|y)\s+)?[^()§\n.:!?]{1,40}\(",
+    re.IGNORECASE,
+)
+# "People, places and other named things": the rest is a type, too.
+_REST = re.compile(
+    r"§ner\s*,?\s*(?:or|and|oder|und|ou|et|o|y)?\s*(?:any|all|alles?|tout(?:es)?|todo lo)?\s*"
+    r"\b(?:others?|andere[nrsm]?|sonstige[nrsm]?|weitere[nrsm]?|autres?|otr[oa]s|demás)\b"
+    r"(?:\s+(?:named|proper|names?|nouns?|things?|entities|eigennamen|namen|dinge[ns]?|entitäten|"
+    r"noms?|propres?|choses?|entités|nommées|nombres?|propios?|cosas?|entidades|nombradas)\b)*",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"§\w+|[^\W\d_]+|\d+|:")
@@ -56,6 +72,7 @@ class Normaliser:
         text = _AFTER_TEXT.sub("\0\n", text)
         for task, pattern, names in self._lists:
             text = _listed(text, pattern, names, f" §{task} ")
+        text = _REST.sub("§ner ", text)
         text = replaced_languages(text, self._offered, " §lang ", " §other ")
         text = text.replace("\0", _TEXT).lower()
         parts = (" ".join(_TOKEN.findall(part)) for part in _BREAK.split(text))

@@ -13,13 +13,15 @@ _SYNONYMS: Mapping[str, str] = {
     "neutral": r"neutrale?s?|neutraler|neutres?|neutr[oa]s?",
     "world": r"welt|ausland|monde|mundo",
     "sports": r"sport|deportes?",
-    "business": r"wirtschaft|[ée]conomie|econom[íi]a",
-    "sci-tech": r"sciences? (?:and|&) tech(?:nology)?|wissenschaft (?:und|&) technik"
-    r"|sciences? et (?:technologies?|techniques?)|ciencias? y tecnolog[íi]a",
-    "person": r"persons?|people|personen|personnes?|personas?|names of people|person names|per",
+    "business": r"wirtschaft|[ée]conomie|affaires|econom[íi]a|negocios",
+    "sci-tech": r"sciences? ?(?:and|&|/) ?tech(?:nology)?|wissenschaft ?(?:und|&|/) ?technik"
+    r"|sciences? ?(?:et|&|/) ?(?:technologies?|techniques?)|ciencias? ?(?:y|&|/) ?tecnolog[íi]a",
+    "person": r"persons?|people|personen|leute|menschen|personnes?|gens|personas?|gente"
+    r"|names of people|person names|per",
     "organization": r"organi[sz]ations?|compan(?:y|ies)|institutions?|organisationen|unternehmen"
-    r"|organizaci(?:ón|ones)|entreprises?|empresas?|orgs?",
-    "location": r"locations?|places?|ort|orte|lieux?|lugar(?:es)?|localisations?|loc",
+    r"|firmen|organizaci(?:ón|ones)|entreprises?|sociétés?|empresas?|compañías?|orgs?",
+    "location": r"locations?|places?|ort|orte|lieux?|endroits?|lugar(?:es)?|sitios?"
+    r"|localisations?|loc",
     "miscellaneous": r"miscellaneous|misc|other things|sonstiges|divers|misceláneo",
 }
 

@@ -74,12 +74,14 @@ _AFTER_VERSION = re.compile(
 # "My landlord sent me this in German": the language of the text.
 _IS_WRITTEN_IN = re.compile(
     r"\b(?:sent|wrote|writes|written|send|got|received|is|are|was|geschrieben|schrieb|schreibt|"
+    r"bekommen|erhalten|bekam|reçu|arrivé|llegado|recibido|recibí|llegó|"
     r"ist|écrit|écrite|écris|envoyé|envoie|est|escribió|escrito|envió|mande|manda|envíe|está)\b"
     r"[^.?!\n]{0,14}\b(?:in|auf|en)\s*$",
     re.IGNORECASE,
 )
 _PARAGRAPH_IN = re.compile(
-    r"\b(?:text|paragraph|message|article|párrafo|texto|mensaje|artículo|texte|paragraphe|message|"
+    r"\b(?:text|paragraph|message|article|e-?mail|mail|letter|note|courriel|lettre|correo|carta|nota|"
+    r"brief|nachricht|párrafo|texto|mensaje|artículo|texte|paragraphe|message|"
     r"absatz|satz)\s+(?:in|en|auf)\s*$",
     re.IGNORECASE,
 )

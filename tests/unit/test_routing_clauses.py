@@ -125,6 +125,9 @@ def test_labels_languages_and_the_text_become_tokens(specs: dict[str, TaskSpec])
         "is §text §sentiment",
         "answer in §other",
     ]
+    assert normaliser.clauses("happy (positive), unhappy (negative)") == ["happy §sentiment"]
+    assert normaliser.clauses("noms de personnes, d'entreprises et de lieux") == ["noms de §ner"]
+    assert normaliser.clauses("people, places and other named things") == ["§ner"]
     assert normaliser.clauses("Put … into German\nText: …") == ["put §text into §lang"]
 
 
@@ -141,6 +144,13 @@ def test_labels_languages_and_the_text_become_tokens(specs: dict[str, TaskSpec])
         ("which §sentiment and which places", "sentiment", True),
         ("find every named entity and give its type", "ner", False),
         ("find every named entity and give its history", "ner", True),
+        ("propose ensuite une réponse au client", "sentiment", True),
+        ("answer with a single label", "sentiment", False),
+        ("réponds à la manière d un conteur", "topic", True),
+        ("anonymisiere alle §ner", "ner", True),
+        ("revisa mi traducción al §lang", "translation", True),
+        ("if none fits invent a better category", "topic", True),
+        ("if there are none return an empty list", "ner", False),
     ],
 )
 def test_another_request_is_refused_and_a_part_of_the_tasks_own_is_not(
