@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local-model"
 _KEY = b"k" * 32
+_HOLDOUT_SECRET = b"h" * 16
 _FOLDED_EVERY = 10
 _PLANNED_EVERY = 100
 Post = Callable[[dict[str, Any], dict[str, str]], Awaitable[Any]]
@@ -239,7 +240,8 @@ class Stack:
         if settings.bounds.learned:
             bounds = settings.bounds
             lengths = AnswerLengths(None, metrics)
-            learning = Learning(lengths, bounds.holdout, bounds.directive)
+            # A process draws its own secret; two runs of an arm would hold out other requests.
+            learning = Learning(lengths, bounds.holdout, bounds.directive, secret=_HOLDOUT_SECRET)
         path = server.context.path
         runners: dict[Any, Any] = dict(
             build_runners(
