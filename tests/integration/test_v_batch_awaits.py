@@ -41,6 +41,9 @@ _LIMIT_S = 120.0
 _AT_START = ("BatchStore.take_lease", "BatchStore.left_running", "paid_attempts",
              "OpenAIBatches.find")  # fmt: skip
 """Points of a process that takes over what another one left."""
+_BY_TIME = ("BatchStore.held_usd", "BatchStore.open_lines", "Scheduler._has_work")
+"""Reads for metrics each ten seconds, and of a process that does not lead yet: a batch may end
+before. The gateway is killed then where it is."""
 
 
 class BatchedGateway(KilledGateway):
@@ -247,11 +250,12 @@ def test_each_line_ends_once_wherever_the_gateway_is_killed(
         lost = check(awaits.lines, found, provider, database)
     finally:
         database.close()
-    assert awaits.unreached == []
     print(
-        f"points {at_points}, random kills {awaits.kills - at_points}, lines {len(found)}, "
-        f"outcome_unknown {lost}, provider calls {len(provider.script.seen)}"
+        f"points {at_points}, not reached {awaits.unreached}, random kills "
+        f"{awaits.kills - at_points}, lines {len(found)}, outcome_unknown {lost}, provider calls "
+        f"{len(provider.script.seen)}"
     )
+    assert {point.partition(" ")[2] for point in awaits.unreached} <= set(_BY_TIME)
 
 
 def _answer(seen: Seen) -> str:
