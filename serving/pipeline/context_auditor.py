@@ -21,6 +21,7 @@ from serving.pipeline.paired_auditor import (
     AskedChat,
     PairAuditor,
     PairDecision,
+    PairedChat,
 )
 from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
@@ -118,8 +119,7 @@ class ContextAuditor(PairAuditor):
     ) -> None:
         """Compare an answer from a pruned context with one from the whole context, where drawn."""
         if decision.is_drawn:
-            short, whole = AskedChat(pruned, plan), AskedChat(request, plan)
-            self._compare(self._paired(request, short, whole, decision, context), answer)
+            self._compare(self._both(request, pruned, plan, decision, context), answer)
 
     def shadowed(
         self,
@@ -158,7 +158,17 @@ class ContextAuditor(PairAuditor):
         pruned = await prune()
         if pruned is None:
             return
-        short, whole = AskedChat(pruned, plan), AskedChat(request, plan)
-        one = self._paired(request, short, whole, decision, context)
+        one = self._both(request, pruned, plan, decision, context)
         self._draw(one.drawn, "shadow")
         await self._compared(one, answer)
+
+    def _both(
+        self,
+        request: ChatRequest,
+        pruned: ChatRequest,
+        plan: FrontierPlan,
+        decision: PairDecision,
+        context: RequestContext,
+    ) -> PairedChat:
+        short, whole = AskedChat(pruned, plan), AskedChat(request, plan)
+        return self._paired(request, short, whole, decision, context)
