@@ -3,13 +3,15 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.contracts.errors import LedgerUnavailable
 from serving.contracts.evidence import Audit
+from serving.evidence.pacing import DeferredCost
 from serving.evidence.pending_audits import PendingAudit, PendingAudits
 from serving.evidence.store import Definition, EvidenceStore
 from serving.ledger.database import blames_row
@@ -33,7 +35,8 @@ _Pending = Definition | _Drawn | PendingAudit | Audit
 class EvidenceAppender:
     """A queue in memory and one task that writes it. appended: called after rows were written.
 
-    deferred: keeps audits that wait for a provider's batch; None where each is asked at once.
+    deferred: keeps audits that wait for a provider's batch; None where each is asked at once. cost:
+    what these may cost.
 
     A crash loses pending rows, at most a few tenths of a second. While the database is
     unreachable rows wait; beyond 10,000, the oldest are dropped and counted in `lost`. So is a row
@@ -45,10 +48,12 @@ class EvidenceAppender:
         store: EvidenceStore,
         appended: Callable[[], None],
         deferred: PendingAudits | None = None,
+        cost: DeferredCost | None = None,
     ) -> None:
         self._store = store
         self._appended = appended
         self._deferred = deferred
+        self._cost = cost or DeferredCost()
         self._pending: deque[_Pending] = deque()
         self._woken = asyncio.Event()
         self.lost = 0
@@ -63,6 +68,7 @@ class EvidenceAppender:
 
     def defer(self, found: PendingAudit) -> None:
         """Queue an audit that waits for a provider's batch."""
+        self._cost.queued_usd += found.worst_usd
         self._add(found)
 
     def append(self, audit: Audit) -> None:
@@ -95,6 +101,7 @@ class EvidenceAppender:
             )
             self._pending.extendleft(reversed(batch))
             return False
+        self._cost.store(_worst_usd(batch))
         self._appended()
         return True
 
@@ -107,22 +114,27 @@ class EvidenceAppender:
                 if not (isinstance(error, SQLAlchemyError) and blames_row(error)):
                     self._pending.extendleft(reversed(batch[position:]))
                     return False
-                self.lost += 1
+                self._lose(row)
                 # Not the message: it holds the row's values.
                 logger.error(  # noqa: TRY400
                     "evidence.row_rejected row=%s error=%s",
                     type(row).__name__,
                     type(error).__name__,
                 )
+            else:
+                self._cost.store(_worst_usd([row]))
         self._appended()
         return True
 
     def _add(self, row: _Pending) -> None:
         if len(self._pending) >= _MOST_PENDING:
-            self._pending.popleft()
-            self.lost += 1
+            self._lose(self._pending.popleft())
         self._pending.append(row)
         self._woken.set()
+
+    def _lose(self, row: _Pending) -> None:
+        self._cost.queued_usd -= _worst_usd([row])
+        self.lost += 1
 
     def _write(self, batch: list[_Pending]) -> None:
         # In this order: a claim before its rows, a draw before the verdict that removes it.
@@ -132,3 +144,7 @@ class EvidenceAppender:
             assert self._deferred is not None
             self._deferred.defer(waiting)
         self._store.append([row for row in batch if isinstance(row, Audit)])
+
+
+def _worst_usd(rows: Iterable[_Pending]) -> Decimal:
+    return sum((row.worst_usd for row in rows if isinstance(row, PendingAudit)), Decimal(0))

@@ -43,6 +43,32 @@ class Spent:
     shadow_usd: Decimal = Decimal(0)
 
 
+@dataclass(slots=True)
+class DeferredCost:
+    """Worst case of deferred audits that the last reading of the database may lack, US dollars.
+
+    For the event loop alone. queued_usd: not stored yet. stored_usd: stored since the last reading
+    began: an audit counts until a reading began after it was stored.
+    """
+
+    queued_usd: Decimal = Decimal(0)
+    stored_usd: Decimal = Decimal(0)
+
+    @property
+    def total_usd(self) -> Decimal:
+        """Return what counts beside the last reading."""
+        return self.queued_usd + self.stored_usd
+
+    def store(self, usd: Decimal) -> None:
+        """Count queued audits as stored."""
+        self.queued_usd -= usd
+        self.stored_usd += usd
+
+    def is_read(self, stored_usd: Decimal) -> None:
+        """Leave out what a reading contains. stored_usd: as it was before the reading began."""
+        self.stored_usd -= stored_usd
+
+
 def is_affordable(spent: Spent, settings: EvidenceSettings, now: datetime) -> bool:
     """Return whether the day's budget, paced over the day, has room for another audit."""
     return has_room(spent, settings.max_usd_a_day, now)

@@ -28,7 +28,14 @@ from serving.evidence.candidates import AttestedModel, CandidateModel
 from serving.evidence.consent import consent_of
 from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.fold import rules_version
-from serving.evidence.pacing import Spent, audit_rate, has_room, is_affordable, shadow_rate
+from serving.evidence.pacing import (
+    DeferredCost,
+    Spent,
+    audit_rate,
+    has_room,
+    is_affordable,
+    shadow_rate,
+)
 from serving.evidence.shortcuts import Judging, LocalTask, permitted
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.standing import Situation, Standing, standing_of
@@ -74,15 +81,15 @@ class Ruling:
 class LocalCounts:
     """What this process counts beside the claims. spent: as last read from the database.
 
-    deferred_usd: worst case of audits that were deferred here since spent_today was read, which
-    includes earlier ones. judged_today: what comparing in shadow cost all replicas today, as last
-    read. judged_here: what it cost this process on a day. accepted: inputs that took the shortcut
-    since the claim's last row. dropped: audits not made, by claim. unread: answers of the reference
-    that are no evidence, by claim.
+    deferred: audits deferred here that spent_today may lack; it includes earlier ones.
+    judged_today: what comparing in shadow cost all replicas today, as last read. judged_here: what
+    it cost this process on a day. accepted: inputs that took the shortcut since the claim's last
+    row. dropped: audits not made, by claim. unread: answers of the reference that are no evidence,
+    by claim.
     """
 
     spent_today: Spent = field(default_factory=Spent)
-    deferred_usd: Decimal = Decimal(0)
+    deferred: DeferredCost = field(default_factory=DeferredCost)
     judged_today: Decimal = Decimal(0)
     judged_here: tuple[date, Decimal] = (date.min, Decimal(0))
     shadow_spent: Mapping[str, Spent] = field(default_factory=dict)
@@ -118,8 +125,8 @@ class Evidence:
 
     reference: `provider/model` that judges, None without a key. tenant_of: returns a tenant with
     its flags. opened: called once with a claim that was never seen here. key: digests texts.
-    drift: compares traffic with that which earned its claim. judging: of shortcuts with a judged
-    loss, by name.
+    drift: compares traffic with that which earned its claim. deferred: as the appender counts them.
+    judging: of shortcuts with a judged loss, by name.
     """
 
     def __init__(
@@ -132,13 +139,14 @@ class Evidence:
         key: bytes,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         drift: DriftWatch | None = None,
+        deferred: DeferredCost | None = None,
     ) -> None:
         self.drift = drift or DriftWatch(now)
         self.judging: Mapping[ShortcutName, Judging] = {}
         self.settings = settings
         self.snapshot = snapshot
         self.reference = reference
-        self.counts = LocalCounts()
+        self.counts = LocalCounts(deferred=deferred or DeferredCost())
         self._tenant_of = tenant_of
         self._opened = opened
         self._key = key
@@ -338,7 +346,7 @@ class Evidence:
 
         Audits that wait for a provider's batch count with their worst case until they are settled.
         """
-        usd = self.counts.spent_today.today_usd + self.counts.deferred_usd
+        usd = self.counts.spent_today.today_usd + self.counts.deferred.total_usd
         return is_affordable(Spent(today_usd=usd), self.settings, self._now())
 
     def may_judge(self) -> bool:

@@ -19,7 +19,7 @@ from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.heads.keys import vector_cipher
 from serving.evidence.heads.service import HeadService
 from serving.evidence.kept_texts import KeptText, KeptTexts, purge_texts
-from serving.evidence.pacing import Spent
+from serving.evidence.pacing import DeferredCost, Spent
 from serving.evidence.pending_audits import PendingAudits
 from serving.evidence.rulings import Evidence
 from serving.evidence.snapshot import ClaimSnapshot
@@ -83,10 +83,14 @@ class EvidenceService:
 
     async def _count_spending(self) -> None:
         while True:
+            # Before the reading: what is stored during it may be missing there.
+            stored_usd = self.evidence.counts.deferred.stored_usd
             try:
                 await asyncio.to_thread(self._read_spending)
             except (LedgerUnavailable, SQLAlchemyError) as error:
                 logger.warning("evidence.spending_not_read error=%s", type(error).__name__)
+            else:
+                self.evidence.counts.deferred.is_read(stored_usd)
             await asyncio.sleep(_SPENT_EVERY_S)
 
     async def _purge_texts(self) -> None:
@@ -101,15 +105,13 @@ class EvidenceService:
 
     def _read_spending(self) -> None:
         counts, now = self.evidence.counts, self.evidence.now()
-        deferred_usd = counts.deferred_usd
         midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        # Pending ones first: one that gets its verdict in between counts twice, not never.
+        today = Decimal(0) if self.pending is None else self.pending.outstanding_usd()
         audits = self.store.spent_usd(midnight, "accepted", "refined")
-        today = sum(audits.values(), Decimal(0))
-        if self.pending is not None:
-            today += self.pending.outstanding_usd()
+        today += sum(audits.values(), Decimal(0))
         shadow = self.store.spent_usd(_EVER, "shadow")
         counts.spent_today = Spent(today_usd=today)
-        counts.deferred_usd -= deferred_usd
         counts.judged_today = self.store.judge_usd(midnight)
         counts.shadow_spent = {name: Spent(shadow_usd=usd) for name, usd in shadow.items()}
 
@@ -137,8 +139,11 @@ def build_evidence(
     if reference is not None and state is not None:
         # Also where each is asked at once now: some may have been deferred before.
         pending = PendingAudits(database, vector_cipher(state, settings.vector_key_file))
-    appender = EvidenceAppender(store, worker.wake, pending)
-    evidence = Evidence(settings, snapshot, reference, tenant_of, appender.open, key, drift=drift)
+    cost = DeferredCost()
+    appender = EvidenceAppender(store, worker.wake, pending, cost)
+    evidence = Evidence(
+        settings, snapshot, reference, tenant_of, appender.open, key, drift=drift, deferred=cost
+    )
     return EvidenceService(settings, store, snapshot, worker, appender, evidence, pending=pending)
 
 

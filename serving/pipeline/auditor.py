@@ -240,7 +240,6 @@ class Auditor(AuditWork):
             logger.warning("evidence.not_deferred error=%s", error.code)
             self._drop(one, origin)
             return
-        self.evidence.counts.deferred_usd += found.worst_usd
         accepted = self.evidence.counts.take_accepted(row.claim)
         self._appender.defer(replace(found, audit=replace(row, accepted=accepted)))
 

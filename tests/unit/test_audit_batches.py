@@ -4,8 +4,10 @@
 
 import asyncio
 import io
+import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,6 +23,8 @@ from sqlalchemy import select
 from serving.commands.batch_words import print_overview
 from serving.contracts.evidence import AWAITED, Audit, ClaimState, Verdict
 from serving.contracts.settings import Settings
+from serving.evidence import service
+from serving.evidence.pending_audits import PendingAudit, PendingAudits
 from serving.evidence.store import EvidenceStore
 from serving.ledger.access.keys import create_key
 from serving.ledger.access.tenants import update_tenant
@@ -245,6 +249,31 @@ async def test_outstanding_audits_count_against_the_days_budget(
         verdicts = Counter(row.verdict for row in await asyncio.to_thread(found.audits))
         assert verdicts["awaited"] <= 1
         assert verdicts["dropped"] >= 4
+
+
+async def test_an_audit_that_is_not_stored_yet_counts_against_the_days_budget(
+    provider: ProviderServer, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels(provider)
+    provider.script.batch_plan = BatchPlan(polls=10**6)
+    released, defer = threading.Event(), PendingAudits.defer
+
+    def defer_late(pending: PendingAudits, found: Sequence[PendingAudit]) -> None:
+        released.wait(60)
+        defer(pending, found)
+
+    monkeypatch.setattr(PendingAudits, "defer", defer_late)
+    # The database is read several times while the first audit is not in it.
+    monkeypatch.setattr(service, "_SPENT_EVERY_S", 0.02)
+    async with audited(provider, state, None, max_usd_a_day="0.0000001") as found:
+        await found.hold()
+        for number in range(5):
+            await found.ask(f"input {number}")
+            await asyncio.sleep(0.2)
+        released.set()
+        await found.until(lambda: len(found.audits("awaited", "dropped")) >= 5)
+        verdicts = Counter(row.verdict for row in await asyncio.to_thread(found.audits))
+    assert verdicts == {"awaited": 1, "dropped": 4}
 
 
 async def test_another_gateway_takes_the_verdicts_in(
