@@ -30,6 +30,9 @@ PAID_OPERATIONS = 3
 STATEMENTS = {True: 8, False: 2}
 """Statements of a transaction with paid operations, and of one without."""
 
+ACCOUNT_STATEMENTS = 2
+"""The last of them lock and write the tenants' accounts (serving.ledger.store)."""
+
 CALLBACKS = 3
 """Parts of a paid request in the event loop: before its row, before the provider, after it."""
 
@@ -386,38 +389,43 @@ class Simulation:
             self._over.succeed()
 
     def _ledger(self, gateway: _Gateway) -> Steps:
-        """Commit pending writes in one transaction, under the locks of their tenants' accounts."""
+        """Commit pending writes in one transaction."""
         while True:
             batch: list[_Operation] = yield from gateway.ledger.take(BATCH)
             self._transactions["all"] += 1
             self._transactions["operations"] += len(batch)
-            tenants = sorted({each.tenant for each in batch if each.is_paid})
-            # All processes lock accounts in the same order; a transaction that waits for one keeps
-            # those before it.
-            since_s = []
-            for tenant in tenants:
-                yield from self._locks[tenant].taken()
-                since_s.append(self._env.now)
             yield from self._transaction(gateway, batch)
-            self._locked_s += sum(self._env.now - since for since in since_s)
-            for tenant in tenants:
-                self._locks[tenant].release()
             for each in batch:
                 if each.done is not None:
                     each.done.succeed()
 
     def _transaction(self, gateway: _Gateway, batch: list[_Operation]) -> Steps:
+        """Run a transaction's statements; the tenants' accounts are locked for the last of them.
+
+        A budget that may not suffice, for which accounts are locked earlier, is not simulated.
+        """
         paid = sum(each.is_paid for each in batch)
         counts = paid, len(batch) - paid
+        tenants = sorted({each.tenant for each in batch if each.is_paid})
+        since_s: list[float] = []
         statements = STATEMENTS[paid > 0]
         ours_s = self._times.ledger.of(*counts) / statements
         database_s = self._times.database.of(*counts) / statements
-        for _ in range(statements):
+        for number in range(statements):
+            if number == statements - ACCOUNT_STATEMENTS:
+                # All processes lock accounts in the same order; a transaction that waits for one
+                # keeps those before it.
+                for tenant in tenants:
+                    yield from self._locks[tenant].taken()
+                    since_s.append(self._env.now)
             # The interpreter's lock goes from the event loop to the ledger's thread after each
             # callback, however many callbacks wait.
             yield from gateway.process.hold(self._draw(ours_s), priority=0)
             yield from self._database.hold(self._draw(database_s))
         yield self._env.timeout(self._draw(self._times.flush_s))
+        self._locked_s += sum(self._env.now - since for since in since_s)
+        for tenant in tenants:
+            self._locks[tenant].release()
 
     def _gpu(self) -> Steps:
         while True:

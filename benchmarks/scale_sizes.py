@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from benchmarks.scale_model import (
+    ACCOUNT_STATEMENTS,
     BATCH,
     CALLBACKS,
     ENGINE_BATCH,
@@ -88,8 +89,13 @@ def busy(
     whole_s = sum(once_s) + waits_s
     unbounded = left / whole_s if whole_s > 0 else here
     commits = max(fullest, min(here, unbounded))
+    # Only the last statements of a transaction, and its commit, hold the lock.
+    held = ACCOUNT_STATEMENTS / STATEMENTS[True]
     locked = _locked(
-        deployment.tenants, here * paid_share, sum(once_s), ledger.paid_s + database.paid_s
+        deployment.tenants,
+        here * paid_share,
+        held * (once_s[0] + once_s[1]) + times.flush_s,
+        held * (ledger.paid_s + database.paid_s),
     )
     # A busy database makes transactions wait and grow, down to the work of full ones.
     cores = deployment.database_cores / deployment.gateways
