@@ -73,7 +73,9 @@ def build_http(context: GatewayContext) -> FastAPI:
             await context.ledger.start()
             # A key is known from the first request on, where the database answers.
             with suppress(TimeoutError):
-                await asyncio.wait_for(context.access.directory.refresh(), _FIRST_READ_S)
+                # Not wait_for, which in Python 3.11 can swallow a cancellation.
+                async with asyncio.timeout(_FIRST_READ_S):
+                    await context.access.directory.refresh()
             if context.cache is not None:
                 await context.cache.start()
             if context.batches is not None:

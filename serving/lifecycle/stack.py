@@ -290,7 +290,8 @@ async def _drain(timeout_s: float) -> None:
     # A gateway that cannot be called has nothing to drain.
     with suppress(TimeoutError, RayError, RayServeException):
         response = serve.get_app_handle(GATEWAY_APP).drain.remote(timeout_s)
-        await asyncio.wait_for(response, timeout_s + 1.0)
+        async with asyncio.timeout(timeout_s + 1.0):
+            await response
 
 
 async def _stop_serve(drain_timeout_s: float) -> None:

@@ -90,7 +90,9 @@ class AdmissionQueue:
                 turn.set_exception(_shutting_down())
         self._note_idle()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            # Not wait_for, which in Python 3.11 can swallow a cancellation.
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
 
     async def _enter_first(self, inputs: int, deadline: Deadline) -> None:
         """Enter as an interactive input, which the lane `batch` makes way for."""

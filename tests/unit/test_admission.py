@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import tracemalloc
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +85,25 @@ async def test_draining_ends_with_its_time_and_when_nothing_runs() -> None:
     assert busy.active == 1
     release.set()
     await task
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_drain_is_cancelled_also_when_the_last_input_has_just_left(steps: int) -> None:
+    """asyncio.wait_for of Python 3.11 returned as if nothing had cancelled it."""
+    admission, release = AdmissionQueue(1, 0), asyncio.Event()
+    task = asyncio.create_task(hold(admission, 1, release))
+    await asyncio.sleep(0)
+    drain = asyncio.create_task(admission.drain(60.0))
+    await asyncio.sleep(0)
+    release.set()
+    await task
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    was_asked = drain.cancel()
+    with suppress(asyncio.CancelledError):
+        await drain
+    # A drain that had returned before cannot be cancelled.
+    assert drain.cancelled() == was_asked
 
 
 async def test_memory_does_not_grow_with_the_requests_that_finished(
