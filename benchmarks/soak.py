@@ -21,6 +21,7 @@ import aiohttp
 from benchmarks.gateway_processes import MODEL, GatewayProcess, gateway, settings_of
 from benchmarks.machine import machine
 from benchmarks.processes import listening
+from benchmarks.soak_samples import Samples, Slope, ends, growth
 
 if TYPE_CHECKING:
     from serving.contracts.settings import Settings
@@ -32,17 +33,12 @@ _SHARE = 0.6
 """Of the throughput without pauses, at which the load runs."""
 
 _SAMPLE_S = 5.0
-_WARM_SHARE = 0.2
-"""Of the samples, those that are not judged: caches fill."""
-
 _LOCK_EVERY_S, _LOCK_S = 60.0, 3.0
 """The ledger's database is locked by another process so often, for so long."""
 
 _CACHED_ENTRIES, _KNOWN_INSTRUCTIONS = 2_000, 256
 """Limits of what the gateway keeps, so small that it is full before growth is judged."""
 
-_MAX_MIB_PER_HOUR = 60.0
-_MAX_FILES_PER_HOUR = 10.0
 _FIRST_BYTE_S = 2.0
 _PROVIDER_START_S = 30.0
 _SETTLE_S = 5.0
@@ -56,15 +52,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (60)")
     parser.add_argument("--rate", type=float, help="requests a second (60 %% of what is possible)")
     parser.add_argument("--seed", type=int, default=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Slope:
-    """Growth an hour by Theil and Sen's estimator, with its 95 % interval."""
-
-    per_hour: float
-    low: float
-    high: float
+    parser.add_argument(
+        "--stack", type=Path, metavar="STATE",
+        help="load the tasks of `narrowgate serve` with this state folder's models instead, and "
+        "kill its engine's replica (2 requests a second)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kill-every", type=float, default=5.0, metavar="MINUTES", help="with --stack (5)"
+    )
+    parser.add_argument(
+        "--back-s", type=float, default=180.0, metavar="SECONDS",
+        help="with --stack: how long after a kill answers may be missing (180)",
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -76,27 +75,14 @@ class Traffic:
     latencies_s: list[tuple[float, float]] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Samples:
-    """Of the gateway's process. times_s: since the start of the load."""
-
-    times_s: list[float] = field(default_factory=list)
-    memory_mib: list[float] = field(default_factory=list)
-    files: list[float] = field(default_factory=list)
-
-    def slope(self, values: list[float]) -> Slope:
-        """Return the growth of values after the first fifth of the samples."""
-        from scipy.stats import theilslopes
-
-        skipped = int(len(values) * _WARM_SHARE)
-        found = theilslopes(values[skipped:], [t / 3600 for t in self.times_s[skipped:]])
-        return Slope(float(found[0]), float(found[2]), float(found[3]))
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the load and judge. Exit status 1 for a leak, an unexpected answer or a wrong ledger."""
     import psutil
 
+    if args.stack is not None:
+        from benchmarks import soak_stack
+
+        return soak_stack.run(args)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         document = _soaked(Path(name), args)
     left = [child.name() for child in psutil.Process().children(recursive=True)]
@@ -265,10 +251,7 @@ class _Load:
     async def _sample(self) -> None:
         while True:
             await asyncio.sleep(_SAMPLE_S)
-            process = self._server.process
-            self.samples.times_s.append(time.monotonic() - self._started_s)
-            self.samples.memory_mib.append(process.memory_info().rss / 2**20)
-            self.samples.files.append(float(process.num_fds()))
+            self.samples.take(time.monotonic() - self._started_s, self._server.process)
 
     async def _lock(self) -> None:
         while True:
@@ -326,8 +309,8 @@ def _document(
         "rate": load.rate,
         "requests": load.requests,
         "statuses": dict(sorted(traffic.statuses.items())),
-        "memory": {**asdict(memory), **_ends(samples.memory_mib)},
-        "files": {**asdict(files), **_ends(samples.files)},
+        "memory": {**asdict(memory), **ends(samples.memory_mib)},
+        "files": {**asdict(files), **ends(samples.files)},
         "latencies_ms": _fifths(traffic, load.seconds),
         "provider": records,
         "ledger": ledger,
@@ -343,10 +326,7 @@ def failures(
     A growth counts where its whole interval is above the limit.
     """
     found = [f"{count} x {what}" for what, count in traffic.unexpected.items()]
-    if memory.low > _MAX_MIB_PER_HOUR:
-        found.append(f"memory grows by {memory.per_hour:.1f} MiB an hour")
-    if files.low > _MAX_FILES_PER_HOUR:
-        found.append(f"open files grow by {files.per_hour:.1f} an hour")
+    found += growth(memory, files)
     kinds = records["kinds"]
     billed = {
         "answered": kinds.get("answered", 0) + kinds.get("slow", 0),
@@ -367,11 +347,6 @@ def failures(
     if ledger["states"].get("open", 0) or ledger["open_exits"]:
         found.append("calls or exits are still open in the ledger")
     return found
-
-
-def _ends(values: list[float]) -> dict[str, float]:
-    skipped = int(len(values) * _WARM_SHARE)
-    return {"first": values[skipped], "last": values[-1]}
 
 
 def _fifths(traffic: Traffic, seconds: float) -> list[tuple[float, float]]:

@@ -34,13 +34,18 @@ def without_keys(settings: "Settings") -> "Settings":
     return settings.model_copy(update=changed)
 
 
+def link_state(state: Path, folder: Path) -> None:
+    """Link the files of a state folder, without its ledger, into an empty folder."""
+    for item in state.resolve().iterdir():
+        if item.name != _LEDGER:
+            (folder / item.name).symlink_to(item)
+
+
 @contextmanager
 def temporary_ledger(checked: "CheckedSettings") -> Iterator["CheckedSettings"]:
     """Yield `checked` with a temporary state folder: links to its files, and a new ledger."""
     with tempfile.TemporaryDirectory(prefix="narrowgate-") as name:
         state = Path(name)
-        for item in checked.settings.state.resolve().iterdir():
-            if item.name != _LEDGER:
-                (state / item.name).symlink_to(item)
+        link_state(checked.settings.state, state)
         settings = checked.settings.model_copy(update={"state": state})
         yield replace(checked, settings=settings)

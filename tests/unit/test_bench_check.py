@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from benchmarks.check import PATHS, TOLERANCES, Ratios, judged, kept_figures, lines
-from benchmarks.soak import Samples, Slope, Traffic, failures
+from benchmarks.soak import Traffic, failures
 from benchmarks.soak_provider import SoakProvider
+from benchmarks.soak_samples import Samples, Slope
 
 FLAT = Slope(0.0, -1.0, 1.0)
 RECORDS = {
