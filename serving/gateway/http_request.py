@@ -254,12 +254,27 @@ def body_options(body: dict[str, Any]) -> tuple[RequestOptions, float | None]:
 def _end_user(body: Any, headers: Headers) -> str | None:
     fields = body if isinstance(body, dict) else {}
     named = {name: fields.get(name) for name in _END_USER_FIELDS}
-    named[_END_USER] = single_header(headers, _END_USER)
-    for name, value in named.items():
-        if isinstance(value, str) and "\0" in value:
+    named[_END_USER] = _in_utf8(single_header(headers, _END_USER))
+    given = {name: value for name, value in named.items() if isinstance(value, str) and value}
+    for name, value in given.items():
+        if "\0" in value:
             raise invalid(name, value, "an id without the character NUL")
-    given = (value for value in named.values() if isinstance(value, str) and value)
-    return next((end_user_id(value) for value in given), None)
+    if len(set(given.values())) > 1:
+        # Rows have one id: a deletion by another one would find nothing and look done.
+        raise InvalidRequest(
+            f"{' and '.join(given)} name different end users",
+            field=next(iter(given)),
+            fix="send one of them, or the same id in each",
+        )
+    return next(map(end_user_id, given.values()), None)
+
+
+def _in_utf8(value: str | None) -> str | None:
+    """Return a header's text; its bytes were read as Latin-1, which some clients send."""
+    try:
+        return None if value is None else value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return value
 
 
 def _from_body(body: dict[str, Any]) -> OptionFields:

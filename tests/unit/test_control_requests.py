@@ -161,6 +161,46 @@ async def test_an_end_user_of_any_length_is_deleted_by_the_id_that_was_sent(
     assert users == {end_user_id(other)}
 
 
+async def test_two_names_of_an_end_user_are_refused_and_nothing_is_stored(served: Cached) -> None:
+    header = "x-narrowgate-user"
+    for named in (
+        {"user": "a", "safety_identifier": "b"},
+        {"user": "a", header: "b"},
+        {"safety_identifier": "a", header: "b"},
+        {"user": "a", "safety_identifier": "a", header: "b"},
+    ):
+        headers = {header: named[header]} if header in named else {}
+        fields = {name: value for name, value in named.items() if name != header}
+        for path, body in (
+            (CHAT, chat_body("task/topic", "A text.", **fields)),
+            ("/v1/tasks/topic", {"input": "A text.", **fields}),
+        ):
+            response = await served.server.post(path, json=body, headers=headers)
+            error = assert_error(response, 400, "invalid_request")
+            assert error["param"] in named
+            assert all(name in error["message"] for name in named)
+    assert await served.entries() == []
+
+
+async def test_an_end_user_is_deleted_by_each_field_that_named_it(served: Cached) -> None:
+    found: EvidenceServer = served.evidence  # type: ignore[attr-defined]
+    # One name in several fields, and one that a client sends in UTF-8 or in Latin-1.
+    fields = [{"user": "ann", "safety_identifier": "ann"}, {}, {}]
+    sent = [b"ann", "Jos\u00e9 \u6f22".encode(), "Zo\u00e9".encode("latin-1")]
+    for n, (given, header) in enumerate(zip(fields, sent, strict=True)):
+        response = await served.server.post(
+            CHAT,
+            json=chat_body("task/topic", f"A text {n}.", **given),
+            headers=[(b"x-narrowgate-user", header)],
+        )
+        assert response.status_code == 200, response.text
+    await found.settle()
+    for end_user in ("ann", "Jos\u00e9 \u6f22", "Zo\u00e9"):
+        query = {"tenant": "default", "end_user": end_user}
+        done = await served.server.client.delete("/v1/admin/evidence", params=query)
+        assert (done.json()["deleted"], done.json()["cached"]) == (1, 1), end_user
+
+
 MARKER = "xylograph4711"
 
 

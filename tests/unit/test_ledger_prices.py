@@ -381,7 +381,9 @@ def test_a_few_aliases_do_not_stand_for_a_billion_values(tmp_path: Path) -> None
         load_price_file(write(tmp_path, "\n".join(lines)))
 
 
-@pytest.mark.parametrize("price", ["1_000", "-0", "+1", "1e3", "0x10", "\u0661", "1,5", " 1", ""])
+@pytest.mark.parametrize(
+    "price", ["1_000", "-0", "+1", "1e3", "0x10", "\u0661", "1,5", " 1", "", "010", "00", "01.5"]
+)
 def test_a_price_in_another_notation_is_refused(tmp_path: Path, price: str) -> None:
     path = tmp_path / "prices.yaml"
     path.write_text(f"a/b: {{input: '{price}', output: 1}}", encoding="utf-8")
@@ -393,6 +395,32 @@ def test_a_price_in_another_notation_is_refused(tmp_path: Path, price: str) -> N
     )
     with pytest.raises(InvalidSettings, match="is not a number such as"):
         load_price_file(path)
+
+
+def test_one_length_that_is_written_in_two_ways_is_refused(tmp_path: Path) -> None:
+    step = "{input: 9, output: 9}"
+    for twin in ("272000.0", "272000.00", "0272000"):
+        text = f"a/b: {{input: 1, output: 1, over: {{272000: {step}, {twin}: {step}}}}}"
+        with pytest.raises(InvalidSettings, match=r"written twice|is not a number such as"):
+            load_price_file(write(tmp_path, text))
+
+
+def test_a_name_without_its_own_entry_costs_the_models_own_price_or_the_dearest(
+    tmp_path: Path,
+) -> None:
+    lines = ["a/b: {input: 5, output: 5}", "a/b@1: {input: 100, output: 100}",
+             "a/b@2: {input: 1, output: 1}", "a/c@1: {input: 3, output: 9}",
+             "a/c@2: {input: 9, output: 9}", "a/c@3: {input: 9, output: 1}"]  # fmt: skip
+    wanted = {
+        "a/b": 5, "a/B": 5, "a/b@3": 5, "a/B@3": 5, "a/b@1": 100, "a/B@1": 100, "a/b@2": 1,
+        "a/c": 9, "a/C": 9, "a/c@4": 9, "a/c@1": 3, "a/C@1": 3,
+    }  # fmt: skip
+    for order in (lines, lines[::-1]):
+        book = PriceBook.load(write(tmp_path, "\n".join(order)))
+        found = {name: book.of(name) for name in wanted}
+        inputs = {name: own and own.base.uncached_input * 10**6 for name, own in found.items()}
+        assert inputs == wanted
+        assert [book.of(name).base.output * 10**6 for name in ("a/c", "a/c@4")] == [9, 9]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("twin", ["a/B", "a/b\u200b", "a/\u00adb", "a/\uff42"])

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Self
 
@@ -29,7 +30,7 @@ class PriceBook:
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._overrides = overrides
-        self._folded = {_folded(name): prices for name, prices in overrides.items()}
+        self._folded = _folded_names(overrides)
         self._table = table
         self._clock = clock
         # Bounded, because clients name models.
@@ -60,9 +61,13 @@ class PriceBook:
         are looked up once per quarter of an hour.
         """
         # The table takes names of any case, and with a version behind @, for one model.
-        own = self._overrides.get(model) or self._folded.get(_folded(model))
-        if own is not None:
-            return own
+        for own in (
+            self._overrides.get(model),
+            self._folded.get(model.casefold()),
+            self._folded.get(_without_version(model)),
+        ):
+            if own is not None:
+                return own
         quarter = _quarter(at or self._clock())
         key = (model, quarter)
         with self._lock:
@@ -71,8 +76,25 @@ class PriceBook:
             return self._found[key]
 
 
-def _folded(name: str) -> str:
+def _folded_names(overrides: Mapping[str, ModelPrices]) -> dict[str, ModelPrices]:
+    """Return prices by name without case, and by that without its version.
+
+    Where only versions of a model have prices, the dearest are those of its other versions.
+    """
+    found: dict[str, ModelPrices] = {}
+    for name, prices in sorted(overrides.items(), key=lambda item: _dearness(item[1])):
+        found[_without_version(name)] = prices
+    return found | {name.casefold(): prices for name, prices in overrides.items()}
+
+
+def _without_version(name: str) -> str:
     return name.partition("@")[0].casefold()
+
+
+def _dearness(prices: ModelPrices) -> Decimal:
+    """Return what a token of input and one of output cost at the most, US dollars."""
+    steps = (*prices.standard, *(step for tier in prices.service_tiers.values() for step in tier))
+    return max(step.prices.highest_input + step.prices.output for step in steps)
 
 
 def _quarter(at: datetime) -> datetime:

@@ -16,6 +16,8 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 
 from serving.contracts.errors import InvalidSettings
@@ -31,8 +33,9 @@ _FIX = "docs/ledger.md shows what a price file holds"
 
 
 def _plain_number(value: object) -> object:
-    """Refuse the notations that Python reads as numbers and people may not: 1_000, -0, 1e3."""
-    if isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?|\.[0-9]+", value):
+    """Refuse the notations that Python reads as numbers and people may not: 1_000, -0, 1e3, 010."""
+    digits = r"(0|[1-9][0-9]*)(\.[0-9]+)?|\.[0-9]+"
+    if isinstance(value, str) and not re.fullmatch(digits, value):
         raise ValueError(f"{value!r:.60} is not a number such as 12 or 0.25")
     return value
 
@@ -44,6 +47,14 @@ MtokUsd = Annotated[
 ]
 """US dollars per million tokens; six decimals make whole picodollars per token."""
 _Threshold = Annotated[int, BeforeValidator(_plain_number), Field(gt=0, le=10**9)]
+
+
+def _once(given: object, validate: ValidatorFunctionWrapHandler) -> object:
+    """Refuse keys in two notations, `272000` and `272000.0`: one price would be lost."""
+    found = validate(given)
+    if isinstance(given, dict) and isinstance(found, dict) and len(found) < len(given):
+        raise ValueError("one key is written twice, in two ways")
+    return found
 
 
 def _not_standard(name: str) -> str:
@@ -90,7 +101,7 @@ class _Step(BaseModel):
 class _Tier(_Step):
     """over: prices of longer inputs, by the length in tokens above which all tokens cost them."""
 
-    over: dict[_Threshold, _Step] = Field(default_factory=dict)
+    over: Annotated[dict[_Threshold, _Step], WrapValidator(_once)] = Field(default_factory=dict)
 
     def steps(self) -> tuple[PriceStep, ...]:
         longer = sorted(self.over.items())
