@@ -25,8 +25,10 @@ from serving.artifacts.load_check import CONFIG_KEY, METRICS_PORT_KEY, LoadCheck
 from serving.artifacts.verified_tokenizer import load_tokenizer
 from serving.batch.audits import AuditParts
 from serving.batch.batched_frontier import BatchedFrontier
+from serving.batch.blobs import BlobStore
 from serving.batch.build import BatchDeps, build_batches
 from serving.batch.estimate import CostEstimate
+from serving.batch.files import FileStore
 from serving.batch.providers import build_provider_batches
 from serving.batch.service import BatchService
 from serving.cache.entry_store import KEY_SETTING, open_store
@@ -45,7 +47,10 @@ from serving.embedding.embedder import Embedder, build_embedder
 from serving.embedding.encoder import DIMENSIONS
 from serving.embedding.model_file import encoder_name
 from serving.evidence.heads.cipher import load_cipher
+from serving.evidence.heads.keys import vector_cipher
 from serving.evidence.heads.service import build_heads
+from serving.evidence.pending_audits import drop_late_audits
+from serving.evidence.retention import EvidenceRetention, Purge
 from serving.evidence.service import EvidenceService, build_evidence, kept_texts
 from serving.evidence.text_key import text_key
 from serving.frontier.build import build_frontier
@@ -268,7 +273,7 @@ def _build_context(
     )  # fmt: skip
     cache = _build_cache(settings, metrics)
     in_force = InForce(models.tasks, None if evidence is None else evidence.evidence)
-    access = None if cache is None else CacheAccess(
+    access = None if not settings.cache.enabled else CacheAccess(
         cache, specs, in_force, policy_digest(settings, specs)
     )  # fmt: skip
     similar = None if access is None else _build_similar(
@@ -311,6 +316,7 @@ def _build_context(
         reports=LedgerReports(reading, ZoneInfo(settings.ledger.time_zone)),
         development=settings.attestation.development,
         evidence=evidence,
+        retention=_build_retention(settings),
         cache=cache,
         lengths=None if learning is None else learning.lengths,
         metrics_port=settings.metrics_port,
@@ -431,9 +437,7 @@ def _build_pruning(
     )
 
 
-def _build_cache(settings: Settings, metrics: Metrics) -> CacheService | None:
-    if not settings.cache.enabled:
-        return None
+def _build_cache(settings: Settings, metrics: Metrics) -> CacheService:
     # Its own connections: a lookup must not wait for a request's rows. Entries may be lost with the
     # power; where their commits waited for a slow disk, paid calls found SQLite locked.
     url = database_url(ledger_url(settings.ledger), settings.state)
@@ -468,6 +472,23 @@ def _build_similar(
     return SimilarChats(
         access, entries, metrics.cache, embedder.embed, (encoder_name(), guards_digest()),
         None if evidence is None else evidence.evidence, auditor,
+    )  # fmt: skip
+
+
+def _build_retention(settings: Settings) -> EvidenceRetention:
+    database = Database(database_url(ledger_url(settings.ledger), settings.state))
+    others: dict[str, Purge] = {}
+    if not settings.batch.enabled:
+        # The lane does both itself.
+        files = FileStore(database, BlobStore(settings.state / "files"), settings.batch)
+        silence_h = settings.evidence.max_silence_h
+        others = {
+            "files": files.sweep,
+            "pending_audits": lambda: drop_late_audits(database, silence_h),
+        }
+    return EvidenceRetention(
+        settings.evidence, database,
+        lambda: vector_cipher(settings.state, settings.evidence.vector_key_file), others,
     )  # fmt: skip
 
 

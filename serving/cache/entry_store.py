@@ -288,8 +288,11 @@ class Swept:
 
 
 def open_store(database: Database, settings: CacheSettings) -> EntryStore:
-    """Return the store that the settings describe. Blocking. Raises InvalidKey."""
-    file = settings.encryption_key_file
+    """Return the store that the settings describe. Blocking. Raises InvalidKey.
+
+    Where the cache is off no answer is read, so that no key is needed.
+    """
+    file = settings.encryption_key_file if settings.enabled else None
     return EntryStore(database, None if file is None else load_cipher(file, KEY_SETTING))
 
 

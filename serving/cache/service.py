@@ -75,7 +75,11 @@ class CacheEvents(Protocol):
 
 
 class CacheService:
-    """Finds, stores and deletes entries. Its watch must run for entries to be written."""
+    """Finds, stores and deletes entries. Its watch must run for entries to be written.
+
+    Where the cache is off, no request uses it; what was stored before still expires and can be
+    deleted.
+    """
 
     def __init__(
         self,
@@ -101,6 +105,8 @@ class CacheService:
 
     async def start(self) -> None:
         """Check the encryption key. Raises InvalidKey; an unreachable database is no error."""
+        if not self.settings.enabled:
+            return
         try:
             await self._run(self.entry_store.check_key)
         except (LedgerUnavailable, SQLAlchemyError) as error:

@@ -156,29 +156,30 @@ def _export(args: argparse.Namespace, store: Any) -> int:
 
 def _delete(args: argparse.Namespace, store: Any) -> int:
     from serving.cache.entry_store import EntryFilter, EntryStore
-    from serving.evidence.heads.example_store import ExampleStore
     from serving.evidence.heads.keys import vector_cipher
-    from serving.evidence.heads.service import erase_examples
-    from serving.evidence.kept_texts import erase_texts
+    from serving.evidence.retention import EvidenceRetention
     from serving.evidence.store import EvidenceOwner
 
     settings = settings_from(args)
-    owner = EvidenceOwner(args.tenant, args.request_id, args.end_user)
-    cipher = vector_cipher(settings.state, settings.evidence.vector_key_file)
-    count = store.delete(owner, _ACTOR)
-    examples = erase_examples(ExampleStore(store.database, cipher), owner)
-    texts = erase_texts(store.database, owner)
+    retention = EvidenceRetention(
+        settings.evidence,
+        store.database,
+        lambda: vector_cipher(settings.state, settings.evidence.vector_key_file),
+    )
+    done = retention.delete(EvidenceOwner(args.tenant, args.request_id, args.end_user), _ACTOR)
     named = EntryFilter(None, args.tenant, args.request_id, args.end_user)
-    cached = EntryStore(store.database).delete(named)
-    if not any((count, examples, texts, cached)):
-        store.refuse_unknown(args.tenant)
+    found = {
+        "deleted": done.audits, "examples": done.examples, "texts": done.texts,
+        "cached": EntryStore(store.database).delete(named),
+    }  # fmt: skip
+    if not any(found.values()):
+        retention.refuse_unknown(args.tenant)
     if args.json:
-        found = {"deleted": count, "examples": examples, "texts": texts, "cached": cached}
         print(json.dumps(found))
     else:
         print(
-            f"{count} audits deleted or emptied, {examples} examples of heads, {texts} kept texts "
-            f"and {cached} cached answers deleted"
+            f"{found['deleted']} audits deleted or emptied, {found['examples']} examples of heads, "
+            f"{found['texts']} kept texts and {found['cached']} cached answers deleted"
         )
     return 0
 

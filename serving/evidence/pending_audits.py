@@ -9,7 +9,7 @@ import base64
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -25,6 +25,7 @@ from serving.evidence.store import append_audits, find_audit
 from serving.ledger.database import Database
 from serving.ledger.schema import evidence_draws, evidence_pending
 
+_LATE_AT_ONCE = 5000
 _AUDIT: TypeAdapter[Audit] = TypeAdapter(Audit)
 _VALUE: TypeAdapter[Value] = TypeAdapter(Value)
 
@@ -165,6 +166,23 @@ def settle_audits(connection: Connection, verdicts: Sequence[Audit]) -> list[Aud
         ).rowcount
     ]
     return append_audits(connection, waited)
+
+
+def drop_late_audits(database: Database, silence_h: float) -> int:
+    """End audits that were drawn so many hours ago without a verdict; return how many. Blocking.
+
+    The batch lane does so itself; where it is off, they would wait for ever.
+    """
+    now = datetime.now(UTC)
+    late = evidence_pending.c.drawn_at < now - timedelta(hours=silence_h)
+    with database.begin() as connection:
+        query = select(evidence_pending).where(late).order_by(evidence_pending.c.drawn_at)
+        rows = connection.execute(query.limit(_LATE_AT_ONCE)).all()
+        drop_audits(connection, rows, now)
+        # Also those without a note that they are awaited.
+        names = [row.id for row in rows]
+        connection.execute(delete(evidence_pending).where(evidence_pending.c.id.in_(names)))
+    return len(rows)
 
 
 def drop_audits(connection: Connection, rows: Iterable[Row[Any]], at: datetime) -> list[Audit]:

@@ -18,7 +18,7 @@ from serving.evidence.appender import EvidenceAppender
 from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.heads.keys import vector_cipher
 from serving.evidence.heads.service import HeadService
-from serving.evidence.kept_texts import KeptText, KeptTexts, purge_texts
+from serving.evidence.kept_texts import KeptText, KeptTexts
 from serving.evidence.pacing import DeferredCost, Spent
 from serving.evidence.pending_audits import PendingAudits
 from serving.evidence.rulings import Evidence
@@ -30,7 +30,6 @@ from serving.ledger.database import Database
 logger = logging.getLogger(__name__)
 
 _SPENT_EVERY_S = 5.0
-_PURGE_EVERY_S = 3600.0
 _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -71,7 +70,6 @@ class EvidenceService:
                 group.create_task(self.worker.watch())
                 group.create_task(self.appender.run())
                 group.create_task(self._count_spending())
-                group.create_task(self._purge_texts())
                 for watch in self.watches:
                     group.create_task(watch())
                 if self.heads is not None:
@@ -92,16 +90,6 @@ class EvidenceService:
             else:
                 self.evidence.counts.deferred.is_read(stored_usd)
             await asyncio.sleep(_SPENT_EVERY_S)
-
-    async def _purge_texts(self) -> None:
-        """Delete texts that are too old; all of them where none are kept any more."""
-        while True:
-            try:
-                keep_days = self.settings.keep_texts
-                await asyncio.to_thread(purge_texts, self.store.database, keep_days)
-            except (LedgerUnavailable, SQLAlchemyError) as error:
-                logger.warning("evidence.text_purge_failed error=%s", type(error).__name__)
-            await asyncio.sleep(_PURGE_EVERY_S)
 
     def _read_spending(self) -> None:
         counts, now = self.evidence.counts, self.evidence.now()

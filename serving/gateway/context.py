@@ -18,6 +18,7 @@ from serving.contracts.ledger import LedgerService
 from serving.contracts.report import Reports
 from serving.contracts.routing import DecisionLog
 from serving.contracts.settings import GatewaySettings
+from serving.evidence.retention import EvidenceRetention
 from serving.evidence.service import EvidenceService
 from serving.gateway.access import Access
 from serving.gateway.attested import TaskState
@@ -79,8 +80,10 @@ class GatewayContext:
     models: the local ones and their tasks. local_admission: of work for local models;
     frontier_admission: of requests at frontier APIs. access: authentication and limits.
     development: attestations are not enforced; every response states it. evidence: claims and
-    audits; None where only attested thresholds decide. cache: None without one. lengths: of
-    answers, where output bounds are learned. metrics_port: of this replica's own /metrics; None
+    audits; None where only attested thresholds decide. retention: deletes evidence, also what was
+    stored before it was switched off. cache: what is stored of it, also where no request uses it.
+    Both are None only where there is no database. lengths: of answers, where output bounds are
+    learned. metrics_port: of this replica's own /metrics; None
     without one. batches: the batch lane; None without one. batch: its settings.
     """
 
@@ -98,6 +101,7 @@ class GatewayContext:
     development: bool = False
     background: BackgroundTasks = field(default_factory=BackgroundTasks)
     evidence: EvidenceService | None = None
+    retention: EvidenceRetention | None = None
     cache: CacheService | None = None
     lengths: AnswerLengths | None = None
     metrics_port: int | None = None

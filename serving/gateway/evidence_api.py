@@ -12,7 +12,7 @@ from serving.contracts.errors import NotFound
 from serving.contracts.invalid_values import invalid
 from serving.contracts.ledger import Caller
 from serving.evidence import administration
-from serving.evidence.kept_texts import KeptTexts, erase_texts
+from serving.evidence.kept_texts import KeptTexts
 from serving.evidence.store import EvidenceOwner, EvidenceStore
 from serving.gateway.context import Context, GatewayContext
 from serving.gateway.control import WHOLE_QUERY, QueryInteger, body_of, body_schema
@@ -133,24 +133,25 @@ async def delete_evidence(
     request_id: Annotated[str | None, Query(description="only of one request")] = None,
     end_user: Annotated[str | None, Query(description="only of one end user")] = None,
 ) -> dict[str, Any]:
-    """Delete what names a tenant, a request or an end user, cached answers too."""
+    """Delete what names a tenant, a request or an end user, cached answers too.
+
+    Also of parts that are switched off now.
+    """
     for name, value in {"tenant": tenant, "request_id": request_id, "end_user": end_user}.items():
         if value == "":
             raise invalid(name, value, "a name of at least one character")
+    retention, cache = context.retention, context.cache
+    assert retention is not None
+    assert cache is not None
     owner = EvidenceOwner(tenant, request_id, end_user)
-    store = _store(context)
-    count = await asyncio.to_thread(store.delete, owner, actor)
-    found = {"deleted": count, "texts": await asyncio.to_thread(erase_texts, store.database, owner)}
-    if context.cache is not None:
-        named = EntryFilter(None, tenant, request_id, end_user)
-        found["cached"] = await context.cache.delete(named)
-    assert context.evidence is not None
-    heads = context.evidence.heads
-    if heads is not None:
-        found["examples"] = await asyncio.to_thread(heads.delete, owner)
-        await heads.refresh()
+    done = await asyncio.to_thread(retention.delete, owner, actor)
+    cached = await cache.delete(EntryFilter(None, tenant, request_id, end_user))
+    if context.evidence is not None and context.evidence.heads is not None:
+        await context.evidence.heads.refresh()
+    found = {"deleted": done.audits, "texts": done.texts, "cached": cached,
+             "examples": done.examples}  # fmt: skip
     if not any(found.values()):
-        await asyncio.to_thread(store.refuse_unknown, tenant)
+        await asyncio.to_thread(retention.refuse_unknown, tenant)
     return found
 
 

@@ -1,7 +1,7 @@
 """The ASGI application."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from fastapi import FastAPI
@@ -47,21 +47,6 @@ def build_http(context: GatewayContext) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watches = {
-            "models": context.models.watch(),
-            "access": context.access.directory.watch(),
-            "log": LogHeartbeat(context.metrics.log_heartbeat.set).watch(),
-        }
-        if context.evidence is not None:
-            watches["evidence"] = context.evidence.watch()
-        if context.cache is not None:
-            watches["cache"] = context.cache.watch()
-        if context.path.similar is not None:
-            watches["similar"] = context.path.similar.entries.watch()
-        if context.lengths is not None:
-            watches["bounds"] = context.lengths.watch()
-        if context.batches is not None:
-            watches["batches"] = context.batches.watch()
         # Rows and decisions are flushed whatever else fails at the end: Serve stops a replica
         # without calling `drain`, and only this runs.
         async with AsyncExitStack() as closing:
@@ -83,7 +68,7 @@ def build_http(context: GatewayContext) -> FastAPI:
             if context.lengths is not None:
                 await context.lengths.start()
                 closing.push_async_callback(context.lengths.flush)
-            await closing.enter_async_context(context.background.running(watches))
+            await closing.enter_async_context(context.background.running(_watches(context)))
             yield
 
     app = FastAPI(
@@ -123,6 +108,28 @@ def build_http(context: GatewayContext) -> FastAPI:
     )
     app.state.context = context
     return app
+
+
+def _watches(context: GatewayContext) -> dict[str, Coroutine[None, None, None]]:
+    """Return what runs beside the requests, by name for logs."""
+    watches: dict[str, Coroutine[None, None, None]] = {
+        "models": context.models.watch(),
+        "access": context.access.directory.watch(),
+        "log": LogHeartbeat(context.metrics.log_heartbeat.set).watch(),
+    }
+    if context.evidence is not None:
+        watches["evidence"] = context.evidence.watch()
+    if context.retention is not None:
+        watches["retention"] = context.retention.watch()
+    if context.cache is not None:
+        watches["cache"] = context.cache.watch()
+    if context.path.similar is not None:
+        watches["similar"] = context.path.similar.entries.watch()
+    if context.lengths is not None:
+        watches["bounds"] = context.lengths.watch()
+    if context.batches is not None:
+        watches["batches"] = context.batches.watch()
+    return watches
 
 
 def _own_pages(context: GatewayContext) -> list[Middleware]:

@@ -141,7 +141,7 @@ async def running(
         async with httpx.AsyncClient() as plain, asyncio.timeout(LIMIT_S):
             # Keys are read behind the start, and are no part of readiness.
             admitted = {"authorization": f"Bearer {keys['acme']}"}
-            for path in ("/readyz", "/v1/batches"):
+            for path in ("/readyz", "/v1/usage"):
                 while (await plain.get(address + path, headers=admitted)).status_code != 200:
                     await asyncio.sleep(0.05)
         try:

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.cache.entry_store import EntryStore
+from serving.cache.service import CacheService
+from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.deadline import Deadline
 from serving.contracts.engine import (
     EngineOutput,
@@ -29,11 +32,13 @@ from serving.evidence.fold import rules_version
 from serving.evidence.heads.candidate import DIMENSIONS
 from serving.evidence.heads.cipher import VectorCipher
 from serving.evidence.kept_texts import KeptTexts
+from serving.evidence.retention import EvidenceRetention
 from serving.evidence.rulings import Evidence
 from serving.evidence.service import EvidenceService
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.store import Definition, EvidenceStore
 from serving.evidence.worker import EvidenceWorker
+from serving.gateway.context import GatewayContext
 from serving.ledger.database import Database
 from serving.pipeline.auditor import Auditor, AuditRunners
 from serving.pipeline.build import Audited, build_runners
@@ -117,6 +122,16 @@ async def _no_vector(text: str) -> NDArray[np.float32]:
     return np.zeros(DIMENSIONS, np.float32)
 
 
+def keep_what_is_stored(
+    context: GatewayContext, database: Database, settings: EvidenceSettings, cipher: VectorCipher
+) -> None:
+    """Give a wired server what every gateway with a database has: deletions, and a cache."""
+    cache = CacheService(EntryStore(database), CacheSettings(), context.metrics.cache)
+    retention = EvidenceRetention(settings, database, lambda: cipher)
+    object.__setattr__(context, "retention", retention)
+    object.__setattr__(context, "cache", context.cache or cache)
+
+
 class EvidenceServer:
     """A server whose tasks run under claims, over a migrated database."""
 
@@ -175,6 +190,7 @@ class EvidenceServer:
         # The parts of a wired server that these tests replace.
         object.__setattr__(context, "path", replace(context.path, runners=runners))
         object.__setattr__(context, "evidence", service)
+        keep_what_is_stored(context, database, settings, cipher)
 
     def _baseline(
         self, specs: dict[str, TaskSpec], settings: EvidenceSettings

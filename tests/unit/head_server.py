@@ -24,6 +24,7 @@ from serving.contracts.ledger import Tenant
 from serving.contracts.settings import Replicas
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.heads.candidate import DIMENSIONS
+from serving.evidence.heads.keys import vector_cipher
 from serving.evidence.heads.service import HeadService, build_heads
 from serving.evidence.service import EvidenceService, build_evidence
 from serving.ledger.database import Database
@@ -36,6 +37,7 @@ from serving.tasks.grant import Grant
 
 from ..provider.script import Seen
 from . import frontier_kit
+from .evidence_kit import keep_what_is_stored
 from .scripted import MODEL, Server
 
 TASK = "desk"
@@ -183,6 +185,8 @@ class HeadServer:
         path = replace(context.path, runners=runners, policy=policy)
         object.__setattr__(context, "path", path)
         object.__setattr__(context, "evidence", self.evidence)
+        cipher = vector_cipher(state, settings.vector_key_file)
+        keep_what_is_stored(context, database, settings, cipher)
 
     async def ask(self, text: str, **headers: str) -> dict[str, Any]:
         response = await self.server.post(

@@ -21,7 +21,9 @@ from serving.contracts.plain_file import read_plain, unread_because
 
 _FIELD = "evidence.vector_key_file"
 _KEY_BYTES = 32
-_ID_BYTES = 4
+KEY_ID_BYTES = 4
+"""A content begins with the id of its key."""
+
 _NONCE_BYTES = 12
 _FIX = "put 32 random bytes in base64 on a line: head -c 32 /dev/urandom | base64"
 
@@ -57,12 +59,12 @@ class VectorCipher:
 
     def decrypted(self, data: bytes, row: str) -> bytes:
         """Return the content. Raises UnreadableContent."""
-        key = self._keys.get(data[:_ID_BYTES])
-        start = _ID_BYTES + _NONCE_BYTES
+        key = self._keys.get(data[:KEY_ID_BYTES])
+        start = KEY_ID_BYTES + _NONCE_BYTES
         if key is None or len(data) < start:
             raise UnreadableContent("it was encrypted with a key that evidence does not have")
         try:
-            content: bytes = key.decrypt(data[_ID_BYTES:start], data[start:], row.encode())
+            content: bytes = key.decrypt(data[KEY_ID_BYTES:start], data[start:], row.encode())
         except InvalidTag as error:
             raise UnreadableContent("it was changed, or belongs to another row") from error
         return content
@@ -135,7 +137,7 @@ def ensure_key_file(file: Path) -> Path:
 
 
 def _key_id(key: bytes) -> bytes:
-    return _derived(key, b"name")[:_ID_BYTES]
+    return _derived(key, b"name")[:KEY_ID_BYTES]
 
 
 def _derived(key: bytes, purpose: bytes) -> bytes:

@@ -13,12 +13,13 @@ from uuid import uuid4
 import numpy as np
 from sqlalchemy import ColumnElement, Connection, delete, exc, func, select, update
 
-from serving.contracts.errors import InvalidRequest
+from serving.contracts.errors import InvalidKey, InvalidRequest
 from serving.evidence.heads.arrays import DamagedArrays, pack, unpack
 from serving.evidence.heads.candidate import DIMENSIONS, MAX_LABELS, Floats, HeadScope
-from serving.evidence.heads.cipher import UnreadableContent, VectorCipher
+from serving.evidence.heads.cipher import KEY_ID_BYTES, UnreadableContent, VectorCipher
 from serving.evidence.heads.examples import Example, FitRows
 from serving.evidence.heads.schema import head_examples, head_scopes, heads
+from serving.evidence.store import EvidenceOwner
 from serving.ledger.database import Database
 from serving.ledger.upsert import insert_new
 
@@ -181,14 +182,31 @@ class ExampleStore:
         with self._database.begin() as connection:
             return _erase(connection, where)
 
-    def purge(self, keep_days: float) -> int:
-        """Delete examples older than some days; return how many. Heads stay."""
-        before = datetime.now(UTC) - timedelta(days=keep_days)
-        with self._database.begin() as connection:
-            done = connection.execute(
-                delete(head_examples).where(head_examples.c.created_at < before)
+    def erase(self, owner: EvidenceOwner) -> int:
+        """Erase the examples of a tenant, a request or an end user; return how many."""
+        if owner.is_tenant:
+            return self.erase_tenant(owner.tenant).examples
+        count = 0
+        if owner.request_id is not None:
+            count += self.erase_request(owner.tenant, owner.request_id).examples
+        if owner.end_user is not None:
+            count += self.erase_end_user(owner.tenant, owner.end_user).examples
+        return count
+
+    def check_key(self, tenant: str) -> None:
+        """Raise InvalidKey where a tenant's examples have another key: end users are not found."""
+        name = func.substr(head_examples.c.content, 1, KEY_ID_BYTES)
+        query = select(name).where(head_examples.c.tenant == tenant).distinct()
+        with self._database.read() as connection:
+            used = {bytes(found).hex() for found in connection.scalars(query)}
+        if used - set(self._cipher.key_ids):
+            raise InvalidKey(
+                f"examples of tenant {tenant!r} were encrypted with another key, so that those of "
+                "one end user cannot be found",
+                field="evidence.vector_key_file",
+                fix="add the earlier key as a second line of the file, or delete all evidence of "
+                "the tenant",
             )
-            return int(done.rowcount)
 
     def request_fit(self, scope: HeadScope, reason: str) -> None:
         """Have a scope fitted again soon, whatever its number of examples, by any replica."""
@@ -205,6 +223,14 @@ class ExampleStore:
             return _example(content, labels)
         except (UnreadableContent, DamagedArrays):
             return None
+
+
+def purge_examples(database: Database, keep_days: float) -> int:
+    """Delete examples older than some days; return how many. Heads stay. Blocking."""
+    before = datetime.now(UTC) - timedelta(days=keep_days)
+    with database.begin() as connection:
+        done = connection.execute(delete(head_examples).where(head_examples.c.created_at < before))
+        return int(done.rowcount)
 
 
 def _row_name(row_id: str, scope: str, tenant: str) -> str:

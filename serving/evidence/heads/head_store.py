@@ -147,6 +147,13 @@ class HeadStore:
         return len(gone)
 
 
+def delete_erased_heads(database: Database, within_h: float) -> int:
+    """Delete heads whose examples were erased so many hours ago; return how many. Blocking."""
+    late = datetime.now(UTC) - timedelta(hours=within_h)
+    with database.begin() as connection:
+        return int(connection.execute(delete(heads).where(heads.c.erased_at < late)).rowcount)
+
+
 def _all_exist(connection: Connection, ids: Sequence[str], scope_id: str) -> bool:
     present = select(head_examples.c.id).where(head_examples.c.scope == scope_id)
     return set(ids) <= set(connection.scalars(present))

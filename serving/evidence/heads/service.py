@@ -1,4 +1,4 @@
-"""Learned heads in one gateway replica: store labelled inputs, fit, load heads, delete."""
+"""Learned heads in one gateway replica: store labelled inputs, fit and load heads."""
 
 import asyncio
 import logging
@@ -25,7 +25,6 @@ from serving.evidence.heads.head_tests import HeadTests, head_scope
 from serving.evidence.heads.keys import evidence_keys, vector_cipher
 from serving.evidence.heads.trainer import HeadEvents, HeadTrainer, TrainerDeps
 from serving.evidence.rulings import Evidence
-from serving.evidence.store import EvidenceOwner
 from serving.ledger.database import Database
 
 logger = logging.getLogger(__name__)
@@ -109,14 +108,6 @@ class HeadService:
             found = [HeadCandidate(head) for head in self._directory.all(scope_id)]
             self._evidence.load(name, found)
 
-    def delete(self, owner: EvidenceOwner) -> int:
-        """Delete the examples of a tenant, a request or an end user; return how many.
-
-        A tenant's own heads go at once. Others that learned from these examples are fitted again
-        without them. Blocking. Raises LedgerUnavailable.
-        """
-        return erase_examples(self.examples, owner)
-
     async def _load(self) -> None:
         while True:
             await self.refresh()
@@ -132,7 +123,6 @@ class HeadService:
 
     def _tidy_blocking(self) -> None:
         settings = self._evidence.settings
-        self.examples.purge(settings.keep_vectors)
         if not self._evidence.snapshot.is_fresh:
             # Which heads are in use is not known.
             return
@@ -166,18 +156,6 @@ def build_heads(
     queue = FitQueue(database, settings.head, uuid4().hex)
     trainer = HeadTrainer(TrainerDeps(queue, examples, heads, events), settings.head)
     return HeadService(examples, heads, trainer, evidence, encoder)
-
-
-def erase_examples(examples: ExampleStore, owner: EvidenceOwner) -> int:
-    """Delete the examples of a tenant, a request or an end user; return how many. Blocking."""
-    if owner.is_tenant:
-        return examples.erase_tenant(owner.tenant).examples
-    count = 0
-    if owner.request_id is not None:
-        count += examples.erase_request(owner.tenant, owner.request_id).examples
-    if owner.end_user is not None:
-        count += examples.erase_end_user(owner.tenant, owner.end_user).examples
-    return count
 
 
 def _uses_head(claim: Claim) -> bool:
