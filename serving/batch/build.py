@@ -9,6 +9,7 @@ from serving.batch.audit_store import AuditStore
 from serving.batch.audits import AuditBatches, AuditParts
 from serving.batch.blobs import BlobStore
 from serving.batch.check import LineRules
+from serving.batch.check_turns import CheckTurns
 from serving.batch.estimate import CostEstimate
 from serving.batch.files import FileStore, utc_now
 from serving.batch.line_work import NotedLedger
@@ -104,5 +105,4 @@ def build_batches(settings: BatchSettings, deps: BatchDeps) -> BatchService:
         )
     )
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="batch-api")
-    checks = ThreadPoolExecutor(1, thread_name_prefix="batch-check")
-    return BatchService(store, files, blobs, rules, settings, scheduler, threads, checks)
+    return BatchService(store, files, blobs, rules, settings, scheduler, threads, CheckTurns())

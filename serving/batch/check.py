@@ -116,6 +116,10 @@ class FileCheck:
 
     def good_lines(self, pieces: Iterable[bytes]) -> Iterator[GoodLine]:
         """Yield the good lines of a file, and keep what is wrong with the others."""
+        return (line for line in self.found(pieces) if line is not None)
+
+    def found(self, pieces: Iterable[bytes]) -> Iterator[GoodLine | None]:
+        """As `good_lines`, with None for each line that is wrong: those take time, too."""
         count, began_s = 0, time.perf_counter()
         for raw in raw_lines(pieces, self.rules.longest):
             count += 1
@@ -131,11 +135,23 @@ class FileCheck:
                 found = self._checked(raw)
             except BadLine as problem:
                 self._note(problem.code, problem.message, raw.number, problem.param)
+                yield None
                 continue
             self.good += 1
             yield found
         if not count:
             self._note("empty_file", "the file holds no line", None)
+
+    def steps(self, pieces: Iterable[bytes]) -> Iterator[None]:
+        """Check a file, a line with each step, and keep nothing of its good lines."""
+        for _ in self.found(pieces):
+            yield
+
+    def give_up(self, problem: LineProblem) -> None:
+        """Forget what was found: this problem is that of the whole file."""
+        self.good, self.more_problems = 0, 0
+        self.problems[:] = [problem]
+        self._lines.clear()
 
     def result(self) -> Checked:
         """Return what was found."""

@@ -7,22 +7,22 @@ place is given to another, and is never repeated where a provider may have bille
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from itertools import islice
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.batch.audits import AuditBatches
-from serving.batch.blobs import BlobStore
-from serving.batch.check import FileCheck, LineRules
+from serving.batch.blobs import Blob, BlobStore
+from serving.batch.check import FileCheck, GoodLine, LineRules
+from serving.batch.check_turns import CheckTurns
 from serving.batch.files import FileStore, utc_now
 from serving.batch.line_work import Defer, LineWork
 from serving.batch.lines import BadLine
@@ -166,6 +166,8 @@ class Scheduler:
         self._busy: dict[str, asyncio.Task[None]] = {}
         # By tenant: files that were checked at once would each get the room that is left.
         self._checks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Not in the threads: four files would hold up the lease, and everybody's lines.
+        self._turns = CheckTurns()
         self._defective: dict[str, datetime] = {}
         self._ends: list[LineEnd] = []
         self._ended = asyncio.Event()
@@ -424,7 +426,7 @@ class Scheduler:
     async def _check(self, batch: ActiveBatch) -> None:
         """Check a batch's file; its good lines become rows that wait."""
         async with self._checks[batch.caller.tenant]:
-            found = await self._run(self._check_blocking, batch)
+            found = await self._checked(batch)
         is_good = found.lines > 0 and (not found.problems or batch.metadata.get("on_error") == SKIP)
         if not is_good:
             await self._run(self._parts.store.clear_lines, batch.id)
@@ -437,29 +439,42 @@ class Scheduler:
         store, now = self._parts.store, self._parts.now()
         await self._run(lambda: store.checked(batch.id, found, now, is_good=is_good))
 
-    def _check_blocking(self, batch: ActiveBatch) -> Checked:
+    async def _checked(self, batch: ActiveBatch) -> Checked:
+        """Return what is in a batch's file, whose good lines are rows now."""
         parts = self._parts
         # A check that a crash ended left rows.
-        parts.store.clear_lines(batch.id)
+        await self._run(parts.store.clear_lines, batch.id)
+        check = FileCheck(parts.rules, batch.endpoint, batch.caller)
         try:
-            blob = parts.files.blob(batch.caller.tenant, batch.input_file)
-            check = FileCheck(parts.rules, batch.endpoint, batch.caller)
-            lines = check.good_lines(parts.blobs.pieces(blob))
-            left = parts.settings.tenant_lines - parts.store.unfinished_lines(batch.caller.tenant)
-            while some := list(islice(lines, _ADDED_AT_ONCE)):
-                if check.good > left:
-                    problem = LineProblem(
-                        "too_many_lines",
-                        f"the tenant's unfinished batches may hold {parts.settings.tenant_lines} "
-                        f"lines together, and {max(0, left)} are left",
-                    )
-                    return Checked(0, (problem,), ())
-                parts.store.add_lines(batch.id, some)
+            blob = await self._run(parts.files.blob, batch.caller.tenant, batch.input_file)
+            left = parts.settings.tenant_lines - await self._run(
+                parts.store.unfinished_lines, batch.caller.tenant
+            )
+            await self._turns.run(self._steps(batch.id, check, blob, left))
         except NotFound as error:
             return Checked(0, (LineProblem("file_not_found", error.message),), ())
         except NarrowgateError as error:
             return Checked(0, (LineProblem(error.code, error.message),), ())
         return check.result()
+
+    def _steps(self, batch: str, check: FileCheck, blob: Blob, left: int) -> Iterator[None]:
+        """Check a file, a line with each step, and write its good lines.
+
+        Ends early where the batch was cancelled meanwhile. left: lines that the tenant may have.
+        """
+        found: list[GoodLine] = []
+        for line in check.found(self._parts.blobs.pieces(blob)):
+            if line is not None:
+                found.append(line)
+            if check.good > left:
+                check.give_up(_no_lines_left(self._parts.settings.tenant_lines, left))
+                return
+            if len(found) == _ADDED_AT_ONCE:
+                if not self._parts.store.add_lines(batch, found):
+                    return
+                found = []
+            yield
+        self._parts.store.add_lines(batch, found)
 
     async def _finish(self, batch: ActiveBatch) -> None:
         parts = self._parts
@@ -763,6 +778,7 @@ class Scheduler:
         if self._submissions is not None:
             await self._submissions.aclose()
         self._threads.shutdown(wait=False)
+        self._turns.close()
 
     async def _insist(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a blocking function until the database answers."""
@@ -780,6 +796,14 @@ class Scheduler:
 
 def _reason(error: BudgetExceeded | MaxCostExceeded) -> StopReason:
     return "budget_exceeded" if isinstance(error, BudgetExceeded) else "max_cost_exceeded"
+
+
+def _no_lines_left(most: int, left: int) -> LineProblem:
+    return LineProblem(
+        "too_many_lines",
+        f"the tenant's unfinished batches may hold {most} lines together, and {max(0, left)} are "
+        "left",
+    )
 
 
 def _max_cost_text(batch: ActiveBatch) -> str:

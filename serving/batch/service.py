@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from serving.batch.blobs import BlobStore
 from serving.batch.check import FileCheck, LineRules
+from serving.batch.check_turns import CheckTurns
 from serving.batch.files import FileStore, FileUpload, utc_now
 from serving.batch.lines import CHAT_URL, TASK_PREFIX
 from serving.batch.scheduler import Scheduler
@@ -63,7 +64,7 @@ class BatchService:
     settings: BatchSettings
     scheduler: Scheduler
     threads: ThreadPoolExecutor
-    checks: ThreadPoolExecutor
+    checks: CheckTurns
     now: Callable[[], datetime] = utc_now
     turns: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
@@ -127,16 +128,11 @@ class BatchService:
         await self._require_input(caller, order)
         blob = await self.run(self.file_store.blob, caller.tenant, order.input_file)
 
-        def check() -> Checked:
-            found = FileCheck(self.rules, order.endpoint, caller)
-            for _ in found.good_lines(self.blobs.pieces(blob)):
-                pass
-            return found.result()
-
-        # One at a time, and of a tenant one that waits: a check takes seconds, and other requests
-        # of files and batches none.
+        found = FileCheck(self.rules, order.endpoint, caller)
+        # Of a tenant one at a time: the turns are the tenants'.
         async with self.turns[caller.tenant]:
-            return await asyncio.get_running_loop().run_in_executor(self.checks, check)
+            await self.checks.run(found.steps(self.blobs.pieces(blob)))
+        return found.result()
 
     async def batch(self, caller: Caller, batch: str) -> BatchRecord:
         """Return a batch. Raises NotFound."""
@@ -173,7 +169,7 @@ class BatchService:
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
             self.threads.shutdown(wait=False, cancel_futures=True)
-            self.checks.shutdown(wait=False, cancel_futures=True)
+            self.checks.close()
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a blocking function in a thread."""

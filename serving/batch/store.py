@@ -18,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Select,
     Update,
     and_,
     bindparam,
@@ -50,11 +51,11 @@ from serving.contracts.batch import (
     TenantAudits,
     TenantBatches,
 )
-from serving.contracts.errors import BatchEnded, NotFound
+from serving.contracts.errors import BatchEnded, NotFound, Unauthenticated
 from serving.contracts.ledger import Caller
 from serving.ledger.database import Database
 from serving.ledger.instances import database_now
-from serving.ledger.schema import evidence_pending
+from serving.ledger.schema import api_keys, evidence_pending
 from serving.ledger.upsert import insert_new
 
 _AT_ONCE = 1000
@@ -179,7 +180,11 @@ class BatchStore:
     # Tenants' view.
 
     def create(self, caller: Caller, order: BatchOrder, created: datetime, limits: Limits) -> str:
-        """Create a batch whose file is still to be checked; return its id."""
+        """Create a batch whose file is still to be checked; return its id.
+
+        Raises Unauthenticated for a key that is revoked: whoever revoked it has seen all of its
+        batches.
+        """
         ttl = limits.output_ttl_s
         row = {
             "id": f"batch_{uuid4().hex}", "tenant": caller.tenant, "key_id": caller.key_id,
@@ -191,6 +196,7 @@ class BatchStore:
             "created_at": created, "expires_at": limits.expires_at,
         }  # fmt: skip
         with self.database.begin() as connection:
+            _refuse_revoked(connection, caller.key_id)
             connection.execute(batches.insert(), [row])
         return str(row["id"])
 
@@ -225,15 +231,19 @@ class BatchStore:
 
     def cancel_all(self, tenant: str, now: datetime) -> int:
         """Start no further line of a tenant's batches; return how many batches that ends."""
-        query = select(batches.c.id).where(
-            batches.c.tenant == tenant, batches.c.status.not_in(FINAL_STATUSES),
-            batches.c.status != "cancelling", batches.c.endpoint != AUDIT,
-        )  # fmt: skip
         with self.database.begin() as connection:
-            found = list(connection.execute(query.order_by(batches.c.id)).scalars())
-            for batch in found:
-                _stop(connection, batch, "cancelled", now)
-        return len(found)
+            return len(_cancel(connection, batches.c.tenant == tenant, now))
+
+    def of_key(self, key_id: str) -> list[str]:
+        """Return the ids of a key's batches that go on, the oldest first."""
+        query = _going_on(batches.c.key_id == key_id)
+        with self.database.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def cancel_of_key(self, key_id: str, now: datetime) -> list[str]:
+        """Start no further line of a key's batches; return the ids of those that this ends."""
+        with self.database.begin() as connection:
+            return _cancel(connection, batches.c.key_id == key_id, now)
 
     def unfinished_lines(self, tenant: str) -> int:
         """Return how many lines a tenant's unfinished batches hold."""
@@ -269,8 +279,11 @@ class BatchStore:
                     )
                 )
 
-    def add_lines(self, batch: str, lines: Sequence[GoodLine]) -> None:
-        """Add lines that wait, for their turn or for the answer to an equal line."""
+    def add_lines(self, batch: str, lines: Sequence[GoodLine]) -> bool:
+        """Add lines that wait, for their turn or for the answer to an equal line.
+
+        Returns whether the batch's file is still being checked; else no line is added.
+        """
         rows = [
             {
                 "batch": batch, "number": line.number, "custom_id": line.custom_id,
@@ -282,7 +295,11 @@ class BatchStore:
             for line in lines
         ]  # fmt: skip
         with self.database.begin() as connection:
-            connection.execute(batch_lines.insert(), rows)
+            status = select(batches.c.status).where(batches.c.id == batch).with_for_update()
+            is_validating = connection.execute(status).scalar_one_or_none() == "validating"
+            if is_validating and rows:
+                connection.execute(batch_lines.insert(), rows)
+        return is_validating
 
     def checked(self, batch: str, found: Checked, now: datetime, *, is_good: bool) -> None:
         """Write what a check found; the batch begins, or fails."""
@@ -765,6 +782,33 @@ def _row(connection: Connection, tenant: str, batch: str) -> Row[Any]:
             fix="send the id of a batch in GET /v1/batches",
         )
     return row
+
+
+def _refuse_revoked(connection: Connection, key_id: str | None) -> None:
+    # Locked: a revocation waits for this transaction, or comes before it. A gateway knows a
+    # revocation auth.refresh_s later.
+    query = select(api_keys.c.revoked_at).where(api_keys.c.id == key_id).with_for_update(read=True)
+    if connection.execute(query).scalar_one_or_none() is not None:
+        raise Unauthenticated("the API key is revoked", fix="send another key")
+
+
+def _going_on(condition: ColumnElement[bool]) -> Select[tuple[str]]:
+    """Return the query for the ids of batches whose lines are still started, the oldest first."""
+    return (
+        select(batches.c.id)
+        .where(
+            condition, batches.c.status.not_in(FINAL_STATUSES), batches.c.status != "cancelling",
+            batches.c.endpoint != AUDIT,
+        )
+        .order_by(batches.c.created_at, batches.c.id)
+    )  # fmt: skip
+
+
+def _cancel(connection: Connection, condition: ColumnElement[bool], now: datetime) -> list[str]:
+    found = list(connection.execute(_going_on(condition)).scalars())
+    for batch in found:
+        _stop(connection, batch, "cancelled", now)
+    return found
 
 
 def _stop(

@@ -41,7 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     fetch.add_argument("--errors", type=Path, metavar="FILE", help="also write failed lines here")
     show = actions.add_parser("show", help="show one batch")
     cancel = actions.add_parser("cancel", help="start no further line of a batch")
-    for action in (watch, fetch, show, cancel):
+    cancel.add_argument(
+        "--tenant", metavar="NAME", help="of all batches of a tenant instead; needs an admin key"
+    )
+    cancel.add_argument("id", nargs="?", metavar="ID", help="as `batch list` shows it")
+    for action in (watch, fetch, show):
         action.add_argument("id", metavar="ID", help="as `batch submit` and `batch list` show it")
     status = actions.add_parser("status", help="show every tenant's batches; needs an admin key")
     for action in (submit, listing, watch, fetch, show, cancel, status):
@@ -172,6 +176,20 @@ def _watch(args: argparse.Namespace, client: "BatchClient") -> int:
 
 
 def _cancel(args: argparse.Namespace, client: "BatchClient") -> int:
+    if (args.id is None) == (args.tenant is None):
+        from serving.contracts.errors import InvalidArgument
+
+        given = "no batch" if args.id is None else "a batch and --tenant"
+        raise InvalidArgument(
+            f"{given} is named", field="ID", fix="name a batch, or --tenant NAME for all of its"
+        )
+    if args.tenant is not None:
+        found = client.cancel_all(args.tenant)
+        text = (
+            f"{found['cancelled']} batches of {args.tenant} are cancelled: no further line starts"
+        )
+        print(json.dumps(found) if args.json else text)
+        return 0
     batch = client.cancel(args.id)
     print(json.dumps(batch)) if args.json else _print_batch(batch)
     return 0

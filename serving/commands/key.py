@@ -33,6 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="show every key without its secret")
     revoke = actions.add_parser("revoke", help="revoke a key permanently")
     revoke.add_argument("id", metavar="ID", help="as `key list` shows it")
+    revoke.add_argument(
+        "--cancel-batches", action="store_true", help="also start no further line of its batches"
+    )
     for action in (create, listing, revoke):
         add_settings_options(action)
         action.add_argument(
@@ -79,14 +82,29 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _revoke(args: argparse.Namespace) -> int:
+    from datetime import UTC, datetime
+
+    from serving.batch.store import BatchStore
     from serving.ledger.access.keys import revoke_key
 
     with opened_ledger(args) as database:
         revoke_key(database, args.id)
+        # Afterwards: no batch of it can be created any more.
+        store = BatchStore(database)
+        cancelled = store.cancel_of_key(args.id, datetime.now(UTC)) if args.cancel_batches else []
+        going_on = store.of_key(args.id)
     if args.json:
-        print(json.dumps({"id": args.id, "revoked": True}))
-    else:
-        print(f"key {args.id} is revoked; gateways refuse it within auth.refresh_s seconds")
+        batches = {"cancelled": cancelled, "going_on": going_on}
+        print(json.dumps({"id": args.id, "revoked": True, "batches": batches}))
+        return 0
+    print(f"key {args.id} is revoked; gateways refuse it within auth.refresh_s seconds")
+    if cancelled:
+        print(f"{len(cancelled)} of its batches are cancelled: {', '.join(cancelled)}")
+    if going_on:
+        print(
+            f"{len(going_on)} of its batches go on: {', '.join(going_on)}\n"
+            f"  narrowgate key revoke {args.id} --cancel-batches ends them"
+        )
     return 0
 
 

@@ -3,7 +3,8 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.contracts.batch import (
@@ -15,6 +16,7 @@ from serving.contracts.batch import (
     TenantBatches,
 )
 from serving.contracts.errors import InvalidRequest
+from serving.gateway.client_gone import CLIENT_GONE, while_connected
 from serving.gateway.control import LIST_QUERY, WHOLE_QUERY, QueryInteger, body_of, body_schema
 from serving.gateway.files_api import Lane, Sender, expires_after_s, listed
 
@@ -56,10 +58,12 @@ async def create_batch(body: Body, lane: Lane, caller: Sender) -> dict[str, Any]
     return batch_object(await lane.create(caller, _order(body)))
 
 
-@router.post("/batches/check", openapi_extra=body_schema(NewBatch))
-async def check_batch(body: Body, lane: Lane, caller: Sender) -> dict[str, Any]:
+@router.post("/batches/check", response_model=dict[str, Any], openapi_extra=body_schema(NewBatch))
+async def check_batch(request: Request, body: Body, lane: Lane, caller: Sender) -> Any:
     """Check a file as its batch would, name every bad line, and run nothing."""
-    found = await lane.check(caller, _order(body))
+    found = await while_connected(request, lane.check(caller, _order(body)))
+    if found is None:
+        return Response(status_code=CLIENT_GONE)
     return {
         "object": "batch.check", "lines": found.lines, "errors": _problems(found.problems),
         "plan": [_route(route) for route in found.plan],

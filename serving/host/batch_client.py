@@ -94,6 +94,11 @@ class BatchClient:
         """Start no further line of a batch."""
         return self._as(_Batch, self._json("POST", f"batches/{_quoted(batch_id)}/cancel"))
 
+    def cancel_all(self, tenant: str) -> dict[str, Any]:
+        """Start no further line of a tenant's batches. The key must be an admin key."""
+        path = "admin/batches/cancel"
+        return self._as(_Cancelled, self._json("POST", path, params={"tenant": tenant}))
+
     def download(self, file_id: str, out: Path | None, moved: Moved) -> int:
         """Write a file's content to `out`, or to standard output; return its size in bytes.
 
@@ -277,6 +282,11 @@ class _Batches(BaseModel):
 
 class _Overview(BaseModel):
     data: list[dict[str, Any]]
+
+
+class _Cancelled(BaseModel):
+    tenant: str
+    cancelled: int
 
 
 class _Check(BaseModel):

@@ -1,18 +1,23 @@
 """`narrowgate batch` against a whole gateway, over HTTP."""
 
+# ruff: noqa: ASYNC110  # it waits for what another process says
+
 import asyncio
 import contextlib
 import io
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from pydantic import SecretStr
 
 from serving.cli import run_program
-from serving.commands import batch
+from serving.commands import batch, key
+from serving.ledger.access.keys import create_key
 
 from ..provider.server import ProviderServer
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, MODEL, Running, running
@@ -55,6 +60,74 @@ def line(name: str, **more: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": f"question {name}"}]
     body = {"model": MODEL, "messages": messages, "max_tokens": 64, **more}
     return {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+async def test_a_revoked_keys_batches_are_named_and_an_operator_ends_them(
+    gateway: Running,
+    provider: ProviderServer,
+    tmp_path: Path,
+    state: Path,
+    ledger_url: SecretStr | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_answer = threading.Event()
+
+    def answer(_: object) -> str:
+        may_answer.wait(60)
+        return "yes"
+
+    provider.script.answer = answer
+    file = written(tmp_path / "in.jsonl", *(line(f"k{n}") for n in range(200)))
+    old_id = gateway.acme.api_key.split("-")[1]
+
+    async def submitted() -> str:
+        status, text = await narrowgate(gateway, "submit", file, "--json")
+        assert status == 0
+        return str(json.loads(text)["id"])
+
+    def keys(*words: str) -> dict[str, Any]:
+        out = io.StringIO()
+        argv = ["key", *words, "--config", str(config), "--json"]
+        with contextlib.redirect_stdout(out):
+            assert run_program("narrowgate", "", {"key": key}, argv) == 0
+        return dict(json.loads(out.getvalue()))
+
+    config = tmp_path / "narrowgate.yaml"
+    ledger = {} if ledger_url is None else {"url": ledger_url.get_secret_value()}
+    config.write_text(json.dumps({"models": [], "state": str(state), "ledger": ledger}))
+    made = [await submitted(), await submitted()]
+    new = await asyncio.to_thread(create_key, gateway.database, "acme")
+    monkeypatch.setenv("NARROWGATE_KEY", new.text.get_secret_value())
+    while (await narrowgate(gateway, "list"))[0] != 0:
+        await asyncio.sleep(0.05)
+    others = await submitted()
+    # The old key's batches are named, and go on.
+    found = await asyncio.to_thread(keys, "revoke", old_id)
+    assert found["batches"] == {"cancelled": [], "going_on": made}
+    # A gateway that has not heard of it takes no further one.
+    with pytest.raises(openai.AuthenticationError):
+        await gateway.submit(file.read_bytes())
+    found = await asyncio.to_thread(keys, "revoke", old_id, "--cancel-batches")
+    assert found["batches"] == {"cancelled": made, "going_on": []}
+    for name in (*made, others):
+        status, text = await narrowgate(gateway, "show", name, "--json")
+        is_old = json.loads(text)["status"] in ("cancelling", "cancelled")
+        assert (status, is_old) == (0, name in made)
+    # The rest of the tenant's, with an admin key alone.
+    assert (await narrowgate(gateway, "cancel", "--tenant", "acme"))[0] == 2
+    admin = await asyncio.to_thread(create_key, gateway.database, None)
+    monkeypatch.setenv("NARROWGATE_KEY", admin.text.get_secret_value())
+    while (await narrowgate(gateway, "status"))[0] != 0:
+        await asyncio.sleep(0.05)
+    status, text = await narrowgate(gateway, "cancel", "--tenant", "acme", "--json")
+    assert (status, json.loads(text)) == (0, {"tenant": "acme", "cancelled": 1})
+    for words in (
+        ("cancel",),
+        ("cancel", others, "--tenant", "acme"),
+        ("cancel", "--tenant", "no"),
+    ):
+        assert (await narrowgate(gateway, *words))[0] == 2
+    may_answer.set()
 
 
 async def test_a_file_goes_through(gateway: Running, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +115,9 @@ async def test_checks_of_one_tenant_hold_up_nobody_else(
         may_end.wait(30)
         yield None
 
-    data = jsonl(chat_line("a"))
-    file = await gateway.acme.files.create(file=("in.jsonl", data), purpose="batch")
-    order = {
-        "input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h",
-    }  # fmt: skip
-    headers = {"authorization": f"Bearer {gateway.acme.api_key}"}
-    monkeypatch.setattr("serving.batch.check.FileCheck.good_lines", slow)
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=60) as client:
+    order = await _order(gateway)
+    monkeypatch.setattr("serving.batch.check.FileCheck.found", slow)
+    async with _plain(gateway) as client:
         path = "/v1/batches/check"
         checks = [asyncio.create_task(client.post(path, json=order)) for _ in range(8)]
         for _ in range(4):
@@ -131,6 +127,79 @@ async def test_checks_of_one_tenant_hold_up_nobody_else(
         may_end.set()
         for check in checks:
             assert (await check).status_code == 200
+
+
+async def test_a_check_ends_soon_after_its_client_hung_up(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = 0
+
+    def endless(*_: object) -> Iterator[None]:
+        nonlocal lines
+        while True:
+            lines += 1
+            time.sleep(0.001)
+            yield None
+
+    order = await _order(gateway)
+    monkeypatch.setattr("serving.batch.check.FileCheck.found", endless)
+    async with _plain(gateway, timeout=0.5) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post("/v1/batches/check", json=order)
+    # The turn that it has may take 0.1 s.
+    await asyncio.sleep(1)
+    before = lines
+    await asyncio.sleep(0.5)
+    assert lines == before > 0
+
+
+async def test_a_short_file_is_checked_while_a_long_one_of_another_tenant_is(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import serving.batch.check as check
+
+    may_end = threading.Event()
+    whole = check.FileCheck.found
+
+    def found(self: check.FileCheck, pieces: Iterable[bytes]) -> Iterator[object]:
+        if self.caller.tenant == "acme":
+            while not may_end.is_set():
+                time.sleep(0.001)
+                yield None
+        yield from whole(self, pieces)
+
+    orders = [await _order(gateway, tenant) for tenant in ("acme", "globex")]
+    monkeypatch.setattr(check.FileCheck, "found", found)
+    async with _plain(gateway) as acme, _plain(gateway, "globex") as globex:
+        long = asyncio.create_task(acme.post("/v1/batches/check", json=orders[0]))
+        await asyncio.sleep(0.3)
+        assert (await globex.post("/v1/batches/check", json=orders[1])).json()["lines"] == 1
+        # Batches are checked in turns, too.
+        mine = await gateway.submit(jsonl(chat_line("a")))
+        other = await gateway.submit(jsonl(chat_line("b")), "globex")
+        assert (await gateway.ended(other, "globex")).status == "completed"
+        assert (await gateway.acme.batches.retrieve(mine.id)).status == "validating"
+        assert not long.done()
+        # One that is cancelled is checked no further.
+        await gateway.acme.batches.cancel(mine.id)
+        may_end.set()
+        assert (await long).json()["lines"] == 1
+    ended = await gateway.ended(mine)
+    assert (ended.status, ended.request_counts and ended.request_counts.total) == ("cancelled", 0)
+
+
+async def _order(gateway: Running, tenant: str = "acme") -> dict[str, str]:
+    """Upload a file of one line and return the order of its check."""
+    data = jsonl(chat_line("a"))
+    file = await gateway.clients[tenant].files.create(file=("in.jsonl", data), purpose="batch")
+    return {
+        "input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h",
+    }  # fmt: skip
+
+
+def _plain(gateway: Running, tenant: str = "acme", timeout: float = 60) -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {gateway.clients[tenant].api_key}"}
+    return httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=timeout)
 
 
 async def test_an_operator_ends_a_tenants_batches(

@@ -242,7 +242,9 @@ def test_the_key_command_prints_only_the_key_once(program: Program) -> None:
         (key_id, "acme", "the app"), (admin["id"], None, "")
     ]  # fmt: skip
     assert set(listed[0]) == {"id", "tenant", "admin", "label", "created_at", "revoked_at"}
-    assert program.document("key", "revoke", key_id) == {"id": key_id, "revoked": True}
+    assert program.document("key", "revoke", key_id) == {
+        "id": key_id, "revoked": True, "batches": {"cancelled": [], "going_on": []},
+    }  # fmt: skip
     _, out, _ = program("key", "list")
     first, second = out.splitlines()
     assert (first.startswith(key_id), "revoked" in first) == (True, True)
