@@ -792,7 +792,7 @@ def _refuse_revoked(connection: Connection, key_id: str | None) -> None:
         raise Unauthenticated("the API key is revoked", fix="send another key")
 
 
-def _going_on(condition: ColumnElement[bool]) -> Select[tuple[str]]:
+def _going_on(condition: ColumnElement[bool]) -> Select[Any]:
     """Return the query for the ids of batches whose lines are still started, the oldest first."""
     return (
         select(batches.c.id)
