@@ -16,8 +16,9 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
 
 from serving.contracts.evidence import PEOPLE, Audit
+from serving.evidence.erasures import lock_evidence
 from serving.evidence.heads.cipher import UnreadableContent, VectorCipher
-from serving.evidence.store import EvidenceOwner
+from serving.evidence.store import EvidenceOwner, not_erased
 from serving.ledger.database import Database
 from serving.ledger.schema import evidence_audits, evidence_texts
 from serving.ledger.upsert import insert_new
@@ -67,7 +68,10 @@ class KeptTexts:
         self._most = most
 
     def keep(self, found: KeptText) -> None:
-        """Keep a text; beyond the bound, the text of the highest rank goes."""
+        """Keep a text; beyond the bound, the text of the highest rank goes.
+
+        One that was deleted after its input was drawn is not kept.
+        """
         audit = found.audit
         name = f"{audit.claim}:{audit.input}"
         row = {
@@ -82,6 +86,9 @@ class KeptTexts:
             "kept_at": datetime.now(UTC),
         }
         with self._database.begin() as connection:
+            lock_evidence(connection)
+            if not not_erased(connection, [audit]):
+                return
             connection.execute(insert_new(connection, evidence_texts), row)
             _bound(connection, audit.claim, self._most)
 

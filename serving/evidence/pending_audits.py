@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Row, delete, func, select
 
 from serving.contracts.answer import Answer, TaskRequest, Value
 from serving.contracts.evidence import AWAITED, Audit
+from serving.evidence.erasures import lock_evidence
 from serving.evidence.heads.cipher import UnreadableContent, VectorCipher
 from serving.evidence.store import append_audits, find_audit
 from serving.ledger.database import Database
@@ -156,6 +157,10 @@ class PendingAudits:
 
 def settle_audits(connection: Connection, verdicts: Sequence[Audit]) -> list[Audit]:
     """As PendingAudits.settle, within a transaction."""
+    if not verdicts:
+        return []
+    # First, as a deletion does: it would wait for a row that this one has, and this for its lock.
+    lock_evidence(connection)
     pending = evidence_pending.c
     waited = [
         # The inputs that took the shortcut were counted in the row that says `awaited`.

@@ -26,6 +26,7 @@ from serving.contracts.evidence import (
     Scope,
 )
 from serving.contracts.routing import end_user_id
+from serving.evidence.erasures import DrawnInput, erased, lock_evidence, note_erasure
 from serving.ledger.database import Database
 from serving.ledger.instances import database_now
 from serving.ledger.reports.query import refuse_unknown_tenant
@@ -117,9 +118,15 @@ class EvidenceStore:
     def draw(self, audits: Sequence[Audit]) -> None:
         """Write inputs that are to be audited, before their verdicts are known."""
         # A batch may be written again after its confirmation was lost.
-        rows = [{"id": f"{audit.claim}:{audit.input}", **_common(audit)} for audit in audits]
-        if rows:
-            with self.database.begin() as connection:
+        if not audits:
+            return
+        with self.database.begin() as connection:
+            lock_evidence(connection)
+            rows = [
+                {"id": f"{audit.claim}:{audit.input}", **_common(audit)}
+                for audit in not_erased(connection, audits)
+            ]
+            if rows:
                 connection.execute(insert_new(connection, evidence_draws), rows)
 
     def append(
@@ -127,7 +134,8 @@ class EvidenceStore:
     ) -> list[Audit | ClaimEvent]:
         """Append verdicts and events; return those that were new, with their sequences.
 
-        Of two verdicts on one input of a claim, the first counts and the second is not written.
+        Of two verdicts on one input of a claim, the first counts and the second is not written,
+        nor is one on an input that was deleted after its draw.
         """
         if not audits and not events:
             return []
@@ -231,10 +239,13 @@ class EvidenceStore:
 
         A tenant's own claims go with their audits, and begin anew; those that a person withdrew
         stay withdrawn, without evidence. Of one request or end user the numbers stay, without ids,
-        labels and digests. Both are noted as an act and, in claims that go on, as an event.
+        labels and digests. Both are noted as an act and, in claims that go on, as an event. What
+        was drawn before and is still being audited is not written any more.
         """
         chosen = _chosen(evidence_audits, owner)
         with self.database.begin() as connection:
+            lock_evidence(connection)
+            note_erasure(connection, owner.tenant, owner.request_id, owner.end_user)
             claims = connection.execute(select(evidence_audits.c.claim).where(chosen).distinct())
             touched = set(claims.scalars())
             for table in (evidence_draws, evidence_pending):
@@ -277,7 +288,8 @@ def append_audits(connection: Connection, audits: Sequence[Audit]) -> list[Audit
     if not audits:
         return []
     next_ = _take(connection, len(audits))
-    numbered = [replace(row, sequence=next_ + n) for n, row in enumerate(audits)]
+    kept = not_erased(connection, audits)
+    numbered = [replace(row, sequence=next_ + n) for n, row in enumerate(kept)]
     written = [row for row in numbered if insert_row(connection, evidence_audits, _row(row))]
     for audit in audits:
         connection.execute(
@@ -286,6 +298,16 @@ def append_audits(connection: Connection, audits: Sequence[Audit]) -> list[Audit
             )
         )
     return written
+
+
+def not_erased(connection: Connection, audits: Sequence[Audit]) -> list[Audit]:
+    """Return those whose inputs were not deleted since their draws. Call it after the lock."""
+    gone = erased(connection, map(_drawn_input, audits))
+    return [audit for audit in audits if _drawn_input(audit) not in gone]
+
+
+def _drawn_input(audit: Audit) -> DrawnInput:
+    return DrawnInput(audit.tenant, audit.request_id, audit.end_user, audit.drawn_at)
 
 
 def find_audit(connection: Connection, claim: str, name: str) -> Audit | None:

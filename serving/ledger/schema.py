@@ -381,6 +381,19 @@ evidence_acts = Table(
     Column("at", UtcTime, nullable=False),
 )
 
+# What was deleted within the last day: audits that were running must not write it again.
+# request_id, end_user_digest: NULL where every one of the tenant's is meant.
+evidence_erasures = Table(
+    "evidence_erasures",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("request_id", Text),
+    Column("end_user_digest", Text),
+    Column("at", UtcTime, nullable=False),
+    Index("evidence_erasures_by_time", "at"),
+)
+
 # Audits that wait for a provider's batch: an input with its local answers, until the reference's
 # answer to it is there. worst_usd: of the reference's call. batch: that it was collected into, NULL
 # before. content: the input, its answers and the audit's row without a verdict, encrypted.

@@ -315,7 +315,7 @@ class Auditor(AuditWork):
             context = one.context
             source = Source(
                 context.caller.tenant, context.request_id, one.request.text,
-                context.options.end_user,
+                context.options.end_user, drawn_at=one.drawn.drawn_at,
             )  # fmt: skip
             scope = self.evidence.scope(one.ruling.name)
             await self._learn(LabelledInput(scope, spec, source, view, value))

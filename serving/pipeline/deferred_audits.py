@@ -158,7 +158,9 @@ class DeferredAudits:
         claim = self._evidence.snapshot.find(audit.claim)
         if self._learn is not None and claim is not None:
             text = one.request.text
-            source = Source(audit.tenant, audit.request_id, text, audit.end_user)
+            source = Source(
+                audit.tenant, audit.request_id, text, audit.end_user, drawn_at=audit.drawn_at
+            )
             view = LocalView(one.local, one.vector, len(text))
             await self._learn(LabelledInput(claim.scope, spec, source, view, value))
         if self._keep is not None and isinstance(spec, ClassificationSpec):

@@ -235,9 +235,15 @@ def test_a_withdrawn_claim_stays_withdrawn_when_its_tenant_is_deleted(store: Evi
             assert (claim.audits, claim.observed_error, claim.hypotheses) == (0, None, 0)
     # Later inputs register it again, and their audits earn nothing.
     store.register([defined()])
-    store.append([audit("c1", 100 + n) for n in range(60)])
+    assert len(store.append([after_deletion("c1", 100 + n) for n in range(60)])) == 60
     folding.round_blocking()
     assert store.states().claims["c1"].state is ClaimState.WITHDRAWN
+
+
+def after_deletion(name: str, number: int) -> Audit:
+    """Return an audit of an input that was drawn after every deletion of a test."""
+    drawn_at = datetime.now(UTC) + timedelta(hours=1, seconds=number)
+    return audit(name, number, drawn_at=drawn_at, judged_at=drawn_at)
 
 
 def test_a_claim_that_was_deleted_begins_anew_in_the_replica_that_folded_it(
@@ -255,7 +261,7 @@ def test_a_claim_that_was_deleted_begins_anew_in_the_replica_that_folded_it(
     assert store.states().claims == {}
     # Another replica's next request registers the claim before this one has seen that it is gone.
     store.register([defined()])
-    store.append([audit("c1", 200)])
+    store.append([after_deletion("c1", 200)])
     folding.round_blocking()
     found = store.states().claims["c1"]
     last = store.rows_after(0)[-1].sequence
@@ -270,8 +276,8 @@ def test_rows_from_before_a_claim_is_registered_again_count_as_after_a_restart(
     folding = worker(store)
     folding.round_blocking()
     store.delete(EvidenceOwner("default"), "k1")
-    # An audit that was running during the deletion; the folding replica has passed it by.
-    store.append([audit("c1", 1)])
+    # An audit after the deletion; the folding replica has passed it by.
+    store.append([after_deletion("c1", 1)])
     store.register([defined("c2")])
     folding.round_blocking()
     store.register([defined()])

@@ -14,6 +14,7 @@ import numpy as np
 from sqlalchemy import ColumnElement, Connection, delete, exc, func, select, update
 
 from serving.contracts.errors import InvalidKey, InvalidRequest
+from serving.evidence.erasures import DrawnInput, erased, lock_evidence
 from serving.evidence.heads.arrays import DamagedArrays, pack, unpack
 from serving.evidence.heads.candidate import DIMENSIONS, MAX_LABELS, Floats, HeadScope
 from serving.evidence.heads.cipher import KEY_ID_BYTES, UnreadableContent, VectorCipher
@@ -45,7 +46,8 @@ class Task:
 class Source:
     """Where an example comes from. text: it is not stored, only its keyed digest is.
 
-    by_person: a person labelled it; the label replaces an earlier one of the same text.
+    by_person: a person labelled it; the label replaces an earlier one of the same text. drawn_at:
+    when the input was drawn; None for one that no deletion can have come after.
     """
 
     tenant: str
@@ -53,6 +55,7 @@ class Source:
     text: str
     end_user: str | None = None
     by_person: bool = False
+    drawn_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,8 @@ class ExampleStore:
         """Store an example; return whether it is new in its scope.
 
         A scope has each text once (case and white space apart): the first label stays, unless a
-        person gives another. Raises InvalidRequest for a label or a vector that the task does not
+        person gives another. One that was deleted after it was drawn is not stored. Raises
+        InvalidRequest for a label or a vector that the task does not
         have, LedgerUnavailable.
         """
         _refuse_unfit(task, example)
@@ -113,6 +117,8 @@ class ExampleStore:
         same = (head_examples.c.scope == scope) & (head_examples.c.text_digest == text)
         try:
             with self._database.begin() as connection:
+                if _is_erased(connection, source):
+                    return False
                 _ensure_scope(connection, task)
                 if source.by_person:
                     connection.execute(delete(head_examples).where(same))
@@ -231,6 +237,14 @@ def purge_examples(database: Database, keep_days: float) -> int:
     with database.begin() as connection:
         done = connection.execute(delete(head_examples).where(head_examples.c.created_at < before))
         return int(done.rowcount)
+
+
+def _is_erased(connection: Connection, source: Source) -> bool:
+    if source.drawn_at is None:
+        return False
+    lock_evidence(connection)
+    found = DrawnInput(source.tenant, source.request_id, source.end_user, source.drawn_at)
+    return bool(erased(connection, [found]))
 
 
 def _row_name(row_id: str, scope: str, tenant: str) -> str:
