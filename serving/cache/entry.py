@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, Self
 from uuid import uuid4
@@ -14,6 +14,9 @@ from serving.contracts.answer import Answer, CacheHit, CacheKind, Route, Usage
 from serving.contracts.evidence import Evidence
 
 Kind = Literal["chat", "task"]
+
+SKEW = timedelta(minutes=1)
+"""By which the clocks of replicas may differ: an entry may come from so far in the future."""
 
 
 class DamagedEntry(ValueError):
@@ -77,6 +80,13 @@ class Entry:
     end_user: str | None = None
     id: str = field(default_factory=lambda: uuid4().hex)
     aside: str | None = None
+
+    def is_live(self, now: datetime) -> bool:
+        """Return whether an entry may still be served.
+
+        Not before it was made, either: the clock was set back since, and it is older than it looks.
+        """
+        return self.created_at - SKEW <= now < self.expires_at
 
     def hit(self, now: datetime, kind: CacheKind = "exact", similarity: float = 1.0) -> CacheHit:
         """Return what a client is told about a hit."""

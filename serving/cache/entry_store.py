@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select, update
 
-from serving.cache.entry import DamagedEntry, Entry, PackedEntry, unpacked
+from serving.cache.entry import SKEW, DamagedEntry, Entry, PackedEntry, unpacked
 from serving.cache.schema import cache_entries as table
 from serving.cache.schema import cache_questions, cache_sequence
 from serving.contracts.cache_settings import CacheSettings
@@ -154,9 +154,13 @@ class EntryStore:
             return int(connection.execute(delete(table).where(chosen.condition())).rowcount)
 
     def sweep(self, now: datetime, settings: CacheSettings) -> "Swept":
-        """Delete expired entries and, over the limits, the least recently used."""
+        """Delete expired entries and, over the limits, the least recently used.
+
+        Also those of a clock that was set back since: they would expire too late.
+        """
+        is_over = or_(table.c.expires_at <= now, table.c.created_at > now + SKEW)
         with self.database.begin() as connection:
-            done = connection.execute(delete(table).where(table.c.expires_at <= now))
+            done = connection.execute(delete(table).where(is_over))
         evicted = sum(self._evict(name, size, settings) for name, size in self.sizes().items())
         return Swept(int(done.rowcount), evicted, tuple(self.sizes().values()))
 

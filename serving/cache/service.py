@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, Protocol, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,6 +14,7 @@ from serving.cache.cacheable import Reason
 from serving.cache.entry import Entry, PackedEntry
 from serving.cache.entry_store import EntryFilter, EntryStore, Size
 from serving.cache.flight import Flight, Flights
+from serving.cache.steady_clock import SteadyClock
 from serving.cache.writer import EntryWriter
 from serving.contracts.cache_settings import CacheSettings
 from serving.contracts.errors import LedgerUnavailable
@@ -86,8 +87,9 @@ class CacheService:
         store: EntryStore,
         settings: CacheSettings,
         events: CacheEvents,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] | None = None,
     ) -> None:
+        now = now or SteadyClock()
         self.settings = settings
         self.events = events
         self.flights = Flights()

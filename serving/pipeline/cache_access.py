@@ -217,7 +217,7 @@ class CacheAccess:
         Whether it was put aside is not decided here.
         The key holds the namespace; it is compared again because nothing else keeps tenants apart.
         """
-        if entry.namespace != self.namespace(context) or self.cache.now() >= entry.expires_at:
+        if entry.namespace != self.namespace(context) or not entry.is_live(self.cache.now()):
             return False
         return self._in_force.covers(entry.origin, context)
 

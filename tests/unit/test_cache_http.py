@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from itertools import count
 from typing import Any
 
 import pytest
 
+from serving.cache.steady_clock import SteadyClock
 from serving.contracts.task_spec import TaskSpec
 from serving.ledger.database import Database
 from serving.tasks.grant import Grant
@@ -17,7 +19,7 @@ from serving.tasks.grant import Grant
 from ..provider.script import Fault, Reply, Seen
 from ..provider.server import ProviderServer
 from .attested import result
-from .cache_kit import Cached, cached, events_of, state_of, text_of
+from .cache_kit import NOW, Cached, cached, events_of, state_of, text_of
 from .chat_kit import CHAT, chat_body, replying
 from .frontier_kit import ANTHROPIC, OPENAI, frontier, settings
 from .memory_ledger import COST, LOCAL_COST
@@ -505,6 +507,41 @@ async def test_lookups_and_sizes_are_metrics(tasks: Cached) -> None:
     await tasks.service._writer.count_hits()
     (stats,) = (await tasks.server.client.get("/v1/admin/cache")).json()["data"]
     assert (stats["namespace"], stats["entries"], stats["hits"]) == ("tenant/default", 2, 4)
+
+
+async def test_an_answer_of_a_clock_that_was_set_back_is_made_again_and_deleted(
+    chats: Cached,
+) -> None:
+    questions = ("What is a gate?", "What is a margin?")
+    for question in questions:
+        assert state_of(await chats.chat(question)) == "miss"
+        await chats.entries()
+    # By a minute clocks may differ; beyond it the entries would live that much longer.
+    chats.now.later(-59)
+    assert state_of(await chats.chat(questions[0])) == "hit"
+    chats.now.later(-3600)
+    chats.service.flights.retire_answered()
+    assert state_of(await chats.chat(questions[0])) == "miss"
+    assert len(await chats.entries()) == 2
+    # The one that was made again stays; the other is gone before the clock has come to it again.
+    await chats.service.sweep()
+    assert len(await chats.entries()) == 1
+    chats.now.later(3660)
+    assert state_of(await chats.chat(questions[1])) == "miss"
+
+
+def test_the_caches_clock_is_not_set_back() -> None:
+    wall, monotonic_s = NOW, 100.0
+    clock = SteadyClock(lambda: wall, lambda: monotonic_s)
+    assert clock() == NOW
+    monotonic_s += 60
+    wall = NOW - timedelta(hours=1)
+    assert clock() == NOW + timedelta(seconds=60)
+    # One that was set forward holds until it is set right.
+    wall = NOW + timedelta(days=400)
+    assert clock() == wall
+    wall = NOW + timedelta(seconds=61)
+    assert clock() == wall
 
 
 async def test_the_cost_in_a_streams_entry_is_known(chats: Cached) -> None:
