@@ -11,7 +11,7 @@ from serving.commands import evidence_label
 from serving.commands.json_lines import read_lines
 from serving.commands.ledger import opened_ledger
 from serving.commands.options import add_settings_options, settings_from
-from serving.host.safe_write import refuse_unwritable_file
+from serving.host.safe_write import replace_named, replaceable_file
 
 if TYPE_CHECKING:
     import httpx
@@ -92,13 +92,12 @@ def _list(args: argparse.Namespace, store: Any) -> int:
 def _show(args: argparse.Namespace, store: Any) -> int:
     from serving.evidence.administration import claim_details
 
-    if args.html is not None:
-        refuse_unwritable_file(args.html, "--html")
+    page = None if args.html is None else replaceable_file(args.html, "--html")
     all_ = claim_details(store, args.claim, _ACTOR, evidence_label.texts_of(args, store))
-    if args.html is not None:
+    if page is not None:
         from serving.evidence.page import render_claim
 
-        args.html.write_text(render_claim(all_), encoding="utf-8")
+        replace_named(page, render_claim(all_).encode(), "--html")
         print(json.dumps({"file": str(args.html)}) if args.json else f"{args.html} is written")
         return 0
     found = all_.document()
@@ -146,10 +145,10 @@ def _withdraw(args: argparse.Namespace, store: Any) -> int:
 def _export(args: argparse.Namespace, store: Any) -> int:
     from serving.evidence.export import export_claim
 
-    refuse_unwritable_file(args.out, "--out")
+    out = replaceable_file(args.out, "--out")
     key = settings_from(args).evidence.signing_key
     envelope = export_claim(store, args.claim, key, _ACTOR)
-    args.out.write_bytes(envelope)
+    replace_named(out, envelope, "--out")
     print(json.dumps({"file": str(args.out)}) if args.json else f"{args.out} is written")
     return 0
 
@@ -199,9 +198,9 @@ def _heads(args: argparse.Namespace, store: Any) -> int:
 
 
 def _export_head(args: argparse.Namespace, store: Any) -> int:
-    refuse_unwritable_file(args.out, "--out")
+    out = replaceable_file(args.out, "--out")
     content = _head_store(args, store).signed(args.digest).exported()
-    args.out.write_bytes(content)
+    replace_named(out, content, "--out")
     store.act(_ACTOR, "export head", args.digest)
     print(json.dumps({"file": str(args.out)}) if args.json else f"{args.out} is written")
     return 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.commands.options import add_settings_options, settings_from
-from serving.host.safe_write import refuse_unwritable_file
+from serving.host.safe_write import replace_named, replaceable_file
 
 if TYPE_CHECKING:
     from serving.contracts.report import Report
@@ -32,11 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 if the reconciliation finds discrepancies."""
-    if args.html is not None:
-        refuse_unwritable_file(args.html, "--html")
+    page = None if args.html is None else replaceable_file(args.html, "--html")
     report = _read(args, settings_from(args))
-    if args.html is not None:
-        _write_page(args.html, report)
+    if page is not None:
+        from serving.ledger.reports.page import render_page
+
+        replace_named(page, render_page(report).encode(), "--html")
     if args.json:
         print(report.model_dump_json())
     else:
@@ -64,18 +65,3 @@ def _read(args: argparse.Namespace, settings: "Settings") -> "Report":
     scope = Scope(window.since, window.until, args.tenant)
     with written_ledger(ledger_url(settings.ledger), settings.state) as database:
         return build_report(database, scope, zone, timeout_s=_TIMEOUT_S)
-
-
-def _write_page(file: Path, report: "Report") -> None:
-    from serving.contracts.errors import InvalidRequest
-    from serving.ledger.reports.page import render_page
-
-    page = render_page(report)
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest(
-            f"{str(file)!r} cannot be written: {error.strerror}",
-            field="--html",
-            fix="name a file in a folder that exists",
-        ) from error

@@ -45,15 +45,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the audit. Exit status 0; figures are reported, not judged."""
-    from serving.host.safe_write import refuse_unwritable_file
+    from serving.host.safe_write import replace_named, replaceable_file
     from serving.savings.text import document, lines
 
-    if args.html is not None:
-        # Before the work: a log takes minutes.
-        refuse_unwritable_file(args.html, "--html")
+    # Before the work: a log takes minutes.
+    page = None if args.html is None else replaceable_file(args.html, "--html")
     found = _audited(args)
-    if args.html is not None:
-        _write_page(args.html, found)
+    if page is not None:
+        from serving.savings.page import render_page
+
+        replace_named(page, render_page(found).encode(), "--html")
     if args.json:
         print(json.dumps(document(found)))
     else:
@@ -102,18 +103,3 @@ def _auditing(args: argparse.Namespace, settings: "Settings") -> "Auditing":
     specs = load_specs(settings.tasks_dir)
     router = build_router(settings.routing, specs, embedder, Unobserved())
     return Auditing(settings, book, router, assumptions, args.provider)
-
-
-def _write_page(file: Path, found: "Audit") -> None:
-    from serving.contracts.errors import InvalidArgument
-    from serving.savings.page import render_page
-
-    page = render_page(found)
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InvalidArgument(
-            f"{str(file)!r} cannot be written: {error.strerror}",
-            field="--html",
-            fix="name a file in a folder that exists",
-        ) from error

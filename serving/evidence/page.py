@@ -9,7 +9,6 @@ from serving.reporting.amounts import moment
 from serving.reporting.page import Plot, page_environment
 
 TEMPLATE = "page.html.j2"
-_SECONDS = "yyyy-MM-dd HH:mm:ss"
 
 
 def render_claim(details: ClaimDetails) -> str:
@@ -38,5 +37,5 @@ def _between(interval: tuple[float, float] | list[float] | None) -> str:
 _FILTERS: Mapping[str, Any] = {
     "share": _share,
     "between": _between,
-    "moment": lambda at: "-" if at is None else f"{moment(at, pattern=_SECONDS)} UTC",
+    "moment": lambda at: "-" if at is None else f"{moment(at, has_seconds=True)} UTC",
 }

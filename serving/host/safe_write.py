@@ -68,6 +68,18 @@ def replaceable_file(file: Path, field: str) -> Path:
         ) from error
 
 
+def replace_named(target: Path, content: bytes, field: str) -> None:
+    """Replace the file that replaceable_file returned for an option. Raises InvalidArgument."""
+    try:
+        replace_file(target, content, mode=0o644)
+    except OSError as error:
+        raise InvalidArgument(
+            f"{str(target)!r} cannot be written: {error.strerror}",
+            field=field,
+            fix="name a file in a folder that exists and can be written",
+        ) from error
+
+
 def refuse_used_output(out: Path) -> None:
     """Refuse an output folder that is not empty or cannot be written. Raises OutputInUse."""
     refuse_unwritable_output(out)

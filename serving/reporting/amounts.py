@@ -1,36 +1,32 @@
-"""Money and moments as reports show them, the same in text and HTML. Pure."""
+"""Money and moments as reports show them, the same in text and HTML. Pure.
+
+In one form for all readers: a page that is sent on reads the same everywhere. Not by Babel: as it
+is imported it reads whatever file the variable TZ names, also a device or a pipe.
+"""
 
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 
-from babel.dates import format_datetime
-from babel.numbers import format_currency, format_decimal
-
-_LOCALE = "en_US"
-"""One for all reports: a page that is sent on reads the same everywhere."""
-
 
 def usd(amount: Decimal) -> str:
     """Return an amount in US dollars with six decimals and without a sign of the currency."""
-    return format_decimal(_rounded(amount, 6), "#,##0.000000", locale=_LOCALE)
+    return f"{_rounded(amount, 6):,.6f}"
 
 
 def dollars(amount: Decimal | float, four_decimals_below: int = 1) -> str:
     """Return an amount in US dollars with two decimals, or four where it is small."""
     exact = Decimal(str(amount))
     decimals = 2 if abs(exact) >= four_decimals_below else 4
-    pattern = f"¤#,##0.{'0' * decimals}"
-    return format_currency(
-        _rounded(exact, decimals), "USD", pattern, locale=_LOCALE,
-        currency_digits=False,
-    )  # fmt: skip
+    found = _rounded(exact, decimals)
+    return f"{'-' if found < 0 else ''}${abs(found):,.{decimals}f}"
 
 
-def moment(at: datetime, zone: tzinfo = UTC, pattern: str = "yyyy-MM-dd HH:mm") -> str:
-    """Return a moment in a time zone, to the minute. pattern: as of Unicode's date formats."""
-    return format_datetime(at, pattern, tzinfo=zone, locale=_LOCALE)
+def moment(at: datetime, zone: tzinfo = UTC, *, has_seconds: bool = False) -> str:
+    """Return a moment in a time zone, to the minute or the second."""
+    local = at.astimezone(zone)
+    return f"{local:%Y-%m-%d %H:%M:%S}" if has_seconds else f"{local:%Y-%m-%d %H:%M}"
 
 
 def _rounded(amount: Decimal, decimals: int) -> Decimal:
-    # Adding zero turns a rounded -0 into 0, which Babel would write as -$0.00.
+    # Adding zero turns a rounded -0 into 0, which would read as -$0.00.
     return round(amount, decimals) + 0

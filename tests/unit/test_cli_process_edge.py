@@ -11,6 +11,7 @@ import pytest
 
 from serving.cli import main, run_program
 from serving.contracts.errors import EngineFailure
+from serving.ledger.database import Database
 
 PROGRAM = [sys.executable, "-m", "serving.cli"]
 
@@ -62,6 +63,17 @@ def test_an_argument_that_is_not_utf8_is_a_json_document_on_request(
 ) -> None:
     assert main(["report", "--json", "--tenant", "\udcff"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["field"] is None
+
+
+@pytest.mark.parametrize("zone", [":/dev/zero", "/dev/random", "Nowhere/Here"])
+def test_a_report_reads_no_file_that_the_variable_tz_names(
+    zone: str, database: Database, state: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    done = program("report", "--json", "--state", str(state), "--html", str(page), TZ=zone)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout)["time_zone"] == "UTC"
+    assert page.read_text().startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.parametrize("arguments", [["config"], ["tasks", "--json"]])
