@@ -14,6 +14,7 @@ from serving.contracts.errors import MaxCostExceeded
 from serving.contracts.exits import DEFERRED, Endpoint, Exit
 from serving.contracts.frontier import Completion
 from serving.contracts.ledger import CallEnd, Caller, Entry, Ledger, OpenCall
+from serving.contracts.openai import openai_usage
 from serving.contracts.prices import BATCH
 from serving.frontier.provider_api import WholeAnswer
 from serving.frontier.spent import RequestFacts, Spent, spent_on
@@ -69,6 +70,8 @@ class ProvidedAnswer:
         usage = spent.usage
         if usage is None and facts is not None:
             usage = spent_on(WholeAnswer(document, None, BATCH), facts).usage
+        # In our shape, as where it is asked synchronously.
+        document["usage"] = None if usage is None else openai_usage(usage)
         return Completion(
             document,
             self.target,

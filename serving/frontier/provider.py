@@ -311,9 +311,8 @@ class Provider:
             answer = await self._within(target_call, self.api.whole(target_call.request))
             spent = spent_on(answer, target_call.facts)
             call.answered(spent)
-            if spent.source == "reported":
-                return answer
             assert spent.usage is not None
+            # In our shape, as a stream's: providers' own have other fields whole and streamed.
             body = {**answer.body, "usage": openai_usage(spent.usage)}
             return replace(answer, body=body, usage=spent.usage)
 

@@ -30,7 +30,8 @@ _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics:
     """Every metric of this replica. Implements ExitObserver and the engine client's events.
 
-    models: whose names are always labels, as `provider/model`. Clients name other models as well.
+    models: whose names are always labels, as `provider/model`. Clients name other models as well,
+    which are `other` until one has answered.
     """
 
     def __init__(self, models: Iterable[str] = ()) -> None:
@@ -283,6 +284,8 @@ class Metrics:
         if exit_.error is None:
             self._input_seconds.labels(exit_.endpoint, task, exit_.route).observe(exit_.elapsed_s)
         if exit_.model is not None:
+            # Also of a local model or a head, which no provider answers for.
+            self._names.label(exit_.model, has_answered=exit_.error is None)
             self._count_tokens(exit_.endpoint, exit_.model, exit_.usage)
             if exit_.error is None and not exit_.valid:
                 self._invalid.labels(task, self._names.label(exit_.model)).inc()
@@ -312,7 +315,8 @@ class Metrics:
 
     def called(self, provider: str, model: str, outcome: str, elapsed_s: float) -> None:
         """Record one call of a provider."""
-        label = self._names.label(f"{provider}/{model}").removeprefix(f"{provider}/")
+        named = self._names.label(f"{provider}/{model}", has_answered=outcome == "ok")
+        label = named.removeprefix(f"{provider}/")
         self._calls.labels(provider, label, outcome).inc()
         self._call_seconds.labels(provider, label).observe(elapsed_s)
 
@@ -360,17 +364,25 @@ class Metrics:
 
 
 class _ModelNames:
-    """The names of models that are labels. Of those that only clients name, the first few are."""
+    """The names of models that are labels.
+
+    Of those that only clients name, the first few that have answered: names that no provider knows
+    would use the labels up. A target is one model in any case and with any version behind `@`.
+    """
 
     def __init__(self, known: Iterable[str]) -> None:
         self._known = set(known)
         self._most = len(self._known) + _MOST_OTHER_MODELS
 
-    def label(self, name: str) -> str:
+    def label(self, name: str, *, has_answered: bool = False) -> str:
         """Return the label of a model."""
         if name in self._known:
             return name
-        if len(self._known) >= self._most or len(name) > _LONGEST_LABEL:
+        if "/" in name:
+            name = name.partition("@")[0].casefold()
+        if name in self._known:
+            return name
+        if not has_answered or len(self._known) >= self._most or len(name) > _LONGEST_LABEL:
             return "other"
         self._known.add(name)
         return name

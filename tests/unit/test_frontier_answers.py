@@ -16,7 +16,7 @@ from serving.contracts.errors import (
 )
 from serving.contracts.frontier import OutputBounds
 from serving.contracts.frontier_settings import PromptCacheSettings
-from serving.contracts.openai import usage_from_openai
+from serving.contracts.openai import openai_usage, usage_from_openai
 from serving.frontier import openai_api
 
 from ..provider.script import Reply, ToolCall
@@ -71,6 +71,19 @@ async def test_a_whole_answer(provider: ProviderServer, target: str) -> None:
     name, _, model = target.partition("/")
     assert events.calls == [(name, model, "ok")]
     assert provider.script.completed == 1
+
+
+@BOTH
+async def test_the_usage_of_a_whole_answer_is_in_our_shape_as_a_streams(
+    provider: ProviderServer, target: str
+) -> None:
+    provider.script.answer = lambda _: Reply("Some words.", reasoning_tokens=5)
+    async with frontier(settings(provider)) as stack:
+        whole = await stack.complete(call(target))
+        chunks = await chunks_of(await stack.stream(call(target)))
+    assert whole.body["usage"] == chunks[-1]["usage"] == openai_usage(whole.usage)
+    # The provider's own has fields that a stream's lacks, and the other way round.
+    assert set(whole.body["usage"]["completion_tokens_details"]) == {"reasoning_tokens"}
 
 
 @BOTH

@@ -35,10 +35,22 @@ def test_families_are_merged_and_samples_labelled() -> None:
 
 def test_models_that_clients_name_fill_no_memory() -> None:
     metrics = Metrics(["openai/known"])
+    # Names that no provider knows, as many as a client likes, use no label up.
     for number in range(500):
-        name = f"m@{number}" if number % 2 else "x" * number * 1000
-        metrics.called("anthropic", name, "frontier_unknown_model", 0.1)
-        metrics.fell_back(f"anthropic/{name}", "openai/known", "frontier_unknown_model")
+        metrics.called("anthropic", f"unknown-{number}", "frontier_unknown_model", 0.1)
+        metrics.fell_back(f"anthropic/no-{number}", "openai/known", "frontier_unknown_model")
+    for spelling in ("Real", "real@1", "REAL@2"):
+        metrics.called("anthropic", spelling, "ok", 0.1)
+    counted = metrics.registry.get_sample_value
+    calls = "narrowgate_frontier_calls_total"
+    real = {"provider": "anthropic", "model": "real", "outcome": "ok"}
+    assert counted(calls, real) == 3
+    assert "unknown-1" not in metrics.exposition({}).decode()
+    # A provider that answers to every name.
+    for number in range(500):
+        name = f"m{number}" if number % 2 else "x" * number * 1000
+        metrics.called("anthropic", name, "ok", 0.1)
+        metrics.fell_back(f"anthropic/{name}", "openai/known", "frontier_unavailable")
         exit_ = Exit(
             "r", "chat", None, "frontier", "out_of_scope", f"anthropic/{name}",
             Usage(uncached_input_tokens=5, output_tokens=1), 0.1,
@@ -49,7 +61,7 @@ def test_models_that_clients_name_fill_no_memory() -> None:
     lines = [line for line in text.splitlines() if line.startswith("narrowgate_frontier_calls_t")]
     assert 100 < len(lines) <= 103
     assert any('model="known"' in line for line in lines)
-    assert any('model="other"' in line and line.endswith(" 400.0") for line in lines)
+    assert any('model="other"' in line and line.endswith(" 401.0") for line in lines)
     assert len(text) < 1_000_000
 
 
