@@ -66,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
         "ledger",
         "evidence",
         "cache",
+        "batch",
         "context",
         "app",
         "lifecycle",
