@@ -224,6 +224,18 @@ def test_what_is_no_id_is_not_asked_for(
     assert provider.script.batch_requests == []
 
 
+def test_answers_are_written_through_a_link(
+    provider: ProviderServer, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, ended = told(capsys, provider, "submit", file, "--watch")
+    out, link = tmp_path / "folder" / "out.jsonl", tmp_path / "link"
+    out.parent.mkdir()
+    link.symlink_to(out)
+    assert narrowgate("fetch", ended["id"], "--out", link, url=provider.url) == 0
+    assert link.is_symlink()
+    assert len(out.read_text().splitlines()) == 4
+
+
 def test_a_broken_download_leaves_no_file(
     provider: ProviderServer, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,12 @@
 """A provider that keeps a stream alive, while its model reasons, is not silent."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from serving.contracts.errors import FrontierStreamBroken, FrontierTimeout
+from serving.frontier.provider_data import longest_stream
 
 from ..provider.script import Fault
 from ..provider.server import ProviderServer
@@ -75,6 +77,20 @@ async def test_a_stream_is_no_longer_than_its_request_allows(
         with pytest.raises(FrontierStreamBroken, match="longer than its request allows"):
             [chunk async for chunk in stream.events]
     assert source_of(entry) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("request_", "kib"),
+    [
+        ({"max_tokens": 10}, 10),
+        ({"max_completion_tokens": 10, "n": 3}, 30),
+        ({"max_tokens": 10, "n": None, "logprobs": True}, 80),
+    ],
+)
+def test_choices_and_their_probabilities_make_a_stream_longer(
+    request_: dict[str, Any], kib: int
+) -> None:
+    assert longest_stream(request_) == 8 * 2**20 + kib * 2**10
 
 
 async def test_comments_behind_a_complete_answer_do_not_hold_it_open(

@@ -242,6 +242,15 @@ async def test_a_model_name_that_headers_cannot_hold_is_escaped(
     assert [call.end is not None for call in server.ledger.calls] == [True]
 
 
+async def test_a_model_name_that_no_settings_could_hold_is_refused(server: Server) -> None:
+    server.frontier.reply = replying("An answer.")
+    for name, status in (("openai/" + "m" * 258, 200), ("openai/" + "m" * 259, 400)):
+        response = await server.post(CHAT, json=chat_body(name))
+        assert response.status_code == status, response.text
+    assert assert_error(response, 400, "invalid_request")["param"] == "model"
+    assert len(server.ledger.calls) == 1
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_whatever_fails_before_the_first_byte_closes_the_call(
     server: Server, stream: bool, monkeypatch: pytest.MonkeyPatch

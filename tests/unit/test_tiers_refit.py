@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from serving.cli import main
+from serving.commands import tiers_refit
 from serving.commands.tiers_refit import clusters_file, take
 from serving.contracts.routing import Tier
 from serving.ledger.database import Database
@@ -167,6 +168,22 @@ def test_a_taken_file_replaces_the_one_before_and_keeps_it(tmp_path: Path) -> No
     assert read_clustering(tmp_path / f"clusters.{ONE.version}.json").version == ONE.version
     assert read_fitted_at(out) is not None
     assert read_fitted_at(None) is None
+
+
+def test_clusters_are_written_through_a_link(
+    tmp_path: Path,
+    state: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tiers_refit, "_compared", lambda *_: ({"verdict": "taken"}, TWO))
+    file, link = tmp_path / "clusters.json", tmp_path / "link.json"
+    link.symlink_to(file)
+    log = _log(tmp_path / "log.jsonl", 4)
+    arguments = ["tiers", "refit", str(log), "--out", str(link), "--state", str(state), "--json"]
+    status, _, err = _run(capsys, arguments)
+    assert (status, link.is_symlink()) == (0, True), err
+    assert read_clustering(file).version == TWO.version
 
 
 def _run(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> tuple[int, str, str]:
