@@ -426,6 +426,9 @@ class Scheduler:
     async def _check(self, batch: ActiveBatch) -> None:
         """Check a batch's file; its good lines become rows that wait."""
         async with self._checks[batch.caller.tenant]:
+            # A round that read the batch before its check ended comes late: its lines may run.
+            if not await self._run(self._parts.store.is_validating, batch.id):
+                return
             found = await self._checked(batch)
         is_good = found.lines > 0 and (not found.problems or batch.metadata.get("on_error") == SKIP)
         if not is_good:
@@ -453,6 +456,9 @@ class Scheduler:
             await self._turns.run(self._steps(batch.id, check, blob, left))
         except NotFound as error:
             return Checked(0, (LineProblem("file_not_found", error.message),), ())
+        except (LedgerUnavailable, StorageUnavailable):
+            # Not the file's fault: it is checked again.
+            raise
         except NarrowgateError as error:
             return Checked(0, (LineProblem(error.code, error.message),), ())
         return check.result()

@@ -260,6 +260,12 @@ class BatchStore:
 
     # The check.
 
+    def is_validating(self, batch: str) -> bool:
+        """Return whether a batch's file is still to be checked."""
+        query = select(batches.c.status).where(batches.c.id == batch)
+        with self.database.read() as connection:
+            return bool(connection.execute(query).scalar_one_or_none() == "validating")
+
     def clear_lines(self, batch: str) -> None:
         """Delete a batch's lines, some at a time."""
         while True:

@@ -21,7 +21,7 @@ from serving.batch.store import BatchStore, LeaseLost, Limits, LineEnd
 from serving.contracts.batch import BatchOrder, Checked
 from serving.contracts.batch_settings import BatchSettings
 from serving.contracts.deadline import Deadline
-from serving.contracts.errors import DeadlineExceeded, ShuttingDown
+from serving.contracts.errors import DeadlineExceeded, LedgerUnavailable, ShuttingDown
 from serving.contracts.ledger import CallEnd, Caller, Lane
 from serving.ledger.access.tenants import update_tenant
 from serving.ledger.database import Database
@@ -155,6 +155,43 @@ async def test_a_call_that_may_have_been_billed_is_not_repeated(
     (line,) = (await gateway.results(batch)).values()
     assert line["response"]["status_code"] == 502
     assert len(provider.script.seen) == 1
+
+
+async def test_a_round_that_comes_late_does_not_check_a_file_again(
+    gateway: Running, provider: ProviderServer
+) -> None:
+    provider.script.on("gpt-4.1", Fault("slow", delay_s=0.5))
+    batch = await gateway.submit(questions(20))
+    while batch.status == "validating":
+        batch = await gateway.acme.batches.retrieve(batch.id)
+    lane: Any = gateway.gateway._context.batches
+    active = await asyncio.to_thread(lane.store.active)
+    stale = [replace(one, status="validating") for one in active if one.id == batch.id]
+    assert len(stale) == 1
+    # It read the batch before its check had ended.
+    await lane.scheduler._check(stale[0])
+    assert (await asyncio.to_thread(lane.store.states, batch.id)).total() == 20
+    batch = await gateway.ended(batch)
+    assert batch.request_counts is not None
+    assert (batch.status, batch.request_counts.completed) == ("completed", 20)
+    assert len(provider.script.seen) == 20
+
+
+async def test_a_check_that_the_database_breaks_off_is_made_again(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, breaks = BatchStore.add_lines, [True]
+
+    def add_lines(self: BatchStore, batch: str, lines: Any) -> bool:
+        if breaks:
+            breaks.pop()
+            raise LedgerUnavailable("the database is unreachable")
+        return whole(self, batch, lines)
+
+    monkeypatch.setattr(BatchStore, "add_lines", add_lines)
+    batch = await gateway.ended(await gateway.submit(questions(3)))
+    assert batch.request_counts is not None
+    assert (batch.status, batch.request_counts.completed) == ("completed", 3)
 
 
 # The database.
