@@ -219,7 +219,8 @@ def _before(arms: "Iterable[Arm]") -> list[dict[str, Any]]:
                 "reference_usd": one.reference_usd, "answers_usd": one.answers_usd,
                 "explored_usd": one.explored_usd, "audited_usd": one.audited_usd,
                 "settled_at": one.settled_at, "paid_back_at": one.paid_back_at,
-                "realised": one.realised, "tiers": one.tiers,
+                "late_usd": one.late_usd, "net_usd": one.net_usd, "tiers": one.tiers,
+                "states": one.states,
             }  # fmt: skip
     return list(found.values())
 
@@ -266,6 +267,9 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _earning(found: Mapping[str, Any]) -> Iterator[str]:
     for one in found["before"]:
+        if one["what"] == "contexts":
+            yield _contexts(one)
+            continue
         if one["what"] != "tiers":
             yield (
                 f"before: {one['what']}: {one['hits']} pairs were judged for "
@@ -283,9 +287,22 @@ def _earning(found: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"first month, earning included: {month['saved']:.1%} saved "
             f"({_range(month['saved_bounds'])}); {month['unearned']:.1%} before anything is "
-            f"earned, {month['earned']:.1%} after {month['earning_days']:g} days, in which tiers "
-            f"saved {month['realised']:.0%} of what they then save, net"
+            f"earned, {month['earned']:.1%} after {month['earning_days']:g} days, in which what is "
+            f"earned saved {month['realised']:.0%} of what it then saves, net"
         )
+
+
+def _contexts(one: Mapping[str, Any]) -> str:
+    states = ", ".join(
+        f"{share:.0%} {model} {state}" for model, (state, share) in sorted(one["states"].items())
+    )
+    return (
+        f"before: contexts: {one['requests']} requests, ${one['reference_usd']:.2f} with whole "
+        f"contexts, answered for ${one['answers_usd']:.2f}; {one['hits']} compared: "
+        f"${one['explored_usd']:.2f} until earned, ${one['audited_usd']:.2f} watching; net "
+        f"${one['net_usd']:.2f}; paid back after {one['paid_back_at']}, the last change after "
+        f"{one['settled_at']}; then {states}"
+    )
 
 
 def _range(ends: tuple[float, float]) -> str:

@@ -11,7 +11,7 @@ from benchmarks.replay_coins import RequestCoins
 from benchmarks.replay_earning import Earned
 from benchmarks.replay_mix import Kind, Request
 from benchmarks.replay_provider import ReplayModel, right
-from benchmarks.replay_setup import EARNED, UNBOUNDED, Lever, Replay
+from benchmarks.replay_setup import UNBOUNDED, Lever, Replay
 from benchmarks.replay_stack import Clock, Post, Stack
 from serving.contracts.answer import Usage
 from serving.contracts.routing import Tier
@@ -117,9 +117,8 @@ def run_arm(
             stack.close()
     span_s = replay.requests[-1].at_s - replay.requests[0].at_s
     before = tuple(
-        dataclasses.replace(replay.before(lever), definitions=(), rows=(), traffic={})
-        for lever in EARNED
-        if lever in levers
+        dataclasses.replace(found, definitions=(), rows=(), traffic={})
+        for found in replay.all_before(levers)
     )
     return Arm(name, tuple(levers), tuple(results), stack.local.busy_s, span_s, before)
 

@@ -109,17 +109,18 @@ def _kinds(counts: Mapping[int, int], values: Values, seed: int) -> dict[int, To
 
 @dataclass(frozen=True, slots=True)
 class Earned:
-    """What was earned before the replay. what: tiers, hits or cascades.
+    """What was earned before the replay. what: tiers, hits, cascades or contexts.
 
     definitions, rows: of every claim, in their order.
 
     traffic: by cluster as the ledger names it. until: their end. requests: open-ended ones that
     were simulated. reference_usd: at the reference. answers_usd: that clients got. explored_usd,
     audited_usd: behind them. settled_at, paid_back_at: after which of the requests no cluster
-    changed its tier, and the cost was below the reference's; None where never. realised: what they
-    saved, net, as a share of what they would have saved as at their end. tiers: shares of the
-    requests by their tier at the end. present: tier by cluster at the end. hits, hits_usd: of
-    hits and cascades, compared until their claims were held or given up, and what that cost.
+    changed its tier, and the cost was below the reference's; None where never. late_usd: what the
+    same requests would have saved, net, as at their end. tiers: shares of the requests by their
+    tier at the end. present: tier by cluster at the end. hits, hits_usd: of hits and cascades,
+    compared until their claims were held or given up, and what that cost. states: of contexts, the
+    state of each model's claim at the end, and its share of the requests.
     """
 
     what: str
@@ -134,11 +135,27 @@ class Earned:
     audited_usd: float = 0.0
     settled_at: int = 0
     paid_back_at: int | None = None
-    realised: float = 1.0
+    late_usd: float = 0.0
     tiers: Mapping[str, float] | None = None
     present: Mapping[int, str] = field(default_factory=dict)
     hits: int = 0
     hits_usd: float = 0.0
+    states: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+
+    @property
+    def net_usd(self) -> float:
+        """Return what was saved, less all that earning and watching cost."""
+        spent = self.answers_usd + self.explored_usd + self.audited_usd + self.hits_usd
+        return self.reference_usd - spent
+
+
+def realised(earned: Sequence[Earned]) -> float:
+    """Return what was saved before, net, as a share of what it would have been as at the end.
+
+    1 where nothing is saved at the end.
+    """
+    late = sum(one.late_usd for one in earned)
+    return sum(one.net_usd for one in earned) / late if late > 0.0 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +215,14 @@ def earned(
     return Earned(
         "tiers",
         tuple(defined(shortcut, rungs.start.model) for shortcut in shortcuts.values()),
-        tuple(row for claim in claims for row in _of_people(claim)),
+        tuple(row for claim in claims for row in of_people(claim)),
         {
             (TENANT, f"{topics.version}/{cluster}/{rungs.start.tier}"): course.traffic(topic)
             for cluster, topic in topic_of.items()
         },
         AT + timedelta(days=days), count, result.reference_usd, result.answers_usd,
         result.explored_usd, result.audited_usd, result.settled_at, result.paid_back_at,
-        result.saving / result.late_saving if result.late_saving > 0.0 else 0.0, dict(weights),
+        result.late_saving * result.reference_usd, dict(weights),
         {cluster: result.assignment[topic.name] for cluster, topic in topic_of.items()},
     )  # fmt: skip
 
@@ -238,7 +255,7 @@ def hits_earned(
         )  # fmt: skip
     judging = Traffic(1, 1.0, *tokens).judging_usd(judge)
     return Earned(
-        "hits", (definition,), tuple(_of_people(claim)), {}, at, hits=count,
+        "hits", (definition,), tuple(of_people(claim)), {}, at, hits=count,
         hits_usd=count * judging,
     )  # fmt: skip
 
@@ -272,7 +289,7 @@ def cascades_earned(
             number += 1
             claim.add(_cascade_audit(claim, number, worse, values, errs, draw))
         definitions.append(defined(shortcut, rungs.start.model))
-        rows += _of_people(claim)
+        rows += of_people(claim)
         pairs += number
         pair_usd = 2 * traffic.cost_usd(cheapest.prices) + traffic.judging_usd(rungs.judge.prices)
         usd += number * pair_usd
@@ -312,7 +329,7 @@ def defined(shortcut: Shortcut, reference: str) -> Definition:
     )
 
 
-def _of_people(claim: TierClaim) -> list[Audit | ClaimEvent]:
+def of_people(claim: TierClaim) -> list[Audit | ClaimEvent]:
     """Return the rows that the service's worker does not derive by itself."""
     return [row for row in claim.rows if isinstance(row, Audit) or row.kind == "tested"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.replay_arms import Arm
-from benchmarks.replay_earning import MONTH_DAYS
+from benchmarks.replay_earning import MONTH_DAYS, realised
 from benchmarks.replay_setup import EARNED, LEVERS, Lever
 
 _RESAMPLES = 2000
@@ -100,8 +100,8 @@ def effect(direct: Arm, whole: Arm, arm: Arm, *, seed: int = 0) -> Effect:
 class Month:
     """What the first month saves that begins with nothing earned, net of all that earning costs.
 
-    earning_days: that were simulated before the replay. realised: net saving of tiers in them, as a
-    share of what the same days save once they are earned; below 0 where they cost more. unearned,
+    earning_days: that were simulated before the replay. realised: net saving of what is earned in
+    them, as a share of what the same days save once it is; below 0 where they cost more. unearned,
     earned: saving without the earned levers, and with them.
     """
 
@@ -116,21 +116,21 @@ class Month:
 def month(direct: Arm, unearned: Arm, earned: Arm, days: float, *, seed: int = 0) -> Month:
     """Return the saving of the first month. days: simulated before the replay.
 
-    Hits by meaning are earned sooner than tiers, and count as they do.
+    Hits by meaning are earned sooner than the others, and count as they do.
     """
     names = [one.conversation for one in direct.results]
     paid, off, on = (
         _sums(names, [one.usd for one in arm.results]) for arm in (direct, unearned, earned)
     )
-    realised = min((one.realised for one in earned.earned), default=1.0)
+    part = realised(earned.earned)
     # Of the month's requests, those that cost as after earning; the others as before it.
-    share = 1.0 - min(1.0, days / MONTH_DAYS) * (1.0 - realised)
+    share = 1.0 - min(1.0, days / MONTH_DAYS) * (1.0 - part)
     spent = off + share * (on - off)
     weights = _weights(len(paid), seed)
     saved = 1 - (weights @ spent) / (weights @ paid)
     total = float(paid.sum())
     return Month(
-        days, realised, 1 - float(off.sum()) / total, 1 - float(on.sum()) / total,
+        days, part, 1 - float(off.sum()) / total, 1 - float(on.sum()) / total,
         1 - float(spent.sum()) / total, _ends(saved),
     )  # fmt: skip
 

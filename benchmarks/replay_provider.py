@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.replay_assumptions import Values
 from benchmarks.replay_mix import Kind, Request
+from serving.context.pruning import MARKER
 from serving.contracts.routing import Tier
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ class ReplayModel:
         is_right = holds and luck < share
         mark = right(request.key) if is_right else wrong(request.key)
         size = CHARS_PER_TOKEN * max(3, min(_MOST_TOKENS, round(tokens)))
-        body = f"{_letters(str(draw.random()))} says the answer. " * (size // 20 + 1)
+        # In other words where the context is another one: equal answers would need no judge.
+        words = f"{draw.random()}{'pruned' if MARKER in sent else ''}"
+        body = f"{_letters(words)} says the answer. " * (size // 20 + 1)
         return body[: max(0, size - len(mark))] + mark
 
     def _second(self, request: Request, first: str) -> str:

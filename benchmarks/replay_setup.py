@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from benchmarks.replay_assumptions import Values
+from benchmarks.replay_contexts import (
+    PrunedRequest,
+    TrafficBefore,
+    contexts_earned,
+    pruned_requests,
+)
 from benchmarks.replay_earning import (
     EARLIER_DAYS,
     Earned,
@@ -24,6 +30,7 @@ from benchmarks.replay_earning import (
 )
 from benchmarks.replay_mix import Request
 from serving.contracts.answer import Usage
+from serving.contracts.context_settings import ContextSettings
 from serving.contracts.evidence import Audit
 from serving.contracts.routing import TIERS, Tier
 from serving.contracts.settings import Settings
@@ -33,6 +40,7 @@ from serving.ledger.database import Database
 from tests.unit.authenticated import opened
 
 if TYPE_CHECKING:
+    from serving.context.lazy import LazyPruner
     from serving.ledger.pricing.book import PriceBook
     from serving.savings.detection import RememberingEmbedder
 
@@ -41,12 +49,13 @@ Lever = Literal[
     "similar_cache", "tiers", "cascade",
 ]  # fmt: skip
 LEVERS: tuple[Lever, ...] = get_args(Lever)[:-1]
-"""Those that all together has, in the order in which they are added; the last two are earned.
+"""Those that all together has, in the order in which they are added.
 
 similar_cache needs exact_cache: alone it is with it, and all less exact_cache is without both. A
 cascade is off as shipped, and needs tiers."""
 
-EARNED: tuple[Lever, ...] = ("similar_cache", "tiers", "cascade")
+EARNED: tuple[Lever, ...] = ("context_pruning", "similar_cache", "tiers", "cascade")
+"""Those that a claim must allow."""
 
 UNBOUNDED = 8192
 """Output tokens of a client that sets no limit."""
@@ -68,6 +77,7 @@ class Replay:
     earlier_days: float = EARLIER_DAYS
     seed: int = 1
     _folders: dict[tuple[Lever, ...], Path] = field(default_factory=dict)
+    _contexts: dict[bool, Earned] = field(default_factory=dict)
 
     def tier_of(self) -> dict[str, Tier]:
         """Return the tier of each model, by its name without the provider."""
@@ -150,21 +160,60 @@ class Replay:
         judge = self.rungs.judge
         return hits_earned(self.values, judge.prices, (40.0, output), encoder_name(), judge.model)
 
+    @cached_property
+    def context_settings(self) -> ContextSettings:
+        """Return the settings of pruning under a claim, with the cheapest judge."""
+        return self.settings.context.model_copy(update={"mode": "auto", "judge": self.judge})
+
+    @cached_property
+    def pruner(self) -> "LazyPruner":
+        """Return the pruner of all arms."""
+        from serving.context.lazy import LazyPruner
+
+        return LazyPruner(self.context_settings)
+
+    @cached_property
+    def pruned_requests(self) -> "Sequence[PrunedRequest]":
+        """Return what the pruner removes of each context. Blocking: 50 ms each."""
+        return pruned_requests(self.requests, self.pruner)
+
+    def contexts_earned(self, *, with_tiers: bool) -> Earned:
+        """Return the claims on pruned contexts that earlier traffic has earned. Blocking.
+
+        with_tiers: the models answer that the clusters have earned at the end, not the reference
+        alone.
+        """
+        if with_tiers not in self._contexts:
+            present = self.earned.present if with_tiers else {}
+            self._contexts[with_tiers] = contexts_earned(
+                self.pruned_requests,
+                TrafficBefore(
+                    self.requests, self.topics, self.rungs, self.values, present, self.earlier_days
+                ),
+                self.settings.context.target_error, self.pruner.version,
+            )  # fmt: skip
+        return self._contexts[with_tiers]
+
     def arm_folder(self, levers: Sequence[Lever]) -> Path:
         """Return a new folder with the database of an arm, and the evidence of its levers in it."""
         earned = tuple(lever for lever in EARNED if lever in levers)
         if earned not in self._folders:
             folder = self._folders[earned] = self.folder / f"earned-{len(self._folders)}"
             database = opened(None, folder)
-            for lever in earned:
-                _write_evidence(database, self.before(lever))
+            for found in self.all_before(levers):
+                _write_evidence(database, found)
             database.close()
         place = self.folder / f"arm-{time.monotonic_ns()}"
         shutil.copytree(self._folders[earned], place)
         return place
 
-    def before(self, lever: Lever) -> Earned:
-        """Return what earlier traffic has earned for a lever. Blocking."""
+    def all_before(self, levers: Sequence[Lever]) -> list[Earned]:
+        """Return what earlier traffic has earned for the levers of an arm. Blocking."""
+        return [self._before(lever, levers) for lever in EARNED if lever in levers]
+
+    def _before(self, lever: Lever, levers: Sequence[Lever]) -> Earned:
+        if lever == "context_pruning":
+            return self.contexts_earned(with_tiers="tiers" in levers)
         if lever == "cascade":
             return self.cascades_earned
         return self.earned if lever == "tiers" else self.hits_earned

@@ -31,6 +31,8 @@ from serving.evidence.worker import EvidenceWorker
 from serving.ledger.database import Database
 from serving.pipeline.admission import AdmissionQueue, Admitted, one_call
 from serving.pipeline.build import Tiering, build_runners
+from serving.pipeline.context_auditor import ContextAuditor
+from serving.pipeline.context_pruning import ContextPruning
 from serving.pipeline.exit_recorder import (
     ExitRecorder,
     Outcome,
@@ -40,6 +42,7 @@ from serving.pipeline.exit_recorder import (
 )
 from serving.pipeline.frontier_model import FrontierModelRunner
 from serving.pipeline.plan import FrontierPlan, TaskPlan
+from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.tier_auditor import TierAuditor
 from serving.tiers.clusters import read_clustering
@@ -142,6 +145,7 @@ class _Earning:
     planner: TierPlanner | None = None
     auditor: TierAuditor | None = None
     hits: "HitAuditor | None" = None
+    contexts: ContextAuditor | None = None
     settled: int = 0
 
     @classmethod
@@ -168,7 +172,7 @@ class _Earning:
 
     async def settle(self) -> None:
         """Let comparisons end; write and fold them now and then, as the service does."""
-        for auditor in (self.auditor, self.hits):
+        for auditor in (self.auditor, self.hits, self.contexts):
             if auditor is not None:
                 await auditor.settled()
         number, self.settled = self.settled, self.settled + 1
@@ -180,7 +184,7 @@ class _Earning:
 
     async def aclose(self) -> None:
         """End what goes on."""
-        for auditor in (self.auditor, self.hits):
+        for auditor in (self.auditor, self.hits, self.contexts):
             if auditor is not None:
                 await auditor.aclose()
 
@@ -193,14 +197,11 @@ class Stack:
 
     def __init__(self, replay: "Replay", levers: Sequence[Lever], url: str, clock: Clock) -> None:
         from benchmarks.replay_ledger import PricedLedger
-        from serving.context.lazy import LazyPruner
         from serving.contracts.context_settings import ContextSettings
         from serving.frontier.build import build_frontier
         from serving.pipeline.answer_lengths import AnswerLengths
         from serving.pipeline.bounded import Learning
-        from serving.pipeline.context_pruning import ContextPruning
         from serving.pipeline.plan import Policy
-        from serving.pipeline.pruned import Pruning
         from serving.routing.router import build_router
         from serving.tasks.catalog import load_specs
         from tests.unit.authenticated import opened
@@ -210,7 +211,9 @@ class Stack:
         settings = frontier_settings(replay, levers, url)
         specs = load_specs(None) if "local_tasks" in levers else {}
         specs = {name: spec for name, spec in specs.items() if name in ("topic", "sentiment")}
-        context = ContextSettings(mode="threshold" if "context_pruning" in levers else "off")
+        context = ContextSettings()
+        if "context_pruning" in levers:
+            context = replay.context_settings
         server = Server(
             specs, frontier=build_frontier(settings, replay.book, {}, Recorder(), clock)
         )
@@ -225,17 +228,17 @@ class Stack:
         self._earning: _Earning | None = None
         self._is_cached = "exact_cache" in levers or "similar_cache" in levers
         self._is_similar = "similar_cache" in levers
-        if self._is_cached or "tiers" in levers:
+        is_earned = not set(EARNED).isdisjoint(levers)
+        if self._is_cached or is_earned:
             self._database = opened(None, replay.arm_folder(levers))
-        if self._database is not None and ("tiers" in levers or self._is_similar):
-            found = [replay.before(lever) for lever in EARNED if lever in levers]
+        if self._database is not None and is_earned:
+            found = replay.all_before(levers)
             until = max(one.until for one in found)
 
             def now() -> datetime:
                 return until + timedelta(seconds=clock.now_s - Clock.now_s)
 
             self._earning = _Earning.of(self._database, found, replay.judge, now)
-        pruner = LazyPruner(context)
         learning = None
         if settings.bounds.learned:
             bounds = settings.bounds
@@ -247,10 +250,12 @@ class Stack:
             build_runners(
                 {}, {}, {MODEL: ReplicaMeter(Replicas())}, server.frontier, server.decisions,
                 server.context.local_admission, AdmissionQueue(16, 1000),
-                pruning=Pruning(
+                pruning=self._pruning(
+                    replay,
                     ContextPruning(
-                        context, pruner.get, replay.book, settings.prompt_cache.marker, metrics
-                    )
+                        context, replay.pruner.get, replay.book, settings.prompt_cache.marker,
+                        metrics,
+                    ),
                 ),
                 learning=learning,
                 tiering=self._tiering(replay, settings, levers) if "tiers" in levers else None,
@@ -272,6 +277,23 @@ class Stack:
             path, policy=policy, router=router, runners=runners, recorder=self._recorder
         )
         object.__setattr__(server.context, "path", changed)
+
+    def _pruning(self, replay: "Replay", pruning: ContextPruning) -> Pruning:
+        """Return pruning with the auditor of its claims, where it is on."""
+        from serving.frontier.failures import may_fall_back
+
+        earning = self._earning
+        if pruning.settings.mode == "off" or earning is None:
+            return Pruning(pruning)
+
+        def auditor(asking: Any) -> ContextAuditor:
+            earning.contexts = ContextAuditor(
+                earning.evidence, earning.appender, self._recorder, asking, replay.judge,
+                replay.pruner.version, pruning.settings.target_error, self._metrics,
+            )  # fmt: skip
+            return earning.contexts
+
+        return Pruning(pruning, auditor, may_fall_back)
 
     def _tiering(
         self, replay: "Replay", settings: FrontierSettings, levers: Sequence[Lever]

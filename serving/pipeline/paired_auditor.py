@@ -16,7 +16,15 @@ from uuid import uuid4
 from serving.cache.cacheable import unfit_document
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import LedgerUnavailable, NarrowgateError
-from serving.contracts.evidence import Candidate, ClaimState, Origin, Shortcut, Verdict
+from serving.contracts.evidence import (
+    Candidate,
+    Claim,
+    ClaimState,
+    Origin,
+    Shortcut,
+    Verdict,
+)
+from serving.contracts.evidence_settings import EvidenceSettings
 from serving.contracts.requests import ChatRequest
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.candidates import MODEL
@@ -168,13 +176,11 @@ class PairAuditor(AuditWork, ABC):
         return known
 
     def _share(self, ruling: Ruling) -> float:
-        settings, standing = self.evidence.settings, ruling.standing
-        if standing.mode != "claim":
-            is_ended = standing.state is ClaimState.NOT_EARNABLE
-            return settings.sample_rate if is_ended else self._shadow_share
         claim = self.evidence.snapshot.find(ruling.name)
-        is_new = claim is None or claim.since_signal < settings.high_rate_inputs
-        return max(settings.floor_rate, _AUDITED_AT_FIRST) if is_new else settings.floor_rate
+        is_earned = ruling.standing.mode == "claim"
+        return compared_share(
+            claim, self.evidence.settings, self._shadow_share, is_earned=is_earned
+        )
 
     def _paired(
         self,
@@ -300,6 +306,20 @@ class PairAuditor(AuditWork, ABC):
             judge_usd=usd if origin == "shadow" else None,
         )
         self._append(row)
+
+
+def compared_share(
+    claim: Claim | None, settings: EvidenceSettings, shadow_share: float, *, is_earned: bool
+) -> float:
+    """Return the share of requests to compare. claim: None where it is new.
+
+    is_earned: whether answers with the shortcut are served.
+    """
+    if not is_earned:
+        is_ended = claim is not None and claim.state is ClaimState.NOT_EARNABLE
+        return settings.sample_rate if is_ended else shadow_share
+    is_new = claim is None or claim.since_signal < settings.high_rate_inputs
+    return max(settings.floor_rate, _AUDITED_AT_FIRST) if is_new else settings.floor_rate
 
 
 def preference(loss: float) -> str:

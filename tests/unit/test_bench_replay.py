@@ -20,7 +20,7 @@ from benchmarks.replay_earning import Earned
 from benchmarks.replay_figures import by_removal, effect, figures, month
 from benchmarks.replay_mix import Request, build_mix
 from benchmarks.replay_provider import ReplayModel, right, wrong
-from benchmarks.replay_setup import LEVERS, Lever, Replay
+from benchmarks.replay_setup import EARNED, LEVERS, Lever, Replay
 from benchmarks.tiers_simulation import AT
 from serving.context.pairs import shipped_pairs
 from serving.contracts.settings import Settings
@@ -160,7 +160,11 @@ def test_each_lever_saves_where_it_applies_and_nothing_without_it(
     assert found.saved_bounds[0] <= found.saved <= found.saved_bounds[1]
     if lever in ("exact_cache", "similar_cache", "prompt_caching"):
         assert found.loss == 0.0
-    assert bool(on.earned) == (lever in ("similar_cache", "tiers"))
+    assert bool(on.earned) == (lever in EARNED)
+    if lever == "context_pruning":
+        (contexts,) = on.earned
+        assert [state for state, _ in contexts.states.values()] == ["held"]
+        assert contexts.net_usd > 0.0
     if lever == "tiers":
         # Audits of what cheaper tiers answer are paid for, and no client waits for them.
         assert found.behind > 0.0
@@ -237,12 +241,15 @@ def test_without_earlier_traffic_nothing_is_earned_and_exploring_costs(folder: P
 
 def test_the_first_month_counts_the_days_of_earning() -> None:
     paid, off, on = _arm((), 1.0), _arm((), 0.8), _arm(LEVERS, 0.2)
-    early = replace(on, earned=(Earned("tiers", (), (), {}, AT, realised=0.5),))
+    # What is compared is a cost: $20 of the $50 that were saved before it.
+    half = Earned("tiers", (), (), {}, AT, 9, 100.0, 50.0, 15.0, 5.0, late_usd=60.0)
+    assert half.net_usd == pytest.approx(30.0)
+    early = replace(on, earned=(half,))
     found = month(paid, off, early, 6.0)
     # A fifth of the month saves half of what the rest does beyond the unearned levers.
     assert found.saved == pytest.approx(0.2 + 0.6 * (0.8 + 0.2 * 0.5))
     assert (found.unearned, found.earned) == pytest.approx((0.2, 0.8))
-    loss = replace(on, earned=(Earned("tiers", (), (), {}, AT, realised=-1.0),))
+    loss = replace(on, earned=(replace(half, explored_usd=105.0),))
     assert month(paid, off, loss, 30.0).saved == pytest.approx(0.2 - 0.6)
 
 
@@ -373,6 +380,6 @@ def test_the_sets_of_arms_are_complete() -> None:
     assert len(names) == 3 + 6 + 7 + 7
     assert next(iter(chosen("less"))) == "all"
     assert names["all less exact_cache"] == names["all less similar_cache"][1:]
-    assert set(names[UNEARNED]) == {*LEVERS} - {"similar_cache", "tiers"}
+    assert set(names[UNEARNED]) == {*LEVERS} - {*EARNED}
     assert all(set(levers) <= {*LEVERS, "cascade"} for levers in names.values())
     assert names["all less tiers"] == names["up to similar_cache"]
