@@ -6,7 +6,7 @@ and the judge, who reads the whole context in both orders.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -29,16 +29,20 @@ from benchmarks.tiers_simulation import AT, Judge, TierClaim
 from serving.context.detection import context_places, question_of
 from serving.context.pruning import Part
 from serving.context.replacing import replaced, texts_at
-from serving.contracts.evidence import Audit, Candidate, ClaimState
+from serving.contracts.evidence import Audit, Candidate, Claim, ClaimEvent, ClaimState, EventKind
 from serving.contracts.requests import Message
 from serving.evidence.pacing import Spent, has_room
+from serving.evidence.payback import SHADOW_SHARE, Comparisons, payback
 from serving.evidence.statistics.judged import Preference, judged_pair
 from serving.pipeline.context_auditor import PrunedContext
-from serving.pipeline.paired_auditor import AGAIN_SHARE, SHADOW_SHARE, compared_share
+from serving.pipeline.paired_auditor import AGAIN_SHARE, compared_share
 from serving.tiers.policy import Rung, Traffic
 
 if TYPE_CHECKING:
     from serving.context.lazy import LazyPruner
+
+_PAID_BACK_EVERY = 10
+"""Comparisons between two looks at whether they pay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,18 @@ class _Held:
     rung: Rung
     requests: int = 0
     accepted: int = 0
+    compared: Comparisons = field(
+        default_factory=lambda: Comparisons(0, Decimal(0), Decimal(0), 0.0, AT)
+    )
+
+
+def _serves(held: _Held) -> bool:
+    claim = held.claim.claim
+    return claim.state is ClaimState.HELD and not claim.is_slowed
+
+
+def _standing(claim: Claim) -> str:
+    return f"{claim.state.value}, slowed" if claim.is_slowed else claim.state.value
 
 
 class _Course:
@@ -160,7 +176,7 @@ class _Course:
         traffic = Traffic(1, 1.0, one.input_tokens, self._output)
         whole = traffic.cost_usd(prices)
         pruned = whole - one.removed_tokens * float(prices.uncached_input)
-        is_held = held.claim.claim.state is ClaimState.HELD
+        is_held = _serves(held)
         self._usd["reference"] += whole
         self._usd["answers"] += pruned if is_held else whole
         if one.removed_tokens:
@@ -176,7 +192,7 @@ class _Course:
         self, one: PrunedRequest, held: _Held, number: int, at: datetime, usd: tuple[float, float]
     ) -> None:
         claim = held.claim.claim
-        is_held = claim.state is ClaimState.HELD
+        is_held = _serves(held)
         share = compared_share(claim, EVIDENCE, SHADOW_SHARE, is_earned=is_held)
         kind = "audited" if is_held else "explored"
         if self._draw.random() >= share or not self._has_room(kind, at):
@@ -187,11 +203,27 @@ class _Course:
         whole, pruned = usd
         spent = (whole if is_held else pruned) + judging + AGAIN_SHARE * (whole + judging)
         self._usd[kind] += spent
+        inputs = 0.0 if is_held else 1.0 / share
+        held.compared += Comparisons(
+            1, Decimal(whole - pruned), Decimal(spent - is_held * whole), inputs, AT
+        )
         self._today[1][kind] = self._today[1].get(kind, 0.0) + spent
         self._pairs += 1
         held.claim.add(self._audit(one, held, number, at, share))
+        self._pay_back(held, at)
         if held.claim.claim.state is not claim.state:
             self._settled_at = number
+
+    def _pay_back(self, held: _Held, at: datetime) -> None:
+        """Slow or resume the claim as the product does. All comparisons are of its window."""
+        if held.compared.pairs % _PAID_BACK_EVERY:
+            return
+        claim = held.claim.claim
+        expected = payback(held.compared, claim, EVIDENCE, at)
+        if expected is None or expected.pays(claim) == (not claim.is_slowed):
+            return
+        kind: EventKind = "resumed" if claim.is_slowed else "slowed"
+        held.claim.note(ClaimEvent(claim.id, kind, "payback", "narrowgate", at, 0))
 
     def _has_room(self, kind: str, at: datetime) -> bool:
         """Return whether the day's budget has room, which is one for all claims."""
@@ -207,9 +239,10 @@ class _Course:
         claim, action = held.claim.claim, held.claim.claim.action
         pair = judged_pair(*self._errs.pair(self._truth(one, held.rung), self._draw))
         accepted, held.accepted = held.accepted, 0
+        held.compared += Comparisons(0, Decimal(0), Decimal(0), float(accepted), AT)
         return Audit(
             claim.id, f"context-{number}", str(number), str(number),
-            "shadow" if action is None else "accepted", share,
+            "accepted" if _serves(held) else "shadow", share,
             "same" if pair.loss <= 0.5 else "different", pair.loss, claim.reference,
             (Candidate("model", 1.0, pair.loss, None, pair.badly_worse),), accepted=accepted,
             hypothesis=0 if action is None else action.hypothesis, drawn_at=at, judged_at=at,
@@ -241,7 +274,7 @@ class _Course:
             usd["explored"], usd["audited"], self._settled_at, self._paid_back_at,
             late_usd=late * usd["reference"], hits=self._pairs,
             states={
-                held.rung.model: (held.claim.claim.state.value, held.requests / max(1, self.count))
+                held.rung.model: (_standing(held.claim.claim), held.requests / max(1, self.count))
                 for held in self._claims.values()
             },
         )  # fmt: skip

@@ -331,7 +331,8 @@ def defined(shortcut: Shortcut, reference: str) -> Definition:
 
 def of_people(claim: TierClaim) -> list[Audit | ClaimEvent]:
     """Return the rows that the service's worker does not derive by itself."""
-    return [row for row in claim.rows if isinstance(row, Audit) or row.kind == "tested"]
+    derived = ("earned", "suspended", "not_earnable")
+    return [row for row in claim.rows if isinstance(row, Audit) or row.kind not in derived]
 
 
 def _by_cluster(asked: Sequence[Request], topics: Topics) -> dict[int, list[Request]]:

@@ -11,12 +11,12 @@ from serving.contracts.ledger import Caller
 from tests.unit.memory_ledger import BookedCall, MemoryLedger, Page
 
 if TYPE_CHECKING:
-    from serving.ledger.pricing.book import PriceBook
+    from serving.contracts.prices import PriceList
 
 
 @dataclass
 class _Call(BookedCall):
-    book: "PriceBook | None" = None
+    book: "PriceList | None" = None
 
     @property
     def cost_usd(self) -> Decimal | None:
@@ -29,7 +29,7 @@ class _Call(BookedCall):
 
 @dataclass
 class _Page(Page):
-    book: "PriceBook | None" = None
+    book: "PriceList | None" = None
 
     async def open_call(
         self, model: str, worst_case_usd: Decimal, deadline: Deadline
@@ -48,7 +48,7 @@ class _Page(Page):
 class PricedLedger(MemoryLedger):
     """A ledger whose calls cost what they cost."""
 
-    def __init__(self, book: "PriceBook") -> None:
+    def __init__(self, book: "PriceList") -> None:
         super().__init__()
         self._book = book
 

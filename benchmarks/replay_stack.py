@@ -290,6 +290,7 @@ class Stack:
             earning.contexts = ContextAuditor(
                 earning.evidence, earning.appender, self._recorder, asking, replay.judge,
                 replay.pruner.version, pruning.settings.target_error, self._metrics,
+                replay.book,
             )  # fmt: skip
             return earning.contexts
 

@@ -144,6 +144,11 @@ class TierClaim:
         self._fold(audit)
         self.decide(audit.judged_at)
 
+    def note(self, event: ClaimEvent) -> None:
+        """Fold an event that depends on time, and what follows from it."""
+        self._fold(event)
+        self.decide(event.at)
+
     def decide(self, at: datetime) -> None:
         """Append transitions and tests until none is due."""
         while found := [

@@ -279,7 +279,7 @@ def _build_context(
     similar = None if access is None else _build_similar(
         settings, access, evidence, recorder, frontier, remote, embedder, metrics
     )  # fmt: skip
-    learning = _build_learning(settings, metrics, evidence, frontier.configured, recorder)
+    learning = _build_learning(settings, metrics, evidence, frontier.configured, recorder, prices)
     path = RequestPath(
         policy=Policy.of(settings.frontier, routing, specs, models.max_chars, frontier.configured),
         router=build_router(routing, specs, embedder, metrics),
@@ -380,6 +380,7 @@ def _build_learning(
     evidence: EvidenceService | None,
     configured: Callable[[tuple[str, ...]], tuple[str, ...]],
     recorder: ExitRecorder,
+    prices: PriceBook,
 ) -> Learning | None:
     bounds = settings.frontier.bounds
     if not bounds.learned:
@@ -396,7 +397,7 @@ def _build_learning(
     def auditor(asking: Runner[ChatRequest, FrontierPlan]) -> BrevityAuditor:
         made = BrevityAuditor(
             evidence.evidence, evidence.appender, recorder, asking, judge, bounds.directive or "",
-            bounds.target_error,
+            bounds.target_error, prices,
         )  # fmt: skip
         evidence.closers.append(made.aclose)
         return made
@@ -426,7 +427,7 @@ def _build_pruning(
     def auditor(asking: Runner[ChatRequest, FrontierPlan]) -> ContextAuditor:
         made = ContextAuditor(
             evidence.evidence, evidence.appender, recorder, asking, judge, pruner.version,
-            context.target_error, metrics,
+            context.target_error, metrics, prices,
         )  # fmt: skip
         evidence.closers.append(made.aclose)
         return made

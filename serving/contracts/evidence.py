@@ -222,7 +222,8 @@ class Claim:
     accepted. progress: share of the evidence that an earning needs, in [0, 1]; 1 where it is held.
     shadow_loss: mean loss under the first hypothesis of this episode, of `net_worse` the net share;
     None before any example and where it is held. alarm_progress: how near the watch of a held claim
-    is to its alarm, as a share of the alarm's logarithm, in [0, 1].
+    is to its alarm, as a share of the alarm's logarithm, in [0, 1]. is_slowed: comparing costs more
+    than the shortcut saves: a sample is compared, and nothing takes the shortcut.
     """
 
     id: str
@@ -255,6 +256,7 @@ class Claim:
     progress: float = 0.0
     shadow_loss: float | None = None
     alarm_progress: float = 0.0
+    is_slowed: bool = False
 
 
 Origin = Literal["shadow", "accepted", "escalated", "person", "refined"]
@@ -294,9 +296,11 @@ class Audit:
     audited for another reason, and then it only trains. hypothesis: number of the one that was
     claimed when the input was accepted; 0 in shadow. loss: of the answer as served, in [0, 1].
     candidates: what each candidate that existed made of it. label: the reference's answer.
-    cost_usd: of the reference's call. judge_usd: what comparing cost besides, in shadow. accepted:
-    inputs that took the shortcut in this replica since its last row. sequence: order in the
-    database, 0 before it is written.
+    cost_usd: of the reference's call. judge_usd: what comparing cost besides, in shadow.
+    avoided_usd: cost of the answer without the shortcut less that with it, below 0 where that cost
+    more; None where either is unknown, and for claims that must not pay for their comparisons.
+    accepted: inputs that took the shortcut in this replica since its last row. sequence: order in
+    the database, 0 before it is written.
     """
 
     claim: str
@@ -321,14 +325,17 @@ class Audit:
     judged_at: datetime = datetime.min
     sequence: int = 0
     judge_usd: Decimal | None = None
+    avoided_usd: Decimal | None = None
 
 
 EventKind = Literal[
-    "tested", "earned", "suspended", "not_earnable", "withdrawn", "deleted", "erased", "drifted"
-]
+    "tested", "earned", "suspended", "not_earnable", "withdrawn", "deleted", "erased", "drifted",
+    "slowed", "resumed",
+]  # fmt: skip
 """tested: a hypothesis was opened; only examples after it count for it. deleted: rows were removed
 or lost what names a person, so that what they prove is computed anew. drifted: traffic differs from
-that which earned the claim, so that more of it is audited."""
+that which earned the claim, so that more of it is audited. slowed: comparing costs more than the
+shortcut saves; a sample goes on, and the shortcut is not taken. resumed: it pays again."""
 
 FOLD = "fold"
 """Actor of events that follow from the rows before them."""

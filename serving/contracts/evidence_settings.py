@@ -125,6 +125,13 @@ class EvidenceSettings(BaseModel):
         "answers from pruned contexts with their judge's calls, US dollars a day, besides "
         "max_usd_a_day",
     )
+    payback_days: float = Field(
+        default=30.0,
+        gt=0.0,
+        le=365.0,
+        description="brief answers, pruned contexts and hits by meaning are compared where they "
+        "are expected to save the cost within them; judged by the comparisons of as many days",
+    )
     shadow_max_labels: int = Field(
         default=5000,
         ge=100,

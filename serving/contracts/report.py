@@ -142,6 +142,7 @@ class Refinements(_Frozen):
 class ClaimBound(_Frozen):
     """A claim of a tenant or pool, as of now.
 
+    is_slowed: comparing costs more than the shortcut saves, so that it is not taken.
     observed_error, upper_bound: by audits since it was earned, and the upper end of the 95 %
     interval; None before. audits: since then.
     """
@@ -150,10 +151,16 @@ class ClaimBound(_Frozen):
     tenants: str
     subject: str
     state: str
+    is_slowed: bool = False
     target_error: float
     observed_error: float | None
     upper_bound: float | None
     audits: int
+
+    @property
+    def standing(self) -> str:
+        """Return the state in words for people."""
+        return f"{self.state}, slowed" if self.is_slowed else self.state
 
 
 class CacheClaim(ClaimBound):

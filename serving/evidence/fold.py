@@ -304,8 +304,8 @@ class ClaimFold:
             self._begin()
         elif event.kind == "drifted":
             self._drift(event)
-        elif event.kind == "suspended" and self._held is not None:
-            self._suspend(event.reason, event.at)
+        elif event.kind in ("suspended", "slowed", "resumed"):
+            self._pace(event)
         elif event.kind == "withdrawn":
             self._held = None
             self._claim = replace(
@@ -327,6 +327,14 @@ class ClaimFold:
                 expected["expected_coverage"],
             )
         )  # fmt: skip
+
+    def _pace(self, event: ClaimEvent) -> None:
+        """End the use of a held claim, compare a sample of its requests alone, or all again."""
+        if event.kind != "resumed" and self._held is not None:
+            self._suspend(event.reason, event.at)
+        if event.kind != "suspended":
+            is_slowed = event.kind == "slowed"
+            self._claim = replace(self._claim, is_slowed=is_slowed, reason=event.reason)
 
     def _drift(self, event: ClaimEvent) -> None:
         held = self._held

@@ -80,10 +80,11 @@ def has_room(spent: Spent, max_usd_a_day: Decimal, now: datetime) -> bool:
     return spent.today_usd < budget_by_now(max_usd_a_day, elapsed_s)
 
 
-def shadow_rate(state: ClaimState | None, spent: Spent, settings: EvidenceSettings) -> float:
+def shadow_rate(claim: Claim | None, spent: Spent, settings: EvidenceSettings) -> float:
     """Return the share of shadowed inputs that are evidence.
 
-    All of them, until the stop rule or the shadow's budget leaves a sample.
+    All of them, until the stop rule, its payback or the shadow's budget leaves a sample.
     """
-    stopped = state is ClaimState.NOT_EARNABLE or spent.shadow_usd >= settings.shadow_max_usd
+    is_over = claim is not None and (claim.state is ClaimState.NOT_EARNABLE or claim.is_slowed)
+    stopped = is_over or spent.shadow_usd >= settings.shadow_max_usd
     return settings.sample_rate if stopped else 1.0

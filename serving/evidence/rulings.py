@@ -380,7 +380,7 @@ class Evidence:
             return 0.0
         if standing.mode == "shadow":
             spent = self.counts.shadow_spent.get(standing.claim, Spent())
-            return shadow_rate(standing.state, spent, self.settings)
+            return shadow_rate(claim, spent, self.settings)
         return audit_rate(claim, self.settings, self._now())
 
     def _definition(

@@ -68,6 +68,9 @@ def standing_of(name: str, claim: Claim | None, situation: Situation) -> Standin
     match state:
         case ClaimState.WITHDRAWN:
             return Standing("reference" if asks else "refused", state=state)
+        # Earned by the sample that goes on, and suspended with the worker's next look.
+        case ClaimState.HELD if claim is not None and claim.is_slowed and shadows:
+            return Standing("shadow", claim=name, state=state)
         case ClaimState.HELD if situation.may_audit:
             assert claim is not None
             return Standing("claim", traffic_guarantee(claim), claim.action, name, state)

@@ -13,7 +13,19 @@ from typing import Any
 from uuid import uuid4
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Connection, Row, Table, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    case,
+    delete,
+    func,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
 
 from serving.contracts.evidence import (
     Action,
@@ -24,13 +36,17 @@ from serving.contracts.evidence import (
     ClaimState,
     Origin,
     Scope,
+    ShortcutName,
 )
 from serving.contracts.routing import end_user_id
 from serving.evidence.erasures import DrawnInput, erased, lock_evidence, note_erasure
+from serving.evidence.payback import Comparisons
 from serving.ledger.database import Database
 from serving.ledger.instances import database_now
 from serving.ledger.reports.query import refuse_unknown_tenant
 from serving.ledger.schema import (
+    Usd,
+    UtcTime,
     evidence_acts,
     evidence_audits,
     evidence_claims,
@@ -227,6 +243,42 @@ class EvidenceStore:
             )
             return {row.claim: row.cost_usd or Decimal(0) for row in rows}
 
+    def comparisons(
+        self, since: datetime, shortcuts: Sequence[ShortcutName]
+    ) -> dict[str, Comparisons]:
+        """Return what comparing cost since a moment, and what it found, by claim of some shortcuts.
+
+        Only inputs that the coin chose.
+        """
+        columns = evidence_audits.c
+        chosen = (
+            select(evidence_claims.c.id)
+            .where(evidence_claims.c.shortcut.in_(shortcuts))
+            .scalar_subquery()
+        )
+        query = (
+            select(
+                columns.claim, columns.origin, func.count(columns.avoided_usd),
+                *(
+                    type_coerce(func.sum(case((columns.avoided_usd.is_not(None), usd))), Usd)
+                    for usd in (columns.avoided_usd, columns.cost_usd, columns.judge_usd)
+                ),
+                func.sum(1.0 / columns.coin), func.sum(columns.accepted),
+                type_coerce(func.min(columns.judged_at), UtcTime),
+            )
+            .where(
+                columns.judged_at >= since, columns.coin.is_not(None), columns.claim.in_(chosen),
+                columns.origin.in_(("shadow", "accepted")),
+            )
+            .group_by(columns.claim, columns.origin)
+        )  # fmt: skip
+        found: dict[str, Comparisons] = {}
+        with self.database.read() as connection:
+            for claim, origin, *row in connection.execute(query):
+                one = _comparisons(origin, *row)
+                found[claim] = found[claim] + one if claim in found else one
+        return found
+
     def refuse_unknown(self, tenant: str) -> None:
         """Raise NotFound for a tenant that there never was: a deletion for it must not look done.
 
@@ -281,6 +333,17 @@ class EvidenceStore:
         with self.database.read() as connection:
             rows = connection.execute(select(*columns).order_by(evidence_acts.c.at))
             return [(row.actor, row.act, row.subject, row.at) for row in rows]
+
+
+def _comparisons(
+    origin: Origin, pairs: int, avoided: Decimal | None, cost: Decimal | None,
+    judge: Decimal | None, drawn: float | None, accepted: int | None, first: datetime,
+) -> Comparisons:  # fmt: skip
+    usd = [amount or Decimal(0) for amount in (avoided, cost, judge)]
+    if origin == "shadow":
+        return Comparisons(pairs, usd[0], usd[2], float(drawn or 0.0), first)
+    # An audit asks for the answer without the shortcut; in shadow the client pays for that.
+    return Comparisons(pairs, usd[0], usd[1] - usd[0], float(accepted or 0), first)
 
 
 def append_audits(connection: Connection, audits: Sequence[Audit]) -> list[Audit]:
@@ -462,6 +525,7 @@ def _row(audit: Audit) -> dict[str, Any]:
         "cost_usd": audit.cost_usd,
         "judge_usd": audit.judge_usd,
         "judged_at": audit.judged_at,
+        "avoided_usd": audit.avoided_usd,
     }
 
 
@@ -471,6 +535,7 @@ def _audit(row: Row[Any]) -> Audit:
         row.loss, row.reference, _CANDIDATES.validate_json(row.candidates), row.served, row.label,
         row.cost_usd, row.tenant, row.request_id, row.end_user, row.accepted, row.hypothesis,
         row.drawn_at, row.judged_at, row.sequence, row.judge_usd,
+        row.avoided_usd,
     )  # fmt: skip
 
 

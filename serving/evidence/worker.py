@@ -12,10 +12,11 @@ from uuid import uuid4
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.contracts.errors import HeadRefused, LedgerUnavailable
-from serving.contracts.evidence import Action, Audit, Claim, ClaimEvent, ClaimState
+from serving.contracts.evidence import Action, Audit, Claim, ClaimEvent, ClaimState, EventKind
 from serving.contracts.evidence_settings import EvidenceSettings
 from serving.evidence.drift_watch import DriftWatch
 from serving.evidence.fold import IRREPRODUCIBLE, ClaimFold, rules_version
+from serving.evidence.payback import PAIRED, payback
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.store import EvidenceStore
 
@@ -49,10 +50,12 @@ class EvidenceWorker:
     """Folds while it holds the lease, and refreshes the snapshot. One for a process.
 
     clock: monotonic seconds. now: the time with its zone. drift: what this replica saw of traffic
-    under held claims. fitted: opens tests of heads; None where none are learned.
+    under held claims. fitted: opens tests of heads; None where none are learned. payback_every_s:
+    between two looks at whether the comparisons of the paired shortcuts pay.
     """
 
     fitted: TestOpener | None = None
+    payback_every_s = 30.0
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class EvidenceWorker:
         self._folds: dict[str, ClaimFold] | None = None
         self._cursor = 0
         self._woken = asyncio.Event()
+        self._payback_at_s = clock()
         self._is_stale = False
 
     def wake(self) -> None:
@@ -147,6 +151,8 @@ class EvidenceWorker:
         changed |= self._read()
         while self._decide(changed):
             changed |= self._read()
+        if self._pay_back():
+            changed |= self._read()
         claims = [self._checked(self._folds[name], is_new=is_new) for name in sorted(changed)]
         for claim in claims:
             if claim.state is ClaimState.SUSPENDED:
@@ -201,6 +207,11 @@ class EvidenceWorker:
         events = [event for name in sorted(changed) for event in self._due(self._folds[name])]
         for name in sorted(self._folds):
             events += self._silent(self._folds[name])
+        return self._write(events)
+
+    def _write(self, events: Sequence[ClaimEvent]) -> bool:
+        """Append events and report them; return whether there are any."""
+        assert self._folds is not None
         self._store.append(events=events)
         for event in events:
             if event.kind != "tested":
@@ -209,6 +220,37 @@ class EvidenceWorker:
                 )
                 self._events.claim_transition(self._folds[event.claim].claim, event.kind)
         return bool(events)
+
+    def _pay_back(self) -> bool:
+        """Slow the claims whose comparisons cost more than they bring, and resume others.
+
+        Returns whether any was. A slowed claim that its sample has earned is suspended again.
+        """
+        assert self._folds is not None
+        if self._clock() < self._payback_at_s + self.payback_every_s:
+            return False
+        self._payback_at_s = self._clock()
+        now, days = self._now(), self._settings.payback_days
+        events = []
+        for name, found in self._store.comparisons(now - timedelta(days=days), PAIRED).items():
+            fold = self._folds.get(name)
+            if fold is None or not fold.is_reproduced:
+                continue
+            claim = fold.claim
+            expected = payback(found, claim, self._settings, now)
+            if expected is None:
+                continue
+            is_over = not expected.pays(claim)
+            is_held = claim.state is ClaimState.HELD
+            if is_over == claim.is_slowed and not (is_over and is_held):
+                continue
+            reason = (
+                f"within {days:g} days comparing is expected to cost ${expected.compared_usd:.4f} "
+                f"and the shortcut to save ${expected.saved_usd:.4f}"
+            )
+            kind: EventKind = "slowed" if is_over else "resumed"
+            events.append(ClaimEvent(name, kind, reason, "narrowgate", now, claim.sequence))
+        return self._write(events)
 
     def _due(self, fold: ClaimFold) -> list[ClaimEvent]:
         """Return a fold's transitions that no event records, and the tests that are due."""

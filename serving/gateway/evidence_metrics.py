@@ -50,6 +50,12 @@ class EvidenceMetrics:
             _LABELS,
             registry=registry,
         )
+        self._slowed = Gauge(
+            "narrowgate_claim_slowed",
+            "1 where comparing costs more than the shortcut saves, so that it is not taken.",
+            _LABELS,
+            registry=registry,
+        )
         self._missing = Gauge(
             "narrowgate_claim_missing_verdicts_share", "Share of audits without a verdict.",
             _LABELS, registry=registry,
@@ -80,7 +86,8 @@ class EvidenceMetrics:
         )
         self._transitions = Counter(
             "narrowgate_claim_transitions",
-            "Claims earned, suspended, found not earnable or withdrawn, by the folding replica.",
+            "Claims earned, suspended, found not earnable, withdrawn, slowed or resumed, by the "
+            "folding replica.",
             ["task", "kind"],
             registry=registry,
         )
@@ -112,6 +119,7 @@ class EvidenceMetrics:
             self._upper.labels(*names).set(1.0 if claim.interval is None else claim.interval[1])
             self._audits.labels(*names).set(claim.audits)
             self._accepted.labels(*names).set(claim.accepted)
+            self._slowed.labels(*names).set(claim.is_slowed)
             self._missing.labels(*names).set(claim.missing)
             if claim.flips is not None:
                 self._flips_share.labels(*names).set(claim.flips.share)

@@ -337,6 +337,7 @@ evidence_audits = Table(
     Column("cost_usd", Usd),
     Column("judge_usd", Usd),
     Column("judged_at", UtcTime, nullable=False),
+    Column("avoided_usd", Usd),
     UniqueConstraint("claim", "input", name="evidence_audits_once"),
     Index("evidence_audits_by_request", "request_id"),
 )

@@ -21,7 +21,7 @@ from serving.pipeline.exit_recorder import (
     Served,
     under_claim,
 )
-from serving.pipeline.paired_auditor import UNDECIDED, PairDecision
+from serving.pipeline.paired_auditor import UNDECIDED, ClientAnswer, PairDecision
 from serving.pipeline.plan import FrontierPlan, directive_within
 from serving.pipeline.runner import Runner
 
@@ -131,7 +131,8 @@ class Bounded:
         if _finish(first) != "length" or not bounding.is_ours:
             if _finish(first) == "stop":
                 self._ended(bounding, "complete", first.served.usage)
-                self._compare(request, bounding, record, first.served.model, text)
+                answer = ClientAnswer(text, first.served.usage)
+                self._compare(request, bounding, record, first.served.model, answer)
             return [first]
         if not _may_continue(request, bounding.plan, text, first.served.usage):
             self._ended(bounding, "cut", first.served.usage)
@@ -163,7 +164,8 @@ class Bounded:
         model = first.model
 
         def completed(text: str) -> None:
-            self._compare(request, bounding, record, model, text)
+            answer = ClientAnswer(text, first.served().usage)
+            self._compare(request, bounding, record, model, answer)
 
         events = _Continued(
             self._runner, self._learning.lengths, request, bounding, record, first, completed
@@ -223,7 +225,7 @@ class Bounded:
         bounding: _Bounding,
         record: RequestRecord,
         model: str,
-        text: str,
+        answer: ClientAnswer,
     ) -> None:
         """Have a whole answer compared with the other one, brief or not, where that is drawn.
 
@@ -238,7 +240,7 @@ class Bounded:
         if bounding.is_claimed:
             auditor.evidence.counts.accepted[brevity.ruling.name] += 1
         if bounding.is_claimed or not brevity.is_earned:
-            auditor.answered(request, plan, brevity, record.context, text, bounding.directive)
+            auditor.answered(request, plan, brevity, record.context, answer, bounding.directive)
 
 
 class _Continued:

@@ -5,14 +5,16 @@ from dataclasses import dataclass, replace
 
 from serving.contracts.context import RequestContext
 from serving.contracts.evidence import ShortcutName
+from serving.contracts.prices import PriceList
 from serving.contracts.requests import ChatRequest
 from serving.evidence.appender import EvidenceAppender
+from serving.evidence.payback import SHADOW_SHARE
 from serving.evidence.rulings import Evidence
 from serving.pipeline.exit_recorder import ExitRecorder
 from serving.pipeline.paired_auditor import (
     AGAIN_SHARE,
-    SHADOW_SHARE,
     AskedChat,
+    ClientAnswer,
     PairAuditor,
     PairDecision,
 )
@@ -64,12 +66,14 @@ class BrevityAuditor(PairAuditor):
         judge: str | None,
         directive: str,
         target_error: float,
+        prices: PriceList,
         again_share: float = AGAIN_SHARE,
         shadow_share: float = SHADOW_SHARE,
     ) -> None:
         super().__init__(
-            evidence, appender, recorder, ask, judge, defect="bounds.comparison_failed",
-            most_chars=_MOST_CHARS, again_share=again_share, shadow_share=shadow_share,
+            evidence, appender, recorder, ask, judge, prices=prices,
+            defect="bounds.comparison_failed", most_chars=_MOST_CHARS,
+            again_share=again_share, shadow_share=shadow_share,
         )  # fmt: skip
         self._directive = hashlib.sha256(directive.encode()).hexdigest()[:16]
         self._target_error = target_error
@@ -84,7 +88,7 @@ class BrevityAuditor(PairAuditor):
         plan: FrontierPlan,
         brevity: PairDecision,
         context: RequestContext,
-        answer: str,
+        answer: ClientAnswer,
         directive: str,
     ) -> None:
         """Compare a client's answer with the other one where the coin chose the request.
@@ -98,4 +102,5 @@ class BrevityAuditor(PairAuditor):
             AskedChat(request, replace(plan, bounds=replace(plan.bounds, directive=chosen)))
             for chosen in (directive, None)
         )
-        self._compare(self._paired(request, brief, plain, brevity, context), answer)
+        one = self._paired(request, brief, plain, brevity, context, answer.usage)
+        self._compare(one, answer.text)

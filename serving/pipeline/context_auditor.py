@@ -9,16 +9,18 @@ from dataclasses import dataclass
 
 from serving.contracts.context import RequestContext
 from serving.contracts.evidence import ShortcutName
+from serving.contracts.prices import PriceList
 from serving.contracts.requests import ChatRequest
 from serving.evidence.appender import EvidenceAppender
+from serving.evidence.payback import SHADOW_SHARE
 from serving.evidence.rulings import Evidence
 from serving.pipeline.context_pruning import PruningEvents
 from serving.pipeline.exit_recorder import ExitRecorder, RequestRecord
 from serving.pipeline.paired_auditor import (
     AGAIN_SHARE,
-    SHADOW_SHARE,
     UNDECIDED,
     AskedChat,
+    ClientAnswer,
     PairAuditor,
     PairDecision,
     PairedChat,
@@ -79,12 +81,14 @@ class ContextAuditor(PairAuditor):
         pruner: str,
         target_error: float,
         events: PruningEvents,
+        prices: PriceList,
         again_share: float = AGAIN_SHARE,
         shadow_share: float = SHADOW_SHARE,
     ) -> None:
         super().__init__(
-            evidence, appender, recorder, ask, judge, defect="context.comparison_failed",
-            most_chars=_MOST_CHARS, again_share=again_share, shadow_share=shadow_share,
+            evidence, appender, recorder, ask, judge, prices=prices,
+            defect="context.comparison_failed", most_chars=_MOST_CHARS,
+            again_share=again_share, shadow_share=shadow_share,
         )  # fmt: skip
         self._pruner = pruner
         self._target_error = target_error
@@ -115,11 +119,12 @@ class ContextAuditor(PairAuditor):
         plan: FrontierPlan,
         decision: PairDecision,
         context: RequestContext,
-        answer: str,
+        answer: ClientAnswer,
     ) -> None:
         """Compare an answer from a pruned context with one from the whole context, where drawn."""
         if decision.is_drawn:
-            self._compare(self._both(request, pruned, plan, decision, context), answer)
+            one = self._both(request, pruned, plan, decision, context, answer)
+            self._compare(one, answer.text)
 
     def shadowed(
         self,
@@ -128,7 +133,7 @@ class ContextAuditor(PairAuditor):
         plan: FrontierPlan,
         decision: PairDecision,
         context: RequestContext,
-        answer: str,
+        answer: ClientAnswer,
     ) -> None:
         """Compare an answer from the whole context with one from a pruned context, where drawn.
 
@@ -153,14 +158,14 @@ class ContextAuditor(PairAuditor):
         plan: FrontierPlan,
         decision: PairDecision,
         context: RequestContext,
-        answer: str,
+        answer: ClientAnswer,
     ) -> None:
         pruned = await prune()
         if pruned is None:
             return
-        one = self._both(request, pruned, plan, decision, context)
+        one = self._both(request, pruned, plan, decision, context, answer)
         self._draw(one.drawn, "shadow")
-        await self._compared(one, answer)
+        await self._compared(one, answer.text)
 
     def _both(
         self,
@@ -169,6 +174,7 @@ class ContextAuditor(PairAuditor):
         plan: FrontierPlan,
         decision: PairDecision,
         context: RequestContext,
+        answer: ClientAnswer,
     ) -> PairedChat:
         short, whole = AskedChat(pruned, plan), AskedChat(request, plan)
-        return self._paired(request, short, whole, decision, context)
+        return self._paired(request, short, whole, decision, context, answer.usage)

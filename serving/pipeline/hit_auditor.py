@@ -257,9 +257,9 @@ class HitAuditor(AuditWork):
         row = replace(row, candidates=(*candidates, *([] if again is None else [again])))
         if origin == "shadow":
             # The fresh answer's cost is what a hit would have avoided, without the judge.
-            row = replace(row, cost_usd=cost_usd, judge_usd=judge_usd)
+            row = replace(row, cost_usd=cost_usd, judge_usd=judge_usd, avoided_usd=cost_usd)
         elif cost_usd is not None:
-            row = replace(row, cost_usd=cost_usd + judge_usd)
+            row = replace(row, cost_usd=cost_usd + judge_usd, avoided_usd=cost_usd)
         self._append(row)
 
 

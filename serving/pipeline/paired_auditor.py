@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from serving.cache.cacheable import unfit_document
+from serving.contracts.answer import Usage
 from serving.contracts.context import RequestContext
 from serving.contracts.errors import LedgerUnavailable, NarrowgateError
 from serving.contracts.evidence import (
@@ -25,12 +26,14 @@ from serving.contracts.evidence import (
     Verdict,
 )
 from serving.contracts.evidence_settings import EvidenceSettings
+from serving.contracts.prices import PriceList
 from serving.contracts.requests import ChatRequest
 from serving.evidence.appender import EvidenceAppender
 from serving.evidence.candidates import MODEL
 from serving.evidence.fold import AGAIN
 from serving.evidence.judge import JudgedAnswers, JudgePrompt, JudgeReply, judge
 from serving.evidence.pacing import coin
+from serving.evidence.payback import SHADOW_SHARE
 from serving.evidence.rulings import Evidence, Ruling
 from serving.evidence.statistics.judged import JudgedPair
 from serving.pipeline.audit_work import OF_THE_INPUT, AuditWork, Drawn, judge_call
@@ -39,8 +42,6 @@ from serving.pipeline.exit_recorder import ExitRecorder, RequestRecord
 from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
 
-SHADOW_SHARE = 0.2
-"""Of the requests, while the claim is being earned."""
 _AUDITED_AT_FIRST = 0.1
 """Of the answers with the shortcut, for the first evidence.high_rate_inputs: an audit costs a whole
 answer and two calls of the judge, several times what one such answer saves."""
@@ -74,10 +75,19 @@ class AskedChat:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientAnswer:
+    """A client's own answer. usage: None where it is unknown."""
+
+    text: str
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
 class PairedChat:
     """One chat, once it was answered. request: as the client sent it; the judge reads it.
 
-    shortcut, reference: how the answers with and without the shortcut are asked for.
+    shortcut, reference: how the answers with and without the shortcut are asked for. usd: what the
+    client's own answer cost at list prices; None where that is unknown.
     """
 
     request: ChatRequest
@@ -87,6 +97,7 @@ class PairedChat:
     context: RequestContext
     input: str
     drawn_at: datetime
+    usd: Decimal | None = None
 
     @property
     def ruling(self) -> Ruling:
@@ -108,7 +119,8 @@ class PairAuditor(AuditWork, ABC):
 
     ask: asks a model as the plan says. judge: `provider/model`; None where it has no key: then no
     request takes the shortcut. shadow_share: of the requests, compared while the claim is being
-    earned. again_share: of the compared ones, for which the model answers once more.
+    earned. again_share: of the compared ones, for which the model answers once more. prices: of the
+    clients' own answers.
     """
 
     judged_anyway: frozenset[str] = frozenset()
@@ -122,6 +134,7 @@ class PairAuditor(AuditWork, ABC):
         ask: Runner[ChatRequest, FrontierPlan],
         judge: str | None,
         *,
+        prices: PriceList,
         defect: str,
         most_chars: int,
         again_share: float = AGAIN_SHARE,
@@ -130,6 +143,7 @@ class PairAuditor(AuditWork, ABC):
         super().__init__(evidence, appender, recorder, defect)
         self._ask = ask
         self._judge = judge
+        self._prices = prices
         self._most_chars = most_chars
         self._again_share = again_share
         self._shadow_share = shadow_share
@@ -189,9 +203,13 @@ class PairAuditor(AuditWork, ABC):
         reference: AskedChat,
         decision: PairDecision,
         context: RequestContext,
+        usage: Usage | None,
     ) -> PairedChat:
+        """Return the chat. usage: of the client's own answer; None where it is unknown."""
+        prices = self._prices.of(shortcut.plan.targets[0])
+        usd = None if prices is None or usage is None else prices.base.cost(usage)
         return PairedChat(
-            request, shortcut, reference, decision, context, uuid4().hex, self.evidence.now()
+            request, shortcut, reference, decision, context, uuid4().hex, self.evidence.now(), usd
         )
 
     def _is_affordable(self, decision: PairDecision) -> bool:
@@ -210,6 +228,7 @@ class PairAuditor(AuditWork, ABC):
         is_served = one.decision.is_earned
         try:
             other = await self._document(one, costs, is_shortcut=not is_served)
+            avoided_usd = _avoided_usd(one, sum(costs, Decimal(0)))
             is_unfit = self._is_unfit(other)
             if is_unfit and is_served:
                 # What the model cannot answer in full says nothing about the shortcut.
@@ -226,7 +245,7 @@ class PairAuditor(AuditWork, ABC):
             else:
                 self._drop(one, costs)
             return
-        self._verdict(one, pair, again, costs)
+        self._verdict(one, pair, again, costs, avoided_usd)
 
     def _is_unfit(self, document: Mapping[str, Any]) -> bool:
         unfit = unfit_document(document)
@@ -291,6 +310,7 @@ class PairAuditor(AuditWork, ABC):
         pair: JudgedPair | None,
         again: Candidate | None,
         costs: list[Decimal],
+        avoided_usd: Decimal | None = None,
     ) -> None:
         origin = _origin(one)
         loss = 1.0 if pair is None else pair.loss
@@ -304,6 +324,7 @@ class PairAuditor(AuditWork, ABC):
             candidates=tuple(candidates),
             cost_usd=usd,
             judge_usd=usd if origin == "shadow" else None,
+            avoided_usd=avoided_usd,
         )
         self._append(row)
 
@@ -316,7 +337,7 @@ def compared_share(
     is_earned: whether answers with the shortcut are served.
     """
     if not is_earned:
-        is_ended = claim is not None and claim.state is ClaimState.NOT_EARNABLE
+        is_ended = claim is not None and (claim.state is ClaimState.NOT_EARNABLE or claim.is_slowed)
         return settings.sample_rate if is_ended else shadow_share
     is_new = claim is None or claim.since_signal < settings.high_rate_inputs
     return max(settings.floor_rate, _AUDITED_AT_FIRST) if is_new else settings.floor_rate
@@ -325,6 +346,13 @@ def compared_share(
 def preference(loss: float) -> str:
     """Return how a judged answer compares with the reference's, as metrics name it."""
     return "same" if loss == 0.5 else "worse" if loss > 0.5 else "better"
+
+
+def _avoided_usd(one: PairedChat, other_usd: Decimal) -> Decimal | None:
+    """Return what the shortcut saved, or would have. other_usd: of the answer no client got."""
+    if one.usd is None:
+        return None
+    return other_usd - one.usd if one.decision.is_earned else one.usd - other_usd
 
 
 def _origin(one: PairedChat) -> Origin:

@@ -16,7 +16,7 @@ from serving.pipeline.compared_text import FollowedEvents, answer_text
 from serving.pipeline.context_auditor import ContextAuditor
 from serving.pipeline.context_pruning import ContextPruning, PrunedChat, PruningOutcome
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord, Served
-from serving.pipeline.paired_auditor import UNDECIDED
+from serving.pipeline.paired_auditor import UNDECIDED, ClientAnswer
 from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
 
@@ -170,7 +170,8 @@ class Pruned:
         if served is not None:
             choices = content.get("choices") or [{}]
             text = answer_text(content) if content.get("choices") else ""
-            self._compare(sent, served.model, text, choices[0].get("finish_reason"))
+            answer = ClientAnswer(text, served.usage)
+            self._compare(sent, served.model, answer, choices[0].get("finish_reason"))
             served = self._under_claim(sent, served)
         details = {**content.get("narrowgate", {}), **sent.chat.details()}
         return replace(outcome, content={**content, "narrowgate": details}, served=served)
@@ -179,7 +180,7 @@ class Pruned:
         served, model = stream.served, stream.model
 
         def ended(text: str) -> None:
-            self._compare(sent, model, text, events.finish_reason)
+            self._compare(sent, model, ClientAnswer(text, served().usage), events.finish_reason)
 
         events = FollowedEvents(stream.events, sent.chat.details(), ended)
         return replace(stream, events=events, served=lambda: self._under_claim(sent, served()))
@@ -187,7 +188,9 @@ class Pruned:
     def _under_claim(self, sent: _Sent, served: Served) -> Served:
         return sent.chat.served_under_claim(served, self._pruning.prices)
 
-    def _compare(self, sent: _Sent, model: str, text: str, finish_reason: str | None) -> None:
+    def _compare(
+        self, sent: _Sent, model: str, answer: ClientAnswer, finish_reason: str | None
+    ) -> None:
         """Have a whole answer compared with the other one, where the coin chose the request.
 
         Not that of another model than the first target: the claim is about one model.
@@ -202,14 +205,14 @@ class Pruned:
             return
         context = sent.record.context
         if chat.is_claimed:
-            auditor.served(request, chat.request, plan, chat.decision, context, text)
+            auditor.served(request, chat.request, plan, chat.decision, context, answer)
         elif chat.outcome == "not_earned":
 
             async def prune() -> ChatRequest | None:
                 found = await self._pruning.pruned(request, plan, "auto", sent.places)
                 return found.request if found.outcome == "pruned" else None
 
-            auditor.shadowed(request, prune, plan, chat.decision, context, text)
+            auditor.shadowed(request, prune, plan, chat.decision, context, answer)
 
 
 def _of_claim(sent: _Sent) -> FrontierPlan:

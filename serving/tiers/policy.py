@@ -8,23 +8,11 @@ from decimal import Decimal
 from serving.contracts.evidence import Claim, ClaimState
 from serving.contracts.prices import TokenPrices
 from serving.contracts.routing import Tier
-from serving.evidence.statistics.placement import bar
+from serving.evidence.payback import PRIOR_CHANCE, chance, pairs_left
 
 _JUDGE_OUTPUT_TOKENS = 20
 _JUDGE_PROMPT_TOKENS = 350
 """Instruction and delimiters of the judge's prompt (serving.evidence.judge)."""
-
-_FEWEST_PAIRS = 75.0
-"""Pairs without any badly worse answer that earn a claim at a limit of 5 %."""
-
-_PRIOR_PAIRS = 20.0
-_PRIOR_NET = 0.02
-_PRIOR_CHANCE = 0.5
-_PAIR_DEVIATION = 0.45
-"""Standard deviation of (worse - better) of one pair, in both orders."""
-
-MOST_EARNABLE = 0.5
-"""Net share, of the target, above which earning takes too many pairs to be planned with."""
 
 _LEAST_SHARE = 0.01
 
@@ -187,43 +175,6 @@ def prospect(
     )
 
 
-def _estimate(claim: Claim | None) -> tuple[float, float]:
-    """Return the net share of worse answers seen so far, drawn towards a prior, and its pairs."""
-    if claim is None or claim.shadow_loss is None:
-        return _PRIOR_NET, _PRIOR_PAIRS
-    pairs = _PRIOR_PAIRS + claim.audits
-    return (_PRIOR_PAIRS * _PRIOR_NET + claim.audits * claim.shadow_loss) / pairs, pairs
-
-
-def pairs_left(claim: Claim | None, target_error: float) -> float:
-    """Return about how many more judged pairs earn a claim, given that it can be earned.
-
-    Few pairs say little: a share above the target in the first thirty is mostly chance, which
-    `chance` weighs. Abandoned for that, one of five good tiers was never earned.
-    """
-    net, _ = _estimate(claim)
-    # Losses are half of net shares.
-    distance = (target_error - min(net, MOST_EARNABLE * target_error)) / 2.0
-    growth = min(0.06, distance**2 / (2.0 * 0.02))
-    hypothesis = 1 if claim is None else max(1, claim.hypotheses)
-    needed = max(_FEWEST_PAIRS, math.log(bar(hypothesis)) / growth)
-    return needed * (1.0 - (0.0 if claim is None else claim.progress))
-
-
-def chance(claim: Claim | None, target_error: float) -> float:
-    """Return the probability that a claim is earned: that its net share is below the target.
-
-    One half before any pair; then by the normal distribution about the share seen so far.
-    """
-    if claim is None or claim.shadow_loss is None or claim.audits == 0:
-        return _PRIOR_CHANCE
-    net, pairs = _estimate(claim)
-    score = (target_error - net) / (_PAIR_DEVIATION / math.sqrt(pairs))
-    seen = 0.5 * math.erfc(-score / math.sqrt(2.0))
-    weight = claim.audits / pairs
-    return weight * seen + (1.0 - weight) * _PRIOR_CHANCE
-
-
 _KEPT_PRIOR = 0.5
 _FIRST_FIT = 100.0
 _LAST_FIT = 600
@@ -282,7 +233,7 @@ def cascade_prospect(
         saving_usd=traffic.cost_usd(present.prices) - expected,
         pair_usd=calls * traffic.cost_usd(rung.prices) + traffic.judging_usd(judge) + again,
         pairs_left=left,
-        chance=_PRIOR_CHANCE,
+        chance=PRIOR_CHANCE,
     )
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.contracts.routing import Tier
+from serving.evidence.payback import MOST_EARNABLE
 from serving.tiers.clusters import Clustering, Vectors
-from serving.tiers.policy import MOST_EARNABLE, Prospect
+from serving.tiers.policy import Prospect
 
 _LEAST_PAIRS = 15
 """Comparisons of one half that decide about a tier of a cluster."""

@@ -229,6 +229,27 @@ def test_a_cascade_saves_where_the_cheapest_tier_is_not_earned(folder: Path) -> 
     )
 
 
+def test_contexts_whose_judge_is_dear_or_wrong_are_not_pruned(folder: Path) -> None:
+    requests = of_kind("rag", 8)
+    replay = replay_of(requests, folder, days=2.0)
+    prices = replay.rungs.judge.prices
+    dear = replace(
+        prices, uncached_input=prices.uncached_input * 200, output=prices.output * 200
+    )  # fmt: skip
+    replay.__dict__["rungs"] = replace(replay.rungs, judge=replace(replay.rungs.judge, prices=dear))
+    found = replay.contexts_earned(with_tiers=False)
+    assert {state for state, _ in found.states.values()} == {"shadow, slowed"}
+    # Comparing stopped soon: the budget of two days would have paid for more.
+    assert found.answers_usd == pytest.approx(found.reference_usd)
+    assert found.explored_usd > 0.0
+    assert found.hits < 100
+    arm = run_arm(replay, "on", ("context_pruning",))
+    assert usd(arm) > 0.99 * usd(direct(replay))
+    missed = [replace(one, needs=(("never said",),)) for one in requests]
+    lost = replay_of(missed, folder, days=2.0).contexts_earned(with_tiers=False)
+    assert {state for state, _ in lost.states.values()} == {"not_earnable"}
+
+
 def test_without_earlier_traffic_nothing_is_earned_and_exploring_costs(folder: Path) -> None:
     requests = of_kind("open", 16)
     cold = replay_of(requests, folder, days=0.001, easy=1.0, trap=0.0, easy_economy=0.0)

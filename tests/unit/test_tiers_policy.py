@@ -9,15 +9,14 @@ import pytest
 
 from serving.contracts.evidence import Claim, ClaimState, Scope
 from serving.contracts.prices import TokenPrices
+from serving.evidence.payback import chance, pairs_left
 from serving.tiers.policy import (
     AuditShares,
     Prospect,
     Rung,
     Traffic,
     allot,
-    chance,
     ladder,
-    pairs_left,
     place_of,
     prospect,
 )

@@ -85,6 +85,7 @@ def claim_bounds(
             "tenants": tenants,
             "subject": claim["scope"]["subject"],
             "state": claim["state"],
+            "is_slowed": claim.get("is_slowed", False),
             "target_error": claim["target_error"],
             "observed_error": claim["observed_error"],
             "upper_bound": None if interval is None else interval[1],

@@ -111,7 +111,7 @@ def _spending(report: Report) -> Iterator[RenderableType]:
         "pruned contexts",
         ("state", "answers", "avoided USD", "own USD", "saved USD"),
         [
-            (f"{item.tenants} {item.subject}", item.state, f"{item.answers:,}",
+            (f"{item.tenants} {item.subject}", item.standing, f"{item.answers:,}",
              formats.usd(item.avoided_usd), formats.usd(item.own_usd),
              formats.usd(item.saved_usd))
             for item in report.context_claims
@@ -166,7 +166,7 @@ def _cache(report: Report) -> Iterator[RenderableType]:
         "hits by meaning",
         ("state", "audits", "wrong", "at most", "audits USD"),
         [
-            (f"{item.tenants} {item.subject}", item.state, f"{item.audits:,}",
+            (f"{item.tenants} {item.subject}", item.standing, f"{item.audits:,}",
              formats.share(item.observed_error), formats.share(item.upper_bound),
              formats.usd(item.audits_usd))
             for item in report.cache_claims
