@@ -202,7 +202,7 @@ async def test_a_held_claim_ends_where_its_audits_become_too_dear_and_resumes_wh
     async with contexts(provider, database, prices=prices, rules=SAMPLE_OF_NONE) as server:
         claim = await server.earn(facts=LONG)
         assert (await server.ask(1, facts=LONG))["outcome"] == "pruned"
-        prices[JUDGE] = dollars_a_million("400", "0.5", "5", "5", "25")
+        prices[JUDGE] = dollars_a_million("200", "0.5", "5", "5", "25")
         await server.many(6, 12, facts=LONG)
         assert {row.origin for row in server.audits()} == {"shadow", "accepted"}
         ended = server.claim()
@@ -211,7 +211,7 @@ async def test_a_held_claim_ends_where_its_audits_become_too_dear_and_resumes_wh
         assert (await server.ask(50, facts=LONG))["outcome"] == "not_earned"
         # Cheaper comparisons, of which the sample tells: comparing goes on, and it is earned again.
         cheap = [row for row in server.audits() if row.origin == "shadow"][-1]
-        server.evidence.store.append(audits=list(copies(cheap, 1500)))
+        server.evidence.store.append(audits=list(copies(cheap, 1400)))
         await server.settle()
         assert not server.claim().is_slowed
         assert events(server, claim)[:3] == ["earned", "slowed", "resumed"]
