@@ -1,6 +1,7 @@
 """Checks a batch's file in one pass: every bad line is found before anything is spent."""
 
 import hashlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,8 @@ from serving.contracts.ledger import Caller
 from serving.contracts.requests import AUTO, ChatRequest, TaskBatch
 from serving.pipeline.plan import FrontierPlan, LocalPlan, Policy, TaskPlan, choose_plan
 from serving.pipeline.read import read_chat, read_tasks
+
+logger = logging.getLogger(__name__)
 
 Estimate = Callable[[ChatRequest | TaskBatch, FrontierPlan], Decimal | None]
 """Returns the worst case of a request at the first target of a plan, US dollars."""
@@ -180,6 +183,17 @@ class FileCheck:
 
     def _checked(self, raw: RawLine) -> GoodLine:
         """Return a line that can be run. Raises BadLine."""
+        try:
+            return self._good(raw)
+        except BadLine:
+            raise
+        except Exception as error:
+            # The edge of a line: a defect that one line shows must not keep its batch from an end.
+            # Only the kind of error: its message may hold the line's text.
+            logger.error("batch.line_unchecked error=%s", type(error).__name__)  # noqa: TRY400
+            raise BadLine("internal_error", "the line could not be checked") from error
+
+    def _good(self, raw: RawLine) -> GoodLine:
         if raw.data is None:
             raise BadLine("line_too_long", f"the line has over {self.rules.longest} bytes")
         if not raw.data.strip():

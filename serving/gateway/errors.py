@@ -210,8 +210,8 @@ def too_large(message: str) -> Response:
     return response
 
 
-async def on_unexpected_error(request: Request, exc: Exception) -> Response:
-    """Answer a defect: the client gets no detail; the log has the traceback."""
+def internal_error() -> Response:
+    """Return the answer to a defect: the client gets no detail; the log has the traceback."""
     body = {
         "message": "internal error; the log holds the details under the request id",
         "type": _type(500),

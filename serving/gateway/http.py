@@ -28,7 +28,13 @@ from serving.gateway.context import GatewayContext
 from serving.gateway.http_protocol import change_http_protocol
 from serving.gateway.log_heartbeat import LogHeartbeat
 from serving.gateway.messages_errors import MessagesErrors
-from serving.gateway.middleware import BodyLimit, HeadAsGet, PlainAddress, RequestScope
+from serving.gateway.middleware import (
+    BodyLimit,
+    HeadAsGet,
+    InternalErrors,
+    PlainAddress,
+    RequestScope,
+)
 from serving.gateway.page_origin import OwnPages
 from serving.local.metrics_server import metrics_served
 
@@ -88,6 +94,7 @@ def build_http(context: GatewayContext) -> FastAPI:
             ),
             Middleware(HeadAsGet),
             Middleware(MessagesErrors),
+            Middleware(InternalErrors),
             Middleware(PlainAddress),
             *_cross_origin(context.settings.cors_origins),
             *_own_pages(context),
@@ -103,7 +110,6 @@ def build_http(context: GatewayContext) -> FastAPI:
             NarrowgateError: errors.on_narrowgate_error,
             RequestValidationError: errors.on_validation_error,
             HTTPException: errors.on_http_exception,
-            Exception: errors.on_unexpected_error,
         },
     )
     app.state.context = context

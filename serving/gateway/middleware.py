@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.contracts.errors import InvalidRequest
-from serving.gateway.errors import error_response, too_large
+from serving.gateway.errors import error_response, internal_error, too_large
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,44 @@ class RequestScope:
                 status,
                 elapsed_s,
             )
+
+
+class InternalErrors:
+    """Answers a defect: 500, and a line of the log with the traceback.
+
+    The framework's own answer would be made outside of RequestScope: the log and the metrics would
+    say 499, that the client disconnected.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        except Exception as error:
+            if is_begun:
+                # The server breaks the connection off: the client must not take it for whole.
+                raise
+            # Without the error's message, which may hold the client's text.
+            logger.error(  # noqa: TRY400
+                "request_failed id=%s error=%s at\n%s",
+                scope["state"]["arrival"].request_id,
+                type(error).__name__,
+                "".join(traceback.format_tb(error.__traceback__)),
+            )
+            await internal_error()(scope, receive, send)
 
 
 class HeadAsGet:

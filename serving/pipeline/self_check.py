@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from serving.contracts.plain_number import finite_number
 from serving.contracts.requests import ChatRequest
 from serving.evidence.judge import agreement_of
 from serving.pipeline.auditor import Embed
@@ -52,8 +53,8 @@ def token_confidence(document: Mapping[str, Any]) -> float | None:
     if not isinstance(tokens, list) or not tokens:
         return None
     values = [token.get("logprob") for token in tokens if isinstance(token, Mapping)]
-    known = [float(value) for value in values if isinstance(value, int | float)]
-    is_whole = len(known) == len(tokens) and all(math.isfinite(value) for value in known)
+    known = [found for value in values if (found := finite_number(value)) is not None]
+    is_whole = len(known) == len(tokens)
     # What is above 0 is the logarithm of no probability; rounding may leave a little.
     if not is_whole or max(known) > _ROUNDING:
         return None

@@ -9,6 +9,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from serving.contracts.answer import Usage
+from serving.contracts.plain_number import finite_number
 
 _PROVIDERS = {
     "azure_openai": "azure", "azure-openai": "azure", "bedrock": "aws", "vertex_ai": "google",
@@ -348,11 +349,11 @@ def _money(row: Mapping[str, Any]) -> Decimal | None:
 
 
 def _moment(value: object) -> float | None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value) or value <= 0:
+    if (number := finite_number(value)) is not None:
+        if number <= 0:
             return None
         # Milliseconds, microseconds.
-        at_s = value / 1e6 if value > 1e14 else value / 1e3 if value > 1e11 else float(value)
+        at_s = number / 1e6 if number > 1e14 else number / 1e3 if number > 1e11 else number
         return at_s if at_s <= _LATEST_S else None
     if not isinstance(value, str) or len(value) > 64:
         return None

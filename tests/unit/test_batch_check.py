@@ -17,6 +17,7 @@ from serving.batch.lines import raw_lines
 from serving.contracts.batch import MAX_REPORTED, Checked
 from serving.contracts.task_spec import TaskSpec
 from serving.ledger.pricing.book import PriceBook
+from serving.pipeline.plan import choose_plan
 from serving.tasks.task import bind
 
 from .batch_kit import ACME, CHAT, MODEL, chat_line, jsonl, line_rules, task_line
@@ -58,6 +59,10 @@ BAD: list[tuple[str, Any]] = [
     ("invalid_request", chat_line("m", route="sideways")),
     ("invalid_request", chat_line("n", route="local_only")),
     ("context_length_exceeded", chat_line("o", "x" * 1001, model="tiny")),
+    (
+        "invalid_json_line",
+        json.dumps(chat_line("q", temperature=7)).replace("7", "7" * 400).encode(),
+    ),
     ("line_too_long", chat_line("p", "x" * 20_001)),
 ]
 
@@ -70,6 +75,23 @@ def test_every_bad_line_is_named_in_one_pass(specs: dict[str, TaskSpec]) -> None
         (number, code) for number, (code, _) in enumerate(BAD, start=2)
     ]
     assert all(problem.message for problem in found.problems)
+
+
+def test_a_defect_that_one_line_shows_is_that_line_s_problem(
+    specs: dict[str, TaskSpec], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(request: Any, *rest: Any) -> Any:
+        if "defect" in request.messages[0].text:
+            raise OverflowError("a secret text")
+        return choose_plan(request, *rest)
+
+    monkeypatch.setattr("serving.batch.check.choose_plan", broken)
+    lines = [chat_line("a"), chat_line("b", "a defect"), chat_line("c")]
+    good, found = check(specs, jsonl(*lines))
+    assert [line.custom_id for line in good] == ["a", "c"]
+    assert [(problem.line, problem.code) for problem in found.problems] == [(2, "internal_error")]
+    assert "OverflowError" in caplog.text
+    assert "secret" not in caplog.text + found.problems[0].message
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\r\n\r\n", b"\n \n\n"])

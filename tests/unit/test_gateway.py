@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -225,14 +226,29 @@ async def test_a_draining_server_answers_503(server: Server) -> None:
     assert (await server.client.get("/readyz")).json()["status"] == "draining"
 
 
-async def test_a_bug_shows_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_shows_nothing_to_the_client_and_is_counted_as_500(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    hidden = "-".join(("secret", "prompt"))
+
     async def broken(*_: object) -> list[object]:
-        raise KeyError("secret prompt")
+        raise KeyError(hidden)
 
     monkeypatch.setattr(server.engine, "run", broken)
     response = await server.post("/v1/tasks/sentiment", json={"input": "x"})
     assert_error(response, 500, "internal_error")
-    assert "secret" not in response.text
+    assert hidden not in response.text
+    assert response.headers["x-narrowgate-route"] == "none"
+    labels = {"endpoint": "/v1/tasks/{task}", "method": "POST", "status": "500"}
+    registry = server.context.metrics.registry
+    assert registry.get_sample_value("narrowgate_http_requests_total", labels) == 1.0
+    (failed,) = (line for line in caplog.messages if line.startswith("request_failed"))
+    assert "KeyError" in failed
+    assert "in broken" in failed
+    assert not any(hidden in line for line in caplog.messages)
+    (finished,) = (line for line in caplog.messages if line.startswith("request_finished"))
+    assert "status=500" in finished
 
 
 async def test_models(server: Server) -> None:

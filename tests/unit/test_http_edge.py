@@ -107,6 +107,7 @@ async def test_a_compressed_body_is_a_415_that_names_the_header(server: Server) 
         (b'{"input": -Infinity}', "Infinity"),
         (b'{"input": 1e999}', "1e999"),
         (b'{"input": ' + b"9" * 5000 + b"}", "digits"),
+        (b'{"input": -' + b"9" * 300 + b"}", "digits"),
         (b"[" * 100_000, "nested"),
         (b'{"input": "\xe9"}', "UTF-8"),
         (b"", "not JSON"),

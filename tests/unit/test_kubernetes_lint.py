@@ -206,6 +206,14 @@ def test_findings_point_at_the_line() -> None:
     assert by_rule == {"K13": "      host: localhost", "K12": "        api_key: hunter2"}
 
 
+def test_numbers_of_hundreds_of_digits_are_read() -> None:
+    documents = sound()
+    for path in ("spec|serviceUnhealthySecondThreshold", f"{APPLICATION}.args.max_tokens"):
+        kit.spoil(documents["RayService"], path.replace("|", "."), 10**400)
+    kit.spoil(documents["RayService"], "spec.rayClusterDeletionDelaySeconds", 10**350)
+    found(documents)
+
+
 def test_a_secret_by_reference_is_none() -> None:
     documents = sound()
     for key, value in (("token_file", "abc"), ("max_tokens", "5"), ("password", "$(PASSWORD)"),

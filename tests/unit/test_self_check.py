@@ -53,6 +53,7 @@ def test_the_confidence_is_the_geometric_mean_of_the_tokens_probabilities() -> N
         {"content": [{"token": "a"}]}, {"content": [{"logprob": "-0.1"}]}, {"content": [7]},
         {"content": [{"logprob": float("nan")}]}, {"content": [{"logprob": float("-inf")}]},
         {"content": [{"logprob": 5}]}, {"content": [{"logprob": -1}, {"logprob": 1e38}]},
+        {"content": [{"logprob": -(10**400)}]}, {"content": [{"logprob": False}]},
     ],
 )  # fmt: skip
 def test_log_probabilities_that_cannot_be_read_are_no_confidence(logprobs: Any) -> None:

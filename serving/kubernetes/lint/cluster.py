@@ -296,7 +296,7 @@ def number(value: Any, default: float) -> float:
     """Return a number that may be written as text; the default for anything else."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return default
 
 

@@ -239,7 +239,7 @@ def _scalar(node: yaml.Node) -> Any:
         return None
     if kind == "bool":
         return value.lower() in ("true", "yes", "on")
-    if kind == "int" and re.fullmatch(r"[-+]?\d{1,4000}", value):
+    if kind == "int" and re.fullmatch(r"[-+]?\d{1,300}", value):
         return int(value)
     if kind == "float" and re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", value):
         return float(value)
