@@ -160,6 +160,7 @@ gate-%: $(VENV)/.cpu
 		bundled:$(BUNDLED) --recipe $* --out $(STATE)/artifacts/$(BUNDLED)-$* --state $(STATE)
 	@$(VENV)/bin/narrowgate gate --baseline $(STATE)/models/$(BUNDLED) \
 		--candidate $(STATE)/artifacts/$(BUNDLED)-$* --suite builtin --key $(STATE)/keys/development \
+		--attest-baseline $(STATE)/artifacts/$(BUNDLED)-$*.baseline \
 		$(MARGINS_$*) $(GATE_ARGS); case $$? in 0|1|3) ;; *) exit 2;; esac
 
 # One resolution a target. Hosts are left out on purpose: indexes belong to the machine.

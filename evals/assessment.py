@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,8 @@ class Rules:
     """The requirements of a task. margin: None if none is stated. required_speed: 0 for none.
 
     weight_bytes: of both models, named as a gain where the candidate is not faster. reference:
-    whose answers are the labels; None where they are the suite's own.
+    whose answers are the labels; None where they are the suite's own. is_baseline: the baseline
+    itself is judged, without a loss or a speed.
     """
 
     margin: float | None
@@ -59,6 +60,7 @@ class Rules:
     seed: int = 0
     resamples: int = 10_000
     reference: ReferenceLabels | None = None
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def assess(
     metric = metric_of(suite.spec)
     old, new = _judged(suite, metric, baseline), _judged(suite, metric, candidate)
     difference, own = _intervals(suite, metric, old, new, rules)
-    slices = _slices(suite, metric, old, new, min(rules.resamples, _SLICE_RESAMPLES))
+    slices = _slices(suite, metric, old, new, rules)
     calibration, certification = _parts(suite, new, certified)
     # Halves of a suite are of about the same size.
     tested = None if certified is None else len(certification.independent)
@@ -113,6 +115,7 @@ def assess(
             own_inputs=certified is not None,
             speed=speed,
             weight_bytes=rules.weight_bytes,
+            is_baseline=rules.is_baseline,
         )
     )
     result = TaskResult(
@@ -146,13 +149,20 @@ def assess(
     return TaskFindings(suite.spec, result, outcomes, own_outcomes)
 
 
+def assess_baseline(suite: Suite, baseline: Answered, rules: Rules) -> TaskResult:
+    """Return the 16-bit model's verdict on one task: by its floor and its error bound alone."""
+    own = replace(rules, margin=None, required_speed=0.0, weight_bytes=None, is_baseline=True)
+    return assess(suite, baseline, baseline, [], own).result
+
+
 def certain_to_fail(
     suite: Suite, candidate: Answered, blocks: Sequence[Block], rules: Rules
 ) -> bool:
     """Return whether a task will fail whatever the answers to its remaining examples are.
 
-    suite, candidate, blocks: what was seen so far. Two things are tested: the floor, at 99.5 %, and
-    the speed, of which every block must be clearly too slow. A task that is stopped cannot pass, so
+    suite, candidate, blocks: what was seen so far; without blocks the speed is not tested. Two
+    things are tested: the floor, at 99.5 %, and the speed, of which every block must be clearly too
+    slow. A task that is stopped cannot pass, so
     looking early adds no false pass, and at most half a percent a look of false failures.
     """
     return _far_too_slow(blocks, rules.required_speed) or _below_floor(suite, candidate, rules)
@@ -188,7 +198,7 @@ def _judged(suite: Suite, metric: Metric, answered: Answered) -> _Judged:
 
 def _intervals(
     suite: Suite, metric: Metric, old: _Judged, new: _Judged, rules: Rules
-) -> tuple[Interval, Interval]:
+) -> tuple[Interval | None, Interval]:
     before, after = _by_group(suite, old.rows), _by_group(suite, new.rows)
 
     own, reference = metric.over(after), metric.over(before)
@@ -198,15 +208,20 @@ def _intervals(
 
     n = len(after)
     found = bootstrap_interval(own, n, seed=rules.seed, resamples=rules.resamples)
+    if rules.is_baseline:
+        return None, found
     if isinstance(suite.spec, ClassificationSpec) and suite.spec.metric == "accuracy":
         return accuracy_difference(old.right, new.right), found
     return bootstrap_interval(gain, n, seed=rules.seed, resamples=rules.resamples), found
 
 
 def _slices(
-    suite: Suite, metric: Metric, old: _Judged, new: _Judged, resamples: int
+    suite: Suite, metric: Metric, old: _Judged, new: _Judged, rules: Rules
 ) -> dict[str, Interval]:
-    found = {}
+    found: dict[str, Interval] = {}
+    if rules.is_baseline:
+        return found
+    resamples = min(rules.resamples, _SLICE_RESAMPLES)
     for name in sorted({example.slice for example in suite.examples if example.slice}):
         inside = np.array([example.slice == name for example in suite.examples])
         before, after = metric.over(old.rows[inside]), metric.over(new.rows[inside])

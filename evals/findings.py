@@ -75,7 +75,8 @@ class LabelRun:
 @dataclass(frozen=True, slots=True)
 class Findings:
     """A whole gate run. subject: the artifact's name. digest: its root, hex. steps_s: duration of
-    each step, not signed. labels: None where the suites' own were used; not signed.
+    each step, not signed. labels: None where the suites' own were used; not signed. baseline: what
+    is attested of the 16-bit model; None where the run was not asked for it.
     """
 
     subject: str
@@ -84,6 +85,7 @@ class Findings:
     tasks: dict[str, TaskFindings]
     steps_s: dict[str, float] = field(default_factory=dict)
     labels: LabelRun | None = None
+    baseline: GatePredicate | None = None
 
 
 def overall_verdict(findings: Findings) -> Verdict:

@@ -1,43 +1,32 @@
 """One gate run: both models on every suite, a verdict for each task, one signed statement."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evals.answers import Answered, works
-from evals.assessment import Certified, Rules, assess, certain_to_fail
+from evals.assessment import Certified, Rules, assess, assess_baseline, certain_to_fail
 from evals.findings import Findings, TaskFindings
 from evals.harness import General, HarnessResult, run_harness
 from evals.pair import SIDES, Block, Futile, Side
 from evals.pair import Pair as SubjectPair
 from evals.paired import Indices, bootstrap_interval
 from evals.population import OwnInputs
-from evals.subject import (
-    Precision,
-    Subject,
-    calibration_digests,
-    precision_of,
-    recipe_of,
-    weight_bytes,
-)
+from evals.signing import GateRun, Loaded
+from evals.subject import Precision, Subject, calibration_digests, precision_of, weight_bytes
 from evals.suite import Suite
 from evals.verdict import judge_loss
 from serving.artifacts.manifest import Manifest, file_manifest
 from serving.artifacts.probes import measure_probes
 from serving.contracts.attestation import (
-    Artifact,
-    Engine,
-    GatePredicate,
     GeneralResult,
     Pair,
     ReferenceLabels,
-    TaskProbes,
+    TaskResult,
     Verdict,
 )
 from serving.contracts.errors import (
@@ -45,12 +34,11 @@ from serving.contracts.errors import (
     CalibrationOverlap,
     EngineFailure,
     InvalidSuite,
+    UnsuitableModel,
 )
 from serving.contracts.settings import ModelSettings
 from serving.host.progress import StepObserver, StepTimes
 from serving.local.offline_work import device_name, kernels, run_works
-
-_TOOLS = ("lm-eval", "numpy", "sacrebleu", "scipy", "transformers", "model-signing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +48,7 @@ class Request:
     settings: how both models are served; their source is not used. stop_early: stop a task that
     can only fail. own_inputs: by task, the user's own inputs that certify in place of a half of
     the suite. references: by task, where a reference model's answers are the labels.
+    attest_baseline: judge the baseline too, by its own metric, so that it can serve.
     """
 
     baseline: Path
@@ -73,6 +62,7 @@ class Request:
     seed: int = 0
     own_inputs: Mapping[str, OwnInputs] = field(default_factory=dict)
     references: Mapping[str, ReferenceLabels] = field(default_factory=dict)
+    attest_baseline: bool = False
 
 
 def run_gate(request: Request, observer: StepObserver) -> Findings:
@@ -104,7 +94,6 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
         suites = list(pair.suites.values())
         pair.report_step("scoring with lm-eval")
         reported = {side: run_harness(pair, side, suites, request.general) for side in SIDES}
-        hardware = pair.call("candidate", device_name)
         tasks = {}
         for suite in suites:
             pair.report_step("judging")
@@ -116,45 +105,55 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
                 _rules(request, suite, precision),
                 _certified(request, pair, suite.name),
             )
+        results: dict[Side, dict[str, TaskResult]] = {
+            "candidate": {name: found.result for name, found in tasks.items()}
+        }
+        if request.attest_baseline:
+            results["baseline"] = {
+                suite.name: assess_baseline(
+                    suite,
+                    pair.answered("baseline", suite.name),
+                    _rules(request, suite, "16-bit"),
+                )
+                for suite in suites
+            }
         pair.report_step("measuring probes")
-        chosen_kernels = pair.call("candidate", kernels)
-        probes = _probes(pair, subjects["candidate"], tasks, request)
+        loaded = {
+            side: _loaded(pair, side, subjects[side], suites, results[side], request)
+            for side in results
+        }
         pair.report_step("stopping the engines")
         pair.measure_memory()
     steps.step("checking the results")
     _refuse_disagreement(tasks, reported)
-    _refuse_changed(request.candidate, manifests["candidate"])
-    predicate = GatePredicate(
-        narrowgate=metadata.version("narrowgate"),
+    for side in results:
+        _refuse_changed(subjects[side].folder, manifests[side])
+    run = GateRun(
         date=datetime.now(UTC).replace(microsecond=0),
-        artifact=Artifact(
-            files=manifests["candidate"].files,
-            precision=precision,
-            recipe=recipe_of(request.candidate),
-            weight_bytes=_weights(request),
-            memory_bytes=Pair(
-                baseline=subjects["baseline"].memory_bytes,
-                candidate=subjects["candidate"].memory_bytes,
-            ),
-        ),
         baseline=manifests["baseline"].root,
-        engine=Engine(
-            name="vllm",
-            version=subjects["candidate"].version,
-            max_model_len=request.settings.max_model_len,
-            hardware=hardware,
-            arguments=subjects["candidate"].arguments,
-            environment=subjects["candidate"].environment,
-            kernels=chosen_kernels,
-        ),
-        tools={"python": platform.python_version(), **{t: metadata.version(t) for t in _TOOLS}},
+        max_model_len=request.settings.max_model_len,
         seed=request.seed,
-        tasks={name: found.result for name, found in tasks.items()},
-        general={name: _general(name, reported, request) for name in request.general.names},
-        probes=probes,
+        weight_bytes=_weights(request),
+        memory_bytes=Pair(
+            baseline=subjects["baseline"].memory_bytes,
+            candidate=subjects["candidate"].memory_bytes,
+        ),
     )
+    general = {name: _general(name, reported, request) for name in request.general.names}
+    predicates = {
+        side: run.predicate(subjects[side], manifests[side], results[side], loaded[side])
+        for side in results
+    }
+    predicate = predicates["candidate"].model_copy(update={"general": general})
     name = request.candidate.resolve().name
-    return Findings(name, manifests["candidate"].root, predicate, tasks, steps.seconds())
+    return Findings(
+        name,
+        manifests["candidate"].root,
+        predicate,
+        tasks,
+        steps.seconds(),
+        baseline=predicates.get("baseline"),
+    )
 
 
 def refuse_unfit_request(request: Request) -> None:
@@ -164,6 +163,7 @@ def refuse_unfit_request(request: Request) -> None:
     """
     _refuse_unknown_margins(request)
     precision_of(request.candidate)
+    _refuse_other_baseline(request)
     _refuse_overlap(request)
 
 
@@ -172,17 +172,29 @@ def _certified(request: Request, pair: SubjectPair, name: str) -> Certified | No
     return None if answered is None else Certified(request.own_inputs[name], answered)
 
 
-def _probes(
-    pair: SubjectPair, candidate: Subject, tasks: Mapping[str, TaskFindings], request: Request
-) -> dict[str, TaskProbes]:
-    """Measure probes of the tasks that will be served, or of the first where none will be."""
-    passed = [found.spec for found in tasks.values() if found.result.verdict is Verdict.PASS]
-    specs = passed or [found.spec for found in list(tasks.values())[:1]]
-    return measure_probes(
-        specs,
-        candidate.tokenizer,
-        request.settings.max_model_len,
-        lambda works: pair.call("candidate", run_works, works).outputs,
+def _loaded(
+    pair: SubjectPair,
+    side: Side,
+    subject: Subject,
+    suites: Sequence[Suite],
+    results: Mapping[str, TaskResult],
+    request: Request,
+) -> Loaded:
+    """Ask a model's engine for its hardware, kernels and probes.
+
+    Probes are of the tasks that will be served, or of the first where none will be.
+    """
+    specs = [suite.spec for suite in suites]
+    passed = [spec for spec in specs if results[spec.name].verdict is Verdict.PASS]
+    return Loaded(
+        hardware=pair.call(side, device_name),
+        kernels=pair.call(side, kernels),
+        probes=measure_probes(
+            passed or specs[:1],
+            subject.tokenizer,
+            request.settings.max_model_len,
+            lambda works: pair.call(side, run_works, works).outputs,
+        ),
     )
 
 
@@ -190,8 +202,15 @@ def _futile(request: Request) -> Futile | None:
     if not request.stop_early:
         return None
 
-    def futile(seen: Suite, candidate: Answered, blocks: Sequence[Block]) -> bool:
-        return certain_to_fail(seen, candidate, blocks, _rules(request, seen, "16-bit"))
+    def futile(
+        seen: Suite, baseline: Answered, candidate: Answered, blocks: Sequence[Block]
+    ) -> bool:
+        rules = _rules(request, seen, "16-bit")
+        if request.attest_baseline and not certain_to_fail(seen, baseline, [], rules):
+            # A task on which only one of two attested models can pass is tested to its end: where
+            # the other's answers decided when to stop, its bounds would not hold.
+            return False
+        return certain_to_fail(seen, candidate, blocks, rules)
 
     return futile
 
@@ -247,6 +266,16 @@ def _refuse_unknown_margins(request: Request) -> None:
                 field="margin",
                 fix="use one of: " + ", ".join(sorted(names)),
             )
+
+
+def _refuse_other_baseline(request: Request) -> None:
+    if request.attest_baseline and precision_of(request.baseline) != "16-bit":
+        raise UnsuitableModel(
+            f"{str(request.baseline)!r} has quantized weights, and only a 16-bit baseline can be "
+            "attested by its own metric",
+            field="baseline",
+            fix="name the 16-bit checkpoint, or leave --attest-baseline out",
+        )
 
 
 def _refuse_overlap(request: Request) -> None:

@@ -1,5 +1,6 @@
 """Writes the files of a gate run: two reports and the attestation."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,18 @@ def refuse_unwritable_results(out: Path) -> None:
             )
 
 
+def write_baseline(findings: Findings, signer: Any, out: Path, name: str) -> str:
+    """Write the 16-bit model's attestation.json; return the envelope's digest.
+
+    name: of the model, informative. Raises EvaluationFailed where the file cannot be written.
+    """
+    predicate = findings.baseline
+    assert predicate is not None
+    envelope = sign(make_statement(name, predicate.baseline, predicate), signer)
+    _write(out, {FILE: envelope})
+    return envelope_digest(envelope)
+
+
 def write_results(findings: Findings, signer: Any, out: Path, *, texts: bool) -> str:
     """Write report.html, report.md and, last, attestation.json; return the envelope's digest.
 
@@ -36,9 +49,14 @@ def write_results(findings: Findings, signer: Any, out: Path, *, texts: bool) ->
     """
     envelope = sign(make_statement(findings.subject, findings.digest, findings.predicate), signer)
     reports = (render_html(findings, texts=texts).encode(), render_markdown(findings).encode())
+    _write(out, dict(zip((*_REPORTS, FILE), (*reports, envelope), strict=True)))
+    return envelope_digest(envelope)
+
+
+def _write(out: Path, files: Mapping[str, bytes]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, content in zip((*_REPORTS, FILE), (*reports, envelope), strict=True):
+        for name, content in files.items():
             replace_file(out / name, content, mode=_MODE)
     except OSError as error:
         raise EvaluationFailed(
@@ -46,4 +64,3 @@ def write_results(findings: Findings, signer: Any, out: Path, *, texts: bool) ->
             field="out",
             fix="free disk space or make the folder writable, then run the gate again",
         ) from error
-    return envelope_digest(envelope)

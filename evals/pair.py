@@ -60,7 +60,8 @@ class Block:
         return self.baseline_s / self.candidate_s
 
 
-Futile = Callable[[Suite, Answered, Sequence[Block]], bool]
+# Takes what was seen of a suite, the baseline's answers, the candidate's, and the blocks.
+Futile = Callable[[Suite, Answered, Answered, Sequence[Block]], bool]
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ class _Record:
 class Pair:
     """Two subjects and the suites that they are tested on.
 
-    futile: receives what was seen of a suite after each turn (the candidate's answers and the
+    futile: receives what was seen of a suite after each turn (both models' answers and the
     blocks) and returns whether to stop there.
     suites: by name, reduced to the examples that were run where they were stopped. blocks: how long
     each took, by suite. own_inputs: by suite, what the candidate alone answers after the turns,
@@ -246,7 +247,8 @@ class Pair:
         if self._futile is None:
             return False
         seen = suite.among(sorted(record.outputs["candidate", suite.name]))
-        if not self._futile(seen, self._read("candidate", seen, record), record.blocks(suite.name)):
+        baseline, candidate = (self._read(side, seen, record) for side in SIDES)
+        if not self._futile(seen, baseline, candidate, record.blocks(suite.name)):
             return False
         self._total -= 2 * (len(suite.examples) - len(seen.examples))
         if (inputs := self._own_inputs.pop(suite.name, None)) is not None:

@@ -31,6 +31,7 @@ class Evidence:
     certificate: None without examples to certify on. wrong_at_best: lower bound of the error rate
     among the most confident answers. speed: None if not measured. own_inputs: whether the
     certificate is of the user's own inputs. weight_bytes: of both models; None if not known.
+    is_baseline: the model is the baseline itself, so that no loss is checked.
     """
 
     n: int
@@ -44,6 +45,7 @@ class Evidence:
     speed: Speed | None
     own_inputs: bool = False
     weight_bytes: Pair | None = None
+    is_baseline: bool = False
 
 
 def judge(evidence: Evidence) -> Judgement:
@@ -72,7 +74,8 @@ def judge_loss(difference: Interval | None, n: int, margin: float | None) -> Jud
 
 
 def _checks(evidence: Evidence) -> Iterator[Judgement]:
-    yield judge_loss(evidence.difference, evidence.n, evidence.margin)
+    if not evidence.is_baseline:
+        yield judge_loss(evidence.difference, evidence.n, evidence.margin)
     for name, difference in evidence.slices.items():
         if evidence.margin is not None and difference.upper < -evidence.margin:
             yield _fail(

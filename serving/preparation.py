@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from serving.artifacts.checkpoint import locate
+from serving.artifacts.bundled_choice import BundledChoice, read_choice
+from serving.artifacts.checkpoint import bundled_artifact, locate
 from serving.artifacts.load_check import LoadCheck, ModelGrants
-from serving.contracts.settings import ModelSettings, Settings
+from serving.contracts.settings import ModelSettings, Settings, bundled_recipe
 from serving.contracts.task_spec import TaskSpec
 from serving.settings_linter import lint
 from serving.tasks.catalog import load_specs
@@ -32,3 +33,9 @@ def model_grants(
     """
     checkpoint = locate(model, settings.state)
     return ModelGrants.of(LoadCheck.of(settings, model, checkpoint, artifact), specs)
+
+
+def bundled_choice(settings: Settings, model: ModelSettings) -> BundledChoice | None:
+    """Return whether a bundled model serves quantized; None for one without a recipe. Blocking."""
+    recipe = bundled_recipe(model.source)
+    return None if recipe is None else read_choice(bundled_artifact(settings.state, recipe))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from evals.label_orders import LabelOrders
     from evals.population import OwnInputs
     from evals.suite import Suite
+    from serving.contracts.attestation import GatePredicate
     from serving.contracts.settings import ModelSettings, Settings
     from serving.contracts.task_spec import TaskSpec
     from serving.host.progress import StepObserver
@@ -120,6 +121,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folder for attestation and report (the candidate's)",
     )
     parser.add_argument(
+        "--attest-baseline", type=Path, metavar="DIR",
+        help="also judge the 16-bit baseline, by its own metric, and write its attestation there",
+    )  # fmt: skip
+    parser.add_argument(
         "--no-texts", action="store_true", help="omit the texts of examples from the report"
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of the engine (YAML)")
@@ -145,7 +150,7 @@ def _run(args: argparse.Namespace) -> int:
     # transformers reads this at import. Its bars would mix with this program's output.
     os.environ.setdefault("TQDM_DISABLE", "1")
     from evals.findings import overall_verdict
-    from evals.output import refuse_unwritable_results, write_results
+    from evals.output import refuse_unwritable_results, write_baseline, write_results
     from serving.artifacts.checkpoint import Checkpoint, refuse_no_checkpoint
     from serving.artifacts.signing_key import load_signer, read_key
     from serving.contracts.errors import EngineFailure, EvaluationFailed
@@ -155,7 +160,9 @@ def _run(args: argparse.Namespace) -> int:
     # Outputs and key are checked first: a run takes minutes to hours.
     _refuse_bad_numbers(args)
     out = args.out or args.candidate
-    refuse_unwritable_results(out)
+    for folder in (out, *([args.attest_baseline] if args.attest_baseline else [])):
+        refuse_unwritable_results(folder)
+    _refuse_one_folder(args, out)
     pem = sys.stdin.buffer.read(_MOST_KEY_BYTES) if args.key == "-" else read_key(Path(args.key))
     signer = load_signer(pem, "standard input" if args.key == "-" else repr(args.key))
     for name in ("baseline", "candidate"):
@@ -183,11 +190,16 @@ def _run(args: argparse.Namespace) -> int:
             raise EvaluationFailed(f"no verdict: {error.message}", fix=error.fix) from error
         progress.step("signing and writing the report", 1, 1)
         digest = write_results(findings, signer, out, texts=not args.no_texts)
+        baseline: str | None = None
+        if args.attest_baseline is not None:
+            name = args.baseline.resolve().name
+            baseline = write_baseline(findings, signer, args.attest_baseline, name)
     verdict = overall_verdict(findings)
     if args.json:
         document = {
             "verdict": verdict.value,
             "attestation": digest,
+            "baseline_attestation": baseline,
             "folder": str(out),
             "populations": _populations(findings),
             "labels": _label_document(findings),
@@ -197,6 +209,8 @@ def _run(args: argparse.Namespace) -> int:
         print(json.dumps(document))
     else:
         _print(findings, digest, out)
+        if findings.baseline is not None:
+            _print_baseline(findings.baseline, baseline, args.attest_baseline)
     return _EXITS[verdict.value]
 
 
@@ -208,6 +222,17 @@ def _refuse_bad_numbers(args: argparse.Namespace) -> None:
     refuse_outside("--limit", args.limit, least=1)
     refuse_outside("--seed", args.seed, least=0, most=MOST_SEED)
     _refuse_bad_reference(args)
+
+
+def _refuse_one_folder(args: argparse.Namespace, out: Path) -> None:
+    from serving.contracts.errors import InvalidArgument
+
+    if args.attest_baseline is not None and args.attest_baseline.resolve() == out.resolve():
+        raise InvalidArgument(
+            f"--attest-baseline and the candidate's attestation name one folder, {str(out)!r}",
+            field="attest_baseline",
+            fix="name the baseline's folder",
+        )
 
 
 def _refuse_bad_reference(args: argparse.Namespace) -> None:
@@ -340,6 +365,7 @@ def _request(
         stop_early=args.stop_early,
         seed=args.seed,
         own_inputs=own_inputs,
+        attest_baseline=args.attest_baseline is not None,
     )
 
 
@@ -447,3 +473,9 @@ def _print(findings: "Findings", digest: str, out: Path) -> None:
 
     print(render_markdown(findings))
     print(f"\nattestation {digest}\nreport      {out / 'report.html'}")
+
+
+def _print_baseline(found: "GatePredicate", digest: str | None, out: Path) -> None:
+    print(f"\n16-bit baseline, by its own metric\nattestation {digest} in {out}")
+    for name, result in found.tasks.items():
+        print(f"{name}: {result.verdict.value}: {'; '.join(result.reasons)}")

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.artifacts.bundled_choice import baseline_attestation, read_choice
 from serving.artifacts.checkpoint_config import CONFIG_NAME
+from serving.contracts.attestation import FILE as ATTESTATION
 from serving.contracts.errors import InvalidSettings, MaterializationFailed, UnsuitableModel
 from serving.contracts.settings import BUNDLED_MODEL, ModelSettings, bundled_recipe
 from serving.host.making import made_alone
@@ -25,10 +27,14 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The source of tokenizer and engine files. revision: a commit, only for hub ids."""
+    """The source of tokenizer and engine files. revision: a commit, only for hub ids.
+
+    envelope: the attestation's file; None for attestation.json in the folder.
+    """
 
     source: str
     revision: str | None
+    envelope: Path | None = None
 
     def folder(self) -> Path:
         """Return the folder with every file, fetching a hub revision that is not on this machine.
@@ -72,12 +78,19 @@ class Checkpoint:
 def locate(model: ModelSettings, state: Path) -> Checkpoint:
     """Return the model's checkpoint, making the bundled one on the first call.
 
+    For a bundled model with a recipe: the quantized or the 16-bit one, as the last start chose.
+
     Blocking: up to a minute for the bundled model the first time.
     Raises InvalidSettings for a folder without a checkpoint, MaterializationFailed.
     """
     recipe = bundled_recipe(model.source)
     if recipe is not None:
-        return Checkpoint(str(bundled_artifact(state, recipe)), None)
+        artifact = bundled_artifact(state, recipe)
+        choice = None if model.attestation is not None else read_choice(artifact)
+        if choice is None or choice.is_quantized:
+            return Checkpoint(str(artifact), None)
+        folder = materialize_bundled(state / "models")
+        return Checkpoint(str(folder), None, baseline_attestation(artifact) / ATTESTATION)
     if model.source == BUNDLED_MODEL:
         folder = materialize_bundled(state / "models")
         return Checkpoint(str(folder), None)

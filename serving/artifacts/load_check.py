@@ -98,7 +98,7 @@ class LoadCheck:
         return cls(
             model_id=model.id,
             checkpoint=checkpoint,
-            envelope=model.attestation,
+            envelope=model.attestation or checkpoint.envelope,
             policy=TrustPolicy(rules.trusted_keys, rules.max_age_days),
             cache=None if rules.strict else (settings.state / "digests.json").resolve(),
             accepted=AcceptedAttestations((settings.state / "attestations").resolve(), model.id),

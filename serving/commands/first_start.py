@@ -22,6 +22,7 @@ from serving.contracts.errors import (
 )
 
 if TYPE_CHECKING:
+    from serving.artifacts.trust import Attestation
     from serving.contracts.settings import ModelSettings, Settings
     from serving.contracts.task_spec import TaskSpec
 
@@ -101,7 +102,30 @@ class FirstStart:
         state, recipe = self._settings.state, bundled_recipe(model.source)
         if recipe is None:
             return model.source == BUNDLED_MODEL and not is_materialized(state / "models")
-        return not self._still_holds(bundled_artifact(state, recipe))
+        return self._attested(bundled_artifact(state, recipe), model) is None
+
+    def choose(self, model: "ModelSettings") -> None:
+        """Store which model serves under a bundled model's id: the quantized or the 16-bit one.
+
+        For a model that is not missing. Blocking, milliseconds.
+        """
+        from serving.artifacts.bundled_choice import BundledChoice, choose_bundled, write_choice
+        from serving.artifacts.checkpoint import bundled_artifact
+        from serving.contracts.settings import bundled_recipe
+
+        recipe = bundled_recipe(model.source)
+        if recipe is None:
+            return
+        artifact = bundled_artifact(self._settings.state, recipe)
+        found = self._attested(artifact, model)
+        if found is None:
+            return
+        quantized, bits_16 = found
+        if bits_16 is None:
+            choice = BundledChoice(is_quantized=True, reason="models.attestation names its own")
+        else:
+            choice = choose_bundled(quantized.predicate, bits_16.predicate, model.prefer)
+        write_choice(artifact, choice)
 
     def expected_s(self, model: "ModelSettings") -> dict[str, float]:
         """Return the steps that a missing model needs, with the seconds that each may take."""
@@ -148,10 +172,11 @@ class FirstStart:
                 self._begun[INSTALL].result()
             with timeline.step(quantizing(recipe)) as report:
                 self._quantize(folder, recipe, report)
-        if not self._still_holds(folder):
+        if self._attested(folder, model) is None:
             self._make_key()
             with timeline.step(gating(recipe)) as report:
-                self._gate(folder, model.id, report)
+                self._gate(folder, model, report)
+        self.choose(model)
 
     def _measured(self, timeline: Timeline, name: str, work: Any) -> None:
         with timeline.step(name):
@@ -190,13 +215,15 @@ class FirstStart:
             _observer(report),
         )
 
-    def _gate(self, folder: Path, model_id: str, report: ReportProgress) -> None:
+    def _gate(self, folder: Path, model: "ModelSettings", report: ReportProgress) -> None:
+        from serving.artifacts.bundled_choice import baseline_attestation
         from serving.artifacts.checkpoint import materialize_bundled
 
         state = self._settings.state
         command = ["gate", "--baseline", str(materialize_bundled(state / "models"))]
         command += ["--candidate", str(folder), "--suite", "builtin"]
-        command += ["--key", str(development_key(state)), "--model", model_id]
+        command += ["--key", str(development_key(state)), "--model", model.id]
+        command += ["--attest-baseline", str(baseline_attestation(folder))]
         command += ["--stop-early", "--json"]
         for name in _unchanged(self._specs):
             command += ["--task", name]
@@ -207,15 +234,34 @@ class FirstStart:
         output = self._children.run(
             command, EngineFailure, "the gate's attestation", _observer(report), _GATE_EXITS
         )
-        if not self._still_holds(folder):
+        if self._attested(folder, model) is None:
             # A crash has the exit status of a failed test.
             raise EngineFailure(
                 f"the gate wrote no valid attestation:\n{output[-_SHOWN:]}",
                 fix=f"narrowgate {' '.join(command)} shows the whole error",
             )
 
-    def _still_holds(self, folder: Path) -> bool:
-        """Return whether the attestation is of this engine version and of the tasks as they are."""
+    def _attested(
+        self, artifact: Path, model: "ModelSettings"
+    ) -> "tuple[Attestation, Attestation | None] | None":
+        """Return what is attested of the quantized and of the 16-bit model, by one gate run.
+
+        None unless both attestations are there and hold. The 16-bit model's is None where the
+        settings name the quantized model's attestation.
+        """
+        from serving.artifacts.bundled_choice import baseline_attestation
+
+        quantized = self._still_holding(artifact)
+        if quantized is None or model.attestation is not None:
+            return None if quantized is None else (quantized, None)
+        bits_16 = self._still_holding(baseline_attestation(artifact))
+        # An older one than another that was accepted for this id would be refused at load.
+        if bits_16 is None or bits_16.predicate.date != quantized.predicate.date:
+            return None
+        return quantized, bits_16
+
+    def _still_holding(self, folder: Path) -> "Attestation | None":
+        """Return an attestation that is of this engine version and of the tasks as they are."""
         from serving.artifacts.trust import (
             TrustPolicy,
             attestation_path,
@@ -230,11 +276,12 @@ class FirstStart:
             found = read_attestation(attestation_path(folder, None), TrustPolicy((public,)))
             refuse_other_engine(found, "vllm", vllm_version())
         except (AttestationRefused, InvalidKey):
-            return False
-        return all(
+            return None
+        holds = all(
             name in self._specs and self._specs[name].digest() == result.spec_digest
             for name, result in found.predicate.tasks.items()
         )
+        return found if holds else None
 
 
 def _is_quantized(folder: Path) -> bool:

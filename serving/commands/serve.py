@@ -69,6 +69,7 @@ def check(settings: "Settings", origin: Origin) -> CheckedSettings:
     first = FirstStart(checked.settings, specs, origin)
     for model in checked.settings.models:
         if not first.missing(model):
+            first.choose(model)
             # A replica's refusal would only be in a log file.
             model_grants(checked.settings, model, specs)
     return checked
@@ -255,24 +256,31 @@ def _announce_gateway(stack: "LocalStack", args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TaskOutcomes:
-    """The tasks of a start. refused, not_faster: the reason by task; the latter are served."""
+    """The tasks of a start. refused, not_faster: the reason by task; the latter are served.
+
+    in_16_bits: why a bundled model serves in 16 bits and not quantized, by model id.
+    """
 
     served: list[str]
     refused: dict[str, str]
     not_faster: dict[str, str]
+    in_16_bits: dict[str, str]
 
 
 def task_outcomes(checked: CheckedSettings, failed: Mapping[str, str]) -> TaskOutcomes:
     """Return what each task's model does with it. failed: the reason by model id. Blocking."""
-    from serving.preparation import model_grants
+    from serving.preparation import bundled_choice, model_grants
 
     settings, specs = checked.settings, checked.specs
-    found = TaskOutcomes([], {}, {})
+    found = TaskOutcomes([], {}, {}, {})
     for model in settings.models:
         names = sorted(name for name in specs if settings.model_for(name) == model.id)
         if model.id in failed:
             found.refused.update(dict.fromkeys(names, failed[model.id]))
             continue
+        choice = bundled_choice(settings, model)
+        if choice is not None and not choice.is_quantized:
+            found.in_16_bits[model.id] = choice.reason
         grants = model_grants(settings, model, specs).tasks
         for name in names:
             refusal, result = grants[name].refusal, grants[name].result
@@ -297,6 +305,7 @@ def _announce(
             "tasks": sorted(tasks.served),
             "refused": dict(sorted(tasks.refused.items())),
             "not_faster": dict(sorted(tasks.not_faster.items())),
+            "in_16_bits": tasks.in_16_bits,
             "development": settings.attestation.development,
             "auth": settings.auth.mode,
             "start": started.report,
@@ -307,6 +316,8 @@ def _announce(
     print(f"tasks served: {', '.join(sorted(tasks.served)) or 'none'}")
     for _, reason in sorted(tasks.refused.items()):
         print(f"refused: {reason}")
+    for model_id, reason in tasks.in_16_bits.items():
+        print(f"model {model_id!r} serves in 16 bits, not quantized: {reason}")
     for _, finding in sorted(tasks.not_faster.items()):
         print(f"no gain in speed: {finding}")
     if settings.attestation.development:

@@ -104,6 +104,11 @@ class ModelSettings(_Frozen):
     revision: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{40}$", description="commit of a hub id, 40 hex digits"
     )
+    prefer: Literal["speed", "memory"] = Field(
+        default="speed",
+        description="of bundled:...@RECIPE: speed serves the quantized model where its attestation "
+        "shows it to be faster, else the 16-bit one; memory the quantized one wherever it passed",
+    )
     attestation: SettingFile | None = Field(
         default=None, description="DSSE envelope; attestation.json in the model's folder if absent"
     )

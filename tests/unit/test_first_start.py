@@ -5,13 +5,23 @@ import threading
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from serving.artifacts.checkpoint import bundled_artifact
+from serving.artifacts.bundled_choice import (
+    BundledChoice,
+    baseline_attestation,
+    choice_file,
+    choose_bundled,
+    read_choice,
+    write_choice,
+)
+from serving.artifacts.checkpoint import bundled_artifact, locate
+from serving.artifacts.load_check import LoadCheck
+from serving.artifacts.manifest import file_manifest
 from serving.artifacts.signing_key import generate_key
-from serving.artifacts.trust import vllm_version
+from serving.artifacts.trust import verify_files, vllm_version
 from serving.commands.child import Children
 from serving.commands.first_start import (
     INSTALL,
@@ -26,13 +36,15 @@ from serving.commands.first_start import (
 from serving.commands.serve import CheckedSettings, task_outcomes
 from serving.commands.timeline import Timeline, report_lines
 from serving.contracts.attestation import Pair, Speed, Verdict
-from serving.contracts.errors import EngineFailure, QuantizationFailed
+from serving.contracts.errors import AttestationRefused, EngineFailure, QuantizationFailed
 from serving.contracts.model_status import Progress
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 
 from ..built_in_tasks import BUILT_IN_TASKS
 from .attested import attest, predicate, result, write_model
+
+FAIL = Verdict.FAIL
 
 
 class Subcommands:
@@ -56,15 +68,51 @@ class Subcommands:
             self.tested = [b for a, b in pairwise(arguments) if a == "--task"]
             folder = Path(arguments[arguments.index("--candidate") + 1])
             self.sign(folder, {name: result(self.specs[name]) for name in self.tested})
+            assert arguments[arguments.index("--attest-baseline") + 1] == str(
+                baseline_attestation(folder)
+            )
         return "the last words"
 
     def stop(self) -> None:
         """Nothing runs beside the test."""
 
-    def sign(self, folder: Path, tasks: dict[str, Any], **changes: Any) -> None:
+    def sign(
+        self,
+        folder: Path,
+        tasks: dict[str, Any],
+        in_16_bits: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> None:
+        """Attest both models as of one run. in_16_bits: the 16-bit model's tasks, if others."""
         key = development_key(self.state)
-        pair = type("Pair", (), {"private": key})()
-        attest(folder, pair, predicate(folder, tasks, **changes))
+        pair: Any = type("Pair", (), {"private": key})()
+        found = predicate(folder, tasks, **changes)
+        attest(folder, pair, found)
+        bits_16 = write_16_bits(self.state)
+        artifact = found.artifact.model_copy(
+            update={"precision": "16-bit", "recipe": None, "files": file_manifest(bits_16).files}
+        )
+        own = found.model_copy(
+            update={"artifact": artifact, "tasks": tasks if in_16_bits is None else in_16_bits}
+        )
+        envelope = attest(bits_16, pair, own)
+        baseline_attestation(folder).mkdir(exist_ok=True)
+        envelope.rename(baseline_attestation(folder) / envelope.name)
+
+
+def write_16_bits(state: Path) -> Path:
+    folder = state / "models" / "smollm2-135m-instruct"
+    if not folder.exists():
+        write_model(folder)
+        (folder / "model.safetensors").write_bytes(bytes(512))
+    return folder
+
+
+def speed(ratio: float) -> Speed:
+    return Speed(
+        examples_per_s=Pair(baseline=10.0, candidate=10.0 * ratio), ratio=ratio,
+        lower=ratio - 0.1, upper=ratio + 0.1, blocks=4, required=0.8,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -77,8 +125,14 @@ def commands(
     return found
 
 
-def make(commands: Subcommands, specs: Mapping[str, TaskSpec] | None = None) -> Settings:
-    settings = Settings(state=commands.state)
+def make(
+    commands: Subcommands,
+    specs: Mapping[str, TaskSpec] | None = None,
+    prefer: Literal["speed", "memory"] = "speed",
+) -> Settings:
+    (default,) = Settings().models
+    model = default.model_copy(update={"prefer": prefer})
+    settings = Settings(state=commands.state, models=(model,))
     first = FirstStart(settings, specs or commands.specs, Origin(None, None))
     (model,) = settings.models
     if first.missing(model):
@@ -87,6 +141,7 @@ def make(commands: Subcommands, specs: Mapping[str, TaskSpec] | None = None) -> 
         with first.begun(timeline, steps):
             first.make(model, timeline)
         assert not first.missing(model)
+    first.choose(model)
     return settings
 
 
@@ -132,14 +187,7 @@ def test_a_gate_without_a_signature_is_an_error_whatever_its_status(commands: Su
 
 
 def test_a_start_says_which_served_tasks_gain_no_speed(commands: Subcommands) -> None:
-    settings = make(commands)
-
-    def speed(ratio: float) -> Speed:
-        return Speed(
-            examples_per_s=Pair(baseline=10.0, candidate=10.0 * ratio), ratio=ratio,
-            lower=ratio - 0.1, upper=ratio + 0.1, blocks=4, required=0.8,
-        )  # fmt: skip
-
+    settings = make(commands, prefer="memory")
     tasks = {
         "topic": result(commands.specs["topic"], speed=speed(0.98)),
         "sentiment": result(commands.specs["sentiment"], speed=speed(1.3)),
@@ -159,6 +207,116 @@ def test_a_start_says_which_served_tasks_gain_no_speed(commands: Subcommands) ->
     failed = task_outcomes(checked, {model.id: "no memory"})
     assert set(failed.refused.values()) == {"no memory"}
     assert failed.served == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "prefer", "serves"),
+    [(1.3, "speed", "int8"), (1.05, "speed", "16-bit"), (0.9, "speed", "16-bit"),
+     (0.9, "memory", "int8")],
+)  # fmt: skip
+def test_the_better_of_both_attested_models_serves(
+    commands: Subcommands, ratio: float, prefer: Literal["speed", "memory"], serves: str
+) -> None:
+    """The 16-bit model serves unless the quantized one is faster, or memory is preferred."""
+    make(commands)
+    artifact = bundled_artifact(commands.state, "int8-w8a8")
+    topic = commands.specs["topic"]
+    commands.sign(
+        artifact,
+        {"topic": result(topic, speed=speed(ratio)), "ner": result(commands.specs["ner"], FAIL)},
+        {"topic": result(topic), "ner": result(commands.specs["ner"], FAIL)},
+    )
+    settings = make(commands, prefer=prefer)
+    (model,) = settings.models
+    trusting = trusting_bundled(settings)
+    checkpoint = locate(model, commands.state)
+    check = LoadCheck.of(trusting, model, checkpoint)
+    found = check.attestation()
+    assert found is not None
+    assert found.predicate.artifact.precision == serves
+    # What is loaded is what that attestation covers.
+    verify_files(checkpoint.folder(), found)
+    outcomes = task_outcomes(CheckedSettings(trusting, commands.specs, Origin(None, None)), {})
+    assert outcomes.served == ["topic"]
+    assert (model.id in outcomes.in_16_bits) == (serves == "16-bit")
+
+
+def test_a_model_that_did_not_pass_a_task_serves_it_under_no_choice(
+    commands: Subcommands,
+) -> None:
+    """Whatever the unsigned choice says, the loaded model's own attestation decides."""
+    make(commands)
+    artifact = bundled_artifact(commands.state, "int8-w8a8")
+    topic = commands.specs["topic"]
+    commands.sign(artifact, {"topic": result(topic)}, {"topic": result(topic, FAIL)})
+    settings = make(commands)
+    checked = CheckedSettings(trusting_bundled(settings), commands.specs, Origin(None, None))
+    assert task_outcomes(checked, {}).served == ["topic"]
+    write_choice(artifact, BundledChoice(is_quantized=False, reason="forged"))
+    assert task_outcomes(checked, {}).served == []
+    # A 16-bit attestation in place of the quantized model's is of other files.
+    (model,) = settings.models
+    envelope = baseline_attestation(artifact) / "attestation.json"
+    envelope.replace(artifact / "attestation.json")
+    choice_file(artifact).unlink()
+    check = LoadCheck.of(checked.settings, model, locate(model, commands.state))
+    found = check.attestation()
+    assert found is not None
+    with pytest.raises(AttestationRefused, match="not the model that was attested"):
+        verify_files(artifact, found)
+
+
+def test_attestations_of_two_runs_are_made_again(commands: Subcommands) -> None:
+    """A 16-bit attestation that is older than one accepted before would be refused at load."""
+    make(commands)
+    artifact = bundled_artifact(commands.state, "int8-w8a8")
+    older = baseline_attestation(artifact) / "attestation.json"
+    content = older.read_bytes()
+    commands.sign(artifact, {"topic": result(commands.specs["topic"])})
+    commands.called.clear()
+    make(commands)
+    assert commands.called == []
+    older.write_bytes(content)
+    make(commands)
+    assert commands.called == ["gate"]
+
+
+@pytest.mark.parametrize(
+    ("quantized", "bits_16", "prefer", "is_quantized"),
+    [
+        ({"topic": 1.3, "ner": 1.2}, ["ner", "topic"], "speed", True),
+        ({"topic": 1.3, "ner": 1.0}, ["ner", "topic"], "speed", False),
+        ({"topic": None}, ["topic"], "speed", False),
+        ({"topic": 1.3}, ["ner", "topic"], "speed", False),
+        ({"topic": 0.9, "ner": 0.9}, ["topic"], "speed", True),
+        ({}, ["topic"], "memory", False),
+        ({}, [], "memory", False),
+        ({"topic": 0.9}, ["ner", "topic"], "memory", True),
+    ],
+)
+def test_the_choice_between_two_attested_models(
+    tmp_path: Path,
+    specs: dict[str, TaskSpec],
+    quantized: dict[str, float | None],
+    bits_16: list[str],
+    prefer: Literal["speed", "memory"],
+    is_quantized: bool,
+) -> None:
+    """More passed tasks come first, then speed on each of them."""
+    failed = {name: result(specs[name], FAIL) for name in ("topic", "ner")}
+    of_quantized = {
+        name: result(specs[name], speed=None if ratio is None else speed(ratio))
+        for name, ratio in quantized.items()
+    }
+    of_16_bits = {name: result(specs[name]) for name in bits_16}
+    folder = write_model(tmp_path / "model")
+    choice = choose_bundled(
+        predicate(folder, failed | of_quantized), predicate(folder, failed | of_16_bits), prefer
+    )
+    assert choice.is_quantized == is_quantized
+    assert choice.reason
+    write_choice(folder, choice)
+    assert read_choice(folder) == choice
 
 
 def test_other_models_need_nothing(commands: Subcommands, tmp_path: Path) -> None:
