@@ -86,7 +86,7 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
     for inputs in own_inputs.values():
         # An input that does not fit is refused before the models are loaded.
         works(subjects["candidate"], inputs)
-    pair = SubjectPair(subjects, request.suites, steps, _futile(request), own_inputs)
+    pair = SubjectPair(subjects, request.suites, steps, stopping_rule(request), own_inputs)
     with pair.running():
         if request.stop_early:
             # lm-eval needs the number of examples before it starts.
@@ -198,7 +198,8 @@ def _loaded(
     )
 
 
-def _futile(request: Request) -> Futile | None:
+def stopping_rule(request: Request) -> Futile | None:
+    """Return the rule by which a task is stopped early; None where none is."""
     if not request.stop_early:
         return None
 

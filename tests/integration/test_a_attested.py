@@ -13,9 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.artifacts.bundled_choice import baseline_attestation, read_choice
 from serving.artifacts.checkpoint import bundled_artifact
 from serving.artifacts.trust import TrustPolicy, read_attestation
 from serving.commands.first_start import development_key
+from serving.contracts.attestation import GatePredicate
 
 from .conftest import MODEL, ROOT, STATE, Stack, free_port
 from .shown import README, blocks, check, shown
@@ -24,7 +26,16 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(2700)]
 
 INT8 = bundled_artifact(STATE, "int8-w8a8")
 PUBLIC = development_key(STATE).with_name("development.pub")
+BITS_16 = baseline_attestation(INT8)
 PASSED = "topic"
+
+
+def served() -> GatePredicate:
+    """Return what is attested of the model that serves: which one depends on the measured speed."""
+    choice = read_choice(INT8)
+    assert choice is not None
+    folder = INT8 if choice.is_quantized else BITS_16
+    return read_attestation(folder / "attestation.json", TrustPolicy((PUBLIC,))).predicate
 
 
 def narrowgate(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -55,6 +66,18 @@ def test_the_first_start_gated_every_task_and_told_the_truth(attested_stack: Sta
     assert found.artifact.memory_bytes is not None
     assert found.engine.version == "0.29.0"
     assert len(found.tasks["translation"].slices) >= 10
+    own = read_attestation(BITS_16 / "attestation.json", TrustPolicy((PUBLIC,))).predicate
+    assert own.artifact.precision == "16-bit"
+    assert own.baseline == found.baseline
+    assert own.date == found.date
+    assert {
+        name: task.candidate.estimate for name, task in own.tasks.items() if task.candidate
+    } == {name: task.baseline for name, task in found.tasks.items()}
+    assert own.tasks["topic"].verdict.value == "pass"
+    assert own.tasks["topic"].label_offsets not in (None, topic.label_offsets)
+    choice = read_choice(INT8)
+    assert choice is not None
+    assert choice.is_quantized == (topic.speed is not None and topic.speed.finding == "faster")
     page = (INT8 / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 8
     assert "fail" in (INT8 / "report.md").read_text(encoding="utf-8")
@@ -115,7 +138,7 @@ def test_serving_confidences_are_those_that_were_certified(attested_stack: Stack
         if not answer["below_threshold"]
     ]
     wrong = sum(answer["value"] != example.expected for answer, example in accepted)
-    found = read_attestation(INT8 / "attestation.json", TrustPolicy((PUBLIC,))).predicate
+    found = served()
     certificate = found.tasks[PASSED].certificate
     assert certificate is not None
     print(f"served {len(accepted)} of {len(tested)}, wrong {wrong}; attested {certificate}")

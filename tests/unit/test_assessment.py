@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from evals.answers import Answered
-from evals.assessment import Certified, Rules, assess
+from evals.assessment import Certified, Rules, assess, assess_baseline
 from evals.findings import TaskFindings
 from evals.pair import Block
 from evals.population import OwnInputs
@@ -290,3 +290,18 @@ def test_a_model_as_fast_as_the_other_is_rarely_called_faster() -> None:
                  for one in found)  # fmt: skip
     # The exact binomial 99.9 % limit.
     assert 0 < faster <= stats.binom.ppf(0.999, 400, 0.05)
+
+
+def test_a_baseline_is_attested_with_its_own_numbers() -> None:
+    tested = suite(600)
+    good = answers(tested, 0.93, seed=3)
+    found = assess_baseline(tested, good, RULES)
+    as_candidate = assess(tested, good, good, BLOCKS, RULES).result
+    assert found.verdict is Verdict.PASS
+    assert (found.difference, found.margin, found.speed, found.slices) == (None, None, None, {})
+    for name in ("candidate", "calibration", "certificate", "floor", "spec_digest", "suite"):
+        assert getattr(found, name) == getattr(as_candidate, name)
+    assert found.flips.changed == 0
+    bad = assess_baseline(tested, answers(tested, 0.3, seed=4), RULES)
+    assert bad.verdict is Verdict.FAIL
+    assert "floor" in bad.reasons[0]

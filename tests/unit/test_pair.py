@@ -1,7 +1,10 @@
 """Two models in turns, and lm-eval over their answers: scripted engines, the real harness."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,14 @@ import pytest
 
 from evals.answers import Answered, answer
 from evals.assessment import Rules, assess, certain_to_fail
+from evals.gate import Request, refuse_unfit_request, stopping_rule
+from evals.harness import General
 from evals.pair import Block, Pair
+from evals.signing import GateRun, Loaded
+from evals.subject import Subject
 from evals.suite import Suite, built_in_suites
+from serving.artifacts.manifest import Manifest
+from serving.contracts.attestation import Pair as Figures
 from serving.contracts.engine import (
     EngineOutput,
     EngineWork,
@@ -20,6 +29,7 @@ from serving.contracts.engine import (
     ScoreWork,
     TokenCounts,
 )
+from serving.contracts.errors import UnsuitableModel
 from serving.contracts.settings import Settings
 from serving.contracts.task_spec import TaskSpec
 from serving.local.offline_work import Batch
@@ -219,3 +229,68 @@ def test_own_inputs_of_a_stopped_task_are_not_answered(suites: dict[str, Suite])
     pair.run()
     assert pair.own_answered("ner") is None
     assert "candidate 5" not in diary
+
+
+def test_a_task_is_stopped_only_where_no_attested_model_can_pass_it(
+    specs: dict[str, TaskSpec], tmp_path: Path
+) -> None:
+    """Where the candidate's answers end the baseline's test, the baseline's bounds do not hold."""
+    (topic,) = (suite for suite in built_in_suites(specs) if suite.name == "topic")
+    for folder in ("baseline", "candidate"):
+        (tmp_path / folder).mkdir()
+    request = Request(
+        tmp_path / "baseline", tmp_path / "candidate", [topic], Settings().models[0], {},
+        General((), None, 0.02), required_speed=0.0, stop_early=True,
+    )  # fmt: skip
+    subject: Any = Scripted("candidate", [], always=0)
+    constant = answer(subject, topic)
+    pairs = zip(constant.predictions, topic.examples, strict=True)
+    right = Answered(
+        tuple(p.model_copy(update={"value": example.expected}) for p, example in pairs), None
+    )
+    alone = stopping_rule(request)
+    assert alone is not None
+    assert alone(topic, right, constant, [])
+    both = stopping_rule(replace(request, attest_baseline=True))
+    assert both is not None
+    assert not both(topic, right, constant, [])
+    assert not both(topic, constant, right, [])
+    assert both(topic, constant, constant, [])
+    assert stopping_rule(replace(request, stop_early=False)) is None
+
+
+def test_only_a_16_bit_baseline_is_attested(specs: dict[str, TaskSpec], tmp_path: Path) -> None:
+    for folder in ("baseline", "candidate"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text("{}", encoding="utf-8")
+    suites = [suite.first(2) for suite in built_in_suites(specs)]
+    request = Request(
+        tmp_path / "baseline", tmp_path / "candidate", suites, Settings().models[0], {},
+        General((), None, 0.02), required_speed=0.0, attest_baseline=True,
+    )  # fmt: skip
+    refuse_unfit_request(request)
+    quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (tmp_path / "baseline" / "config.json").write_text(json.dumps(quantized), encoding="utf-8")
+    with pytest.raises(UnsuitableModel, match="only a 16-bit baseline"):
+        refuse_unfit_request(request)
+    refuse_unfit_request(replace(request, attest_baseline=False))
+
+
+def test_the_statement_about_a_baseline_has_its_own_figures(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    model = Subject("baseline", folder, Settings().models[0], version="0.29.0")
+    run = GateRun(
+        datetime.now(UTC), "a" * 64, 2048, 0,
+        weight_bytes=Figures(baseline=4.0, candidate=2.0),
+        memory_bytes=Figures(baseline=8.0, candidate=6.0),
+    )  # fmt: skip
+    loaded = Loaded("a CPU", {}, {})
+    own = run.predicate(model, Manifest("a" * 64, {"config.json": "b" * 64}), {}, loaded)
+    assert own.artifact.precision == "16-bit"
+    assert own.artifact.weight_bytes == Figures(baseline=4.0, candidate=4.0)
+    assert own.artifact.memory_bytes == Figures(baseline=8.0, candidate=8.0)
+    other = run.predicate(model, Manifest("c" * 64, {"config.json": "b" * 64}), {}, loaded)
+    assert other.artifact.weight_bytes == Figures(baseline=4.0, candidate=2.0)
+    model.close()

@@ -137,3 +137,14 @@ def test_twenty_examples_are_inconclusive_and_the_number_named_decides() -> None
     many = np.ones(20 + found.more_examples, dtype=bool)
     enough = replace(GOOD, n=len(many), difference=accuracy_difference(many, many))
     assert judge(enough).verdict is Verdict.PASS
+
+
+def test_a_baseline_is_judged_by_its_floor_and_its_error_bound_alone() -> None:
+    own = replace(GOOD, difference=None, margin=None, speed=None, is_baseline=True)
+    assert judge(own).verdict is Verdict.PASS
+    assert judge(replace(own, is_baseline=False)).verdict is Verdict.FAIL
+    low = judge(replace(own, own=interval(0.3, 0.4, FLOOR - 0.01)))
+    assert low.verdict is Verdict.FAIL
+    assert "floor" in low.reasons[0]
+    uncertain = judge(replace(own, certificate=certificate(None)))
+    assert uncertain.verdict is Verdict.INCONCLUSIVE
