@@ -13,6 +13,8 @@ from serving.embedding import embedder
 
 BUNDLED = "quantize bundled:smollm2-135m-instruct --state STATE --device cpu"
 
+GATE = "gate --baseline MODEL --suite builtin --key NONE"
+
 
 class WorkBegan(BaseException):
     """No command catches it."""
@@ -43,8 +45,7 @@ CASES = {
     f"{BUNDLED} --compare FOLDER": ("compare", "no config.json"),
     f"{BUNDLED} --compare MODEL --text TEXT": ("text", "cannot be read"),
     f"{BUNDLED} --compare MODEL --inputs NONE": ("calibration", "cannot be read"),
-    "gate --baseline MODEL --candidate FOLDER --suite builtin --key NONE --attest-baseline FOLDER": (
-        "attest_baseline", "name one folder"),
+    f"{GATE} --candidate FOLDER --attest-baseline FOLDER": ("attest_baseline", "name one folder"),
     "savings --requests LOG --html NONE/a.html --state STATE": ("--html", "cannot be written"),
     "savings --requests LOG --html FOLDER --state STATE": ("--html", "Is a directory"),
     "report --html NONE/a.html --state STATE": ("--html", "cannot be written"),
