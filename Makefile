@@ -14,7 +14,7 @@
 # make bench-goals   print every goal for the stack's own cost as met or missed; BENCH_ARGS=--quick
 # make bench-check   compare what a request costs the gateway with the figures in the repository
 # make soak    an hour of mixed traffic with faults: leaks, and the ledger beside the provider's records;
-#              BENCH_ARGS="--minutes N"
+#              BENCH_ARGS="--minutes N"; "--stack STATE" loads the whole stack and kills its engine
 # make bench-gate   measure evaluations beside bare lm-eval
 # make bench-gateway   measure what the gateway adds to a frontier call
 # make bench-ledger   measure what the ledger adds, with SQLite and with PostgreSQL
