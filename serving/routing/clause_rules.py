@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 
 from serving.contracts.task_spec import ClassificationSpec, ExtractionSpec, TaskSpec
-from serving.routing.labels import named_labels
 
 _NEGATED = re.compile(
     r"\b(?:no|not|don t|do not|never|without|skip|leave out|nothing|keine?n?|ohne|nicht|nichts|"
@@ -300,7 +299,6 @@ def evidence_obstacle(clauses: Sequence[str], instruction: str, spec: TaskSpec) 
 
     Labels count where they are a list; "positive or negative" is also said of tests and numbers.
     """
-    named = named_labels(instruction, spec).spelled
     listed = any(f"§{spec.name}" in clause.split() for clause in clauses)
     if isinstance(spec, ClassificationSpec):
         if spec.name == "sentiment" and not listed and _SENTIMENT.search(instruction):
@@ -310,8 +308,6 @@ def evidence_obstacle(clauses: Sequence[str], instruction: str, spec: TaskSpec) 
             return "it names no labels"
         if spec.name == "sentiment" and _SENTIMENT.search(instruction):
             return None
-        if len(named) < len(spec.labels) and not _TEXT_NOUN.search(instruction):
-            return "it names a part of the labels and no text"
     if isinstance(spec, ExtractionSpec) and not (listed or _ENTITIES.search(instruction)):
         return "it names no entities"
     return None

@@ -51,6 +51,14 @@ _PLURAL = re.compile(
     r"nachrichten\b(?= \d)|textes\b(?= suivants)|frases|textos|reseñas|comentarios)\b",
     re.IGNORECASE,
 )
+# "No comments" and "a classifier for app reviews" name no texts to work on.
+_NO_TEXTS = re.compile(
+    r"\b(?:no|without|any|nor|ohne|keine|sans|ni|sin|classifier (?:for|of)|tagger (?:for|"
+    r"of)|analy[sz]er (?:for|of)) "
+    r"(?:[^\W\d_]+ ){0,2}?(?:comments|sentences|phrases|reviews|tweets|posts|articles|messages|"
+    r"headlines|frases|comentarios|sätze)\b",
+    re.IGNORECASE,
+)
 # Words of an instruction at the end of a text without closing quotes.
 _TRAILING = re.compile(
     r"\b(?:your (?:answer|response|reply|reasoning|output)"
@@ -96,7 +104,7 @@ def foreign_output(instruction: str) -> str | None:
 
 def names_several_texts(instruction: str) -> bool:
     """Return whether an instruction names texts in the plural."""
-    return _PLURAL.search(instruction) is not None
+    return _PLURAL.search(_NO_TEXTS.sub(" ", instruction)) is not None
 
 
 def may_hold_instruction(payload: str) -> bool:

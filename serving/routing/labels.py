@@ -8,19 +8,21 @@ from serving.contracts.task_spec import ClassificationSpec, ExtractionSpec, Task
 
 # Patterns of other words for the built-in tasks' labels, by the label's name in lower case.
 _SYNONYMS: Mapping[str, str] = {
-    "positive": r"positiv(?:e[snrm]?|o|a|f|i)?s?|positifs?|pos",
-    "negative": r"negativ(?:e[snrm]?|o|a)?s?|n[ée]gati(?:fs?|ves?)|neg",
-    "neutral": r"neutrale?s?|neutraler|neutres?|neutr[oa]s?",
-    "world": r"welt|ausland|monde|mundo",
+    "positive": r"positiv(?:e[snrm]?|o|a|f|i)?s?|positifs?|pos|postive|positve|posative|possitive",
+    "negative": r"negativ(?:e[snrm]?|o|a)?s?|n[ée]gati(?:fs?|ves?)|neg|negitive|negitve|neagtive",
+    "neutral": r"neutrale?s?|neutraler|neutres?|neutr[oa]s?|nuetral|netural|neutal|nutral|neutrual",
+    "world": r"world(?: news| affairs)|welt|ausland|monde|mundo",
     "sports": r"sport|deportes?",
-    "business": r"wirtschaft|[ée]conomie|affaires|econom[íi]a|negocios",
-    "sci-tech": r"sciences? ?(?:and|&|/) ?tech(?:nology)?|wissenschaft ?(?:und|&|/) ?technik"
-    r"|sciences? ?(?:et|&|/) ?(?:technologies?|techniques?)|ciencias? ?(?:y|&|/) ?tecnolog[íi]a",
-    "person": r"persons?|people|personen|leute|menschen|personnes?|gens|personas?|gente"
+    "business": r"wirtschaft|[ée]conomie|affaires|econom[íi]a|negocios|buisness|bussiness|busines",
+    "sci-tech": r"sciences? ?(?:and|&|/|-) ?tech(?:nology)?|wissenschaft ?(?:und|&|/|-) ?technik"
+    r"|sciences? ?(?:et|&|/|-) ?(?:technologies?|techniques?|techno?)"
+    r"|ciencias? ?(?:y|&|/|-) ?tecnolog[íi]a|tech(?:nology)?|technik|technologies?|tecnolog[íi]a"
+    r"|sciences?|wissenschaft|ciencias?",
+    "person": r"persons?|people|personen|leuten?|menschen|personnes?|gens|personas?|gente"
     r"|names of people|person names|per",
     "organization": r"organi[sz]ations?|compan(?:y|ies)|institutions?|organisationen|unternehmen"
     r"|firmen|organizaci(?:ón|ones)|entreprises?|sociétés?|empresas?|compañías?|orgs?",
-    "location": r"locations?|places?|ort|orte|lieux?|endroits?|lugar(?:es)?|sitios?"
+    "location": r"locations?|places?|ort|orten?|lieux?|endroits?|lugar(?:es)?|sitios?"
     r"|localisations?|loc",
     "miscellaneous": r"miscellaneous|misc|other things|sonstiges|divers|misceláneo",
 }
@@ -77,4 +79,5 @@ def _spellings(names: tuple[str, ...]) -> list[str]:
     found = [r"[\s/&_-]*".join(map(re.escape, re.findall(r"\w+", name))) for name in names]
     found = [pattern for pattern in dict.fromkeys(found) if pattern]
     synonyms = _SYNONYMS.get(names[0].lower())
-    return [*found, *([synonyms] if synonyms else [])] or [re.escape(names[0])]
+    # The longest first: "world news" before "world".
+    return [*([synonyms] if synonyms else []), *found] or [re.escape(names[0])]

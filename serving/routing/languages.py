@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 # Names in English, German, French and Spanish; a stem such as "deutsch" also matches "deutschen".
 _NAMES: dict[str, str] = {
-    "en": r"english|englisch\w*|anglais\w*|ingl[eé]s\w*",
-    "de": r"german|deutsch\w*|allemande?s?|alem[aá]n\w*",
-    "fr": r"french|französisch\w*|franzoesisch\w*|français\w*|francais\w*|franc[eé]s\w*",
-    "es": r"spanish|spanisch\w*|espagnole?s?|español\w*|espanol\w*|castellano|castilian",
+    "en": r"english|englsh|enlgish|engish|engl|inglish|englisch\w*|anglais\w*|ingl[eé]s\w*",
+    "de": r"german|germna|gemran|geman|deutsch\w*|allemande?s?|alem[aá]n\w*",
+    "fr": r"french|frnch|frech|fench|französisch\w*|franzoesisch\w*|français\w*|francais\w*"
+    r"|franc[eé]s\w*",
+    "es": r"spanish|spansh|spainish|spanich|spanisch\w*|espagnole?s?|español\w*|espanol\w*"
+    r"|castellano|castilian",
     "it": r"italian|italienisch\w*|italien(?:ne)?s?|italian[oa]",
     "pt": r"portuguese|portugiesisch\w*|portugaise?s?|portugu[eé]s\w*|brazilian",
     "nl": r"dutch|flemish|niederländisch\w*|holländisch\w*|néerlandaise?s?|holand[eé]s\w*",

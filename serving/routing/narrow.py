@@ -7,10 +7,13 @@ from functools import lru_cache
 
 from serving.contracts.answer import TaskRequest
 from serving.contracts.routing import KnownVector
-from serving.contracts.task_spec import TaskSpec, TranslationSpec
+from serving.contracts.task_spec import ExtractionSpec, TaskSpec, TranslationSpec
 from serving.embedding.embedder import Embedder, Vector
+from serving.routing.clause_head import ClauseReading
 from serving.routing.clause_rules import clause_obstacle, evidence_obstacle
-from serving.routing.clauses import Normaliser, without_personas
+from serving.routing.clauses import Normaliser
+from serving.routing.closed_request import closed_task, unexplained_part
+from serving.routing.closed_vocabulary import CLOSED_TASKS, asks, names_text
 from serving.routing.conversation import Prompt, is_persona
 from serving.routing.foreign_output import (
     foreign_output,
@@ -23,10 +26,13 @@ from serving.routing.languages import direction, mentions_language
 from serving.routing.payload import (
     GAP,
     MAX_INSTRUCTION_CHARS,
+    Beginning,
     Split,
+    beginnings,
     further_splits,
     holds_list,
     only_names,
+    quote_at_start,
     split_message,
 )
 from serving.routing.vocabulary import unknown_words
@@ -78,8 +84,6 @@ _CONTINUED = re.compile(
 _MAX_LEAD_WORDS = 8
 # An order is looked for in this much of a payload's beginning and end.
 _SEARCHED_CHARS = 300
-# Below this certainty the clause head overrules the vector.
-_SURELY_NONE = 0.02
 
 
 class NarrowDetector:
@@ -141,7 +145,14 @@ class NarrowDetector:
         if _orders(prompt.system):
             return self._clauses_of_system(prompt)
         because, found, marked = "no payload found", list[Detection](), list[Detection]()
-        for split in (*split_message(prompt.user), *further_splits(prompt.user)):
+        begun = self._begun(prompt.user)
+        weak = {one.split for one in begun if one.weak}
+        splits = (
+            *split_message(prompt.user),
+            *further_splits(prompt.user),
+            *(one.split for one in begun),
+        )
+        for split in dict.fromkeys(splits):
             match = self._read(split.instruction)
             if isinstance(match, str):
                 because = match
@@ -151,6 +162,8 @@ class NarrowDetector:
                 else self._orders_inside(split.payload)
             ):
                 because = f"{match.task}, but the text may hold an instruction"
+            elif not split.marked and (inside := mixed(split.payload, weak=split in weak)):
+                because = f"{match.task}, but {inside}"
             else:
                 detection = _detection(match, split)
                 because = detection.because
@@ -160,21 +173,36 @@ class NarrowDetector:
             return marked[0]
         return _innermost(found) if found else Detection(None, 1.0, because)
 
-    def _contradiction(self, instruction: str, task: str) -> str | None:
-        """Return why the clause head is sure that an instruction asks for none of its tasks.
+    def _begun(self, message: str) -> list[Beginning]:
+        """Return the readings whose text follows the request: what is added to one asks, too.
 
-        None for a task that it was not trained on, such as one of the user's own.
+        Behind a request and a colon the text begins, unless a list of labels stands there.
         """
-        head = self._model.clauses
-        if head is None or task not in head.classes:
+        begun: list[Beginning] = []
+        request: str | None = None
+        ends_in_colon = False
+        for one in beginnings(message):
+            instruction = one.split.instruction.removesuffix(GAP.strip()).rstrip()
+            if request is not None:
+                added = self._normaliser.clauses(instruction.removeprefix(request))
+                if ends_in_colon and not any("§" in clause for clause in added):
+                    break
+                if not added or not all(asks(clause) for clause in added):
+                    break
+            begun.append(one)
+            if request is not None or not isinstance(self._read(one.split.instruction), str):
+                request, ends_in_colon = instruction, instruction.endswith(":")
+        return begun
+
+    def _contradiction(self, instruction: str, task: str) -> str | None:
+        """Return what is not explained in an instruction for a task with a closed vocabulary.
+
+        None for another task, such as one of the user's own.
+        """
+        if task not in CLOSED_TASKS:
             return None
         clauses = self._normaliser.clauses(instruction)
-        reading = head.read(clauses, [name for name in self._specs if name in head.classes])
-        if reading is None:
-            return None
-        if reading.certainty >= _SURELY_NONE:
-            return clause_obstacle(clauses, reading.task)
-        return f"no task by its clauses ({reading.certainty:.3f})"
+        return unexplained_part(clauses, task) or clause_obstacle(clauses, task)
 
     def _orders_inside(self, payload: str) -> bool:
         """Return whether an unmarked payload's first or last clause asks, or its end goes on."""
@@ -214,20 +242,13 @@ class NarrowDetector:
         if head is None or len(instruction) > MAX_INSTRUCTION_CHARS:
             return f"an instruction of more than {MAX_INSTRUCTION_CHARS} characters"
         clauses = self._normaliser.clauses(instruction)
-        reading = head.read(clauses, list(self._specs))
-        if reading is None or reading.certainty < head.least:
-            return f"no task ({reading})"
-        orders = without_personas(clauses)
-        ordered = head.read(orders, [reading.task])
-        names_labels = any(f"§{reading.task}" in clause.split() for clause in orders)
-        if not names_labels and (ordered is None or ordered.certainty < head.least):
-            return f"{reading.task}, but nothing is asked for"
-        lead = next((clause for clause in clauses if clause.endswith(": §text")), "")
-        if len(lead.split()) > _MAX_LEAD_WORDS and (
-            (alone := head.read([lead], [reading.task])) is None or alone.certainty < head.least
-        ):
-            return f"{reading.task}, but {lead!r} may belong to the text"
+        task = closed_task(clauses, self._specs)
+        if task.startswith("no "):
+            return task
+        reading = ClauseReading(task, 1.0, "")
         spec = self._specs[reading.task]
+        if not isinstance(spec, ExtractionSpec) and _STRUCTURE.search(instruction):
+            return f"{reading.task}, but a structure is given"
         obstacle = clause_obstacle(clauses, reading.task) or evidence_obstacle(
             clauses, instruction, spec
         )
@@ -298,6 +319,50 @@ class NarrowDetector:
         return _Verdict(
             _Match(task, certainty, checked.labels, checked.source, checked.target), 0.0
         )
+
+
+# A form to be filled: {"sentiment": …, "score": …}, <label/>.
+_STRUCTURE = re.compile(r"\{[^{}]{0,200}:|<[\w-]{1,30} ?/>|</[\w-]{1,30}>")
+_ASKING_WORDS = 3
+_INNER_FIELD = re.compile(
+    r"(?:^|[.!?)\n] *)(?:text|texte?|texto|input|eingabe|headline|story|tweet|review|sentence|"
+    r"satz|phrase|frase|artic(?:le|ulo)|artikel)\s?[:=] ",
+    re.I,
+)
+_SEVERAL = re.compile(r"\S [/|] \S.* [/|] \S|(?:^|\s)(?:a|1)[.)] .*\s(?:b|2)[.)] ", re.I | re.S)
+_COURTESY = re.compile(
+    r"\b(?:thanks|thank you|thx|cheers|please|danke(?: schon| dir)?|bitte|vielen dank|"
+    r"merci(?: beaucoup| d'avance)?|"
+    r"s'il (?:te|vous) plaît|stp|svp|gracias|muchas gracias|por favor|porfa)[.! ]*$",
+    re.I,
+)
+
+
+def mixed(payload: str, *, weak: bool) -> str | None:
+    """Return why an unmarked text may hold a part of the request, or None.
+
+    weak: only the end of a sentence tells it from the request.
+    """
+    first = re.split(r"(?<=[.!?:])\s", payload.strip(), maxsplit=1)[0]
+    if weak and asks(" ".join(re.findall(r"[^\W\d_]+", first)[:_ASKING_WORDS])):
+        return f"the text may begin with an order: {first[:30]!r}"
+    if _INNER_FIELD.search(payload[:_SEARCHED_CHARS]):
+        return "the text holds a field"
+    if quote_at_start(payload) is not None:
+        return "words follow a quotation"
+    heading = re.match(r"([^\W\d_]{3,20})\s?: ", payload)
+    if heading is not None and names_text(heading[1]):
+        return "the text begins with a field"
+    if payload.startswith("<"):
+        return "the text begins with a tag"
+    if _SEVERAL.search(payload[:_SEARCHED_CHARS]):
+        return "several texts"
+    if _COURTESY.search(payload[-_MAX_COURTESY_CHARS:]):
+        return "the text ends in a courtesy"
+    return None
+
+
+_MAX_COURTESY_CHARS = 40
 
 
 def _orders(system: str) -> bool:

@@ -34,7 +34,7 @@ _LANGUAGE_FIELDS = (
     "anglais|allemand|français|espagnol|inglés|alemán|francés|español"
 )
 _FIELD = re.compile(
-    rf"^[ \t]*(?:the )?(?:{_FIELD_NAMES}|{_LANGUAGE_FIELDS})[ \t\u00a0]*:[ \t]*", re.I | re.M
+    rf"^[ \t]*(?:the )?(?:{_FIELD_NAMES}|{_LANGUAGE_FIELDS})[ \t\u00a0]*[:=][ \t]*", re.I | re.M
 )
 _BARE_FIELD = re.compile(
     rf"(?:(?:the )?(?:{_FIELD_NAMES}|{_LANGUAGE_FIELDS}) ?:)? ?… ?(?:[^\W\d_]{{1,20}} ?:)?",
@@ -42,7 +42,7 @@ _BARE_FIELD = re.compile(
 )
 _INLINE_FIELD = re.compile(rf"(?<=[.!?:)]) (?:{_FIELD_NAMES})[ \u00a0]?: ", re.I)
 # Matched against a last line in which runs of white space are one space.
-_CUE = re.compile(r"(?:the )?[\w \u2019'/-]{1,40} ?: ?(?:\.\.\.|…|\?|_+)?")
+_CUE = re.compile(r"(?:the )?[\w \u2019'/-]{1,40} ?[:=] ?(?:\.\.\.|…|\?|_+)?")
 # "Target language: Spanish", after the text.
 _LANGUAGE_LINE = re.compile(rf"[^\W\d_][\w \u2019'-]{{1,40}} ?: ?(?:{_LANGUAGE_FIELDS})\.?", re.I)
 _LANGUAGE_END = re.compile(
@@ -221,6 +221,35 @@ def _by_sentence(text: str) -> tuple[Split, ...]:
     return tuple(splits)
 
 
+# Where a text may begin: after a sentence, a colon, an arrow or a line.
+_BEGINNING = re.compile(
+    r"(?P<weak>(?<=[.!?…])[\"'”»)]*[ \t]+)(?=\S)|[:=][ \t\u00a0]*\n*(?=\S)|-> ?|→ ?|[ \t]*\n+(?=\S)"
+)
+_MAX_BEGINNINGS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A reading whose instruction is a beginning of the message. weak: a sentence ends there."""
+
+    split: Split
+    weak: bool
+
+
+def beginnings(message: str) -> tuple[Beginning, ...]:
+    """Return the readings in which the text follows the first sentences or lines."""
+    text = message.strip()
+    found: list[Beginning] = []
+    for match in _BEGINNING.finditer(text, 0, MAX_INSTRUCTION_CHARS):
+        if len(found) == _MAX_BEGINNINGS:
+            break
+        start = match.end()
+        if len(text[start:].split()) >= _MIN_TEXT_WORDS:
+            split = _cut(text, start, len(text), (start, len(text)), marked=False)
+            found.append(Beginning(split, match["weak"] is not None))
+    return tuple(one for one in found if _sound((one.split,)))
+
+
 def only_names(instruction: str) -> bool:
     """Return whether the words around a payload only name it, as in `Text: …`."""
     if len(instruction) > MAX_INSTRUCTION_CHARS:
@@ -263,8 +292,11 @@ def _tagged(text: str) -> Iterator[tuple[int, int, tuple[int, int]]]:
     """Yield start, end and inner span of each opening tag with the next closing tag of its name."""
     tags = list(_TAG.finditer(text))
     closing: dict[str, list[re.Match[str]]] = {}
+    opening: dict[str, list[re.Match[str]]] = {}
     for tag in tags:
-        if tag[1]:
+        if not tag[1]:
+            opening.setdefault(tag[2], []).append(tag)
+        else:
             closing.setdefault(tag[2], []).append(tag)
     position = 0
     for tag in tags:
@@ -274,6 +306,9 @@ def _tagged(text: str) -> Iterator[tuple[int, int, tuple[int, int]]]:
         following = bisect_left(ends, tag.end(), key=re.Match.start)
         if following < len(ends):
             end = ends[following]
+            # "The text in <text> tags": the last opening one before it is closed.
+            again = bisect_left(opening[tag[2]], end.start(), key=re.Match.start) - 1
+            tag = opening[tag[2]][again]
             yield tag.start(), end.end(), (tag.end(), end.start())
             position = end.end()
 
@@ -330,7 +365,7 @@ def _by_field(text: str) -> tuple[Split, ...] | None:
         return (_cut(text, match.end(), end, (match.end(), end), marked=False),)
     if (quoted := _by_quotes(text)) and quoted[0].payload == split.payload:
         return quoted
-    after = _quote_at_start(text[match.end() : end])
+    after = quote_at_start(text[match.end() : end])
     return (split,) if after is None or split.marked else ()
 
 
@@ -527,7 +562,7 @@ def _unquoted(text: str) -> str | None:
     return None
 
 
-def _quote_at_start(text: str) -> str | None:
+def quote_at_start(text: str) -> str | None:
     """Return the rest of a text that begins with a quotation."""
     stripped = text.strip()
     spans = _quoted_spans(stripped)

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 from serving.contracts.requests import ChatRequest, Message
+from serving.routing.clauses import Normaliser
+from serving.routing.closed_request import closed_obstacle
+from serving.routing.closed_vocabulary import CLOSED_TASKS
 from serving.routing.conversation import is_persona, read
 from serving.routing.features import lexical_features
 from serving.routing.foreign_output import (
@@ -14,14 +17,23 @@ from serving.routing.foreign_output import (
     names_several_texts,
 )
 from serving.routing.languages import direction, mentions_language
-from serving.routing.narrow import instruction_obstacle, split_obstacle
-from serving.routing.payload import MAX_INSTRUCTION_CHARS, holds_list, only_names, split_message
+from serving.routing.narrow import instruction_obstacle, mixed, split_obstacle
+from serving.routing.payload import (
+    MAX_INSTRUCTION_CHARS,
+    beginnings,
+    holds_list,
+    only_names,
+    split_message,
+)
 from serving.routing.router import tier_by_rule
 from serving.routing.vocabulary import unknown_words
 from serving.tasks.blank_text import is_blank
+from serving.tasks.catalog import load_specs
 from serving.tasks.entity_location import locate
 from serving.tasks.extraction import parse_mentions
 from serving.tasks.translation_check import losses
+
+NORMALISER = Normaliser(load_specs(None))
 
 # All rules together take about 0.05 s of processor time for 10,000 characters. One rule that takes
 # quadratic time takes more than the limit: on pieces by its own code, on the longer runs of one
@@ -63,10 +75,14 @@ def read_in_every_way(text: str) -> None:
     parse_mentions(text)
     for split in split_message(text):
         split_obstacle(split)
+    for one in beginnings(text):
+        mixed(one.split.payload, weak=one.weak)
     short = text[:MAX_INSTRUCTION_CHARS]
     foreign_output(short)
     direction(short, ("en", "de", "fr"))
     unknown_words(short, ())
+    for task in CLOSED_TASKS:
+        closed_obstacle(NORMALISER.clauses(f"{short} sentiment entities"), task)
     losses(text, text[:-1], "en", "de")
 
 
