@@ -21,6 +21,7 @@
 # make bench-evidence   run labelled texts through the folds of evidence; BENCH_ARGS="--data DIR --stack URL"
 # make bench-tiers   simulate tiers that are earned per cluster; BENCH_ARGS="--seeds N"
 # make bench-cache   measure the cache: lookups, hits through HTTP, memory, replays with repeats
+# make bench-context   measure pruning of contexts of 4,000 tokens; BENCH_ARGS="--contexts N"
 # make bench-batch   measure interactive requests beside a batch, lines a second, memory
 # make bench-scale   simulate many gateways and engines, fitted to service times measured here;
 #              BENCH_ARGS="--measured benchmarks/scale.json" measures nothing
@@ -37,7 +38,7 @@ FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 PAGE ?= README.md
 
-.PHONY: serve test test-slow test-cluster unit unit-coverage coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-goals bench-check soak bench-gate bench-gateway bench-ledger bench-cache bench-batch bench-scale bench-cost bench-cost-live bench-evidence bench-tiers lock clean
+.PHONY: serve test test-slow test-cluster unit unit-coverage coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-goals bench-check soak bench-gate bench-gateway bench-ledger bench-cache bench-context bench-batch bench-scale bench-cost bench-cost-live bench-evidence bench-tiers lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -134,6 +135,10 @@ bench-tiers: $(VENV)/.cpu
 
 bench-cache: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks cache $(BENCH_ARGS)
+
+bench-context: $(VENV)/.cpu
+	OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks context $(BENCH_ARGS)
+	OPENBLAS_NUM_THREADS=2 $(VENV)/bin/python -m benchmarks context $(BENCH_ARGS)
 
 bench-batch: $(VENV)/.cpu
 	$(VENV)/bin/python -m benchmarks batch $(BENCH_ARGS)
