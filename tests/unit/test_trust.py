@@ -1,9 +1,11 @@
 """Attestations: a valid one is accepted, every other one refused."""
 
 import base64
+import grp
 import hashlib
 import json
 import os
+import pwd
 import shutil
 from collections.abc import Callable
 from contextlib import chdir
@@ -286,6 +288,19 @@ def test_a_folder_of_ones_own_group_is_ones_own(
     monkeypatch.setattr(os, "getgroups", lambda: [])
     with pytest.raises(InvalidKey, match="other users can replace"):
         verify(model, moved)
+    # One's own group, which has another member: as their first group, or by name.
+    monkeypatch.setattr(os, "getgroups", lambda: [nobodys])
+    other = SimpleNamespace(pw_uid=4711, pw_gid=nobodys)
+    with monkeypatch.context() as patch:
+        patch.setattr(pwd, "getpwall", lambda: [other])
+        with pytest.raises(InvalidKey, match="other users can replace"):
+            verify(model, moved)
+    with monkeypatch.context() as patch:
+        patch.setattr(grp, "getgrgid", lambda _: SimpleNamespace(gr_mem=["ann"]))
+        patch.setattr(pwd, "getpwnam", lambda _: other)
+        with pytest.raises(InvalidKey, match="other users can replace"):
+            verify(model, moved)
+    assert verify(model, moved)
 
 
 def _moved(key: KeyPair, file: Path) -> KeyPair:
