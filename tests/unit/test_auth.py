@@ -115,6 +115,16 @@ async def test_probes_and_documentation_need_no_key(keyed: KeyedServer, path: st
     assert (await keyed.get(path)).status_code == 200
 
 
+async def test_with_keys_a_public_name_and_any_page_with_a_key_may_call(keyed: KeyedServer) -> None:
+    key = {"authorization": f"Bearer {await keyed.tenant('acme')}"}
+    for headers in ({"host": "api.example.com"}, {"origin": "https://evil.example"}):
+        done = await keyed.server.post(TASK, json=BODY, headers={**key, **headers})
+        assert done.status_code == 200, done.text
+        # A browser has no key to add by itself.
+        refused = await keyed.server.post(TASK, json=BODY, headers=headers)
+        assert refused.status_code == 401
+
+
 async def test_a_wrong_secret_and_a_revoked_key_are_refused_alike(keyed: KeyedServer) -> None:
     key = await keyed.tenant("acme")
     revoked = await keyed.key("acme")
