@@ -153,6 +153,34 @@ async def test_a_check_ends_soon_after_its_client_hung_up(
     assert lines == before > 0
 
 
+async def test_of_a_tenant_one_file_at_a_time_has_turns(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end, begun = threading.Event(), 0
+
+    def slow(*_: object) -> Iterator[None]:
+        nonlocal begun
+        begun += 1
+        while not may_end.is_set():
+            time.sleep(0.001)
+            yield None
+
+    order = await _order(gateway)
+    monkeypatch.setattr("serving.batch.check.FileCheck.found", slow)
+    async with _plain(gateway) as client:
+        path = "/v1/batches/check"
+        checks = [asyncio.create_task(client.post(path, json=order)) for _ in range(4)]
+        while not begun:
+            await asyncio.sleep(0.05)
+        # Time for several turns: others of this tenant would take those of other tenants.
+        await asyncio.sleep(1)
+        assert begun == 1
+        may_end.set()
+        for check in checks:
+            assert (await check).status_code == 200
+    assert begun == 4
+
+
 async def test_a_short_file_is_checked_while_a_long_one_of_another_tenant_is(
     gateway: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
