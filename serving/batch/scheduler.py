@@ -456,11 +456,16 @@ class Scheduler:
             await self._turns.run(self._steps(batch.id, check, blob, left))
         except NotFound as error:
             return Checked(0, (LineProblem("file_not_found", error.message),), ())
-        except (LedgerUnavailable, StorageUnavailable):
+        except (LedgerUnavailable, StorageUnavailable, SQLAlchemyError, LeaseLost, OSError):
             # Not the file's fault: it is checked again.
             raise
         except NarrowgateError as error:
             return Checked(0, (LineProblem(error.code, error.message),), ())
+        except Exception:
+            # A defect would show itself at each check, and the batch would never end.
+            logger.exception("batch.check_failed id=%s", batch.id)
+            why = "the file could not be checked: internal error"
+            return Checked(0, (LineProblem("internal_error", why),), ())
         return check.result()
 
     def _steps(self, batch: str, check: FileCheck, blob: Blob, left: int) -> Iterator[None]:

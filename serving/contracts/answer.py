@@ -1,12 +1,12 @@
 """Requests to a task and the answers to them."""
 
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.contracts.evidence import NO_GUARANTEE, Guarantee
+from serving.contracts.plain_number import Dollars
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Answer(_Frozen):
     reason: str = Field(description="why it took this route: docs/routing.md lists the reasons")
     model: str
     usage: Usage
-    cost_usd: Decimal | None = Field(default=None, description="null where no price is configured")
+    cost_usd: Dollars | None = Field(default=None, description="null where no price is configured")
     request_id: str
     guarantee: Guarantee = Field(
         default=NO_GUARANTEE, description="the bound on this local answer's error and its evidence"

@@ -1,6 +1,18 @@
-"""Numbers in documents that others wrote."""
+"""Numbers in documents: those that others wrote, and amounts of money as they are written."""
 
 import math
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import PlainSerializer
+
+
+def _digits(amount: Decimal) -> str:
+    return format(amount, "f")
+
+
+Dollars = Annotated[Decimal, PlainSerializer(_digits, return_type=str, when_used="json")]
+"""US dollars; in JSON a string with every digit and no exponent."""
 
 
 def finite_number(value: object) -> float | None:

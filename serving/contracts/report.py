@@ -6,17 +6,12 @@ worst case of calls whose usage is unknown, `open_usd` that of calls in progress
 
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field
 
-
-def _digits(amount: Decimal) -> str:
-    return format(amount, "f")
-
-
-Dollars = Annotated[Decimal, PlainSerializer(_digits, return_type=str, when_used="json")]
+from serving.contracts.plain_number import Dollars
 
 TokenClass = Literal[
     "uncached_input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "reasoning"

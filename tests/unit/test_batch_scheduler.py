@@ -194,6 +194,22 @@ async def test_a_check_that_the_database_breaks_off_is_made_again(
     assert (batch.status, batch.request_counts.completed) == ("completed", 3)
 
 
+async def test_a_check_that_a_defect_breaks_off_ends_its_batch(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add_lines(self: BatchStore, batch: str, lines: Any) -> bool:
+        raise OverflowError("a defect")
+
+    monkeypatch.setattr(BatchStore, "add_lines", add_lines)
+    batch = await gateway.ended(await gateway.submit(questions(3)))
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    assert [one.code for one in batch.errors.data] == ["internal_error"]
+    monkeypatch.undo()
+    await gateway.acme.files.delete(batch.input_file_id)
+
+
 # The database.
 
 

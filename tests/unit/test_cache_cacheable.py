@@ -1,5 +1,6 @@
 """What is never looked up, stored or served, each with its reason."""
 
+from decimal import Decimal
 from typing import Any, get_args
 
 import pytest
@@ -127,6 +128,10 @@ def test_a_tasks_answer_is_stored_where_it_is_whole_and_was_read() -> None:
         usage=Usage(uncached_input_tokens=1, output_tokens=1),
     )  # fmt: skip
     assert unfit_answer(answer, "stop") is None
+    # An amount under a millionth of a dollar has every digit, as in the reports.
+    cheap = answer.model_copy(update={"cost_usd": Decimal("1.639E-9")})
+    assert cheap.model_dump(mode="json")["cost_usd"] == "0.000000001639"
+    assert Answer.model_validate(cheap.model_dump(mode="json")).cost_usd == cheap.cost_usd
     assert unfit_answer(answer, "length") == "cut"
     assert unfit_answer(answer.model_copy(update={"valid": False}), "stop") == "invalid"
 
