@@ -191,6 +191,11 @@ def _rules() -> Mapping[str, tuple[tuple[str, re.Pattern[str]], ...]]:
     return {task: (*common, *own[task]) for task in CLOSED_TASKS}
 
 
+def load_rules() -> None:
+    """Read the vocabularies and compile the rules, once. Blocking, so not in a request."""
+    _rules()
+
+
 _SENTIMENT_NOUN = re.compile(
     r"sent[ei]?m[ie]{1,2}nt|polarit|stimmung|tonalit|tonalidad|polaridad|valence|valencia|"
     r"gefuhlslage"

@@ -12,7 +12,7 @@ from serving.embedding.embedder import Embedder, Vector
 from serving.routing.clause_head import ClauseReading
 from serving.routing.clause_rules import clause_obstacle, evidence_obstacle
 from serving.routing.clauses import Normaliser
-from serving.routing.closed_request import closed_task, unexplained_part
+from serving.routing.closed_request import closed_task, load_rules, unexplained_part
 from serving.routing.closed_vocabulary import CLOSED_TASKS, asks, names_text
 from serving.routing.conversation import Prompt, is_persona
 from serving.routing.foreign_output import (
@@ -104,6 +104,7 @@ class NarrowDetector:
         self._embedder = embedder
         self._certainty = certainty
         self._normaliser = Normaliser(specs)
+        load_rules()
         # `vectors` and `detect` ask about the same prompt, one after the other.
         self._known = lru_cache(maxsize=_KNOWN_PROMPTS)(self._by_clauses)
 
