@@ -89,6 +89,10 @@ async def test_lines_go_into_one_provider_batch_at_half_price(
     found = await gateway.results(batch)
     assert sorted(answers(found)) == sorted(f"answer to question {n}" for n in range(20))
     assert {line["response"]["body"]["model"] for line in found.values()} == {"openai/gpt-4.1"}
+    # In our shape: the provider's own has other fields.
+    usages = [line["response"]["body"]["usage"] for line in found.values()]
+    shapes = {frozenset(usage["prompt_tokens_details"]) for usage in usages}
+    assert shapes == {frozenset({"cached_tokens", "cache_write_tokens"})}
     assert set(asked(provider).values()) == {1}
     assert len({seen.batch_id for seen in provider.script.seen}) == 1
     assert [name for name, _ in provider.script.batch_requests].count("create") == 1
