@@ -66,8 +66,9 @@ lint: $(VENV)/.cpu-dev
 	$(VENV)/bin/actionlint
 	$(VENV)/bin/hadolint Dockerfile.gpu
 
-# loadfile: a server that the tests of a file share starts once.
-UNIT = $(VENV)/bin/pytest tests/unit -m "not slow" -n 2 --dist loadfile
+# loadfile: a server that the tests of a file share starts once. Without reordering, the files that
+# tests/unit/conftest.py names begin first; xdist would begin those with few tests last.
+UNIT = $(VENV)/bin/pytest tests/unit -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 unit: $(VENV)/.cpu-dev
 	$(UNIT)
 

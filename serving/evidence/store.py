@@ -18,6 +18,7 @@ from sqlalchemy import (
     Connection,
     Row,
     Table,
+    bindparam,
     case,
     delete,
     func,
@@ -139,7 +140,7 @@ class EvidenceStore:
         with self.database.begin() as connection:
             lock_evidence(connection)
             rows = [
-                {"id": f"{audit.claim}:{audit.input}", **_common(audit)}
+                {"id": _draw_id(audit), **_common(audit)}
                 for audit in not_erased(connection, audits)
             ]
             if rows:
@@ -353,14 +354,13 @@ def append_audits(connection: Connection, audits: Sequence[Audit]) -> list[Audit
     next_ = _take(connection, len(audits))
     kept = not_erased(connection, audits)
     numbered = [replace(row, sequence=next_ + n) for n, row in enumerate(kept)]
-    written = [row for row in numbered if insert_row(connection, evidence_audits, _row(row))]
-    for audit in audits:
-        connection.execute(
-            delete(evidence_draws).where(
-                evidence_draws.c.claim == audit.claim, evidence_draws.c.input == audit.input
-            )
-        )
-    return written
+    new: set[int] = set()
+    if numbered:
+        inserted = insert_new(connection, evidence_audits).returning(evidence_audits.c.sequence)
+        new.update(connection.execute(inserted, [_row(row) for row in numbered]).scalars())
+    done = delete(evidence_draws).where(evidence_draws.c.id == bindparam("draw"))
+    connection.execute(done, [{"draw": _draw_id(audit)} for audit in audits])
+    return [row for row in numbered if row.sequence in new]
 
 
 def not_erased(connection: Connection, audits: Sequence[Audit]) -> list[Audit]:
@@ -493,6 +493,10 @@ def _after(
     if claim is not None:
         found = found.where(table.c.claim == claim)
     return list(connection.execute(found.limit(_BATCH)))
+
+
+def _draw_id(audit: Audit) -> str:
+    return f"{audit.claim}:{audit.input}"
 
 
 def _common(audit: Audit) -> dict[str, Any]:

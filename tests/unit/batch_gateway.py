@@ -138,7 +138,7 @@ async def running(
             tenant: AsyncOpenAI(api_key=key, base_url=f"{address}/v1", max_retries=0)
             for tenant, key in keys.items()
         }
-        async with httpx.AsyncClient() as plain, asyncio.timeout(LIMIT_S):
+        async with httpx.AsyncClient(timeout=LIMIT_S) as plain, asyncio.timeout(LIMIT_S):
             # Keys are read behind the start, and are no part of readiness.
             admitted = {"authorization": f"Bearer {keys['acme']}"}
             for path in ("/readyz", "/v1/usage"):

@@ -36,6 +36,20 @@ settings.load_profile("suite")
 gc.disable()
 
 
+LONG_FILES = (
+    "test_bench_replay", "test_gate_reference", "test_population_shift", "test_ledger_report",
+    "test_pattern_time", "test_cache_similar", "test_bench_scale", "test_report", "test_savings",
+    "test_messages_batches", "test_batch_costs", "test_context_claims", "test_bench_tiers",
+    "test_cache_http", "test_batch_equal_lines", "test_routing_evaluation", "test_public_sets",
+)  # fmt: skip
+"""Files of several seconds, the longest first: one that begins last would run alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
@@ -167,6 +181,9 @@ def provider_server() -> "Iterator[ProviderServer]":
 
     from httpx._transports import default as transports
     from httpx2._transports import default as transports2
+
+    # The vendors' SDKs: 3 s of processor time, which would block the first test's event loop.
+    from serving.frontier import anthropic_api, openai_api  # noqa: F401
 
     from ..provider.server import ProviderServer
     from .frontier_kit import KEY

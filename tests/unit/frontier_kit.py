@@ -1,8 +1,7 @@
 """Shared pieces of the frontier tests: the provider, settings for it, calls, a recorder."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
@@ -21,6 +20,7 @@ from serving.frontier.frontier import FrontierStack
 
 from ..provider.server import ProviderServer
 from .memory_ledger import MemoryLedger, Page
+from .patience import GUARD_S
 
 KEY = "sk-narrowgate-1234567890abcdef"
 OPENAI = "openai/gpt-4.1"
@@ -94,12 +94,14 @@ class Recorder:
 
 
 def settings(server: ProviderServer, provider: dict[str, Any] | None = None, **more: Any) -> Any:
-    """Return settings of three providers at the server, with short times."""
+    """Return settings of three providers at the server.
+
+    A test that waits for a time-out sets it: on a busy machine a short one ends other calls, too.
+    """
     usual = {
-        # A busy machine connects slowly.
-        "connect_timeout_s": 30.0,
-        "first_byte_timeout_s": 5.0,
-        "idle_timeout_s": 0.4,
+        "connect_timeout_s": GUARD_S,
+        "first_byte_timeout_s": GUARD_S,
+        "idle_timeout_s": GUARD_S,
         "max_retries": 0,
         "breaker": BreakerSettings(failures=100),
         **(provider or {}),
@@ -143,14 +145,8 @@ def call(*targets: str, body: dict[str, Any] | None = None, **more: Any) -> Fron
         body={"messages": [message], **(body or {})},
         targets=targets,
         bounds=more.pop("bounds", BOUNDS),
-        deadline=Deadline.after(more.pop("seconds", 5.0)),
+        deadline=Deadline.after(more.pop("seconds", GUARD_S)),
         request_id="req-1",
         entry=entry,
         **more,
     )
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(3):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)

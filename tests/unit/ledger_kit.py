@@ -1,9 +1,7 @@
 """A ledger to test with: fixed prices, noted events, and the database beneath it."""
 
-import asyncio
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -36,6 +34,9 @@ COST = Decimal("0.0025")
 
 QUICK = Timeouts(busy_s=0.2, statement_s=1.0, silence_s=1.5, probe_s=0.1, watch_s=0.1)
 """Bounds for tests that wait for them to pass."""
+
+PROBING = Timeouts(busy_s=20.0, statement_s=20.0, silence_s=40.0, probe_s=0.1, watch_s=0.1)
+"""Bounds for tests whose database refuses at once: no statement that is only slow passes them."""
 
 _TOKENS = TokenPrices(*(Decimal(n) / 10**6 for n in ("1", "0.1", "1.25", "2", "15")))
 _HOUR = Decimal("3.6")
@@ -199,11 +200,3 @@ class Reader:
 
     def close(self) -> None:
         self.database.close()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait until a condition holds; fail after some seconds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come to hold"
-        await asyncio.sleep(0.02)

@@ -14,6 +14,8 @@ from serving.contracts.deadline import Deadline
 from serving.contracts.errors import DeadlineExceeded, QueueFull, ShuttingDown
 from serving.pipeline.admission import AdmissionQueue
 
+from .patience import GUARD_S
+
 LATER = Deadline.after(3600)
 
 
@@ -157,7 +159,7 @@ def test_the_bounds_hold_and_everything_is_given_back(
             await asyncio.sleep(0)
             if cancelled:
                 task.cancel()
-        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=2)
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=GUARD_S)
         assert (admission.active, admission.queued) == (0, 0)
 
     asyncio.run(scenario())

@@ -21,6 +21,7 @@ from serving.gateway.limits import TenantLimits
 from serving.ledger.database import Database
 
 from .authenticated import BODY, TASK, KeyedServer, listening
+from .patience import GUARD_S
 from .scripted import MODEL, assert_error
 
 CHAT = "/v1/chat/completions"
@@ -253,7 +254,7 @@ async def test_a_hang_up_in_the_middle_of_a_stream_gives_the_slot_back(
     headers = {"x-api-key": key}
     async with (
         listening(build_http(keyed.server.context)) as url,
-        httpx.AsyncClient(base_url=url, headers=headers) as client,
+        httpx.AsyncClient(base_url=url, headers=headers, timeout=GUARD_S) as client,
     ):
         for rounds in (1, 2):
             async with client.stream("POST", CHAT, json=STREAM) as stream:
@@ -270,7 +271,7 @@ async def test_a_hang_up_in_the_middle_of_a_stream_gives_the_slot_back(
 async def test_a_connection_lives_on_after_a_refusal(keyed: KeyedServer) -> None:
     async with (
         listening(build_http(keyed.server.context)) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=GUARD_S) as client,
     ):
         # Made while the server runs: its lifespan reads the directory anew.
         key = await keyed.tenant("acme")

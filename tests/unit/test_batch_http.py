@@ -21,6 +21,7 @@ from ..provider.script import Fault
 from ..provider.server import ProviderServer
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
 from .batch_kit import chat_line, jsonl, task_line
+from .patience import GUARD_S
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ async def test_files_that_are_checked_at_once_share_the_tenants_lines(
     may_answer = threading.Event()
 
     def answer(_: object) -> str:
-        may_answer.wait(30)
+        may_answer.wait(GUARD_S)
         return "yes"
 
     provider.script.answer = answer
@@ -112,7 +113,7 @@ async def test_checks_of_one_tenant_hold_up_nobody_else(
     may_end = threading.Event()
 
     def slow(*_: object) -> Iterator[None]:
-        may_end.wait(30)
+        may_end.wait(GUARD_S)
         yield None
 
     order = await _order(gateway)
@@ -236,7 +237,7 @@ async def test_an_operator_ends_a_tenants_batches(
     may_answer = threading.Event()
 
     def answer(_: object) -> str:
-        may_answer.wait(30)
+        may_answer.wait(GUARD_S)
         return "yes"
 
     provider.script.answer = answer
@@ -244,7 +245,7 @@ async def test_an_operator_ends_a_tenants_batches(
     mine, other = await gateway.submit(data), await gateway.submit(data, "globex")
     admin = await asyncio.to_thread(create_key, gateway.database, None)
     headers = {"authorization": f"Bearer {admin.text.get_secret_value()}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=GUARD_S) as client:
         path = "/v1/admin/batches/cancel"
         while (found := await client.post(f"{path}?tenant=acme")).status_code == 401:
             # A new key is known once the directory was read again.
@@ -258,7 +259,7 @@ async def test_an_operator_ends_a_tenants_batches(
     assert (await gateway.ended(mine)).status == "cancelled"
     assert (await gateway.ended(other, "globex")).status == "completed"
     # The tenant itself may not.
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=GUARD_S) as client:
         key = {"authorization": f"Bearer {gateway.acme.api_key}"}
         assert (await client.post(f"{path}?tenant=globex", headers=key)).status_code == 403
 
@@ -424,7 +425,7 @@ async def test_metadata_that_is_not_text_makes_no_batch(gateway: Running, metada
         f'"completion_window": "24h", "metadata": {metadata}}}'
     )
     headers = {"authorization": f"Bearer {client.api_key}", "content-type": "application/json"}
-    async with httpx.AsyncClient(headers=headers) as plain:
+    async with httpx.AsyncClient(headers=headers, timeout=GUARD_S) as plain:
         response = await plain.post(f"{gateway.url}/v1/batches", content=body)
     assert response.status_code == 400, response.text
     assert (response.json()["error"]["param"] or "").startswith("metadata")
@@ -447,7 +448,7 @@ async def test_a_malformed_upload_is_refused_and_leaves_nothing(
     gateway: Running, state: Path
 ) -> None:
     headers = {"authorization": f"Bearer {gateway.acme.api_key}"}
-    async with httpx.AsyncClient(headers=headers) as plain:
+    async with httpx.AsyncClient(headers=headers, timeout=GUARD_S) as plain:
         for kind, body in FORMS:
             response = await plain.post(
                 f"{gateway.url}/v1/files", content=body, headers={"content-type": kind}
@@ -479,7 +480,7 @@ async def test_the_query_of_every_list_is_read_whole(
         "lim%00it=5": "", f"{cursor}=a&{cursor}=b": "more than once", "tenant=globex": cursor,
     }  # fmt: skip
     headers = {"authorization": f"Bearer {gateway.acme.api_key}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=GUARD_S) as client:
         for query, says in refused.items():
             answer = await client.get(f"{path}?{query}")
             assert (answer.status_code, query) == (400, query)
@@ -499,7 +500,7 @@ async def test_the_query_of_every_list_is_read_whole(
 
 async def test_the_order_of_files_is_one_of_two(gateway: Running) -> None:
     headers = {"authorization": f"Bearer {gateway.acme.api_key}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=GUARD_S) as client:
         answer = await client.get("/v1/files?order=down")
     assert answer.json()["error"] == {
         "message": "order is 'down'; it must be 'asc' or 'desc'",
@@ -512,7 +513,7 @@ async def test_the_order_of_files_is_one_of_two(gateway: Running) -> None:
 
 async def test_the_character_nul_in_an_address_is_a_400_on_both_databases(gateway: Running) -> None:
     headers = {"authorization": f"Bearer {gateway.acme.api_key}"}
-    async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=GUARD_S) as client:
         for method, path in (
             ("GET", "/v1/files/%00"),
             ("GET", "/v1/files/a%00b/content"),

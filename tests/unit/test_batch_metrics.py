@@ -21,6 +21,7 @@ from ..provider.script import BatchPlan, Fault
 from ..provider.server import ProviderServer
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
 from .batch_kit import chat_line, jsonl
+from .patience import GUARD_S
 from .test_batch_scheduler import questions
 
 
@@ -41,7 +42,7 @@ async def overview(gateway: Running) -> tuple[dict[str, Any], str]:
     text = key.text.get_secret_value()
     admitted = {"authorization": f"Bearer {text}"}
     path = f"{gateway.url}/v1/admin/batches"
-    async with httpx.AsyncClient() as client, asyncio.timeout(20):
+    async with httpx.AsyncClient(timeout=GUARD_S) as client, asyncio.timeout(GUARD_S):
         while (found := await client.get(path, headers=admitted)).status_code != 200:
             await asyncio.sleep(0.1)
         refused = await client.get(path, headers={"x-api-key": gateway.acme.api_key})
@@ -60,7 +61,7 @@ async def overview(gateway: Running) -> tuple[dict[str, Any], str]:
 
 async def measured(gateway: Running, name: str) -> dict[str, float]:
     """Return the samples of a metric by their only label, or under an empty name."""
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=GUARD_S) as client:
         text = (await client.get("/metrics")).text
     return {
         "".join(sample.labels.values()): sample.value
@@ -71,7 +72,7 @@ async def measured(gateway: Running, name: str) -> dict[str, float]:
 
 
 async def becomes(gateway: Running, name: str, **expected: float) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         while not expected.items() <= (await measured(gateway, name)).items():
             await asyncio.sleep(0.1)
 

@@ -38,6 +38,7 @@ from .attested import result
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
 from .batch_kit import chat_line, jsonl, task_line
 from .character_tokenizer import CharacterTokenizer
+from .patience import GUARD_S
 from .scripted import MODEL, WINDOW, ScriptedEngine
 from .test_batch_scheduler import settled_rows
 from .test_batch_submissions import FAST, answers, asked
@@ -287,7 +288,7 @@ async def test_the_references_answers_in_its_batch_are_evidence(
             with gateway.database.read() as connection:
                 return list(connection.execute(select(evidence_audits)))
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(GUARD_S):
             while len(rows := await asyncio.to_thread(audits)) < 8:
                 await asyncio.sleep(0.05)
     bodies = [line["response"]["body"] for line in found.values()]
@@ -313,7 +314,7 @@ async def test_lines_that_were_left_to_a_provider_survive_a_crash(
         patch.setattr(Submissions, "targets", nothing)
         async with started(provider, state) as first:
             batch = await first.submit(data)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(GUARD_S):
                 while True:
                     waiting = SubmissionStore(first.database)
                     found = await asyncio.to_thread(waiting.requests, batch.id, range(1, 7))
@@ -360,7 +361,7 @@ async def test_requests_that_wait_are_not_shown_as_results(
     data = jsonl(chat_line("a", "Tell me about gates.", model="auto"))
     async with started(provider, state) as gateway:
         batch = await gateway.submit(data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(GUARD_S):
             while "state" not in [name for name, _ in provider.script.batch_requests]:
                 await asyncio.sleep(0.05)
         await gateway.acme.batches.cancel(batch.id)

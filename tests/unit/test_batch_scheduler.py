@@ -34,6 +34,7 @@ from .authenticated import opened
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
 from .batch_kit import ACME, CHAT, chat_line, jsonl, line_rules
 from .cache_kit import NOW
+from .patience import GUARD_S
 
 SOON = Deadline.after(1e6)
 
@@ -60,7 +61,7 @@ def ledger_rows(database: Database) -> list[Any]:
 
 async def settled_rows(database: Database) -> list[Any]:
     """Return the calls with their inputs, once every end is written: it may follow the answer."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         while True:
             rows = await asyncio.to_thread(ledger_rows, database)
             if all(row.state == "closed" for row in rows):

@@ -37,6 +37,7 @@ from ..provider.server import ProviderServer
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
 from .batch_kit import chat_line, jsonl
 from .ledger_rows import UTC_ZONE
+from .patience import GUARD_S
 from .test_batch_scheduler import questions, settled_rows
 
 FAST = {"provider_poll_s": 0.2}
@@ -67,7 +68,7 @@ def asked(provider: ProviderServer) -> Counter[str]:
 
 async def until_asked(provider: ProviderServer, operation: BatchOperation) -> None:
     """Return when the provider's batch API was asked for an operation."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         while operation not in [name for name, _ in provider.script.batch_requests]:
             await asyncio.sleep(0.05)
 
@@ -304,7 +305,7 @@ async def test_a_defect_of_one_submission_keeps_no_other_waiting(
 
     monkeypatch.setattr(OpenAIBatches, "state", breaks)
     await gateway.submit(questions(2))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         while not broken:
             await asyncio.sleep(0.05)
     second = await gateway.ended(await gateway.submit(questions(3), "globex"), "globex")
@@ -398,7 +399,7 @@ async def test_results_wait_for_a_disk_that_is_full(
 
     with monkeypatch.context() as patch:
         patch.setattr("serving.batch.blobs.os.fsync", full)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(GUARD_S):
             while len(refused) < 3:
                 await asyncio.sleep(0.05)
     delayed = [line for line in caplog.messages if line.startswith("batch.delayed")]
@@ -423,7 +424,7 @@ async def test_lines_of_a_provider_that_was_removed_end_as_unknown_after_its_win
         batch = await first.submit(questions(3))
         await until_asked(provider, "state")
     async with running(provider, state, None, has_batches=False, batch=FAST, again=True) as second:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(GUARD_S):
             while not any("batch.provider_removed" in line for line in caplog.messages):
                 await asyncio.sleep(0.05)
         assert (await second.acme.batches.retrieve(batch.id)).status == "in_progress"

@@ -27,6 +27,9 @@ from benchmarks.scale_model import (
 from benchmarks.scale_report import lines
 from benchmarks.scale_sizes import MOVES, busy, limit, limits, more, sized, steps
 
+# What is simulated is no code of the product: tracing it would only take time.
+pytestmark = pytest.mark.no_cover
+
 KEPT = File(__file__).parents[2] / "benchmarks" / "scale.json"
 NOTHING = dict.fromkeys(("by name", "auto", "hit", "local"), 0.0)
 HITS: Mapping[Path, float] = {"hit": 1.0}

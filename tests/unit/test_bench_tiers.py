@@ -9,7 +9,11 @@ import pytest
 from benchmarks.tiers_clusters import measured
 from benchmarks.tiers_simulation import TARGET, Quality, Result, Simulation, Topic
 
-SEEDS = 20
+# A simulation calls the product's statistics a hundred thousand times, whose own tests cover them.
+pytestmark = pytest.mark.no_cover
+
+SEEDS = 10
+"""Fixed ones: every run must hold."""
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +22,7 @@ def results() -> list[Result]:
 
 
 def test_5000_requests_find_the_best_tier_of_each_topic(results: list[Result]) -> None:
-    assert sum(result.is_best for result in results) >= 19
+    assert sum(result.is_best for result in results) == SEEDS
 
 
 def test_cheaper_answers_stay_within_the_target_in_each_topic(results: list[Result]) -> None:
@@ -26,15 +30,15 @@ def test_cheaper_answers_stay_within_the_target_in_each_topic(results: list[Resu
         all(result.losses[name] / count <= TARGET for name, count in result.served.items())
         for result in results
     ]
-    assert sum(within) >= 19
+    assert sum(within) == SEEDS
     # The trap is served by the reference alone.
     assert all("moral scenarios" not in result.served for result in results)
 
 
 def test_exploration_pays_back_within_the_run(results: list[Result]) -> None:
-    assert sum(result.paid_back_at is not None for result in results) >= 19
+    assert sum(result.paid_back_at is not None for result in results) == SEEDS
     assert all(result.explored_usd > 0.0 for result in results)
-    assert sum(result.saving > 0.15 for result in results) >= 19
+    assert sum(result.saving > 0.15 for result in results) == SEEDS
 
 
 def test_nothing_is_explored_without_a_budget_or_a_payback() -> None:

@@ -1,8 +1,7 @@
 """Equal requests at one moment: asked once, each with its own row, deadline and hang-up."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from .cache_kit import Cached, cached, state_of, text_of
 from .chat_kit import CHAT, chat_body, hang_up
 from .frontier_kit import OPENAI, frontier, settings
 from .memory_ledger import Page
+from .patience import until
 from .scripted import MODEL, Server, assert_error
 
 
@@ -39,13 +39,6 @@ async def local(server: Server, database: Database) -> AsyncIterator[Cached]:
     server.engine.document["choices"] = [choice]
     async with cached(server, database) as found:
         yield found
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Wait until something is true; fail where it does not become so."""
-    async with asyncio.timeout(20):
-        while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
 
 
 def waiting(found: Cached) -> int:
@@ -185,16 +178,15 @@ async def test_a_call_goes_on_for_the_others_after_the_leaders_deadline(
     chats: Cached, provider: ProviderServer
 ) -> None:
     """One paid call for all; the leader, and one who waits, are answered at their own deadlines."""
-    provider.script.next(Fault("slow", delay_s=1.2))
-    hasty = {"x-narrowgate-deadline-s": "0.4"}
-    started_s = time.monotonic()
+    provider.script.next(Fault("slow", delay_s=3.0))
+    hasty = {"x-narrowgate-deadline-s": "1"}
     leader = asyncio.create_task(chats.chat(headers=hasty))
     await until(lambda: waiting(chats) == 1)
     patient = [asyncio.create_task(chats.chat()) for _ in range(2)]
-    brief = asyncio.create_task(chats.chat(headers={"x-narrowgate-deadline-s": "0.5"}))
+    brief = asyncio.create_task(chats.chat(headers={"x-narrowgate-deadline-s": "1.2"}))
     assert_error(await leader, 504, "deadline_exceeded")
-    assert time.monotonic() - started_s < 1.0
     assert_error(await brief, 504, "deadline_exceeded")
+    assert not provider.script.seen[0].completed
     answers = await asyncio.gather(*patient)
     assert [state_of(answer) for answer in answers] == ["hit", "hit"]
     assert len(provider.script.seen) == 1
@@ -212,8 +204,8 @@ async def test_a_streams_call_goes_on_after_the_leaders_deadline(
     chats: Cached, provider: ProviderServer
 ) -> None:
     provider.script.answer = lambda seen: Reply("one two three four five six")
-    provider.script.next(Fault("slow", delay_s=0.2))
-    hasty = {"x-narrowgate-deadline-s": "0.5"}
+    provider.script.next(Fault("slow", delay_s=0.4))
+    hasty = {"x-narrowgate-deadline-s": "1"}
     leader = asyncio.create_task(chats.chat(headers=hasty, stream=True))
     await until(lambda: waiting(chats) == 1)
     patient = await chats.chat()
@@ -224,8 +216,8 @@ async def test_a_streams_call_goes_on_after_the_leaders_deadline(
 
 async def test_a_call_ends_with_the_last_who_waits(chats: Cached, provider: ProviderServer) -> None:
     """The deadline of one who left does not keep the call."""
-    provider.script.next(Fault("slow", delay_s=5))
-    hasty = {"x-narrowgate-deadline-s": "0.4"}
+    provider.script.next(Fault("hang"))
+    hasty = {"x-narrowgate-deadline-s": "1"}
     leader = asyncio.create_task(chats.chat(headers=hasty))
     await until(lambda: waiting(chats) == 1)
     patient = asyncio.create_task(chats.chat())
@@ -240,7 +232,7 @@ async def test_a_call_ends_with_the_last_who_waits(chats: Cached, provider: Prov
 
 
 async def test_a_tasks_work_goes_on_after_the_leaders_deadline(local: Cached) -> None:
-    hasty = {"input": "a", "deadline_s": 0.3, "route": "local_only"}
+    hasty = {"input": "a", "deadline_s": 1, "route": "local_only"}
     leader = asyncio.create_task(local.task("topic", hasty))
     await until(lambda: waiting(local) == 1)
     patient = asyncio.create_task(local.task("topic", {"input": "a", "route": "local_only"}))

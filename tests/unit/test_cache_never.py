@@ -18,6 +18,7 @@ from ..provider.server import ProviderServer
 from .authenticated import KeyedServer, listening
 from .cache_kit import Cached, cached
 from .frontier_kit import OPENAI, frontier, settings
+from .patience import GUARD_S
 from .scripted import Server
 
 QUESTION = "What is a narrow gate?"
@@ -222,7 +223,7 @@ async def test_a_stream_that_the_client_leaves_is_not_stored(
             if read == after_events:
                 break
         await stream.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(GUARD_S):
             while len(flights):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         (seen,) = tenants.provider.script.seen

@@ -27,10 +27,8 @@ from ..provider.server import ProviderServer
 from .authenticated import opened
 from .cache_kit import Cached, cached, packed, state_of, text_of
 from .frontier_kit import frontier, settings
+from .patience import GUARD_S
 from .scripted import Server
-
-SOON_S = 2.0
-"""An entry of one replica is found by the other, and a deletion holds on both, within this time."""
 
 
 @pytest.fixture
@@ -62,9 +60,9 @@ async def replicas(
 
 
 async def becomes(found: Cached, state: str, text: str) -> Any:
-    """Look a chat up, without storing, until the cache does so; fail after SOON_S."""
+    """Look a chat up, without storing, until the cache does so; fail after GUARD_S."""
     headers = {"x-narrowgate-cache": "no-store"}
-    until_s = time.monotonic() + SOON_S
+    until_s = time.monotonic() + GUARD_S
     while True:
         response = await found.chat(text, headers=headers)
         if state_of(response) == state:

@@ -38,10 +38,10 @@ from .cache_kit import NOW, packed, state_of, text_of
 from .chat_kit import CHAT, chat_body
 from .database import insist
 from .frontier_kit import OPENAI, frontier, settings
+from .patience import GUARD_S
 from .scripted import Server
 from .similar_kit import OTHER, PAIR, Model, SimilarServer, similar
 
-SOON_S = 2.0
 ENTRY = "x-narrowgate-cache-entry"
 DIMENSIONS = 8
 PLACE = Partition("tenant/acme", "f" * 64)
@@ -92,8 +92,8 @@ async def replicas(
 
 
 async def becomes(found: SimilarServer, state: str, text: str) -> Any:
-    """Look a chat up, without storing, until the cache does so; fail after SOON_S."""
-    until_s = time.monotonic() + SOON_S
+    """Look a chat up, without storing, until the cache does so; fail after GUARD_S."""
+    until_s = time.monotonic() + GUARD_S
     while True:
         response = await found.cached.chat(text, headers={"x-narrowgate-cache": "no-store"})
         if state_of(response) == state:
@@ -218,7 +218,7 @@ async def test_an_entrys_deletion_takes_its_question_and_aliases_along(
 
 async def test_an_index_forgets_what_was_deleted(databases: tuple[Database, Database]) -> None:
     entries = EntryStore(databases[0])
-    found = SimilarEntries(QuestionStore(entries), DIMENSIONS, 10.0)
+    found = SimilarEntries(QuestionStore(entries), DIMENSIONS, GUARD_S)
     question = Question(PLACE.fingerprint, "How do I boil an egg?", _vector(0))
     near = [replace(question, vector=_vector(0)) for _ in range(100)]
     entries.write([packed(number, question=one) for number, one in enumerate(near)])
@@ -243,7 +243,7 @@ async def test_a_flood_of_near_equal_questions_is_bounded_and_leaves_others_alon
     databases: tuple[Database, Database],
 ) -> None:
     entries = EntryStore(databases[0])
-    found = SimilarEntries(QuestionStore(entries), DIMENSIONS, 10.0)
+    found = SimilarEntries(QuestionStore(entries), DIMENSIONS, GUARD_S)
     centre, random = _vector(1), np.random.default_rng(1)
 
     def near() -> Any:
@@ -295,7 +295,7 @@ async def test_an_index_that_is_being_loaded_is_a_miss_and_not_waited_for(
     store = QuestionStore(entries)
     question = Question(PLACE.fingerprint, "How do I boil an egg?", _vector(0))
     entries.write([packed(1, question=question)])
-    found = SimilarEntries(store, DIMENSIONS, 10.0)
+    found = SimilarEntries(store, DIMENSIONS, GUARD_S)
     rows_after = store.rows_after
 
     def slow(*arguments: Any) -> Any:
@@ -311,7 +311,7 @@ async def test_an_index_that_is_being_loaded_is_a_miss_and_not_waited_for(
     assert result is not None
     assert result.is_loading
     monkeypatch.setattr(store, "rows_after", rows_after)
-    until_s = time.monotonic() + 10.0
+    until_s = time.monotonic() + GUARD_S
     while (result := await look()) is None or result.is_loading:
         assert time.monotonic() < until_s
         await asyncio.sleep(0.05)
@@ -325,7 +325,7 @@ async def test_a_load_that_fails_is_tried_again(
     store = QuestionStore(entries)
     question = Question(PLACE.fingerprint, "How do I boil an egg?", _vector(0))
     entries.write([packed(1, question=question)])
-    found = SimilarEntries(store, DIMENSIONS, 10.0)
+    found = SimilarEntries(store, DIMENSIONS, GUARD_S)
     rows_after = store.rows_after
 
     def fail(*_: Any) -> Any:
@@ -408,7 +408,7 @@ async def test_a_kill_leaves_every_entry_with_its_question(
         asked = set(connection.execute(select(cache_questions.c.entry)).scalars())
     assert kept == asked
     assert {f"e{number}" for number in range(last + 1)} <= kept
-    found = SimilarEntries(QuestionStore(EntryStore(database)), DIMENSIONS, 10.0)
+    found = SimilarEntries(QuestionStore(EntryStore(database)), DIMENSIONS, GUARD_S)
     question = Question(PLACE.fingerprint, PAIR[0], _vector(3))
     result = await found.find("k", PLACE.namespace, question, 0.95, lambda entry: True)
     assert result is not None

@@ -75,12 +75,12 @@ def test_what_is_drawn_anew(text: str) -> None:
 )
 def test_a_long_text_takes_linear_time(unit: str) -> None:
     text = unit * 20_000
-    started = time.perf_counter()
+    started = time.process_time()
     assert not names_moving_time(text)
     holds_personal_data(text)
     asks_to_draw(text)
     # A search that is quadratic in the length takes minutes.
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 20
 
 
 def _reasons(text: str) -> set[str | None]:

@@ -18,6 +18,8 @@ from serving.artifacts.checkpoint import (
 from serving.contracts.errors import InvalidSettings
 from serving.contracts.settings import ModelSettings
 
+from .patience import GUARD_S
+
 
 def model(source: str, revision: str | None = None) -> ModelSettings:
     return ModelSettings.model_validate(
@@ -68,7 +70,7 @@ def _unfinished(models: Path) -> list[Path]:
 
 def _begun(models: Path) -> "subprocess.Popen[bytes]":
     process = subprocess.Popen([sys.executable, "-c", _ENDLESS, str(models)])
-    end = time.monotonic() + 60
+    end = time.monotonic() + GUARD_S
     while not any((folder / "model.safetensors").exists() for folder in _unfinished(models)):
         assert time.monotonic() < end
         assert process.poll() is None

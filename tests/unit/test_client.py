@@ -23,6 +23,8 @@ from serving.contracts.settings import Settings
 from serving.local import health as health_module
 from serving.local.client import EngineClient
 
+from .patience import GUARD_S
+
 MODEL = Settings().models[0]
 INFO = EngineInfo(MODEL.id, "vllm", "0.29.0", 2048, None, "bfloat16")
 SCORE = ScoreWork((1, 2), (ScoringPoint((), (3, 4)),))
@@ -180,7 +182,7 @@ async def test_calls_that_hang_on_a_lost_replica_are_woken(setting: Setting) -> 
     await asyncio.sleep(0)
     handle.pings = "silent"
     await client.run([GENERATE], Deadline.after(LATER))
-    (output,) = await asyncio.wait_for(hanging, timeout=2)
+    (output,) = await asyncio.wait_for(hanging, timeout=GUARD_S)
     assert isinstance(output, ModelUnavailable)
     assert handle.calls[0][1].cancelled
 

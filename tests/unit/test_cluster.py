@@ -24,6 +24,7 @@ from serving.local.metrics_server import metrics_served
 from serving.preparation import model_grants
 
 from .attested import attest, predicate, result, write_model
+from .patience import GUARD_S
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = """
@@ -151,7 +152,8 @@ def test_each_replica_answers_its_own_metrics_and_a_taken_port_is_named() -> Non
     with metrics_served(None, registry):
         pass
     with metrics_served(port, registry):
-        assert "calls_total 1.0" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=GUARD_S)
+        assert "calls_total 1.0" in answer.text
         with (
             pytest.raises(InvalidSettings, match=f"metrics_port {port} is taken"),
             metrics_served(port, registry),

@@ -24,6 +24,7 @@ from serving.embedding.onnx_graph import quantize_blocks
 from serving.embedding.weights import EncoderFiles, packaged_files
 
 from .made_encoder import encoder_state
+from .patience import GUARD_S
 
 TEXTS = [
     "Classify the sentiment of this review: I loved it.",
@@ -219,7 +220,7 @@ async def test_the_event_loop_goes_on_while_texts_are_embedded() -> None:
 
     def encode(texts: Sequence[str]) -> NDArray[np.float32]:
         # Released by the loop: it would wait in vain where it blocked the loop.
-        assert released.wait(timeout=30)
+        assert released.wait(timeout=GUARD_S)
         return np.array([[float(len(text))] for text in texts], np.float32)
 
     embedder = ThreadedEmbedder(encode, max_queued=4)

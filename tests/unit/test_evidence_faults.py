@@ -39,6 +39,7 @@ from .evidence_kit import (
     opening,
     worker,
 )
+from .patience import GUARD_S
 from .test_evidence_states import LABEL, OTHER, bring, says
 
 ALWAYS = EARLY.model_copy(update={"high_rate": 1.0, "lease_s": 60.0})
@@ -332,5 +333,5 @@ async def test_a_watch_that_is_cancelled_as_it_is_woken_ends(
     for _ in range(steps):
         await asyncio.sleep(0)
     watch.cancel()
-    done, _ = await asyncio.wait({watch}, timeout=5.0)
+    done, _ = await asyncio.wait({watch}, timeout=GUARD_S)
     assert done

@@ -43,6 +43,7 @@ from serving.contracts.task_spec import TaskSpec
 
 from ..built_in_tasks import BUILT_IN_TASKS
 from .attested import attest, predicate, result, write_model
+from .patience import GUARD_S
 
 FAIL = Verdict.FAIL
 
@@ -371,9 +372,9 @@ def test_children_are_ended_together_and_none_is_started_afterwards() -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert began.wait(30)
+    assert began.wait(GUARD_S)
     children.stop()
-    assert ended.wait(30)
+    assert ended.wait(GUARD_S)
     thread.join()
     with pytest.raises(EngineFailure, match="stopped"):
         children.run(["-c", "1"], QuantizationFailed, "it", program=[sys.executable])

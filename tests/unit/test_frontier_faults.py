@@ -42,8 +42,11 @@ from .frontier_kit import (
     call,
     frontier,
     settings,
-    until,
 )
+from .patience import GUARD_S, until
+
+ENDLESS_S = 600.0
+"""Longer than pytest lets a test run: what ends in time ended because of something else."""
 
 LEAK = "your key {key} is bad, Bearer {key}"
 
@@ -128,16 +131,14 @@ async def test_each_failure_has_its_error_and_its_consequence(
     falls_back: bool,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    patience = {"first_byte_timeout_s": 1.0 if fault.kind == "hang" else 3.0}
+    patience = {"first_byte_timeout_s": 0.3} if fault.kind == "hang" else {}
     events = Recorder()
     async with frontier(settings(provider, patience), events) as stack:
         for ask in (whole, streamed):
             provider.reset()
             provider.script.next(fault, fault)
-            began = time.monotonic()
             with pytest.raises(FrontierError) as caught:
-                await ask(stack, call(target))
-            assert time.monotonic() - began < 3
+                await ask(stack, call(target, seconds=ENDLESS_S))
             assert type(caught.value) is expected
             (attempt,) = attempts_of(caught.value)
             assert (attempt.model, attempt.error) == (target, expected.code)
@@ -152,7 +153,7 @@ async def test_each_failure_has_its_error_and_its_consequence(
                 assert events.fallbacks[-1] == (target, OTHER, expected.code)
             else:
                 with pytest.raises(expected):
-                    await ask(stack, call(target, OTHER))
+                    await ask(stack, call(target, OTHER, seconds=ENDLESS_S))
             assert len(provider.script.seen) == (3 if falls_back else 2)
             assert provider.script.completed <= (1 if falls_back else 2)
 
@@ -175,8 +176,8 @@ async def test_a_whole_answer_that_breaks_off_was_paid(
     provider: ProviderServer, target: str, kind: Any
 ) -> None:
     provider.script.next(Fault(kind))
-    config = settings(provider, {"first_byte_timeout_s": 0.3, "max_retries": 3})
-    async with frontier(config) as stack:
+    patience = {"first_byte_timeout_s": 0.3} if kind == "hang_mid_stream" else {}
+    async with frontier(settings(provider, {**patience, "max_retries": 3})) as stack:
         with pytest.raises((FrontierInvalidResponse, FrontierTimeout)) as caught:
             await stack.complete(call(target))
     # The SDK's read time-out is the same as the wait for the answer: either may come first.
@@ -195,7 +196,8 @@ async def test_a_broken_stream_is_not_followed_by_a_second_answer(
     provider.script.next(Fault(kind, after_events=5, message=LEAK))
     events = Recorder()
     got = []
-    async with frontier(settings(provider, {"max_retries": 3}), events) as stack:
+    patience = {"idle_timeout_s": 1.0} if kind == "hang_mid_stream" else {}
+    async with frontier(settings(provider, {**patience, "max_retries": 3}), events) as stack:
         stream = await stack.stream(call(target, OTHER))
         with pytest.raises(FrontierStreamBroken) as caught:  # noqa: PT012
             async for chunk in stream.events:
@@ -275,7 +277,7 @@ async def test_retry_after_is_waited_for(provider: ProviderServer) -> None:
         began = time.monotonic()
         done = await stack.complete(call(OPENAI))
         took = time.monotonic() - began
-    assert 0.45 <= took < 3
+    assert took >= 0.45
     assert events.retries == [("openai", "frontier_rate_limited")] * 3
     assert [attempt.error for attempt in done.attempts] == ["frontier_rate_limited"] * 3
 
@@ -283,9 +285,9 @@ async def test_retry_after_is_waited_for(provider: ProviderServer) -> None:
 @pytest.mark.parametrize(
     "headers",
     [
-        {"retry-after": "60"},
+        {"retry-after": f"{GUARD_S:.0f}"},
         {"retry-after": formatdate(time.time() + 600, usegmt=True)},
-        {"retry-after-ms": "60000"},
+        {"retry-after-ms": f"{1000 * GUARD_S:.0f}"},
         {
             "anthropic-ratelimit-tokens-remaining": "0",
             "anthropic-ratelimit-tokens-reset": "2999-01-01T00:00:00Z",
@@ -297,18 +299,16 @@ async def test_a_wait_beyond_the_deadline_goes_straight_to_the_next_target(
 ) -> None:
     provider.script.next(Fault("status", 429, "rate_limit_exceeded", headers=headers))
     async with frontier(settings(provider, {"max_retries": 5})) as stack:
-        began = time.monotonic()
-        done = await stack.complete(call(ANTHROPIC, OTHER, seconds=5))
-    assert time.monotonic() - began < 2
+        done = await stack.complete(call(ANTHROPIC, OTHER, seconds=GUARD_S - 1))
     assert done.model == OTHER
 
 
 async def test_the_last_error_has_its_retry_after(provider: ProviderServer) -> None:
-    provider.script.next(rate_limited("60"))
+    provider.script.next(rate_limited(f"{GUARD_S:.0f}"))
     async with frontier(settings(provider, {"max_retries": 5})) as stack:
         with pytest.raises(FrontierRateLimited) as caught:
-            await stack.complete(call(OPENAI, seconds=3))
-    assert caught.value.retry_after_s == 60
+            await stack.complete(call(OPENAI, seconds=GUARD_S - 1))
+    assert caught.value.retry_after_s == GUARD_S
 
 
 async def test_retries_stop_at_their_number(provider: ProviderServer) -> None:
@@ -323,8 +323,10 @@ async def test_retries_stop_at_their_number(provider: ProviderServer) -> None:
 @HOW
 async def test_a_silent_provider_is_asked_once_and_left(provider: ProviderServer, ask: Ask) -> None:
     provider.script.on("gpt-4.1", Fault("hang"))
-    patience = {"max_retries": 3, "first_byte_timeout_s": 0.4}
-    async with frontier(settings(provider, patience, fall_back_after_timeout=True)) as stack:
+    config = settings(provider, {"max_retries": 3}, fall_back_after_timeout=True)
+    hasty = config.providers["openai"].model_copy(update={"first_byte_timeout_s": 0.4})
+    config = config.model_copy(update={"providers": {**config.providers, "openai": hasty}})
+    async with frontier(config) as stack:
         assert await ask(stack, call(OPENAI, OTHER))
     first, second = provider.script.seen
     assert first.disconnected
@@ -335,12 +337,10 @@ async def test_a_silent_provider_is_asked_once_and_left(provider: ProviderServer
 @HOW
 async def test_the_deadline_ends_everything(provider: ProviderServer, ask: Ask) -> None:
     provider.script.on("*", Fault("hang"))
-    config = settings(provider, {"first_byte_timeout_s": 30.0, "max_retries": 3})
+    config = settings(provider, {"first_byte_timeout_s": ENDLESS_S, "max_retries": 3})
     async with frontier(config) as stack:
-        began = time.monotonic()
         with pytest.raises(FrontierTimeout):
             await ask(stack, call(OPENAI, ANTHROPIC, seconds=0.4))
-        assert time.monotonic() - began < 1
         with pytest.raises(DeadlineExceeded):
             await ask(stack, call(OPENAI, seconds=0))
     assert len(provider.script.seen) == 1
@@ -350,7 +350,7 @@ async def test_the_deadline_ends_a_stream(provider: ProviderServer) -> None:
     provider.script.on("*", Fault("slow", delay_s=0.1))
     provider.script.answer = lambda _: "word " * 100
     async with frontier(settings(provider)) as stack:
-        stream = await stack.stream(call(OPENAI, seconds=0.6))
+        stream = await stack.stream(call(OPENAI, seconds=2))
         with pytest.raises(FrontierStreamBroken, match="took too long"):
             [chunk async for chunk in stream.events]
     await until(lambda: provider.script.seen[0].disconnected)
@@ -364,10 +364,8 @@ async def test_a_client_that_leaves_cancels_upstream(
     events = Recorder()
     provider.script.answer = lambda _: "one two three four five"
     provider.script.next(Fault("hang_mid_stream", after_events=5))
-    patience = {"first_byte_timeout_s": 30.0, "idle_timeout_s": 30.0, "drain_s": 0.0}
-    config = settings(provider, patience)
-    async with frontier(config, events) as stack:
-        stream = await stack.stream(call(target, seconds=60))
+    async with frontier(settings(provider, {"drain_s": 0.0}), events) as stack:
+        stream = await stack.stream(call(target))
         if when == "after":
             await anext(stream.events)
             await anext(stream.events)
@@ -385,9 +383,8 @@ async def test_a_cancelled_task_cancels_upstream(
     provider: ProviderServer, ask: Ask, target: str
 ) -> None:
     provider.script.next(Fault("hang"))
-    config = settings(provider, {"first_byte_timeout_s": 30.0})
-    async with frontier(config) as stack:
-        task = asyncio.create_task(ask(stack, call(target, seconds=60)))
+    async with frontier(settings(provider)) as stack:
+        task = asyncio.create_task(ask(stack, call(target)))
         await until(lambda: bool(provider.script.seen))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -399,14 +396,13 @@ async def test_a_cancelled_task_cancels_upstream(
 async def test_hedging_asks_two_and_takes_the_first(provider: ProviderServer, ask: Ask) -> None:
     provider.script.on("gpt-4.1", Fault("hang"))
     events = Recorder()
-    config = settings(provider, {"first_byte_timeout_s": 30.0}, hedge_after_s=0.1)
+    # The first one hangs for longer than pytest waits.
+    config = settings(provider, {"first_byte_timeout_s": ENDLESS_S}, hedge_after_s=0.1)
     async with frontier(config, events) as stack:
-        began = time.monotonic()
-        assert await ask(stack, call(OPENAI, OTHER, seconds=60))
-        assert time.monotonic() - began < 2
+        assert await ask(stack, call(OPENAI, OTHER, seconds=ENDLESS_S))
         await until(lambda: provider.script.seen[0].disconnected)
         assert ("openai", "gpt-4.1", "cancelled") in events.calls
-        done = await stack.complete(call(OPENAI, OTHER, seconds=60))
+        done = await stack.complete(call(OPENAI, OTHER))
     assert [(a.model, a.error) for a in done.attempts] == [(OPENAI, "hedge_lost")]
     assert events.fallbacks[0] == (OPENAI, OTHER, "hedge")
 
@@ -473,19 +469,17 @@ async def test_no_answer_is_paid_twice_without_hedging(
 
 async def test_calls_in_flight_are_limited(provider: ProviderServer) -> None:
     provider.script.on("*", Fault("slow", delay_s=0.01))
-    config = settings(provider, {"max_concurrent": 8, "first_byte_timeout_s": 20.0})
-    async with frontier(config) as stack:
-        request = (call(OPENAI, seconds=30) for _ in range(200))
+    async with frontier(settings(provider, {"max_concurrent": 8})) as stack:
+        request = (call(OPENAI) for _ in range(200))
         answers = await asyncio.gather(*(stack.complete(one) for one in request))
     assert len(answers) == 200
     assert max(seen.in_flight for seen in provider.script.seen) <= 8
 
 
 async def test_a_full_provider_is_waited_for_within_the_deadline(provider: ProviderServer) -> None:
-    provider.script.on("gpt-4.1", Fault("slow", delay_s=1.0))
-    config = settings(provider, {"max_concurrent": 1, "first_byte_timeout_s": 20.0})
-    async with frontier(config) as stack:
-        busy = asyncio.create_task(stack.complete(call(OPENAI, seconds=30)))
+    provider.script.on("gpt-4.1", Fault("hang"))
+    async with frontier(settings(provider, {"max_concurrent": 1})) as stack:
+        busy = asyncio.create_task(stack.complete(call(OPENAI, seconds=ENDLESS_S)))
         await until(lambda: bool(provider.script.seen))
         with pytest.raises(DeadlineExceeded) as caught:
             await stack.complete(call(OPENAI, seconds=0.2))
@@ -501,7 +495,7 @@ async def test_a_failing_provider_is_skipped_and_probed_by_one_request(
     provider: ProviderServer,
 ) -> None:
     events = Recorder()
-    breaker = BreakerSettings(failures=3, open_s=0.3)
+    breaker = BreakerSettings(failures=3, open_s=30)
     provider.script.on("gpt-4.1", Fault("status", 500))
     async with frontier(settings(provider, {"breaker": breaker}), events) as stack:
         for _ in range(3):
@@ -510,11 +504,11 @@ async def test_a_failing_provider_is_skipped_and_probed_by_one_request(
         with pytest.raises(FrontierUnavailable, match="circuit breaker") as caught:
             await stack.complete(call(OPENAI))
         assert attempts_of(caught.value) == ()
-        assert 0 < (caught.value.retry_after_s or 0) <= 0.3
+        assert 0 < (caught.value.retry_after_s or 0) <= 30
         assert (await stack.complete(call(OPENAI, OTHER))).model == OTHER
         assert len(provider.script.seen) == 4
-        await asyncio.sleep(0.35)
-        provider.script.on("gpt-4.1", Fault("slow", delay_s=0.1))
+        stack._providers["openai"].breaker._open_until_s = time.monotonic()
+        provider.script.on("gpt-4.1", Fault("slow", delay_s=0.5))
         request = [stack.complete(call(OPENAI, OTHER)) for _ in range(5)]
         models = [done.model for done in await asyncio.gather(*request)]
     assert sorted(models) == [OPENAI] + [OTHER] * 4
@@ -536,7 +530,7 @@ async def test_a_probe_whose_client_leaves_leaves_room_for_another(
     provider: ProviderServer,
 ) -> None:
     breaker = BreakerSettings(failures=1, open_s=0.05)
-    config = settings(provider, {"breaker": breaker, "first_byte_timeout_s": 30.0})
+    config = settings(provider, {"breaker": breaker})
     provider.script.next(Fault("status", 500), Fault("hang"))
     async with frontier(config) as stack:
         with pytest.raises(FrontierUnavailable):

@@ -23,17 +23,17 @@ MESSAGE = [
     '"usage": {"output_tokens": 4}}\n\n',
 ]
 CHUNKS = [f"data: {each}\n\n" for each in (FIRST, END, LAST)]
-IDLE = {"first_byte_timeout_s": 0.4, "idle_timeout_s": 0.4}
+IDLE = {"first_byte_timeout_s": 1.5, "idle_timeout_s": 1.5}
 
 
-def slowly(*pieces: str, delay_s: float = 0.06) -> Fault:
+def slowly(*pieces: str, delay_s: float = 0.12) -> Fault:
     return Fault("raw", 200, body=tuple(piece.encode() for piece in pieces), delay_s=delay_s)
 
 
 async def test_comments_and_pings_are_no_silence(provider: ProviderServer) -> None:
     bodies = {OPENAI: (COMMENT, CHUNKS, "data: [DONE]\n\n"), ANTHROPIC: (PING, MESSAGE, "")}
     for target, (alive, (first, *rest), done) in bodies.items():
-        waits = [alive] * 8
+        waits = [alive] * 14  # 1.7 s, longer than the silence that is allowed
         model = target.partition("/")[2]
         provider.script.on(model, slowly(*waits, first, *waits, *rest, done))
     async with frontier(settings(provider, IDLE)) as stack:
@@ -53,12 +53,12 @@ async def test_an_endless_run_of_comments_ends_with_the_requests_time(
 ) -> None:
     endless = [alive] * 800
     provider.script.next(slowly(*endless, delay_s=0.02), slowly(CHUNKS[0], *endless, delay_s=0.02))
-    idle = {"first_byte_timeout_s": 0.15, "idle_timeout_s": 0.15}
+    idle = {"first_byte_timeout_s": 0.8, "idle_timeout_s": 0.8}
     async with frontier(settings(provider, idle)) as stack:
         with pytest.raises(FrontierTimeout):
-            await stack.stream(call(OPENAI, seconds=0.3))
+            await stack.stream(call(OPENAI, seconds=1.6))
         entry = page()
-        stream = await stack.stream(call(OPENAI, seconds=0.3, entry=entry))
+        stream = await stack.stream(call(OPENAI, seconds=1.6, entry=entry))
         with pytest.raises(FrontierStreamBroken, match="took too long"):
             [chunk async for chunk in stream.events]
     assert source_of(entry) == "unknown"

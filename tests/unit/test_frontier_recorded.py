@@ -33,9 +33,9 @@ from .frontier_kit import (
     frontier,
     page,
     settings,
-    until,
 )
 from .memory_ledger import BookedCall, MemoryLedger, Page
+from .patience import until
 
 Ask = Callable[[FrontierStack, FrontierCall], Awaitable[None]]
 LONG = {"messages": [{"role": "user", "content": "A preface to be kept. " * 400}]}
@@ -111,7 +111,8 @@ async def test_unreported_usage_is_recorded_as_unknown(
 ) -> None:
     provider.script.next(fault)
     entry = page()
-    async with frontier(settings(provider, {"first_byte_timeout_s": 0.3})) as stack:
+    patience = {"first_byte_timeout_s": 0.3} if fault.kind == "hang" else {}
+    async with frontier(settings(provider, patience)) as stack:
         with suppress(FrontierError):
             await ask(stack, call(target, entry=entry))
     end = only(entry).end
@@ -129,7 +130,8 @@ async def test_a_stream_that_breaks_before_its_usage_holds_its_worst_case(
     provider.script.answer = lambda _: "one two three four five six seven eight nine ten"
     provider.script.next(Fault(kind, after_events=6))
     entry = page()
-    async with frontier(settings(provider)) as stack:
+    patience = {"idle_timeout_s": 1.0} if kind == "hang_mid_stream" else {}
+    async with frontier(settings(provider, patience)) as stack:
         stream = await stack.stream(call(target, OTHER, entry=entry))
         with pytest.raises(FrontierError):
             async for _ in stream.events:

@@ -34,6 +34,7 @@ from evals.commands import gate
 from evals.findings import Findings
 from evals.gate import Request
 from evals.label_orders import Pacing
+from evals.report import html
 from evals.suite import Suite
 from serving.artifacts.manifest import file_manifest
 from serving.artifacts.signing_key import KeyPair
@@ -47,6 +48,7 @@ from ..provider.server import ProviderServer
 from . import checkpoints
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
 from .character_tokenizer import CharacterTokenizer
+from .patience import GUARD_S
 from .test_batch_scheduler import questions, settled_rows
 
 MODEL = "openai/gpt-4.1"
@@ -204,6 +206,9 @@ def command(
         return judged(request)
 
     monkeypatch.setattr(evals.gate, "run_gate", run_gate)
+    # Half of a run's processor time; test_report.py draws them.
+    monkeypatch.setattr(html, "_summary_plots", lambda _: ())
+    monkeypatch.setattr(html, "_task_plots", lambda *_: ())
     return found
 
 
@@ -489,7 +494,7 @@ async def test_a_gate_that_was_killed_takes_its_batch_over(
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     batch = await first_batch(gateway, provider)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         while not any(
             batch in path.read_text() for path in (command.state / "gate").rglob("order-*.json")
         ):

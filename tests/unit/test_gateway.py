@@ -22,6 +22,7 @@ from serving.tasks.grant import Grant
 from ..built_in_tasks import BUILT_IN_TASKS
 from .attested import result
 from .memory_ledger import LOCAL_COST
+from .patience import GUARD_S
 from .scripted import MODEL, WINDOW, Server, assert_error
 
 
@@ -206,7 +207,7 @@ async def test_before_the_model_is_loaded(specs: dict[str, TaskSpec]) -> None:
 
 async def test_a_request_has_a_deadline(specs: dict[str, TaskSpec]) -> None:
     server = await Server(
-        specs, request_timeout_s=0.05, max_concurrent_inputs=1, max_inputs=1
+        specs, request_timeout_s=0.5, max_concurrent_inputs=1, max_inputs=1
     ).ready()
     server.engine.release.clear()
     first = asyncio.create_task(server.post("/v1/tasks/sentiment", json={"input": "a"}))
@@ -366,12 +367,12 @@ async def test_tokenizing_a_long_input_does_not_hold_the_event_loop(
 
     def slow(request: Any) -> EngineWork:
         started.set()
-        assert goes_on.wait(10), "the event loop waited for the tokenizer"
+        assert goes_on.wait(GUARD_S), "the event loop waited for the tokenizer"
         return plan(request)
 
     monkeypatch.setattr(task, "plan", slow)
     long = asyncio.create_task(server.post("/v1/tasks/sentiment", json={"input": "long " * 2000}))
-    assert await asyncio.to_thread(started.wait, 10)
+    assert await asyncio.to_thread(started.wait, GUARD_S)
     # Answered while the long input is still being tokenized.
     assert (await server.client.get("/healthz")).status_code == 200
     assert not long.done()

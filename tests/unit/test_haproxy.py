@@ -27,6 +27,7 @@ from serving.lifecycle import haproxy
 from serving.lifecycle.haproxy import Listeners, limited
 from serving.lifecycle.ports import free_port, free_ports
 
+from .patience import GUARD_S
 from .scripted import Server
 
 SLOW_S = 1.5
@@ -120,13 +121,13 @@ class Proxy:
         )  # fmt: skip
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + GUARD_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 assert self.process.stderr is not None
                 pytest.fail(self.process.stderr.read())
             with suppress(httpx.TransportError):
-                if httpx.get(f"{self.health}/healthz").status_code == 200:
+                if httpx.get(f"{self.health}/healthz", timeout=GUARD_S).status_code == 200:
                     return
             time.sleep(0.05)
         pytest.fail("HAProxy does not answer")
@@ -139,7 +140,7 @@ def ran(running: Proxy) -> Iterator[Proxy]:
         yield running
     finally:
         running.process.terminate()
-        running.process.wait(10)
+        running.process.wait(GUARD_S)
         assert running.process.stderr is not None
         running.process.stderr.close()
 
@@ -150,9 +151,9 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, backend: int) -> Iterator[Pr
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def patient_proxy(tmp_path_factory: pytest.TempPathFactory, backend: int) -> Iterator[Proxy]:
-    """A proxy that closes no silent connection while a test runs."""
+    """A proxy that closes no silent connection while a test runs; one for this file."""
     folder = tmp_path_factory.mktemp("p")
     # A connection that sends nothing is closed after the shorter of the two.
     with ran(Proxy(folder, backend, header_timeout_s=60.0, idle_timeout_s=60.0)) as running:
@@ -162,8 +163,8 @@ def patient_proxy(tmp_path_factory: pytest.TempPathFactory, backend: int) -> Ite
 def test_requests_pass_also_those_that_take_longer_than_a_client_may_be_silent(
     proxy: Proxy,
 ) -> None:
-    assert httpx.get(f"{proxy.url}/any").text == "/any"
-    assert httpx.post(f"{proxy.url}/slow", content=b"x" * 100_000).text == "/slow"
+    assert httpx.get(f"{proxy.url}/any", timeout=GUARD_S).text == "/any"
+    assert httpx.post(f"{proxy.url}/slow", content=b"x" * 100_000, timeout=GUARD_S).text == "/slow"
 
 
 def listening(proxy: Proxy) -> dict[int, str]:
@@ -187,8 +188,9 @@ def test_the_api_listens_where_it_is_told_to_and_statistics_and_metrics_on_loopb
             proxy.stats: "127.0.0.1",
             proxy.metrics: "127.0.0.1",
         }
-        assert httpx.get(f"http://127.0.0.1:{proxy.metrics}/metrics").status_code == 200
-        assert httpx.get(f"{proxy.url}/any").text == "/any"
+        metrics = f"http://127.0.0.1:{proxy.metrics}/metrics"
+        assert httpx.get(metrics, timeout=GUARD_S).status_code == 200
+        assert httpx.get(f"{proxy.url}/any", timeout=GUARD_S).text == "/any"
 
 
 def test_one_address_is_limited_and_health_checks_are_answered_meanwhile(
@@ -199,8 +201,8 @@ def test_one_address_is_limited_and_health_checks_are_answered_meanwhile(
         hold_silent_connections(held, patient_proxy)
         # The kernel completes a connection before the proxy counts it.
         assert eventually(lambda: not answers(url))
-        assert httpx.get(f"{patient_proxy.health}/healthz", timeout=5).text == "/healthz"
-        assert httpx.get(f"{patient_proxy.health}/readyz", timeout=5).text == "/readyz"
+        assert httpx.get(f"{patient_proxy.health}/healthz", timeout=GUARD_S).text == "/healthz"
+        assert httpx.get(f"{patient_proxy.health}/readyz", timeout=GUARD_S).text == "/readyz"
     assert eventually(lambda: answers(url)), "the address is still refused"
 
 
@@ -220,13 +222,13 @@ def hold_silent_connections(held: ExitStack, proxy: Proxy) -> None:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5).text == "/any"
+        return httpx.get(url, timeout=GUARD_S).text == "/any"
     except httpx.TransportError:
         return False
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + GUARD_S
     while time.monotonic() < deadline:
         if holds():
             return True
@@ -235,7 +237,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
 
 
 def read_to_end(connection: socket.socket) -> bytes:
-    connection.settimeout(10)
+    connection.settimeout(GUARD_S)
     received = b""
     with suppress(ConnectionResetError):
         while part := connection.recv(65536):
@@ -247,27 +249,29 @@ def read_to_end(connection: socket.socket) -> bytes:
     "sent",
     [b"\xe9", b"zz1 ab", b"a\tb", b"x" * 129, b"\xc3\xa9", b"one\r\nx-request-id: two", b""],
 )
-def test_an_id_that_the_gateway_would_replace_does_not_reach_ray(proxy: Proxy, sent: bytes) -> None:
-    for port, path in ((proxy.port, b"/headers"),
-                       (proxy.listeners.health_port, b"/healthz?headers")):  # fmt: skip
+def test_an_id_that_the_gateway_would_replace_does_not_reach_ray(
+    patient_proxy: Proxy, sent: bytes
+) -> None:
+    for port, path in ((patient_proxy.port, b"/headers"),
+                       (patient_proxy.listeners.health_port, b"/healthz?headers")):  # fmt: skip
         names = {name.lower() for name, _ in _received(port, path, b"x-request-id: " + sent)}
         assert "x-request-id" not in names
         assert "host" in names
 
 
 @pytest.mark.parametrize("sent", ["a", "x" * 128, "a,b", 'say_"hi"!'])
-def test_an_id_that_the_gateway_accepts_passes(proxy: Proxy, sent: str) -> None:
-    found = _received(proxy.port, b"/headers", f"x-request-id: {sent}".encode())
+def test_an_id_that_the_gateway_accepts_passes(patient_proxy: Proxy, sent: str) -> None:
+    found = _received(patient_proxy.port, b"/headers", f"x-request-id: {sent}".encode())
     assert [value for name, value in found if name.lower() == "x-request-id"] == [sent]
 
 
-def test_a_client_does_not_command_ray(proxy: Proxy) -> None:
+def test_a_client_does_not_command_ray(patient_proxy: Proxy) -> None:
     commands = [
         b"serve_multiplexed_model_id: \xe9", b"Serve-Multiplexed-Model-Id: a",
         b"x-session-id: \xff", b"x-request-timeout-seconds: -1",
         b"x-request-disconnect-disabled: ?1", b"x-serve-router-anything: 1",
     ]  # fmt: skip
-    found = _received(proxy.port, b"/headers", b"\r\n".join([*commands, b"x-other: 1"]))
+    found = _received(patient_proxy.port, b"/headers", b"\r\n".join([*commands, b"x-other: 1"]))
     names = {name.lower() for name, _ in found}
     assert not names & {command.split(b":")[0].decode().lower() for command in commands}
     assert "x-other" in names
@@ -275,7 +279,7 @@ def test_a_client_does_not_command_ray(proxy: Proxy) -> None:
 
 def _received(port: int, path: bytes, headers: bytes) -> list[tuple[str, str]]:
     """Send a request as given; return the headers that the backend has got."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as connection:
         connection.sendall(
             b"GET " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
             + headers + b"\r\n\r\n"
@@ -302,14 +306,14 @@ def test_a_body_that_stops_ends_the_connection(proxy: Proxy) -> None:
         assert b" 200 " not in read_to_end(connection)
 
 
-def test_bytes_that_are_not_http_end_the_connection(proxy: Proxy) -> None:
+def test_bytes_that_are_not_http_end_the_connection(patient_proxy: Proxy) -> None:
     for sent in (
         b"GET /any HTTP/1.1\r\nhost: x\r\nx-big: " + b"a" * 30_000 + b"\r\n\r\n",
         b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
         b"GET /any HTTP/1.1\r\nhost: x\r\n" + b"x-many: 1\r\n" * 150 + b"\r\n",
         b"no request at all\r\n\r\n",
     ):
-        with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
+        with socket.create_connection(("127.0.0.1", patient_proxy.port)) as connection:
             connection.sendall(sent)
             assert read_to_end(connection).startswith(b"HTTP/1.1 400")
 
@@ -319,11 +323,11 @@ def test_a_backend_that_is_gone_is_unavailable_in_the_documented_shape(
 ) -> None:
     proxy = Proxy(tmp_path_factory.mktemp("gone"), free_port())
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + GUARD_S
         answer = None
         while answer is None and time.monotonic() < deadline:
             with suppress(httpx.TransportError):
-                answer = httpx.get(f"{proxy.url}/any", timeout=10)
+                answer = httpx.get(f"{proxy.url}/any", timeout=GUARD_S)
         assert answer is not None
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "unavailable"
@@ -335,8 +339,8 @@ def test_a_backend_that_is_gone_is_unavailable_in_the_documented_shape(
         proxy.process.stderr.close()
 
 
-def test_the_health_listener_answers_only_health_paths(proxy: Proxy) -> None:
-    answer = httpx.get(f"{proxy.health}/v1/models")
+def test_the_health_listener_answers_only_health_paths(patient_proxy: Proxy) -> None:
+    answer = httpx.get(f"{patient_proxy.health}/v1/models", timeout=GUARD_S)
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "not_found"
 
@@ -372,6 +376,13 @@ def gateway(specs: dict[str, TaskSpec]) -> Iterator[int]:
     thread.join()
 
 
+@pytest.fixture(scope="module")
+def upload_proxy(tmp_path_factory: pytest.TempPathFactory, gateway: int) -> Iterator[Proxy]:
+    """A proxy before the gateway's application; one for this file."""
+    with ran(Proxy(tmp_path_factory.mktemp("p"), gateway, header_timeout_s=20.0)) as running:
+        yield running
+
+
 def pieces(count: int) -> Iterator[bytes]:
     for _ in range(count):
         yield b"x" * 2**16
@@ -380,15 +391,14 @@ def pieces(count: int) -> Iterator[bytes]:
 @pytest.mark.parametrize("size", [5 * 2**20, 20 * 2**20, 60 * 2**20])
 @pytest.mark.parametrize("is_declared", [True, False], ids=["declared", "chunked"])
 def test_a_client_that_is_still_sending_gets_its_413_behind_the_proxy(
-    tmp_path_factory: pytest.TempPathFactory, gateway: int, size: int, is_declared: bool
+    upload_proxy: Proxy, size: int, is_declared: bool
 ) -> None:
     headers = {"content-type": "application/json"}
-    with ran(Proxy(tmp_path_factory.mktemp("p"), gateway, header_timeout_s=20.0)) as proxy:
-        body = b"x" * size if is_declared else pieces(size // 2**16)
-        with httpx.Client(timeout=60) as client:
-            answer = client.post(f"{proxy.url}/v1/tasks/topic", content=body, headers=headers)
-            assert answer.status_code == 413
-            assert answer.json()["error"]["code"] == "body_too_large"
-            # The client and its next request are as before.
-            after = client.post(f"{proxy.url}/v1/tasks/topic", json={"input": "A text."})
+    body = b"x" * size if is_declared else pieces(size // 2**16)
+    with httpx.Client(timeout=60) as client:
+        answer = client.post(f"{upload_proxy.url}/v1/tasks/topic", content=body, headers=headers)
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "body_too_large"
+        # The client and its next request are as before.
+        after = client.post(f"{upload_proxy.url}/v1/tasks/topic", json={"input": "A text."})
     assert after.status_code == 200

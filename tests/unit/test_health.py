@@ -1,7 +1,6 @@
 """Engine health: starting, ready, lost, back; waiters learn of a loss at once."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
@@ -9,6 +8,8 @@ from serving.contracts.engine import EngineInfo
 from serving.contracts.errors import ModelStarting, ModelUnavailable
 from serving.local import health as health_module
 from serving.local.health import EngineHealth
+
+from .patience import until
 
 INFO = EngineInfo("m", "vllm", "0.29.0", 2048, None, "bfloat16")
 
@@ -37,12 +38,6 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> Replica:
     for name in ("_READY_PERIOD_S", "_PING_TIMEOUT_S", "_CONFIRM_TIMEOUT_S"):
         monkeypatch.setattr(health_module, name, 0.01)
     return Replica()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  # the state has no event
-            await asyncio.sleep(0.005)
 
 
 async def test_from_starting_to_ready_to_lost_and_back(replica: Replica) -> None:

@@ -15,6 +15,8 @@ from starlette.types import Receive, Scope, Send
 from serving.gateway.http_protocol import change_http_protocol
 from serving.lifecycle.ports import free_port
 
+from .patience import GUARD_S
+
 HEADERS = b"host: x\r\ntransfer-encoding: chunked\r\nx-given: 1\r\n"
 BODY = b"5\r\nhello\r\n0\r\n"
 
@@ -38,12 +40,12 @@ def port() -> Iterator[int]:
         time.sleep(0.01)
     yield found
     server.should_exit = True
-    thread.join(10)
+    thread.join(GUARD_S)
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["one packet", "apart"])
 def test_a_trailer_is_no_header(port: int, apart: bool) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as connection:
         for _ in range(2):  # the connection is kept, and its next request has its own headers
             trailers = b"authorization: Bearer key\r\nx-given: 2\r\n\r\n"
             parts = [b"POST / HTTP/1.1\r\n" + HEADERS + b"\r\n", BODY, trailers]
@@ -65,7 +67,7 @@ def test_a_trailer_is_no_header(port: int, apart: bool) -> None:
 def test_a_request_that_cannot_be_read_is_answered_in_the_shape_of_all_errors(
     port: int, request_line: bytes
 ) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as connection:
         connection.sendall(request_line + b"\r\nhost: x\r\n\r\n")
         received = b""
         while piece := connection.recv(65536):

@@ -22,6 +22,8 @@ from serving.evidence.judge import (
     read_verdict,
 )
 
+from .patience import GUARD_S
+
 ANSWERS = JudgedAnswers("Where is the Louvre?", "It is in Paris.", "The Louvre stands in Lyon.")
 
 
@@ -119,11 +121,11 @@ async def test_an_error_of_one_call_is_raised_as_it_is() -> None:
     async def ask(prompt: JudgePrompt) -> JudgeReply:
         if parts_of(prompt)["FIRST"] == ANSWERS.shortcut:
             raise FrontierTimeout("the provider is silent")
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
         return JudgeReply("")
 
     with pytest.raises(NarrowgateError) as caught:
-        await asyncio.wait_for(judge(ANSWERS, ask), 5)
+        await asyncio.wait_for(judge(ANSWERS, ask), GUARD_S)
     assert isinstance(caught.value, FrontierTimeout)
 
 

@@ -34,9 +34,9 @@ from .frontier_kit import (
     call,
     frontier,
     settings,
-    until,
 )
 from .ledger_kit import Noted
+from .patience import until
 
 SONNET, OPUS = "anthropic/claude-sonnet-5-5", "anthropic/claude-opus-5-5"
 GPT, SOL = "openai/gpt-4.1", "openai/gpt-6.1-sol"

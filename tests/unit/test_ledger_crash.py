@@ -32,8 +32,8 @@ from .ledger_kit import (
     new_ledger,
     running,
     set_aside,
-    until,
 )
+from .patience import until
 
 T = TypeVar("T")
 REQUESTS = 3

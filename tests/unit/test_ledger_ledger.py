@@ -40,8 +40,8 @@ from .ledger_kit import (
     new_ledger,
     running,
     set_aside,
-    until,
 )
+from .patience import until
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from .ledger_kit import (
     set_aside,
 )
 from .ledger_rows import LedgerRows, frontier
+from .patience import GUARD_S
 from .scripted import assert_error
 
 AUCKLAND = ZoneInfo("Pacific/Auckland")
@@ -151,13 +152,13 @@ async def test_a_report_that_waits_too_long_has_a_retry_after(state: Path) -> No
     LedgerRows().write(database)
     reports = LedgerReports(database, AUCKLAND, timeout_s=0.2)
     busy = threading.Event()
-    reports._turns.submit(busy.wait, 30)
+    reports._turns.submit(busy.wait, GUARD_S)
     try:
         with pytest.raises(LedgerUnavailable, match=r"within 0\.2 s"):
             await reports.report(NOW - timedelta(days=1), NOW, None)
     finally:
         busy.set()
-    reports._timeout_s = 30.0
+    reports._timeout_s = GUARD_S
     found = await reports.report(NOW - timedelta(days=1), NOW, None)
     assert found.totals.exits == 0
     reports.close()

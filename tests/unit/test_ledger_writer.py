@@ -41,6 +41,7 @@ from .database import (
 from .ledger_kit import (
     COST,
     MODEL,
+    PROBING,
     QUICK,
     WORST,
     Noted,
@@ -52,9 +53,9 @@ from .ledger_kit import (
     left_locally,
     new_ledger,
     running,
-    until,
 )
 from .ledger_operations import closed, departed, header, opened
+from .patience import until
 
 
 class Server:
@@ -156,7 +157,7 @@ async def test_an_absent_server_refuses_calls_and_takes_exits(
     server: Server, state: Path, noted: Noted
 ) -> None:
     server.stop()
-    ledger = new_ledger(server.url, state, noted, QUICK)
+    ledger = new_ledger(server.url, state, noted, PROBING)
     await ledger.start()
     await refused(entry_of(ledger))
     await close_while_unreachable(ledger)
@@ -176,7 +177,7 @@ async def test_an_absent_server_refuses_calls_and_takes_exits(
 async def test_no_row_is_lost_when_the_server_stops(
     server: Server, state: Path, noted: Noted
 ) -> None:
-    async with running(server.url, state, noted, QUICK) as ledger:
+    async with running(server.url, state, noted, PROBING) as ledger:
         entry = entry_of(ledger)
         call = await entry.open_call(MODEL, WORST, in_time())
         server.stop()

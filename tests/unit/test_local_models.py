@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from serving.pipeline.runner import BoundTask
 from serving.tasks.grant import Grant
 from serving.tasks.task import bind
 
+from .patience import until
 from .scripted import MODEL, WINDOW, CharacterTokenizer, ScriptedEngine, Server
 
 TESTING = Progress("testing it", 0.4, 75.2)
@@ -53,11 +53,6 @@ class Preparing:
         }
         return ConnectedModel(self.engine, tasks, 4 * WINDOW)  # type: ignore[arg-type]
 
-    async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not holds():  # noqa: ASYNC110  # the code under test has no event for it
-                await asyncio.sleep(0.01)
-
 
 @pytest.fixture
 async def preparing(
@@ -66,7 +61,7 @@ async def preparing(
     monkeypatch.setattr("serving.gateway.local_models._REFRESH_S", 0.01)
     found = Preparing(specs, tmp_path / "models.json")
     watch = asyncio.create_task(found.models.watch())
-    await found.until(lambda: found.models.status(MODEL) == ModelStatus("preparing", TESTING))
+    await until(lambda: found.models.status(MODEL) == ModelStatus("preparing", TESTING))
     await asyncio.sleep(0.05)
     yield found
     watch.cancel()
@@ -91,7 +86,7 @@ async def test_a_task_answers_503_with_progress_until_its_model_serves(
     assert several.status_code == 503
 
     preparing.write(ModelStatus("deployed", Progress("loading", 0.9, 4.0), "engine:it"))
-    await preparing.until(lambda: preparing.models.status(MODEL) is None)
+    await until(lambda: preparing.models.status(MODEL) is None)
     assert preparing.connected == ["engine:it"]
     answer = await topic(preparing)
     assert answer.status_code == 200
@@ -125,7 +120,7 @@ async def test_readiness_and_lists_tell_the_state(preparing: Preparing) -> None:
 
 async def test_a_failed_model_has_its_reason_and_delays_no_other(preparing: Preparing) -> None:
     preparing.write(ModelStatus("failed", reason="the disk is full"))
-    await preparing.until(lambda: preparing.models.state(MODEL) == "failed")
+    await until(lambda: preparing.models.state(MODEL) == "failed")
     answer = await topic(preparing)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (503, "model_failed")
@@ -139,7 +134,7 @@ async def test_a_failed_model_has_its_reason_and_delays_no_other(preparing: Prep
 async def test_a_model_whose_attestation_is_refused_has_failed(preparing: Preparing) -> None:
     preparing.refuses = True
     preparing.write(ModelStatus("deployed", application="engine:it"))
-    await preparing.until(lambda: preparing.models.state(MODEL) == "failed")
+    await until(lambda: preparing.models.state(MODEL) == "failed")
     assert "its files were changed" in (await topic(preparing)).json()["error"]["message"]
 
 

@@ -256,7 +256,7 @@ async def test_a_deleted_batch_is_gone(gateway: Running) -> None:
 async def test_errors_before_the_endpoint_have_the_shape(gateway: Running) -> None:
     async with (
         anthropic.AsyncAnthropic(api_key="ng-wrong", base_url=gateway.url, max_retries=0) as wrong,
-        httpx.AsyncClient(base_url=gateway.url) as plain,
+        httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as plain,
     ):
         with pytest.raises(anthropic.AuthenticationError) as caught:
             await wrong.messages.batches.create(requests=[request("a")])

@@ -131,7 +131,7 @@ async def test_a_slow_local_model_leaves_time_for_the_frontier(
     )
     while server.context.local_admission.active < 1:  # noqa: ASYNC110
         await asyncio.sleep(0)
-    late = await server.post("/v1/tasks/topic", json={"input": "b", "deadline_s": 0.1})
+    late = await server.post("/v1/tasks/topic", json={"input": "b", "deadline_s": 1})
     assert late.json()["reason"] == "deadline_at_risk"
     server.engine.release.set()
     await first
@@ -158,11 +158,11 @@ async def test_an_unavailable_provider_is_a_503_with_retry_after(server: Server)
 
 async def test_options_reach_the_call(server: Server) -> None:
     server.frontier.reply = labelled
-    body = {"input": "Well.", "max_cost_usd": 0.001, "deadline_s": 5}
+    body = {"input": "Well.", "max_cost_usd": 0.001, "deadline_s": 60}
     await server.post(SENTIMENT, json=body)
     (call,) = server.frontier.calls
     assert call.max_cost_usd == Decimal("0.001")
-    assert 2 < call.deadline.remaining_s() <= 5
+    assert 2 < call.deadline.remaining_s() <= 60
     assert call.purpose == "sentiment"
     assert call.bounds.max_tokens < 1000
 

@@ -25,7 +25,7 @@ from serving.embedding.model_file import ensure_model
 
 from .made_encoder import place_encoder
 
-RESAMPLED = 10
+RESAMPLED = 3
 RESAMPLED_SLOW = 200
 MeasureTraits = Callable[[Suite], Traits]
 

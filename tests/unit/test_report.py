@@ -349,15 +349,17 @@ def with_population(findings: Findings, *, visible: bool) -> Findings:
 
 def test_the_population_and_its_warnings_are_stated_in_both_reports(findings: Findings) -> None:
     warned = with_population(findings, visible=True)
-    for report in (render_html(warned), render_markdown(warned)):
+    page = render_html(warned)
+    for report in (page, render_markdown(warned)):
         assert "1,812 inputs of mine" in report
         assert "differs from the suite in length: a median of 37 words, in the suite 27" in report
         assert "distance 0.461, visible above 0.200" in report
         assert "<script" not in report
-    assert "sha256:feed" in render_html(warned)
+    assert "sha256:feed" in page
     quiet = with_population(findings, visible=False)
-    assert "differs from the suite" not in render_html(quiet) + render_markdown(quiet)
-    assert "0.461" in render_html(quiet)
+    page = render_html(quiet)
+    assert "differs from the suite" not in page + render_markdown(quiet)
+    assert "0.461" in page
 
 
 def test_the_curves_are_those_of_the_own_inputs(findings: Findings) -> None:

@@ -83,8 +83,10 @@ def test_the_command_prints_one_document(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = shipped_corpus()
+    # A part of the texts, and one part of the phrasings: embedding all takes 30 s.
     sample = dataclasses.replace(corpus, prompts=corpus.prompts[::8])
     monkeypatch.setattr("serving.routing.corpus.shipped_corpus", lambda: sample)
+    monkeypatch.setattr("serving.routing.evaluation.held_out.HALVES", ("C",))
     (tmp_path / "sst2.jsonl").write_text('{"text": "a fine film"}\n', encoding="utf-8")
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
@@ -95,3 +97,4 @@ def test_the_command_prints_one_document(
     assert document["held_out"]["overall"]["precision"]["of"] > 20
     assert document["samples"]["wrongly_narrow"]["all"]["value"] == 0.0
     assert document["scores_earn_trust"] is False
+    assert list(document["phrasings"]) == ["C"]

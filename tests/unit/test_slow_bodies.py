@@ -12,6 +12,7 @@ import uvicorn
 from serving.contracts.task_spec import TaskSpec
 from serving.gateway.http import build_http
 
+from .patience import GUARD_S
 from .scripted import Server, assert_error
 
 
@@ -34,7 +35,7 @@ async def listening(server: Server) -> AsyncIterator[int]:
     )
     running = uvicorn.Server(config)
     task = asyncio.create_task(running.serve())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         while not running.started:  # noqa: ASYNC110  # uvicorn has no event for it
             await asyncio.sleep(0.01)
     yield running.servers[0].sockets[0].getsockname()[1]
@@ -55,7 +56,7 @@ async def test_a_body_that_dribbles_gets_408_and_its_connection_is_closed(port: 
             await asyncio.sleep(0.05)
 
     slowly = asyncio.create_task(dribble())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         answer = await reader.read()
     slowly.cancel()
     writer.close()
@@ -67,10 +68,10 @@ async def test_a_body_that_dribbles_gets_408_and_its_connection_is_closed(port: 
 async def test_an_answer_may_take_longer_than_a_body(
     specs: dict[str, TaskSpec],
 ) -> None:
-    server = await Server(specs, body_timeout_s=0.05).ready()
+    server = await Server(specs, body_timeout_s=0.5).ready()
     server.engine.release.clear()
     asking = asyncio.create_task(server.client.post("/v1/tasks/topic", json={"input": "a text"}))
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.7)
     server.engine.release.set()
     assert (await asking).status_code == 200
 
@@ -89,7 +90,7 @@ async def test_a_client_that_is_still_sending_gets_its_413(
             yield piece
 
     body = pieces() if callable(content) else content
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=GUARD_S) as client:
         answer = await client.post(
             f"http://127.0.0.1:{large}/v1/tasks/topic", content=body,
             headers={"content-type": "application/json"},
@@ -102,7 +103,7 @@ async def test_a_body_that_never_ends_does_not_hold_its_413(large: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", large)
     writer.write(HEAD + b"content-length: 100000000\r\n\r\n")
     await writer.drain()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         answer = await reader.read()
     writer.close()
     assert answer.startswith(b"HTTP/1.1 413")

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from serving.local.step_separation import StepSeparation
 
+from .patience import GUARD_S
+
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.booleans()), max_size=20))
@@ -36,7 +38,7 @@ def test_kinds_never_overlap_whoever_is_cancelled(steps: list[tuple[str, int, bo
             if cancelled:
                 task.cancel()
         results = await asyncio.wait_for(
-            asyncio.gather(*(task for task, _ in tasks), return_exceptions=True), timeout=2
+            asyncio.gather(*(task for task, _ in tasks), return_exceptions=True), timeout=GUARD_S
         )
         assert all(
             result is None or isinstance(result, asyncio.CancelledError) for result in results

@@ -157,11 +157,11 @@ def replace_(**changes: Any) -> Any:
 
 
 async def test_a_held_tier_that_becomes_wrong_goes_back_to_the_reference(
-    provider: ProviderServer, database: Database, state: Path, quality: KnownQuality
+    provider: ProviderServer, held: Database, state: Path, quality: KnownQuality
 ) -> None:
     settings = replace_(audit_floor=1.0, audit_high=1.0)
-    async with tiered(provider, database, state, settings) as server:
-        await many(server, POEM, 111)
+    async with tiered(provider, held, state, settings) as server:
+        await server.settle()
         assert server.claims()["cluster/0/economy"].state is ClaimState.HELD
         quality.wrong["small", "poem"] = 0.9
         await many(server, POEM, 72, 200)
@@ -195,12 +195,18 @@ async def test_a_stream_is_compared_once_it_has_ended(
         assert first["narrowgate"]["tier"] == {"cluster": "poem", "tier": "frontier"}
         await server.settle()
         assert [row.verdict for row in server.audits()] == ["same"]
-        await many(server, POEM, 110, 600, stream=True)
-        held = await server.ask(POEM.format(5000), stream=True)
-        first = json.loads(held["text"].splitlines()[0].removeprefix("data: "))
+
+
+async def test_a_stream_is_answered_by_a_held_tier(
+    provider: ProviderServer, held: Database, state: Path, quality: KnownQuality
+) -> None:
+    async with tiered(provider, held, state) as server:
+        await server.settle()
+        found = await server.ask(POEM.format(5000), stream=True)
+        first = json.loads(found["text"].splitlines()[0].removeprefix("data: "))
         assert first["narrowgate"]["tier"]["tier"] == "economy"
         await server.settle()
-    assert rows(database)[-1].claim is not None or rows(database)[-1].endpoint == "audit"
+    assert [row for row in rows(held) if row.endpoint == "chat"][-1].claim is not None
 
 
 @pytest.mark.parametrize(
