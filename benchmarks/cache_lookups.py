@@ -125,7 +125,8 @@ def _packed() -> "PackedEntry":
         Entry(
             "", "", "bench", "", "chat", AnswerOrigin("frontier", "openai/bench"),
             Content(document, usage), now, now + timedelta(days=1),
-        )
+        ),
+        now,
     )  # fmt: skip
 
 

@@ -135,15 +135,17 @@ class Question:
 class PackedEntry:
     """An entry with its content as bytes, as it is stored before encryption.
 
-    question: None where it is found by its key alone.
+    arrived_at: when the request arrived: an entry is not stored if it was deleted since. question:
+    None where it is found by its key alone.
     """
 
     entry: Entry
     data: bytes
+    arrived_at: datetime
     question: Question | None = None
 
     @classmethod
-    def of(cls, entry: Entry, question: Question | None = None) -> Self:
+    def of(cls, entry: Entry, arrived_at: datetime, question: Question | None = None) -> Self:
         """Return an entry with its content packed."""
         content = entry.content
         body = {
@@ -156,7 +158,7 @@ class PackedEntry:
             "origin": asdict(entry.origin),
         }
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        return cls(entry, text.encode("utf-8", "surrogatepass"), question)
+        return cls(entry, text.encode("utf-8", "surrogatepass"), arrived_at, question)
 
 
 def unpacked(data: bytes, kind: Kind) -> tuple[Content, AnswerOrigin]:

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select, update
 
 from serving.cache.entry import SKEW, DamagedEntry, Entry, PackedEntry, unpacked
+from serving.cache.erasures import kept, lock_entries, note_erasure
 from serving.cache.schema import cache_entries as table
 from serving.cache.schema import cache_questions, cache_sequence
 from serving.contracts.cache_settings import CacheSettings
@@ -55,13 +56,17 @@ class EntryFilter:
 
     def condition(self) -> ColumnElement[bool]:
         """Return the condition; every entry where nothing is given."""
+        own = [] if self.entry is None else [table.c.id == storable(self.entry)]
+        return and_(True, *own, *(table.c[name] == value for name, value in self.given.items()))
+
+    @property
+    def given(self) -> Mapping[str, str]:
+        """Return the fields that are given, besides `entry`, as they are stored."""
         fields = {
-            table.c.namespace: self.namespace, table.c.tenant: self.tenant,
-            table.c.request_id: self.request_id, table.c.end_user: self.end_user,
-            table.c.id: self.entry,
+            "namespace": self.namespace, "tenant": self.tenant, "request_id": self.request_id,
+            "end_user": self.end_user,
         }  # fmt: skip
-        given = [column == storable(value) for column, value in fields.items() if value is not None]
-        return and_(True, *given)
+        return {name: storable(value) for name, value in fields.items() if value is not None}
 
 
 EVERY_ENTRY = EntryFilter()
@@ -93,16 +98,24 @@ class EntryStore:
             rows = connection.execute(select(table).where(table.c.key.in_(keys))).all()
         return self.read(rows)
 
-    def write(self, entries: Sequence[PackedEntry]) -> None:
-        """Store entries in one transaction; each replaces an earlier one of the same key."""
-        # Of equal keys in one batch the last is kept.
-        newest = {packed.entry.key: packed for packed in entries}
-        rows = [self._row(packed) for packed in newest.values()]
+    def write(self, entries: Sequence[PackedEntry]) -> int:
+        """Store entries in one transaction; each replaces an earlier one of the same key.
+
+        Return how many were left out: they were deleted while they were being made.
+        """
         with self.database.begin() as connection:
+            lock_entries(connection)
+            found = kept(connection, entries)
+            # Of equal keys in one batch the last is kept.
+            newest = {packed.entry.key: packed for packed in found}
+            rows = [self._row(packed) for packed in newest.values()]
+            if not rows:
+                return len(entries)
             connection.execute(delete(table).where(table.c.key.in_(list(newest))))
             # Another replica may have stored the same key in between: its answer is as good.
             connection.execute(insert_new(connection, table), rows)
             self._write_questions(connection, list(newest.values()))
+        return len(entries) - len(found)
 
     def _write_questions(self, connection: Connection, entries: Sequence[PackedEntry]) -> None:
         """Store the questions of those entries that were not stored by another replica."""
@@ -149,8 +162,11 @@ class EntryStore:
         refuse_unknown_tenant(self.database, tenant)
 
     def delete(self, chosen: EntryFilter) -> int:
-        """Delete entries; return how many."""
+        """Delete entries, also those that are being made; return how many are deleted now."""
         with self.database.begin() as connection:
+            lock_entries(connection)
+            if chosen.entry is None:
+                note_erasure(connection, chosen.given)
             return int(connection.execute(delete(table).where(chosen.condition())).rowcount)
 
     def sweep(self, now: datetime, settings: CacheSettings) -> "Swept":

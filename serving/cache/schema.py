@@ -72,6 +72,20 @@ cache_aliases = Table(
     Index("cache_aliases_by_entry", "entry"),
 )
 
+# What was deleted by request within the last days: an answer that was being made meanwhile is not
+# stored. Fields that are NULL match every entry.
+cache_erasures = Table(
+    "cache_erasures",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("namespace", Text),
+    Column("tenant", Text),
+    Column("request_id", Text),
+    Column("end_user_digest", Text),
+    Column("at", UtcTime, nullable=False),
+    Index("cache_erasures_by_time", "at"),
+)
+
 # One row, locked from a writer's first sequence to its commit: no reader skips a row that is
 # committed later under a lower number.
 cache_sequence = Table(

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -32,17 +32,22 @@ class WriteEvents(Protocol):
         """Entries were not stored."""
         ...
 
+    def cache_deleted(self, entries: int, because: Literal["asked", "expired", "limit"]) -> None:
+        """Entries were deleted."""
+        ...
+
 
 class EntryWriter:
     """Holds entries until they are written, in batches. hits: not yet counted, by entry.
 
-    write, count: store entries, and hits by entry; they raise LedgerUnavailable. lookup_s: a lookup
-    takes at most so long; one that began before a write must find the flight.
+    write: stores entries and returns how many were left out. count: counts hits by entry. Both
+    raise LedgerUnavailable. lookup_s: a lookup takes at most so long; one that began before a write
+    must find the flight.
     """
 
     def __init__(
         self,
-        write: Callable[[Sequence[PackedEntry]], Awaitable[None]],
+        write: Callable[[Sequence[PackedEntry]], Awaitable[int]],
         count: Callable[[Mapping[str, int]], Awaitable[None]],
         flights: Flights,
         events: WriteEvents,
@@ -93,8 +98,9 @@ class EntryWriter:
     async def _write_batch(self) -> None:
         batch = [self._pending.popleft() for _ in range(min(_BATCH, len(self._pending)))]
         try:
-            await self._write([packed for packed, _ in batch])
-            self._events.cache_written(len(batch))
+            left_out = await self._write([packed for packed, _ in batch])
+            self._events.cache_written(len(batch) - left_out)
+            self._events.cache_deleted(left_out, "asked")
             for _, flight in batch:
                 flight.is_written = True
         except (LedgerUnavailable, SQLAlchemyError) as error:

@@ -18,7 +18,6 @@ from serving.host.numbers import whole_number
 
 if TYPE_CHECKING:
     from serving.contracts.evidence import Claim
-    from serving.contracts.requests import Message
     from serving.contracts.settings import Settings
     from serving.tiers.clusters import Clustering
     from serving.tiers.planner import TierPlanner
@@ -192,20 +191,22 @@ class Chat:
 
 def read_chats(file: Path) -> list[Chat]:
     """Return the chats that have a text. Raises InvalidArgument, which names the row at fault."""
-    from serving.contracts.errors import InvalidArgument
+    from serving.contracts.errors import InvalidArgument, InvalidRequest
+    from serving.pipeline.read import read_message
     from serving.tiers.clusters import clustered_text
 
     chats = []
     for number, row in enumerate(read_lines(file, ()), 1):
         body = row.get("body", row)
         messages = body.get("messages") if isinstance(body, dict) else None
+        reason = "it has no messages"
         try:
-            found = [_message(message) for message in messages or ()]
-        except (KeyError, TypeError) as error:
-            found = []
-            reason = f"a message lacks {error}" if isinstance(error, KeyError) else str(error)
-        else:
-            reason = "it has no messages"
+            found = [
+                read_message(message, f"messages.{index}")
+                for index, message in enumerate(messages if isinstance(messages, list) else ())
+            ]
+        except InvalidRequest as error:
+            found, reason = [], error.message
         if not found:
             raise InvalidArgument(
                 f"{file}, chat {number}: {reason}", field="FILE",
@@ -214,17 +215,6 @@ def read_chats(file: Path) -> list[Chat]:
         if text := clustered_text(found):
             chats.append(Chat(text, row))
     return chats
-
-
-def _message(value: dict[str, Any]) -> "Message":
-    from serving.contracts.requests import Message
-
-    content = value["content"]
-    if isinstance(content, list):
-        content = tuple(content)
-    if not isinstance(content, str | tuple):
-        raise TypeError(f"content is {type(content).__name__}, not text")
-    return Message(value["role"], content)
 
 
 class _NoEvents:

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     refuse_outside("--max-age-days", args.max_age_days, least=0.0)
     if args.folder.is_file():
+        _refuse_options_of_models(args)
         return _verify_claim(args)
     policy = TrustPolicy(tuple(args.trust), args.max_age_days)
     try:
@@ -90,6 +91,20 @@ def _refused(args: argparse.Namespace, error: "NarrowgateError") -> int:
         if error.fix:
             print(f"  fix: {error.fix}")
     return 1
+
+
+def _refuse_options_of_models(args: argparse.Namespace) -> None:
+    """Raise InvalidArgument for a check that an exported claim does not allow."""
+    from serving.contracts.errors import InvalidArgument
+
+    for name in ("attestation", "max_age_days", "probe", "config", "model"):
+        if getattr(args, name) not in (None, False):
+            option = f"--{name.replace('_', '-')}"
+            raise InvalidArgument(
+                f"{option} checks a model, and {str(args.folder)!r} is a file: a claim's export",
+                field=option,
+                fix="leave the option out; an export has no date",
+            )
 
 
 def _verify_claim(args: argparse.Namespace) -> int:

@@ -242,6 +242,7 @@ class CacheAccess:
                     answered.content, now, now + timedelta(seconds=ttl_s),
                     context.options.end_user,
                 ),
+                context.arrived_at,
                 answered.question,
             )  # fmt: skip
             if len(packed.data) <= settings.max_entry_bytes:

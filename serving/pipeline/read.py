@@ -203,7 +203,7 @@ def _messages(value: Any) -> tuple[Message, ...]:
             field="messages",
             fix="send fewer messages, or join those that belong together",
         )
-    return tuple(_message(item, f"messages.{index}") for index, item in enumerate(value))
+    return tuple(read_message(item, f"messages.{index}") for index, item in enumerate(value))
 
 
 def _require_visible(messages: tuple[Message, ...]) -> None:
@@ -218,7 +218,8 @@ def _require_visible(messages: tuple[Message, ...]) -> None:
     )
 
 
-def _message(value: Any, path: str) -> Message:
+def read_message(value: Any, path: str) -> Message:
+    """Return one message of a chat. path: of it, for errors. Raises InvalidRequest."""
     fields = {k: v for k, v in object_(value, path).items() if v is not None}
     role = role_of(fields.pop("role", None), f"{path}.role")
     content = fields.pop("content", None)

@@ -137,5 +137,11 @@ def entry(number: int = 0, **changes: Any) -> Entry:
     return replace(found, **changes)
 
 
-def packed(number: int = 0, question: Question | None = None, **changes: Any) -> PackedEntry:
-    return PackedEntry.of(entry(number, **changes), question)
+def packed(
+    number: int = 0,
+    question: Question | None = None,
+    arrived_at: datetime | None = None,
+    **changes: Any,
+) -> PackedEntry:
+    arrived_at = arrived_at or datetime.now(UTC)
+    return PackedEntry.of(entry(number, **changes), arrived_at, question)

@@ -68,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
         "cache",
         "batch",
         "context",
+        "pipeline",
         "app",
         "lifecycle",
         "savings",

@@ -111,6 +111,10 @@ def test_an_exported_claim_is_verified_by_its_own_key_alone(
     trust = ["--trust", str(pair.public)]
     assert main(["verify", str(file), *trust]) == 0
     assert f"valid: claim {name} on topic" in capsys.readouterr().out
+    # A check that cannot be made is no valid claim.
+    for option in (["--max-age-days", "0"], ["--probe"], ["--attestation", str(file)]):
+        assert main(["verify", str(file), *trust, *option]) == 2
+        assert f"{option[0]} checks a model" in capsys.readouterr().err
     assert main(["verify", str(file), "--trust", str(other.public), "--json"]) == 1
     assert "no valid signature of a trusted key" in capsys.readouterr().out
     # Signed, and about something else: a model's attestation is no claim, and a claim no model's.

@@ -111,8 +111,18 @@ def test_fit_writes_clusters_that_the_setting_takes(
     ("rows", "says"),
     [
         ([{"text": "x"}], "chat 1: it has no messages"),
-        ([{"messages": [{"role": "user"}]}], "chat 1: a message lacks 'content'"),
-        ([{"messages": [{"role": "user", "content": 5}]}], "content is int, not text"),
+        ([{"messages": {"role": "user"}}], "chat 1: it has no messages"),
+        ([{"messages": [{"role": "user"}]}], "chat 1: messages.0.content is None"),
+        ([{"messages": [{"role": "user", "content": 5}]}], "chat 1: messages.0.content is 5"),
+        *(
+            (
+                [{"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]}],
+                f"chat 1: messages.0.content.0.text is {text}",
+            )
+            for text in (5, None)
+        ),
+        ([{"messages": [{"role": "user", "content": [5]}]}], "chat 1: messages.0.content.0 is 5"),
+        ([{"messages": [{"role": 5, "content": "hi"}]}], "chat 1: messages.0.role is 5"),
         ([{"messages": [{"role": "user", "content": "hi"}]}], "1 requests are too few"),
     ],
 )
