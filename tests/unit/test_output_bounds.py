@@ -202,6 +202,10 @@ def test_a_repetition_is_cut_off_with_what_announces_it(lead: str) -> None:
     for size in (12, 30, len(begun)):
         more = REPEATED[lead] + begun[-size:] + " it eats plankton."
         assert without_overlap(begun, more) == " it eats plankton."
+    # Fewer than 12 characters may be the answer's own, as a number that two lines share.
+    for short in ("and", "millions, a"):
+        own = f"{short} so on"
+        assert without_overlap(f"It swims in {short}", own).endswith(own)
     # A line of the answer's own is none.
     for own in ("Its eyes are large:\n\n", "However, "):
         more = own + begun[-30:] + " it eats."
