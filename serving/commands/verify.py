@@ -98,7 +98,8 @@ def _refuse_options_of_models(args: argparse.Namespace) -> None:
     from serving.contracts.errors import InvalidArgument
 
     for name in ("attestation", "max_age_days", "probe", "config", "model"):
-        if getattr(args, name) not in (None, False):
+        # Not by equality: an age of 0 equals False.
+        if (given := getattr(args, name)) is not None and given is not False:
             option = f"--{name.replace('_', '-')}"
             raise InvalidArgument(
                 f"{option} checks a model, and {str(args.folder)!r} is a file: a claim's export",

@@ -311,7 +311,7 @@ class Server:
             )
             for name, spec in specs.items()
         }
-        metrics = Metrics()
+        metrics = Metrics([MODEL])
         local = AdmissionQueue(config.max_concurrent_inputs, config.max_queued_inputs)
         remote = AdmissionQueue(4, 0)
         self.frontier = frontier or ScriptedFrontier()

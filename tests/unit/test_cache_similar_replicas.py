@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 
+from serving.cache import erasures
 from serving.cache.entry import Question
 from serving.cache.entry_store import EVERY_ENTRY, EntryFilter, EntryStore
 from serving.cache.flight import Flight
@@ -52,6 +54,12 @@ async def embed(text: str) -> Any:
     vector = np.zeros(384, np.float32)
     vector[0 if "egg" in text else 1 + len(text) % 300] = 1.0
     return vector
+
+
+@pytest.fixture(autouse=True)
+def one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gateways and PostgreSQL have one clock here: what is asked after a deletion is stored."""
+    monkeypatch.setattr(erasures, "_SKEW", timedelta(0))
 
 
 @pytest.fixture

@@ -133,5 +133,7 @@ def test_no_pattern_takes_more_time_than_the_texts_length_explains() -> None:
 
 
 def test_a_quadratic_pattern_is_found() -> None:
-    assert growth(re.compile(r"\n\s*end").findall, "\n") > TIMES
+    # What other programs add to the short text's time makes a pattern look faster.
+    quadratic = re.compile(r"\n\s*end").findall
+    assert any(growth(quadratic, "\n") > TIMES for _ in range(4))
     assert growth(re.compile(r"\n\s{0,9}end").findall, "\n") < TIMES
