@@ -204,13 +204,13 @@ def _left_over(words: list[str], task: str, known: Vocabulary) -> list[str]:
     left = list(known.unexplained(words, task))
     if not left or len(left) > _MAX_TYPOS:
         return [words[position] for position in left]
-    mended = list(words)
+    corrected = list(words)
     for position in left:
         word = mistyped(words[position], known, task)
         if word is None:
             return [words[position] for position in left]
-        mended[position] = word
-    return [mended[position] for position in known.unexplained(mended, task)]
+        corrected[position] = word
+    return [corrected[position] for position in known.unexplained(corrected, task)]
 
 
 @lru_cache(maxsize=1)

@@ -35,7 +35,7 @@ def test_families_are_merged_and_samples_labelled() -> None:
 
 def test_models_that_clients_name_fill_no_memory() -> None:
     metrics = Metrics(["openai/known"])
-    # Names that no provider knows, as many as a client likes, use no label up.
+    # Any number of names that no provider knows leave the labels to others.
     for number in range(500):
         metrics.called("anthropic", f"unknown-{number}", "frontier_unknown_model", 0.1)
         metrics.fell_back(f"anthropic/no-{number}", "openai/known", "frontier_unknown_model")
