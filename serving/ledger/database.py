@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from serving.contracts.errors import InvalidSettings, LedgerUnavailable
 from serving.contracts.ledger_settings import LedgerSettings
@@ -70,8 +71,14 @@ class Database:
         yield from _transaction(self._reading)
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the connections that are not in use, and each other one once it is returned."""
+        # The pool keeps what a thread returns to it later, and nothing would close that.
+        event.listen(self.engine, "checkin", _close_returned)
         self.engine.dispose()
+
+
+def _close_returned(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.invalidate()
 
 
 def ledger_url(settings: LedgerSettings) -> SecretStr | None:

@@ -1,5 +1,6 @@
 """Where the ledger is, and what its types keep exactly."""
 
+import sqlite3
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -60,6 +61,22 @@ def test_sums_are_exact_in_both_databases(ledger_url: SecretStr | None, state: P
     with database.read() as connection:
         assert connection.execute(select(func.sum(spending.c.spent_usd))).scalar() == sum(amounts)
     database.close()
+
+
+def test_a_connection_that_is_in_use_at_the_close_is_closed_when_it_is_returned(
+    ledger_url: SecretStr | None, state: Path
+) -> None:
+    database = Database(database_url(ledger_url, state))
+    with database.read() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        database.close()
+        assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1
+    if ledger_url is None:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            driver.execute("SELECT 1")
+    else:
+        assert driver.closed
 
 
 def test_an_absent_server_is_unavailable_and_its_url_is_not_told(tmp_path: Path) -> None:
