@@ -170,7 +170,7 @@ async def test_a_round_trip_costs_what_the_provider_bills(
     state = await final(batches, batch_id)
     assert (state.phase, state.counts.total, state.counts.succeeded) == ("ended", 8, 8)
     assert state.ended_at is not None
-    assert abs(state.ended_at - NOW) < timedelta(minutes=30)
+    assert abs(state.ended_at - datetime.now(UTC)) < timedelta(minutes=30)
     found = {result.key: result for result in await results(batches, batch_id, KEYS)}
     assert sorted(found) == sorted(KEYS)
     for seen in provider.script.seen:

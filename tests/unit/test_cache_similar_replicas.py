@@ -231,18 +231,13 @@ async def test_an_index_forgets_what_was_deleted(databases: tuple[Database, Data
     near = [replace(question, vector=_vector(0)) for _ in range(100)]
     entries.write([packed(number, question=one) for number, one in enumerate(near)])
 
-    async def look() -> SimilarFound:
-        result = await found.find("k" * 64, PLACE.namespace, question, 0.95, lambda entry: True)
-        assert result is not None
-        return result
-
-    assert (await look()).match is not None
+    assert (await look(found, PLACE, question)).match is not None
     entries.delete(EVERY_ENTRY)
-    assert (await look()).match is None
+    assert (await look(found, PLACE, question)).match is None
     found.reconcile()
     assert found._indexes.size(PLACE) == 0
     entries.write([packed(200, question=question)])
-    match = (await look()).match
+    match = (await look(found, PLACE, question)).match
     assert match is not None
     assert match.entry.id == "e200"
 
@@ -261,35 +256,48 @@ async def test_a_flood_of_near_equal_questions_is_bounded_and_leaves_others_alon
     other = Partition("tenant/globex", PLACE.fingerprint)
     theirs = Question(PLACE.fingerprint, "How do I boil an egg?", centre)
     entries.write([packed(0, question=theirs, namespace=other.namespace, tenant="globex")])
-    for start in range(1, 5001, 500):
-        flood = [
-            packed(n, question=Question(PLACE.fingerprint, f"How do I boil egg {n}?", near()))
-            for n in range(start, start + 500)
-        ]
-        entries.write(flood)
 
-    async def look(place: Partition, question: Question) -> SimilarFound:
-        result = await found.find("k" * 64, place.namespace, question, 0.9, lambda entry: True)
-        assert result is not None
-        return result
+    def write_flood() -> None:
+        for start in range(1, 5001, 500):
+            flood = [
+                packed(n, question=Question(PLACE.fingerprint, f"How do I boil egg {n}?", near()))
+                for n in range(start, start + 500)
+            ]
+            entries.write(flood)
+
+    await asyncio.to_thread(write_flood)
 
     asked = Question(PLACE.fingerprint, "How do I boil egg 77777?", near())
-    flooded = await look(PLACE, asked)
+    flooded = await look(found, PLACE, asked, 0.9)
     # However many are near: a few are compared in full, and eight by the guards.
     assert (flooded.match, set(flooded.refusals)) == (None, {"numbers"})
     assert len(flooded.refusals) == 8
     index = found._indexes._partitions[PLACE]
     assert len(index._vectors._near(asked.vector, 0.9)) == MOST_COMPARED
     # The others' index is another one.
-    match = (await look(other, theirs)).match
+    match = (await look(found, other, theirs, 0.9)).match
     assert match is not None
     assert match.entry.id == "e0"
     assert found._indexes.size(other) == 1
     # The limit is the namespace's own, and the index follows it.
-    entries.sweep(NOW, CacheSettings(max_entries=500))
-    found.reconcile()
+    await asyncio.to_thread(entries.sweep, NOW, CacheSettings(max_entries=500))
+    await asyncio.to_thread(found.reconcile)
     assert found._indexes.size(PLACE) == entries_of(entries, PLACE.namespace) == 500
     assert entries_of(entries, other.namespace) == 1
+
+
+async def look(
+    found: SimilarEntries, place: Partition, question: Question, threshold: float = 0.95
+) -> SimilarFound:
+    """Search until the index is loaded: before, each search is a miss."""
+    until_s = time.monotonic() + GUARD_S
+    while True:
+        result = await found.find("k" * 64, place.namespace, question, threshold, lambda _: True)
+        assert result is not None
+        if not result.is_loading:
+            return result
+        assert time.monotonic() < until_s
+        await asyncio.sleep(0.02)
 
 
 def entries_of(store: EntryStore, namespace: str) -> int:
@@ -312,18 +320,11 @@ async def test_an_index_that_is_being_loaded_is_a_miss_and_not_waited_for(
 
     monkeypatch.setattr(store, "rows_after", slow)
 
-    async def look() -> SimilarFound | None:
-        return await found.find("k" * 64, PLACE.namespace, question, 0.95, lambda entry: True)
-
-    result = await look()
+    result = await found.find("k" * 64, PLACE.namespace, question, 0.95, lambda entry: True)
     assert result is not None
     assert result.is_loading
     monkeypatch.setattr(store, "rows_after", rows_after)
-    until_s = time.monotonic() + GUARD_S
-    while (result := await look()) is None or result.is_loading:
-        assert time.monotonic() < until_s
-        await asyncio.sleep(0.05)
-    assert result.match is not None
+    assert (await look(found, PLACE, question)).match is not None
 
 
 async def test_a_load_that_fails_is_tried_again(
@@ -343,9 +344,7 @@ async def test_a_load_that_fails_is_tried_again(
     assert await found.find("k", PLACE.namespace, question, 0.95, lambda entry: True) is None
     monkeypatch.setattr(store, "rows_after", rows_after)
     found._paused_until_s = 0.0
-    result = await found.find("k", PLACE.namespace, question, 0.95, lambda entry: True)
-    assert result is not None
-    assert result.match is not None
+    assert (await look(found, PLACE, question)).match is not None
 
 
 def test_writers_at_one_moment_leave_no_sequence_behind(
@@ -418,7 +417,5 @@ async def test_a_kill_leaves_every_entry_with_its_question(
     assert {f"e{number}" for number in range(last + 1)} <= kept
     found = SimilarEntries(QuestionStore(EntryStore(database)), DIMENSIONS, GUARD_S)
     question = Question(PLACE.fingerprint, PAIR[0], _vector(3))
-    result = await found.find("k", PLACE.namespace, question, 0.95, lambda entry: True)
-    assert result is not None
-    assert result.match is not None
+    assert (await look(found, PLACE, question)).match is not None
     database.close()
