@@ -3,7 +3,7 @@
 # make test    set up, lint, and run the tests; test-slow runs those of rarer formats
 # make test-cluster   run the rendered release of k8s/overlays/cpu-dev on pods of this machine, with the
 #              model that `make serve` has attested in STATE; needs root
-# make coverage   run the unit tests and show the lines that no test runs
+# make coverage   run the unit tests, show the lines that no test runs, and fail below the floor
 # make fuzz    try generated requests, provider answers, files and arguments; FUZZ_SECONDS=600
 # make gpu    run the checks that need an NVIDIA GPU, in an environment of requirements/gpu.txt and
 #              pytest; fails where all are skipped
@@ -38,7 +38,7 @@ FUZZ_SECONDS ?= 600
 GATE_ARGS ?=
 PAGE ?= README.md
 
-.PHONY: serve test test-slow test-cluster unit unit-coverage coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-goals bench-check soak bench-gate bench-gateway bench-ledger bench-cache bench-context bench-batch bench-scale bench-cost bench-cost-live bench-evidence bench-tiers lock clean
+.PHONY: serve test test-slow test-cluster unit coverage integration fuzz lint gpu gate docs-examples proof-evidence bench bench-goals bench-check soak bench-gate bench-gateway bench-ledger bench-cache bench-context bench-batch bench-scale bench-cost bench-cost-live bench-evidence bench-tiers lock clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.cpu: requirements/cpu.txt quantize/requirements/torch-cpu.txt requirements/install pyproject.toml
@@ -56,7 +56,7 @@ serve: $(VENV)/.cpu
 # A stack and its tests start dozens of processes: where nothing is compiled once, each compiles all.
 unexport PYTHONDONTWRITEBYTECODE
 
-test: lint unit-coverage integration
+test: lint unit integration
 
 lint: $(VENV)/.cpu-dev
 	$(VENV)/bin/ruff check .
@@ -72,11 +72,9 @@ UNIT = $(VENV)/bin/pytest tests/unit -m "not slow" -n 2 --dist loadfile --no-loa
 unit: $(VENV)/.cpu-dev
 	$(UNIT)
 
-# Half as much processor time again.
-unit-coverage: $(VENV)/.cpu-dev
+# Half as much processor time again: a job of its own where the tests run for each change.
+coverage: $(VENV)/.cpu-dev
 	$(UNIT) --cov --cov-report=
-
-coverage: unit-coverage
 	$(VENV)/bin/coverage report --skip-covered --show-missing
 	$(VENV)/bin/coverage html -d build/coverage
 

@@ -223,7 +223,8 @@ def _by_sentence(text: str) -> tuple[Split, ...]:
 
 # Where a text may begin: after a sentence, a colon, an arrow or a line.
 _BEGINNING = re.compile(
-    r"(?P<weak>(?<=[.!?…])[\"'”»)]*[ \t]+)(?=\S)|[:=][ \t\u00a0]*\n*(?=\S)|-> ?|→ ?|(?<!\n)\n+(?=\S)"
+    r"(?P<weak>(?<=[.!?…])[\"'”»)]*[ \t]+)(?=\S)"
+    r"|[:=][ \t\u00a0]*\n*(?=\S)|-> ?|→ ?|(?<!\n)\n+(?=\S)"
 )
 _MAX_BEGINNINGS = 8
 
