@@ -34,9 +34,9 @@ from serving.contracts.requests import Message
 from serving.evidence.pacing import Spent, has_room
 from serving.evidence.payback import SHADOW_SHARE, Comparisons, payback
 from serving.evidence.statistics.judged import Preference, judged_pair
-from serving.pipeline.context_auditor import PrunedContext
 from serving.pipeline.paired_auditor import AGAIN_SHARE, compared_share
 from serving.tiers.policy import Rung, Traffic
+from serving.tiers.shortcut import PairedModel
 
 if TYPE_CHECKING:
     from serving.context.lazy import LazyPruner
@@ -154,7 +154,9 @@ class _Course:
         for rung in {
             before.rung(one.request).model: before.rung(one.request) for one in found
         }.values():
-            shortcut = PrunedContext(rung.model, pruner, before.rungs.judge.model, target_error)
+            shortcut = PairedModel(
+                "pruned_context", rung.model, pruner, before.rungs.judge.model, target_error
+            )
             claim = TierClaim.of(rung.model, EVIDENCE, defined(shortcut, rung.model))
             self._claims[rung.model] = _Held(claim, rung)
         self._definitions = tuple(h.claim.fold.definition for h in self._claims.values())

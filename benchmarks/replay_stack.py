@@ -41,6 +41,7 @@ from serving.pipeline.exit_recorder import (
     Served,
 )
 from serving.pipeline.frontier_model import FrontierModelRunner
+from serving.pipeline.paired_auditor import Comparison
 from serving.pipeline.plan import FrontierPlan, TaskPlan
 from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
@@ -287,11 +288,11 @@ class Stack:
             return Pruning(pruning)
 
         def auditor(asking: Any) -> ContextAuditor:
-            earning.contexts = ContextAuditor(
+            comparison = Comparison(
                 earning.evidence, earning.appender, self._recorder, asking, replay.judge,
-                replay.pruner.version, pruning.settings.target_error, self._metrics,
-                replay.book,
+                replay.book, pruning.settings.target_error,
             )  # fmt: skip
+            earning.contexts = ContextAuditor(comparison, replay.pruner.version, self._metrics)
             return earning.contexts
 
         return Pruning(pruning, auditor, may_fall_back)

@@ -88,6 +88,7 @@ from serving.pipeline.frontier_model import FrontierModelRunner
 from serving.pipeline.hit_auditor import HitAuditor
 from serving.pipeline.in_force import InForce
 from serving.pipeline.known_vectors import KnownVectors
+from serving.pipeline.paired_auditor import Comparison
 from serving.pipeline.plan import FrontierPlan, Policy
 from serving.pipeline.pruned import Pruning
 from serving.pipeline.replica_meter import ReplicaMeter
@@ -395,10 +396,11 @@ def _build_learning(
         logger.warning("bounds.no_judge model=%s: no answer is asked for briefly", bounds.judge)
 
     def auditor(asking: Runner[ChatRequest, FrontierPlan]) -> BrevityAuditor:
-        made = BrevityAuditor(
-            evidence.evidence, evidence.appender, recorder, asking, judge, bounds.directive or "",
-            bounds.target_error, prices,
+        comparison = Comparison(
+            evidence.evidence, evidence.appender, recorder, asking, judge, prices,
+            bounds.target_error,
         )  # fmt: skip
+        made = BrevityAuditor(comparison, bounds.directive or "")
         evidence.closers.append(made.aclose)
         return made
 
@@ -425,10 +427,11 @@ def _build_pruning(
         logger.warning("context.no_judge model=%s: mode auto prunes nothing", context.judge)
 
     def auditor(asking: Runner[ChatRequest, FrontierPlan]) -> ContextAuditor:
-        made = ContextAuditor(
-            evidence.evidence, evidence.appender, recorder, asking, judge, pruner.version,
-            context.target_error, metrics, prices,
+        comparison = Comparison(
+            evidence.evidence, evidence.appender, recorder, asking, judge, prices,
+            context.target_error,
         )  # fmt: skip
+        made = ContextAuditor(comparison, pruner.version, metrics)
         evidence.closers.append(made.aclose)
         return made
 

@@ -5,98 +5,43 @@ Everything else is as the client is served, learned output bounds included.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from serving.contracts.context import RequestContext
-from serving.contracts.evidence import ShortcutName
-from serving.contracts.prices import PriceList
 from serving.contracts.requests import ChatRequest
-from serving.evidence.appender import EvidenceAppender
-from serving.evidence.payback import SHADOW_SHARE
-from serving.evidence.rulings import Evidence
 from serving.pipeline.context_pruning import PruningEvents
-from serving.pipeline.exit_recorder import ExitRecorder, RequestRecord
+from serving.pipeline.exit_recorder import RequestRecord
 from serving.pipeline.paired_auditor import (
-    AGAIN_SHARE,
     UNDECIDED,
     AskedChat,
     ClientAnswer,
+    Comparison,
     PairAuditor,
     PairDecision,
     PairedChat,
 )
 from serving.pipeline.plan import FrontierPlan
-from serving.pipeline.runner import Runner
-from serving.tiers.shortcut import JudgedAnswer
-
-_MOST_CHARS = 200_000
-"""The judge reads the whole context twice: about 50,000 tokens each time."""
 
 Prune = Callable[[], Awaitable[ChatRequest | None]]
 """Returns the chat with its contexts pruned; None where nothing is removed."""
 
 
-@dataclass(frozen=True, slots=True)
-class PrunedContext(JudgedAnswer):
-    """Implements Shortcut: a model's answer from a context without the sentences below a threshold.
-
-    model: `provider/model`. pruner: digest of all that decides what is removed, and of what. judge:
-    the model that compares. target_error: largest share judged worse less the share judged better.
-    """
-
-    model: str
-    pruner: str
-    judge: str
-    target_error: float
-    name: ShortcutName = "pruned_context"
-
-    @property
-    def subject(self) -> str:
-        """Return the name under which reports and metrics show the model."""
-        return f"context/{self.model}"
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Return the versions of its model and pruner."""
-        return {"model": self.model, "pruner": self.pruner}
-
-
 class ContextAuditor(PairAuditor):
     """Rules on pruned contexts, and compares answers with and without pruning.
 
-    ask: asks a model as clients are served, with the context that the request has. pruner: digest.
-    Others as PairAuditor's.
+    comparison: asks a model as clients are served, with the context that the request has. pruner:
+    digest of all that decides what is removed, and of what.
     """
 
+    name = "pruned_context"
+    defect = "context.comparison_failed"
+    # The judge reads the whole context twice: about 50,000 tokens each time.
+    most_chars = 200_000
     # Unanswerable questions are common: whether both answers decline is for the judge to see.
     judged_anyway = frozenset({"refusal", "tool_call"})
 
-    def __init__(
-        self,
-        evidence: Evidence,
-        appender: EvidenceAppender,
-        recorder: ExitRecorder,
-        ask: Runner[ChatRequest, FrontierPlan],
-        judge: str | None,
-        pruner: str,
-        target_error: float,
-        events: PruningEvents,
-        prices: PriceList,
-        again_share: float = AGAIN_SHARE,
-        shadow_share: float = SHADOW_SHARE,
-    ) -> None:
-        super().__init__(
-            evidence, appender, recorder, ask, judge, prices=prices,
-            defect="context.comparison_failed", most_chars=_MOST_CHARS,
-            again_share=again_share, shadow_share=shadow_share,
-        )  # fmt: skip
-        self._pruner = pruner
-        self._target_error = target_error
+    def __init__(self, comparison: Comparison, pruner: str, events: PruningEvents) -> None:
+        super().__init__(comparison, pruner)
         self._events = events
-
-    def shortcut_of(self, model: str, judge: str) -> PrunedContext:
-        """Return the shortcut of a `provider/model`."""
-        return PrunedContext(model, self._pruner, judge, self._target_error)
 
     def decide(self, request: ChatRequest, model: str, record: RequestRecord) -> PairDecision:
         """As PairAuditor's. Nothing for a deterministic request, nor for a line of a batch.

@@ -5,12 +5,11 @@ is made behind the request, and a judge compares it with the client's own. Once 
 share of the answers with the shortcut the one without it is made and compared.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from serving.cache.cacheable import unfit_document
@@ -23,6 +22,7 @@ from serving.contracts.evidence import (
     ClaimState,
     Origin,
     Shortcut,
+    ShortcutName,
     Verdict,
 )
 from serving.contracts.evidence_settings import EvidenceSettings
@@ -41,6 +41,7 @@ from serving.pipeline.compared_text import answer_text, is_comparable, question_
 from serving.pipeline.exit_recorder import ExitRecorder, RequestRecord
 from serving.pipeline.plan import FrontierPlan
 from serving.pipeline.runner import Runner
+from serving.tiers.shortcut import PairedModel
 
 _AUDITED_AT_FIRST = 0.1
 """Of the answers with the shortcut, for the first evidence.high_rate_inputs: an audit costs a whole
@@ -114,44 +115,48 @@ class PairedChat:
         )
 
 
-class PairAuditor(AuditWork, ABC):
-    """Rules on one kind of shortcut, a claim for each tenant and model. One for a process.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What comparing two answers of a model takes.
 
     ask: asks a model as the plan says. judge: `provider/model`; None where it has no key: then no
-    request takes the shortcut. shadow_share: of the requests, compared while the claim is being
-    earned. again_share: of the compared ones, for which the model answers once more. prices: of the
-    clients' own answers.
+    request takes the shortcut. prices: of the clients' own answers. target_error: largest share
+    judged worse less the share judged better. shadow_share: of the requests, compared while the
+    claim is being earned. again_share: of the compared ones, for which the model answers once more.
     """
 
-    judged_anyway: frozenset[str] = frozenset()
+    evidence: Evidence
+    appender: EvidenceAppender
+    recorder: ExitRecorder
+    ask: Runner[ChatRequest, FrontierPlan]
+    judge: str | None
+    prices: PriceList
+    target_error: float
+    again_share: float = AGAIN_SHARE
+    shadow_share: float = SHADOW_SHARE
+
+
+class PairAuditor(AuditWork):
+    """Rules on one kind of shortcut, a claim for each tenant and model. One for a process."""
+
+    name: ClassVar[ShortcutName]
+    defect: ClassVar[str]
+    """What the log says where a comparison failed by a defect."""
+    most_chars: ClassVar[int]
+    """Of a chat that is compared: what the judge reads."""
+    judged_anyway: ClassVar[frozenset[str]] = frozenset()
     """Reasons for which an answer is not cached and is compared all the same."""
 
-    def __init__(
-        self,
-        evidence: Evidence,
-        appender: EvidenceAppender,
-        recorder: ExitRecorder,
-        ask: Runner[ChatRequest, FrontierPlan],
-        judge: str | None,
-        *,
-        prices: PriceList,
-        defect: str,
-        most_chars: int,
-        again_share: float = AGAIN_SHARE,
-        shadow_share: float = SHADOW_SHARE,
-    ) -> None:
-        super().__init__(evidence, appender, recorder, defect)
-        self._ask = ask
-        self._judge = judge
-        self._prices = prices
-        self._most_chars = most_chars
-        self._again_share = again_share
-        self._shadow_share = shadow_share
+    def __init__(self, comparison: Comparison, version: str) -> None:
+        super().__init__(comparison.evidence, comparison.appender, comparison.recorder, self.defect)
+        self._ask = comparison.ask
+        self._judge = comparison.judge
+        self._prices = comparison.prices
+        self._target_error = comparison.target_error
+        self._again_share = comparison.again_share
+        self._shadow_share = comparison.shadow_share
+        self._version = version
         self._shortcuts: dict[str, Shortcut] = {}
-
-    @abstractmethod
-    def shortcut_of(self, model: str, judge: str) -> Shortcut:
-        """Return the shortcut of a `provider/model`; called once for each."""
 
     def decide(self, request: ChatRequest, model: str, record: RequestRecord) -> PairDecision:
         """Return what holds for a request. model: `provider/model` that is asked. Never waits."""
@@ -177,7 +182,7 @@ class PairAuditor(AuditWork, ABC):
 
     def is_comparable(self, request: ChatRequest) -> bool:
         """Return whether a judge can compare answers to a request."""
-        return is_comparable(request, self._most_chars)
+        return is_comparable(request, self.most_chars)
 
     def compared(self, verdict: str) -> None:
         """Count a comparison: `better`, `same`, `worse`, `missing` or `dropped`."""
@@ -186,7 +191,8 @@ class PairAuditor(AuditWork, ABC):
         known = self._shortcuts.get(model)
         if known is None:
             # One object a model: evidence keeps what it knows of it.
-            known = self._shortcuts[model] = self.shortcut_of(model, judge)
+            known = PairedModel(self.name, model, self._version, judge, self._target_error)
+            self._shortcuts[model] = known
         return known
 
     def _share(self, ruling: Ruling) -> float:

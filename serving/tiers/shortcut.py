@@ -1,6 +1,6 @@
 """A cheaper tier, and a cascade, as shortcuts: what their claims bound, and where. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,39 @@ class JudgedAnswer:
         """Return the loss of a judged pair; the reference is a part of it."""
         assert isinstance(answer, JudgedPair)
         return answer.loss
+
+
+_PAIRED: Mapping[ShortcutName, tuple[str, str]] = {
+    "brief_answer": ("brief", "directive"),
+    "pruned_context": ("context", "pruner"),
+}
+"""By kind: how reports name it, and what of it has a version."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairedModel(JudgedAnswer):
+    """Implements Shortcut: a model's answers with a shortcut, compared with those without it.
+
+    name: `brief_answer` or `pruned_context`. model: `provider/model`. version: digest of what the
+    shortcut does to a request. judge: the model that compares. target_error: largest share judged
+    worse less the share judged better.
+    """
+
+    name: ShortcutName
+    model: str
+    version: str
+    judge: str
+    target_error: float
+
+    @property
+    def subject(self) -> str:
+        """Return the name under which reports and metrics show the model."""
+        return f"{_PAIRED[self.name][0]}/{self.model}"
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the versions of its model and of what the shortcut does."""
+        return {"model": self.model, _PAIRED[self.name][1]: self.version}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from serving.ledger.database import Database
 from serving.pipeline.context_auditor import ContextAuditor
 from serving.pipeline.context_pruning import ContextPruning
 from serving.pipeline.exit_recorder import ExitRecorder
+from serving.pipeline.paired_auditor import Comparison
 from serving.pipeline.pruned import Pruning
 
 from ..provider.script import Reply, Seen
@@ -113,11 +114,11 @@ class ContextServer:
 
         def auditor(asking: Any) -> ContextAuditor:
             recorder = ExitRecorder(self.audited, Recorded(metrics))
-            self.auditor = ContextAuditor(
+            comparison = Comparison(
                 self.evidence.evidence, self.evidence.appender, recorder, asking, self._judge,
-                LAZY.version, self._config.target_error, metrics, self.prices,
-                again_share=0.0, shadow_share=1.0,
+                self.prices, self._config.target_error, again_share=0.0, shadow_share=1.0,
             )  # fmt: skip
+            self.auditor = ContextAuditor(comparison, LAZY.version, metrics)
             return self.auditor
 
         pruning = ContextPruning(self._config, LAZY.get, self.prices, "---", metrics)

@@ -26,6 +26,7 @@ from serving.pipeline.answer_lengths import AnswerLengths
 from serving.pipeline.bounded import Learning
 from serving.pipeline.brevity import BrevityAuditor
 from serving.pipeline.exit_recorder import ExitRecorder
+from serving.pipeline.paired_auditor import Comparison
 from serving.pipeline.plan import free_form_bounds
 
 from ..provider.script import Reply, Seen
@@ -85,10 +86,11 @@ class BriefServer:
 
         def auditor(asking: Any) -> BrevityAuditor:
             recorder = ExitRecorder(self.audited, Recorded(metrics))
-            self.auditor = BrevityAuditor(
+            comparison = Comparison(
                 self.evidence.evidence, self.evidence.appender, recorder, asking, self._judge,
-                DIRECTIVE, 0.1, PRICES, again_share=0.0, shadow_share=1.0,
+                PRICES, 0.1, again_share=0.0, shadow_share=1.0,
             )  # fmt: skip
+            self.auditor = BrevityAuditor(comparison, DIRECTIVE)
             return self.auditor
 
         return Learning(AnswerLengths(None, metrics), 0.05, DIRECTIVE, auditor, b"k" * 16)
