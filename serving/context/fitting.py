@@ -23,7 +23,7 @@ _STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A pair's features, (units, features), and for each need the units that hold it."""
+    """A pair's features, (questions, units, features), and for each need the units that hold it."""
 
     features: Floats
     holders: tuple[NDArray[np.bool_], ...]
@@ -127,7 +127,7 @@ def _out_of_fold(examples: Sequence[Example], certified: Sequence[Example]) -> l
             continue
         weights = _solve([e for e in examples if _fold(e.group) != fold])
         for one in scored:
-            scores = _sigmoid(one.features @ weights[:-1] + weights[-1])
+            scores = _sigmoid((one.features @ weights[:-1]).max(axis=0) + weights[-1])
             margins.append(float(min(scores[holder].max() for holder in one.holders)))
     return margins
 
@@ -148,7 +148,8 @@ def _solve(examples: Sequence[Example]) -> NDArray[np.float64]:
     rows, labels, shares = [], [], []
     for one in examples:
         positive = np.logical_or.reduce(one.holders)
-        rows.append(one.features)
+        # Of the whole question: its parts are only to find what the whole one hides.
+        rows.append(one.features[0])
         labels.append(positive.astype(np.float64))
         others = max(int((~positive).sum()), 1)
         shares.append(np.where(positive, 0.5 / positive.sum(), 0.5 / others))

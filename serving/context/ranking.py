@@ -43,10 +43,26 @@ _ASKS_NAME = re.compile(
     re.IGNORECASE,
 )
 
+_MOST_PARTS = 4
+_PART = re.compile(
+    r"\b(?:and|und|et|y)\s+(?=(?:(?:at|by|for|from|in|of|on|to|with|an|auf|f\u00fcr|mit|von|zu|\u00e0|de|avec|"
+    r"en|con)\s)?(?:how|who|whom|whose|what|when|where|which|why|wie|wer|wen|wem|was|wann|wo|warum|"
+    r"welche[mnrs]?|qui|quand|o\u00f9|combien|quel(?:le)?s?|pourquoi|comment|qui\u00e9n(?:es)?|cu\u00e1ndo|"
+    r"d\u00f3nde|cu\u00e1nt[ao]s?|qu\u00e9|cu\u00e1l(?:es)?|c\u00f3mo)\b)",
+    re.IGNORECASE,
+)
+"""Where one question ends and another one begins."""
+_LEAST_PART_WORDS = 3
+
+_TITLE_CHARS = 200
+_REMARK = re.compile(r"\([^()]*\)")
+_NO_LETTER = re.compile(r"[\W_]+")
+
 FEATURES = (
     "passage_bm25", "passage_stem_bm25", "passage_cosine", "passage_match", "sentence_bm25",
     "sentence_stem_bm25", "sentence_cosine", "sentence_match", "title_match", "before_match",
     "after_match", "number_asked", "name_asked", "length", "best_passage", "best_sentence",
+    "title_letters", "best_title_letters",
 )  # fmt: skip
 ENCODED_FEATURES = ("passage_similarity", "sentence_similarity", "most_similar_passage")
 
@@ -82,15 +98,35 @@ class Ranker:
         return FEATURES if self._encode is None else FEATURES + ENCODED_FEATURES
 
     def features(self, question: str, context: Passages) -> Floats:
-        """Return (units, features). Linear in the context's length. Blocking."""
-        asked = self._vectors.ids(question)
+        """Return (questions, units, features): for the whole question, then for each of its parts.
+
+        Linear in the context's length. Blocking.
+        """
         counted = _Counted.of(self._vectors, context)
-        columns = _lexical(self._vectors, asked, counted, context)
+        questions = questions_of(question)
+        encoded: list[list[Floats]] = [[] for _ in questions]
+        if self._encode is not None:
+            encoded = _encoded(self._encode, questions, context)
+        found = [
+            self._columns(one, counted, context) + more
+            for one, more in zip(questions, encoded, strict=True)
+        ]
+        return np.stack([np.stack(columns, axis=1) for columns in found]).astype(np.float32)
+
+    def _columns(self, question: str, counted: "_Counted", context: Passages) -> list[Floats]:
+        columns = _lexical(self._vectors, self._vectors.ids(question), counted, context)
         columns += _shape(question, context)
         columns += [_best(columns[0] + columns[3], context.passages), _is_best(columns[7])]
-        if self._encode is not None:
-            columns += _encoded(self._encode, question, context)
-        return np.stack(columns, axis=1).astype(np.float32)
+        return columns + _title_letters(question, context)
+
+
+def questions_of(question: str) -> tuple[str, ...]:
+    """Return a question, and its parts where it asks for two to four things, each with a verb.
+
+    `Who runs the hut, and how long is the walk?` asks for two.
+    """
+    parts = [part for part in _PART.split(question) if len(part.split()) >= _LEAST_PART_WORDS]
+    return (question, *parts) if 2 <= len(parts) <= _MOST_PARTS else (question,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +248,27 @@ def _shape(question: str, context: Passages) -> list[Floats]:
     return [np.asarray(values, np.float32) for values in (numbers, names, lengths)]
 
 
-def _encoded(encode: Encode, question: str, context: Passages) -> list[Floats]:
+def _title_letters(question: str, context: Passages) -> list[Floats]:
+    """Return the share of each title's trigrams of letters in the question, and to the best one.
+
+    Letters find `Wingstop` by `wing stops`. A remark in parentheses is no part of the name.
+    """
+    asked = _trigrams(question)
+    shares = []
+    for title in context.titles:
+        short = title[:_TITLE_CHARS]
+        found = _trigrams(_REMARK.sub("", short)) or _trigrams(short)
+        shares.append(len(found & asked) / max(len(found), 1))
+    values = np.array(shares, np.float32)
+    return [values[context.passages], _centred(values)[context.passages]]
+
+
+def _trigrams(text: str) -> set[str]:
+    letters = _NO_LETTER.sub("", text.casefold())
+    return {letters[at : at + 3] for at in range(len(letters) - 2)}
+
+
+def _encoded(encode: Encode, questions: Sequence[str], context: Passages) -> list[list[Floats]]:
     named = [
         f"{context.titles[passage]}: {text}" if context.titles[passage] else text
         for passage, text in zip(context.passages.tolist(), context.texts, strict=True)
@@ -222,13 +278,15 @@ def _encoded(encode: Encode, question: str, context: Passages) -> list[Floats]:
         f"{title}: " + " ".join(context.texts[a:b])
         for title, a, b in zip(context.titles, bounds, bounds[1:], strict=False)
     ]
-    vectors = encode([question, *named, *whole])
-    similar = vectors[1:] @ vectors[0]
-    sentence, passage = similar[: len(named)], similar[len(named) :]
-    spread = _centred(np.asarray(passage, np.float32))[context.passages]
-    return [
-        spread, _centred(np.asarray(sentence, np.float32)), _best(spread, context.passages),
-    ]  # fmt: skip
+    vectors = encode([*questions, *named, *whole])
+    found = []
+    for similar in vectors[: len(questions)] @ vectors[len(questions) :].T:
+        sentence, passage = similar[: len(named)], similar[len(named) :]
+        spread = _centred(np.asarray(passage, np.float32))[context.passages]
+        found.append([
+            spread, _centred(np.asarray(sentence, np.float32)), _best(spread, context.passages),
+        ])  # fmt: skip
+    return found
 
 
 class Model(BaseModel):
@@ -253,8 +311,11 @@ class Model(BaseModel):
     texts: str
 
     def scores(self, features: Floats) -> Floats:
-        """Return each unit's score in [0, 1]. features: (units, features) as a Ranker's."""
-        logits = features @ np.asarray(self.weights, np.float32) + self.bias
+        """Return each unit's score in [0, 1]: that of the question which it suits best.
+
+        features: (questions, units, features) as a Ranker's.
+        """
+        logits = (features @ np.asarray(self.weights, np.float32)).max(axis=0) + self.bias
         return np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
 
 

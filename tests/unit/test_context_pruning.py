@@ -1,6 +1,7 @@
 """Context pruning: units, what is never removed, the shipped pairs and the command."""
 
 import json
+import re
 import time
 import tracemalloc
 from pathlib import Path
@@ -15,8 +16,8 @@ from serving.commands import context as command
 from serving.context.detection import context_places, question_of
 from serving.context.fitting import lower_bound
 from serving.context.pairs import HALVES, holds, read_pairs, shipped_pairs
-from serving.context.pruning import MARKER, Part, Pruner, pays_to_prune
-from serving.context.ranking import Model, Ranker, load_models
+from serving.context.pruning import MARKER, Divided, Part, Pruner, pays_to_prune
+from serving.context.ranking import FEATURES, Model, Ranker, load_models, questions_of
 from serving.context.sentences import sentences
 from serving.context.units import divide
 from serving.contracts.errors import InvalidArgument, InvalidSettings
@@ -330,6 +331,51 @@ def test_fit_writes_the_shipped_model(tmp_path: Path, capsys: pytest.CaptureFixt
     fitted, shipped = load_models(out).of("tokens"), load_models().of("tokens")
     assert fitted.weights == pytest.approx(shipped.weights, abs=0.01)
     assert fitted.recall_lower >= fitted.target_recall
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["Who runs the hut, and ", "how long is the walk up?"],
+        ["Wer f\u00fchrt die H\u00fctte und ", "wie lange dauert der Weg?"],
+        ["Qui tient le refuge et ", "combien de temps dure la mont\u00e9e ?"],
+        ["\u00bfQui\u00e9n lleva el refugio y ", "cu\u00e1nto dura la subida?"],
+        ["What is the name of the firm and ", "in which town is it?"],
+        # One thing is asked for, or too many.
+        ["What do hens and ducks eat?"],
+        ["Where and when does it start?"],
+        ["Name the sand and whatever else is here"],
+        ["Who is one and who is two and who is three and who is four and who is five?"],
+    ],
+)
+def test_a_question_for_several_things_is_scored_by_its_parts(parts: list[str]) -> None:
+    whole = "".join(parts)
+    words = [re.sub(r"(?:and|und|et|y) $", "", part) for part in parts]
+    assert list(questions_of(whole)) == [whole, *(words if len(parts) > 1 else [])]
+
+
+def test_the_second_thing_that_is_asked_for_is_found_as_the_first(ranker: Ranker) -> None:
+    asked = "Who keeps the bees, and what core temperature must the loaf reach?"
+    divided = Divided.of([Part(FERRY + " " + BREAD)])
+    features = ranker.features(asked, divided.passages)
+    scores = load_models().of("tokens").scores(features)
+    core = next(n for n, text in enumerate(divided.passages.texts) if "97 degrees" in text)
+    assert features.shape[0] == 3
+    assert scores[core] == pytest.approx(
+        float(load_models().of("tokens").scores(features[2:])[core])
+    )
+    assert scores[core] > load_models().of("tokens").scores(features[:1])[core]
+
+
+def test_a_title_is_found_by_its_letters(ranker: Ranker) -> None:
+    parts = [Part(FERRY, "Winged stoat"), Part(BREAD, "Wingstop (restaurant)"), Part(FERRY, "")]
+    passages = Divided.of(parts).passages
+    (features,) = ranker.features("how many wing stops are there", passages)
+    column = FEATURES.index("title_letters")
+    shares = [float(features[start, column]) for start in passages.starts]
+    assert shares == [pytest.approx(1 / 3), 1.0, 0.0]
+    best = [float(features[start, column + 1]) for start in passages.starts]
+    assert best == [pytest.approx(1 / 3 - 1), 0.0, -1.0]
 
 
 def test_a_model_of_other_features_is_refused(tmp_path: Path) -> None:
