@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from evals.answers import Answered
+from evals.certification import accepted_needed, error_bound
 from evals.confidence import Confidence, Part
 from evals.findings import Half, Outcome, OwnOutcome, TaskFindings
 from evals.metrics import Counts, Metric, is_right, metric_of
@@ -16,7 +17,7 @@ from evals.pair import Block
 from evals.paired import Indices, accuracy_difference, bootstrap_interval
 from evals.population import OwnInputs, suite_population
 from evals.suite import Suite, calibration_half
-from evals.verdict import Evidence, judge
+from evals.verdict import Evidence, Judgement, judge
 from serving.contracts.answer import Entity, Prediction, Translation
 from serving.contracts.attestation import (
     CalibrationMap,
@@ -28,6 +29,7 @@ from serving.contracts.attestation import (
     Speed,
     SuiteRecord,
     TaskResult,
+    Verdict,
 )
 from serving.contracts.task_spec import ClassificationSpec
 
@@ -51,7 +53,8 @@ class Rules:
 
     weight_bytes: of both models, named as a gain where the candidate is not faster. reference:
     whose answers are the labels; None where they are the suite's own. is_baseline: the baseline
-    itself is judged, without a loss or a speed.
+    itself is judged, without a loss or a speed. certified_elsewhere: on the user's own inputs, not
+    on a half of the suite.
     """
 
     margin: float | None
@@ -61,6 +64,7 @@ class Rules:
     resamples: int = 10_000
     reference: ReferenceLabels | None = None
     is_baseline: bool = False
+    certified_elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +91,13 @@ def assess(
     blocks: Sequence[Block],
     rules: Rules,
     certified: Certified | None = None,
+    stopped: Judgement | None = None,
 ) -> TaskFindings:
     """Return the verdict on one task with everything behind it.
 
     certified: takes the place of the suite's certification half; None where there are no own
-    inputs.
+    inputs. stopped: why the candidate was measured on this part of the suite only; it is then the
+    verdict.
     """
     metric = metric_of(suite.spec)
     old, new = _judged(suite, metric, baseline), _judged(suite, metric, candidate)
@@ -116,6 +122,7 @@ def assess(
             speed=speed,
             weight_bytes=rules.weight_bytes,
             is_baseline=rules.is_baseline,
+            stopped=stopped,
         )
     )
     result = TaskResult(
@@ -149,23 +156,79 @@ def assess(
     return TaskFindings(suite.spec, result, outcomes, own_outcomes)
 
 
-def assess_baseline(suite: Suite, baseline: Answered, rules: Rules) -> TaskResult:
-    """Return the 16-bit model's verdict on one task: by its floor and its error bound alone."""
-    own = replace(rules, margin=None, required_speed=0.0, weight_bytes=None, is_baseline=True)
-    return assess(suite, baseline, baseline, [], own).result
+def assess_baseline(
+    suite: Suite, baseline: Answered, rules: Rules, stopped: Judgement | None = None
+) -> TaskResult:
+    """Return the 16-bit model's verdict on one task: by its floor and its error bound alone.
 
-
-def certain_to_fail(
-    suite: Suite, candidate: Answered, blocks: Sequence[Block], rules: Rules
-) -> bool:
-    """Return whether a task will fail whatever the answers to its remaining examples are.
-
-    suite, candidate, blocks: what was seen so far; without blocks the speed is not tested. Two
-    things are tested: the floor, at 99.5 %, and the speed, of which every block must be clearly too
-    slow. A task that is stopped cannot pass, so
-    looking early adds no false pass, and at most half a percent a look of false failures.
+    stopped: why it is judged on this part of the suite only, by its own answers.
     """
-    return _far_too_slow(blocks, rules.required_speed) or _below_floor(suite, candidate, rules)
+    own = replace(rules, margin=None, required_speed=0.0, weight_bytes=None, is_baseline=True)
+    return assess(suite, baseline, baseline, [], own, stopped=stopped).result
+
+
+def cannot_pass(
+    whole: Suite, seen: Suite, answered: Answered, blocks: Sequence[Block], rules: Rules
+) -> Judgement | None:
+    """Return why a model cannot pass a task whatever its remaining answers are; None if it may.
+
+    whole: the suite. seen, answered, blocks: what was run of it; without blocks the speed is not
+    tested. A model that is stopped does not pass, so looking early adds no false pass. Tested are:
+    the floor, at 99.5 %; the speed, of which every block must be clearly too slow; and, unless the
+    user's own inputs certify, whether enough answers can be right for any error bound, at 99.5 %.
+    Each look at the floor or at the right answers stops at most half a percent of the models that
+    would pass.
+    """
+    count = len(seen.examples)
+    if _far_too_slow(blocks, rules.required_speed):
+        fastest = max(block.ratio for block in blocks)
+        return _stopped(
+            count,
+            f"its throughput was at most {fastest:.2f} of the baseline's in each block; the "
+            f"required ratio is {rules.required_speed}",
+        )
+    own = _early_interval(seen, answered, rules)
+    if own.upper < seen.spec.floor:
+        return _stopped(
+            count,
+            f"its own metric is at most {own.upper:.4f}, at {_EARLY_LEVEL:.1%} confidence; the "
+            f"floor is {seen.spec.floor}",
+        )
+    return None if rules.certified_elsewhere else _too_few_right(whole, seen, answered)
+
+
+def _too_few_right(whole: Suite, seen: Suite, answered: Answered) -> Judgement | None:
+    """Return that no error bound can be certified on a suite; None where one may be.
+
+    A bound needs a number of right answers in the certification half, as if none were wrong. The
+    half is run in the order of a hash, so that the right ones among those seen are a draw without
+    replacement (hypergeometric distribution).
+    """
+    half = [e for e in whole.examples if not calibration_half(e.group)]
+    tested = {half[index].id for index in whole.holding(half).independent()}
+    needed = accepted_needed(seen.spec.target_error)
+    right = _judged(seen, metric_of(seen.spec), answered).right
+    drawn = [bool(found) for e, found in zip(seen.examples, right, strict=True) if e.id in tested]
+    found = sum(drawn)
+    # A suite that is too small for any bound is tested to its end, for the other findings.
+    if needed > len(tested) or not drawn:
+        return None
+    if stats.hypergeom.cdf(found, len(tested), needed, len(drawn)) >= 1.0 - _EARLY_LEVEL:
+        return None
+    rate = error_bound(found, len(drawn), _EARLY_LEVEL)
+    return Judgement(
+        Verdict.INCONCLUSIVE,
+        (
+            f"stopped after {len(seen.examples)} examples: {found} of {len(drawn)} answers of the "
+            f"certification half are right, and an error bound of {seen.spec.target_error} needs "
+            f"{needed} of its {len(tested)}",
+        ),
+        max(1, math.ceil(len(whole.examples) * (needed / (rate * len(tested)) - 1.0))),
+    )
+
+
+def _stopped(seen: int, reason: str) -> Judgement:
+    return Judgement(Verdict.FAIL, (f"stopped after {seen} examples: {reason}",))
 
 
 def _far_too_slow(blocks: Sequence[Block], required: float) -> bool:
@@ -174,17 +237,16 @@ def _far_too_slow(blocks: Sequence[Block], required: float) -> bool:
     return all(block.ratio < _EARLY_SPEED_SHARE * required for block in blocks)
 
 
-def _below_floor(suite: Suite, candidate: Answered, rules: Rules) -> bool:
+def _early_interval(suite: Suite, answered: Answered, rules: Rules) -> Interval:
     metric = metric_of(suite.spec)
-    rows = _by_group(suite, _judged(suite, metric, candidate).rows)
-    own = bootstrap_interval(
+    rows = _by_group(suite, _judged(suite, metric, answered).rows)
+    return bootstrap_interval(
         metric.over(rows),
         len(rows),
         seed=rules.seed,
         resamples=min(rules.resamples, _EARLY_RESAMPLES),
         confidence=_EARLY_LEVEL,
     )
-    return own.upper < suite.spec.floor
 
 
 def _judged(suite: Suite, metric: Metric, answered: Answered) -> _Judged:

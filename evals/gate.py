@@ -1,7 +1,7 @@
 """One gate run: both models on every suite, a verdict for each task, one signed statement."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.answers import Answered, works
-from evals.assessment import Certified, Rules, assess, assess_baseline, certain_to_fail
+from evals.assessment import Certified, Rules, assess, assess_baseline, cannot_pass
 from evals.findings import Findings, TaskFindings
 from evals.harness import General, HarnessResult, run_harness
-from evals.pair import SIDES, Block, Futile, Side
+from evals.pair import SIDES, Block, Side, StoppingRule
 from evals.pair import Pair as SubjectPair
 from evals.paired import Indices, bootstrap_interval
 from evals.population import OwnInputs
 from evals.signing import GateRun, Loaded
 from evals.subject import Precision, Subject, calibration_digests, precision_of, weight_bytes
 from evals.suite import Suite
-from evals.verdict import judge_loss
+from evals.verdict import Judgement, judge_loss
 from serving.artifacts.manifest import Manifest, file_manifest
 from serving.artifacts.probes import measure_probes
 from serving.contracts.attestation import (
@@ -45,10 +45,10 @@ from serving.local.offline_work import device_name, kernels, run_works
 class Request:
     """The arguments of a run. margins: by task, stated for this run; otherwise those of the specs.
 
-    settings: how both models are served; their source is not used. stop_early: stop a task that
-    can only fail. own_inputs: by task, the user's own inputs that certify in place of a half of
-    the suite. references: by task, where a reference model's answers are the labels.
-    attest_baseline: judge the baseline too, by its own metric, so that it can serve.
+    settings: how both models are served; their source is not used. stop_early: stop measuring a
+    model on a task that it cannot pass. own_inputs: by task, the user's own inputs that certify in
+    place of a half of the suite. references: by task, where a reference model's answers are the
+    labels. attest_baseline: judge the baseline too, by its own metric, so that it can serve.
     """
 
     baseline: Path
@@ -91,41 +91,48 @@ def run_gate(request: Request, observer: StepObserver) -> Findings:
         if request.stop_early:
             # lm-eval needs the number of examples before it starts.
             pair.run()
-        suites = list(pair.suites.values())
+        names = [suite.name for suite in request.suites]
         pair.report_step("scoring with lm-eval")
-        reported = {side: run_harness(pair, side, suites, request.general) for side in SIDES}
+        reported = {
+            side: run_harness(
+                pair, side, [pair.suite(side, name) for name in names], request.general
+            )
+            for side in SIDES
+        }
         tasks = {}
-        for suite in suites:
+        for name in names:
             pair.report_step("judging")
-            tasks[suite.name] = assess(
+            suite = pair.suite("candidate", name)
+            tasks[name] = assess(
                 suite,
-                pair.answered("baseline", suite.name),
-                pair.answered("candidate", suite.name),
-                pair.blocks[suite.name],
+                pair.compared(name),
+                pair.answered("candidate", name),
+                pair.blocks[name],
                 _rules(request, suite, precision),
-                _certified(request, pair, suite.name),
+                _certified(request, pair, name),
+                pair.stopped("candidate", name),
             )
         results: dict[Side, dict[str, TaskResult]] = {
             "candidate": {name: found.result for name, found in tasks.items()}
         }
         if request.attest_baseline:
             results["baseline"] = {
-                suite.name: assess_baseline(
-                    suite,
-                    pair.answered("baseline", suite.name),
-                    _rules(request, suite, "16-bit"),
+                name: assess_baseline(
+                    pair.suite("baseline", name),
+                    pair.answered("baseline", name),
+                    _rules(request, pair.suite("baseline", name), "16-bit"),
+                    pair.stopped("baseline", name),
                 )
-                for suite in suites
+                for name in names
             }
         pair.report_step("measuring probes")
         loaded = {
-            side: _loaded(pair, side, subjects[side], suites, results[side], request)
-            for side in results
+            side: _loaded(pair, side, subjects[side], results[side], request) for side in results
         }
         pair.report_step("stopping the engines")
         pair.measure_memory()
     steps.step("checking the results")
-    _refuse_disagreement(tasks, reported)
+    _refuse_disagreement(tasks, results, reported)
     for side in results:
         _refuse_changed(subjects[side].folder, manifests[side])
     run = GateRun(
@@ -176,7 +183,6 @@ def _loaded(
     pair: SubjectPair,
     side: Side,
     subject: Subject,
-    suites: Sequence[Suite],
     results: Mapping[str, TaskResult],
     request: Request,
 ) -> Loaded:
@@ -184,7 +190,7 @@ def _loaded(
 
     Probes are of the tasks that will be served, or of the first where none will be.
     """
-    specs = [suite.spec for suite in suites]
+    specs = [suite.spec for suite in request.suites]
     passed = [spec for spec in specs if results[spec.name].verdict is Verdict.PASS]
     return Loaded(
         hardware=pair.call(side, device_name),
@@ -198,22 +204,26 @@ def _loaded(
     )
 
 
-def stopping_rule(request: Request) -> Futile | None:
-    """Return the rule by which a task is stopped early; None where none is."""
+def stopping_rule(request: Request) -> StoppingRule | None:
+    """Return the rule by which a model's test on a task is stopped early; None where none is.
+
+    A model that is attested ends its test by its own answers and, the candidate, by its speed. The
+    other's answers must not decide when: its bounds would be of examples that they chose.
+    """
     if not request.stop_early:
         return None
+    whole = {suite.name: suite for suite in request.suites}
 
-    def futile(
-        seen: Suite, baseline: Answered, candidate: Answered, blocks: Sequence[Block]
-    ) -> bool:
-        rules = _rules(request, seen, "16-bit")
-        if request.attest_baseline and not certain_to_fail(seen, baseline, [], rules):
-            # A task on which only one of two attested models can pass is tested to its end: where
-            # the other's answers decided when to stop, its bounds would not hold.
-            return False
-        return certain_to_fail(seen, candidate, blocks, rules)
+    def candidate(seen: Suite, answered: Answered, blocks: Sequence[Block]) -> Judgement | None:
+        rules = replace(
+            _rules(request, seen, "16-bit"), certified_elsewhere=seen.name in request.own_inputs
+        )
+        return cannot_pass(whole[seen.name], seen, answered, blocks, rules)
 
-    return futile
+    def baseline(seen: Suite, answered: Answered) -> Judgement | None:
+        return cannot_pass(whole[seen.name], seen, answered, [], _rules(request, seen, "16-bit"))
+
+    return StoppingRule(candidate, baseline if request.attest_baseline else None)
 
 
 def _rules(request: Request, suite: Suite, precision: Precision) -> Rules:
@@ -303,12 +313,16 @@ def _refuse_overlap(request: Request) -> None:
 
 
 def _refuse_disagreement(
-    tasks: Mapping[str, TaskFindings], reported: Mapping[Side, HarnessResult]
+    tasks: Mapping[str, TaskFindings],
+    results: Mapping[Side, Mapping[str, TaskResult]],
+    reported: Mapping[Side, HarnessResult],
 ) -> None:
     """Compare the gate's metrics with lm-eval's for the same answers; a difference is an error."""
     for name, found in tasks.items():
         assert found.result.candidate is not None
-        ours = {"baseline": found.result.baseline, "candidate": found.result.candidate.estimate}
+        # An attested baseline is judged on examples of its own number.
+        own = results.get("baseline", {}).get(name, found.result)
+        ours = {"baseline": own.baseline, "candidate": found.result.candidate.estimate}
         for side in SIDES:
             if abs((ours[side] or 0.0) - reported[side].metrics[name]) > 1e-9:
                 raise EngineFailure(

@@ -31,7 +31,8 @@ class Evidence:
     certificate: None without examples to certify on. wrong_at_best: lower bound of the error rate
     among the most confident answers. speed: None if not measured. own_inputs: whether the
     certificate is of the user's own inputs. weight_bytes: of both models; None if not known.
-    is_baseline: the model is the baseline itself, so that no loss is checked.
+    is_baseline: the model is the baseline itself, so that no loss is checked. stopped: why the
+    model was measured on a part of the suite only; None where it was measured on all of it.
     """
 
     n: int
@@ -46,10 +47,17 @@ class Evidence:
     own_inputs: bool = False
     weight_bytes: Pair | None = None
     is_baseline: bool = False
+    stopped: Judgement | None = None
 
 
 def judge(evidence: Evidence) -> Judgement:
-    """Return the verdict of one task: the worst of its checks, with their reasons."""
+    """Return the verdict of one task: the worst of its checks, with their reasons.
+
+    Of a model that was stopped it is the reason of the stop. The other numbers are of a part of the
+    suite that its own answers chose, and prove nothing.
+    """
+    if evidence.stopped is not None:
+        return evidence.stopped
     return _worst(list(_checks(evidence)))
 
 

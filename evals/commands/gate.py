@@ -111,7 +111,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stop-early", action="store_true",
-        help="stop a task as soon as it is clearly below its floor",
+        help="stop measuring a model on a task as soon as it is clear that it cannot pass",
     )  # fmt: skip
     parser.add_argument("--seed", type=signed_integer, default=0, help="seed of the resampling (0)")
     parser.add_argument(

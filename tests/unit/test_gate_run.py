@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -18,7 +18,7 @@ from serving.artifacts.manifest import file_manifest
 from serving.artifacts.signing_key import load_signer, read_key
 from serving.artifacts.trust import TrustPolicy, read_attestation, verify_files
 from serving.contracts.answer import TaskRequest
-from serving.contracts.attestation import Verdict
+from serving.contracts.attestation import TaskResult, Verdict
 from serving.contracts.engine import EngineWork, ScoreOutput, ScoreWork, TokenCounts
 from serving.contracts.settings import ModelSettings, Settings
 from serving.contracts.task_spec import ClassificationSpec, TaskSpec
@@ -37,7 +37,12 @@ QUANTIZED = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8b
 
 
 class Model:
-    """A subject whose engine finds the label at the text's end, or always answers `a`."""
+    """A subject whose engine finds the label at the text's end, or always answers `a`.
+
+    able: the models that find it.
+    """
+
+    able: ClassVar[tuple[str, ...]] = ("baseline",)
 
     def __init__(self, name: str, folder: Path, settings: ModelSettings) -> None:
         self.name, self.folder, self.settings = name, folder, settings
@@ -61,7 +66,7 @@ class Model:
         assert isinstance(work, ScoreWork)
         (point,) = work.points
         text = "".join(map(chr, work.prompt_token_ids)).rpartition("\x03\x02assistant")[0]
-        label = text[-1] if self.name == "baseline" and text[-1] in LABELS else "a"
+        label = text[-1] if self.name in self.able and text[-1] in LABELS else "a"
         values = tuple(0.0 if id_ == ord(label) else -3.0 for id_ in point.candidates)
         return ScoreOutput((values,), TokenCounts(1, 0, 1))
 
@@ -142,6 +147,45 @@ def test_one_run_attests_each_model_with_its_own_verdict(request_: Request, tmp_
     attested = read_attestation(out / "attestation.json", TrustPolicy((key.public,)))
     assert attested.digest == digest
     verify_files(request_.baseline, attested)
+
+
+def attested(
+    request: Request, monkeypatch: pytest.MonkeyPatch, *able: str
+) -> tuple[TaskResult, TaskResult]:
+    """Return what a run attests of the baseline and of the candidate. able: find the labels."""
+    monkeypatch.setattr(Model, "able", able)
+    findings = run_gate(request, Silent())
+    assert findings.baseline is not None
+    return findings.baseline.tasks["letters"], findings.predicate.tasks["letters"]
+
+
+def test_what_is_attested_of_the_baseline_does_not_depend_on_the_candidate(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside_a_good_one = attested(request_, monkeypatch, "baseline", "candidate")
+    beside_a_stopped_one = attested(request_, monkeypatch, "baseline")
+    assert beside_a_good_one[0] == beside_a_stopped_one[0]
+    assert beside_a_good_one[0].verdict is Verdict.PASS
+    assert beside_a_stopped_one[1].suite.n < beside_a_good_one[1].suite.n == 300
+
+    beside_a_good_one = attested(request_, monkeypatch, "candidate")
+    beside_a_stopped_one = attested(request_, monkeypatch)
+    assert beside_a_good_one[0] == beside_a_stopped_one[0]
+    assert beside_a_good_one[0].verdict is Verdict.FAIL
+    # The baseline failed early; the candidate's loss is still against it on every example.
+    assert beside_a_good_one[0].suite.n < 300
+    assert beside_a_good_one[1].verdict is Verdict.PASS
+    assert beside_a_good_one[1].suite.n == 300
+    assert beside_a_good_one[1].flips.gained == 200
+
+
+def test_a_stopped_candidate_is_compared_on_its_own_examples(request_: Request) -> None:
+    findings = run_gate(request_, Silent())
+    result = findings.predicate.tasks["letters"]
+    assert result.suite.n < 300
+    assert len(findings.tasks["letters"].outcomes) == result.suite.n
+    assert result.reasons[0].startswith(f"stopped after {result.suite.n} examples: its own metric")
+    assert result.baseline == 1.0
 
 
 def test_a_run_that_is_not_asked_to_attests_no_baseline(request_: Request) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.paired import accuracy_difference
-from evals.verdict import Evidence, judge
+from evals.verdict import Evidence, Judgement, judge
 from serving.contracts.attestation import Certificate, Interval, Pair, Speed, Verdict
 
 MARGIN, FLOOR = 0.02, 0.5
@@ -104,6 +104,14 @@ def test_each_boundary_without_rounding(change: dict[str, object], expected: Ver
     assert found.verdict is expected
     assert found.reasons
     assert (found.more_examples > 0) == (expected is Verdict.INCONCLUSIVE)
+
+
+@pytest.mark.parametrize("change", [{}, {"margin": None}])
+def test_a_stop_is_the_verdict_whatever_the_part_that_was_seen_shows(
+    change: dict[str, object],
+) -> None:
+    stop = Judgement(Verdict.INCONCLUSIVE, ("stopped after 8 examples: too few right",), 40)
+    assert judge(replace(GOOD, stopped=stop, **change)) == stop
 
 
 def test_a_missing_margin_permits_no_loss() -> None:
