@@ -22,6 +22,18 @@ FrontierModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}/\S{1,20
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 FieldPath = Annotated[str, Field(pattern=r"^[^.\s]{1,60}(\.[^.\s]{1,60}){0,9}$")]
 """A field's path in a request, without the places in lists: `top_a`, `messages.prefix`."""
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?$")]
+HeaderValue = Annotated[str, Field(pattern=r"^[!-~](?:[ -~]{0,1022}[!-~])?$")]
+
+_SECRET_WORDS = frozenset(
+    {"auth", "authorization", "cookie", "credential", "key", "password", "secret", "token"}
+)
+_CLIENT_HEADERS = frozenset(
+    {"accept", "accept-encoding", "connection", "content-encoding", "content-length",
+     "content-type", "expect", "host", "keep-alive", "te", "trailer", "transfer-encoding",
+     "upgrade"}
+)  # fmt: skip
+"""Headers that describe the message or its connection: another value would break the call."""
 
 _MASK = "**********"
 
@@ -58,6 +70,16 @@ class ProviderSettings(_Frozen):
         default=None, description="file with the key, read at start"
     )
     keyless: bool = Field(default=False, description="the server requires no key")
+    key_header: HeaderName | None = Field(
+        default=None,
+        description="header that carries the key alone, instead of the wire format's own: "
+        "`Authorization: Bearer KEY` of openai, `x-api-key: KEY` of anthropic",
+    )
+    headers: dict[HeaderName, HeaderValue] = Field(
+        default={},
+        description="sent with each request to the provider; printed with the settings, so no "
+        "secrets",
+    )
     connect_timeout_s: float = Field(default=5.0, gt=0.0, le=120.0)
     first_byte_timeout_s: float = Field(
         default=60.0,
@@ -121,6 +143,33 @@ class ProviderSettings(_Frozen):
             # Not the value: it may hold a password.
             raise ValueError("not the address of a server, such as https://host:8443/v1")
         return url
+
+    @field_validator("headers")
+    @classmethod
+    def _may_be_set(cls, headers: dict[str, str]) -> dict[str, str]:
+        names = [name.lower() for name in headers]
+        for name in names:
+            if _SECRET_WORDS.intersection(name.split("-")):
+                raise ValueError(
+                    f"{name!r} would carry a secret, and settings are printed: put the key into "
+                    "api_key_file; key_header names the header that carries it"
+                )
+            if name in _CLIENT_HEADERS:
+                raise ValueError(f"{name!r} is set by the HTTP client: leave it out")
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} is named twice: header names have no case")
+        return headers
+
+    @model_validator(mode="after")
+    def _has_one_key(self) -> Self:
+        if self.key_header is None:
+            return self
+        name = self.key_header.lower()
+        if self.keyless:
+            raise ValueError("keyless: true sends no key: leave out key_header")
+        if name in _CLIENT_HEADERS or name in {other.lower() for other in self.headers}:
+            raise ValueError(f"key_header: {self.key_header!r} is the header of something else")
+        return self
 
     @field_serializer("base_url", when_used="json")
     def _masked(self, url: str | None) -> str | None:

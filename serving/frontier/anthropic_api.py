@@ -56,7 +56,7 @@ class AnthropicApi:
             base_url=url,
             max_retries=0,
             timeout=timeout,
-            http_client=ProviderClient(url, timeout),
+            http_client=ProviderClient(url, timeout, settings.headers, settings.key_header),
         )
 
     def request(self, body: Mapping[str, Any], model: str, plan: CachePlan) -> dict[str, Any]:

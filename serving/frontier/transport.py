@@ -62,10 +62,31 @@ class ProviderClient(httpx2.AsyncClient):
     Requests through a proxy that the environment names take httpx2's own transport.
     """
 
-    def __init__(self, url: str, timeout: httpx2.Timeout) -> None:
-        """url: of the provider. timeout: for each step of a call that states no other."""
+    def __init__(
+        self,
+        url: str,
+        timeout: httpx2.Timeout,
+        headers: Mapping[str, str] | None = None,
+        key_header: str | None = None,
+    ) -> None:
+        """url: of the provider. timeout: for each step of a call that states no other.
+
+        headers: added to every request. key_header: carries the key in place of the SDK's header.
+        """
+        self._added = dict(headers or {})
+        self._key_header = key_header
         self._is_encrypted = httpx2.URL(url).scheme != "http"
         super().__init__(base_url=url, timeout=timeout, follow_redirects=False)
+
+    def build_request(self, *args: Any, **kwargs: Any) -> httpx2.Request:
+        """Return a request of an SDK with the provider's own headers."""
+        # Here and not in the SDKs' own options: both refuse a request without their key header.
+        request = super().build_request(*args, **kwargs)
+        request.headers.update(self._added)
+        if self._key_header is not None:
+            bearer = request.headers.pop("authorization", "").removeprefix("Bearer ")
+            request.headers[self._key_header] = request.headers.pop("x-api-key", bearer)
+        return request
 
     def _init_transport(self, *_: Any, **__: Any) -> httpx2.AsyncBaseTransport:
         # Plain HTTP needs no certificates, which take 18 ms to read.

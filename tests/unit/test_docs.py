@@ -163,7 +163,7 @@ def test_the_example_frontier_is_one_that_serve_accepts(
     file.write_text(settings.replace("prices.yaml", f"{tmp_path}/prices.yaml"), encoding="utf-8")
     assert main(["config", "--config", str(file), "--json"]) == 0, capsys.readouterr().err
     shown = json.loads(capsys.readouterr().out)
-    assert set(shown["frontier"]["providers"]) == {"anthropic", "openai", "house"}
+    assert set(shown["frontier"]["providers"]) == {"anthropic", "openai", "house", "proxy"}
     # Without the prices file it is refused: the price of house/qwen-8b is unknown.
     file.write_text(settings.partition("ledger:")[0], encoding="utf-8")
     assert main(["config", "--config", str(file)]) == 2

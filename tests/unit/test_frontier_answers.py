@@ -427,6 +427,25 @@ async def test_compatible_servers_get_the_body_nearly_unchanged(provider: Provid
     assert stream == {**expected, **streamed}
 
 
+@BOTH
+@pytest.mark.usefixtures("provider_server")  # it has imported the SDKs
+async def test_a_provider_gets_its_own_headers(
+    keyless_provider: ProviderServer, target: str
+) -> None:
+    for own in ({}, {"headers": {"X-Team": "narrow"}, "key_header": "Subscription-Key"}):
+        async with frontier(settings(keyless_provider, own)) as stack:
+            await stack.complete(call(target))
+            await chunks_of(await stack.stream(call(target)))
+    named = ("authorization", "x-api-key", "subscription-key", "x-team")
+    usual, usual_stream, own_whole, own_stream = (
+        {name: seen.headers[name] for name in named if name in seen.headers}
+        for seen in keyless_provider.script.seen
+    )
+    assert usual == usual_stream
+    assert list(usual.values()) in ([KEY], [f"Bearer {KEY}"])
+    assert own_whole == own_stream == {"x-team": "narrow", "subscription-key": KEY}
+
+
 async def test_openai_itself_gets_its_newer_names(
     provider: ProviderServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

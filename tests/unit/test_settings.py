@@ -1,6 +1,7 @@
 """Settings: three sources, unknown keys refused, every error names its field."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -323,3 +324,28 @@ def test_an_address_without_a_usable_host_is_refused_and_not_shown(url: str) -> 
         load_settings(None, {"frontier": {"providers": providers}})
     assert caught.value.field == "frontier.providers.openai.base_url"
     assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("own", "message", "field"),
+    [
+        ({"headers": {"X-Api-Key": "hunter2"}}, "would carry a secret", ".headers"),
+        ({"headers": {"Authorization": "hunter2"}}, "would carry a secret", ".headers"),
+        ({"headers": {"Content-Type": "hunter2"}}, "set by the HTTP client", ".headers"),
+        ({"headers": {"X-Team": "hunter2", "x-team": "b"}}, "named twice", ".headers"),
+        ({"headers": {"X Team": "hunter2"}}, "X Team", ".headers.X Team"),
+        ({"headers": {"X-Team": "hunter2\r\nx-b: c"}}, "X-Team", ".headers.X-Team"),
+        ({"key_header": "Host"}, "the header of something else", ".key_header"),
+        ({"key_header": "X-Team", "headers": {"x-team": "a"}}, "of something else", ".key_header"),
+        ({"key_header": "X-Team", "keyless": True}, "leave out key_header", ".keyless"),
+    ],
+)
+def test_headers_that_cannot_be_sent_are_refused(
+    own: dict[str, Any], message: str, field: str
+) -> None:
+    providers = {"openai": {"api": "openai", **own}, "anthropic": {"api": "anthropic"}}
+    with pytest.raises(InvalidSettings, match=message) as caught:
+        load_settings(None, {"frontier": {"providers": providers}})
+    assert caught.value.field is not None
+    assert caught.value.field.removesuffix(".[key]") == f"frontier.providers.openai{field}"
+    assert caught.value.fix
