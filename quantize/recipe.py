@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -186,6 +186,7 @@ _ADAPTER: TypeAdapter[LlmCompressorRecipe | GptqModelRecipe | BitsAndBytesRecipe
     Recipe
 )
 _SUFFIX = ".yaml"
+_LIBRARIES = ("llm-compressor", "gptqmodel", "bitsandbytes")
 
 
 def parse_recipe(content: bytes | str, source: str) -> Recipe:
@@ -201,7 +202,7 @@ def parse_recipe(content: bytes | str, source: str) -> Recipe:
         ) from error
     except ValidationError as error:
         problems = [
-            f"{problem_place(item, 'recipe')}: {problem_with_value(item)}"
+            f"{problem_place(_in_file(item), 'recipe')}: {problem_with_value(item)}"
             for item in error.errors(include_url=False)
         ]
         raise InvalidRecipe(
@@ -209,6 +210,12 @@ def parse_recipe(content: bytes | str, source: str) -> Recipe:
             field=source,
             fix="docs/quantize.md lists every field",
         ) from error
+
+
+def _in_file(problem: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a problem with the path of its field in the file, which has no level for a library."""
+    place = problem["loc"]
+    return {**problem, "loc": place[1:] if place[:1] and place[0] in _LIBRARIES else place}
 
 
 def built_in_recipes() -> Mapping[str, Recipe]:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from serving.cli import installed_commands, main, narrowgate_parser
+from serving.tasks.catalog import load_specs
 
 from ..built_in_tasks import BUILT_IN_TASKS
 
@@ -138,6 +139,28 @@ def test_tasks_lists_and_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert again == rows
     assert main(["tasks", "show", "nothing"]) == 2
     assert "use one of" in capsys.readouterr().err
+
+
+def test_tasks_show_the_messages_of_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "show", "topic", "--prompt", " The cup final. ", "--json"]) == 0
+    system, *shots, last = json.loads(capsys.readouterr().out)
+    spec = load_specs(None)["topic"]
+    assert system == {"role": "system", "content": spec.instruction}
+    assert [shot["role"] for shot in shots] == ["user", "assistant"] * len(spec.examples)
+    assert shots[0]["content"] == spec.examples[0].text
+    assert last == {"role": "user", "content": "The cup final."}
+    words = ["--prompt", "Good day.", "--source-language", "en", "--target-language"]
+    assert main(["tasks", "show", "translation", *words, "fr"]) == 0
+    shown = capsys.readouterr().out
+    assert "French" in shown.partition("[user]")[0]
+    assert shown.endswith("[user]\nGood day.\n")
+    assert main(["tasks", "show", "translation", *words, "xx"]) == 2
+    assert "has no language 'xx'" in capsys.readouterr().err
+
+
+def test_tasks_show_without_a_name_lists_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "show"]) == 2
+    assert "ner, sentiment, topic, translation" in capsys.readouterr().err
 
 
 def config(file: Path, text: str) -> int:

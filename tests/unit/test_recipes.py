@@ -44,11 +44,11 @@ def test_the_digests_of_the_shipped_recipes_are_distinct() -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("typo: 1", "typo"),
+        ("typo: 1", "not a recipe: typo: there is no such field"),
         ("activations: 8-bit dynamic per token", "8-bit activations go with 8-bit weights"),
         ("calibration: null", "need calibration data"),
         ("weight_type: float", "no groups"),
-        ("group_size: [12]", "group_size"),
+        ("group_size: [12]", "not a recipe: group_size.0: it must be a multiple of 8"),
         ("keep_16bit: ['(']", "not a regular expression"),
         ("dampening: 0", "dampening"),
         ("library: auto-gptq", "auto-gptq"),
