@@ -86,7 +86,7 @@ def follow(process: "subprocess.Popen[bytes]", url: str, log: Path) -> set[str]:
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text("utf-8")[-4000:]
         try:
-            ready = httpx.get(f"{url}/readyz", timeout=5)
+            ready = httpx.get(f"{url}/readyz", timeout=60)
         except httpx.HTTPError:
             # Polls a start that takes minutes.
             time.sleep(1)
@@ -96,7 +96,7 @@ def follow(process: "subprocess.Popen[bytes]", url: str, log: Path) -> set[str]:
         if ready.status_code == 200:
             return seen
         if "preparing" in seen:
-            task = httpx.post(f"{url}/v1/tasks/topic", json={"input": "a text"}, timeout=5)
+            task = httpx.post(f"{url}/v1/tasks/topic", json={"input": "a text"}, timeout=60)
             if task.status_code == 503:
                 assert task.json()["error"]["code"] == "model_preparing"
                 assert int(task.headers["retry-after"]) >= 1

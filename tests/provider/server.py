@@ -296,7 +296,7 @@ class ProviderServer:
 
     def __enter__(self) -> "ProviderServer":
         self._thread.start()
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not self._server.started:
             if time.monotonic() > until:
                 raise TimeoutError("the test provider did not start")
@@ -306,7 +306,7 @@ class ProviderServer:
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
         self._server.force_exit = True
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
         self._socket.close()
 
     def reset(self) -> None:

@@ -33,6 +33,7 @@ from .attested import result
 from .batch_gateway import Running, running
 from .character_tokenizer import CharacterTokenizer
 from .evidence_kit import audit, opening
+from .patience import GUARD_S
 from .scripted import MODEL as LOCAL
 from .scripted import WINDOW, ScriptedEngine
 
@@ -107,7 +108,7 @@ class Audited:
     async def ask(self, text: str, **headers: str) -> dict[str, Any]:
         """Send one input as acme; return its answer."""
         admitted = {"authorization": f"Bearer {self.gateway.acme.api_key}", **headers}
-        async with httpx.AsyncClient(timeout=20.0) as client:
+        async with httpx.AsyncClient(timeout=GUARD_S) as client:
             found = await client.post(
                 f"{self.gateway.url}/v1/tasks/{TASK}", json={"input": text}, headers=admitted
             )

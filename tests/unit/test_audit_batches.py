@@ -40,6 +40,7 @@ from .authenticated import opened
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE
 from .evidence_kit import AT, EARLY, audit, defined, opening, worker
 from .ledger_rows import UTC_ZONE
+from .patience import GUARD_S
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,7 @@ async def operator(found: Audited) -> httpx.AsyncClient:
         base_url=found.gateway.url,
         headers={"authorization": f"Bearer {made.text.get_secret_value()}"},
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         while (await client.get("/v1/admin/batches")).status_code != 200:
             await asyncio.sleep(0.1)
     return client
@@ -142,7 +143,7 @@ async def test_what_awaits_its_verdict_is_hidden_from_tenants_and_shown_to_the_o
         assert "1, the oldest for 0 min; at most $0.0" in printed.getvalue()
         claim = await admin(found, f"/v1/admin/claims/{row.claim}")
         assert claim["verdicts"]["awaited"] == 1
-        async with httpx.AsyncClient() as client, asyncio.timeout(20):
+        async with httpx.AsyncClient() as client, asyncio.timeout(GUARD_S):
             while (
                 "narrowgate_audits_awaited 1.0"
                 not in (await client.get(f"{found.gateway.url}/metrics")).text
@@ -285,7 +286,7 @@ async def test_another_gateway_takes_the_verdicts_in(
         await found.hold()
         for number in range(5):
             await found.ask(f"input {number}")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(GUARD_S):
             while "state" not in [name for name, _ in provider.script.batch_requests]:
                 await asyncio.sleep(0.05)
     # Audits at once from now on: those that were deferred are still settled.

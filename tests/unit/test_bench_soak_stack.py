@@ -21,6 +21,7 @@ from serving.ledger.schema import calls, exits, metadata
 
 from .ledger_rows import LedgerRows as Rows
 from .ledger_rows import local, unpaid
+from .patience import GUARD_S
 
 FLAT = Slope(0.0, -1.0, 1.0)
 BACK_S = 100.0
@@ -130,7 +131,7 @@ def replica() -> Iterator["subprocess.Popen[bytes]"]:
     code = "import subprocess, sys; subprocess.run(['sleep', '60'])"
     name = f"{ENGINE}:some-model"
     with subprocess.Popen([name, "-c", code], executable=sys.executable) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + GUARD_S
         while not psutil.Process(process.pid).children():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -155,7 +156,7 @@ def test_a_replica_is_found_by_its_name_and_what_outlives_it_is_seen(
     assert not runs(found)
     assert stack.left() == ["sleep 60"]
     child.kill()
-    psutil.wait_procs([child], timeout=10)
+    psutil.wait_procs([child], timeout=GUARD_S)
     assert stack.left() == []
 
 

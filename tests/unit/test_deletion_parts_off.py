@@ -25,6 +25,7 @@ from serving.ledger.schema import evidence_audits, evidence_pending, evidence_te
 from ..provider.server import ProviderServer
 from .audit_gateway import AUDITED, LOCAL_MODELS, labels, serve_scripted
 from .batch_gateway import KEY_VALUE, KEY_VARIABLE, Running, running
+from .patience import GUARD_S
 
 STORED: tuple[Table, ...] = (evidence_audits, evidence_texts, head_examples, cache_entries)
 EVIDENCE: dict[str, Any] = {
@@ -73,7 +74,7 @@ async def gateway(
 
 async def ask(found: Running, text: str, **fields: str) -> None:
     admitted = {"authorization": f"Bearer {found.acme.api_key}"}
-    async with httpx.AsyncClient(base_url=found.url, headers=admitted, timeout=20.0) as client:
+    async with httpx.AsyncClient(base_url=found.url, headers=admitted, timeout=GUARD_S) as client:
         response = await client.post("/v1/tasks/topic", json={"input": text, **fields})
         assert response.status_code == 200, response.text
 
@@ -81,7 +82,7 @@ async def ask(found: Running, text: str, **fields: str) -> None:
 async def deleted(found: Running, path: str) -> httpx.Response:
     key = await asyncio.to_thread(create_key, found.database, None)
     admitted = {"authorization": f"Bearer {key.text.get_secret_value()}"}
-    async with httpx.AsyncClient(base_url=found.url, headers=admitted, timeout=20.0) as client:
+    async with httpx.AsyncClient(base_url=found.url, headers=admitted, timeout=GUARD_S) as client:
         async with asyncio.timeout(LIMIT_S):
             while True:
                 response = await client.delete(path)

@@ -39,6 +39,7 @@ from serving.ledger.store import Store
 from .database import make_tables
 from .ledger_kit import MODEL, USAGE, FixedPrices, Reader
 from .ledger_operations import AT, closed, departed, header, opened
+from .patience import GUARD_S
 
 TENANTS = ("a", "b")
 LIMIT = Decimal("1.5")
@@ -200,7 +201,7 @@ def test_the_end_of_a_call_waits_for_an_opening_that_is_being_committed(reader: 
             ends = pool.submit(apply, reader, withdrawal(call), closed(other))
             while not reader.waiting():
                 assert not ends.done()
-        assert ends.result(20) == [None, None]
+        assert ends.result(GUARD_S) == [None, None]
     assert {row["outcome"] for row in reader.rows(calls)} == {"not_made", "ok"}
     assert all(held == 0 for _, held in reader.sums().values())
 

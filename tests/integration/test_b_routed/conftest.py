@@ -120,7 +120,7 @@ def key(routed: Stack, ledger: LedgerTool) -> str:
 
 
 def wait_for_key(stack: Stack, key: str) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     with httpx.Client(base_url=stack.url, headers=bearer(key), timeout=30) as session:
         while session.get("/v1/models").status_code != 200:
             assert time.monotonic() < deadline, "the key does not count"

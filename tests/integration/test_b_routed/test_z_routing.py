@@ -125,7 +125,7 @@ def test_a_hang_up_cancels_upstream(client: httpx.Client, script: Any) -> None:
     script.answer = lambda seen: "word " * 200
     with client.stream("POST", CHAT, json=chat(OPEN_ENDED, stream=True)) as response:
         next(response.iter_lines())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not script.seen[0].disconnected:
         assert time.monotonic() < deadline, "the provider still answers"
         time.sleep(0.05)
