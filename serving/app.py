@@ -40,7 +40,7 @@ from serving.context.lazy import LazyPruner
 from serving.contracts.frontier import Frontier
 from serving.contracts.ledger import Tenant
 from serving.contracts.replica_process import REPLICA_ENVIRONMENT
-from serving.contracts.requests import ChatRequest
+from serving.contracts.requests import ChatRequest, TaskBatch
 from serving.contracts.settings import GatewaySettings, ModelSettings, Settings
 from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder, build_embedder
@@ -52,6 +52,7 @@ from serving.evidence.heads.service import build_heads
 from serving.evidence.pending_audits import drop_late_audits
 from serving.evidence.retention import EvidenceRetention, Purge
 from serving.evidence.service import EvidenceService, build_evidence, kept_texts
+from serving.evidence.shortcuts import ReadingRules
 from serving.evidence.text_key import text_key
 from serving.frontier.build import build_frontier
 from serving.frontier.failures import may_fall_back
@@ -91,13 +92,15 @@ from serving.pipeline.known_vectors import KnownVectors
 from serving.pipeline.paired_auditor import Comparison
 from serving.pipeline.plan import FrontierPlan, Policy
 from serving.pipeline.pruned import Pruning
+from serving.pipeline.reading_auditor import ReadingAuditor
+from serving.pipeline.reading_claims import ReadingClaims
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.request_path import RequestPath
 from serving.pipeline.runner import BoundTask, Runner
 from serving.pipeline.similar_chat import SimilarChats
 from serving.pipeline.tier_auditor import TierAuditor
 from serving.routing.decision_log import build_decision_log
-from serving.routing.router import build_router
+from serving.routing.router import build_router, reader_digest
 from serving.tasks.prompt import CheckpointTokenizer, longest_input
 from serving.tasks.task import bind
 from serving.tiers.clusters import read_clustering
@@ -268,12 +271,19 @@ def _build_context(
     evidence = _build_evidence(settings, frontier.configured, directory.tenant, metrics)
     pruning = _build_pruning(settings, metrics, evidence, frontier.configured, recorder, prices)
     deferred = None if evidence is None else _deferred(evidence, models, ledger, frontier)
-    audited = None if evidence is None else _audited(evidence, recorder, models, embedder, deferred)
+    router = build_router(routing, specs, embedder, metrics)
+    readings = None if evidence is None else ReadingClaims(
+        evidence.evidence, models.tasks,
+        ReadingRules(reader_digest(routing), routing.narrow_target_error),
+    )  # fmt: skip
+    audited = None if evidence is None or readings is None else _audited(
+        evidence, recorder, models, embedder, deferred, readings
+    )  # fmt: skip
     tiering = None if evidence is None else _tiering(
         settings, evidence, frontier.configured, prices, recorder, embedder, metrics, reading
     )  # fmt: skip
     cache = _build_cache(settings, metrics)
-    in_force = InForce(models.tasks, None if evidence is None else evidence.evidence)
+    in_force = InForce(models.tasks, None if evidence is None else evidence.evidence, readings)
     access = None if not settings.cache.enabled else CacheAccess(
         cache, specs, in_force, policy_digest(settings, specs)
     )  # fmt: skip
@@ -283,7 +293,7 @@ def _build_context(
     learning = _build_learning(settings, metrics, evidence, frontier.configured, recorder, prices)
     path = RequestPath(
         policy=Policy.of(settings.frontier, routing, specs, models.max_chars, frontier.configured),
-        router=build_router(routing, specs, embedder, metrics),
+        router=router,
         recorder=recorder,
         runners=build_runners(
             models.tasks,
@@ -561,6 +571,7 @@ def _audited(
     models: LocalModels,
     embedder: Embedder,
     deferred: DeferredAudits | None,
+    readings: ReadingClaims,
 ) -> Audited:
     is_batch = evidence.settings.audit.mode == "batch"
 
@@ -575,8 +586,15 @@ def _audited(
         evidence.closers.append(made.aclose)
         return made
 
+    def reading(
+        asked: Runner[TaskBatch, FrontierPlan], asked_chat: Runner[ChatRequest, FrontierPlan]
+    ) -> ReadingAuditor:
+        made = ReadingAuditor(readings, evidence.appender, recorder, asked, asked_chat)
+        evidence.closers.append(made.aclose)
+        return made
+
     judged = None if evidence.settings.baseline is None else models.judged
-    return Audited(evidence.evidence, auditor, embedder.embed, judged)
+    return Audited(evidence.evidence, auditor, embedder.embed, judged, reading)
 
 
 def _tiering(

@@ -46,7 +46,8 @@ class AnswerOrigin:
     route, model: that made it. version: of the local model; empty for a frontier model. task: that
     the input belonged to. claim, action: under which a local answer was served. text: digest by
     which the claim lists texts that are often answered wrongly. guaranteed, evidence: of the
-    ledger.
+    ledger. reading: of a chat that was read as the task, the same digest of the chat, by the claim
+    on its reading; None for other answers.
     """
 
     route: Route
@@ -58,6 +59,7 @@ class AnswerOrigin:
     text: str | None = None
     guaranteed: bool | None = None
     evidence: Evidence | None = None
+    reading: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ ShortcutName = Literal[
     "brief_answer",
     "pruned_context",
     "quantized",
+    "narrow_reading",
 ]
 
 CONFIDENCE = 0.95
@@ -105,6 +106,21 @@ class PeopleError(BaseModel):
     reference_interval: tuple[float, float] | None = None
 
 
+class ReadingError(BaseModel):
+    """How often a chat that was read as a task asked for something else, by audits of such chats.
+
+    claim: its id. target_error: bounds the error. observed_error, interval: as Guarantee's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    claim: str
+    target_error: float = Field(ge=0.0, le=1.0)
+    observed_error: float | None = Field(default=None, ge=0.0, le=1.0)
+    interval: tuple[float, float] | None = None
+    audits: int = Field(default=0, ge=0)
+
+
 class Guarantee(BaseModel):
     """What is known of the error of one answer's kind, as clients see it.
 
@@ -112,7 +128,9 @@ class Guarantee(BaseModel):
     no bound. interval: 95 %, of examples after earning, valid at every time. since: when the claim
     was earned, or the gate ran. reference: whose answers count as right; the error against them is
     what is bounded. claim: its id. pooled: it holds on average over several tenants.
-    people: the error against people, where they labelled; None elsewhere.
+    people: the error against people, where they labelled; None elsewhere. reading: of a chat that
+    was read as a task; target_error then includes its target, and observed_error does not include
+    its error. None for other answers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -127,6 +145,7 @@ class Guarantee(BaseModel):
     claim: str | None = None
     pooled: bool = False
     people: PeopleError | None = None
+    reading: ReadingError | None = None
 
     def header(self) -> str:
         """Return the value of the header `x-narrowgate-guarantee`."""

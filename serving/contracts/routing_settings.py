@@ -42,6 +42,13 @@ class RoutingSettings(_Frozen):
     narrow_max_chars: int = Field(
         default=4000, ge=1, le=100_000_000, description="longer requests are not narrow"
     )
+    narrow_target_error: float = Field(
+        default=0.05,
+        gt=0.0,
+        lt=1.0,
+        description="largest share of the chats read as a task that the reference, asked with the "
+        "client's own messages, answers otherwise; a chat is answered locally under a claim on it",
+    )
     complexity: ComplexityThresholds = ComplexityThresholds()
     known_instructions: int = Field(
         default=4096,

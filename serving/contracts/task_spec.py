@@ -93,10 +93,10 @@ LossName = Literal[
 
 exact: 1 where the answers differ. one_minus_f1: 1 less the F1 of entities. chrf_below: 1 where the
 chrF++ of a translation is below `acceptable`. judged_worse: a judge's preference. not_equivalent: 1
-where a judge finds a cached answer badly worse than a fresh one, or a cascade's answer worse than
-the reference's in both orders. net_worse: by a judge,
-(1 + worse - better) / 2; its target is the share judged worse less the share judged better. The
-last three by evidence alone.
+where a judge finds a cached answer badly worse than a fresh one, a cascade's answer worse than the
+reference's in both orders, or the answer to a chat that was read as a task (of labels and entities
+no judge is needed). net_worse: by a judge, (1 + worse - better) / 2; its target is the share judged
+worse less the share judged better. The last three by evidence alone.
 """
 
 

@@ -36,7 +36,13 @@ from serving.evidence.pacing import (
     is_affordable,
     shadow_rate,
 )
-from serving.evidence.shortcuts import Judging, LocalTask, permitted
+from serving.evidence.shortcuts import (
+    Judging,
+    LocalTask,
+    NarrowReading,
+    ReadingRules,
+    permitted,
+)
 from serving.evidence.snapshot import ClaimSnapshot
 from serving.evidence.standing import Situation, Standing, standing_of
 from serving.evidence.store import Definition
@@ -155,6 +161,7 @@ class Evidence:
         self._digests: dict[str, tuple[TaskSpec, str]] = {}
         self._scopes: dict[str, Scope] = {}
         self._local_tasks: dict[tuple[str, str], LocalTask] = {}
+        self._readings: dict[str, NarrowReading] = {}
         self._definitions: dict[tuple[int, tuple[str | None, ...]], _Known] = {}
         self._candidates: dict[str, Mapping[str, CandidateModel]] = {}
 
@@ -164,6 +171,14 @@ class Evidence:
         if known is None or known.spec is not spec or known.grant is not grant:
             known = LocalTask(spec, self._digest(spec), model, grant)
             self._local_tasks[spec.name, model] = known
+        return known
+
+    def narrow_reading(self, spec: TaskSpec, rules: ReadingRules) -> NarrowReading:
+        """Return the reading of chats as a task, as a shortcut."""
+        known = self._readings.get(spec.name)
+        if known is None or known.spec is not spec or known.rules != rules:
+            known = NarrowReading(spec, self._digest(spec), rules)
+            self._readings[spec.name] = known
         return known
 
     def permitted(self, shortcuts: Sequence[Shortcut]) -> tuple[Shortcut, ...]:

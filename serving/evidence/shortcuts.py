@@ -11,6 +11,8 @@ from typing import Any
 from serving.contracts.answer import Answer
 from serving.contracts.evidence import Guarantee, Scope, Shortcut, ShortcutName
 from serving.contracts.task_spec import LossName, TaskSpec
+from serving.evidence.fold import FIXED_THRESHOLD
+from serving.evidence.judge import JUDGE_VERSION
 from serving.evidence.statistics.audit_rate import allowed_shortcuts
 from serving.evidence.statistics.judged import JudgedBaseline, JudgedLimits
 from serving.tasks.grant import Grant
@@ -68,6 +70,70 @@ class LocalTask:
         """Return the loss of an Answer against the reference's value."""
         assert isinstance(answer, Answer)
         return loss_of(self.spec, answer.value, reference, valid=answer.valid)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingRules:
+    """How chats are read as tasks. reader: digest of all that decides it. target_error: largest
+    share of chats that may ask for something else than what was read."""
+
+    reader: str
+    target_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowReading:
+    """Implements Shortcut: a chat is answered as the task that was read in it, with its text."""
+
+    spec: TaskSpec
+    spec_digest: str
+    rules: ReadingRules
+
+    name: ShortcutName = "narrow_reading"
+
+    @property
+    def loss(self) -> LossName:
+        """Return the loss: whether the reference answers the client's own messages otherwise."""
+        return "not_equivalent"
+
+    @property
+    def target_error(self) -> float:
+        """Return the largest mean loss."""
+        return self.rules.target_error
+
+    @property
+    def suite(self) -> Guarantee | None:
+        """Return None: held-out phrasings are not this traffic."""
+        return None
+
+    @property
+    def local_model(self) -> str | None:
+        """Return None: whichever model answers, the question is the same."""
+        return None
+
+    @property
+    def has_labels(self) -> bool:
+        """Return False: people label texts of a task, not chats."""
+        return False
+
+    def scope(
+        self, tenants: str, *, pooled: bool, taken: Sequence[ShortcutName], rules: str
+    ) -> Scope:
+        """Return where the claim holds: for chats read as one task, by one version of the reader.
+
+        It has one test, of all such chats: a reading has no confidence on which a threshold could
+        be placed.
+        """
+        versions = {
+            "reader": self.rules.reader, "spec": self.spec_digest, "judge": JUDGE_VERSION,
+            FIXED_THRESHOLD: "1.0", "rules": rules,
+        }  # fmt: skip
+        subject = f"reading/{self.spec.name}"
+        return Scope(tenants, subject, versions, tuple(sorted(taken)), pooled)
+
+    def loss_of(self, answer: Any, reference: Any) -> float:
+        """Return 0 for equal answers, else 1: a judge decides before what is not equal."""
+        return float(answer != reference)
 
 
 @dataclass(frozen=True, slots=True)

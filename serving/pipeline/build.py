@@ -13,6 +13,7 @@ from serving.pipeline.auditor import Auditor, AuditRunners, Embed
 from serving.pipeline.bounded import Bounded, Learning
 from serving.pipeline.claimed import Claimed
 from serving.pipeline.claimed_local import ClaimedLocal
+from serving.pipeline.claimed_reading import ClaimedReading
 from serving.pipeline.escalating import Escalating
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.frontier_model import FrontierModelRunner
@@ -21,6 +22,7 @@ from serving.pipeline.local_model import LocalModelRunner
 from serving.pipeline.local_task import LocalTaskRunner
 from serving.pipeline.plan import FrontierPlan, LocalPlan, Plan, TaskPlan
 from serving.pipeline.pruned import Pruned, Pruning
+from serving.pipeline.reading_auditor import ReadingAuditor
 from serving.pipeline.replica_meter import ReplicaMeter
 from serving.pipeline.runner import BoundTask, Engine, Runner, Where
 from serving.pipeline.tier_auditor import TierAuditor
@@ -58,13 +60,21 @@ class DecisionLogged:
 class Audited:
     """What running under claims needs. auditor: makes the auditor of the runners.
 
-    baseline: the tasks of the 16-bit model with which local answers are compared.
+    baseline: the tasks of the 16-bit model with which local answers are compared. reading: makes
+    the auditor of chats that were read as a task, from a runner of tasks on a frontier model and
+    one that asks a model with the whole request; None where readings have no claim.
     """
 
     evidence: Evidence
     auditor: Callable[[AuditRunners], Auditor]
     embed: Embed | None = None
     baseline: Mapping[str, BoundTask] | None = None
+    reading: (
+        Callable[
+            [Runner[TaskBatch, FrontierPlan], Runner[ChatRequest, FrontierPlan]], ReadingAuditor
+        ]
+        | None
+    ) = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +138,7 @@ def build_runners(
     return {
         LocalPlan: Admitted(LocalModelRunner(engines, meters), local, every_unit),
         FrontierPlan: frontier_model,
-        TaskPlan: _task_runner(tasks, asked, frontier_model, audited),
+        TaskPlan: _task_runner(tasks, asked, frontier_model, reference, audited),
     }
 
 
@@ -136,13 +146,16 @@ def _task_runner(
     tasks: Mapping[str, BoundTask],
     asked: AuditRunners,
     frontier_model: Runner[ChatRequest, FrontierPlan],
+    reference: Runner[ChatRequest, FrontierPlan],
     audited: Audited | None,
 ) -> Runner[Any, TaskPlan]:
     if audited is None:
         return Escalating(asked.local, asked.frontier_task, frontier_model, tasks)
     claimed = ClaimedLocal(asked.local, tasks, audited.evidence, audited.embed)
-    escalating = Escalating(claimed, asked.frontier_task, frontier_model, tasks)
-    return Claimed(escalating, tasks, audited.auditor(asked))
+    runner: Runner[Any, TaskPlan] = Escalating(claimed, asked.frontier_task, frontier_model, tasks)
+    if audited.reading is not None:
+        runner = ClaimedReading(runner, audited.reading(asked.frontier_task, reference))
+    return Claimed(runner, tasks, audited.auditor(asked))
 
 
 def _is_routed(_request: ChatRequest, plan: FrontierPlan) -> bool:

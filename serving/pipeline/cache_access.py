@@ -38,7 +38,8 @@ class Answered:
     """An answer that may be kept.
 
     task, text: of the task that it answers, None without one. unfit: why it must not be kept.
-    question: by whose meaning it may be found; None where its key alone finds it.
+    question: by whose meaning it may be found; None where its key alone finds it. chat: that was
+    read as the task; None for others.
     """
 
     content: Content
@@ -47,6 +48,7 @@ class Answered:
     text: str | None = None
     unfit: Reason | None = None
     question: Question | None = None
+    chat: str | None = None
 
 
 class CacheAccess:
@@ -235,7 +237,9 @@ class CacheAccess:
             ttl_s = settings.ttl_of(namespace)
             if context.options.cache_ttl_s is not None:
                 ttl_s = min(ttl_s, context.options.cache_ttl_s)
-            origin = self._in_force.origin(answered.served, answered.task, answered.text)
+            origin = self._in_force.origin(
+                answered.served, answered.task, answered.text, answered.chat, context
+            )
             packed = PackedEntry.of(
                 Entry(
                     key, namespace, caller.tenant, context.request_id, kind, origin,

@@ -14,6 +14,7 @@ from serving.contracts.deadline import Deadline
 from serving.contracts.errors import NarrowgateError
 from serving.contracts.requests import ChatRequest
 from serving.pipeline.cache_access import Answered, CacheAccess, served_from
+from serving.pipeline.compared_text import question_of
 from serving.pipeline.exit_recorder import (
     Outcome,
     OutcomeStream,
@@ -224,7 +225,8 @@ class _LedChat:
             document, outcome.served.usage, outcome.cost_usd, outcome.finish_reason,
             outcome.attestation, reply.guarantee,
         )  # fmt: skip
-        self._keep(Answered(content, outcome.served, *_input(asked.plan), unfit))
+        chat = question_of(self._request) if _is_read(asked.plan) else None
+        self._keep(Answered(content, outcome.served, *_input(asked.plan), unfit, chat=chat))
         self._reply.set_result(replace(reply, cache="miss"))
 
     async def _stream(self, asked: PlannedOutcome, stream: OutcomeStream) -> None:
@@ -276,6 +278,11 @@ class _LedChat:
             fresh = FreshAnswer(content.document, content.cost_usd)
             ask = self._chats.fresh(self._request)
             self._similar_chats.answered(self._similar, fresh, ask)
+
+
+def _is_read(plan: Plan) -> bool:
+    """Return whether the router read the chat as a task."""
+    return isinstance(plan, TaskPlan) and plan.decision is not None
 
 
 def _input(plan: Plan) -> tuple[str | None, str | None]:

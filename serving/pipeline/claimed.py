@@ -1,6 +1,6 @@
 """Runs tasks under their claims, as the table of states allows; draws audits before answers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -24,10 +24,14 @@ from serving.evidence.rulings import Ruling
 from serving.evidence.standing import Standing
 from serving.pipeline.audit_work import OF_THE_INPUT
 from serving.pipeline.auditor import Auditor, Observed
+from serving.pipeline.claimed_reading import answered_by_reference
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.plan import TaskPlan
 from serving.pipeline.runner import BoundTask, Runner
 from serving.tasks.frontier_answer import read_frontier
+
+_OF_THE_READING = ("shadow", "withdrawn")
+"""Reasons for which a chat went to the reference although the task's own claim is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,14 @@ class Claimed:
                 continue
             read = self._read(one.request, outcome)
 
-            def judge(cost_usd: Decimal | None, one: Observed = one, read: Outcome = read) -> None:
+            def judge(
+                cost_usd: Decimal,
+                one: Observed = one,
+                read: Outcome = read,
+                before: Callable[[Decimal], None] | None = item.closed,
+            ) -> None:
+                if before is not None:
+                    before(cost_usd)
                 self._auditor.shadowed(one, read, cost_usd)
 
             item.closed = judge
@@ -217,6 +228,9 @@ class Claimed:
             return
         for item, one, outcome in zip(record.inputs, taken.observed, outcomes, strict=True):
             content = outcome.content
+            if item.reason in _OF_THE_READING:
+                # The task's claim did not decide: it says nothing about its inputs.
+                continue
             if standing.mode == "claim":
                 accepted = None
                 if isinstance(content, Answer) and content.below_threshold is False:
@@ -240,11 +254,4 @@ def _planned(
     reason: Reason = "shadow" if has_model else "not_attested"
     if standing.state == "withdrawn":
         reason = "withdrawn"
-    others = tuple(target for target in plan.fallback.targets if target != reference)
-    targets = plan.fallback.targets if reference is None else (reference, *others)
-    return replace(
-        plan,
-        local=False,
-        fallback=replace(plan.fallback, targets=targets, reason=reason),
-        standing=standing,
-    )
+    return replace(answered_by_reference(plan, reference, reason), standing=standing)

@@ -41,6 +41,7 @@ def answer_text(document: Mapping[str, Any]) -> str:
 class FollowedEvents:
     """The events of a streamed answer; adds details to the first, and gives its text at the end.
 
+    details: None adds none.
     ended: called with the text of an answer that ended; not where it broke or the client left.
     finish_reason: of its choice, once that is known.
     """
@@ -48,11 +49,11 @@ class FollowedEvents:
     def __init__(
         self,
         events: AsyncIterator[dict[str, Any]],
-        details: dict[str, Any],
+        details: dict[str, Any] | None,
         ended: Callable[[str], None],
     ) -> None:
         self._events = events
-        self._details: dict[str, Any] | None = details
+        self._details = details
         self._ended = ended
         self._texts: list[str] = []
         self._calls: dict[int, dict[str, str]] = {}

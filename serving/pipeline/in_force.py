@@ -11,24 +11,39 @@ from serving.contracts.evidence import Action, ClaimState
 from serving.contracts.exits import HEAD_PREFIX, NO_MODEL
 from serving.evidence.rulings import Evidence
 from serving.pipeline.exit_recorder import Served
+from serving.pipeline.reading_claims import ReadingClaims
 from serving.pipeline.runner import BoundTask
 
 _THIS_PROCESS = uuid4().hex
 """Version of a model without an attestation: its files may change before the next start."""
+_UNKNOWN = "unknown"
+"""In the place of a chat's digest, where its claim could not be told: never in force."""
 
 
 @dataclass(frozen=True, slots=True)
 class InForce:
     """Compares the origin of a cached answer with the models and claims in force now.
 
-    tasks: of the local models, by name. evidence: None where no claims are used.
+    tasks: of the local models, by name. evidence: None where no claims are used. readings: the
+    claims on reading chats as tasks; None where there are none.
     """
 
     tasks: Mapping[str, BoundTask]
     evidence: Evidence | None
+    readings: ReadingClaims | None = None
 
-    def origin(self, served: Served, task: str | None, text: str | None) -> AnswerOrigin:
-        """Return what an answer depends on. text: the task's input."""
+    def origin(
+        self,
+        served: Served,
+        task: str | None,
+        text: str | None,
+        chat: str | None = None,
+        context: RequestContext | None = None,
+    ) -> AnswerOrigin:
+        """Return what an answer depends on. text: the task's input.
+
+        chat: that was read as the task, None for an input that names it; context: of its request.
+        """
         if served.route != "local":
             action = None if served.claim is None else self._action_of(served.claim)
             return AnswerOrigin(
@@ -42,8 +57,34 @@ class InForce:
             digest = None if text is None else self.evidence.text_digest(served.claim, text)
         return AnswerOrigin(
             served.route, served.model, self._version(served.model), task, served.claim, action,
-            digest, served.guaranteed, served.evidence,
+            digest, served.guaranteed, served.evidence, self._read(task, chat, context),
         )  # fmt: skip
+
+    def _read(
+        self, task: str | None, chat: str | None, context: RequestContext | None
+    ) -> str | None:
+        """Return the digest of a chat that was read as a task; None for other answers."""
+        if self.readings is None or task is None or chat is None or context is None:
+            return None
+        try:
+            name = self.readings.ruling(task, context).name
+        except LedgerUnavailable:
+            return _UNKNOWN
+        return self.readings.evidence.text_digest(name, chat)
+
+    def _covers_reading(self, task: str, digest: str, context: RequestContext) -> bool:
+        """Return whether a chat would still be answered as the task that was read in it."""
+        if self.readings is None or digest == _UNKNOWN:
+            return False
+        try:
+            ruling = self.readings.ruling(task, context)
+        except LedgerUnavailable:
+            return False
+        if ruling.standing.mode == "suite":
+            return True
+        claim = self.readings.evidence.snapshot.find(ruling.name)
+        is_held = ruling.standing.mode == "claim" and claim is not None
+        return is_held and claim is not None and digest not in claim.escalate
 
     def covers(self, origin: AnswerOrigin, context: RequestContext) -> bool:
         """Return whether the same answer would still be served to the request."""
@@ -94,6 +135,8 @@ class InForce:
             return False
         if evidence is None or not evidence.settings.enabled or context.options.deterministic:
             return origin.claim is None
+        if origin.reading is not None and not self._covers_reading(task, origin.reading, context):
+            return False
         model = bound.engine.model_id if has_model else NO_MODEL
         shortcut = evidence.local_task(bound.task.spec, model, bound.grant)
         try:

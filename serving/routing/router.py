@@ -1,8 +1,10 @@
 """Decides about a chat that names no model: its task, or the tier that answers it."""
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from serving.contracts.errors import NarrowgateError
@@ -13,7 +15,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.embedding.embedder import Embedder, Vector
 from serving.routing.conversation import SEARCHED_CHARS, ChatForm, is_longer, read
 from serving.routing.features import lexical_features
-from serving.routing.heads import RouterModel, load_model
+from serving.routing.heads import MODEL_FILE, RouterModel, load_model
 from serving.routing.narrow import Detection, NarrowDetector, nothing_known
 from serving.tasks.blank_text import is_blank
 
@@ -127,6 +129,28 @@ def build_router(
     Raises InvalidSettings where the model cannot be read.
     """
     return LearnedRouter(settings, load_model(settings.model), specs, embedder, observer)
+
+
+def reader_digest(settings: RoutingSettings) -> str:
+    """Return the digest of all that decides which chats are read as a task, but for the tasks.
+
+    That is the router's model, two settings, and this package's files: the rules are code, so that
+    a new release with other code reads otherwise, until audits show that it does not. Reads files,
+    blocking.
+    """
+    folder = Path(__file__).parent
+    files = [path for path in folder.rglob("*") if path.suffix in _READING_FILES]
+    total = hashlib.sha256()
+    for path in sorted(path for path in files if path.parent.name != "evaluation"):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(folder)}:{content}\n".encode())
+    if settings.model is not None:
+        total.update((settings.model / MODEL_FILE).read_bytes())
+    total.update(f"{settings.narrow_certainty} {settings.narrow_max_chars}".encode())
+    return total.hexdigest()[:16]
+
+
+_READING_FILES = frozenset({".py", ".yaml", ".json", ".jsonl", ".txt"})
 
 
 def tier_of_score(score: float, thresholds: ComplexityThresholds) -> Tier:

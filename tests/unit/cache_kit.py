@@ -20,6 +20,7 @@ from serving.evidence.rulings import Evidence
 from serving.ledger.database import Database
 from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.in_force import InForce
+from serving.pipeline.reading_claims import ReadingClaims
 
 from .chat_kit import CHAT, chat_body
 from .frontier_kit import OPENAI
@@ -53,6 +54,7 @@ class Cached:
         settings: CacheSettings,
         evidence: Evidence | None = None,
         cipher: VectorCipher | None = None,
+        readings: ReadingClaims | None = None,
     ) -> None:
         self.server = server
         self.now = Now()
@@ -60,7 +62,7 @@ class Cached:
         # A lookup that a busy machine makes slow would be a miss.
         settings = settings.model_copy(update={"lookup_timeout_s": 10.0})
         self.service = CacheService(self.store, settings, server.context.metrics.cache, self.now)
-        in_force = InForce(server.context.models.tasks, evidence)
+        in_force = InForce(server.context.models.tasks, evidence, readings)
         path = server.context.path
         access = CacheAccess(self.service, path.policy.specs, in_force, POLICY)
         # The parts of a wired server that these tests replace.
@@ -92,10 +94,11 @@ async def cached(
     database: Database,
     evidence: Evidence | None = None,
     cipher: VectorCipher | None = None,
+    readings: ReadingClaims | None = None,
     **settings: Any,
 ) -> AsyncIterator[Cached]:
     """Give a server a cache that writes behind its requests."""
-    found = Cached(server, database, CacheSettings(**settings), evidence, cipher)
+    found = Cached(server, database, CacheSettings(**settings), evidence, cipher, readings)
     watch = asyncio.create_task(found.service.watch())
     try:
         yield found
