@@ -24,7 +24,7 @@ from serving.evidence.rulings import Ruling
 from serving.evidence.standing import Standing
 from serving.pipeline.audit_work import OF_THE_INPUT
 from serving.pipeline.auditor import Auditor, Observed
-from serving.pipeline.claimed_reading import answered_by_reference
+from serving.pipeline.claimed_reading import answered_by_reference, answered_without_claim
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.plan import TaskPlan
 from serving.pipeline.runner import BoundTask, Runner
@@ -211,13 +211,8 @@ class Claimed:
             return outcome
         one = taken.observed[index]
         record.inputs[index].closed = None
-        local = replace(
-            taken.plan,
-            batch=TaskBatch(one.request.task, (one.request,)),
-            local=True,
-            escalate_on=frozenset(),
-            standing=replace(taken.ruling.standing, mode="suite", claim=None),
-        )
+        batch = TaskBatch(one.request.task, (one.request,))
+        local = answered_without_claim(replace(taken.plan, batch=batch))
         (found,) = await self._runner.whole(local.batch, local, record.only(index))
         return found
 

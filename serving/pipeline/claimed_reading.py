@@ -7,12 +7,13 @@ from typing import Any
 from uuid import uuid4
 
 from serving.contracts.answer import Answer
-from serving.contracts.errors import ClaimWithdrawn
+from serving.contracts.errors import ClaimWithdrawn, NarrowgateError
 from serving.contracts.evidence import ClaimState, Guarantee, ReadingError
 from serving.contracts.requests import ChatRequest, Request
 from serving.contracts.routing import Reason
 from serving.evidence.pacing import coin
 from serving.evidence.standing import Standing
+from serving.pipeline.audit_work import OF_THE_INPUT
 from serving.pipeline.compared_text import FollowedEvents, answer_text, question_of
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.plan import TaskPlan
@@ -46,6 +47,9 @@ class ClaimedReading:
         if read is None:
             return await self._runner.whole(request, plan, record)
         (outcome,) = await self._runner.whole(request, read.plan, record)
+        if self._may_do_without_reference(read, outcome):
+            local = answered_without_claim(plan)
+            return await self._runner.whole(local.batch, local, record)
         return [self._answered(read, outcome, record)]
 
     async def stream(
@@ -103,6 +107,17 @@ class ClaimedReading:
                 reason: Reason = "withdrawn" if is_withdrawn else "shadow"
                 return answered_by_reference(plan, evidence.reference, reason)
 
+    def _may_do_without_reference(self, read: _Read, outcome: Outcome) -> bool:
+        """Return whether the local model answers after the reference, as the settings allow.
+
+        Only where this claim sent the chat to the reference; Claimed decides the same for its own.
+        """
+        error = outcome.content
+        if not isinstance(error, NarrowgateError) or isinstance(error, OF_THE_INPUT):
+            return False
+        is_moved = read.chat.plan.local and not read.plan.local
+        return is_moved and self._auditor.evidence.settings.when_reference_fails == "local"
+
     def _is_evidence(self, read: _Read, model: str | None) -> bool:
         """Return whether an answer to the client's messages is the reference's, in shadow."""
         reference = read.chat.ruling.reference
@@ -141,6 +156,13 @@ def answered_by_reference(plan: TaskPlan, reference: str | None, reason: Reason)
     targets = plan.fallback.targets if reference is None else (reference, *others)
     fallback = replace(plan.fallback, targets=targets, reason=reason)
     return replace(plan, local=False, fallback=fallback)
+
+
+def answered_without_claim(plan: TaskPlan) -> TaskPlan:
+    """Return a plan with which the local model answers alone, after the reference failed."""
+    assert plan.standing is not None
+    standing = replace(plan.standing, mode="suite", claim=None)
+    return replace(plan, local=True, escalate_on=frozenset(), standing=standing)
 
 
 def _with_reading(guarantee: Guarantee, reading: Guarantee) -> Guarantee:

@@ -13,6 +13,7 @@ from serving.contracts.task_spec import TaskSpec
 from serving.evidence.store import EvidenceOwner
 from serving.ledger.database import Database
 
+from ..provider.script import Fault
 from ..provider.server import ProviderServer
 from .cache_kit import cached
 from .evidence_kit import AT
@@ -113,12 +114,34 @@ async def test_a_chat_waits_for_the_claim_on_its_reading(
     assert (guarantee["target_error"], guarantee["reading"]["target_error"]) == (0.2, 0.05)
 
 
-async def test_the_task_alone_does_not_open_the_way(start: Started) -> None:
+async def test_the_task_alone_does_not_open_the_way(
+    start: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = await start()
     await found.earn("local_task")
+    seen: list[Any] = []
+    monkeypatch.setattr(found.evidence.evidence.drift, "observe", lambda *args: seen.append(args))
     response = await found.post(RIGHT.format(1))
     assert way(response) == ("frontier", "shadow")
+    # Nor does the chat count as one that the task's own claim did not cover.
+    assert seen == []
     await found.settle()
+    assert found.audits()[-1].origin == "shadow"
+
+
+@pytest.mark.parametrize(("setting", "status"), [("refuse", 503), ("local", 200)])
+async def test_while_it_is_earned_and_the_reference_fails(
+    start: Started, provider: ProviderServer, setting: str, status: int
+) -> None:
+    found = await start(SETTINGS.model_copy(update={"when_reference_fails": setting}))
+    await found.earn("local_task")
+    provider.script.on("*", Fault("status", 500))
+    body = {"model": "auto", "messages": [{"role": "user", "content": RIGHT.format(1)}]}
+    response = await found.server.post("/v1/chat/completions", json=body)
+    assert response.status_code == status, response.text
+    if status == 200:
+        assert content(response.json()) == LOCAL
+        assert response.json()["narrowgate"]["guarantee"]["evidence"] == "suite"
 
 
 async def test_wrong_readings_in_shadow_are_never_earned(start: Started) -> None:
