@@ -200,6 +200,7 @@ def cannot_pass(
 def _too_few_right(whole: Suite, seen: Suite, answered: Answered) -> Judgement | None:
     """Return that no error bound can be certified on a suite; None where one may be.
 
+    A larger suite might certify one, unless the most confident answers are too often wrong as well.
     A bound needs a number of right answers in the certification half, as if none were wrong. The
     half is run in the order of a hash, so that the right ones among those seen are a draw without
     replacement (hypergeometric distribution).
@@ -215,20 +216,26 @@ def _too_few_right(whole: Suite, seen: Suite, answered: Answered) -> Judgement |
         return None
     if stats.hypergeom.cdf(found, len(tested), needed, len(drawn)) >= 1.0 - _EARLY_LEVEL:
         return None
-    rate = error_bound(found, len(drawn), _EARLY_LEVEL)
-    return Judgement(
-        Verdict.INCONCLUSIVE,
-        (
-            f"stopped after {len(seen.examples)} examples: {found} of {len(drawn)} answers of the "
-            f"certification half are right, and an error bound of {seen.spec.target_error} needs "
-            f"{needed} of its {len(tested)}",
-        ),
-        max(1, math.ceil(len(whole.examples) * (needed / (rate * len(tested)) - 1.0))),
+    target = seen.spec.target_error
+    reason = (
+        f"{found} of {len(drawn)} answers of the certification half are right, and an error bound "
+        f"of {target} needs {needed} of its {len(tested)}"
     )
+    halves = [Part.half(seen, answered, right, calibration=first) for first in (True, False)]
+    wrong = Confidence.of(*halves, target, None, _EARLY_LEVEL).wrong_at_best
+    if wrong > target:
+        return _stopped(
+            len(seen.examples),
+            f"{reason}; at least {wrong:.4f} of its most confident answers are wrong, at "
+            f"{_EARLY_LEVEL:.1%} confidence",
+        )
+    rate = error_bound(found, len(drawn), _EARLY_LEVEL)
+    more = max(1, math.ceil(len(whole.examples) * (needed / (rate * len(tested)) - 1.0)))
+    return replace(_stopped(len(seen.examples), reason, Verdict.INCONCLUSIVE), more_examples=more)
 
 
-def _stopped(seen: int, reason: str) -> Judgement:
-    return Judgement(Verdict.FAIL, (f"stopped after {seen} examples: {reason}",))
+def _stopped(seen: int, reason: str, verdict: Verdict = Verdict.FAIL) -> Judgement:
+    return Judgement(verdict, (f"stopped after {seen} examples: {reason}",))
 
 
 def _far_too_slow(blocks: Sequence[Block], required: float) -> bool:

@@ -64,11 +64,17 @@ class Confidence:
 
     @classmethod
     def of(
-        cls, calibration: Part, certification: Part, target_error: float, tested: int | None
+        cls,
+        calibration: Part,
+        certification: Part,
+        target_error: float,
+        tested: int | None,
+        level: float = LEVEL,
     ) -> "Confidence":
         """Return both.
 
-        tested: on how many answers thresholds are tested; None for as many as calibrate.
+        tested: on how many answers thresholds are tested; None for as many as calibrate. level: of
+        the bounds.
         """
         if len(calibration.raw) == 0 or len(certification.raw) == 0:
             return cls(None, None, 0.0, None, None)
@@ -79,14 +85,14 @@ class Confidence:
         )
         confidence = calibrated(mapping, certification.raw)
         answers, truth = confidence[independent], certification.right[independent]
-        certificate = certify(thresholds, answers, truth, target_error, LEVEL)
+        certificate = certify(thresholds, answers, truth, target_error, level)
         best = answers >= thresholds[0]
         accepted, correct = int(best.sum()), int((best & truth).sum())
         return cls(
             mapping,
             certificate,
             # The lower bound of the error rate is 1 - the upper bound of the rate of right answers.
-            1.0 - error_bound(correct, accepted, LEVEL),
+            1.0 - error_bound(correct, accepted, level),
             expected_calibration_error(certification.raw, certification.right),
             expected_calibration_error(confidence, certification.right),
         )

@@ -48,10 +48,12 @@ def narrowgate(*arguments: object) -> "subprocess.CompletedProcess[str]":
 def test_the_first_start_gated_every_task_and_told_the_truth(attested_stack: Stack) -> None:
     found = read_attestation(INT8 / "attestation.json", TrustPolicy((PUBLIC,))).predicate
     verdicts = {name: task.verdict.value for name, task in found.tasks.items()}
-    # Whether the few hundred inputs of sentiment are enough for a verdict depends on the processor.
-    assert verdicts.pop("sentiment") in ("fail", "inconclusive")
-    assert verdicts == {"topic": "pass", "ner": "fail", "translation": "fail"}
-    verdicts["sentiment"] = found.tasks["sentiment"].verdict.value
+    # Whether the few hundred inputs of sentiment are enough for a verdict depends on the processor,
+    # and so does whether ner is stopped for wrong answers that are confident, or for too few right.
+    for name in ("sentiment", "ner"):
+        assert verdicts.pop(name) in ("fail", "inconclusive")
+    assert verdicts == {"topic": "pass", "translation": "fail"}
+    verdicts |= {name: found.tasks[name].verdict.value for name in ("sentiment", "ner")}
     # The first start stops testing a task that is far below its floor.
     sizes = {name: task.suite.n for name, task in found.tasks.items()}
     assert sizes["topic"] == 312
@@ -116,7 +118,7 @@ def test_only_what_passed_is_served(attested_stack: Stack) -> None:
         assert "key" in nowhere.json()["error"]["fix"]
         ready = client.get("/readyz").json()
         assert ready["attestation"] == "enforced"
-        assert ready["models"][MODEL]["tasks"]["ner"]["verdict"] == "fail"
+        assert ready["models"][MODEL]["tasks"]["ner"]["verdict"] in ("fail", "inconclusive")
 
 
 def test_serving_confidences_are_those_that_were_certified(attested_stack: Stack) -> None:

@@ -316,6 +316,15 @@ def test_a_model_with_too_few_right_answers_for_any_error_bound_is_stopped(
     assert "2 of 40 answers of the certification half are right" in stopped.reasons[0]
     assert "needs 29 of its 99" in stopped.reasons[0]
     assert stopped.more_examples > 0
+    # With calibrated confidences the wrong answers may be shown to be confident ones.
+    both_halves = ner.first(100)
+    failed = cannot_pass(
+        ner, both_halves, answers_right_on(both_halves, lambda _: False), [], rules
+    )
+    assert failed is not None
+    assert failed.verdict is Verdict.FAIL
+    assert "of its most confident answers are wrong, at 99.5% confidence" in failed.reasons[0]
+    assert failed.more_examples == 0
     # 29 of 99 right would be 12 of 40: chance explains 8, but not 2.
     assert reason(8) is None
     # Own inputs certify, or the suite is too small for any bound: nothing is concluded.
