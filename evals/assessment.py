@@ -221,8 +221,9 @@ def _too_few_right(whole: Suite, seen: Suite, answered: Answered) -> Judgement |
         f"{found} of {len(drawn)} answers of the certification half are right, and an error bound "
         f"of {target} needs {needed} of its {len(tested)}"
     )
-    halves = [Part.half(seen, answered, right, calibration=first) for first in (True, False)]
-    wrong = Confidence.of(*halves, target, None, _EARLY_LEVEL).wrong_at_best
+    calibration = Part.half(seen, answered, right, calibration=True)
+    certification = Part.half(seen, answered, right, calibration=False)
+    wrong = Confidence.of(calibration, certification, target, None, _EARLY_LEVEL).wrong_at_best
     if wrong > target:
         return _stopped(
             len(seen.examples),
