@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from serving.contracts.errors import InvalidSettings, LedgerUnavailable
+from serving.contracts.errors import InvalidSettings, LedgerUnavailable, LedgerUnusable
 from serving.contracts.ledger_settings import LedgerSettings
 from serving.contracts.plain_file import read_plain_text, unread_because
 
@@ -34,6 +34,13 @@ class Timeouts:
 
 
 DEFAULT_TIMEOUTS = Timeouts()
+
+# A server, database or role may have other defaults. Locks order the ledger's transactions: above
+# "read committed" one that waited for a lock fails. The driver reads times of the style ISO only,
+# and a difference of two local times is wrong by an hour when the clocks change.
+_SESSION = (
+    r"-c default_transaction_isolation=read\ committed", "-c DateStyle=ISO", "-c TimeZone=UTC",
+)  # fmt: skip
 
 
 class Database:
@@ -159,9 +166,18 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
 
 def _postgres(url: URL, timeouts: Timeouts) -> Engine:
     limit = f"timeout={round(timeouts.statement_s * 1000)}"
+    named = url.query.get("options", ())
     arguments = {
         "connect_timeout": 2,
-        "options": f"-c statement_{limit} -c lock_{limit}",
+        "client_encoding": "utf8",
+        # Those of the URL (a search path) first: of a setting named twice the last one counts.
+        "options": " ".join(
+            [
+                *([named] if isinstance(named, str) else named),
+                f"-c statement_{limit} -c lock_{limit}",
+                *_SESSION,
+            ]
+        ),
         # The kernel gives up a silent server after about 5 s: 2 s idle and 3 probes.
         "keepalives_idle": 2,
         "keepalives_interval": 1,
@@ -169,6 +185,21 @@ def _postgres(url: URL, timeouts: Timeouts) -> Engine:
         "tcp_user_timeout": round(timeouts.statement_s * 1000),
     }
     return create_engine(url, connect_args=arguments, pool_pre_ping=False, hide_parameters=True)
+
+
+def refuse_other_encoding(connection: Connection) -> None:
+    """Raise LedgerUnusable for a PostgreSQL database that cannot hold every text.
+
+    A client chooses request ids, end users' ids and names of files: a row with one of them would
+    not be written.
+    """
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if encoding != "UTF8":
+        raise LedgerUnusable(
+            f"the ledger's database has the encoding {encoding}, which cannot hold every text",
+            field="ledger.url",
+            fix="make it with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0",
+        )
 
 
 def _sqlite(url: URL, timeouts: Timeouts, synchronous: str) -> Engine:

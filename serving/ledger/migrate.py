@@ -12,7 +12,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, exc, inspect, text
 
 from serving.contracts.errors import LedgerUnusable
-from serving.ledger.database import Database
+from serving.ledger.database import Database, refuse_other_encoding
 
 FOLDER = Path(__file__).parent / "migrations"
 _VERSION_TABLE = "alembic_version"
@@ -29,13 +29,15 @@ def migrate(database: Database, to: str = "head") -> None:
 
     Of several processes that start at once, one migrates while the others wait for it. Blocking.
     to: a revision, for tests. Raises LedgerUnavailable where the database is unreachable, and
-    LedgerUnusable where it belongs to a newer version or to another program.
+    LedgerUnusable where it belongs to a newer version or to another program, or has another
+    encoding than UTF-8.
     """
     # Alembic would log every revision to wherever the root logger writes.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         with database.begin() as connection:
             if not database.is_sqlite:
+                refuse_other_encoding(connection)
                 _lock(connection)
             _upgrade(connection, to)
     except exc.DatabaseError as error:

@@ -1,20 +1,40 @@
 """Where the ledger is, and what its types keep exactly."""
 
+import asyncio
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.dialects import sqlite
 
-from serving.contracts.errors import InvalidSettings, LedgerUnavailable
+from serving.contracts.errors import InvalidSettings, LedgerUnavailable, LedgerUnusable
 from serving.ledger.database import Database, database_url
+from serving.ledger.instances import database_now
+from serving.ledger.ledger import DatabaseLedger
+from serving.ledger.migrate import migrate
 from serving.ledger.schema import Usd, UtcTime, metadata, spending
+
+from .database import fresh_postgres
+from .ledger_kit import (
+    COST,
+    MODEL,
+    PROBING,
+    WORST,
+    Reader,
+    ended,
+    entry_of,
+    in_time,
+    left,
+    running,
+)
+from .patience import GUARD_S
 
 DIALECT = sqlite.dialect()  # type: ignore[no-untyped-call]
 
@@ -96,4 +116,88 @@ def test_only_a_synced_database_waits_for_the_disk(
     with database.begin() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == level
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+    database.close()
+
+
+ODD_SESSIONS = (
+    "default_transaction_isolation = 'serializable'",
+    "default_transaction_isolation = 'repeatable read'",
+    "datestyle = 'SQL, DMY'",
+    "timezone = 'America/New_York'",
+)
+
+
+@pytest.mark.parametrize("setting", ODD_SESSIONS)
+async def test_the_defaults_of_a_database_do_not_matter(
+    postgres: str, tmp_path: Path, setting: str
+) -> None:
+    url = fresh_postgres(postgres, f"t{uuid4().hex}", has_tables=True)
+    database = Database(database_url(url, tmp_path))
+    name = database.engine.url.database
+    with database.begin() as connection:
+        connection.execute(text(f"ALTER DATABASE {name} SET {setting}"))
+    database.engine.dispose()
+
+    async def pay(ledger: DatabaseLedger) -> None:
+        entry = entry_of(ledger)
+        call = await entry.open_call(MODEL, WORST, in_time(GUARD_S))
+        call.close(ended())
+        entry.close(left())
+
+    async with (
+        running(url, tmp_path / "one", timeouts=PROBING, call_wait_s=GUARD_S) as one,
+        running(url, tmp_path / "two", timeouts=PROBING, call_wait_s=GUARD_S) as two,
+    ):
+        for _ in range(20):
+            # Both charge one account at once: one of them waits for the other's lock.
+            await asyncio.gather(*(pay(ledger) for ledger in (one, two) for _ in range(3)))
+    with database.begin() as connection:
+        now = database_now(connection)
+    assert now.utcoffset() == timedelta(0)
+    reader = Reader(url, tmp_path)
+    assert sum(spent for spent, _ in reader.sums().values()) == 2 * 120 * COST
+    reader.check()
+    reader.close()
+    database.close()
+
+
+def test_options_of_the_url_are_kept(postgres: str, tmp_path: Path) -> None:
+    url = fresh_postgres(postgres, f"t{uuid4().hex}").get_secret_value()
+    database = Database(database_url(SecretStr(url), tmp_path))
+    with database.begin() as connection:
+        connection.execute(text("CREATE SCHEMA ledger"))
+    database.close()
+    named = f"{url}&options=-csearch_path%3Dledger%20-cstatement_timeout%3D0"
+    database = Database(database_url(SecretStr(named), tmp_path))
+    migrate(database)
+    with database.begin() as connection:
+        schema = connection.execute(
+            text("SELECT schemaname FROM pg_tables WHERE tablename = 'exits'")
+        ).scalar_one()
+        # The ledger's own bounds hold nevertheless.
+        assert connection.exec_driver_sql("SHOW statement_timeout").scalar_one() == "2s"
+    assert schema == "ledger"
+    database.close()
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_hold_every_text_is_refused(
+    postgres: str, tmp_path: Path, encoding: str
+) -> None:
+    name = f"t{uuid4().hex}"
+    admin = Database(database_url(SecretStr(postgres), tmp_path))
+    with admin.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(
+            text(
+                f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' "
+                "TEMPLATE template0"
+            )
+        )
+    admin.close()
+    url = SecretStr(postgres.replace("/postgres?", f"/{name}?"))
+    database = Database(database_url(url, tmp_path))
+    with pytest.raises(LedgerUnusable, match=f"encoding {encoding}") as caught:
+        migrate(database)
+    assert caught.value.field == "ledger.url"
     database.close()
