@@ -8,12 +8,18 @@ from dataclasses import dataclass, field
 from serving.context.sentences import sentences
 
 _FENCE = re.compile(r"[ \t]*(```|~~~)")
-_ROW = re.compile(r"[^\n]*(?:\|[^\n|]*\||\t[^\n\t]*\t)|[ \t]*\|")
+_ROW = re.compile(
+    r"[^\n]*(?:\||\S\t+\S|</?(?:table|t[dhr])\b|\\\\\s*$)"
+    # Values between commas or semicolons, without the space or the end that a sentence has.
+    r"|(?![^\n]*[.!?](?:\s|$))(?:(?:[^,\n]*,(?! )){2,}[^,\n]*$|(?:[^;\n]*;(?! )){2,}[^;\n]*$)"
+)
 _MARKED = r"(?:[-*+\u2022\u2013]|\(?\d{1,3}[.)]|[a-zA-Z][.)])[ \t]+\S"
 _ITEM = re.compile(rf"[ \t]*{_MARKED}")
 _ITEM_ANYWHERE = re.compile(_MARKED)
 _CODE = re.compile(
-    r"(?: {4}|\t)\S|[ \t]*(?:def |class |import |from \w+ import |return\b|function |const |let |"
+    # Indented at any depth: the inner lines of a function, and of JSON over several lines.
+    r"(?: {2}|\t)\s*\S|[ \t]*[\]\[{}(),;]+\s*$|[ \t]*\"(?:[^\"\\\n]|\\.)*\"[ \t]*:"
+    r"|[ \t]*(?:def |class |import |from \w+ import |return\b|function |const |let |"
     r"var |public |private |#include|SELECT |INSERT |UPDATE |CREATE |\$ |>>> |</?\w[^>]*>\s*$)"
     r"|[^\n]*[;{}]\s*$"
 )

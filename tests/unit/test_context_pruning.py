@@ -112,6 +112,14 @@ def test_the_answer_stays_and_a_marker_stands_for_the_rest(pruner: Pruner) -> No
         '{"port": "Tarn", "depth": 5}',
         "port\tdepth\tyear\nTarn\t5\t1921",
         "def depth(port):\n    return 5",
+        "def depth(port):\n  if port:\n      print(port)\n  return 5",
+        '{\n  "port": "Tarn",\n  "depths": [\n    5,\n    "six"\n  ]\n}',
+        "port,depth,year\nTarn,5,1921",
+        "port;depth;year\nTarn;5;1921",
+        "port | depth\n--- | ---\nTarn | 5",
+        "port\tdepth\nTarn\t5",
+        "<tr><td>Tarn</td><td>5</td></tr>",
+        "Tarn & 5 \\\\\nMoss & 6 \\\\",
     ],
 )
 def test_code_tables_and_json_are_never_removed(pruner: Pruner, kept: str) -> None:
