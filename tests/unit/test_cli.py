@@ -160,7 +160,9 @@ def test_tasks_show_the_messages_of_a_prompt(capsys: pytest.CaptureFixture[str])
 
 def test_tasks_show_without_a_name_lists_the_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "show"]) == 2
-    assert "ner, sentiment, topic, translation" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "needs the name of a task" in message
+    assert "ner, sentiment, topic, translation" in message
 
 
 def config(file: Path, text: str) -> int:
