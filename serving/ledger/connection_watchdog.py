@@ -24,6 +24,8 @@ class ConnectionWatchdog:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._busy_since: float | None = None
+        self.has_cut = False
+        """Whether it ended the connection of the last watched block."""
         if not database.is_sqlite:
             # Before all other listeners, because those already talk to the server.
             event.listen(database.engine, "connect", self._connected, insert=True)
@@ -31,6 +33,7 @@ class ConnectionWatchdog:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Watch the block."""
+        self.has_cut = False
         self._busy_since = time.monotonic()
         try:
             yield
@@ -49,6 +52,7 @@ class ConnectionWatchdog:
         with self._lock:
             if self._socket is None:
                 return False
+            self.has_cut = True
             with suppress(OSError):  # the server has closed it
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._forget()

@@ -5,8 +5,8 @@ Blocking, and for one thread.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import exc
 
@@ -31,6 +31,7 @@ from serving.ledger.spill import Spill, SpillFile
 from serving.ledger.store import Store
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 BATCH = 256
 """Operations in one transaction."""
@@ -128,10 +129,29 @@ class LedgerWorker:
 
     def _commit(self, operations: Sequence[Operation]) -> list[Answer]:
         try:
-            return self._transaction(operations)
+            return self._connected(lambda: self._transaction(operations))
         except StaleRoom:
             # The store has forgotten what was left, and locks the accounts first.
             return self._transaction(operations)
+
+    def _connected(self, work: Callable[[], T]) -> T:
+        """Return the work's result; try it on a new connection where the old one was lost.
+
+        A restart, a failover or a proxy's time-out cuts a connection to a server that answers.
+        """
+        self._reached_commit = False
+        try:
+            return work()
+        except LedgerUnavailable as error:
+            # A commit that was sent may have been executed, and a silent server stays silent.
+            if self._reached_commit or not self._was_only_cut(error):
+                raise
+        return work()
+
+    def _was_only_cut(self, error: Exception) -> bool:
+        cause = error.__cause__
+        is_lost = isinstance(cause, exc.DBAPIError) and cause.connection_invalidated
+        return is_lost and not self._deps.watchdog.has_cut
 
     def _transaction(self, operations: Sequence[Operation]) -> list[Answer]:
         self._reached_commit = False
@@ -185,18 +205,21 @@ class LedgerWorker:
         except LedgerUnavailable as error:
             self._went_down(error)
 
+    def _beat_once(self, *, others_had_time: bool) -> int:
+        database, watchdog, _, instance, _ = self._deps
+        with watchdog.watched():
+            if not self.up:
+                migrate(database)
+            with database.begin() as connection:
+                return beat(connection, instance, others_had_time=others_had_time)
+
     def _beat(self) -> None:
         """Send a heartbeat; probe a database that was unreachable."""
-        database, watchdog, _, instance, _ = self._deps
         long_up = (
             self.up and time.monotonic() - self._up_since_s > HEARTBEAT_TIMEOUT.total_seconds()
         )
         try:
-            with watchdog.watched():
-                if not self.up:
-                    migrate(database)
-                with database.begin() as connection:
-                    ended = beat(connection, instance, others_had_time=long_up)
+            ended = self._connected(lambda: self._beat_once(others_had_time=long_up))
         except LedgerUnusable as error:
             if self.fault is None:
                 logger.error("ledger.unusable %s", error.message)  # noqa: TRY400  # no traceback
@@ -221,7 +244,8 @@ class LedgerWorker:
         if self.up:
             self.up = False
             self._chunks = None
-            self._next_s = time.monotonic() + self._deps.timeouts.probe_s
+            wait_s = 0.0 if self._was_only_cut(error) else self._deps.timeouts.probe_s
+            self._next_s = time.monotonic() + wait_s
             self._events.ledger_changed("down")
             logger.warning("ledger.down error=%s", type(error.__cause__ or error).__name__)
 

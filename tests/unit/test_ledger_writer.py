@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
@@ -194,6 +195,76 @@ async def test_no_row_is_lost_when_the_server_stops(
     assert closed_rows(reader) == 6
     assert [row["cost_usd"] for row in reader.rows(calls) if row["kind"] == "frontier"] == [COST]
     verified(reader)
+
+
+def cut_connections(url: SecretStr, state: Path) -> int:
+    """End every other connection to a database; return how many there were."""
+    database = Database(database_url(url, state))
+    ended = (
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with database.begin() as connection:
+        count: int = connection.execute(text(ended)).scalar_one()
+    database.close()
+    return count
+
+
+async def test_a_cut_connection_refuses_no_call(server: Server, state: Path, noted: Noted) -> None:
+    async with running(server.url, state, noted, QUICK) as ledger:
+        for _ in range(5):
+            assert await asyncio.to_thread(cut_connections, server.url, state) == 1
+            entry = entry_of(ledger)
+            call = await entry.open_call(MODEL, WORST, in_time())
+            call.close(ended())
+            assert entry.close(left()) == COST
+            await entry.written()
+        assert await asyncio.to_thread(cut_connections, server.url, state) == 1
+        # The next heartbeat finds it.
+        reader = Reader(server.url, state)
+        last = reader.rows(instances)[0]["seen_at"]
+        await until(lambda: reader.rows(instances)[0]["seen_at"] > last)
+        assert noted.states == ["down", "up"]
+    assert closed_rows(reader) == 5
+    verified(reader)
+
+
+async def test_a_connection_that_is_cut_at_the_commit_is_replaced_at_once(
+    server: Server, state: Path, noted: Noted
+) -> None:
+    # Neither a probe nor a heartbeat is due.
+    slow = replace(QUICK, probe_s=1_000.0, beat_s=1_000.0)
+    async with running(server.url, state, noted, slow) as ledger:
+        with cut_at_commit(server.url, state):
+            await refused(entry_of(ledger))
+        await until(lambda: noted.states == ["down", "up", "down", "up"])
+        entry = entry_of(ledger)
+        call = await entry.open_call(MODEL, WORST, in_time())
+        call.close(ended())
+        assert entry.close(left()) == COST
+        await entry.written()
+        await until(lambda: spilled(state) == 0)
+    reader = Reader(server.url, state)
+    # The commit was sent: nobody knows that it was not executed.
+    assert {row["outcome"] for row in reader.rows(calls)} <= {"ok", "not_made"}
+    assert all(sums == (COST, 0) for sums in reader.sums().values())
+    verified(reader)
+
+
+@contextmanager
+def cut_at_commit(url: SecretStr, state: Path) -> Iterator[None]:
+    """Cut the connection when a transaction's rows are written and only the commit is left."""
+    original = Store.apply
+    with pytest.MonkeyPatch.context() as patch:
+
+        def apply(self: Store, connection: Any, operations: Any) -> Any:
+            answers = original(self, connection, operations)
+            cut_connections(url, state)
+            patch.undo()
+            return answers
+
+        patch.setattr(Store, "apply", apply)
+        yield
 
 
 async def test_a_silent_server_is_cut_off(server: Server, state: Path, noted: Noted) -> None:
