@@ -160,8 +160,8 @@ def test_each_job_has_the_permissions_that_it_needs_and_no_other() -> None:
         "packages": "write",
     }
     assert TEST_WORKFLOW["permissions"] == {}
-    (job,) = TEST_WORKFLOW["jobs"].values()
-    assert job["permissions"] == {"contents": "read"}
+    for job in TEST_WORKFLOW["jobs"].values():
+        assert job["permissions"] == {"contents": "read"}
 
 
 def test_the_model_gate_runs_only_when_another_workflow_calls_it() -> None:
@@ -200,14 +200,18 @@ def test_the_documented_caller_fits_the_reusable_workflow() -> None:
     assert job["secrets"] == "inherit"
 
 
-def test_the_test_workflow_runs_make_test_on_every_pull_request() -> None:
+def test_the_test_workflow_runs_the_tests_and_their_coverage_on_every_pull_request() -> None:
     assert TEST_WORKFLOW[True] == {"pull_request": None, "push": {"branches": ["main"]}}
-    (job,) = TEST_WORKFLOW["jobs"].values()
-    assert [step["run"] for step in job["steps"] if "run" in step] == ["make test"]
-    (python,) = [step for step in job["steps"] if "setup-python" in step.get("uses", "")]
-    assert python["with"]["python-version"] == "3.11"
+    runs = {
+        name: [step["run"] for step in job["steps"] if "run" in step]
+        for name, job in TEST_WORKFLOW["jobs"].items()
+    }
+    assert runs == {"test": ["make test"], "coverage": ["make coverage"]}
+    for job in TEST_WORKFLOW["jobs"].values():
+        (python,) = [step for step in job["steps"] if "setup-python" in step.get("uses", "")]
+        assert python["with"]["python-version"] == "3.11"
+        assert job["timeout-minutes"] <= 90
     assert "secrets." not in WORKFLOWS["test"]
-    assert job["timeout-minutes"] <= 90
 
 
 def test_the_nightly_workflow_runs_what_make_test_leaves_out() -> None:
