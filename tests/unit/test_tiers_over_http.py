@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from rich.console import Console
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from serving.contracts.context import RequestContext
 from serving.contracts.deadline import Deadline
@@ -25,7 +25,7 @@ from serving.ledger.reports.build import build_report
 from serving.ledger.reports.page import render_page
 from serving.ledger.reports.query import Scope
 from serving.ledger.reports.text import print_report
-from serving.ledger.schema import exits
+from serving.ledger.schema import evidence_lease, exits
 from serving.pipeline.exit_recorder import Served
 from serving.pipeline.in_force import InForce
 
@@ -92,6 +92,9 @@ async def held(
         async with tiered(provider, database, own) as server:
             await many(server, POEM, 111)
             assert server.claims()["cluster/0/economy"].state is ClaimState.HELD
+        # Its lease would keep the next server from folding for seconds.
+        with database.begin() as connection:
+            connection.execute(delete(evidence_lease))
         database.close()
         _earned.append(_file(database).read_bytes())
         provider.script.seen.clear()
