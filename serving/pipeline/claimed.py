@@ -13,7 +13,6 @@ from serving.contracts.errors import (
     FrontierInvalidResponse,
     FrontierUnavailable,
     LedgerUnavailable,
-    NarrowgateError,
 )
 from serving.contracts.exits import NO_MODEL
 from serving.contracts.requests import Request, TaskBatch
@@ -22,9 +21,14 @@ from serving.evidence.candidates import label_of
 from serving.evidence.pacing import coin
 from serving.evidence.rulings import Ruling
 from serving.evidence.standing import Standing
-from serving.pipeline.audit_work import OF_THE_INPUT
+from serving.pipeline.after_reference import (
+    answered_without_claim,
+    may_answer_locally,
+    note_failed,
+    until_content,
+)
 from serving.pipeline.auditor import Auditor, Observed
-from serving.pipeline.claimed_reading import answered_by_reference, answered_without_claim
+from serving.pipeline.claimed_reading import answered_by_reference
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.plan import TaskPlan
 from serving.pipeline.runner import BoundTask, Runner
@@ -76,6 +80,8 @@ class Claimed:
         if taken is None:
             return await self._runner.stream(request, plan, record)
         outcome = await self._runner.stream(request, taken.plan, record)
+        if taken.ruling.standing.mode == "shadow" and self._has_local(taken):
+            outcome = await until_content(outcome, record)
         if isinstance(outcome, OutcomeStream):
             self._auditor.evidence.counts.unread[taken.ruling.name] += 1
             return outcome
@@ -202,19 +208,21 @@ class Claimed:
         self, request: Request, taken: _Taken, record: RequestRecord, index: int, outcome: Outcome
     ) -> Outcome:
         """Return the local answer where the reference failed and the settings allow that."""
-        error = outcome.content
         settings = self._auditor.evidence.settings
-        if not isinstance(error, NarrowgateError) or settings.when_reference_fails == "refuse":
+        is_allowed = may_answer_locally(outcome, settings.when_reference_fails)
+        if not is_allowed or not self._has_local(taken):
             return outcome
-        refusal = self._tasks[taken.plan.batch.task].grant.refusal
-        if isinstance(error, OF_THE_INPUT) or refusal is not None:
-            return outcome
-        one = taken.observed[index]
-        record.inputs[index].closed = None
+        one, only = taken.observed[index], record.only(index)
+        note_failed(outcome, only)
         batch = TaskBatch(one.request.task, (one.request,))
-        local = answered_without_claim(replace(taken.plan, batch=batch))
-        (found,) = await self._runner.whole(local.batch, local, record.only(index))
+        local = answered_without_claim(replace(taken.plan, batch=batch), taken.ruling.standing)
+        (found,) = await self._runner.whole(local.batch, local, only)
         return found
+
+    def _has_local(self, taken: _Taken) -> bool:
+        """Return whether a local model may answer where the reference fails."""
+        settings, task = self._auditor.evidence.settings, taken.plan.batch.task
+        return settings.when_reference_fails == "local" and self._tasks[task].grant.refusal is None
 
     def _served(self, taken: _Taken, record: RequestRecord, outcomes: list[Outcome]) -> None:
         """Make evidence of local answers, by the coin, and of those that were set aside."""

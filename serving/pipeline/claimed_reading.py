@@ -7,13 +7,18 @@ from typing import Any
 from uuid import uuid4
 
 from serving.contracts.answer import Answer
-from serving.contracts.errors import ClaimWithdrawn, NarrowgateError
+from serving.contracts.errors import ClaimWithdrawn
 from serving.contracts.evidence import ClaimState, Guarantee, ReadingError
 from serving.contracts.requests import ChatRequest, Request
 from serving.contracts.routing import Reason
 from serving.evidence.pacing import coin
 from serving.evidence.standing import Standing
-from serving.pipeline.audit_work import OF_THE_INPUT
+from serving.pipeline.after_reference import (
+    answered_without_claim,
+    may_answer_locally,
+    note_failed,
+    until_content,
+)
 from serving.pipeline.compared_text import FollowedEvents, answer_text, question_of
 from serving.pipeline.exit_recorder import Outcome, OutcomeStream, RequestRecord
 from serving.pipeline.plan import TaskPlan
@@ -48,19 +53,25 @@ class ClaimedReading:
             return await self._runner.whole(request, plan, record)
         (outcome,) = await self._runner.whole(request, read.plan, record)
         if self._may_do_without_reference(read, outcome):
-            local = answered_without_claim(plan)
-            return await self._runner.whole(local.batch, local, record)
+            return [await self._without_reference(read, outcome, record)]
         return [self._answered(read, outcome, record)]
 
     async def stream(
         self, request: Request, plan: TaskPlan, record: RequestRecord
     ) -> Outcome | OutcomeStream:
-        """As `whole`; a streamed answer of the reference is evidence once it has ended."""
+        """As `whole`; a streamed answer of the reference is evidence once it has ended.
+
+        Until its first content has arrived, the local model may still answer in its place.
+        """
         read = self._read(request, plan, record)
         if read is None:
             return await self._runner.stream(request, plan, record)
         outcome = await self._runner.stream(request, read.plan, record)
+        if self._is_moved(read) and self._when_reference_fails == "local":
+            outcome = await until_content(outcome, record)
         if isinstance(outcome, Outcome):
+            if self._may_do_without_reference(read, outcome):
+                return await self._without_reference(read, outcome, record)
             return self._answered(read, outcome, record)
         if not self._is_evidence(read, outcome.model):
             return outcome
@@ -107,16 +118,29 @@ class ClaimedReading:
                 reason: Reason = "withdrawn" if is_withdrawn else "shadow"
                 return answered_by_reference(plan, evidence.reference, reason)
 
+    @property
+    def _when_reference_fails(self) -> str:
+        return self._auditor.evidence.settings.when_reference_fails
+
+    def _is_moved(self, read: _Read) -> bool:
+        """Return whether this claim, not the task's, sent the chat to the reference."""
+        return read.chat.plan.local and not read.plan.local
+
     def _may_do_without_reference(self, read: _Read, outcome: Outcome) -> bool:
         """Return whether the local model answers after the reference, as the settings allow.
 
         Only where this claim sent the chat to the reference; Claimed decides the same for its own.
         """
-        error = outcome.content
-        if not isinstance(error, NarrowgateError) or isinstance(error, OF_THE_INPUT):
-            return False
-        is_moved = read.chat.plan.local and not read.plan.local
-        return is_moved and self._auditor.evidence.settings.when_reference_fails == "local"
+        return self._is_moved(read) and may_answer_locally(outcome, self._when_reference_fails)
+
+    async def _without_reference(
+        self, read: _Read, outcome: Outcome, record: RequestRecord
+    ) -> Outcome:
+        """Return the local answer. outcome: the reference's error."""
+        note_failed(outcome, record)
+        local = answered_without_claim(read.chat.plan, read.standing)
+        (found,) = await self._runner.whole(local.batch, local, record)
+        return found
 
     def _is_evidence(self, read: _Read, model: str | None) -> bool:
         """Return whether an answer to the client's messages is the reference's, in shadow."""
@@ -156,13 +180,6 @@ def answered_by_reference(plan: TaskPlan, reference: str | None, reason: Reason)
     targets = plan.fallback.targets if reference is None else (reference, *others)
     fallback = replace(plan.fallback, targets=targets, reason=reason)
     return replace(plan, local=False, fallback=fallback)
-
-
-def answered_without_claim(plan: TaskPlan) -> TaskPlan:
-    """Return a plan with which the local model answers alone, after the reference failed."""
-    assert plan.standing is not None
-    standing = replace(plan.standing, mode="suite", claim=None)
-    return replace(plan, local=True, escalate_on=frozenset(), standing=standing)
 
 
 def _with_reading(guarantee: Guarantee, reading: Guarantee) -> Guarantee:

@@ -84,7 +84,13 @@ class Escalating:
             return await self._finished(request, plan, record, 0, local_result)
         assert isinstance(request, ChatRequest)
         fallback = self._set_aside(item, plan, local_result)
-        return await self._frontier_model.stream(request, fallback, record)
+        # Its place among frontier calls is free again where the call fails.
+        apart = record.apart()
+        try:
+            return await self._frontier_model.stream(request, fallback, apart)
+        except NarrowgateError as error:
+            await apart.resources.aclose()
+            return Outcome(error)
 
     async def _local_results(self, plan: TaskPlan, record: RequestRecord) -> list["_LocalResult"]:
         """Return the local model's outcomes; record on each input the reason to escalate."""
