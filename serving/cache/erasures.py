@@ -15,12 +15,12 @@ from sqlalchemy import Connection, Row, delete, or_, select, update
 from serving.cache.entry import PackedEntry
 from serving.cache.schema import cache_erasures as table
 from serving.cache.schema import cache_sequence
-from serving.ledger.instances import database_now
+from serving.ledger.instances import clock_ahead, database_now
 
 _REMEMBERED = timedelta(days=2)
 """Longer than a request, or a line of a batch, is being answered."""
 _SKEW = timedelta(seconds=1)
-"""Between the clocks of a gateway and of PostgreSQL; SQLite has the gateway's."""
+"""Between the clocks of gateways, and of how far PostgreSQL's differs; SQLite has a gateway's."""
 
 
 def lock_entries(connection: Connection) -> None:
@@ -52,13 +52,18 @@ def kept(connection: Connection, entries: Iterable[PackedEntry]) -> list[PackedE
     """
     found = list(entries)
     skew = timedelta(0) if connection.dialect.name == "sqlite" else _SKEW
-    first = min((one.arrived_at for one in found), default=datetime.max)
+    if not found:
+        return []
+    ahead = clock_ahead(connection)
+    first = min(one.arrived_at for one in found) + ahead
     # A later moment is of a clock that was set back since: it says nothing of what arrives now.
     query = select(table).where(
         table.c.at >= first - skew, table.c.at <= database_now(connection)
     )  # fmt: skip
     rows = connection.execute(query).all()
-    return [one for one in found if not any(_covers(row, one, row.at + skew) for row in rows)]
+    return [
+        one for one in found if not any(_covers(row, one, row.at + skew - ahead) for row in rows)
+    ]
 
 
 def _covers(row: Row[Any], packed: PackedEntry, until: datetime) -> bool:

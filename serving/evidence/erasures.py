@@ -13,13 +13,13 @@ from uuid import uuid4
 
 from sqlalchemy import Connection, Row, delete, or_, select, update
 
-from serving.ledger.instances import database_now
+from serving.ledger.instances import clock_ahead, database_now
 from serving.ledger.schema import evidence_erasures, evidence_sequence
 
 _REMEMBERED = timedelta(days=1)
 """Longer than an input waits in a gateway's memory for its audit."""
 _SKEW = timedelta(seconds=1)
-"""Between the clocks of a gateway and of PostgreSQL; SQLite has the gateway's."""
+"""Between the clocks of gateways, and of how far PostgreSQL's differs; SQLite has a gateway's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ def erased(connection: Connection, origins: Iterable[DrawnInput]) -> set[DrawnIn
     )  # fmt: skip
     rows = connection.execute(query).all()
     skew = timedelta(0) if connection.dialect.name == "sqlite" else _SKEW
-    return {one for one in found for row in rows if _covers(row, one, row.at + skew)}
+    until = skew - clock_ahead(connection)
+    return {one for one in found for row in rows if _covers(row, one, row.at + until)}
 
 
 def _covers(row: Row[Any], one: DrawnInput, until: datetime) -> bool:

@@ -154,6 +154,17 @@ def database_now(connection: Connection) -> datetime:
     return found
 
 
+def clock_ahead(connection: Connection) -> timedelta:
+    """Return by how much the database's clock is ahead of this process's; negative if it is behind.
+
+    Too small by the time that the answer took: a moment of this process, moved by it, is early
+    rather than late.
+    """
+    if connection.dialect.name == "sqlite":
+        return timedelta(0)
+    return database_now(connection) - datetime.now(UTC)
+
+
 def _host() -> str:
     parts = [socket.gethostname()]
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
