@@ -290,6 +290,11 @@ def _read(envelope: Path) -> bytes:
             raise AttestationRefused(f"{envelope} has more than {_MAX_ENVELOPE_BYTES} bytes")
         return read_plain(envelope, _MAX_ENVELOPE_BYTES)
     except OSError as error:
+        if not envelope.parent.exists():
+            raise AttestationRefused(
+                f"the folder {str(envelope.parent)!r} does not exist",
+                fix="name the folder of the model, or make the model: narrowgate quantize",
+            ) from error
         raise AttestationRefused(
             f"no attestation at {str(envelope)!r}"
             if isinstance(error, FileNotFoundError)

@@ -1,5 +1,6 @@
-"""Progress of long steps on a terminal; nothing in a pipe."""
+"""Progress of long steps on standard error."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,7 +27,8 @@ def step(description: str) -> Iterator[Callable[[str], None]]:
 def start_bar() -> Iterator[Callable[[Progress], None]]:
     """Show a bar with the step, the share done and the time left on standard error.
 
-    Yields a function that takes the progress; thread-safe.
+    Where that is not a terminal, each step is a line of its own. Yields a function that takes the
+    progress; calls must not overlap.
     """
     from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn
 
@@ -38,6 +40,9 @@ def start_bar() -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.fields[left]}"),
     )
     with terminal_progress(*columns) as progress:
+        if progress.disable:
+            yield _step_lines()
+            return
         task = progress.add_task("starting", total=1.0, left="")
 
         def show(found: Progress) -> None:
@@ -59,6 +64,18 @@ def byte_bar(description: str) -> Iterator[Callable[[int, int | None], None]]:
     with terminal_progress(*columns) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _step_lines() -> Callable[[Progress], None]:
+    shown: set[str] = set()
+
+    def show(found: Progress) -> None:
+        # A gate comes back to a task: its step is a line only once.
+        if found.step not in shown:
+            shown.add(found.step)
+            print(f"{found.share:4.0%}  {found.step}", file=sys.stderr, flush=True)
+
+    return show
 
 
 def _minutes(seconds: float) -> str:

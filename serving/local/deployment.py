@@ -15,6 +15,8 @@ from serving.local.kernels import EXTENSION
 
 _HEALTH_CHECK_PERIOD_S = 5
 _HEALTH_CHECK_TIMEOUT_S = 30
+# A name, not the class: its module imports ray.serve.llm.
+_CALLBACK = "serving.local.node_start.WithoutDownload"
 # No client's text in the log of a replica or of its engine's processes.
 _LOGGING = {"VLLM_LOGGING_CONFIG_PATH": str(CONFIG_FILE)}
 
@@ -34,6 +36,7 @@ def llm_config_arguments(
         "runtime_env": {"env_vars": {**_environment(model, checkpoint), **_LOGGING}},
         # Otherwise streamed tokens are batched for up to 50 ms.
         "experimental_configs": {"stream_batching_interval_ms": 0},
+        "callback_config": {"callback_class": _CALLBACK},
         # Off: vLLM then uses its own Prometheus registry, which the gateway's /metrics reads.
         "log_engine_metrics": False,
     }

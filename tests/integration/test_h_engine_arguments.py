@@ -3,6 +3,8 @@
 An integration test because importing ray.serve.llm imports vLLM: half a minute on a busy machine.
 """
 
+from typing import Any
+
 import pytest
 
 from serving.artifacts.checkpoint import Checkpoint
@@ -12,6 +14,14 @@ from serving.local.deployment import llm_config_arguments
 GPU = ModelSettings.model_validate(
     {"id": "m", "source": "a/b", "accelerator": {"kind": "gpu", "type": "A10G", "count": 2}}
 )
+
+
+def _callback(config: Any) -> Any:
+    """Return what a replica makes of the configuration, without a placement group."""
+    from ray.llm._internal.common.utils.import_utils import load_class
+
+    found = config.callback_config
+    return load_class(found.callback_class)(config, found.raise_error_on_callback)
 
 
 @pytest.mark.parametrize(
@@ -26,5 +36,7 @@ def test_ray_accepts_the_arguments(model: ModelSettings, checkpoint: Checkpoint)
 
     config = LLMConfig(**llm_config_arguments(model, checkpoint, 7.0))
     assert config.model_id == model.id
+    # No task on another worker has to import vLLM before the engine starts.
+    assert not _callback(config).ctx.run_init_node
     with pytest.raises(ValueError, match="no_such_field"):
         LLMConfig(**llm_config_arguments(model, checkpoint, 7.0), no_such_field=1)

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from serving.commands.progress import start_bar
+from serving.contracts.model_status import Progress
 from serving.host.progress import Bar, JsonLines, StepTimes
 
 
@@ -40,6 +42,20 @@ def test_a_bar_is_silent_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
         bar.step("loading")
         bar.step("running", 3, 4, {"shown": "three"})
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_start_writes_each_step_once_where_no_terminal_shows_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with start_bar() as show:
+        show(Progress("starting Ray", 0.0, None))
+        show(Progress("starting Ray", 0.05, 90.0))
+        show(Progress("testing: topic", 0.5, 40.0))
+        show(Progress("testing: ner", 0.6, 30.0))
+        show(Progress("testing: topic", 0.7, 20.0))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["  0%  starting Ray", " 50%  testing: topic", " 60%  testing: ner"]
 
 
 def test_a_step_takes_until_the_next_one_begins() -> None:

@@ -531,6 +531,16 @@ def test_verify_prints_text_and_json(
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "invalid_key"
 
 
+def test_a_missing_folder_is_not_called_a_missing_attestation(
+    model: Path, key: KeyPair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(model.parent / "absent"), "--trust", str(key.public)]) == 1
+    assert f"the folder {str(model.parent / 'absent')!r} does not exist" in capsys.readouterr().out
+    (model / "attestation.json").unlink()
+    assert main(["verify", str(model), "--trust", str(key.public)]) == 1
+    assert "no attestation at" in capsys.readouterr().out
+
+
 def test_keygen_makes_a_pair_that_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keygen", "--out", str(tmp_path / "gate"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
