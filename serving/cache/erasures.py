@@ -8,19 +8,15 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
-from sqlalchemy import Connection, Row, delete, or_, select, update
+from sqlalchemy import Connection, Row, update
 
 from serving.cache.entry import PackedEntry
-from serving.cache.schema import cache_erasures as table
-from serving.cache.schema import cache_sequence
-from serving.ledger.instances import clock_ahead, database_now
+from serving.cache.schema import cache_erasures, cache_sequence
+from serving.ledger import erasures
 
 _REMEMBERED = timedelta(days=2)
 """Longer than a request, or a line of a batch, is being answered."""
-_SKEW = timedelta(seconds=1)
-"""Between the clocks of gateways, and of how far PostgreSQL's differs; SQLite has a gateway's."""
 
 
 def lock_entries(connection: Connection) -> None:
@@ -34,15 +30,10 @@ def note_erasure(connection: Connection, given: Mapping[str, str]) -> None:
 
     given: `namespace`, `tenant`, `request_id`, `end_user` of the entries; all of them without one.
     """
-    now = database_now(connection)
-    is_old = or_(table.c.at < now - _REMEMBERED, table.c.at > now + _REMEMBERED)
-    connection.execute(delete(table).where(is_old))
     user = given.get("end_user")
-    connection.execute(table.insert(), {
-        "id": uuid4().hex, "namespace": given.get("namespace"), "tenant": given.get("tenant"),
-        "request_id": given.get("request_id"),
-        "end_user_digest": None if user is None else _digest(user), "at": now,
-    })  # fmt: skip
+    values = {name: given.get(name) for name in ("namespace", "tenant", "request_id")}
+    values["end_user_digest"] = None if user is None else _digest(user)
+    erasures.note_erasure(connection, cache_erasures, values, _REMEMBERED)
 
 
 def kept(connection: Connection, entries: Iterable[PackedEntry]) -> list[PackedEntry]:
@@ -51,19 +42,11 @@ def kept(connection: Connection, entries: Iterable[PackedEntry]) -> list[PackedE
     Call it after `lock_entries`.
     """
     found = list(entries)
-    skew = timedelta(0) if connection.dialect.name == "sqlite" else _SKEW
-    if not found:
+    first = min((one.arrived_at for one in found), default=None)
+    if first is None:
         return []
-    ahead = clock_ahead(connection)
-    first = min(one.arrived_at for one in found) + ahead
-    # A later moment is of a clock that was set back since: it says nothing of what arrives now.
-    query = select(table).where(
-        table.c.at >= first - skew, table.c.at <= database_now(connection)
-    )  # fmt: skip
-    rows = connection.execute(query).all()
-    return [
-        one for one in found if not any(_covers(row, one, row.at + skew - ahead) for row in rows)
-    ]
+    noted = erasures.erasures_since(connection, cache_erasures, first)
+    return [one for one in found if not any(_covers(row, one, until) for row, until in noted)]
 
 
 def _covers(row: Row[Any], packed: PackedEntry, until: datetime) -> bool:

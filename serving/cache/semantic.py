@@ -12,7 +12,7 @@ from typing import Any
 
 from serving.cache.guards.refusal import refusal_at
 from serving.cache.guards.words import Words
-from serving.contracts.evidence import Guarantee, Scope, ShortcutName
+from serving.contracts.evidence import Scope, ShortcutName, UngatedShortcut
 from serving.contracts.task_spec import LossName
 from serving.evidence.judge import JUDGE_VERSION, agreement_of
 from serving.evidence.statistics.judged import JudgedLimits
@@ -70,7 +70,7 @@ def choose(text: str, candidates: Sequence[Candidate], threshold: float) -> Choi
 
 
 @dataclass(frozen=True, slots=True)
-class CachedAnswer:
+class CachedAnswer(UngatedShortcut):
     """Implements Shortcut: an answer that was given to a question of the same meaning.
 
     subject: route or task. encoder: its name with its version. threshold: cosine. Another encoder,
@@ -89,16 +89,6 @@ class CachedAnswer:
     def loss(self) -> LossName:
         """Return the loss: equal labels for a classification, a judge's verdict for others."""
         return "exact" if self.is_label else "not_equivalent"
-
-    @property
-    def suite(self) -> Guarantee | None:
-        """Return None: no gate certifies a cache."""
-        return None
-
-    @property
-    def local_model(self) -> str | None:
-        """Return None: no local model answers."""
-        return None
 
     @property
     def has_labels(self) -> bool:

@@ -425,3 +425,24 @@ class Shortcut(Protocol):
     def loss_of(self, answer: Any, reference: Any) -> float:
         """Return the loss of an answer against the reference's, in [0, 1]. Pure."""
         ...
+
+
+class UngatedShortcut:
+    """What holds of every shortcut that no gate has tested: only traffic can prove it."""
+
+    __slots__ = ()
+
+    @property
+    def suite(self) -> Guarantee | None:
+        """Return None: nothing was certified of it beforehand."""
+        return None
+
+    @property
+    def local_model(self) -> str | None:
+        """Return None: its claim is of no local model."""
+        return None
+
+    @property
+    def has_labels(self) -> bool:
+        """Return False: its answers are texts."""
+        return False

@@ -9,17 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
-from sqlalchemy import Connection, Row, delete, or_, select, update
+from sqlalchemy import Connection, Row, update
 
-from serving.ledger.instances import clock_ahead, database_now
+from serving.ledger import erasures
 from serving.ledger.schema import evidence_erasures, evidence_sequence
 
 _REMEMBERED = timedelta(days=1)
 """Longer than an input waits in a gateway's memory for its audit."""
-_SKEW = timedelta(seconds=1)
-"""Between the clocks of gateways, and of how far PostgreSQL's differs; SQLite has a gateway's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +39,20 @@ def note_erasure(
     connection: Connection, tenant: str, request_id: str | None, end_user: str | None
 ) -> None:
     """Write that this was deleted now, and forget what was deleted over a day ago."""
-    now, column = database_now(connection), evidence_erasures.c.at
-    is_old = or_(column < now - _REMEMBERED, column > now + _REMEMBERED)
-    connection.execute(delete(evidence_erasures).where(is_old))
     digest = None if end_user is None else _digest(tenant, end_user)
-    row = {
-        "id": uuid4().hex, "tenant": tenant, "request_id": request_id, "end_user_digest": digest,
-        "at": now,
-    }  # fmt: skip
-    connection.execute(evidence_erasures.insert(), row)
+    values = {"tenant": tenant, "request_id": request_id, "end_user_digest": digest}
+    erasures.note_erasure(connection, evidence_erasures, values, _REMEMBERED)
 
 
 def erased(connection: Connection, origins: Iterable[DrawnInput]) -> set[DrawnInput]:
     """Return those that were deleted after they were drawn. Call it after `lock_evidence`."""
     found = list(origins)
-    table = evidence_erasures.c
-    now = database_now(connection)
-    # A later moment is of a clock that was set back since: it says nothing of what is drawn now.
-    query = select(evidence_erasures).where(
-        table.tenant.in_({one.tenant for one in found}), table.at > now - _REMEMBERED,
-        table.at <= now,
-    )  # fmt: skip
-    rows = connection.execute(query).all()
-    skew = timedelta(0) if connection.dialect.name == "sqlite" else _SKEW
-    until = skew - clock_ahead(connection)
-    return {one for one in found for row in rows if _covers(row, one, row.at + until)}
+    first = min((one.at for one in found), default=None)
+    if first is None:
+        return set()
+    is_theirs = evidence_erasures.c.tenant.in_({one.tenant for one in found})
+    noted = erasures.erasures_since(connection, evidence_erasures, first, is_theirs)
+    return {one for one in found for row, until in noted if _covers(row, one, until)}
 
 
 def _covers(row: Row[Any], one: DrawnInput, until: datetime) -> bool:

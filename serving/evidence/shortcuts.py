@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.contracts.answer import Answer
-from serving.contracts.evidence import Guarantee, Scope, Shortcut, ShortcutName
+from serving.contracts.evidence import Guarantee, Scope, Shortcut, ShortcutName, UngatedShortcut
 from serving.contracts.task_spec import LossName, TaskSpec
 from serving.evidence.fold import FIXED_THRESHOLD
 from serving.evidence.judge import JUDGE_VERSION
@@ -82,7 +82,7 @@ class ReadingRules:
 
 
 @dataclass(frozen=True, slots=True)
-class NarrowReading:
+class NarrowReading(UngatedShortcut):
     """Implements Shortcut: a chat is answered as the task that was read in it, with its text."""
 
     spec: TaskSpec
@@ -100,21 +100,6 @@ class NarrowReading:
     def target_error(self) -> float:
         """Return the largest mean loss."""
         return self.rules.target_error
-
-    @property
-    def suite(self) -> Guarantee | None:
-        """Return None: held-out phrasings are not this traffic."""
-        return None
-
-    @property
-    def local_model(self) -> str | None:
-        """Return None: whichever model answers, the question is the same."""
-        return None
-
-    @property
-    def has_labels(self) -> bool:
-        """Return False: people label texts of a task, not chats."""
-        return False
 
     def scope(
         self, tenants: str, *, pooled: bool, taken: Sequence[ShortcutName], rules: str

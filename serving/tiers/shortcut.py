@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.contracts.evidence import Guarantee, Scope, ShortcutName
+from serving.contracts.evidence import Scope, ShortcutName, UngatedShortcut
 from serving.contracts.routing import Tier
 from serving.contracts.task_spec import LossName
 from serving.evidence.judge import JUDGE_VERSION
@@ -13,7 +13,7 @@ from serving.evidence.statistics.judged import JudgedPair
 SUBJECT_PREFIX = "cluster/"
 
 
-class JudgedAnswer:
+class JudgedAnswer(UngatedShortcut):
     """What holds for every answer of a frontier model that a judge compares.
 
     judge: the model that compares.
@@ -21,21 +21,6 @@ class JudgedAnswer:
 
     __slots__ = ()
     judge: str
-
-    @property
-    def suite(self) -> Guarantee | None:
-        """Return None: no gate certifies it."""
-        return None
-
-    @property
-    def local_model(self) -> str | None:
-        """Return None: no local model answers."""
-        return None
-
-    @property
-    def has_labels(self) -> bool:
-        """Return whether answers are labels: never."""
-        return False
 
     @property
     def loss(self) -> LossName:

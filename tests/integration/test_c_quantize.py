@@ -236,9 +236,14 @@ def compared(artifacts: dict[str, Path], tmp_path: Path) -> dict[str, dict[str, 
     rows = [json.loads(line) for line in calibration.read_text(encoding="utf-8").splitlines()[:30]]
     lines = [json.dumps({"task": "sentiment", "text": row["text"]}) for row in rows]
     inputs.write_text("\n".join(lines), encoding="utf-8")
+    # A third of the shipped prose: the steps are tested, not the third digit of a divergence.
+    prose = (ROOT / "quantize" / "compare" / "heldout.jsonl").read_text(encoding="utf-8")
+    text = tmp_path / "text.jsonl"
+    text.write_text("\n".join(prose.splitlines()[:8]), encoding="utf-8")
     done = subprocess.run(
         command(
-            "--compare", *artifacts.values(), "--inputs", inputs, "--rounds", 1, "--json"
+            "--compare", *artifacts.values(), "--inputs", inputs, "--text", text, "--rounds", 1,
+            "--json",
         ),
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
@@ -249,7 +254,7 @@ def compared(artifacts: dict[str, Path], tmp_path: Path) -> dict[str, dict[str, 
     models = dict(zip(["baseline", *artifacts], document["models"], strict=True))
     assert models["baseline"]["kl_mean"] == 0.0
     assert models["baseline"]["agreement"] == models["baseline"]["labels_kept"] == 1.0
-    assert models["baseline"]["positions"] > 5000
+    assert 1500 < models["baseline"]["positions"] < 2000
     for name, model in models.items():
         assert 0 < model["kl_mean"] <= model["kl_p99"] or name == "baseline"
         assert model["prompts_per_s_ratio"] > 0

@@ -17,7 +17,6 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 
-from serving.cache import erasures
 from serving.cache.entry import Question
 from serving.cache.entry_store import EVERY_ENTRY, EntryFilter, EntryStore
 from serving.cache.flight import Flight
@@ -32,6 +31,7 @@ from serving.contracts.errors import LedgerUnavailable
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.heads.cipher import VectorCipher
 from serving.gateway.metrics import Metrics
+from serving.ledger import erasures
 from serving.ledger.database import Database, database_url
 
 from ..provider.server import ProviderServer

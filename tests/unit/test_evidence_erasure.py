@@ -79,7 +79,7 @@ def test_what_was_drawn_before_a_deletion_is_not_written_after_it(
 def test_a_deletion_that_a_later_clock_noted_keeps_nothing_back(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serving.evidence import erasures
+    from serving.ledger import erasures
 
     store = EvidenceStore(database)
     now = datetime.now(UTC)
