@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psycopg
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine import URL, make_url
@@ -38,9 +40,9 @@ DEFAULT_TIMEOUTS = Timeouts()
 # A server, database or role may have other defaults. Locks order the ledger's transactions: above
 # "read committed" one that waited for a lock fails. The driver reads times of the style ISO only,
 # and a difference of two local times is wrong by an hour when the clocks change.
-_SESSION = (
-    r"-c default_transaction_isolation=read\ committed", "-c DateStyle=ISO", "-c TimeZone=UTC",
-)  # fmt: skip
+_SESSION = {"DateStyle": "ISO", "TimeZone": "UTC"}
+_ISOLATION = r"-c default_transaction_isolation=read\ committed"
+_IS_POOLED = "narrowgate_is_pooled"
 
 
 class Database:
@@ -156,6 +158,12 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
                 fix="check the free space of its disk, and the owner and permissions of its folder",
                 retry_after_s=5,
             ) from error
+        if "unsupported startup parameter" in str(error):
+            raise LedgerUnusable(
+                "the pooler in front of the ledger's database refuses the parameter 'options'",
+                field="ledger.url",
+                fix="write ignore_startup_parameters = options into PgBouncer's settings",
+            ) from error
         # The driver's message is left out: it holds hosts, users and parameters.
         raise LedgerUnavailable(
             f"the ledger's database is unreachable: {type(error).__name__}",
@@ -165,7 +173,8 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
 
 
 def _postgres(url: URL, timeouts: Timeouts) -> Engine:
-    limit = f"timeout={round(timeouts.statement_s * 1000)}"
+    limit_ms = str(round(timeouts.statement_s * 1000))
+    session = {"statement_timeout": limit_ms, "lock_timeout": limit_ms, **_SESSION}
     named = url.query.get("options", ())
     arguments = {
         "connect_timeout": 2,
@@ -174,8 +183,8 @@ def _postgres(url: URL, timeouts: Timeouts) -> Engine:
         "options": " ".join(
             [
                 *([named] if isinstance(named, str) else named),
-                f"-c statement_{limit} -c lock_{limit}",
-                *_SESSION,
+                *(f"-c {name}={value}" for name, value in session.items()),
+                _ISOLATION,
             ]
         ),
         # The kernel gives up a silent server after about 5 s: 2 s idle and 3 probes.
@@ -184,7 +193,35 @@ def _postgres(url: URL, timeouts: Timeouts) -> Engine:
         "keepalives_count": 3,
         "tcp_user_timeout": round(timeouts.statement_s * 1000),
     }
-    return create_engine(url, connect_args=arguments, pool_pre_ping=False, hide_parameters=True)
+    engine = create_engine(url, connect_args=arguments, pool_pre_ping=False, hide_parameters=True)
+    _allow_pooler(engine, "; ".join(f"SET LOCAL {name} = '{session[name]}'" for name in session))
+    return engine
+
+
+def _allow_pooler(engine: Engine, settings: str) -> None:
+    """Let each transaction of a connection through a pooler have a server's session of its own.
+
+    PgBouncer may run one client's transactions in several sessions, which other clients share: a
+    statement that was prepared is unknown there, or another client's. It ignores `options`.
+    settings: statements that set for a transaction what `options` set for a session.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _look(connection: psycopg.Connection[Any], record: ConnectionPoolEntry) -> None:
+        row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        connection.rollback()
+        # A pooler gives its clients process ids of its own.
+        record.info[_IS_POOLED] = row != (connection.info.backend_pid,)
+        if record.info[_IS_POOLED]:
+            connection.prepare_threshold = None
+            connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        if connection.info.get(_IS_POOLED):
+            raw = connection.connection.driver_connection
+            assert isinstance(raw, psycopg.Connection)
+            raw.execute(settings)
 
 
 def refuse_other_encoding(connection: Connection) -> None:

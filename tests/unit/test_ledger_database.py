@@ -19,6 +19,7 @@ from serving.ledger.database import Database, database_url
 from serving.ledger.instances import database_now
 from serving.ledger.ledger import DatabaseLedger
 from serving.ledger.migrate import migrate
+from serving.ledger.reports.snapshot import snapshot
 from serving.ledger.schema import Usd, UtcTime, metadata, spending
 
 from .database import fresh_postgres
@@ -35,6 +36,7 @@ from .ledger_kit import (
     running,
 )
 from .patience import GUARD_S
+from .pooler import pooled
 
 DIALECT = sqlite.dialect()  # type: ignore[no-untyped-call]
 
@@ -201,3 +203,51 @@ def test_a_database_that_cannot_hold_every_text_is_refused(
         migrate(database)
     assert caught.value.field == "ledger.url"
     database.close()
+
+
+async def test_a_transaction_pooler_may_stand_before_the_server(
+    postgres: str, tmp_path: Path
+) -> None:
+    url = fresh_postgres(postgres, f"t{uuid4().hex}", has_tables=True).get_secret_value()
+    database = Database(database_url(SecretStr(url), tmp_path))
+    with database.begin() as connection:
+        name = database.engine.url.database
+        for setting in ODD_SESSIONS[1:]:
+            connection.execute(text(f"ALTER DATABASE {name} SET {setting}"))
+    database.close()
+
+    async def pay(ledger: DatabaseLedger) -> None:
+        entry = entry_of(ledger)
+        call = await entry.open_call(MODEL, WORST, in_time(GUARD_S))
+        call.close(ended())
+        entry.close(left())
+
+    # Each statement is run more often than the driver needs to prepare it.
+    with pooled(url) as address:
+        through = SecretStr(address)
+        async with (
+            running(through, tmp_path / "one", timeouts=PROBING, call_wait_s=GUARD_S) as one,
+            running(through, tmp_path / "two", timeouts=PROBING, call_wait_s=GUARD_S) as two,
+        ):
+            for _ in range(20):
+                await asyncio.gather(*(pay(ledger) for ledger in (one, two) for _ in range(3)))
+        database = Database(database_url(through, tmp_path))
+        with database.read() as connection:
+            assert connection.exec_driver_sql("SHOW statement_timeout").scalar_one() == "2s"
+            assert database_now(connection).utcoffset() == timedelta(0)
+        with snapshot(database, 1.0) as connection:
+            assert connection.exec_driver_sql("SHOW statement_timeout").scalar_one() == "1s"
+        database.close()
+        reader = Reader(through, tmp_path)
+        assert sum(spent for spent, _ in reader.sums().values()) == 2 * 120 * COST
+        reader.check()
+        reader.close()
+
+
+def test_a_pooler_that_refuses_the_session_settings_is_named(postgres: str, tmp_path: Path) -> None:
+    url = fresh_postgres(postgres, f"t{uuid4().hex}").get_secret_value()
+    with pooled(url, ignores_options=False) as address:
+        database = Database(database_url(SecretStr(address), tmp_path))
+        with pytest.raises(LedgerUnusable, match="refuses the parameter 'options'"):
+            migrate(database)
+        database.close()
