@@ -43,7 +43,8 @@ _PATTERNS = (
     r"|\bsecond\b|\blast\b|\bmost (?:positive|negative)|\bmore (?:positive|negative)"
     r"|\baspects?\b|\btowards?\b|\babout the\b|\bbeide\b|\bdiese sätze\b",
 )
-_FOREIGN = re.compile("|".join(_PATTERNS), re.IGNORECASE)
+# Each begins with a word: elsewhere none of them is tried.
+_FOREIGN = re.compile(rf"\b(?=\w)(?:{'|'.join(_PATTERNS)})", re.IGNORECASE)
 _PLURAL = re.compile(
     r"\b(?:each (?:review|tweet|post|comment|message|sentence|article|text|line|item)|"
     r"reviews|tweets|posts|comments|messages|sentences|articles|documents|headlines|passages|"

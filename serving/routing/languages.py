@@ -45,7 +45,8 @@ _NAMES: dict[str, str] = {
 }
 _CODES = "|".join(_NAMES)
 _NAME = "|".join(f"(?P<{code}_>{names})" for code, names in _NAMES.items())
-_MENTION = re.compile(rf"(?<![\w-])(?:{_NAME})(?![\w])", re.IGNORECASE)
+# Each name begins with a letter: at any other character the lookahead saves trying all of them.
+_MENTION = re.compile(rf"(?<![\w-])(?=\w)(?:{_NAME})(?![\w])", re.IGNORECASE)
 _ARROW = re.compile(
     rf"(?<![\w])(?P<source>{_CODES})\s*(?:-?>|→|=>|-to-|[-–/_]|\bto\b|\b2\b)\s*"  # noqa: RUF001
     rf"(?P<target>{_CODES})(?![\w])",
@@ -98,7 +99,7 @@ _TEXT_NOUN_AFTER = re.compile(
     re.IGNORECASE,
 )
 _CONJUNCTION = re.compile(
-    rf"(?:{'|'.join(_NAMES.values())})\s*(?:,|/|&|\+|;|\band\b|\bor\b|\bund\b|\boder\b|\bet\b|"
+    rf"(?=\w)(?:{'|'.join(_NAMES.values())})\s*(?:,|/|&|\+|;|\band\b|\bor\b|\bund\b|\boder\b|\bet\b|"
     r"\bou\b|\by\b|\bo\b)+\s*(?:(?:into|to|in|ins|en|al|auf)\s+)?$",
     re.IGNORECASE,
 )
