@@ -17,7 +17,25 @@ _FLOAT = re.compile(
 )
 
 
-class _StrictLoader(yaml.SafeLoader):
+_MOST_VALUES = 1_000_000
+_MOST_LEVELS = 100
+
+
+class BoundedNesting(yaml.scanner.Scanner):
+    """Mixin of a loader: brackets far deeper than a document may nest end in a RecursionError.
+
+    PyYAML would raise it itself, after half a second: it looks 1,024 characters ahead, in time that
+    is quadratic in the brackets there.
+    """
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803  # PyYAML's name
+        """Begin a list or mapping. What is a little too deep is refused by its levels, below."""
+        if self.flow_level > 2 * _MOST_LEVELS:
+            raise RecursionError
+        super().fetch_flow_collection_start(TokenClass)
+
+
+class _StrictLoader(BoundedNesting, yaml.SafeLoader):
     """Refuses a key that is written twice, and values that YAML 1.1 and 1.2 read differently.
 
     PyYAML reads YAML 1.1: the last of two equal keys counts, yes and on are true, 010 is 8, 2:13 is
@@ -91,10 +109,6 @@ def parse_yaml(content: bytes | str) -> object:
         raise UnreadableYaml(f"not readable YAML: {error}") from error
     _size(document, {}, 0)
     return document
-
-
-_MOST_VALUES = 1_000_000
-_MOST_LEVELS = 100
 
 
 def _size(value: object, known: dict[int, int | None], level: int) -> int:

@@ -26,6 +26,7 @@ from serving.contracts.plain_file import read_plain
 from serving.contracts.prices import STANDARD_NAMES, ModelPrices, PriceStep
 from serving.contracts.task_spec import folded_name
 from serving.contracts.validation_words import problem_place, problem_with_value
+from serving.contracts.yaml_text import BoundedNesting
 from serving.ledger.pricing.table import by_class
 
 FIELD = "ledger.prices_file"
@@ -119,7 +120,7 @@ _MOST_BYTES = 4 * 2**20
 _FILE = TypeAdapter(Annotated[dict[FrontierModelName, _Model], AfterValidator(_distinct)])
 
 
-class _TextLoader(yaml.BaseLoader):
+class _TextLoader(BoundedNesting, yaml.BaseLoader):
     """Reads every scalar as text, so that a price never passes through a float.
 
     Without aliases: a few hundred bytes of them stand for a billion values.
