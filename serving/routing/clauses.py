@@ -41,6 +41,8 @@ _REST = re.compile(
     r"noms?|propres?|choses?|entités|nommées|nombres?|propios?|cosas?|entidades|nombradas)\b)*",
     re.IGNORECASE,
 )
+# "1) World 2) Sports": the number before a label.
+_ENUMERATOR = r"(?<![\w.])\(?(?:[1-9]|[a-h])[.)]\s*"
 _TOKEN = re.compile(r"§\w+|[^\W\d_]+|\d+|:")
 # After the text, an order of its own or a cue for the answer ("Sentiment:") begins a clause.
 _AFTER_TEXT = re.compile(r"\0[ \t]+(?=[A-ZÄÖÜÉÀÈ]|[¿¡(*#^]|[^.!?\n\0]{1,40}:\s*$)")
@@ -55,7 +57,12 @@ class Normaliser:
 
     def __init__(self, specs: Mapping[str, TaskSpec]) -> None:
         self._lists = [
-            (name, pattern, label_names(spec))
+            (
+                name,
+                pattern,
+                re.compile(_ENUMERATOR + rf"(?={pattern.pattern})", re.I),
+                label_names(spec),
+            )
             for name, spec in sorted(specs.items())
             if (pattern := label_pattern(spec)) is not None
         ]
@@ -70,7 +77,8 @@ class Normaliser:
         """Return an instruction's clauses, normalised, in order."""
         text = unicodedata.normalize("NFKC", instruction.replace(GAP.strip(), "\0"))
         text = _AFTER_TEXT.sub("\0\n", text)
-        for task, pattern, names in self._lists:
+        for task, pattern, enumerated, names in self._lists:
+            text = enumerated.sub(" , ", text)
             text = _listed(text, pattern, names, f" §{task} ")
         text = _REST.sub("§ner ", text)
         text = replaced_languages(text, self._offered, " §lang ", " §other ")

@@ -11,6 +11,7 @@ from functools import cache
 from serving.routing.clauses import without_personas
 from serving.routing.closed_vocabulary import (
     CLOSED_TASKS,
+    asks,
     context,
     fold,
     unexplained_words,
@@ -93,6 +94,23 @@ def _rules() -> Mapping[str, tuple[tuple[str, re.Pattern[str]], ...]]:
         ("a second request",
             r"^(?:and|und|et|y) (?:§|what|who|how|why|which|name|give|tell|was|wer|wie|"
             r"que|qui|quoi|comment|por que|quel)"),
+        ("a second request",
+            r"\b(?:and|und|et|y|e|plus|then|dann|puis|luego|also) (?:(?:then|also|auch|dann|puis|"
+            r"ensuite|luego|tambien|please|bitte) )?(?:write|reply|respond|answer|schreib\w*|"
+            r"antwort\w*|ecri\w+|repon\w+|escrib\w+|contest\w+|respond\w+) (?:back|to|zuruck|"
+            r"an|auf|au|aux|a)\b"),
+        ("a second request",
+            r"^(?:plus|sowie|ausserdem|zusatzlich|ademas|tambien|en plus|de plus|also|additionally|"
+            r"in addition|on top) (?!.*\b(?:no|not|nothing|don t|without|kein\w*|nicht\w*|ohne|"
+            r"pas|rien|aucune?|sans|ni|nada|sin|ningun\w*|only|just|nur|uniquement|seulement|"
+            r"solo|please|bitte)\b)"),
+        ("two outputs",
+            r"(?<!von )(?<!of )\b(?:both|beide[sn]?|les deux|tous les deux|ambos|ambas|los dos|"
+            r"las dos)(?: :)?"
+            r"(?: §text)?$"),
+        ("a manner",
+            r"\b(?:con|mit|avec|with) (?:(?:mucho|viel|beaucoup d|much|some|etwas|un poco de|"
+            r"un peu d) )?(?:humor|humour|wit|witz|ironi\w+|sarcasm\w*|sarkasmus|gracia)\b"),
         ("what else", r"\b(?:what|was|que|qu)\b.* (?:else|sonst|instead|d autre)\b"),
         ("what would have been",
             r"\b(?:hattest du|hatten sie|hattet ihr|aurais tu|auriez vous|habrias|hubieras|"
@@ -110,6 +128,8 @@ def _rules() -> Mapping[str, tuple[tuple[str, re.Pattern[str]], ...]]:
     "ner": tuple(
         (name, re.compile(pattern))
         for name, pattern in (
+            # "Zählt „Samstag“ als Entität?"
+            ("yes or no", r"^[^\W\d_]+ §text (?:als|as|comme|como|a|an|un|une|una|eine?)\b"),
             ("yes or no",
                 r"^(?!do (?:ner|an?|the|named|entity)\b)(?:is|are|does|do|did|gibt es|enthalt|"
                 r"kommt|kommen|sind|y a t il|est ce qu|contient|hay|contiene|aparece\w*|"
@@ -217,10 +237,13 @@ _CUE = re.compile(
     r"rends|tourne\w*|pas[ae]\w*|pon\w*|falta|quiero|quisiera|necesit\w+|escrib\w+|"
     r"da|dame|expresa|vierte|vuelca|"
     r"target|zielsprache|cible|destino|sounds?|look|klingt|seria|serait|ware|would be|"
-    r"equivalent|send|schicken|envoyer|enviar)\b"
+    r"equivalent|send|schicken|envoyer|enviar|dar(?:me|nos|lo|la)?|"
+    r"dir(?:ias|iamos|ian|emos|iez|ions|aient)|formul\w+)\b|"
+    r"\b(?:what|which) (?:is|s) the §lang (?:for|of)\b"
 )
 _BARE = re.compile(
         r"(?:(?:please|pls|bitte|now|und|and|jetzt|same|everything|this|it|das|ganze|alles|"
+        r"lo|mismo|meme|chose|dasselbe|gleiche|thing|"
         r"now|once|again|here|for|me|s|il|te|vous|plait|stp|svp|por|favor|porfa|thanks|"
         r"thank|you|danke|merci|gracias|kurz|mal|nochmal|the|das|ganze|what|is|s|was|ist|"
         r"que|es|"
@@ -290,6 +313,13 @@ _ABOUT: Mapping[str, re.Pattern[str]] = {
 }  # fmt: skip
 
 
+# "It is one of these - which?" asks for what was said before.
+_WHICH = frozenset(
+    ("which", "which one", "which of them", "welche", "welches", "welcher", "laquelle", "lequel",
+     "cual", "cual de ellas", "cual de ellos")
+)  # fmt: skip
+
+
 def _about_task(clause: str, task: str) -> bool:
     return _ABOUT[task].search(clause) is not None
 
@@ -327,6 +357,37 @@ def _denial(clause: str) -> str | None:
     return None
 
 
+# "Sentiment and emotion", "entities and all figures": what the task gives, and something else.
+_COORDINATED = re.compile(
+    r"\b(?:sent[ei]?m[ie]{1,2}nt\w*|polarit\w*|stimmung|tonalit\w*|tonalidad|polaridad|topic|"
+    r"thema|tema|theme|sujet|category|kategorie|categorie|categoria|rubrik|entit\w*|entidad\w*|"
+    r"eigennamen|§(?:ner|lang)|translation|ubersetzung|traduction|traduccion) "
+    r"(?:and|und|et|y|e|plus) (?P<all>(?:the|die|das|der|den|la|le|les|l|el|los|las|all|alle|"
+    r"toutes|tous|todas|todos|its|their|ihre|leurs?|sus?) )*(?P<word>§?\w+)"
+)
+_ATTRIBUTE = re.compile(r"(?:types?|typ(?:en)?|tipos?|categor\w+|kategori\w+|class|klasse|label)s?")
+
+
+def _second_output(clause: str) -> str | None:
+    """Return what is asked for besides the task's output; None where nothing is.
+
+    A verb of a request may follow ("the sentiment and return one word"), or a denial.
+    """
+    for found in _COORDINATED.finditer(clause):
+        word = found["word"]
+        if word[0] == "§" or _ATTRIBUTE.fullmatch(word):
+            continue
+        if found["all"] or not (asks(word) or word in context("negations") | _ADVERBS):
+            return found.group()
+    return None
+
+
+_ADVERBS = frozenset(
+    ("only", "just", "then", "please", "nur", "dann", "bitte", "sonst", "seulement", "puis",
+     "uniquement", "solo", "luego", "solamente", "hand", "fuhre", "nada", "rien")
+)  # fmt: skip
+
+
 def closed_obstacle(clauses: Sequence[str], task: str) -> str | None:
     """Return why normalised clauses are no request for a task alone; None where they are one.
 
@@ -348,8 +409,10 @@ def unexplained_part(clauses: Sequence[str], task: str) -> str | None:
     for clause in map(fold, clauses):
         if (denied := _denial(clause)) is not None:
             return f"a denial: {denied!r}"
-        if _QUESTION.match(clause) and not _about_task(clause, task):
+        if _QUESTION.match(clause) and clause not in _WHICH and not _about_task(clause, task):
             return f"another question: {clause!r}"
+        if (second := _second_output(clause)) is not None:
+            return f"two outputs: {second!r}"
         for name, pattern in _rules()[task]:
             if (found := pattern.search(clause)) is not None:
                 return f"{name}: {found.group()!r}"

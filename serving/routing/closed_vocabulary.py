@@ -31,14 +31,21 @@ _ENDINGS: Mapping[str, frozenset[str]] = {
     ),
     "fr": frozenset(
         ("e", "es", "ez", "ent", "er", "ir", "re", "t", "ons", "ee", "ees", "ant", "rais", "rait",
-         "riez", "ais", "ait", "issez")
+         "riez", "ais", "ait", "issez", "erait", "erais", "eriez", "era", "eras", "erez", "is",
+         "it", "issent", "issant", "irait", "irais", "iriez")
     ),
     "es": frozenset(
         ("a", "o", "e", "as", "es", "an", "en", "ar", "er", "ir", "amos", "emos", "ado", "ada",
          "ados", "adas", "ando", "iendo", "ido", "ida", "arla", "arlo", "arme", "erme", "irme",
-         "ame", "eme", "alo", "ala", "alos", "alas", "ase", "ese", "ara", "iera", "aria", "arias")
+         "ame", "eme", "alo", "ala", "alos", "alas", "ase", "ese", "ara", "iera", "aria", "arias",
+         "arian", "eria", "erias", "erian", "iria", "irias", "irian", "ad", "ed", "id", "ais",
+         "adme", "arnos", "ernos", "irnos", "anos", "enos", "arlos", "arlas", "erlo", "erla",
+         "erlos", "erlas", "irlo", "irla", "irlos", "irlas", "elo", "ela", "elos", "elas")
     ),
 }  # fmt: skip
+# Of Spanish verbs: "ponme", "darnos", "traducelo".
+_CLITICS = ("me", "nos", "lo", "la", "los", "las", "le", "melo", "mela", "noslo", "nosla")
+_LEAST_VERB_CHARS = 3
 _PLURALS = ("s", "es", "e", "en", "er", "n")
 _LEAST_STEM_CHARS = 4
 _MOST_ENDING_CHARS = 5
@@ -88,6 +95,13 @@ class Vocabulary:
             return False
         if any(word.removesuffix(end) in self.text for end in _PLURALS):
             return False
+        if self.language == "es" and any(
+            word.endswith(clitic)
+            and len(word) - len(clitic) >= _LEAST_VERB_CHARS
+            and word.removesuffix(clitic) in self.tasks[task]
+            for clitic in _CLITICS
+        ):
+            return True
         stems = self.stems[task]
         return any(
             word[:cut] in stems and word[cut:] in endings

@@ -52,6 +52,12 @@ _ARROW = re.compile(
     rf"(?P<target>{_CODES})(?![\w])",
     re.IGNORECASE,
 )
+# "es a de" on a line of its own: in a sentence these are words of Spanish and French.
+_CODES_ALONE = re.compile(
+    rf"^[ \t]*(?P<source>{_CODES})[ \t]+(?:a|à|al|au|vers|nach|zu|into)[ \t]+(?P<target>{_CODES})"
+    r"(?=[ \t]*(?:[:.,…\0]|$))",
+    re.IGNORECASE | re.MULTILINE,
+)
 _BEFORE_TARGET = re.compile(
     r"(?:\b(?:into|to|in|ins|auf|nach|zum|en|vers|al|au|a|à|target language|target|language|"
     r"zielsprache|"
@@ -138,7 +144,7 @@ def direction(instruction: str, offered: Collection[str]) -> Direction | None:
     offered: ISO 639-1 codes. Returns None where not exactly one target is named, where a language
     is not offered or is a variety of one ("Swiss German"), and where the wording is unclear.
     """
-    if arrow := _ARROW.search(instruction):
+    if arrow := _ARROW.search(instruction) or _CODES_ALONE.search(instruction):
         source, target = arrow["source"].lower(), arrow["target"].lower()
         if not _MENTION.search(instruction) and {source, target} <= set(offered):
             return Direction(source, target) if source != target else None
@@ -204,7 +210,8 @@ def replaced_languages(text: str, offered: Collection[str], own: str, other: str
     def named(match: re.Match[str]) -> str:
         return own if (match.lastgroup or "").rstrip("_") in offered else other
 
-    return _MENTION.sub(named, _ARROW.sub(f"{own}{own}", text))
+    pair = f"{own}{own}"
+    return _MENTION.sub(named, _CODES_ALONE.sub(pair, _ARROW.sub(pair, text)))
 
 
 def _is_target(

@@ -29,6 +29,7 @@ from serving.routing.payload import (
     Beginning,
     Split,
     beginnings,
+    begins_with_field,
     further_splits,
     holds_list,
     only_names,
@@ -347,23 +348,32 @@ def mixed(payload: str, *, weak: bool) -> str | None:
     first = re.split(r"(?<=[.!?:])\s", payload.strip(), maxsplit=1)[0]
     if weak and asks(" ".join(re.findall(r"[^\W\d_]+", first)[:_ASKING_WORDS])):
         return f"the text may begin with an order: {first[:30]!r}"
+    if weak and _ORDER_HEADING.match(payload):
+        return "the text begins with words and a colon"
     if _INNER_FIELD.search(payload[:_SEARCHED_CHARS]):
         return "the text holds a field"
     if quote_at_start(payload) is not None:
         return "words follow a quotation"
     heading = re.match(r"([^\W\d_]{3,20})\s?: ", payload)
-    if heading is not None and names_text(heading[1]):
+    if begins_with_field(payload) or (heading is not None and names_text(heading[1])):
         return "the text begins with a field"
     if payload.startswith("<"):
         return "the text begins with a tag"
     if _SEVERAL.search(payload[:_SEARCHED_CHARS]):
         return "several texts"
+    if _LAST_QUOTATION.search(payload[-_MAX_LAST_CHARS:]):
+        return "a quotation follows a sentence"
     if _COURTESY.search(payload[-_MAX_COURTESY_CHARS:]):
         return "the text ends in a courtesy"
     return None
 
 
 _MAX_COURTESY_CHARS = 40
+# "Supply both: …" after a sentence.
+_ORDER_HEADING = re.compile(r"(?:[^\W\d_]{2,20} ){1,3}?[^\W\d_]{2,20}\s?: ")
+# 'Plus a short teaser. "…"': the marks say where the text begins.
+_LAST_QUOTATION = re.compile(r"[.!?]\s+(?:\"[^\"]{10,}\"|[“„«][^“”„«»]{10,}[”“»])\s*$")
+_MAX_LAST_CHARS = 1_000
 
 
 def _orders(system: str) -> bool:

@@ -8,7 +8,7 @@ time linear in the message's length.
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_INSTRUCTION_CHARS = 500
 GAP = " … "
@@ -53,6 +53,7 @@ _LANGUAGE_END = re.compile(
 _MAX_CUE_CHARS = 80
 _SEPARATOR = re.compile(r"[:\uff1a][ \t\u00a0]+(?=\S)|\n\s*")
 _LETTER = re.compile(r"[^\W\d_]")
+_BRACKETED = re.compile(r"\[([^\[\]]+)\]")
 _ITEM = re.compile(r"^[ \t]*(?:[-*•‣]|\(?\d{1,2}[.):]|\(?[a-hA-H][.)])[ \t]+\S", re.MULTILINE)
 
 
@@ -117,7 +118,9 @@ def further_splits(message: str) -> tuple[Split, ...]:
             Split(f"{one.instruction}\n{options[1]}: {listed}", one.payload, one.marked)
             for one in rest
         )
-    return _sound((*_by_middle(text), *_by_sentence(text), *_by_language(text)))
+    return _sound(
+        (*_by_brackets(text), *_by_middle(text), *_by_sentence(text), *_by_language(text))
+    )
 
 
 def _by_fence(text: str) -> tuple[Split, ...] | None:
@@ -125,6 +128,16 @@ def _by_fence(text: str) -> tuple[Split, ...] | None:
     if not found:
         return None
     if len(found) > 1:
+        return ()
+    return (_cut(text, *found[0].span(), found[0].span(1), marked=True),)
+
+
+def _by_brackets(text: str) -> tuple[Split, ...]:
+    """Read what the only square brackets hold as the payload, unless it is a list of labels."""
+    found = list(_BRACKETED.finditer(text))
+    if len(found) != 1 or len(found[0][1].split()) < _MIN_TEXT_WORDS:
+        return ()
+    if _is_label_list(found[0][1], 0):
         return ()
     return (_cut(text, *found[0].span(), found[0].span(1), marked=True),)
 
@@ -251,6 +264,11 @@ def beginnings(message: str) -> tuple[Beginning, ...]:
     return tuple(one for one in found if _sound((one.split,)))
 
 
+def begins_with_field(text: str) -> bool:
+    """Return whether a text begins with the name of a text and a colon, as in `Input: …`."""
+    return _FIELD.match(text) is not None
+
+
 def only_names(instruction: str) -> bool:
     """Return whether the words around a payload only name it, as in `Text: …`."""
     if len(instruction) > MAX_INSTRUCTION_CHARS:
@@ -286,7 +304,13 @@ def _by_tags(text: str) -> tuple[Split, ...] | None:
     if len(found) > 1:
         return ()
     start, end, inner = found[0]
-    return (_cut(text, start, end, inner, marked=True),)
+    split = _cut(text, start, end, inner, marked=True)
+    # "Classify <doc>": the tag names the text again.
+    return (replace(split, instruction=_TAG.sub(_named_tag, split.instruction)),)
+
+
+def _named_tag(tag: re.Match[str]) -> str:
+    return tag[0] if tag[1] else " text "
 
 
 def _tagged(text: str) -> Iterator[tuple[int, int, tuple[int, int]]]:
@@ -367,6 +391,11 @@ def _by_field(text: str) -> tuple[Split, ...] | None:
     if (quoted := _by_quotes(text)) and quoted[0].payload == split.payload:
         return quoted
     after = quote_at_start(text[match.end() : end])
+    if after is not None and _CUE.fullmatch(" ".join(after.split())):
+        # 'Entrée : "…" Sortie :': the cue stands on the same line.
+        start = match.end() + len(text[match.end() : end]) - len(text[match.end() : end].lstrip())
+        last = start + len(text[start:end].rstrip()) - len(after)
+        return (_cut(text, start, last, (start + 1, last - 1), marked=True),)
     return (split,) if after is None or split.marked else ()
 
 
@@ -447,6 +476,8 @@ def _named_again(instruction: str, payload: str) -> int:
 
 _MAX_LABEL_LIST_CHARS = 120
 _SENTENCE_END = re.compile(r"[.?!)\n\"“„«]")
+# "1) World 2) Sports", "(a) World, (b) Sports".
+_ENUMERATOR = re.compile(r"(?:(?<=[\s,;/|])|^)[,;/|]?\s*\(?(?:[1-9]|[a-hA-H])[.)]\s*(?=[^\W\d])")
 _LABEL_SEPARATOR = re.compile(
     r"(?<!\s)(?:\s*+[,/|;]\s*(?:or |and |oder |und |ou |et |o |y )?|\s++(?:or|oder|ou|o)\s+)"
 )
@@ -456,6 +487,7 @@ def _is_label_list(text: str, start: int) -> bool:
     """Return whether a text goes on at `start` with only the items of a list."""
     # A list that is longer than the window does not count.
     window = text[start : start + 2 * _MAX_LABEL_LIST_CHARS]
+    window = _ENUMERATOR.sub(", ", window).lstrip(" ,")
     line = _SENTENCE_END.split(window, maxsplit=1)[0].strip()
     items = _LABEL_SEPARATOR.split(line)
     return (
@@ -560,6 +592,8 @@ def _unquoted(text: str) -> str | None:
     spans = _quoted_spans(text)
     if spans == [(0, len(text))] and len(text) > 2:
         return text[1:-1].strip() or None
+    if (held := _BRACKETED.fullmatch(text)) is not None and len(held[1].split()) >= _MIN_TEXT_WORDS:
+        return held[1].strip()
     return None
 
 
