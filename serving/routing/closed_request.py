@@ -153,6 +153,10 @@ def _rules() -> Mapping[str, tuple[tuple[str, re.Pattern[str]], ...]]:
         (name, re.compile(pattern))
         for name, pattern in (
             ("a reply",
+                r"\b(?:answer|beantwort\w*|antwort\w*|repon\w+|contest\w+|respond\w*) (?:it|sie|"
+                r"y|la|(?:to )?(?:the|die|diese|this|a la|la|cette|esta) (?:question|frage|"
+                r"pregunta))\b"),
+            ("a reply",
                 r"\b(?:answer|reply|respond|response|antwort\w*|repon\w+|respond\w*|respuesta|"
                 r"contest\w+|react)\b(?! (?:only|with|just|should|must|in the form|nur|"
                 r"mit|ausschliesslich|bitte nur|uniquement|seulement|avec|par|solo|unicamente|"

@@ -149,12 +149,17 @@ class NarrowDetector:
         because, found, marked = "no payload found", list[Detection](), list[Detection]()
         begun = self._begun(prompt.user)
         weak = {one.split for one in begun if one.weak}
+        first = split_message(prompt.user)
+        texts = [one.payload for one in first if one.marked and len(one.payload.split()) > 1]
         splits = (
-            *split_message(prompt.user),
+            *first,
             *further_splits(prompt.user),
             *(one.split for one in begun),
         )
         for split in dict.fromkeys(splits):
+            if not split.marked and any(text in split.instruction for text in texts):
+                # What marks hold is the text, no part of the order.
+                continue
             match = self._read(split.instruction)
             if isinstance(match, str):
                 because = match
@@ -372,7 +377,7 @@ _MAX_COURTESY_CHARS = 40
 # "Supply both: …" after a sentence.
 _ORDER_HEADING = re.compile(r"(?:[^\W\d_]{2,20} ){1,3}?[^\W\d_]{2,20}\s?: ")
 # 'Plus a short teaser. "…"': the marks say where the text begins.
-_LAST_QUOTATION = re.compile(r"[.!?]\s+(?:\"[^\"]{10,}\"|[“„«][^“”„«»]{10,}[”“»])\s*$")
+_LAST_QUOTATION = re.compile(r"[.!?]\s+(?:\"[^\"]{4,}\"|[“„«][^“”„«»]{4,}[”“»])\s*$")
 _MAX_LAST_CHARS = 1_000
 
 

@@ -51,6 +51,11 @@ _LANGUAGE_END = re.compile(
     re.IGNORECASE,
 )
 _MAX_CUE_CHARS = 80
+_THANKS = re.compile(
+    r"[¡!]?(?:many |vielen |muchas )?(?:thanks|thank you|thx|cheers|danke(?:schön)?|dank|merci|"
+    r"gracias)\b[^\n]{0,20}",
+    re.IGNORECASE,
+)
 _SEPARATOR = re.compile(r"[:\uff1a][ \t\u00a0]+(?=\S)|\n\s*")
 _LETTER = re.compile(r"[^\W\d_]")
 _BRACKETED = re.compile(r"\[([^\[\]]+)\]")
@@ -191,6 +196,11 @@ def _by_middle(text: str) -> tuple[Split, ...]:
     if newline == -1 or match is None or match.end() >= newline:
         return ()
     if not text[match.end() : newline].strip() or not text[newline:].strip():
+        return ()
+    if _THANKS.fullmatch(text[newline + 1 :]) and text[newline - 1 : newline] != "\n":
+        # The last line of the text, or of the order.
+        return ()
+    if any(start < newline < end for start, end in _quoted_spans(text)):
         return ()
     # One word and a colon ("Note: …") may be the text's own.
     colon = _SEPARATOR.search(text, newline + 1)
