@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 from serving.contracts.task_spec import ClassificationSpec, ExtractionSpec, TaskSpec
 
@@ -262,8 +263,12 @@ _ALWAYS = (
 _UNLESS_NEGATED = (("a reason", _REASON), ("another output", _OTHER_FORMAT))
 
 
-def clause_obstacle(clauses: Sequence[str], task: str) -> str | None:
-    """Return why normalised clauses ask for more or other than a task's output, or None."""
+_Rules = Sequence[tuple[str, re.Pattern[str]]]
+
+
+@cache
+def _rules_of(task: str) -> tuple[_Rules, _Rules]:
+    """Return the rules for a task's clauses: of those with a negation, and of the others."""
     second = _SECOND_QUESTION_OF_ENTITIES if task == "ner" else _SECOND_QUESTION
     always = [*_ALWAYS, ("a second question", second)]
     if task in _OTHER_TASKS:
@@ -284,8 +289,14 @@ def clause_obstacle(clauses: Sequence[str], task: str) -> str | None:
     unless = list(_UNLESS_NEGATED)
     if task != "ner":
         unless.append(("another output", _JSON))
+    return always, [*always, *unless]
+
+
+def clause_obstacle(clauses: Sequence[str], task: str) -> str | None:
+    """Return why normalised clauses ask for more or other than a task's output, or None."""
+    always, with_negated = _rules_of(task)
     for clause in clauses:
-        rules = always if _NEGATED.search(clause) else [*always, *unless]
+        rules = always if _NEGATED.search(clause) else with_negated
         if _CONDITION.search(clause) and not (task == "ner" and _NO_ENTITIES.search(clause)):
             return f"a condition: {clause!r}"
         for name, pattern in rules:

@@ -49,6 +49,9 @@ _AFTER_TEXT = re.compile(r"\0[ \t]+(?=[A-ZÄÖÜÉÀÈ]|[¿¡(*#^]|[^.!?\n\0]{1,
 _BREAK = re.compile(r"\n+|(?<=[.!?;])[\s\"'”»)]+|[.;](?=\s|$)|\s[-–—]\s")  # noqa: RUF001
 
 
+_KNOWN_INSTRUCTIONS = 64
+
+
 class Normaliser:
     """Puts tokens in place of label lists, languages and the text.
 
@@ -72,9 +75,14 @@ class Normaliser:
             if isinstance(spec, TranslationSpec)
             for code in spec.languages
         }
+        # A request's readings share their instructions.
+        self._known = lru_cache(maxsize=_KNOWN_INSTRUCTIONS)(self._clauses)
 
     def clauses(self, instruction: str) -> list[str]:
         """Return an instruction's clauses, normalised, in order."""
+        return list(self._known(instruction))
+
+    def _clauses(self, instruction: str) -> list[str]:
         text = unicodedata.normalize("NFKC", instruction.replace(GAP.strip(), "\0"))
         text = _AFTER_TEXT.sub("\0\n", text)
         for task, pattern, enumerated, names in self._lists:

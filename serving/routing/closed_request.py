@@ -6,7 +6,7 @@ alone: a text of that kind to be written, a part of the text, a reply, a questio
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 from serving.routing.clauses import without_personas
 from serving.routing.closed_vocabulary import (
@@ -267,6 +267,8 @@ _OUTPUT = re.compile(
 )
 
 
+# The readings of a message share most of their clauses.
+@lru_cache(maxsize=1024)
 def _asks(clause: str, task: str) -> bool:
     """Return whether a clause names what the task gives."""
     words = clause.split()
@@ -397,7 +399,14 @@ def closed_obstacle(clauses: Sequence[str], task: str) -> str | None:
 
     Every word has a role, a clause that is no persona asks for the task, and no rule refuses.
     """
-    orders = [fold(clause) for clause in without_personas(clauses)]
+    return _obstacle(clauses, _orders(clauses), task)
+
+
+def _orders(clauses: Sequence[str]) -> list[str]:
+    return [fold(clause) for clause in without_personas(clauses)]
+
+
+def _obstacle(clauses: Sequence[str], orders: Sequence[str], task: str) -> str | None:
     if not any(_asks(clause, task) for clause in orders) and not (
         any(_asks(fold(clause), task) for clause in clauses)
         and any(_OUTPUT.search(clause) for clause in orders)
@@ -427,10 +436,11 @@ def closed_task(clauses: Sequence[str], offered: Collection[str]) -> str:
     """Return the only task that explains normalised clauses, or a reason that begins with `no`."""
     because = "no task"
     found = []
+    orders = _orders(clauses)
     for task in CLOSED_TASKS:
         if task not in offered:
             continue
-        obstacle = closed_obstacle(clauses, task)
+        obstacle = _obstacle(clauses, orders, task)
         if obstacle is None:
             found.append(task)
         else:

@@ -108,6 +108,8 @@ class NarrowDetector:
         load_rules()
         # `vectors` and `detect` ask about the same prompt, one after the other.
         self._known = lru_cache(maxsize=_KNOWN_PROMPTS)(self._by_clauses)
+        # `_begun` reads the instructions that are among the readings.
+        self._known_reading = lru_cache(maxsize=_KNOWN_PROMPTS)(self._read_instruction)
 
     async def vectors(self, prompt: Prompt, known: KnownVector | None = None) -> dict[str, Vector]:
         """Return the vectors that `detect` needs, by text. Raises the embedder's errors.
@@ -245,6 +247,9 @@ class NarrowDetector:
 
     def _read(self, instruction: str) -> _Match | str:
         """Return the task of an instruction by its clauses, or why there is none."""
+        return self._known_reading(instruction)
+
+    def _read_instruction(self, instruction: str) -> _Match | str:
         head = self._model.clauses
         if head is None or len(instruction) > MAX_INSTRUCTION_CHARS:
             return f"an instruction of more than {MAX_INSTRUCTION_CHARS} characters"

@@ -9,6 +9,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 MAX_INSTRUCTION_CHARS = 500
 GAP = " … "
@@ -507,10 +508,14 @@ def _is_label_list(text: str, start: int) -> bool:
     )
 
 
-def _quoted_spans(text: str) -> list[tuple[int, int]]:
+# The readings of a message ask for the same few texts again.
+@lru_cache(maxsize=64)
+def _quoted_spans(text: str) -> Sequence[tuple[int, int]]:
     """Return the outermost quoted spans, quotes included, left to right."""
-    quotes = _Quotes(text)
     spans: list[tuple[int, int]] = []
+    if _OPENING_MARK.search(text) is None:
+        return spans
+    quotes = _Quotes(text)
     position = 0
     for mark in _OPENING_MARK.finditer(text):
         start = mark.start()
@@ -528,8 +533,7 @@ class _Quotes:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        marks = {close for _, close in _QUOTES}
-        self._closing = {mark: [m.start() for m in re.finditer(mark, text)] for mark in marks}
+        self._closing = {mark: _places(mark, text) for mark in _CLOSING_MARKS}
         self._single = {mark: self._single_ends(mark) for mark in "'’"}  # noqa: RUF001
         self._straight = _straight_ends(text)
 
@@ -558,11 +562,21 @@ class _Quotes:
     def _single_ends(self, mark: str) -> list[int]:
         """Return the marks that may close: none before a letter or after white space."""
         return [
-            match.start()
-            for match in re.finditer(mark, self._text)
-            if not self._text[match.end() : match.end() + 1].isalnum()
-            and not self._text[match.start() - 1 : match.start()].isspace()
+            place
+            for place in _places(mark, self._text)
+            if not self._text[place + 1 : place + 2].isalnum()
+            and not self._text[place - 1 : place].isspace()
         ]
+
+
+_CLOSING_MARKS = frozenset(close for _, close in _QUOTES)
+
+
+def _places(mark: str, text: str) -> list[int]:
+    """Return the positions of a character in a text."""
+    if mark not in text:
+        return []
+    return [position for position, one in enumerate(text) if one == mark]
 
 
 def _following(positions: Sequence[int], start: int) -> int | None:
@@ -581,8 +595,7 @@ def _straight_ends(text: str) -> dict[int, int]:
     # Marks whose quotation is not closed yet, with the depth that closes it.
     waiting: list[tuple[int, int]] = []
     depth = 0
-    for match in re.finditer('"', text):
-        position = match.start()
+    for position in _places('"', text):
         opens = (
             not text[position - 1 : position].isalnum()
             and text[position - 1 : position] not in tuple(".!?,;…")
