@@ -229,7 +229,12 @@ def _by_language(text: str) -> tuple[Split, ...]:
 
 def _by_sentence(text: str) -> tuple[Split, ...]:
     """Read the first or the last sentence as the instruction."""
-    ends = [match.span() for match in _SENTENCE.finditer(text)]
+    quoted = _quoted_spans(text)
+    ends = [
+        match.span()
+        for match in _SENTENCE.finditer(text)
+        if not any(start < match.start() < end for start, end in quoted)
+    ]
     if not ends or "\n" in text:
         return ()
     splits = []
