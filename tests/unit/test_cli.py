@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serving.cli import installed_commands, main, narrowgate_parser
+from serving.cli import installed_commands, main, narrowgate_parser, run_program
 from serving.tasks.catalog import load_specs
 
 from ..built_in_tasks import BUILT_IN_TASKS
@@ -83,6 +83,32 @@ def test_only_commands_that_listen_or_print_settings_take_a_port() -> None:
         if any("--port" in action.option_strings for action in one._actions)
     }
     assert taking == {"narrowgate config", "narrowgate serve"}
+
+
+def test_only_the_arguments_of_the_called_command_are_configured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configured: list[str] = []
+
+    class Recorded:
+        HELP = "records that it was configured"
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def configure(self, parser: argparse.ArgumentParser) -> None:
+            configured.append(self.name)
+
+        def run(self, args: argparse.Namespace) -> int:
+            return 0
+
+    commands = {name: Recorded(name) for name in ("one", "two")}
+    assert run_program("program", "", commands, ["two", "--json"]) == 0
+    assert configured == ["two"]
+    with pytest.raises(SystemExit):
+        run_program("program", "", commands, ["--help"])
+    assert configured == ["two", "one", "two"]
+    assert "one" in capsys.readouterr().out
 
 
 def test_an_unknown_subcommand_is_a_usage_error() -> None:
