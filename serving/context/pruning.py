@@ -15,7 +15,7 @@ from serving.contracts.text_length import quarter_tokens
 MARKER = "[...]"
 """Stands where text was removed."""
 
-RULES_VERSION = "2"
+RULES_VERSION = "3"
 """Raised with every change of what is removed: claims about pruned contexts begin anew."""
 
 _LONGEST_PASSAGE = 8

@@ -22,6 +22,10 @@ _CODE = re.compile(
     r"|[ \t]*(?:def |class |import |from \w+ import |return\b|function |const |let |"
     r"var |public |private |#include|SELECT |INSERT |UPDATE |CREATE |\$ |>>> |</?\w[^>]*>\s*$)"
     r"|[^\n]*[;{}]\s*$"
+    # SQL in lower case, and a log's lines, by their time.
+    r"|[ \t]*(?:select\b[^\n]*\bfrom\b|insert into |update \w+ set |delete from |"
+    r"create (?:table|index|view) )"
+    r"|[ \t]*\[?\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d"
 )
 _MARKUP = re.compile(r"[ \t]*</?[A-Za-z][^>\n]{0,400}>[ \t]*$")
 _CITATION = re.compile(

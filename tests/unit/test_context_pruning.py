@@ -120,6 +120,10 @@ def test_the_answer_stays_and_a_marker_stands_for_the_rest(pruner: Pruner) -> No
         "port\tdepth\nTarn\t5",
         "<tr><td>Tarn</td><td>5</td></tr>",
         "Tarn & 5 \\\\\nMoss & 6 \\\\",
+        "select depth from ports where name = 'Tarn'",
+        "update ports set depth = 5 where name = 'Tarn'",
+        "2026-11-28T13:04:12Z INFO port Tarn opened\n2026-11-28 13:04:13,001 port Moss closed",
+        "[2026/11/28 13:04:12] port Tarn opened",
     ],
 )
 def test_code_tables_and_json_are_never_removed(pruner: Pruner, kept: str) -> None:
