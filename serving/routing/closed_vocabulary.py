@@ -204,19 +204,22 @@ def unexplained_words(clauses: Sequence[str], task: str) -> list[str]:
 @lru_cache(maxsize=1024)
 def _unexplained(clause: str, task: str) -> tuple[str, ...]:
     words = clause.split()
+    left = [list(vocabulary(language).unexplained(words, task)) for language in LANGUAGES]
+    if not all(left):
+        # Typing errors are looked for only where no language explains all: that takes longest.
+        return ()
     best: list[str] | None = None
-    for language in LANGUAGES:
-        left = _left_over(words, task, vocabulary(language))
-        if best is None or len(left) < len(best):
-            best = left
-        if not left:
+    for language, positions in zip(LANGUAGES, left, strict=True):
+        words_left = _left_over(words, positions, task, vocabulary(language))
+        if best is None or len(words_left) < len(best):
+            best = words_left
+        if not words_left:
             break
     return tuple(best or ())
 
 
-def _left_over(words: list[str], task: str, known: Vocabulary) -> list[str]:
-    left = list(known.unexplained(words, task))
-    if not left or len(left) > _MAX_TYPOS:
+def _left_over(words: list[str], left: list[int], task: str, known: Vocabulary) -> list[str]:
+    if len(left) > _MAX_TYPOS:
         return [words[position] for position in left]
     corrected = list(words)
     for position in left:
