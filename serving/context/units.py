@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from serving.context.sentences import sentences
 
 _FENCE = re.compile(r"[ \t]*(```|~~~)")
+_TABLE = r"</?(?i:table|caption|thead|tbody|tfoot|t[dhr])\b"
 _ROW = re.compile(
-    r"[^\n]*(?:\||\S\t+\S|</?(?:table|t[dhr])\b|\\\\\s*$)"
+    rf"[^\n]*(?:\||\S\t+\S|{_TABLE}|\\\\\s*$)"
     # Values between commas or semicolons, without the space or the end that a sentence has.
     r"|(?![^\n]*[.!?](?:\s|$))(?:(?:[^,\n]*,(?! )){2,}[^,\n]*$|(?:[^;\n]*;(?! )){2,}[^;\n]*$)"
 )
@@ -27,7 +28,8 @@ _CODE = re.compile(
     r"create (?:table|index|view) )"
     r"|[ \t]*\[?\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d"
 )
-_MARKUP = re.compile(r"[ \t]*</?[A-Za-z][^>\n]{0,400}>[ \t]*$")
+# A table's own tags are part of it, not of a passage's markup.
+_MARKUP = re.compile(rf"[ \t]*(?!{_TABLE})</?[A-Za-z][^>\n]{{0,400}}>[ \t]*$")
 _CITATION = re.compile(
     r"[ \t]*(?:\[\d{1,4}\]|(?:Document|Passage|Source|Doc) ?\[?#?\d{1,4}\]?)[:.)]?[ \t]*"
     r"(?:\(Title: [^)\n]{0,200}\)[ \t]*)?"

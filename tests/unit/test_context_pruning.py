@@ -119,6 +119,8 @@ def test_the_answer_stays_and_a_marker_stands_for_the_rest(pruner: Pruner) -> No
         "port | depth\n--- | ---\nTarn | 5",
         "port\tdepth\nTarn\t5",
         "<tr><td>Tarn</td><td>5</td></tr>",
+        "<TABLE>\n<TR><TD>Tarn</TD></TR>\n</TABLE>",
+        "<table>\n<thead>\n<tr><td>Tarn</td></tr>\n</thead>\n</table>",
         "Tarn & 5 \\\\\nMoss & 6 \\\\",
         "select depth from ports where name = 'Tarn'",
         "update ports set depth = 5 where name = 'Tarn'",
