@@ -37,7 +37,8 @@ gc.disable()
 
 
 LONG_FILES = (
-    "test_bench_replay", "test_gate_reference", "test_population_shift", "test_ledger_report",
+    "test_bench_replay", "test_gate_reference", "test_settings_values", "test_kubernetes_manifests",
+    "test_population_shift", "test_odd_files", "test_ledger_report",
     "test_pattern_time", "test_cache_similar", "test_bench_scale", "test_report", "test_savings",
     "test_messages_batches", "test_batch_costs", "test_context_claims", "test_bench_tiers",
     "test_cache_http", "test_batch_equal_lines", "test_routing_evaluation", "test_public_sets",
