@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,7 @@ def refuse_unknown_general(general: General) -> None:
         )
     if not general.names:
         return
-    from lm_eval.tasks import TaskManager
-
-    included = str(general.include_path) if general.include_path else None
-    known = frozenset(TaskManager(include_path=included).all_subtasks)
+    known = frozenset(_task_manager(general).all_subtasks)
     for name in general.names:
         if name not in known:
             raise InvalidSuite(
@@ -71,7 +69,6 @@ def run_harness(
     # tqdm reads this at import. Its bars would mix with this program's output.
     os.environ["TQDM_DISABLE"] = "1"
     from lm_eval import evaluator, simple_evaluate
-    from lm_eval.tasks import TaskManager
 
     from evals.adapter import ServedModel
     from evals.definition import PREFIX, SuiteTask
@@ -82,16 +79,12 @@ def run_harness(
     # It lists the machine's packages and devices for a report that nobody reads here: 2 to 6 s of
     # processor time for each model.
     evaluator.add_env_info = lambda storage: None
-    included = str(general.include_path) if general.include_path else None
-    # Without an own manager lm-eval reads the 13,000 files of its public tasks: 18 s of processor
-    # time for each model, on tasks that a run without --general does not have.
-    manager = TaskManager(include_path=included, include_defaults=bool(general.names))
     tasks: list[Any] = [SuiteTask(suite) for suite in suites]
     try:
         found = simple_evaluate(
             model=ServedModel(models, side),
             tasks=[*tasks, *general.names],
-            task_manager=manager,
+            task_manager=_task_manager(general),
             bootstrap_iters=0,
             log_samples=True,
         )
@@ -111,6 +104,18 @@ def run_harness(
         },
         general={name: _scores(found, name) for name in general.names},
     )
+
+
+@lru_cache(maxsize=1)
+def _task_manager(general: General) -> Any:
+    """Return lm-eval's list of tasks, with its public ones where any general task is named.
+
+    Made once a process: reading the 13,000 files of the public tasks takes 18 s of processor time.
+    """
+    from lm_eval.tasks import TaskManager
+
+    included = str(general.include_path) if general.include_path else None
+    return TaskManager(include_path=included, include_defaults=bool(general.names))
 
 
 def _scores(found: Any, name: str) -> list[float]:

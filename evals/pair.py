@@ -11,6 +11,7 @@ baseline's own end, whether or not the candidate needed more of its answers.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -207,8 +208,9 @@ class Pair:
 
     def measure_memory(self) -> None:
         """Stop both engines and record their peak memory."""
-        for subject in self._subjects.values():
-            subject.unload()
+        # At the same time: each waits for its own process.
+        with ThreadPoolExecutor(len(self._subjects)) as pool:
+            list(pool.map(Subject.unload, self._subjects.values()))
 
     def run(self) -> None:
         """Run every suite on both models. Blocking, minutes. Raises EngineFailure, InvalidSuite."""
