@@ -210,7 +210,7 @@ class Pair:
         """Stop both engines and record their peak memory."""
         # At the same time: each waits for its own process.
         with ThreadPoolExecutor(len(self._subjects)) as pool:
-            list(pool.map(Subject.unload, self._subjects.values()))
+            list(pool.map(lambda subject: subject.unload(), self._subjects.values()))
 
     def run(self) -> None:
         """Run every suite on both models. Blocking, minutes. Raises EngineFailure, InvalidSuite."""
