@@ -493,7 +493,10 @@ def _named_again(instruction: str, payload: str) -> int:
 _MAX_LABEL_LIST_CHARS = 120
 _SENTENCE_END = re.compile(r"[.?!)\n\"“„«]")
 # "1) World 2) Sports", "(a) World, (b) Sports".
-_ENUMERATOR = re.compile(r"(?:(?<=[\s,;/|])|^)[,;/|]?\s*\(?(?:[1-9]|[a-hA-H])[.)]\s*(?=[^\W\d])")
+# The window is no longer; without a bound it takes time quadratic in white space.
+_ENUMERATOR = re.compile(
+    r"(?:(?<=[\s,;/|])|^)[,;/|]?\s{0,240}\(?(?:[1-9]|[a-hA-H])[.)]\s*(?=[^\W\d])"
+)
 _LABEL_SEPARATOR = re.compile(
     r"(?<!\s)(?:\s*+[,/|;]\s*(?:or |and |oder |und |ou |et |o |y )?|\s++(?:or|oder|ou|o)\s+)"
 )
