@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,9 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+from sqlalchemy import select, update
 
 from serving.cache.entry import AnswerOrigin, Content, Entry, PackedEntry, Question
 from serving.cache.entry_store import EVERY_ENTRY, EntryStore
+from serving.cache.schema import cache_erasures
 from serving.cache.service import CacheService
 from serving.contracts.answer import Usage
 from serving.contracts.cache_settings import CacheSettings
@@ -22,13 +25,50 @@ from serving.pipeline.cache_access import CacheAccess
 from serving.pipeline.in_force import InForce
 from serving.pipeline.reading_claims import ReadingClaims
 
+from ..provider.script import Reply, Seen
 from .chat_kit import CHAT, chat_body
 from .frontier_kit import OPENAI
+from .patience import GUARD_S
 from .scripted import Server
 
 POLICY = "p" * 64
 NOW = datetime(2026, 11, 2, 12, tzinfo=UTC)
 USAGE = Usage(uncached_input_tokens=20, output_tokens=4)
+
+
+class HeldAnswer:
+    """A provider's answer, for ProviderScript.answer: it is held until it is released."""
+
+    def __init__(self) -> None:
+        self._asked, self._released = threading.Event(), threading.Event()
+
+    def __call__(self, seen: Seen) -> Reply:
+        self._asked.set()
+        assert self._released.wait(GUARD_S)
+        return Reply("An answer.")
+
+    async def wait_asked(self) -> None:
+        """Wait until a request has arrived."""
+        await asyncio.to_thread(self._asked.wait, GUARD_S)
+
+    def release(self) -> None:
+        """Let the answers go."""
+        self._released.set()
+
+    def hold(self) -> None:
+        """Hold the next answer again."""
+        self._asked.clear()
+        self._released.clear()
+
+
+def age_erasures(database: Database) -> None:
+    """Move deletions 2 s back: what arrives within a second of one is left out. Blocking."""
+    table = cache_erasures.c
+    with database.begin() as connection:
+        for name, at in connection.execute(select(table.id, table.at)).all():
+            connection.execute(
+                update(cache_erasures).where(table.id == name).values(at=at - timedelta(seconds=2))
+            )
 
 
 class Now:

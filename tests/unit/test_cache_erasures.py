@@ -1,7 +1,6 @@
 """What is being made while it is deleted is not stored: over HTTP, two gateways, each filter."""
 
 import asyncio
-import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,10 @@ from serving.cache.schema import cache_entries, cache_erasures
 from serving.contracts.task_spec import TaskSpec
 from serving.ledger.database import Database
 
-from ..provider.script import Reply, Seen
 from ..provider.server import ProviderServer
 from .authenticated import opened
-from .cache_kit import cached, packed, state_of
+from .cache_kit import HeldAnswer, age_erasures, cached, packed, state_of
 from .frontier_kit import frontier, settings
-from .patience import GUARD_S
 from .scripted import Server
 
 USER = {"user": "a person"}
@@ -39,48 +36,31 @@ def stored(store: EntryStore) -> int:
 async def test_an_answer_that_is_being_made_is_not_stored_after_its_deletion(
     specs: dict[str, TaskSpec], state: Path, ledger_url: SecretStr | None, provider: ProviderServer
 ) -> None:
-    asked, released = threading.Event(), threading.Event()
-
-    def answer(seen: Seen) -> Reply:
-        asked.set()
-        assert released.wait(GUARD_S)
-        return Reply("An answer.")
-
-    provider.script.answer = answer
+    held = provider.script.answer = HeldAnswer()
     ours, theirs = opened(ledger_url, state), opened(ledger_url, state)
     async with frontier(settings(provider)) as stack:
         servers = [await Server(specs, frontier=stack).ready() for _ in range(2)]
         async with cached(servers[0], ours) as here, cached(servers[1], theirs) as there:
             for deleting in (here, there):
-                asked.clear()
-                released.clear()
+                held.hold()
                 request = asyncio.create_task(here.chat(**USER))
-                await asyncio.to_thread(asked.wait, GUARD_S)
+                await held.wait_asked()
                 path = "/v1/admin/cache?end_user=a%20person"
                 done = await deleting.server.client.delete(path)
                 assert done.json() == {"deleted": 0}
-                released.set()
+                held.release()
                 assert state_of(await request) == "miss"
                 assert await here.entries() == []
                 assert here.metric("narrowgate_cache_deletions_total", because="asked") >= 1
                 # Equal requests got the answer for as long as a lookup may take.
                 here.service.flights.retire_answered()
             # What arrives later is stored; clocks of PostgreSQL and a gateway may differ by 1 s.
-            await asyncio.to_thread(_age_erasures, here.store)
+            await asyncio.to_thread(age_erasures, ours)
             assert state_of(await here.chat(**USER)) == "miss"
             assert len(await here.entries()) == 1
             assert state_of(await there.chat(**USER)) == "hit"
     ours.close()
     theirs.close()
-
-
-def _age_erasures(store: EntryStore) -> None:
-    table = cache_erasures.c
-    with store.database.begin() as connection:
-        for name, at in connection.execute(select(table.id, table.at)).all():
-            connection.execute(
-                update(cache_erasures).where(table.id == name).values(at=at - timedelta(seconds=2))
-            )
 
 
 @pytest.mark.parametrize(

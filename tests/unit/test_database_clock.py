@@ -1,31 +1,27 @@
 """A PostgreSQL server's clock that is an hour off: deletions and audits hold all the same."""
 
 import asyncio
-import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import select, text, update
+from sqlalchemy import text
 
-from serving.cache.schema import cache_erasures
 from serving.contracts.task_spec import TaskSpec
 from serving.evidence.store import EvidenceStore
 from serving.ledger.database import Database, database_url
 from serving.ledger.instances import clock_ahead
 from serving.tasks.grant import Grant
 
-from ..provider.script import Reply, Seen
 from ..provider.server import ProviderServer
 from .attested import result
 from .authenticated import opened
-from .cache_kit import cached, state_of
+from .cache_kit import HeldAnswer, age_erasures, cached, state_of
 from .database import fresh_postgres
 from .evidence_kit import EARLY, EvidenceServer, audit, defined
 from .frontier_kit import frontier, settings
-from .patience import GUARD_S
 from .scripted import Server
 
 HOUR = timedelta(hours=1)
@@ -60,14 +56,7 @@ async def test_a_cached_answer_is_kept_or_left_out_as_with_equal_clocks(
     ahead: timedelta,
     provider: ProviderServer,
 ) -> None:
-    asked, released = threading.Event(), threading.Event()
-
-    def answer(seen: Seen) -> Reply:
-        asked.set()
-        assert released.wait(GUARD_S)
-        return Reply("An answer.")
-
-    provider.script.answer = answer
+    held = provider.script.answer = HeldAnswer()
     database = opened(off_url, state)
     with database.read() as connection:
         assert abs(clock_ahead(connection) - ahead) < timedelta(minutes=1)
@@ -75,26 +64,17 @@ async def test_a_cached_answer_is_kept_or_left_out_as_with_equal_clocks(
         server = await Server(specs, frontier=stack).ready()
         async with cached(server, database) as found:
             request = asyncio.create_task(found.chat(user="a person"))
-            await asyncio.to_thread(asked.wait, GUARD_S)
+            await held.wait_asked()
             done = await found.server.client.delete("/v1/admin/cache?end_user=a%20person")
             assert done.status_code == 200
-            released.set()
+            held.release()
             assert state_of(await request) == "miss"
             assert await found.entries() == []
             found.service.flights.retire_answered()
-            await asyncio.to_thread(_age_deletions, database)
+            await asyncio.to_thread(age_erasures, database)
             assert state_of(await found.chat(user="a person")) == "miss"
             assert len(await found.entries()) == 1
     database.close()
-
-
-def _age_deletions(database: Database) -> None:
-    # What arrives within a second of a deletion is left out.
-    at = cache_erasures.c.at
-    with database.begin() as connection:
-        for row in connection.execute(select(cache_erasures)).all():
-            values = update(cache_erasures).where(cache_erasures.c.id == row.id)
-            connection.execute(values.values({at: row.at - timedelta(seconds=2)}))
 
 
 async def test_an_audit_that_runs_during_a_deletion_does_not_come_back(
