@@ -47,11 +47,10 @@ async def until_content(
     return replace(stream, events=_Held(held, stream.events))
 
 
-def may_answer_locally(outcome: Outcome, when_reference_fails: str) -> bool:
-    """Return whether the local model may answer in place of an error of the reference."""
+def is_reference_failure(outcome: Outcome) -> bool:
+    """Return whether the reference failed, and not because of the input."""
     error = outcome.content
-    is_of_reference = isinstance(error, NarrowgateError) and not isinstance(error, OF_THE_INPUT)
-    return is_of_reference and when_reference_fails == "local"
+    return isinstance(error, NarrowgateError) and not isinstance(error, OF_THE_INPUT)
 
 
 def note_failed(outcome: Outcome, record: RequestRecord) -> None:

@@ -23,7 +23,7 @@ from serving.evidence.rulings import Ruling
 from serving.evidence.standing import Standing
 from serving.pipeline.after_reference import (
     answered_without_claim,
-    may_answer_locally,
+    is_reference_failure,
     note_failed,
     until_content,
 )
@@ -208,9 +208,7 @@ class Claimed:
         self, request: Request, taken: _Taken, record: RequestRecord, index: int, outcome: Outcome
     ) -> Outcome:
         """Return the local answer where the reference failed and the settings allow that."""
-        settings = self._auditor.evidence.settings
-        is_allowed = may_answer_locally(outcome, settings.when_reference_fails)
-        if not is_allowed or not self._has_local(taken):
+        if not is_reference_failure(outcome) or not self._has_local(taken):
             return outcome
         one, only = taken.observed[index], record.only(index)
         note_failed(outcome, only)

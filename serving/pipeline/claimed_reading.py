@@ -15,7 +15,7 @@ from serving.evidence.pacing import coin
 from serving.evidence.standing import Standing
 from serving.pipeline.after_reference import (
     answered_without_claim,
-    may_answer_locally,
+    is_reference_failure,
     note_failed,
     until_content,
 )
@@ -52,7 +52,7 @@ class ClaimedReading:
         if read is None:
             return await self._runner.whole(request, plan, record)
         (outcome,) = await self._runner.whole(request, read.plan, record)
-        if self._may_do_without_reference(read, outcome):
+        if self._has_local(read) and is_reference_failure(outcome):
             return [await self._without_reference(read, outcome, record)]
         return [self._answered(read, outcome, record)]
 
@@ -67,10 +67,10 @@ class ClaimedReading:
         if read is None:
             return await self._runner.stream(request, plan, record)
         outcome = await self._runner.stream(request, read.plan, record)
-        if self._is_moved(read) and self._when_reference_fails == "local":
+        if self._has_local(read):
             outcome = await until_content(outcome, record)
         if isinstance(outcome, Outcome):
-            if self._may_do_without_reference(read, outcome):
+            if self._has_local(read) and is_reference_failure(outcome):
                 return await self._without_reference(read, outcome, record)
             return self._answered(read, outcome, record)
         if not self._is_evidence(read, outcome.model):
@@ -118,20 +118,13 @@ class ClaimedReading:
                 reason: Reason = "withdrawn" if is_withdrawn else "shadow"
                 return answered_by_reference(plan, evidence.reference, reason)
 
-    @property
-    def _when_reference_fails(self) -> str:
-        return self._auditor.evidence.settings.when_reference_fails
-
-    def _is_moved(self, read: _Read) -> bool:
-        """Return whether this claim, not the task's, sent the chat to the reference."""
-        return read.chat.plan.local and not read.plan.local
-
-    def _may_do_without_reference(self, read: _Read, outcome: Outcome) -> bool:
-        """Return whether the local model answers after the reference, as the settings allow.
+    def _has_local(self, read: _Read) -> bool:
+        """Return whether the local model may answer where the reference fails.
 
         Only where this claim sent the chat to the reference; Claimed decides the same for its own.
         """
-        return self._is_moved(read) and may_answer_locally(outcome, self._when_reference_fails)
+        is_moved = read.chat.plan.local and not read.plan.local
+        return is_moved and self._auditor.evidence.settings.when_reference_fails == "local"
 
     async def _without_reference(
         self, read: _Read, outcome: Outcome, record: RequestRecord
