@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -43,7 +43,7 @@ from serving.contracts.routing import end_user_id
 from serving.evidence.erasures import DrawnInput, erased, lock_evidence, note_erasure
 from serving.evidence.payback import Comparisons
 from serving.ledger.database import Database
-from serving.ledger.instances import clock_ahead, database_now
+from serving.ledger.instances import database_now
 from serving.ledger.reports.query import refuse_unknown_tenant
 from serving.ledger.schema import (
     Usd,
@@ -179,9 +179,9 @@ class EvidenceStore:
     def missed(self, older_than: timedelta) -> list[Audit]:
         """Return inputs drawn so long ago that a crash must have ended their audits."""
         with self.database.read() as connection:
-            # By the clock of gateways, as draws are: by one that is ahead, audits that run were
-            # missed.
-            before = database_now(connection) - clock_ahead(connection) - older_than
+            # By the clock of gateways, as draws are: by the database's, if that is ahead, audits
+            # that run were missed.
+            before = datetime.now(UTC) - older_than
             rows = connection.execute(
                 select(evidence_draws).where(evidence_draws.c.drawn_at < before).limit(_BATCH)
             )

@@ -5,7 +5,7 @@ Each function takes part in a transaction of the caller's, on a table with the c
 lock first: one of them sees the other.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -37,7 +37,6 @@ def erasures_since(
     skew = timedelta(0) if connection.dialect.name == "sqlite" else _SKEW
     ahead = clock_ahead(connection)
     # A later moment is of a clock that was set back since: it says nothing of what begins now.
-    query = select(table).where(
-        table.c.at >= first + ahead - skew, table.c.at <= database_now(connection), *conditions
-    )
+    now = datetime.now(UTC) + ahead
+    query = select(table).where(table.c.at >= first + ahead - skew, table.c.at <= now, *conditions)
     return [(row, row.at + skew - ahead) for row in connection.execute(query)]
