@@ -15,6 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from serving.contracts.errors import InvalidSettings, LedgerUnavailable, LedgerUnusable
 from serving.contracts.ledger_settings import LedgerSettings
 from serving.contracts.plain_file import read_plain_text, unread_because
+from serving.ledger.rights import MissingRights
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +64,22 @@ class Database:
             else _postgres(url, timeouts)
         )
         self._reading = self.engine.execution_options(read_only=True)
+        self._rights = MissingRights()
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """Yield a connection in a transaction that may write. SQLite has one such transaction.
 
         Commits at the end of the block, rolls back on an error. Raises LedgerUnavailable after
-        busy_s (SQLite) or statement_s (PostgreSQL), and after silence_s where the server sends
-        nothing.
+        busy_s (SQLite) or statement_s (PostgreSQL), after silence_s where the server sends nothing,
+        and where the role lacks a right.
         """
-        yield from _transaction(self.engine)
+        yield from _transaction(self.engine, self._rights)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Yield a connection in a transaction that only reads. Raises as `begin`."""
-        yield from _transaction(self._reading)
+        yield from _transaction(self._reading, self._rights)
 
     def close(self) -> None:
         """Close the connections that are not in use, and each other one once it is returned."""
@@ -145,7 +147,7 @@ def _kind(url: URL | None) -> str:
     return "it cannot be parsed" if url is None else f"it begins with {url.drivername!r}"
 
 
-def _transaction(engine: Engine) -> Iterator[Connection]:
+def _transaction(engine: Engine, rights: MissingRights) -> Iterator[Connection]:
     try:
         with engine.begin() as connection:
             yield connection
@@ -170,6 +172,11 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
             fix="check that the database runs and that ledger.url is right",
             retry_after_s=5,
         ) from error
+    except exc.ProgrammingError as error:
+        missing = rights.error_for(engine, error)
+        if missing is None:
+            raise
+        raise missing from error
 
 
 def _postgres(url: URL, timeouts: Timeouts) -> Engine:

@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, exc, inspect, text
 
-from serving.contracts.errors import LedgerUnusable
+from serving.contracts.errors import LedgerUnavailable, LedgerUnusable
 from serving.ledger.database import Database, refuse_other_encoding
 
 FOLDER = Path(__file__).parent / "migrations"
@@ -40,6 +40,11 @@ def migrate(database: Database, to: str = "head") -> None:
                 refuse_other_encoding(connection)
                 _lock(connection)
             _upgrade(connection, to)
+    except LedgerUnavailable as error:
+        if not isinstance(error.__cause__, exc.ProgrammingError):
+            raise
+        # A missing right: waiting does not help.
+        raise LedgerUnusable(error.message, field="ledger.url", fix=error.fix) from error
     except exc.DatabaseError as error:
         raise LedgerUnusable(
             f"the ledger's database cannot be used: {type(error.orig).__name__}",

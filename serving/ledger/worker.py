@@ -247,7 +247,9 @@ class LedgerWorker:
             wait_s = 0.0 if self._was_only_cut(error) else self._deps.timeouts.probe_s
             self._next_s = time.monotonic() + wait_s
             self._events.ledger_changed("down")
-            logger.warning("ledger.down error=%s", type(error.__cause__ or error).__name__)
+            cause = error.__cause__ or error
+            kind = cause.orig if isinstance(cause, exc.DBAPIError) else cause
+            logger.warning("ledger.down error=%s", type(kind).__name__)
 
     def _replay(self) -> None:
         """Write the next lines of the first file in one transaction."""

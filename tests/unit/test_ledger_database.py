@@ -251,3 +251,54 @@ def test_a_pooler_that_refuses_the_session_settings_is_named(postgres: str, tmp_
         with pytest.raises(LedgerUnusable, match="refuses the parameter 'options'"):
             migrate(database)
         database.close()
+
+
+@pytest.mark.parametrize("right", ["INSERT", "UPDATE", "SELECT"])
+async def test_a_right_that_is_missing_is_named(
+    postgres: str, tmp_path: Path, right: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    admin, role = _with_role(postgres, tmp_path, has_tables=True)
+    async with running(role, tmp_path / "one", timeouts=PROBING, call_wait_s=GUARD_S) as ledger:
+        with admin.begin() as connection:
+            connection.execute(text(f"REVOKE {right} ON calls FROM {_name_of(role)}"))
+        entry = entry_of(ledger)
+
+        async def pay_until_refused() -> None:
+            while True:
+                call = await entry.open_call(MODEL, WORST, in_time(GUARD_S))
+                call.close(ended())  # the first statement that needs UPDATE
+
+        with pytest.raises(LedgerUnavailable):
+            await asyncio.wait_for(pay_until_refused(), GUARD_S)
+        entry.close(left())
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(f"right='{right} on table calls'" in line for line in lines), lines
+    assert "ledger.down error=InsufficientPrivilege" in lines
+    admin.close()
+
+
+def test_a_role_that_may_not_create_tables_is_told_so(postgres: str, tmp_path: Path) -> None:
+    admin, role = _with_role(postgres, tmp_path, has_tables=False)
+    database = Database(database_url(role, tmp_path))
+    with pytest.raises(LedgerUnusable, match="CREATE on schema public") as caught:
+        migrate(database)
+    assert "CREATE on schema public" in (caught.value.fix or "")
+    database.close()
+    admin.close()
+
+
+def _name_of(url: SecretStr) -> str:
+    return database_url(url, Path()).username or ""
+
+
+def _with_role(postgres: str, folder: Path, *, has_tables: bool) -> tuple[Database, SecretStr]:
+    """Return a new database as its owner, and its URL as a role that may only use the tables."""
+    url = fresh_postgres(postgres, f"t{uuid4().hex}", has_tables=has_tables)
+    admin, name = Database(database_url(url, folder)), f"r{uuid4().hex}"
+    with admin.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {name} LOGIN"))
+        connection.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
+        rights = "SELECT, INSERT, UPDATE, DELETE"
+        connection.execute(text(f"GRANT {rights} ON ALL TABLES IN SCHEMA public TO {name}"))
+    role = database_url(url, folder).set(username=name)
+    return admin, SecretStr(role.render_as_string(hide_password=False))
