@@ -9,6 +9,7 @@ from typing import Any
 
 from serving.artifacts.bundled_choice import baseline_attestation, read_choice
 from serving.artifacts.checkpoint_config import CONFIG_NAME
+from serving.artifacts.gguf_reading import read_once
 from serving.contracts.attestation import FILE as ATTESTATION
 from serving.contracts.errors import InvalidSettings, MaterializationFailed, UnsuitableModel
 from serving.contracts.settings import BUNDLED_MODEL, ModelSettings, bundled_recipe
@@ -186,19 +187,20 @@ def _dequantize(source: Path, folder: Path) -> None:
 
     if not sys.stderr.isatty():
         disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent,
-        gguf_file=source.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-        local_files_only=True,
-    )
+    with read_once():
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent,
+            gguf_file=source.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            local_files_only=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.parent, gguf_file=source.name, local_files_only=True
+        )
     # The weights are ordinary now; left in, the loader would read the GGUF file again.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    tokenizer = AutoTokenizer.from_pretrained(
-        source.parent, gguf_file=source.name, local_files_only=True
-    )
     # The GGUF conversion leaves these wrong on the tokenizer; the model's config has them right.
     for role in ("bos", "eos", "pad"):
         token_id = getattr(model.config, f"{role}_token_id")
