@@ -138,13 +138,15 @@ def _listener(listeners: Listeners) -> str:
 
 
 def _cleaned_headers() -> str:
-    """Return the rules that remove what a client may not tell Ray Serve.
+    """Return the rules that remove what a client may not tell Ray Serve or the gateway.
 
     Ray Serve echoes an id that the gateway replaces, so that the client would hold another one than
-    the ledger. Of two ids none is the request's.
+    the ledger. Of two ids none is the request's. The gateway speaks no other protocol than
+    HTTP/1.1, and its parser reads no body behind a request to change it.
     """
     lines = [f"    http-request del-header {name}" for name in _RAY_HEADERS]
     lines += [
+        "    http-request del-header upgrade",
         "    http-request del-header x-request-id if { req.fhdr_cnt(x-request-id) gt 1 }",
         "    http-request del-header x-request-id if { req.fhdr(x-request-id) -m found } "
         f"!{{ req.fhdr(x-request-id) -m reg {_REQUEST_ID} }}",

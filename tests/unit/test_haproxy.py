@@ -277,6 +277,17 @@ def test_a_client_does_not_command_ray(patient_proxy: Proxy) -> None:
     assert "x-other" in names
 
 
+UPGRADE = {"connection": "upgrade", "upgrade": "other"}
+
+
+def test_a_request_for_an_upgrade_does_not_reach_the_gateway(patient_proxy: Proxy) -> None:
+    for url in (f"{patient_proxy.url}/headers", f"{patient_proxy.health}/healthz?headers"):
+        found = httpx.get(url, headers=UPGRADE, timeout=GUARD_S).json()
+        names = {name.lower() for name, _ in found}
+        assert "host" in names
+        assert "upgrade" not in names
+
+
 def _received(port: int, path: bytes, headers: bytes) -> list[tuple[str, str]]:
     """Send a request as given; return the headers that the backend has got."""
     with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as connection:
@@ -402,3 +413,9 @@ def test_a_client_that_is_still_sending_gets_its_413_behind_the_proxy(
         # The client and its next request are as before.
         after = client.post(f"{upload_proxy.url}/v1/tasks/topic", json={"input": "A text."})
     assert after.status_code == 200
+
+
+def test_a_request_for_an_upgrade_keeps_its_body(upload_proxy: Proxy) -> None:
+    url = f"{upload_proxy.url}/v1/tasks/topic"
+    answer = httpx.post(url, json={"input": "A text."}, headers=UPGRADE, timeout=GUARD_S)
+    assert answer.status_code == 200

@@ -1,10 +1,12 @@
-"""Trailers and malformed requests, in uvicorn as the gateway runs it."""
+"""Trailers, upgrades and malformed requests, in uvicorn as the gateway runs it."""
 
 import json
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import uvicorn
@@ -79,3 +81,40 @@ def test_a_request_that_cannot_be_read_is_answered_in_the_shape_of_all_errors(
     assert error["code"] == "invalid_request"
     assert "method" in error["message"]
     assert "POST" in error["fix"]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one packet", "apart"])
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"other"])
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
+def test_the_body_of_a_request_for_an_upgrade_is_not_read_as_a_request(
+    port: int, protocol: bytes, is_chunked: bool, apart: bool
+) -> None:
+    inner = b"GET /inner HTTP/1.1\r\nhost: x\r\n\r\n"
+    length = b"transfer-encoding: chunked" if is_chunked else b"content-length: %d" % len(inner)
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: %s\r\n%s\r\n\r\n"
+    parts = [head % (protocol, length), inner]
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as connection:
+        for part in parts if apart else [b"".join(parts)]:
+            # The connection may be closed before the body.
+            with suppress(ConnectionError):
+                connection.sendall(part)
+            time.sleep(0.1 if apart else 0.0)
+        with suppress(ConnectionError):
+            while piece := connection.recv(65536):
+                received += piece
+    # What was sent to a closed connection may take its answer with it.
+    answers = re.findall(rb"HTTP/1\.1 (\d+) ", received)
+    assert answers == [b"400"] or (apart and not answers)
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"other"])
+def test_a_request_for_an_upgrade_is_answered_without_one(port: int, protocol: bytes) -> None:
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as connection:
+        head = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: %s\r\n\r\n"
+        connection.sendall(head % protocol)
+        while piece := connection.recv(65536):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(received.partition(b"\r\n\r\n")[2])["headers"]["host"] == "x"
