@@ -410,6 +410,8 @@ class Scheduler:
                 logger.warning("batch.delayed id=%s error=LeaseLost", batch)
             except (LedgerUnavailable, SQLAlchemyError) as error:
                 logger.warning("batch.delayed id=%s error=%s", batch, type(error).__name__)
+                # It would fail again at once where a right is missing or a disk is full.
+                await asyncio.sleep(_AFTER_FAILURE_S)
             except StorageUnavailable as error:
                 logger.warning("batch.delayed id=%s error=%s", batch, error.message)
                 self._pause(batch.partition(" ")[0])

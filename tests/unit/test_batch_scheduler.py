@@ -484,3 +484,26 @@ async def test_a_check_breathes_beside_clients_and_not_without(
 async def _enter(queue: AdmissionQueue, lane: Lane, deadline: Deadline = SOON) -> None:
     async with queue.admit(1, deadline, lane):
         pass
+
+
+async def test_a_batch_that_the_database_refuses_is_not_tried_again_at_once(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without a right, or with a full disk: other batches and the database go on."""
+    monkeypatch.setattr("serving.batch.scheduler._AFTER_FAILURE_S", 3600.0)
+    checked, refused, was_refused = BatchStore.checked, [], asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def refusing(store: BatchStore, batch: str, *arguments: Any, **more: Any) -> None:
+        if not refused or batch in refused:
+            refused.append(batch)
+            loop.call_soon_threadsafe(was_refused.set)
+            raise LedgerUnavailable("no right")
+        checked(store, batch, *arguments, **more)
+
+    monkeypatch.setattr(BatchStore, "checked", refusing)
+    await gateway.submit(questions(1))
+    async with asyncio.timeout(GUARD_S):
+        await was_refused.wait()
+    assert (await gateway.ended(await gateway.submit(questions(3)))).status == "completed"
+    assert len(refused) == 1
