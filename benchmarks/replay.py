@@ -23,6 +23,7 @@ SIMULATION = (
 )
 _REFERENCES = ("frontier", "standard")
 _SETS = ("together", "cascades", "order", "less", "alone", "all")
+_PAIRED = {"contexts": "whole contexts", "briefs": "answers of the usual length"}
 UNEARNED = "all less what is earned"
 
 
@@ -267,8 +268,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _earning(found: Mapping[str, Any]) -> Iterator[str]:
     for one in found["before"]:
-        if one["what"] == "contexts":
-            yield _contexts(one)
+        if one["what"] in _PAIRED:
+            yield _paired(one)
             continue
         if one["what"] != "tiers":
             yield (
@@ -292,13 +293,13 @@ def _earning(found: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _contexts(one: Mapping[str, Any]) -> str:
+def _paired(one: Mapping[str, Any]) -> str:
     states = ", ".join(
         f"{share:.0%} {model} {state}" for model, (state, share) in sorted(one["states"].items())
     )
     return (
-        f"before: contexts: {one['requests']} requests, ${one['reference_usd']:.2f} with whole "
-        f"contexts, answered for ${one['answers_usd']:.2f}; {one['hits']} compared: "
+        f"before: {one['what']}: {one['requests']} requests, ${one['reference_usd']:.2f} with "
+        f"{_PAIRED[one['what']]}, answered for ${one['answers_usd']:.2f}; {one['hits']} compared: "
         f"${one['explored_usd']:.2f} until earned, ${one['audited_usd']:.2f} watching; net "
         f"${one['net_usd']:.2f}; paid back after {one['paid_back_at']}, the last change after "
         f"{one['settled_at']}; then {states}"

@@ -109,7 +109,7 @@ def _kinds(counts: Mapping[int, int], values: Values, seed: int) -> dict[int, To
 
 @dataclass(frozen=True, slots=True)
 class Earned:
-    """What was earned before the replay. what: tiers, hits, cascades or contexts.
+    """What was earned before the replay. what: tiers, hits, cascades, contexts or briefs.
 
     definitions, rows: of every claim, in their order.
 
@@ -119,8 +119,8 @@ class Earned:
     changed its tier, and the cost was below the reference's; None where never. late_usd: what the
     same requests would have saved, net, as at their end. tiers: shares of the requests by their
     tier at the end. present: tier by cluster at the end. hits, hits_usd: of hits and cascades,
-    compared until their claims were held or given up, and what that cost. states: of contexts, the
-    state of each model's claim at the end, and its share of the requests.
+    compared until their claims were held or given up, and what that cost. states: of contexts
+    and briefs, the state of each model's claim at the end, and its share of the requests.
     """
 
     what: str

@@ -66,7 +66,7 @@ class ReplayModel:
         kinds: Mapping[str, TopicKind] | None = None,
     ) -> None:
         self._values = values
-        self._tier_of = tier_of
+        self.tier_of = tier_of
         self._kinds = kinds or {}
         self._current: Request | None = None
         self._requests = {id(request): request for request in requests}
@@ -87,7 +87,7 @@ class ReplayModel:
         sent = json.dumps(seen.body, ensure_ascii=False)
         if is_judging(seen):
             return self._judge(self._current, _text(seen.body["messages"][-1]))
-        tier = self._tier_of[seen.model]
+        tier = self.tier_of[seen.model]
         whole = self.whole(self._current, tier, sent)
         messages = seen.body["messages"]
         if CONTINUE not in json.dumps(messages[-1]):
@@ -105,7 +105,8 @@ class ReplayModel:
         tokens = math.exp(draw.gauss(math.log(values[_LENGTHS[request.kind]]), values["spread"]))
         tokens *= {"frontier": 1.0, "standard": values["wordy_standard"],
                    "economy": values["wordy_economy"]}[tier]  # fmt: skip
-        if _BRIEF in sent:
+        is_brief = _BRIEF in sent
+        if is_brief:
             tokens *= values["directed"]
         # One draw for all tiers: what a cheaper one gets right, a more expensive one does too.
         luck = random.Random(request.key).random()  # noqa: S311
@@ -113,10 +114,12 @@ class ReplayModel:
         holds = all(any(_quoted(a) in context for a in need) for need in request.needs)
         share = values["right_frontier"] - lost(self._kinds.get(request.key), tier, values)
         is_right = holds and luck < share
+        if is_brief and random.Random(f"brief {request.key}").random() < values["brief_lost"]:  # noqa: S311
+            is_right = False
         mark = right(request.key) if is_right else wrong(request.key)
         size = CHARS_PER_TOKEN * max(3, min(_MOST_TOKENS, round(tokens)))
-        # In other words where the context is another one: equal answers would need no judge.
-        words = f"{draw.random()}{'pruned' if MARKER in sent else ''}"
+        # In other words where the request is another one: equal answers would need no judge.
+        words = f"{draw.random()}{'pruned' * (MARKER in sent)}{'brief' * is_brief}"
         body = f"{_letters(words)} says the answer. " * (size // 20 + 1)
         return body[: max(0, size - len(mark))] + mark
 

@@ -16,7 +16,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "repeats": ("repeats",),
     "narrow share": ("narrow",),
     "answer lengths": ("medium_tokens", "open_tokens", "rag_tokens", "narrow_tokens"),
-    "response to the directive": ("directed",),
+    "response to the directive": ("directed", "brief_lost"),
     "wordiness of cheaper tiers": ("wordy_standard", "wordy_economy"),
     "quality by tier and topic": (
         "easy", "trap", "easy_economy", "easy_standard", "hard_economy", "hard_standard",

@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from benchmarks.replay_assumptions import Values
-from benchmarks.replay_contexts import (
-    PrunedRequest,
-    TrafficBefore,
-    contexts_earned,
-    pruned_requests,
-)
+from benchmarks.replay_briefs import brief_requests
+from benchmarks.replay_contexts import pruned_requests
 from benchmarks.replay_earning import (
     EARLIER_DAYS,
     Earned,
@@ -29,6 +25,7 @@ from benchmarks.replay_earning import (
     topics_of,
 )
 from benchmarks.replay_mix import Request
+from benchmarks.replay_paired import PairedClaims, PairedRequest, TrafficBefore, paired_earned
 from serving.contracts.answer import Usage
 from serving.contracts.context_settings import ContextSettings
 from serving.contracts.evidence import Audit
@@ -37,6 +34,7 @@ from serving.contracts.settings import Settings
 from serving.contracts.tiers_settings import TiersSettings
 from serving.evidence.store import EvidenceStore
 from serving.ledger.database import Database
+from serving.pipeline.brevity import directive_version
 from tests.unit.authenticated import opened
 
 if TYPE_CHECKING:
@@ -54,7 +52,9 @@ LEVERS: tuple[Lever, ...] = get_args(Lever)[:-1]
 similar_cache needs exact_cache: alone it is with it, and all less exact_cache is without both. A
 cascade is off as shipped, and needs tiers."""
 
-EARNED: tuple[Lever, ...] = ("context_pruning", "similar_cache", "tiers", "cascade")
+EARNED: tuple[Lever, ...] = (
+    "context_pruning", "output_bounds", "similar_cache", "tiers", "cascade"
+)  # fmt: skip
 """Those that a claim must allow."""
 
 UNBOUNDED = 8192
@@ -77,7 +77,7 @@ class Replay:
     earlier_days: float = EARLIER_DAYS
     seed: int = 1
     _folders: dict[tuple[Lever, ...], Path] = field(default_factory=dict)
-    _contexts: dict[bool, Earned] = field(default_factory=dict)
+    _paired: dict[tuple[str, bool], Earned] = field(default_factory=dict)
 
     def tier_of(self) -> dict[str, Tier]:
         """Return the tier of each model, by its name without the provider."""
@@ -173,9 +173,9 @@ class Replay:
         return LazyPruner(self.context_settings)
 
     @cached_property
-    def pruned_requests(self) -> "Sequence[PrunedRequest]":
+    def pruned_requests(self) -> Sequence[PairedRequest]:
         """Return what the pruner removes of each context. Blocking: 50 ms each."""
-        return pruned_requests(self.requests, self.pruner)
+        return pruned_requests(self.requests, self.values, self.pruner)
 
     def contexts_earned(self, *, with_tiers: bool) -> Earned:
         """Return the claims on pruned contexts that earlier traffic has earned. Blocking.
@@ -183,16 +183,35 @@ class Replay:
         with_tiers: the models answer that the clusters have earned at the end, not the reference
         alone.
         """
-        if with_tiers not in self._contexts:
+        claims = PairedClaims(
+            "contexts", "pruned_context", self.pruner.version, self.settings.context.target_error
+        )
+        return self._paired_earned(self.pruned_requests, claims, with_tiers=with_tiers)
+
+    def briefs_earned(self, *, with_tiers: bool) -> Earned:
+        """Return the claims on brief answers that earlier traffic has earned. Blocking.
+
+        with_tiers: as contexts_earned.
+        """
+        bounds = self.settings.frontier.bounds
+        claims = PairedClaims(
+            "briefs", "brief_answer", directive_version(bounds.directive or ""),
+            bounds.target_error, bounds.holdout,
+        )  # fmt: skip
+        found = brief_requests(self.requests, self.values)
+        return self._paired_earned(found, claims, with_tiers=with_tiers)
+
+    def _paired_earned(
+        self, found: Sequence[PairedRequest], claims: PairedClaims, *, with_tiers: bool
+    ) -> Earned:
+        known = claims.what, with_tiers
+        if known not in self._paired:
             present = self.earned.present if with_tiers else {}
-            self._contexts[with_tiers] = contexts_earned(
-                self.pruned_requests,
-                TrafficBefore(
-                    self.requests, self.topics, self.rungs, self.values, present, self.earlier_days
-                ),
-                self.settings.context.target_error, self.pruner.version,
-            )  # fmt: skip
-        return self._contexts[with_tiers]
+            before = TrafficBefore(
+                self.requests, self.topics, self.rungs, self.values, present, self.earlier_days
+            )
+            self._paired[known] = paired_earned(found, before, claims)
+        return self._paired[known]
 
     def arm_folder(self, levers: Sequence[Lever]) -> Path:
         """Return a new folder with the database of an arm, and the evidence of its levers in it."""
@@ -214,6 +233,8 @@ class Replay:
     def _before(self, lever: Lever, levers: Sequence[Lever]) -> Earned:
         if lever == "context_pruning":
             return self.contexts_earned(with_tiers="tiers" in levers)
+        if lever == "output_bounds":
+            return self.briefs_earned(with_tiers="tiers" in levers)
         if lever == "cascade":
             return self.cascades_earned
         return self.earned if lever == "tiers" else self.hits_earned

@@ -10,7 +10,9 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.replay_briefs import learn_lengths
 from benchmarks.replay_earning import EVIDENCE, Earned
+from benchmarks.replay_provider import ReplayModel
 from benchmarks.replay_setup import EARNED, UNBOUNDED, Lever, Replay
 from serving.contracts.answer import Answer, Usage
 from serving.contracts.frontier_settings import (
@@ -30,6 +32,9 @@ from serving.evidence.store import EvidenceStore
 from serving.evidence.worker import EvidenceWorker
 from serving.ledger.database import Database
 from serving.pipeline.admission import AdmissionQueue, Admitted, one_call
+from serving.pipeline.answer_lengths import AnswerLengths
+from serving.pipeline.bounded import Learning
+from serving.pipeline.brevity import BrevityAuditor
 from serving.pipeline.build import Tiering, build_runners
 from serving.pipeline.context_auditor import ContextAuditor
 from serving.pipeline.context_pruning import ContextPruning
@@ -147,6 +152,7 @@ class _Earning:
     auditor: TierAuditor | None = None
     hits: "HitAuditor | None" = None
     contexts: ContextAuditor | None = None
+    briefs: BrevityAuditor | None = None
     settled: int = 0
 
     @classmethod
@@ -173,7 +179,7 @@ class _Earning:
 
     async def settle(self) -> None:
         """Let comparisons end; write and fold them now and then, as the service does."""
-        for auditor in (self.auditor, self.hits, self.contexts):
+        for auditor in (self.auditor, self.hits, self.contexts, self.briefs):
             if auditor is not None:
                 await auditor.settled()
         number, self.settled = self.settled, self.settled + 1
@@ -185,7 +191,7 @@ class _Earning:
 
     async def aclose(self) -> None:
         """End what goes on."""
-        for auditor in (self.auditor, self.hits, self.contexts):
+        for auditor in (self.auditor, self.hits, self.contexts, self.briefs):
             if auditor is not None:
                 await auditor.aclose()
 
@@ -200,8 +206,6 @@ class Stack:
         from benchmarks.replay_ledger import PricedLedger
         from serving.contracts.context_settings import ContextSettings
         from serving.frontier.build import build_frontier
-        from serving.pipeline.answer_lengths import AnswerLengths
-        from serving.pipeline.bounded import Learning
         from serving.pipeline.plan import Policy
         from serving.routing.router import build_router
         from serving.tasks.catalog import load_specs
@@ -240,12 +244,6 @@ class Stack:
                 return until + timedelta(seconds=clock.now_s - Clock.now_s)
 
             self._earning = _Earning.of(self._database, found, replay.judge, now)
-        learning = None
-        if settings.bounds.learned:
-            bounds = settings.bounds
-            lengths = AnswerLengths(None, metrics)
-            # A process draws its own secret; two runs of an arm would hold out other requests.
-            learning = Learning(lengths, bounds.holdout, bounds.directive, secret=_HOLDOUT_SECRET)
         path = server.context.path
         runners: dict[Any, Any] = dict(
             build_runners(
@@ -258,7 +256,7 @@ class Stack:
                         metrics,
                     ),
                 ),
-                learning=learning,
+                learning=self._learning(replay, settings, levers),
                 tiering=self._tiering(replay, settings, levers) if "tiers" in levers else None,
             )
         )  # fmt: skip
@@ -278,6 +276,34 @@ class Stack:
             path, policy=policy, router=router, runners=runners, recorder=self._recorder
         )
         object.__setattr__(server.context, "path", changed)
+
+    def _learning(
+        self, replay: "Replay", settings: FrontierSettings, levers: Sequence[Lever]
+    ) -> Learning | None:
+        """Return learned bounds, with the lengths of earlier answers and the auditor of brevity."""
+        bounds, earning = settings.bounds, self._earning
+        if not bounds.learned:
+            return None
+        assert earning is not None
+        lengths = AnswerLengths(None, self._metrics)
+        targets = settings.tiers.values() if "tiers" in levers else [(replay.reference,)]
+        learn_lengths(
+            lengths, replay.requests,
+            ReplayModel(replay.requests, replay.values, replay.tier_of(), replay.topics.kinds),
+            [first for first, *_ in targets],
+            round(replay.earlier_days * 86_400 / replay.values["arrival_s"]),
+        )  # fmt: skip
+
+        def auditor(asking: Any) -> BrevityAuditor:
+            comparison = Comparison(
+                earning.evidence, earning.appender, self._recorder, asking, replay.judge,
+                replay.book, bounds.target_error,
+            )  # fmt: skip
+            earning.briefs = BrevityAuditor(comparison, bounds.directive or "")
+            return earning.briefs
+
+        # A process draws its own secret; two runs of an arm would hold out other requests.
+        return Learning(lengths, bounds.holdout, bounds.directive, auditor, secret=_HOLDOUT_SECRET)
 
     def _pruning(self, replay: "Replay", pruning: ContextPruning) -> Pruning:
         """Return pruning with the auditor of its claims, where it is on."""

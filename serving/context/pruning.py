@@ -194,10 +194,11 @@ class _Budget:
         return self._left > 0
 
 
-def _completed(division: Division, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _completed(division: Division, flags: NDArray[np.bool_]) -> list[bool]:
     """Return the units to keep: those flagged, what they need, and their passages' titles."""
-    kept = flags.copy()
-    depth = np.where(kept, 0, _MOST_NEEDED + 1)
+    # Lists: most texts have few units, and each look at an array's element takes longer.
+    kept: list[bool] = flags.tolist()
+    depth = [0 if is_kept else _MOST_NEEDED + 1 for is_kept in kept]
     named: set[int] = set()
     for index in range(len(division.units) - 1, -1, -1):
         unit = division.units[index]
@@ -208,10 +209,10 @@ def _completed(division: Division, flags: NDArray[np.bool_]) -> NDArray[np.bool_
             named.add(unit.passage)
     for index, unit in enumerate(division.units):
         kept[index] |= unit.is_title and unit.passage in named
-    return np.asarray(kept, bool)
+    return kept
 
 
-def _rendered(division: Division, kept: NDArray[np.bool_]) -> str:
+def _rendered(division: Division, kept: Sequence[bool]) -> str:
     """Return the kept units' text as it was, with a marker for each stretch that was removed."""
     pieces: list[str] = []
     removed: list[Unit] = []

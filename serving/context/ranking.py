@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -131,12 +131,18 @@ def questions_of(question: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """Tokens of all units in a row. starts: each unit's first. titles: tokens of each title."""
+    """Tokens of all units in a row. starts: each unit's first. titles: tokens of each title.
 
-    ids: NDArray[np.intp]
-    unit_of: NDArray[np.intp]
+    distinct: the tokens, each once. place: where in these each token is. rows: of the distinct
+    ones. sums: of each unit's rows, by their weights.
+    """
+
     starts: NDArray[np.intp]
     titles: Sequence[Sequence[int]]
+    distinct: NDArray[np.intp]
+    place: NDArray[np.intp]
+    rows: Floats
+    sums: Floats
 
     @classmethod
     def of(cls, vectors: TokenVectors, context: Passages) -> "_Counted":
@@ -145,9 +151,13 @@ class _Counted:
         lengths = np.array([len(row) for row in rows], np.intp)
         ids = np.fromiter((n for row in rows for n in row), np.intp, int(lengths.sum()))
         starts = np.r_[0, np.cumsum(lengths)[:-1]].astype(np.intp)
+        # The passages of one document have the same title.
+        titles = {title: vectors.ids(title) for title in set(context.titles)}
+        distinct, place = np.unique(ids, return_inverse=True)
         return cls(
-            ids, np.repeat(np.arange(len(rows)), lengths), starts,
-            [vectors.ids(title) for title in context.titles],
+            starts, [titles[title] for title in context.titles], distinct, place,
+            vectors.rows(distinct),
+            vectors.sums(ids, np.repeat(np.arange(len(rows)), lengths), len(rows)),
         )  # fmt: skip
 
 
@@ -159,29 +169,34 @@ def _lexical(
     rows, weights = vectors.rows(wanted), vectors.weights[wanted]
     question = _unit((weights @ rows)[None, :])[0]
     importance = np.asarray(weights / weights.sum(), np.float32)
-    distinct, place = np.unique(counted.ids, return_inverse=True)
+    distinct, place = counted.distinct, counted.place
     # (tokens of the question, distinct tokens): 1 for the same token, 0 for unrelated ones.
-    alike = np.clip((rows @ vectors.rows(distinct).T - _UNRELATED) / (1 - _UNRELATED), 0.0, 1.0)
+    alike = np.clip((rows @ counted.rows.T - _UNRELATED) / (1 - _UNRELATED), 0.0, 1.0)
     exact = wanted[:, None] == distinct[None, :]
     stems = vectors.stems(distinct, _STEM_CHARS)
     inflected = (vectors.stems(wanted, _STEM_CHARS)[:, None] == stems[None, :]) | exact
-    sums = vectors.sums(counted.ids, counted.unit_of, len(passages))
-    levels = {
-        "passage": (
-            np.add.reduceat(sums.T, context.starts, axis=1).T,
-            counted.starts[context.starts],
-        ),
-        "sentence": (sums, counted.starts),
+    counts = {
+        "bm25": _counts(exact, place, counted.starts),
+        "stem_bm25": _counts(inflected, place, counted.starts),
     }
+    lengths = np.diff(np.r_[counted.starts, len(place)])
+    best = np.maximum.reduceat(alike[:, place], counted.starts, axis=1)
     found: dict[str, Floats] = {}
-    for name, (summed, starts) in levels.items():
-        spread = passages if name == "passage" else np.arange(len(passages))
-        best = np.maximum.reduceat(alike[:, place], starts, axis=1)
-        found[f"{name}_bm25"] = _relative(_bm25(exact[:, place], starts))[spread]
-        found[f"{name}_stem_bm25"] = _relative(_bm25(inflected[:, place], starts))[spread]
-        found[f"{name}_cosine"] = _centred(_unit(summed) @ question)[spread]
-        found[f"{name}_match"] = _centred(importance @ best)[spread]
-    titles = [_title_match(title, wanted, importance) for title in counted.titles]
+    each = np.arange(len(passages))
+    # A passage's figures are those of its sentences together: exact, as counts are whole.
+    sums = np.add.reduceat(counted.sums.T, context.starts, axis=1).T
+    for level, first, spread, summed in (
+        ("passage", context.starts, passages, sums), ("sentence", each, each, counted.sums),
+    ):  # fmt: skip
+        tokens = np.add.reduceat(lengths, first)
+        for name, hits in counts.items():
+            scores = _bm25(np.add.reduceat(hits, first, axis=1), tokens)
+            found[f"{level}_{name}"] = _relative(scores)[spread]
+        found[f"{level}_cosine"] = _centred(_unit(summed) @ question)[spread]
+        matched = importance @ np.maximum.reduceat(best, first, axis=1)
+        found[f"{level}_match"] = _centred(matched)[spread]
+    at = {token: number for number, token in enumerate(wanted.tolist())}
+    titles = [_title_match(title, at, importance) for title in counted.titles]
     match = found["sentence_match"]
     first = np.r_[True, passages[1:] != passages[:-1]]
     last = np.r_[first[1:], True]
@@ -202,13 +217,20 @@ def _unit(rows: Floats) -> Floats:
     return np.asarray(rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9), np.float32)
 
 
-def _bm25(hits: NDArray[np.bool_], starts: NDArray[np.intp]) -> Floats:
-    """Return BM25 scores of stretches. hits: (terms, tokens), where a term occurs."""
-    counts = np.add.reduceat(hits.astype(np.float32), starts, axis=1)
-    ends = np.r_[starts[1:], hits.shape[1]]
-    lengths = (ends - starts).astype(np.float32)
+def _counts(hits: NDArray[np.bool_], place: NDArray[np.intp], starts: NDArray[np.intp]) -> Floats:
+    """Return how often each term occurs in each stretch, (terms, stretches).
+
+    hits: (terms, distinct tokens), which of them is the term. place: each token's.
+    """
+    found = np.add.reduceat(hits.astype(np.float32)[:, place], starts, axis=1)
+    return np.asarray(found, np.float32)
+
+
+def _bm25(counts: Floats, tokens: NDArray[np.intp]) -> Floats:
+    """Return BM25 scores of stretches. counts: (terms, stretches). tokens: of each stretch."""
+    lengths = tokens.astype(np.float32)
     document = (counts > 0).sum(axis=1)
-    idf = np.log1p((len(starts) - document + 0.5) / (document + 0.5))
+    idf = np.log1p((len(tokens) - document + 0.5) / (document + 0.5))
     norm = _K1 * (1 - _B + _B * lengths / lengths.mean())
     return np.asarray(idf @ (counts * (_K1 + 1) / (counts + norm[None, :])), np.float32)
 
@@ -222,8 +244,11 @@ def _centred(values: Floats) -> Floats:
     return np.asarray(values - values.max(), np.float32)
 
 
-def _title_match(title: Sequence[int], wanted: NDArray[np.intp], importance: Floats) -> float:
-    return float(importance[np.isin(wanted, np.array(title, np.intp))].sum()) if title else 0.0
+def _title_match(title: Sequence[int], at: Mapping[int, int], importance: Floats) -> float:
+    """Return the weight of the question's tokens in a title. at: place of each of these tokens."""
+    # In their order: a sum of floats depends on it.
+    found = sorted({at[token] for token in title if token in at})
+    return float(importance[found].sum()) if found else 0.0
 
 
 def _best(values: Floats, groups: NDArray[np.intp]) -> Floats:
@@ -254,12 +279,12 @@ def _title_letters(question: str, context: Passages) -> list[Floats]:
     Letters find `Wingstop` by `wing stops`. A remark in parentheses is no part of the name.
     """
     asked = _trigrams(question)
-    shares = []
-    for title in context.titles:
+    shares: dict[str, float] = {}
+    for title in set(context.titles):
         short = title[:_TITLE_CHARS]
         found = _trigrams(_REMARK.sub("", short)) or _trigrams(short)
-        shares.append(len(found & asked) / max(len(found), 1))
-    values = np.array(shares, np.float32)
+        shares[title] = len(found & asked) / max(len(found), 1)
+    values = np.array([shares[title] for title in context.titles], np.float32)
     return [values[context.passages], _centred(values)[context.passages]]
 
 

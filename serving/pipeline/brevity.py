@@ -15,6 +15,11 @@ from serving.pipeline.paired_auditor import (
 from serving.pipeline.plan import FrontierPlan
 
 
+def directive_version(directive: str) -> str:
+    """Return the version of a directive, for whose answers a claim holds."""
+    return hashlib.sha256(directive.encode()).hexdigest()[:16]
+
+
 class BrevityAuditor(PairAuditor):
     """Rules on brevity, and compares answers with and without the directive.
 
@@ -26,7 +31,7 @@ class BrevityAuditor(PairAuditor):
     most_chars = 40_000
 
     def __init__(self, comparison: Comparison, directive: str) -> None:
-        super().__init__(comparison, hashlib.sha256(directive.encode()).hexdigest()[:16])
+        super().__init__(comparison, directive_version(directive))
 
     def answered(
         self,

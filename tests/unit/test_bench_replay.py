@@ -131,7 +131,7 @@ def test_a_shorter_context_a_directive_and_a_cheaper_tier_change_the_answer(fold
 
 CASES: dict[Lever, tuple[str, int]] = {
     "exact_cache": ("medium", 20), "local_tasks": ("narrow", 20), "context_pruning": ("rag", 8),
-    "prompt_caching": ("turns", 30), "output_bounds": ("open", 120), "tiers": ("open", 120),
+    "prompt_caching": ("turns", 30), "output_bounds": ("open", 30), "tiers": ("open", 120),
     "similar_cache": ("open", 8),
 }  # fmt: skip
 
@@ -153,8 +153,7 @@ def test_each_lever_saves_where_it_applies_and_nothing_without_it(
     paid, off, on = direct(replay), run_arm(replay, "off", ()), run_arm(replay, "on", (lever,))
     # Without a lever the stack costs what the client pays; its own processor time is added.
     assert usd(off) == pytest.approx(usd(paid), rel=0.02)
-    # Half of the requests of a cold start get no directive.
-    assert usd(on) < (0.995 if lever == "output_bounds" else 0.95) * usd(off)
+    assert usd(on) < 0.95 * usd(off)
     found = figures(paid, on, 0.1)
     assert found.saved == pytest.approx(1 - usd(on) / usd(paid))
     assert found.saved_bounds[0] <= found.saved <= found.saved_bounds[1]
@@ -165,6 +164,13 @@ def test_each_lever_saves_where_it_applies_and_nothing_without_it(
         (contexts,) = on.earned
         assert [state for state, _ in contexts.states.values()] == ["held"]
         assert contexts.net_usd > 0.0
+    if lever == "output_bounds":
+        (briefs,) = on.earned
+        assert [state for state, _ in briefs.states.values()] == ["held"]
+        assert briefs.net_usd > 0.0
+        # Lengths are known: all but the holdout are asked for brevity, and nothing is cut for good.
+        assert usd(on) < 0.85 * usd(off)
+        assert found.loss <= 2 / len(requests)
     if lever == "tiers":
         # Audits of what cheaper tiers answer are paid for, and no client waits for them.
         assert found.behind > 0.0
@@ -200,6 +206,11 @@ def test_a_model_that_does_not_obey_and_a_bad_cheaper_tier_save_nothing(folder: 
     deaf = replay_of(requests, folder, directed=1.0)
     paid = usd(direct(deaf))
     assert usd(run_arm(deaf, "on", ("output_bounds",))) > 0.98 * paid
+    # Nothing is shortened: comparing stops, because it does not pay.
+    briefs = deaf.briefs_earned(with_tiers=False)
+    assert all(state.endswith(", slowed") for state, _ in briefs.states.values())
+    assert briefs.answers_usd == pytest.approx(briefs.reference_usd)
+    assert 0.0 < briefs.explored_usd + briefs.audited_usd < 0.05 * briefs.reference_usd
     bad = replay_of(requests, folder, days=2.0, easy=0.0, trap=1.5)
     arm = run_arm(bad, "on", ("tiers",))
     assert usd(arm) > 0.99 * paid
@@ -227,6 +238,20 @@ def test_a_cascade_saves_where_the_cheapest_tier_is_not_earned(folder: Path) -> 
     assert usd(run_arm(deaf, "cascade", ("tiers", "cascade"))) == pytest.approx(
         usd(without), rel=0.4
     )
+
+
+def test_answers_that_brevity_makes_worse_are_not_asked_for_briefly(folder: Path) -> None:
+    requests = of_kind("open", 16)
+    replay = replay_of(requests, folder, days=2.0, brief_lost=0.2, right_frontier=1.0)
+    found = replay.briefs_earned(with_tiers=False)
+    assert all(state.startswith("not_earnable") for state, _ in found.states.values())
+    arm = run_arm(replay, "on", ("output_bounds",))
+    assert usd(arm) > 0.99 * usd(direct(replay))
+    assert all(one.is_right for one in arm.results)
+    (one,) = of_kind("open", 1)
+    model = ReplayModel([one], CENTRAL.but(brief_lost=1.0, right_frontier=1.0), {})
+    assert model.whole(one, "frontier", "").endswith(right(one.key))
+    assert model.whole(one, "frontier", "Answer briefly.").endswith(wrong(one.key))
 
 
 def test_contexts_whose_judge_is_dear_or_wrong_are_not_pruned(folder: Path) -> None:
