@@ -198,7 +198,7 @@ def parse_recipe(content: bytes | str, source: str) -> Recipe:
         return _ADAPTER.validate_python(parse_yaml(content))
     except UnreadableYaml as error:
         raise InvalidRecipe(
-            f"{source} is {error}", field=source, fix="save it as YAML in UTF-8"
+            f"{source} is {error}", field=source, fix="correct it there; it must be YAML in UTF-8"
         ) from error
     except ValidationError as error:
         problems = [

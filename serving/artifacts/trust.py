@@ -238,6 +238,11 @@ def vllm_version() -> str:
     return ""
 
 
+def _unread_key(error: Exception) -> str:
+    """Return why a public key was not read. The library's own words may quote the file."""
+    return unread_because(error) if isinstance(error, OSError) else "it holds no public key in PEM"
+
+
 def trusted_keys(files: Sequence[Path], field: str = "attestation.trusted_keys") -> list[Any]:
     """Return the public keys of PEM files, as securesystemslib knows them.
 
@@ -268,7 +273,7 @@ def trusted_keys(files: Sequence[Path], field: str = "attestation.trusted_keys")
             ) from error
         except (OSError, ValueError) as error:
             raise InvalidKey(
-                f"{str(file)!r} cannot be read as a public key: {unread_because(error)}",
+                f"{str(file)!r} cannot be read as a public key: {_unread_key(error)}",
                 field=field,
                 fix="name the .pub file that narrowgate keygen wrote",
             ) from error

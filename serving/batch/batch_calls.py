@@ -37,8 +37,8 @@ from serving.frontier.http_errors import (
 from serving.frontier.provider_api import WholeAnswer
 from serving.frontier.provider_data import read_json, repaired
 from serving.frontier.retry_after import wait_s
+from serving.frontier.sdk_api import read_document
 from serving.frontier.spent import NOTHING, UNKNOWN, Spent
-from serving.frontier.transport import read_document
 
 T = TypeVar("T")
 

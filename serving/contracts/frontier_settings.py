@@ -283,7 +283,10 @@ class FrontierSettings(_Frozen):
                 raise ValueError(f"tiers.{tier} names no model")
             for target in targets:
                 if target.partition("/")[0] not in self.providers:
-                    raise ValueError(f"tiers.{tier}: {target!r} names no configured provider")
+                    raise ValueError(
+                        f"tiers.{tier}: {target!r} names no configured provider; configured are "
+                        f"{', '.join(sorted(self.providers))}"
+                    )
         return self
 
     def may_give_logprobs(self, model: str) -> bool:

@@ -3,12 +3,14 @@
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from serving.contracts.answer import Usage
+from serving.contracts.errors import FrontierError
 from serving.contracts.openai import openai_usage
+from serving.frontier.http_errors import names_error
 from serving.frontier.provider_api import StreamPart, WholeAnswer
-from serving.frontier.provider_data import ChunkRepair
+from serving.frontier.provider_data import END, ChunkRepair, read_json
 from serving.frontier.usage import is_lesser_output, merged_counts, tier_in, usage_from_anthropic
 
 _FINISH = {
@@ -64,6 +66,8 @@ class AnthropicStream:
     holds. has_response: the provider accepted the request. has_begun: a chunk was returned.
     """
 
+    first_event: ClassVar = "of a message"
+
     def __init__(self, model: str) -> None:
         self._model = model
         self._id = ""
@@ -74,6 +78,20 @@ class AnthropicStream:
         self.has_response = False
         self.has_begun = False
         self.is_finished = False
+
+    def event(self, data: str) -> object:
+        """Return an event's document; END after the answer. Raises ValueError."""
+        event = END if data == "[DONE]" else read_json(data)
+        is_last = isinstance(event, dict) and event.get("type") == "message_stop"
+        return END if is_last else event
+
+    def names_error(self, event: dict[str, Any]) -> bool:
+        """Return whether an event is an error."""
+        return names_error(event)
+
+    def failed(self, _: dict[str, Any], error: FrontierError) -> FrontierError:
+        """Return the error that an event names, as it is: error events carry no usage."""
+        return error
 
     def read(self, event: object) -> StreamPart | None:
         """Return an event's part; None for an event without content.

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from serving.contracts.errors import FrontierError
 from serving.contracts.openai import usage_from_openai
 from serving.frontier.failures import with_partial_answer, with_usage
 from serving.frontier.http_errors import names_error
 from serving.frontier.provider_api import StreamPart
-from serving.frontier.provider_data import ChunkRepair
+from serving.frontier.provider_data import END, ChunkRepair, read_json
 from serving.frontier.usage import is_lesser_output, merged_counts, tier_in
 
 
@@ -19,6 +19,8 @@ class OpenAIStream:
     Metadata without `choices`, chunks without `delta` and usage in any chunk are accepted.
     has_response: the provider accepted the request. has_begun: a chunk was returned.
     """
+
+    first_event: ClassVar = "with a choice"
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -34,6 +36,10 @@ class OpenAIStream:
     def is_finished(self) -> bool:
         """Return whether every choice that began has a finish reason."""
         return bool(self._ended) and self._open <= self._ended
+
+    def event(self, data: str) -> object:
+        """Return an event's document; END after the answer. Raises ValueError."""
+        return END if data.startswith("[DONE]") else read_json(data)
 
     def names_error(self, event: dict[str, Any]) -> bool:
         """Return whether an event, or a choice of it, is an error."""

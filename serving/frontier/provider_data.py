@@ -12,6 +12,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+END = object()
+"""In place of an event's document: the answer has ended."""
+
 _MAX_DEPTH = 64
 _MAX_DIGITS = 40
 _REST_OF_BODY_S = 0.2

@@ -7,8 +7,8 @@ ended.
 
 import socket
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -16,13 +16,9 @@ import httpx2
 from multidict import CIMultiDict
 from yarl import URL
 
-from serving.frontier.http_errors import unreadable
-from serving.frontier.provider_data import read_json, repaired
-
 _KEEP_S = 5.0
 """How long an idle connection is kept: as in the SDKs' own clients."""
 
-_MAX_ANSWER_BYTES = 32 * 2**20
 _MAX_ERROR_BYTES = 2**20
 _PACKED_BYTES = 8 * 1024
 _FIRST_ERROR = 400
@@ -38,9 +34,6 @@ _KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 60),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5),
 )
-_UNREAD: Any = {"headers": {"X-Stainless-Raw-Response": "stream"}}
-"""Options by which both SDKs return a response whose body has not been read."""
-
 _MEANT: tuple[tuple[type[Exception], type[httpx2.RequestError]], ...] = (
     # The first that fits. Only the first three say that nothing was sent: a call that may have
     # reached the provider may have been billed.
@@ -161,45 +154,6 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
                 max_field_size=_MAX_FIELD_BYTES,
             )
         return self._session
-
-
-@asynccontextmanager
-async def posted(sdk: Any, path: str, request: Mapping[str, Any]) -> AsyncIterator[httpx2.Response]:
-    """Post a request through a vendor's SDK; yield its response, with the body unread.
-
-    sdk: AsyncOpenAI or AsyncAnthropic. The connection is closed at the end unless the body was read
-    to its end. By its path, because the SDK's method for it first transforms some thirty arguments
-    by their types, which takes as long as the HTTP. Raises the SDK's errors, for a status of 400
-    and above as well.
-    """
-    response = await sdk.post(path, cast_to=httpx2.Response, body=request, options=_UNREAD)
-    try:
-        yield response
-    finally:
-        await response.aclose()
-
-
-async def read_document(
-    body: AsyncIterable[bytes], provider: str, vendor_errors: tuple[type[Exception], ...]
-) -> dict[str, Any]:
-    """Return the JSON object of an answer whose headers have arrived. body: the rest, unpacked.
-
-    Raises FrontierInvalidResponse where the body breaks off, is too long or is not a JSON object.
-    """
-    data = bytearray()
-    try:
-        async for piece in body:
-            data += piece
-            if len(data) > _MAX_ANSWER_BYTES:
-                raise unreadable(provider, f"it is longer than {_MAX_ANSWER_BYTES} bytes")
-        document = repaired(read_json(bytes(data)))
-    except vendor_errors as error:
-        raise unreadable(provider, f"it broke off ({type(error).__name__})") from None
-    except ValueError:
-        raise unreadable(provider, "it is not JSON") from None
-    if not isinstance(document, dict):
-        raise unreadable(provider, "it is not a JSON object")
-    return document
 
 
 class _Body(httpx2.AsyncByteStream):

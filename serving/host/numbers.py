@@ -18,7 +18,7 @@ def whole_number(text: str) -> int:
 def decimal_number(text: str) -> Decimal:
     """Return a number such as 12 or 0.25. Raises ArgumentTypeError for any other notation."""
     if not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 12 or 0.25")
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or more in digits, as 12 or 0.25")
     return Decimal(text)
 
 

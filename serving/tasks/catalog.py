@@ -85,6 +85,6 @@ def parse_task_file(content: bytes, source: str) -> TaskSpec:
         document = parse_yaml(content)
     except UnreadableYaml as error:
         raise InvalidTaskSpec(
-            f"{source} is {error}", field=source, fix="save it as YAML in UTF-8"
+            f"{source} is {error}", field=source, fix="correct it there; it must be YAML in UTF-8"
         ) from error
     return parse_task_spec(document, source)

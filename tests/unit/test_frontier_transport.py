@@ -15,7 +15,8 @@ from aiohttp import web
 
 from serving.contracts.errors import FrontierInvalidResponse
 from serving.frontier.http_errors import translate_transport
-from serving.frontier.transport import AiohttpTransport, ProviderClient, _translated, read_document
+from serving.frontier.sdk_api import read_document
+from serving.frontier.transport import AiohttpTransport, ProviderClient, _translated
 
 TIMEOUT = httpx2.Timeout(2.0, connect=2.0, pool=None)
 NOTHING_SENT = {
