@@ -27,7 +27,7 @@ _MARKS = r"[\s\"'`«»“”„‚‘’()\[\]{},/|;*•=-]*"  # noqa: RUF001
 # (negative)".
 _JOINT = re.compile(
     rf"{_MARKS}(?:\b(?:or|and|oder|und|ou|et|o|y|u|e|als)\b)?{_MARKS}"
-    r"(?:\b(?:an?|the|any|all|of|eine?|ein|un|une|una|der|die|das|den|von|alle|les?|la|las|los|el|des?|du|d|l|tous|toutes|"
+    r"(?:\b(?:an?|the|any|all|each|every|jede[nrs]?|chaque|cada|of|eine?|ein|un|une|una|der|die|das|den|von|alle|les?|la|las|los|el|des?|du|d|l|tous|toutes|"
     r"todas?|todos|which|what|welche[rsn]?|quels?|quelles?|qué|rather|leans?|something|is|as|comme|como|"
     rf"eher|etwas|ist|plutôt|quelque chose de|est|más bien|algo|es)\b{_MARKS}){{0,2}}"
     r"|\)[,;/|]?\s*(?:(?:or|and|oder|und|ou|et|o|y)\s+)?[^()§\n.:!?]{1,40}\(",

@@ -22,7 +22,7 @@ from serving.routing.grammar import LANGUAGES
 _ONE = r"(?:an?|one|some|another|eine?n?|une?|una?|otr[oa]|autre)"
 _MAKE = (
     r"(?:write|give|make|create|produce|compose|draft|tell|show|provide|supply|find|"
-    r"get|need|want|send|deliver|return|"
+    r"get|need|want|(?<!\bi )send|deliver|return|"
     r"schreib\w*|gib|geben|mach\w*|erstell\w*|verfass\w*|zeig\w*|nenn\w*|formulier\w*|"
     r"brauch\w*|liefer\w*|find\w*|"
     r"ecri\w+|donne\w*|fai[st]\w*|montre\w*|redige\w*|trouve\w*|prepare\w*|"
@@ -111,6 +111,14 @@ def _rules() -> Mapping[str, tuple[tuple[str, re.Pattern[str]], ...]]:
         ("a manner",
             r"\b(?:con|mit|avec|with) (?:(?:mucho|viel|beaucoup d|much|some|etwas|un poco de|"
             r"un peu d) )?(?:humor|humour|wit|witz|ironi\w+|sarcasm\w*|sarkasmus|gracia)\b"),
+        # "Which topic should I choose?" asks for advice; "where should I file this" for a label.
+        ("advice",
+            r"\b(?:soll(?:te)? (?:ich|wir) (?:[^\W\d_]+ )?(?:nehmen|wahlen|machen|schreiben|"
+            r"studieren|lesen|lernen)|(?:should|shall|do) (?:i|we) (?:choose|pick|take|write|study|"
+            r"do|make|use|start|go|prefer)(?! (?:for )?(?:this|it|here|§text|the following))|"
+            r"(?:dois je|devrais je|je) (?:choisi\w*|prendre|prends|ecrire|etudier)|"
+            r"(?:debo|deberia) (?:elegir|escoger|escribir|estudiar|hacer)|(?:elijo|escojo|hago))\b"
+            r"|\b(?:nehme|wahle|mache) ich\b"),
         ("what else", r"\b(?:what|was|que|qu)\b.* (?:else|sonst|instead|d autre)\b"),
         ("what would have been",
             r"\b(?:hattest du|hatten sie|hattet ihr|aurais tu|auriez vous|habrias|hubieras|"
@@ -204,8 +212,8 @@ def _rules() -> Mapping[str, tuple[tuple[str, re.Pattern[str]], ...]]:
             r"du dich fuhlen|te sens|te sentirais|tu ressens|te sientes|te sentirias|sientes)\b")),
         ("a number", re.compile(
             r"\bscores?\b(?! (?:the|this|it|that|following|each)\b)|\b(?:sentiment|polarity|"
-            r"a|the) (?:rating|grade|index)\b(?!.*§)|\b(?:note|puntuacion|wertung)\b.*\b(?:de|"
-            r"von|sur) ")),
+            r"a|the) (?:rating|grade|index)\b(?! (?:word|label)\b)(?!.*§)|"
+            r"\b(?:note|puntuacion|wertung)\b.*\b(?:de|von|sur) ")),
         ("about the task", re.compile(
             r"\b(?:how do|que es|what is|was ist|qu est ce que) (?:an? |el |la |l )?(?:sentiment|"
             r"analisis|analyse|classifier)\w*(?! (?:of|in|here|expressed|conveyed|behind|"
@@ -342,7 +350,7 @@ _DENIABLE = re.compile(
     r"anything|else|other|more|further|extra|additional|explanations?|comments?|reasons?|"
     r"reasoning|punctuation|any (?:text|words?)|a word|"
     r"sure|speak|understand|read|mind|possible|§lang|good|great|best|bother|worry|chat|"
-    r"fluff|preamble|notes?|quotes?|markdown|intro\w*|"
+    r"fluff|preamble|prose|notes?|quotes?|markdown|intro\w*|"
     r"hinzu\w*|dazu\w*|schreib\w*|erklar\w*|kommentar\w*|kommentier\w*|anmerkung\w*|"
     r"begrund\w*|weiter\w*|ander\w*|zusatz\w*|worte?|satz\w*|mehr|"
     r"sprech\w*|sprich\w*|versteh\w*|lesen|kann|nichts|sonst|einleitung|erlauter\w*|"
@@ -355,10 +363,19 @@ _DENIABLE = re.compile(
 )
 
 
+_RELATIVE = re.compile(r"\b(?:that|which|was|das|die|qui|que) (?:(?:is|are|s|es|esta) )?$")
+
+
 def _denial(clause: str) -> str | None:
     """Return a denied part of the task: "which of these does not fit"; None where there is none."""
+    more_denied = False
     for found in _DENIAL.finditer(clause):
-        if _DENIABLE.match(found["rest"]) is None and found["rest"]:
+        if more_denied and _RELATIVE.search(clause[: found.start()]):
+            # "Do not add anything that isn't in the text": which output is too much.
+            continue
+        if _DENIABLE.match(found["rest"]) is not None:
+            more_denied = True
+        elif found["rest"]:
             return f"{found.group()}{found['rest']}"[:40]
     return None
 

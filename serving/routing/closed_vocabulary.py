@@ -48,6 +48,9 @@ _CLITICS = ("me", "nos", "lo", "la", "los", "las", "le", "melo", "mela", "noslo"
 _LEAST_VERB_CHARS = 3
 _PLURALS = ("s", "es", "e", "en", "er", "n")
 _LEAST_STEM_CHARS = 4
+# A source of two words: "from an employee survey:".
+_SOURCE_WORDS = 3
+_TEXT_FOLLOWS = (":", "§text")
 _MOST_ENDING_CHARS = 5
 _MARK_REACH = 3
 
@@ -118,11 +121,35 @@ class Vocabulary:
             for one in (*before, *words[position + 1 : position + 1 + _MARK_REACH])
         ):
             return True
-        if word in self.purposes and not context("purpose_marks").isdisjoint(before):
+        if not context("purpose_marks").isdisjoint(before) and (
+            word in self.purposes
+            or any(word.removesuffix(end) in self.compounds for end in ("n", "en", "e"))
+        ):
+            return True
+        if self._is_source(words, position):
             return True
         if word in self.places and not context("place_marks").isdisjoint(before):
             return True
         return word in self.negated and _is_negated(words, position)
+
+    def _is_source(self, words: Sequence[str], position: int) -> bool:
+        """Return whether a word says who wrote the text or where it is from, and nothing follows.
+
+        "A sentence from a contract: …", "Rückmeldung einer Teilnehmerin: …".
+        """
+        end = min(position + _SOURCE_WORDS, len(words))
+        last = next((n for n in range(position, end) if words[n] in _TEXT_FOLLOWS), None)
+        if last is None:
+            return False
+        for start in range(max(0, position - _SOURCE_WORDS), position):
+            if words[start] not in context("source_articles"):
+                continue
+            marked = words[start - 1] in context("source_marks") if start else False
+            noun = words[start - 2] if marked and start > 1 else words[start - 1] if start else ""
+            genitive = self.language == "de" and words[start] in ("einer", "eines")
+            if (marked or genitive) and (noun in self.text or noun in self.compounds):
+                return True
+        return False
 
 
 def _is_negated(words: Sequence[str], position: int) -> bool:

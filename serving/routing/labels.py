@@ -10,19 +10,26 @@ from serving.contracts.task_spec import ClassificationSpec, ExtractionSpec, Task
 _SYNONYMS: Mapping[str, str] = {
     "positive": r"positiv(?:e[snrm]?|o|a|f|i)?s?|positifs?|pos|postive|positve|posative|possitive",
     "negative": r"negativ(?:e[snrm]?|o|a)?s?|n[ée]gati(?:fs?|ves?)|neg|negitive|negitve|neagtive",
-    "neutral": r"neutrale?s?|neutraler|neutres?|neutr[oa]s?|nuetral|netural|neutal|nutral|neutrual",
-    "world": r"world(?: news| affairs)|welt|ausland|monde|mundo",
+    "neutral": r"neutrale?s?|neutraler|neutres?|neutr[oa]s?|neu(?=[\"'”/|])"
+    r"|nuetral|netural|neutal|nutral|neutrual",
+    "world": r"world(?: news| affairs)|welt|ausland|monde|mundo"
+    r"|politics|politik|politique|pol[íi]tica",
     "sports": r"sport|deportes?",
-    "business": r"wirtschaft|[ée]conomie|affaires|econom[íi]a|negocios|buisness|bussiness|busines",
+    "business": r"wirtschaft|[ée]conomie|affaires|econom[íi]a|negocios|buisness|bussiness|busines"
+    r"|economy|finance|finanzen|finanzas",
     "sci-tech": r"sciences? ?(?:and|&|/|-) ?tech(?:nology)?|wissenschaft ?(?:und|&|/|-) ?technik"
     r"|sciences? ?(?:et|&|/|-) ?(?:technologies?|techniques?|techno?)"
     r"|ciencias? ?(?:y|&|/|-) ?tecnolog[íi]a|tech(?:nology)?|technik|technologies?|tecnolog[íi]a"
     r"|sciences?|wissenschaft|ciencias?",
-    "person": r"persons?|people|personen|leuten?|menschen|personnes?|gens|personas?|gente"
-    r"|names of people|person names|per",
-    "organization": r"organi[sz]ations?|compan(?:y|ies)|institutions?|organisationen|unternehmen"
-    r"|firmen|organizaci(?:ón|ones)|entreprises?|sociétés?|empresas?|compañías?|orgs?",
-    "location": r"locations?|places?|ort|orten?|lieux?|endroits?|lugar(?:es)?|sitios?"
+    "person": r"(?:person|people'?s?) names|personennamen|noms de personnes|nombres de personas"
+    r"|persons?|people|personen|leuten?|menschen|personnes?|gens|personas?|gente"
+    r"|names of people|per",
+    "organization": r"(?:company|organi[sz]ation|org) names|firmennamen|noms d'entreprises"
+    r"|nombres de empresas"
+    r"|organi[sz]ations?|compan(?:y|ies)|institutions?|organisationen|unternehmen"
+    r"|firmen|organizaci(?:ón|ones)|entreprises?|sociétés?|empresas?|compañías?|orgs?|orgas?",
+    "location": r"(?:place|location) names|ortsnamen|noms de lieux|nombres de lugares"
+    r"|locations?|places?|ort|orten?|lieux?|endroits?|lugar(?:es)?|sitios?"
     r"|localisations?|loc",
     "miscellaneous": r"miscellaneous|misc|other things|sonstiges|divers|misceláneo",
 }
@@ -51,6 +58,31 @@ def label_pattern(spec: TaskSpec) -> re.Pattern[str] | None:
         return None
     groups = "|".join(f"({'|'.join(_spellings(names))})" for names in forms)
     return re.compile(rf"(?<!\w)(?:{groups})(?!\w)", re.IGNORECASE)
+
+
+# "World, politics, business, finance": of a list with both, one is a label of its own.
+_OVERLAPS = (
+    (r"world|welt|ausland|monde|mundo", r"politics|politik|politique|pol[íi]tica"),
+    (
+        r"business|wirtschaft|affaires|negocios|[ée]conomie|econom[íi]a|economy",
+        r"finance|finanzen|finanzas",
+    ),
+    (r"business|affaires|negocios", r"[ée]conomie|econom[íi]a|economy|wirtschaft"),
+)
+_OVERLAPPING = tuple(
+    tuple(re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for words in pair) for pair in _OVERLAPS
+)
+
+
+def overlapping_labels(instruction: str, spec: TaskSpec) -> tuple[str, str] | None:
+    """Return two words of an instruction that share one label of a task though they differ."""
+    if not isinstance(spec, ClassificationSpec) or spec.name != "topic":
+        return None
+    for first, second in _OVERLAPPING:
+        one, other = first.search(instruction), second.search(instruction)
+        if one is not None and other is not None:
+            return one[0], other[0]
+    return None
 
 
 def label_names(spec: TaskSpec) -> tuple[str, ...]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 # Names in English, German, French and Spanish; a stem such as "deutsch" also matches "deutschen".
 _NAMES: dict[str, str] = {
     "en": r"english|englsh|enlgish|engish|engl|inglish|englisch\w*|anglais\w*|ingl[eé]s\w*",
-    "de": r"german|germna|gemran|geman|deutsch\w*|allemande?s?|alem[aá]n\w*",
-    "fr": r"french|frnch|frech|fench|französisch\w*|franzoesisch\w*|français\w*|francais\w*"
+    "de": r"german|germn|grman|germen|germna|gemran|geman|deutsch\w*|allemande?s?|alem[aá]n\w*",
+    "fr": r"french|frensh|frnch|frech|fench|französisch\w*|franzoesisch\w*|français\w*|francais\w*"
     r"|franc[eé]s\w*",
-    "es": r"spanish|spansh|spainish|spanich|spanisch\w*|espagnole?s?|español\w*|espanol\w*"
+    "es": r"spanish|spannish|spanis|spansh|spainish|spanich|spanisch\w*"
+    r"|espagnole?s?|español\w*|espanol\w*"
     r"|castellano|castilian",
     "it": r"italian|italienisch\w*|italien(?:ne)?s?|italian[oa]",
     "pt": r"portuguese|portugiesisch\w*|portugaise?s?|portugu[eé]s\w*|brazilian",
@@ -46,7 +47,7 @@ _NAMES: dict[str, str] = {
 _CODES = "|".join(_NAMES)
 _NAME = "|".join(f"(?P<{code}_>{names})" for code, names in _NAMES.items())
 # Each name begins with a letter: at any other character the lookahead saves trying all of them.
-_MENTION = re.compile(rf"(?<![\w-])(?=\w)(?:{_NAME})(?![\w])", re.IGNORECASE)
+_MENTION = re.compile(rf"(?<!\w)(?:(?<!-)|(?<=\bto-))(?=\w)(?:{_NAME})(?![\w])", re.IGNORECASE)
 _ARROW = re.compile(
     rf"(?<![\w])(?P<source>{_CODES})\s*(?:-?>|→|=>|-to-|[-–/_]|\bto\b|\b2\b)\s*"  # noqa: RUF001
     rf"(?P<target>{_CODES})(?![\w])",
@@ -162,12 +163,20 @@ def direction(instruction: str, offered: Collection[str]) -> Direction | None:
             pattern.search(before) for pattern in (_VARIETY, _ANSWER_IN, _CONJUNCTION)
         ):
             return None
-        (targets if _is_target(before, after, mentions, match) else sources).add(code)
+        if _is_target(before, after, mentions, match):
+            targets.add(code)
+        elif code not in targets or _BEFORE_SOURCE.search(before):
+            # "English to French. I send a text, you send back the French text."
+            sources.add(code)
     if not targets and len(mentions) == 1 and _is_only_target(instruction, mentions[0]):
         sources, targets = targets, sources
     if len(targets) > 1 and (strong := _versions(instruction, mentions)):
         sources |= targets - strong
         targets = strong
+    return _agreed(sources, targets)
+
+
+def _agreed(sources: set[str], targets: set[str]) -> Direction | None:
     if len(targets) != 1 or len(sources) > 1 or targets & sources:
         return None
     return Direction(next(iter(sources), None), next(iter(targets)))

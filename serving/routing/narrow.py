@@ -2,13 +2,19 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from serving.contracts.answer import TaskRequest
 from serving.contracts.routing import KnownVector
-from serving.contracts.task_spec import ExtractionSpec, TaskSpec, TranslationSpec
+from serving.contracts.task_spec import (
+    ClassificationSpec,
+    ExtractionSpec,
+    TaskSpec,
+    TranslationSpec,
+)
 from serving.embedding.embedder import Embedder, Vector
+from serving.routing.answer_form import answer_form, may_name_form
 from serving.routing.clause_head import ClauseReading
 from serving.routing.clause_rules import clause_obstacle, evidence_obstacle
 from serving.routing.clauses import Normaliser
@@ -21,10 +27,11 @@ from serving.routing.foreign_output import (
     names_several_texts,
 )
 from serving.routing.heads import NONE, RouterModel
-from serving.routing.labels import named_labels
+from serving.routing.labels import named_labels, overlapping_labels
 from serving.routing.languages import direction, mentions_language
 from serving.routing.payload import (
     GAP,
+    LANGUAGE_FIELDS,
     MAX_INSTRUCTION_CHARS,
     Beginning,
     Split,
@@ -37,6 +44,7 @@ from serving.routing.payload import (
     split_message,
 )
 from serving.routing.vocabulary import unknown_words
+from serving.routing.worked_examples import WorkedExamples, worked_examples
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +156,8 @@ class NarrowDetector:
             return Detection(None, 1.0, "no clause head")
         if _orders(prompt.system):
             return self._clauses_of_system(prompt)
+        if (examples := worked_examples(prompt.user)) is not None:
+            return self._by_examples(examples)
         because, found, marked = "no payload found", list[Detection](), list[Detection]()
         begun = self._begun(prompt.user)
         weak = {one.split for one in begun if one.weak}
@@ -181,6 +191,21 @@ class NarrowDetector:
         if len(marked) == 1 and _innermost(found).request is not None:
             return marked[0]
         return _innermost(found) if found else Detection(None, 1.0, because)
+
+    def _by_examples(self, examples: WorkedExamples) -> Detection:
+        """Read what the fields of worked examples ask for; what precedes them asks for the same."""
+        match = self._read(examples.order.instruction)
+        led = self._read(examples.lead + GAP) if examples.lead else ""
+        if isinstance(led, _Match) and not isinstance(match, str):
+            if (match.task, match.target) != (led.task, led.target):
+                return Detection(None, 0.5, "the examples answer another question")
+            match = replace(match, labels=led.labels or match.labels)
+        elif examples.lead:
+            # "Label each text." or "Output: positive": only both together say what is asked for.
+            match = self._read(f"{examples.lead}\n{examples.order.instruction}")
+        if isinstance(match, str):
+            return Detection(None, 1.0, match)
+        return _detection(match, examples.order)
 
     def _begun(self, message: str) -> list[Beginning]:
         """Return the readings whose text follows the request: what is added to one asks, too.
@@ -250,6 +275,20 @@ class NarrowDetector:
         return self._known_reading(instruction)
 
     def _read_instruction(self, instruction: str) -> _Match | str:
+        if len(instruction) <= MAX_INSTRUCTION_CHARS and may_name_form(instruction):
+            for spec in self._specs.values():
+                if not isinstance(spec, ClassificationSpec):
+                    continue
+                found = answer_form(instruction, spec)
+                if found is None:
+                    continue
+                text, form = found
+                match = self._read_words(text)
+                if not isinstance(match, str) and match.task == spec.name:
+                    return replace(match, labels=form.words(match.labels, spec))
+        return self._read_words(instruction)
+
+    def _read_words(self, instruction: str) -> _Match | str:
         head = self._model.clauses
         if head is None or len(instruction) > MAX_INSTRUCTION_CHARS:
             return f"an instruction of more than {MAX_INSTRUCTION_CHARS} characters"
@@ -341,6 +380,10 @@ _INNER_FIELD = re.compile(
     r"satz|phrase|frase|artic(?:le|ulo)|artikel)\s?[:=] ",
     re.I,
 )
+# "English: …", a line of worked examples.
+_LANGUAGE_FIELD = re.compile(rf"^[ \t]*(?:{LANGUAGE_FIELDS})[ \u00a0]?:", re.I | re.M)
+# What is marked is the text, so what precedes it is a part of the request.
+_MARKED = re.compile(r'</[A-Za-z][\w-]{0,30}>|"""|```')
 _SEVERAL = re.compile(r"\S [/|] \S.* [/|] \S|(?:^|\s)(?:a|1)[.)] .*\s(?:b|2)[.)] ", re.I | re.S)
 _COURTESY = re.compile(
     r"\b(?:thanks|thank you|thx|cheers|please|danke(?: schon| dir)?|bitte|vielen dank|"
@@ -360,8 +403,8 @@ def mixed(payload: str, *, weak: bool) -> str | None:
         return f"the text may begin with an order: {first[:30]!r}"
     if weak and _ORDER_HEADING.match(payload):
         return "the text begins with words and a colon"
-    if _INNER_FIELD.search(payload[:_SEARCHED_CHARS]):
-        return "the text holds a field"
+    if (held := _held(payload)) is not None:
+        return f"the text holds a {held}"
     if quote_at_start(payload) is not None:
         return "words follow a quotation"
     heading = re.match(r"([^\W\d_]{3,20})\s?: ", payload)
@@ -376,6 +419,12 @@ def mixed(payload: str, *, weak: bool) -> str | None:
     if _COURTESY.search(payload[-_MAX_COURTESY_CHARS:]):
         return "the text ends in a courtesy"
     return None
+
+
+def _held(payload: str) -> str | None:
+    if _INNER_FIELD.search(payload[:_SEARCHED_CHARS]) or _LANGUAGE_FIELD.search(payload):
+        return "field"
+    return "marked text" if _MARKED.search(payload) else None
 
 
 _MAX_COURTESY_CHARS = 40
@@ -413,6 +462,8 @@ def check(instruction: str, spec: TaskSpec, vocabulary: frozenset[str] | None) -
     vocabulary: words of the task's instructions; None where they are not known.
     """
     naming = named_labels(instruction, spec)
+    if (both := overlapping_labels(instruction, spec)) is not None:
+        return f"two words for one label: {both!r}"
     if len(naming.spelled) == 1:
         return f"only one label is named: {next(iter(naming.spelled.values()))!r}"
     if vocabulary is not None and (unknown := unknown_words(naming.rest, vocabulary)):

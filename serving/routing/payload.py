@@ -20,7 +20,7 @@ _TAG = re.compile(r"<(/?)([A-Za-z][\w-]{0,30})>")
 _TRIPLE = re.compile(r'"""(.+?)"""|\'\'\'(.+?)\'\'\'', re.DOTALL)
 _RULE = re.compile(r"^[ \t]*(?:-{3,}|={3,}|#{3,}|\*{3,}|_{3,})[ \t]*$", re.MULTILINE)
 _BLOCK_QUOTE = re.compile(r"^> ?(.*)$", re.MULTILINE)
-_FIELD_NAMES = (
+FIELD_NAMES = (
     "text|review|caption|transcript|ticket|excerpt|blog post|"
     "tweet|post|comment|message|sentence|article|document|headline|passage|paragraph|"
     "input|description|email|e-mail|feedback|news|story|snippet|statement|quote|content|"
@@ -30,25 +30,36 @@ _FIELD_NAMES = (
     "item|entry|bulletin|speaker|response|remark|dokument|absatz|aussage|beitrag|zitat|bericht|"
     "meinung|extrait|énoncé|passage|document|documento|pieza|fragmento|pasaje|oración|titular"
 )
-_LANGUAGE_FIELDS = (
+LANGUAGE_FIELDS = (
     "english|german|french|spanish|deutsch|englisch|französisch|spanisch|"
     "anglais|allemand|français|espagnol|inglés|alemán|francés|español"
 )
 _FIELD = re.compile(
-    rf"^[ \t]*(?:the )?(?:{_FIELD_NAMES}|{_LANGUAGE_FIELDS})[ \t\u00a0]*[:=][ \t]*", re.I | re.M
+    rf"^[ \t]*(?:the )?(?:{FIELD_NAMES}|{LANGUAGE_FIELDS})[ \t\u00a0]*[:=][ \t]*", re.I | re.M
 )
 _BARE_FIELD = re.compile(
-    rf"(?:(?:the )?(?:{_FIELD_NAMES}|{_LANGUAGE_FIELDS}) ?:)? ?… ?(?:[^\W\d_]{{1,20}} ?:)?",
+    rf"(?:(?:the )?(?:{FIELD_NAMES}|{LANGUAGE_FIELDS}) ?:)? ?… ?(?:[^\W\d_]{{1,20}} ?:)?",
     re.IGNORECASE,
 )
-_INLINE_FIELD = re.compile(rf"(?<=[.!?:)]) (?:{_FIELD_NAMES})[ \u00a0]?: ", re.I)
+_INLINE_FIELD = re.compile(rf"(?<=[.!?:)]) (?:{FIELD_NAMES})[ \u00a0]?: ", re.I)
 # Matched against a last line in which runs of white space are one space.
-_CUE = re.compile(r"(?:the )?[\w \u2019'/-]{1,40} ?[:=] ?(?:\.\.\.|…|\?|_+)?")
+_CUE = re.compile(r"(?:the )?[\w \u2019'/-]{1,40}(?: ?\([^()]{1,60}\))? ?[:=] ?(?:\.\.\.|…|\?|_+)?")
 # "Target language: Spanish", after the text.
-_LANGUAGE_LINE = re.compile(rf"[^\W\d_][\w \u2019'-]{{1,40}} ?: ?(?:{_LANGUAGE_FIELDS})\.?", re.I)
+_LANGUAGE_LINE = re.compile(rf"[^\W\d_][\w \u2019'-]{{1,40}} ?: ?(?:{LANGUAGE_FIELDS})\.?", re.I)
 _LANGUAGE_END = re.compile(
-    rf"\b(?:{_LANGUAGE_FIELDS}|ingles|aleman|frances)\b"
+    rf"\b(?:{LANGUAGE_FIELDS}|ingles|aleman|frances)\b"
     r"(?: (?:stp|svp|pls|please|bitte|porfa))? (?=\S)",
+    re.IGNORECASE,
+)
+# "How do you say in French …", without a mark before the text. "In French that …" asks otherwise.
+_SAYING = re.compile(
+    r"(?:(?:how (?:do|would|can) (?:you|i|one|we) say|what(?: i|')?s|how to say|"
+    r"wie (?:sagt man|sage ich|heißt)|was heißt|comment (?:dit-on|on dit|dire)|"
+    r"c[oó]mo se dice|c[oó]mo digo) (?:in |auf |en )"
+    rf"(?:{LANGUAGE_FIELDS}|ingles|aleman|frances|franzoesisch|francais|espanol)"
+    rf"|what(?: i|')?s the (?:{LANGUAGE_FIELDS}) (?:translation|version|word|phrase) (?:for|of))"
+    r"[ ,]+(?!(?:that|to|if|when|dass|ob|wenn|que|si|when|because|weil|and|or|und|oder|et|ou|y|o|"
+    r"for|für|pour|para|please|bitte|the)\b)(?=\w)",
     re.IGNORECASE,
 )
 _MAX_CUE_CHARS = 80
@@ -124,9 +135,72 @@ def further_splits(message: str) -> tuple[Split, ...]:
             Split(f"{one.instruction}\n{options[1]}: {listed}", one.payload, one.marked)
             for one in rest
         )
+    if (roles := _ROLES.fullmatch(text)) is not None and not _ROLE.search(roles[2]):
+        # A system message and a user's, pasted as one.
+        return _sound((Split(f"{roles[1].strip()}{GAP}".strip(), roles[2].strip(), marked=False),))
     return _sound(
-        (*_by_brackets(text), *_by_middle(text), *_by_sentence(text), *_by_language(text))
+        (
+            *_by_brackets(text),
+            *_by_middle(text),
+            *_by_sentence(text),
+            *_by_language(text),
+            *_by_listed(text),
+            *_by_question_after(text),
+        )
     )
+
+
+_ROLE = re.compile(
+    r"^[ \t]*(?:system|user|assistant|human|ai)[ \t]*:", re.IGNORECASE | re.MULTILINE
+)
+_ROLES = re.compile(
+    r"system[ \t]{0,3}:[ \t]{0,3}([^\s][^\0]{0,500}?)\n(?:user|human)[ \t]{0,3}:\s{0,9}(\S[^\0]*)",
+    re.IGNORECASE,
+)
+# Options, one a line, between the order and the text.
+_LISTED = re.compile(
+    r":[ \t]*\n(?P<items>(?:[ \t]*(?:[-*•]|\d[.)])[^\n]{1,40}\n){2,8})[ \t]*\n+(?=\S)"
+)
+
+
+def _by_listed(text: str) -> tuple[Split, ...]:
+    """Read what follows a list of options, one a line, as the payload."""
+    match = _LISTED.search(text)
+    if match is None or match.end() > MAX_INSTRUCTION_CHARS or "\n\n" in text[match.end() :]:
+        return ()
+    field = _FIELD.match(text, match.end())
+    start = match.end() if field is None else field.end()
+    cut = _cut(text, start, len(text), (start, len(text)), marked=False)
+    listed = ", ".join(_OPTION.findall(match["items"]))
+    return (replace(cut, instruction=f"{text[: match.start()]}: {listed}.{GAP}".strip()),)
+
+
+def _by_question_after(text: str) -> tuple[Split, ...]:
+    """Read what stands before the last one to three sentences, after a colon, as the payload."""
+    if "\n" in text:
+        return ()
+    colon = text.find(": ")
+    if not 0 < colon <= _MAX_ORDER_CHARS or _is_label_list(text, colon + 2):
+        colon = -2
+    ends = [match.span() for match in _SENTENCE.finditer(text, colon + 2)][-_MAX_LAST_SENTENCES:]
+    found = []
+    for start, end in ends:
+        # A question, or an order: what follows the text asks from its beginning.
+        first = text[end:].split(". ", 1)[0]
+        if len(text) - end > _MAX_ORDER_CHARS or len(text[colon + 2 : start].split()) < 3:
+            continue
+        if "?" in first or _LABELLING.match(first):
+            found.append(_cut(text, colon + 2, start, (colon + 2, start), marked=False))
+    return tuple(found)
+
+
+_MAX_LAST_SENTENCES = 3
+_LABELLING = re.compile(
+    r"(?:please |bitte )?(?:extract|identify|list|classify|label|translate|tag|name|"
+    r"extrahiere|liste|nenne|klassifiziere|übersetze|bestimme|extra(?:is|yez)|liste[rz]?|classe[rz]?|"
+    r"traduis|traduisez|extrae|extraiga|clasifica|clasifique|traduce|traduzca|identifi\w+)\b",
+    re.IGNORECASE,
+)
 
 
 def _by_fence(text: str) -> tuple[Split, ...] | None:
@@ -193,7 +267,7 @@ def _by_one_rule(text: str) -> tuple[Split, ...] | None:
 def _by_middle(text: str) -> tuple[Split, ...]:
     """Read what stands between an order's colon or line and a last line as the payload."""
     newline = text.rfind("\n")
-    match = _SEPARATOR.search(text)
+    match = next((m for m in _SEPARATOR.finditer(text) if not _is_label_list(text, m.end())), None)
     if newline == -1 or match is None or match.end() >= newline:
         return ()
     if not text[match.end() : newline].strip() or not text[newline:].strip():
@@ -212,12 +286,21 @@ def _by_middle(text: str) -> tuple[Split, ...]:
     )
     if len(text[: match.end()].split()) < 2 and not names_labels:
         return ()
-    return (_cut(text, match.end(), newline, (match.end(), newline), marked=False),)
+    # "…\nComment: …\n\nOnly the label, please.": the field names the text.
+    field = _FIELD.match(text, match.end(), newline)
+    start = match.end() if field is None else field.end()
+    if not text[start:newline].strip():
+        return ()
+    return (_cut(text, start, newline, (start, newline), marked=False),)
 
 
 def _by_language(text: str) -> tuple[Split, ...]:
     """Read "translate to german" before a text without a separator as the instruction."""
     name = _LANGUAGE_END.search(text[:_MAX_BARE_ORDER_CHARS])
+    if (asked := _SAYING.match(text)) is not None and "\n" not in text and not text.endswith("?"):
+        rest = asked.end()
+        if len(text[rest:].split()) >= _MIN_TEXT_WORDS and not _quoted_spans(text):
+            return (_cut(text, rest, len(text), (rest, len(text)), marked=False),)
     if (
         name is None
         or not text[name.end()].isupper()
@@ -309,8 +392,8 @@ def _cut(text: str, start: int, end: int, inner: tuple[int, int], *, marked: boo
     """Split off text[start:end]. Its payload is `inner` without outer white space and quotes."""
     payload = text[inner[0] : inner[1]].strip()
     instruction = f"{text[:start].rstrip()}{GAP}{text[end:].lstrip()}".strip()
-    unquoted = _unquoted(payload)
-    return Split(instruction, unquoted or payload, marked or unquoted is not None)
+    bare = unquoted(payload)
+    return Split(instruction, bare or payload, marked or bare is not None)
 
 
 def _by_tags(text: str) -> tuple[Split, ...] | None:
@@ -411,6 +494,11 @@ def _by_field(text: str) -> tuple[Split, ...] | None:
         # 'Entrée : "…" Sortie :': the cue stands on the same line.
         start = match.end() + len(text[match.end() : end]) - len(text[match.end() : end].lstrip())
         last = start + len(text[start:end].rstrip()) - len(after)
+        return (_cut(text, start, last, (start + 1, last - 1), marked=True),)
+    if after is not None and after.startswith("\n") and '"' not in after:
+        # 'Text: "…"', a line break, and the question.
+        start = match.end() + len(text[match.end() :]) - len(text[match.end() :].lstrip())
+        last = start + _quoted_spans(text[start:])[0][1]
         return (_cut(text, start, last, (start + 1, last - 1), marked=True),)
     return (split,) if after is None or split.marked else ()
 
@@ -618,7 +706,7 @@ def _straight_ends(text: str) -> dict[int, int]:
     return ends
 
 
-def _unquoted(text: str) -> str | None:
+def unquoted(text: str) -> str | None:
     """Return the inside of a text that one pair of quotes holds as a whole."""
     spans = _quoted_spans(text)
     if spans == [(0, len(text))] and len(text) > 2:

@@ -100,6 +100,135 @@ def test_a_request_for_more_or_other_is_refused(detector: NarrowDetector, user: 
     assert found(detector, user).request is None
 
 
+@pytest.mark.parametrize(
+    ("user", "task", "labels"),
+    [
+        (f"Review: Nice.\nSentiment: positive\n\nReview: Bad.\nSentiment: negative\n\n"
+         f"Review: {TEXT}\nSentiment:", "sentiment", {"positive", "negative"}),
+        (f"Classify as World, Sports, Business or Sci-Tech.\n\nText: Goal!\nTopic: Sports\n\n"
+         f"Text: {TEXT}\nTopic:", "topic", {"World", "Sports", "Business", "Sci-Tech"}),
+        (f"Text: Prima.\nStimmung: positiv\nText: Nie wieder.\nStimmung: negativ\n"
+         f"Text: {TEXT}\nStimmung:", "sentiment", {"positiv", "negativ"}),
+        (f"Label each text.\n\nExample 1:\nText: Nice.\nSentiment: positive\n\n"
+         f"Example 2:\nText: Bad.\nSentiment: negative\n\n"
+         f"Text: \"{TEXT}\"\nSentiment:", "sentiment",
+         {"positive", "negative"}),
+        (f"Nice. -> positive\nBad. -> negative\n{TEXT} ->", "sentiment", {"positive", "negative"}),
+        (f"English: Hello.\nFrench: Bonjour.\nEnglish: {TEXT}\nFrench:", "translation", set()),
+    ],
+)  # fmt: skip
+def test_the_last_of_several_worked_examples_is_the_text(
+    detector: NarrowDetector, user: str, task: str, labels: set[str]
+) -> None:
+    detection = found(detector, user)
+    assert detection.request is not None, detection.because
+    assert (detection.request.task, detection.request.text) == (task, TEXT)
+    assert set((detection.labels or {}).values()) == labels
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        # Other labels, another question, two answers, and answers in a form that no task gives.
+        f"Review: Nice.\nSentiment: sarcastic\nReview: Bad.\nSentiment: sincere\nReview: {TEXT}\n"
+        "Sentiment:",
+        f"Review: Nice.\nSentiment: positive\nReview: Bad.\nSentiment: negative\nAnd say why.\n"
+        f"Review: {TEXT}\nSentiment:",
+        f"Nice. -> Schön.\nBad. -> Schlecht.\n{TEXT} ->",
+        f"Review: Nice.\nReply: Thank you!\nReview: {TEXT}\nReply:",
+        f"Explain each label.\n\nReview: Nice.\nSentiment: positive\nReview: Bad.\n"
+        f"Sentiment: negative\nReview: {TEXT}\nSentiment:",
+        f"Review: Nice.\nSentiment: positive\nReason: praise\nReview: {TEXT}\nSentiment:",
+        f"Text: Ann left.\nEntities: Ann=PER\nText: {TEXT}\nEntities:",
+        f"English: Hello.\nFrench: Bonjour.\nItalian: Ciao.\nEnglish: {TEXT}\nItalian:",
+    ],
+)
+def test_worked_examples_of_another_answer_are_refused(detector: NarrowDetector, user: str) -> None:
+    assert found(detector, user).request is None
+
+
+@pytest.mark.parametrize(
+    ("user", "labels"),
+    [
+        (f'Reply with JSON like {{"sentiment": "positive|negative|neutral"}}.\n\n"{TEXT}"',
+         {"positive": '{"sentiment": "positive"}', "negative": '{"sentiment": "negative"}',
+          "neutral": '{"sentiment": "neutral"}'}),
+        (f"Sentiment as 0 = negative, 1 = positive. Answer with the number.\n\nText: {TEXT}",
+         {"negative": "0", "positive": "1"}),
+        (f"Pick a topic: 1) World 2) Sports 3) Business 4) Sci-Tech. Reply with the number only."
+         f'\n\n"{TEXT}"', {"World": "1", "Sports": "2", "Business": "3", "Sci-Tech": "4"}),
+        (f"Sentiment: positive = 1, negative = 0\n\nText: {TEXT}",
+         {"negative": "0", "positive": "1"}),
+        (f'Give the topic as JSON, key "topic", out of World, Sports, Business, Sci-Tech.\n\n'
+         f'"{TEXT}"',
+         {name: f'{{"topic": "{name}"}}' for name in ("World", "Sports", "Business", "Sci-Tech")}),
+    ],
+)  # fmt: skip
+def test_a_label_is_given_in_the_form_that_the_client_wants(
+    detector: NarrowDetector, user: str, labels: dict[str, str]
+) -> None:
+    detection = found(detector, user)
+    assert detection.request is not None, detection.because
+    assert detection.request.text == TEXT
+    assert detection.labels == labels
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        f'Reply with JSON like {{"sentiment": "positive|negative", "reason": "..."}}.\n\n"{TEXT}"',
+        f'Reply with JSON like {{"summary": "..."}}: positive or negative?\n\n"{TEXT}"',
+        f'Sentiment as JSON with the keys "sentiment" and "confidence".\n\n"{TEXT}"',
+        f'Sentiment (positive, negative) as JSON, please.\n\n"{TEXT}"',
+        f"Sentiment as 1 = negative, 1 = positive. Answer with the number.\n\nText: {TEXT}",
+        f'Translate to French and return {{"translation": "..."}}.\n\n"{TEXT}"',
+    ],
+)
+def test_a_form_with_more_than_a_label_is_refused(detector: NarrowDetector, user: str) -> None:
+    assert found(detector, user).request is None
+
+
+@pytest.mark.parametrize(
+    ("user", "task"),
+    [
+        (f"Rate it as positive or negative.\n\nComment: {TEXT}\n\nOnly the label, please.",
+         "sentiment"),
+        (f"The topic is one of these:\n- World\n- Sports\n- Business\n- Sci-Tech\n\n{TEXT}",
+         "topic"),
+        (f"SYSTEM: You label news as World, Sports, Business or Sci-Tech.\nUSER: {TEXT}", "topic"),
+        (f"Here is a comment from a plumber: {TEXT} Is it positive or negative? One word.",
+         "sentiment"),
+        (f"{TEXT} Is it positive or negative? One word, please.", "sentiment"),
+        (f'Text: "{TEXT}"\nQuestion: Is the sentiment positive or negative?\nAnswer:',
+         "sentiment"),
+        (f'Input: "{TEXT}" Sentiment (positive/negative):', "sentiment"),
+        (f"how do you say in german {TEXT}", "translation"),
+        (f"Act as an English-to-French translator. Text: {TEXT}", "translation"),
+        (f"List each person, each place and each company.\n\n{TEXT}", "ner"),
+        (f"sports, politics, economy or tech?\n{TEXT}", "topic"),
+    ],
+)  # fmt: skip
+def test_a_layout_shows_where_the_text_is(detector: NarrowDetector, user: str, task: str) -> None:
+    detection = found(detector, user)
+    assert detection.request is not None, detection.because
+    assert (detection.request.task, detection.request.text) == (task, TEXT)
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "I have to give a talk. Which topic should I choose: World, Sports, Business or Sci-Tech?",
+        "Ich halte ein Referat. Welches Thema soll ich nehmen, Sport, Wirtschaft oder Technik?",
+        f"World, politics, sports or business?\n{TEXT}",
+        f"Topic: World, Sports, Business, Sci-Tech. As prose, with notes.\n<text>{TEXT}</text>",
+        "how do you say in german that you are late",
+        f"Classify it as a plumber would, positive or negative: {TEXT}",
+    ],
+)
+def test_the_same_words_in_another_request_are_refused(detector: NarrowDetector, user: str) -> None:
+    assert found(detector, user).request is None
+
+
 def test_a_persona_alone_orders_nothing(detector: NarrowDetector) -> None:
     assert found(detector, TEXT, "You are a sentiment analyst at a bank.").request is None
     assert without_personas(["you are a translator", "answer briefly"]) == ["answer briefly"]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from serving.contracts.requests import ChatRequest, Message
+from serving.routing.answer_form import answer_form
 from serving.routing.clauses import Normaliser
 from serving.routing.closed_request import closed_obstacle
 from serving.routing.closed_vocabulary import CLOSED_TASKS
@@ -21,19 +22,22 @@ from serving.routing.narrow import instruction_obstacle, mixed, split_obstacle
 from serving.routing.payload import (
     MAX_INSTRUCTION_CHARS,
     beginnings,
+    further_splits,
     holds_list,
     only_names,
     split_message,
 )
 from serving.routing.router import tier_by_rule
 from serving.routing.vocabulary import unknown_words
+from serving.routing.worked_examples import worked_examples
 from serving.tasks.blank_text import is_blank
 from serving.tasks.catalog import load_specs
 from serving.tasks.entity_location import locate
 from serving.tasks.extraction import parse_mentions
 from serving.tasks.translation_check import losses
 
-NORMALISER = Normaliser(load_specs(None))
+SPECS = load_specs(None)
+NORMALISER = Normaliser(SPECS)
 
 # All rules together take about 0.05 s of processor time for 10,000 characters. One rule that takes
 # quadratic time takes more than the limit: on pieces by its own code, on the longer runs of one
@@ -51,7 +55,8 @@ PIECES = [
     "English:\n", "German ", "in ", "to ", "en ", "en-", "a or ", "a, ", "a/b ", "you are ",
     "you are a ", "be ", "A) ", "A) a\n", "\n(", "… ", "_", "a@", "a.", "http://", "{a", "%(",
     "<a ", "</", "I can't ", "[", '{"text": ', "```", "```\n", "é", "write ", "answer in ", "I ",
-    "don't ", "wo'", "positive ", "x: y\n", "\n\n", "a\n\n", "\r\n",
+    "don't ", "wo'", "positive ", "x: y\n", "in the ", "0 = ",
+    "SYSTEM: ", "USER: ", "a: b\n\n", "\n\n", "a\n\n", "\r\n",
 ]  # fmt: skip
 FRAMES = [
     ("Write a poem", ""), ("", "end"), ("Classify the sentiment: ", "\n"), ("func ", "("),
@@ -77,7 +82,11 @@ def read_in_every_way(text: str) -> None:
         split_obstacle(split)
     for one in beginnings(text):
         mixed(one.split.payload, weak=one.weak)
+    for split in further_splits(text):
+        split_obstacle(split)
+    worked_examples(text)
     short = text[:MAX_INSTRUCTION_CHARS]
+    answer_form(short, SPECS["topic"])  # type: ignore[arg-type]
     foreign_output(short)
     direction(short, ("en", "de", "fr"))
     unknown_words(short, ())
