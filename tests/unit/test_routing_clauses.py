@@ -255,7 +255,7 @@ def test_labels_languages_and_the_text_become_tokens(specs: dict[str, TaskSpec])
         "answer in §other",
     ]
     assert normaliser.clauses("happy (positive), unhappy (negative)") == ["happy §sentiment"]
-    assert normaliser.clauses("noms de personnes, d'entreprises et de lieux") == ["noms de §ner"]
+    assert normaliser.clauses("noms de personnes, d'entreprises et de lieux") == ["§ner"]
     assert normaliser.clauses("people, places and other named things") == ["§ner"]
     assert normaliser.clauses("Put … into German\nText: …") == ["put §text into §lang"]
 
