@@ -183,6 +183,13 @@ def hub_snapshot(model: Path, hub: Path) -> Path:
     return snapshot
 
 
+def test_a_private_key_in_place_of_the_public_one_is_refused_in_words(
+    model: Path, key: KeyPair
+) -> None:
+    with pytest.raises(InvalidKey, match=r"as a public key: it holds no public key in PEM"):
+        verify(model, replace(key, public=key.private))
+
+
 def test_a_hub_snapshot_may_link_to_its_own_blobs_only(
     model: Path, key: KeyPair, tmp_path: Path
 ) -> None:
