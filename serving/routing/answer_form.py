@@ -19,23 +19,23 @@ _KEY = (
     r"sentimiento|tema|categoría|categoria|clase|sección|etiqueta|respuesta|polaridad)"
 )
 _FORMAT = (
-    # Single words: of an alternative with two, the repetition would take exponential time.
+    # Single words, and few: a text of nothing else would be read to its end from each word.
     r"(?:(?:in|as|with|like|au|im|en|als|par|sous|mit|con|avec|an?|eine?|eine[mn]|une?|una|valid|"
     r"gültiges|this|the|following|folgende[smnr]?|le|el|la|den|dem|das|der|strict|de|of|form|"
-    r"forme|forma|suivant|siguiente|only|nur|solo|seulement|uniquement) )*"
+    r"forme|forma|suivant|siguiente|only|nur|solo|seulement|uniquement) ){0,8}"
     r"(?:json|formato?)[ -]?(?:formato?|objec?t[os]?|objekt|objet)?"
     r"(?: (?:like|wie|comme|como|of the form|der form|de la forme|de la forma|exactly|such as))?"
     r"[ ]?[:,]?[ ]*"
 )
 # `{"label": …}`: one key, and no further pair.
 _OBJECT = re.compile(
-    rf"(?P<format>\b{_FORMAT})?\{{\s*[\"'“]?(?P<key>{_KEY})[\"'”]?\s*:\s*"
-    r"(?P<value>[^{}:]{1,160}?)\s*\}",
+    rf"(?P<format>\b{_FORMAT})?\{{\s{{0,9}}[\"'“]?(?P<key>{_KEY})[\"'”]?\s{{0,9}}:\s{{0,9}}"
+    r"(?P<value>[^{}:]{1,160}?)\s{0,9}\}",
     re.IGNORECASE,
 )
 _NAMED_KEY = re.compile(
     rf"\b{_FORMAT}(?:(?:with|mit|avec|con|using|und|and|et|y|the|a|an|one|single|la|el|una?|une|le|"
-    r"dem|der|einem|einzigen|seule?|sola|only) )*"
+    r"dem|der|einem|einzigen|seule?|sola|only) ){0,5}"
     rf"(?:(?:key|schlüssel|feld|field|clé|champ|clave|campo)[ ]?:? ?[\"'“«` ]*(?P<key>{_KEY})"
     rf"[\"'”»`]*|[\"'“«`](?P<first>{_KEY})[\"'”»`] (?:key|field|schlüssel|feld))",
     re.IGNORECASE,
@@ -56,7 +56,7 @@ def _answer(found: re.Match[str]) -> str:
 
 
 _NUMBER_WANTED = re.compile(
-    r"\b(?:the |its |corresponding |die |der |le |la |el |correspondant |entsprechenden? )*"
+    r"\b(?:the |its |corresponding |die |der |le |la |el |correspondant |entsprechenden? ){0,3}"
     r"(?:numbers?|digits?|zahl|ziffer|nummer|chiffre|numéro|número|cifra)\b",
     re.IGNORECASE,
 )

@@ -21,10 +21,11 @@ _LINE = re.compile(r"^[ \t]*([^\W\d_][\w '-]{0,30}?)[ \t\u00a0]?:[ \t]*(.*)$", r
 _TEXT_FIELD = re.compile(FIELD_NAMES, re.IGNORECASE)
 _LANGUAGE = re.compile(LANGUAGE_FIELDS, re.IGNORECASE)
 # "Great food -> positive", one a line, and a last line that ends in the arrow.
-_ARROW = re.compile(r"^[ \t]*([^\n]*\S)[ \t]+(?:->|=>|→|=|//|\|)[ \t]*([^\n]{0,30}?)[ \t]*$", re.M)
+_ARROW = re.compile(r"^[ \t]*+([^\n]*\S)[ \t]+(?:->|=>|→|=|//|\|)[ \t]*([^\n]{0,30}?)[ \t]*$", re.M)
 # What stands between two examples besides white space.
 _HEADING = re.compile(
-    r"^[ \t#*-]*(?:(?:example|beispiel|exemple|ejemplo)s?[ \t]*\d{0,2})?[ \t:.#*-]*$", re.M | re.I
+    r"^[ \t#*-]*+(?:(?:example|beispiel|exemple|ejemplo)s?[ \t]*+\d{0,2})?[ \t:.#*-]*+$",
+    re.M | re.I,
 )
 # An answer of a classification; a longer one is a text.
 _MAX_ANSWER_WORDS = 3
