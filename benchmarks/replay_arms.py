@@ -24,6 +24,21 @@ _CORE_HOUR_USD = 0.05
 """Of the gateway's own processor time, which includes embedding and pruning."""
 
 
+_PATIENCE = 50
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """An event loop on which every deadline comes 50 times as late.
+
+    The shipped parts give up in real time, as on an embedding after half a second: on a busy
+    machine the reference then answers, and the figures would be the machine's.
+    """
+
+    def time(self) -> float:
+        """Return the seconds of a slow clock."""
+        return super().time() / _PATIENCE
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """One request's outcome. usd: all its calls, and busy local time. gateway_s: measured time.
@@ -111,8 +126,8 @@ def run_arm(
             return results
 
         try:
-            with coins.in_place():
-                results = asyncio.run(all_asked())
+            with coins.in_place(), asyncio.Runner(loop_factory=_PatientLoop) as runner:
+                results = runner.run(all_asked())
         finally:
             stack.close()
     span_s = replay.requests[-1].at_s - replay.requests[0].at_s
