@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 
 @contextmanager
 def read_once() -> Iterator[None]:
@@ -28,7 +30,7 @@ def read_once() -> Iterator[None]:
 
         @data.setter
         def data(self, mapped: Any) -> None:
-            self._plain = mapped.view(type(mapped).__base__)
+            self._plain = np.asarray(mapped)
 
     package.GGUFReader = functools.cache(Reader)
     package.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)

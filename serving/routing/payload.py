@@ -58,7 +58,7 @@ _SAYING = re.compile(
     r"c[oó]mo se dice|c[oó]mo digo) (?:in |auf |en )"
     rf"(?:{LANGUAGE_FIELDS}|ingles|aleman|frances|franzoesisch|francais|espanol)"
     rf"|what(?: i|')?s the (?:{LANGUAGE_FIELDS}) (?:translation|version|word|phrase) (?:for|of))"
-    r"[ ,]+(?!(?:that|to|if|when|dass|ob|wenn|que|si|when|because|weil|and|or|und|oder|et|ou|y|o|"
+    r"[ ,]+(?!(?:that|to|if|when|dass|ob|wenn|que|si|because|weil|and|or|und|oder|et|ou|y|o|"
     r"for|für|pour|para|please|bitte|the)\b)(?=\w)",
     re.IGNORECASE,
 )
